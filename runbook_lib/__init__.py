@@ -1,0 +1,20 @@
+"""Run an incident runbook as notebooks; see README.md. A notebook needs `open_section` alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from runbook_lib.session import Session, open_section
+
+__version__ = "0.1.0"
+__all__ = ["Session", "open_section"]
+
+
+def __getattr__(name: str) -> Any:
+    # The command and the sandbox's processes need none of the analysis stack: it is imported when it is used.
+    if name in __all__:
+        from runbook_lib import session
+
+        return getattr(session, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,174 @@
+"""An executed notebook as the record of its run: read back, judged again, turned into one HTML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from runbook_lib import catalog, diagnosis, record, render
+from runbook_lib.finding import Finding, Status, Verdict, complete
+from runbook_lib.masking import Masker
+from runbook_lib.messages import LANGUAGES
+
+Notebook = nbformat.NotebookNode
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one executed notebook says: every planned step exactly once, and the verdict over them."""
+
+    section: str
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    header: dict[str, Any]
+    read_cost: dict[str, Any]
+    concluded: bool
+
+    @property
+    def status(self) -> Status:
+        """The run's overall status."""
+        return self.verdict.status
+
+
+def read(nb: Notebook, section: catalog.Section) -> Run:
+    """Read a run out of its notebook; steps that a run did not reach are not_run."""
+    found = {f["step"]: record.finding_from_json(f) for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
+    concluded = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
+    findings = complete([s.id for s in section.steps], found)
+    end = concluded[-1] if concluded else {}
+    cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.questions)
+    return Run(
+        section.number,
+        tuple(findings),
+        diagnosis.conclude(findings, catalog.load().failure_modes),
+        end.get("header", {}),
+        cost,
+        bool(concluded),
+    )
+
+
+def scrub(nb: Notebook, masker: Masker) -> None:
+    """Take secrets out of what a cell printed or raised: the library's own outputs hold none already."""
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            for field in ("text", "ename", "evalue"):
+                if isinstance(output.get(field), str):
+                    output[field] = masker.scrub(output[field])
+            if "traceback" in output:
+                output["traceback"] = [masker.scrub(line) for line in output["traceback"]]
+
+
+def html(nb: Notebook, title: str, lang: str) -> str:
+    """The notebook as one HTML page that loads nothing from anywhere; the verdict stands first."""
+    body, _ = _exporter().from_notebook_node(_without_banner(nb))
+    return render.html(
+        "artifact",
+        lang if lang in LANGUAGES else "en",
+        title=title,
+        banner=_safe(_banner(nb)),
+        body=_safe(_offline(body)),
+        highlight=_safe(_highlight_css()),
+    )
+
+
+def _outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if "data" in output:
+                yield output, output["data"]
+
+
+def _banner(nb: Notebook) -> str:
+    return next((str(d["text/html"]) for _, d in _outputs(nb) if record.BANNER_MIME in d), "")
+
+
+def _without_banner(nb: Notebook) -> Notebook:
+    nb = nbformat.from_dict(nb)
+    for cell in nb.cells:
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if record.BANNER_MIME not in o.get("data", {})]
+    return nb
+
+
+@cache
+def _exporter() -> Any:
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
+
+
+@cache
+def _highlight_css() -> str:
+    from pygments.formatters import HtmlFormatter
+
+    return str(HtmlFormatter().get_style_defs(".highlight"))
+
+
+def _offline(body: str) -> str:
+    # The basic template links its permalink anchors only; anything that would load is taken out all the same.
+    return re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
+
+
+def _safe(markup: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(markup)  # noqa: S704 - our own rendering
+
+
+def given_of(run: Run, earlier: tuple[Finding, ...]) -> Any:
+    """What the judges of a stored run were given, from its header."""
+    from runbook_lib.checks.check import Given
+    from runbook_lib.settings import Workloads
+
+    book, facts = catalog.load(), run.header.get("given", {})
+    return Given(
+        limits=book.limits,
+        slos=book.slos,
+        as_of=pd.Timestamp(run.header["as_of"]),
+        window_minutes=run.header["window_minutes"],
+        lease_s=facts["lease_s"],
+        batch_size=facts["batch_size"],
+        poll_interval_s=facts["poll_interval_s"],
+        workloads=Workloads(**facts["workloads"]),
+        detected_by=facts["detected_by"],
+        detected_at=pd.Timestamp(facts["detected_at"]) if facts["detected_at"] else None,
+        earlier=earlier,
+    )
+
+
+def judge_again(run: Run) -> list[tuple[str, Status, Status]]:
+    """Judge the stored frames once more: (step, stored status, status now) of those that differ.
+
+    Steps whose source did not answer have no frames to judge and are left out.
+    """
+    from runbook_lib.checks import CHECKS
+
+    differ: list[tuple[str, Status, Status]] = []
+    earlier: tuple[Finding, ...] = ()
+    for finding in run.findings:
+        if finding.frames:
+            again = CHECKS[finding.step].judge(finding.frames, given_of(run, earlier))
+            if again.status is not finding.status:
+                differ.append((finding.step, finding.status, again.status))
+        earlier += (finding,)
+    return differ
+
+
+def evidence(run: Run) -> dict[str, Any]:
+    """The masked frames of a run by step, apart from the notebook's prose."""
+    return {
+        f.step: {"status": f.status.name, "frames": {n: record.frame_to_json(x) for n, x in f.frames.items()}}
+        for f in run.findings
+    }
+
+
+def notebook(content: bytes) -> Notebook:
+    """An executed notebook from its bytes. Raises ValueError."""
+    nb: Notebook = nbformat.reads(content.decode(), as_version=4)
+    return nb

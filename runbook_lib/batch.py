@@ -1,0 +1,255 @@
+"""Headless runs: each section in a process of its own, all within one deadline, each leaving its artifact."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as Late
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from runbook_lib import artifact, catalog, parameters, settings
+from runbook_lib.archive import PARTIAL, Archive
+from runbook_lib.artifact import Run
+from runbook_lib.finding import Reason, Verdict, replace, say, unknown
+from runbook_lib.masking import Masker
+from runbook_lib.settings import UsageError
+
+#: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
+GRACE_S = 8.0
+
+Progress = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One section to run, its parameters checked."""
+
+    section: str
+    parameters: dict[str, Any]
+    output: str
+    until: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One section that was run: what it found, and where its artifact lies."""
+
+    run: Run
+    started: str
+    ended: str
+    ipynb: str | None
+    html: str | None
+    problem: str = ""
+
+
+def request(section: str, values: dict[str, Any], output: str, until: float) -> Request:
+    """Check a section and its parameters before anything starts. Raises UsageError."""
+    book = catalog.load()
+    if section not in book.sections:
+        raise UsageError(f"unknown section '{section}': {settings.did_you_mean(section, list(book.runnable()))}")
+    notebook = book.sections[section].notebook
+    if notebook is None:
+        raise UsageError(
+            f"section {section} is done by hand, see docs/runbook.md; with a notebook: {', '.join(book.runnable())}"
+        )
+    names = parameters.declared(notebook)
+    checked = parameters.validate(values, names)
+    settings.load().target(checked.target)
+    return Request(section, {k: v for k, v in checked.model_dump().items() if k in names}, output, until)
+
+
+def run_sections(requests: Iterable[Request], progress: Progress = lambda section, state: None) -> list[Result]:
+    """Run the sections, side by side as far as cores allow; each comes back, whatever became of it."""
+    requests = list(requests)
+    with ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 1)) as pool:
+        return list(pool.map(lambda r: _in_own_process(r, progress), requests))
+
+
+def combined(results: Iterable[Result]) -> Verdict:
+    """The verdict over all sections that were run."""
+    from runbook_lib import diagnosis
+
+    return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
+
+
+def _in_own_process(r: Request, progress: Progress) -> Result:
+    """A runner that dies or hangs takes only its own section with it."""
+    progress(r.section, "running")
+    started = _now()
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
+        result = pool.submit(_run, r).result(timeout=max(r.until - time.time(), 0) + GRACE_S)
+    except (BrokenProcessPool, Late) as e:
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        what = "the runner was killed" if isinstance(e, BrokenProcessPool) else "the runner did not end in time"
+        result = _died(r, started, what)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    progress(r.section, result.run.status.name)
+    return result
+
+
+def _run(r: Request) -> Result:
+    """In the runner's process: execute the notebook, keep it, whatever happens."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.execute import execute_notebook
+
+    from runbook_lib.engine import Engine
+
+    _register(Engine)
+    section = catalog.load().sections[r.section]
+    assert section.notebook is not None  # noqa: S101 - `request` has checked it
+    archive = Archive(r.output, r.parameters["incident_id"])
+    kept: list[artifact.Notebook] = []
+    started, problem = _now(), ""
+    with tempfile.TemporaryDirectory(prefix="runbook-") as scratch:
+        stem = archive.reserve(f"{stamp(started)}-{r.section}")
+        partial = (archive.local or Path(scratch)) / f"{stem}{PARTIAL}"
+        try:
+            execute_notebook(
+                nbformat.read(section.notebook, as_version=4),
+                None,
+                parameters=r.parameters,
+                engine_name=_ENGINE,
+                kernel_name="python3",
+                progress_bar=False,
+                partial=partial,
+                kept=kept,
+                startup_timeout=30,
+                timeout_func=lambda cell: max(int(r.until - time.time()), 1),
+            )
+        except CellTimeoutError:
+            problem = "the deadline passed"
+        except DeadKernelError:
+            problem = "the kernel died"
+        except PapermillExecutionError as e:
+            problem = f"a cell failed: {e.ename}: {e.evalue}"
+        except Exception as e:
+            problem = f"the notebook could not be run: {type(e).__name__}: {e}"
+        return _keep(r, archive, stem, partial, kept[0] if kept else None, started, problem)
+
+
+def _keep(r: Request, archive: Archive, stem: str, partial: Path, nb: Any, started: str, problem: str) -> Result:
+    """Turn the executed notebook into the artifact: notebook, page, evidence, manifest line."""
+    target = settings.load().target(r.parameters["target"])
+    masker = Masker.of(target.urls(), r.parameters["incident_id"])
+    problem = masker.scrub(problem)
+    nb = nb if nb is not None else nbformat.v4.new_notebook()
+    artifact.scrub(nb, masker)
+    run = artifact.read(nb, catalog.load().sections[r.section])
+    if not run.concluded:
+        problem = problem or "the notebook did not conclude"
+        run = _unfinished(run, problem)
+        nb.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run did not finish: {problem}.**", id="unfinished"))
+    ended = _now()
+    name = f"{stem}-{run.status.name}"
+    title = f"{r.section} {run.status.name} {r.parameters['incident_id']}"
+    files = {
+        f"{name}.ipynb": nbformat.writes(nb).encode(),
+        f"{name}.html": artifact.html(nb, title, r.parameters["lang"]).encode(),
+        f"evidence/{name}.json": json.dumps(artifact.evidence(run), ensure_ascii=False).encode(),
+    }
+    entry = {
+        "name": name,
+        "section": r.section,
+        "status": run.status.name,
+        "stuck_at": run.verdict.stuck_at,
+        "confidence": run.verdict.confidence,
+        "parameters": r.parameters,
+        "started": started,
+        "ended": ended,
+        "problem": problem,
+        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
+    }
+    place = archive.place
+    try:
+        archive.append(entry, files)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    except OSError as e:
+        # The verdict must not be lost with the disk: keep the notebook wherever there is room.
+        place, problem = _elsewhere(files), f"the artifact could not be written to {place} ({e.strerror})"
+    if not place:
+        return Result(run, started, ended, None, None, f"{problem}; it is lost")
+    return Result(run, started, ended, f"{place}/{name}.ipynb", f"{place}/{name}.html", problem)
+
+
+def _died(r: Request, started: str, what: str) -> Result:
+    """What is known of a run whose runner is gone: the partial notebook, as far as it came."""
+    archive, section = Archive(r.output, r.parameters["incident_id"]), catalog.load().sections[r.section]
+    own = [p for p in archive.partials() if f"-{r.section}." in p and p >= stamp(started)]
+    nb = nbformat.v4.new_notebook()
+    if own and archive.local:
+        with suppress(OSError, ValueError):
+            nb = artifact.notebook((archive.local / own[-1]).read_bytes())
+    run = _unfinished(artifact.read(nb, section), what)
+    return Result(run, started, _now(), f"{archive.place}/{own[-1]}" if own else None, None, what)
+
+
+def _unfinished(run: Run, problem: str) -> Run:
+    """The steps that were not reached say why."""
+    from runbook_lib import diagnosis
+
+    findings = tuple(
+        unknown(f.step, Reason.NOT_RUN, say("unknown.unfinished", problem=problem)) if f.reason is Reason.NOT_RUN else f
+        for f in run.findings
+    )
+    return replace(run, findings=findings, verdict=diagnosis.conclude(findings, catalog.load().failure_modes))
+
+
+def _elsewhere(files: dict[str, bytes]) -> str:
+    try:
+        folder = tempfile.mkdtemp(prefix="runbook-rescued-")
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+    except OSError:
+        return ""
+    return folder
+
+
+_ENGINE = "runbook"
+
+
+def _register(engine: Any) -> None:
+    from papermill.engines import papermill_engines
+
+    papermill_engines.register(_ENGINE, engine)
+
+
+def _now() -> str:
+    return pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+
+
+def stamp(time: str) -> str:
+    """A moment as it stands in file names."""
+    return f"{pd.Timestamp(time):%Y%m%dT%H%M%SZ}"
+
+
+def terminal_progress() -> Progress:
+    """A line per section on a terminal, none in a pipe."""
+    if not sys.stderr.isatty():
+        return lambda section, state: None
+    began: dict[str, float] = {}
+
+    def show(section: str, state: str) -> None:
+        took = f" {time.time() - began[section]:.1f} s" if section in began else ""
+        began.setdefault(section, time.time())
+        print(f"  {section:<5} {state}{took}", file=sys.stderr, flush=True)
+
+    return show

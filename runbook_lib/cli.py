@@ -1,0 +1,259 @@
+"""The `runbook` command. Its exit code is the worst status (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN); 64 is
+wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from runbook_lib import catalog, settings
+from runbook_lib.catalog import CatalogError
+from runbook_lib.settings import UsageError, did_you_mean
+
+EX_USAGE = 64
+EX_UNAVAILABLE = 69
+
+
+class _Group(click.Group):
+    """Commands that are imported when they are called, and a hint for a misspelt one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "sandbox"]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "sandbox":
+            try:
+                from runbook_lib.sandbox.commands import sandbox
+            except ModuleNotFoundError as e:
+                raise UsageError(
+                    f"the sandbox needs the package {e.name}: pip install 'runbook-notebooks[sandbox]'"
+                ) from None
+            return sandbox
+        return super().get_command(ctx, name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="runbook-notebooks")
+def cli() -> None:
+    """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
+
+
+def _run_options(f: Any) -> Any:
+    for option in (
+        click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
+        click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
+        click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"),
+        click.option("--as-of", metavar="TIME", help="look at a past moment, as far as timestamps can answer"),
+        click.option("--output", metavar="DIR|URL", help="where artifacts go  [default: outputs]"),
+        click.option("--deadline", type=float, metavar="SECONDS", help="for the whole run  [default: 180]"),
+        click.option("--lang", type=click.Choice(["ja", "en"]), help="of the artifacts  [default: en]"),
+        click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
+    ):
+        f = option(f)
+    return f
+
+
+@cli.command()
+def sections() -> None:
+    """List every section: number, notebook, title, steps."""
+    for section in catalog.load().sections.values():
+        notebook = section.notebook.name if section.notebook else "(by hand)"
+        click.echo(f"{section.number:<4} {notebook:<28} {section.en} · {section.ja}")
+        for step in section.steps:
+            click.echo(f"       {step.id:<6} {step.en}")
+
+
+@cli.command()
+@click.argument("sections", nargs=-1, required=True, metavar="SECTION...")
+@_run_options
+def run(sections: tuple[str, ...], **options: Any) -> int:
+    """Run sections of the runbook headless and keep their artifacts."""
+    return _run(list(dict.fromkeys(sections)), follow=False, **options)
+
+
+@cli.command()
+@_run_options
+def triage(**options: Any) -> int:
+    """Run section 3, then the sections that it points to."""
+    return _run(["3"], follow=True, **options)
+
+
+def _run(
+    numbers: list[str],
+    *,
+    follow: bool,
+    target: str,
+    incident: str,
+    pairs: tuple[str, ...],
+    as_of: str | None,
+    output: str | None,
+    deadline: float | None,
+    lang: str | None,
+    as_json: bool,
+) -> int:
+    from runbook_lib import batch, dossier
+    from runbook_lib.archive import Archive
+
+    config = settings.load()
+    output, lang = output or config.output, lang or config.lang
+    until = time.time() + (deadline if deadline is not None else config.deadline_s)
+    values = _pairs(pairs) | {"target": target, "incident_id": incident, "as_of": as_of, "lang": lang}
+    requests = [batch.request(n, values, output, until) for n in numbers]
+    archive = Archive(output, incident)
+    archive.prepare()
+    progress = batch.terminal_progress()
+    results = batch.run_sections(requests, progress)
+    if follow:
+        known = catalog.load().runnable()
+        pointed = [n for n in batch.combined(results).next_sections if n in known and n not in numbers]
+        own = {"detected_by", "detected_at"}
+        shared = {k: v for k, v in values.items() if k not in own}
+        results += batch.run_sections([batch.request(n, shared, output, until) for n in pointed], progress)
+    verdict = batch.combined(results)
+    said = dossier.document(incident, target, results, verdict, lang)
+    try:
+        dossier.keep(archive, results, said)
+        dossier.write_index(archive, lang)
+        index = f"{archive.place}/{dossier.INDEX}"
+    except OSError as e:
+        click.echo(f"runbook: the dossier could not be written to {archive.place}: {e.strerror}", err=True)
+        index = None
+    if as_json:
+        click.echo(json.dumps(said, ensure_ascii=False, indent=1))
+    else:
+        _print(results, verdict, lang, index)
+    for result in results:
+        if result.problem:
+            click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
+    return verdict.status.value
+
+
+def _print(results: Any, verdict: Any, lang: str, index: str | None) -> None:
+    from runbook_lib import render
+
+    colours = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
+    first, *rest = render.verdict_lines(verdict, lang)
+    click.secho(first, fg=colours[verdict.status.name], bold=True)
+    for line in rest:
+        click.echo(line)
+    for result in results:
+        click.echo(f"\n{result.run.section} {render.section_title(result.run.section, lang)}")
+        for finding in result.run.findings:
+            click.secho(f"  {render.finding_line(finding, lang)}", fg=colours[finding.status.name])
+        if result.html:
+            click.echo(f"  {result.html}")
+    if index:
+        click.echo(f"\n{index}")
+
+
+def _pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, sep, value = pair.partition("=")
+        if not sep:
+            raise UsageError(f"-p {pair}: write it as NAME=VALUE")
+        values[name.strip()] = value
+    return values
+
+
+@cli.command(name="dossier")
+@click.argument("incident")
+@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of the page  [default: en]")
+def dossier_(incident: str, output: str | None, lang: str | None) -> int:
+    """Make an incident's index page again and print where it is."""
+    from runbook_lib import dossier
+
+    archive = _existing(incident, output)
+    dossier.write_index(archive, lang or settings.load().lang)
+    click.echo(f"{archive.place}/{dossier.INDEX}")
+    return 0
+
+
+@cli.command()
+@click.argument("incident")
+@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
+def verify(incident: str, output: str | None) -> int:
+    """Check an incident's seal, and judge its stored evidence once more."""
+    from runbook_lib import artifact
+
+    archive = _existing(incident, output)
+    problems = archive.problems()
+    book, judged = catalog.load(), 0
+    for entry in archive.manifest():
+        if "section" not in entry or any(entry["name"] in p for p in problems):
+            continue
+        nb = artifact.notebook(archive.read(f"{entry['name']}.ipynb"))
+        run = artifact.read(nb, book.sections[entry["section"]])
+        if run.concluded:
+            judged += sum(1 for f in run.findings if f.frames)
+            problems += [
+                f"{entry['name']} step {step}: was {was.name}, is judged {now.name} from the same evidence"
+                for step, was, now in artifact.judge_again(run)
+            ]
+    for problem in problems:
+        click.echo(problem, err=True)
+    if not problems:
+        click.echo(
+            f"{archive.place}: {len(archive.manifest())} sealed entries, {judged} steps judged again, all the same"
+        )
+    return 2 if problems else 0
+
+
+def _existing(incident: str, output: str | None) -> Any:
+    from runbook_lib.archive import MANIFEST, Archive
+    from runbook_lib.parameters import validate
+
+    validate({"incident_id": incident})
+    archive = Archive(output or settings.load().output, incident)
+    if MANIFEST not in archive.names():
+        raise UsageError(f"no incident '{incident}' under {archive.output}")
+    return archive
+
+
+@cli.command()
+@click.option("--target", default="default", show_default=True, help="which system, from runbook.toml")
+@click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
+@click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
+def lab(target: str, incident: str, output: str | None) -> int:
+    """Open JupyterLab on copies of the notebooks, with the target and the incident filled in."""
+    from runbook_lib import lab as interactive
+
+    config = settings.load()
+    config.target(target)
+    return interactive.open_lab(output or config.output, incident, target)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; whatever is wrong is one line, never a traceback."""
+    try:
+        code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False)
+    except (UsageError, CatalogError) as e:
+        click.echo(f"runbook: {e}", err=True)
+        code = EX_USAGE
+    except click.UsageError as e:
+        click.echo(
+            f"runbook: {e.format_message()} (see `{e.ctx.command_path if e.ctx else 'runbook'} --help`)",
+            err=True,
+        )
+        code = EX_USAGE
+    except click.ClickException as e:
+        click.echo(f"runbook: {e.format_message()}", err=True)
+        code = EX_UNAVAILABLE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("runbook: interrupted", err=True)
+        code = 130
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,152 @@
+"""Findings -> where the flow breaks, which failure mode, how sure. Pure.
+
+Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for
+are joined as independent evidence (noisy-or), those against discount it. The first hop, upstream first,
+whose score stands out is where the flow is stuck, unless the broker or the database, which more than one
+hop depends on, explains it better. A failure mode of another place than that is a consequence rather than
+the cause, and counts for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from runbook_lib.catalog import FailureMode
+from runbook_lib.finding import (
+    DATABASE,
+    HOPS,
+    Confidence,
+    Finding,
+    Hop,
+    Proposal,
+    RankedMode,
+    Reason,
+    Signal,
+    Status,
+    Verdict,
+    overall,
+    replace,
+)
+from runbook_lib.sources import SourceError
+from runbook_lib.stats import combine
+
+#: From this score on a hop counts as broken.
+BROKEN = 0.5
+#: A hop is only named before a stronger one further down when its own score is near enough.
+NEAR = 0.7
+#: What several hops depend on, so that its own failure explains theirs.
+SHARED = (DATABASE, "jetstream")
+#: What the score of a failure mode elsewhere is worth once the place is known.
+CONSEQUENCE = 0.6
+
+
+def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> Verdict:
+    """The verdict of a section, or of all sections of a triage together; `modes` are those of the catalog."""
+    findings = list(findings)
+    scores = {hop: score(findings, hop).score for hop in (*HOPS, DATABASE)}
+    stuck_at = _stuck_at(scores)
+    return Verdict(
+        status=overall(findings),
+        stuck_at=stuck_at,
+        confidence=_confidence(findings, scores, stuck_at),
+        failure_modes=_ranked(findings, stuck_at, modes),
+        hops=strip(findings),
+        next_sections=_unique(n for f in findings for n in f.next_sections),
+        proposals=_first_response(findings, stuck_at),
+    )
+
+
+def score(findings: Iterable[Finding], about: str) -> RankedMode:
+    """How strongly the findings speak for a hop or failure mode, and which steps say so."""
+    signals = [(f.step, s.weight) for f in findings for s in f.signals if s.about == about]
+    return RankedMode(
+        about,
+        round(combine([w for _, w in signals if w > 0], [-w for _, w in signals if w < 0]), 3),
+        _unique(step for step, w in signals if w > 0),
+        _unique(step for step, w in signals if w < 0),
+    )
+
+
+def strip(findings: Iterable[Finding]) -> tuple[Hop, ...]:
+    """The pipeline, each hop with all that the findings know of it; what nobody asked stays None."""
+    hops = {name: Hop(name) for name in HOPS}
+    for finding in findings:
+        for seen in finding.hops:
+            known = {k: v for k, v in vars(seen).items() if v is not None}
+            hops[seen.name] = replace(hops[seen.name], **known)
+    return tuple(hops.values())
+
+
+def signals_of_silence(e: SourceError) -> tuple[Signal, ...]:
+    """What it means for the pipeline that a source does not answer.
+
+    A refusal of the runbook's own credentials, or a question the cost gate held back, says nothing about it.
+    """
+    match e.source, e.reason, e.code:
+        case "postgres", _, "lock_not_available" | "too_many_clients":
+            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.8))
+        case "postgres", Reason.TIMEOUT, "hung":
+            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.5))
+        case "postgres", Reason.TIMEOUT, _:
+            return (Signal(DATABASE, 0.6), Signal("FM-DB-01", 0.6))
+        case "postgres", Reason.UNREACHABLE, _:
+            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.4))
+        case "postgres", Reason.ERROR, "schema_missing" | "table_missing" | "column_missing":
+            return (Signal(DATABASE, 0.7), Signal("FM-DB-03", 0.9))
+        case "jetstream", Reason.UNREACHABLE | Reason.TIMEOUT, _:
+            return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
+        case "jetstream", _, "stream_not_found" | "consumer_not_found" | "no_jetstream":
+            return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
+        case _:
+            return ()
+
+
+def _stuck_at(scores: dict[str, float]) -> str | None:
+    best = max(scores.values())
+    if best < BROKEN:
+        return None
+    shared = max(SHARED, key=lambda hop: scores[hop])
+    if scores[shared] >= max(BROKEN, NEAR * best):
+        return shared
+    return next(hop for hop in HOPS if scores[hop] >= max(BROKEN, NEAR * best))
+
+
+def _confidence(findings: list[Finding], scores: dict[str, float], stuck_at: str | None) -> Confidence:
+    # A step without an answer lowers the confidence, unless its silence is itself evidence for the place.
+    unanswered = [
+        f
+        for f in findings
+        if f.status is Status.UNKNOWN and not any(s.about == stuck_at and s.weight > 0 for s in f.signals)
+    ]
+    levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
+    if stuck_at is None:
+        answered = len(findings) - len(unanswered)
+        level = 0 if not answered else 3
+    else:
+        level = 3 if scores[stuck_at] >= 0.85 else 2 if scores[stuck_at] >= 0.65 else 1
+    if unanswered:
+        level -= 1 if len(unanswered) * 2 < len(findings) else 2
+    return levels[max(level, 1 if stuck_at else 0)]
+
+
+def _ranked(findings: list[Finding], stuck_at: str | None, modes: Mapping[str, FailureMode]) -> tuple[RankedMode, ...]:
+    about = _unique(s.about for f in findings for s in f.signals if s.about in modes)
+    ranked = [
+        mode if stuck_at in (None, *modes[mode.id].hops) else replace(mode, score=round(mode.score * CONSEQUENCE, 3))
+        for mode in (score(findings, id_) for id_ in about)
+    ]
+    return tuple(sorted((m for m in ranked if m.score > 0), key=lambda m: -m.score))
+
+
+def _first_response(findings: list[Finding], stuck_at: str | None) -> tuple[Proposal, ...]:
+    """Each proposal once; those of steps that speak for the broken hop come first."""
+
+    def speaks(f: Finding) -> bool:
+        return any(s.about == stuck_at and s.weight > 0 for s in f.signals)
+
+    ordered = [p for f in sorted(findings, key=lambda f: not speaks(f)) for p in f.proposals]
+    return tuple({p.command: p for p in reversed(ordered)}[c] for c in dict.fromkeys(p.command for p in ordered))
+
+
+def _unique(items: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,105 @@
+"""The incident's dossier: what was concluded, when, and every artifact it was concluded from.
+
+`document` is what one command says (and prints with --json); each is kept and sealed with the artifacts,
+and the index page is made of them alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from runbook_lib import batch, record, render
+from runbook_lib.archive import Archive
+from runbook_lib.batch import Result
+from runbook_lib.finding import Status, Verdict
+
+INDEX = "index.html"
+
+
+def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict, lang: str) -> dict[str, Any]:
+    """What a command concluded, as the contract has it (docs/architecture.md, "The command")."""
+    as_of = next((r.run.header["as_of"] for r in results if r.run.header), results[0].started)
+    return {
+        "incident": incident,
+        "target": target,
+        "as_of": as_of,
+        "status": verdict.status.name,
+        "exit_code": verdict.status.value,
+        "verdict": record.verdict(verdict),
+        "runs": [
+            {
+                "section": r.run.section,
+                "status": r.run.status.name,
+                "started": r.started,
+                "ended": r.ended,
+                "problem": r.problem or None,
+                "artifact": {"ipynb": r.ipynb, "html": r.html},
+                "findings": [
+                    {
+                        "step": f.step,
+                        "status": f.status.name,
+                        "reason": f.reason.value if f.reason else None,
+                        "headline": record.finding(f)["headline"][lang],
+                        "values": record.values(f),
+                    }
+                    for f in r.run.findings
+                ],
+                "read_cost": r.run.read_cost,
+            }
+            for r in results
+        ],
+    }
+
+
+def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any]) -> None:
+    """Seal what a command concluded beside its artifacts, and make the index anew. Raises OSError."""
+    stem = f"{batch.stamp(results[0].started)}-verdict"
+    taken = set(archive.names())
+    name = next(
+        n for i in range(1, 1000) if (n := f"{stem}{f'.{i}' if i > 1 else ''}-{said['status']}.json") not in taken
+    )
+    entry = {
+        "name": name,
+        "verdict": said["verdict"],
+        "started": results[0].started,
+        "ended": results[-1].ended,
+    }
+    archive.append(entry, {name: json.dumps(said, ensure_ascii=False, indent=1).encode()})
+
+
+def write_index(archive: Archive, lang: str) -> None:
+    """Make index.html from the manifest. Raises OSError."""
+    entries = archive.manifest()
+    verdicts = [e for e in entries if "verdict" in e]
+    artifacts = [e for e in entries if "section" in e]
+    page = render.html(
+        "dossier",
+        lang,
+        incident=archive.incident,
+        now=verdicts[-1] if verdicts else None,
+        located=_located(verdicts),
+        proposals=_proposals(verdicts, lang),
+        verdicts=verdicts,
+        artifacts=artifacts,
+        partials=archive.partials(),
+    )
+    archive.write(INDEX, page.encode())
+
+
+def _located(verdicts: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The verdict that names the incident: the worst, of these the surest, of these the first."""
+    sure = ("none", "low", "medium", "high")
+    found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
+    return max(
+        found,
+        key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
+        default=None,
+    )
+
+
+def _proposals(verdicts: list[dict[str, Any]], lang: str) -> list[dict[str, str]]:
+    from runbook_lib.finding import Proposal
+
+    return render.worded((Proposal(**p) for p in verdicts[-1]["verdict"]["proposals"]), lang) if verdicts else []

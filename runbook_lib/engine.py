@@ -1,0 +1,101 @@
+"""The papermill engine of the runbook: an artifact tells the truth about a run that did not end well.
+
+papermill's own engine marks every cell "completed" after a timeout or a dead kernel, and rewrites the
+file in place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbclient.exceptions import CellExecutionError
+from papermill.clientwrap import PapermillNotebookClient
+from papermill.engines import NBClientEngine, NotebookExecutionManager
+from traitlets import Unicode
+
+Notebook = nbformat.NotebookNode
+
+
+class _Manager(NotebookExecutionManager):  # type: ignore[misc]
+    """Keeps the notebook in a file that is whole at every moment; a full disk does not end the run."""
+
+    def save(self, **_: Any) -> None:
+        with contextlib.suppress(OSError):
+            write_whole(Path(self.output_path), nbformat.writes(self.nb).encode())
+        self.last_save_time = self.now()
+
+
+class _Client(PapermillNotebookClient):  # type: ignore[misc]
+    """Marks the cell in which a run ended as failed, whatever ended it."""
+
+    sockets = Unicode()
+
+    def create_kernel_manager(self) -> Any:
+        """Talk over ipc: it needs no ports and nobody else listens; a folder of its own keeps kernels apart."""
+        km = super().create_kernel_manager()
+        km.transport, km.ip, km.connection_file = "ipc", f"{self.sockets}/ipc", f"{self.sockets}/kernel.json"
+        return km
+
+    def papermill_execute_cells(self) -> None:
+        for index, cell in enumerate(self.nb.cells):
+            self.nb_man.cell_start(cell, index)
+            try:
+                self.execute_cell(cell, index)
+            except BaseException as e:
+                self.nb_man.cell_exception(cell, cell_index=index, exception=e)
+                if not isinstance(e, CellExecutionError):
+                    raise
+                return
+            finally:
+                self.nb_man.cell_complete(cell, cell_index=index)
+
+
+class Engine(NBClientEngine):  # type: ignore[misc]
+    """Executes a notebook within a deadline, saving to `partial` as it goes."""
+
+    @classmethod
+    def execute_notebook(
+        cls, nb: Notebook, kernel_name: str, *, partial: Path, kept: list[Notebook], **options: Any
+    ) -> Notebook:
+        """Run; `kept` holds the notebook as far as it came, also when this raises."""
+        for name in ("output_path", "progress_bar", "log_output", "input_path"):
+            options.pop(name, None)
+        manager = _Manager(nb, output_path=str(partial), progress_bar=False)
+        kept.append(nb)
+        manager.notebook_start()
+        try:
+            with tempfile.TemporaryDirectory(prefix="runbook-") as sockets:
+                _Client(
+                    manager,
+                    sockets=sockets,
+                    kernel_name=kernel_name,
+                    shutdown_kernel="immediate",
+                    record_timing=False,
+                    **{k: options[k] for k in ("timeout_func", "startup_timeout") if k in options},
+                ).execute()
+        except BaseException:
+            nb.metadata.papermill["exception"] = True
+            for cell in nb.cells:
+                if cell.metadata.papermill["status"] != manager.COMPLETED:
+                    cell.metadata.papermill["status"] = manager.FAILED
+                    break
+            raise
+        finally:
+            manager.notebook_complete()
+        return nb
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it sees the old or the new content, never a part."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,91 @@
+"""What must not leave: secrets are scrubbed, people are replaced by tokens.
+
+Everything that a run prints, writes or logs passes through one `Masker`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import quote, unquote, urlsplit
+
+import pandas as pd
+
+from runbook_lib.finding import Frames
+
+#: Columns that name a person, and columns of free text in which a person or a secret may stand.
+PERSON_COLUMNS = ("user_id",)
+KEYED_COLUMNS = ("aggregate_key",)  # "<user_id>:<sku>"
+TEXT_COLUMNS = ("last_error", "error_message", "reason", "query", "detail")
+
+_USER_IN_TEXT = re.compile(r"(?P<key>\buser_?id\s*[=:]\s*)(?P<user>[^\s,;)}\"']+)", re.IGNORECASE)
+_URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@", re.IGNORECASE)
+_WORD_PASSWORD = re.compile(
+    r"(?P<key>\b(?:password|passwd|token|secret)\s*[=:]\s*)(?!\*\*\*)[^\s,;&'\"]+", re.IGNORECASE
+)
+
+
+def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
+    """The passwords and tokens that stand in the given URLs, as written and decoded."""
+    found: set[str] = set()
+    for url in urls:
+        parts = urlsplit(url)
+        password = parts.password or (parts.username if parts.scheme in ("nats", "tls") else None)
+        if password:
+            found |= {password, unquote(password), quote(password, safe="")}
+    return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Scrubs the secrets of one target and gives people stable tokens within one incident."""
+
+    secrets: tuple[str, ...] = ()
+    key: bytes = b""
+
+    @classmethod
+    def of(cls, urls: Iterable[str], incident_id: str) -> Masker:
+        """Key the tokens by the target's own secrets: nobody without them can guess a user back."""
+        urls = list(urls)
+        key = hashlib.sha256("\n".join([*sorted(urls), incident_id]).encode()).digest()
+        return cls(secrets_of(urls), key)
+
+    def person(self, user: object) -> object:
+        """The token that stands for a user in this incident; empty values stay as they are."""
+        if user is None or user != user or user == "":
+            return user
+        return "user-" + hashlib.blake2b(str(user).encode(), key=self.key, digest_size=4).hexdigest()
+
+    def scrub(self, text: str) -> str:
+        """Take secrets and user ids out of a text."""
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        text = _URL_PASSWORD.sub(r"\g<head>:***@", text)
+        text = _WORD_PASSWORD.sub(r"\g<key>***", text)
+        return _USER_IN_TEXT.sub(lambda m: m["key"] + str(self.person(m["user"])), text)
+
+    def frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """A copy with people replaced and free text scrubbed."""
+        masked = frame.copy()
+        for column in masked.columns:
+            name = str(column)
+            if name in PERSON_COLUMNS:
+                masked[column] = pd.Series([self.person(v) for v in frame[column]], frame.index, object)
+            elif name in KEYED_COLUMNS:
+                masked[column] = pd.Series([_keyed(self, v) for v in frame[column]], frame.index, object)
+            elif name in TEXT_COLUMNS:
+                masked[column] = [self.scrub(v) if isinstance(v, str) else v for v in frame[column]]
+        return masked
+
+    def frames(self, frames: Frames) -> Frames:
+        """All frames of a finding, masked."""
+        return {name: self.frame(frame) for name, frame in frames.items()}
+
+
+def _keyed(masker: Masker, value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    user, sep, rest = value.rpartition(":")
+    return f"{masker.person(user)}{sep}{rest}" if sep else masker.person(value)

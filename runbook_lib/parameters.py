@@ -1,0 +1,91 @@
+"""What a notebook accepts, validated before a kernel starts.
+
+The names are those of the notebook's `parameters` cell, read with `ast`; an unknown one is refused, because a
+misspelt parameter would silently mean the default. Values are checked by type and range.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from runbook_lib.settings import UsageError, did_you_mean
+
+_INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Parameters(BaseModel):
+    """The parameters that notebooks declare; a notebook takes those of its own cell only."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    incident_id: str = "adhoc"
+    target: str = "default"
+    window_minutes: int = Field(60, ge=1, le=7 * 24 * 60)
+    as_of: str | None = None
+    lang: Literal["ja", "en"] = "en"
+    detected_by: Literal["user_report", "alert", "slo"] | None = None
+    detected_at: str | None = None
+
+    @field_validator("incident_id")
+    @classmethod
+    def _incident_names_a_folder(cls, value: str) -> str:
+        if not _INCIDENT.fullmatch(value) or ".." in value:
+            raise ValueError("use letters, digits, '.', '_' and '-' only, at most 64, no '..'")
+        return value
+
+    @field_validator("as_of", "detected_at")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            moment(value)
+        return value
+
+
+def moment(text: str) -> pd.Timestamp:
+    """A time as UTC; one without an offset is taken as UTC. Raises ValueError."""
+    try:
+        time = pd.Timestamp(text)
+    except (ValueError, TypeError):
+        raise ValueError("not a time like 2026-01-31T03:00:00Z") from None
+    if pd.isna(time):
+        raise ValueError("not a time like 2026-01-31T03:00:00Z")
+    return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
+
+
+def declared(notebook: Path) -> list[str]:
+    """The names that the notebook's `parameters` cell assigns."""
+    nb = nbformat.read(notebook, as_version=4)
+    cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
+    if not cells:
+        raise UsageError(f"{notebook.name} has no cell tagged 'parameters'")
+    names: list[str] = []
+    for node in ast.parse(cells[0].source).body:
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        names += [t.id for t in targets if isinstance(t, ast.Name)]
+    return names
+
+
+def validate(values: dict[str, Any], names: list[str] | None = None) -> Parameters:
+    """Check the values, and that each name is among `names` (a notebook's own) where given.
+
+    Raises UsageError with one line that says which parameter, what is wrong and what was meant.
+    """
+    known = names if names is not None else list(Parameters.model_fields)
+    for name in values:
+        if name not in known:
+            raise UsageError(f"unknown parameter '{name}': {did_you_mean(name, known)}")
+    try:
+        return Parameters(**{k: v for k, v in values.items() if v is not None})
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        message = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"parameter {first['loc'][0]}={first['input']!r:.80}: {message}") from None

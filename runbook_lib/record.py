@@ -1,0 +1,186 @@
+"""Findings and verdicts as JSON: what an executed notebook carries in its outputs.
+
+The notebook itself is the record; batch, dossier and `runbook verify` read it back from here. Frames are
+kept with their types, so that a judge can be run again on what it was given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib import messages
+from runbook_lib.finding import (
+    Finding,
+    Frames,
+    Hop,
+    Proposal,
+    Question,
+    Reason,
+    Signal,
+    Status,
+    Text,
+    Threshold,
+    Value,
+    Verdict,
+)
+
+FINDING_MIME = "application/vnd.runbook.finding+json"
+VERDICT_MIME = "application/vnd.runbook.verdict+json"
+#: Marks the output that heads a notebook, so that an artifact can put it first.
+BANNER_MIME = "application/vnd.runbook.banner+json"
+
+
+def finding(f: Finding) -> dict[str, Any]:
+    """A finding as JSON, its texts in both languages, its frames masked as it holds them."""
+    return {
+        "step": f.step,
+        "status": f.status.name,
+        "reason": f.reason.value if f.reason else None,
+        "headline": _text(f.headline),
+        "values": values(f),
+        "notes": [_text(t) for t in f.notes],
+        "signals": [asdict(s) for s in f.signals],
+        "hops": [asdict(h) for h in f.hops],
+        "proposals": [proposal(p) for p in f.proposals],
+        "next_sections": list(f.next_sections),
+        "questions": [_plain(asdict(q)) for q in f.questions],
+        "frames": {name: frame_to_json(frame) for name, frame in f.frames.items()},
+        "show": list(f.show),
+    }
+
+
+def finding_from_json(stored: dict[str, Any]) -> Finding:
+    """The inverse of `finding`: texts come back as the words they were."""
+    return Finding(
+        step=stored["step"],
+        status=Status[stored["status"]],
+        headline=_text_from_json(stored["headline"]),
+        reason=Reason(stored["reason"]) if stored["reason"] else None,
+        values=tuple(_value_from_json(name, v) for name, v in stored["values"].items()),
+        notes=tuple(_text_from_json(t) for t in stored["notes"]),
+        signals=tuple(Signal(**s) for s in stored["signals"]),
+        hops=tuple(Hop(**h) for h in stored["hops"]),
+        proposals=tuple(Proposal(**p) for p in stored["proposals"]),
+        next_sections=tuple(stored["next_sections"]),
+        frames=frames_from_json(stored["frames"]),
+        show=tuple(stored["show"]),
+        questions=tuple(Question(**q) for q in stored["questions"]),
+    )
+
+
+def values(f: Finding) -> dict[str, Any]:
+    """The observed values by name: unit and, where compared, the limits and their origin."""
+    return {v.name: _value(v) for v in f.values}
+
+
+def verdict(v: Verdict) -> dict[str, Any]:
+    """A verdict as JSON."""
+    return {
+        "status": v.status.name,
+        "stuck_at": v.stuck_at,
+        "confidence": v.confidence,
+        "failure_modes": [asdict(m) for m in v.failure_modes],
+        "hops": [asdict(h) for h in v.hops],
+        "next_sections": list(v.next_sections),
+        "proposals": [proposal(p) for p in v.proposals],
+    }
+
+
+def proposal(p: Proposal) -> dict[str, Any]:
+    """A proposal as JSON."""
+    return {"name": p.name, "command": p.command, "section": p.section, "params": _plain(dict(p.params))}
+
+
+def frames_from_json(frames: dict[str, Any]) -> Frames:
+    """The frames that a finding's JSON carries, typed as they were."""
+    return {name: frame_from_json(frame) for name, frame in frames.items()}
+
+
+def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
+    """Columns with their kinds, and rows of JSON values; times in ISO 8601 with their offset."""
+    kept = frame.reset_index() if frame.index.name else frame
+    return {
+        "columns": [{"name": str(c), "type": _kind(kept[c])} for c in kept.columns],
+        "rows": [[_plain(v) for v in row] for row in kept.itertuples(index=False, name=None)],
+        "index": frame.index.name,
+        "attrs": _plain(dict(frame.attrs)),
+    }
+
+
+def frame_from_json(stored: dict[str, Any]) -> pd.DataFrame:
+    """The inverse of `frame_to_json`."""
+    names = [c["name"] for c in stored["columns"]]
+    frame = pd.DataFrame(stored["rows"], columns=names)
+    for column in stored["columns"]:
+        name, kind = column["name"], column["type"]
+        if kind == "time":
+            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
+        elif kind == "text":
+            frame[name] = frame[name].astype(object)
+        elif kind in ("float", "int", "bool") and not frame[name].isna().any():
+            frame[name] = frame[name].astype({"float": "float64", "int": "int64", "bool": "bool"}[kind])
+        elif kind == "float":
+            frame[name] = frame[name].astype("float64")
+    frame.attrs = dict(stored.get("attrs", {}))
+    return frame.set_index(stored["index"]) if stored.get("index") else frame
+
+
+def _kind(column: pd.Series[Any]) -> str:
+    if pd.api.types.is_bool_dtype(column):
+        return "bool"
+    if pd.api.types.is_integer_dtype(column):
+        return "int"
+    if pd.api.types.is_float_dtype(column):
+        return "float"
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return "time"
+    return "text"
+
+
+def _value(v: Value) -> dict[str, Any]:
+    limits = {}
+    if v.threshold:
+        t = v.threshold
+        limits = {"warning": t.warning, "critical": t.critical, "below": t.below, "origin": t.origin}
+    return {"value": _plain(v.value), "unit": v.unit, **limits}
+
+
+def _value_from_json(name: str, stored: dict[str, Any]) -> Value:
+    threshold = None
+    if "origin" in stored:
+        limits = {k: stored[k] for k in ("warning", "critical", "below", "origin")}
+        threshold = Threshold(name, stored["unit"], **limits)
+    return Value(name, stored["value"], stored["unit"], threshold)
+
+
+def _text_from_json(stored: dict[str, str]) -> Text:
+    return Text(messages.VERBATIM, stored)
+
+
+def _text(text: Text) -> dict[str, str]:
+    return {lang: messages.text(text, lang) for lang in messages.LANGUAGES}
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it; what is missing becomes null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if isinstance(value, Text):
+        return messages.text(value, "en")
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, pd.Timedelta):
+        return value.total_seconds()
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool) else str(value)

@@ -1,0 +1,325 @@
+"""Findings and verdicts for people: HTML in a notebook, plain text in a terminal, and JSON beside both.
+
+Shapes and words carry every status; colour only repeats it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from runbook_lib import catalog, messages, record
+from runbook_lib.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
+
+MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
+_TEMPLATES = Path(__file__).parent / "templates"
+_PROPOSAL_TEXTS = ("title", "preconditions", "effect", "risk", "undo", "verify")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a run looked at: shown above the verdict and kept with it."""
+
+    section: str
+    title: str
+    incident: str
+    target: str
+    as_of: pd.Timestamp
+    window_minutes: int
+    clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    by: str = ""
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One finding, shown."""
+
+    finding: Finding
+    title: str
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        f = self.finding
+        tables = [
+            (name, _table(f.frames[name]), min(len(f.frames[name]), 50), len(f.frames[name]))
+            for name in f.show
+            if name in f.frames and not f.frames[name].empty
+        ]
+        return {
+            "text/html": html("finding", self.lang, f=f, tables=tables),
+            "text/plain": finding_line(f, self.lang),
+            record.FINDING_MIME: record.finding(f),
+        }
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What the run looked at and, once it has concluded, the verdict: the first screen."""
+
+    header: Header
+    verdict: Verdict | None
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        shown = self.verdict
+        return {
+            "text/html": html(
+                "banner",
+                self.lang,
+                header=self.header,
+                verdict=shown and record.verdict(shown),
+                proposals=worded(shown.proposals if shown else (), self.lang),
+            ),
+            record.BANNER_MIME: {},
+            "text/plain": "\n".join(verdict_lines(shown, self.lang))
+            if shown
+            else messages.text(say("ui.no_verdict"), self.lang),
+        }
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A section's verdict with every step, the ranking and the read cost."""
+
+    header: Header
+    verdict: Verdict
+    findings: Sequence[Finding]
+    titles: Mapping[str, str]
+    questions: Sequence[Question]
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        lines = [
+            *verdict_lines(self.verdict, self.lang),
+            *(finding_line(f, self.lang) for f in self.findings),
+        ]
+        return {
+            "text/html": html(
+                "conclusion",
+                self.lang,
+                header=self.header,
+                verdict=record.verdict(self.verdict),
+                findings=self.findings,
+                titles=self.titles,
+                cost=_cost_shown(self.questions),
+            ),
+            "text/plain": "\n".join(lines),
+            record.VERDICT_MIME: {
+                "header": {**asdict(self.header), "as_of": self.header.as_of.isoformat()},
+                "verdict": record.verdict(self.verdict),
+                "steps": {f.step: f.status.name for f in self.findings},
+                "read_cost": read_cost(self.questions),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """The first response that the findings justify."""
+
+    proposals: Sequence[Proposal]
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        shown = worded(self.proposals, self.lang)
+        plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
+        return {
+            "text/html": html("proposals", self.lang, proposals=shown),
+            "text/plain": plain or messages.text(say("ui.no_action"), self.lang),
+        }
+
+
+@dataclass(frozen=True)
+class Line:
+    """One sentence in a notebook."""
+
+    text: Text
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": messages.text(self.text, self.lang)}
+
+
+def read_cost(questions: Iterable[Question]) -> dict[str, Any]:
+    """What the questions cost together: queries, ms, rows, the largest plan cost that the gate saw."""
+    questions = list(questions)
+    costs = [q.plan_cost for q in questions if q.plan_cost is not None]
+    return {
+        "queries": len(questions),
+        "ms": round(sum(q.ms for q in questions), 1),
+        "rows": sum(q.rows for q in questions),
+        "max_plan_cost": max(costs, default=None),
+    }
+
+
+def _cost_shown(questions: Iterable[Question]) -> dict[str, Any]:
+    cost = read_cost(questions)
+    largest = cost.pop("max_plan_cost")
+    return {**cost, "cost": "-" if largest is None else f"{largest:,.0f}"}
+
+
+def worded(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
+    """Proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
+    return [
+        {"command": p.command, "section": p.section}
+        | {name: messages.text(say(f"proposal.{p.name}.{name}", **p.params), lang) for name in _PROPOSAL_TEXTS}
+        for p in proposals
+    ]
+
+
+def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
+    """Where it is stuck, as a sentence."""
+    seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
+    if seen["stuck_at"]:
+        return messages.text(say("ui.stuck_at", hop=say(f"hop.{seen['stuck_at']}")), lang)
+    return messages.text(say("ui.nothing_stuck" if seen["status"] == "OK" else "ui.not_located"), lang)
+
+
+def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
+    """The verdict as text: status and place, the strip, next section, the one safe command."""
+    sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")), lang)
+    lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict, lang)}  ({sure})", ""]
+    lines += [*strip_lines(verdict, lang), ""]
+    if verdict.failure_modes:
+        top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3])
+        lines.append(f"{messages.text(say('ui.failure_modes'), lang)}: {top}")
+    if verdict.next_sections:
+        lines.append(f"{messages.text(say('ui.next_sections'), lang)}: {', '.join(verdict.next_sections)}")
+    if verdict.proposals:
+        first = worded(verdict.proposals[:1], lang)[0]
+        lines += [
+            f"{messages.text(say('ui.safe_action'), lang)}: {first['title']}",
+            f"    {first['command']}",
+        ]
+    return lines
+
+
+def strip_lines(verdict: Verdict, lang: str) -> list[str]:
+    """The pipeline strip as a table of text, the broken hop marked."""
+    names = ("hop", "in", "out", "waiting", "oldest", "alive")
+    rows = [[messages.text(say(f"ui.{n}"), lang) for n in names]]
+    hops = [*verdict.hops]
+    for hop in hops:
+        rows.append(
+            [
+                messages.text(say(f"hop.{hop.name}"), lang),
+                _rate(hop.rate_in),
+                _rate(hop.rate_out),
+                "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
+                "·" if hop.oldest_s is None else _age(hop.oldest_s),
+                hop.alive or "·",
+            ]
+        )
+    widths = [max(_width(r[i]) for r in rows) for i in range(len(names))]
+    stuck = next((i + 1 for i, h in enumerate(hops) if h.name == verdict.stuck_at), None)
+    lines = []
+    for i, row in enumerate(rows):
+        cells = [_pad(c, w, left=n in (0, 5)) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append(f"  {'✖ ' if i == stuck else '  '}{'  '.join(cells)}".rstrip())
+    if verdict.stuck_at == DATABASE:
+        lines.append(f"  ✖ {messages.text(say('hop.database'), lang)}")
+    return lines
+
+
+def finding_line(f: Finding, lang: str) -> str:
+    """One step as one line."""
+    reason = f" ({f.reason.value})" if f.reason else ""
+    return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
+
+
+def html(template: str, lang: str, **values: Any) -> str:
+    """A template of `templates/` in a language."""
+
+    def t(key: str, **params: Any) -> str:
+        return messages.text(say(key, **params), lang)
+
+    return (
+        _environment()
+        .get_template(f"{template}.html.j2")
+        .render(
+            t=t,
+            say=lambda text: messages.text(text, lang),
+            location=lambda v: location(v, lang),
+            mode=lambda id_: _mode(id_, lang),
+            section_title=lambda number: section_title(number, lang),
+            lang=lang,
+            **values,
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    env.globals.update(
+        marks=MARKS,
+        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        number=_number,
+        rate=_rate,
+        age=_age,
+        when=when,
+    )
+    return env
+
+
+def when(time: pd.Timestamp | str) -> str:
+    """A moment to the second, in UTC."""
+    return f"{pd.Timestamp(time):%Y-%m-%d %H:%M:%SZ}"
+
+
+def _mode(id_: str, lang: str) -> str:
+    mode = catalog.load().failure_modes.get(id_)
+    return "" if mode is None else mode.ja if lang == "ja" else mode.en
+
+
+def section_title(number: str, lang: str) -> str:
+    """A section's title in a language."""
+    section = catalog.load().sections.get(number)
+    return "" if section is None else section.ja if lang == "ja" else section.en
+
+
+def _table(frame: pd.DataFrame) -> str:
+    shown = frame.head(50).copy()
+    for column in shown.columns:
+        if pd.api.types.is_datetime64_any_dtype(shown[column]):
+            shown[column] = [None if v is pd.NaT else when(v) for v in shown[column]]
+    return str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
+
+
+def _number(value: float | int | str | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def _rate(value: float | None) -> str:
+    return "·" if value is None else f"{value:,.0f}"
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _width(text: str) -> int:
+    # East Asian characters take two columns of a terminal.
+    return sum(2 if ord(c) > 0x1100 and ord(c) not in range(0x2000, 0x2E80) else 1 for c in text)
+
+
+def _pad(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - _width(text))
+    return text + space if left else space + text

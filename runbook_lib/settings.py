@@ -1,0 +1,227 @@
+"""Targets and limits, from runbook.toml and the environment.
+
+A secret never stands in a notebook or in runbook.toml: the file names the environment variable
+(`database_url_env`) or the file (`database_url_file`) that holds it. The environment alone is enough for one
+target, named `default`; a sandbox that is up is the target `sandbox`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import TomlConfigSettingsSource as TomlSource
+
+URLS = ("database_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
+
+
+class UsageError(Exception):
+    """Something the caller gave is wrong; the text says what, and what was meant (exit code 64)."""
+
+    def _render_traceback_(self) -> list[str]:
+        """In a notebook: the line, not where it was raised."""
+        return [f"runbook: {self}"]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The closest known word as a question, or the list of all."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+class Streams(BaseModel):
+    """Names of the streams and durables of the system."""
+
+    model_config = ConfigDict(extra="forbid")
+    events: str = "entitlement-events"
+    consumer: str = "notification-entitlement-consumer"
+    advisory: str = "notification-advisory-dlq"
+    advisory_consumer: str = "notification-advisory-consumer"
+    terminated: str = "notification-terminated-advisory-dlq"
+    terminated_consumer: str = "notification-terminated-advisory-consumer"
+
+
+class Workloads(BaseModel):
+    """How the system's parts are run, so that a proposal is an exact command."""
+
+    model_config = ConfigDict(extra="forbid")
+    runner: Literal["kubectl", "supervisorctl"] = "kubectl"
+    namespace: str = "miniserversystem"
+    context: str = ""
+    supervisorctl: list[str] = ["supervisorctl"]
+    entitlement: str = "entitlement"
+    notification: str = "notification"
+    nats: str = "nats"
+
+
+class Target(BaseModel):
+    """One system to investigate: where its parts answer, and the facts its settings fix."""
+
+    model_config = ConfigDict(extra="forbid")
+    database_url: SecretStr | None = None
+    nats_url: SecretStr | None = None
+    nats_monitor_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    prometheus_url: SecretStr | None = None
+    streams: Streams = Streams()
+    workloads: Workloads = Workloads()
+    lease_s: float = Field(30.0, gt=0, description="the workers' configured lease")
+    batch_size: int = Field(50, gt=0, description="rows per claim, delivery and relay")
+    poll_interval_s: float = Field(1.0, gt=0, description="pause between two batches")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_env_or_file(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for url in URLS:
+            env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
+            if env is not None:
+                if not os.environ.get(env):
+                    raise ValueError(f"{url}_env names {env}, which is not set")
+                data[url] = os.environ[env]
+            elif file is not None:
+                try:
+                    data[url] = Path(file).read_text(encoding="utf-8").strip()
+                except OSError as e:
+                    raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
+        return data
+
+    @model_validator(mode="after")
+    def _needs_a_source(self) -> Target:
+        if self.database_url is None and self.nats_url is None:
+            raise ValueError("neither database_url nor nats_url is set")
+        return self
+
+    def url(self, name: str) -> str | None:
+        """The URL of one of `URLS` in the clear; for the sources alone."""
+        secret: SecretStr | None = getattr(self, name)
+        return secret.get_secret_value() if secret else None
+
+    def urls(self) -> list[str]:
+        """Every configured URL in the clear, for the masker."""
+        return [u for u in (self.url(name) for name in URLS) if u]
+
+
+class Budget(BaseModel):
+    """What a run may ask of a database that may be struggling."""
+
+    model_config = ConfigDict(extra="forbid")
+    statement_timeout_ms: int = Field(3000, ge=50)
+    lock_timeout_ms: int = Field(200, ge=10)
+    idle_timeout_ms: int = Field(10_000, ge=100)
+    connect_timeout_s: int = Field(3, ge=2)
+    max_plan_cost: float = Field(50_000, gt=0)
+    max_rows: int = Field(500, ge=1)
+    readers: int = Field(4, ge=1, description="runs that may read one database at once")
+
+
+class Settings(BaseSettings):
+    """Everything configurable; `load()` makes it."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNBOOK_", env_nested_delimiter="__", extra="ignore")
+
+    output: str = "outputs"
+    lang: Literal["ja", "en"] = "en"
+    deadline_s: float = Field(180.0, gt=0, description="a whole run, all its sections")
+    budget: Budget = Budget()
+    targets: dict[str, Target] = {}
+    # The environment's one target.
+    database_url: SecretStr | None = None
+    nats_url: SecretStr | None = None
+    nats_monitor_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    prometheus_url: SecretStr | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then the file."""
+        file = config_file()
+        toml = (TomlSource(settings_cls, file),) if file else ()
+        return (init_settings, env_settings, *toml)
+
+    def target(self, name: str) -> Target:
+        """The target of that name.
+
+        Raises UsageError when it is not known or not complete.
+        """
+        if name in self.targets:
+            return self.targets[name]
+        if name == "default":
+            urls = {u: getattr(self, u) for u in URLS if getattr(self, u) is not None}
+            if "database_url" in urls or "nats_url" in urls:
+                return Target(**urls)
+            hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
+            raise UsageError(
+                "target 'default' has no address: set RUNBOOK_DATABASE_URL, RUNBOOK_NATS_URL and "
+                f"RUNBOOK_NATS_MONITOR_URL, or name another with --target{hint}"
+            )
+        if name == "sandbox":
+            if (sandbox := sandbox_target()) is not None:
+                return sandbox
+            raise UsageError("no sandbox is up: start one with `runbook sandbox up`")
+        raise UsageError(f"unknown target '{name}': {did_you_mean(name, ['default', 'sandbox', *self.targets])}")
+
+
+def config_file() -> Path | None:
+    """The runbook.toml in force: RUNBOOK_CONFIG, else the one in the working folder, else none."""
+    named = os.environ.get("RUNBOOK_CONFIG")
+    path = Path(named or "runbook.toml")
+    if path.is_file():
+        return path
+    if named:
+        raise UsageError(f"RUNBOOK_CONFIG names {named}, which is not a file")
+    return None
+
+
+def load() -> Settings:
+    """Read the settings.
+
+    Raises UsageError, one line that names the setting, when a value is not acceptable.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(p) for p in first["loc"]) or "settings"
+        raise UsageError(f"settings: {where}: {first['msg']}") from None
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{config_file()}: not valid TOML: {e}") from None
+    file = config_file()
+    for name, target in settings.targets.items():
+        url = target.url("database_url")
+        if file and url and urlsplit(url).password and url in file.read_text(encoding="utf-8"):
+            raise UsageError(
+                f"targets.{name}.database_url has a password in {file}: "
+                "name an environment variable (database_url_env) or a file (database_url_file) instead"
+            )
+    return settings
+
+
+def sandbox_target() -> Target | None:
+    """The sandbox that is up in this folder (or in RUNBOOK_SANDBOX_DIR), as a target."""
+    from runbook_lib.sandbox import state
+
+    folder = Path(os.environ.get("RUNBOOK_SANDBOX_DIR", ".sandbox"))
+    if not (folder / "sandbox.json").is_file():
+        return None
+    sandbox = state.load(folder)
+    urls = {key.removeprefix("RUNBOOK_").lower(): value for key, value in sandbox.env.items()}
+    return Target(
+        **{k: v for k, v in urls.items() if k in URLS},
+        workloads=Workloads(runner="supervisorctl", supervisorctl=list(sandbox.supervisorctl)),
+    )

@@ -1,0 +1,56 @@
+"""Where answers come from: one module per source. I/O only; what an answer means is the checks' business."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from runbook_lib.finding import Question, Reason
+from runbook_lib.masking import Masker
+
+
+class SourceError(Exception):
+    """A source did not answer.
+
+    `source` is "postgres", "jetstream", "nats_monitor", "redis" or "prometheus"; `code` is the source's own name
+    for what happened where it has one ("too_many_clients", "lock_not_available", "stream_not_found", ...).
+    """
+
+    def __init__(self, source: str, reason: Reason, detail: str, code: str = "") -> None:
+        super().__init__(f"{source}: {detail}")
+        self.source, self.reason, self.detail, self.code = source, reason, detail, code
+
+
+@dataclass
+class Ledger:
+    """Every question of a run as it was sent and what it cost; printed at the end of the notebook."""
+
+    masker: Masker
+    questions: list[Question] = field(default_factory=list)
+
+    @contextmanager
+    def question(self, source: str, name: str, text: str) -> Iterator[Asked]:
+        """Time one question and keep it, also when it fails."""
+        asked, start, error = Asked(), perf_counter(), ""
+        try:
+            yield asked
+        except SourceError as e:
+            error = f"{e.reason}: {self.masker.scrub(e.detail)}"
+            raise
+        finally:
+            self.questions.append(
+                Question(
+                    source, name, self.masker.scrub(text), (perf_counter() - start) * 1000, asked.rows,
+                    asked.plan_cost, error,
+                )
+            )  # fmt: skip
+
+
+@dataclass
+class Asked:
+    """What becomes known of a question while it is answered."""
+
+    rows: int = 0
+    plan_cost: float | None = None

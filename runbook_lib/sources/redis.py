@@ -1,0 +1,34 @@
+"""Redis, where a target has it: whether it answers, and as what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from runbook_lib.finding import Reason
+from runbook_lib.sources import Ledger, SourceError
+
+
+class Redis:
+    """INFO, and nothing that touches a key."""
+
+    def __init__(self, url: str, ledger: Ledger) -> None:
+        self._url, self._ledger = url, ledger
+
+    def info(self) -> dict[str, Any]:
+        """INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
+        with self._ledger.question("redis", "info", "INFO") as asked:
+            client = redis.Redis.from_url(self._url, socket_connect_timeout=2, socket_timeout=2)
+            try:
+                reply: dict[str, Any] = client.info()
+            except redis.AuthenticationError as e:
+                raise SourceError("redis", Reason.DENIED, str(e)) from None
+            except redis.TimeoutError:
+                raise SourceError("redis", Reason.TIMEOUT, "no answer in time", "hung") from None
+            except (redis.RedisError, ValueError, OSError) as e:
+                raise SourceError("redis", Reason.UNREACHABLE, str(e), "no_connection") from None
+            finally:
+                client.close()
+            asked.rows = 1
+        return reply
