@@ -13,8 +13,10 @@ from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,19 @@ def combined(results: Iterable[Result]) -> Verdict:
     return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
 
 
+@cache
+def _runners() -> ForkServerContext:
+    """Runners are forked from a process that has imported what they all need, and nothing else."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["runbook_lib.batch", "runbook_lib.engine", "papermill.execute", "nbconvert"])
+    return context
+
+
 def _in_own_process(r: Request, progress: Progress) -> Result:
     """A runner that dies or hangs takes only its own section with it."""
     progress(r.section, "running")
     started = _now()
-    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(1, mp_context=_runners())
     try:
         result = pool.submit(_run, r).result(timeout=max(r.until - time.time(), 0) + GRACE_S)
     except (BrokenProcessPool, Late) as e:

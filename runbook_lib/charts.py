@@ -91,4 +91,4 @@ def flows(ax: Axes, series: pd.DataFrame, names: tuple[str, str, str]) -> None:
 
 def legend(figure: Figure) -> None:
     """Name what is drawn, below the axes, where it hides no data."""
-    figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False)

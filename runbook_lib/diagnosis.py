@@ -121,7 +121,7 @@ def _confidence(findings: list[Finding], scores: dict[str, float], stuck_at: str
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if stuck_at is None:
         answered = len(findings) - len(unanswered)
-        level = 0 if not answered else 3
+        level = 0 if not answered else 1 if overall(findings) is Status.CRITICAL else 3
     else:
         level = 3 if scores[stuck_at] >= 0.85 else 2 if scores[stuck_at] >= 0.65 else 1
     if unanswered:

@@ -180,7 +180,8 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
     seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
     if seen["stuck_at"]:
         return messages.text(say("ui.stuck_at", hop=say(f"hop.{seen['stuck_at']}")), lang)
-    return messages.text(say("ui.nothing_stuck" if seen["status"] == "OK" else "ui.not_located"), lang)
+    flows = seen["status"] in ("OK", "WARNING")
+    return messages.text(say("ui.nothing_stuck" if flows else "ui.not_located"), lang)
 
 
 def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
@@ -302,7 +303,7 @@ def _number(value: float | int | str | None) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _rate(value: float | None) -> str:

@@ -102,3 +102,11 @@ def row(**values: Any) -> pd.DataFrame:
 def amount(found: dict[str, Any], name: str) -> float:
     """A number of `one`, where nothing means 0: a count, or the age of the oldest of none."""
     return float(found.get(name) or 0)
+
+
+def table(frames: Frames, name: str, *columns: str) -> pd.DataFrame:
+    """The frame of that name; an empty one with these columns where it, or one of them, is missing."""
+    frame = frames.get(name)
+    if frame is None or not set(columns) <= set(frame.columns):
+        return pd.DataFrame(columns=list(columns))
+    return frame

@@ -1,0 +1,103 @@
+"""Steps that ask several things: each part may fail alone, and its failure is a frame like its answer.
+
+So a judge sees what could not be seen, and a verdict can be derived again from the frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib.checks.check import Check, Given, could_not_ask
+from runbook_lib.diagnosis import signals_of_silence
+from runbook_lib.finding import Finding, Frames, Reason, replace, say, unknown
+from runbook_lib.sources import SourceError
+
+if TYPE_CHECKING:
+    from runbook_lib.session import Session
+
+FAILED = "failed"
+_ASKED = "asked"
+_COLUMNS = ["part", "source", "why", "detail", "code"]
+
+
+@dataclass
+class Parts:
+    """Collects frames part by part."""
+
+    answers: Frames = field(default_factory=dict)
+    failures: list[dict[str, str]] = field(default_factory=list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[Frames]:
+        """Put frames into what this yields; a SourceError ends this part only."""
+        try:
+            yield self.answers
+        except SourceError as e:
+            self.failures.append(
+                {"part": name, "source": e.source, "why": e.reason.value, "detail": e.detail, "code": e.code}
+            )
+
+    def failure(self, name: str) -> SourceError | None:
+        """What went wrong with that part, if anything did."""
+        return failures(self.frames()).get(name)
+
+    def frames(self) -> Frames:
+        """What was answered, and beside it what was not."""
+        return {**self.answers, FAILED: pd.DataFrame(self.failures, columns=_COLUMNS)}
+
+
+def failures(frames: Frames) -> dict[str, SourceError]:
+    """The failures that `Parts` kept, by part."""
+    kept = frames.get(FAILED, pd.DataFrame(columns=_COLUMNS))
+    return {
+        str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
+        for r in kept.to_dict("records")
+    }
+
+
+def needs_the_present(rb: Session, source: str) -> None:
+    """For what only the present can answer; raises SourceError where the run looks at a past moment."""
+    if rb.past:
+        raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
+
+
+def seconds_between(earlier: Any, later: Any) -> float | None:
+    """Seconds from one moment to another, not below 0; None where one of them is missing."""
+    if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:
+        return None
+    return max(float((pd.Timestamp(later) - pd.Timestamp(earlier)).total_seconds()), 0.0)
+
+
+def collect_each(rb: Session, checks: Mapping[str, Check]) -> Frames:
+    """The frames of several checks in one step, named "part.frame"; each may fail for itself."""
+    parts = Parts()
+    for name, check in checks.items():
+        with parts.part(name) as answers:
+            answers |= {f"{name}.{frame}": found for frame, found in check.collect(rb).items()}
+            answers[f"{name}.{_ASKED}"] = pd.DataFrame({"step": [check.step]})
+    return parts.frames()
+
+
+def judge_each(frames: Frames, given: Given, checks: Mapping[str, Check]) -> dict[str, Finding]:
+    """The finding of each part: judged, or what its source's failure means."""
+    failed = failures(frames)
+    found: dict[str, Finding] = {}
+    for name, check in checks.items():
+        prefix = f"{name}."
+        if name in failed:
+            e = failed[name]
+            finding = check.on_error(e, given) if check.on_error else could_not_ask(e)
+            finding = replace(finding, signals=finding.signals + signals_of_silence(e))
+        elif prefix + _ASKED in frames:
+            own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
+            # A later part may look at what an earlier one found, as in a section of its own.
+            finding = check.judge(own, replace(given, earlier=(*given.earlier, *found.values())))
+        else:
+            finding = unknown(check.step, Reason.NOT_RUN, say("unknown.not_run", step=check.step))
+        found[name] = replace(finding, step=check.step)
+    return found

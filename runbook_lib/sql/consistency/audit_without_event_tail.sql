@@ -1,0 +1,28 @@
+-- question: the same for the window, within the last 2,000 pages of the audit
+-- index: a range of the heap (rows are only ever appended), outbox_published_at_idx, outbox_pick_idx
+-- cost: index
+-- answers: window
+WITH tail AS (
+    SELECT audit_id, occurred_at, user_id, stock_keeping_unit, action
+    FROM entitlement.entitlement_audit
+    WHERE ctid >= CAST((
+        SELECT format('(%s,0)', greatest(
+            pg_relation_size('entitlement.entitlement_audit') / CAST(current_setting('block_size') AS bigint) - 2000,
+            0))
+        ) AS tid)
+), changes AS (
+    SELECT * FROM tail
+    WHERE occurred_at >= CAST(:since AS timestamptz) AND occurred_at <= CAST(:as_of AS timestamptz)
+), events AS (
+    SELECT aggregate_key, created_at FROM entitlement.outbox_events
+    WHERE status = 'PUBLISHED' AND published_at >= CAST(:since AS timestamptz) - interval '1 minute'
+    UNION ALL
+    SELECT aggregate_key, created_at FROM entitlement.outbox_events
+    WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at >= CAST(:since AS timestamptz)
+)
+SELECT c.audit_id, c.occurred_at, c.user_id, c.stock_keeping_unit, c.action
+FROM changes c
+LEFT JOIN events e ON e.aggregate_key = c.user_id || ':' || c.stock_keeping_unit AND e.created_at = c.occurred_at
+WHERE e.created_at IS NULL
+ORDER BY c.occurred_at DESC
+LIMIT :max_rows;

@@ -1,0 +1,47 @@
+-- question: which events of the window have only one half: registered, or queued (of the last 20,000 of each)?
+-- index: processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx
+-- cost: index
+-- answers: window
+WITH registered AS (
+    SELECT event_id, processed_at FROM notification.processed_events
+    WHERE processed_at >= CAST(:since AS timestamptz) AND processed_at <= CAST(:as_of AS timestamptz)
+    ORDER BY processed_at DESC
+    LIMIT 20000
+), queued AS (
+    -- Both halves carry the same instant; a minute more on either side costs nothing.
+    SELECT event_id, notification_id, created_at FROM notification.notifications
+    WHERE status IN ('SENT', 'FAILED')
+      AND created_at >= (SELECT min(processed_at) FROM registered) - interval '1 minute'
+      AND created_at <= CAST(:as_of AS timestamptz) + interval '1 minute'
+    UNION ALL
+    SELECT event_id, notification_id, created_at FROM notification.notifications
+    WHERE status IN ('PENDING', 'PROCESSING')
+      AND created_at >= (SELECT min(processed_at) FROM registered) - interval '1 minute'
+      AND created_at <= CAST(:as_of AS timestamptz) + interval '1 minute'
+), newest AS (
+    SELECT event_id, notification_id, created_at FROM (
+        SELECT event_id, notification_id, created_at FROM notification.notifications
+        WHERE status IN ('SENT', 'FAILED')
+          AND created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+        UNION ALL
+        SELECT event_id, notification_id, created_at FROM notification.notifications
+        WHERE status IN ('PENDING', 'PROCESSING')
+          AND created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+    ) created
+    ORDER BY created_at DESC
+    LIMIT 20000
+), unseen AS MATERIALIZED (
+    SELECT n.event_id, n.notification_id, n.created_at
+    FROM newest n
+    LEFT JOIN registered r ON r.event_id = n.event_id
+    WHERE r.event_id IS NULL
+)
+SELECT 'registered_only' AS kind, r.event_id, CAST(NULL AS uuid) AS notification_id, r.processed_at AS at
+FROM registered r
+LEFT JOIN queued q ON q.event_id = r.event_id
+WHERE q.event_id IS NULL
+UNION ALL
+SELECT 'queued_only', n.event_id, n.notification_id, n.created_at
+FROM unseen n
+WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = n.event_id) IS NULL
+LIMIT :max_rows;

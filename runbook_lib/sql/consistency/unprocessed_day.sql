@@ -1,0 +1,13 @@
+-- question: which events of the last 24 h were published over 60 s ago and never processed?
+-- index: scan
+-- cost: scan
+-- answers: window
+SELECT o.event_id, o.event_type, o.created_at, o.published_at
+FROM entitlement.outbox_events o
+LEFT JOIN notification.processed_events p ON p.event_id = o.event_id
+WHERE o.status = 'PUBLISHED'
+  AND o.published_at >= CAST(:as_of AS timestamptz) - interval '24 hours'
+  AND o.published_at < CAST(:as_of AS timestamptz) - interval '60 seconds'
+  AND p.event_id IS NULL
+ORDER BY o.published_at DESC
+LIMIT :max_rows;

@@ -1,0 +1,37 @@
+-- question: do the delivery worker's times agree with the database's clock?
+-- index: notifications_processing_idx, notifications_pending_idx
+-- cost: index
+-- answers: present
+WITH newest AS (
+    SELECT sent_at, created_at, xmin
+    FROM notification.notifications
+    WHERE status = 'SENT' AND next_retry_at IS NULL
+    ORDER BY created_at DESC
+    LIMIT 200
+), marked AS (
+    SELECT sent_at, created_at,
+        -- Rows that share a transaction were not marked by the worker, which marks one by one.
+        CASE WHEN current_setting('track_commit_timestamp') = 'on'
+            AND count(*) OVER (PARTITION BY CAST(xmin AS text)) = 1
+            THEN pg_xact_commit_timestamp(xmin) END AS marked_at
+    FROM newest
+)
+SELECT
+    now() AS now,
+    current_setting('track_commit_timestamp') = 'on' AS tracked,
+    held.n AS held,
+    extract(epoch FROM held.newest - now()) AS claim_ahead_s,
+    extract(epoch FROM held.furthest - now()) AS lease_ahead_s,
+    held.born_expired AS born_expired,
+    sent.n AS sent,
+    extract(epoch FROM sent.newest - now()) AS sent_ahead_s,
+    extract(epoch FROM sent.delay) AS shortest_delay_s,
+    -- A batch is marked after it began: the shortest such time that is below 0 is skew, ahead by that much.
+    extract(epoch FROM sent.to_mark) AS shortest_to_mark_s
+FROM
+    (SELECT count(*) AS n, max(locked_at) AS newest, max(lease_until) AS furthest,
+        count(*) FILTER (WHERE lease_until <= locked_at) AS born_expired
+     FROM notification.notifications WHERE status = 'PROCESSING') held,
+    (SELECT count(*) AS n, max(sent_at) AS newest, min(sent_at - created_at) AS delay,
+        min(marked_at - sent_at) AS to_mark
+     FROM marked) sent;

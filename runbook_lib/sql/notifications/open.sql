@@ -1,0 +1,7 @@
+-- question: how many notifications have not reached an end, whatever they wait for? The anchor of backlog(t)
+-- index: notifications_retention_active_idx
+-- cost: index
+-- answers: window
+SELECT now() AS now, count(*) AS n, min(created_at) AS oldest
+FROM notification.notifications
+WHERE status IN ('PENDING', 'PROCESSING');

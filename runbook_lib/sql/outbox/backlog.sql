@@ -1,0 +1,51 @@
+-- question: what waits in the outbox now: due, waiting for retry, leased, expired, failed, and how old is the oldest?
+-- index: outbox_pick_idx, outbox_inflight_lease_idx
+-- cost: index
+-- answers: present
+SELECT
+    now() AS now,
+    fresh.n + again.n AS due,
+    extract(epoch FROM now() - least(fresh.oldest, again.oldest)) AS oldest_due_s,
+    extract(epoch FROM now() - unpublished.oldest) AS oldest_unpublished_s,
+    waiting.n AS waiting_retry,
+    leased.n AS leased,
+    over.n AS expired,
+    extract(epoch FROM now() - over.oldest) AS oldest_expired_s,
+    failed.n AS failed,
+    unpublished.attempts AS max_attempt_count,
+    unpublished.tried AS tried,
+    leased.last_claim,
+    (SELECT max(published_at) FROM entitlement.outbox_events WHERE status = 'PUBLISHED') AS last_published,
+    (SELECT count(*) FROM entitlement.outbox_events
+     WHERE status = 'PUBLISHED' AND published_at > now() - interval '1 minute') AS published_1m,
+    (SELECT count(*) FROM entitlement.outbox_events
+     WHERE status = 'PUBLISHED' AND published_at > now() - interval '2 minutes'
+       AND created_at > now() - interval '1 minute')
+    + (SELECT count(*) FROM entitlement.outbox_events
+       WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at > now() - interval '1 minute') AS arrived_1m
+FROM
+    (SELECT count(*) AS n, min(created_at) AS oldest
+     FROM entitlement.outbox_events
+     WHERE status = 'PENDING' AND next_retry_at IS NULL) fresh,
+    (SELECT count(*) AS n, min(next_retry_at) AS oldest
+     FROM entitlement.outbox_events
+     WHERE status = 'PENDING' AND next_retry_at <= now()) again,
+    (SELECT count(*) AS n
+     FROM entitlement.outbox_events
+     WHERE status = 'PENDING' AND next_retry_at > now()) waiting,
+    (SELECT count(*) FILTER (WHERE lease_until > now()) AS n, max(locked_at) AS last_claim
+     FROM entitlement.outbox_events
+     WHERE status = 'IN_FLIGHT') leased,
+    (SELECT count(*) AS n, min(lease_until) AS oldest
+     FROM entitlement.outbox_events
+     WHERE status = 'IN_FLIGHT' AND (lease_until IS NULL OR lease_until <= now())) over,
+    (SELECT count(*) AS n
+     FROM entitlement.outbox_events
+     WHERE status = 'FAILED') failed,
+    (SELECT min(created_at) AS oldest, max(attempt_count) AS attempts,
+            count(*) FILTER (WHERE attempt_count > 0) AS tried
+     FROM (
+         SELECT created_at, attempt_count FROM entitlement.outbox_events
+         WHERE status IN ('PENDING', 'IN_FLIGHT')
+         LIMIT 5000
+     ) sample) unpublished;

@@ -1,0 +1,7 @@
+-- question: how many outbox events are not published and not given up? The anchor of backlog(t)
+-- index: outbox_pick_idx
+-- cost: index
+-- answers: window
+SELECT now() AS now, count(*) AS n, min(created_at) AS oldest
+FROM entitlement.outbox_events
+WHERE status IN ('PENDING', 'IN_FLIGHT');

@@ -1,0 +1,7 @@
+-- question: how many messages did the subscriber give up on in the window?
+-- index: scan of notification_nats_dlq, which is small where things work
+-- cost: scan
+-- answers: window
+SELECT count(*) AS n, max(created_at) AS last
+FROM notification.notification_nats_dlq
+WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz);

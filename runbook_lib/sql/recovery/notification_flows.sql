@@ -1,0 +1,24 @@
+-- question: how many notifications came and were sent in each 10 s, back from the moment of the run?
+-- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
+-- cost: scan
+-- answers: window
+WITH flows AS (
+    SELECT created_at AS at, 1 AS arrived, 0 AS gone FROM notification.notifications
+    WHERE status IN ('SENT', 'FAILED')
+      AND created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+    UNION ALL
+    SELECT created_at, 1, 0 FROM notification.notifications
+    WHERE status IN ('PENDING', 'PROCESSING')
+      AND created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+    UNION ALL
+    -- There is no index on sent_at: what was sent now was created within `created_since`.
+    SELECT sent_at, 0, 1 FROM notification.notifications
+    WHERE status IN ('SENT', 'FAILED') AND created_at > CAST(:created_since AS timestamptz)
+      AND sent_at > CAST(:since AS timestamptz) AND sent_at <= CAST(:as_of AS timestamptz)
+)
+SELECT CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
+    sum(arrived) AS arrived, sum(gone) AS gone
+FROM flows
+GROUP BY 1
+ORDER BY 1
+LIMIT :max_rows;

@@ -1,0 +1,23 @@
+-- question: how many events came into the outbox and were published in each 10 s, back from the moment of the run?
+-- index: outbox_published_at_idx, outbox_pick_idx
+-- cost: scan
+-- answers: window
+WITH flows AS (
+    SELECT created_at AS at, 1 AS arrived, 0 AS gone FROM entitlement.outbox_events
+    WHERE status = 'PUBLISHED' AND published_at > CAST(:since AS timestamptz) - interval '1 minute'
+      AND created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+    UNION ALL
+    SELECT created_at, 1, 0 FROM entitlement.outbox_events
+    WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
+      AND created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
+    UNION ALL
+    SELECT published_at, 0, 1 FROM entitlement.outbox_events
+    WHERE status = 'PUBLISHED'
+      AND published_at > CAST(:since AS timestamptz) AND published_at <= CAST(:as_of AS timestamptz)
+)
+SELECT CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
+    sum(arrived) AS arrived, sum(gone) AS gone
+FROM flows
+GROUP BY 1
+ORDER BY 1
+LIMIT :max_rows;

@@ -1,0 +1,8 @@
+-- question: which migrations has Flyway run in schema entitlement, newest first?
+-- index: flyway_schema_history_entitlement_pk
+-- cost: index
+-- answers: present
+SELECT version, description, installed_on, success
+FROM entitlement.flyway_schema_history_entitlement
+ORDER BY installed_rank DESC
+LIMIT :max_rows;

@@ -1,0 +1,8 @@
+-- question: which migrations has Flyway run in schema notification, newest first?
+-- index: flyway_schema_history_notification_pk
+-- cost: index
+-- answers: present
+SELECT version, description, installed_on, success
+FROM notification.flyway_schema_history_notification
+ORDER BY installed_rank DESC
+LIMIT :max_rows;

@@ -1,0 +1,14 @@
+-- question: what may this role do with each table of the two schemas?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+SELECT
+    n.nspname || '.' || c.relname AS table_name,
+    has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS may_read,
+    has_table_privilege(c.oid, 'INSERT') OR has_table_privilege(c.oid, 'UPDATE')
+        OR has_table_privilege(c.oid, 'DELETE') OR has_table_privilege(c.oid, 'TRUNCATE') AS may_write
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname IN ('entitlement', 'notification') AND c.relkind IN ('r', 'p')
+ORDER BY 1
+LIMIT :max_rows;

@@ -1,0 +1,1 @@
+"""What the runbook costs a large database, beside what the obvious query and plain papermill cost it."""

@@ -1,0 +1,208 @@
+"""`make bench`: what the runbook costs a table of millions of rows. Judges in words, never by its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from . import obvious, questions, runs
+from .fill import Filled
+from .questions import Row
+from .runs import Measured
+
+SMALLER = 100  # the small server has this many times fewer rows
+MEMORY_SLACK = 0.10
+RATIO = 0.1
+SECTIONS = ("4.1", "4.3")  # whose questions have the target
+
+Runs = dict[str, dict[str, Measured]]  # by section, then by how
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fill, measure, print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rows", type=int, default=5_000_000, help="notifications  [default: 5,000,000]")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="fill this folder, or use what it already holds")
+    options = parser.parse_args(arguments)
+    began = time.monotonic()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
+        small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
+        large = stack.enter_context(Filled(options.keep or scratch / "large", options.rows))
+        size = large.table_size("notification.notifications") / 2**30
+        _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
+        measured = _notebooks(large, small, scratch)
+        large.renew_leases()
+        rows = list(questions.measure(large.database_url))
+        asked = {
+            name: sorted(s for s, how in measured.items() if name in how["runbook"].questions) for name in _names(rows)
+        }
+        late = [r for r in _judged(rows, asked) if _late(r)]
+        large.vacuum()
+        vacuumed = list(questions.measure(large.database_url, _names(late)))
+    _print_questions(rows, asked)
+    _print_notebooks(measured, options.rows)
+    _print_targets(rows, vacuumed, asked, measured)
+    _say(f"\nThe bench took {_since(began)} s.")
+
+
+def _notebooks(large: Filled, small: Filled, scratch: Path) -> Runs:
+    found = runs.sections()
+    measured: Runs = {}
+    if found:  # the first run of all compiles and caches
+        runs.by_product(found[0], small, scratch / "warm")
+        runs.by_papermill(found[0], small, scratch / "warm")
+    for section in found:
+        large.renew_leases()
+        small.renew_leases()
+        measured[section.number] = {
+            "runbook": runs.by_product(section, large, scratch / "runbook"),
+            "papermill": runs.by_papermill(section, large, scratch / "papermill"),
+            "small": runs.by_product(section, small, scratch / "runbook-small"),
+        }
+    return measured
+
+
+def _print_questions(rows: list[Row], asked: dict[str, list[str]]) -> None:
+    _say(
+        "\nQuestions, warm, median of 3. Buffers of 8 kB. `cost` is the planner's; questions of tier `scan` pass the"
+        f"\ngate only up to {questions.BUDGET.max_plan_cost:,.0f}. `Seq Scan` names the large tables that the plan"
+        " reads in sequence."
+    )
+    lines = []
+    for r in rows:
+        lines.append(
+            (
+                r.query.name,
+                " ".join(asked[r.query.name]) or "-",
+                r.query.cost,
+                f"{r.plan_cost:,.0f}",
+                *((f"{r.tuned.ms:,.1f}", f"{r.tuned.buffers:,}") if r.tuned else ("-", "-")),
+                *((f"{r.obvious.ms:,.1f}", f"{r.obvious.buffers:,}") if r.obvious else ("-", "-")),
+                "-" if r.ratio is None else f"{r.ratio:.4f}",
+                " ".join(sorted(r.tuned.scanned)) if r.tuned and r.tuned.scanned else "none" if r.tuned else "-",
+                "refused" if r.refused else r.error or "passes" if r.query.cost == "scan" else r.error or "-",
+            )
+        )
+    _table(
+        ("question", "sections", "tier", "cost", "ms", "buffers", "obvious ms", "buffers", "ratio", "Seq Scan", "gate"),
+        lines,
+        left={0, 1, 2, 9, 10},
+    )
+
+
+def _print_notebooks(measured: Runs, rows: int) -> None:
+    _say(
+        f"\nNotebooks, headless, {rows:,} rows and {rows // SMALLER:,} rows. Memory: peak of the summed RSS of the process"
+        "\ntree, sampled every 50 ms (shared pages count once per process). Scans: of notifications and outbox_events."
+    )
+    lines = []
+    for number, how in measured.items():
+        product, plain, small = how["runbook"], how["papermill"], how["small"]
+        lines.append(
+            (
+                number,
+                f"{product.seconds:.1f}",
+                f"{plain.seconds:.1f}",
+                f"{product.seconds / plain.seconds:.2f}",
+                f"{product.mebibytes:.0f}",
+                f"{plain.mebibytes:.0f}",
+                f"{product.mebibytes / max(plain.mebibytes, 1):.2f}",
+                f"{small.mebibytes:.0f}",
+                f"{small.seconds:.1f}",
+                f"{product.seq_scans}",
+                f"{product.index_scans}",
+                f"{plain.seq_scans}",
+                "; ".join(f"{name}: {m.problem}" for name, m in how.items() if m.problem) or "-",
+            )
+        )
+    _table(
+        (
+            *("section", "runbook s", "papermill s", "ratio", "runbook MiB", "papermill MiB", "ratio", "small MiB"),
+            *("small s", "seq", "index", "papermill seq", "problem"),
+        ),
+        lines,
+        left={0, 12},
+    )
+
+
+def _print_targets(rows: list[Row], vacuumed: list[Row], asked: dict[str, list[str]], measured: Runs) -> None:
+    _say("\nTargets")
+    judged = _judged(rows, asked)
+    own = [r for r in rows if set(asked[r.query.name]) & set(SECTIONS) and r not in judged]
+    late = [r for r in judged if _late(r)]
+    absent = [s for s in SECTIONS if s not in measured]
+    _target(
+        f"each question of 4.1 and 4.3 at most 1/10 of the obvious query's buffers ({len(judged)} compared)",
+        [f"{r.query.name} ({'not measured' if r.ratio is None else f'{r.ratio:.2f}'})" for r in late]
+        + [f"section {s} was not run" for s in absent],
+    )
+    for r in vacuumed:
+        if r.ratio is not None:
+            _say(f"    {r.query.name} right after a VACUUM, when index-only scans read no table page: {r.ratio:.2f}")
+    for r in own:
+        if r.query.cost != "catalog":
+            _say(f"    not compared: {r.query.name}: {obvious.ITSELF[r.query.name]}")
+    catalog = [r.query.name for r in own if r.query.cost == "catalog"]
+    _say(f"    not compared, read no table: {', '.join(catalog) or '-'}")
+    refused = [f"{r.query.name} (cost {r.plan_cost:,.0f})" for r in rows if r.refused]
+    _say(f"    refused by the cost gate at this size, never run: {', '.join(refused) or '-'}")
+    _target(
+        "no sequential scan of notifications or outbox_events in any notebook",
+        [f"section {n}: {m.seq_scans}" for n, how in measured.items() if (m := how["runbook"]).seq_scans]
+        + ([] if measured else ["no notebook was run"]),
+    )
+    _target(
+        f"memory of a run independent of table size (within {MEMORY_SLACK:.0%} of {SMALLER} times fewer rows)",
+        [
+            f"section {n}: {how['runbook'].mebibytes:.0f} MiB against {how['small'].mebibytes:.0f} MiB"
+            for n, how in measured.items()
+            if how["runbook"].mebibytes > how["small"].mebibytes * (1 + MEMORY_SLACK)
+        ]
+        + ([] if measured else ["no notebook was run"]),
+    )
+
+
+def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:
+    """The questions that the target is about: of its sections, reading a table, and not the obvious query itself."""
+    return [
+        r
+        for r in rows
+        if set(asked[r.query.name]) & set(SECTIONS) and r.query.cost != "catalog" and r.query.name not in obvious.ITSELF
+    ]
+
+
+def _late(row: Row) -> bool:
+    return not row.refused and (row.ratio is None or row.ratio > RATIO)
+
+
+def _target(what: str, missed: list[str]) -> None:
+    _say(f"  {'MISSED ' if missed else 'reached'}  {what}{': ' if missed else ''}{', '.join(missed)}")
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int]) -> None:
+    lines = [head, *lines]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    side: tuple[Callable[[str, int], str], Callable[[str, int], str]] = (str.rjust, str.ljust)
+    for line in lines:
+        _say("  ".join(side[i in left](cell, widths[i]) for i, cell in enumerate(line)).rstrip())
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    return [r.query.name for r in rows]
+
+
+def _since(moment: float) -> str:
+    return f"{time.monotonic() - moment:.0f}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

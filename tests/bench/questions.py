@@ -1,0 +1,120 @@
+"""Every question of the runbook under EXPLAIN (ANALYZE, BUFFERS), beside the obvious query."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib import sql
+from runbook_lib.masking import Masker
+from runbook_lib.settings import Budget
+from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources.postgres import Postgres, Snapshot
+
+from . import obvious
+
+REPETITIONS = 3
+#: The budget of the runbook, except that an obvious query may take as long as it does.
+BUDGET = Budget(statement_timeout_ms=60_000)
+SLOW_MS = 500.0  # an obvious query slower than this is repeated once only
+
+_LARGE = {"notifications", "outbox_events"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one query cost: median of the warm repetitions, 8 kB buffers touched, large tables read in sequence."""
+
+    ms: float
+    buffers: int
+    scanned: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question; `tuned` is None where the cost gate refuses it, or it failed with `error`."""
+
+    query: sql.Query
+    plan_cost: float
+    refused: bool
+    tuned: Cost | None
+    obvious: Cost | None
+    error: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Tuned buffers by obvious buffers."""
+        if self.tuned is None or self.obvious is None:
+            return None
+        return self.tuned.buffers / max(self.obvious.buffers, 1)
+
+
+def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[Row]:
+    """Ask those (all, if none is named), each in a connection of its own, with the settings and the role of the runbook."""
+    source = Postgres(database_url, "runbook/bench", BUDGET, Ledger(Masker.of([database_url], "bench")))
+    with source.snapshot() as db:
+        now = pd.Timestamp(db._execute("SELECT now()", {}).scalar_one())
+    values = {
+        "as_of": now,
+        "since": now - pd.Timedelta(hours=1),
+        "created_since": now - pd.Timedelta(hours=2),
+        "until": now - pd.Timedelta(minutes=1),
+        "from": now - pd.Timedelta(minutes=10),
+        "tried_since": now - pd.Timedelta(hours=1),
+        "late_s": 30.0,
+        "limit_s": 30.0,
+        "schema": "notification",
+        "max_rows": BUDGET.max_rows + 1,
+    }
+    for name in sql.names() if names is None else names:
+        q = sql.query(name)
+        try:
+            yield _row(source, q, values)
+        except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
+            yield Row(q, 0.0, False, None, None, str(e.args[0]))
+
+
+def _row(source: Postgres, q: sql.Query, values: dict[str, Any]) -> Row:
+    with source.snapshot() as db:
+        plan_cost = db._plan_cost(q, _used(q.sql, values))
+        refused = q.cost == "scan" and plan_cost > BUDGET.max_plan_cost
+        beside = obvious.QUERIES.get(q.name)
+        tuned: list[Cost] = []
+        typed: list[Cost] = []
+        for _ in range(REPETITIONS + 1):  # the first warms the cache
+            if not refused:
+                tuned.append(_explain(db, q.sql, values))
+            if beside and not refused and not (len(typed) > 1 and typed[-1].ms > SLOW_MS):
+                typed.append(_explain(db, beside, values))
+    return Row(q, plan_cost, refused, _median(tuned), _median(typed))
+
+
+def _explain(db: Snapshot, text: str, values: dict[str, Any]) -> Cost:
+    explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {text}"
+    answer = db._execute(explained, _used(text, values)).scalar_one()[0]
+    plan = answer["Plan"]
+    scanned = {n["Relation Name"] for n in _nodes(plan) if n["Node Type"] == "Seq Scan"} & _LARGE
+    return Cost(answer["Execution Time"], plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], frozenset(scanned))
+
+
+def _median(costs: list[Cost]) -> Cost | None:
+    if not costs:
+        return None
+    warm = costs[1:] or costs
+    return Cost(statistics.median(c.ms for c in warm), warm[-1].buffers, warm[-1].scanned)
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
+
+
+def _used(text: str, values: dict[str, Any]) -> dict[str, Any]:
+    names = re.findall(r"(?<![:\w]):(\w+)\b", text)
+    return {name: values[name] for name in names}

@@ -1,0 +1,155 @@
+"""Real servers for the integration tests, started once from the wheels and once from container images."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import nats
+import nats.js.errors
+import psycopg
+import pytest
+from psycopg import sql
+from testcontainers.community.postgres import PostgresContainer
+from testcontainers.core.container import DockerContainer
+from testcontainers.core.docker_client import DockerClient
+
+from runbook_lib.sandbox import broker as applications
+from runbook_lib.sandbox import servers as embedded_servers
+from runbook_lib.sandbox.servers import Servers
+
+POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
+NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
+
+
+class Containers(Servers):
+    """The same two servers with the same roles and limits, out of images instead of wheels.
+
+    The ports are chosen beforehand, so that a server that is restarted keeps its address.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        super().__init__(directory)
+        passwords = self.addresses.passwords
+        self._postgres_container = (
+            PostgresContainer(POSTGRES_IMAGE, username="postgres", password=passwords["postgres"], dbname="postgres")
+            .with_bind_ports(5432, self.addresses.postgres_port)
+            .with_command([f"-c{name}={value}" for name, value in embedded_servers.POSTGRES_SETTINGS.items()])
+        )
+        self._nats_container = (
+            DockerContainer(NATS_IMAGE)
+            .with_bind_ports(self.addresses.nats_port, self.addresses.nats_port)
+            .with_bind_ports(self.addresses.monitor_port, self.addresses.monitor_port)
+            .with_command(["-c", "/nats.conf"])
+        )
+        self._made: set[str] = set()
+
+    def __enter__(self) -> Containers:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        embedded_servers.write_nats_config(self.directory, self.addresses, self.addresses.passwords["nats-app"])
+        config = (self.directory / "nats.conf").read_text().replace("127.0.0.1", "0.0.0.0")
+        self._nats_container.with_copy_into_container(config.encode(), "/nats.conf")
+        try:
+            self.start_nats()
+            self.start_postgres()
+            embedded_servers.create_database(self.addresses)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start_postgres(self) -> None:
+        self._start(self._postgres_container)
+        embedded_servers.wait_for_postgres(self.addresses)
+
+    def start_nats(self) -> None:
+        self._start(self._nats_container)
+        embedded_servers.wait_for_nats(self.addresses)
+
+    def stop_postgres(self) -> None:
+        self._postgres_container.get_wrapped_container().stop()
+
+    def stop_nats(self) -> None:
+        self._nats_container.get_wrapped_container().stop()
+
+    def stop(self) -> None:
+        self._nats_container.stop()
+        self._postgres_container.stop()
+
+    def _start(self, container: DockerContainer) -> None:
+        if container.image in self._made:
+            container.get_wrapped_container().start()
+        else:
+            self._made.add(container.image)
+            container.start()
+
+
+def engine_problem() -> Exception | None:
+    """Why no container can be started here; None where a Docker engine answers."""
+    try:
+        DockerClient().client.ping()
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """The servers from the wheels, for what needs their processes."""
+    with Servers(tmp_path_factory.mktemp("embedded")) as running:
+        running.ensure_streams()
+        yield running
+
+
+@pytest.fixture(scope="session", params=["embedded", pytest.param("containers", marks=pytest.mark.docker)])
+def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Both servers with roles, schema, streams and durables; a test runs with each kind of them."""
+    if request.param == "embedded":
+        yield request.getfixturevalue("embedded")
+        return
+    if problem := engine_problem():
+        if os.environ.get("RUNBOOK_REQUIRE_DOCKER") == "1":
+            pytest.fail(f"RUNBOOK_REQUIRE_DOCKER=1 and no Docker engine answers: {problem}", pytrace=False)
+        pytest.skip("no Docker engine answers; the same tests ran with the embedded servers")
+    with Containers(tmp_path_factory.mktemp("containers")) as running:
+        running.ensure_streams()
+        yield running
+
+
+@pytest.fixture
+def db(servers: Servers) -> Iterator[psycopg.Connection]:
+    """A superuser's connection (autocommit) to a database without rows."""
+    with psycopg.connect(servers.admin_url, autocommit=True) as connection:
+        connection.execute("SET lock_timeout = '5s'")  # a test that left a transaction open is named by it
+        tables = connection.execute(
+            "SELECT schemaname, tablename FROM pg_tables "
+            "WHERE schemaname IN ('entitlement', 'notification') AND tablename NOT LIKE 'flyway%'"
+        ).fetchall()
+        names = sql.SQL(", ").join(sql.Identifier(*table) for table in tables)
+        connection.execute(sql.SQL("TRUNCATE {}").format(names))
+        yield connection
+
+
+@pytest.fixture
+def broker(servers: Servers) -> str:
+    """Empty streams and fresh durables; the value is the URL of the applications' broker user."""
+
+    async def delete() -> None:
+        client = await nats.connect(servers.app_nats_url)
+        try:
+            for stream in (
+                applications.STREAM,
+                applications.ADVISORY_STREAM,
+                applications.TERMINATED_STREAM,
+            ):
+                with suppress(nats.js.errors.NotFoundError):
+                    await client.jetstream().delete_stream(stream)
+        finally:
+            await client.close()
+
+    asyncio.run(delete())
+    servers.ensure_streams()
+    return servers.app_nats_url

@@ -1,0 +1,73 @@
+"""The documents are the configuration: they are read, agree with the code, and a slip names file and line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runbook_lib import catalog
+from runbook_lib.catalog import CatalogError
+from runbook_lib.checks import CHECKS
+
+
+def test_every_step_of_a_notebook_has_exactly_one_check() -> None:
+    book = catalog.load()
+    steps = {s.id for section in book.runnable().values() for s in section.steps}
+    assert steps == set(CHECKS)
+
+
+def test_the_sections_of_the_runbook() -> None:
+    numbers = ["2", "3", "4.1", "4.2", "4.3", "4.4", "5.1", "5.2", "5.3", "6", "7"]
+    assert list(catalog.load().sections) == numbers
+
+
+def test_notebooks_exist_and_belong_to_a_section() -> None:
+    named = {s.notebook for s in catalog.load().runnable().values()}
+    assert named == set((catalog.ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_a_value_carries_its_threshold_and_where_it_comes_from() -> None:
+    value = catalog.load().limits.value("backlog.oldest_due", 12)
+    assert value.threshold
+    assert value.threshold.origin == "docs/slo.md `backlog.oldest_due`"
+
+
+def test_objectives() -> None:
+    slos = catalog.load().slos
+    assert slos["NOTI-B"].met(29) and not slos["NOTI-B"].met(30)
+    assert slos["ENT-E"].met(0) and not slos["ENT-E"].met(1)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copytree(catalog.ROOT / "docs", tmp_path / "docs")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("slo.md", "| ENT-C | Entitlement |", "| ENT-C | Entitlement | too | many |", "cells under"),
+        ("slo.md", "| = 0 rows |", "| none |", "is not like '< 5 s'"),
+        ("slo.md", "| `backlog.due` | 50 |", "| `backlog.due` | fifty |", "limit 'fifty'"),
+        ("failure-modes.md", "- Hop: database", "- Hop: databse", "hop 'databse'"),
+        ("failure-modes.md", "- Symptom:", "- Symptoms:", "'- Symptom: ...' is missing"),
+        ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
+    ],
+)
+def test_a_malformed_document_names_file_and_line(root: Path, file: str, old: str, new: str, problem: str) -> None:
+    path = root / "docs" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(CatalogError, match=problem) as e:
+        catalog.load(root)
+    assert f"{file}:" in str(e.value)
+
+
+def test_a_missing_document(root: Path) -> None:
+    (root / "docs" / "slo.md").unlink()
+    with pytest.raises(CatalogError, match=r"slo.md:1: cannot be read"):
+        catalog.load(root)

@@ -1,0 +1,878 @@
+"""Sections 4.1 and 4.3: judges on frames of every shape, and whole steps on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any
+
+import nats
+import pandas as pd
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from runbook_lib import catalog, messages, sql
+from runbook_lib.charts import Chart
+from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
+from runbook_lib.checks.check import Given
+from runbook_lib.checks.delivery import delivery
+from runbook_lib.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.parameters import validate
+from runbook_lib.sandbox import broker as applications
+from runbook_lib.sandbox.servers import Servers
+from runbook_lib.session import Session
+from runbook_lib.settings import Settings
+from runbook_lib.sources import SourceError
+
+NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
+STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
+
+
+def make_given(**changes: Any) -> Given:
+    book = catalog.load()
+    return Given(limits=book.limits, slos=book.slos, as_of=NOW, window_minutes=10, **changes)
+
+
+def ago(seconds: float) -> pd.Timestamp:
+    return NOW - pd.Timedelta(seconds=seconds)
+
+
+def weight(finding: Finding, about: str) -> float:
+    return sum(s.weight for s in finding.signals if s.about == about)
+
+
+def words(finding: Finding) -> None:
+    """Every text of the finding exists in both languages and takes its parameters."""
+    for lang in messages.LANGUAGES:
+        for text in (finding.headline, *finding.notes):
+            assert messages.text(text, lang)
+        for p in finding.proposals:
+            for part in ("title", "preconditions", "effect", "risk", "undo", "verify"):
+                assert messages.text(say(f"proposal.{p.name}.{part}", **p.params), lang)
+
+
+# Judges ------------------------------------------------------------------------------------------------------
+
+
+def look(**backlog_values: Any) -> Frames:
+    """One look at an idle worker, with what is given on top."""
+    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "without_lease", "overdue_10min"), 0) | {
+        "oldest_due_s": None,
+        "oldest_expired_s": None,
+    }
+    return {
+        "backlog": pd.DataFrame([{"now": NOW, **zero, **backlog_values}]),
+        "activity": pd.DataFrame(
+            [{"now": NOW, "last_claim": pd.NaT, "last_sent": ago(1), "last_try": pd.NaT, "sent_1m": 300,
+              "arrived_1m": 300, "workers": None}]
+        ),
+        "attempts": pd.DataFrame({"attempt_count": [0], "n": [1], "waiting": [0]}),
+        "held": held(),
+        "open": pd.DataFrame([{"now": NOW, "n": 0, "oldest": pd.NaT}]),
+    }  # fmt: skip
+
+
+def held(*rows: tuple[str, str, float, float]) -> pd.DataFrame:
+    """Rows in PROCESSING: id, worker, seconds since the claim, seconds to the lease's end."""
+    return pd.DataFrame(
+        [
+            {"now": NOW, "notification_id": i, "locked_by": w, "locked_at": ago(since), "lease_until": ago(-left),
+             "attempt_count": 0}
+            for i, w, since, left in rows
+        ],
+        columns=["now", "notification_id", "locked_by", "locked_at", "lease_until", "attempt_count"],
+    )  # fmt: skip
+
+
+def later(frames: Frames, **changes: pd.DataFrame) -> Frames:
+    """The second look, the same as the first but for what is given."""
+    return frames | {f"{n}_later": changes.get(n, frames[n]) for n in ("activity", "attempts", "held")}
+
+
+def silent(frames: Frames, seconds: float) -> Frames:
+    return frames | {"activity": frames["activity"].assign(last_sent=ago(seconds))}
+
+
+def test_nothing_waits_is_ok() -> None:
+    found = backlog.judge(look(), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "delivery_worker") < 0
+    words(found)
+
+
+def test_due_and_silent_is_the_worker() -> None:
+    found = backlog.judge(later(silent(look(due=75, oldest_due_s=15.2), 15.3)), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "delivery_worker") >= 0.9
+    assert weight(found, "FM-NOTI-06") >= 0.9
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    words(found)
+
+
+def test_an_idle_worker_is_not_blamed_for_a_row_that_has_just_come() -> None:
+    found = backlog.judge(silent(look(due=1, oldest_due_s=0.4), 7200), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "delivery_worker") <= 0
+
+
+def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=70)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [1, 2, 3], "n": [30, 20, 20], "waiting": [30, 20, 20]})
+    frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
+    found = backlog.judge(frames, make_given())
+    assert weight(found, "receiver") > 0.8
+    assert weight(found, "FM-NOTI-03") > 0.8
+    assert weight(found, "delivery_worker") < 0
+    assert found.next_sections == ("4.4", "5.2")
+    words(found)
+
+
+def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
+    frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [0, 1], "n": [90, 8], "waiting": [0, 0]})
+    frames["held"] = held(("a", "w", 25, 5), ("b", "w", 25, 5))
+    moved = later(frames, held=held(("b", "w", 25, 5)))
+    assert delivery(moved).progress is True
+    slow = backlog.judge(moved, make_given())
+    assert weight(slow, "delivery_worker") < 0
+    assert weight(slow, "receiver") > 0.5
+    stuck = backlog.judge(later(frames), make_given())
+    assert 0 < weight(stuck, "delivery_worker") < 0.6
+    words(stuck)
+
+
+def test_dead_letters_in_a_burst_speak_for_the_receiver() -> None:
+    frames = look() | {"failed": pd.DataFrame({"minute": [ago(60).floor("min")], "n": [40]})}
+    found = backlog.judge(frames, make_given())
+    assert weight(found, "receiver") > 0.5
+    assert weight(found, "FM-NOTI-04") > 0.5
+
+
+def test_the_past_is_rebuilt_and_never_green() -> None:
+    minutes = pd.date_range(NOW.floor("min") - pd.Timedelta(minutes=9), periods=10, freq="min")
+    frames: Frames = {
+        "open": pd.DataFrame([{"now": NOW + pd.Timedelta(minutes=5), "n": 20, "oldest": ago(3600)}]),
+        "arrivals": pd.DataFrame({"minute": minutes, "n": [5] * 10}),
+        "sent": pd.DataFrame({"minute": minutes, "n": [5] * 10}),
+    }
+    found = backlog.judge(frames, make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+    assert found.value("backlog.open") == 20
+    words(found)
+    rebuilt = backlog.rebuild(frames, make_given())
+    assert rebuilt is not None
+    assert len(rebuilt) == 10
+    frames["open"] = frames["open"].assign(n=900)
+    assert backlog.judge(frames, make_given()).status is Status.CRITICAL
+
+
+def consumer(**changes: Any) -> Frames:
+    values = {
+        "bound": True, "num_pending": 0, "num_ack_pending": 0, "max_ack_pending": 1000, "num_redelivered": 0,
+    } | changes  # fmt: skip
+    return {
+        "consumer": pd.DataFrame([values]),
+        "clients": pd.DataFrame(
+            [{"cid": 5, "name": None, "ip": "10.0.0.7", "port": 4000, "start": ago(600), "user": "app",
+              "pending_bytes": 0, "bound": values["bound"]}]
+        ),
+        "closed": closed(),
+        "activity": pd.DataFrame([{"now": NOW, "last_processed": ago(1), "processed_1m": 300}]),
+        "unprocessed": events(),
+    }  # fmt: skip
+
+
+def closed(*rows: tuple[str, int]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [("app", "10.0.0.7", reason, n, n, 1.0) for reason, n in rows],
+        columns=["client", "ip", "reason", "n", "last_minute", "last_s_ago"],
+    )
+
+
+def events(*seconds: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(str(i), "EntitlementGranted", ago(s + 1), ago(s)) for i, s in enumerate(seconds)],
+        columns=["event_id", "event_type", "created_at", "published_at"],
+    )
+
+
+def test_a_bound_subscriber_that_keeps_up_is_ok() -> None:
+    found = subscriber.judge(consumer(), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "subscriber") < 0
+    words(found)
+
+
+def test_nobody_bound_is_critical_without_any_lag() -> None:
+    found = subscriber.judge(consumer(bound=False), make_given())
+    assert found.status is Status.CRITICAL
+    assert found.headline.key == "subscriber.deaf_idle"
+    assert weight(subscriber.judge(consumer(bound=False, num_pending=1), make_given()), "subscriber") >= 0.9
+    assert weight(found, "FM-NATS-01") > weight(found, "FM-NATS-05")
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    words(found)
+
+
+def test_without_the_monitoring_port_the_step_still_answers() -> None:
+    frames = {k: v for k, v in consumer(bound=False, num_pending=3).items() if k not in ("clients", "closed")}
+    frames["failed"] = pd.DataFrame(
+        [("clients", "nats_monitor", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = subscriber.judge(frames, make_given())
+    assert found.status is Status.CRITICAL
+    assert 0.5 < weight(found, "subscriber") < 0.9
+    assert any(n.key == "subscriber.without" for n in found.notes)
+    words(found)
+
+
+def test_a_reconnect_loop_of_everybody_is_the_broker_s_door() -> None:
+    frames = consumer(bound=False, num_pending=60) | {"closed": closed(("Authentication Failure", 14))}
+    frames["clients"] = frames["clients"].head(0)
+    found = subscriber.judge(frames, make_given())
+    assert weight(found, "jetstream") > 0.9
+    assert weight(found, "FM-NATS-05") >= 0.9
+    assert found.headline.params["reason"] == "Authentication Failure"
+    assert [p.name for p in found.proposals] == ["check_nats_credentials"]
+    words(found)
+
+
+def test_a_reconnect_loop_of_one_is_its_own() -> None:
+    frames = consumer(bound=False) | {"closed": closed(("Authentication Failure", 14))}
+    found = subscriber.judge(frames, make_given())
+    assert weight(found, "subscriber") > 0.8
+    assert weight(found, "jetstream") <= 0
+
+
+def test_published_not_processed_and_not_held_is_lost() -> None:
+    found = subscriber.judge(consumer() | {"unprocessed": events(61, 90)}, make_given())
+    assert found.status is Status.CRITICAL
+    assert found.value("outbox.unprocessed") == 2
+    assert weight(found, "FM-NATS-03") > 0
+    held_back = subscriber.judge(consumer(num_pending=5) | {"unprocessed": events(61, 90)}, make_given())
+    assert held_back.value("outbox.unprocessed") == 0
+    words(found)
+
+
+def test_a_stalled_consumer_is_said_to_be() -> None:
+    found = subscriber.judge(consumer(num_pending=9, num_ack_pending=1000), make_given())
+    assert found.status is Status.CRITICAL  # a lag of 1000 and more
+    assert found.headline.key == "subscriber.stalled"
+
+
+@pytest.mark.parametrize("code", ["no_connection", "hung", "stream_not_found", "consumer_not_found"])
+def test_a_broker_that_is_gone_is_the_answer(code: str) -> None:
+    found = subscriber.on_error(SourceError("jetstream", Reason.UNREACHABLE, "gone", code), make_given())
+    assert found.status is Status.CRITICAL
+    words(found)
+
+
+def test_a_refusal_of_our_own_login_is_not_the_system_s_failure() -> None:
+    found = subscriber.on_error(SourceError("jetstream", Reason.DENIED, "no", "wrong_credentials"), make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.DENIED)
+
+
+TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
+
+
+def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> Frames:
+    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "failed", "tried"), 0)
+    values = {
+        "now": NOW, **zero, "oldest_due_s": None, "oldest_expired_s": None, "max_attempt_count": 0,
+        "last_claim": pd.NaT, "last_published": ago(1), "published_1m": 300, "arrived_1m": 300,
+    } | changes  # fmt: skip
+    return {
+        "backlog": pd.DataFrame([values]),
+        "delay": pd.DataFrame(
+            [{"n": 900, "p50": 0.5, "p95": 0.9, "p99": 1.0, "longest": 1.2, "negative": 0, "last_published": ago(1)}]
+        ),
+        "errors": pd.DataFrame(
+            [(s, e, n, 1, ago(20), ago(10)) for s, e, n in errors or ()],
+            columns=["status", "last_error", "n", "attempts", "oldest", "newest"],
+        ),
+        "unprocessed": events(),
+        "broker": pd.DataFrame([{"answers": True, "last_seq": 9}]),
+    }  # fmt: skip
+
+
+def test_an_outbox_that_flows_is_ok() -> None:
+    found = publish.judge(outbox(due=4, oldest_due_s=0.9), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "relay") < 0
+    words(found)
+
+
+def test_due_without_a_try_is_the_relay() -> None:
+    found = publish.judge(outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5)), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "relay") >= 0.9
+    assert weight(found, "FM-OB-01") >= 0.9
+    assert [p.name for p in found.proposals] == ["restart_entitlement"]
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "hop", "mode"),
+    [
+        (TIMEOUT, "relay", "FM-NATS-05"),
+        ("Connection is Closed", "relay", "FM-NATS-05"),
+        ("Error Publishing: 503 No Responders Available For Request", "jetstream", "FM-NATS-04"),
+    ],
+)
+def test_failing_publishes_are_told_apart_by_their_words(error: str, hop: str, mode: str) -> None:
+    frames = outbox([("PENDING", error, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given())
+    assert weight(found, hop) > 0.8
+    assert weight(found, mode) > 0.8
+    words(found)
+
+
+def test_a_broker_that_does_not_answer_speaks_for_itself_not_for_the_relay() -> None:
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    del frames["broker"]
+    frames["failed"] = pd.DataFrame(
+        [("broker", "jetstream", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = publish.judge(frames, make_given())
+    assert weight(found, "jetstream") > 0.8
+    assert weight(found, "relay") < 0
+    words(found)
+
+
+def test_both_clients_cut_off_is_the_broker_s_door() -> None:
+    deaf = subscriber.judge(consumer(bound=False), make_given())
+    earlier = (Finding("4.1.2", deaf.status, deaf.headline, values=deaf.values),)
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given(earlier=earlier))
+    assert weight(found, "jetstream") > 0.8
+    assert weight(found, "FM-NATS-05") > 0.8
+
+
+def test_a_payload_that_cannot_pass_is_the_producer() -> None:
+    found = publish.judge(outbox([("FAILED", "outbox payload parse failure", 2)], failed=2), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "producer") > 0.5
+    assert weight(found, "FM-OB-02") > 0.8
+    words(found)
+
+
+def test_no_publish_is_no_percentile() -> None:
+    frames = outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
+    frames["delay"] = pd.DataFrame([{"n": 0, "p50": None, "p95": None, "p99": None, "negative": 0}])
+    found = publish.judge(frames, make_given())
+    assert found.status is Status.OK
+    assert found.value("outbox.publish_delay_p95") is None
+    assert found.headline.key == "publish.idle"
+    words(found)
+
+
+def sessions(used: int = 5, sees: bool = True, **frames: pd.DataFrame) -> Frames:
+    empty = pd.DataFrame()
+    return {
+        "connections": pd.DataFrame(
+            [{"max_connections": 40, "superuser_reserved": 3, "reserved": 2, "sees_others": sees, "used": used}]
+        ),
+        "sessions": pd.DataFrame({"application": ["report"], "state": ["idle"], "n": [used]}),
+        "blocked": empty, "blockers": empty, "long_transactions": empty,
+    } | frames  # fmt: skip
+
+
+def test_a_free_database_is_ok() -> None:
+    found = database.judge(sessions(), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "database") < 0
+    words(found)
+
+
+def test_connections_are_counted_against_the_usable_ones() -> None:
+    found = database.judge(sessions(used=34), make_given())
+    assert found.status is Status.CRITICAL  # 34 of 35, not of 40
+    assert weight(found, "FM-DB-01") >= 0.9
+    assert found.proposals[0].name == "end_sessions"
+    words(found)
+
+
+def test_a_blocker_is_named_with_its_pid() -> None:
+    blocked = pd.DataFrame([{"pid": 7, "wait_s": 6.0, "blocked_by": "5", "object": "notification.notifications"}])
+    blockers = pd.DataFrame(
+        [{"pid": 5, "application": "schema-migration", "state": "idle in transaction", "blocks": 1,
+          "transaction_s": 16.0}]
+    )  # fmt: skip
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    assert found.status is Status.WARNING
+    assert weight(found, "database") > 0.7
+    assert "pg_terminate_backend(5)" in found.proposals[0].command
+    running = database.judge(sessions(blocked=blocked, blockers=blockers.assign(state="active")), make_given())
+    assert "pg_cancel_backend(5)" in running.proposals[0].command
+    words(found)
+
+
+def test_hidden_sessions_are_denied_and_not_absent() -> None:
+    found = database.judge(sessions(sees=False), make_given())
+    assert any(n.key == "database.denied" for n in found.notes)
+
+
+def test_no_connection_left_is_critical() -> None:
+    e = SourceError("postgres", Reason.UNREACHABLE, "sorry, too many clients already", "too_many_clients")
+    found = database.on_error(e, make_given())
+    assert found.status is Status.CRITICAL
+    words(found)
+
+
+def holders(*rows: tuple[str | None, int, int, float]) -> pd.DataFrame:
+    """Worker, rows, of them expired, for how long."""
+    return pd.DataFrame(
+        [
+            {"now": NOW, "locked_by": w, "n": n, "expired": e, "without_lease": 0, "expired_for_s": s or None,
+             "last_claim": ago(30 + s), "since_claim_s": 30 + s, "shortest_lease_s": 30.0, "longest_lease_s": 30.0,
+             "furthest_s": -s}
+            for w, n, e, s in rows
+        ]
+    )  # fmt: skip
+
+
+def test_leases_with_time_left_are_work() -> None:
+    assert leases.judge_leases({"holders": holders(("w", 50, 0, 0.0))}, make_given()).status is Status.OK
+    assert leases.judge_leases({"holders": pd.DataFrame()}, make_given()).status is Status.OK
+
+
+def test_leases_left_behind_are_a_worker_that_is_gone() -> None:
+    found = leases.judge_leases({"holders": holders(("w", 50, 50, 20.0))}, make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-NOTI-06") > 0.7
+    words(found)
+
+
+def test_leases_outlived_by_a_batch_that_goes_on_are_not() -> None:
+    first = silent(look(expired=2, oldest_expired_s=20.0), 50)
+    first["held"] = held(("a", "w", 50, -20), ("b", "w", 50, -20))
+    frames = later(first, held=held(("b", "w", 50, -20))) | {"holders": holders(("w", 2, 2, 20.0))}
+    found = leases.judge_leases(frames, make_given())
+    assert found.headline.key == "leases.outlasted"
+    assert weight(found, "delivery_worker") == 0
+    alive = leases.judge_workers(frames, make_given())
+    assert alive.status is Status.OK
+    earlier = (Finding("4.3.2", alive.status, alive.headline, values=alive.values),)
+    short = leases.judge_length({"holders": frames["holders"]}, make_given(earlier=earlier))
+    assert short.status is Status.CRITICAL  # 30 s against the 50 s of the batch that goes on
+    words(found)
+    words(short)
+
+
+def test_the_dead_worker_is_named() -> None:
+    frames = later(silent(look(expired=9, oldest_expired_s=18.0), 48)) | {"holders": holders(("pod-1", 9, 9, 18.0))}
+    found = leases.judge_workers(frames, make_given())
+    assert found.status is Status.CRITICAL
+    assert found.headline.params["who"] == "pod-1"
+    words(found)
+
+
+def test_a_row_in_other_hands_before_its_lease_is_over_is_a_race() -> None:
+    first = held(("a", "one", 5, 25))
+    second = held(("a", "two", 1, 29)).assign(now=NOW)
+    found = leases.judge_locks({"first": first, "second": second}, make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-NOTI-02") > 0.8
+    words(found)
+
+
+def test_a_takeover_after_the_lease_is_a_warning() -> None:
+    found = leases.judge_locks({"first": held(("a", "one", 31, -1)), "second": held(("a", "two", 0, 30))}, make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "leases.takeover")
+    words(found)
+
+
+def test_two_workers_that_claim_are_seen_without_a_shared_row() -> None:
+    first = held(("a", "one", 9, 21)).assign(now=ago(2.5))
+    second = held(("b", "one", 1, 29), ("c", "two", 1, 29))
+    found = leases.judge_locks({"first": first, "second": second}, make_given())
+    assert found.headline.key == "leases.two_workers"
+
+
+def test_one_worker_with_other_rows_is_ok() -> None:
+    first, second = held(("a", "one", 9, 21)), held(("b", "one", 1, 29))
+    assert leases.judge_locks({"first": first, "second": second}, make_given()).status is Status.OK
+
+
+def test_a_lease_is_measured_against_real_batches() -> None:
+    batches = pd.DataFrame(
+        {"started": [ago(3), ago(40)], "exact_s": [0.1, 26.0], "cycle_s": [None, 27.0], "next_waited_s": [None, 20.0]}
+    )
+    short = leases.judge_length({"holders": holders(("w", 1, 0, 0.0)), "batches": batches}, make_given())
+    assert short.status is Status.CRITICAL
+    assert weight(short, "FM-NOTI-02") > 0
+    words(short)
+    untracked = leases.judge_length({"batches": batches.assign(exact_s=None)}, make_given())
+    assert untracked.value("batch.longest_estimated") == 26.0
+    fine = leases.judge_length({"batches": batches.head(1)}, make_given())
+    assert fine.status is Status.OK
+    before = leases.judge_length({"batches": batches.assign(started=[ago(3), ago(600)])}, make_given())
+    assert before.status is Status.OK
+    assert any(n.key == "leases.longer_before" for n in before.notes)
+    other = leases.judge_length({"holders": holders(("w", 1, 0, 0.0))}, make_given(lease_s=60.0))
+    assert other.status is Status.WARNING
+
+
+def test_a_clock_that_is_ahead_is_proven() -> None:
+    worker = pd.DataFrame([{"now": NOW, "tracked": False, "held": 3, "claim_ahead_s": 45.0, "lease_ahead_s": 75.0,
+                            "born_expired": 0, "sent": 0}])  # fmt: skip
+    found = leases.judge_clocks({"worker": worker}, make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-CLK-01") >= 0.9
+    words(found)
+
+
+def test_a_clock_that_is_behind_is_seen_by_commit_times() -> None:
+    subscriber_row = pd.DataFrame([{"now": NOW, "n": 200, "ahead_s": -21.0, "to_commit_s": 20.0}])
+    found = leases.judge_clocks({"subscriber": subscriber_row}, make_given())
+    assert found.status is Status.CRITICAL
+    assert found.headline.params["skew"] == -20.0
+
+
+def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
+    found = leases.judge_clocks({}, make_given())
+    assert (found.status, found.headline.key) == (Status.OK, "leases.clock_no_rows")
+
+
+# Whatever the frames are, a judge and its charts answer.
+
+SHAPES: dict[str, Callable[[], Frames]] = {
+    "4.1.1": lambda: later(look(due=9, oldest_due_s=20.0)) | {
+        "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
+        "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
+        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "sent": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "failed": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]})},
+    "4.1.2": lambda: consumer() | {"oldest": pd.DataFrame([{"seq": 1, "age_s": 3.0}])},
+    "4.1.3": lambda: outbox([("PENDING", TIMEOUT, 5)], due=4, tried=3) | {
+        "open": pd.DataFrame([{"now": NOW, "n": 3, "oldest": ago(9)}]),
+        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "published": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "delays": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3], "p50": [0.5], "p95": [1.0]})},
+    "4.1.4": sessions,
+    "4.3.1": lambda: {"holders": holders(("w", 2, 1, 3.0)),
+        "leases": pd.DataFrame({"from_s": [-5, 25, None], "n": [1, 1, 1]})},
+    "4.3.2": lambda: look() | {"holders": holders(("w", 2, 1, 3.0))},
+    "4.3.3": lambda: {"first": held(("a", "w", 1, 29)), "second": held(("a", "w", 1, 29))},
+    "4.3.4": lambda: {"holders": holders(("w", 2, 1, 3.0)),
+        "batches": pd.DataFrame({"started": [ago(3)], "exact_s": [0.1], "cycle_s": [1.0], "next_waited_s": [2.0]})},
+    "4.3.5": lambda: {
+        "clocks": pd.DataFrame({"server": ["postgres", "nats"], "offset_s": [0.0, 2.0], "error_s": [0.1, 0.1]})},
+}  # fmt: skip
+
+NUMBERS = st.one_of(st.none(), st.just(float("nan")), st.floats(-1e9, 1e9), st.integers(-(10**9), 10**12))
+
+
+@st.composite
+def odd_frames(draw: st.DrawFn, step: str) -> Frames:
+    """Frames of the step with some missing, emptied, without a column, or with other numbers."""
+    frames: Frames = {}
+    for name, frame in SHAPES[step]().items():
+        match draw(st.sampled_from(("as is", "missing", "empty", "no columns", "one column less", "numbers"))):
+            case "missing":
+                continue
+            case "empty":
+                frames[name] = frame.head(0)
+            case "no columns":
+                frames[name] = pd.DataFrame()
+            case "one column less" if len(frame.columns):
+                frames[name] = frame.drop(columns=draw(st.sampled_from(list(frame.columns))))
+            case "numbers":
+                numeric = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c]) and c != "bucket"]
+                frames[name] = frame.assign(**{str(c): draw(NUMBERS) for c in numeric})
+            case _:
+                frames[name] = frame
+    return frames
+
+
+@pytest.mark.parametrize("step", STEPS)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_judges_are_total(step: str, data: st.DataObject) -> None:
+    found = CHECKS[step].judge(data.draw(odd_frames(step)), make_given())
+    assert isinstance(found, Finding)
+    words(found)
+    assert all(-1 <= s.weight <= 1 for s in found.signals)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_charts_are_total(step: str, data: st.DataObject) -> None:
+    frames = data.draw(odd_frames(step))
+    for draw in CHECKS[step].charts:
+        chart = draw(frames, make_given())
+        assert chart is None or isinstance(chart, Chart)
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])
+def test_charts_are_drawn_with_words(step: str) -> None:
+    for draw, lang in product(CHECKS[step].charts, messages.LANGUAGES):
+        chart = draw(SHAPES[step](), make_given())
+        assert chart is not None
+        assert chart.display(lang)[0]["image/png"]
+        assert messages.text(chart.alt, lang)
+
+
+# Real servers -----------------------------------------------------------------------------------------------
+
+INSERT = """
+INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json, status,
+    attempt_count, created_at, next_retry_at, sent_at, locked_by, locked_at, lease_until)
+SELECT gen_random_uuid(), gen_random_uuid(), 'user-1', 'EntitlementGranted', t, '{}', %(status)s, %(attempts)s, t,
+    now() + %(retry)s * interval '1 s', now() + %(sent)s * interval '1 s', %(by)s,
+    now() + %(locked)s * interval '1 s', now() + %(lease)s * interval '1 s'
+FROM (SELECT now() - %(age)s * interval '1 s' - g * interval '10 ms' AS t FROM generate_series(1, %(n)s) g) rows
+"""
+
+
+def notify(db: psycopg.Connection, n: int, status: str, age: float, **values: Any) -> None:
+    """Rows of one kind; times in seconds from now."""
+    nothing = dict.fromkeys(("retry", "sent", "by", "locked", "lease")) | {"attempts": 0}
+    db.execute(INSERT, nothing | {"n": n, "status": status, "age": age} | values)
+
+
+def event(db: psycopg.Connection, n: int, status: str, age: float, **values: Any) -> None:
+    """Outbox rows of one kind; times in seconds from now."""
+    nothing = {"published": None, "error": None, "attempts": 0, "retry": None}
+    db.execute(
+        """
+        INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status, created_at,
+            published_at, last_error, attempt_count, next_retry_at)
+        SELECT gen_random_uuid(), 'EntitlementGranted', 'user-1:sku', '{}', %(status)s,
+            now() - %(age)s * interval '1 s', now() + %(published)s * interval '1 s', %(error)s, %(attempts)s,
+            now() + %(retry)s * interval '1 s'
+        FROM generate_series(1, %(n)s)
+        """,
+        nothing | {"n": n, "status": status, "age": age} | values,
+    )
+
+
+def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
+    """The steps of one section, as its notebook would ask them."""
+    urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
+    config = Settings(targets={"here": {k: v for k, v in urls.items() if k not in without}})
+    section = catalog.load().sections[steps[0].rpartition(".")[0]]
+    rb = Session(section, validate({"incident_id": "test", "target": "here", **parameters}), config)
+    for step in steps:
+        rb.findings[step] = CHECKS[step].run(rb)
+        words(rb.findings[step])
+        assert rb.findings[step].reason is not Reason.ERROR, rb.findings[step].headline
+        for draw in CHECKS[step].charts:
+            draw(rb.findings[step].frames, rb.given())
+    return rb.findings
+
+
+@contextmanager
+def subscribed(url: str) -> Iterator[None]:
+    """Somebody is bound to the consumer and acknowledges nothing."""
+    loop = asyncio.new_event_loop()
+
+    async def bind() -> Client:
+        client = await nats.connect(url)
+        js = client.jetstream()
+        config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
+        await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
+        return client
+
+    client = loop.run_until_complete(bind())
+    try:
+        yield
+    finally:
+        loop.run_until_complete(client.close())
+        loop.close()
+
+
+def publish_messages(url: str, n: int) -> None:
+    async def send() -> None:
+        client = await nats.connect(url)
+        for i in range(n):
+            await client.jetstream().publish(applications.SUBJECT, json.dumps(i).encode())
+        await client.close()
+
+    asyncio.run(send())
+
+
+def test_every_question_is_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    assert len([n for n in sql.names() if n.split("/")[0] in ("notifications", "outbox", "processed", "database")]) > 20
+    with subscribed(broker):
+        for steps in (STEPS[:4], STEPS[4:]):
+            found = run(servers, *steps)
+            assert {f.status for f in found.values()} == {Status.OK}, {s: f.headline for s, f in found.items()}
+
+
+def test_a_backlog_that_nobody_takes(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 30, "SENT", 600, sent=-590)
+    notify(db, 60, "PENDING", 30, retry=-30)
+    notify(db, 5, "PROCESSING", 60, by="pod-1", locked=-50, lease=-20)
+    found = run(servers, "4.1.1")["4.1.1"]
+    assert found.status is Status.CRITICAL
+    assert found.value("backlog.due") == 65
+    assert weight(found, "delivery_worker") >= 0.9
+    counted = found.frames["by_status"].set_index("status")["count"].to_dict()
+    assert counted == {"PENDING": "60", "PROCESSING": "5", "SENT": "30"}
+    stuck = run(servers, "4.3.1", "4.3.2")
+    assert stuck["4.3.1"].value("processing.expired") == 5
+    assert stuck["4.3.2"].headline.params["who"] == "pod-1"
+    assert weight(stuck["4.3.2"], "FM-NOTI-06") >= 0.9
+
+
+def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 30, "SENT", 100, sent=-90)
+    for attempts in (1, 2, 3):
+        notify(db, 10, "PENDING", 20, attempts=attempts, retry=2.0**attempts)
+    found = run(servers, "4.1.1")["4.1.1"]
+    assert found.status is Status.WARNING
+    assert weight(found, "receiver") > 0.8
+    assert weight(found, "delivery_worker") < 0
+
+
+def test_the_past_is_answered_from_timestamps(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 40, "SENT", 1200, sent=-300)  # came 20 min ago, left 5 min ago
+    notify(db, 3, "PENDING", 60, retry=-60)
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(minutes=10)).isoformat()
+    found = run(servers, "4.1.1", "4.1.2", "4.1.3", "4.1.4", as_of=then)
+    assert found["4.1.1"].value("backlog.open") == 40
+    assert {f.status for f in found.values()} == {Status.UNKNOWN}
+    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
+
+
+def test_nobody_listens(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    publish_messages(broker, 7)
+    event(db, 7, "PUBLISHED", 5, published=-4)
+    found = run(servers, "4.1.2")["4.1.2"]
+    assert found.status is Status.CRITICAL
+    assert found.value("subscriber.lag") == 7
+    assert weight(found, "subscriber") >= 0.9
+    closed_port = run(servers, "4.1.2", without=("nats_monitor_url",))["4.1.2"]
+    assert closed_port.status is Status.CRITICAL
+    assert weight(closed_port, "subscriber") == 0.8
+
+
+def test_the_bound_client_is_named(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with subscribed(broker):
+        found = run(servers, "4.1.2")["4.1.2"]
+    assert found.status is Status.OK
+    assert found.frames["clients"]["bound"].sum() == 1
+    assert not found.frames["clients"]["name"].fillna("").str.startswith("runbook/").any()
+
+
+def test_published_and_never_processed(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    event(db, 3, "PUBLISHED", 100, published=-90)
+    with subscribed(broker):
+        found = run(servers, "4.1.2")["4.1.2"]
+    assert found.value("outbox.unprocessed") == 3
+    assert found.status is Status.CRITICAL
+
+
+def test_without_the_broker_the_tables_still_tell(servers: Servers, db: psycopg.Connection) -> None:
+    event(db, 3, "PUBLISHED", 100, published=-90)
+    found = run(servers, "4.1.2", without=("nats_url", "nats_monitor_url"))["4.1.2"]
+    assert found.value("outbox.unprocessed") == 3
+    assert weight(found, "subscriber") > 0.5
+
+
+def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    async def delete() -> None:
+        client = await nats.connect(broker)
+        await client.jetstream().delete_stream(applications.STREAM)
+        await client.close()
+
+    asyncio.run(delete())
+    found = run(servers, "4.1.2")["4.1.2"]
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-NATS-04") > 0
+    assert [p.name for p in found.proposals] == ["restart_notification", "restart_entitlement"]
+    servers.ensure_streams()
+
+
+def test_refused_logins_are_counted_with_the_server_s_reason(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    async def knock() -> None:
+        for _ in range(4):
+            with pytest.raises(Exception, match=r"(?i)auth"):
+                await nats.connect(broker.replace("app:", "app:not"), allow_reconnect=False, max_reconnect_attempts=1)
+
+    asyncio.run(knock())
+    found = run(servers, "4.1.2")["4.1.2"]
+    assert found.value("connections.refused_last_minute") >= 4  # type: ignore[operator]
+    assert weight(found, "jetstream") > 0.9
+    assert weight(found, "FM-NATS-05") >= 0.9
+    assert found.headline.params["reason"] == "Authentication Failure"
+
+
+def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    event(db, 20, "PUBLISHED", 60, published=-59)
+    event(db, 20, "PENDING", 18)
+    event(db, 1, "FAILED", 30, error="outbox payload parse failure", attempts=10)
+    found = run(servers, "4.1.3")["4.1.3"]
+    assert found.status is Status.CRITICAL
+    assert weight(found, "relay") >= 0.9
+    assert weight(found, "producer") < 0.5
+    assert weight(found, "FM-OB-02") > 0.8
+
+
+def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with psycopg.connect(servers.app_url, application_name="migration") as migration:
+        migration.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
+        waiting = psycopg.connect(servers.app_url, autocommit=True)
+        waiting.pgconn.send_query(b"SELECT count(*) FROM notification.notifications")
+        waited = 0.0
+        while waited < 6 and not db.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone():
+            db.execute("SELECT pg_sleep(0.05)")
+            waited += 0.05
+        found = run(servers, "4.1.1", "4.1.4")
+        migration.rollback()
+        waiting.close()
+    assert (found["4.1.1"].status, found["4.1.1"].reason) == (Status.UNKNOWN, Reason.TIMEOUT)
+    assert weight(found["4.1.1"], "database") > 0.5
+    blockers = found["4.1.4"].frames["blockers"]
+    assert blockers["application"].tolist() == ["migration"]
+    assert found["4.1.4"].value("locks.blocked_sessions") == 1
+
+
+def test_connections_run_out(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    held_open: list[psycopg.Connection] = []
+    try:
+        while len(held_open) < 200:
+            held_open.append(psycopg.connect(servers.app_url, application_name="nightly-report", autocommit=True))
+    except psycopg.OperationalError:
+        pass
+    try:
+        found = run(servers, "4.1.4")["4.1.4"]
+    finally:
+        for connection in held_open:
+            connection.close()
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-DB-01") >= 0.9
+    assert found.proposals[0].name in ("end_sessions", "list_sessions")
+
+
+def test_a_row_that_changes_hands(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 3, "PROCESSING", 10, by="one", locked=-5, lease=25)
+    delayed = psycopg.connect(servers.app_url, autocommit=True)
+    delayed.pgconn.send_query(
+        b"SELECT pg_sleep(1.2); UPDATE notification.notifications"
+        b" SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
+    )
+    found = run(servers, "4.3.3")["4.3.3"]
+    delayed.close()
+    assert found.status is Status.CRITICAL
+    assert found.value("processing.taken_before_lease_end") == 3
+    assert weight(found, "FM-NOTI-02") > 0.8
+
+
+def test_a_worker_clock_that_is_ahead(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 3, "PROCESSING", 10, by="one", locked=45, lease=75)
+    found = run(servers, "4.3.4", "4.3.5")
+    assert found["4.3.5"].status is Status.CRITICAL
+    assert 44 < found["4.3.5"].headline.params["skew"] < 46
+    assert found["4.3.4"].status is not Status.OK

@@ -1,0 +1,109 @@
+"""Where it is stuck, and how sure: pure, over findings made by hand."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook_lib import catalog, diagnosis
+from runbook_lib.finding import (
+    DATABASE,
+    HOPS,
+    Finding,
+    Hop,
+    Proposal,
+    Reason,
+    Signal,
+    Status,
+    Verdict,
+    say,
+    unknown,
+)
+from runbook_lib.sources import SourceError
+
+MODES = catalog.load().failure_modes
+
+
+def conclude(findings: list[Finding]) -> Verdict:
+    return diagnosis.conclude(findings, MODES)
+
+
+def finding(step: str, *signals: tuple[str, float], status: Status = Status.CRITICAL) -> Finding:
+    return Finding(step, status, say("x"), signals=tuple(Signal(a, w) for a, w in signals))
+
+
+def test_healthy() -> None:
+    verdict = conclude([finding("4.1.1", status=Status.OK), finding("4.1.2", status=Status.OK)])
+    assert (verdict.status, verdict.stuck_at, verdict.confidence) == (Status.OK, None, "high")
+
+
+def test_the_first_hop_upstream_is_named() -> None:
+    verdict = conclude([finding("a", ("relay", 0.9)), finding("b", ("subscriber", 0.9))])
+    assert verdict.stuck_at == "relay"
+
+
+def test_a_weak_hop_upstream_does_not_hide_a_strong_one() -> None:
+    assert conclude([finding("a", ("producer", 0.5), ("delivery_worker", 0.95))]).stuck_at == "delivery_worker"
+
+
+def test_what_several_hops_depend_on_explains_them() -> None:
+    assert conclude([finding("a", ("relay", 0.9)), finding("b", ("jetstream", 0.9))]).stuck_at == "jetstream"
+    assert conclude([finding("a", ("relay", 0.9), (DATABASE, 0.9))]).stuck_at == DATABASE
+
+
+def test_evidence_against_discounts() -> None:
+    verdict = conclude([finding("a", ("FM-NOTI-03", 0.8)), finding("b", ("FM-NOTI-03", -0.5))])
+    mode = verdict.failure_modes[0]
+    assert (mode.id, mode.score, mode.steps_for, mode.steps_against) == ("FM-NOTI-03", 0.4, ("a",), ("b",))
+
+
+def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
+    verdict = conclude(
+        [finding("a", ("FM-NOTI-06", 0.9), ("delivery_worker", 0.9)), finding("b", (DATABASE, 0.9), ("FM-DB-01", 0.9))]
+    )
+    assert (verdict.stuck_at, [m.id for m in verdict.failure_modes]) == (DATABASE, ["FM-DB-01", "FM-NOTI-06"])
+
+
+def test_unanswered_steps_lower_the_confidence_unless_they_are_the_evidence() -> None:
+    silent = [unknown(str(n), Reason.TIMEOUT, say("x")) for n in range(3)]
+    strong = finding("a", ("delivery_worker", 0.95))
+    assert conclude([strong, *silent]).confidence == "low"
+    speaking = [Finding(str(n), Status.UNKNOWN, say("x"), signals=(Signal(DATABASE, 0.9),)) for n in range(3)]
+    assert conclude(speaking).confidence == "high"
+
+
+def test_nothing_answered_is_no_confidence() -> None:
+    verdict = conclude([unknown("a", Reason.DENIED, say("x"))])
+    assert (verdict.stuck_at, verdict.confidence, verdict.status) == (None, "none", Status.UNKNOWN)
+
+
+def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
+    restart, throttle = Proposal("r", "restart", "5.1"), Proposal("t", "throttle", "5.2")
+    verdict = conclude(
+        [
+            Finding("a", Status.WARNING, say("x"), proposals=(throttle,)),
+            Finding("b", Status.CRITICAL, say("x"), signals=(Signal("relay", 0.9),), proposals=(restart, throttle)),
+        ]
+    )
+    assert verdict.proposals == (restart, throttle)
+
+
+def test_the_strip_joins_what_each_finding_knows() -> None:
+    a = Finding("a", Status.OK, say("x"), hops=(Hop("relay", rate_in=3, waiting=2),))
+    b = Finding("b", Status.OK, say("x"), hops=(Hop("relay", rate_out=4),))
+    strip = {h.name: h for h in diagnosis.strip([a, b])}
+    assert strip["relay"] == Hop("relay", 3, 4, 2)
+    assert list(strip) == list(HOPS)
+
+
+def test_our_own_refusal_says_nothing_about_the_pipeline() -> None:
+    refused = SourceError("postgres", Reason.DENIED, "wrong password", "wrong_password")
+    gate = SourceError("postgres", Reason.DENIED, "plan cost", "cost_gate")
+    assert diagnosis.signals_of_silence(refused) == diagnosis.signals_of_silence(gate) == ()
+
+
+@given(st.lists(st.tuples(st.sampled_from([*HOPS, DATABASE, "FM-DB-01"]), st.floats(-1, 1)), max_size=12))
+def test_conclude_is_total_and_bounded(signals: list[tuple[str, float]]) -> None:
+    verdict = conclude([finding(str(n), s) for n, s in enumerate(signals)])
+    assert verdict.stuck_at in (None, *HOPS, DATABASE)
+    assert all(0 <= m.score <= 1 for m in verdict.failure_modes)

@@ -1,0 +1,125 @@
+"""The committed notebooks: clean, short, in the runbook's order, and running under nbval and under papermill."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.execute import execute_notebook
+
+from runbook_lib import artifact, catalog, record
+from runbook_lib.catalog import Section
+from runbook_lib.finding import Status
+
+SECTIONS = list(catalog.load().runnable().values())
+each_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.number)
+
+
+def read(section: Section) -> nbformat.NotebookNode:
+    assert section.notebook
+    return nbformat.read(section.notebook, as_version=4)
+
+
+def code(nb: nbformat.NotebookNode) -> list[str]:
+    return [c.source for c in nb.cells if c.cell_type == "code"]
+
+
+@each_section
+def test_committed_without_outputs_or_traces_of_execution(section: Section) -> None:
+    nb = read(section)
+    nbformat.validate(nb)
+    assert set(nb.metadata) <= {"kernelspec", "language_info"}
+    assert set(nb.metadata.language_info) == {"name"}
+    for cell in nb.cells:
+        assert set(cell.metadata) <= {"tags"}
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+@each_section
+def test_every_step_in_the_runbooks_order(section: Section) -> None:
+    calls = [
+        node
+        for source in code(read(section))
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    steps = [c.args[0].value for c in calls if c.func.attr == "step"]  # type: ignore[attr-defined]
+    assert steps == [s.id for s in section.steps]
+    assert calls[-1].func.attr == "conclude"  # type: ignore[attr-defined]
+
+
+@each_section
+def test_no_sql_no_loops_no_plotting(section: Section) -> None:
+    for source in code(read(section)):
+        tree = ast.parse(source)
+        imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.ImportFrom | ast.Import) for a in n.names}
+        assert imported <= {"open_section"}
+        assert not any(isinstance(n, ast.For | ast.While | ast.FunctionDef) for n in ast.walk(tree))
+        assert "SELECT" not in source
+
+
+@each_section
+def test_both_languages_in_the_text(section: Section) -> None:
+    text = "\n".join(c.source for c in read(section).cells if c.cell_type == "markdown")
+    assert section.en in text and section.ja in text
+    for step in section.steps:
+        assert step.id in text
+
+
+@pytest.fixture
+def healthy(servers, db, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """A quiet, healthy system as the default target."""
+    for name in list(os.environ):
+        if name.startswith("RUNBOOK_") and name.endswith("_URL"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", servers.database_url)
+    monkeypatch.setenv("RUNBOOK_NATS_URL", servers.nats_url)
+    monkeypatch.setenv("RUNBOOK_NATS_MONITOR_URL", servers.nats_monitor_url)
+    return servers
+
+
+@each_section
+def test_under_plain_papermill(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    nb = execute_notebook(
+        section.notebook,
+        tmp_path / "out.ipynb",
+        parameters={"incident_id": "T-1", "window_minutes": 30},
+        progress_bar=False,
+    )
+    run = artifact.read(nb, section)
+    assert run.concluded
+    assert [f.step for f in run.findings] == [s.id for s in section.steps]
+    assert not [f for f in run.findings if f.reason and f.reason.value == "error"]
+    assert artifact.judge_again(run) == []
+
+
+@each_section
+def test_under_nbval(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert section.notebook
+    copy = tmp_path / section.notebook.name
+    execute_notebook(section.notebook, copy, parameters={"incident_id": "T-1"}, prepare_only=True, progress_bar=False)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run([*command, str(copy)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@each_section
+def test_page_opens_offline_and_starts_with_the_verdict(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    nb = execute_notebook(section.notebook, tmp_path / "o.ipynb", parameters={"incident_id": "T-1"}, progress_bar=False)
+    page = artifact.html(nb, "T-1", "en")
+    for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http"):
+        assert loader not in page
+    body = page[page.index("<body>") :]
+    assert body.index("rb-banner") < body.index(section.en + " · ")
+    images = page.count("<img")
+    assert page.count("alt=") >= images
+    status = artifact.read(nb, section).status
+    assert f"rb-{status.name}" in body[: body.index("rb-strip")]
+    assert status in Status
+    assert record.VERDICT_MIME not in page

@@ -1,0 +1,88 @@
+"""A notebook carries its findings: what is written is what is read back."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook_lib import messages, record, render
+from runbook_lib.finding import (
+    Finding,
+    Hop,
+    Proposal,
+    Question,
+    Reason,
+    Signal,
+    Status,
+    Threshold,
+    Value,
+    say,
+)
+
+FINDING = Finding(
+    "4.1.1",
+    Status.UNKNOWN,
+    say("unknown.timeout", source="postgres", detail="late"),
+    Reason.TIMEOUT,
+    values=(Value("backlog.due", 7, "rows", Threshold("backlog.due", "rows", 50, 500, origin="docs/slo.md")),),
+    notes=(say("unknown.not_run"),),
+    signals=(Signal("relay", -0.5), Signal("FM-OB-01", 0.5)),
+    hops=(Hop("relay", 1.0, None, 2, 3.5, "pod"),),
+    proposals=(Proposal("logs", "kubectl logs", "5.1", {"name": "x"}),),
+    next_sections=("4.3",),
+    frames={"now": pd.DataFrame({"due": [7], "at": [pd.Timestamp("2026-01-01T00:00:00Z")]})},
+    show=("now",),
+    questions=(Question("postgres", "q", "SELECT 1", 1.5, 1, 8.0, ""),),
+)
+
+
+def test_a_finding_survives_json() -> None:
+    stored = json.loads(json.dumps(record.finding(FINDING)))
+    back = record.finding_from_json(stored)
+    assert record.finding(back) == stored
+    assert (back.status, back.reason, back.signals, back.hops) == (
+        FINDING.status,
+        FINDING.reason,
+        FINDING.signals,
+        FINDING.hops,
+    )
+    for lang in messages.LANGUAGES:
+        assert messages.text(back.headline, lang) == messages.text(FINDING.headline, lang)
+    pd.testing.assert_frame_equal(back.frames["now"], FINDING.frames["now"], check_dtype=False)
+
+
+columns = st.one_of(
+    st.lists(st.integers(-(2**53), 2**53), min_size=1, max_size=5),
+    st.lists(st.floats(allow_nan=True, allow_infinity=False), min_size=1, max_size=5),
+    st.lists(st.one_of(st.none(), st.text()), min_size=1, max_size=5),
+    st.lists(st.booleans(), min_size=1, max_size=5),
+)
+
+
+@given(columns)
+def test_a_frame_survives_json(values: list[object]) -> None:
+    frame = pd.DataFrame({"x": pd.Series(values, dtype=object).infer_objects()})
+    stored = json.loads(json.dumps(record.frame_to_json(frame), allow_nan=False))
+    back = record.frame_from_json(stored)
+    assert record.frame_to_json(back) == stored
+    missing = [v is None or v != v for v in values]
+    assert [bool(m) for m in back["x"].isna()] == missing
+
+
+def test_an_index_of_times_survives() -> None:
+    index = pd.date_range("2026-01-01", periods=3, freq="min", tz="UTC", name="minute")
+    frame = pd.DataFrame({"n": [1, 2, 3]}, index=index)
+    back = record.frame_from_json(json.loads(json.dumps(record.frame_to_json(frame))))
+    assert list(back.index) == list(index) and back.index.name == "minute"
+
+
+def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() -> None:
+    frame = pd.DataFrame({"last_error": ["<script>alert(1)</script>"]})
+    nasty = Finding("4.1.1", Status.OK, say("unknown.error", detail="<b>"), frames={"f": frame}, show=("f",))
+    for lang in messages.LANGUAGES:
+        page = render.Card(nasty, "t", lang)._repr_mimebundle_()["text/html"]
+        assert "<script>" not in page and "<b>&lt;b&gt;" not in page
+        assert "&lt;script&gt;" in page

@@ -1,0 +1,442 @@
+"""The sources against real servers: what they read, and what they say when a server refuses, hangs or is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import nats
+import pandas as pd
+import psycopg
+import pytest
+
+from runbook_lib.finding import Reason
+from runbook_lib.masking import Masker
+from runbook_lib.sandbox.broker import CONSUMER, STREAM, SUBJECT
+from runbook_lib.sandbox.servers import Servers
+from runbook_lib.settings import Budget
+from runbook_lib.sources import Ledger, SourceError, postgres
+from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.nats_monitor import NatsMonitor
+from runbook_lib.sources.postgres import Postgres
+from runbook_lib.sql import Query
+
+A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
+WRONG = "0" * 32
+
+
+def a_ledger() -> Ledger:
+    return Ledger(Masker())
+
+
+def reader(url: str, ledger: Ledger | None = None, **budget: float) -> Postgres:
+    return Postgres(url, "runbook test", Budget(**budget), ledger or a_ledger())
+
+
+def broker_reader(url: str, ledger: Ledger | None = None) -> JetStream:
+    return JetStream(url, "runbook test", ledger or a_ledger())
+
+
+@contextmanager
+def refused(source: str, reason: Reason, code: str, *, within: float = 2.0) -> Iterator[None]:
+    """The block raises this SourceError, soon enough, and no password of the run is in it."""
+    start = time.monotonic()
+    with pytest.raises(SourceError) as caught:
+        yield
+    error = caught.value
+    assert (error.source, error.reason, error.code) == (source, reason, code), error
+    assert time.monotonic() - start < within
+    # What a notebook or a log could print of it.
+    assert not A_PASSWORD.search("".join(traceback.format_exception(error)))
+
+
+@pytest.fixture
+def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Make a question out of SQL and get its name."""
+
+    def make(sql: str, cost: str = "index", answers: str = "present") -> str:
+        monkeypatch.setattr(
+            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers)
+        )
+        return "test"
+
+    return make
+
+
+def add_outbox_events(db: psycopg.Connection, count: int) -> None:
+    db.execute(
+        "INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status) "
+        "SELECT gen_random_uuid(), 'GRANTED', 'u:s', '{}', 'PENDING' FROM generate_series(1, %s)",
+        [count],
+    )
+
+
+# PostgreSQL -------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_of_one_moment(servers: Servers, db: psycopg.Connection) -> None:
+    with reader(servers.database_url).snapshot() as snapshot:
+        before = snapshot.ask("outbox/backlog")
+        add_outbox_events(db, 3)
+        after = snapshot.ask("outbox/backlog")
+    assert after.equals(before)
+    with reader(servers.database_url).snapshot() as snapshot:
+        assert not snapshot.ask("outbox/backlog").equals(before)
+
+
+@pytest.mark.parametrize("role", ["runbook", "superuser"])
+def test_nothing_can_be_written(
+    servers: Servers, db: psycopg.Connection, ask_for: Callable[..., str], role: str
+) -> None:
+    url = servers.database_url if role == "runbook" else servers.admin_url
+    name = ask_for("DELETE FROM entitlement.outbox_events")
+    with reader(url).snapshot() as snapshot, refused("postgres", Reason.ERROR, "25006"):
+        snapshot.ask(name)
+
+
+def test_a_table_that_the_role_may_not_read(servers: Servers, ask_for: Callable[..., str]) -> None:
+    name = ask_for("SELECT rolpassword FROM pg_authid")
+    with (
+        reader(servers.database_url).snapshot() as snapshot,
+        refused("postgres", Reason.DENIED, "permission_denied"),
+    ):
+        snapshot.ask(name)
+
+
+def test_statement_timeout(servers: Servers, ask_for: Callable[..., str]) -> None:
+    name = ask_for("SELECT 1 FROM pg_sleep(20)")
+    with (
+        reader(servers.database_url, statement_timeout_ms=200).snapshot() as snapshot,
+        refused("postgres", Reason.TIMEOUT, "statement_timeout"),
+    ):
+        snapshot.ask(name)
+
+
+def test_a_locked_table(servers: Servers, db: psycopg.Connection) -> None:
+    with psycopg.connect(servers.admin_url) as locker:
+        locker.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
+        with (
+            reader(servers.database_url).snapshot() as snapshot,
+            refused("postgres", Reason.TIMEOUT, "lock_not_available"),
+        ):
+            snapshot.ask("outbox/backlog")
+
+
+def test_a_lock_that_only_queues(servers: Servers, db: psycopg.Connection) -> None:
+    """A migration that waits behind a long reader stops every new reader as well."""
+    with psycopg.connect(servers.admin_url) as long_reader, psycopg.connect(servers.admin_url) as migration:
+        long_reader.execute("SELECT count(*) FROM entitlement.outbox_events")
+
+        def migrate() -> None:
+            migration.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
+
+        thread = threading.Thread(target=migrate)
+        thread.start()
+        try:
+            while not db.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+                time.sleep(0.01)
+            with (
+                reader(servers.database_url).snapshot() as snapshot,
+                refused("postgres", Reason.TIMEOUT, "lock_not_available"),
+            ):
+                snapshot.ask("outbox/backlog")
+        finally:
+            long_reader.rollback()
+            thread.join()
+
+
+def test_the_rest_of_a_snapshot_goes_on(servers: Servers, db: psycopg.Connection) -> None:
+    with psycopg.connect(servers.admin_url) as locker:
+        locker.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
+        with reader(servers.database_url).snapshot() as snapshot:
+            assert snapshot.try_ask("outbox/backlog") is None
+            assert snapshot.try_ask("notifications/backlog") is not None
+            assert len(snapshot.ask("notifications/backlog")) == 1
+
+
+def test_the_cost_gate(servers: Servers, ask_for: Callable[..., str]) -> None:
+    ledger = a_ledger()
+    name = ask_for("SELECT count(*) FROM generate_series(1, CAST(:n AS integer))", cost="scan")
+    with reader(servers.database_url, ledger, max_plan_cost=0.001).snapshot() as snapshot:
+        with refused("postgres", Reason.DENIED, "cost_gate"):
+            snapshot.ask(name, n=10)
+        # It was planned and not run, so the transaction is as good as before.
+        assert snapshot.ask(ask_for("SELECT 1 AS one"))["one"].tolist() == [1]
+    gated = ledger.questions[-2]
+    assert gated.plan_cost is not None
+    assert gated.plan_cost > 0.001
+    assert gated.error.startswith("denied")
+
+
+def test_the_row_cap(servers: Servers, ask_for: Callable[..., str]) -> None:
+    with reader(servers.database_url, max_rows=3).snapshot() as snapshot:
+        name = ask_for("SELECT n FROM generate_series(1, CAST(:n AS integer)) n LIMIT :max_rows")
+        capped, all_of_it = snapshot.ask(name, n=10), snapshot.ask(name, n=3)
+    assert capped["n"].tolist() == all_of_it["n"].tolist() == [1, 2, 3]
+    assert capped.attrs["capped"] is True
+    assert all_of_it.attrs["capped"] is False
+
+
+def test_types_of_a_frame(servers: Servers, ask_for: Callable[..., str]) -> None:
+    name = ask_for(
+        "SELECT CAST(1.5 AS numeric) AS a, now() AS b, gen_random_uuid() AS c, CAST(NULL AS timestamptz) AS d "
+        "UNION ALL SELECT NULL, NULL, NULL, NULL"
+    )
+    with reader(servers.database_url).snapshot() as snapshot:
+        frame = snapshot.ask(name)
+    assert frame["a"].dtype == "float64"
+    assert str(frame["b"].dt.tz) == "UTC"
+    assert isinstance(frame["c"][0], str)
+    assert frame["d"].isna().all()
+
+
+def test_a_question_about_the_present_asked_of_the_past(servers: Servers) -> None:
+    source = reader(servers.database_url)
+    source.past = True
+    with source.snapshot() as snapshot, refused("postgres", Reason.NO_DATA, ""):
+        snapshot.ask("outbox/backlog")
+
+
+def test_only_so_many_runs_read_at_once(servers: Servers) -> None:
+    with reader(servers.database_url, readers=1).snapshot():
+        with reader(servers.database_url, readers=2).snapshot():
+            pass
+        with (
+            refused("postgres", Reason.TIMEOUT, "readers", within=8),
+            reader(servers.database_url, readers=1).snapshot(),
+        ):
+            pass
+    with reader(servers.database_url, readers=1).snapshot():
+        pass
+
+
+def test_clock_offset_of_one_machine(servers: Servers) -> None:
+    with reader(servers.database_url).snapshot() as snapshot:
+        offset, error = snapshot.clock_offset()
+    assert abs(offset) <= error + 0.05
+    assert 0 < error < 0.5
+
+
+def test_a_snapshot_that_idles_is_ended_by_the_server(servers: Servers, ask_for: Callable[..., str]) -> None:
+    with reader(servers.database_url, idle_timeout_ms=100).snapshot() as snapshot:
+        time.sleep(0.5)
+        with refused("postgres", Reason.TIMEOUT, "idle_timeout"):
+            snapshot.ask(ask_for("SELECT 1"))
+
+
+def test_too_many_clients(servers: Servers) -> None:
+    with ExitStack() as clients:
+
+        def take_all(url: str) -> None:
+            while True:
+                try:
+                    clients.enter_context(psycopg.connect(url))
+                except psycopg.OperationalError:
+                    return
+
+        take_all(servers.app_url)
+        with reader(servers.database_url).snapshot():
+            pass  # the reserved slots are for this
+        take_all(servers.database_url)
+        with (
+            refused("postgres", Reason.UNREACHABLE, "too_many_clients"),
+            reader(servers.database_url).snapshot(),
+        ):
+            pass
+
+
+def test_wrong_password(servers: Servers) -> None:
+    url, ledger = servers.database_url.replace(password_of(servers), WRONG), a_ledger()
+    with (
+        refused("postgres", Reason.DENIED, "wrong_password"),
+        reader(url, ledger).snapshot(),
+    ):
+        pass
+    assert not A_PASSWORD.search(str(ledger.questions))
+
+
+def test_wrong_database(servers: Servers) -> None:
+    source = reader(servers.database_url.rpartition("/")[0] + "/another")
+    for _ in range(2):  # the second time it is not even asked
+        with refused("postgres", Reason.UNREACHABLE, "no_such_database"), source.snapshot():
+            pass
+
+
+def test_nobody_listens(servers: Servers) -> None:
+    ledger = a_ledger()
+    url = servers.database_url.replace(f":{servers.addresses.postgres_port}/", ":1/")
+    with refused("postgres", Reason.UNREACHABLE, "no_connection"), reader(url, ledger).snapshot():
+        pass
+    assert not A_PASSWORD.search(str(ledger.questions))
+
+
+def test_the_server_goes_away_under_a_snapshot(servers: Servers, ask_for: Callable[..., str]) -> None:
+    try:
+        with reader(servers.database_url).snapshot() as snapshot:
+            servers.stop_postgres()
+            with refused("postgres", Reason.UNREACHABLE, "shut_down"):
+                snapshot.try_ask(ask_for("SELECT 1"))
+    finally:
+        servers.start_postgres()
+
+
+def test_a_server_that_hangs_at_connect(embedded: Servers) -> None:
+    assert embedded._postgres is not None
+    with (
+        stopped(embedded._postgres.pid),
+        refused("postgres", Reason.TIMEOUT, "hung", within=4),
+        reader(embedded.database_url, connect_timeout_s=2).snapshot(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("method", ["ask", "try_ask"])
+def test_a_server_that_hangs_under_a_snapshot(embedded: Servers, ask_for: Callable[..., str], method: str) -> None:
+    """A stopped backend does not enforce its own timeout; the client has to cut the line."""
+    with reader(embedded.database_url, statement_timeout_ms=300).snapshot() as snapshot:
+        pid = snapshot.ask(ask_for("SELECT pg_backend_pid() AS pid"))["pid"][0]
+        with stopped(int(pid)), refused("postgres", Reason.TIMEOUT, "hung", within=4):
+            getattr(snapshot, method)("test")
+
+
+# JetStream --------------------------------------------------------------------------------------------------
+
+
+def test_stream_consumer_and_messages(servers: Servers, broker: str) -> None:
+    asyncio.run(publish(broker, [b"one", b"two"]))
+    source = broker_reader(servers.nats_url)
+    state = source.stream(STREAM)["state"]
+    assert (state["messages"], state["first_seq"], state["last_seq"]) == (2, 1, 2)
+    consumer = source.consumer(STREAM, CONSUMER)
+    assert consumer["num_pending"] == 2
+    assert not consumer.get("push_bound")
+    assert consumer["ts"]
+    message = source.message(STREAM, 2)
+    assert message is not None
+    assert (message.seq, message.subject, message.body) == (2, SUBJECT, b"two")
+    assert "Nats-Msg-Id: 1" in message.headers
+    assert abs(time.time() - message.time.timestamp()) < 60
+    following = source.message(STREAM, 1, SUBJECT)
+    assert following is not None
+    assert following.body == b"one"
+    assert source.message(STREAM, 9) is None
+    assert source.server()["jetstream"] is True
+
+
+def test_what_is_missing_has_a_code(servers: Servers) -> None:
+    source = broker_reader(servers.nats_url)
+    with refused("jetstream", Reason.ERROR, "stream_not_found"):
+        source.stream("no-such-stream")
+    with refused("jetstream", Reason.ERROR, "consumer_not_found"):
+        source.consumer(STREAM, "no-such-durable")
+    assert source.stream(STREAM)["config"]["name"] == STREAM
+
+
+def test_in_a_thread_that_runs_an_event_loop(servers: Servers) -> None:
+    async def in_a_notebook() -> str:
+        return str(broker_reader(servers.nats_url).stream(STREAM)["config"]["name"])
+
+    assert asyncio.run(in_a_notebook()) == STREAM
+
+
+def test_what_the_broker_user_may_not_do(servers: Servers) -> None:
+    source = broker_reader(servers.nats_url)
+    with refused("jetstream", Reason.DENIED, "permission_denied", within=4):
+        source._api(f"STREAM.PURGE.{STREAM}")
+    assert source.stream(STREAM)  # it is not taken for a broker that is down
+
+
+def test_wrong_broker_credentials(servers: Servers) -> None:
+    ledger = a_ledger()
+    url = f"nats://runbook:{WRONG}@127.0.0.1:{servers.addresses.nats_port}"
+    with refused("jetstream", Reason.DENIED, "wrong_credentials"):
+        broker_reader(url, ledger).stream(STREAM)
+    assert not A_PASSWORD.search(str(ledger.questions))
+
+
+def test_the_broker_is_down(servers: Servers) -> None:
+    servers.stop_nats()
+    try:
+        with refused("jetstream", Reason.UNREACHABLE, "no_connection"):
+            broker_reader(servers.nats_url).stream(STREAM)
+        with refused("nats_monitor", Reason.UNREACHABLE, "no_connection"):
+            NatsMonitor(servers.nats_monitor_url, a_ledger()).server()
+    finally:
+        servers.start_nats()
+    assert broker_reader(servers.nats_url).stream(STREAM)
+
+
+def test_the_broker_hangs(embedded: Servers) -> None:
+    assert embedded._nats is not None
+    source = broker_reader(embedded.nats_url)
+    with stopped(embedded._nats.pid):
+        with refused("jetstream", Reason.TIMEOUT, "hung", within=6):
+            source.stream(STREAM)
+        with refused("jetstream", Reason.TIMEOUT, "hung", within=0.1):
+            source.stream(STREAM)  # not asked again
+        with refused("nats_monitor", Reason.TIMEOUT, "hung", within=5):
+            NatsMonitor(embedded.nats_monitor_url, a_ledger()).server()
+
+
+# The broker's monitoring port -------------------------------------------------------------------------------
+
+
+def test_connections_and_why_they_closed(servers: Servers) -> None:
+    monitor = NatsMonitor(servers.nats_monitor_url, a_ledger())
+
+    async def come_and_go() -> None:
+        client = await nats.connect(servers.app_nats_url, name="a pod")
+        await client.subscribe("a.subject")
+        await client.flush()
+        pods = open_connections("a pod")
+        assert pods["user"].tolist() == ["app"]
+        assert pods["subjects"].tolist() == ["a.subject"]
+        await client.close()
+
+    def open_connections(name: str) -> pd.DataFrame:
+        frame = monitor.connections()
+        return frame[frame["name"] == name]
+
+    asyncio.run(come_and_go())
+    with pytest.raises(SourceError):
+        broker_reader(servers.nats_url.replace("runbook:", "nobody:")).server()
+    deadline = time.monotonic() + 5
+    while not open_connections("a pod").empty or monitor.closed()["reason"][0] != "Authentication Failure":
+        assert time.monotonic() < deadline, "the broker does not notice that the clients went"
+        time.sleep(0.02)
+    closed = monitor.closed()
+    pod = closed[closed["name"] == "a pod"].iloc[0]
+    assert pod["reason"] == "Client Closed"
+    assert pod["start"] <= pod["stop"]
+    assert monitor.server()["version"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+
+
+def password_of(servers: Servers) -> str:
+    return servers.addresses.passwords["runbook"]
+
+
+async def publish(url: str, bodies: list[bytes]) -> None:
+    client = await nats.connect(url)
+    for n, body in enumerate(bodies):
+        await client.jetstream().publish(SUBJECT, body, headers={"Nats-Msg-Id": str(n)})
+    await client.close()
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that exists and does nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

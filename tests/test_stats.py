@@ -1,0 +1,242 @@
+"""The statistics: worked examples, properties, and the error rates that the verdicts rest on."""
+
+import doctest
+import math
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from runbook_lib import stats
+
+events = st.integers(0, 100_000)
+weights = st.lists(st.floats(0, 1), max_size=8)
+count_lists = st.lists(st.integers(0, 1000), max_size=80)
+
+
+def test_examples_in_docstrings() -> None:
+    result = doctest.testmod(stats, optionflags=doctest.ELLIPSIS)
+    assert result.attempted > 20
+    assert result.failed == 0
+
+
+# Flow test
+
+
+@given(events, events, st.integers(1, 600), st.integers(0, 10**6))
+def test_flow_test_is_symmetric(arrivals: int, departures: int, minutes: int, backlog: int) -> None:
+    one = stats.flow_test(arrivals, departures, minutes, backlog)
+    other = stats.flow_test(departures, arrivals, minutes, backlog)
+    mirror = {"draining": "filling", "filling": "draining"}
+    assert other.z == -one.z
+    assert other.net_per_min == -one.net_per_min
+    assert other.verdict == mirror.get(one.verdict, one.verdict)
+
+
+@given(*[st.floats()] * 4)
+def test_flow_test_never_raises(arrivals: float, departures: float, minutes: float, backlog: float) -> None:
+    result = stats.flow_test(arrivals, departures, minutes, backlog)
+    assert result.eta_min is None or (result.verdict == "draining" and result.eta_min >= 0)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "departures", "minutes"),
+    [(0, 0, 5), (0, 0, 0), (10, 10, 0), (-1, 5, 5), (math.nan, 5, 5), (1, 1, 5)],
+)
+def test_flow_test_without_data_is_inconclusive(arrivals: float, departures: float, minutes: float) -> None:
+    result = stats.flow_test(arrivals, departures, minutes, backlog=100)
+    assert result.verdict == "inconclusive"
+    assert result.eta_min is None
+
+
+def test_flow_test_finds_what_it_promises() -> None:
+    """Where "steady" is allowed, 10% is found four times in five; 30% in five minutes nearly always."""
+    rng = np.random.default_rng(7)
+
+    def found(arrival_rate: float, departure_rate: float, minutes: int) -> float:
+        pairs = zip(
+            rng.poisson(arrival_rate * minutes, 2000),
+            rng.poisson(departure_rate * minutes, 2000),
+            strict=True,
+        )
+        return float(np.mean([stats.flow_test(a, d, minutes, 1).verdict == "draining" for a, d in pairs]))
+
+    assert stats.flow_test(2100, 2100, 21, 1).verdict == "steady"
+    assert found(100, 110, 21) > 0.77
+    assert found(100, 130, 5) > 0.97
+    assert found(100, 100, 15) < 0.02
+    assert stats.flow_test(1500, 1500, 15, 1).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("minutes", [5, 15, 60])
+def test_flat_autocorrelated_levels_are_not_judged_draining(minutes: int) -> None:
+    """A tenth of the queue leaves every minute: its level is a flat AR(0.9) series, and wanders."""
+    rng = np.random.default_rng(11)
+    series, level = 1000, np.full(1000, 1000)
+    arrivals = departures = np.zeros(series, dtype=int)
+    for minute in range(50 + minutes):
+        came, left = rng.poisson(100, series), rng.binomial(level, 0.1)
+        level = level + came - left
+        if minute >= 50:
+            arrivals, departures = arrivals + came, departures + left
+    verdicts = [
+        stats.flow_test(a, d, minutes, b).verdict for a, d, b in zip(arrivals, departures, level, strict=True)
+    ]
+    assert verdicts.count("draining") / series < 0.02
+
+
+# Slope
+
+
+@given(
+    st.integers(4, 60),
+    st.integers(-50, 50),
+    st.integers(-1000, 1000),
+)
+def test_slope_of_a_line_is_exact(n: int, slope: int, start: int) -> None:
+    assert stats.theil_sen(start + slope * np.arange(n)) == stats.Slope(slope, slope, slope)
+
+
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=40), st.integers(-1000, 1000), st.integers(1, 9)
+)
+def test_slope_moves_with_its_data(y: list[int], shift: int, scale: int) -> None:
+    """Shifting y changes nothing, scaling scales, turning time around turns the sign."""
+    slope = stats.theil_sen(y)
+    assert slope.low <= slope.per_step <= slope.high
+    assert stats.theil_sen(np.array(y) + shift) == slope
+    assert astuple(stats.theil_sen(np.array(y) * scale)) == pytest.approx([scale * v for v in astuple(slope)])
+    assert stats.theil_sen(y[::-1]).per_step == pytest.approx(-slope.per_step)
+
+
+def test_slope_shrugs_off_outliers_and_gaps() -> None:
+    y = 100 - 0.5 * np.arange(60)
+    y[[3, 30]] = 10_000, math.nan
+    slope = stats.theil_sen(y)
+    assert slope.per_step == pytest.approx(-0.5)
+    assert slope.conclusive
+
+
+def test_slope_interval_covers_the_truth() -> None:
+    rng = np.random.default_rng(3)
+    slopes = [stats.theil_sen(0.2 * np.arange(30) + rng.normal(0, 3, 30)) for _ in range(500)]
+    assert np.mean([s.low <= 0.2 <= s.high for s in slopes]) > 0.93
+
+
+@pytest.mark.parametrize("y", [[], [1.0], [math.nan, 2.0]])
+def test_slope_without_two_points_is_nan(y: list[float]) -> None:
+    slope = stats.theil_sen(y)
+    assert math.isnan(slope.per_step)
+    assert not slope.conclusive
+
+
+def test_slope_of_few_points_is_not_conclusive() -> None:
+    assert stats.theil_sen([1, 2, 3]) == stats.Slope(1.0, -math.inf, math.inf)
+    assert math.isnan(stats.theil_sen([1, 2], x=[5, 5]).per_step)
+
+
+def test_slope_of_a_long_series_is_thinned() -> None:
+    assert stats.theil_sen(3 * np.arange(10_000)).per_step == 3
+
+
+# Counts
+
+
+@given(count_lists)
+def test_counts_never_raise(counts: list[int]) -> None:
+    share, spread, change, trend = (
+        stats.top_share(counts),
+        stats.fano(counts),
+        stats.change_point(counts),
+        stats.trend_kind(counts),
+    )
+    assert math.isnan(share) or 0 <= share <= 1
+    assert math.isnan(spread) or spread >= 0
+    assert change.ratio >= 0
+    assert (trend.onset is not None) == (trend.kind in ("spike", "step"))
+    assert (trend.kind == "none") == (len(counts) < stats.MIN_BUCKETS or sum(counts) == 0)
+
+
+@given(st.integers(5, 60), st.integers(5, 60), st.integers(0, 20), st.integers(0, 2**32 - 1), st.booleans())
+def test_change_point_finds_the_planted_onset(
+    before: int, after: int, rate: int, seed: int, falling: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    quiet, loud = rng.poisson(rate, before), rng.poisson(10 * rate + 50, after)
+    parts = (loud, quiet) if falling else (quiet, loud)
+    change = stats.change_point(np.concatenate(parts))
+    assert change.index == parts[0].size
+    assert change.before == pytest.approx(parts[0].mean())
+    assert change.after == pytest.approx(parts[1].mean())
+
+
+def flat_series(rate: float, n: int = 60) -> list[NDArray[np.int64]]:
+    rng = np.random.default_rng(42)
+    return [rng.poisson(rate, n) for _ in range(300)]
+
+
+@pytest.mark.parametrize("rate", [0.1, 1, 5, 50, 500])
+def test_flat_series_raise_no_alarm(rate: float) -> None:
+    series = flat_series(rate)
+    assert sum(stats.change_point(c).index is not None for c in series) / len(series) < 0.02
+    assert sum(stats.trend_kind(c).kind in ("spike", "step") for c in series) / len(series) < 0.02
+
+
+def test_batches_are_rarely_a_change() -> None:
+    """Ten at a time, the plain ratio would call nearly all of these a change."""
+    series = [10 * c for c in flat_series(2)]
+    assert sum(stats.change_point(c).index is not None for c in series) / len(series) < 0.05
+
+
+@pytest.mark.parametrize("onset", [0, 5, 29, 30, 54])
+def test_a_spike_on_a_busy_series_is_found(onset: int) -> None:
+    counts = np.random.default_rng(5).poisson(20, 60)
+    counts[onset : onset + 3] += np.array([90, 200, 120])
+    assert stats.trend_kind(counts) == stats.Trend("spike", onset)
+
+
+@pytest.mark.parametrize("onset", [10, 30, 50, 57])
+def test_a_rise_that_lasts_is_a_step(onset: int) -> None:
+    counts = np.random.default_rng(6).poisson(5, 60)
+    counts[onset:] += 60
+    assert stats.trend_kind(counts) == stats.Trend("step", onset)
+
+
+def test_missing_counts_are_buckets_without_events() -> None:
+    assert stats.change_point([math.nan] * 5 + [30] * 5).index == 5
+    assert stats.top_share([math.nan, 1, -4]) == 1.0
+
+
+# Percentiles, budgets, evidence
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), max_size=30), st.floats(0, 100))
+def test_percentile_ignores_nan(values: list[float], q: float) -> None:
+    known = [v for v in values if not math.isnan(v)]
+    result = stats.percentile(values, q)
+    assert min(known) <= result <= max(known) if known else math.isnan(result)
+
+
+def test_burn_rate() -> None:
+    assert stats.burn_rate(5, 1000, 0.995) == pytest.approx(1.0)
+    assert stats.burn_rate(0, 1000, 0.995) == 0.0
+    assert stats.burn_rate(1, 1000, 1.0) == math.inf
+    assert stats.burn_rate(0, 1000, 1.0) == 0.0
+    assert math.isnan(stats.burn_rate(0, 0, 0.995))
+
+
+@given(weights, weights, st.floats(0, 1))
+def test_combine_is_bounded_and_monotone(pro: list[float], contra: list[float], more: float) -> None:
+    score = stats.combine(pro, contra)
+    assert 0 <= score <= 1
+    assert stats.combine([*pro, more], contra) >= score - 1e-12
+    assert stats.combine(pro, [*contra, more]) <= score + 1e-12
+
+
+def test_combine_clips_what_is_no_weight() -> None:
+    assert stats.combine([math.nan], []) == 0.0
+    assert stats.combine([7], [-1]) == 1.0
+    assert stats.combine([0.9, 1.0], [1.0]) == 0.0

@@ -1,0 +1,377 @@
+"""Bad input and broken surroundings, by the command: a clear line, the right status, an artifact, no secret."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import nats
+import psutil
+import psycopg
+import pytest
+
+from runbook_lib.sandbox import broker
+from runbook_lib.sandbox.servers import Servers
+
+pytestmark = pytest.mark.e2e
+
+Env = dict[str, str]
+Break = Callable[[Servers, Env], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Servers that these tests alone may break."""
+    with Servers(tmp_path_factory.mktemp("own")) as servers:
+        servers.ensure_streams()
+        yield servers
+
+
+def environment(servers: Servers) -> Env:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    return {
+        **clean,
+        "RUNBOOK_DATABASE_URL": servers.database_url,
+        "RUNBOOK_NATS_URL": servers.nats_url,
+        "RUNBOOK_NATS_MONITOR_URL": servers.nats_monitor_url,
+    }
+
+
+def runbook(env: Env, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "runbook_lib", *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+def run(servers: Servers, env: Env, output: Path, *arguments: str) -> dict[str, Any]:
+    """Run, and check what must hold whatever is broken: one document, an artifact per section, no secret."""
+    done = runbook(env, *arguments, "--incident", "INC-5", "--output", str(output), "--json")
+    assert done.stdout, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == said["exit_code"]
+    for section in said["runs"]:
+        page = Path(section["artifact"]["html"])
+        assert page.is_file() and Path(section["artifact"]["ipynb"]).is_file()
+        assert all(f["status"] != "UNKNOWN" or f["reason"] for f in section["findings"])
+    kept = b"".join(p.read_bytes() for p in output.rglob("*") if p.is_file()).decode(errors="replace")
+    for secret in [*servers.addresses.passwords.values(), "not-the-password"]:
+        assert secret not in done.stdout + done.stderr + kept
+    assert "Traceback (most recent call last)" not in kept
+    return said
+
+
+def findings(said: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
+    return {f["step"]: (f["status"], f["reason"]) for r in said["runs"] for f in r["findings"]}
+
+
+def admin(servers: Servers, statement: str) -> None:
+    with psycopg.connect(servers.admin_url, autocommit=True) as connection:
+        connection.execute(statement)  # type: ignore[arg-type]
+
+
+def swapped(name: str, old: str, new: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        assert old in env[name] or not old
+        env[name] = env[name].replace(old, new) if old else new
+        yield
+
+    return use
+
+
+def sql(do: str, undo: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        admin(servers, do)
+        try:
+            yield
+        finally:
+            admin(servers, undo)
+
+    return use
+
+
+@contextmanager
+def postgres_down(servers: Servers, env: Env) -> Iterator[None]:
+    servers.stop_postgres()
+    try:
+        yield
+    finally:
+        servers.start_postgres()
+
+
+@contextmanager
+def nats_down(servers: Servers, env: Env) -> Iterator[None]:
+    servers.stop_nats()
+    try:
+        yield
+    finally:
+        servers.start_nats()
+
+
+def frozen(command: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        mine = str(servers.directory)
+        tree = [
+            p
+            for p in psutil.process_iter(["cmdline"])
+            if command in " ".join(p.info["cmdline"] or []) and mine in " ".join(p.info["cmdline"] or [])
+        ]
+        tree += [child for p in tree for child in p.children(recursive=True)]
+        assert tree
+        for process in tree:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in tree:
+                process.resume()
+
+    return use
+
+
+@contextmanager
+def slots_taken(servers: Servers, env: Env) -> Iterator[None]:
+    admin(servers, "REVOKE pg_use_reserved_connections FROM runbook")
+    held = []
+    try:
+        while True:
+            held.append(psycopg.connect(servers.app_url))
+    except psycopg.OperationalError:
+        pass
+    try:
+        yield
+    finally:
+        for connection in held:
+            connection.close()
+        time.sleep(0.2)
+        admin(servers, "GRANT pg_use_reserved_connections TO runbook")
+
+
+@contextmanager
+def locked(servers: Servers, env: Env) -> Iterator[None]:
+    with psycopg.connect(servers.admin_url) as holder:
+        holder.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
+        yield
+
+
+@contextmanager
+def lock_queued(servers: Servers, env: Env) -> Iterator[None]:
+    """A reader holds the table; whoever wants it all only waits, and everybody else waits behind."""
+    with psycopg.connect(servers.admin_url) as reader, psycopg.connect(servers.admin_url) as waiter:
+        reader.execute("LOCK TABLE notification.notifications IN ACCESS SHARE MODE")
+        waiter.execute("SET LOCAL lock_timeout = '60s'")
+        pid = waiter.info.backend_pid
+        def wait() -> None:
+            with suppress(psycopg.Error):
+                waiter.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
+
+        thread = Thread(target=wait)
+        thread.start()
+        time.sleep(0.3)
+        try:
+            yield
+        finally:
+            admin(servers, f"SELECT pg_cancel_backend({pid})")
+            thread.join()
+
+
+def jetstream(change: Callable[[Any], Any]) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        async def apply() -> None:
+            client = await nats.connect(servers.app_nats_url)
+            await change(client.jetstream())
+            await client.close()
+
+        asyncio.run(apply())
+        try:
+            yield
+        finally:
+            servers.ensure_streams()
+
+    return use
+
+
+SLOW = """
+ALTER TABLE notification.notifications RENAME TO kept;
+CREATE VIEW notification.notifications AS SELECT kept.* FROM notification.kept, (SELECT pg_sleep(9)) slow;
+GRANT SELECT ON notification.notifications TO runbook
+"""
+QUICK = "DROP VIEW notification.notifications; ALTER TABLE notification.kept RENAME TO notifications"
+
+UNREACHABLE, TIMEOUT, DENIED = ("UNKNOWN", "unreachable"), ("UNKNOWN", "timeout"), ("UNKNOWN", "denied")
+ERROR, CRITICAL, OK = ("UNKNOWN", "error"), ("CRITICAL", None), ("OK", None)
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is broken, and what section 4.1 (or another) must say of it."""
+
+    name: str
+    broken: Break
+    expected: dict[str, tuple[str, str | None]]
+    stuck_at: str | None
+    mode: str | None = None
+    section: str = "4.1"
+
+
+CASES = [  # one line each: a table to read down
+    Case("postgres down", postgres_down, {"4.1.1": UNREACHABLE, "4.1.3": UNREACHABLE}, "database", "FM-DB-01"),
+    Case("wrong password", swapped("RUNBOOK_DATABASE_URL", "runbook:", "runbook:not-the-password"), {"4.1.1": DENIED, "4.1.4": DENIED}, None),
+    Case("wrong database", swapped("RUNBOOK_DATABASE_URL", "/miniserversystem", "/elsewhere"), {"4.1.1": UNREACHABLE}, "database"),
+    Case("missing schema", sql("ALTER SCHEMA notification RENAME TO gone", "ALTER SCHEMA gone RENAME TO notification"), {"4.1.1": ERROR}, "database", "FM-DB-03"),
+    Case("missing column", sql("ALTER TABLE notification.notifications RENAME lease_until TO gone", "ALTER TABLE notification.notifications RENAME gone TO lease_until"), {"4.1.1": ERROR}, "database", "FM-DB-03"),
+    Case("permission denied", sql("REVOKE SELECT ON notification.notifications FROM runbook", "GRANT SELECT ON notification.notifications TO runbook"), {"4.1.1": DENIED, "4.1.4": OK}, None),
+    Case("slots exhausted", slots_taken, {"4.1.1": UNREACHABLE, "4.1.4": CRITICAL}, "database", "FM-DB-01"),
+    Case("table locked", locked, {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
+    Case("table lock queued", lock_queued, {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
+    Case("statement timeout", sql(SLOW, QUICK), {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
+    Case("postgres hung", frozen("postgres"), {"4.1.1": TIMEOUT, "4.1.4": TIMEOUT}, "database", "FM-DB-01"),
+    Case("nats down", nats_down, {"4.1.2": CRITICAL, "4.1.1": OK}, "jetstream", "FM-NATS-04"),
+    Case("nats refuses us", swapped("RUNBOOK_NATS_URL", "runbook:", "runbook:not-the-password"), {"4.1.2": DENIED, "4.1.1": OK}, None),
+    Case("stream missing", jetstream(lambda js: js.delete_stream(broker.STREAM)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
+    Case("consumer missing", jetstream(lambda js: js.delete_consumer(broker.STREAM, broker.CONSUMER)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
+    Case("monitoring port closed", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"4.1.1": OK, "4.1.3": OK}, None),
+    Case("nats hung", frozen("nats-server"), {"4.1.2": CRITICAL, "4.1.1": OK}, "jetstream", "FM-NATS-04"),
+    Case("redis configured and down", swapped("RUNBOOK_REDIS_URL", "", "redis://127.0.0.1:9/0"), {"2.6": UNREACHABLE, "2.5": OK}, None, section="2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_broken(own: Servers, tmp_path: Path, case: Case) -> None:
+    env = environment(own) | {"RUNBOOK_REDIS_URL": ""}
+    with case.broken(own, env):
+        start = time.monotonic()
+        said = run(own, env, tmp_path, "run", case.section, "--deadline", "60")
+        took = time.monotonic() - start
+    seen = findings(said)
+    assert {step: seen[step] for step in case.expected} == case.expected, json.dumps(
+        said["runs"][0]["findings"], indent=1
+    )
+    assert said["verdict"]["stuck_at"] == case.stuck_at
+    if case.mode:
+        assert case.mode in [m["id"] for m in said["verdict"]["failure_modes"][:2]]
+    if case.stuck_at is None:
+        assert said["verdict"]["confidence"] != "high"
+    assert took < 68
+
+
+def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
+    said = run(own, environment(own), tmp_path, "run", "2", "3", "4.1", "4.3", "5.3", "6")
+    assert [f for f in findings(said).values() if f[1] == "error"] == []
+    # Nobody is bound to the consumer here, and that alone is wrong with a system without services.
+    assert said["verdict"]["stuck_at"] in (None, "subscriber")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "4.9"], "unknown section '4.9': did you mean '4."),
+        (["run", "4.1", "--target", "prodd"], "unknown target 'prodd'"),
+        (["run", "4.1", "-p", "windw_minutes=5"], "unknown parameter 'windw_minutes': did you mean 'window_minutes'?"),
+        (["run", "4.1", "-p", "window_minutes=never"], "parameter window_minutes='never'"),
+        (["run", "4.1", "-p", "window_minutes"], "write it as NAME=VALUE"),
+        (["run", "4.1", "-p", "detected_by=alert"], "unknown parameter 'detected_by'"),
+        (["run", "4.1", "--as-of", "soon"], "parameter as_of='soon': not a time like"),
+        (["run", "4.1", "--incident", "a/b"], "parameter incident_id='a/b'"),
+        (["run", "4.1", "--incident", ".."], "parameter incident_id='..'"),
+        (["run"], "Missing argument"),
+        (["run", "4.1", "--colour"], "No such option"),
+        (["trage"], "unknown command 'trage': did you mean 'triage'?"),
+        (["run", "4.1", "--output", "{file}"], "cannot be written"),
+        (["dossier", "nothing-here"], "no incident 'nothing-here'"),
+        (["verify", "../x"], "parameter incident_id='../x'"),
+    ],
+)
+def test_wrong_usage_is_64_and_one_line(own: Servers, tmp_path: Path, arguments: list[str], said: str) -> None:
+    (tmp_path / "file").write_text("")
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path / "out")}
+    done = runbook(env, *[a.replace("{file}", str(tmp_path / "file")) for a in arguments], cwd=tmp_path)
+    assert done.returncode == 64
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("targets = 3", "settings: targets"),
+        ("targets", "not valid TOML"),
+        ('[targets.prod]\nlease_s = 10\nnats_url = "nats://h"\nlease = 3', "targets.prod.lease"),
+        ('[targets.prod]\ndatabase_url = "postgresql://u:s3cret-x@h/d"', "has a password in"),
+        ('[targets.prod]\ndatabase_url_env = "NOT_SET_ANYWHERE"', "names NOT_SET_ANYWHERE, which is not set"),
+    ],
+)
+def test_bad_settings_are_64_and_one_line(own: Servers, tmp_path: Path, toml: str, said: str) -> None:
+    (tmp_path / "runbook.toml").write_text(toml)
+    done = runbook(environment(own), "run", "4.1", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (64, 1), done.stderr
+    assert said in done.stderr and "s3cret-x" not in done.stderr
+
+
+def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
+    """Files may not grow beyond a few kB: what a full disk does, without one."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = runbook(
+        environment(own), "run", "4.1", "--output", str(tmp_path / "o"), "--json", "--incident", "F", preexec_fn=limit
+    )
+    said = json.loads(done.stdout)
+    assert [f["step"] for f in said["runs"][0]["findings"]] == ["4.1.1", "4.1.2", "4.1.3", "4.1.4"]
+    assert done.returncode == said["exit_code"]
+    assert "could not be written" in done.stderr
+
+
+def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None:
+    env = environment(own)
+    with locked(own, env):  # makes the run last
+        command = [sys.executable, "-m", "runbook_lib", "run", "4.3", "--incident", "K", "--output", str(tmp_path)]
+        process = subprocess.Popen(
+            [*command, "--json"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        partial = None
+        while partial is None and process.poll() is None:
+            partial = next(tmp_path.rglob("*.partial.ipynb"), None)
+            time.sleep(0.05)
+        runners = [
+            p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())
+        ]
+        for runner in runners:
+            runner.send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=60)
+    said = json.loads(out)
+    assert "the runner was killed" in err
+    assert said["exit_code"] == process.returncode == 3
+    assert {f["reason"] for f in said["runs"][0]["findings"]} <= {"not_run", "timeout"}
+    assert partial is not None and partial.name in (tmp_path / "K" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_deadline_holds_and_leaves_a_truthful_artifact(own: Servers, tmp_path: Path) -> None:
+    env = environment(own)
+    with frozen("postgres")(own, env):
+        start = time.monotonic()
+        said = run(own, env, tmp_path, "run", "4.3", "--deadline", "4")
+        took = time.monotonic() - start
+    assert said["status"] == "UNKNOWN"
+    assert "not_run" in {f["reason"] for f in said["runs"][0]["findings"]}
+    assert "deadline" in said["runs"][0]["problem"]
+    assert "did not finish" in Path(said["runs"][0]["artifact"]["html"]).read_text(encoding="utf-8")
+    assert took < 30
