@@ -4,21 +4,21 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench lock clean
+.PHONY: venv demo test lint bench sample lock clean
 
 venv: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: venv
 	$(RUN)/runbook sandbox demo
 
 test: venv lint
-	$(RUN)/pytest
+	$(RUN)/pytest -n 2
 
 lint: venv
 	$(RUN)/ruff check .
@@ -27,6 +27,10 @@ lint: venv
 
 bench: venv
 	$(RUN)/python -m tests.bench
+
+# The dossier that git keeps; after a change that alters verdicts or pages.
+sample: venv
+	$(RUN)/python tests/sample.py
 
 # uv resolves for every platform and Python at once; the file names no index and no host.
 lock: venv

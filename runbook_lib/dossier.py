@@ -66,7 +66,17 @@ def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any]) -> N
         "started": results[0].started,
         "ended": results[-1].ended,
     }
-    archive.append(entry, {name: json.dumps(said, ensure_ascii=False, indent=1).encode()})
+    archive.append(entry, {name: json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()})
+
+
+def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
+    """The document with its artifacts as names within the dossier: a folder may be moved."""
+
+    def inside(path: str | None) -> str | None:
+        return path and path.removeprefix(f"{archive.place}/")
+
+    runs = [r | {"artifact": {kind: inside(path) for kind, path in r["artifact"].items()}} for r in said["runs"]]
+    return said | {"runs": runs}
 
 
 def write_index(archive: Archive, lang: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 
 import nbformat
 
-from runbook_lib import catalog
+from runbook_lib import catalog, settings
 from runbook_lib.archive import Archive
 from runbook_lib.parameters import validate
+from runbook_lib.sandbox import state
 from runbook_lib.settings import UsageError
 
 
@@ -19,6 +21,7 @@ def prepare_copies(archive: Archive, target: str) -> str:
 
     Returns the folder. Raises UsageError when the archive is not a local folder.
     """
+    from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
     if archive.local is None:
@@ -30,7 +33,7 @@ def prepare_copies(archive: Archive, target: str) -> str:
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         copy = folder / section.notebook.name
         if not copy.exists():
-            nb = parameterize_notebook(nbformat.read(section.notebook, as_version=4), values)
+            nb = parameterize_notebook(load_notebook_node(str(section.notebook)), values)
             nbformat.write(nb, copy)
     return str(folder)
 
@@ -43,4 +46,13 @@ def open_lab(output: str, incident: str, target: str) -> int:
     archive = Archive(output, incident)
     archive.prepare()
     folder = prepare_copies(archive, target)
-    return subprocess.run([sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}"], check=False).returncode
+    command = [sys.executable, "-m", "jupyterlab", f"--notebook-dir={folder}"]
+    return subprocess.run(command, env=os.environ | _found_here(), check=False).returncode
+
+
+def _found_here() -> dict[str, str]:
+    """Where this folder's settings and sandbox are, for kernels that run in another one."""
+    found = {"RUNBOOK_SANDBOX_DIR": str(state.default_directory().resolve())}
+    if (config := settings.config_file()) is not None:
+        found["RUNBOOK_CONFIG"] = str(config.resolve())
+    return found

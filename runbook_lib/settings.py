@@ -89,7 +89,7 @@ class Target(BaseModel):
                 data[url] = os.environ[env]
             elif file is not None:
                 try:
-                    data[url] = Path(file).read_text(encoding="utf-8").strip()
+                    data[url] = (_home() / file).read_text(encoding="utf-8").strip()
                 except OSError as e:
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
         return data
@@ -186,6 +186,12 @@ def config_file() -> Path | None:
     if named:
         raise UsageError(f"RUNBOOK_CONFIG names {named}, which is not a file")
     return None
+
+
+def _home() -> Path:
+    """What a relative path in runbook.toml starts from: its own folder."""
+    file = config_file()
+    return file.parent if file else Path()
 
 
 def load() -> Settings:

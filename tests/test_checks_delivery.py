@@ -133,6 +133,14 @@ def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
     words(found)
 
 
+def test_retries_of_an_outage_that_is_over_do_not_blame_the_receiver() -> None:
+    frames = look(waiting_retry=70)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [3, 4], "n": [35, 35], "waiting": [35, 35]})
+    found = backlog.judge(frames, make_given())
+    assert weight(found, "receiver") <= 0
+    words(found)
+
+
 def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
     frames["attempts"] = pd.DataFrame({"attempt_count": [0, 1], "n": [90, 8], "waiting": [0, 0]})
@@ -287,11 +295,13 @@ def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> 
         "now": NOW, **zero, "oldest_due_s": None, "oldest_expired_s": None, "max_attempt_count": 0,
         "last_claim": pd.NaT, "last_published": ago(1), "published_1m": 300, "arrived_1m": 300,
     } | changes  # fmt: skip
+    delay = pd.DataFrame(
+        [{"n": 900, "p50": 0.5, "p95": 0.9, "p99": 1.0, "longest": 1.2, "negative": 0, "last_published": ago(1)}]
+    )
     return {
         "backlog": pd.DataFrame([values]),
-        "delay": pd.DataFrame(
-            [{"n": 900, "p50": 0.5, "p95": 0.9, "p99": 1.0, "longest": 1.2, "negative": 0, "last_published": ago(1)}]
-        ),
+        "delay": delay,
+        "delay_now": delay,
         "errors": pd.DataFrame(
             [(s, e, n, 1, ago(20), ago(10)) for s, e, n in errors or ()],
             columns=["status", "last_error", "n", "attempts", "oldest", "newest"],
@@ -333,6 +343,23 @@ def test_failing_publishes_are_told_apart_by_their_words(error: str, hop: str, m
     words(found)
 
 
+def test_errors_of_an_outage_that_is_over_only_wait_for_their_turn() -> None:
+    frames = outbox([("PENDING", "Connection is Closed", 98)], waiting_retry=98, tried=98)
+    found = publish.judge(frames, make_given())
+    assert found.status is Status.OK
+    assert weight(found, "relay") < 0
+
+
+def test_late_events_of_the_last_minutes_count_and_those_of_the_window_do_not() -> None:
+    frames = outbox()
+    frames["delay"] = frames["delay"].assign(p95=40.0)
+    assert publish.judge(frames, make_given()).status is Status.OK
+    frames["delay_now"] = frames["delay"]
+    slow = publish.judge(frames, make_given())
+    assert (slow.status, slow.headline.key) == (Status.CRITICAL, "publish.slow")
+    words(slow)
+
+
 def test_a_broker_that_does_not_answer_speaks_for_itself_not_for_the_relay() -> None:
     frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
     del frames["broker"]
@@ -355,6 +382,14 @@ def test_both_clients_cut_off_is_the_broker_s_door() -> None:
     assert weight(found, "FM-NATS-05") > 0.8
 
 
+def test_an_error_that_the_next_claim_has_wiped_is_still_a_failing_publish() -> None:
+    frames = outbox(due=40, oldest_due_s=18, leased=45, tried=6, last_claim=ago(4), last_published=ago(20))
+    found = publish.judge(frames, make_given())
+    assert found.headline.key == "publish.failing"
+    assert weight(found, "relay") > 0.5
+    words(found)
+
+
 def test_a_payload_that_cannot_pass_is_the_producer() -> None:
     found = publish.judge(outbox([("FAILED", "outbox payload parse failure", 2)], failed=2), make_given())
     assert found.status is Status.CRITICAL
@@ -366,6 +401,7 @@ def test_a_payload_that_cannot_pass_is_the_producer() -> None:
 def test_no_publish_is_no_percentile() -> None:
     frames = outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
     frames["delay"] = pd.DataFrame([{"n": 0, "p50": None, "p95": None, "p99": None, "negative": 0}])
+    frames["delay_now"] = frames["delay"]
     found = publish.judge(frames, make_given())
     assert found.status is Status.OK
     assert found.value("outbox.publish_delay_p95") is None

@@ -67,7 +67,7 @@ def test_dead_kernel(tmp_path: Path) -> None:
 def test_raising_cell(tmp_path: Path) -> None:
     with pytest.raises(PapermillExecutionError) as e:
         execute(tmp_path, "1 / 0", "print('never')")
-    assert states(e.value.kept) == ["failed", "pending"]  # type: ignore[attr-defined]
+    assert states(e.value.kept) == ["failed", "pending"]
 
 
 def test_no_such_kernel_completes_nothing(tmp_path: Path) -> None:

@@ -132,9 +132,7 @@ def test_partial_buckets_of_any_width() -> None:
         ("30min", None, 2.0, ["retention", "redrive", "lookback"]),
     ],
 )
-def test_blind_spots(
-    retention: str, redriven: int | None, waiting_hours: float | None, expected: list[str]
-) -> None:
+def test_blind_spots(retention: str, redriven: int | None, waiting_hours: float | None, expected: list[str]) -> None:
     oldest = None if waiting_hours is None else AS_OF - pd.Timedelta(hours=waiting_hours)
     spots = blind_spots(60, pd.Timedelta(retention), redriven, oldest, AS_OF)
     assert spots == [*expected, "one_status"]

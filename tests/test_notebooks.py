@@ -22,7 +22,8 @@ each_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.numb
 
 def read(section: Section) -> nbformat.NotebookNode:
     assert section.notebook
-    return nbformat.read(section.notebook, as_version=4)
+    nb: nbformat.NotebookNode = nbformat.read(section.notebook, as_version=4)
+    return nb
 
 
 def code(nb: nbformat.NotebookNode) -> list[str]:

@@ -82,9 +82,7 @@ def test_flat_autocorrelated_levels_are_not_judged_draining(minutes: int) -> Non
         level = level + came - left
         if minute >= 50:
             arrivals, departures = arrivals + came, departures + left
-    verdicts = [
-        stats.flow_test(a, d, minutes, b).verdict for a, d, b in zip(arrivals, departures, level, strict=True)
-    ]
+    verdicts = [stats.flow_test(a, d, minutes, b).verdict for a, d, b in zip(arrivals, departures, level, strict=True)]
     assert verdicts.count("draining") / series < 0.02
 
 
@@ -100,9 +98,7 @@ def test_slope_of_a_line_is_exact(n: int, slope: int, start: int) -> None:
     assert stats.theil_sen(start + slope * np.arange(n)) == stats.Slope(slope, slope, slope)
 
 
-@given(
-    st.lists(st.integers(-1000, 1000), min_size=2, max_size=40), st.integers(-1000, 1000), st.integers(1, 9)
-)
+@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=40), st.integers(-1000, 1000), st.integers(1, 9))
 def test_slope_moves_with_its_data(y: list[int], shift: int, scale: int) -> None:
     """Shifting y changes nothing, scaling scales, turning time around turns the sign."""
     slope = stats.theil_sen(y)
@@ -161,9 +157,7 @@ def test_counts_never_raise(counts: list[int]) -> None:
 
 
 @given(st.integers(5, 60), st.integers(5, 60), st.integers(0, 20), st.integers(0, 2**32 - 1), st.booleans())
-def test_change_point_finds_the_planted_onset(
-    before: int, after: int, rate: int, seed: int, falling: bool
-) -> None:
+def test_change_point_finds_the_planted_onset(before: int, after: int, rate: int, seed: int, falling: bool) -> None:
     rng = np.random.default_rng(seed)
     quiet, loud = rng.poisson(rate, before), rng.poisson(10 * rate + 50, after)
     parts = (loud, quiet) if falling else (quiet, loud)

@@ -79,7 +79,7 @@ def findings(said: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
 
 def admin(servers: Servers, statement: str) -> None:
     with psycopg.connect(servers.admin_url, autocommit=True) as connection:
-        connection.execute(statement)  # type: ignore[arg-type]
+        connection.execute(statement)
 
 
 def swapped(name: str, old: str, new: str) -> Break:
@@ -176,6 +176,7 @@ def lock_queued(servers: Servers, env: Env) -> Iterator[None]:
         reader.execute("LOCK TABLE notification.notifications IN ACCESS SHARE MODE")
         waiter.execute("SET LOCAL lock_timeout = '60s'")
         pid = waiter.info.backend_pid
+
         def wait() -> None:
             with suppress(psycopg.Error):
                 waiter.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")

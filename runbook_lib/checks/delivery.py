@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LOOKS_APART_S = 2.5
 #: From so many rows on, tries that failed are a pattern and not an accident.
 TRIED = 3
+#: A send so recent means that the receiver accepts.
+SENDS_S = 5.0
+#: Rows that the question about attempts looks at.
+SAMPLE = 5000
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Delivery:
     tried: float
     progress: bool | None
     accepted: bool | None = None
+    failing: bool = True
 
     @property
     def total(self) -> float:
@@ -57,7 +62,7 @@ class Delivery:
     def refused(self, given: Given) -> float:
         """How strongly this speaks for a receiver that refuses or does not answer, 0 to 1."""
         limits = given.limits
-        if self.tried < TRIED:
+        if self.tried < TRIED or not self.failing:
             return 0.0
         if self.stopped(given) >= 0.6:
             return 0.3
@@ -98,15 +103,20 @@ def delivery(frames: Frames) -> Delivery:
     now = activity.get("now")
     seen = [activity[s] for s in signs if activity.get(s) is not None]
     silence = (now - max(seen)).total_seconds() if now is not None and seen else oldest
+    tries = _tries(frames, "attempts")
+    last_sent = activity.get("last_sent")
+    sends = now is not None and last_sent is not None and (now - last_sent).total_seconds() < SENDS_S
     return Delivery(
         due=due,
         oldest_s=oldest,
         silence_s=0.0 if progress else max(min(silence, oldest), 0.0),
         leased=leased,
         waiting=amount(backlog, "waiting_retry"),
-        tried=float(sum(_tries(frames, "attempts").values())),
+        tried=float(sum(tries.values())),
         progress=progress,
         accepted=None if progress is None else _newer(frames, "last_sent"),
+        # A first failure waits 1.5 s at most, so that a row with one is of now. A full sample may have missed them.
+        failing=not sends or bool(tries.get(1)) or sum(tries.values()) >= SAMPLE,
     )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 #: PUBLISHED events are deleted after this time.
 RETENTION = pd.Timedelta(hours=24)
+#: How events fare now is told by those of the last minute.
+NOW_MIN = 1
+#: A publish so recent means that the way to the broker is open.
+PUBLISHES_S = 5.0
 #: FAILED rows of events younger than this belong to what is going on now; when they failed is kept nowhere.
 RECENT_MIN = 10
 
@@ -50,6 +54,7 @@ def collect(rb: Session) -> Frames:
     parts = Parts()
     with rb.postgres.snapshot() as db:
         frames = {"delay": db.ask("outbox/delay"), "unprocessed": db.ask("outbox/unprocessed")}
+        frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=NOW_MIN))
         if not rb.past:
             frames["backlog"] = db.ask("outbox/backlog")
             frames["errors"] = db.ask("outbox/errors")
@@ -82,12 +87,16 @@ def judge(frames: Frames, given: Given) -> Finding:
     """Nobody tries: the relay. Tries fail: the broker, the connection or the event, by what the errors say."""
     now, delay = one(frames.get("backlog")), one(frames.get("delay"))
     limits = given.limits
-    p95 = delay.get("p95")
-    values = [limits.value("outbox.publish_delay_p95", p95)] if amount(delay, "n") else []
+    # An incident that is over stays in the window's percentile for long; what counts is how events fare now.
+    lately = one(frames.get("delay_now"))
+    p95 = lately.get("p95")
+    delay_value = limits.value("outbox.publish_delay_p95", p95)
+    values = [delay_value] if amount(lately, "n") else []
     values += [
+        Value("outbox.window_delay_p95", delay.get("p95"), "s"),
         Value("outbox.published", amount(delay, "n"), "rows"),
-        Value("outbox.delay_p50", delay.get("p50"), "s"),
-        Value("outbox.delay_p99", delay.get("p99"), "s"),
+        Value("outbox.window_delay_p50", delay.get("p50"), "s"),
+        Value("outbox.window_delay_p99", delay.get("p99"), "s"),
         Value("outbox.published_not_processed", _rows(frames, "unprocessed"), "rows"),
     ]
     notes = []
@@ -97,7 +106,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         notes.append(say("publish.negative", n=amount(delay, "negative")))
     if not now:
         return judged(
-            say("publish.past", p95=p95, n=amount(delay, "n")),
+            say("publish.past", p95=delay.get("p95"), n=amount(delay, "n")),
             values,
             at_least=Status.UNKNOWN,
             reason=Reason.NO_DATA,
@@ -119,7 +128,12 @@ def judge(frames: Frames, given: Given) -> Finding:
         Value("outbox.silence", silence, "s"),
     ]
     late = oldest >= (limits["outbox.oldest_due"].warning or 0)
-    failing = live > 0 and tried > 0
+    if tried and not live and amount(now, "leased") and silence < (limits["outbox.oldest_due"].critical or 0):
+        # The relay has just claimed again what had failed, and a claim wipes the error.
+        live, kind = tried, "unseen"
+    # While publishes succeed, rows with an error of the broker or of the connection only wait for their turn.
+    failing = live > 0 and tried > 0 and (kind in ("payload", "other") or not _publishes(now))
+    slow = bool(amount(lately, "n")) and delay_value.status is not Status.OK
     broker = failures(frames).get("broker")
     stopped = late and not failing and silence >= (limits["outbox.oldest_due"].warning or 0)
     cut_off = _subscriber_is_cut_off_too(given)
@@ -130,7 +144,9 @@ def judge(frames: Frames, given: Given) -> Finding:
         "tried": tried,
         "failed": failed,
         "p95": p95,
-        "n": amount(delay, "n"),
+        "n": amount(lately, "n"),
+        "minutes": NOW_MIN,
+        "window_n": amount(delay, "n"),
         "error": say(f"publish.kind_{kind}"),
     }
     if broker is not None:
@@ -142,7 +158,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         )
     gone = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     return judged(
-        _headline(stopped, failing, gone, late, failed, facts),
+        _headline(stopped, failing, gone, late, slow, facts),
         values,
         at_least=Status.WARNING if failing else Status.OK,
         notes=tuple(notes),
@@ -165,6 +181,12 @@ def _silence(now: dict[str, Any], oldest: float) -> float:
         return oldest
     since_last: float = (now["now"] - max(seen)).total_seconds()
     return max(min(since_last, oldest), 0.0)
+
+
+def _publishes(now: dict[str, Any]) -> bool:
+    """Whether a publish has succeeded so lately that the way to the broker is open."""
+    last = now.get("last_published")
+    return last is not None and now.get("now") is not None and (now["now"] - last).total_seconds() < PUBLISHES_S
 
 
 def _live_errors(frames: Frames, given: Given) -> tuple[float, str]:
@@ -194,16 +216,20 @@ def _subscriber_is_cut_off_too(given: Given) -> bool:
     return any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier)
 
 
-def _headline(stopped: bool, failing: bool, gone: bool, late: bool, failed: float, facts: dict[str, Any]) -> Text:
+def _headline(stopped: bool, failing: bool, gone: bool, late: bool, slow: bool, facts: dict[str, Any]) -> Text:
     if failing or (late and gone):
         return say("publish.broker_gone" if gone else "publish.failing", **facts)
     if stopped:
         return say("publish.stopped", **facts)
     if late:
         return say("publish.late", **facts)
-    if failed:
+    if facts["failed"]:
         return say("publish.failed", **facts)
-    return say("publish.flowing" if facts["n"] else "publish.idle", **facts)
+    if slow:
+        return say("publish.slow", **facts)
+    if facts["n"]:
+        return say("publish.flowing", **facts)
+    return say("publish.quiet" if facts["window_n"] else "publish.idle", **facts)
 
 
 def _signals(
@@ -229,7 +255,7 @@ def _signals(
         ]
     elif failing and kind == "no_stream":
         signals += [Signal("jetstream", 0.85), Signal("FM-NATS-04", 0.85), Signal("FM-OB-01", 0.5)]
-    elif failing and kind == "timeout" and cut_off:
+    elif failing and kind in ("timeout", "unseen") and cut_off:
         # The broker answers us, and neither of its two clients: its door, or the way to it.
         signals += [
             Signal("jetstream", 0.85),
@@ -239,6 +265,8 @@ def _signals(
         ]
     elif failing and kind in ("timeout", "closed"):
         signals += [Signal("relay", 0.85), Signal("FM-NATS-05", 0.85), Signal("FM-OB-01", 0.5)]
+    elif failing and kind == "unseen":
+        signals += [Signal("relay", 0.7), Signal("FM-OB-01", 0.6), Signal("FM-NATS-05", 0.4)]
     elif failing and kind == "payload":
         signals += [Signal("producer", 0.6), Signal("FM-OB-02", 0.6)]
     elif failing and late:
@@ -283,7 +311,7 @@ def _proposals(
         return ()  # the broker first: 4.1.2 proposes it
     if stopped or (failing and kind == "closed"):
         return (proposals.restart(workloads, "entitlement"),)
-    if failing and kind == "timeout":
+    if failing and (kind == "timeout" or (kind == "unseen" and cut_off)):
         return (proposals.check_nats_credentials(workloads),)
     if failing and kind == "no_stream":
         return (proposals.restart(workloads, "notification"), proposals.restart(workloads, "entitlement"))

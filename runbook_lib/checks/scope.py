@@ -9,6 +9,7 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check, Given, could_not_ask, one, row
 from runbook_lib.checks.parts import Parts, failures, needs_the_present, seconds_between
+from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     DATABASE,
     Finding,
@@ -82,7 +83,10 @@ def collect_schema(rb: Session, schema: str, **questions: str) -> Frames:
         migrations = db.try_ask(f"scope/migrations_{schema}")
         if migrations is not None:
             frames["migrations"] = migrations
-        return frames | {name: db.ask(question) for name, question in questions.items()}
+        parts = Parts(frames)
+        with parts.part("activity") as answers:
+            answers |= {name: db.ask(question) for name, question in questions.items()}
+        return parts.frames()
 
 
 def schema_state(frames: Frames, schema: str) -> Finding:
@@ -137,6 +141,16 @@ def schema_state(frames: Frames, schema: str) -> Finding:
     )
 
 
+def without_activity(frames: Frames, schema: Finding) -> Finding | None:
+    """What is left to say where the schema could be read and its rows could not."""
+    e = failures(frames).get("activity")
+    if e is None:
+        return None
+    if schema.status is not Status.OK:
+        return schema  # what is lacking there is why
+    return replace(could_not_ask(e), values=schema.values, signals=signals_of_silence(e))
+
+
 def collect_entitlement(rb: Session) -> Frames:
     """2.1: the entitlement schema and its newest event."""
     return collect_schema(rb, "entitlement", last="scope/last_event")
@@ -145,6 +159,8 @@ def collect_entitlement(rb: Session) -> Frames:
 def judge_entitlement(frames: Frames, given: Given) -> Finding:
     """2.1: is the schema as expected, and when was the last write?"""
     schema = schema_state(frames, "entitlement")
+    if silent := without_activity(frames, schema):
+        return silent
     seen = one(frames.get("last"))
     age = seconds_between(seen.get("last_event"), seen.get("now"))
     last = say("scope.no_event") if age is None else say("scope.last_event", seconds=age)
@@ -209,6 +225,8 @@ def collect_notification(rb: Session) -> Frames:
 def judge_notification(frames: Frames, given: Given) -> Finding:
     """2.4: are events registered, queued and delivered?"""
     schema = schema_state(frames, "notification")
+    if silent := without_activity(frames, schema):
+        return silent
     processed, sent = one(frames.get("processed")), one(frames.get("sent"))
     backlog = one(frames.get("backlog"))
     due = int(backlog.get("due") or 0) + int(backlog.get("expired") or 0)
@@ -330,7 +348,7 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
     """2.3: reachable, which server and version, streams and consumers as expected?"""
     server = one(frames.get("server"))
     streams, consumers = frames.get("streams"), frames.get("consumers")
-    if not server or streams is None or consumers is None:
+    if not server or streams is None or streams.empty or consumers is None or consumers.empty:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="JetStream"))
     missing = [str(r["stream"]) for r in streams.to_dict("records") if not r["exists"]]
     missing += [str(r["durable"]) for r in consumers.to_dict("records") if not r["exists"]]
@@ -338,13 +356,13 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
     unbound = [str(r["durable"]) for r in present if r["push"] and not r["bound"]]
     subjects = {r["stream"]: str(r["subjects"]).split() for r in streams.to_dict("records")}
     other = [
-        f"{r['stream']}: duplicate_window {r['duplicate_window_s']:g} s"
+        f"{r['stream']}: duplicate_window {r['duplicate_window_s']} s"
         for r in streams.to_dict("records")
         if r["exists"] and r["duplicate_window_s"] != DUPLICATE_WINDOW_S
     ]
     for r in present:
         differs = {
-            "ack_wait": (f"{r['ack_wait_s']:g} s", r["ack_wait_s"] == ACK_WAIT_S),
+            "ack_wait": (f"{r['ack_wait_s']} s", r["ack_wait_s"] == ACK_WAIT_S),
             "max_deliver": (r["max_deliver"], r["max_deliver"] == MAX_DELIVER),
             "deliver_policy": (r["deliver_policy"], r["deliver_policy"] == "all"),
             "filter": (r["subject"], not r["subject"] or r["subject"] in subjects.get(r["stream"], [])),

@@ -36,6 +36,8 @@ REFUSED = (
 )
 #: So many refusals within a minute are a loop: the client tries again every 2 s.
 LOOP = 3
+#: And so many seconds without one are the end of it.
+QUIET_S = 10.0
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
@@ -230,8 +232,9 @@ def _unprocessed(frames: Frames, given: Given) -> tuple[int | None, float]:
 
 def _refused(frames: Frames) -> tuple[float, str]:
     """Logins refused within the last minute, and the server's most frequent word for it."""
-    closed = table(frames, "closed", "reason", "last_minute")
-    refused = closed[closed["reason"].isin(REFUSED)]
+    closed = table(frames, "closed", "reason", "last_minute", "last_s_ago")
+    # A loop that has gone quiet is over: who is kept out tries again every 2 s.
+    refused = closed[closed["reason"].isin(REFUSED) & (pd.to_numeric(closed["last_s_ago"], errors="coerce") < QUIET_S)]
     if refused.empty:
         return 0.0, ""
     worst = refused.sort_values("last_minute", ascending=False).iloc[0]

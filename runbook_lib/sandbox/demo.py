@@ -18,7 +18,7 @@ from runbook_lib.sandbox.state import SandboxError
 FAULT_S = 18
 
 
-def demo(directory: Path, output: Path, fault_name: str, say: Callable[[str], None]) -> Path:
+def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], None]) -> Path:
     """Break the sandbox, let the runbook find it, heal it, let the runbook see the recovery.
 
     Returns the dossier's index page. Raises SandboxError when the runbook did not find what was broken.
@@ -28,20 +28,20 @@ def demo(directory: Path, output: Path, fault_name: str, say: Callable[[str], No
 
     def runbook(*arguments: str) -> int:
         command = ["--target", "sandbox", "--incident", incident, "--output", str(output)]
-        say(f"\n$ runbook {' '.join(arguments)} --target sandbox --incident {incident}")
+        tell(f"\n$ runbook {' '.join(arguments)} --target sandbox --incident {incident}")
         environment = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory)}
         program = [sys.executable, "-m", "runbook_lib", *arguments, *command]
         return subprocess.run(program, env=environment, check=False).returncode
 
-    say("Starting PostgreSQL, nats-server and the services, with six hours of past traffic ...")
+    tell("Starting PostgreSQL, nats-server and the services, with six hours of past traffic ...")
     sandbox.up()
     try:
-        say(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
+        tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
         sandbox.fault(fault.name)
-        say(f"Letting it hurt for {FAULT_S} s ...")
+        tell(f"Letting it hurt for {FAULT_S} s ...")
         time.sleep(FAULT_S)
         found = runbook("triage", "-p", "detected_by=alert")
-        say("\n$ runbook sandbox heal")
+        tell("\n$ runbook sandbox heal")
         sandbox.heal()
         recovered = _until_recovered(lambda: runbook("run", "6", "-p", "window_minutes=15"))
     finally:

@@ -97,8 +97,8 @@ def _print_questions(rows: list[Row], asked: dict[str, list[str]]) -> None:
 
 def _print_notebooks(measured: Runs, rows: int) -> None:
     _say(
-        f"\nNotebooks, headless, {rows:,} rows and {rows // SMALLER:,} rows. Memory: peak of the summed RSS of the process"
-        "\ntree, sampled every 50 ms (shared pages count once per process). Scans: of notifications and outbox_events."
+        f"\nNotebooks, headless, {rows:,} rows and {rows // SMALLER:,} rows. Memory: peak of the summed RSS of the"
+        "\nprocess tree, sampled every 50 ms (shared pages count once per process). Scans: of the two large tables."
     )
     lines = []
     for number, how in measured.items():

@@ -55,7 +55,7 @@ class Row:
 
 
 def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[Row]:
-    """Ask those (all, if none is named), each in a connection of its own, with the settings and the role of the runbook."""
+    """Ask those named, or all, each in a connection of its own, with the settings and the role of the runbook."""
     source = Postgres(database_url, "runbook/bench", BUDGET, Ledger(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
         now = pd.Timestamp(db._execute("SELECT now()", {}).scalar_one())

@@ -1,0 +1,67 @@
+"""Makes the sample dossier that git keeps: a seeded incident on the embedded servers, triaged by the command.
+
+python tests/sample.py      writes outputs/sample anew
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from steps import bound
+
+from runbook_lib.sandbox import history
+from runbook_lib.sandbox.servers import Servers
+
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT, INCIDENT = "outputs", "sample"
+#: What stands still, and how much past there is: enough for every window, little to keep.
+STATE, HOURS, RATE = "worker_stopped", 1.0, 1.0
+
+
+@contextmanager
+def incident(directory: Path) -> Iterator[Servers]:
+    """The servers with a subscriber bound and the state seeded, as at the moment of the alert."""
+    with Servers(directory) as servers:
+        servers.ensure_streams()
+        with bound(servers.app_nats_url), psycopg.connect(servers.admin_url, autocommit=True) as connection:
+            history.seed_state(connection, datetime.now(UTC), STATE, hours=HOURS, rate=RATE)
+            yield servers
+
+
+def triage(servers: Servers, output: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command in `folder` with the addresses in its environment, as nobody in particular."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    who = {"LOGNAME": "oncall", "PYTHONPATH": str(ROOT)}
+    command = ["triage", "--incident", name, "--output", output, "-p", "detected_by=alert"]
+    return subprocess.run(
+        [sys.executable, "-m", "runbook_lib", *command],
+        env={**own, **servers.env, **who},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def main() -> None:
+    """Replace outputs/sample."""
+    shutil.rmtree(ROOT / OUTPUT / INCIDENT, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as directory, incident(Path(directory) / "servers") as servers:
+        done = triage(servers, OUTPUT, INCIDENT, ROOT)
+    print(done.stdout, done.stderr, sep="\n")
+    if done.returncode != 2:
+        sys.exit(f"the sample is CRITICAL by its making, and the command said {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""Section 6: over is what recent flow says; judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from steps import ago, bound, events, make_given, odd_frames, run, statuses, traffic, words
+
+from runbook_lib.charts import Chart
+from runbook_lib.checks import CHECKS, recovery
+from runbook_lib.finding import Frames, Reason, Status
+from runbook_lib.sandbox.servers import Servers
+
+STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
+QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}
+
+
+def flows(*per_ten: tuple[int, int]) -> pd.DataFrame:
+    """Came and gone in each ten seconds, newest first."""
+    return pd.DataFrame(
+        [(i, came, gone) for i, (came, gone) in enumerate(per_ten)], columns=["tens_ago", "arrived", "gone"]
+    )
+
+
+STEADY = flows(*[(50, 50)] * 60)
+
+
+def queues(**changes: Any) -> Frames:
+    return {
+        "notifications": pd.DataFrame([QUIET | changes]),
+        "outbox": pd.DataFrame([QUIET]),
+        "notification_flows": STEADY,
+        "outbox_flows": STEADY,
+    }
+
+
+def tries(**delivery: int) -> pd.DataFrame:
+    zero = {"failed": 0, "waiting": 0, "due_again": 0, "most_tries": 1}
+    return pd.DataFrame([{"part": "delivery"} | zero | delivery])
+
+
+def letters(*at: tuple[float, int]) -> pd.DataFrame:
+    """Dead letters: seconds ago, and how many."""
+    return pd.DataFrame(
+        [("delivery", int(s // 10), n, ago(s)) for s, n in at], columns=["kind", "tens_ago", "n", "last"]
+    )
+
+
+def outbox_failed(n: int = 0, last: Any = None, newest: Any = None) -> pd.DataFrame:
+    return pd.DataFrame([{"n": n, "newest": newest, "last_failed": last}])
+
+
+def cohort(n: int, done: int, p95: float | None) -> pd.DataFrame:
+    return pd.DataFrame([{"n": n, "done": done, "p95": p95}])
+
+
+FRAMES: dict[str, Frames] = {
+    "6.1": queues(),
+    "6.2": queues() | {"tries": tries(), "letters": letters()},
+    "6.3": {"letters": letters(), "outbox_failed": outbox_failed()},
+    "6.4": {
+        "publish": cohort(55, 55, 1.0),
+        "accepted": cohort(100, 100, 1.0),
+        "delivery": cohort(100, 100, 1.7),
+        "outbox_before": pd.DataFrame([{"p95": 1.0}]),
+        "delivery_before": pd.DataFrame([{"p95": 1.7}]),
+    },
+}
+
+
+@pytest.mark.parametrize("step", STEPS[:4])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_judge_is_total_and_never_green_for_nothing(step: str, data: st.DataObject) -> None:
+    assert CHECKS[step].judge(FRAMES[step], make_given()).status is Status.OK
+    words(CHECKS[step].judge(data.draw(odd_frames(FRAMES[step])), make_given()))
+    assert CHECKS[step].judge({}, make_given()).status is Status.UNKNOWN
+
+
+def test_side_effects_that_nobody_looked_for_are_not_ok() -> None:
+    found = recovery.judge_side_effects({}, make_given())
+    assert found.status is Status.UNKNOWN
+    words(found)
+
+
+DEEP = {"due": 400, "oldest_due_s": 80.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "seen", "status", "key"),
+    [
+        ({}, STEADY, Status.OK, "queue_empty"),
+        ({"oldest_due_s": 40.0}, flows(*[(0, 0)] * 60), Status.CRITICAL, "queue_still"),
+        (DEEP, flows(*[(50, 200)] * 6, *[(50, 0)] * 24), Status.OK, "queue_draining"),
+        (DEEP, flows(*[(50, 0)] * 6, *[(50, 200)] * 24), Status.CRITICAL, "queue_filling"),
+        (DEEP, flows(*[(5, 5)] * 6, *[(5, 5)] * 24), Status.WARNING, "queue_unclear"),
+        (DEEP, flows(*[(10, 14)] * 30), Status.OK, "queue_draining"),
+        (DEEP, flows(*[(10, 11)] * 6, *[(10, 6)] * 24), Status.WARNING, "queue_unclear"),
+    ],
+)
+def test_is_the_backlog_falling(now: dict[str, Any], seen: pd.DataFrame, status: Status, key: str) -> None:
+    found = recovery.judge_backlog(queues(**now) | {"notification_flows": seen}, make_given())
+    assert found.status is status, words(found)
+    assert found.headline.params["a"].key == f"recovery.{key}"
+    words(found)
+
+
+def test_a_backlog_that_falls_has_an_eta() -> None:
+    seen = flows(*[(50, 100)] * 30)
+    found = recovery.judge_backlog(queues(**DEEP) | {"notification_flows": seen}, make_given())
+    assert found.headline.params["a"].params["eta"] == pytest.approx(400 / 300, rel=0.01)
+
+
+def test_tries_that_fail_now_count_and_old_ones_that_wait_do_not() -> None:
+    base = queues()
+    failing = recovery.judge_errors(base | {"tries": tries(failed=90, waiting=90)}, make_given())
+    assert failing.status is Status.CRITICAL
+    waiting = recovery.judge_errors(base | {"tries": tries(waiting=80)}, make_given())
+    assert waiting.status is Status.OK
+    assert waiting.value("delivery.waiting_retry") == 80
+    given_up = recovery.judge_errors(base | {"tries": tries(), "letters": letters((5, 4))}, make_given())
+    assert given_up.status is Status.WARNING
+
+
+def test_nothing_succeeds_although_work_is_due() -> None:
+    frames = queues(due=5) | {"notification_flows": flows(), "tries": tries()}
+    found = recovery.judge_errors(frames, make_given())
+    assert found.status is Status.WARNING
+    assert found.headline.params["a"].key == "recovery.errors_unknown"
+
+
+@pytest.mark.parametrize(
+    ("came", "status"),
+    [
+        ([], Status.OK),
+        ([(25, 10), (40, 20), (55, 20)], Status.OK),  # a burst that is over
+        ([(5, 1)], Status.WARNING),
+        ([(3, 10), (20, 5), (200, 2)], Status.CRITICAL),
+        ([(50, 1), (110, 1), (170, 1), (230, 1)], Status.WARNING),  # one a minute: 50 s of silence prove nothing
+        ([(200, 1), (260, 1), (320, 1), (380, 1)], Status.OK),
+    ],
+)
+def test_dead_letters_are_over_when_silence_outlasts_their_gaps(came: list[tuple[float, int]], status: Status) -> None:
+    found = recovery.judge_dead_letters({"letters": letters(*came), "outbox_failed": outbox_failed()}, make_given())
+    assert found.status is status, words(found)
+
+
+@pytest.mark.parametrize(
+    ("failed", "status"),
+    [
+        (outbox_failed(3, last=ago(2)), Status.WARNING),
+        (outbox_failed(3, last=ago(40)), Status.OK),
+        (outbox_failed(3, newest=ago(100)), Status.WARNING),  # no commit times: it may have failed just now
+        (outbox_failed(3, newest=ago(900)), Status.OK),
+    ],
+)
+def test_events_that_the_relay_gave_up(failed: pd.DataFrame, status: Status) -> None:
+    found = recovery.judge_dead_letters({"letters": letters(), "outbox_failed": failed}, make_given())
+    assert found.status is status
+    assert "recovery.outbox_stays" in {n.key for n in found.notes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"delivery": cohort(60, 60, 1.7)}, Status.CRITICAL),  # 40 of 100 never reached the notifications
+        ({"delivery": cohort(100, 80, 1.7)}, Status.WARNING),
+        ({"delivery": cohort(100, 30, 1.7)}, Status.CRITICAL),
+        ({"delivery": cohort(100, 100, 24.0)}, Status.WARNING),
+        ({"publish": cohort(55, 55, 9.0)}, Status.CRITICAL),
+        ({"publish": cohort(55, 55, 9.0), "outbox_before": pd.DataFrame([{"p95": 40.0}])}, Status.WARNING),
+        ({"publish": cohort(0, 0, None), "accepted": cohort(0, 0, None), "delivery": cohort(0, 0, None)}, Status.OK),
+    ],
+)
+def test_the_newest_events_tell(changes: Frames, status: Status) -> None:
+    frames = FRAMES["6.4"] | changes
+    if "delivery" in changes and changes["delivery"]["n"].iloc[0] == 60:
+        frames |= {"delivery": cohort(60, 40, 1.7)}
+    found = recovery.judge_slis(frames, make_given())
+    assert found.status is status, words(found)
+    words(found)
+
+
+def test_duplicates_of_long_ago_are_not_new() -> None:
+    def duplicates(s: float) -> Frames:
+        return {"duplicates": pd.DataFrame([{"event_id": "e", "n": 2, "first": ago(900), "last": ago(s)}])}
+
+    assert recovery.judge_duplicates(duplicates(5), make_given()).status is Status.CRITICAL
+    assert recovery.judge_duplicates(duplicates(500), make_given()).status is Status.WARNING
+
+
+def test_the_chart_shows_three_flows() -> None:
+    chart = recovery.draw_flows(FRAMES["6.1"], make_given())
+    assert isinstance(chart, Chart)
+    assert chart.alt.params["sent"] == 300
+    assert recovery.draw_flows({}, make_given()) is None
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+def test_idle_is_recovered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+
+
+def test_a_past_incident_in_the_window_keeps_nothing_red(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 60)
+    events(db, 200, 300, sent_after=230)  # delivered late, a minute ago
+    events(db, 20, 400, status="FAILED", tries=10, dead=90)
+    events(db, 10, 200, status="PENDING", tries=7, again=40)  # failed long ago, still waiting
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+    assert found["6.2"].value("delivery.waiting_retry") == 10
+    assert found["6.3"].value("dlq.new") == 20
+
+
+def test_a_worker_that_stands_still(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 60, until=29)
+    events(db, 110, 2, status="PENDING")
+    events(db, 15, 20, status="PENDING")
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert found["6.1"].status is Status.CRITICAL
+    assert found["6.4"].status is Status.CRITICAL
+    assert found["6.5"].status is Status.OK
+
+
+def test_a_backlog_that_drains_is_met(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 60, 100, status="PENDING")
+    for second in range(1, 50):
+        events(db, 5, second, status="PENDING")
+        events(db, 20, 300 + second, sent_after=300)
+    found = run(servers, "6.1", window_minutes=15)["6.1"]
+    assert found.headline.params["a"].key == "recovery.queue_draining", words(found)
+    assert found.status is Status.OK
+
+
+def test_a_receiver_that_still_refuses(servers: Servers, db: psycopg.Connection) -> None:
+    traffic(db, 60, until=20)
+    for tries_, again in ((1, 1.4), (2, 2.8), (3, 5.5)):
+        events(db, 20, 8, status="PENDING", tries=tries_, again=again)
+    events(db, 10, 400, status="FAILED", tries=10, dead=3)
+    found = run(servers, "6.2", "6.3", window_minutes=15)
+    assert found["6.2"].status is Status.CRITICAL, words(found["6.2"])
+    assert found["6.3"].status is Status.CRITICAL, words(found["6.3"])
+
+
+def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 30)
+    events(db, 2, 100, processed=False, status=None)
+    found = run(servers, "6.5", window_minutes=15)["6.5"]
+    assert found.status is Status.CRITICAL
+    assert found.value("lost") == 2
+    assert found.next_sections == ("5.3",)
+    assert "scope.broker_unbound" in {n.key for n in found.notes}
+    db.execute(
+        "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at, sent_at) SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at, sent_at FROM notification.notifications"
+    )
+    assert run(servers, "6.5", window_minutes=15)["6.5"].value("duplicates") == 140
+
+
+def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False,
+           status=None)  # fmt: skip
+    found = run(servers, "6.3", window_minutes=15)["6.3"]
+    assert found.status is Status.WARNING
+    assert found.value("outbox.failed_total") == 2
+
+
+def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
+    found = run(servers, "6.1", "6.2", as_of=then)
+    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
