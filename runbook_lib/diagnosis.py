@@ -88,11 +88,11 @@ def signals_of_silence(e: SourceError) -> tuple[Signal, ...]:
         case "postgres", Reason.TIMEOUT, "hung":
             return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.5))
         case "postgres", Reason.TIMEOUT, _:
-            return (Signal(DATABASE, 0.6), Signal("FM-DB-01", 0.6))
+            return (Signal(DATABASE, 0.75), Signal("FM-DB-01", 0.75))
         case "postgres", Reason.UNREACHABLE, _:
             return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.4))
         case "postgres", Reason.ERROR, "schema_missing" | "table_missing" | "column_missing":
-            return (Signal(DATABASE, 0.7), Signal("FM-DB-03", 0.9))
+            return (Signal(DATABASE, 0.8), Signal("FM-DB-03", 0.9))
         case "jetstream", Reason.UNREACHABLE | Reason.TIMEOUT, _:
             return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
         case "jetstream", _, "stream_not_found" | "consumer_not_found" | "no_jetstream":
@@ -112,12 +112,11 @@ def _stuck_at(scores: dict[str, float]) -> str | None:
 
 
 def _confidence(findings: list[Finding], scores: dict[str, float], stuck_at: str | None) -> Confidence:
-    # A step without an answer lowers the confidence, unless its silence is itself evidence for the place.
-    unanswered = [
-        f
-        for f in findings
-        if f.status is Status.UNKNOWN and not any(s.about == stuck_at and s.weight > 0 for s in f.signals)
-    ]
+    # A step without an answer, or with a part of it, lowers the confidence, unless its silence is itself evidence
+    # for the place.
+    others = [f for f in findings if not any(s.about == stuck_at and s.weight > 0 for s in f.signals)]
+    unanswered = [f for f in others if f.status is Status.UNKNOWN]
+    in_part = any(q.error and not q.refused for f in others for q in f.questions)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if stuck_at is None:
         answered = len(findings) - len(unanswered)
@@ -126,6 +125,8 @@ def _confidence(findings: list[Finding], scores: dict[str, float], stuck_at: str
         level = 3 if scores[stuck_at] >= 0.85 else 2 if scores[stuck_at] >= 0.65 else 1
     if unanswered:
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
+    elif in_part:
+        level -= 1
     return levels[max(level, 1 if stuck_at else 0)]
 
 

@@ -140,6 +140,7 @@ class Question:
     rows: int = 0
     plan_cost: float | None = None
     error: str = ""
+    refused: bool = False  # by our own cost gate, which says nothing of the source
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from runbook_lib.finding import (
     Finding,
     Hop,
     Proposal,
+    Question,
     Reason,
     Signal,
     Status,
     Verdict,
+    replace,
     say,
     unknown,
 )
@@ -107,3 +109,13 @@ def test_conclude_is_total_and_bounded(signals: list[tuple[str, float]]) -> None
     verdict = conclude([finding(str(n), s) for n, s in enumerate(signals)])
     assert verdict.stuck_at in (None, *HOPS, DATABASE)
     assert all(0 <= m.score <= 1 for m in verdict.failure_modes)
+
+
+def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gate_held_back() -> None:
+    def asked(error: str, *, refused: bool) -> Finding:
+        return replace(
+            finding("a", status=Status.OK), questions=(Question("s", "q", "", error=error, refused=refused),)
+        )
+
+    assert conclude([asked("unreachable", refused=False)]).confidence == "medium"
+    assert conclude([asked("denied", refused=True)]).confidence == "high"

@@ -138,7 +138,7 @@ def _signals(wait: Value, used: Value, given: Given) -> list[Signal]:
         weight = 0.9 if used.status is Status.CRITICAL else 0.4
         signals += [Signal(DATABASE, weight), Signal("FM-DB-01", weight)]
     if not signals and wait.status is Status.OK and used.status is Status.OK:
-        signals += [Signal(DATABASE, -0.5), Signal("FM-DB-01", -0.5)]
+        signals += [Signal(DATABASE, -0.3), Signal("FM-DB-01", -0.3)]
     return signals
 
 

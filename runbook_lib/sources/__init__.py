@@ -33,17 +33,18 @@ class Ledger:
     @contextmanager
     def question(self, source: str, name: str, text: str) -> Iterator[Asked]:
         """Time one question and keep it, also when it fails."""
-        asked, start, error = Asked(), perf_counter(), ""
+        asked, start, error, refused = Asked(), perf_counter(), "", False
         try:
             yield asked
         except SourceError as e:
             error = f"{e.reason}: {self.masker.scrub(e.detail)}"
+            refused = e.code == "cost_gate"
             raise
         finally:
             self.questions.append(
                 Question(
                     source, name, self.masker.scrub(text), (perf_counter() - start) * 1000, asked.rows,
-                    asked.plan_cost, error,
+                    asked.plan_cost, error, refused,
                 )
             )  # fmt: skip
 
