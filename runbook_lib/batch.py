@@ -13,17 +13,14 @@ from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
 
-from runbook_lib import artifact, catalog, parameters, settings
+from runbook_lib import artifact, catalog, parameters, runners, settings
 from runbook_lib.archive import PARTIAL, Archive
 from runbook_lib.artifact import Run
 from runbook_lib.finding import Reason, Verdict, replace, say, unknown
@@ -88,26 +85,18 @@ def combined(results: Iterable[Result]) -> Verdict:
     return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
 
 
-@cache
-def _runners() -> ForkServerContext:
-    """Runners are forked from a process that has imported what they all need, and nothing else."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["runbook_lib.batch", "runbook_lib.engine", "papermill.execute", "nbconvert"])
-    return context
-
-
 def _in_own_process(r: Request, progress: Progress) -> Result:
     """A runner that dies or hangs takes only its own section with it."""
     progress(r.section, "running")
     started = _now()
-    pool = ProcessPoolExecutor(1, mp_context=_runners())
+    pool = ProcessPoolExecutor(1, mp_context=runners.context())
     try:
         result = pool.submit(_run, r).result(timeout=max(r.until - time.time(), 0) + GRACE_S)
-    except (BrokenProcessPool, Late) as e:
+    except Exception as e:
         for process in list((pool._processes or {}).values()):
             process.kill()
-        what = "the runner was killed" if isinstance(e, BrokenProcessPool) else "the runner did not end in time"
-        result = _died(r, started, what)
+        what = {BrokenProcessPool: "the runner was killed", Late: "the runner did not end in time"}
+        result = _died(r, started, what.get(type(e), f"the runner failed: {type(e).__name__}: {e}"))
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     progress(r.section, result.run.status.name)

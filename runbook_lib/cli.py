@@ -102,6 +102,9 @@ def _run(
     lang: str | None,
     as_json: bool,
 ) -> int:
+    from runbook_lib import runners
+
+    runners.context()
     from runbook_lib import batch, dossier
     from runbook_lib.archive import Archive
 

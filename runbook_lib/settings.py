@@ -132,7 +132,8 @@ class Settings(BaseSettings):
     lang: Literal["ja", "en"] = "en"
     deadline_s: float = Field(180.0, gt=0, description="a whole run, all its sections")
     budget: Budget = Budget()
-    targets: dict[str, Target] = {}
+    #: As written: a target is checked when it is used, so that one in disorder does not block another.
+    targets: dict[str, dict[str, Any]] = {}
     # The environment's one target.
     database_url: SecretStr | None = None
     nats_url: SecretStr | None = None
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
         Raises UsageError when it is not known or not complete.
         """
         if name in self.targets:
-            return self.targets[name]
+            return _written_target(name, self.targets[name])
         if name == "default":
             urls = {u: getattr(self, u) for u in URLS if getattr(self, u) is not None}
             if "database_url" in urls or "nats_url" in urls:
@@ -200,22 +201,33 @@ def load() -> Settings:
     Raises UsageError, one line that names the setting, when a value is not acceptable.
     """
     try:
-        settings = Settings()
+        return Settings()
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(p) for p in first["loc"]) or "settings"
-        raise UsageError(f"settings: {where}: {first['msg']}") from None
+        raise UsageError(_first_problem("settings", e)) from None
     except tomllib.TOMLDecodeError as e:
         raise UsageError(f"{config_file()}: not valid TOML: {e}") from None
+
+
+def _written_target(name: str, written: dict[str, Any]) -> Target:
     file = config_file()
-    for name, target in settings.targets.items():
-        url = target.url("database_url")
-        if file and url and urlsplit(url).password and url in file.read_text(encoding="utf-8"):
+    text = file.read_text(encoding="utf-8") if file else ""
+    for url in URLS:
+        if (value := written.get(url)) and urlsplit(str(value)).password and str(value) in text:
             raise UsageError(
-                f"targets.{name}.database_url has a password in {file}: "
-                "name an environment variable (database_url_env) or a file (database_url_file) instead"
+                f"targets.{name}.{url} has a password in {file}: "
+                f"name an environment variable ({url}_env) or a file ({url}_file) instead"
             )
-    return settings
+    try:
+        return Target(**written)
+    except ValidationError as e:
+        raise UsageError(_first_problem(f"settings: targets.{name}", e)) from None
+
+
+def _first_problem(where: str, e: ValidationError) -> str:
+    first = e.errors(include_url=False, include_input=False)[0]
+    path = ".".join(str(p) for p in first["loc"])
+    joint = ": " if where == "settings" else "."
+    return f"{where}{joint + path if path else ''}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def sandbox_target() -> Target | None:

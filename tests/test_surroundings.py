@@ -23,8 +23,10 @@ import psycopg
 import pytest
 from steps import bound
 
+from runbook_lib import settings
 from runbook_lib.sandbox import broker
 from runbook_lib.sandbox.servers import Servers
+from runbook_lib.settings import UsageError
 
 pytestmark = pytest.mark.e2e
 
@@ -324,9 +326,17 @@ def test_wrong_usage_is_64_and_one_line(own: Servers, tmp_path: Path, arguments:
 )
 def test_bad_settings_are_64_and_one_line(own: Servers, tmp_path: Path, toml: str, said: str) -> None:
     (tmp_path / "runbook.toml").write_text(toml)
-    done = runbook(environment(own), "run", "4.1", cwd=tmp_path)
+    done = runbook(environment(own), "run", "4.1", "--target", "prod", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (64, 1), done.stderr
     assert said in done.stderr and "s3cret-x" not in done.stderr
+
+
+def test_a_target_in_disorder_does_not_block_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "runbook.toml").write_text('[targets.a]\nlease = 1\n[targets.b]\nnats_url = "nats://h"')
+    monkeypatch.chdir(tmp_path)
+    assert settings.load().target("b").url("nats_url") == "nats://h"
+    with pytest.raises(UsageError, match=r"targets\.a\.lease"):
+        settings.load().target("a")
 
 
 def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
