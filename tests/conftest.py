@@ -19,6 +19,7 @@ from testcontainers.core.docker_client import DockerClient
 
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox import servers as embedded_servers
+from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.sandbox.servers import Servers
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
@@ -153,3 +154,12 @@ def broker(servers: Servers) -> str:
     asyncio.run(delete())
     servers.ensure_streams()
     return servers.app_nats_url
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox with three hours of past traffic, for the drills of one module."""
+    sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
+    sandbox.up(hours=3)
+    yield sandbox
+    sandbox.down()

@@ -15,7 +15,9 @@ from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.sandbox.state import SandboxError
 
 #: Long enough that rows are plainly overdue, short enough to watch.
-FAULT_S = 18
+FAULT_S = 12
+#: After the healing, until the newest events are those that did not have to wait.
+FLOW_S = 8
 
 
 def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], None]) -> Path:
@@ -33,8 +35,8 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         program = [sys.executable, "-m", "runbook_lib", *arguments, *command]
         return subprocess.run(program, env=environment, check=False).returncode
 
-    tell("Starting PostgreSQL, nats-server and the services, with six hours of past traffic ...")
-    sandbox.up()
+    tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
+    sandbox.up(hours=2)
     try:
         tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
         sandbox.fault(fault.name)
@@ -43,6 +45,8 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         found = runbook("triage", "-p", "detected_by=alert")
         tell("\n$ runbook sandbox heal")
         sandbox.heal()
+        tell(f"Letting it flow for {FLOW_S} s ...")
+        time.sleep(FLOW_S)
         recovered = _until_recovered(lambda: runbook("run", "6", "-p", "window_minutes=15"))
     finally:
         sandbox.down()

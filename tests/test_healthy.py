@@ -1,0 +1,20 @@
+"""A healthy sandbox is OK in every section, ten runs of ten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from drills import runbook, shown
+
+from runbook_lib.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("time", range(1, 11))
+def test_healthy_ten_times_of_ten(sandbox: Sandbox, tmp_path: Path, time: int) -> None:
+    said = runbook(sandbox, tmp_path, "run", "3", "4.1", "4.3", "5.3", "6", "2")
+    statuses = {f["status"] for r in said["runs"] for f in r["findings"] if f["reason"] != "not_configured"}
+    assert statuses == {"OK"}, shown(said)
+    assert (said["verdict"]["stuck_at"], said["status"]) == (None, "OK")
