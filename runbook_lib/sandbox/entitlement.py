@@ -16,10 +16,12 @@ from typing import Any
 from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
-from . import broker, database, wire
+from runbook_lib import wire
+from runbook_lib.wire import EntitlementEvent
+
+from . import broker, database
 from .database import Connection, Database
 from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, seconds
-from .wire import EntitlementEvent
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import psycopg
 
+from runbook_lib.wire import GRANTED, REVOKED
+
 from .entitlement import PUBLISHED_TTL, STOCK_KEEPING_UNITS, USERS
-from .wire import GRANTED, REVOKED
 
 # What may have stood still, and since when at most; None is a healthy system.
 STATES = {
