@@ -3,6 +3,8 @@
     <output>/<incident>/<UTC time>-<section>-<status>.ipynb and .html
     <output>/<incident>/evidence/<same name>.json
     <output>/<incident>/manifest.jsonl     one line per artifact, each sealed to the line before
+    <output>/<incident>/actions.jsonl      one line per action that was asked for, sealed likewise
+    <output>/<incident>/notes.jsonl        one line per responder's note, sealed likewise
     <output>/<incident>/index.html         the dossier
 
 A name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
@@ -27,6 +29,9 @@ from runbook_lib.engine import write_whole
 from runbook_lib.settings import UsageError
 
 MANIFEST = "manifest.jsonl"
+ACTIONS = "actions.jsonl"
+NOTES = "notes.jsonl"
+JOURNALS = (MANIFEST, ACTIONS, NOTES)
 PARTIAL = ".partial.ipynb"
 
 
@@ -108,8 +113,12 @@ class Archive:
 
     def manifest(self) -> list[dict[str, Any]]:
         """The manifest's entries, oldest first."""
+        return self.lines(MANIFEST)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The entries of a journal (MANIFEST, ACTIONS or NOTES), oldest first; [] where there is none."""
         try:
-            text = self.read(MANIFEST).decode()
+            text = self.read(name).decode()
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in text.splitlines() if line]
@@ -118,44 +127,42 @@ class Archive:
         """Write an artifact's files, then its line in the manifest, sealed to the line before."""
         for name, content in files.items():
             self.write(name, content)
+        self.add_line(MANIFEST, entry | {"sha256": {name: digest(content) for name, content in files.items()}})
+
+    def add_line(self, name: str, entry: dict[str, Any]) -> None:
+        """Add a line to a journal, sealed to the line before. Raises OSError."""
         with self._locked():
             try:
-                before = self.read(MANIFEST)
+                before = self.read(name)
             except FileNotFoundError:
                 before = b""
             lines = before.splitlines()
-            line = json.dumps(
-                entry
-                | {
-                    "sha256": {name: digest(content) for name, content in files.items()},
-                    "previous": digest(lines[-1]) if lines else None,
-                },
-                ensure_ascii=False,
-                sort_keys=True,
-            ).encode()
-            self.write(MANIFEST, b"".join([before, line, b"\n"]))
+            sealed = entry | {"previous": digest(lines[-1]) if lines else None}
+            line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
+            self.write(name, b"".join([before, line, b"\n"]))
 
     def problems(self) -> list[str]:
         """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""
         found: list[str] = []
-        try:
-            lines = self.read(MANIFEST).splitlines()
-        except FileNotFoundError:
+        present = [j for j in JOURNALS if j in self.names()]
+        if not present:
             return [f"{self.place} has no {MANIFEST}"]
-        for n, line in enumerate(lines):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                found.append(f"{MANIFEST} line {n + 1} is not JSON")
-                continue
-            if entry["previous"] != (digest(lines[n - 1]) if n else None):
-                found.append(f"{MANIFEST} line {n + 1} does not follow line {n}: a line was changed or taken out")
-            for name, expected in entry["sha256"].items():
+        for journal in present:
+            lines = self.read(journal).splitlines()
+            for n, line in enumerate(lines):
                 try:
-                    if digest(self.read(name)) != expected:
-                        found.append(f"{name} was changed after it was sealed")
-                except FileNotFoundError:
-                    found.append(f"{name} is missing")
+                    entry = json.loads(line)
+                except ValueError:
+                    found.append(f"{journal} line {n + 1} is not JSON")
+                    continue
+                if entry["previous"] != (digest(lines[n - 1]) if n else None):
+                    found.append(f"{journal} line {n + 1} does not follow line {n}: a line was changed or taken out")
+                for name, expected in entry.get("sha256", {}).items():
+                    try:
+                        if digest(self.read(name)) != expected:
+                            found.append(f"{name} was changed after it was sealed")
+                    except FileNotFoundError:
+                        found.append(f"{name} is missing")
         return found
 
     @contextmanager

@@ -1,11 +1,13 @@
-"""An executed notebook as the record of its run: read back, judged again, turned into one HTML file."""
+"""An executed notebook as the record of its run: read back, judged again, turned into what is kept."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from typing import Any
 
 import nbformat
@@ -39,9 +41,8 @@ class Run:
 def read(nb: Notebook, section: catalog.Section) -> Run:
     """Read a run out of its notebook; steps that a run did not reach are not_run."""
     found = {f["step"]: record.finding_from_json(f) for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
-    concluded = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
+    end = _end(nb)
     findings = complete([s.id for s in section.steps], found)
-    end = concluded[-1] if concluded else {}
     cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.questions)
     return Run(
         section.number,
@@ -49,19 +50,57 @@ def read(nb: Notebook, section: catalog.Section) -> Run:
         diagnosis.conclude(findings, catalog.load().failure_modes),
         end.get("header", {}),
         cost,
-        bool(concluded),
+        bool(end),
     )
 
 
 def scrub(nb: Notebook, masker: Masker) -> None:
-    """Take secrets out of what a cell printed or raised: the library's own outputs hold none already."""
-    for cell in nb.cells:
+    """Take out secrets and what was revealed: the library's own outputs hold no secret already."""
+    drop_revealed(nb)
+    clean_texts(nb, masker.scrub)
+
+
+def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
+    """Pass what cells printed or raised, and what other code than the library's has shown, through `clean`."""
+
+    def cleaned(text: Any) -> Any:
+        return [cleaned(line) for line in text] if isinstance(text, list) else clean(str(text))
+
+    for cell in nb["cells"]:
         for output in cell.get("outputs", []):
-            for field in ("text", "ename", "evalue"):
-                if isinstance(output.get(field), str):
-                    output[field] = masker.scrub(output[field])
-            if "traceback" in output:
-                output["traceback"] = [masker.scrub(line) for line in output["traceback"]]
+            for field in {"text", "ename", "evalue", "traceback"} & output.keys():
+                output[field] = cleaned(output[field])
+            data = output.get("data", {})
+            for kind in () if record.RUN_MIME in data else data:
+                if kind.startswith("text/"):
+                    data[kind] = cleaned(data[kind])
+
+
+def drop_revealed(nb: dict[str, Any]) -> None:
+    """Take out what was unmasked for the eye."""
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if record.REVEALED_MIME not in o.get("data", {})]
+
+
+def of_last_run(nb: Notebook) -> Notebook | None:
+    """A copy that holds what the run opened last has shown, and nothing else; None unless it is concluded.
+
+    A notebook in a browser also holds outputs of earlier runs, and whatever a responder's own cells printed.
+    """
+    opened = [data[record.RUN_MIME]["opened"] for _, data in _outputs(nb) if record.RUN_MIME in data]
+    last = {"opened": max(opened, default="")}
+    nb = nbformat.from_dict(nb)
+    for cell in nb.cells:
+        if "outputs" in cell:
+            cell.outputs = [o for o in cell.outputs if o.get("data", {}).get(record.RUN_MIME) == last]
+    found = {f["step"]: f["status"] for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
+    return nb if found.items() <= _end(nb).get("steps", {}).items() and found else None
+
+
+def header(nb: Notebook) -> dict[str, Any]:
+    """What a concluded run looked at."""
+    return dict(_end(nb)["header"])
 
 
 def html(nb: Notebook, title: str, lang: str) -> str:
@@ -82,6 +121,12 @@ def _outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
         for output in cell.get("outputs", []):
             if "data" in output:
                 yield output, output["data"]
+
+
+def _end(nb: Notebook) -> dict[str, Any]:
+    """What `conclude` has said last; {} when it has not."""
+    said = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
+    return said[-1] if said else {}
 
 
 def _banner(nb: Notebook) -> str:
@@ -111,6 +156,8 @@ def _highlight_css() -> str:
 
 
 def _offline(body: str) -> str:
+    # A page may lie anywhere: what leads to the checkout's own files is words there.
+    body = re.sub(r'<a\b[^>]*\bhref="(?:\.\./docs/|\d\d_)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.DOTALL)
     # The basic template links its permalink anchors only; anything that would load is taken out all the same.
     return re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
 
@@ -139,6 +186,8 @@ def given_of(run: Run, earlier: tuple[Finding, ...]) -> Any:
         detected_by=facts["detected_by"],
         detected_at=pd.Timestamp(facts["detected_at"]) if facts["detected_at"] else None,
         earlier=earlier,
+        target=run.header["target"],
+        incident=run.header["incident"],
     )
 
 
@@ -172,3 +221,47 @@ def notebook(content: bytes) -> Notebook:
     """An executed notebook from its bytes. Raises ValueError."""
     nb: Notebook = nbformat.reads(content.decode(), as_version=4)
     return nb
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a run leaves behind: its files by name, and its line of the manifest."""
+
+    name: str
+    files: dict[str, bytes]
+    entry: dict[str, Any]
+
+
+def make(
+    nb: Notebook,
+    run: Run,
+    parameters: dict[str, Any],
+    *,
+    stem: str,
+    started: str,
+    ended: str,
+    problem: str = "",
+    **more: Any,
+) -> Artifact:
+    """Notebook, page and evidence of a run; `more` goes into its line of the manifest."""
+    name = f"{stem}-{run.status.name}"
+    title = f"{run.section} {run.status.name} {parameters['incident_id']}"
+    files = {
+        f"{name}.ipynb": nbformat.writes(nb).encode(),
+        f"{name}.html": html(nb, title, parameters.get("lang", "en")).encode(),
+        f"evidence/{name}.json": json.dumps(evidence(run), ensure_ascii=False).encode(),
+    }
+    entry = {
+        "name": name,
+        "section": run.section,
+        "status": run.status.name,
+        "stuck_at": run.verdict.stuck_at,
+        "confidence": run.verdict.confidence,
+        "parameters": parameters,
+        "started": started,
+        "ended": ended,
+        "problem": problem,
+        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
+        **more,
+    }
+    return Artifact(name, files, entry)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -13,14 +12,13 @@ from concurrent.futures import TimeoutError as Late
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
 
-from runbook_lib import artifact, catalog, parameters, runners, settings
+from runbook_lib import artifact, catalog, forkserver, parameters, settings
 from runbook_lib.archive import PARTIAL, Archive
 from runbook_lib.artifact import Run
 from runbook_lib.finding import Reason, Verdict, replace, say, unknown
@@ -89,7 +87,7 @@ def _in_own_process(r: Request, progress: Progress) -> Result:
     """A runner that dies or hangs takes only its own section with it."""
     progress(r.section, "running")
     started = _now()
-    pool = ProcessPoolExecutor(1, mp_context=runners.context())
+    pool = ProcessPoolExecutor(1, mp_context=forkserver.context())
     try:
         result = pool.submit(_run, r).result(timeout=max(r.until - time.time(), 0) + GRACE_S)
     except Exception as e:
@@ -112,6 +110,7 @@ def _run(r: Request) -> Result:
     from runbook_lib.engine import Engine
 
     _register(Engine)
+    os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
     section = catalog.load().sections[r.section]
     assert section.notebook is not None  # noqa: S101 - `request` has checked it
     archive = Archive(r.output, r.parameters["incident_id"])
@@ -157,36 +156,18 @@ def _keep(r: Request, archive: Archive, stem: str, partial: Path, nb: Any, start
         run = _unfinished(run, problem)
         nb.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run did not finish: {problem}.**", id="unfinished"))
     ended = _now()
-    name = f"{stem}-{run.status.name}"
-    title = f"{r.section} {run.status.name} {r.parameters['incident_id']}"
-    files = {
-        f"{name}.ipynb": nbformat.writes(nb).encode(),
-        f"{name}.html": artifact.html(nb, title, r.parameters["lang"]).encode(),
-        f"evidence/{name}.json": json.dumps(artifact.evidence(run), ensure_ascii=False).encode(),
-    }
-    entry = {
-        "name": name,
-        "section": r.section,
-        "status": run.status.name,
-        "stuck_at": run.verdict.stuck_at,
-        "confidence": run.verdict.confidence,
-        "parameters": r.parameters,
-        "started": started,
-        "ended": ended,
-        "problem": problem,
-        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
-    }
+    made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem)
     place = archive.place
     try:
-        archive.append(entry, files)
+        archive.append(made.entry, made.files)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
-        place, problem = _elsewhere(files), f"the artifact could not be written to {place} ({e.strerror})"
+        place, problem = _elsewhere(made.files), f"the artifact could not be written to {place} ({e.strerror})"
     if not place:
         return Result(run, started, ended, None, None, f"{problem}; it is lost")
-    return Result(run, started, ended, f"{place}/{name}.ipynb", f"{place}/{name}.html", problem)
+    return Result(run, started, ended, f"{place}/{made.name}.ipynb", f"{place}/{made.name}.html", problem)
 
 
 def _died(r: Request, started: str, what: str) -> Result:

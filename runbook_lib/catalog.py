@@ -15,8 +15,14 @@ from pathlib import Path
 from runbook_lib.finding import DATABASE, HOPS, Threshold, Value
 
 _PACKAGE = Path(__file__).parent
+#: Units of a duration as the applications spell it; a bare number is milliseconds.
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: In a wheel the documents travel inside the package; in a checkout they lie beside it.
 ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
+
+
+#: The levels of a log that mean something here.
+LEVELS = ("INFO", "WARN", "ERROR")
 
 
 class CatalogError(Exception):
@@ -92,6 +98,107 @@ class FailureMode:
     sections: tuple[str, ...]
 
 
+def duration(text: str) -> float | None:
+    """Seconds of a duration as the applications spell it; None where they would not take it.
+
+    >>> duration("500ms"), duration("2m"), duration("PT1S"), duration("soon")
+    (0.5, 120.0, 1.0, None)
+    """
+    m = re.fullmatch(r"(?:pt)?(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|)", text.strip().lower())
+    return float(m[1]) * _SECONDS[m[2]] if m else None
+
+
+SettingValue = bool | int | float
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """What a phrase in a workload's log means; without `failure_modes` it is normal, or too common to tell."""
+
+    text: str
+    workloads: tuple[str, ...]
+    level: str
+    failure_modes: tuple[str, ...]
+    en: str
+    ja: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that an action may change, within what range; docs/operations.md."""
+
+    name: str
+    workload: str
+    variable: str
+    default: str
+    low: float | None
+    high: float | None
+    unit: str
+
+    def problem(self, value: object) -> str:
+        """Why this value may not be set; "" where it may."""
+        if isinstance(value, bool):
+            return "" if self.unit == "flag" else f"{self.name} is a number of {self.unit}"
+        if self.unit == "flag":
+            return f"{self.name} is true or false"
+        if not isinstance(value, int | float):
+            return f"{self.name} is a number of {self.unit}"
+        low, high = (limit if limit is not None else value for limit in (self.low, self.high))
+        if not low <= value <= high:
+            return f"{self.name} {value:g} is outside {low:g} to {high:g} {self.unit}"
+        if self.unit == "rows" and value != int(value):
+            return f"{self.name} {value:g} is not a whole number"
+        return ""
+
+    def read(self, text: str) -> bool | float | str | None:
+        """A value as it was typed: a number, true or false, None for `default`; what is neither stays a text."""
+        if text in ("default", "true", "false"):
+            return {"default": None, "true": True, "false": False}[text]
+        try:
+            return float(text.removesuffix("s") if self.unit == "s" else text)
+        except ValueError:
+            return text
+
+    def spelt(self, value: SettingValue) -> str:
+        """The value as the application's variable takes it."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if self.unit == "s":
+            return f"{value:.0f}s" if value == int(value) else f"{value * 1000:.0f}ms"  # no fractions there
+        return f"{value:g}"
+
+    @property
+    def standard(self) -> SettingValue:
+        """The default as a value."""
+        return self.default == "true" if self.unit == "flag" else float(self.default)
+
+    def understood(self, text: str) -> SettingValue | None:
+        """What the application makes of a variable's text; None where it would not start with it.
+
+        >>> Setting("relay.poll_interval", "entitlement", "X", "1", 0.2, 30, "s").understood("500ms")
+        0.5
+        """
+        word = text.strip().lower()
+        if self.unit == "flag":
+            return {"true": True, "on": True, "yes": True, "1": True,
+                    "false": False, "off": False, "no": False, "0": False}.get(word)  # fmt: skip
+        if self.unit == "s":
+            return duration(word)
+        return float(word) if word.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class RedrivePolicy:
+    """Who may send dead letters of one store again, and how; docs/operations.md."""
+
+    store: str
+    who: str
+    at_once: int
+    kinds: tuple[str, ...]
+    per_event: int
+    pause_s: float
+
+
 class Limits(dict[str, Threshold]):
     """The thresholds of docs/slo.md by name; what a judge compares with."""
 
@@ -109,6 +216,10 @@ class Catalog:
     slos: dict[str, Slo]
     limits: Limits
     failure_modes: dict[str, FailureMode]
+    phrases: dict[str, Phrase]
+    settings: dict[str, Setting]
+    forbidden_variables: dict[str, str]
+    redrive: dict[str, RedrivePolicy]
 
     def runnable(self) -> dict[str, Section]:
         """The sections that have a notebook."""
@@ -134,7 +245,38 @@ def load(root: Path = ROOT) -> Catalog:
         for mode in _words(row["Failure modes"]):
             if mode not in modes:
                 raise CatalogError(path, line, f"failure mode '{mode}' is not in failure-modes.md")
-    return Catalog(sections, slos, limits, modes)
+    operations = _read_operations(docs / "operations.md")
+    return Catalog(sections, slos, limits, modes, _read_phrases(docs / "failure-modes.md", modes), *operations)
+
+
+def _read_operations(path: Path) -> tuple[dict[str, Setting], dict[str, str], dict[str, RedrivePolicy]]:
+    settings = {
+        row["Setting"].strip("`"): Setting(
+            row["Setting"].strip("`"), row["Workload"], row["Variable"].strip("`"), row["Default"],
+            _number(file, line, row["From"]), _number(file, line, row["To"]), row["Unit"],
+        )
+        for file, line, row in _tables(path, "Setting")
+    }  # fmt: skip
+    forbidden = {row["Never set"].strip("`"): row["Why"] for _, _, row in _tables(path, "Never set")}
+    policies = {
+        row["Redrive"]: RedrivePolicy(
+            row["Redrive"], row["Who"], int(_number(file, line, row["At once"]) or 0), _words(row["Kinds"]),
+            int(_number(file, line, row["Times per event"]) or 0), _number(file, line, row["Pause"]) or 0.0,
+        )
+        for file, line, row in _tables(path, "Redrive")
+    }  # fmt: skip
+    if not settings or not policies:
+        raise CatalogError(path, 1, "no Setting table, or no Redrive table")
+    return settings, forbidden, policies
+
+
+def _number(path: Path, line: int, cell: str) -> float | None:
+    if cell == "-":
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        raise CatalogError(path, line, f"'{cell}' is not a number or '-'") from None
 
 
 def _read_slo(path: Path) -> tuple[dict[str, Slo], Limits]:
@@ -189,6 +331,24 @@ def _read_failure_modes(path: Path, slos: dict[str, Slo]) -> dict[str, FailureMo
     if not modes:
         raise CatalogError(path, 1, "no heading like '### FM-DB-01 Title · 題'")
     return modes
+
+
+def _read_phrases(path: Path, modes: dict[str, FailureMode]) -> dict[str, Phrase]:
+    phrases: dict[str, Phrase] = {}
+    for file, line, row in _tables(path, "Log phrase"):
+        phrase = Phrase(
+            row["Log phrase"].strip("`"), _words(row["Workload"]), row["Level"], _words(row["Failure mode"]),
+            row["Meaning"], row["意味"],
+        )  # fmt: skip
+        for mode in phrase.failure_modes:
+            if mode not in modes:
+                raise CatalogError(file, line, f"failure mode '{mode}' has no heading in this document")
+        if phrase.level not in LEVELS:
+            raise CatalogError(file, line, f"level '{phrase.level}' is none of {', '.join(LEVELS)}")
+        phrases[phrase.text] = phrase
+    if not phrases:
+        raise CatalogError(path, 1, "no Log phrase table")
+    return phrases
 
 
 def _read_runbook(path: Path, notebooks: Path) -> dict[str, Section]:

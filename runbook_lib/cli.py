@@ -5,6 +5,7 @@ wrong usage.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -13,6 +14,7 @@ import click
 
 from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
+from runbook_lib.finding import say
 from runbook_lib.settings import UsageError, did_you_mean
 
 EX_USAGE = 64
@@ -20,7 +22,17 @@ EX_UNAVAILABLE = 69
 
 
 class _Group(click.Group):
-    """Commands that are imported when they are called, and a hint for a misspelt one."""
+    """A hint for a misspelt command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], known)}")
+        return super().resolve_command(ctx, args)
+
+
+class _Commands(_Group):
+    """The sandbox is imported when it is called: it needs packages that a headless run does not."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), "sandbox"]
@@ -36,14 +48,8 @@ class _Group(click.Group):
             return sandbox
         return super().get_command(ctx, name)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
-            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], known)}")
-        return super().resolve_command(ctx, args)
 
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="runbook-notebooks")
 def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
@@ -102,10 +108,10 @@ def _run(
     lang: str | None,
     as_json: bool,
 ) -> int:
-    from runbook_lib import runners
+    from runbook_lib import forkserver
 
-    runners.context()
-    from runbook_lib import batch, dossier
+    forkserver.context()
+    from runbook_lib import batch, dossier, parameters
     from runbook_lib.archive import Archive
 
     config = settings.load()
@@ -119,7 +125,14 @@ def _run(
     results = batch.run_sections(requests, progress)
     if follow:
         known = catalog.load().runnable()
-        pointed = [n for n in batch.combined(results).next_sections if n in known and n not in numbers]
+        pointed = [
+            n
+            for n in batch.combined(results).next_sections
+            if n not in numbers
+            and (nb := known[n].notebook if n in known else None)
+            # A section that can act is for a person to open.
+            and "execute" not in parameters.declared(nb)
+        ]
         own = {"detected_by", "detected_at"}
         shared = {k: v for k, v in values.items() if k not in own}
         results += batch.run_sections([batch.request(n, shared, output, until) for n in pointed], progress)
@@ -160,14 +173,120 @@ def _print(results: Any, verdict: Any, lang: str, index: str | None) -> None:
         click.echo(f"\n{index}")
 
 
-def _pairs(pairs: tuple[str, ...]) -> dict[str, Any]:
+def _pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
     values: dict[str, Any] = {}
     for pair in pairs:
         name, sep, value = pair.partition("=")
         if not sep:
-            raise UsageError(f"-p {pair}: write it as NAME=VALUE")
+            raise UsageError(f"{option} {pair}: write it as NAME=VALUE")
         values[name.strip()] = value
     return values
+
+
+@cli.group(cls=_Group)
+def act() -> None:
+    """Carry an action out, or (without --execute) show what it would do; docs/operations.md has the rules."""
+
+
+def _act_options(f: Any) -> Any:
+    for option in (
+        click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
+        click.option("--incident", default="adhoc", show_default=True, help="whose journal the action belongs to"),
+        click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
+        click.option("--approved-by", metavar="NAME", help="who gave the word"),
+        click.option("--reason", metavar="TEXT", help="why, for the postmortem"),
+        click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="for the effect  [default: 60]"),
+        click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]"),
+        click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
+        click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
+    ):
+        f = option(f)
+    return f
+
+
+@act.command()
+@click.argument("workload")
+@_act_options
+def restart(workload: str, **options: Any) -> int:
+    """Restart notification or entitlement (runbook 5.1)."""
+    return _act("5.1", "restart", {"workload": workload}, **options)
+
+
+@act.command(name="set")
+@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
+@_act_options
+def set_(settings: tuple[str, ...], **options: Any) -> int:
+    """Change settings such as delivery.batch_size=10; =default takes a change back (runbook 5.2)."""
+    known = catalog.load().settings
+    given = {k: known[k].read(v) if k in known else v for k, v in _pairs(settings, "set").items()}
+    return _act("5.2", "set", {"settings": given}, **options)
+
+
+@act.command()
+@click.argument("store")
+@click.option("--limit", type=int, default=50, show_default=True, help="rows of this portion")
+@click.option("--event", "events", multiple=True, metavar="ID", help="only these events, also permanent ones")
+@click.option("--discard", is_flag=True, help="decide that they are not sent again")
+@_act_options
+def redrive(store: str, limit: int, events: tuple[str, ...], discard: bool, **options: Any) -> int:
+    """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""
+    return _act("4.4", "redrive", {"store": store, "limit": limit, "events": events, "discard": discard}, **options)
+
+
+def _act(
+    section: str,
+    name: str,
+    what: dict[str, Any],
+    *,
+    target: str,
+    incident: str,
+    execute: bool,
+    approved_by: str | None,
+    reason: str | None,
+    wait_s: float | None,
+    output: str | None,
+    lang: str | None,
+    as_json: bool,
+) -> int:
+    from runbook_lib import dossier, record, render
+    from runbook_lib.session import quiet_session
+
+    if output:
+        os.environ["RUNBOOK_OUTPUT"] = output
+    lang = lang or settings.load().lang
+    words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
+    rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
+    rb.archive.prepare()
+    outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
+    if as_json:
+        click.echo(json.dumps(record.outcome(outcome), ensure_ascii=False, indent=1))
+    else:
+        for line in render.action_lines(outcome, lang):
+            click.echo(line)
+    try:
+        dossier.write_index(rb.archive, lang)
+    except OSError as e:
+        click.echo(f"runbook: the dossier could not be written to {rb.archive.place}: {e.strerror or e}", err=True)
+    return outcome.status.value
+
+
+@cli.command()
+@click.argument("incident")
+@click.argument("text")
+@click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]")
+def note(incident: str, text: str, output: str | None) -> int:
+    """Put a line into an incident's timeline."""
+    from runbook_lib import messages
+    from runbook_lib.archive import Archive
+    from runbook_lib.masking import Masker
+    from runbook_lib.parameters import validate
+    from runbook_lib.session import keep_note, whoami
+
+    validate({"incident_id": incident})
+    config = settings.load()
+    kept = keep_note(Archive(output or config.output, incident), Masker().scrub(text), whoami())
+    click.echo(messages.text(kept, config.lang))
+    return 0
 
 
 @cli.command(name="dossier")
@@ -190,6 +309,7 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 def verify(incident: str, output: str | None) -> int:
     """Check an incident's seal, and judge its stored evidence once more."""
     from runbook_lib import artifact
+    from runbook_lib.archive import JOURNALS
 
     archive = _existing(incident, output)
     problems = archive.problems()
@@ -209,18 +329,102 @@ def verify(incident: str, output: str | None) -> int:
         click.echo(problem, err=True)
     if not problems:
         click.echo(
-            f"{archive.place}: {len(archive.manifest())} sealed entries, {judged} steps judged again, all the same"
+            f"{archive.place}: {sum(len(archive.lines(j)) for j in JOURNALS)} sealed entries, "
+            f"{judged} steps judged again, all the same"
         )
     return 2 if problems else 0
 
 
+@cli.command(name="postmortem")
+@click.argument("incident")
+@click.option("--target", help="which system, from runbook.toml  [default: that of the incident]")
+@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
+@click.option("--deadline", type=float, metavar="SECONDS", help="for the run  [default: 180]")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of the draft  [default: en]")
+@click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
+def postmortem_(incident: str, check: bool, lang: str | None, output: str | None, as_json: bool, **options: Any) -> int:
+    """Draft an incident's postmortem (section 7), keeping what a person wrote into it; or check it."""
+    lang = lang or settings.load().lang
+    archive = _existing(incident, output)
+    if check:
+        return _check_postmortem(archive, lang, as_json)
+    return _draft_postmortem(archive, lang, as_json, **options)
+
+
+def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
+    from runbook_lib import messages, postmortem
+
+    try:
+        text = archive.read(postmortem.MARKDOWN).decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
+        click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
+    missing = postmortem.missing(text)
+    lines = [
+        (m, messages.text(say(f"postmortem.item.{m.item}"), lang), messages.text(m.problem, lang)) for m in missing
+    ]
+    if as_json:
+        lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
+        said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
+        click.echo(json.dumps(said, ensure_ascii=False, indent=1))
+    else:
+        for m, item, problem in lines:
+            text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
+            click.echo(text, err=True)
+        if not missing:
+            file = f"{archive.place}/{postmortem.MARKDOWN}"
+            click.echo(messages.text(say("postmortem.complete", file=file), lang))
+    return 2 if missing else 0
+
+
+def _draft_postmortem(
+    archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
+) -> int:
+    from runbook_lib import forkserver
+
+    forkserver.context()
+    from runbook_lib import batch, dossier, messages, postmortem, render
+
+    config = settings.load()
+    target = target or postmortem.target_of(archive)
+    until = time.time() + (deadline if deadline is not None else config.deadline_s)
+    values = _pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    results = batch.run_sections(
+        [batch.request(postmortem.SECTION, values, archive.output, until)], batch.terminal_progress()
+    )
+    result, verdict = results[0], batch.combined(results)
+    try:
+        written = postmortem.write_of(archive, result, lang, target)
+        dossier.write_index(archive, lang)
+    except OSError as e:
+        raise click.ClickException(
+            f"the postmortem could not be written to {archive.place}: {e.strerror or e}"
+        ) from None
+    if as_json:
+        said = dossier.document(archive.incident, target, results, verdict, lang)
+        click.echo(json.dumps(said | {"postmortem": vars(written)}, ensure_ascii=False, indent=1))
+    else:
+        for finding in result.run.findings:
+            click.echo(render.finding_line(finding, lang))
+        if written.kept:
+            click.echo(messages.text(say("postmortem.kept", names=", ".join(written.kept)), lang))
+        click.echo(f"\n{written.markdown}\n{written.page}")
+    if written.backup:
+        click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup), lang)}", err=True)
+    if result.problem:
+        click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
+    return int(verdict.status.value)
+
+
 def _existing(incident: str, output: str | None) -> Any:
-    from runbook_lib.archive import MANIFEST, Archive
+    from runbook_lib.archive import JOURNALS, Archive
     from runbook_lib.parameters import validate
 
     validate({"incident_id": incident})
     archive = Archive(output or settings.load().output, incident)
-    if MANIFEST not in archive.names():
+    if not set(JOURNALS) & set(archive.names()) and not archive.partials():
         raise UsageError(f"no incident '{incident}' under {archive.output}")
     return archive
 
@@ -229,13 +433,17 @@ def _existing(incident: str, output: str | None) -> Any:
 @click.option("--target", default="default", show_default=True, help="which system, from runbook.toml")
 @click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
 @click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
-def lab(target: str, incident: str, output: str | None) -> int:
-    """Open JupyterLab on copies of the notebooks, with the target and the incident filled in."""
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTER-OPTION...]")
+def lab(target: str, incident: str, output: str | None, arguments: tuple[str, ...]) -> None:
+    """Open JupyterLab on copies of the notebooks, with the target and the incident filled in.
+
+    What stands behind -- goes to JupyterLab, such as: runbook lab -- --no-browser --port 8899
+    """
     from runbook_lib import lab as interactive
 
     config = settings.load()
     config.target(target)
-    return interactive.open_lab(output or config.output, incident, target)
+    interactive.open_lab(output or config.output, incident, target, arguments)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,11 +45,12 @@ def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> V
     findings = list(findings)
     scores = {hop: score(findings, hop).score for hop in (*HOPS, DATABASE)}
     stuck_at = _stuck_at(scores)
+    ranked = _ranked(findings, stuck_at, modes)
     return Verdict(
         status=overall(findings),
         stuck_at=stuck_at,
-        confidence=_confidence(findings, scores, stuck_at),
-        failure_modes=_ranked(findings, stuck_at, modes),
+        confidence=_confidence(findings, scores, stuck_at, ranked),
+        failure_modes=ranked,
         hops=strip(findings),
         next_sections=_unique(n for f in findings for n in f.next_sections),
         proposals=_first_response(findings, stuck_at),
@@ -111,23 +112,28 @@ def _stuck_at(scores: dict[str, float]) -> str | None:
     return next(hop for hop in HOPS if scores[hop] >= max(BROKEN, NEAR * best))
 
 
-def _confidence(findings: list[Finding], scores: dict[str, float], stuck_at: str | None) -> Confidence:
+def _confidence(
+    findings: list[Finding], scores: dict[str, float], stuck_at: str | None, ranked: tuple[RankedMode, ...]
+) -> Confidence:
+    # What harms without stopping the flow (a doubled event) is told by its failure mode alone.
+    told_by = stuck_at or (ranked[0].id if ranked and ranked[0].score >= BROKEN else None)
     # A step without an answer, or with a part of it, lowers the confidence, unless its silence is itself evidence
     # for the place.
-    others = [f for f in findings if not any(s.about == stuck_at and s.weight > 0 for s in f.signals)]
+    others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
     unanswered = [f for f in others if f.status is Status.UNKNOWN]
     in_part = any(q.error and not q.refused for f in others for q in f.questions)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
-    if stuck_at is None:
+    if told_by is None:
         answered = len(findings) - len(unanswered)
         level = 0 if not answered else 1 if overall(findings) is Status.CRITICAL else 3
     else:
-        level = 3 if scores[stuck_at] >= 0.85 else 2 if scores[stuck_at] >= 0.65 else 1
+        told = scores[stuck_at] if stuck_at else ranked[0].score
+        level = 3 if told >= 0.85 else 2 if told >= 0.65 else 1
     if unanswered:
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
     elif in_part:
         level -= 1
-    return levels[max(level, 1 if stuck_at else 0)]
+    return levels[max(level, 1 if told_by else 0)]
 
 
 def _ranked(findings: list[Finding], stuck_at: str | None, modes: Mapping[str, FailureMode]) -> tuple[RankedMode, ...]:

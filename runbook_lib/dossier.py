@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from runbook_lib import batch, record, render
-from runbook_lib.archive import Archive
+from runbook_lib import batch, postmortem, record, render
+from runbook_lib.archive import ACTIONS, NOTES, Archive
 from runbook_lib.batch import Result
 from runbook_lib.finding import Status, Verdict
 
@@ -63,6 +63,7 @@ def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any]) -> N
     entry = {
         "name": name,
         "verdict": said["verdict"],
+        "sections": [r.run.section for r in results],
         "started": results[0].started,
         "ended": results[-1].ended,
     }
@@ -80,9 +81,10 @@ def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_index(archive: Archive, lang: str) -> None:
-    """Make index.html from the manifest. Raises OSError."""
+    """Make index.html from the journals. Raises OSError."""
     entries = archive.manifest()
-    verdicts = [e for e in entries if "verdict" in e]
+    # A look back says nothing of how things stand.
+    verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [postmortem.SECTION]]
     artifacts = [e for e in entries if "section" in e]
     page = render.html(
         "dossier",
@@ -93,9 +95,17 @@ def write_index(archive: Archive, lang: str) -> None:
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
+        actions=[a for a in archive.lines(ACTIONS) if a["result"] != "begun" or _died(a, archive.lines(ACTIONS))],
+        notes=archive.lines(NOTES),
         partials=archive.partials(),
+        postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
     archive.write(INDEX, page.encode())
+
+
+def _died(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
+    """An action that has no second line: whoever carried it out was stopped in the middle."""
+    return [a["id"] for a in actions].count(begun["id"]) == 1
 
 
 def _located(verdicts: list[dict[str, Any]]) -> dict[str, Any] | None:

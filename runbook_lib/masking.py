@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 import pandas as pd
@@ -20,10 +20,15 @@ PERSON_COLUMNS = ("user_id",)
 KEYED_COLUMNS = ("aggregate_key",)  # "<user_id>:<sku>"
 TEXT_COLUMNS = ("last_error", "error_message", "reason", "query", "detail")
 
-_USER_IN_TEXT = re.compile(r"(?P<key>\buser_?id\s*[=:]\s*)(?P<user>[^\s,;)}\"']+)", re.IGNORECASE)
+_USER_IN_TEXT = re.compile(r"(?P<key>\buser_?id\s*[=:]\s*)(?!<user>)(?P<user>[^\s,;)}\"']+)", re.IGNORECASE)
+# As JSON, and as JSON within a text within JSON: the token is a string, so that the line stays what it was.
+_USER_IN_JSON = re.compile(
+    r"(?P<key>\buser_?id(?P<quote>\\?[\"'])\s*:\s*)(?P<open>\\?[\"'])?(?P<user>(?!null\b)[^\s,;)}\"'\\]+)",
+    re.IGNORECASE,
+)
 _URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@", re.IGNORECASE)
 _WORD_PASSWORD = re.compile(
-    r"(?P<key>\b(?:password|passwd|token|secret)\s*[=:]\s*)(?!\*\*\*)[^\s,;&'\"]+", re.IGNORECASE
+    r"(?P<key>(?:\b|_)(?:password|passwd|token|secret)\s*[=:]\s*)(?!\*\*\*)[^\s,;&'\"]+", re.IGNORECASE
 )
 
 
@@ -38,33 +43,58 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
 
 
+#: What `Masker.person` makes of a person.
+TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
+#: So many people a masker remembers, the latest of them.
+REMEMBERED = 10_000
+
+
 @dataclass(frozen=True)
 class Masker:
-    """Scrubs the secrets of one target and gives people stable tokens within one incident."""
+    """Scrubs the secrets of one target and gives people stable tokens within one incident.
+
+    `people` is who stands behind each token, in memory only; None where nobody may ask.
+    """
 
     secrets: tuple[str, ...] = ()
     key: bytes = b""
+    people: dict[str, str] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, urls: Iterable[str], incident_id: str) -> Masker:
+    def of(cls, urls: Iterable[str], incident_id: str, *, remembers: bool = False) -> Masker:
         """Key the tokens by the target's own secrets: nobody without them can guess a user back."""
         urls = list(urls)
         key = hashlib.sha256("\n".join([*sorted(urls), incident_id]).encode()).digest()
-        return cls(secrets_of(urls), key)
+        return cls(secrets_of(urls), key, {} if remembers else None)
 
     def person(self, user: object) -> object:
         """The token that stands for a user in this incident; empty values stay as they are."""
         if user is None or user != user or user == "":
             return user
-        return "user-" + hashlib.blake2b(str(user).encode(), key=self.key, digest_size=4).hexdigest()
+        token = "user-" + hashlib.blake2b(str(user).encode(), key=self.key, digest_size=4).hexdigest()
+        if self.people is not None:
+            self.people[token] = str(user)
+            if len(self.people) > REMEMBERED:
+                del self.people[next(iter(self.people))]
+        return token
 
-    def scrub(self, text: str) -> str:
-        """Take secrets and user ids out of a text."""
+    def without_secrets(self, text: str) -> str:
+        """Take secrets out of a text; once more changes nothing."""
         for secret in self.secrets:
             text = text.replace(secret, "***")
         text = _URL_PASSWORD.sub(r"\g<head>:***@", text)
-        text = _WORD_PASSWORD.sub(r"\g<key>***", text)
+        return _WORD_PASSWORD.sub(r"\g<key>***", text)
+
+    def scrub(self, text: str) -> str:
+        """Take secrets and user ids out of a text."""
+        text = self.without_secrets(text)
+        text = _USER_IN_JSON.sub(self._in_json, text)
         return _USER_IN_TEXT.sub(lambda m: m["key"] + str(self.person(m["user"])), text)
+
+    def _in_json(self, found: re.Match[str]) -> str:
+        token = str(self.person(found["user"]))
+        quote = "" if found["open"] else found["quote"]
+        return f"{found['key']}{found['open'] or quote}{token}{quote}"
 
     def frame(self, frame: pd.DataFrame) -> pd.DataFrame:
         """A copy with people replaced and free text scrubbed."""

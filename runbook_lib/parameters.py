@@ -33,6 +33,19 @@ class Parameters(BaseModel):
     detected_by: Literal["user_report", "alert", "slo"] | None = None
     detected_at: str | None = None
 
+    # What an action is asked to do, and on whose word; without `execute` it is only looked at.
+    execute: bool = False
+    approved_by: str | None = Field(None, min_length=2, max_length=80)
+    reason: str | None = Field(None, min_length=5, max_length=400)
+    workload: Literal["notification", "entitlement"] = "notification"
+    wait_s: float = Field(60, ge=5, le=900, description="how long the effect of an action is waited for")
+    delivery_batch_size: int | None = None
+    delivery_poll_interval_s: float | None = None
+    delivery_enabled: bool | None = None
+    relay_batch_size: int | None = None
+    relay_poll_interval_s: float | None = None
+    relay_enabled: bool | None = None
+
     @field_validator("incident_id")
     @classmethod
     def _incident_names_a_folder(cls, value: str) -> str:

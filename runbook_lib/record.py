@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,10 +28,17 @@ from runbook_lib.finding import (
     Verdict,
 )
 
+if TYPE_CHECKING:
+    from runbook_lib.actions.action import Outcome
+
 FINDING_MIME = "application/vnd.runbook.finding+json"
 VERDICT_MIME = "application/vnd.runbook.verdict+json"
 #: Marks the output that heads a notebook, so that an artifact can put it first.
 BANNER_MIME = "application/vnd.runbook.banner+json"
+#: Marks whatever the library shows with the moment its run was opened: a notebook may hold the outputs of several.
+RUN_MIME = "application/vnd.runbook.run+json"
+#: Marks what a responder unmasked on the screen; never part of anything that is saved.
+REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
 
 def finding(f: Finding) -> dict[str, Any]:
@@ -40,14 +47,14 @@ def finding(f: Finding) -> dict[str, Any]:
         "step": f.step,
         "status": f.status.name,
         "reason": f.reason.value if f.reason else None,
-        "headline": _text(f.headline),
+        "headline": text(f.headline),
         "values": values(f),
-        "notes": [_text(t) for t in f.notes],
+        "notes": [text(t) for t in f.notes],
         "signals": [asdict(s) for s in f.signals],
         "hops": [asdict(h) for h in f.hops],
         "proposals": [proposal(p) for p in f.proposals],
         "next_sections": list(f.next_sections),
-        "questions": [_plain(asdict(q)) for q in f.questions],
+        "questions": [plain(asdict(q)) for q in f.questions],
         "frames": {name: frame_to_json(frame) for name, frame in f.frames.items()},
         "show": list(f.show),
     }
@@ -72,6 +79,26 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
     )
 
 
+def outcome(o: Outcome) -> dict[str, Any]:
+    """An action and what became of it, as JSON."""
+    return {
+        "id": o.id,
+        "result": o.result,
+        "action": o.action,
+        "what": plain(o.what),
+        "command": o.command,
+        "approved_by": o.approved_by,
+        "reason": o.reason,
+        "why": text(o.why),
+        "preconditions": [{"text": text(p.text), "ok": p.ok} for p in o.preconditions],
+        "before": plain(o.before),
+        "after": plain(o.after),
+        "did": plain(o.did),
+        "verified": o.verified,
+        "effect": text(o.effect) if o.effect else None,
+    }
+
+
 def values(f: Finding) -> dict[str, Any]:
     """The observed values by name: unit and, where compared, the limits and their origin."""
     return {v.name: _value(v) for v in f.values}
@@ -92,7 +119,7 @@ def verdict(v: Verdict) -> dict[str, Any]:
 
 def proposal(p: Proposal) -> dict[str, Any]:
     """A proposal as JSON."""
-    return {"name": p.name, "command": p.command, "section": p.section, "params": _plain(dict(p.params))}
+    return {"name": p.name, "command": p.command, "section": p.section, "params": plain(dict(p.params))}
 
 
 def frames_from_json(frames: dict[str, Any]) -> Frames:
@@ -105,9 +132,9 @@ def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
     kept = frame.reset_index() if frame.index.name else frame
     return {
         "columns": [{"name": str(c), "type": _kind(kept[c])} for c in kept.columns],
-        "rows": [[_plain(v) for v in row] for row in kept.itertuples(index=False, name=None)],
+        "rows": [[plain(v) for v in row] for row in kept.itertuples(index=False, name=None)],
         "index": frame.index.name,
-        "attrs": _plain(dict(frame.attrs)),
+        "attrs": plain(dict(frame.attrs)),
     }
 
 
@@ -146,7 +173,7 @@ def _value(v: Value) -> dict[str, Any]:
     if v.threshold:
         t = v.threshold
         limits = {"warning": t.warning, "critical": t.critical, "below": t.below, "origin": t.origin}
-    return {"value": _plain(v.value), "unit": v.unit, **limits}
+    return {"value": plain(v.value), "unit": v.unit, **limits}
 
 
 def _value_from_json(name: str, stored: dict[str, Any]) -> Value:
@@ -161,16 +188,17 @@ def _text_from_json(stored: dict[str, str]) -> Text:
     return Text(messages.VERBATIM, stored)
 
 
-def _text(text: Text) -> dict[str, str]:
-    return {lang: messages.text(text, lang) for lang in messages.LANGUAGES}
+def text(message: Text) -> dict[str, str]:
+    """A message in every language."""
+    return {lang: messages.text(message, lang) for lang in messages.LANGUAGES}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON knows it; what is missing becomes null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, Text):
         return messages.text(value, "en")
     if value is None or value is pd.NaT or value is pd.NA:

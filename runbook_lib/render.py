@@ -9,15 +9,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages, record
+from runbook_lib.diagnosis import BROKEN
 from runbook_lib.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
 
+if TYPE_CHECKING:
+    from runbook_lib.actions.action import Outcome
+
+ACTION_MARKS = {"dry": "○", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
 _TEMPLATES = Path(__file__).parent / "templates"
 _PROPOSAL_TEXTS = ("title", "preconditions", "effect", "risk", "undo", "verify")
@@ -36,17 +41,37 @@ class Header:
     clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
     by: str = ""
     given: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    opened: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a run shows in a notebook, marked with the moment at which the run was opened."""
+
+    run: str = ""
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return self._bundle() | mark(self.run)
+
+    def _bundle(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+def mark(run: str) -> dict[str, Any]:
+    """The part of a mime bundle that says of which run it is."""
+    return {record.RUN_MIME: {"opened": run}}
 
 
 @dataclass(frozen=True)
-class Card:
+class Card(Shown):
     """One finding, shown."""
 
     finding: Finding
     title: str
     lang: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _bundle(self) -> dict[str, Any]:
         f = self.finding
         tables = [
             (name, _table(f.frames[name]), min(len(f.frames[name]), 50), len(f.frames[name]))
@@ -61,14 +86,14 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Banner:
+class Banner(Shown):
     """What the run looked at and, once it has concluded, the verdict: the first screen."""
 
     header: Header
     verdict: Verdict | None
     lang: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _bundle(self) -> dict[str, Any]:
         shown = self.verdict
         return {
             "text/html": html(
@@ -86,7 +111,7 @@ class Banner:
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class Conclusion(Shown):
     """A section's verdict with every step, the ranking and the read cost."""
 
     header: Header
@@ -96,7 +121,7 @@ class Conclusion:
     questions: Sequence[Question]
     lang: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _bundle(self) -> dict[str, Any]:
         lines = [
             *verdict_lines(self.verdict, self.lang),
             *(finding_line(f, self.lang) for f in self.findings),
@@ -122,13 +147,13 @@ class Conclusion:
 
 
 @dataclass(frozen=True)
-class Proposals:
+class Proposals(Shown):
     """The first response that the findings justify."""
 
     proposals: Sequence[Proposal]
     lang: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _bundle(self) -> dict[str, Any]:
         shown = worded(self.proposals, self.lang)
         plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
         return {
@@ -138,14 +163,81 @@ class Proposals:
 
 
 @dataclass(frozen=True)
-class Line:
+class Line(Shown):
     """One sentence in a notebook."""
 
     text: Text
     lang: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+    def _bundle(self) -> dict[str, Any]:
         return {"text/plain": messages.text(self.text, self.lang)}
+
+
+@dataclass(frozen=True)
+class Revealed:
+    """Who stands behind tokens, for the eye only: marked so that no saved file has it, and of no run."""
+
+    people: Mapping[str, str | None]
+    lang: str
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        lines = [
+            say("lab.person", token=token, user=user) if user is not None else say("lab.nobody", token=token)
+            for token, user in self.people.items()
+        ]
+        return {
+            "text/plain": "\n".join(messages.text(line, self.lang) for line in lines),
+            record.REVEALED_MIME: {},
+        }
+
+    def __repr__(self) -> str:
+        return f"Revealed({', '.join(self.people)})"
+
+
+@dataclass(frozen=True)
+class Bar(Shown):
+    """How far something is; nothing once it is over (`share` None)."""
+
+    share: float | None
+    text: Text
+    lang: str
+
+    def _bundle(self) -> dict[str, Any]:
+        if self.share is None:
+            return {"text/html": "", "text/plain": ""}
+        words = messages.text(self.text, self.lang)
+        return {
+            "text/html": html("bar", self.lang, share=min(max(self.share, 0.0), 1.0), words=words),
+            "text/plain": f"{self.share:4.0%} {words}",
+        }
+
+
+@dataclass(frozen=True)
+class Acted(Shown):
+    """An action and what became of it."""
+
+    outcome: Outcome
+    lang: str
+
+    def _bundle(self) -> dict[str, Any]:
+        o = self.outcome
+        return {
+            "text/html": html("action", self.lang, o=o, changes=_table(o.frames(self.lang)["changes"])),
+            "text/plain": "\n".join(action_lines(o, self.lang)),
+        }
+
+
+def action_lines(o: Outcome, lang: str) -> list[str]:
+    """An action as text: what, what became of it, its preconditions, its effect."""
+
+    def t(text: Text) -> str:
+        return messages.text(text, lang)
+
+    lines = [f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
+    lines += [f"  {'✔' if p.ok else '✖' if p.ok is False else '?'} {t(p.text)}" for p in o.preconditions]
+    if o.effect:
+        lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
+    return lines
 
 
 def read_cost(questions: Iterable[Question]) -> dict[str, Any]:
@@ -180,8 +272,13 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
     seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
     if seen["stuck_at"]:
         return messages.text(say("ui.stuck_at", hop=say(f"hop.{seen['stuck_at']}")), lang)
-    flows = seen["status"] in ("OK", "WARNING")
-    return messages.text(say("ui.nothing_stuck" if flows else "ui.not_located"), lang)
+    modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
+    if modes and seen["status"] != "OK":
+        return messages.text(say("ui.harmed_by", id=modes[0]["id"], title=_mode(modes[0]["id"], lang)), lang)
+    if seen["status"] not in ("OK", "WARNING"):
+        return messages.text(say("ui.not_located"), lang)
+    looked = any(v is not None for hop in seen["hops"] for name, v in hop.items() if name != "name")
+    return messages.text(say("ui.nothing_stuck" if looked else "ui.not_asked"), lang)
 
 
 def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
@@ -265,6 +362,7 @@ def _environment() -> jinja2.Environment:
     )  # fmt: skip
     env.globals.update(
         marks=MARKS,
+        action_marks=ACTION_MARKS,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         number=_number,
         rate=_rate,

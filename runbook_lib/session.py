@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,9 +18,11 @@ from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
 from runbook_lib import checks, diagnosis, messages, render, settings
+from runbook_lib.actions import ACTIONS, action
+from runbook_lib.archive import NOTES, Archive
 from runbook_lib.checks.check import Check, Given
-from runbook_lib.finding import Finding, Reason, Verdict, complete, say
-from runbook_lib.masking import Masker
+from runbook_lib.finding import Finding, Reason, Text, Verdict, complete, say
+from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.parameters import Parameters, moment, validate
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import Ledger, SourceError
@@ -27,9 +31,12 @@ from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.sources.redis import Redis
+from runbook_lib.sources.workloads import Runner, runner_of
 
 #: An `as_of` nearer to the database's clock than this is the present.
 PRESENT_S = 30.0
+#: After so long a step that is run again is told that its run looks at an earlier moment.
+OLD_S = 120.0
 
 S = TypeVar("S")
 
@@ -49,13 +56,22 @@ class Session:
         self.catalog = catalogs.load()
         self.section, self.parameters = section, parameters
         self.target = config.target(parameters.target)
+        self.budget = config.budget
+        self.archive = Archive(config.output, parameters.incident_id)
+        self.opened = pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+        self.who = whoami()
         self.lang = parameters.lang
         self.debug = bool(os.environ.get("RUNBOOK_DEBUG"))
         self.findings: dict[str, Finding] = {}
+        self.outcomes: dict[str, action.Outcome] = {}
+        self.word: action.Word | None = None
         self.clocks: dict[str, Clock] = {}
-        self.masker = Masker.of(self.target.urls(), parameters.incident_id)
+        self.masker = Masker.of(self.target.urls(), parameters.incident_id, remembers=in_lab())
         self.ledger = Ledger(self.masker)
         self._top: DisplayHandle | None = None
+        self._cards: dict[str, DisplayHandle | None] = {}
+        self._bottom: DisplayHandle | None = None
+        self.shows = False
         name = f"runbook/{section.number}/{parameters.incident_id}"
         url = self.target.url
         self._postgres = Postgres(db, name, config.budget, self.ledger) if (db := url("database_url")) else None
@@ -63,8 +79,8 @@ class Session:
         self._monitor = NatsMonitor(http, self.ledger) if (http := url("nats_monitor_url")) else None
         self._redis = Redis(redis, self.ledger) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, self.ledger) if (prom := url("prometheus_url")) else None
-        self.as_of = self._fix_moment()
-        self.since = self.as_of - pd.Timedelta(minutes=parameters.window_minutes)
+        self._workloads = runner_of(self.target.workloads, self.ledger)
+        self._look_at(self._fix_moment())
 
     # The sources; asking one that the target does not declare is an answer too: not_configured.
 
@@ -93,9 +109,19 @@ class Session:
         """Prometheus, where used."""
         return _declared(self._prometheus, "prometheus")
 
-    def given(self) -> Given:
-        """What judges are given beside their frames."""
+    @property
+    def workloads(self) -> Runner:
+        """The workloads, through the tool that runs them; a tool that is not there shows when it is asked."""
+        return self._workloads
+
+    def given(self, step: str | None = None) -> Given:
+        """What the judge of a step is given beside its frames: of the findings, those of the steps before it.
+
+        Not those that were answered before it: cells may be run in any order, and the verdict must not depend on it.
+        """
         detected_at = self.parameters.detected_at
+        order = [s.id for s in self.section.steps]
+        before = order[: order.index(step)] if step in order else order
         return Given(
             limits=self.catalog.limits,
             slos=self.catalog.slos,
@@ -107,48 +133,110 @@ class Session:
             workloads=self.target.workloads,
             detected_by=self.parameters.detected_by or "",
             detected_at=moment(detected_at) if detected_at else None,
-            earlier=tuple(self.findings.values()),
+            earlier=tuple(self.findings[s] for s in before if s in self.findings),
+            target=self.parameters.target,
+            incident=self.parameters.incident_id,
         )
 
     # What the cells of a notebook call.
 
-    def step(self, step: str) -> render.Card:
+    def step(self, step: str) -> None:
         """Answer one step of the runbook and show it. Never raises for a source that fails."""
-        check = self._check(step)
-        self.findings[step] = check.run(self)
-        return render.Card(self.findings[step], self._step_title(step), self.lang)
+        self._answer(step)
+        self._warn_of_age()
+        self._cards[step] = display(self._card(step), display_id=True)
+        self._follow(step)
 
     def chart(self, step: str) -> None:
-        """Draw what the step collected; it must have been answered before."""
-        finding = self.findings.get(step) or self.step(step).finding
+        """Draw what the step collected; a step that was not answered yet is answered first."""
+        if step not in self.findings:
+            self._answer(step)
+        finding = self.findings[step]
         for draw in self._check(step).charts:
             try:
-                figure = draw(finding.frames, self.given())
+                figure = draw(finding.frames, self.given(step))
             except Exception as e:
                 if self.debug:
                     raise
                 detail = self.masker.scrub(f"{type(e).__name__}: {e}")
-                display(render.Line(say("chart.not_drawn", detail=detail), self.lang))
+                display(render.Line(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
             if figure is None:
-                display(render.Line(say("chart.no_data"), self.lang))
+                display(render.Line(say("chart.no_data"), self.lang, run=self.opened))
             else:
-                display(*figure.display(self.lang), raw=True, metadata=figure.metadata(self.lang))
+                shown = [bundle | render.mark(self.opened) for bundle in figure.display(self.lang)]
+                display(*shown, raw=True, metadata=figure.metadata(self.lang))
 
     def first_response(self) -> render.Proposals:
         """The proposals that the findings so far justify, with the exact commands. Nothing is run."""
-        return render.Proposals(
-            diagnosis.conclude(self.findings.values(), self.catalog.failure_modes).proposals, self.lang
-        )
+        found = diagnosis.conclude(self.findings.values(), self.catalog.failure_modes)
+        return render.Proposals(found.proposals, self.lang, run=self.opened)
 
-    def conclude(self) -> render.Conclusion:
-        """The verdict of the section, every planned step exactly once, and what the questions cost."""
-        conclusion = render.Conclusion(
-            self._header(), self.verdict(), self._complete(), self._titles(), self.ledger.questions, self.lang
-        )
+    def act(
+        self,
+        name: str,
+        *,
+        execute: bool = False,
+        approved_by: str | None = None,
+        reason: str | None = None,
+        **what: Any,
+    ) -> render.Acted:
+        """Carry out an action (`restart`, `set`, `redrive`), or show what it would do.
+
+        Without `execute` nothing is changed. Whatever becomes of it is a line in the incident's actions.jsonl.
+        Raises UsageError for an action, or an argument, that does not exist.
+        """
+        if name not in ACTIONS:
+            raise UsageError(f"unknown action '{name}': {settings.did_you_mean(name, list(ACTIONS))}")
+        with self.progress() as progress:
+            outcome = action.perform(
+                ACTIONS[name](self, **what),
+                self,
+                execute=execute,
+                approved_by=approved_by,
+                reason=reason,
+                progress=progress,
+            )
+        self.outcomes[name] = outcome
+        return render.Acted(outcome, self.lang, run=self.opened)
+
+    def note(self, text: str) -> render.Line:
+        """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
+        kept = keep_note(self.archive, self.masker.scrub(text), self.who, self.section.number)
+        return render.Line(kept, self.lang, run=self.opened)
+
+    def reveal(self, *texts: str) -> render.Revealed:
+        """Show who stands behind the tokens in `texts`, on this screen alone: it is in nothing that is saved.
+
+        Raises UsageError outside `runbook lab`, whose server keeps it out of the file.
+        """
+        if self.masker.people is None:
+            raise UsageError("only `runbook lab` can reveal: elsewhere the page is saved as it is shown")
+        tokens = dict.fromkeys(token for text in texts for token in TOKEN.findall(text))
+        if not tokens:
+            raise UsageError("nothing to reveal: name a token such as rb.reveal('user-1a2b3c4d')")
+        return render.Revealed({t: self.masker.people.get(t) for t in tokens}, self.lang)
+
+    @contextmanager
+    def progress(self) -> Iterator[action.Progress]:
+        """A bar in the notebook for what takes its time; it is gone when it is over."""
+        if not self.shows:
+            yield lambda share, text: None
+            return
+        handle = display(render.Bar(0.0, say("ui.looking"), self.lang, run=self.opened), display_id=True)
+        try:
+            yield lambda share, text: handle.update(render.Bar(share, text, self.lang, run=self.opened))
+        finally:
+            handle.update(render.Bar(None, say("ui.looking"), self.lang, run=self.opened))
+
+    def conclude(self) -> None:
+        """Show the verdict of the section, every planned step exactly once, and what the questions cost.
+
+        A step that is run again afterwards brings it up to date.
+        """
+        self._bottom = display(self._conclusion(), display_id=True)
         if self._top is not None:
-            self._top.update(render.Banner(self._header(), conclusion.verdict, self.lang))
-        return conclusion
+            self._top.update(self._banner(self.verdict()))
 
     def verdict(self) -> Verdict:
         """The verdict so far."""
@@ -156,7 +244,28 @@ class Session:
 
     def show_header(self) -> None:
         """Show what this run looks at; `conclude` puts the verdict in its place."""
-        self._top = display(render.Banner(self._header(), None, self.lang), display_id=True)
+        self.shows = True
+        self._top = display(self._banner(None), display_id=True)
+
+    def now(self) -> pd.Timestamp:
+        """The database's clock at this moment, by the offset measured at the start."""
+        clock = self.clocks.get("postgres")
+        return pd.Timestamp.now("UTC") + pd.Timedelta(seconds=clock.offset_s if clock else 0.0)
+
+    @contextmanager
+    def present(self) -> Iterator[pd.Timestamp]:
+        """Windows end now instead of at the run's own moment: to look at an action's effect."""
+        before = self.as_of
+        self._look_at(self.now())
+        try:
+            yield self.as_of
+        finally:
+            self._look_at(before)
+
+    def _look_at(self, moment: pd.Timestamp) -> None:
+        self.as_of, self.since = moment, moment - pd.Timedelta(minutes=self.parameters.window_minutes)
+        if self._postgres is not None:
+            self._postgres.as_of, self._postgres.since = self.as_of, self.since
 
     def _fix_moment(self) -> pd.Timestamp:
         """Measure the clocks once; the moment is the database's clock, or a past one that was asked for."""
@@ -184,10 +293,50 @@ class Session:
         past = (now - as_of).total_seconds() > PRESENT_S
         if self._postgres is not None:
             self._postgres.past = past
-            self._postgres.as_of = as_of
-            self._postgres.since = as_of - pd.Timedelta(minutes=self.parameters.window_minutes)
         self.past = past
         return as_of
+
+    def _conclusion(self) -> render.Conclusion:
+        return render.Conclusion(
+            self._header(),
+            self.verdict(),
+            self._complete(),
+            self._titles(),
+            self.ledger.questions,
+            self.lang,
+            run=self.opened,
+        )
+
+    def _banner(self, verdict: Verdict | None) -> render.Banner:
+        return render.Banner(self._header(), verdict, self.lang, run=self.opened)
+
+    def _card(self, step: str) -> render.Card:
+        return render.Card(self.findings[step], self._titles()[step], self.lang, run=self.opened)
+
+    def _answer(self, step: str) -> None:
+        self.findings[step] = self._check(step).run(self)
+
+    def _follow(self, step: str) -> None:
+        """Bring up to date what is shown already and rests on this step: later steps, and the verdict."""
+        order = [s.id for s in self.section.steps]
+        for later in order[order.index(step) + 1 :]:
+            before = self.findings.get(later)
+            if before is None or not before.frames or before.reason is Reason.ERROR:
+                continue
+            self.findings[later] = self._check(later).judge_again(before, self.given(later))
+            if (card := self._cards.get(later)) is not None:
+                card.update(self._card(later))
+        if self._bottom is not None:
+            self._bottom.update(self._conclusion())
+            if self._top is not None:
+                self._top.update(self._banner(self.verdict()))
+
+    def _warn_of_age(self) -> None:
+        """One run is of one moment; a step that is asked much later can not be of the same."""
+        age_s = (self.now() - self.as_of).total_seconds()
+        if self.shows and not self.past and age_s > OLD_S:
+            text = say("lab.old", as_of=render.when(self.as_of), minutes=age_s / 60)
+            display(render.Line(text, self.lang, run=self.opened))
 
     def _check(self, step: str) -> Check:
         if step not in {s.id for s in self.section.steps}:
@@ -203,9 +352,6 @@ class Session:
     def _titles(self) -> dict[str, str]:
         return {s.id: s.ja if self.lang == "ja" else s.en for s in self.section.steps}
 
-    def _step_title(self, step: str) -> str:
-        return self._titles()[step]
-
     def _header(self) -> render.Header:
         return render.Header(
             section=self.section.number,
@@ -215,7 +361,7 @@ class Session:
             as_of=self.as_of,
             window_minutes=self.parameters.window_minutes,
             clocks={name: (c.offset_s, c.error_s) for name, c in self.clocks.items()},
-            by=_whoami(),
+            by=self.who,
             given={
                 "lease_s": self.target.lease_s,
                 "batch_size": self.target.batch_size,
@@ -224,6 +370,8 @@ class Session:
                 "detected_by": self.parameters.detected_by or "",
                 "detected_at": self.parameters.detected_at,
             },
+            parameters=self.parameters.model_dump(exclude_unset=True),
+            opened=self.opened,
         )
 
 
@@ -233,12 +381,36 @@ def open_section(section: str, **parameters: Any) -> Session:
     `parameters` are those of the notebook's parameters cell (see `parameters.Parameters`). Raises UsageError,
     one line, for a section, parameter or target that does not exist; nothing for a source that is silent.
     """
+    rb = quiet_session(section, **parameters)
+    rb.show_header()
+    return rb
+
+
+def quiet_session(section: str, **parameters: Any) -> Session:
+    """The same without a notebook to show anything in: for the command. Raises UsageError."""
     book = catalogs.load()
     if section not in book.sections:
         raise UsageError(f"unknown section '{section}': {settings.did_you_mean(section, list(book.sections))}")
-    rb = Session(book.sections[section], validate(parameters), settings.load())
-    rb.show_header()
-    return rb
+    return Session(book.sections[section], validate(parameters), settings.load())
+
+
+def keep_note(archive: Archive, text: str, who: str, section: str = "") -> Text:
+    """Put a line into an incident's timeline; what was kept, as a sentence. Raises UsageError."""
+    if not text.strip():
+        raise UsageError("an empty note says nothing")
+    archive.prepare()
+    entry = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"), "who": who, "text": text.strip()}
+    try:
+        archive.add_line(NOTES, entry | {"section": section})
+    except OSError as e:
+        raise UsageError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
+    return say("ui.noted", time=render.when(entry["time"]), who=who, text=entry["text"])
+
+
+def in_lab() -> bool:
+    """Is this a kernel of `runbook lab`? Its server names itself; one that anything else started has another parent."""
+    server = os.environ.get("RUNBOOK_LAB")
+    return bool(server) and server == os.environ.get("JPY_PARENT_PID")
 
 
 def _declared(source: S | None, name: str) -> S:
@@ -247,7 +419,8 @@ def _declared(source: S | None, name: str) -> S:
     return source
 
 
-def _whoami() -> str:
+def whoami() -> str:
+    """The login name of whoever runs this."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 URLS = ("database_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
+#: Credentials that may change something: for actions alone, so that whatever reads can not write.
+ACTION_URLS = ("action_database_url", "action_nats_url")
 
 
 class UsageError(Exception):
@@ -58,6 +60,11 @@ class Workloads(BaseModel):
     entitlement: str = "entitlement"
     notification: str = "notification"
     nats: str = "nats"
+    #: kubectl: a workload's own container, where its name is not the workload's.
+    containers: dict[str, str] = {}
+    #: supervisorctl: a workload's log file, and the file of NAME=VALUE lines that its programs read at their start.
+    log_files: dict[str, str] = {}
+    env_file: str = ""
 
 
 class Target(BaseModel):
@@ -69,6 +76,8 @@ class Target(BaseModel):
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     prometheus_url: SecretStr | None = None
+    action_database_url: SecretStr | None = None
+    action_nats_url: SecretStr | None = None
     streams: Streams = Streams()
     workloads: Workloads = Workloads()
     lease_s: float = Field(30.0, gt=0, description="the workers' configured lease")
@@ -81,7 +90,7 @@ class Target(BaseModel):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for url in URLS:
+        for url in (*URLS, *ACTION_URLS):
             env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
             if env is not None:
                 if not os.environ.get(env):
@@ -101,13 +110,13 @@ class Target(BaseModel):
         return self
 
     def url(self, name: str) -> str | None:
-        """The URL of one of `URLS` in the clear; for the sources alone."""
+        """The URL of one of `URLS` or `ACTION_URLS` in the clear; for the sources and actions alone."""
         secret: SecretStr | None = getattr(self, name)
         return secret.get_secret_value() if secret else None
 
     def urls(self) -> list[str]:
         """Every configured URL in the clear, for the masker."""
-        return [u for u in (self.url(name) for name in URLS) if u]
+        return [u for u in (self.url(name) for name in (*URLS, *ACTION_URLS)) if u]
 
 
 class Budget(BaseModel):
@@ -140,6 +149,8 @@ class Settings(BaseSettings):
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     prometheus_url: SecretStr | None = None
+    action_database_url: SecretStr | None = None
+    action_nats_url: SecretStr | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -163,7 +174,7 @@ class Settings(BaseSettings):
         if name in self.targets:
             return _written_target(name, self.targets[name])
         if name == "default":
-            urls = {u: getattr(self, u) for u in URLS if getattr(self, u) is not None}
+            urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u) is not None}
             if "database_url" in urls or "nats_url" in urls:
                 return Target(**urls)
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
@@ -211,7 +222,7 @@ def load() -> Settings:
 def _written_target(name: str, written: dict[str, Any]) -> Target:
     file = config_file()
     text = file.read_text(encoding="utf-8") if file else ""
-    for url in URLS:
+    for url in (*URLS, *ACTION_URLS):
         if (value := written.get(url)) and urlsplit(str(value)).password and str(value) in text:
             raise UsageError(
                 f"targets.{name}.{url} has a password in {file}: "
@@ -240,6 +251,11 @@ def sandbox_target() -> Target | None:
     sandbox = state.load(folder)
     urls = {key.removeprefix("RUNBOOK_").lower(): value for key, value in sandbox.env.items()}
     return Target(
-        **{k: v for k, v in urls.items() if k in URLS},
-        workloads=Workloads(runner="supervisorctl", supervisorctl=list(sandbox.supervisorctl)),
+        **{k: v for k, v in urls.items() if k in (*URLS, *ACTION_URLS)},
+        workloads=Workloads(
+            runner="supervisorctl",
+            supervisorctl=list(sandbox.supervisorctl),
+            log_files={app: str(sandbox.directory / "log" / f"{app}.log") for app in ("entitlement", "notification")},
+            env_file=str(sandbox.directory / "pods.env"),
+        ),
     )

@@ -1,26 +1,27 @@
-"""EntitlementEvent as it travels through JetStream: protobuf here, JSON in the tables on both sides."""
+"""Events as they travel through JetStream: protobuf here, JSON in the tables on both sides."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 GRANTED = "EntitlementGranted"
 REVOKED = "EntitlementRevoked"
+MATCH_FOUND = "MatchFound"
 UNRECOGNIZED = "Unrecognized"
-_TYPES = (GRANTED, REVOKED)  # the index is the number on the wire
 
 
 class WireError(Exception):
-    """The bytes are not an EntitlementEvent."""
+    """The bytes are not an event of the expected kind."""
 
 
 @dataclass(frozen=True)
 class EntitlementEvent:
-    """One event; field names are those of the JSON payload."""
+    """One change of a right; field names are those of the JSON payload."""
 
     event_id: str
     event_type: str
@@ -37,47 +38,75 @@ class EntitlementEvent:
         return asdict(self)
 
 
-def _message_class() -> Any:
-    # Built in code: one message of nine fields does not justify a compiler and a generated module.
+@dataclass(frozen=True)
+class MatchmakingEvent:
+    """One match; it has no outbox row."""
+
+    event_id: str
+    event_type: str
+    occurred_at: str
+    match_id: str
+    mode: str
+    trace_id: str
+
+    @property
+    def user_id(self) -> str:
+        """Whom the notification is filed under: a match names no user."""
+        return "matchmaking-system"
+
+    def payload(self) -> dict[str, Any]:
+        """The JSON of `notifications.payload_json`."""
+        return {"match_id": self.match_id}
+
+
+Event = EntitlementEvent | MatchmakingEvent
+_E = TypeVar("_E", bound=Event)
+
+# The index is the number on the wire, of types here and of fields in the classes.
+_TYPES: dict[type, tuple[str, ...]] = {EntitlementEvent: (GRANTED, REVOKED), MatchmakingEvent: (MATCH_FOUND,)}
+
+
+def _message_class(kind: type) -> Any:
+    # Built in code: two flat messages do not justify a compiler and a generated module.
+    package, name = "com.example.proto", kind.__name__
     field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="com/example/proto/entitlement_event.proto", package="com.example.proto", syntax="proto3"
-    )
-    kind = file.enum_type.add(name="EntitlementEventType")
-    kind.value.add(name="ENTITLEMENT_GRANTED", number=0)
-    kind.value.add(name="ENTITLEMENT_REVOKED", number=1)
-    message = file.message_type.add(name="EntitlementEvent")
-    for number, name in enumerate(EntitlementEvent.__dataclass_fields__, start=1):
-        added = message.field.add(name=name, number=number, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
-        if name == "event_type":
+    file = descriptor_pb2.FileDescriptorProto(name=f"{name}.proto", package=package, syntax="proto3")
+    enum = file.enum_type.add(name=f"{name}Type")
+    for number, value in enumerate(_TYPES[kind]):
+        enum.value.add(name=re.sub(r"(?<=[a-z])(?=[A-Z])", "_", value).upper(), number=number)
+    message = file.message_type.add(name=name)
+    for number, each in enumerate(fields(kind), start=1):
+        added = message.field.add(name=each.name, number=number, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
+        if each.name == "event_type":
             added.type = field.TYPE_ENUM
-            added.type_name = ".com.example.proto.EntitlementEventType"
-        elif name == "version":
+            added.type_name = f".{package}.{enum.name}"
+        elif each.type == "int":
             added.type = field.TYPE_INT64
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("com.example.proto.EntitlementEvent"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{package}.{name}"))
 
 
-_Message = _message_class()
+_MESSAGES: dict[type, Any] = {kind: _message_class(kind) for kind in _TYPES}
 
 
-def encode(event: EntitlementEvent) -> bytes:
-    """To protobuf; default values (GRANTED, version 0) take no bytes."""
-    if event.event_type not in _TYPES:
+def encode(event: Event) -> bytes:
+    """To protobuf; default values (the first type, version 0) take no bytes."""
+    kind = type(event)
+    if event.event_type not in _TYPES[kind]:
         raise ValueError(f"unknown event type: {event.event_type}")
-    body: bytes = _Message(**{**event.payload(), "event_type": _TYPES.index(event.event_type)}).SerializeToString()
+    number = _TYPES[kind].index(event.event_type)
+    body: bytes = _MESSAGES[kind](**{**asdict(event), "event_type": number}).SerializeToString()
     return body
 
 
-def decode(body: bytes) -> EntitlementEvent:
+def decode(body: bytes, kind: type[_E] = EntitlementEvent) -> _E:  # type: ignore[assignment]  # the default narrows _E
     """From protobuf; WireError when it is none. An empty body is a valid event with empty fields."""
-    message = _Message()
+    message = _MESSAGES[kind]()
     try:
         message.ParseFromString(body)
     except DecodeError as error:
         raise WireError(str(error)) from None
-    fields = {name: getattr(message, name) for name in EntitlementEvent.__dataclass_fields__}
-    number = fields["event_type"]
-    fields["event_type"] = _TYPES[number] if number < len(_TYPES) and number >= 0 else UNRECOGNIZED
-    return EntitlementEvent(**fields)
+    values = {each.name: getattr(message, each.name) for each in fields(kind)}
+    number, types = values["event_type"], _TYPES[kind]
+    return kind(**{**values, "event_type": types[number] if 0 <= number < len(types) else UNRECOGNIZED})

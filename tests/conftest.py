@@ -127,7 +127,7 @@ def db(servers: Servers) -> Iterator[psycopg.Connection]:
         connection.execute("SET lock_timeout = '5s'")  # a test that left a transaction open is named by it
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables "
-            "WHERE schemaname IN ('entitlement', 'notification') AND tablename NOT LIKE 'flyway%'"
+            "WHERE schemaname IN ('entitlement', 'notification', 'runbook') AND tablename NOT LIKE 'flyway%'"
         ).fetchall()
         names = sql.SQL(", ").join(sql.Identifier(*table) for table in tables)
         connection.execute(sql.SQL("TRUNCATE {}").format(names))
@@ -141,11 +141,7 @@ def broker(servers: Servers) -> str:
     async def delete() -> None:
         client = await nats.connect(servers.app_nats_url)
         try:
-            for stream in (
-                applications.STREAM,
-                applications.ADVISORY_STREAM,
-                applications.TERMINATED_STREAM,
-            ):
+            for stream in {stream for stream, _ in applications.CONSUMERS.values()}:
                 with suppress(nats.js.errors.NotFoundError):
                     await client.jetstream().delete_stream(stream)
         finally:

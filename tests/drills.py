@@ -9,14 +9,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
+import requests
+
 from runbook_lib.sandbox.sandbox import Sandbox
 
+#: Faults that stop the flow as a whole: triage is to find them. The others are found by the section for them.
+OUTAGES = (
+    *("worker_stopped", "worker_hung", "subscriber_deaf", "relay_stopped", "broker_down", "broker_refusing"),
+    *("table_lock", "connections_exhausted", "receiver_outage"),
+)
 
-def runbook(sandbox: Sandbox, output: Path, *arguments: str) -> dict[str, Any]:
-    """Run the command as a scheduler would, with addresses in the environment alone."""
+
+def runbook(sandbox: Sandbox, output: Path, *arguments: str, target: str = "default") -> dict[str, Any]:
+    """Run the command as a scheduler would, with addresses in the environment alone; or on the target `sandbox`."""
     command = [sys.executable, "-m", "runbook_lib", *arguments, "--incident", "E2E", "--json", "--output", str(output)]
+    environment = {**os.environ, **sandbox.state.env, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory)}
     done = subprocess.run(
-        command, env={**os.environ, **sandbox.state.env}, capture_output=True, text=True, timeout=240, check=False
+        [*command, "--target", target], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.stdout, done.stderr
@@ -26,6 +36,31 @@ def runbook(sandbox: Sandbox, output: Path, *arguments: str) -> dict[str, Any]:
     for secret in sandbox.state.addresses.passwords.values():
         assert secret not in done.stdout + done.stderr + kept
     return said
+
+
+def ask(sandbox: Sandbox, query: str) -> Any:
+    """One value, asked as the runbook asks: its own role, short timeouts."""
+    options = "-c lock_timeout=200 -c statement_timeout=3000"
+    with psycopg.connect(sandbox.state.addresses.database_url, options=options, connect_timeout=2) as connection:
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def monitor(sandbox: Sandbox, path: str) -> Any:
+    return requests.get(sandbox.state.addresses.nats_monitor_url + path, timeout=2).json()
+
+
+def streams(sandbox: Sandbox) -> dict[str, dict[str, Any]]:
+    """The broker's own account of its streams, by name."""
+    account = monitor(sandbox, "/jsz?accounts=true&streams=true&consumers=true")["account_details"][0]
+    return {stream["name"]: stream for stream in account["stream_detail"]}
+
+
+def consumer(sandbox: Sandbox, stream: str = "entitlement-events") -> dict[str, Any]:
+    """The broker's own account of the one durable of a stream."""
+    found: dict[str, Any] = streams(sandbox)[stream]["consumer_detail"][0]
+    return found
 
 
 def shown(said: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from runbook_lib import catalog
 from runbook_lib.catalog import CatalogError
-from runbook_lib.checks import CHECKS
+from runbook_lib.checks import CHECKS, exceptions
 
 
 def test_every_step_of_a_notebook_has_exactly_one_check() -> None:
@@ -40,6 +40,14 @@ def test_objectives() -> None:
     assert slos["ENT-E"].met(0) and not slos["ENT-E"].met(1)
 
 
+def test_phrases_of_the_log() -> None:
+    phrases = catalog.load().phrases
+    assert phrases["notification moved to DLQ"].failure_modes == ("FM-NOTI-04",)
+    assert phrases["duplicate notification event skipped"].failure_modes == ()
+    assert all(set(p.workloads) <= {"notification", "entitlement"} and p.en and p.ja for p in phrases.values())
+    assert {*exceptions.FAILED_TRY, *exceptions.CLOSED, *exceptions.STARTED, exceptions.SENT} <= set(phrases)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     shutil.copytree(catalog.ROOT / "docs", tmp_path / "docs")
@@ -54,6 +62,8 @@ def root(tmp_path: Path) -> Path:
         ("slo.md", "| `backlog.due` | 50 |", "| `backlog.due` | fifty |", "limit 'fifty'"),
         ("failure-modes.md", "- Hop: database", "- Hop: databse", "hop 'databse'"),
         ("failure-modes.md", "- Symptom:", "- Symptoms:", "'- Symptom: ...' is missing"),
+        ("failure-modes.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "failure mode 'FM-OB-99'"),
+        ("failure-modes.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "level 'LOUD'"),
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, diagnosis
+from runbook_lib import catalog, diagnosis, render
 from runbook_lib.finding import (
     DATABASE,
     HOPS,
@@ -119,3 +119,9 @@ def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gat
 
     assert conclude([asked("unreachable", refused=False)]).confidence == "medium"
     assert conclude([asked("denied", refused=True)]).confidence == "high"
+
+
+def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> None:
+    verdict = conclude([finding("4.2.2", ("FM-NOTI-01", 0.95)), finding("4.2.3", status=Status.OK)])
+    assert verdict.stuck_at is None and verdict.confidence == "high"
+    assert render.location(verdict, "en").startswith("FM-NOTI-01: ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -29,6 +31,24 @@ def test_secrets_are_scrubbed(text: str) -> None:
     scrubbed = MASKER.scrub(text)
     for secret in ("p%40ss-word9", "p@ss-word9", "broker-token", "another-one", "hunter22", "abc.def.ghi"):
         assert secret not in scrubbed
+
+
+@pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        ('{"user_id": "alice", "n": 1}', '{"user_id": "TOKEN", "n": 1}'),
+        ('{"userId":"alice"}', '{"userId":"TOKEN"}'),
+        ('{"user_id": null}', '{"user_id": null}'),
+        (r'{"message": "refused {\"user_id\": \"alice\"}"}', r'{"message": "refused {\"user_id\": \"TOKEN\"}"}'),
+        ("{'user_id': 'alice'}", "{'user_id': 'TOKEN'}"),
+        ("userId=<user>", "userId=<user>"),
+        ("POSTGRES_PASSWORD=hunter22", "POSTGRES_PASSWORD=***"),
+    ],
+)
+def test_lines_of_a_log_stay_what_they_were(line: str, masked: str) -> None:
+    assert MASKER.scrub(line) == masked.replace("TOKEN", str(MASKER.person("alice")))
+    number = MASKER.scrub('{"user_id": 7, "n": 1}')
+    assert json.loads(number) == {"user_id": MASKER.person("7"), "n": 1}
 
 
 def test_secrets_of_urls_in_both_spellings() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,20 +74,20 @@ def test_both_languages_in_the_text(section: Section) -> None:
         assert step.id in text
 
 
-@pytest.fixture
-def healthy(servers, db, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+def declare(servers, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """A quiet, healthy system as the default target."""
     for name in list(os.environ):
         if name.startswith("RUNBOOK_") and name.endswith("_URL"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(output))
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", servers.database_url)
     monkeypatch.setenv("RUNBOOK_NATS_URL", servers.nats_url)
     monkeypatch.setenv("RUNBOOK_NATS_MONITOR_URL", servers.nats_monitor_url)
-    return servers
 
 
 @each_section
-def test_under_plain_papermill(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_under_plain_papermill(section: Section, servers, db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    declare(servers, tmp_path / "outputs", monkeypatch)
     nb = execute_notebook(
         section.notebook,
         tmp_path / "out.ipynb",
@@ -96,26 +97,16 @@ def test_under_plain_papermill(section: Section, healthy, tmp_path: Path) -> Non
     run = artifact.read(nb, section)
     assert run.concluded
     assert [f.step for f in run.findings] == [s.id for s in section.steps]
-    assert not [f for f in run.findings if f.reason and f.reason.value == "error"]
+    assert [f for f in run.findings if f.reason and f.reason.value == "error"] == []
     assert artifact.judge_again(run) == []
+    opens_offline_and_starts_with_the_verdict(section, nb)
 
 
-@each_section
-def test_under_nbval(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    assert section.notebook
-    copy = tmp_path / section.notebook.name
-    execute_notebook(section.notebook, copy, parameters={"incident_id": "T-1"}, prepare_only=True, progress_bar=False)
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q"]
-    done = subprocess.run([*command, str(copy)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-@each_section
-def test_page_opens_offline_and_starts_with_the_verdict(section: Section, healthy, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    nb = execute_notebook(section.notebook, tmp_path / "o.ipynb", parameters={"incident_id": "T-1"}, progress_bar=False)
+def opens_offline_and_starts_with_the_verdict(section: Section, nb: nbformat.NotebookNode) -> None:
     page = artifact.html(nb, "T-1", "en")
     for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http"):
         assert loader not in page
+    assert 'href="../' not in page and not re.search(r'href="\d\d_', page), "a link that leads out of the dossier"
     body = page[page.index("<body>") :]
     assert body.index("rb-banner") < body.index(section.en + " · ")
     images = page.count("<img")
@@ -124,3 +115,14 @@ def test_page_opens_offline_and_starts_with_the_verdict(section: Section, health
     assert f"rb-{status.name}" in body[: body.index("rb-strip")]
     assert status in Status
     assert record.VERDICT_MIME not in page
+
+
+@each_section
+def test_under_nbval(section: Section, embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    declare(embedded, tmp_path / "outputs", monkeypatch)
+    assert section.notebook
+    copy = tmp_path / section.notebook.name
+    execute_notebook(section.notebook, copy, parameters={"incident_id": "T-1"}, prepare_only=True, progress_bar=False)
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q"]
+    done = subprocess.run([*command, str(copy)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]

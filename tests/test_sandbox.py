@@ -25,7 +25,7 @@ from runbook_lib.sandbox.entitlement import Command, Outbox
 from runbook_lib.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.sandbox.settings import Backoff, WorkerSettings, seconds
-from runbook_lib.wire import EntitlementEvent
+from runbook_lib.wire import EntitlementEvent, MatchmakingEvent
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ME, OTHER = "notification-7c9d5f6b8-x2k4q", "notification-7c9d5f6b8-zzzzz"
@@ -82,6 +82,14 @@ def grant(key: str = "key-1", action: str = "GRANT", user: str = "user-0001") ->
 )
 def test_an_event_survives_the_wire(event: EntitlementEvent) -> None:
     assert wire.decode(wire.encode(event)) == event
+
+
+@given(
+    st.builds(MatchmakingEvent, st.text(), st.just(wire.MATCH_FOUND), st.text(), st.text(), st.text(), st.text()),
+)
+def test_a_match_survives_the_wire_and_tells_only_its_id(event: MatchmakingEvent) -> None:
+    assert wire.decode(wire.encode(event), MatchmakingEvent) == event
+    assert (event.user_id, event.payload()) == ("matchmaking-system", {"match_id": event.match_id})
 
 
 def test_the_wire_leaves_out_defaults_and_refuses_noise() -> None:

@@ -6,7 +6,10 @@ The texts of each (what it does, preconditions, effect, risk, undo, verify) are 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Mapping
 
+from runbook_lib import catalog
+from runbook_lib.catalog import SettingValue
 from runbook_lib.finding import Proposal
 from runbook_lib.settings import Workloads
 
@@ -23,29 +26,61 @@ def restart(workloads: Workloads, which: str) -> Proposal:
 
 def throttle_delivery(workloads: Workloads, batch_size: int, poll_interval_s: float) -> Proposal:
     """Halve what the delivery worker claims: there is no parallelism setting, only batch and pause (5.2)."""
-    return _set_env(
-        workloads,
-        "throttle_delivery",
-        workloads.notification,
-        NOTIFICATION_DELIVERY_BATCH_SIZE=str(max(batch_size // 2, 1)),
-        NOTIFICATION_DELIVERY_POLL_INTERVAL=f"{poll_interval_s * 2:g}s",
-    )
+    return settings("throttle_delivery", workloads, milder("delivery", batch_size, poll_interval_s))
 
 
 def throttle_relay(workloads: Workloads, batch_size: int, poll_interval_s: float) -> Proposal:
     """Halve what the outbox relay claims (5.2)."""
-    return _set_env(
-        workloads,
-        "throttle_relay",
-        workloads.entitlement,
-        ENTITLEMENT_OUTBOX_BATCH_SIZE=str(max(batch_size // 2, 1)),
-        ENTITLEMENT_OUTBOX_POLL_INTERVAL=f"{poll_interval_s * 2:g}s",
-    )
+    return settings("throttle_relay", workloads, milder("relay", batch_size, poll_interval_s))
+
+
+def milder(side: str, batch_size: float, poll_interval_s: float) -> dict[str, SettingValue | None]:
+    """Half the rows and twice the pause of "delivery" or "relay", within what may be set."""
+    longest = catalog.load().settings[f"{side}.poll_interval"].high or poll_interval_s
+    return {
+        f"{side}.batch_size": max(int(batch_size // 2), 1),
+        f"{side}.poll_interval": min(poll_interval_s * 2, max(longest, poll_interval_s)),
+    }
+
+
+def settings(proposal: str, workloads: Workloads, values: Mapping[str, SettingValue | None]) -> Proposal:
+    """Change settings of docs/operations.md (None is back to the default); `proposal` has the texts (5.2)."""
+    known = catalog.load().settings
+    changed = [(known[name], value) for name, value in values.items()]
+    name = getattr(workloads, changed[0][0].workload)
+    if workloads.runner == "kubectl":
+        words = [f"{s.variable}-" if value is None else f"{s.variable}={s.spelt(value)}" for s, value in changed]
+        container = workloads.containers.get(name, name)
+        command = _kubectl(workloads, "set", "env", f"deploy/{name}", "-c", container, *words)
+    else:
+        words = [f"{s.variable}={s.spelt(s.standard if value is None else value)}" for s, value in changed]
+        command = f"runbook sandbox set {shlex.join(words)}"
+    return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(words)})
+
+
+def undo_settings(workloads: Workloads, names: Iterable[str]) -> Proposal:
+    """Take settings of one workload back to their defaults (5.2)."""
+    return settings("undo_settings", workloads, dict.fromkeys(names))
 
 
 def hold_delivery(workloads: Workloads) -> Proposal:
     """Hold delivery while events are still accepted and queued (5.2); never scale to zero for it."""
-    return _set_env(workloads, "hold_delivery", workloads.notification, NOTIFICATION_DELIVERY_ENABLED="false")
+    return settings("hold_delivery", workloads, {"delivery.enabled": False})
+
+
+def resume_delivery(workloads: Workloads) -> Proposal:
+    """Deliver again what was held back, once the tables agree (4.2, 5.3)."""
+    return settings("resume_delivery", workloads, {"delivery.enabled": True})
+
+
+def pods(workloads: Workloads, which: str) -> Proposal:
+    """See how many of a workload run: two of notification send the same rows (4.2)."""
+    name = getattr(workloads, which)
+    if workloads.runner == "kubectl":
+        command = _kubectl(workloads, "get", "pods", "-l", f"app={name}", "-o", "wide")
+    else:
+        command = shlex.join([*workloads.supervisorctl, "status"])
+    return Proposal("pods", command, "4.3", {"name": name})
 
 
 def look(name: str, command: str, section: str, **params: object) -> Proposal:
@@ -109,20 +144,33 @@ def list_sessions(workloads: Workloads) -> Proposal:
     return Proposal("list_sessions", _psql(workloads, sql), "4.1")
 
 
+#: What lists the events that a producer has to be told of, by the store they ended in; no payloads.
+_GIVEN_UP = {
+    "outbox": "SELECT event_id, event_type, left(last_error, 60), created_at FROM entitlement.outbox_events "
+    "WHERE status = 'FAILED' ORDER BY created_at DESC LIMIT 20",
+    "broker": "SELECT stream_seq, created_at FROM notification.notification_nats_dlq ORDER BY created_at DESC LIMIT 20",
+    "delivery": "SELECT event_id, notification_id, created_at FROM notification.notification_dlq "
+    "ORDER BY created_at DESC LIMIT 20",
+}
+
+
+def fix_producer(workloads: Workloads, store: str, origin: str, n: float) -> Proposal:
+    """Have what produces such events repaired; the command only lists them (4.4)."""
+    return Proposal("fix_producer", _psql(workloads, _GIVEN_UP[store]), "4.4", {"origin": origin, "n": n})
+
+
+def redrive(store: str, target: str, incident: str, limit: int, n: float) -> Proposal:
+    """Send dead letters of "delivery", "outbox" or "broker" again; dry as it stands, without --execute (4.4)."""
+    words = ["--target", target, "--incident", incident, "--limit", str(limit)]
+    command = shlex.join(["runbook", "act", "redrive", store, *words, "--approved-by", "NAME", "--reason", "TEXT"])
+    return Proposal(f"redrive_{store}", command, "4.4", {"limit": limit, "n": n})
+
+
 def _psql(workloads: Workloads, sql: str) -> str:
     if workloads.runner == "kubectl":
         role = ["psql", "-U", "miniserversystem", "-d", "miniserversystem", "-c", sql]
         return _kubectl(workloads, "exec", "statefulset/postgres", "-c", "postgres", "--", *role)
     return shlex.join(["psql", "-d", "miniserversystem", "-c", sql])
-
-
-def _set_env(workloads: Workloads, proposal: str, name: str, **variables: str) -> Proposal:
-    settings = [f"{k}={v}" for k, v in variables.items()]
-    if workloads.runner == "kubectl":
-        command = _kubectl(workloads, "set", "env", f"deploy/{name}", *settings)
-    else:
-        command = f"runbook sandbox set {shlex.join(settings)}"
-    return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(settings)})
 
 
 def _kubectl(workloads: Workloads, *arguments: str) -> str:

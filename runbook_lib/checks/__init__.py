@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from runbook_lib.checks import backlog, consistency, database, leases, publish, recovery, response, scope, subscriber
+from runbook_lib.checks import (
+    backlog,
+    consistency,
+    database,
+    dead_letters,
+    duplicates,
+    exceptions,
+    leases,
+    postmortem,
+    publish,
+    recovery,
+    response,
+    restart,
+    scope,
+    subscriber,
+    throttle,
+)
 from runbook_lib.checks.check import Check
 
-CHECKS: dict[str, Check] = {
-    check.step: check
-    for topic in (scope, response, backlog, subscriber, publish, database, leases, consistency, recovery)
-    for check in topic.CHECKS
-}
+_TOPICS = (
+    scope,
+    response,
+    backlog,
+    subscriber,
+    publish,
+    database,
+    duplicates,
+    leases,
+    dead_letters,
+    consistency,
+    exceptions,
+    restart,
+    throttle,
+    recovery,
+    postmortem,
+)
+
+CHECKS: dict[str, Check] = {check.step: check for topic in _TOPICS for check in topic.CHECKS}
 """Every check by its step's id."""

@@ -38,6 +38,8 @@ class Given:
     detected_by: str = ""
     detected_at: pd.Timestamp | None = None
     earlier: tuple[Finding, ...] = ()
+    target: str = "default"
+    incident: str = "adhoc"
 
 
 Collect = Callable[["Session"], Frames]
@@ -49,6 +51,8 @@ OnError = Callable[[SourceError, Given], Finding]
 @dataclass(frozen=True)
 class Check:
     """How one step of the runbook is answered.
+
+    What a judge derives for people to read it may add as frames of its own; they are kept beside those collected.
 
     `on_error` turns a source's failure into an answer where the failure is itself one ("too many clients" is
     CRITICAL for the step about connections); it may return an UNKNOWN.
@@ -63,7 +67,7 @@ class Check:
     def run(self, rb: Session) -> Finding:
         """Ask and judge. Never raises: what goes wrong becomes the finding."""
         first = len(rb.ledger.questions)
-        given = rb.given()
+        given = rb.given(self.step)
         frames: Frames = {}
         try:
             frames = rb.masker.frames(self.collect(rb))
@@ -79,7 +83,14 @@ class Check:
             )
             if rb.debug:
                 raise
-        return replace(finding, step=self.step, frames=frames, questions=tuple(rb.ledger.questions[first:]))
+        return replace(
+            finding, step=self.step, frames=frames | finding.frames, questions=tuple(rb.ledger.questions[first:])
+        )
+
+    def judge_again(self, found: Finding, given: Given) -> Finding:
+        """The same evidence, judged beside other findings."""
+        finding = self.judge(found.frames, given)
+        return replace(finding, step=self.step, frames=found.frames | finding.frames, questions=found.questions)
 
 
 def could_not_ask(e: SourceError) -> Finding:

@@ -14,7 +14,8 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check, Given, could_not_ask
 from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import Finding, Frames, Reason, replace, say, unknown
+from runbook_lib.finding import Finding, Frames, Reason, Text, replace, say, unknown
+from runbook_lib.messages import LANGUAGES, VERBATIM
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ def seconds_between(earlier: Any, later: Any) -> float | None:
     if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:
         return None
     return max(float((pd.Timestamp(later) - pd.Timestamp(earlier)).total_seconds()), 0.0)
+
+
+def said(outcome: Mapping[str, Any], what: str) -> Text:
+    """A text (`why`, `effect`) of an action's outcome, as its frame keeps it."""
+    return say(VERBATIM, **{lang: str(outcome.get(f"{what}_{lang}") or "-") for lang in LANGUAGES})
 
 
 def collect_each(rb: Session, checks: Mapping[str, Check]) -> Frames:

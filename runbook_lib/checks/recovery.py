@@ -10,7 +10,7 @@ import pandas as pd
 
 from runbook_lib import charts, stats
 from runbook_lib.checks import consistency, scope
-from runbook_lib.checks.check import Check, Given, amount, one
+from runbook_lib.checks.check import Check, Given, amount, one, table
 from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
 from runbook_lib.finding import (
     Finding,
@@ -42,6 +42,8 @@ GAPS, QUIET_S, LONGEST_QUIET_S = 3, 15.0, 300.0
 LONGEST_TRIES_S = 420.0
 #: Events of these seconds ago should have gone through by now.
 PUBLISH_SPAN_S, DELIVERY_SPAN_S = (15, 4), (30, 10)
+#: What is tried, the queue that it is tried from, and the flows of that queue.
+TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
 #: A p95 allows one event of twenty to be late.
 IN_TIME = 0.95
 
@@ -222,55 +224,40 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
     tries = frames.get("tries")
     if tries is None or not one(frames.get("notifications")):
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/failed_tries"))
-    by_part: dict[str, dict[str, Any]] = {
-        str(r["part"]): {str(k): v for k, v in r.items()} for r in tries.to_dict("records")
-    }
-    letters = frames.get("letters")
-    given_up = (
-        counts(letters[letters["kind"] == "delivery"], "n", RECENT)
-        if letters is not None and "kind" in letters
-        else 0.0
-    )
-    values, texts, statuses = [], [], []
-    for part, flows, queue in (
-        ("delivery", "notification_flows", "notifications"),
-        ("publish", "outbox_flows", "outbox"),
-    ):
-        seen, now = by_part.get(part, {}), one(frames.get(queue))
-        failed = amount(seen, "failed") + (given_up if part == "delivery" else 0.0)
-        succeeded = counts(frames.get(flows), "gone", RECENT)
-        waiting, again = amount(seen, "waiting"), amount(seen, "due_again")
-        rate = 100 * failed / (failed + succeeded) if failed + succeeded else None
-        facts = {
-            "part": say(f"recovery.{part}"),
-            "rate": rate,
-            "failed": failed,
-            "of": failed + succeeded,
-            "waiting": waiting,
-        }
-        if rate is not None:
-            status = given.limits["errors.rate"].status(rate)
-            texts.append(say("recovery.errors_none" if not failed else "recovery.errors_some", **facts))
-        elif again or amount(now, "due") + amount(now, "expired") > 0:
-            # Something should have been tried, and nothing came of it.
-            status = Status.WARNING
-            texts.append(say("recovery.errors_unknown", **facts))
-        else:
-            status = Status.OK
-            texts.append(say("recovery.errors_idle", **facts))
-        statuses.append(status)
-        values += [
-            replace(given.limits.value("errors.rate", rate), name=f"errors.{part}")
-            if rate is not None
-            else Value(f"errors.{part}", None, "%"),
-            Value(f"{part}.waiting_retry", waiting, "rows"),
-        ]
+    parts = [error_rate(frames, given, part) for part in TRIED]
     return judged(
-        say("recovery.both", a=texts[0], b=texts[1]),
-        values,
-        at_least=worst(statuses),
+        say("recovery.both", a=parts[0].text, b=parts[1].text),
+        [v for part in parts for v in part.values],
+        at_least=worst(part.status for part in parts),
         notes=(say("recovery.errors_note"),),
     )
+
+
+def error_rate(frames: Frames, given: Given, part: str) -> Queue:
+    """How many tries of one part ("delivery" or "publish") failed, from the frames of `collect_errors`."""
+    tries = table(frames, "tries", "part").set_index("part")
+    seen = {str(k): v for k, v in tries.loc[part].items()} if part in tries.index else {}
+    queue, flows = TRIED[part]
+    now = one(frames.get(queue))
+    letters = table(frames, "letters", "kind", "tens_ago", "n")
+    # Only the delivery worker's dead letters were tried; what the relay gave up has no time.
+    given_up = counts(letters[letters["kind"] == part], "n", RECENT)
+    failed, succeeded = amount(seen, "failed") + given_up, counts(frames.get(flows), "gone", RECENT)
+    waiting, again = amount(seen, "waiting"), amount(seen, "due_again")
+    rate = 100 * failed / (failed + succeeded) if failed + succeeded else None
+    facts = {"part": say(f"recovery.{part}"), "rate": rate, "failed": failed, "of": failed + succeeded}
+    if rate is not None:
+        status = given.limits["errors.rate"].status(rate)
+        text = say("recovery.errors_some" if failed else "recovery.errors_none", **facts)
+    elif again or amount(now, "due") + amount(now, "expired") > 0:
+        # Something should have been tried, and nothing came of it.
+        status, text = Status.WARNING, say("recovery.errors_unknown", **facts)
+    else:
+        status, text = Status.OK, say("recovery.errors_idle", **facts)
+    shown = Value(f"errors.{part}", None, "%")
+    if rate is not None:
+        shown = replace(given.limits.value("errors.rate", rate), name=f"errors.{part}")
+    return Queue(status, text, (shown, Value(f"{part}.waiting_retry", waiting, "rows")))
 
 
 # 6.3 --------------------------------------------------------------------------------------------------------

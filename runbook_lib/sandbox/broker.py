@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TypeVar
 
 import nats
 import nats.errors
@@ -29,9 +31,14 @@ TERMINATED_STREAM = "notification-terminated-advisory-dlq"
 TERMINATED_CONSUMER = "notification-terminated-advisory-consumer"
 TERMINATED_SUBJECT = f"$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.{STREAM}.{CONSUMER}"
 
+MATCH_STREAM = "matchmaking-events"
+MATCH_SUBJECT = "matchmaking.events"
+MATCH_CONSUMER = "notification-matchmaking-consumer"
+
 # durable: (stream, the one subject it takes)
 CONSUMERS = {
     CONSUMER: (STREAM, SUBJECT),
+    MATCH_CONSUMER: (MATCH_STREAM, MATCH_SUBJECT),
     ADVISORY_CONSUMER: (ADVISORY_STREAM, ADVISORY_SUBJECT),
     TERMINATED_CONSUMER: (TERMINATED_STREAM, TERMINATED_SUBJECT),
 }
@@ -42,6 +49,7 @@ RECONNECT_WAIT = 2.0
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Msg], Awaitable[None]]
+T = TypeVar("T")
 
 
 class PublishError(Exception):
@@ -50,8 +58,7 @@ class PublishError(Exception):
 
 async def ensure_stream(js: JetStreamContext, name: str, duplicate_window: float | None = None) -> None:
     """Update the stream, and add it when there is none."""
-    subject = {STREAM: SUBJECT, ADVISORY_STREAM: ADVISORY_SUBJECT, TERMINATED_STREAM: TERMINATED_SUBJECT}[name]
-    config = StreamConfig(name=name, subjects=[subject])
+    config = StreamConfig(name=name, subjects=[dict(CONSUMERS.values())[name]])
     if duplicate_window is not None:
         config.duplicate_window = duplicate_window
     try:
@@ -61,8 +68,9 @@ async def ensure_stream(js: JetStreamContext, name: str, duplicate_window: float
 
 
 async def ensure_streams(js: JetStreamContext, duplicate_window: float = 120.0) -> None:
-    """All three streams; the two that hold advisories leave the duplicate window to the server."""
+    """All four streams; the two that hold advisories leave the duplicate window to the server."""
     await ensure_stream(js, STREAM, duplicate_window)
+    await ensure_stream(js, MATCH_STREAM, duplicate_window)
     await ensure_stream(js, ADVISORY_STREAM)
     await ensure_stream(js, TERMINATED_STREAM)
 
@@ -90,9 +98,22 @@ async def ensure_consumer(
 
 
 async def ensure_consumers(js: JetStreamContext) -> None:
-    """All three durables."""
+    """All four durables."""
     for durable in CONSUMERS:
         await ensure_consumer(js, durable)
+
+
+def visit(url: str, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+    """Do something on a short connection of one's own."""
+
+    async def play() -> T:
+        client = await nats.connect(url, allow_reconnect=False)
+        try:
+            return await scene(client.jetstream())
+        finally:
+            await client.close()
+
+    return asyncio.run(play())
 
 
 def is_listening(port: int) -> bool:
@@ -170,6 +191,10 @@ class Broker:
         if self._client is not None:
             await self._client.close()
 
+    def give_up_on_signal(self) -> None:
+        """SIGUSR1 does what two minutes without a broker would do."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: self._start(self.give_up()))
+
     def _jetstream(self) -> JetStreamContext:
         if self._client is None:
             raise nats.errors.ConnectionClosedError
@@ -181,9 +206,12 @@ class Broker:
     async def _on_closed(self) -> None:
         if self._connected.is_set() and not self.closed:
             self._connected.clear()
-            task = asyncio.create_task(self._reconnect())
-            self._tasks.add(task)  # the loop itself keeps only a weak reference
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._reconnect())
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)  # the loop itself keeps only a weak reference
+        task.add_done_callback(self._tasks.discard)
 
     async def _reconnect(self) -> None:
         for _ in range(RECONNECT_TRIES):

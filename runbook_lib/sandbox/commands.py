@@ -97,14 +97,14 @@ def status(directory: Path) -> None:
 
 @sandbox.command()
 def faults() -> None:
-    """What can be broken."""
+    """What can be broken, and the runbook's section for it."""
     with _one_line():
         _open(Path())  # says what is missing
     from .faults import CATALOGUE
 
     for fault in CATALOGUE:
-        click.echo(f"{fault.name:22} {fault.description['en']}")
-        click.echo(f"{'':22} {fault.description['ja']}")
+        click.echo(f"{fault.name:22} {fault.section:4} {fault.description['en']}")
+        click.echo(f"{'':22} {'':4} {fault.description['ja']}")
 
 
 @sandbox.command()
@@ -153,7 +153,9 @@ def set_(settings: dict[str, str], directory: Path) -> None:
     with _one_line():
         opened = _open(directory)
         opened.configure(settings)
-        restarted = sorted({"entitlement" if n.startswith("ENTITLEMENT_") else "notification" for n in settings})
+        others = ("entitlement", "receiver")
+        owners = (name.split("_")[0].lower() for name in settings)
+        restarted = sorted({owner if owner in others else "notification" for owner in owners})
         for pod in restarted:
             opened.restart(pod)
     click.echo(f"Set, and restarted {' and '.join(restarted)}.")
@@ -164,7 +166,7 @@ def set_(settings: dict[str, str], directory: Path) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("outputs"), help="Where artifacts go.")
 @click.option("--fault", "name", default="worker_stopped", show_default=True, help="What to break.")
 def demo(directory: Path, output: Path, name: str) -> None:
-    """Watch a real incident: break the sandbox, triage it, heal it, see the recovery."""
+    """Watch a real incident: alert, triage, restart on a word, recovery, draft of the postmortem."""
     with _one_line():
         _open(directory)  # says what is missing
         from .demo import demo as play

@@ -297,7 +297,7 @@ def clean_up(connection: Connection, now: datetime, published_ttl: timedelta) ->
 
 
 def run_relay(env: Environment) -> None:
-    """The scheduler thread of a pod: the relay every second, retention every hour."""
+    """The scheduler thread of a pod: the relay every second, retention every hour; SIGUSR1 as for a subscriber."""
     asyncio.run(_relay(env))
 
 
@@ -311,6 +311,7 @@ async def _relay(env: Environment) -> None:
     if settings.enabled:
         await broker.ensure_stream(js, broker.STREAM, 120.0)
         log.info("entitlement stream ensured")
+    client.give_up_on_signal()
     source = Database(database.url(env))
     next_cleanup = time.monotonic()
     while True:

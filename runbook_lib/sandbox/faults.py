@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from . import damage
 from .state import SandboxError
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
 
 # supervised program: what the intruder behind it takes
-INTRUDERS = {"schema-migration": "table", "nightly-report": "connections"}
+INTRUDERS = {"schema-migration": "table", "nightly-report": "connections", "second-worker": "deliveries"}
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Fault:
 
     name: str
     description: dict[str, str]  # by language, en and ja
-    stuck_at: str
+    section: str  # of the runbook, which answers it
+    stuck_at: str | None  # None where the flow itself does not break
     failure_mode: str
     inject: Callable[[Sandbox], None] = field(repr=False)
     heal: Callable[[Sandbox], None] = field(repr=False)
@@ -102,6 +104,7 @@ CATALOGUE = (
             "en": "The delivery worker is dead; its pod lives on and looks healthy.",
             "ja": "配信ワーカーが停止。Pod は生きており正常に見える。",
         },
+        section="4.1",
         stuck_at="delivery_worker",
         failure_mode="FM-NOTI-06",
         inject=_signal("notification", "worker", signal.SIGKILL),
@@ -113,6 +116,7 @@ CATALOGUE = (
             "en": "The delivery worker hangs: alive, connected, and doing nothing.",
             "ja": "配信ワーカーがハング。接続は残るが何もしない。",
         },
+        section="4.3",
         stuck_at="delivery_worker",
         failure_mode="FM-NOTI-06",
         inject=_signal("notification", "worker", signal.SIGSTOP),
@@ -124,6 +128,7 @@ CATALOGUE = (
             "en": "The subscriber's NATS connection is closed for good; its process lives on.",
             "ja": "subscriber の NATS 接続が切れたまま戻らない。プロセスは生きている。",
         },
+        section="4.1",
         stuck_at="subscriber",
         failure_mode="FM-NATS-01",
         inject=_signal("notification", "subscriber", signal.SIGUSR1),
@@ -135,6 +140,7 @@ CATALOGUE = (
             "en": "The outbox relay is dead; the API still takes requests.",
             "ja": "Outbox Relay が停止。API は受け付け続ける。",
         },
+        section="4.1",
         stuck_at="relay",
         failure_mode="FM-OB-01",
         inject=_signal("entitlement", "relay", signal.SIGKILL),
@@ -146,6 +152,7 @@ CATALOGUE = (
             "en": "nats-server is stopped.",
             "ja": "nats-server が停止。",
         },
+        section="4.1",
         stuck_at="jetstream",
         failure_mode="FM-NATS-04",
         inject=_stop("nats"),
@@ -158,6 +165,7 @@ CATALOGUE = (
             "ja": "ブローカーがアプリの認証を拒否し、再接続ループになる。",
         },
         # The broker answers the runbook, but neither application: what fails is its door, not one hop.
+        section="4.1",
         stuck_at="jetstream",
         failure_mode="FM-NATS-05",
         inject=_refuse_applications,
@@ -169,6 +177,7 @@ CATALOGUE = (
             "en": "A migration holds an ACCESS EXCLUSIVE lock on notification.notifications.",
             "ja": "マイグレーションが notification.notifications を ACCESS EXCLUSIVE でロックしたまま。",
         },
+        section="4.1",
         stuck_at="database",
         failure_mode="FM-DB-01",
         inject=_let_in("schema-migration", _LOCKED),
@@ -180,6 +189,7 @@ CATALOGUE = (
             "en": "A report holds every ordinary database connection; the pods cannot come back in.",
             "ja": "レポート処理が DB 接続をすべて占有し、Pod が接続できない。",
         },
+        section="4.1",
         stuck_at="database",
         failure_mode="FM-DB-01",
         inject=_let_in("nightly-report", _EXHAUSTED),
@@ -191,10 +201,167 @@ CATALOGUE = (
             "en": "The receiver of the notifications is down: every send fails and is retried.",
             "ja": "通知の宛先が停止。送信はすべて失敗し再試行される。",
         },
+        section="4.1",
         stuck_at="receiver",
         failure_mode="FM-NOTI-03",
         inject=_stop("receiver"),
         heal=_start_receiver,
+    ),
+    Fault(
+        "stream_missing",
+        {
+            "en": "The stream entitlement-events is gone: nothing is published, nothing is consumed.",
+            "ja": "stream entitlement-events が消失。publish も受信もできない。",
+        },
+        section="4.1",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-04",
+        inject=damage.delete_stream,
+        heal=_restart("notification", "entitlement"),
+    ),
+    Fault(
+        "relay_closed",
+        {
+            "en": "The relay's NATS connection is closed for good; every publish fails although the broker is well.",
+            "ja": "Outbox Relay の NATS 接続が切れたまま戻らない。ブローカーは正常だが publish はすべて失敗する。",
+        },
+        section="4.1",
+        stuck_at="relay",
+        failure_mode="FM-NATS-05",
+        inject=_signal("entitlement", "relay", signal.SIGUSR1),
+        heal=_restart("entitlement"),
+    ),
+    Fault(
+        "delivery_disabled",
+        {
+            "en": "Delivery is switched off by its flag; the subscriber keeps queueing.",
+            "ja": "配信がフラグで無効化。subscriber はキューに積み続ける。",
+        },
+        section="4.1",
+        stuck_at="delivery_worker",
+        failure_mode="FM-NOTI-06",
+        inject=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="false"),
+        heal=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="true"),
+    ),
+    Fault(
+        "clock_skew",
+        {
+            "en": f"The clock of the notification pod is {damage.SKEW_S} s ahead.",
+            "ja": f"notification Pod の時計が {damage.SKEW_S} 秒進んでいる。",
+        },
+        section="4.3",
+        stuck_at=None,
+        failure_mode="FM-CLK-01",
+        inject=damage.with_settings("notification", NOTIFICATION_CLOCK_OFFSET=str(damage.SKEW_S)),
+        heal=damage.put_clock_right,
+    ),
+    Fault(
+        "second_worker",
+        {
+            "en": "A second delivery worker takes rows whose lease is over while the first still sends them.",
+            "ja": "2 つ目の配信ワーカーが、1 つ目が送信中の行を lease 切れで横取りする。",
+        },
+        section="4.3",
+        stuck_at=None,
+        failure_mode="FM-NOTI-02",
+        inject=damage.start_second_worker,
+        heal=damage.stop_second_worker,
+    ),
+    Fault(
+        "dedupe_broken",
+        {
+            "en": "The primary key of processed_events is gone and events are delivered again: doubles pass.",
+            "ja": "processed_events の主キーが無くなり、再配信された event が二重に通知される。",
+        },
+        section="4.2",
+        stuck_at=None,
+        failure_mode="FM-NOTI-01",
+        inject=damage.break_dedupe,
+        heal=damage.repair_dedupe,
+    ),
+    Fault(
+        "bad_payload",
+        {
+            "en": "Outbox payloads of the wrong JSON shape: FAILED at once.",
+            "ja": "outbox の payload の JSON 形式が不正。即座に FAILED になる。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-OB-02",
+        inject=damage.bad_payloads,
+        heal=damage.forget,
+    ),
+    Fault(
+        "unknown_event_type",
+        {
+            "en": "Outbox events of a type that cannot be published: FAILED after ten tries.",
+            "ja": "publish できない種別の outbox event。10 回試行して FAILED になる。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-OB-02",
+        inject=damage.unknown_event_types,
+        heal=damage.forget,
+    ),
+    Fault(
+        "undecodable_message",
+        {
+            "en": "Messages that cannot be decoded: terminated, recorded, never a notification.",
+            "ja": "デコードできないメッセージ。term され記録に残るが通知にはならない。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-NATS-02",
+        inject=damage.undecodable_messages,
+        heal=damage.forget_dead_messages,
+    ),
+    Fault(
+        "events_lost",
+        {
+            "en": "The subscriber could not write for a moment: events used up their deliveries, unrecorded.",
+            "ja": "subscriber が一時的に書き込めず、再配信を使い切った event が記録もなく失われた。",
+        },
+        section="4.4",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-03",
+        inject=damage.lose_events,
+        heal=damage.publish_lost_events_again,
+    ),
+    Fault(
+        "exhausted_outbox",
+        {
+            "en": "A broker outage that is over used up the tries of some events: FAILED, and they stay so.",
+            "ja": "終息済みのブローカー障害で試行を使い切った event が FAILED のまま残り、自然には戻らない。",
+        },
+        section="4.4",
+        stuck_at=None,
+        failure_mode="FM-OB-01",
+        inject=damage.exhaust_outbox,
+        heal=damage.forget_exhausted_outbox,
+    ),
+    Fault(
+        "failing_user",
+        {
+            "en": "Deliveries to the users with one prefix always fail and end in dead letters.",
+            "ja": "特定の接頭辞のユーザーへの配信が必ず失敗し、DLQ に落ちる。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-NOTI-04",
+        inject=damage.refuse_one_user,
+        heal=damage.accept_every_user,
+    ),
+    Fault(
+        "dlq_mismatch",
+        {
+            "en": "A FAILED notification without its dead letter, and a dead letter of one that was sent.",
+            "ja": "DLQ のない FAILED 通知と、送信済み通知に残る DLQ。",
+        },
+        section="5.3",
+        stuck_at=None,
+        failure_mode="FM-NOTI-05",
+        inject=damage.part_dead_letters,
+        heal=damage.forget,
     ),
 )
 

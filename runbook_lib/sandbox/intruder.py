@@ -1,34 +1,38 @@
-"""A stranger on the database: a migration that holds a table, or a report that holds every slot."""
+"""Strangers: a migration that holds a table, a report that holds every slot, a second delivery worker."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
 
 import psycopg
 
+from .notification import run_worker
+from .pod import pod_name, read_env, set_up_logging
 from .state import load
 
 _POLL = 0.2
 
 
-def hold_table(url: str) -> None:
+def hold_table(directory: Path) -> None:
     """Take an ACCESS EXCLUSIVE lock on the notifications table and sit on it."""
-    with psycopg.connect(url, application_name="schema-migration") as connection:
+    with psycopg.connect(load(directory).addresses.app_url, application_name="schema-migration") as connection:
         connection.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
         while True:
             time.sleep(_POLL)
             connection.pgconn.consume_input()  # raises when somebody terminated the session
 
 
-def hold_connections(url: str) -> None:
+def hold_connections(directory: Path) -> None:
     """Take every ordinary connection, also those that the pods lose when theirs come to their end.
 
     A pool retires its connections by age. Here that age is now: the pods' sessions are ended, and the slots
     they leave are taken before they come back.
     """
+    url = load(directory).addresses.app_url
     held: list[psycopg.Connection[tuple[int]]] = []
     while True:
         with contextlib.suppress(psycopg.OperationalError):
@@ -46,5 +50,11 @@ def hold_connections(url: str) -> None:
         time.sleep(0.02 if ended and ended[0] else 0.1)
 
 
+def deliver_too(directory: Path) -> None:
+    """Work on the same rows as the notification pod, under a name of its own."""
+    set_up_logging("notification")
+    run_worker({**os.environ, **read_env(directory / "pods.env"), "HOSTNAME": pod_name("notification")})
+
+
 if __name__ == "__main__":
-    {"table": hold_table, "connections": hold_connections}[sys.argv[1]](load(Path(sys.argv[2])).addresses.app_url)
+    {"table": hold_table, "connections": hold_connections, "deliveries": deliver_too}[sys.argv[1]](Path(sys.argv[2]))

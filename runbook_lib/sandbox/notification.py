@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import json
 import logging
-import signal
 import time
 import urllib.parse
 import uuid
@@ -21,7 +20,7 @@ from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from runbook_lib import wire
-from runbook_lib.wire import EntitlementEvent
+from runbook_lib.wire import EntitlementEvent, Event, MatchmakingEvent
 
 from . import broker, database
 from .database import Connection, Database
@@ -41,7 +40,7 @@ class PermanentError(Exception):
     """This message can never be stored, however often it is delivered."""
 
 
-def accept(connection: Connection, event: EntitlementEvent, now: datetime) -> bool:
+def accept(connection: Connection, event: Event, now: datetime) -> bool:
     """Queue a notification, once per event: the ledger row comes first; False for a duplicate."""
     try:
         event_id = uuid.UUID(event.event_id)
@@ -78,39 +77,44 @@ def accept(connection: Connection, event: EntitlementEvent, now: datetime) -> bo
 
 @dataclass
 class Subscriber:
-    """Turns messages into rows, one at a time, and answers each: ack, nak or term."""
+    """Turns messages of one kind into rows, one at a time, and answers each: ack, nak or term."""
 
     source: Database
+    kind: type[Event] = EntitlementEvent
 
     async def on_event(self, message: Msg) -> None:
-        """A message of the stream `entitlement-events`."""
+        """A message of the stream that carries this kind of event."""
+        match = self.kind is MatchmakingEvent
+        nats_message = "matchmaking nats message" if match else "nats message"
         try:
-            event = wire.decode(message.data)
+            event: Event = wire.decode(message.data, self.kind)
         except wire.WireError:
-            log.warning("failed to parse nats message payload")
+            log.warning("failed to parse %s payload", nats_message)
             await _reply(message.term, "term")
             return
-        ids = {"event_id": event.event_id, "event_type": event.event_type, "source_id": event.source_id}
+        ids = {"event_id": event.event_id, "event_type": event.event_type}
+        if isinstance(event, EntitlementEvent):
+            ids["source_id"] = event.source_id
         try:
             new = await asyncio.to_thread(self._accept, event)
         except PermanentError as error:
-            log.warning("permanent failure while handling nats message: %s", error, extra=ids)
+            log.warning("permanent failure while handling %s: %s", nats_message, error, extra=ids)
             await _reply(message.term, "term")
         except psycopg.OperationalError as error:
-            log.warning("failed to handle nats message: %s", error_text(error).splitlines()[0], extra=ids)
+            log.warning("failed to handle %s: %s", nats_message, error_text(error).splitlines()[0], extra=ids)
             await _reply(message.nak, "nack")
         except psycopg.Error as error:
-            log.warning("temporary failure while handling nats message: %s", error_text(error), extra=ids)
+            log.warning("temporary failure while handling %s: %s", nats_message, error_text(error), extra=ids)
             await _reply(message.nak, "nack")
         except Exception:
-            log.warning("failed to handle nats message", exc_info=True, extra=ids)
+            log.warning("failed to handle %s", nats_message, exc_info=True, extra=ids)
             await _reply(message.nak, "nack")
         else:
-            text = "notification event accepted and queued" if new else "duplicate notification event skipped"
-            log.info(text, extra=ids)
+            name = "matchmaking event" if match else "notification event"
+            log.info(f"{name} accepted and queued" if new else f"duplicate {name} skipped", extra=ids)
             await _reply(message.ack, "ack")
 
-    def _accept(self, event: EntitlementEvent) -> bool:
+    def _accept(self, event: Event) -> bool:
         with self.source.connection() as connection:
             return accept(connection, event, database.now())
 
@@ -174,6 +178,7 @@ async def _subscribe(env: Environment) -> None:
     max_deliver = int(env.get("NOTIFICATION_NATS_MAX_DELIVER", "10"))
     for durable, name, handler in (
         (broker.CONSUMER, "notification", Subscriber(Database(url)).on_event),
+        (broker.MATCH_CONSUMER, "matchmaking", Subscriber(Database(url), MatchmakingEvent).on_event),
         (
             broker.ADVISORY_CONSUMER,
             "notification advisory",
@@ -187,10 +192,7 @@ async def _subscribe(env: Environment) -> None:
     ):
         await client.bind(durable, handler, ack_wait, max_deliver)
         log.info("%s subscriber started", name)
-    deaf = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, deaf.set)
-    await deaf.wait()
-    await client.give_up()
+    client.give_up_on_signal()
     await asyncio.Event().wait()  # the process outlives its connection
 
 

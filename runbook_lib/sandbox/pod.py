@@ -68,7 +68,7 @@ def set_up_logging(service: str) -> None:
 
 def main(app: str, directory: Path) -> NoReturn:
     """Run the pod `entitlement` or `notification` until it is stopped."""
-    from . import entitlement, notification
+    from . import database, entitlement, notification
 
     parts = {
         "entitlement": {"api": entitlement.run_api, "relay": entitlement.run_relay},
@@ -77,6 +77,7 @@ def main(app: str, directory: Path) -> NoReturn:
     name = pod_name(app)
     env = {**os.environ, **read_env(directory / "pods.env"), "HOSTNAME": name}
     set_up_logging(app)
+    database.set_clock(float(env.get(f"{app.upper()}_CLOCK_OFFSET", "0")))
 
     context = multiprocessing.get_context("fork")
     children = {part: context.Process(target=run, args=(env,), name=part) for part, run in parts.items()}

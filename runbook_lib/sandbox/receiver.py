@@ -9,18 +9,25 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-from .pod import set_up_logging
+from .pod import read_env, set_up_logging
+from .settings import seconds
+from .state import load
 
 log = logging.getLogger(__name__)
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Accepts every notification."""
+    """Accepts every notification, after `delay` seconds."""
+
+    delay = 0.0
 
     def do_POST(self) -> None:
         """Take one notification."""
+        time.sleep(self.delay)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         log.info("received id=%s eventId=%s", body["notification_id"], body["event_id"])
         self.send_response(204)
@@ -30,11 +37,12 @@ class Receiver(BaseHTTPRequestHandler):
         """Say nothing: `do_POST` logs what counts."""
 
 
-def main(port: int) -> None:
-    """Serve until stopped."""
+def main(directory: Path) -> None:
+    """Serve until stopped; RECEIVER_DELAY in the pods' environment makes it slow."""
     set_up_logging("receiver")
-    ThreadingHTTPServer(("127.0.0.1", port), Receiver).serve_forever()
+    Receiver.delay = seconds(read_env(directory / "pods.env").get("RECEIVER_DELAY", "0s"))
+    ThreadingHTTPServer(("127.0.0.1", load(directory).addresses.receiver_port), Receiver).serve_forever()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(Path(sys.argv[1]))

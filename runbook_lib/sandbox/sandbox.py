@@ -417,7 +417,7 @@ def _supervisor_config(state: SandboxState) -> str:
     commands = {
         "postgres": servers.postgres_command(directory),
         "nats": servers.nats_command(directory),
-        "receiver": [python, "-m", f"{module}.receiver", str(state.addresses.receiver_port)],
+        "receiver": [python, "-m", f"{module}.receiver", str(directory)],
         **{app: [python, "-m", f"{module}.pod", app, str(directory)] for app in PODS},
         **{
             name: [python, "-m", f"{module}.intruder", target, str(directory)]

@@ -18,6 +18,8 @@ import nats
 import psycopg
 from psycopg import sql
 
+from runbook_lib.sql import statement
+
 from . import broker
 from .state import DATABASE, Addresses, SandboxError
 
@@ -169,7 +171,8 @@ def create_database(addresses: Addresses) -> None:
         admin.execute(f"CREATE DATABASE {DATABASE} OWNER {DATABASE}")
     with psycopg.connect(addresses.app_url) as owner:
         owner.execute(SCHEMA.read_bytes())
-        for schema in ("entitlement", "notification"):
+        owner.execute(statement("redrive/ledger").encode())
+        for schema in ("entitlement", "notification", "runbook"):
             owner.execute(f"GRANT USAGE ON SCHEMA {schema} TO runbook")
             owner.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO runbook")
             owner.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO runbook")

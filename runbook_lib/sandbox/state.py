@@ -84,6 +84,9 @@ class Addresses:
             "RUNBOOK_DATABASE_URL": self.database_url,
             "RUNBOOK_NATS_URL": self.nats_url,
             "RUNBOOK_NATS_MONITOR_URL": self.nats_monitor_url,
+            # The applications' own, for actions alone.
+            "RUNBOOK_ACTION_DATABASE_URL": self.app_url,
+            "RUNBOOK_ACTION_NATS_URL": self.app_nats_url,
         }
 
     def _postgres(self, role: str) -> str:

@@ -10,7 +10,7 @@ import base64
 import json
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from runbook_lib.sources import Ledger, SourceError
 
 CONNECT_TIMEOUT_S = 3
 REQUEST_TIMEOUT_S = 2
+_NO_MESSAGE = "10037"
 
 T = TypeVar("T")
 
@@ -63,18 +64,46 @@ class JetStream:
         if subject is not None:
             ask["next_by_subj"] = subject
         try:
-            reply = self._api(f"STREAM.MSG.GET.{stream}", ask)["message"]
+            return _message(self._api(f"STREAM.MSG.GET.{stream}", ask)["message"])
         except SourceError as e:
-            if e.code == "10037":  # no message found
+            if e.code == _NO_MESSAGE:
                 return None
             raise
-        return Message(
-            reply["seq"],
-            datetime.fromisoformat(_microseconds(reply["time"])),
-            reply["subject"],
-            base64.b64decode(reply.get("hdrs", "")).decode(errors="replace"),
-            base64.b64decode(reply.get("data", "")),
-        )
+
+    def messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
+        """The stored messages at those sequences, asked over one connection; those that are gone are left out."""
+        subject = f"$JS.API.STREAM.MSG.GET.{stream}"
+
+        async def request(client: Client) -> list[dict[str, Any]]:
+            asked = [
+                client.request(subject, json.dumps({"seq": seq}).encode(), timeout=REQUEST_TIMEOUT_S) for seq in seqs
+            ]
+            return [dict(json.loads(reply.data)) for reply in await asyncio.gather(*asked)]
+
+        if not seqs:
+            return []
+        with self._ledger.question(
+            "jetstream", f"STREAM.MSG.GET.{stream}", f"{subject} seq {min(seqs)} to {max(seqs)}, {len(seqs)} of them"
+        ) as asked:
+            replies = self._run(request)
+            for reply in replies:
+                if "error" in reply and str(reply["error"].get("err_code")) != _NO_MESSAGE:
+                    raise _refusal(reply["error"])
+            found = [_message(reply["message"]) for reply in replies if "message" in reply]
+            asked.rows = len(found)
+        return found
+
+    def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Publish and wait until a stream has it: its sequence there. For actions alone, with their own user."""
+
+        async def send(client: Client) -> int:
+            js = client.jetstream(timeout=REQUEST_TIMEOUT_S)
+            return int((await js.publish(subject, body, headers=dict(headers))).seq)
+
+        with self._ledger.question("jetstream", "PUBLISH", f"{subject}, headers {', '.join(headers)}") as asked:
+            seq = self._run(send)
+            asked.rows = 1
+        return seq
 
     def server(self) -> dict[str, Any]:
         """What the broker says of itself on connect: version, server_name, jetstream, max_payload."""
@@ -98,10 +127,7 @@ class JetStream:
         with self._ledger.question("jetstream", call, f"{subject} {json.dumps(body) if body else ''}") as asked:
             reply = self._run(request)
             if error := reply.get("error"):
-                missing = {10059: "stream_not_found", 10014: "consumer_not_found"}
-                code = error.get("err_code", error.get("code"))
-                reason = Reason.DENIED if error.get("code") == 403 else Reason.ERROR
-                raise SourceError("jetstream", reason, error["description"], missing.get(code, str(code)))
+                raise _refusal(error)
             asked.rows = 1
         return reply
 
@@ -162,6 +188,23 @@ class JetStream:
         if answer:
             return answer[0]
         raise (problem[0] if problem else SourceError("jetstream", Reason.TIMEOUT, "the broker did not answer", "hung"))
+
+
+def _message(reply: dict[str, Any]) -> Message:
+    return Message(
+        reply["seq"],
+        datetime.fromisoformat(_microseconds(reply["time"])),
+        reply["subject"],
+        base64.b64decode(reply.get("hdrs", "")).decode(errors="replace"),
+        base64.b64decode(reply.get("data", "")),
+    )
+
+
+def _refusal(error: dict[str, Any]) -> SourceError:
+    missing = {10059: "stream_not_found", 10014: "consumer_not_found"}
+    code: Any = error.get("err_code", error.get("code"))
+    reason = Reason.DENIED if error.get("code") == 403 else Reason.ERROR
+    return SourceError("jetstream", reason, error["description"], missing.get(code, str(code)))
 
 
 def _microseconds(timestamp: str) -> str:

@@ -92,7 +92,7 @@ class Postgres:
             try:
                 return self._engine.connect()
             except sa.exc.SQLAlchemyError as e:
-                raise _source_error(e) from None
+                raise source_error(e) from None
 
 
 class Snapshot:
@@ -187,11 +187,11 @@ class Snapshot:
     def _execute(self, sql: str, params: dict[str, Any]) -> sa.CursorResult[Any]:
         if self._gone:
             raise self._gone
-        with self._watchdog() as cut:
+        with cut_when_hung(self._connection.connection.driver_connection, self._budget) as cut:
             try:
                 return self._connection.execute(sa.text(sql), params)
             except sa.exc.SQLAlchemyError as e:
-                error = _source_error(e)
+                error = source_error(e)
                 if cut.is_set():
                     error = SourceError(
                         "postgres",
@@ -203,29 +203,29 @@ class Snapshot:
                     self._gone = error
                 raise error from None
 
-    @contextmanager
-    def _watchdog(self) -> Iterator[threading.Event]:
-        """Cut the line when the server does not even enforce its own statement_timeout."""
-        cut = threading.Event()
-        raw: Any = self._connection.connection.driver_connection
 
-        def shut() -> None:
-            cut.set()
-            with suppress(OSError):
-                # Only a shutdown wakes a thread that waits in libpq; the descriptor stays libpq's own.
-                line = socket.socket(fileno=raw.fileno())
-                try:
-                    line.shutdown(socket.SHUT_RDWR)
-                finally:
-                    line.detach()
+@contextmanager
+def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
+    """Cut the line of a psycopg connection when the server does not even enforce its own statement_timeout."""
+    cut = threading.Event()
 
-        timer = threading.Timer(self._budget.statement_timeout_ms / 1000 + 1, shut)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield cut
-        finally:
-            timer.cancel()
+    def shut() -> None:
+        cut.set()
+        with suppress(OSError):
+            # Only a shutdown wakes a thread that waits in libpq; the descriptor stays libpq's own.
+            line = socket.socket(fileno=connection.fileno())
+            try:
+                line.shutdown(socket.SHUT_RDWR)
+            finally:
+                line.detach()
+
+    timer = threading.Timer(budget.statement_timeout_ms / 1000 + 1, shut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield cut
+    finally:
+        timer.cancel()
 
 
 def _as_sent(sql: str, params: dict[str, Any]) -> str:
@@ -277,7 +277,8 @@ _AT_CONNECT = (
 )
 
 
-def _source_error(e: sa.exc.SQLAlchemyError) -> SourceError:
+def source_error(e: sa.exc.SQLAlchemyError | psycopg.Error) -> SourceError:
+    """What a driver's error means for whoever reads the runbook; its words, without addresses."""
     original = getattr(e, "orig", None) or e
     message = str(original).strip()
     state = getattr(original, "sqlstate", None)

@@ -6,6 +6,8 @@ The header comment of each file says:
     -- index: the index that answers it, or "catalog", or "scan"
     -- cost: catalog | index | scan      (scan: goes through the cost gate first)
     -- answers: present | window         (present: only the state of this moment)
+
+What an action asks and writes, on credentials of its own, has no such header: it is a `statement`.
 """
 
 from __future__ import annotations
@@ -42,4 +44,11 @@ def query(name: str) -> Query:
 
 def names() -> list[str]:
     """Every question's name."""
-    return sorted(str(p.relative_to(_FOLDER).with_suffix("")) for p in _FOLDER.rglob("*.sql"))
+    files = [p for p in _FOLDER.rglob("*.sql") if _HEADER.search(p.read_text(encoding="utf-8"))]
+    return sorted(str(p.relative_to(_FOLDER).with_suffix("")) for p in files)
+
+
+@cache
+def statement(name: str) -> str:
+    """What an action asks or writes; its parameters are the driver's own, `%(name)s`."""
+    return (_FOLDER / f"{name}.sql").read_text(encoding="utf-8")

@@ -23,6 +23,10 @@ REPETITIONS = 3
 BUDGET = Budget(statement_timeout_ms=60_000)
 SLOW_MS = 500.0  # an obvious query slower than this is repeated once only
 
+_EVENT = """
+SELECT event_id FROM entitlement.outbox_events
+WHERE status = 'PUBLISHED' AND published_at < now() - interval '10 minutes' ORDER BY published_at DESC LIMIT 1
+"""
 _LARGE = {"notifications", "outbox_events"}
 
 
@@ -59,6 +63,7 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
     source = Postgres(database_url, "runbook/bench", BUDGET, Ledger(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
         now = pd.Timestamp(db._execute("SELECT now()", {}).scalar_one())
+        event = db._execute(_EVENT, {}).scalar()
     values = {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
@@ -69,6 +74,13 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "late_s": 30.0,
         "limit_s": 30.0,
         "schema": "notification",
+        "event": event,
+        "low": now - pd.Timedelta(hours=1),
+        "high": now,
+        "with_open": True,
+        "bucket_s": 60,
+        "old_s": 10.0,
+        "tries_s": 420.0,
         "max_rows": BUDGET.max_rows + 1,
     }
     for name in sql.names() if names is None else names:

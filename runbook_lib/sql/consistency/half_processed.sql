@@ -43,5 +43,5 @@ WHERE q.event_id IS NULL
 UNION ALL
 SELECT 'queued_only', n.event_id, n.notification_id, n.created_at
 FROM unseen n
-WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = n.event_id) IS NULL
+WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = n.event_id LIMIT 1) IS NULL
 LIMIT :max_rows;

@@ -26,6 +26,6 @@ WITH published AS MATERIALIZED (
 SELECT event_id, event_type, created_at, published_at
 FROM missing
 -- One probe of the key for each that is left; a join could choose to read the whole of processed_events.
-WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = missing.event_id) IS NULL
+WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = missing.event_id LIMIT 1) IS NULL
 ORDER BY published_at DESC
 LIMIT :max_rows;

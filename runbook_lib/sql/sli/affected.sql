@@ -33,7 +33,7 @@ WITH published AS MATERIALIZED (
     UNION ALL
     SELECT 'broker', substring(aggregate_key FROM '^(.*):[^:]*$'), created_at
     FROM missing
-    WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = missing.event_id) IS NULL
+    WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = missing.event_id LIMIT 1) IS NULL
     UNION ALL
     (SELECT 'notification', user_id, occurred_at
      FROM notification.notifications

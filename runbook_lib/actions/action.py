@@ -1,0 +1,246 @@
+"""An action: a proposal that is carried out, and written down whatever becomes of it.
+
+`perform` is the only way: it looks at the preconditions again, refuses what lacks a word or a condition, writes a
+line into the incident's journal before the first change and another after the last, and looks at the effect.
+The rules are those of docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import pandas as pd
+
+from runbook_lib import messages, record
+from runbook_lib.archive import ACTIONS
+from runbook_lib.finding import Frames, Status, Text, say
+from runbook_lib.settings import UsageError
+from runbook_lib.sources import SourceError
+
+if TYPE_CHECKING:
+    from runbook_lib.session import Session
+
+Result = Literal["dry", "refused", "done", "failed"]
+Progress = Callable[[float, Text], None]
+"""Called with the share that is done (0 to 1) and what is being waited for."""
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """One thing that must hold before an action; `ok` is None where it could not be seen."""
+
+    text: Text
+    ok: bool | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it was seen to hold: what could not be seen does not."""
+        return self.ok is True
+
+
+@dataclass(frozen=True)
+class Word:
+    """On whose word an action is carried out, and its id in the journal."""
+
+    action: str
+    approved_by: str
+    reason: str
+
+
+class ActionError(Exception):
+    """The action was begun and did not succeed; one line."""
+
+
+class Action(Protocol):
+    """One thing that can be done to the system. Reading methods may raise SourceError."""
+
+    #: "restart", "set" or "redrive"; `action.<name>` is its title among the messages.
+    name: str
+
+    def what(self) -> dict[str, Any]:
+        """What exactly, as it stands in the journal."""
+
+    def command(self) -> str:
+        """The same as a person would type it."""
+
+    def preconditions(self, rb: Session) -> list[Precondition]:
+        """What must hold, looked at now."""
+
+    def state(self, rb: Session) -> dict[str, Any]:
+        """What the action changes, as it is now: the journal's before and after."""
+
+    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+        """Do it. Raises ActionError or SourceError."""
+
+    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+        """Whether the effect is there, within the session's `wait_s`, and a sentence about it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an action."""
+
+    id: str
+    action: str
+    what: dict[str, Any]
+    command: str
+    result: Result
+    why: Text
+    preconditions: tuple[Precondition, ...] = ()
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    did: dict[str, Any] = field(default_factory=dict)
+    verified: bool | None = None
+    effect: Text | None = None
+    approved_by: str = ""
+    reason: str = ""
+
+    @property
+    def status(self) -> Status:
+        """OK for what was done and seen to work, or could be done; CRITICAL for what was asked for and is not there."""
+        if self.result == "dry":
+            return Status.OK if self.preconditions and all(p.holds for p in self.preconditions) else Status.WARNING
+        return Status.OK if self.result == "done" and self.verified else Status.CRITICAL
+
+    def frames(self, lang: str) -> Frames:
+        """The same as evidence: `outcome` (one row), `preconditions`, `changes`."""
+        return {
+            "outcome": pd.DataFrame(
+                [
+                    {
+                        "action": self.action,
+                        "result": self.result,
+                        "verified": self.verified,
+                        "approved_by": self.approved_by,
+                        "reason": self.reason,
+                        "command": self.command,
+                    }
+                    | {f"why_{lang_}": messages.text(self.why, lang_) for lang_ in messages.LANGUAGES}
+                    | {
+                        f"effect_{lang_}": messages.text(self.effect, lang_) if self.effect else None
+                        for lang_ in messages.LANGUAGES
+                    }
+                ]
+            ),
+            "preconditions": pd.DataFrame(
+                [{"precondition": messages.text(p.text, lang), "holds": p.ok} for p in self.preconditions],
+                columns=["precondition", "holds"],
+            ),
+            "changes": pd.DataFrame(
+                [
+                    {"name": name, "before": self.before.get(name), "after": self.after.get(name)}
+                    for name in dict.fromkeys((*self.before, *self.after))
+                ],
+                columns=["name", "before", "after"],
+            ).astype(object),
+        }
+
+
+def perform(
+    action: Action,
+    rb: Session,
+    *,
+    execute: bool = False,
+    approved_by: str | None = None,
+    reason: str | None = None,
+    progress: Progress = lambda share, text: None,
+) -> Outcome:
+    """Carry an action out, or show what it would do; never raises for a source that fails."""
+    id_ = uuid.uuid4().hex[:12]
+    common: dict[str, Any] = {
+        "id": id_,
+        "action": action.name,
+        "what": action.what(),
+        "command": action.command(),
+        "approved_by": approved_by or "",
+        "reason": rb.masker.scrub(reason or ""),
+    }
+    try:
+        conditions, before = tuple(action.preconditions(rb)), action.state(rb)
+        refusal = _refusal(conditions)
+    except SourceError as e:
+        conditions, before = (), {}
+        refusal = say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
+    common |= {"preconditions": conditions, "before": before}
+    # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
+    if not execute or getattr(action, "only_shown", False):
+        why = say("action.dry", refusal=refusal) if refusal else say("action.dry_ready")
+        return _kept(rb, Outcome(result="dry", why=why, **common))
+    refusal = refusal or _lacks_a_word(approved_by, reason)
+    if refusal:
+        return _kept(rb, Outcome(result="refused", why=refusal, **common))
+    try:
+        # Before anything is changed: what can not be written down is not done.
+        _write(rb, Outcome(result="done", why=say("action.begun"), **common), "begun")
+    except (OSError, UsageError) as e:
+        return Outcome(result="refused", why=say("action.refused.journal", detail=str(e)), **common)
+    try:
+        rb.word = Word(id_, common["approved_by"], common["reason"])
+        did = action.run(rb, progress)
+    except (ActionError, SourceError) as e:
+        detail = e.detail if isinstance(e, SourceError) else str(e)
+        why = say("action.failed", detail=rb.masker.scrub(detail))
+        return _kept(rb, Outcome(result="failed", why=why, after=_after(action, rb), **common))
+    except KeyboardInterrupt:
+        why = say("action.failed", detail="interrupted")
+        _kept(rb, Outcome(result="failed", why=why, after=_after(action, rb), **common))
+        raise
+    try:
+        verified, effect = action.verify(rb, did, progress)
+    except SourceError as e:
+        verified, effect = False, say("action.not_seen", detail=rb.masker.scrub(e.detail))
+    done = Outcome(
+        result="done", why=say("action.done"), after=_after(action, rb), did=did, verified=verified, effect=effect,
+        **common,
+    )  # fmt: skip
+    return _kept(rb, done)
+
+
+def _refusal(conditions: tuple[Precondition, ...]) -> Text | None:
+    if os.environ.get("RUNBOOK_UNATTENDED") == "1":
+        return say("action.refused.unattended")
+    for condition in conditions:
+        if not condition.holds:
+            word = "precondition" if condition.ok is False else "unseen_precondition"
+            return say(f"action.refused.{word}", text=condition.text)
+    return None
+
+
+def _lacks_a_word(approved_by: str | None, reason: str | None) -> Text | None:
+    if not approved_by:
+        return say("action.refused.approval")
+    if not reason:
+        return say("action.refused.reason")
+    return None
+
+
+def _after(action: Action, rb: Session) -> dict[str, Any]:
+    try:
+        return action.state(rb)
+    except SourceError as e:
+        return {"unseen": rb.masker.scrub(e.detail)}
+
+
+def _kept(rb: Session, outcome: Outcome) -> Outcome:
+    """Write the outcome's line; one that can not be written is said, and loses nothing of what was done."""
+    try:
+        _write(rb, outcome, outcome.result)
+    except (OSError, UsageError) as e:
+        unwritten = say("action.unwritten", why=outcome.why, detail=str(e))
+        return Outcome(**{**outcome.__dict__, "why": unwritten})
+    return outcome
+
+
+def _write(rb: Session, o: Outcome, result: str) -> None:
+    rb.archive.prepare()
+    context = {
+        "time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
+        "target": rb.parameters.target,
+        "section": rb.section.number,
+        "who": rb.who,
+    }
+    rb.archive.add_line(ACTIONS, record.outcome(o) | context | {"result": result})

@@ -1,0 +1,162 @@
+"""Error texts of failed deliveries, sorted: what differs by chance is folded, then one text is a dependency or data.
+
+A library for log templates (drain3) was weighed and left out: it learns its templates from the order of the lines,
+is no longer maintained, and pins old versions of its own dependencies; two dozen texts need a few patterns.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+Kind = Literal["dependency", "data", "unclear"]
+
+#: From so many letters on, a concentration on one user or type is a pattern and not an accident.
+USER_MANY, TYPE_MANY = 3, 10
+USER_SHARE, TYPE_SHARE = 0.8, 0.95
+#: A long time: so many minutes with letters beside the three busiest, over more than this.
+LONG_MINUTES, LONG_MIN = 3, 10.0
+#: Others pass when there were sends in so many of the minutes between the first and the last letter.
+PASS_SHARE = 0.8
+
+_FOLDS = tuple(
+    (re.compile(pattern, re.IGNORECASE), fold)
+    for pattern, fold in (
+        (r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", "<url>"),
+        (r"[^\s@<>\"'=:,;()]+@[^\s@<>\"'=:,;()]+", "<mail>"),
+        (r"(\buser_?id\s*[=:]\s*)[^\s,;)}\"']+", r"\1<user>"),
+        (r"\buser-[0-9a-z]+\b", "<user>"),
+        (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<id>"),
+        (r"\b\d{4}-\d\d-\d\d(?:[t ][\d:.]+)?(?:z\b|[+-]\d\d:\d\d)?", "<time>"),
+        (r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b", "<address>"),
+        (r"\b[\w.-]+:\d{4,5}\b", "<address>"),
+        (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "<id>"),
+    )
+)
+#: A number of three digits that stands alone is a status code, and the meaning of the text.
+_NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
+
+_DEPENDENCY = re.compile(
+    r"time[d ]*-?out|did not answer|no answer|unreachable|refused|reset|unavailable|too many requests|broken pipe"
+    r"|connect|gateway|network|\bdns\b|resol|\bclosed\b|temporar|overload|throttl|rate limit|try again"
+    r"|\b5\d\d\b|\b(?:408|425|429)\b",
+    re.IGNORECASE,
+)
+_DATA = re.compile(
+    r"invalid|malformed|missing|not found|unknown|required|illegal|unsupported|pars(?:e|ing)|null|too (?:long|large)"
+    r"|unprocessable|bad request|rejected|no such|\b4\d\d\b",
+    re.IGNORECASE,
+)
+
+
+def fingerprint(text: object) -> str:
+    """The text with ids, users, addresses, times and numbers folded; status codes stay.
+
+    >>> fingerprint("receiver answered 503 after 1024 ms for userId=alice at 10.0.0.7:8080")
+    'receiver answered 503 after <n> ms for userId=<user> at <address>'
+    """
+    folded = " ".join(str(text or "").split())
+    for pattern, fold in _FOLDS:
+        folded = pattern.sub(fold, folded)
+    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:200]
+
+
+def text_kind(text: object) -> Kind:
+    """What the words alone say: something else was down, or this very event is not acceptable.
+
+    >>> text_kind("receiver answered 503"), text_kind("receiver answered 400"), text_kind("oops")
+    ('dependency', 'data', 'unclear')
+    """
+    words = str(text or "")
+    if _DEPENDENCY.search(words):
+        return "dependency"
+    return "data" if _DATA.search(words) else "unclear"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Dead letters with one error text; `n` is an estimate where they are a sample."""
+
+    error: str
+    n: float
+    first: pd.Timestamp
+    last: pd.Timestamp
+    users: int
+    top_user: float
+    types: int
+    top_type: str
+    one_type: bool
+    shape: Literal["burst", "long", "few"]
+    kind: Kind
+
+
+def clusters(letters: pd.DataFrame, sent: pd.DataFrame | None = None) -> list[Cluster]:
+    """Sort dead letters (created_at, error_message, user_id, event_type, total) by text, most frequent first.
+
+    `sent` (minute, n) tells when other notifications got through.
+    """
+    if letters.empty:
+        return []
+    weight = weight_of(letters)
+    minutes = set(sent[sent["n"] > 0]["minute"]) if sent is not None and {"minute", "n"} <= set(sent.columns) else set()
+    found = [
+        _cluster(str(error), group, weight, minutes)
+        for error, group in letters.groupby(letters["error_message"].map(fingerprint), sort=False)
+    ]
+    return sorted(found, key=lambda c: -c.n)
+
+
+def weight_of(sample: pd.DataFrame) -> float:
+    """How many rows each row of a sample stands for, from its column `total`."""
+    total = pd.to_numeric(sample["total"], errors="coerce").max() if len(sample) and "total" in sample else None
+    return max(float(total) / len(sample), 1.0) if total is not None and total == total else 1.0
+
+
+def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timestamp]) -> Cluster:
+    n = len(rows) * weight
+    at = pd.to_datetime(rows["created_at"], utc=True)
+    users = rows["user_id"].dropna().value_counts()
+    types = rows["event_type"].dropna().value_counts()
+    top_user = float(users.iloc[0] / users.sum()) if len(users) else 0.0
+    one_type = bool(len(types)) and n >= TYPE_MANY and float(types.iloc[0] / types.sum()) >= TYPE_SHARE
+    shape = _shape(at, n)
+    between = pd.date_range(at.min().floor("min"), at.max().floor("min"), freq="min")
+    others_pass = sum(minute in sent for minute in between) >= PASS_SHARE * len(between)
+    one_user = n >= USER_MANY and top_user >= USER_SHARE
+    return Cluster(
+        error=error,
+        n=n,
+        first=at.min(),
+        last=at.max(),
+        users=len(users),
+        top_user=top_user,
+        types=len(types),
+        top_type=str(types.index[0]) if len(types) else "",
+        one_type=one_type,
+        shape=shape,
+        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
+    )
+
+
+def _shape(at: pd.Series[pd.Timestamp], n: float) -> Literal["burst", "long", "few"]:
+    counts = np.bincount((at - at.min()).dt.total_seconds().to_numpy().astype(int) // 60)
+    # A burst in a long series is still a long series; a few that came late after a burst are a burst.
+    beside = np.sort([i for i in np.argsort(-counts, kind="stable")[3:] if counts[i] > 0])
+    if len(beside) >= LONG_MINUTES and beside[-1] - beside[0] >= LONG_MIN:
+        return "long"
+    return "burst" if n >= USER_MANY else "few"
+
+
+def _kind(words: Kind, shape: str, one_user: bool, one_type: bool, others_pass: bool) -> Kind:
+    if words == "data":
+        return "data"
+    if words == "dependency":
+        # What is down is down for everybody; one user alone over a long time is not that.
+        return "data" if one_user and shape == "long" else "dependency"
+    if one_user or (one_type and shape != "burst") or (others_pass and shape == "long"):
+        return "data"
+    return "dependency" if shape == "burst" and not others_pass else "unclear"

@@ -1,0 +1,103 @@
+"""What `runbook lab` adds to the Jupyter server: a saved notebook holds nothing that must not leave, and is archived.
+
+An extension instead of `pre_save_hook` in the configuration: it stands beside whatever hooks a person has configured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from runbook_lib import artifact, batch, catalog, dossier, settings
+from runbook_lib.archive import PARTIAL, Archive, digest
+from runbook_lib.masking import Masker, secrets_of
+from runbook_lib.parameters import validate
+from runbook_lib.settings import UsageError
+
+
+def _load_jupyter_server_extension(app: Any) -> None:
+    app.contents_manager.register_pre_save_hook(before_save)
+    app.contents_manager.register_post_save_hook(after_save)
+    # Kernels know by it that they may reveal: the hooks are in place.
+    os.environ["RUNBOOK_LAB"] = str(os.getpid())
+
+
+def before_save(model: dict[str, Any], **_: Any) -> None:
+    """Take what was revealed, and secrets, out of what the browser sends. Refuses the save when it can not."""
+    if model.get("type") != "notebook" or not model.get("content"):
+        return
+    try:
+        artifact.drop_revealed(model["content"])
+        artifact.clean_texts(model["content"], Masker(_secrets()).without_secrets)
+    except Exception as e:
+        from tornado.web import HTTPError
+
+        raise HTTPError(500, f"runbook: not saved, it could not be cleaned: {type(e).__name__}") from None
+
+
+def after_save(model: dict[str, Any], os_path: str, contents_manager: Any, **_: Any) -> None:
+    """Archive the run that a saved notebook shows, once it has concluded. Never fails the save."""
+    if model.get("type") != "notebook":
+        return
+    try:
+        if name := keep(Path(os_path)):
+            contents_manager.log.info("runbook: archived %s", name)
+    except Exception as e:
+        detail = str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {e}"
+        contents_manager.log.warning("runbook: %s could not be archived: %s", Path(os_path).name, detail)
+
+
+def keep(path: Path) -> str | None:
+    """Archive the last run in a notebook like a headless one; its name, or None when there is nothing new.
+
+    Raises UsageError and OSError.
+    """
+    nb = artifact.of_last_run(nbformat.read(path, as_version=4))
+    if nb is None:
+        return None
+    header = artifact.header(nb)
+    parameters = {"incident_id": header["incident"], "target": header["target"]} | header["parameters"]
+    validate(parameters)
+    archive = Archive(settings.load().output, header["incident"])
+    shown = digest(json.dumps([o for c in nb.cells for o in c.get("outputs", [])], sort_keys=True).encode())
+    if any(entry.get("outputs") == shown for entry in archive.manifest()):
+        return None
+    masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"])
+    artifact.scrub(nb, masker)
+    for cell in nb.cells:
+        cell.source = masker.scrub(cell.source)
+    run = artifact.read(nb, catalog.load().sections[header["section"]])
+    archive.prepare()
+    started, ended = header["opened"], pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+    stem = archive.reserve(f"{batch.stamp(started)}-{run.section}")
+    try:
+        made = artifact.make(
+            nb, run, parameters, stem=stem, started=started, ended=ended, interactive=True, outputs=shown
+        )
+        archive.append(made.entry, made.files)
+    finally:
+        if archive.local:
+            (archive.local / f"{stem}{PARTIAL}").unlink(missing_ok=True)
+    place = f"{archive.place}/{made.name}"
+    result = batch.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
+    lang = parameters.get("lang", "en")
+    dossier.keep(archive, [result], dossier.document(archive.incident, header["target"], [result], run.verdict, lang))
+    dossier.write_index(archive, lang)
+    return made.name
+
+
+def _secrets() -> tuple[str, ...]:
+    """The secrets of every target; one in disorder must not keep a notebook from being saved."""
+    urls: list[str] = []
+    with suppress(Exception):
+        config = settings.load()
+        for name in ("default", "sandbox", *config.targets):
+            with suppress(Exception):
+                urls += config.target(name).urls()
+    return secrets_of(urls)

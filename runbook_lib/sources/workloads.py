@@ -1,0 +1,468 @@
+"""The system's workloads through the tool that runs them: logs, pods, variables, a restart.
+
+Argument vectors only, no shell. What may be started at all is the list `Runner.verbs`, which is looked at in one
+place, `Runner._ask`; what comes back is bounded, scrubbed and entered in the ledger.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+from runbook_lib.finding import Reason
+from runbook_lib.settings import Workloads
+from runbook_lib.sources import Ledger, SourceError, logs
+
+READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
+LOG_BYTES, OTHER_BYTES = 20_000_000, 4_000_000
+#: The newest lines of a log; less where they are more than LOG_BYTES.
+LOG_LINES = (50_000, 10_000, 2_000)
+
+#: The names of Kubernetes; the other runners' are among them or nearly so. None begins with a dash.
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
+_SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*=[A-Za-z0-9._-]*,?)+")
+_SECRET = re.compile(r"passw|secret|token|credential|(?:^|_)key$", re.IGNORECASE)
+_MASKED = "***"
+#: How supervisorctl says that something is wrong.
+_COMPLAINT = re.compile(
+    r"^(?:unix:|https?:|error:|Server requires|[\w.:-]+: ERROR \().*$", re.MULTILINE | re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, scrubbed, and how it ended; `size` counts the bytes as they came."""
+
+    code: int
+    out: str
+    err: str
+    size: int
+
+    @property
+    def problem(self) -> str:
+        """Its last line of complaint."""
+        lines = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
+        return lines[-1].strip()[:300]
+
+
+class Runner(ABC):
+    """One tool that runs workloads. Another one is a subclass with its verbs, in `RUNNERS`."""
+
+    #: The first words of every command that may be started.
+    verbs: ClassVar[frozenset[tuple[str, ...]]]
+
+    def __init__(self, settings: Workloads, ledger: Ledger) -> None:
+        self._settings, self._ledger = settings, ledger
+
+    @abstractmethod
+    def logs(self, name: str, minutes: float) -> list[str]:
+        """The lines of the workload's log in these minutes, newest last; at most about LOG_BYTES."""
+
+    @abstractmethod
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """Its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or "")."""
+
+    @abstractmethod
+    def replicas(self, name: str) -> int:
+        """How many instances there should be."""
+
+    @abstractmethod
+    def strategy(self, name: str) -> str:
+        """How a restart replaces them: "Recreate", "RollingUpdate", or "" where that is not known."""
+
+    @abstractmethod
+    def environment(self, name: str) -> dict[str, str]:
+        """The variables that are set for the workload; those that are secrets are masked."""
+
+    @abstractmethod
+    def restart(self, name: str) -> str:
+        """Restart it, and nothing else; what the tool said."""
+
+    @abstractmethod
+    def wait_ready(self, name: str, timeout_s: float) -> str:
+        """Return when it is ready again; SourceError (timeout) when it is not in time."""
+
+    @abstractmethod
+    def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
+        """Set variables (None removes one), which restarts the workload; what the tool said."""
+
+    @abstractmethod
+    def _command(self, words: tuple[str, ...]) -> list[str]:
+        """The argument vector that these words stand behind."""
+
+    @abstractmethod
+    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
+        """What a failed command's words mean; None where it did not fail."""
+
+    def _ask(self, *words: str, timeout_s: float = READ_TIMEOUT_S, most: int = OTHER_BYTES) -> Answer:
+        """Start one command, if it is one of the list, and wait for its end.
+
+        Raises SourceError: denied (not on the list, or the tool's own refusal), unreachable, timeout, error.
+        """
+        verb = next((v for v in self.verbs if words[: len(v)] == v), None)
+        if verb is None:
+            raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
+        command = self._command(words)
+        with self._ledger.question("workloads", " ".join(verb), shlex.join(command)) as asked:
+            code, out, err = _run(command, timeout_s, most)
+            scrub = self._ledger.masker.scrub
+            answer = Answer(code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out))
+            asked.rows = answer.out.count("\n")
+            if failed := self._failure(answer):
+                raise _error(failed[0], answer.problem, failed[1])
+        return answer
+
+    def _known(self, name: str) -> str:
+        """The name, if it is one of the target's workloads and looks like one."""
+        known = (self._settings.entitlement, self._settings.notification, self._settings.nats)
+        if name not in known or not _NAME.fullmatch(name) or name == "all":
+            raise _error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
+        return name
+
+    def _masked(self, variables: Mapping[str, str]) -> dict[str, str]:
+        scrub = self._ledger.masker.scrub
+        return {k: _MASKED if v and _SECRET.search(k) else scrub(v) for k, v in variables.items()}
+
+
+class KubectlRunner(Runner):
+    """Deployments of a Kubernetes namespace."""
+
+    verbs = frozenset({
+        ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
+        ("set", "env"),
+    })  # fmt: skip
+
+    def logs(self, name: str, minutes: float) -> list[str]:
+        """Of all its pods. Each line begins with the time at which it was written."""
+        container, selector = self._container(name), self._selector(self._deployment(name))
+        # A limit of bytes alone would keep the oldest; so it is the newest lines, fewer if they are too long.
+        for newest in LOG_LINES:
+            answer = self._ask(
+                "logs", f"--selector={selector}", "-c", container, "--timestamps", "--ignore-errors",
+                f"--since={max(int(minutes * 60), 1)}s", f"--tail={newest}", f"--limit-bytes={LOG_BYTES}",
+                most=2 * LOG_BYTES,
+            )  # fmt: skip
+            if answer.size < LOG_BYTES:
+                break
+        lines = answer.out.splitlines()
+        written = [line for line in lines if line[:4].isdigit()]
+        if lines and not written:  # errors of single pods are among the lines
+            failed = self._failure(Answer(1, "", answer.out, 0)) or (Reason.ERROR, "")
+            raise _error(failed[0], lines[-1].removeprefix("error: "), failed[1])
+        return sorted(written, key=lambda line: line[:30])
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """By the deployment's own selector."""
+        container, selector = self._container(name), self._selector(self._deployment(name))
+        found = self._json("get", "pods", f"--selector={selector}")
+        pods = []
+        for pod in found.get("items", []):
+            status = pod.get("status", {})
+            if status.get("phase") in ("Succeeded", "Failed"):
+                continue
+            own: dict[str, Any] = next(
+                (c for c in status.get("containerStatuses", []) if c.get("name") == container), {}
+            )
+            running = own.get("state", {}).get("running", {})
+            pods.append({
+                "name": str(pod["metadata"]["name"]),
+                "ready": bool(own.get("ready")),
+                "restarts": int(own.get("restartCount", 0)),
+                "started": str(running.get("startedAt") or status.get("startTime") or ""),
+            })  # fmt: skip
+        return pods
+
+    def replicas(self, name: str) -> int:
+        """As the deployment asks for."""
+        return int(self._deployment(name)["spec"].get("replicas", 1))
+
+    def strategy(self, name: str) -> str:
+        """Of the deployment."""
+        return str(self._deployment(name)["spec"].get("strategy", {}).get("type", ""))
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Of the workload's own container; a value that comes from elsewhere is left out."""
+        return self._masked({e["name"]: str(e.get("value", "")) for e in self._env(name) if "valueFrom" not in e})
+
+    def restart(self, name: str) -> str:
+        """A rollout restart."""
+        return self._ask("rollout", "restart", f"deploy/{self._known(name)}").out.strip()
+
+    def wait_ready(self, name: str, timeout_s: float) -> str:
+        """The rollout's end."""
+        words = ("rollout", "status", f"deploy/{self._known(name)}", f"--timeout={max(int(timeout_s), 1)}s")
+        return self._ask(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
+
+    def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
+        """In the workload's own container only: a sidecar has its own."""
+        changes = _checked(variables)
+        elsewhere = {e["name"] for e in self._env(name) if "valueFrom" in e} & set(changes)
+        if elsewhere:  # it could not be put back
+            raise _error(
+                Reason.DENIED, f"{min(elsewhere)} comes from a Secret or ConfigMap: change it there", "value_from"
+            )
+        words = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
+        return self._ask("set", "env", f"deploy/{name}", "-c", self._container(name), *words).out.strip()
+
+    def _command(self, words: tuple[str, ...]) -> list[str]:
+        context = ["--context", self._settings.context] if self._settings.context else []
+        return ["kubectl", *context, "-n", self._settings.namespace, *words]
+
+    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
+        if answer.code == 0:
+            return None
+        said = answer.err.lower()
+        for reason, code, signs in (
+            (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
+            (Reason.ERROR, "not_found", ("(notfound)",)),
+            (Reason.TIMEOUT, "not_ready", ("timed out waiting", "exceeded its progress deadline")),
+            (Reason.TIMEOUT, "hung", ("i/o timeout", "deadline exceeded", "client.timeout", "tls handshake timeout")),
+            (
+                Reason.UNREACHABLE,
+                "no_connection",
+                ("refused", "no such host", "unable to connect", "no route", "reset by peer"),
+            ),
+        ):
+            if any(sign in said for sign in signs):
+                return reason, code
+        return Reason.ERROR, ""
+
+    def _json(self, *words: str) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._ask(*words, "-o", "json").out))
+        except ValueError:
+            raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
+
+    def _deployment(self, name: str) -> dict[str, Any]:
+        return self._json("get", "deploy", self._known(name))
+
+    def _container(self, name: str) -> str:
+        return self._settings.containers.get(name, self._known(name))
+
+    def _env(self, name: str) -> list[dict[str, Any]]:
+        container = self._container(name)
+        found = self._deployment(name)["spec"]["template"]["spec"]["containers"]
+        own = next((c for c in found if c["name"] == container), None)
+        if own is None:
+            raise _error(Reason.ERROR, f"deployment {name} has no container {container}", "not_found")
+        return list(own.get("env", []))
+
+    @staticmethod
+    def _selector(deployment: dict[str, Any]) -> str:
+        labels = deployment["spec"].get("selector", {}).get("matchLabels", {})
+        selector = ",".join(f"{k}={v}" for k, v in labels.items())
+        if not _SELECTOR.fullmatch(selector):
+            raise _error(Reason.ERROR, "the deployment selects its pods by no plain labels", "")
+        return selector
+
+
+class SupervisorctlRunner(Runner):
+    """Programs under one supervisord: a program is its own only instance."""
+
+    verbs = frozenset({("status",), ("tail",), ("restart",)})
+
+    def logs(self, name: str, minutes: float) -> list[str]:
+        """From the file where the settings name it, else as supervisord keeps it."""
+        file = self._settings.log_files.get(self._known(name))
+        text = self._tail(Path(file)) if file else self._ask("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).out
+        return logs.since(text.splitlines(), datetime.now(UTC) - timedelta(minutes=minutes))
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """The program, while it runs or tries to."""
+        state, rest = self._status(name)
+        if state in ("STOPPED", "EXITED", "FATAL"):
+            return []
+        up = re.search(r"uptime (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", rest)
+        days, hours, minutes, seconds = (int(n or 0) for n in up.groups()) if up else (0, 0, 0, 0)
+        age = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        started = (datetime.now(UTC) - age).isoformat(timespec="seconds") if up else ""
+        return [{"name": name, "ready": state == "RUNNING", "restarts": None, "started": started}]
+
+    def replicas(self, name: str) -> int:
+        """One."""
+        self._status(name)
+        return 1
+
+    def strategy(self, name: str) -> str:
+        """The old process is stopped before the new one starts."""
+        self._known(name)
+        return "Recreate"
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Of the file that the programs read when they start."""
+        self._known(name)
+        return self._masked(dict(line.split("=", 1) for line in self._read_env() if _assigns(line)))
+
+    def restart(self, name: str) -> str:
+        """Stop and start."""
+        return self._ask("restart", self._known(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+
+    def wait_ready(self, name: str, timeout_s: float) -> str:
+        """RUNNING: it has stayed up for its `startsecs`."""
+        deadline, pause = time.monotonic() + timeout_s, 0.5
+        while (status := self._status(name))[0] != "RUNNING":
+            if time.monotonic() + pause > deadline:
+                raise _error(Reason.TIMEOUT, f"{name} is {status[0]} after {timeout_s:g} s", "not_ready")
+            time.sleep(pause)
+            pause = min(1.5 * pause, 5.0)  # each look is a line of the ledger
+        return f"{name} {' '.join(status)}"
+
+    def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
+        """Rewrite the file and restart the one program."""
+        self._known(name)
+        changes = _checked(variables)
+        kept = [line for line in self._read_env() if line.partition("=")[0] not in changes]
+        lines = [*kept, *(f"{k}={v}" for k, v in changes.items() if v is not None)]
+        words = " ".join(f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items())
+        with self._ledger.question("workloads", "set environment", f"{self._settings.env_file}: {words}"):
+            try:
+                _write(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
+            except OSError as e:
+                raise _error(Reason.DENIED, f"cannot write {self._settings.env_file}: {e.strerror}", "file") from None
+        return self.restart(name)
+
+    def _command(self, words: tuple[str, ...]) -> list[str]:
+        return [*self._settings.supervisorctl, *words]
+
+    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
+        # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.
+        said = " ".join(_COMPLAINT.findall(f"{answer.err}\n{answer.out[:500]}")).lower()
+        for reason, code, signs in (
+            (Reason.UNREACHABLE, "no_connection", ("no such file", "refused connection", "connection refused")),
+            (Reason.DENIED, "forbidden", ("unauthorized", "permission denied", "requires authentication")),
+            (Reason.ERROR, "not_found", ("no such process", "no such group")),
+            (Reason.ERROR, "not_started", ("spawn error", "abnormal termination")),
+        ):
+            if any(sign in said for sign in signs):
+                return reason, code
+        return (Reason.ERROR, "") if answer.code and not answer.out.strip() else None
+
+    def _status(self, name: str) -> tuple[str, str]:
+        words = self._ask("status", self._known(name)).out.split(maxsplit=2)
+        if len(words) < 2:
+            raise _error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
+        return words[1], words[2].strip() if len(words) > 2 else ""
+
+    def _tail(self, path: Path) -> str:
+        with self._ledger.question("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
+            try:
+                with path.open("rb") as file:
+                    start = max(file.seek(0, os.SEEK_END) - LOG_BYTES, 0)
+                    file.seek(start)
+                    found = file.read(LOG_BYTES)
+            except OSError as e:
+                raise _error(Reason.UNREACHABLE, f"cannot read {path}: {e.strerror}", "file") from None
+            asked.rows = found.count(b"\n")
+        if start:
+            found = found.partition(b"\n")[2]
+        return self._ledger.masker.scrub(found.decode(errors="replace"))
+
+    def _read_env(self) -> list[str]:
+        if not self._settings.env_file:
+            raise _error(Reason.NOT_CONFIGURED, "workloads.env_file is not set", "")
+        with self._ledger.question("workloads", "environment", f"read {self._settings.env_file}"):
+            try:
+                return Path(self._settings.env_file).read_text(encoding="utf-8").splitlines()
+            except OSError as e:
+                raise _error(
+                    Reason.UNREACHABLE, f"cannot read {self._settings.env_file}: {e.strerror}", "file"
+                ) from None
+
+
+RUNNERS: dict[str, type[Runner]] = {"kubectl": KubectlRunner, "supervisorctl": SupervisorctlRunner}
+
+
+def runner_of(settings: Workloads, ledger: Ledger) -> Runner:
+    """The runner that the settings choose. Whether its tool is there shows when it is asked."""
+    return RUNNERS[settings.runner](settings, ledger)
+
+
+def _error(reason: Reason, detail: str, code: str) -> SourceError:
+    return SourceError("workloads", reason, detail, code)
+
+
+def _checked(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    for name, value in variables.items():
+        if not _VARIABLE.fullmatch(name):
+            raise _error(Reason.DENIED, f"{name!r} is not a variable's name", "not_allowed")
+        if value is not None and (not _VALUE.fullmatch(value) or _MASKED in value):
+            raise _error(Reason.DENIED, f"the value of {name} is not one line of plain text", "not_allowed")
+    if not variables:
+        raise _error(Reason.DENIED, "no variable was named", "not_allowed")
+    return dict(variables)
+
+
+def _assigns(line: str) -> bool:
+    return bool(_VARIABLE.fullmatch(line.partition("=")[0])) and "=" in line
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step, readable by its owner only."""
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+def _run(command: list[str], timeout_s: float, most: int) -> tuple[int, bytes, bytes]:
+    """Run a command to its end and keep the first bytes of what it prints; it does not outlive the timeout."""
+    # The runbook's own addresses are no business of the tool; its messages are read, so in one language.
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {"LC_ALL": "C.UTF-8"}
+    try:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env,
+            start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise _error(Reason.UNREACHABLE, f"{Path(command[0]).name} is not installed", "not_installed") from None
+    except OSError as e:
+        raise _error(Reason.UNREACHABLE, f"{Path(command[0]).name} cannot be started: {e.strerror}", "") from None
+    out, err = bytearray(), bytearray()
+    deadline = time.monotonic() + timeout_s
+    try:
+        with selectors.DefaultSelector() as pipes:
+            for pipe, kept in ((child.stdout, out), (child.stderr, err)):
+                assert pipe is not None  # noqa: S101 - for the type checker
+                pipes.register(pipe, selectors.EVENT_READ, kept)
+            while pipes.get_map():
+                ready = pipes.select(max(deadline - time.monotonic(), 0))
+                if not ready and time.monotonic() >= deadline:
+                    raise subprocess.TimeoutExpired(command, timeout_s)
+                for key, _ in ready:
+                    if piece := os.read(key.fd, 1 << 16):
+                        key.data.extend(piece[: max(most - len(key.data), 0)])
+                    else:
+                        pipes.unregister(key.fileobj)
+        return child.wait(max(deadline - time.monotonic(), 0.1)), bytes(out), bytes(err)
+    except subprocess.TimeoutExpired:
+        raise _error(Reason.TIMEOUT, f"{Path(command[0]).name} did not end within {timeout_s:g} s", "hung") from None
+    finally:
+        if child.returncode is None:  # whatever made us leave, nothing of it is left behind
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        for pipe in (child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()

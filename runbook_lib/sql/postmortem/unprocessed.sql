@@ -1,0 +1,31 @@
+-- question: bucket by bucket of an incident: which events never became a notification (of 200,000)?
+-- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx
+-- cost: scan
+-- answers: window
+WITH published AS MATERIALIZED (
+    SELECT event_id, created_at FROM entitlement.outbox_events
+    WHERE status = 'PUBLISHED'
+      AND published_at >= CAST(:since AS timestamptz) AND published_at < CAST(:until AS timestamptz)
+    ORDER BY published_at
+    LIMIT 200000
+), processed AS MATERIALIZED (
+    -- Processed after it was published, bar clocks that are apart.
+    SELECT event_id FROM notification.processed_events
+    WHERE processed_at >= CAST(:since AS timestamptz) - interval '10 minutes'
+      AND processed_at < CAST(:until AS timestamptz) + interval '1 hour'
+), never AS (
+    SELECT o.created_at FROM published o
+    LEFT JOIN processed p ON p.event_id = o.event_id
+    WHERE p.event_id IS NULL
+    UNION ALL
+    SELECT created_at FROM entitlement.outbox_events WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
+)
+SELECT CAST(floor(extract(epoch FROM created_at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)) AS integer)
+        AS bucket,
+    count(*) AS n, min(created_at) AS first_late
+FROM never
+WHERE created_at >= CAST(:since AS timestamptz)
+  AND created_at < CAST(:until AS timestamptz) - interval '1 second' * CAST(:limit_s AS double precision)
+GROUP BY 1
+ORDER BY 1
+LIMIT :max_rows;

@@ -1,0 +1,13 @@
+-- What is known of these sequences and the events in them.
+SELECT l.stream_seq,
+    EXISTS (SELECT FROM notification.processed_events p WHERE p.event_id = l.event_id) AS processed,
+    EXISTS (
+        SELECT FROM runbook.redriven r
+        WHERE r.store = 'broker' AND r.decision = 'discard'
+          AND (r.event_id = l.event_id OR r.event_id IS NULL AND r.stream_seq = l.stream_seq)
+    ) AS discarded,
+    (
+        SELECT count(*) FROM runbook.redriven r
+        WHERE r.store = 'broker' AND r.event_id = l.event_id AND r.decision = 'redrive'
+    ) AS times
+FROM unnest(CAST(%(seqs)s AS bigint[]), CAST(%(events)s AS uuid[])) AS l (stream_seq, event_id)

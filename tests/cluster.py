@@ -1,0 +1,238 @@
+"""A Kubernetes API small enough to read, for the real kubectl: what it is asked is kept, patches are applied."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+NAMESPACE = "miniserversystem"
+_VERBS = ["get", "list", "patch", "watch"]
+_DISCOVERY = {
+    "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    "/apis": {
+        "kind": "APIGroupList",
+        "apiVersion": "v1",
+        "groups": [
+            {
+                "name": "apps",
+                "versions": [{"groupVersion": "apps/v1", "version": "v1"}],
+                "preferredVersion": {"groupVersion": "apps/v1", "version": "v1"},
+            }
+        ],
+    },
+    "/api/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "v1",
+        "resources": [
+            {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": _VERBS},
+            {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get"]},
+        ],
+    },
+    "/apis/apps/v1": {
+        "kind": "APIResourceList",
+        "groupVersion": "apps/v1",
+        "resources": [
+            {
+                "name": "deployments",
+                "singularName": "deployment",
+                "shortNames": ["deploy"],
+                "namespaced": True,
+                "kind": "Deployment",
+                "verbs": _VERBS,
+            }
+        ],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request beyond discovery."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    content_type: str
+    body: Any
+
+
+@dataclass
+class Cluster:
+    """Deployments, pods and logs of one namespace."""
+
+    deployments: dict[str, dict[str, Any]] = field(default_factory=dict)
+    pods: list[dict[str, Any]] = field(default_factory=list)
+    logs: dict[str, list[str]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    refuse: int = 0
+
+    def __enter__(self) -> Cluster:
+        cluster = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                cluster._answer(self)
+
+            do_PATCH = do_POST = do_PUT = do_DELETE = do_GET
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def write_config(self, path: Path) -> None:
+        """A kubeconfig that points here."""
+        server = f"http://127.0.0.1:{self._server.server_address[1]}"
+        config = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "double", "cluster": {"server": server}}],
+            "users": [{"name": "responder", "user": {"token": "kubeconfig-token"}}],
+            "contexts": [{"name": "double", "context": {"cluster": "double", "user": "responder"}}],
+            "current-context": "double",
+        }
+        path.write_text(json.dumps(config))
+
+    def add(self, name: str, *, replicas: int = 1, strategy: str = "Recreate", env: Any = ()) -> None:
+        """A deployment with a sidecar, and its ready pods."""
+        labels = {"app": name}
+        containers = [{"name": name, "image": "x", "env": list(env)}, {"name": "istio-proxy", "image": "y"}]
+        self.deployments[name] = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": NAMESPACE, "generation": 1, "resourceVersion": "1"},
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": labels},
+                "strategy": {"type": strategy},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}},
+            },
+            "status": {
+                "observedGeneration": 1,
+                "replicas": replicas,
+                "updatedReplicas": replicas,
+                "readyReplicas": replicas,
+                "availableReplicas": replicas,
+            },
+        }
+        for n in range(replicas):
+            self.pods.append(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Pod",
+                    "metadata": {"name": f"{name}-7c9d5f6b8-x2k4{n}", "namespace": NAMESPACE, "labels": labels},
+                    "spec": {"containers": containers},
+                    "status": {
+                        "phase": "Running",
+                        "startTime": "2025-01-31T02:00:00Z",
+                        "containerStatuses": [
+                            {
+                                "name": container,
+                                "ready": True,
+                                "restartCount": 3 if container == name else 0,
+                                "state": {"running": {"startedAt": "2025-01-31T02:30:00Z"}},
+                            }
+                            for container in ("istio-proxy", name)
+                        ],
+                    },
+                }
+            )
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        query = dict(parse_qsl(url.query))
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if (found := _DISCOVERY.get(url.path)) is None:
+            content_type = request.headers.get("Content-Type") or ""
+            self.asked.append(Asked(request.command, url.path, query, content_type, json.loads(body) if body else None))
+            if self.refuse:
+                denied = 'deployments.apps is forbidden: User "system:anonymous" cannot do it'
+                reason, text = ("Forbidden", denied) if self.refuse == 403 else ("InternalError", "etcd has no leader")
+                _send(request, _status(self.refuse, reason, text), self.refuse)
+                return
+            found = self._found(request.command, url.path, query, self.asked[-1].body)
+        if found is None:
+            _send(request, _status(404, "NotFound", f'"{url.path}" not found'), 404)
+        else:
+            _send(request, found)
+
+    def _found(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
+        names = re.fullmatch(rf"/(?:api/v1|apis/apps/v1)/namespaces/{NAMESPACE}/(\w+)(?:/([\w.-]+))?(/log)?", path)
+        if not names:
+            return None
+        kind, name, log = names.groups()
+        if kind == "deployments" and name:
+            if method == "PATCH" and name in self.deployments:
+                self.deployments[name] = merged(self.deployments[name], body)
+            return self.deployments.get(name)
+        if kind == "deployments":
+            if query.get("watch"):
+                return ""
+            items = [
+                d for n, d in self.deployments.items() if query.get("fieldSelector") in (None, f"metadata.name={n}")
+            ]
+            return _list("apps/v1", "DeploymentList", items)
+        pods = [p for p in self.pods if name in (None, p["metadata"]["name"])]
+        if log:
+            return self._log(name, query) if pods else None
+        if name:
+            return pods[0] if pods else None
+        wanted = dict(part.split("=") for part in query.get("labelSelector", "").split(",") if part)
+        return _list("v1", "PodList", [p for p in pods if wanted.items() <= p["metadata"]["labels"].items()])
+
+    def _log(self, pod: str, query: dict[str, str]) -> str:
+        # As the kubelet does: the newest lines first of all, and of these the first bytes.
+        lines = self.logs.get(pod, [])[-int(query.get("tailLines", 1_000_000)) :]
+        return "".join(f"{line}\n" for line in lines)[: int(query.get("limitBytes", 1_000_000_000))]
+
+
+def merged(old: Any, patch: Any) -> Any:
+    """A strategic merge patch, as far as kubectl's own patches go: lists of named things merge by name."""
+    if isinstance(patch, dict) and isinstance(old, dict):
+        new = copy.deepcopy(old)
+        for key, value in patch.items():
+            if not key.startswith("$"):
+                new[key] = merged(old.get(key), value)
+        return new
+    if isinstance(patch, list) and all(isinstance(item, dict) and "name" in item for item in patch):
+        by_name = {item["name"]: item for item in old or []}
+        for item in patch:
+            if item.get("$patch") == "delete":
+                by_name.pop(item["name"], None)
+            else:
+                by_name[item["name"]] = merged(by_name.get(item["name"], {}), item)
+        return list(by_name.values())
+    return patch
+
+
+def _list(version: str, kind: str, items: list[Any]) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": {"resourceVersion": "1"}, "items": items}
+
+
+def _status(code: int, reason: str, message: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1", "kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message,
+    }  # fmt: skip
+
+
+def _send(request: BaseHTTPRequestHandler, answer: Any, code: int = 200) -> None:
+    content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+    request.send_response(code)
+    request.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
+    request.send_header("Content-Length", str(len(content)))
+    request.end_headers()
+    request.wfile.write(content)

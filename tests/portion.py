@@ -1,0 +1,31 @@
+"""One portion of a redrive in a process of its own, as the command would carry it out: to be killed by a test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from runbook_lib.session import quiet_session
+
+
+def start(env: dict[str, str], output: Path, store: str, limit: int) -> ForkServerProcess:
+    """Start it; it leaves with 0 when it was carried out and its effect was seen."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["portion", "runbook_lib.actions.redrive"])
+    process = context.Process(target=_act, args=({**env, "RUNBOOK_OUTPUT": str(output)}, store, limit))
+    process.start()
+    return process
+
+
+def _act(env: dict[str, str], store: str, limit: int) -> None:
+    os.environ.update(env)
+    rb = quiet_session("4.4", incident_id="INC-7", wait_s=60.0)
+    rb.act(
+        "redrive", store=store, limit=limit, execute=True, approved_by="Owner of the receiver",
+        reason="the receiver is back",
+    )  # fmt: skip
+    outcome = rb.outcomes["redrive"]
+    sys.exit(0 if outcome.result == "done" and outcome.verified else 1)

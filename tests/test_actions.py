@@ -1,0 +1,200 @@
+"""How an action is carried out: refused without a word or a condition, written down whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runbook_lib import record
+from runbook_lib.actions.action import Action, ActionError, Outcome, Precondition, Progress, perform
+from runbook_lib.archive import ACTIONS, NOTES
+from runbook_lib.finding import Reason, Status, Text, say
+from runbook_lib.session import Session, keep_note, quiet_session
+from runbook_lib.settings import UsageError
+from runbook_lib.sources import SourceError
+
+WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
+
+
+class Counter:
+    """An action on a number, which fails where it is told to."""
+
+    name = "restart"
+
+    def __init__(self, fails: str = "", holds: bool | None = True, works: bool = True) -> None:
+        self.n, self.fails, self.holds, self.works = 0, fails, holds, works
+
+    def what(self) -> dict[str, Any]:
+        return {"workload": "counter"}
+
+    def command(self) -> str:
+        return "count"
+
+    def preconditions(self, rb: Session) -> list[Precondition]:
+        self._fail("preconditions")
+        return [Precondition(say("action.restart.answers", source="postgres"), self.holds)]
+
+    def state(self, rb: Session) -> dict[str, Any]:
+        self._fail("state")
+        return {"n": self.n}
+
+    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+        self._fail("run")
+        if self.fails == "halfway":
+            self.n += 1
+            raise ActionError("stopped at user_id=alice")
+        if self.fails == "interrupted":
+            raise KeyboardInterrupt
+        self.n += 1
+        return {"counted": 1}
+
+    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+        self._fail("verify")
+        assert did == {"counted": 1}
+        return self.works, say("action.restart.idle", name="counter")
+
+    def _fail(self, where: str) -> None:
+        if self.fails == where:
+            raise SourceError("workloads", Reason.UNREACHABLE, "no route to password=hunter2")
+
+
+@pytest.fixture
+def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:  # type: ignore[no-untyped-def]
+    for name in list(os.environ):
+        if name.startswith("RUNBOOK_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", embedded.database_url)
+    monkeypatch.setenv("RUNBOOK_NATS_URL", embedded.nats_url)
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
+    return quiet_session("5.1", incident_id="A-1", wait_s=5)
+
+
+def lines(rb: Session) -> list[dict[str, Any]]:
+    return rb.archive.lines(ACTIONS)
+
+
+def test_done_has_two_lines_and_was_seen_to_work(rb: Session) -> None:
+    counter: Action = Counter()
+    outcome = perform(counter, rb, execute=True, **WORD)
+    assert (outcome.result, outcome.verified, outcome.status) == ("done", True, Status.OK)
+    begun, done = lines(rb)
+    assert (begun["result"], done["result"]) == ("begun", "done")
+    assert begun["id"] == done["id"] == outcome.id
+    assert (done["before"], done["after"], done["did"]) == ({"n": 0}, {"n": 1}, {"counted": 1})
+    assert done["who"] and done["approved_by"] == "Aoki" and done["reason"] == "the worker hangs"
+    assert done["effect"]["en"] and done["effect"]["ja"]
+
+
+def test_without_execute_nothing_is_done(rb: Session) -> None:
+    counter = Counter()
+    assert perform(counter, rb, **WORD).result == "dry"
+    assert counter.n == 0
+    assert [line["result"] for line in lines(rb)] == ["dry"]
+
+
+@pytest.mark.parametrize(
+    ("counter", "word", "says"),
+    [
+        (Counter(), {"reason": "because of it"}, "approved_by"),
+        (Counter(), {"approved_by": "Aoki"}, "reason"),
+        (Counter(holds=False), WORD, "does not hold"),
+        (Counter(holds=None), WORD, "could not be seen"),
+        (Counter(fails="preconditions"), WORD, "no route"),
+        (Counter(fails="state"), WORD, "no route"),
+    ],
+    ids=["no-approval", "no-reason", "does-not-hold", "not-seen", "nobody-answers", "no-state"],
+)
+def test_a_refusal_changes_nothing_and_is_a_line(rb: Session, counter: Counter, word: Any, says: str) -> None:
+    outcome = perform(counter, rb, execute=True, **word)
+    assert (outcome.result, outcome.status, counter.n) == ("refused", Status.CRITICAL, 0)
+    (line,) = lines(rb)
+    assert line["result"] == "refused" and says in line["why"]["en"]
+    assert "hunter2" not in json.dumps(line)
+
+
+def test_a_run_that_nobody_attends_is_refused(rb: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_UNATTENDED", "1")
+    counter = Counter()
+    assert perform(counter, rb, execute=True, **WORD).result == "refused"
+    assert counter.n == 0 and "nobody attends" in lines(rb)[0]["why"]["en"]
+
+
+@pytest.mark.parametrize("fails", ["run", "halfway"])
+def test_a_failure_keeps_what_was_seen(rb: Session, fails: str) -> None:
+    outcome = perform(Counter(fails=fails), rb, execute=True, **WORD)
+    assert (outcome.result, outcome.status) == ("failed", Status.CRITICAL)
+    begun, failed = lines(rb)
+    assert (begun["result"], failed["result"]) == ("begun", "failed")
+    assert failed["after"] == {"n": 1 if fails == "halfway" else 0}
+    assert "alice" not in json.dumps(failed) and "hunter2" not in json.dumps(failed)
+
+
+def test_an_interrupt_is_a_line_and_goes_on(rb: Session) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        perform(Counter(fails="interrupted"), rb, execute=True, **WORD)
+    assert [line["result"] for line in lines(rb)] == ["begun", "failed"]
+
+
+@pytest.mark.parametrize("counter", [Counter(works=False), Counter(fails="verify")], ids=["absent", "unseen"])
+def test_an_effect_that_is_not_there_is_critical(rb: Session, counter: Counter) -> None:
+    outcome = perform(counter, rb, execute=True, **WORD)
+    assert (outcome.result, outcome.verified, outcome.status) == ("done", False, Status.CRITICAL)
+
+
+def test_what_cannot_be_written_down_is_not_done(rb: Session) -> None:
+    rb.archive.prepare()
+    assert rb.archive.local
+    (rb.archive.local / ACTIONS).mkdir()
+    counter = Counter()
+    outcome = perform(counter, rb, execute=True, **WORD)
+    assert (outcome.result, counter.n) == ("refused", 0)
+    assert "journal" in record.text(outcome.why)["en"]
+
+
+def test_the_outcome_is_evidence(rb: Session) -> None:
+    outcome = perform(Counter(), rb, execute=True, **WORD)
+    assert isinstance(outcome, Outcome)
+    frames = outcome.frames("ja")
+    assert list(frames["preconditions"]["holds"]) == [True]
+    assert frames["changes"].to_dict("records") == [{"name": "n", "before": 0, "after": 1}]
+    assert frames["outcome"].loc[0, "why_ja"]
+
+
+def test_a_changed_journal_is_found(rb: Session) -> None:
+    perform(Counter(), rb, execute=True, **WORD)
+    keep_note(rb.archive, "called the operator", "aoki")
+    assert rb.archive.problems() == []
+    assert rb.archive.local
+    for name in (ACTIONS, NOTES):
+        path = rb.archive.local / name
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b'"previous": null', b'"previous": "0"'))
+        assert any(name in p for p in rb.archive.problems())
+        path.write_bytes(whole)
+
+
+def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Session) -> None:
+    with pytest.raises(UsageError, match="did you mean 'restart'"):
+        rb.act("restrt")
+    with pytest.raises(UsageError, match="nats"):
+        rb.act("restart", workload="nats")
+    with pytest.raises(UsageError, match="empty"):
+        rb.note("  ")
+
+
+def test_the_command_writes_notes_and_shows_them(rb: Session, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "runbook_lib"]
+    for arguments in (["note", "A-1", "password=hunter2 <b>did not help</b>"], ["dossier", "A-1"]):
+        done = subprocess.run(
+            [*program, *arguments, "--output", str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "A-1" / "index.html").read_text(encoding="utf-8")
+    assert "hunter2" not in page and "<b>did" not in page and "did not help" in page

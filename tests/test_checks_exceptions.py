@@ -1,0 +1,396 @@
+"""5.1.1: logs are read as they are, counted by phrase, and judged with the tables; on frames of every shape."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from steps import NOW, ago, make_given, odd_frames, weight, words
+
+from runbook_lib import catalog
+from runbook_lib import settings as target_settings
+from runbook_lib.checks import CHECKS, exceptions
+from runbook_lib.checks.check import row
+from runbook_lib.checks.parts import FAILED
+from runbook_lib.finding import Finding, Frames, Reason, Status
+from runbook_lib.parameters import validate
+from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.session import Session
+from runbook_lib.settings import Settings, Workloads
+from runbook_lib.sources import logs
+
+AT = NOW.to_pydatetime()
+PHRASES = catalog.load().phrases
+RETRY, SENT = "notification retry scheduled id=7 attempt=1", "notification simulated send id=7 eventId=8"
+
+# The lines ------------------------------------------------------------------------------------------------------
+
+JAVA = """\
+2025-01-31T03:00:01.123Z  INFO 1 --- [notification] [main] c.e.n.Worker : notification subscriber started
+2025-01-31T03:00:02.123Z ERROR 1 --- [notification] [scheduling-1] o.s.s.s.TaskUtils : Unexpected error occurred
+org.springframework.dao.DataAccessResourceFailureException: could not connect
+\tat com.example.Worker.run(Worker.java:12)
+Caused by: java.net.ConnectException: Connection refused
+\t... 12 more
+2025-01-31T03:00:03.123+00:00  WARN 1 --- [x] [y] c.e.n.Worker : notification moved to DLQ id=1 eventId=2
+no time of its own""".splitlines()
+
+PYTHON = """\
+{"@timestamp": "2025-01-31T03:00:01.5Z", "severity": "INFO", "logger": "a", "message": "fine"}
+Traceback (most recent call last):
+  File "pod.py", line 1, in main
+    run()
+psycopg.errors.AdminShutdown: terminating connection
+{"@timestamp": "2025-01-31T03:00:02Z", "severity": "ERROR", "message": "failed", "stack_trace": "Traceback (most \
+recent call last):\\n  File x\\nConnectionRefusedError: [Errno 111] Connection refused"}
+{not json""".splitlines()
+
+
+def told(lines: list[str]) -> list[tuple[str, str, str]]:
+    return [(r.level, r.message, r.error) for r in logs.read(lines)]
+
+
+@pytest.mark.parametrize("prefix", ["", "2025-01-31T03:00:09.000000000Z "])
+def test_plain_text_and_its_stack_traces(prefix: str) -> None:
+    """With and without the time that a runner puts before each line."""
+    assert told([prefix + line for line in JAVA]) == [
+        ("INFO", "notification subscriber started", ""),
+        ("ERROR", "Unexpected error occurred", "java.net.ConnectException: Connection refused"),
+        ("WARN", "notification moved to DLQ id=1 eventId=2", ""),
+        ("", "no time of its own", ""),
+    ]
+    times = [r.time for r in logs.read([prefix + line for line in JAVA])]
+    assert times[0] == datetime(2025, 1, 31, 3, 0, 1, 123000, UTC)
+    assert times[3] == (datetime(2025, 1, 31, 3, 0, 9, tzinfo=UTC) if prefix else times[2])
+
+
+def test_json_and_what_stands_between() -> None:
+    assert told(PYTHON) == [
+        ("INFO", "fine", ""),
+        ("ERROR", "Traceback (most recent call last):", "psycopg.errors.AdminShutdown: terminating connection"),
+        ("ERROR", "failed", "ConnectionRefusedError: [Errno 111] Connection refused"),
+        ("", "{not json", ""),
+    ]
+
+
+def test_the_loggers_of_java_and_other_times() -> None:
+    lines = [
+        "SEVERE: errorOccurred, Connection: 5",
+        "2025-01-31 03:00:02,123 WARNING slow",
+        "2025-99-31T03:00:02Z ERROR x",
+    ]
+    assert [(r.level, r.message) for r in logs.read(lines)] == [
+        ("ERROR", "errorOccurred, Connection: 5"),
+        ("WARN", "slow"),
+        ("ERROR", "x"),
+    ]
+
+
+LINES = st.lists(
+    st.one_of(
+        st.text(max_size=80),
+        st.sampled_from(
+            [*JAVA, *PYTHON, "", "\t", "{}", '{"message": null, "@timestamp": 5}', '{"stack_trace": ["x"]}']
+        ),
+        st.dictionaries(st.sampled_from(["@timestamp", "severity", "message", "stack_trace"]), st.text()).map(
+            json.dumps
+        ),
+    ),
+    max_size=12,
+)
+
+
+@given(LINES)
+def test_any_lines_can_be_read(lines: list[str]) -> None:
+    records = list(logs.read(lines))
+    assert len(records) <= len(lines)
+    assert all(r.time is None or r.time.tzinfo for r in records)
+    frames = exceptions.log_frames(lines, PHRASES, datetime(2025, 1, 31, 3, 1, tzinfo=UTC), 15)
+    assert frames["log"]["entries"][0] <= len(records)
+    words(exceptions.judge_exceptions(about() | frames, make_given()))
+    assert logs.since(lines, AT) == [] or logs.since(lines, AT)[-1] == lines[-1]
+
+
+# Counting -------------------------------------------------------------------------------------------------------
+
+
+def line(seconds_ago: float, message: str, level: str = "WARN", stack: str = "") -> str:
+    at = (AT - timedelta(seconds=seconds_ago)).isoformat()
+    return json.dumps(
+        {"@timestamp": at, "severity": level, "message": message, "stack_trace": stack, "user_id": "alice"}
+    )
+
+
+def about(workload: str = "notification", minutes: int = 15) -> Frames:
+    return {"about": row(workload=workload, name=workload, minutes=minutes), **failed()}
+
+
+def failed(**parts: tuple[str, str, str]) -> Frames:
+    rows = [{"part": p, "source": s, "why": w, "detail": d, "code": ""} for p, (s, w, d) in parts.items()]
+    return {FAILED: pd.DataFrame(rows, columns=["part", "source", "why", "detail", "code"])}
+
+
+def log(*lines: str, minutes: float = 15) -> Frames:
+    return exceptions.log_frames(list(lines), PHRASES, AT, minutes)
+
+
+QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}
+
+
+def tables(failing: int = 0, gone: int = 50) -> Frames:
+    """What 6.2 collects: in each ten seconds `gone` left; `failing` tries failed in the last twenty."""
+    flows = pd.DataFrame([(i, 50, gone) for i in range(60)], columns=["tens_ago", "arrived", "gone"])
+    tried = [
+        {"part": part, "failed": failing, "waiting": failing, "due_again": 0, "most_tries": 1}
+        for part in ("delivery", "publish")
+    ]
+    return {
+        "notifications": row(**QUIET),
+        "outbox": row(**QUIET),
+        "notification_flows": flows,
+        "outbox_flows": flows,
+        "tries": pd.DataFrame(tried),
+        "letters": pd.DataFrame(columns=["kind", "tens_ago", "n", "last"]),
+    }
+
+
+HEALTHY = log(
+    *[line(s, text, "INFO") for s in range(890, 0, -2) for text in ("notification event accepted and queued", SENT)],
+    line(1, "duplicate notification event skipped", "INFO"),
+)
+
+
+def judge(*frames: Frames, workload: str = "notification") -> Finding:
+    together = about(workload)
+    for f in frames:
+        together = together | f
+    found = exceptions.judge_exceptions(together, make_given())
+    words(found)
+    return found
+
+
+def test_phrases_are_counted_and_unknown_errors_clustered() -> None:
+    cause = "a.BException: x\nCaused by: java.net.ConnectException: to {}"
+    frames = log(
+        line(800, "notification retry scheduled id=1 attempt=2"),
+        *[line(s, f"notification retry scheduled id={s} attempt=1") for s in (50, 30, 10)],
+        line(40, "Unexpected error occurred in scheduled task", "ERROR", cause.format("10.0.0.7:5432")),
+        line(20, "Unexpected error occurred in scheduled task", "ERROR", cause.format("10.0.0.8:5432")),
+        *[line(s, f"pool of userId=bob{s} is slow: {s} ms") for s in (5, 4)],
+    )  # fmt: skip
+    phrases = frames["phrases"].set_index("phrase")
+    retried = phrases.loc["notification retry scheduled"]
+    assert (retried["n"], retried["now"], retried["tries_now"], retried["failure_modes"]) == (4, 3, 1, "FM-NOTI-03")
+    assert (retried["first"], retried["since"], retried["last"]) == (ago(800), ago(50), ago(10))
+    assert retried["per_min"] == pytest.approx(4 / (800 / 60), abs=0.01)
+    texts = frames["texts"].set_index("detail")["n"].to_dict()
+    assert texts == {
+        "java.net.ConnectException: to <address>": 2,
+        "pool of userId=<user> is slow: <n> ms": 2,
+    }
+    assert frames["per_minute"]["n"].sum() == 8
+    assert "bob" not in str({k: f.to_csv() for k, f in frames.items()})
+
+
+def test_what_is_older_than_asked_is_not_counted() -> None:
+    frames = log(line(3600, RETRY), line(60, SENT, "INFO"), minutes=15)
+    assert list(frames["phrases"]["phrase"]) == ["notification simulated send"]
+    assert (frames["log"]["lines"][0], frames["log"]["entries"][0]) == (2, 1)
+
+
+def test_texts_are_bounded() -> None:
+    # Words that no pattern folds.
+    odd = [
+        line(5, f"strange {chr(97 + n // 26 // 26)}{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}", "ERROR")
+        for n in range(600)
+    ]
+    texts = log(*odd)["texts"]
+    assert len(texts) == exceptions.MOST_TEXTS + 1 and texts["n"].sum() == 600
+    assert texts["detail"][0] == exceptions.OTHER
+
+
+# Judging --------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_process_is_ok() -> None:
+    found = judge(HEALTHY, tables())
+    assert found.status is Status.OK and found.signals == () and found.proposals == ()
+    assert "no error in 15 min" in words(found)
+
+
+def test_failed_tries_are_judged_by_their_share_of_now() -> None:
+    failing = log(*[line(s, RETRY) for s in range(200, 0, -1)], line(3, SENT, "INFO"))
+    found = judge(failing, tables(failing=95, gone=2))
+    assert found.status is Status.CRITICAL
+    assert found.value("log.failed_share") == pytest.approx(100 * 20 / 21)
+    assert "200 failed tries" in words(found) and "since 02:56" in words(found) and "(96 %)" in words(found)
+    assert weight(found, "receiver") > 0.7 and weight(found, "FM-NOTI-03") > 0.7
+    assert found.next_sections == ("5.2",) and not found.proposals  # a restart cures no receiver
+    assert any(n.key == "exceptions.no_cure" for n in found.notes)
+
+    over = judge(
+        log(*[line(s, RETRY) for s in range(300, 100, -1)], *[line(s, SENT, "INFO") for s in range(20)]), tables()
+    )
+    assert over.status is Status.OK and "none just now" in words(over)
+    assert weight(over, "FM-NOTI-03") == 0
+    once = judge(log(line(5, RETRY), *[line(s / 10, SENT, "INFO") for s in range(1, 190)]), tables())
+    assert once.status is Status.OK and weight(once, "FM-NOTI-03") == 0
+
+
+@pytest.mark.parametrize(("n", "status"), [(2, Status.OK), (3, Status.WARNING), (30, Status.CRITICAL)])
+def test_other_errors_are_judged_by_their_number(n: int, status: Status) -> None:
+    errors = [line(s * 1.5, "Unexpected error occurred in scheduled task", "ERROR") for s in range(n)]
+    found = judge(log(line(880, SENT, "INFO"), *errors, line(5, SENT, "INFO")), tables())
+    assert found.status is status and weight(found, "FM-DB-01") >= exceptions.LIKELY
+    broken = [line(s, "Unexpected error occurred in scheduled task", "ERROR", "java.io.IOException: x") for s in (1, 2)]
+    assert "scheduled task: java.io.IOException: x'" in words(judge(log(*broken), tables()))
+    unknown = judge(log(*[line(s * 1.5, "boom", "ERROR") for s in range(n)], line(5, SENT, "INFO")), tables())
+    assert unknown.status is status and "'boom'" in words(unknown)
+    warned = judge(log(*[line(s * 1.5, "boom") for s in range(n)], line(5, SENT, "INFO")), tables())
+    assert warned.status is Status.OK and "texts" in warned.show
+
+
+def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
+    gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
+    found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())
+    assert found.status is Status.CRITICAL and weight(found, "FM-NATS-05") == 0.8
+    assert "no further reconnect" in words(found)
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    since = judge(log(gone, line(500, "notification stream ensured", "INFO"), line(5, SENT, "INFO")), tables())
+    assert since.status is Status.OK and not since.proposals
+
+
+def test_the_relay_is_judged_by_the_tables() -> None:
+    retries = [line(s, "outbox publish retry scheduled eventId=1 attempt=2") for s in range(50)]
+    found = judge(log(*retries), tables(failing=90, gone=1), workload="entitlement")
+    assert found.status is Status.CRITICAL and found.value("log.failed_share") is None
+    assert weight(found, "FM-OB-01") > 0.7 and 0 < weight(found, "relay") < 0.5
+    assert found.next_sections == ()
+
+
+def test_one_part_may_be_missing_and_nothing_is_green_without_any() -> None:
+    unread = failed(log=("workloads", "unreachable", "kubectl is not installed"))
+    found = judge(tables(), unread)
+    assert found.status is Status.OK and "kubectl is not installed" in words(found)
+    assert [p.name for p in found.proposals] == ["logs"]
+    assert judge(tables(failing=50), unread).status is Status.CRITICAL
+    away = failed(tries=("postgres", "unreachable", "connection refused"))
+    assert judge(HEALTHY, away).status is Status.OK and weight(judge(HEALTHY, away), "database") == 0.9
+    assert judge(log(*[line(s, RETRY) for s in range(50)]), away).status is Status.CRITICAL
+    neither = judge(unread, failed(**{"log": ("workloads", "unreachable", "kubectl is not installed"),
+                                      "tries": ("postgres", "timeout", "slow")}))  # fmt: skip
+    assert (neither.status, neither.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    assert judge().reason is Reason.NO_DATA
+    silent = judge(log(), tables())
+    assert silent.status is Status.OK and "not one line" in words(silent)
+    assert judge(log()).status is Status.UNKNOWN
+
+
+def test_prometheus_decides_where_the_tables_do_not() -> None:
+    results = {"results": pd.DataFrame({"result": ["sent", "retry_scheduled", "failed"], "value": [50.0, 40.0, 10.0]})}
+    found = judge(HEALTHY, tables(), results)
+    assert found.status is Status.OK and found.value("prometheus.failed_share") == 50
+    assert judge(HEALTHY, results).status is Status.CRITICAL
+
+
+def test_a_log_that_begins_late_is_said_to() -> None:
+    assert any(n.key == "exceptions.late" for n in judge(log(line(60, SENT, "INFO")), tables()).notes)
+    assert not any(n.key == "exceptions.late" for n in judge(HEALTHY, tables()).notes)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_the_judge_is_total(data: st.DataObject) -> None:
+    failing = log(
+        *[line(s, RETRY) for s in range(90)], line(3, "boom", "ERROR"), line(99, "no further reconnect", "ERROR")
+    )
+    frames = data.draw(odd_frames(about() | data.draw(st.sampled_from([HEALTHY, failing])) | tables()))
+    found = exceptions.judge_exceptions(frames, make_given())
+    words(found)
+    exceptions.draw_errors(frames, make_given())
+    assert CHECKS["5.1.1"].judge({}, make_given()).status is Status.UNKNOWN
+
+
+def test_the_chart_says_its_numbers_in_words() -> None:
+    failing = about() | log(
+        *[line(s, RETRY) for s in range(300)], *[line(s, f"{w} broke", "ERROR") for w in "abcdef" for s in (5, 70)]
+    )
+    chart = exceptions.draw_errors(failing, make_given())
+    assert chart is not None and chart.alt.params["n"] == 312 and chart.display("ja")
+    assert exceptions.draw_errors(about() | HEALTHY, make_given()) is None
+
+
+# A whole sandbox ------------------------------------------------------------------------------------------------
+
+
+def run(**parameters: Any) -> Finding:
+    rb = Session(
+        catalog.load().sections["5.1"],
+        validate({"incident_id": "test", "target": "sandbox", "window_minutes": 15, **parameters}),
+        Settings(),
+    )
+    found = CHECKS["5.1.1"].run(rb)
+    words(found)
+    assert found.reason is not Reason.ERROR, found.headline
+    for draw in CHECKS["5.1.1"].charts:
+        draw(found.frames, rb.given())
+    return found
+
+
+@pytest.fixture
+def here(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    monkeypatch.setenv("RUNBOOK_SANDBOX_DIR", str(sandbox.directory))
+    return sandbox
+
+
+def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
+    here: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workload in ("notification", "entitlement"):
+        found = run(workload=workload)
+        assert found.status is Status.OK, words(found)
+    here.fault("receiver_outage")
+    try:
+        here.wait_for("tries to fail", lambda: run().status is Status.CRITICAL, 20)
+        found = run()
+        assert weight(found, "receiver") > 0.7 and weight(found, "FM-NOTI-03") > 0.7
+        assert found.frames["phrases"]["phrase"][0] == "notification retry scheduled"
+        kept = str([f.to_csv() for f in found.frames.values()]) + str(found.questions)
+        assert not [s for s in here.state.addresses.passwords.values() if s in kept]
+        # Without its tool, the tables answer alone.
+        unread = Workloads(runner="kubectl")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        there = target_settings.sandbox_target()
+        assert there is not None
+        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"workloads": unread}))
+        found = run()
+        assert found.status is Status.CRITICAL and "kubectl is not installed" in words(found)
+    finally:
+        monkeypatch.undo()
+        here.heal()
+
+
+def test_the_past_has_no_log(here: Sandbox) -> None:
+    found = run(as_of=(pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat())
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+
+
+def test_a_restart_in_the_sandbox_is_that_of_a_person(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    rb = Session(catalog.load().sections["5.1"], validate({"incident_id": "t", "target": "sandbox"}), Settings())
+    before = here.pod("notification")["pod"]
+    variables = rb.workloads.environment("notification")
+    assert variables["POSTGRES_PASSWORD"] == "***"
+    said = rb.workloads.set_environment("notification", {"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"})
+    assert said.splitlines() == ["notification: stopped", "notification: started"]
+    assert "RUNNING" in rb.workloads.wait_ready("notification", 20)
+    here.wait_for("the new pod", lambda: here.pod("notification")["pod"] != before)
+    here.wait_for_flow(20)
+    assert rb.workloads.environment("notification")["NOTIFICATION_DELIVERY_BATCH_SIZE"] == "40"
+    rb.workloads.set_environment("notification", {"NOTIFICATION_DELIVERY_BATCH_SIZE": None})
+    here.wait_for_flow(20)

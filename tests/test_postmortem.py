@@ -1,0 +1,846 @@
+"""Section 7 and the draft: arithmetic, what a person wrote, the four mandatory items, real tables, the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
+
+from runbook_lib import artifact, catalog, messages, postmortem, record
+from runbook_lib.archive import ACTIONS, NOTES, Archive
+from runbook_lib.charts import Chart
+from runbook_lib.checks import postmortem as checks
+from runbook_lib.finding import (
+    Finding,
+    Frames,
+    RankedMode,
+    Reason,
+    Signal,
+    Status,
+    Value,
+    Verdict,
+    judged,
+    replace,
+    say,
+)
+from runbook_lib.sandbox.servers import Servers
+
+STEPS = ("7.1", "7.2", "7.3", "7.4")
+MINUTE = pd.Timedelta(minutes=1)
+
+
+# A dossier ---------------------------------------------------------------------------------------------------
+
+
+def a_run(
+    section: str,
+    status: str,
+    at: pd.Timestamp,
+    *findings: Finding,
+    modes: tuple[RankedMode, ...] = (),
+    **parameters: Any,
+) -> dict[str, Any]:
+    """One run as the manifest and its notebook would tell it."""
+    verdict = Verdict(Status[status], "delivery_worker" if modes else None, "high", modes)
+    return {
+        "section": section,
+        "status": status,
+        "at": at,
+        "findings": findings,
+        "verdict": verdict,
+        "parameters": {"incident_id": "INC", "target": "default", **parameters},
+    }
+
+
+def keep(archive: Archive, *runs: dict[str, Any]) -> None:
+    archive.prepare()
+    for r in runs:
+        name = f"{r['at']:%Y%m%dT%H%M%SZ}-{r['section']}-{r['status']}"
+        shown = [{record.FINDING_MIME: record.finding(f)} for f in r["findings"]]
+        end = {"header": {"as_of": r["at"].isoformat()}, "verdict": record.verdict(r["verdict"])}
+        cells = [
+            nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
+            for data in (*shown, {record.VERDICT_MIME: end})
+        ]
+        entry = {
+            "name": name,
+            "started": r["at"].isoformat(),
+            "ended": (r["at"] + MINUTE / 6).isoformat(),
+            "stuck_at": r["verdict"].stuck_at,
+            "confidence": "high",
+            "problem": "",
+        }
+        entry |= {c: r[c] for c in ("section", "status", "parameters")}
+        archive.append(entry, {f"{name}.ipynb": nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()})
+        said = {
+            "name": f"{name}.json",
+            "verdict": end["verdict"],
+            "started": entry["started"],
+            "sections": [r["section"]],
+        }
+        archive.append(said, {f"{name}.json": b"{}"})
+
+
+WORKER = RankedMode("FM-NOTI-06", 0.95, ("4.1.1",), ())
+SPOKEN = replace(
+    judged(
+        say("ui.no_action"), at_least=Status.CRITICAL, signals=(Signal("FM-NOTI-06", 0.8), Signal("FM-DB-01", -0.3))
+    ),
+    step="4.1.1",
+)
+
+
+def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) -> None:
+    """Detected 8 minutes ago, green 2 minutes ago, with a note, a dry action and a run that died."""
+
+    def before(minutes: float) -> pd.Timestamp:
+        return now - minutes * MINUTE
+
+    runs = [
+        a_run(
+            "3", "CRITICAL", before(7), SPOKEN, modes=(WORKER,), detected_by="alert", detected_at=before(8).isoformat()
+        ),
+        a_run("6", "WARNING", before(4)),
+        *([a_run("6", "OK", before(2))] if recovered else []),
+    ]
+    keep(archive, *runs)
+    archive.add_line(NOTES, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
+    archive.add_line(
+        ACTIONS,
+        {
+            "time": before(6).isoformat(),
+            "id": "a",
+            "result": "dry",
+            "action": "restart",
+            "what": {"workload": "notification"},
+            "who": "ops",
+            "approved_by": "",
+            "reason": "",
+            "why": {"en": "shown only", "ja": "表示のみ"},
+            "effect": None,
+            "verified": None,
+        },
+    )
+    archive.write(f"{before(3):%Y%m%dT%H%M%SZ}-4.3.partial.ipynb", b"{}")
+
+
+HOSTILE = (
+    "<script>alert(1)</script> | x <!-- /person --> ![p](http://e/x) [l](javascript:a)\n## 4. TTD: 5 s\n| TTR | 1 s |"
+)
+
+
+# Arithmetic --------------------------------------------------------------------------------------------------
+
+
+def span(minutes: int = 30, until: pd.Timestamp = NOW) -> pd.DataFrame:
+    since = (until - minutes * MINUTE).floor("min")
+    return pd.DataFrame([{"since": since, "until": until, "bucket_s": 60}])
+
+
+def buckets(**columns: list[float]) -> pd.DataFrame:
+    """Counts from bucket -1 on."""
+    n = max(map(len, columns.values()))
+    return pd.DataFrame({"bucket": range(-1, n - 1)} | {c: v + [0.0] * (n - len(v)) for c, v in columns.items()})
+
+
+def outage(began: int = 20, lasted: int = 4, until: int = 30) -> Frames:
+    """300 events a minute; nothing is sent from one minute on, and all of it in the first minute after."""
+    came = [0.0] + [300.0] * until
+    sent = [0.0] + [300.0] * began + [0.0] * lasted + [300.0 * (lasted + 1)] + [300.0] * (until - began - lasted - 1)
+    late = [0.0] + [0.0] * began + [300.0] * lasted + [0.0] * (until - began - lasted)
+    first = [pd.NaT] + [
+        span(until)["since"][0] + i * MINUTE + MINUTE / 4 if n else pd.NaT for i, n in enumerate(late[1:])
+    ]
+    notifications = buckets(came=came, ended=sent, sent=sent, failed=[0.0], n=came, late=late)
+    outbox = buckets(came=came, opened=came, published=came, old_in=[0.0], old_out=[0.0], n=came, late=[0.0], old=[0.0])
+    return {
+        "span": span(until),
+        "runs": pd.DataFrame([run_row("3", "CRITICAL", ago((until - began - 3) * 60), detected_by="alert")]),
+        "notifications": notifications.assign(first_late=pd.to_datetime(first, utc=True)),
+        "outbox": outbox.assign(first_late=pd.Series([None] * (until + 1), dtype="datetime64[ns, UTC]")),
+        "letters": buckets(delivery=[0.0], subscriber=[0.0]),
+        "unprocessed": buckets(n=[0.0]),
+        "outbox_failed": pd.DataFrame([{"total": 0, "timed": None, "n": 0, "first_failed": None}]),
+        "reach": pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(86400)}]),
+        "month": pd.DataFrame([{"n": 1_000_000}]),
+        "day": pd.DataFrame([{"n": 36_000}]),
+        "size": pd.DataFrame([{"ended": 1e6, "published": 36_000.0}]),
+    }
+
+
+def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[str, Any]:
+    usual = dict.fromkeys(checks.RUN) | {
+        "name": f"{section}-{status}",
+        "section": section,
+        "status": status,
+        "started": at,
+        "ended": at,
+        "looked_at": at,
+    }
+    return usual | {"detected_at": pd.NaT, "onset": pd.NaT} | more
+
+
+def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), columns=checks.RUN)
+    for column in ("started", "ended", "looked_at", "detected_at", "onset"):
+        frame[column] = pd.to_datetime(frame[column], utc=True)
+    return frame
+
+
+def by_slo(found: Finding) -> dict[str, dict[Any, Any]]:
+    return {str(r["slo"]): r for r in found.frames["impact"].to_dict("records")}
+
+
+def test_the_impact_of_an_outage() -> None:
+    found = checks.judge_impact(outage(), make_given())
+    assert found.status is Status.OK
+    rows = by_slo(found)
+    assert (rows["NOTI-B"]["minutes"], rows["NOTI-B"]["bad"]) == (4, 1200)
+    assert rows["NOTI-C"]["peak"] == 1200 and rows["NOTI-C"]["minutes"] == 4
+    assert rows["ENT-C"]["minutes"] == 0 and rows["ENT-C"]["total"] == rows["NOTI-B"]["total"]
+    # 1,200 of the 50,000 that may be late in 28 days.
+    assert (rows["NOTI-B"]["budget"], rows["NOTI-B"]["counted"]) == (2.4, "counted")
+    assert rows["ENT-C"]["counted"] == "projected"
+    assert found.value("onset") == (span()["since"][0] + 20 * MINUTE + MINUTE / 4).isoformat()
+    assert "NOTI-B 4 min" in words(found)
+
+
+def test_the_age_of_the_unpublished() -> None:
+    frames = outage()
+    # One minute in which all 300 are old at its end, and are published in the next.
+    frames["outbox"] = frames["outbox"].assign(
+        published=[0.0] + [300.0] * 10 + [0.0, 600.0] + [300.0] * 18,
+        old_in=[0.0] * 11 + [250.0, 50.0] + [0.0] * 18,
+        old_out=[0.0] * 12 + [300.0] + [0.0] * 18,
+        old=[0.0] * 11 + [300.0] + [0.0] * 19,
+        late=[0.0] * 11 + [300.0] + [0.0] * 19,
+    )
+    level = checks.levels(frames, make_given())["ENT-D"]
+    assert list(level.index[level["breach"]]) == [10]
+    assert level["level"].max() == 250
+
+
+@pytest.mark.parametrize(
+    ("bad", "share", "events", "expected"),
+    [
+        (30, 0.001, 1_000_000, 3.0),
+        (5, 0.05, 100, 100.0),
+        (0, 0.05, 100, 0.0),
+        (1, None, 100, None),
+        (1, 0.05, None, None),
+        (1, 0.05, 0, None),
+    ],
+)
+def test_budget(bad: float, share: float | None, events: float | None, expected: float | None) -> None:
+    assert checks.budget_share(bad, share, events) == expected
+
+
+def test_what_an_objective_allows() -> None:
+    slos = catalog.load().slos
+    assert checks.allowed(slos["NOTI-A"]) == pytest.approx(0.001)
+    assert checks.allowed(slos["NOTI-B"]) == 0.05
+    assert checks.allowed(slos["NOTI-C"]) is None and checks.allowed(slos["NOTI-D"]) is None
+
+
+def test_retention_is_said_and_is_never_0() -> None:
+    frames = outage()
+    frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(-60)}])
+    week_later = replace(make_given(), as_of=NOW + pd.Timedelta(days=7))
+    found = checks.judge_impact(frames, week_later)
+    rows = by_slo(found)
+    assert rows["ENT-C"]["why"] == rows["ENT-D"]["why"] == "retention"
+    assert pd.isna(rows["ENT-C"]["minutes"]) and pd.isna(rows["ENT-C"]["bad"])
+    assert rows["NOTI-B"]["minutes"] == 4
+    assert found.status is Status.WARNING and "ENT-C" in words(found)
+    # An earlier run had measured it.
+    frames["earlier"] = pd.DataFrame(
+        [
+            dict.fromkeys(checks.IMPACT)
+            | {"slo": "ENT-C", "minutes": 3.0, "bad": 9.0, "total": 99.0, "why": "", "name": "x-7-OK"}
+        ]
+    )
+    again = by_slo(checks.judge_impact(frames, week_later))
+    assert (again["ENT-C"]["minutes"], again["ENT-C"]["why"], again["ENT-C"]["name"]) == (
+        3,
+        "earlier",
+        "x-7-OK",
+    )
+    # Of a part that is left, the numbers are a lower bound.
+    del frames["earlier"]
+    frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(300)}])
+    assert by_slo(checks.judge_impact(frames, week_later))["ENT-C"]["why"] == "partly"
+
+
+def test_rows_given_up_have_no_time_without_commit_times() -> None:
+    frames = outage()
+    frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": False, "n": 3, "first_failed": None}])
+    row = by_slo(checks.judge_impact(frames, make_given()))["ENT-E"]
+    assert row["why"] == "no_time" and row["bad"] == 3 and pd.isna(row["minutes"])
+    frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": True, "n": 3, "first_failed": ago(300)}])
+    assert by_slo(checks.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_judging_is_total(data: st.DataObject) -> None:
+    frames = data.draw(odd_frames(outage()))
+    words(checks.judge_impact(frames, make_given()))
+    checks.draw_impact(frames, make_given())
+    for judge in (checks.judge_origin, checks.judge_timeline, checks.judge_measures):
+        words(judge(frames, make_given()))
+    for judge in (checks.judge_impact, checks.judge_origin, checks.judge_timeline):
+        assert judge({}, make_given()).status is Status.UNKNOWN
+
+
+def test_the_chart_shades_what_was_in_breach() -> None:
+    chart = checks.draw_impact(outage(), make_given())
+    assert isinstance(chart, Chart)
+    assert "NOTI-B 4 min" in chart.alt.params["breached"]
+    assert checks.draw_impact({}, make_given()) is None
+
+
+# Times -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "up", "bucket"),
+    [
+        ([0] * 10 + [30] * 5, True, 10),
+        ([0] * 10 + [30] * 5 + [0] * 30, True, 10),  # it is over: the fall is no beginning
+        ([300] * 20 + [0, 0], False, 20),
+        ([300] * 20 + [0] * 3 + [900] * 2, False, 20),
+        ([5, 6, 4, 5, 5, 6, 4], True, None),
+        ([], True, None),
+    ],
+)
+def test_the_strongest_change(counts: list[float], up: bool, bucket: int | None) -> None:
+    assert checks.strongest(counts, up=up) == bucket
+
+
+def test_a_flow_that_dries_up_with_its_source_is_no_onset() -> None:
+    frames = outage()
+    quiet = [0.0] + [300.0] * 20 + [20.0] * 10
+    frames["notifications"] = buckets(came=quiet, ended=quiet, sent=quiet, failed=[0.0], n=quiet, late=[0.0])
+    frames["outbox"] = buckets(
+        came=quiet, opened=quiet, published=quiet, old_in=[0.0], old_out=[0.0], n=quiet, late=[0.0], old=[0.0]
+    )
+    assert checks.judge_impact(frames, make_given()).value("onset") is None
+
+
+def test_the_onset_falls_back_on_what_section_3_saw() -> None:
+    row = run_row("3", "CRITICAL", ago(60), onset=ago(90))
+    found = checks.onset({"runs": runs_of(row)}, make_given(), checks.Moment(ago(60)))
+    assert (found.at, found.how, found.name) == (ago(90), "run", "3-CRITICAL")
+
+
+def test_detection() -> None:
+    told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
+    first = run_row("4.1", "CRITICAL", ago(80))
+    assert checks.detection(runs_of(first, told), make_given()) == checks.Moment(ago(100), "alert", "3-CRITICAL")
+    assert checks.detection(runs_of(first), make_given()) == checks.Moment(ago(80), "first_run", "4.1-CRITICAL")
+    by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
+    assert checks.detection(runs_of(first, by), make_given()) == checks.Moment(ago(70), "user_report", "3-CRITICAL")
+    here = make_given(detected_at=ago(300), detected_by="slo")
+    assert checks.detection(runs_of(first, told), here) == checks.Moment(ago(300), "slo")
+    assert checks.detection(runs_of(), make_given()) == checks.Moment()
+
+
+@pytest.mark.parametrize(
+    ("runs", "at"),
+    [
+        ([("3", "CRITICAL", 90), ("6", "OK", 50)], 50),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("6", "OK", 40)], 50),
+        ([("6", "OK", 95), ("3", "CRITICAL", 90)], None),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("6", "WARNING", 40), ("6", "OK", 30)], 30),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("4.1", "CRITICAL", 40)], None),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("2", "WARNING", 40)], 50),
+        ([("3", "CRITICAL", 90), ("6", "UNKNOWN", 50)], None),
+        ([], None),
+    ],
+)
+def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
+    found = checks.recovery(runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs)), None)
+    assert found.at == (None if at is None else ago(at))
+
+
+def test_lengths_of_time() -> None:
+    assert checks.lasted(ago(90), ago(30)) == 60
+    assert checks.lasted(ago(30), ago(90)) == 0  # a clock's error is not a detection before the onset
+    assert checks.lasted(None, ago(30)) is None
+    assert postmortem.duration(59) == "59 s"
+    assert postmortem.duration(3725) == "3725 s (1 h 2 min 5 s)"
+
+
+# Origin ------------------------------------------------------------------------------------------------------
+
+
+def origin_of(*verdicts: tuple[str, str, list[tuple[str, float]]]) -> Finding:
+    rows = [(f"v{i}", ago(100 - i), status, None, sure) for i, (status, sure, _) in enumerate(verdicts)]
+    modes = [(f"v{i}", id_, score) for i, (_, _, named) in enumerate(verdicts) for id_, score in named]
+    return checks.judge_origin(
+        {
+            "verdicts": pd.DataFrame(rows, columns=checks.VERDICT),
+            "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
+            "known": pd.DataFrame([("FM-NOTI-06", "stopped", "停止")], columns=["id", "en", "ja"]),
+        },
+        make_given(),
+    )
+
+
+def test_the_worst_surest_first_verdict_names_the_origin() -> None:
+    found = origin_of(
+        ("CRITICAL", "low", [("FM-DB-01", 0.9)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-05", 0.4)]),
+        ("CRITICAL", "high", [("FM-NOTI-04", 0.9)]),
+        ("OK", "high", []),
+    )
+    assert found.value("origin") == "FM-NOTI-06" and found.status is Status.OK
+    roles = found.frames["candidates"].set_index("id")["role"].to_dict()
+    assert roles == {
+        "FM-NOTI-06": "origin",
+        "FM-NOTI-05": "candidate",
+        "FM-DB-01": "named_elsewhere",
+        "FM-NOTI-04": "named_elsewhere",
+    }
+    assert "stopped" in words(found) and "停止" in words(found, "ja")
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        ("CRITICAL", "low", [("FM-NOTI-06", 0.9)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-03", 0.85)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.4)]),
+        ("CRITICAL", "high", []),
+        ("OK", "high", []),
+    ],
+)
+def test_inconclusive_stays_inconclusive(verdict: tuple[str, str, list[tuple[str, float]]]) -> None:
+    found = origin_of(verdict)
+    assert found.value("origin") is None and found.status is Status.WARNING
+    assert "Inconclusive" in words(found)
+
+
+# What a person wrote -----------------------------------------------------------------------------------------
+
+
+def findings(origin: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list[Finding]:
+    impact = checks.judge_impact(outage(), make_given())
+    times = [
+        ("onset", ago(500), "late", ""),
+        ("detection", ago(460), "alert", "3-C"),
+        ("recovery", ago(60), "green", "6-O"),
+    ]
+    timed = judged(
+        say("postmortem.times", ttd=40.0, ttr=ttr, entries=1),
+        [Value("ttd", 40.0, "s"), Value("ttr", ttr, "s")],
+        frames={
+            "times": pd.DataFrame(times, columns=["what", "time", "how", "name"]),
+            "timeline": checks.timeline({}, checks.Moment(ago(500), "late"), *[checks.Moment()] * 2),
+        },
+    )
+    suggested = pd.DataFrame(
+        [("FM-NOTI-06", "measure", "silence | while rows are due")], columns=["id", "kind", "text"]
+    )
+    return [
+        replace(impact, step="7.1"),
+        replace(origin_of(("CRITICAL", "high", [(origin, 0.9)] if origin else [])), step="7.2"),
+        replace(timed, step="7.3"),
+        replace(judged(say("postmortem.no_measures", suggested=1), frames={"suggested": suggested}), step="7.4"),
+    ]
+
+
+def make(archive: Archive, lang: str = "en", **changes: Any) -> postmortem.Written:
+    made = changes.pop("made", "2025-01-31T03:10:00Z")
+    return postmortem.write(
+        archive,
+        changes.pop("found", None) or findings(**changes),
+        lang,
+        target="here",
+        artifact="20250131T031000Z-7-WARNING",
+        chart="aGk=",
+        made=made,
+    )
+
+
+def text_of(archive: Archive) -> str:
+    return archive.read(postmortem.MARKDOWN).decode()
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """As an editor would: what stands in a person's block is replaced."""
+    found = re.subn(
+        rf"(<!-- person:{name} [^>]*-->\n).*?(\n<!-- /person -->)",
+        lambda m: m[1] + content + m[2],
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
+    assert found[1] == 1
+    return found[0]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(str(tmp_path / "out"), "INC")
+    archive.prepare()
+    return archive
+
+
+_WRITTEN = st.text(st.characters(codec="utf-8", exclude_characters="\r")).filter(lambda t: "<!--" not in t)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    texts=st.dictionaries(st.sampled_from(["summary", "impact", "origin", "timeline", "measures"]), _WRITTEN),
+    langs=st.lists(st.sampled_from(["en", "ja"]), min_size=1, max_size=3),
+)
+def test_what_a_person_wrote_is_kept_in_every_language(texts: dict[str, str], langs: list[str]) -> None:
+    def new(lang: str) -> str:
+        return postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z")
+
+    text = postmortem.compose(new("en"), {})
+    for name, content in texts.items():
+        text = fill(text, name, content)
+    assert not postmortem.edited(text)
+    before = postmortem.written(text)
+    for lang in langs:
+        text = postmortem.compose(new(lang), postmortem.written(text))
+        assert not postmortem.edited(text)
+    for name, content in texts.items():
+        if name in before:
+            assert content.strip("\n") in text
+    assert postmortem.written(text) == before
+    # What nobody touched follows the language.
+    untouched = set(messages.LANGUAGES) - {langs[-1]}
+    for lang in untouched:
+        assert messages.text(say("postmortem.head.impact"), lang) not in text
+
+
+_FOUND = findings()
+
+
+def test_edited_generated_parts_are_set_aside(archive: Archive) -> None:
+    assert make(archive).backup is None
+    assert make(archive, "ja").backup is None
+    archive.write(postmortem.MARKDOWN, fill(text_of(archive), "summary", "We slept.").replace("\n", "\r\n").encode())
+    kept = make(archive)
+    assert (kept.kept, kept.backup) == (("summary",), None)  # other line ends are no edit
+    before = text_of(archive).replace("## 2.", "By the way.\n\n## 2.")
+    archive.write(postmortem.MARKDOWN, before.encode())
+    again = make(archive)
+    assert again.backup == "postmortem.md.bak-20250131T031000Z"
+    assert archive.read(again.backup).decode() == before
+    assert "We slept." in text_of(archive) and "By the way." not in text_of(archive)
+    archive.write(postmortem.MARKDOWN, b"# ours \xff\n")
+    assert make(archive).backup == "postmortem.md.bak-20250131T031000Z.2"
+
+
+def test_a_block_that_a_person_added_is_kept(archive: Archive) -> None:
+    make(archive)
+    archive.write(
+        postmortem.MARKDOWN, (text_of(archive) + "\n<!-- person:luck -->\nIt was a Sunday.\n<!-- /person -->").encode()
+    )
+    assert make(archive).backup
+    assert make(archive, "ja").backup is None
+    assert "It was a Sunday." in text_of(archive)
+
+
+def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
+    note = {"time": ago(60), "kind": "note", "who": HOSTILE, "detail_en": HOSTILE, "detail_ja": HOSTILE}
+    found = findings()
+    entries = pd.DataFrame([dict.fromkeys(checks.ENTRY, "") | note], columns=checks.ENTRY)
+    found[2] = replace(found[2], frames=found[2].frames | {"timeline": entries})
+    make(archive, found=found)
+    text = text_of(archive)
+    assert len(postmortem._BLOCK.findall(text)) == 5 and not postmortem.edited(text)
+    assert not re.search(r"(?<!\\)<(?!!--)", text)  # nothing but our own comments
+    archive.write(postmortem.MARKDOWN, fill(text, "summary", HOSTILE.replace("<!-- /person -->", "")).encode())
+    make(archive, found=found)
+    page = archive.read(postmortem.PAGE).decode()
+    for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http", 'href="javascript:'):
+        assert loader not in page
+    assert page.count("<img") == 1 and 'src="data:image/png;base64,aGk="' in page
+    assert "alert(1)" in page  # shown as text
+    assert page.count('class="person todo"') == 4 - 0 and page.count('class="person done"') == 1
+
+
+# Is it complete? ---------------------------------------------------------------------------------------------
+
+FILLED = {
+    "en": {
+        "origin": "Origin: FM-NOTI-06",
+        "measures": "| Kind | Measure | Owner | Due |\n|---|---|---|---|\n"
+        "| control | restart by a probe | A. Sato | 2026-01-31 |",
+    },
+    "ja": {
+        "origin": "起点: FM-NOTI-06",
+        "measures": "| 種別 | 対策 | 担当 | 期限 |\n|---|---|---|---|\n| 制御 | 監視で再起動 | 佐藤 | 2026-01-31 |",
+    },
+}
+
+
+def filled(lang: str) -> str:
+    text = postmortem.compose(
+        postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z"), {}
+    )
+    for name, content in FILLED[lang].items():
+        text = fill(text, name, content)
+    return text
+
+
+def without_rows(text: str, pattern: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not re.search(pattern, line))
+
+
+OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
+    "impact": (1, lambda t, lang: without_rows(t, "(ENT|NOTI)-[A-E]")),
+    "impact blank": (
+        1,
+        lambda t, lang: re.sub(
+            r"^(\| (?:ENT|NOTI)-[A-E] \| [^|]+\|).*$",
+            r"\1 | | | |",
+            without_rows(t, r"^(?!\|).*(ENT|NOTI)-[A-E]"),
+            flags=re.MULTILINE,
+        ),
+    ),
+    "origin": (2, lambda t, lang: fill(t, "origin", {"en": "Origin:", "ja": "起点:"}[lang])),
+    "origin unknown": (2, lambda t, lang: t.replace(": FM-NOTI-06\n<", ": FM-NOTI-66\n<")),
+    "origin inconclusive": (
+        2,
+        lambda t, lang: fill(
+            t,
+            "origin",
+            {"en": "Origin: inconclusive, FM-NOTI-06 or FM-DB-01", "ja": "起点: 判定不能(FM-NOTI-06)"}[lang],
+        ),
+    ),
+    "ttd": (3, lambda t, lang: without_rows(t, r"^\| TTD")),
+    "ttr": (3, lambda t, lang: re.sub(r"^\| TTR \|[^|]*\|", "| TTR | |", t, flags=re.MULTILINE)),
+    "entries": (3, lambda t, lang: without_rows(t, r"^\|.*\d\d:\d\d:\d\dZ")),
+    "measures": (4, lambda t, lang: fill(t, "measures", "-")),
+    "owner": (4, lambda t, lang: re.sub("A. Sato|佐藤", "", t)),
+    "owner open": (
+        4,
+        lambda t, lang: re.sub("A. Sato|佐藤", {"en": "**to be filled in**", "ja": "**要記入**"}[lang], t),
+    ),
+    "due": (4, lambda t, lang: t.replace("2026-01-31", "2026-02-31")),
+    "due word": (4, lambda t, lang: t.replace("2026-01-31", "soon")),
+    "kind": (4, lambda t, lang: re.sub(r"\| (control|制御) \| (restart|監視)", r"| - | \2", t)),
+}
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_a_filled_postmortem_is_complete(lang: str) -> None:
+    assert postmortem.missing(filled(lang)) == []
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize("name", OMISSIONS)
+def test_each_omission_is_named(name: str, lang: str) -> None:
+    number, omit = OMISSIONS[name]
+    text = omit(filled(lang), lang)
+    assert text != filled(lang)
+    found = postmortem.missing(text)
+    assert [m.number for m in found] == [number]
+    for each in messages.LANGUAGES:
+        assert messages.text(found[0].problem, each)
+
+
+def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None:
+    assert [
+        m.number
+        for m in postmortem.missing(
+            postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31")
+        )
+    ] == [4]
+    open_ = postmortem.draft(
+        findings(origin=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
+    )
+    assert [m.number for m in postmortem.missing(open_)] == [2, 3, 4]
+    assert [m.number for m in postmortem.missing("")] == [1, 2, 3, 4]
+
+
+def test_markdown_as_hands_write_it() -> None:
+    text = """
+# Postmortem
+
+##  1 . Impact of it
+
+NOTI-B: about 340 of 3000 events were late.
+
+### 2) Originating failure mode
+**Origin**: `FM-NOTI-06`, the worker stopped.
+
+## 3. Timeline
+* **TTD**: not measurable: nobody looked at that hour
+TTR = 12 min
+- 03:10 the pod was restarted
+
+## 4. Measures
+
+Owner | Due        | Kind   | Measure
+------|:----------:|--------|--------
+**Mori** |  2026-03-01  |  Design review | one probe per worker \\| lease
+|   |   |  |  |
+"""
+    assert postmortem.missing(text.replace("1 . ", "1. ")) == []
+    full_width = text.replace("1 . ", "1. ").replace("Origin**:", "起点**：").replace("not measurable:", "測定不可：")
+    assert postmortem.missing(full_width.replace("12 min", "１２分")) == []
+
+
+# On real tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def now(db: psycopg.Connection) -> pd.Timestamp:
+    found = db.execute("SELECT now()").fetchone()
+    assert found
+    return pd.Timestamp(found[0]).tz_convert("UTC")
+
+
+def seed(db: psycopg.Connection) -> None:
+    """Forty minutes of traffic; what came from 10 to 8 minutes ago was sent 3 minutes late, some given up or lost."""
+    traffic(db, seconds=2400, until=600, per_second=2)
+    for second in range(480, 600):
+        events(db, 2, second, sent_after=180.0)
+    traffic(db, seconds=478, until=0, per_second=2)
+    events(db, 5, 590, status="FAILED", tries=10, dead=300)
+    events(db, 4, 580, processed=False, status=None)
+
+
+def test_an_incident_on_real_tables(
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed(db)
+    an_incident(archive, now)
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    found = run(servers, *STEPS, incident_id="INC")
+    rows = by_slo(found["7.1"])
+    # Those sent late, those given up, those that never became a notification.
+    assert rows["NOTI-B"]["bad"] == 240 + 5 + 4
+    assert 2 <= rows["NOTI-B"]["minutes"] <= 4
+    assert (rows["NOTI-A"]["bad"], rows["NOTI-D"]["bad"]) == (5, 5)
+    assert rows["ENT-C"]["bad"] == 0 and rows["ENT-C"]["total"] > 900
+    assert rows["NOTI-C"]["peak"] >= 200
+    onset = pd.Timestamp(str(found["7.1"].value("onset")))
+    assert abs((onset - (now - 10 * MINUTE)).total_seconds()) < 20
+    assert found["7.2"].value("origin") == "FM-NOTI-06" and found["7.2"].status is Status.OK
+    evidence = found["7.2"].frames["evidence"]
+    assert list(evidence["step"]) == ["4.1.1"] and evidence["name"][0].endswith("-3-CRITICAL")
+    assert found["7.3"].value("ttd") == pytest.approx(120, abs=20)
+    assert found["7.3"].value("ttr") == pytest.approx(360, abs=5)
+    kinds = list(found["7.3"].frames["timeline"]["kind"])
+    assert kinds[:2] == ["onset", "detection"] and kinds[-1] in ("recovery", "run", "verdict")
+    assert {"dry", "note", "died", "run", "verdict"} <= set(kinds)
+    assert found["7.3"].frames["timeline"]["time"].is_monotonic_increasing
+    assert found["7.4"].status is Status.WARNING and len(found["7.4"].frames["suggested"]) == 2
+
+
+def test_without_a_database_it_says_what_is_missing(
+    servers: Servers, now: pd.Timestamp, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_incident(archive, now, recovered=False)
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    found = run(servers, *STEPS, incident_id="INC", database_url="postgresql://x:secret@127.0.0.1:1/none")
+    assert (found["7.1"].status, found["7.1"].reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    assert found["7.2"].value("origin") == "FM-NOTI-06"
+    assert found["7.3"].value("ttr") is None and found["7.3"].status is Status.WARNING
+    text = postmortem.draft(found.values(), "en", incident="INC", target="t", artifact=None, made="2025-01-31")
+    assert "not measured: the database could not be reached" in text and "not recovered yet" in text
+    assert [m.number for m in postmortem.missing(text)] == [1, 3, 4]
+
+
+def test_an_idle_system_without_an_incident(
+    servers: Servers, db: psycopg.Connection, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    found = run(servers, *STEPS, incident_id="INC")
+    assert found["7.1"].status is Status.OK
+    assert [found[s].reason for s in ("7.2", "7.3")] == [Reason.NO_DATA, Reason.NO_DATA]
+
+
+def test_a_long_incident_is_asked_in_pieces(
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events(db, 50, 20 * 3600)
+    events(db, 50, 600)
+    keep(archive, a_run("3", "CRITICAL", now - pd.Timedelta(hours=19)))
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    found = run(servers, "7.1", incident_id="INC", window_minutes=120)["7.1"]
+    rows = by_slo(found)
+    assert rows["NOTI-B"]["total"] == rows["ENT-C"]["total"] == 100
+    assert found.frames["span"]["bucket_s"][0] == 180
+    assert sum(q.name == "postmortem/notifications" for q in found.questions) == 4
+
+
+# By the command ----------------------------------------------------------------------------------------------
+
+
+def command(servers: Servers, archive: Archive, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "runbook_lib", "postmortem", *arguments, "--output", archive.output],
+        env={**os.environ, **servers.env, **env},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive) -> None:
+    seed(db)
+    an_incident(archive, now)
+    done = command(servers, archive, "INC", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == said["exit_code"] == 1, done.stderr
+    assert said["postmortem"]["backup"] is None
+    assert archive.problems() == []
+    entry = archive.manifest()[-1]
+    section = catalog.load().sections["7"]
+    ran = artifact.read(artifact.notebook(archive.read(f"{entry['name']}.ipynb")), section)
+    assert ran.concluded and artifact.judge_again(ran) == []
+    text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
+    assert "Origin: FM-NOTI-06" in text and "\n## 4. TTD" not in text and "data:image/png" in page
+    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
+    pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
+    assert links and all(link in pages or archive.read(link) for link in links)
+    # A person fills it in; it is made again in the other language, and nothing of theirs is lost.
+    checked = command(servers, archive, "INC", "--check")
+    assert checked.returncode == 2 and checked.stderr.startswith("4 measures"), checked.stderr
+    archive.write(postmortem.MARKDOWN, fill(text, "measures", FILLED["en"]["measures"]).encode())
+    assert command(servers, archive, "INC", "--check").returncode == 0
+    again = command(servers, archive, "INC", "--lang", "ja")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "restart by a probe" in text_of(archive) and "起点: FM-NOTI-06" in text_of(archive)
+    passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
+    assert passed.returncode == 0 and json.loads(passed.stdout) == {"incident": "INC", "complete": True, "missing": []}
+    assert 'href="postmortem.html"' in archive.read("index.html").decode()
+    # A look back is not how things stand.
+    assert not any(e.get("sections") == ["7"] for e in archive.manifest())
+
+
+def test_the_command_on_what_is_not_there(servers: Servers, archive: Archive, now: pd.Timestamp) -> None:
+    assert command(servers, archive, "NONE").returncode == 64
+    archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
+    checked = command(servers, archive, "INC", "--check")
+    assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 5
+    done = command(servers, archive, "INC", RUNBOOK_DATABASE_URL="postgresql://x:hidden-word@127.0.0.1:1/none")
+    assert done.returncode == 3, done.stdout + done.stderr
+    text = text_of(archive)
+    assert "20250131T031000Z-3.partial.ipynb" in text or "no run of this incident" in text
+    assert "hidden-word" not in text + done.stdout + done.stderr

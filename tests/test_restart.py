@@ -1,0 +1,134 @@
+"""Section 5.1: a restart is proposed, refused, or carried out and seen to help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given as drawn
+from hypothesis import strategies as st
+
+from runbook_lib import catalog
+from runbook_lib.archive import ACTIONS, Archive
+from runbook_lib.checks import CHECKS
+from runbook_lib.checks.check import Given
+from runbook_lib.finding import Status
+from runbook_lib.sandbox.sandbox import Sandbox
+
+BOOK = catalog.load()
+NOW = pd.Timestamp("2026-03-01T12:00:00Z")
+GIVEN = Given(BOOK.limits, BOOK.slos, NOW, 60)
+
+
+def outcome(result: str, verified: bool | None, holds: list[bool | None]) -> dict[str, pd.DataFrame]:
+    words = {"why_en": "why", "why_ja": "理由", "effect_en": "effect", "effect_ja": "効果"}
+    return {
+        "outcome": pd.DataFrame([{"result": result, "verified": verified, **words}]),
+        "preconditions": pd.DataFrame({"precondition": ["it answers"] * len(holds), "holds": holds}, dtype=object),
+        "about": pd.DataFrame([{"workload": "notification", "name": "notification", "leased": 3, "stream": "s"}]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "verified", "holds", "status"),
+    [
+        ("dry", None, [True, True], Status.OK),
+        ("dry", None, [True, False], Status.WARNING),
+        ("dry", None, [True, None], Status.UNKNOWN),
+        ("dry", None, [], Status.UNKNOWN),
+        ("refused", None, [True, False], Status.WARNING),
+        ("failed", None, [True], Status.CRITICAL),
+        ("done", True, [True], Status.OK),
+        ("done", False, [True], Status.CRITICAL),
+        ("done", None, [True], Status.CRITICAL),
+    ],
+)
+def test_what_became_of_it(result: str, verified: bool | None, holds: list[bool | None], status: Status) -> None:
+    finding = CHECKS["5.1.2"].judge(outcome(result, verified, holds), GIVEN)
+    assert finding.status is status
+    assert (finding.reason is not None) == (status is Status.UNKNOWN)
+
+
+@drawn(
+    st.dictionaries(
+        st.sampled_from(["outcome", "preconditions", "about", "look", "backlog.notifications", "errors.tries"]),
+        st.sampled_from([pd.DataFrame(), pd.DataFrame({"at": [NOW]}), pd.DataFrame({"odd": [None, "x"]})]),
+    ),
+    st.sampled_from(["5.1.2", "5.1.3"]),
+)
+def test_judges_are_total(frames: dict[str, pd.DataFrame], step: str) -> None:
+    assert CHECKS[step].judge(frames, GIVEN).status is not Status.OK or step == "5.1.3"
+
+
+def test_nothing_seen_is_not_recovered() -> None:
+    assert CHECKS["5.1.3"].judge({}, GIVEN).status is Status.UNKNOWN
+
+
+def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "runbook_lib", *arguments, "--target", "sandbox", "--incident", "R-1"]
+    done = subprocess.run(
+        [*command, "--output", str(output), "--json"],
+        env={**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.returncode, done.stdout
+
+
+def actions(output: Path) -> list[dict[str, Any]]:
+    return Archive(str(output), "R-1").lines(ACTIONS)
+
+
+@pytest.mark.e2e
+def test_a_hung_worker_is_restarted_on_a_word_alone(sandbox: Sandbox, tmp_path: Path) -> None:
+    pod = sandbox.pod("notification")["pod"]
+    sandbox.fault("worker_hung")
+    try:
+        time.sleep(10)
+        asked = ("-p", "execute=true")
+        word = ("-p", "approved_by=Aoki", "-p", "reason=worker hangs")
+        _, said = runbook(sandbox, tmp_path, "run", "5.1", *asked)
+        steps = {f["step"]: f["status"] for f in json.loads(said)["runs"][0]["findings"]}
+        assert steps["5.1.2"] == "WARNING" and actions(tmp_path)[-1]["result"] == "refused"
+        runbook(sandbox, tmp_path, "run", "5.1", *asked, *word, RUNBOOK_UNATTENDED="1")
+        assert actions(tmp_path)[-1]["result"] == "refused"
+        assert sandbox.pod("notification")["pod"] == pod, "somebody restarted it without a word"
+
+        _, said = runbook(sandbox, tmp_path, "run", "5.1", *asked, *word)
+        findings = {f["step"]: f for f in json.loads(said)["runs"][0]["findings"]}
+        assert findings["5.1.2"]["status"] == "OK", findings["5.1.2"]
+        assert findings["5.1.3"]["status"] == "OK", findings["5.1.3"]
+        assert sandbox.pod("notification")["pod"] != pod
+    finally:
+        sandbox.heal()
+    begun, done = actions(tmp_path)[-2:]
+    assert (begun["result"], done["result"], done["verified"]) == ("begun", "done", True)
+    assert begun["before"]["due"] > 0
+    assert (done["who"], done["approved_by"], done["section"]) == (begun["who"], "Aoki", "5.1")
+    assert Archive(str(tmp_path), "R-1").problems() == []
+    assert "Aoki" in (tmp_path / "R-1" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.e2e
+def test_no_restart_while_a_server_is_away(sandbox: Sandbox, tmp_path: Path) -> None:
+    pod = sandbox.pod("entitlement")["pod"]
+    sandbox.fault("broker_down")
+    try:
+        word = ("--approved-by", "Aoki", "--reason", "the relay is stuck")
+        code, said = runbook(sandbox, tmp_path, "act", "restart", "entitlement", "--execute", *word)
+        assert sandbox.pod("entitlement")["pod"] == pod
+    finally:
+        sandbox.heal()
+    assert code == Status.CRITICAL.value
+    answer = json.loads(said)
+    assert answer["result"] == "refused" and "jetstream" in answer["why"]["en"]
