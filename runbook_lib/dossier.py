@@ -95,7 +95,11 @@ def write_index(archive: Archive, lang: str) -> None:
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
-        actions=[a for a in archive.lines(ACTIONS) if a["result"] != "begun" or _died(a, archive.lines(ACTIONS))],
+        actions=[
+            a | {"what": record.what(a["what"])}
+            for a in archive.lines(ACTIONS)
+            if a["result"] != "begun" or _died(a, archive.lines(ACTIONS))
+        ],
         notes=archive.lines(NOTES),
         partials=archive.partials(),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,

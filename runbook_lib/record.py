@@ -99,6 +99,14 @@ def outcome(o: Outcome) -> dict[str, Any]:
     }
 
 
+def what(asked: dict[str, Any]) -> str:
+    """What an action was about, in a few words: of its journal line's `what`."""
+    words = [str(asked.get("name") or asked.get("store") or "")]
+    words += [f"{k}={'default' if v is None else v}" for k, v in (asked.get("settings") or {}).items()]
+    words += [f"{k}={v}" for k, v in asked.items() if k in ("limit", "events", "discard") and v]
+    return " ".join(w for w in words if w)
+
+
 def values(f: Finding) -> dict[str, Any]:
     """The observed values by name: unit and, where compared, the limits and their origin."""
     return {v.name: _value(v) for v in f.values}

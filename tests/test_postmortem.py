@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psycopg
 import pytest
@@ -328,6 +329,12 @@ def test_the_chart_shades_what_was_in_breach() -> None:
 )
 def test_the_strongest_change(counts: list[float], up: bool, bucket: int | None) -> None:
     assert checks.strongest(counts, up=up) == bucket
+
+
+def test_a_rise_begins_with_what_leads_up_to_it() -> None:
+    assert checks.rise(np.array([0.0] * 10 + [2, 1, 30, 30, 30])) == 10
+    assert checks.rise(np.array([3.0, 2, 4, 3, 3, 2, 3, 3, 40, 40])) == 8
+    assert checks.rise(np.array([0.0] * 10)) is None
 
 
 def test_a_flow_that_dries_up_with_its_source_is_no_onset() -> None:

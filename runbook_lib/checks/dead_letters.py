@@ -103,7 +103,7 @@ def judge_permanent(frames: Frames, given: Given) -> Finding:
             *((say("letters.masked"),) if n else ()),
             *given_up.reading_notes(frames, "letters", "given_up"),
         ),
-        signals=tuple(_permanent_signals(kinds, given)),
+        signals=tuple(_permanent_signals(kinds, frames, given)),
         hops=(Hop("producer", alive=_producers(certain)),) if len(certain) else (),
         proposals=tuple(
             proposals.fix_producer(given.workloads, str(store), _producers(rows), float(rows["n"].sum()))
@@ -158,18 +158,15 @@ def _outbox_kinds(frames: Frames) -> Iterable[tuple[Any, ...]]:
         if kind is not None:
             yield "outbox", kind, r["event_type"], r["source"], fields, weight, r["failed_at"], r["event_id"]
     # What is still tried and can not pass either; a claim wipes the error for as long as it lasts.
-    tried = table(frames, "errors", "status", "last_error", "n", "newest")
-    for r in given_up.rows(tried[tried["status"] == "PENDING"]):
+    for r in given_up.whole(frames, "errors", "status", "last_error", "n", "newest"):
         kind = outbox_kind(r["last_error"], "")
-        if kind not in (None, "unknown"):
+        if r["status"] == "PENDING" and kind not in (None, "unknown"):
             yield "outbox", kind, None, None, "still being tried", float(r["n"]), r["newest"], None
 
 
 def _message_kinds(frames: Frames, given: Given) -> Iterable[tuple[Any, ...]]:
     """What the broker no longer delivers, by what is wrong with the message itself."""
-    columns = ("stream_seq", "problem", "event_type", "source", "fields", "event_id", "by_relay")
-    fetched = table(frames, "messages", *columns)
-    messages = {int(r["stream_seq"]): r for r in given_up.rows(fetched)}
+    messages = {int(r["stream_seq"]): r for r in given_up.whole(frames, "messages", "stream_seq", "problem")}
     processed = set(given_up.column(frames, "processed", "event_id"))
     terminated = given_up.window(frames, "terminated", given)
     oldest_fetched = min(messages, default=None)
@@ -186,7 +183,7 @@ def _message_kinds(frames: Frames, given: Given) -> Iterable[tuple[Any, ...]]:
             yield "broker", kind, event_type, source, fields, 1.0, r["time"], example
     # Rows of the table that neither kind of advisory explains.
     known = {int(s) for name in ("terminated", "exhausted") for s in given_up.column(frames, name, "stream_seq")}
-    for r in given_up.rows(table(frames, "given_up", "stream_seq", "created_at")):
+    for r in given_up.whole(frames, "given_up", "stream_seq", "created_at"):
         if int(r["stream_seq"]) not in known:
             seq = int(r["stream_seq"])
             yield "broker", "unknown", None, None, "", 1.0, r["created_at"], f"stream_seq {seq}"
@@ -231,21 +228,30 @@ def _producers(kinds: pd.DataFrame) -> str:
     return "; ".join(dict.fromkeys(n for n in named if n)) or "?"
 
 
-def _permanent_signals(kinds: pd.DataFrame, given: Given) -> Iterable[Signal]:
+def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Iterable[Signal]:
+    among = {
+        "outbox": errors.weight_of(table(frames, "outbox_failed", "total")) * len(table(frames, "outbox_failed")),
+        "broker": len(given_up.window(frames, "terminated", given)) + len(given_up.window(frames, "exhausted", given)),
+        "delivery": errors.weight_of(given_up.letters(frames)) * len(given_up.letters(frames)),
+    }
     for store, rows in kinds.groupby("store", sort=False):
         certain = rows[~rows["kind"].isin(_UNSURE)]
         sure = len(certain) > 0
-        near = given_up.since_last((certain if sure else rows)["last"].max(), given) < RECENT_S
+        seen = certain if sure else rows
+        # A few among many that an outage has left do not explain those.
+        share = 1.0 if seen["n"].sum() >= among[str(store)] / 2 else 0.4
+        near = given_up.since_last(seen["last"].max(), given) < RECENT_S
+        place = share * (0.7 if sure and near else 0.4)
         if store == "outbox":
-            yield Signal("FM-OB-02", 0.85 if sure else 0.5)
-            yield Signal("producer", 0.7 if sure and near else 0.4)
+            yield from (Signal("FM-OB-02", share * (0.85 if sure else 0.5)), Signal("producer", place))
         elif store == "broker":
-            yield Signal("FM-NATS-02", 0.85 if sure else 0.3)
-            yield Signal("producer" if sure else "subscriber", 0.7 if sure and near else 0.4)
+            yield from (
+                Signal("FM-NATS-02", share * (0.85 if sure else 0.3)),
+                Signal("producer" if sure else "subscriber", place),
+            )
         else:
             # What the receiver takes from everybody else fails for what is in it.
-            yield Signal("FM-NOTI-04", 0.8)
-            yield Signal("producer", 0.6 if near else 0.3)
+            yield from (Signal("FM-NOTI-04", share * 0.8), Signal("producer", place))
 
 
 # 4.4.2 ------------------------------------------------------------------------------------------------------
@@ -689,7 +695,7 @@ def series(frames: Frames, given: Given) -> dict[str, Counts]:
     """New rows per stretch of the window in each store, oldest first."""
     counted = {store: _bucketed((), given) for store in STORES}
     n = len(counted["outbox"])
-    for r in given_up.rows(table(frames, "per_bucket", "store", "ago", "n")):
+    for r in given_up.whole(frames, "per_bucket", "store", "ago", "n"):
         if r["store"] in counted and 0 <= r["ago"] < n:
             counted[r["store"]][n - 1 - int(r["ago"])] += float(r["n"])
     for name in ("terminated", "exhausted"):
@@ -758,10 +764,11 @@ def _last(frames: Frames, given: Given) -> pd.Timestamp | None:
 def _unrecorded(frames: Frames, given: Given) -> pd.DataFrame:
     """Advisories of the window that never reached the table: what they are about is lost without a trace."""
     columns = ["stream_seq", "advisory", "time"]
-    recorded = table(frames, "recorded", "stream_seq", "created_at")
     if "recorded" not in frames:
         return pd.DataFrame(columns=columns)
-    since = dict(zip(recorded["stream_seq"].astype(int), pd.to_datetime(recorded["created_at"], utc=True), strict=True))
+    since = {
+        int(r["stream_seq"]): r["created_at"] for r in given_up.whole(frames, "recorded", "stream_seq", "created_at")
+    }
     rows = []
     for name in ("terminated", "exhausted"):
         for r in given_up.rows(given_up.window(frames, name, given)):

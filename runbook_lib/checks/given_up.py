@@ -190,6 +190,11 @@ def clusters(frames: Frames) -> list[errors.Cluster]:
     return errors.clusters(letters(frames), frames.get("sent_per_minute"))
 
 
+def whole(frames: Frames, name: str, *columns: str) -> list[dict[str, Any]]:
+    """The rows of a frame in which none of these columns is missing, as dicts."""
+    return rows(table(frames, name, *columns).dropna(subset=list(columns)))
+
+
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows as dicts, their missing values as None."""
     return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in frame.to_dict("records")]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -333,7 +334,7 @@ def onset(frames: Frames, given: Given, detected: Moment) -> Moment:
         ("letters", "subscriber", "letters"),
     ):
         counts = span.counts(frames, name, column)
-        at = None if counts is None else strongest(counts[column].loc[0 : last - 1].to_numpy(), up=True)
+        at = None if counts is None else rise(counts[column].loc[0 : last - 1].to_numpy())
         if at is not None:
             found.append((at, _first_late(frames, name, at) or span.at(at), how))
     came = span.counts(frames, "outbox", "came")
@@ -363,6 +364,15 @@ def strongest(counts: Any, *, up: bool) -> int | None:
     if change.index is None:
         return None
     return change.index if (change.after > change.before) == up else strongest(counts[: change.index], up=up)
+
+
+def rise(counts: Any) -> int | None:
+    """The bucket in which a rise begins: the strongest one, and what leads up to it."""
+    at = strongest(counts, up=True)
+    usual = float(np.median(counts[:at])) if at else 0.0
+    while at and counts[at - 1] > 2 * usual:
+        at -= 1
+    return at
 
 
 def _first_late(frames: Frames, name: str, bucket: int) -> pd.Timestamp | None:
@@ -708,7 +718,7 @@ _ACTION = ["time", "action", "result", "what", "who", "approved_by", "because", 
 def _acted(a: dict[str, Any]) -> dict[str, Any]:
     words = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
     what = a.get("what") or {}
-    spelt = ", ".join(f"{k}={v}" for k, v in what.items()) if isinstance(what, dict) else str(what)
+    spelt = record.what(what) if isinstance(what, dict) else str(what)
     plain = {c: a.get(c) for c in ("action", "result", "who", "approved_by", "verified")}
     return {"time": _time(a.get("time")), "what": spelt, "because": a.get("reason")} | plain | words
 
