@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from runbook_lib import artifact, catalog, forkserver, parameters, settings
+from runbook_lib import artifact, catalog, forkserver, kernels, parameters, settings
 from runbook_lib.archive import PARTIAL, Archive
 from runbook_lib.artifact import Run
 from runbook_lib.finding import Reason, Verdict, replace, say, unknown
@@ -27,6 +27,9 @@ from runbook_lib.settings import UsageError
 
 #: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
 GRACE_S = 8.0
+
+#: Seconds that a run which acts is given beyond its deadline: a rollout must not be left in the middle.
+ACTING_S = 240.0
 
 Progress = Callable[[str, str], None]
 
@@ -66,6 +69,8 @@ def request(section: str, values: dict[str, Any], output: str, until: float) -> 
     names = parameters.declared(notebook)
     checked = parameters.validate(values, names)
     settings.load().target(checked.target)
+    if checked.execute:
+        until += ACTING_S + checked.wait_s
     return Request(section, {k: v for k, v in checked.model_dump().items() if k in names}, output, until)
 
 
@@ -103,14 +108,21 @@ def _in_own_process(r: Request, progress: Progress) -> Result:
 
 def _run(r: Request) -> Result:
     """In the runner's process: execute the notebook, keep it, whatever happens."""
+    os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
+    kernels.fork_one()
+    try:
+        return _execute(r)
+    finally:
+        kernels.none_waits()
+
+
+def _execute(r: Request) -> Result:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
-    from runbook_lib.engine import Engine
+    from runbook_lib import engine
 
-    _register(Engine)
-    os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
     section = catalog.load().sections[r.section]
     assert section.notebook is not None  # noqa: S101 - `request` has checked it
     archive = Archive(r.output, r.parameters["incident_id"])
@@ -124,7 +136,7 @@ def _run(r: Request) -> Result:
                 nbformat.read(section.notebook, as_version=4),
                 None,
                 parameters=r.parameters,
-                engine_name=_ENGINE,
+                engine_name=engine.NAME,
                 kernel_name="python3",
                 progress_bar=False,
                 partial=partial,
@@ -201,15 +213,6 @@ def _elsewhere(files: dict[str, bytes]) -> str:
     except OSError:
         return ""
     return folder
-
-
-_ENGINE = "runbook"
-
-
-def _register(engine: Any) -> None:
-    from papermill.engines import papermill_engines
-
-    papermill_engines.register(_ENGINE, engine)
 
 
 def _now() -> str:

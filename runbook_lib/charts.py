@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,19 @@ def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = 
     ax.set_xlabel(xlabel)
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
+
+
+def panels(title: str, names: Sequence[str], ylabel: str, xlabel: str = "") -> tuple[Figure, list[Axes]]:
+    """One narrow pair of axes for each name above the other, each with its own scale, over one x axis."""
+    figure = Figure(figsize=(8.0, 0.9 + 0.85 * len(names)), dpi=100, layout="constrained")
+    stacked = list(figure.subplots(len(names), sharex=True))
+    for ax, name in zip(stacked, names, strict=True):
+        ax.set_title(name, loc="left", fontsize=8, pad=2)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize="medium")
+    figure.supylabel(ylabel, fontsize="small")
+    stacked[-1].set_xlabel(xlabel)
+    return figure, stacked
 
 
 def thresholds(ax: Axes, limit: Threshold) -> None:

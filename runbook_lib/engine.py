@@ -15,8 +15,13 @@ from typing import Any
 import nbformat
 from nbclient.exceptions import CellExecutionError
 from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, NotebookExecutionManager
+from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from traitlets import Unicode
+
+from runbook_lib import kernels
+
+#: Under which papermill knows the engine, once this module is imported.
+NAME = "runbook"
 
 Notebook = nbformat.NotebookNode
 
@@ -39,6 +44,7 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
         """Talk over ipc: it needs no ports and nobody else listens; a folder of its own keeps kernels apart."""
         km = super().create_kernel_manager()
         km.transport, km.ip, km.connection_file = "ipc", f"{self.sockets}/ipc", f"{self.sockets}/kernel.json"
+        km.kernel_spec.metadata["kernel_provisioner"] = {"provisioner_name": kernels.PROVISIONER}
         return km
 
     def papermill_execute_cells(self) -> None:
@@ -88,6 +94,9 @@ class Engine(NBClientEngine):  # type: ignore[misc]
         finally:
             manager.notebook_complete()
         return nb
+
+
+papermill_engines.register(NAME, Engine)
 
 
 def write_whole(path: Path, content: bytes) -> None:

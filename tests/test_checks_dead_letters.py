@@ -308,6 +308,13 @@ def test_quiet_is_ok_and_nothing_is_not(step: str) -> None:
 def test_a_judge_is_total(step: str, data: st.DataObject) -> None:
     drawn = data.draw(odd_frames(FRAMES[step] | BUSY[step]))
     words(CHECKS[step].judge(drawn, make_given()))
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_charts_are_total(step: str, data: st.DataObject) -> None:
+    drawn = data.draw(odd_frames(FRAMES[step] | BUSY[step]))
     for draw in CHECKS[step].charts:
         draw(drawn, make_given())
 
@@ -478,7 +485,7 @@ def buckets(*rows: tuple[str, int, int]) -> pd.DataFrame:
     [
         ([], "none", Status.OK),
         ([("delivery", 0, 1)], "few", Status.WARNING),
-        ([("delivery", 20, 1)], "burst", Status.OK),
+        ([("delivery", 20, 1)], "stopped", Status.OK),
         ([("delivery", 21, 60), ("delivery", 20, 80)], "burst", Status.OK),
         ([("delivery", 0, 80), ("delivery", 1, 60)], "step", Status.CRITICAL),
         ([("delivery", 3, 80), ("delivery", 2, 60), ("outbox", 0, 1)], "burst_on", Status.CRITICAL),
@@ -651,7 +658,7 @@ def test_terminated_messages_of_every_kind(servers: Servers, db: psycopg.Connect
         db.execute("INSERT INTO notification.notification_nats_dlq VALUES (%s, now())", (seq,))
     with bound(broker):
         found = run(servers, *STEPS)
-    kinds = dict(found["4.4.1"].frames["kinds"][["kind", "example"]].itertuples(index=False))
+    kinds: dict[str, str] = dict(found["4.4.1"].frames["kinds"][["kind", "example"]].itertuples(index=False))
     assert kinds == {
         "undecodable": f"stream_seq {seqs[0]}",
         "bad_event_id": f"stream_seq {seqs[1]}",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
-from papermill.engines import papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
 
-from runbook_lib.engine import Engine, write_whole
-
-papermill_engines.register("runbook", Engine)
+from runbook_lib import kernels
+from runbook_lib.engine import NAME, write_whole
 
 
 def execute(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookNode:
@@ -24,7 +26,7 @@ def execute(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookN
     kept: list[nbformat.NotebookNode] = []
     partial = tmp_path / "run.partial.ipynb"
     try:
-        execute_notebook(nb, None, engine_name="runbook", progress_bar=False, partial=partial, kept=kept, **options)
+        execute_notebook(nb, None, engine_name=NAME, progress_bar=False, partial=partial, kept=kept, **options)
     except BaseException as e:
         e.kept = kept[0]  # type: ignore[attr-defined]
         raise
@@ -81,7 +83,7 @@ def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) ->
     nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
     kept: list[nbformat.NotebookNode] = []
     gone = tmp_path / "gone" / "run.partial.ipynb"
-    execute_notebook(nb, None, engine_name="runbook", progress_bar=False, partial=gone, kept=kept)
+    execute_notebook(nb, None, engine_name=NAME, progress_bar=False, partial=gone, kept=kept)
     assert kept[0].cells[0].outputs[0].text == "done\n"
 
 
@@ -92,3 +94,68 @@ def test_write_whole_leaves_the_old_content_when_it_fails(tmp_path: Path) -> Non
         write_whole(tmp_path / "missing" / "a", b"new")
     assert file.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".new")] == []
+
+
+def forked(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookNode:
+    kernels.fork_one()
+    try:
+        return execute(tmp_path, *sources, **options)
+    finally:
+        kernels.none_waits()
+
+
+def test_a_forked_kernel_has_its_imports_and_its_own_state(tmp_path: Path) -> None:
+    here = "import os, sys, runbook_lib.engine; print(os.getppid(), 'papermill' in sys.modules, __name__)"
+    nb = forked(tmp_path, here, "from IPython.display import Markdown\nMarkdown('shown')")
+    assert states(nb) == ["completed", "completed"]
+    assert nb.cells[0].outputs[0].text == f"{os.getpid()} True __main__\n"
+    assert nb.cells[1].outputs[0].data["text/markdown"] == "shown"
+
+
+def test_a_forked_kernel_ends_as_any_other(tmp_path: Path) -> None:
+    until = time.time() + 3
+    with pytest.raises(CellTimeoutError) as e:
+        forked(
+            tmp_path,
+            "import time\nprint('before', flush=True)\ntime.sleep(60)",
+            timeout_func=lambda cell: max(int(until - time.time()), 1),
+        )
+    assert states(e.value.kept) == ["failed"]  # type: ignore[attr-defined]
+    with pytest.raises(DeadKernelError):
+        forked(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(PapermillExecutionError):
+        forked(tmp_path, "1 / 0")
+    assert psutil.Process().children() == []
+
+
+def test_a_fork_that_nobody_takes_ends(tmp_path: Path) -> None:
+    kernels.fork_one()
+    (child,) = psutil.Process().children()
+    kernels.none_waits()
+    assert not child.is_running()
+
+
+def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, nbformat\n"
+        "from papermill.execute import execute_notebook\n"
+        "from runbook_lib import engine, kernels\n"
+        "from pathlib import Path\n"
+        "kernels.fork_one()\n"
+        "source = f'import os, time; open({sys.argv[1]!r}, \"w\").write(str(os.getpid())); time.sleep(60)'\n"
+        "cell = nbformat.v4.new_code_cell(source)\n"
+        "nb = nbformat.v4.new_notebook(cells=[cell])\n"
+        "nb.metadata['kernelspec'] = {'name': 'python3', 'display_name': 'python3', 'language': 'python'}\n"
+        "partial = Path(sys.argv[1] + '.ipynb')\n"
+        "execute_notebook(nb, None, engine_name=engine.NAME, progress_bar=False, partial=partial, kept=[])\n"
+    )
+    note = tmp_path / "pid"
+    runner = subprocess.Popen([sys.executable, "-c", code, str(note)])
+    deadline = time.monotonic() + 30
+    while not (note.is_file() and note.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kernel = psutil.Process(int(note.read_text()))
+    runner.kill()
+    runner.wait()
+    _, alive = psutil.wait_procs([kernel], timeout=10)
+    assert not alive, "the kernel outlived its runner"

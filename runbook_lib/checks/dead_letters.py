@@ -229,17 +229,20 @@ def _producers(kinds: pd.DataFrame) -> str:
 
 
 def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Iterable[Signal]:
-    among = {
-        "outbox": errors.weight_of(table(frames, "outbox_failed", "total")) * len(table(frames, "outbox_failed")),
-        "broker": len(given_up.window(frames, "terminated", given)) + len(given_up.window(frames, "exhausted", given)),
-        "delivery": errors.weight_of(given_up.letters(frames)) * len(given_up.letters(frames)),
+    # A few among many that an outage has left lately do not explain those.
+    since = given.as_of - pd.Timedelta(seconds=RECENT_S)
+    unpublished = _exhausted_outbox(frames)
+    weight = errors.weight_of(table(frames, "outbox_failed", "total"))
+    others = {
+        "outbox": weight * (unpublished["failed_at"] > since).sum(),
+        "broker": (given_up.window(frames, "exhausted", given)["time"] > since).sum(),
+        "delivery": sum(c.n for c in given_up.clusters(frames) if c.kind != "data" and c.last > since),
     }
     for store, rows in kinds.groupby("store", sort=False):
         certain = rows[~rows["kind"].isin(_UNSURE)]
         sure = len(certain) > 0
         seen = certain if sure else rows
-        # A few among many that an outage has left do not explain those.
-        share = 1.0 if seen["n"].sum() >= among[str(store)] / 2 else 0.4
+        share = 1.0 if seen["n"].sum() >= others[str(store)] else 0.4
         near = given_up.since_last(seen["last"].max(), given) < RECENT_S
         place = share * (0.7 if sure and near else 0.4)
         if store == "outbox":
@@ -402,7 +405,8 @@ def _exhausted(frames: Frames, given: Given) -> pd.DataFrame:
 def _exhausted_outbox(frames: Frames) -> pd.DataFrame:
     """FAILED events that something else than their content held up."""
     failed = table(frames, "outbox_failed", "last_error", "shape", "failed_at")
-    return failed[[outbox_kind(r["last_error"], given_up.lacks(r["shape"])) is None for r in given_up.rows(failed)]]
+    held_up = [outbox_kind(r["last_error"], given_up.lacks(r["shape"])) is None for r in given_up.rows(failed)]
+    return failed[np.array(held_up, dtype=bool)]
 
 
 def _by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
@@ -492,8 +496,14 @@ def _transient_headline(seen: Transient, frames: Frames, given: Given) -> Text:
         end = "going_on" if seen.goes_on(given) else "over"
         kind = top.kind if top and seen.counts["delivery"] >= seen.total / 2 else "stores"
         return say(f"letters.{kind}_{end}", **facts)
+    facts["waiting"] = amount(one(frames.get("backlog")), "waiting_retry")
     if seen.live:
-        return say("letters.failing_yet", what=say("letters.live_" + "_".join(sorted(seen.live))))
+        events = amount(one(frames.get("outbox")), "waiting_retry")
+        return say(
+            "letters.failing_yet", what=say("letters.live_" + "_".join(sorted(seen.live))), events=events, **facts
+        )
+    if given.limits["backlog.waiting_retry"].status(facts["waiting"]) is not Status.OK:
+        return say("letters.draining", **facts)
     return say("letters.only_data" if given_up.clusters(frames) else "letters.no_transient", **facts)
 
 
@@ -646,7 +656,14 @@ def judge_trend(frames: Frames, given: Given) -> Finding:
     apart, lost = found["letters"].value("integrity.rows"), found["lost"].value("integrity.lost")
     missing = given_up.unanswered(frames, "terminated", "exhausted")
     key = _shape_of(trend, new, growth, total)
-    facts = {"n": total, "minutes": given.window_minutes, "growth": growth, "ago": ago, "onset": _onset(trend, given)}
+    began = trend.onset if trend.onset is not None else int(np.argmax(new > 0))
+    facts = {
+        "n": total,
+        "minutes": given.window_minutes,
+        "growth": growth,
+        "ago": ago,
+        "onset": f"{_edges(given)[began]:%H:%M}",
+    }
     headline = say(f"letters.trend_{key}", **facts)
     if len(unrecorded):
         headline = say("letters.unrecorded", n=len(unrecorded), trend=headline)
@@ -723,10 +740,10 @@ def _shape_of(trend: stats.Trend, new: Counts, growth: float, total: float) -> s
     """none, few, burst (over), burst_on, step, steady or stopped."""
     if not total:
         return "none"
+    if total < stats.MIN_BUCKETS:
+        return "few" if growth else "stopped"
     if not growth:
         return "burst" if trend.kind != "steady" or stats.top_share(new) >= BURST_SHARE else "stopped"
-    if total < stats.MIN_BUCKETS:
-        return "few"
     if trend.kind == "step":
         # Up and still there; or down, which is a steady one that has almost ended.
         return "step" if float(new[trend.onset :].mean()) > float(new[: trend.onset].mean()) else "steady"
@@ -737,10 +754,6 @@ def _edges(given: Given) -> pd.DatetimeIndex:
     """Where the stretches of the window begin, and at last the moment of the run."""
     n = len(_bucketed((), given))
     return pd.date_range(end=given.as_of, periods=n + 1, freq=pd.Timedelta(seconds=_bucket_s(given.window_minutes)))
-
-
-def _onset(trend: stats.Trend, given: Given) -> str | None:
-    return None if trend.onset is None else f"{_edges(given)[trend.onset]:%H:%M}"
 
 
 def _trend_notes(frames: Frames, given: Given) -> Iterable[Text]:
@@ -788,21 +801,26 @@ def draw_trend(frames: Frames, given: Given) -> charts.Chart | None:
     if not new.any():
         return None
     edges, per_min = _edges(given), _bucket_s(given.window_minutes) / 60
-    figure, ax = charts.axes("New dead letters", "1 / min", "time (UTC)")
-    for store, colour, line, label in (
-        ("outbox", charts.ORANGE, "-", "outbox FAILED"),
-        ("delivery", charts.RED, "-", "notification_dlq"),
-        ("broker", charts.BLUE, "--", "notification_nats_dlq"),
-        ("advisories", charts.GREY, ":", "advisories of the broker"),
-    ):
-        ax.stairs(counted[store] / per_min, edges, color=colour, linestyle=line, linewidth=1.6, label=label)
+    at = [float(x) for x in matplotlib.dates.date2num(edges)]
     trend = stats.trend_kind(new)
+    looks = {
+        "outbox": (charts.ORANGE, "outbox FAILED"),
+        "delivery": (charts.RED, "notification_dlq"),
+        "broker": (charts.BLUE, "notification_nats_dlq"),
+        "advisories": (charts.GREY, "advisories of the broker"),
+    }
+    figure, stacked = charts.panels("New dead letters", [name for _, name in looks.values()], "1 / min", "time (UTC)")
+    for ax, (store, (colour, _)) in zip(stacked, looks.items(), strict=True):
+        # Each its own scale: a single event must not vanish beside a burst of another store.
+        ax.stairs(counted[store] / per_min, at, color=colour, fill=True)
+        ax.set_ylim(0, 1.2 * max(float(counted[store].max()) / per_min, 1.0))
+        if trend.onset is not None:
+            ax.axvline(at[trend.onset], color="black", linewidth=1, linestyle="-.", label="onset")
+    stacked[0].set_xlim(at[0], at[-1])
+    stacked[-1].xaxis_date()
+    charts.clock_ticks(stacked[-1])
     if trend.onset is not None:
-        onset = matplotlib.dates.date2num(edges[trend.onset])
-        ax.axvline(onset, color="black", linewidth=1, linestyle="-.", label="onset")
-    ax.set_ylim(0, 1.2 * max(float(c.max()) for c in counted.values()) / per_min)
-    charts.clock_ticks(ax)
-    charts.legend(figure)
+        figure.legend(*stacked[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8, frameon=False)
     peak = int(new.argmax())
     return charts.Chart(
         figure,
@@ -812,7 +830,7 @@ def draw_trend(frames: Frames, given: Given) -> charts.Chart | None:
             n=float(new.sum()),
             peak=float(new[peak]) / per_min,
             at=f"{edges[peak]:%H:%M}",
-            onset=_onset(trend, given),
+            onset=f"{edges[trend.onset]:%H:%M}" if trend.onset is not None else None,
         ),
         (say("letters.caption_trend"), *_trend_notes(frames, given)),
     )

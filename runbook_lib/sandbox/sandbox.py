@@ -300,7 +300,8 @@ class Sandbox:
     def _pods_stay_up(self) -> bool:
         for app in PODS:
             if self.program_state(app) in ("BACKOFF", "FATAL"):
-                raise SandboxError(f"pod {app} ends at its start")
+                # Its words at once: the supervisor is about to start it again.
+                raise SandboxError(f"pod {app} ends at its start{self._words_of(app)}")
         return True
 
     def _start_supervisord(self, state: SandboxState) -> None:
@@ -382,12 +383,15 @@ class Sandbox:
         """The last log line of a program that does not run, for the one line that a person sees."""
         with contextlib.suppress(Exception):
             for name in PROGRAMS:
-                if self.program_state(name) in ("BACKOFF", "FATAL", "EXITED"):
-                    lines = (self.directory / "log" / f"{name}.log").read_text().strip().splitlines()
-                    # In a pod's log the JSON lines are what went well; what ended it is the traceback's last line.
-                    lines = [line for line in lines if not line.startswith("{")] or lines
-                    return f"; {name}: {lines[-1]}" if lines else f"; {name} says nothing"
+                if name not in PODS and self.program_state(name) in ("BACKOFF", "FATAL", "EXITED"):
+                    return self._words_of(name)
         return ""
+
+    def _words_of(self, name: str) -> str:
+        lines = (self.directory / "log" / f"{name}.log").read_text().strip().splitlines()
+        # In a pod's log the JSON lines are what went well; what ended it is the traceback's last line.
+        lines = [line for line in lines if not line.startswith("{")] or lines
+        return f"; {name}: {lines[-1]}" if lines else f"; {name} says nothing"
 
 
 def _pod_environment(addresses: Addresses) -> dict[str, str]:

@@ -1,0 +1,146 @@
+"""Kernels that are forked from a process that has imported what notebooks need, instead of started from nothing.
+
+A runner forks one at its very beginning, while it has one thread, no event loop and no connection; the child waits
+for its connection file and then becomes an IPython kernel. Where nothing was forked, a kernel starts as usual.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+#: The name under which jupyter_client finds `ForkedKernel` (pyproject.toml).
+PROVISIONER = "runbook-forked"
+
+
+class _Child:
+    """A forked process with the face of a `subprocess.Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, pid: int, order: int) -> None:
+        self.pid, self._order = pid, order
+        self.returncode: int | None = None
+
+    def start(self, command: list[str], environment: Mapping[str, str]) -> None:
+        """Tell the waiting child what to become."""
+        with os.fdopen(self._order, "w", encoding="utf-8") as pipe:
+            json.dump({"command": command, "environment": dict(environment)}, pipe)
+
+    def give_up(self) -> None:
+        """End a child that was never told."""
+        with suppress(OSError):
+            os.close(self._order)
+        self.wait()
+
+    def poll(self) -> int | None:
+        """Its exit code, None while it lives."""
+        if self.returncode is None:
+            with suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                if pid == 0:
+                    return None
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for its end."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None and (until is None or time.monotonic() < until):
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+
+_waiting: _Child | None = None
+
+
+def fork_one() -> None:
+    """Fork the kernel of the next notebook. Call it before anything that starts a thread or a connection."""
+    global _waiting
+    if not hasattr(os, "fork"):
+        return
+    from ipykernel.kernelapp import IPKernelApp  # noqa: F401 - imported before the fork, for the child
+
+    gc.collect()
+    order, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(told)
+        _become_a_kernel(order)
+    os.close(order)
+    _waiting = _Child(pid, told)
+
+
+def none_waits() -> None:
+    """End a forked kernel that no notebook has taken."""
+    global _waiting
+    if _waiting is not None:
+        _waiting.give_up()
+        _waiting = None
+
+
+def _become_a_kernel(order: int) -> NoReturn:
+    try:
+        os.setsid()
+        parent = os.getppid()
+        # What the runner had open is the runner's; a pipe that stays open here would not end with it.
+        os.closerange(3, order)
+        os.closerange(order + 1, 4096)
+        with os.fdopen(order, encoding="utf-8") as pipe:
+            text = pipe.read()
+        if not text:
+            os._exit(0)  # nobody needs a kernel
+        said = json.loads(text)
+        os.environ.update(said["environment"])
+        random.seed()  # or all of them would wait in step
+        asyncio.set_event_loop(asyncio.new_event_loop())
+        arguments = said["command"][said["command"].index("-f") :]
+        arguments.append(f"--IPKernelApp.parent_handle={parent}")  # it ends when this one is gone
+        sys.argv = ["ipykernel_launcher", *arguments]
+        from ipykernel.kernelapp import IPKernelApp
+
+        IPKernelApp.launch_instance(argv=arguments)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+class ForkedKernel(LocalProvisioner):
+    """Gives a notebook the kernel that was forked for it; without one, a kernel starts as usual."""
+
+    async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        """Tell the forked child its connection file."""
+        global _waiting
+        if _waiting is None or "-f" not in cmd:
+            return await super().launch_kernel(cmd, **kwargs)
+        child, _waiting = _waiting, None
+        child.start(cmd, kwargs.get("env") or {})
+        self.process = child  # type: ignore[assignment]
+        self.pid = self.pgid = child.pid
+        return self.connection_info
