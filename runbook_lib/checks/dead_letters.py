@@ -41,6 +41,8 @@ GRACE_S = 10.0
 PORTION = 50
 #: Tries of the last seconds are those of now.
 TRIES_S = 20
+#: The scale of the chart of tries: three times the default number of them.
+MOST_TRIES = 30
 #: Growth is that of the last minutes.
 GROWTH_S = 300.0
 #: So large a share in three stretches is a burst.
@@ -582,11 +584,13 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     ended = table(frames, "attempts_ended", "what", "attempt_count", "n")
     kinds = ("notifications, FAILED", "outbox, unpublished", "outbox, FAILED")
     series = {"notifications, open": active} | {kind: ended[ended["what"] == kind] for kind in kinds}
-    numbers = {
-        name: {int(r["attempt_count"]): float(r["n"]) for r in given_up.rows(f[["attempt_count", "n"]].dropna())}
-        for name, f in series.items()
-    }
-    tried = {name: {a: n for a, n in counted.items() if a > 0} for name, counted in numbers.items()}
+    tried: dict[str, dict[int, float]] = {name: {} for name in series}
+    for name, frame in series.items():
+        for r in given_up.rows(frame[["attempt_count", "n"]].dropna()):
+            # Whatever is beyond the scale stands in its last column.
+            tries = min(int(r["attempt_count"]), MOST_TRIES)
+            if tries > 0:
+                tried[name][tries] = tried[name].get(tries, 0.0) + float(r["n"])
     if not any(tried.values()):
         return None
     most = max(10, *(a for counted in tried.values() for a in counted))
@@ -596,7 +600,7 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     for i, (name, colour, hatch) in enumerate(looks):
         heights = [tried.get(name, {}).get(int(a), 0.0) for a in at]
         ax.bar(at + (i - 1.5) * width, heights, width, color=colour, hatch=hatch, edgecolor="white", label=name)
-    ax.set_xticks(at)
+    ax.set_xticks(at, [f"{a}+" if a == MOST_TRIES else str(a) for a in at])
     charts.legend(figure)
     return charts.Chart(
         figure,

@@ -20,6 +20,8 @@ USER_MANY, TYPE_MANY = 3, 10
 USER_SHARE, TYPE_SHARE = 0.8, 0.95
 #: A long time: so many minutes with letters beside the three busiest, over more than this.
 LONG_MINUTES, LONG_MIN = 3, 10.0
+#: A run looks back no further, and nothing here is to count the minutes of a broken clock.
+LONGEST_WINDOW = pd.Timedelta(days=7)
 #: Others pass when there were sends in so many of the minutes between the first and the last letter.
 PASS_SHARE = 0.8
 
@@ -119,6 +121,8 @@ def weight_of(sample: pd.DataFrame) -> float:
 def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timestamp]) -> Cluster:
     n = len(rows) * weight
     at = pd.to_datetime(rows["created_at"], utc=True)
+    rows = rows[at >= at.max() - LONGEST_WINDOW]
+    at = at[rows.index]
     users = rows["user_id"].dropna().value_counts()
     types = rows["event_type"].dropna().value_counts()
     top_user = float(users.iloc[0] / users.sum()) if len(users) else 0.0
