@@ -175,6 +175,7 @@ def changed(**fields: Any) -> bytes:
         (changed(user_id=""), "empty_field", "user_id empty"),
         (changed(), "decodes", ""),
     ],
+    ids=["noise", "empty", "event id", "no time", "a date", "no user", "well"],
 )
 def test_what_is_wrong_with_a_message(body: bytes, problem: str, fields: str) -> None:
     found = given_up.classify(message(body))

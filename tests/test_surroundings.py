@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -365,15 +364,19 @@ def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None
         while partial is None and process.poll() is None:
             partial = next(tmp_path.rglob("*.partial.ipynb"), None)
             time.sleep(0.05)
-        kernel = None
-        while kernel is None and process.poll() is None:
-            tree = psutil.Process(process.pid).children(recursive=True)
-            kernel = next((p for p in tree if "ipykernel_launcher" in p.cmdline()), None)
-        assert kernel is not None
-        os.kill(kernel.ppid(), signal.SIGKILL)  # the runner
+        runner = None
+        while runner is None and process.poll() is None:
+            with suppress(psutil.Error):
+                # The command's server forks runners, each of which forks its kernel.
+                tree = psutil.Process(process.pid).children(recursive=True)
+                runner = next((p for p in tree if p.ppid() != process.pid and p.children()), None)
+        assert runner is not None
+        (kernel,) = runner.children()
+        runner.kill()
         out, err = process.communicate(timeout=60)
     said = json.loads(out)
     assert "the runner was killed" in err
+    assert psutil.wait_procs([kernel], timeout=10)[1] == [], "the kernel outlived its runner"
     assert said["exit_code"] == process.returncode == 3
     assert {f["reason"] for f in said["runs"][0]["findings"]} <= {"not_run", "timeout"}
     assert partial is not None and partial.name in (tmp_path / "K" / "index.html").read_text(encoding="utf-8")
