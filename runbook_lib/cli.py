@@ -212,6 +212,15 @@ def restart(workload: str, **options: Any) -> int:
     return _act("5.1", "restart", {"workload": workload}, **options)
 
 
+@act.command()
+@click.argument("workload")
+@click.argument("replicas", type=int)
+@_act_options
+def scale(workload: str, replicas: int, **options: Any) -> int:
+    """Stop notification (0), or start it again (1); its events wait in the stream (runbook 4.2)."""
+    return _act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
+
+
 @act.command(name="set")
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
 @_act_options

@@ -103,7 +103,8 @@ def what(asked: dict[str, Any]) -> str:
     """What an action was about, in a few words: of its journal line's `what`."""
     words = [str(asked.get("name") or asked.get("store") or "")]
     words += [f"{k}={'default' if v is None else v}" for k, v in (asked.get("settings") or {}).items()]
-    words += [f"{k}={v}" for k, v in asked.items() if k in ("limit", "events", "discard") and v]
+    named = ((k, asked.get(k)) for k in ("limit", "events", "discard", "replicas"))
+    words += [f"{k}={v}" for k, v in named if v is not None and v is not False]
     return " ".join(w for w in words if w)
 
 

@@ -46,7 +46,16 @@ _DISCOVERY = {
                 "namespaced": True,
                 "kind": "Deployment",
                 "verbs": _VERBS,
-            }
+            },
+            {
+                "name": "deployments/scale",
+                "singularName": "",
+                "namespaced": True,
+                "group": "autoscaling",
+                "version": "v1",
+                "kind": "Scale",
+                "verbs": ["get", "patch", "update"],
+            },
         ],
     },
 }
@@ -171,10 +180,23 @@ class Cluster:
             _send(request, found)
 
     def _found(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
-        names = re.fullmatch(rf"/(?:api/v1|apis/apps/v1)/namespaces/{NAMESPACE}/(\w+)(?:/([\w.-]+))?(/log)?", path)
+        names = re.fullmatch(
+            rf"/(?:api/v1|apis/apps/v1)/namespaces/{NAMESPACE}/(\w+)(?:/([\w.-]+))?(/log|/scale)?", path
+        )
         if not names:
             return None
-        kind, name, log = names.groups()
+        kind, name, part = names.groups()
+        if kind == "deployments" and part == "/scale" and name in self.deployments:
+            found = self.deployments[name]
+            if method in ("PATCH", "PUT"):
+                found["spec"]["replicas"] = int(body["spec"].get("replicas", 0))
+            return {
+                "apiVersion": "autoscaling/v1",
+                "kind": "Scale",
+                "metadata": found["metadata"],
+                "spec": {"replicas": found["spec"]["replicas"]},
+                "status": {"replicas": found["spec"]["replicas"], "selector": f"app={name}"},
+            }
         if kind == "deployments" and name:
             if method == "PATCH" and name in self.deployments:
                 self.deployments[name] = merged(self.deployments[name], body)
@@ -187,7 +209,7 @@ class Cluster:
             ]
             return _list("apps/v1", "DeploymentList", items)
         pods = [p for p in self.pods if name in (None, p["metadata"]["name"])]
-        if log:
+        if part == "/log":
             return self._log(name, query) if pods else None
         if name:
             return pods[0] if pods else None

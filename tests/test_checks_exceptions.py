@@ -16,9 +16,9 @@ from steps import NOW, ago, make_given, odd_frames, weight, words
 from runbook_lib import catalog
 from runbook_lib import settings as target_settings
 from runbook_lib.checks import CHECKS, exceptions
-from runbook_lib.checks.check import row
 from runbook_lib.checks.parts import FAILED
 from runbook_lib.finding import Finding, Frames, Reason, Status
+from runbook_lib.frames import row
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.session import Session

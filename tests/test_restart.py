@@ -16,6 +16,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
+from runbook_lib.actions.restart import COOLDOWN_S
 from runbook_lib.archive import ACTIONS, Archive
 from runbook_lib.checks import CHECKS
 from runbook_lib.checks.check import Given
@@ -117,6 +118,27 @@ def test_a_hung_worker_is_restarted_on_a_word_alone(sandbox: Sandbox, tmp_path: 
     assert (done["who"], done["approved_by"], done["section"]) == (begun["who"], "Aoki", "5.1")
     assert Archive(str(tmp_path), "R-1").problems() == []
     assert "Aoki" in (tmp_path / "R-1" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.e2e
+def test_stopped_and_started_again_with_nothing_lost(sandbox: Sandbox, tmp_path: Path) -> None:
+    word = ("--execute", "--approved-by", "Aoki", "--reason", "duplicates are being queued")
+    code, _ = runbook(sandbox, tmp_path, "act", "scale", "notification", "1")
+    assert code == Status.WARNING.value, "it is so already"
+    code, said = runbook(sandbox, tmp_path, "act", "scale", "notification", "0", *word)
+    assert code == Status.OK.value, said
+    assert sandbox.program_state("notification") == "STOPPED"
+    code, said = runbook(sandbox, tmp_path, "act", "restart", "notification", *word)
+    assert code == Status.CRITICAL.value and json.loads(said)["result"] == "refused"
+    deadline = time.monotonic() + COOLDOWN_S + 60
+    while (code := runbook(sandbox, tmp_path, "act", "scale", "notification", "1", *word)[0]) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(10)  # not within a minute of the stop
+    assert code == Status.OK.value
+    sandbox.wait_for_flow(30)
+    results = [(a["action"], a["result"]) for a in actions(tmp_path) if a["result"] in ("done", "failed")]
+    assert results == [("scale", "done"), ("scale", "done")]
 
 
 @pytest.mark.e2e

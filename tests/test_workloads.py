@@ -136,6 +136,16 @@ def test_a_restart_is_a_new_annotation_of_the_template(cluster: Cluster, runner:
     assert "successfully rolled out" in runner.wait_ready("notification", 10)
 
 
+def test_scaled_to_none_and_back_and_to_nothing_else(cluster: Cluster, runner: KubectlRunner) -> None:
+    assert "scaled" in runner.scale("notification", 0)
+    assert runner.replicas("notification") == 0
+    assert "scaled" in runner.scale("notification", 1)
+    written = [(a.path, a.body["spec"]) for a in cluster.asked if a.method == "PATCH"]
+    assert written == [(f"{DEPLOYMENT}/scale", {"replicas": 0}), (f"{DEPLOYMENT}/scale", {"replicas": 1})]
+    with pytest.raises(SourceError, match="only 0 and 1"):
+        runner.scale("notification", 2)
+
+
 def test_a_rollout_that_does_not_end_is_a_timeout(cluster: Cluster, runner: KubectlRunner) -> None:
     cluster.deployments["notification"]["status"] |= {"updatedReplicas": 0, "availableReplicas": 0}
     with pytest.raises(SourceError) as e:
@@ -199,7 +209,7 @@ def test_refusals_and_silence_have_their_reasons(
 @pytest.mark.parametrize(
     "words",
     [
-        ("delete", "deploy", "notification"), ("scale", "deploy/notification", "--replicas=0"), ("get", "secrets"),
+        ("delete", "deploy", "notification"), ("autoscale", "deploy/notification", "--max=3"), ("get", "secrets"),
         ("exec", "deploy/notification", "--", "sh"), ("rollout", "undo", "deploy/notification"), ("logs-x",), (),
         ("-n", "kube-system", "get", "deploy"), ("set", "image", "deploy/notification", "notification=x"),
     ],
@@ -389,6 +399,16 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: Workloads) ->
     texts = [q.text for q in runner._ledger.questions]
     assert any(t.endswith(" restart notification") for t in texts)
     assert any(t.endswith("pods.env: BATCH- POLL=2 s = two") for t in texts)
+
+
+def test_a_program_is_stopped_and_started(supervised: Workloads) -> None:
+    runner = runner_of(supervised, a_ledger())
+    assert "stopped" in runner.scale("notification", 0)
+    assert runner.pods("notification") == [] and runner.replicas("notification") == 0
+    assert "started" in runner.scale("notification", 1)
+    assert runner.replicas("notification") == 1
+    with pytest.raises(SourceError, match="only 0 and 1"):
+        runner.scale("notification", 2)
 
 
 def test_a_program_that_does_not_start(supervised: Workloads) -> None:

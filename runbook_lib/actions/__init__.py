@@ -20,6 +20,12 @@ def _restart(rb: Session, **what: Any) -> Action:
     return Restart(rb, **what)
 
 
+def _scale(rb: Session, **what: Any) -> Action:
+    from runbook_lib.actions.scale import Scale
+
+    return Scale(rb, **what)
+
+
 def _set(rb: Session, **what: Any) -> Action:
     from runbook_lib.actions.change import Change
 
@@ -32,5 +38,10 @@ def _redrive(rb: Session, **what: Any) -> Action:
     return Redrive(rb, **what)
 
 
-ACTIONS: dict[str, Callable[..., Action]] = {"restart": _restart, "set": _set, "redrive": _redrive}
+ACTIONS: dict[str, Callable[..., Action]] = {
+    "restart": _restart,
+    "scale": _scale,
+    "set": _set,
+    "redrive": _redrive,
+}
 """Makes an action for a session. Raises UsageError for an argument that is not acceptable."""

@@ -15,8 +15,8 @@ from runbook_lib.actions.action import Precondition, Progress
 from runbook_lib.actions.restart import COOLDOWN_S, LOOK_EVERY_S, READY_S, servers_answer
 from runbook_lib.archive import ACTIONS
 from runbook_lib.catalog import Setting, SettingValue, duration
-from runbook_lib.checks.check import amount, one
 from runbook_lib.finding import Frames, Text, say
+from runbook_lib.frames import amount, one
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 

@@ -24,6 +24,16 @@ def restart(workloads: Workloads, which: str) -> Proposal:
     return Proposal(f"restart_{which}", command, "5.1", {"name": name})
 
 
+def scale(workloads: Workloads, replicas: int) -> Proposal:
+    """Stop notification (0), or start it again (1): subscriber and worker together (4.2)."""
+    name = workloads.notification
+    if workloads.runner == "kubectl":
+        command = _kubectl(workloads, "scale", f"deploy/{name}", f"--replicas={replicas}")
+    else:
+        command = shlex.join([*workloads.supervisorctl, "start" if replicas else "stop", name])
+    return Proposal("scale", command, "4.2", {"name": name})
+
+
 def throttle_delivery(workloads: Workloads, batch_size: int, poll_interval_s: float) -> Proposal:
     """Halve what the delivery worker claims: there is no parallelism setting, only batch and pause (5.2)."""
     return settings("throttle_delivery", workloads, milder("delivery", batch_size, poll_interval_s))

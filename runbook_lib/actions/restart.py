@@ -12,8 +12,8 @@ from runbook_lib import settings
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Precondition, Progress
 from runbook_lib.archive import ACTIONS
-from runbook_lib.checks.check import one
 from runbook_lib.finding import Text, say
+from runbook_lib.frames import one
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 

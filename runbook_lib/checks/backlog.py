@@ -10,7 +10,7 @@ import pandas as pd
 from runbook_lib import charts, history
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given, amount, one, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -25,6 +25,7 @@ from runbook_lib.finding import (
     say,
     unknown,
 )
+from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

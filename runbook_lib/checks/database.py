@@ -11,7 +11,7 @@ import pandas as pd
 
 from runbook_lib import charts
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, amount, could_not_ask, one, table
+from runbook_lib.checks.check import Check, Given, could_not_ask
 from runbook_lib.finding import (
     DATABASE,
     Finding,
@@ -24,6 +24,7 @@ from runbook_lib.finding import (
     judged,
     say,
 )
+from runbook_lib.frames import amount, one, table
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

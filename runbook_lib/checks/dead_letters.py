@@ -14,7 +14,7 @@ import pandas as pd
 from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.checks import consistency, delivery, errors, given_up, publish
-from runbook_lib.checks.check import Check, Given, amount, one, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import FAILED, Parts, collect_each, judge_each, seconds_between
 from runbook_lib.finding import (
     Finding,
@@ -31,6 +31,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
+from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Given, amount, one, table
+from runbook_lib.checks.check import Given
 from runbook_lib.finding import Frames
+from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

@@ -13,7 +13,7 @@ from matplotlib.dates import date2num
 from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery, leases
-from runbook_lib.checks.check import Check, Given, amount, one, row, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import Parts, failures, needs_the_present, seconds_between
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
@@ -31,6 +31,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
+from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import logs
 
 if TYPE_CHECKING:

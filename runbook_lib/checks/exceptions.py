@@ -16,7 +16,7 @@ from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.catalog import Phrase
 from runbook_lib.checks import errors, recovery
-from runbook_lib.checks.check import Check, Given, amount, could_not_ask, one, row, table
+from runbook_lib.checks.check import Check, Given, could_not_ask
 from runbook_lib.checks.parts import Parts, failures, needs_the_present
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
@@ -32,6 +32,7 @@ from runbook_lib.finding import (
     say,
     worst,
 )
+from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import SourceError, logs
 
 if TYPE_CHECKING:

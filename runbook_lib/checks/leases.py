@@ -10,7 +10,7 @@ import pandas as pd
 from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given, amount, one, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -22,6 +22,7 @@ from runbook_lib.finding import (
     judged,
     say,
 )
+from runbook_lib.frames import amount, one, table
 from runbook_lib.stats import percentile
 
 if TYPE_CHECKING:

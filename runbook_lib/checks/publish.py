@@ -8,7 +8,7 @@ import pandas as pd
 
 from runbook_lib import charts, history
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, amount, one, row, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import Parts, failures
 from runbook_lib.finding import (
     Finding,
@@ -23,6 +23,7 @@ from runbook_lib.finding import (
     judged,
     say,
 )
+from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

@@ -8,7 +8,7 @@ import pandas as pd
 
 from runbook_lib import charts, diagnosis, history, stats
 from runbook_lib.checks import backlog, database, publish, recovery, subscriber
-from runbook_lib.checks.check import Check, Given, amount, one, row
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import Parts, collect_each, failures, judge_each, seconds_between
 from runbook_lib.finding import (
     DATABASE,
@@ -26,6 +26,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
+from runbook_lib.frames import amount, one, row
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

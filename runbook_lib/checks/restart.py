@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.checks import recovery
-from runbook_lib.checks.check import Check, Given, amount, one, row, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import collect_each, judge_each, said
 from runbook_lib.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
+from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given, could_not_ask, one, row
+from runbook_lib.checks.check import Check, Given, could_not_ask
 from runbook_lib.checks.parts import Parts, failures, needs_the_present, seconds_between
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
@@ -26,6 +26,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
+from runbook_lib.frames import one, row
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, amount, could_not_ask, one, row, table
+from runbook_lib.checks.check import Check, Given, could_not_ask
 from runbook_lib.checks.parts import Parts, failures
 from runbook_lib.finding import (
     Finding,
@@ -22,6 +22,7 @@ from runbook_lib.finding import (
     judged,
     say,
 )
+from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

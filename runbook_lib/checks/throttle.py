@@ -14,7 +14,7 @@ from runbook_lib import catalog, charts, history, messages
 from runbook_lib.actions import change, proposals
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given, amount, one, row, table
+from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import Parts, failures, said
 from runbook_lib.finding import (
     Finding,
@@ -29,6 +29,7 @@ from runbook_lib.finding import (
     say,
     worst,
 )
+from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session

@@ -99,6 +99,10 @@ class Runner(ABC):
         """Return when it is ready again; SourceError (timeout) when it is not in time."""
 
     @abstractmethod
+    def scale(self, name: str, replicas: int) -> str:
+        """Have that many instances, 0 or 1; what the tool said."""
+
+    @abstractmethod
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set variables (None removes one), which restarts the workload; what the tool said."""
 
@@ -145,7 +149,7 @@ class KubectlRunner(Runner):
 
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
-        ("set", "env"),
+        ("set", "env"), ("scale",),
     })  # fmt: skip
 
     def logs(self, name: str, minutes: float) -> list[str]:
@@ -208,6 +212,10 @@ class KubectlRunner(Runner):
         """The rollout's end."""
         words = ("rollout", "status", f"deploy/{self._known(name)}", f"--timeout={max(int(timeout_s), 1)}s")
         return self._ask(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
+
+    def scale(self, name: str, replicas: int) -> str:
+        """The deployment's replicas."""
+        return self._ask("scale", f"deploy/{self._known(name)}", f"--replicas={_none_or_one(replicas)}").out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """In the workload's own container only: a sidecar has its own."""
@@ -275,7 +283,7 @@ class KubectlRunner(Runner):
 class SupervisorctlRunner(Runner):
     """Programs under one supervisord: a program is its own only instance."""
 
-    verbs = frozenset({("status",), ("tail",), ("restart",)})
+    verbs = frozenset({("status",), ("tail",), ("restart",), ("start",), ("stop",)})
 
     def logs(self, name: str, minutes: float) -> list[str]:
         """From the file where the settings name it, else as supervisord keeps it."""
@@ -295,9 +303,8 @@ class SupervisorctlRunner(Runner):
         return [{"name": name, "ready": state == "RUNNING", "restarts": None, "started": started}]
 
     def replicas(self, name: str) -> int:
-        """One."""
-        self._status(name)
-        return 1
+        """One, unless somebody stopped it."""
+        return 0 if self._status(name)[0] == "STOPPED" else 1
 
     def strategy(self, name: str) -> str:
         """The old process is stopped before the new one starts."""
@@ -322,6 +329,11 @@ class SupervisorctlRunner(Runner):
             time.sleep(pause)
             pause = min(1.5 * pause, 5.0)  # each look is a line of the ledger
         return f"{name} {' '.join(status)}"
+
+    def scale(self, name: str, replicas: int) -> str:
+        """Stop or start it."""
+        verb = "start" if _none_or_one(replicas) else "stop"
+        return self._ask(verb, self._known(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Rewrite the file and restart the one program."""
@@ -395,6 +407,12 @@ def runner_of(settings: Workloads, ledger: Ledger) -> Runner:
 
 def _error(reason: Reason, detail: str, code: str) -> SourceError:
     return SourceError("workloads", reason, detail, code)
+
+
+def _none_or_one(replicas: int) -> int:
+    if replicas not in (0, 1):
+        raise _error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
+    return replicas
 
 
 def _checked(variables: Mapping[str, str | None]) -> dict[str, str | None]:
