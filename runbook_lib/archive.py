@@ -123,23 +123,39 @@ class Archive:
             return []
         return [json.loads(line) for line in text.splitlines() if line]
 
-    def append(self, entry: dict[str, Any], files: dict[str, bytes]) -> None:
-        """Write an artifact's files, then its line in the manifest, sealed to the line before."""
-        for name, content in files.items():
-            self.write(name, content)
-        self.add_line(MANIFEST, entry | {"sha256": {name: digest(content) for name, content in files.items()}})
+    def append(self, entry: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any] | None:
+        """Write an artifact's files, then its line in the manifest, sealed to the line before.
+
+        A `job` leaves one artifact per section and one verdict: where that is there already, nothing is written and
+        its line comes back. Raises OSError.
+        """
+        with self._locked():
+            if entry.get("job") and (before := self.of_job(entry["job"]).get(entry.get("section", ""))):
+                return before
+            for name, content in files.items():
+                self.write(name, content)
+            sha256 = {name: digest(content) for name, content in files.items()}
+            self._add_line(MANIFEST, entry | {"sha256": sha256})
+        return None
+
+    def of_job(self, job: str) -> dict[str, dict[str, Any]]:
+        """What a job has left so far: lines of the manifest by section, "" for its verdict."""
+        return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
     def add_line(self, name: str, entry: dict[str, Any]) -> None:
         """Add a line to a journal, sealed to the line before. Raises OSError."""
         with self._locked():
-            try:
-                before = self.read(name)
-            except FileNotFoundError:
-                before = b""
-            lines = before.splitlines()
-            sealed = entry | {"previous": digest(lines[-1]) if lines else None}
-            line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
-            self.write(name, b"".join([before, line, b"\n"]))
+            self._add_line(name, entry)
+
+    def _add_line(self, name: str, entry: dict[str, Any]) -> None:
+        try:
+            before = self.read(name)
+        except FileNotFoundError:
+            before = b""
+        lines = before.splitlines()
+        sealed = entry | {"previous": digest(lines[-1]) if lines else None}
+        line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
+        self.write(name, b"".join([before, line, b"\n"]))
 
     def problems(self) -> list[str]:
         """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""

@@ -42,6 +42,10 @@ class Request:
     parameters: dict[str, Any]
     output: str
     until: float
+    job: str = ""
+    """The mark of what must leave its artifact once, however often it is begun; "" for what a person runs."""
+    unattended: bool = False
+    """Started by an alert: it carries nothing out."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Result:
     problem: str = ""
 
 
-def request(section: str, values: dict[str, Any], output: str, until: float) -> Request:
+def request(
+    section: str, values: dict[str, Any], output: str, until: float, *, job: str = "", unattended: bool = False
+) -> Request:
     """Check a section and its parameters before anything starts. Raises UsageError."""
     book = catalog.load()
     if section not in book.sections:
@@ -71,7 +77,8 @@ def request(section: str, values: dict[str, Any], output: str, until: float) -> 
     settings.load().target(checked.target)
     if checked.execute:
         until += ACTING_S + checked.wait_s
-    return Request(section, {k: v for k, v in checked.model_dump().items() if k in names}, output, until)
+    given = {k: v for k, v in checked.model_dump().items() if k in names}
+    return Request(section, given, output, until, job, unattended)
 
 
 def run_sections(requests: Iterable[Request], progress: Progress = lambda section, state: None) -> list[Result]:
@@ -109,7 +116,10 @@ def _in_own_process(r: Request, progress: Progress) -> Result:
 def _run(r: Request) -> Result:
     """In the runner's process: execute the notebook, keep it, whatever happens."""
     os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
+    if r.unattended:
+        os.environ["RUNBOOK_UNATTENDED"] = "1"
     kernels.fork_one()
+    forkserver.end_with_parent()
     try:
         return _execute(r)
     finally:
@@ -168,18 +178,32 @@ def _keep(r: Request, archive: Archive, stem: str, partial: Path, nb: Any, start
         run = _unfinished(run, problem)
         nb.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run did not finish: {problem}.**", id="unfinished"))
     ended = _now()
-    made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem)
+    mark = {"job": r.job} if r.job else {}
+    made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem, **mark)
     place = archive.place
     try:
-        archive.append(made.entry, made.files)
+        before = archive.append(made.entry, made.files)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+        if before:
+            return kept(archive, before)
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
         place, problem = _elsewhere(made.files), f"the artifact could not be written to {place} ({e.strerror})"
     if not place:
         return Result(run, started, ended, None, None, f"{problem}; it is lost")
     return Result(run, started, ended, f"{place}/{made.name}.ipynb", f"{place}/{made.name}.html", problem)
+
+
+def kept(archive: Archive, entry: dict[str, Any]) -> Result:
+    """A run that is in the archive, from its line of the manifest. Raises OSError."""
+    name, section = entry["name"], catalog.load().sections[entry["section"]]
+    run = artifact.read(artifact.notebook(archive.read(f"{name}.ipynb")), section)
+    if entry["problem"] and not run.concluded:
+        run = _unfinished(run, entry["problem"])
+    place = archive.place
+    ipynb, html = f"{place}/{name}.ipynb", f"{place}/{name}.html"
+    return Result(run, entry["started"], entry["ended"], ipynb, html, entry["problem"])
 
 
 def _died(r: Request, started: str, what: str) -> Result:

@@ -111,66 +111,46 @@ def _run(
     from runbook_lib import forkserver
 
     forkserver.context()
-    from runbook_lib import batch, dossier, parameters
-    from runbook_lib.archive import Archive
+    from runbook_lib import batch, investigation
 
     config = settings.load()
-    output, lang = output or config.output, lang or config.lang
-    until = time.time() + (deadline if deadline is not None else config.deadline_s)
-    values = _pairs(pairs) | {"target": target, "incident_id": incident, "as_of": as_of, "lang": lang}
-    requests = [batch.request(n, values, output, until) for n in numbers]
-    archive = Archive(output, incident)
-    archive.prepare()
-    progress = batch.terminal_progress()
-    results = batch.run_sections(requests, progress)
-    if follow:
-        known = catalog.load().runnable()
-        pointed = [
-            n
-            for n in batch.combined(results).next_sections
-            if n not in numbers
-            and (nb := known[n].notebook if n in known else None)
-            # A section that can act is for a person to open.
-            and "execute" not in parameters.declared(nb)
-        ]
-        own = {"detected_by", "detected_at"}
-        shared = {k: v for k, v in values.items() if k not in own}
-        results += batch.run_sections([batch.request(n, shared, output, until) for n in pointed], progress)
-    verdict = batch.combined(results)
-    said = dossier.document(incident, target, results, verdict, lang)
-    try:
-        dossier.keep(archive, results, said)
-        dossier.write_index(archive, lang)
-        index = f"{archive.place}/{dossier.INDEX}"
-    except OSError as e:
-        click.echo(f"runbook: the dossier could not be written to {archive.place}: {e.strerror}", err=True)
-        index = None
+    order = investigation.Order(
+        sections=tuple(numbers),
+        output=output or config.output,
+        target=target,
+        incident=incident,
+        lang=lang or config.lang,
+        deadline_s=deadline if deadline is not None else config.deadline_s,
+        follow=follow,
+        parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+    )
+    came = investigation.carry_out(order, batch.terminal_progress())
     if as_json:
-        click.echo(json.dumps(said, ensure_ascii=False, indent=1))
+        click.echo(json.dumps(came.document, ensure_ascii=False, indent=1))
     else:
-        _print(results, verdict, lang, index)
-    for result in results:
-        if result.problem:
-            click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
-    return verdict.status.value
+        _print(came, order.lang)
+    problems = [f"section {r.run.section}: {r.problem}" for r in came.results if r.problem]
+    for problem in [*problems, *([came.problem] if came.index is None else [])]:
+        click.echo(f"runbook: {problem}", err=True)
+    return int(came.verdict.status.value)
 
 
-def _print(results: Any, verdict: Any, lang: str, index: str | None) -> None:
+def _print(came: Any, lang: str) -> None:
     from runbook_lib import render
 
     colours = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
-    first, *rest = render.verdict_lines(verdict, lang)
-    click.secho(first, fg=colours[verdict.status.name], bold=True)
+    first, *rest = render.verdict_lines(came.verdict, lang)
+    click.secho(first, fg=colours[came.verdict.status.name], bold=True)
     for line in rest:
         click.echo(line)
-    for result in results:
+    for result in came.results:
         click.echo(f"\n{result.run.section} {render.section_title(result.run.section, lang)}")
         for finding in result.run.findings:
             click.secho(f"  {render.finding_line(finding, lang)}", fg=colours[finding.status.name])
         if result.html:
             click.echo(f"  {result.html}")
-    if index:
-        click.echo(f"\n{index}")
+    if came.index:
+        click.echo(f"\n{came.index}")
 
 
 def _pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:

@@ -53,8 +53,8 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
     }
 
 
-def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any]) -> None:
-    """Seal what a command concluded beside its artifacts, and make the index anew. Raises OSError."""
+def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job: str = "") -> None:
+    """Seal what a command concluded beside its artifacts; once, where it has a job. Raises OSError."""
     stem = f"{batch.stamp(results[0].started)}-verdict"
     taken = set(archive.names())
     name = next(
@@ -66,6 +66,7 @@ def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any]) -> N
         "sections": [r.run.section for r in results],
         "started": results[0].started,
         "ended": results[-1].ended,
+        **({"job": job} if job else {}),
     }
     archive.append(entry, {name: json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()})
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from functools import cache
-from multiprocessing import forkserver, get_context
+from multiprocessing import connection, forkserver, get_context, parent_process
 from multiprocessing.context import ForkServerContext
+from threading import Thread
 
 _PRELOADED = [
     *("runbook_lib.batch", "runbook_lib.engine", "papermill.execute", "nbconvert"),
@@ -26,3 +27,15 @@ def context() -> ForkServerContext:
     runners.set_forkserver_preload(_PRELOADED)
     forkserver.ensure_running()
     return runners
+
+
+def end_with_parent() -> None:
+    """In a process from here: end when whoever asked for it is gone, so that nothing runs on that nobody waits for."""
+    parent = parent_process()
+
+    def watch(sentinel: int) -> None:
+        connection.wait([sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
