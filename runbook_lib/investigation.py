@@ -64,9 +64,10 @@ def carry_out(order: Order, progress: Progress = lambda section, state: None) ->
     archive.prepare()
     results = _run(archive, order, requests, progress)
     if order.follow:
-        own = {"detected_by", "detected_at"}
-        shared = {k: v for k, v in values.items() if k not in own}
-        requests = [_request(n, shared, order, until) for n in _pointed_to(results, order.sections)]
+        requests = [
+            _request(n, {k: v for k, v in values.items() if k in declared}, order, until)
+            for n, declared in _pointed_to(results, order.sections).items()
+        ]
         results += _run(archive, order, requests, progress)
     verdict = batch.combined(results)
     said = dossier.document(order.incident, order.target, results, verdict, order.lang)
@@ -105,13 +106,12 @@ def _run(archive: Archive, order: Order, requests: Sequence[Request], progress: 
     return [results.get(r.section) or batch.kept(archive, there[r.section]) for r in requests]
 
 
-def _pointed_to(results: Sequence[Result], had: Sequence[str]) -> list[str]:
-    """The sections that these point to, without those that can act: a person opens them."""
+def _pointed_to(results: Sequence[Result], had: Sequence[str]) -> dict[str, list[str]]:
+    """The sections that these point to and their parameters; without those that can act: a person opens them."""
     runnable = catalog.load().runnable()
-    return [
-        n
-        for n in batch.combined(results).next_sections
-        if n not in had
-        and (notebook := runnable[n].notebook if n in runnable else None)
-        and "execute" not in parameters.declared(notebook)
-    ]
+    found: dict[str, list[str]] = {}
+    for section in batch.combined(results).next_sections:
+        notebook = runnable[section].notebook if section in runnable else None
+        if notebook and section not in had and "execute" not in (names := parameters.declared(notebook)):
+            found[section] = names
+    return found

@@ -132,6 +132,40 @@ class Budget(BaseModel):
     readers: int = Field(4, ge=1, description="runs that may read one database at once")
 
 
+class Route(BaseModel):
+    """Which sections an alert runs: the first route that fits; none is section 3 and what it points to."""
+
+    model_config = ConfigDict(extra="forbid")
+    alertname: str = ""
+    labels: dict[str, str] = {}
+    sections: list[str] = Field(min_length=1)
+    target: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Receiver(BaseModel):
+    """How alerts are received; secrets come from the environment or a file (docs/operations.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+    window_minutes: float = Field(30.0, gt=0, description="a repeat within it is only counted")
+    workers: int = Field(4, ge=1, le=64, description="investigations at once, one per target")
+    public_url: str = Field("", description="what links in messages start with")
+    notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
+    notify_urls_file: str = ""
+
+    def notify_urls(self) -> list[str]:
+        """Where messages go, one apprise URL a line; each may hold a secret. Raises UsageError."""
+        text = os.environ.get(self.notify_urls_env, "")
+        if self.notify_urls_file:
+            try:
+                text += "\n" + (_home() / self.notify_urls_file).read_text(encoding="utf-8")
+            except OSError as e:
+                raise UsageError(
+                    f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({e.strerror})"
+                ) from None
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
 class Settings(BaseSettings):
     """Everything configurable; `load()` makes it."""
 
@@ -143,6 +177,8 @@ class Settings(BaseSettings):
     budget: Budget = Budget()
     #: As written: a target is checked when it is used, so that one in disorder does not block another.
     targets: dict[str, dict[str, Any]] = {}
+    receiver: Receiver = Receiver()
+    routes: list[Route] = []
     # The environment's one target.
     database_url: SecretStr | None = None
     nats_url: SecretStr | None = None

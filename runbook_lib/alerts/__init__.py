@@ -1,0 +1,1 @@
+"""Alerts: received, made durable, investigated, told to people."""

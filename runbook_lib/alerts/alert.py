@@ -1,0 +1,184 @@
+"""What an alert is, read from Prometheus Alertmanager's webhook (version 4) or from a CloudEvent.
+
+Everything in a body was written by somebody else: what is used for anything is checked, the rest is cut, and nothing
+of it becomes a path or a parameter as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from runbook_lib.parameters import validate
+from runbook_lib.settings import UsageError
+
+#: Characters of a label's value; Prometheus itself has no limit, and no honest label is longer.
+MAX_VALUE = 1024
+MAX_LABELS = 64
+#: Alerts of one body; Alertmanager sends a group at a time.
+MAX_ALERTS = 2000
+#: Names the incident's folder, where an alert carries it.
+INCIDENT_LABEL = "incident"
+#: Names a target of runbook.toml, where an alert carries it.
+TARGET_LABEL = "runbook_target"
+
+_NAME = re.compile(r"[A-Za-z_][\w .:-]{0,127}")
+_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NEVER_ENDED = pd.Timestamp("1900-01-01", tz="UTC")
+
+
+class BadAlert(Exception):
+    """A body that is not an alert as it should be; one line that names the field."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert of a group."""
+
+    name: str
+    firing: bool
+    fingerprint: str
+    labels: Mapping[str, str]
+    summary: str
+    starts_at: pd.Timestamp
+    group: str
+    """What Alertmanager groups by; alerts of one group belong to one incident."""
+
+    @property
+    def incident(self) -> str | None:
+        """The incident that the alert names itself."""
+        return self.labels.get(INCIDENT_LABEL)
+
+
+class _Alert(BaseModel):
+    """An element of the webhook's `alerts`; fields that are not used are not looked at."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    status: Literal["firing", "resolved"]
+    labels: dict[str, str] = Field(max_length=MAX_LABELS)
+    annotations: dict[str, str] = {}
+    startsAt: str
+    fingerprint: str = Field("", max_length=64, pattern=r"^[A-Za-z0-9_-]*$")
+    groupKey: str = Field("", max_length=4096)
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name, value in labels.items():
+            if not _LABEL.fullmatch(name):
+                raise ValueError(f"label name {name!r:.60} is not letters, digits and '_'")
+            if len(value) > MAX_VALUE:
+                raise ValueError(f"label {name} is longer than {MAX_VALUE} characters")
+            if _CONTROL.search(value):
+                raise ValueError(f"label {name} holds a control character")
+        if not _NAME.fullmatch(labels.get("alertname", "")):
+            raise ValueError("label alertname must be a name: letters, digits and ' .:_-', at most 128")
+        try:
+            if INCIDENT_LABEL in labels:
+                validate({"incident_id": labels[INCIDENT_LABEL]})
+        except UsageError as e:
+            raise ValueError(f"label {INCIDENT_LABEL}: {e}") from None
+        return labels
+
+    @field_validator("startsAt")
+    @classmethod
+    def _time(cls, value: str) -> str:
+        _moment(value)
+        return value
+
+    def alert(self, group: str) -> Alert:
+        labels = dict(sorted(self.labels.items()))
+        summary = self.annotations.get("summary") or self.annotations.get("description", "")
+        return Alert(
+            name=labels["alertname"],
+            firing=self.status == "firing",
+            fingerprint=self.fingerprint or digest(json.dumps(labels)),
+            labels=labels,
+            summary=_CONTROL.sub(" ", summary)[:300].strip(),
+            starts_at=_moment(self.startsAt),
+            group=group,
+        )
+
+
+class _Webhook(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    version: Literal["4"]
+    groupKey: str = Field(min_length=1, max_length=4096)
+    alerts: list[_Alert] = Field(min_length=1, max_length=MAX_ALERTS)
+
+
+def from_alertmanager(body: bytes) -> list[Alert]:
+    """The alerts of a webhook's body, one group. Raises BadAlert."""
+    try:
+        sent = TypeAdapter(_Webhook).validate_json(body)
+    except ValidationError as e:
+        raise BadAlert(_first_problem(e)) from None
+    return [a.alert(sent.groupKey) for a in sent.alerts]
+
+
+def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
+    """The alert of a CloudEvent, structured or binary, version 1.0.
+
+    `data` is one alert as in Alertmanager's `alerts`, with a `groupKey` where several belong together. Raises BadAlert.
+    """
+    from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+
+    try:
+        event = from_http_event(HTTPMessage(headers=dict(headers), body=body))
+    except Exception as e:  # the library also lets through what its parser raises
+        raise BadAlert(f"not a CloudEvent: {_one_line(e)}") from None
+    try:
+        data = event.get_data()
+        data = json.loads(data) if isinstance(data, bytes | str) else data
+        sent = TypeAdapter(_Alert).validate_python(data)
+    except ValidationError as e:
+        raise BadAlert(f"data: {_first_problem(e)}") from None
+    except (ValueError, RecursionError):
+        raise BadAlert("data: not JSON") from None
+    return [sent.alert(sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}")]
+
+
+def read(body: bytes) -> list[Alert]:
+    """The alerts of a file: a webhook's body, or a CloudEvent in structured mode. Raises BadAlert."""
+    try:
+        said: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadAlert("not JSON") from None
+    if isinstance(said, dict) and "specversion" in said:
+        return from_cloudevent({"content-type": "application/cloudevents+json"}, body)
+    return from_alertmanager(body)
+
+
+def digest(text: str) -> str:
+    """Sixteen hexadecimal digits that stand for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _moment(text: str) -> pd.Timestamp:
+    try:
+        time = pd.Timestamp(text)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError("not a time like 2026-01-31T03:00:00Z") from None
+    if pd.isna(time) or time.tzinfo is None or time.tz_convert("UTC") < _NEVER_ENDED:
+        raise ValueError("not a time like 2026-01-31T03:00:00Z")
+    return time.tz_convert("UTC")
+
+
+def _first_problem(e: ValidationError) -> str:
+    first = e.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(p) for p in first["loc"])
+    return f"{where or 'body'}: {_one_line(first['msg'].removeprefix('Value error, '))}"
+
+
+def _one_line(said: object) -> str:
+    return _CONTROL.sub(" ", str(said))[:200]

@@ -1,0 +1,68 @@
+"""From an alert to what is looked at: the routes of runbook.toml, else section 3 and whatever it points to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runbook_lib import batch
+from runbook_lib.alerts.alert import TARGET_LABEL, Alert, digest
+from runbook_lib.settings import Route, Settings, UsageError
+
+#: What an alert runs that no route names, and what its end runs.
+FIRST, LAST = "3", "6"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What one alert asks for."""
+
+    sections: tuple[str, ...]
+    target: str
+    parameters: dict[str, Any]
+
+
+def check(config: Settings) -> None:
+    """Whether each route could be run. Raises UsageError, one line that names the route."""
+    for n, route in enumerate(config.routes, start=1):
+        try:
+            for section in route.sections:
+                batch.request(section, {"target": route.target or _default(config)} | route.parameters, "", 0.0)
+        except UsageError as e:
+            raise UsageError(f"routes, number {n} ({route.alertname or route.labels}): {e}") from None
+
+
+def routed(alert: Alert, config: Settings) -> Routed:
+    """The first route that fits an alert. A target that an alert names itself counts only if it is configured."""
+    route = next((r for r in config.routes if _fits(r, alert)), Route(sections=[FIRST]))
+    named = alert.labels.get(TARGET_LABEL, "")
+    target = route.target or (named if named in config.targets else _default(config))
+    return Routed(tuple(route.sections), target, route.parameters)
+
+
+def incident(alerts: Sequence[Alert], target: str) -> str:
+    """The incident of a group's alerts: named by a label, else by the alert, its beginning and its group."""
+    named = next((a.incident for a in alerts if a.incident), None)
+    if named:
+        return named
+    first = min(alerts, key=lambda a: (a.starts_at, a.name))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", first.name).strip("-")[:30]
+    return f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}"
+
+
+def detection(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
+    """What section 3 is told of how it was noticed."""
+    return {"detected_by": "alert", "detected_at": alert.starts_at.isoformat()} if FIRST in sections else {}
+
+
+def _fits(route: Route, alert: Alert) -> bool:
+    return (not route.alertname or route.alertname == alert.name) and all(
+        alert.labels.get(name) == value for name, value in route.labels.items()
+    )
+
+
+def _default(config: Settings) -> str:
+    """The environment's one target; where only runbook.toml names some, its first."""
+    return "default" if config.database_url or config.nats_url or not config.targets else next(iter(config.targets))
