@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 240, 600, 1800)
@@ -12,7 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
+        own: dict[str, Any] = {"registry": self.registry}
         self.accepted = Counter("runbook_alerts_accepted", "Alerts made durable", **own)
         self.deduplicated = Counter("runbook_alerts_deduplicated", "Of these, alerts that were only counted", **own)
         self.refused = Counter("runbook_requests_refused", "Requests refused, by HTTP status", ["status"], **own)
