@@ -8,17 +8,25 @@
     <output>/<incident>/index.html         the dossier
 
 A name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
+
+Whatever a store raises is an OSError here, with one line as its `strerror`; an output that can not be opened at all is
+an OutputError.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import random
+import secrets
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +42,19 @@ NOTES = "notes.jsonl"
 JOURNALS = (MANIFEST, ACTIONS, NOTES)
 PARTIAL = ".partial.ipynb"
 
+#: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+#: Seconds and tries, so that a store that does not answer is given up within half a minute.
+_S3 = {
+    "connect_timeout": 3,
+    "read_timeout": 8,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+
+
+class OutputError(UsageError):
+    """The output cannot be written: perhaps the wrong one was named, perhaps it can be later."""
+
 
 @dataclass(frozen=True)
 class Archive:
@@ -41,11 +62,6 @@ class Archive:
 
     output: str
     incident: str
-
-    def __post_init__(self) -> None:
-        fs, path = fsspec.core.url_to_fs(self.output)
-        object.__setattr__(self, "_fs", fs)
-        object.__setattr__(self, "_root", f"{path.rstrip('/')}/{self.incident}")
 
     @property
     def local(self) -> Path | None:
@@ -59,50 +75,63 @@ class Archive:
         return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
 
     def prepare(self) -> None:
-        """Make the folder and try to write. Raises UsageError, one line, when that fails."""
+        """Make the folder and try to write. Raises OutputError, one line, when that fails."""
         try:
             if self.local:
                 (self.local / "evidence").mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=self.local):
                     pass
             else:
-                self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
+                with self._asked("evidence"):
+                    if not _BUCKETS & self._protocols:
+                        self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
+                self.write("evidence/.keep", b"")
         except OSError as e:
             reason = e.strerror or type(e).__name__
-            raise UsageError(
+            raise OutputError(
                 f"output folder {self.place} cannot be written: {reason}; choose another with --output"
             ) from None
 
     def reserve(self, stem: str) -> str:
-        """A stem that no artifact of this incident has yet, and a partial file that keeps it."""
+        """A stem that no artifact of this incident has yet, and a partial file that keeps it. Raises OSError."""
         for n in range(1, 1000):
             name = stem if n == 1 else f"{stem}.{n}"
-            if self.local is None:
-                return name
-            taken = any(self.local.glob(f"{name}-*.ipynb"))
             try:
-                if not taken:
-                    (self.local / f"{name}{PARTIAL}").open("x").close()
+                if not self._create(f"{name}{PARTIAL}", b""):
+                    name = f"{stem}.{secrets.token_hex(4)}"
+                    self.write(f"{name}{PARTIAL}", b"")
                     return name
             except FileExistsError:
                 continue
+            # Looked at after it is kept: a run of that name that ends meanwhile has left its artifact before its stem.
+            if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
+                return name
+            self.release(name)
         raise UsageError(f"{self.place} holds too many artifacts named {stem}")
+
+    def release(self, stem: str) -> None:
+        """Take the partial file of a stem away, if it can be done: the artifact is there, or there is none to come."""
+        with suppress(OSError):
+            self._remove(f"{stem}{PARTIAL}")
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the incident; whole or not at all. Raises OSError."""
         if self.local:
             write_whole(self.local / name, content)
         else:
-            self._filesystem.pipe_file(self._path(name), content)
+            with self._asked(name):
+                self._filesystem.pipe_file(self._path(name), content)
 
     def read(self, name: str) -> bytes:
-        """A file of the incident. Raises FileNotFoundError."""
-        return bytes(self._filesystem.cat_file(self._path(name)))
+        """A file of the incident. Raises OSError: FileNotFoundError where there is none."""
+        with self._asked(name):
+            return bytes(self._filesystem.cat_file(self._path(name)))
 
     def names(self) -> list[str]:
-        """The files in the incident's folder, sorted; [] where there is none."""
+        """The files in the incident's folder, sorted; [] where there is none. Raises OSError."""
         try:
-            found = self._filesystem.ls(self._path(""), detail=False)
+            with self._asked(""):
+                found = self._filesystem.ls(self._path(""), detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
@@ -123,23 +152,27 @@ class Archive:
             return []
         return [json.loads(line) for line in text.splitlines() if line]
 
-    def append(self, entry: dict[str, Any], files: dict[str, bytes]) -> dict[str, Any] | None:
+    def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
         """Write an artifact's files, then its line in the manifest, sealed to the line before.
 
-        A `job` leaves one artifact per section and one verdict: where that is there already, nothing is written and
-        its line comes back. Raises OSError.
+        A `job` leaves one artifact per section and one verdict: where that is there already, nothing is left and
+        its line comes back. Raises OSError; FileExistsError where the files must be `new` and one is not.
         """
         with self._locked():
-            if entry.get("job") and (before := self.of_job(entry["job"]).get(entry.get("section", ""))):
+            if before := _left(self.manifest(), entry):
                 return before
             for name, content in files.items():
-                self.write(name, content)
+                if not (new and self._create(name, content)):
+                    self.write(name, content)
             sha256 = {name: digest(content) for name, content in files.items()}
-            self._add_line(MANIFEST, entry | {"sha256": sha256})
-        return None
+            before = self._add_line(MANIFEST, entry | {"sha256": sha256})
+            for name in files if before else ():
+                with suppress(OSError):
+                    self._remove(name)
+        return before
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
-        """What a job has left so far: lines of the manifest by section, "" for its verdict."""
+        """What a job has left so far: lines of the manifest by section, "" for its verdict. Raises OSError."""
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
     def add_line(self, name: str, entry: dict[str, Any]) -> None:
@@ -147,15 +180,66 @@ class Archive:
         with self._locked():
             self._add_line(name, entry)
 
-    def _add_line(self, name: str, entry: dict[str, Any]) -> None:
+    def _add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
+        """Add a line, or find the one that the entry's job has left.
+
+        In S3 a journal is replaced only if it still is what was read, so that no other machine's line is lost.
+        """
+        added = b""
+        for tries in range(1, 21):
+            before, etag = self._current(name)
+            lines = before.splitlines()
+            if added in lines:
+                return None  # it was written, and only the answer was lost
+            if there := _left([json.loads(line) for line in lines], entry):
+                return there
+            sealed = entry | {"previous": digest(lines[-1]) if lines else None}
+            added = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
+            content = b"".join([before, added, b"\n"])
+            try:
+                if etag:
+                    with self._asked(name):
+                        self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
+                elif before or not self._create(name, content):
+                    self.write(name, content)
+                return None
+            except OSError as e:
+                if not _is_conflict(e):
+                    raise
+            time.sleep(random.uniform(0, 0.05 * tries))  # noqa: S311 - spreads the writers out
+        raise OSError(errno.EBUSY, "others write to it all the time", name)
+
+    def _current(self, name: str) -> tuple[bytes, str]:
+        """A journal's content and its ETag; b"" where there is none, "" where the store compares none."""
         try:
-            before = self.read(name)
+            etag = ""
+            if "s3" in self._protocols:
+                with self._asked(name):  # before the content: what is newer than that is not replaced
+                    etag = self._filesystem.info(self._path(name))["ETag"]
+            return self.read(name), etag
         except FileNotFoundError:
-            before = b""
-        lines = before.splitlines()
-        sealed = entry | {"previous": digest(lines[-1]) if lines else None}
-        line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
-        self.write(name, b"".join([before, line, b"\n"]))
+            return b"", ""
+
+    def _create(self, name: str, content: bytes) -> bool:
+        """Write a file that must not be there yet; False, and nothing done, where the store can not promise that.
+
+        Raises OSError: FileExistsError when it is there.
+        """
+        if self.local:
+            (self.local / name).open("xb").close()
+            if content:
+                write_whole(self.local / name, content)
+            return True
+        with self._asked(name):
+            try:
+                self._filesystem.pipe_file(self._path(name), content, mode="create")
+            except (NotImplementedError, TypeError, ValueError):
+                return False
+        return True
+
+    def _remove(self, name: str) -> None:
+        with self._asked(name):
+            self._filesystem.rm_file(self._path(name))
 
     def problems(self) -> list[str]:
         """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""
@@ -189,12 +273,64 @@ class Archive:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def _asked(self, name: str) -> Iterator[None]:
+        """Whatever a store raises, be it of its own kind, is an OSError with one line."""
+        try:
+            yield
+        except Exception as e:
+            if isinstance(e, OSError) and e.strerror:
+                raise
+            kinds = (FileNotFoundError, FileExistsError, PermissionError)
+            kind = next((k for k in kinds if isinstance(e, k)), OSError)
+            text = " ".join(str(e).split()) or type(e).__name__
+            number = e.errno if isinstance(e, OSError) and e.errno else errno.EIO
+            raise kind(number, text, f"{self.place}/{name}") from e
+
+    @cached_property
+    def _store(self) -> tuple[Any, str]:
+        """The filesystem and the incident's folder in it; opened when it is needed: it must not cross a fork."""
+        protocol = fsspec.utils.get_protocol(self.output)
+        options: dict[str, Any] = {} if protocol in LocalFileSystem.protocol else {"use_listings_cache": False}
+        if protocol in {"s3", "s3a"}:
+            options["config_kwargs"] = _S3
+        try:
+            fs, path = fsspec.core.url_to_fs(self.output, **options)
+        except ImportError as e:
+            hint = ": pip install 'runbook-notebooks[s3]'" if "config_kwargs" in options else ""
+            raise UsageError(
+                f"artifacts under {protocol}:// need a package that is not installed ({e}){hint}"
+            ) from None
+        except Exception as e:
+            raise OutputError(f"output {self.output} cannot be opened: {' '.join(str(e).split())}") from None
+        if protocol in {"s3", "s3a"}:
+            fs.retries = 1  # `_S3` has the tries already
+        return fs, f"{path.rstrip('/')}/{self.incident}"
+
     @property
     def _filesystem(self) -> Any:
-        return self.__dict__["_fs"]
+        return self._store[0]
+
+    @property
+    def _protocols(self) -> set[str]:
+        protocol = self._filesystem.protocol
+        return {protocol} if isinstance(protocol, str) else set(protocol)
 
     def _path(self, name: str) -> str:
-        return f"{self.__dict__['_root']}/{name}".rstrip("/")
+        return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def _left(manifest: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The line that the job of `entry` has left for the same section; None for what has no job."""
+    same = (entry.get("job"), entry.get("section"))
+    return next((e for e in manifest if entry.get("job") and (e.get("job"), e.get("section")) == same), None)
+
+
+def _is_conflict(e: OSError) -> bool:
+    """Whether a file was not written because another machine has written it meanwhile."""
+    answer = getattr(e.__cause__, "response", None) or {}
+    code = answer.get("Error", {}).get("Code")
+    return isinstance(e, FileExistsError) or code in {"PreconditionFailed", "ConditionalRequestConflict"}
 
 
 def digest(content: bytes) -> str:
