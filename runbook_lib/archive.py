@@ -93,21 +93,26 @@ class Archive:
             ) from None
 
     def reserve(self, stem: str) -> str:
-        """A stem that no artifact of this incident has yet, and a partial file that keeps it. Raises OSError."""
+        """A stem that no artifact of this incident has yet, and a partial file that keeps it.
+
+        Where the store can not keep it, or does not answer for now, the stem is one that nobody else thinks of.
+        """
         for n in range(1, 1000):
             name = stem if n == 1 else f"{stem}.{n}"
             try:
                 if not self._create(f"{name}{PARTIAL}", b""):
-                    name = f"{stem}.{secrets.token_hex(4)}"
-                    self.write(f"{name}{PARTIAL}", b"")
+                    break
+                # Only now: a run of that name that ended meanwhile has left its artifact before it gave up the stem.
+                if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
                     return name
+                self.release(name)
             except FileExistsError:
                 continue
-            # Looked at after it is kept: a run of that name that ends meanwhile has left its artifact before its stem.
-            if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
-                return name
-            self.release(name)
-        raise UsageError(f"{self.place} holds too many artifacts named {stem}")
+            except OSError:
+                break
+        else:
+            raise UsageError(f"{self.place} holds too many artifacts named {stem}")
+        return f"{stem}.{secrets.token_hex(4)}"
 
     def release(self, stem: str) -> None:
         """Take the partial file of a stem away, if it can be done: the artifact is there, or there is none to come."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from typing import Any
 
 from runbook_lib import batch, postmortem, record, render
@@ -56,19 +58,21 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
 def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job: str = "") -> None:
     """Seal what a command concluded beside its artifacts; once, where it has a job. Raises OSError."""
     stem = f"{batch.stamp(results[0].started)}-verdict"
-    taken = set(archive.names())
-    name = next(
-        n for i in range(1, 1000) if (n := f"{stem}{f'.{i}' if i > 1 else ''}-{said['status']}.json") not in taken
-    )
+    content = json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()
     entry = {
-        "name": name,
         "verdict": said["verdict"],
         "sections": [r.run.section for r in results],
         "started": results[0].started,
         "ended": results[-1].ended,
         **({"job": job} if job else {}),
     }
-    archive.append(entry, {name: json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()})
+    taken = set(archive.names())
+    for n in count(1):
+        name = f"{stem}{f'.{n}' if n > 1 else ''}-{said['status']}.json"
+        with suppress(FileExistsError):
+            if name not in taken:
+                archive.append(entry | {"name": name}, {name: content}, new=True)
+                return
 
 
 def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +87,7 @@ def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
 
 def write_index(archive: Archive, lang: str) -> None:
     """Make index.html from the journals. Raises OSError."""
-    entries = archive.manifest()
+    entries, actions = archive.manifest(), archive.lines(ACTIONS)
     # A look back says nothing of how things stand.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [postmortem.SECTION]]
     artifacts = [e for e in entries if "section" in e]
@@ -96,11 +100,7 @@ def write_index(archive: Archive, lang: str) -> None:
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
-        actions=[
-            a | {"what": record.what(a["what"])}
-            for a in archive.lines(ACTIONS)
-            if a["result"] != "begun" or _died(a, archive.lines(ACTIONS))
-        ],
+        actions=[a | {"what": record.what(a["what"])} for a in actions if a["result"] != "begun" or _died(a, actions)],
         notes=archive.lines(NOTES),
         partials=archive.partials(),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,

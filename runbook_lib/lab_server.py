@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 
 from runbook_lib import artifact, batch, catalog, dossier, settings
-from runbook_lib.archive import PARTIAL, Archive, digest
+from runbook_lib.archive import Archive, digest
 from runbook_lib.masking import Masker, secrets_of
 from runbook_lib.parameters import validate
 from runbook_lib.settings import UsageError
@@ -82,8 +82,7 @@ def keep(path: Path) -> str | None:
         )
         archive.append(made.entry, made.files)
     finally:
-        if archive.local:
-            (archive.local / f"{stem}{PARTIAL}").unlink(missing_ok=True)
+        archive.release(stem)
     place = f"{archive.place}/{made.name}"
     result = batch.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
     lang = parameters.get("lang", "en")
