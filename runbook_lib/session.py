@@ -19,7 +19,7 @@ from IPython.display import DisplayHandle, display
 from runbook_lib import catalog as catalogs
 from runbook_lib import checks, diagnosis, messages, render, settings
 from runbook_lib.actions import ACTIONS, action
-from runbook_lib.archive import NOTES, Archive
+from runbook_lib.archive import NOTES, Archive, OutputError
 from runbook_lib.checks.check import Check, Given
 from runbook_lib.finding import Finding, Reason, Text, Verdict, complete, say
 from runbook_lib.masking import TOKEN, Masker
@@ -394,16 +394,24 @@ def quiet_session(section: str, **parameters: Any) -> Session:
     return Session(book.sections[section], validate(parameters), settings.load())
 
 
-def keep_note(archive: Archive, text: str, who: str, section: str = "") -> Text:
-    """Put a line into an incident's timeline; what was kept, as a sentence. Raises UsageError."""
+def keep_note(archive: Archive, text: str, who: str, section: str = "", job: str = "") -> Text:
+    """Put a line into an incident's timeline; what was kept, as a sentence.
+
+    A `job` leaves one: where that is there already, it is what comes back. Raises UsageError for an empty note, and
+    OutputError when it can not be written.
+    """
     if not text.strip():
         raise UsageError("an empty note says nothing")
     archive.prepare()
     entry = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"), "who": who, "text": text.strip()}
     try:
-        archive.add_line(NOTES, entry | {"section": section})
+        before = next((e for e in archive.lines(NOTES) if job and e.get("job") == job), None)
+        if before:
+            entry = before
+        else:
+            archive.add_line(NOTES, entry | {"section": section} | ({"job": job} if job else {}))
     except OSError as e:
-        raise UsageError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
+        raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     return say("ui.noted", time=render.when(entry["time"]), who=who, text=entry["text"])
 
 
