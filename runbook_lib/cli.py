@@ -8,17 +8,22 @@ import json
 import os
 import sys
 import time
+import uuid
+from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
-from runbook_lib.finding import say
+from runbook_lib.finding import Status, say
 from runbook_lib.settings import UsageError, did_you_mean
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+
+_COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 
 
 class _Group(click.Group):
@@ -90,9 +95,96 @@ def run(sections: tuple[str, ...], **options: Any) -> int:
 
 @cli.command()
 @_run_options
-def triage(**options: Any) -> int:
+@click.option("--targets", metavar="all|NAME,...", help="several systems, each into a folder <incident>-<target>")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--scheduler", metavar="URL", help="of Dask, such as tcp://scheduler:8786")
+@click.option("--workers", type=click.IntRange(1, 64), help="systems at once, of a local executor  [default: per core]")
+@click.pass_context
+def triage(
+    context: click.Context,
+    targets: str | None,
+    executor: str,
+    scheduler: str | None,
+    workers: int | None,
+    **options: Any,
+) -> int:
     """Run section 3, then the sections that it points to."""
-    return _run(["3"], follow=True, **options)
+    if targets is None:
+        if executor != "local" or scheduler or workers:
+            raise UsageError("--executor, --scheduler and --workers are for several systems: --targets all|NAME,...")
+        return _run(["3"], follow=True, **options)
+    if context.get_parameter_source("target") is not ParameterSource.DEFAULT:
+        raise UsageError("--target names one system, --targets several: give one of them")
+    return _triage_many(targets, executor, scheduler, workers or os.cpu_count() or 1, **options)
+
+
+def _triage_many(
+    targets: str,
+    executor: str,
+    scheduler: str | None,
+    workers: int,
+    *,
+    target: str,
+    incident: str,
+    pairs: tuple[str, ...],
+    as_of: str | None,
+    output: str | None,
+    deadline: float | None,
+    lang: str | None,
+    as_json: bool,
+) -> int:
+    """A line for each system when it is done, or one JSON list of what each has come to; the worst decides."""
+    from runbook_lib import forkserver
+
+    forkserver.context()
+    from runbook_lib import executors, investigation, parameters
+
+    config = settings.load()
+    output = output or config.output
+    orders = [
+        investigation.Order(
+            sections=("3",),
+            output=output if "://" in output else str(Path(output).absolute()),  # a worker has its own folder
+            target=name,
+            incident=f"{incident}-{name}",
+            lang=lang or config.lang,
+            deadline_s=deadline if deadline is not None else config.deadline_s,
+            follow=True,
+            parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+            job=uuid.uuid4().hex,  # what a worker that died has left is not done again
+        )
+        for name in _several(targets, config)
+    ]
+    for order in orders:
+        parameters.validate(order.parameters | {"incident_id": order.incident})
+    said: dict[str, dict[str, Any]] = {}
+    with executors.executor_of(executor, scheduler, workers) as doing:
+        for order, came in executors.results(doing, investigation.summary, orders):
+            if isinstance(came, Exception):
+                unknown = {"status": Status.UNKNOWN.name, "exit_code": Status.UNKNOWN.value}
+                document = {"incident": order.incident, "target": order.target} | unknown
+                came = {"document": document, "index": None, "lines": ["UNKNOWN"], "problem": executors.one_line(came)}
+            said[order.target] = document = came["document"]
+            if not as_json:
+                verdict = click.style(came["lines"][0], fg=_COLOURS[document["status"]])
+                click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
+            if came["problem"]:
+                click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
+    if as_json:
+        click.echo(json.dumps([said[o.target] for o in orders], ensure_ascii=False, indent=1))
+    return int(max((Status[d["status"]] for d in said.values()), key=lambda s: s.rank).value)
+
+
+def _several(targets: str, config: settings.Settings) -> list[str]:
+    """The systems that `all` or a list of names means. Raises UsageError."""
+    names = list(config.targets) if targets == "all" else [t.strip() for t in targets.split(",") if t.strip()]
+    if not names:
+        raise UsageError("--targets names no system: write them in runbook.toml")
+    known = ["default", "sandbox", *config.targets]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
+    return list(dict.fromkeys(names))
 
 
 def _run(
@@ -456,4 +548,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = 130
     except BrokenPipeError:
         code = 0
+    except OSError as e:  # of the archive: `Archive` raises nothing else
+        click.echo(f"runbook: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", err=True)
+        code = EX_UNAVAILABLE
     sys.exit(code if isinstance(code, int) else 0)
