@@ -102,6 +102,7 @@ def run(sections: tuple[str, ...], **options: Any) -> int:
 @click.pass_context
 def triage(
     context: click.Context,
+    /,
     targets: str | None,
     executor: str,
     scheduler: str | None,
