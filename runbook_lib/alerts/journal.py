@@ -198,10 +198,7 @@ class Journal:
         jobs: list[int] = []
         counted = 0
         with self._transaction() as db:
-            by_target: dict[str, list[Alert]] = {}
-            for alert in alerts:
-                by_target.setdefault(routes.routed(alert, config).target, []).append(alert)
-            for target, own in by_target.items():
+            for target, own in routes.parted(alerts, config):
                 incident = self._incident(db, own, target, window_s, now)
                 if incident is None:  # an end of what was never seen to begin
                     counted += len(own)
@@ -225,7 +222,7 @@ class Journal:
         """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
         with self._transaction() as db:
             row = db.execute(
-                # A target's jobs keep their order, also when one is to be tried again.
+                # An incident's jobs keep their order, also when one is to be tried again.
                 "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
                 " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
                 " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id)"
@@ -251,7 +248,7 @@ class Journal:
     ) -> bool:
         """A job came to its end: keep the verdict; a changed one is a message (title, body) to each place.
 
-        The end of an alert closes its incident. Returns whether the verdict changed. Raises JournalError.
+        The last one of an incident whose alerts have ended closes it. Returns whether the verdict changed. Raises JournalError.
         """
         signature = _signature(verdict)
         with self._transaction() as db:
@@ -262,8 +259,7 @@ class Journal:
                 "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
                 (json.dumps(verdict, ensure_ascii=False), signature, now, job.incident),
             )
-            if job.kind == "resolved":
-                self._close(db, job.incident, now)
+            self._close(db, job.incident, now)
             if changed:
                 self._tell(db, job.incident, places, message, verdict["status"], now)
         return changed
@@ -277,15 +273,21 @@ class Journal:
         """A job could not be done and is given up; people are told. Raises JournalError."""
         with self._transaction() as db:
             db.execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", (now, problem, job.id))
-            if job.kind == "resolved":
-                self._close(db, job.incident, now)
+            self._close(db, job.incident, now)
             self._tell(db, job.incident, places, message, "UNKNOWN", now)
 
     # Messages.
 
     def due_messages(self, now: float) -> list[Message]:
-        """What is to be sent now, oldest first. Raises JournalError."""
-        rows = self._rows("SELECT * FROM messages WHERE state = 'waiting' AND due <= ? ORDER BY id", now)
+        """What is to be sent now, oldest first; of an incident, nothing before what was said before it.
+
+        Raises JournalError.
+        """
+        rows = self._rows(
+            "SELECT * FROM messages AS m WHERE state = 'waiting' AND due <= ? AND NOT EXISTS (SELECT 1 FROM messages"
+            " WHERE place = m.place AND incident = m.incident AND state = 'waiting' AND id < m.id) ORDER BY id",
+            now,
+        )
         return [Message(**{k: r[k] for k in Message.__dataclass_fields__}) for r in rows]
 
     def sent(self, message: Message, now: float) -> None:
@@ -305,14 +307,6 @@ class Journal:
             )
 
     # What is there.
-
-    def next_due(self) -> float | None:
-        """When the next thing that waits is due; None where nothing waits. Raises JournalError."""
-        row = self._rows(
-            "SELECT min(due) AS due FROM (SELECT due FROM jobs WHERE state = 'waiting'"
-            " UNION ALL SELECT due FROM messages WHERE state = 'waiting')"
-        )[0]
-        return None if row["due"] is None else float(row["due"])
 
     def counts(self) -> dict[str, int]:
         """Jobs and messages by state, such as `jobs_waiting`, and `incidents_open`. Raises JournalError."""
@@ -363,8 +357,8 @@ class Journal:
 
         None where all of them end and nothing is open.
         """
-        named = next((a.incident for a in alerts if a.incident), None)
-        group = digest(alerts[0].group)
+        named = alerts[0].incident
+        group = "" if named else digest(alerts[0].group)  # what is named is found by its name alone
         found = db.execute(
             "SELECT id FROM incidents WHERE id = ?"
             if named
@@ -430,9 +424,7 @@ class Journal:
         job = self._job_of(
             db, incident, "resolved", routes.LAST, target, {}, _said(ended[-1]), window_s, now, after=last
         )
-        state = db.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()["state"]
-        if state in ("done", "failed"):  # within the window: it was looked at already
-            self._close(db, incident, now)
+        self._close(db, incident, now)  # where it was looked at already, and nothing else has been since
         return job if job > last else None
 
     def _job_of(
@@ -448,15 +440,16 @@ class Journal:
         now: float,
         after: int = 0,
     ) -> int:
-        """The incident's job of this kind: the one of this window, or the next one."""
-        last = db.execute(
-            "SELECT id, number, accepted FROM jobs WHERE incident = ? AND kind = ? AND sections = ?"
-            " ORDER BY number DESC LIMIT 1",
+        """The incident's job of this kind: the one of this window, unless it is before `after`, else a new one."""
+        of_its_kind = db.execute(
+            "SELECT id, number, target, accepted FROM jobs WHERE incident = ? AND kind = ? AND sections = ?"
+            " ORDER BY number DESC",
             (incident, kind, sections),
-        ).fetchone()
-        if last and last["accepted"] > now - window_s:
+        ).fetchall()
+        last = next((j for j in of_its_kind if j["target"] == target), None)
+        if last and last["accepted"] > now - window_s and last["id"] >= after:
             return int(last["id"])
-        number = last["number"] + 1 if last else 1
+        number = of_its_kind[0]["number"] + 1 if of_its_kind else 1
         made = db.execute(
             "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -468,10 +461,11 @@ class Journal:
         return int(made.lastrowid or 0)
 
     def _close(self, db: sqlite3.Connection, incident: str, now: float) -> None:
-        """Close an incident none of whose alerts has begun again."""
+        """Close an incident none of whose alerts is firing, once there is nothing left to look at."""
         db.execute(
             "UPDATE incidents SET closed = ? WHERE id = ? AND closed IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)",
+            " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)"
+            " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
             (now, incident),
         )
 

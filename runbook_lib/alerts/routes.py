@@ -42,9 +42,17 @@ def routed(alert: Alert, config: Settings) -> Routed:
     return Routed(tuple(route.sections), target, route.parameters)
 
 
+def parted(alerts: Sequence[Alert], config: Settings) -> list[tuple[str, list[Alert]]]:
+    """Targets with their alerts, one incident's each: those of a group, or those that name the same one."""
+    parts: dict[tuple[str, str], list[Alert]] = {}
+    for alert in alerts:
+        parts.setdefault((routed(alert, config).target, alert.incident or ""), []).append(alert)
+    return [(target, own) for (target, _), own in parts.items()]
+
+
 def incident(alerts: Sequence[Alert], target: str) -> str:
-    """The incident of a group's alerts: named by a label, else by the alert, its beginning and its group."""
-    named = next((a.incident for a in alerts if a.incident), None)
+    """The incident of alerts as `parted`: named by a label, else by the alert, its beginning and its group."""
+    named = alerts[0].incident
     if named:
         return named
     first = min(alerts, key=lambda a: (a.starts_at, a.name))
@@ -53,8 +61,9 @@ def incident(alerts: Sequence[Alert], target: str) -> str:
 
 
 def detection(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
-    """What section 3 is told of how it was noticed."""
-    return {"detected_by": "alert", "detected_at": alert.starts_at.isoformat()} if FIRST in sections else {}
+    """What section 3 is told of how it was noticed; a parameter is one of all sections that are run."""
+    alone = list(sections) == [FIRST]
+    return {"detected_by": "alert", "detected_at": alert.starts_at.isoformat()} if alone else {}
 
 
 def _fits(route: Route, alert: Alert) -> bool:

@@ -1,0 +1,211 @@
+"""Alerts: what is read of a body that somebody else wrote, and where it leads."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runbook_lib.alerts import alert, routes
+from runbook_lib.alerts.alert import Alert, BadAlert
+from runbook_lib.settings import Route, Settings, UsageError
+
+GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
+
+
+def one(**changes: Any) -> dict[str, Any]:
+    """An element of the webhook's `alerts`."""
+    return {
+        "status": "firing",
+        "labels": {"alertname": "NotificationsLate"},
+        "annotations": {"summary": "p99 is 45 s"},
+        "startsAt": "2026-01-31T03:00:00.123Z",
+        "endsAt": "0001-01-01T00:00:00Z",
+        "generatorURL": "http://127.0.0.1/graph",
+        "fingerprint": "a1b2c3",
+    } | changes
+
+
+def webhook(*alerts: dict[str, Any], **changes: Any) -> bytes:
+    body = {"version": "4", "groupKey": '{}:{alertname="NotificationsLate"}', "status": "firing", "receiver": "r"}
+    return json.dumps(body | {"alerts": alerts or [one()]} | changes).encode()
+
+
+def cloudevent(data: Any, **changes: Any) -> bytes:
+    event = {"specversion": "1.0", "id": "1", "source": "/monitoring", "type": "alert", "data": data}
+    return json.dumps(event | changes).encode()
+
+
+def made(**changes: Any) -> Alert:
+    return alert.from_alertmanager(webhook(one(**changes)))[0]
+
+
+def test_a_webhook_is_read() -> None:
+    (read,) = alert.from_alertmanager(webhook())
+    assert (read.name, read.firing, read.fingerprint) == ("NotificationsLate", True, "a1b2c3")
+    assert read.summary == "p99 is 45 s"
+    assert read.starts_at == pd.Timestamp("2026-01-31T03:00:00.123Z")
+    assert read.group == '{}:{alertname="NotificationsLate"}'
+
+
+def test_without_a_fingerprint_the_labels_make_one() -> None:
+    labels = {"alertname": "A", "pod": "p-1"}
+    same = made(fingerprint="", labels=dict(reversed(labels.items())))
+    assert made(fingerprint="", labels=labels).fingerprint == same.fingerprint != ""
+    assert made(fingerprint="", labels=labels | {"pod": "p-2"}).fingerprint != same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "body: "),
+        (b"{", "body: "),
+        (b"[" * 100_000, "body: "),
+        (webhook(version="3"), "version"),
+        (webhook(alerts=[]), "alerts"),
+        (webhook(*[one()] * 2001), "alerts"),
+        (webhook(groupKey=""), "groupKey"),
+        (webhook(one(status="pending")), "alerts.0.status"),
+        (webhook(one(startsAt="yesterday")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="2026-01-31T03:00:00")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="0001-01-01T00:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(labels={})), "alertname"),
+        (webhook(one(labels={"alertname": "../x"})), "alertname"),
+        (webhook(one(labels={"alertname": "A", "a-b": "1"})), "label name"),
+        (webhook(one(labels={"alertname": "A", "a": "\u202ex"})), "control character"),
+        (webhook(one(labels={"alertname": "A", "a": "x" * 1025})), "longer than"),
+        (webhook(one(labels={"alertname": "A"} | {f"l{n}": "" for n in range(64)})), "alerts.0.labels"),
+        (webhook(one(labels={"alertname": "A", "incident": "../../etc"})), "incident"),
+        (webhook(one(fingerprint="<b>")), "alerts.0.fingerprint"),
+        (webhook(one(labels={"alertname": 3})), "alerts.0.labels.alertname"),
+    ],
+)
+def test_a_bad_body_is_one_line_that_names_the_field(body: bytes, said: str) -> None:
+    with pytest.raises(BadAlert) as e:
+        alert.from_alertmanager(body)
+    assert said in str(e.value)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_a_cloudevent_is_read_structured_and_binary() -> None:
+    (structured,) = alert.read(cloudevent(one()))
+    headers = {
+        "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/monitoring", "ce-type": "alert",
+        "content-type": "application/json",
+    }  # fmt: skip
+    (binary,) = alert.from_cloudevent(headers, json.dumps(one()).encode())
+    assert structured == binary
+    assert structured.group == "/monitoring/NotificationsLate"
+    (grouped,) = alert.read(cloudevent(one(groupKey="g")))
+    assert grouped.group == "g"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [cloudevent(None), cloudevent("x"), cloudevent([]), cloudevent(one(), id=3), cloudevent({"status": "firing"})],
+)
+def test_a_bad_cloudevent_is_one_line(body: bytes) -> None:
+    with pytest.raises(BadAlert) as e:
+        alert.read(body)
+    assert "\n" not in str(e.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.binary(max_size=200)
+    | JSON.map(lambda v: json.dumps(v).encode())
+    | st.dictionaries(st.sampled_from(sorted(one())), JSON).map(lambda v: webhook(one(**v)))
+    | st.dictionaries(st.sampled_from(["alertname", "incident", "runbook_target"]), st.text(max_size=30)).map(
+        lambda v: webhook(one(labels={"alertname": "A"} | v))
+    )
+    | st.dictionaries(st.sampled_from(["specversion", "id", "source", "type", "data"]), JSON).map(
+        lambda v: cloudevent(**({"data": one()} | v))
+    )
+)
+def test_whatever_is_sent_is_an_alert_or_one_line(body: bytes) -> None:
+    try:
+        read = alert.read(body)
+    except BadAlert as e:
+        assert "\n" not in str(e)
+        return
+    for a in read:
+        name = routes.incident([a], "t")
+        assert "/" not in name and ".." not in name and len(name) <= 64
+
+
+def config(**values: Any) -> Settings:
+    return Settings(targets={"main": GONE, "other": GONE}, **values)
+
+
+def test_without_a_route_it_is_section_3_of_the_first_target() -> None:
+    routed = routes.routed(made(), config())
+    assert (routed.sections, routed.target, routed.parameters) == (("3",), "main", {})
+    assert routes.detection(made(), routed.sections)["detected_at"] == "2026-01-31T03:00:00.123000+00:00"
+
+
+def test_the_first_route_that_fits() -> None:
+    settings = config(
+        routes=[
+            Route(alertname="Other", sections=["2"]),
+            Route(labels={"team": "payments"}, sections=["4.1"], target="other"),
+            Route(alertname="NotificationsLate", sections=["4.2"], parameters={"window_minutes": 15}),
+        ]
+    )
+    assert routes.routed(made(), settings).sections == ("4.2",)
+    labelled = made(labels={"alertname": "NotificationsLate", "team": "payments"})
+    assert routes.routed(labelled, settings) == routes.Routed(("4.1",), "other", {})
+
+
+@pytest.mark.parametrize(("named", "target"), [("other", "other"), ("unknown", "main"), ("../x", "main")])
+def test_an_alert_names_its_target_only_among_those_that_are_configured(named: str, target: str) -> None:
+    assert routes.routed(made(labels={"alertname": "A", "runbook_target": named}), config()).target == target
+
+
+def test_alerts_of_a_group_are_one_incident_save_those_that_name_another() -> None:
+    alerts = alert.from_alertmanager(
+        webhook(
+            one(fingerprint="1"),
+            one(fingerprint="2", labels={"alertname": "B", "incident": "INC-7"}),
+            one(fingerprint="3", labels={"alertname": "C"}, startsAt="2026-01-31T02:00:00Z"),
+            one(fingerprint="4", labels={"alertname": "D", "runbook_target": "other"}),
+        )
+    )
+    parts = routes.parted(alerts, config())
+    assert [(t, [a.fingerprint for a in own]) for t, own in parts] == [
+        ("main", ["1", "3"]), ("main", ["2"]), ("other", ["4"]),
+    ]  # fmt: skip
+    names = [routes.incident(own, target) for target, own in parts]
+    assert names[0].startswith("C-20260131T020000-") and names[1] == "INC-7"
+    assert len(set(names)) == 3
+    assert names[0] == routes.incident(parts[0][1][::-1], "main")
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        (Route(alertname="A", sections=["4.9"]), "number 1 (A): unknown section"),
+        (Route(alertname="A", sections=["4.1"], parameters={"windw_minutes": 1}), "unknown parameter"),
+        (Route(alertname="A", sections=["4.1"], target="nowhere"), "unknown target"),
+    ],
+)
+def test_a_route_that_cannot_be_run_is_told_at_the_start(route: Route, said: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("runbook_lib.settings.load", config)
+    with pytest.raises(UsageError, match=r"routes, number 1") as e:
+        routes.check(config(routes=[route]))
+    assert said in str(e.value)
+
+
+def test_routes_that_can_be_run(monkeypatch: Any) -> None:
+    monkeypatch.setattr("runbook_lib.settings.load", config)
+    routes.check(config(routes=[Route(sections=["3"]), Route(sections=["4.1", "4.2"], target="other")]))
