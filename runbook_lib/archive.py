@@ -44,12 +44,14 @@ PARTIAL = ".partial.ipynb"
 
 #: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-#: Seconds and tries, so that a store that does not answer is given up within half a minute.
+#: Seconds and tries, so that a store that does not answer is given up within half a minute; FSSPEC_S3 has precedence.
 _S3 = {
     "connect_timeout": 3,
     "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
+#: What was opened is never closed: a fork that closed its copy would cut the connections of its parent.
+_opened: list[Any] = []
 
 
 class OutputError(UsageError):
@@ -297,19 +299,21 @@ class Archive:
         """The filesystem and the incident's folder in it; opened when it is needed: it must not cross a fork."""
         protocol = fsspec.utils.get_protocol(self.output)
         options: dict[str, Any] = {} if protocol in LocalFileSystem.protocol else {"use_listings_cache": False}
-        if protocol in {"s3", "s3a"}:
-            options["config_kwargs"] = _S3
+        if s3 := protocol in {"s3", "s3a"}:
+            options["config_kwargs"] = _S3 | fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
         try:
             fs, path = fsspec.core.url_to_fs(self.output, **options)
         except ImportError as e:
-            hint = ": pip install 'runbook-notebooks[s3]'" if "config_kwargs" in options else ""
+            hint = ": pip install 'runbook-notebooks[s3]'" if s3 else ""
             raise UsageError(
                 f"artifacts under {protocol}:// need a package that is not installed ({e}){hint}"
             ) from None
         except Exception as e:
             raise OutputError(f"output {self.output} cannot be opened: {' '.join(str(e).split())}") from None
-        if protocol in {"s3", "s3a"}:
+        if s3:
             fs.retries = 1  # `_S3` has the tries already
+        if not any(fs is o for o in _opened):
+            _opened.append(fs)
         return fs, f"{path.rstrip('/')}/{self.incident}"
 
     @property
