@@ -7,9 +7,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +24,9 @@ from runbook_lib.settings import UsageError
 
 #: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
 GRACE_S = 8.0
+
+#: Sections that are run at once: they wait more than they work. A database is read by fewer, see `Budget.readers`.
+AT_ONCE = max(os.cpu_count() or 1, 4)
 
 #: Seconds that a run which acts is given beyond its deadline: a rollout must not be left in the middle.
 ACTING_S = 240.0
@@ -82,10 +82,55 @@ def request(
 
 
 def run_sections(requests: Iterable[Request], progress: Progress = lambda section, state: None) -> list[Result]:
-    """Run the sections, side by side as far as cores allow; each comes back, whatever became of it."""
+    """Run the sections, some at once, each in a process of its own; each comes back, whatever became of it."""
     requests = list(requests)
-    with ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 1)) as pool:
-        return list(pool.map(lambda r: _in_own_process(r, progress), requests))
+    waiting = list(enumerate(requests))
+    running: dict[forkserver.Forked[Result], _Started] = {}
+    results: dict[int, Result] = {}
+
+    def end(runner: forkserver.Forked[Result], problem: str = "") -> None:
+        s = running.pop(runner)
+        try:
+            if problem:
+                raise RuntimeError(problem)
+            result = runner.result()
+        except forkserver.Killed:
+            result = _died(s.request, s.scratch, s.time, "the runner was killed")
+        except Exception as e:
+            runner.end()
+            result = _died(s.request, s.scratch, s.time, problem or f"the runner failed: {type(e).__name__}: {e}")
+        results[s.number] = result
+        progress(s.request.section, result.run.status.name)
+
+    with tempfile.TemporaryDirectory(prefix="runbook-") as scratch:
+        try:
+            while waiting or running:
+                while waiting and len(running) < AT_ONCE:
+                    n, r = waiting.pop(0)
+                    own = Path(scratch) / str(n)
+                    own.mkdir()
+                    progress(r.section, "running")
+                    running[forkserver.start(_run, r, own)] = _Started(n, r, own, _now())
+                for runner in forkserver.ready(running, min(s.limit for s in running.values())):
+                    end(runner)
+                for runner in [r for r, s in running.items() if s.limit <= time.time()]:
+                    end(runner, "the runner did not end in time")
+        finally:
+            for runner in running:
+                runner.end()
+    return [results[n] for n in range(len(requests))]
+
+
+@dataclass(frozen=True)
+class _Started:
+    number: int
+    request: Request
+    scratch: Path
+    time: str
+
+    @property
+    def limit(self) -> float:
+        return self.request.until + GRACE_S
 
 
 def combined(results: Iterable[Result]) -> Verdict:
@@ -95,38 +140,23 @@ def combined(results: Iterable[Result]) -> Verdict:
     return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
 
 
-def _in_own_process(r: Request, progress: Progress) -> Result:
-    """A runner that dies or hangs takes only its own section with it."""
-    progress(r.section, "running")
-    started = _now()
-    pool = ProcessPoolExecutor(1, mp_context=forkserver.context())
-    try:
-        result = pool.submit(_run, r).result(timeout=max(r.until - time.time(), 0) + GRACE_S)
-    except Exception as e:
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        what = {BrokenProcessPool: "the runner was killed", Late: "the runner did not end in time"}
-        result = _died(r, started, what.get(type(e), f"the runner failed: {type(e).__name__}: {e}"))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    progress(r.section, result.run.status.name)
-    return result
+def _run(r: Request, scratch: Path) -> Result:
+    """In the runner's process: execute the notebook, keep it, whatever happens.
 
-
-def _run(r: Request) -> Result:
-    """In the runner's process: execute the notebook, keep it, whatever happens."""
+    `scratch` outlives it: the notebook so far is there where the archive is no folder.
+    """
     os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
     if r.unattended:
         os.environ["RUNBOOK_UNATTENDED"] = "1"
     kernels.fork_one()
     forkserver.end_with_parent()
     try:
-        return _execute(r)
+        return _execute(r, scratch)
     finally:
         kernels.none_waits()
 
 
-def _execute(r: Request) -> Result:
+def _execute(r: Request, scratch: Path) -> Result:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
@@ -138,34 +168,32 @@ def _execute(r: Request) -> Result:
     archive = Archive(r.output, r.parameters["incident_id"])
     kept: list[artifact.Notebook] = []
     started, problem = _now(), ""
-    with tempfile.TemporaryDirectory(prefix="runbook-") as scratch:
-        stem = archive.reserve(f"{stamp(started)}-{r.section}")
-        partial = (archive.local or Path(scratch)) / f"{stem}{PARTIAL}"
-        try:
-            execute_notebook(
-                nbformat.read(section.notebook, as_version=4),
-                None,
-                parameters=r.parameters,
-                engine_name=engine.NAME,
-                kernel_name="python3",
-                progress_bar=False,
-                partial=partial,
-                kept=kept,
-                startup_timeout=30,
-                timeout_func=lambda cell: max(int(r.until - time.time()), 1),
-            )
-        except CellTimeoutError:
-            problem = "the deadline passed"
-        except DeadKernelError:
-            problem = "the kernel died"
-        except PapermillExecutionError as e:
-            problem = f"a cell failed: {e.ename}: {e.evalue}"
-        except Exception as e:
-            problem = f"the notebook could not be run: {type(e).__name__}: {e}"
-        return _keep(r, archive, stem, partial, kept[0] if kept else None, started, problem)
+    stem = archive.reserve(f"{stamp(started)}-{r.section}")
+    try:
+        execute_notebook(
+            nbformat.read(section.notebook, as_version=4),
+            None,
+            parameters=r.parameters,
+            engine_name=engine.NAME,
+            kernel_name="python3",
+            progress_bar=False,
+            partial=(archive.local or scratch) / f"{stem}{PARTIAL}",
+            kept=kept,
+            startup_timeout=30,
+            timeout_func=lambda cell: max(int(r.until - time.time()), 1),
+        )
+    except CellTimeoutError:
+        problem = "the deadline passed"
+    except DeadKernelError:
+        problem = "the kernel died"
+    except PapermillExecutionError as e:
+        problem = f"a cell failed: {e.ename}: {e.evalue}"
+    except Exception as e:
+        problem = f"the notebook could not be run: {type(e).__name__}: {e}"
+    return _keep(r, archive, stem, kept[0] if kept else None, started, problem)
 
 
-def _keep(r: Request, archive: Archive, stem: str, partial: Path, nb: Any, started: str, problem: str) -> Result:
+def _keep(r: Request, archive: Archive, stem: str, nb: Any, started: str, problem: str) -> Result:
     """Turn the executed notebook into the artifact: notebook, page, evidence, manifest line."""
     target = settings.load().target(r.parameters["target"])
     masker = Masker.of(target.urls(), r.parameters["incident_id"])
@@ -183,13 +211,12 @@ def _keep(r: Request, archive: Archive, stem: str, partial: Path, nb: Any, start
     place = archive.place
     try:
         before = archive.append(made.entry, made.files)
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        archive.release(stem)
         if before:
             return kept(archive, before)
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
-        place, problem = _elsewhere(made.files), f"the artifact could not be written to {place} ({e.strerror})"
+        place, problem = _elsewhere(made.files), f"the artifact could not be written to {place} ({e.strerror or e})"
     if not place:
         return Result(run, started, ended, None, None, f"{problem}; it is lost")
     return Result(run, started, ended, f"{place}/{made.name}.ipynb", f"{place}/{made.name}.html", problem)
@@ -206,14 +233,16 @@ def kept(archive: Archive, entry: dict[str, Any]) -> Result:
     return Result(run, entry["started"], entry["ended"], ipynb, html, entry["problem"])
 
 
-def _died(r: Request, started: str, what: str) -> Result:
+def _died(r: Request, scratch: Path, started: str, what: str) -> Result:
     """What is known of a run whose runner is gone: the partial notebook, as far as it came."""
     archive, section = Archive(r.output, r.parameters["incident_id"]), catalog.load().sections[r.section]
-    own = [p for p in archive.partials() if f"-{r.section}." in p and p >= stamp(started)]
+    own: list[str] = []
     nb = nbformat.v4.new_notebook()
-    if own and archive.local:
-        with suppress(OSError, ValueError):
-            nb = artifact.notebook((archive.local / own[-1]).read_bytes())
+    with suppress(OSError, ValueError):
+        for left in scratch.glob(f"*{PARTIAL}"):
+            archive.write(left.name, left.read_bytes())
+        own = [p for p in archive.partials() if f"-{r.section}." in p and p >= stamp(started)]
+        nb = artifact.notebook(archive.read(own[-1])) if own else nb
     run = _unfinished(artifact.read(nb, section), what)
     return Result(run, started, _now(), f"{archive.place}/{own[-1]}" if own else None, None, what)
 

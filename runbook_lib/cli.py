@@ -4,6 +4,7 @@ wrong usage.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ EX_USAGE = 64
 EX_UNAVAILABLE = 69
 
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class _Group(click.Group):
@@ -138,12 +141,13 @@ def _triage_many(
     from runbook_lib import forkserver
 
     forkserver.context()
-    from runbook_lib import executors, investigation, parameters
+    from runbook_lib import executors, parameters
+    from runbook_lib.order import Order, carry_out
 
     config = settings.load()
     output = output or config.output
     orders = [
-        investigation.Order(
+        Order(
             sections=("3",),
             output=output if "://" in output else str(Path(output).absolute()),  # a worker has its own folder
             target=name,
@@ -160,7 +164,7 @@ def _triage_many(
         parameters.validate(order.parameters | {"incident_id": order.incident})
     said: dict[str, dict[str, Any]] = {}
     with executors.executor_of(executor, scheduler, workers) as doing:
-        for order, came in executors.results(doing, investigation.summary, orders):
+        for order, came in executors.results(doing, carry_out, orders):
             if isinstance(came, Exception):
                 unknown = {"status": Status.UNKNOWN.name, "exit_code": Status.UNKNOWN.value}
                 document = {"incident": order.incident, "target": order.target} | unknown
@@ -204,10 +208,10 @@ def _run(
     from runbook_lib import forkserver
 
     forkserver.context()
-    from runbook_lib import batch, investigation
+    from runbook_lib.order import Order, carry_out
 
     config = settings.load()
-    order = investigation.Order(
+    order = Order(
         sections=tuple(numbers),
         output=output or config.output,
         target=target,
@@ -217,33 +221,31 @@ def _run(
         follow=follow,
         parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
     )
-    came = investigation.carry_out(order, batch.terminal_progress())
+    try:
+        came = carry_out(order)
+    except forkserver.Killed:
+        raise click.ClickException(
+            f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
+        ) from None
     if as_json:
-        click.echo(json.dumps(came.document, ensure_ascii=False, indent=1))
+        click.echo(json.dumps(came["document"], ensure_ascii=False, indent=1))
     else:
-        _print(came, order.lang)
-    problems = [f"section {r.run.section}: {r.problem}" for r in came.results if r.problem]
-    for problem in [*problems, *([came.problem] if came.index is None else [])]:
+        _print(came)
+    for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
         click.echo(f"runbook: {problem}", err=True)
-    return int(came.verdict.status.value)
+    return int(came["document"]["exit_code"])
 
 
-def _print(came: Any, lang: str) -> None:
-    from runbook_lib import render
-
-    colours = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
-    first, *rest = render.verdict_lines(came.verdict, lang)
-    click.secho(first, fg=colours[came.verdict.status.name], bold=True)
+def _print(came: dict[str, Any]) -> None:
+    colours = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta", "": None}
+    first, *rest = came["lines"]
+    click.secho(first, fg=colours[came["document"]["status"]], bold=True)
     for line in rest:
         click.echo(line)
-    for result in came.results:
-        click.echo(f"\n{result.run.section} {render.section_title(result.run.section, lang)}")
-        for finding in result.run.findings:
-            click.secho(f"  {render.finding_line(finding, lang)}", fg=colours[finding.status.name])
-        if result.html:
-            click.echo(f"  {result.html}")
-    if came.index:
-        click.echo(f"\n{came.index}")
+    for status, line in came["details"]:
+        click.secho(line, fg=colours[status])
+    if came["index"]:
+        click.echo(f"\n{came['index']}")
 
 
 def _pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
@@ -526,6 +528,77 @@ def lab(target: str, incident: str, output: str | None, arguments: tuple[str, ..
     config = settings.load()
     config.target(target)
     interactive.open_lab(output or config.output, incident, target, arguments)
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="the address that is listened on")
+@click.option("--port", type=click.IntRange(0, 65535), default=9095, show_default=True, help="0 takes a free one")
+@click.option("--output", metavar="DIR|URL", help="where artifacts go  [default: outputs]")
+@click.option(
+    "--journal", type=_FILE, default="receiver.db", show_default=True, help="what was accepted, and its state"
+)
+@click.option("--tls-cert", type=_FILE, help="a certificate with its chain, PEM: listen with TLS")
+@click.option("--tls-key", type=_FILE, help="its key, PEM")
+@click.option("--workers", type=click.IntRange(1, 64), help="investigations at once  [default: 4]")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--scheduler", metavar="URL", help="of Dask, such as tcp://scheduler:8786")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of the page and the artifacts  [default: en]")
+def serve(**options: Any) -> int:
+    """Receive alerts over HTTP, run what they ask for, and show the incidents (docs/operations.md)."""
+    return _serve(**options)
+
+
+def _serve(
+    *,
+    host: str,
+    port: int,
+    output: str | None,
+    journal: Path,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    workers: int | None,
+    executor: str,
+    scheduler: str | None,
+    lang: str | None,
+) -> int:
+    from runbook_lib import forkserver
+
+    forkserver.context()
+    for package in ("apprise", "cloudevents", "prometheus_client", "starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise UsageError(f"serving needs the package {package}: pip install 'runbook-notebooks[serve]'")
+    from runbook_lib import executors, messages
+    from runbook_lib.alerts import auth, notify, routes, server
+    from runbook_lib.alerts.journal import Journal
+
+    config = settings.load()
+    config.receiver.workers = workers or config.receiver.workers
+    lang, output = lang or config.lang, output or config.output
+    output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
+    routes.check(config)
+    places, secrets = notify.places(config), auth.load()
+    if bool(tls_cert) != bool(tls_key):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    tls = server.Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls:
+        tls.check()
+    if not secrets.needed:
+        host = "127.0.0.1"
+        click.echo(messages.text(say("receiver.alone"), lang), err=True)
+    try:
+        listening = server.listen(host, port)
+    except OSError as e:
+        raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
+    kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
+    server.log_to_stderr()
+    words = {"auth": say(f"receiver.auth.{secrets.name}"), "output": output, "journal": journal}
+    here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
+    click.echo(messages.text(here, lang))
+    if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls):
+        click.echo(messages.text(say("receiver.left"), lang), err=True)
+        sys.stdout.flush()
+        os._exit(0)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Where investigations are carried out: by this machine, or by the workers of a Dask cluster.
 
 Either is a `concurrent.futures.Executor`. What is sent and what comes back must be small: an `Order`, and what
-`investigation.summary` makes of it.
+`order.carry_out` makes of it.
 """
 
 from __future__ import annotations

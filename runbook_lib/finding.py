@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
-Frames = dict[str, pd.DataFrame]
+Frames: TypeAlias = "dict[str, pd.DataFrame]"
 """What a check collected, by name. One-row frames hold single values."""
 
 #: The hops of the pipeline, upstream first, and the database under all of them.

@@ -1,41 +1,21 @@
 """An investigation: sections of the runbook over one target, for one incident, and what they conclude together.
 
-What the command, an alert and another machine do alike. `Order` holds plain values and no secret, so that it can be
-sent anywhere; the target's addresses are read where it is carried out.
+What the command, an alert and another machine do alike.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from runbook_lib import batch, catalog, dossier, parameters, render
 from runbook_lib.archive import Archive
 from runbook_lib.batch import Progress, Request, Result
 from runbook_lib.finding import Verdict
-
-
-@dataclass(frozen=True)
-class Order:
-    """What to look at, where, and for whom."""
-
-    sections: tuple[str, ...]
-    output: str
-    target: str = "default"
-    incident: str = "adhoc"
-    lang: str = "en"
-    deadline_s: float = 180.0
-    follow: bool = False
-    """Then also the sections that these point to."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    job: str = ""
-    """A mark under which each artifact is left once, however often the order is carried out; "" for none."""
-    again: bool = False
-    """Somebody will carry it out again if an artifact is lost: no verdict is kept then."""
-    unattended: bool = False
-    """Nobody watches: nothing is executed, also where `parameters` ask for it."""
+from runbook_lib.order import Order
 
 
 @dataclass(frozen=True)
@@ -84,14 +64,28 @@ def carry_out(order: Order, progress: Progress = lambda section, state: None) ->
     return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost)
 
 
-def summary(order: Order) -> dict[str, Any]:
+def summary(order: Order, progress: Progress = lambda section, state: None) -> dict[str, Any]:
     """Carry an order out, on whatever machine this is; without frames, small enough to travel.
 
-    `document`, `index` and `problem` as in `Conclusion`; `lines`, the verdict as text.
+    `document`, `index` and `problem` as in `Conclusion`; `lines`, the verdict as text; `details`, what was found
+    section by section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
     """
-    came = carry_out(order)
-    lines = render.verdict_lines(came.verdict, order.lang)
-    return {"document": came.document, "index": came.index, "problem": came.problem, "lines": lines}
+    came = carry_out(order, progress)
+    details: list[tuple[str, str]] = []
+    for result in came.results:
+        section = result.run.section
+        details.append(("", f"\n{section} {render.section_title(section, order.lang)}"))
+        details += [(f.status.name, f"  {render.finding_line(f, order.lang)}") for f in result.run.findings]
+        details += [("", f"  {result.html}")] if result.html else []
+    return {
+        # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
+        "document": json.loads(json.dumps(came.document)),
+        "index": came.index,
+        "problem": came.problem,
+        "lines": render.verdict_lines(came.verdict, order.lang),
+        "details": details,
+        "problems": [f"section {r.run.section}: {r.problem}" for r in came.results if r.problem],
+    }
 
 
 def _request(section: str, values: dict[str, Any], order: Order, until: float) -> Request:

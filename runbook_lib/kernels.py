@@ -7,7 +7,6 @@ for its connection file and then becomes an IPython kernel. Where nothing was fo
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import random
@@ -85,7 +84,6 @@ def fork_one() -> None:
         return
     from ipykernel.kernelapp import IPKernelApp  # noqa: F401 - imported before the fork, for the child
 
-    gc.collect()
     order, told = os.pipe()
     pid = os.fork()
     if pid == 0:

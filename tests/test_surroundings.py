@@ -367,9 +367,9 @@ def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None
         runner = None
         while runner is None and process.poll() is None:
             with suppress(psutil.Error):
-                # The command's server forks runners, each of which forks its kernel.
+                # The command's server forks who carries the order out, who forks runners, each of which forks its kernel.
                 tree = psutil.Process(process.pid).children(recursive=True)
-                runner = next((p for p in tree if p.ppid() != process.pid and p.children()), None)
+                runner = next((p for p in tree if p.children() and p.parents()[2].pid == process.pid), None)
         assert runner is not None
         (kernel,) = runner.children()
         runner.kill()

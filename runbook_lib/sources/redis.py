@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import redis
-
 from runbook_lib.finding import Reason
 from runbook_lib.sources import Ledger, SourceError
 
@@ -18,6 +16,8 @@ class Redis:
 
     def info(self) -> dict[str, Any]:
         """INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
+        import redis  # few targets have one
+
         with self._ledger.question("redis", "info", "INFO") as asked:
             client = redis.Redis.from_url(self._url, socket_connect_timeout=2, socket_timeout=2)
             try:
