@@ -44,4 +44,6 @@ def carry_out(order: Order) -> dict[str, Any]:
 def _there(order: Order) -> dict[str, Any]:
     from runbook_lib import batch, investigation
 
+    if order.job:
+        return investigation.summary(order)  # perhaps one of many: nobody could tell whose section it is
     return investigation.summary(order, batch.terminal_progress())
