@@ -98,6 +98,7 @@ def run(sections: tuple[str, ...], **options: Any) -> int:
 
 @cli.command()
 @_run_options
+@click.option("--alert", type=click.File("rb"), metavar="FILE", help="run what an alert asks for; - reads it from stdin")
 @click.option("--targets", metavar="all|NAME,...", help="several systems, each into a folder <incident>-<target>")
 @click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
 @click.option("--scheduler", metavar="URL", help="of Dask, such as tcp://scheduler:8786")
@@ -106,18 +107,22 @@ def run(sections: tuple[str, ...], **options: Any) -> int:
 def triage(
     context: click.Context,
     /,
+    alert: BinaryIO | None,
     targets: str | None,
     executor: str,
     scheduler: str | None,
     workers: int | None,
     **options: Any,
 ) -> int:
-    """Run section 3, then the sections that it points to."""
+    """Run section 3, then the sections that it points to; with --alert, what the routes of runbook.toml say."""
+    given = {n for n in ("target", "incident") if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if targets is None:
         if executor != "local" or scheduler or workers:
             raise UsageError("--executor, --scheduler and --workers are for several systems: --targets all|NAME,...")
-        return _run(["3"], follow=True, **options)
-    if context.get_parameter_source("target") is not ParameterSource.DEFAULT:
+        return _run(["3"], follow=True, **options) if alert is None else _triage_alert(alert, given, **options)
+    if alert:
+        raise UsageError("--alert says which system it is about: --targets is for several")
+    if "target" in given:
         raise UsageError("--target names one system, --targets several: give one of them")
     return _triage_many(targets, executor, scheduler, workers or os.cpu_count() or 1, **options)
 
@@ -192,7 +197,39 @@ def _several(targets: str, config: settings.Settings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _run(
+def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: Any) -> int:
+    from runbook_lib import forkserver
+
+    forkserver.context()
+    from runbook_lib.alerts import alert, routes
+    from runbook_lib.archive import Archive
+    from runbook_lib.masking import Masker
+    from runbook_lib.session import keep_note
+
+    try:
+        alerts = alert.read(file.read())
+    except alert.BadAlert as e:
+        raise UsageError(f"{file.name}: {e}") from None
+    except ModuleNotFoundError as e:
+        raise UsageError(f"a CloudEvent needs the package {e.name}: pip install 'runbook-notebooks[serve]'") from None
+    config, named = settings.load(), {n: options[n] if n in given else "" for n in ("target", "incident")}
+    like = _order(["3"], follow=True, **options)
+    orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
+    for order, own in orders:
+        masker = Masker.of(config.target(order.target).urls(), order.incident)
+        more = f" (+{len(own) - 1})" if len(own) > 1 else ""
+        keep_note(Archive(order.output, order.incident), masker.scrub(own[0].line + more), "alert")
+    return _carry_out([order for order, _ in orders], as_json)
+
+
+def _run(numbers: list[str], *, follow: bool, as_json: bool, **options: Any) -> int:
+    from runbook_lib import forkserver
+
+    forkserver.context()
+    return _carry_out([_order(numbers, follow=follow, **options)], as_json)
+
+
+def _order(
     numbers: list[str],
     *,
     follow: bool,
@@ -203,15 +240,11 @@ def _run(
     output: str | None,
     deadline: float | None,
     lang: str | None,
-    as_json: bool,
-) -> int:
-    from runbook_lib import forkserver
-
-    forkserver.context()
-    from runbook_lib.order import Order, carry_out
+) -> Order:
+    from runbook_lib.order import Order
 
     config = settings.load()
-    order = Order(
+    return Order(
         sections=tuple(numbers),
         output=output or config.output,
         target=target,
@@ -221,19 +254,29 @@ def _run(
         follow=follow,
         parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
     )
-    try:
-        came = carry_out(order)
-    except forkserver.Killed:
-        raise click.ClickException(
-            f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
-        ) from None
+
+
+def _carry_out(orders: list[Order], as_json: bool) -> int:
+    """Say what comes of each, with --json as one document (a list where there are several); the worst decides."""
+    from runbook_lib import forkserver
+    from runbook_lib.order import carry_out
+
+    said: list[dict[str, Any]] = []
+    for order in orders:
+        try:
+            came = carry_out(order)
+        except forkserver.Killed:
+            raise click.ClickException(
+                f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
+            ) from None
+        said.append(came["document"])
+        if not as_json:
+            _print(came)
+        for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
+            click.echo(f"runbook: {problem}", err=True)
     if as_json:
-        click.echo(json.dumps(came["document"], ensure_ascii=False, indent=1))
-    else:
-        _print(came)
-    for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
-        click.echo(f"runbook: {problem}", err=True)
-    return int(came["document"]["exit_code"])
+        click.echo(json.dumps(said if len(said) > 1 else said[0], ensure_ascii=False, indent=1))
+    return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
 def _print(came: dict[str, Any]) -> None:
@@ -567,6 +610,7 @@ def _serve(
     for package in ("apprise", "cloudevents", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"serving needs the package {package}: pip install 'runbook-notebooks[serve]'")
+    from runbook_lib import quick  # noqa: F401, I001 - before what it makes quick
     from runbook_lib import executors, messages
     from runbook_lib.alerts import auth, notify, routes, server
     from runbook_lib.alerts.journal import Journal
@@ -593,8 +637,8 @@ def _serve(
     server.log_to_stderr()
     words = {"auth": say(f"receiver.auth.{secrets.name}"), "output": output, "journal": journal}
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
-    click.echo(messages.text(here, lang))
-    if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls):
+    hello = messages.text(here, lang)
+    if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):
         click.echo(messages.text(say("receiver.left"), lang), err=True)
         sys.stdout.flush()
         os._exit(0)

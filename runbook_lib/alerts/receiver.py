@@ -260,7 +260,9 @@ class Receiver:
         """A file of an incident's dossier, as the archive lists it."""
         self._reader(request)
         id_, name = request.path_params["incident"], request.path_params["name"]
-        content = self._content(id_, name)
+        if not name and dossier.INDEX in self._names(id_):
+            return RedirectResponse(dossier.INDEX, 307)
+        content = self._content(id_, name) if name else None
         if content is None:
             raise HTTPException(404, "no such file")
         suffix = Path(name).suffix

@@ -167,9 +167,11 @@ class _Line(logging.Formatter):
 
 def serve(
     config: Settings, output: str, lang: str, auth: Auth, journal: Journal, executor: Executor,
-    places: Mapping[str, str], listening: socket.socket, tls: Tls | None,
+    places: Mapping[str, str], listening: socket.socket, tls: Tls | None, hello: str,
 ) -> bool:  # fmt: skip
-    """Receive alerts and carry out what they ask for, until SIGTERM or SIGINT; `places` as from `notify.places`.
+    """Receive alerts and carry out what they ask for, until SIGTERM or SIGINT.
+
+    `places` are those of `notify.places`; `hello` is printed once all is ready.
 
     Returns whether all that was begun is done; where not, it is begun again by the next receiver, and the caller has to
     leave with `os._exit`.
@@ -187,6 +189,7 @@ def serve(
         signal.signal(number, stop)
     dispatcher.start()
     notifier.start()
+    print(hello, flush=True)
     serving.run(sockets=[listening])
     done = dispatcher.stop(STOP_S)
     done = notifier.stop(1.0) and done
