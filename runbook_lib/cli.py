@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 from click.core import ParameterSource
@@ -20,6 +20,9 @@ from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
 from runbook_lib.finding import Status, say
 from runbook_lib.settings import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from runbook_lib.order import Order
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
@@ -98,7 +101,9 @@ def run(sections: tuple[str, ...], **options: Any) -> int:
 
 @cli.command()
 @_run_options
-@click.option("--alert", type=click.File("rb"), metavar="FILE", help="run what an alert asks for; - reads it from stdin")
+@click.option(
+    "--alert", type=click.File("rb"), metavar="FILE", help="run what an alert asks for; - reads it from stdin"
+)
 @click.option("--targets", metavar="all|NAME,...", help="several systems, each into a folder <incident>-<target>")
 @click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
 @click.option("--scheduler", metavar="URL", help="of Dask, such as tcp://scheduler:8786")

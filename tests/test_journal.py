@@ -32,8 +32,8 @@ def firing(name: str = "Late", fingerprint: str = "1", group: str = "g", ended: 
     return Alert(name, not ended, fingerprint, {"alertname": name} | labels, "slow", pd.Timestamp(0, tz="UTC"), group)
 
 
-def resolved(*arguments: Any, **labels: str) -> Alert:
-    return firing(*arguments, ended=True, **labels)
+def resolved(name: str = "Late", fingerprint: str = "1") -> Alert:
+    return firing(name, fingerprint, ended=True)
 
 
 def verdict(status: str = "CRITICAL", stuck_at: str | None = "relay") -> dict[str, Any]:

@@ -161,10 +161,11 @@ def perform(
     }
     try:
         conditions, before = tuple(action.preconditions(rb)), action.state(rb)
-        refusal = _refusal(conditions)
+        refusal = _unattended() or _does_not_hold(conditions)
     except SourceError as e:
         conditions, before = (), {}
-        refusal = say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
+        unseen = say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
+        refusal = _unattended() or unseen
     common |= {"preconditions": conditions, "before": before}
     # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
     if not execute or getattr(action, "only_shown", False):
@@ -200,9 +201,11 @@ def perform(
     return _kept(rb, done)
 
 
-def _refusal(conditions: tuple[Precondition, ...]) -> Text | None:
-    if os.environ.get("RUNBOOK_UNATTENDED") == "1":
-        return say("action.refused.unattended")
+def _unattended() -> Text | None:
+    return say("action.refused.unattended") if os.environ.get("RUNBOOK_UNATTENDED") == "1" else None
+
+
+def _does_not_hold(conditions: tuple[Precondition, ...]) -> Text | None:
     for condition in conditions:
         if not condition.holds:
             word = "precondition" if condition.ok is False else "unseen_precondition"

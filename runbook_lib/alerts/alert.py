@@ -57,6 +57,11 @@ class Alert:
         """The incident that the alert names itself."""
         return self.labels.get(INCIDENT_LABEL)
 
+    @property
+    def line(self) -> str:
+        """The alert as an incident's timeline has it."""
+        return f"{self.name} {'firing' if self.firing else 'resolved'}" + (f": {self.summary}" if self.summary else "")
+
 
 class _Alert(BaseModel):
     """An element of the webhook's `alerts`; fields that are not used are not looked at."""

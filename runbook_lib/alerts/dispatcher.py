@@ -135,15 +135,13 @@ class Dispatcher(Loop):
 
     def _failed(self, job: Job, problem: str) -> None:
         _log.error("%s is given up: %s", job.key, problem)
-        message = notify.not_done(job, problem, self._link(job, None), self._lang)
+        message = self._scrubbed(job, notify.not_done(job, problem, self._link(job, None), self._lang))
         self.keep(lambda: self._journal.failed(job, time.time(), problem, self._places, message))
         self._metrics.failed.inc()
 
     def _concluded(self, job: Job, came: dict[str, Any], problem: str) -> None:
         link = self._link(job, came["index"])
-        title, body = notify.compose(job, came, problem, link, self._lang)
-        masker = self._masker(job)
-        message = (masker.scrub(title), masker.scrub(body))
+        message = self._scrubbed(job, notify.compose(job, came, problem, link, self._lang))
         verdict = came["document"]["verdict"]
         self.keep(
             lambda: self._journal.concluded(
@@ -159,6 +157,10 @@ class Dispatcher(Loop):
         if url:
             return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
         return index or Archive(self._output, job.incident).place
+
+    def _scrubbed(self, job: Job, message: tuple[str, str]) -> tuple[str, str]:
+        masker = self._masker(job)
+        return masker.scrub(message[0]), masker.scrub(message[1])
 
     def _masker(self, job: Job) -> Masker:
         try:

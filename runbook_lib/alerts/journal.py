@@ -248,7 +248,8 @@ class Journal:
     ) -> bool:
         """A job came to its end: keep the verdict; a changed one is a message (title, body) to each place.
 
-        The last one of an incident whose alerts have ended closes it. Returns whether the verdict changed. Raises JournalError.
+        The last one of an incident whose alerts have ended closes it. Returns whether the verdict changed.
+        Raises JournalError.
         """
         signature = _signature(verdict)
         with self._transaction() as db:
@@ -402,7 +403,7 @@ class Journal:
         if not alert.firing:
             return None, False
         parameters = routed.parameters | routes.detection(alert, routed.sections)
-        job = self._job_of(db, incident, "firing", sections, routed.target, parameters, _said(alert), window_s, now)
+        job = self._job_of(db, incident, "firing", sections, routed.target, parameters, alert.line, window_s, now)
         db.execute(
             "INSERT INTO alerts (incident, fingerprint, sections, job, firing, last) VALUES (?, ?, ?, ?, 1, ?)"
             " ON CONFLICT (incident, fingerprint, sections)"
@@ -421,9 +422,7 @@ class Journal:
         if not ended or firing or not is_open:
             return None
         last = db.execute("SELECT max(id) AS id FROM jobs WHERE incident = ?", (incident,)).fetchone()["id"]
-        job = self._job_of(
-            db, incident, "resolved", routes.LAST, target, {}, _said(ended[-1]), window_s, now, after=last
-        )
+        job = self._job_of(db, incident, "resolved", routes.LAST, target, {}, ended[-1].line, window_s, now, after=last)
         self._close(db, incident, now)  # where it was looked at already, and nothing else has been since
         return job if job > last else None
 
@@ -517,8 +516,3 @@ def _signature(verdict: dict[str, Any]) -> str:
     """What of a verdict makes it another one: the status, the place, the first failure mode."""
     modes = verdict.get("failure_modes") or [{}]
     return f"{verdict['status']} {verdict['stuck_at']} {modes[0].get('id')}"
-
-
-def _said(alert: Alert) -> str:
-    state = "firing" if alert.firing else "resolved"
-    return f"{alert.name} {state}" + (f": {alert.summary}" if alert.summary else "")

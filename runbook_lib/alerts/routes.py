@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runbook_lib import batch
 from runbook_lib.alerts.alert import TARGET_LABEL, Alert, digest
+from runbook_lib.order import Order
 from runbook_lib.settings import Route, Settings, UsageError
 
 #: What an alert runs that no route names, and what its end runs.
@@ -64,6 +65,40 @@ def detection(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
     """What section 3 is told of how it was noticed; a parameter is one of all sections that are run."""
     alone = list(sections) == [FIRST]
     return {"detected_by": "alert", "detected_at": alert.starts_at.isoformat()} if alone else {}
+
+
+def orders(
+    alerts: Sequence[Alert], config: Settings, like: Order, *, target: str = "", named: str = ""
+) -> list[tuple[Order, list[Alert]]]:
+    """What alerts ask for where no journal is kept, each order with its alerts; what has ended only if all have.
+
+    `like` gives whatever an alert does not say; `target` and the incident's name `named` go before what it does say.
+    """
+    found: dict[tuple[str, str, tuple[str, ...]], list[Alert]] = {}
+    for own_target, own in parted([a for a in alerts if a.firing] or alerts, config):
+        for alert in own:
+            sections = routed(alert, config).sections if alert.firing else (LAST,)
+            key = (named or incident(own, own_target), target or own_target, sections)
+            found.setdefault(key, []).append(alert)
+    return [
+        (
+            replace(
+                like,
+                sections=sections,
+                target=to,
+                incident=name,
+                follow=own[0].firing,
+                parameters=_parameters(own[0], sections, config) | like.parameters,
+                unattended=True,
+            ),
+            own,
+        )
+        for (name, to, sections), own in found.items()
+    ]
+
+
+def _parameters(alert: Alert, sections: Sequence[str], config: Settings) -> dict[str, Any]:
+    return routed(alert, config).parameters | detection(alert, sections) if alert.firing else {}
 
 
 def _fits(route: Route, alert: Alert) -> bool:

@@ -1,0 +1,45 @@
+"""A receiver without HTTP, for the tests: works off the journal of the folder it is started in, and ends.
+
+    python receive.py '{"first_wait_s": 0.2}'
+
+`first_wait_s`, before a second try; `file_size`, bytes that a file of a runner may have, as on a disk that is full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from runbook_lib import forkserver, settings
+from runbook_lib.alerts import dispatcher, notify
+from runbook_lib.alerts.journal import Journal
+from runbook_lib.alerts.metrics import Metrics
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    dispatcher.FIRST_WAIT_S = notify.FIRST_WAIT_S = options.get("first_wait_s", 0.2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (options.get("file_size", soft), hard))
+    forkserver.context()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    config, metrics = settings.load(), Metrics()
+    journal, places = Journal("journal.db"), notify.places(config)
+    workers = ThreadPoolExecutor(config.receiver.workers)
+    jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places), lang="en")
+    told = notify.Notifier(journal, places, metrics)
+    jobs.start()
+    told.start()
+    while any(n for state, n in journal.counts().items() if state.endswith(("waiting", "running"))):
+        time.sleep(0.1)
+    jobs.stop()
+    told.stop()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
