@@ -1,15 +1,19 @@
-"""`make bench`: what the runbook costs a table of millions of rows. Judges in words, never by its exit code."""
+"""`make bench`: what the runbook costs a table of millions of rows, and how long an alert waits for its artifact.
+
+Judges in words, never by its exit code.
+"""
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import obvious, questions, runs
+from . import obvious, questions, runs, speed
 from .fill import Filled
 from .questions import Row
 from .runs import Measured
@@ -27,14 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000, help="notifications  [default: 5,000,000]")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="fill this folder, or use what it already holds")
+    parser.add_argument("--speed", action="store_true", help="only the times, on a hundredth of the rows")
     options = parser.parse_args(arguments)
     began = time.monotonic()
+    if options.speed:
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
+            small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
+            _print_speed(speed.measure(small, scratch / "speed"))
+        return
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
         small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
         large = stack.enter_context(Filled(options.keep or scratch / "large", options.rows))
         size = large.table_size("notification.notifications") / 2**30
         _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
+        fast = speed.measure(small, scratch / "speed")
         measured = _notebooks(large, small, scratch)
         large.renew_leases()
         rows = list(questions.measure(large.database_url))
@@ -47,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_questions(rows, asked)
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
+    _print_speed(fast)
     _say(f"\nThe bench took {_since(began)} s.")
 
 
@@ -165,6 +178,33 @@ def _print_targets(rows: list[Row], vacuumed: list[Row], asked: dict[str, list[s
         ]
         + ([] if measured else ["no notebook was run"]),
     )
+
+
+def _print_speed(measured: list[speed.Measured]) -> None:
+    _say(
+        "\nTo the finished artifact, page and dossier included, against `papermill` one notebook after another: from"
+        "\nnothing (`runbook run`), and from an alert to a receiver that is up. Median of the rounds; memory is the"
+        "\npeak of the process tree, a shared page counted once."
+    )
+    lines = []
+    for m in measured:
+        for name in ("papermill", "cold", "warm"):
+            way: speed.Way = getattr(m, name)
+            seconds, mebibytes = statistics.median(way.seconds), statistics.median(way.mebibytes)
+            ratio = "-" if name == "papermill" else f"{m.ratio(name):.2f}"
+            lines.append((f"{m.sections}", name, f"{seconds:.1f}", ratio, f"{mebibytes:.0f}"))
+    _table(("sections", "way", "s", "ratio", "MiB"), lines, left={1})
+    for m in measured:
+        for share in [statistics.median(m.outside)] if m.outside else []:
+            _say(f"Of an alert's time, one section: {share:.0%} is not the notebook's own work.")
+    _say("\nTargets")
+    for m in measured:
+        for name in ("cold", "warm"):
+            limit, got = speed.TARGETS[name, m.sections], m.ratio(name)
+            _target(
+                f"{m.sections} section(s), {name}: at most {limit} of papermill's time ({got:.2f})",
+                [f"{got:.2f}"] if got > limit else [],
+            )
 
 
 def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:

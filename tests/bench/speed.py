@@ -1,0 +1,213 @@
+"""From nothing, and from an alert, to the artifact: against `papermill` on the command line, side by side.
+
+The same notebooks and servers; on our side the page, the evidence, the manifest and the dossier are part of the time.
+papermill runs its notebooks one after another, as a script would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import requests
+
+from runbook_lib import catalog
+from runbook_lib.archive import Archive
+from runbook_lib.postmortem import SECTION as POSTMORTEM
+from runbook_lib.sandbox.servers import Servers
+
+ONE = ("4.1",)
+TOKEN = "bench"
+#: At most so much of papermill's time (median of the rounds' ratios).
+TARGETS = {("cold", 1): 0.60, ("cold", 10): 0.15, ("warm", 1): 0.25, ("warm", 10): 0.10}
+_BIN = Path(sys.executable).parent
+_TIMEOUT_S = 300.0
+
+
+@dataclass
+class Way:
+    """One way to the same artifacts, measured once a round."""
+
+    seconds: list[float] = field(default_factory=list)
+    mebibytes: list[float] = field(default_factory=list)
+    """Peak of the summed PSS of the process tree, sampled: a page that several share counts once."""
+
+
+@dataclass
+class Measured:
+    """By number of sections: papermill, `runbook run`, and an alert to a receiver that is up."""
+
+    sections: int
+    papermill: Way = field(default_factory=Way)
+    cold: Way = field(default_factory=Way)
+    warm: Way = field(default_factory=Way)
+    outside: list[float] = field(default_factory=list)
+    """Of one section's alert: the share of its time that is not the notebook's own work."""
+
+    def ratio(self, way: str) -> float:
+        """Of papermill's time, median of the rounds."""
+        ours: Way = getattr(self, way)
+        return statistics.median(a / b for a, b in zip(ours.seconds, self.papermill.seconds, strict=True))
+
+
+def ten() -> tuple[str, ...]:
+    """The sections that look at a system: all but the postmortem, which looks back at their artifacts."""
+    return tuple(n for n in catalog.load().runnable() if n != POSTMORTEM)
+
+
+def measure(servers: Servers, scratch: Path, rounds: int = 3) -> list[Measured]:
+    """Each way in turn, round by round, so that whatever else the machine does meets all of them."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env
+    env |= {"RUNBOOK_RECEIVER_TOKEN": TOKEN, "RUNBOOK_CONFIG": str(_config(scratch))}
+    measured = [Measured(1), Measured(len(ten()))]
+    with _receiver(env, scratch) as (url, output, family):
+        for n in range(rounds + 1):
+            for m, sections in zip(measured, (ONE, ten()), strict=True):
+                papermill = _watched(lambda s=sections: _papermill(s, env, scratch))  # type: ignore[misc]
+                cold = _watched(lambda s=sections: _runbook(s, env, scratch))  # type: ignore[misc]
+                warm = _watched(lambda s=sections: _alert(s, url, output), family)  # type: ignore[misc]
+                if n == 0:
+                    continue  # compiles and caches
+                for way, (seconds, mebibytes, _) in zip(
+                    (m.papermill, m.cold, m.warm), (papermill, cold, warm), strict=True
+                ):
+                    way.seconds.append(seconds)
+                    way.mebibytes.append(mebibytes)
+                if m.sections == 1:
+                    m.outside.append(1 - _own_work(output, str(warm[2])) / warm[0])
+    return measured
+
+
+def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
+    for section in sections:
+        notebook = catalog.load().sections[section].notebook
+        command = [str(_BIN / "papermill"), str(notebook), str(scratch / f"{section}.ipynb"), "--no-progress-bar"]
+        done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
+        if done.returncode:
+            raise RuntimeError(f"papermill, section {section}: {done.stderr.decode()[-500:]}")
+    return ""
+
+
+def _runbook(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
+    command = [str(_BIN / "runbook"), "run", *sections, "--output", str(scratch / "cold"), "--json"]
+    done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
+    runs = json.loads(done.stdout)["runs"]
+    if [r["section"] for r in runs if r["artifact"]["html"]] != list(sections):
+        raise RuntimeError(f"runbook: {done.stderr.decode()[-500:]}")
+    return ""
+
+
+def _alert(sections: Sequence[str], url: str, output: Path) -> str:
+    """Post an alert and wait for its artifacts; the incident."""
+    incident = f"bench-{uuid.uuid4().hex[:8]}"
+    labels = {"alertname": _name(sections), "incident": incident}
+    alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
+    body = {"version": "4", "groupKey": incident, "alerts": [alert]}
+    requests.post(f"{url}/alertmanager", json=body, headers=_token(), timeout=10).raise_for_status()
+    archive = Archive(str(output), incident)
+    until = time.monotonic() + _TIMEOUT_S
+    while not set(sections) <= {e.get("section") for e in archive.manifest()}:
+        if time.monotonic() > until:
+            raise RuntimeError(f"no artifact of {incident} within {_TIMEOUT_S:.0f} s")
+        time.sleep(0.01)
+    return incident
+
+
+def _own_work(output: Path, incident: str) -> float:
+    """Seconds that the cells of an incident's first artifact took."""
+    archive = Archive(str(output), incident)
+    name = next(e["name"] for e in archive.manifest() if e.get("section") in ONE)
+    cells = json.loads(archive.read(f"{name}.ipynb"))["cells"]
+    return sum(c["metadata"]["papermill"]["duration"] or 0 for c in cells if c["cell_type"] == "code")
+
+
+def _config(scratch: Path) -> Path:
+    routes = [
+        f"[[routes]]\nalertname = {json.dumps(_name(sections))}\nsections = {json.dumps(list(sections))}\n"
+        for sections in (ONE, ten())
+    ]
+    file = scratch / "runbook.toml"
+    file.write_text("\n".join(routes))
+    return file
+
+
+def _name(sections: Sequence[str]) -> str:
+    return f"Bench{len(sections)}"
+
+
+def _token() -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
+@contextmanager
+def _receiver(env: dict[str, str], scratch: Path) -> Iterator[tuple[str, Path, psutil.Process]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    output = scratch / "warm"
+    command = [str(_BIN / "runbook"), "serve", "--port", str(port), "--output", str(output)]
+    url = f"http://127.0.0.1:{port}"
+    with (scratch / "receiver.log").open("wb") as log:
+        process = psutil.Popen(command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            _until_ready(url, process, scratch)
+            yield url, output, process
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except psutil.TimeoutExpired:
+                process.kill()
+
+
+def _until_ready(url: str, process: psutil.Process, scratch: Path) -> None:
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.is_running():
+        try:
+            if requests.get(f"{url}/readyz", timeout=2).ok:
+                return
+        except requests.ConnectionError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the receiver did not start: {(scratch / 'receiver.log').read_text()[-500:]}")
+
+
+def _watched(what: Callable[[], str], family: psutil.Process | None = None) -> tuple[float, float, str]:
+    """Seconds, peak memory of the family (without one: of what this process starts meanwhile), and its answer."""
+    before = set() if family else set(psutil.Process().children(recursive=True))
+    peak, over = 0.0, threading.Event()
+
+    def look() -> None:
+        nonlocal peak
+        while not over.wait(0.05):
+            tree = [family, *family.children(recursive=True)] if family else psutil.Process().children(recursive=True)
+            peak = max(peak, sum(_pss(p) for p in tree if p not in before) / 2**20)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    began = time.monotonic()
+    try:
+        answer = what()
+        return time.monotonic() - began, peak, answer
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0
