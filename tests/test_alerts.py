@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,6 +16,8 @@ from hypothesis import strategies as st
 
 from runbook_lib.alerts import alert, routes
 from runbook_lib.alerts.alert import Alert, BadAlert
+from runbook_lib.archive import NOTES, Archive
+from runbook_lib.order import Order
 from runbook_lib.settings import Route, Settings, UsageError
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
@@ -211,3 +217,69 @@ def test_a_route_that_cannot_be_run_is_told_at_the_start(route: Route, said: str
 def test_routes_that_can_be_run(monkeypatch: Any) -> None:
     monkeypatch.setattr("runbook_lib.settings.load", config)
     routes.check(config(routes=[Route(sections=["3"]), Route(sections=["4.1", "4.2"], target="other")]))
+
+
+# Without a receiver: `runbook triage --alert FILE`.
+
+
+def triaged(folder: Path, file: str, *arguments: str, body: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    (folder / "runbook.toml").write_text(
+        f"[targets.main]\ndatabase_url = {GONE['database_url']!r}\n[targets.other]\nnats_url = 'nats://127.0.0.1:1'\n"
+        "[[routes]]\nalertname = 'Db'\nsections = ['2']\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    command = [sys.executable, "-m", "runbook_lib", "triage", "--alert", file, *arguments]
+    return subprocess.run(command, cwd=folder, env=env, input=body, capture_output=True, timeout=120)
+
+
+def test_a_file_is_triaged_as_its_routes_say(tmp_path: Path) -> None:
+    (tmp_path / "alert.json").write_bytes(
+        webhook(one(labels={"alertname": "Db"}), one(fingerprint="2", status="resolved"))
+    )
+    done = triaged(tmp_path, "alert.json", "--json")
+    said = json.loads(done.stdout)
+    assert done.returncode == said["exit_code"] == 3
+    assert (said["target"], [r["section"] for r in said["runs"]]) == ("main", ["2"])
+    assert said["incident"].startswith("Db-20260131T030000-")
+    (note,) = Archive(str(tmp_path / "outputs"), said["incident"]).lines(NOTES)
+    assert (note["who"], note["text"]) == ("alert", "Db firing: p99 is 45 s")
+
+
+def test_what_is_named_goes_before_what_an_alert_says(tmp_path: Path) -> None:
+    body = webhook(one(status="resolved", labels={"alertname": "Db", "incident": "INC-1"}))
+    done = triaged(tmp_path, "-", "--incident", "INC-2", "--target", "other", "--json", body=body)
+    said = json.loads(done.stdout)
+    assert (said["incident"], said["target"]) == ("INC-2", "other")
+    assert [r["section"] for r in said["runs"]] == ["6"], "what has ended is looked at for its recovery"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body", "said"),
+    [
+        (["-"], b"{}", "version: Field required"),
+        (["nowhere.json"], b"", "nowhere.json"),
+        (["-", "--target", "man"], webhook(), "unknown target 'man': did you mean 'main'?"),
+        (["-", "--targets", "all"], webhook(), "--alert says which system it is about"),
+    ],
+)
+def test_a_bad_alert_is_64_and_one_line(tmp_path: Path, arguments: list[str], body: bytes, said: str) -> None:
+    done = triaged(tmp_path, *arguments, body=body)
+    assert (done.returncode, done.stdout) == (64, b"")
+    assert said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_alerts_without_a_journal_are_one_order_for_each_thing_asked() -> None:
+    settings = config(routes=[Route(alertname="Db", sections=["2"], parameters={"window_minutes": 5})])
+    alerts = alert.from_alertmanager(
+        webhook(
+            one(), one(fingerprint="2"), one(fingerprint="3", labels={"alertname": "Db"}),
+            one(fingerprint="4", labels={"alertname": "Db", "runbook_target": "other"}), one(status="resolved"),
+        )
+    )  # fmt: skip
+    orders = routes.orders(alerts, settings, Order(sections=("3",), output="o", parameters={"window_minutes": 9}))
+    assert [(o.sections, o.target, o.parameters["window_minutes"], len(own)) for o, own in orders] == [
+        (("3",), "main", 9, 2), (("2",), "main", 9, 1), (("2",), "other", 9, 1),
+    ]  # fmt: skip
+    assert all(o.unattended and o.follow for o, _ in orders)
+    assert orders[0][0].parameters["detected_by"] == "alert"
+    assert orders[0][0].incident == orders[1][0].incident != orders[2][0].incident

@@ -63,13 +63,13 @@ def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str) 
     lines = [job.alert, messages.text(looked, lang), *rest]
     if problem:
         lines.append(messages.text(say("notify.problem", problem=problem), lang))
-    return _cut(f"{first} · {job.incident}", lines, link)
+    return _cut(first, job.incident, lines, link)
 
 
 def not_done(job: Job, problem: str, link: str, lang: str) -> tuple[str, str]:
     """Title and body where a job is given up."""
     lines = [job.alert, messages.text(say("notify.problem", problem=problem), lang)]
-    return _cut(f"{messages.text(say('notify.not_done'), lang)} · {job.incident}", lines, link)
+    return _cut(messages.text(say("notify.not_done"), lang), job.incident, lines, link)
 
 
 class Notifier(Loop):
@@ -165,7 +165,7 @@ def _place(url: str) -> Any:
     return Apprise.instantiate(url, asset=_asset())
 
 
-def _cut(title: str, lines: Sequence[str], link: str) -> tuple[str, str]:
-    """A title in one line, and a body that is not too long, with the link at its end."""
-    body = "\n".join(lines).strip()
-    return " ".join(title.split())[:TITLE], f"{body[: BODY - len(link)]}\n\n{link}"
+def _cut(first: str, incident: str, lines: Sequence[str], link: str) -> tuple[str, str]:
+    """A title in one line, and a body that is not too long, the incident and the link at their ends."""
+    end, body = f" · {incident}", "\n".join(lines).strip()
+    return f"{' '.join(first.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(link)]}\n\n{link}"

@@ -1,0 +1,275 @@
+"""Messages reach their places, against real ones on this machine; a place that is slow or gone harms no other."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import logging
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from runbook_lib.alerts import loop, notify
+from runbook_lib.alerts.alert import Alert
+from runbook_lib.alerts.journal import Job, Journal
+from runbook_lib.alerts.metrics import Metrics
+from runbook_lib.alerts.notify import Notifier
+from runbook_lib.settings import Settings, UsageError
+
+CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+SECRET = "s3cret-token"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(loop, "LOOK_S", 0.02)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What reaches the root logger, whose handlers write it somewhere."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    listener = Listener()
+    logging.getLogger().addHandler(listener)
+    yield said
+    logging.getLogger().removeHandler(listener)
+
+
+class Http:
+    """Answers each request in turn with a status, 0 for never; the last one stays."""
+
+    def __init__(self, *answers: int) -> None:
+        self.taken: list[dict[str, Any]] = []
+        self.asked = 0
+        self.released = threading.Event()
+        turns = list(answers)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(handler) -> None:
+                self.asked += 1
+                answer = turns.pop(0) if len(turns) > 1 else turns[0]
+                said = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
+                if not answer:
+                    self.released.wait(30)
+                elif answer == 200:
+                    self.taken.append(said)
+                with suppress(OSError):
+                    handler.send_response(answer or 500)
+                    handler.end_headers()
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"json://user:{SECRET}@127.0.0.1:{self.server.server_port}/{SECRET}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Smtp(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"220 here\r\n")
+        while line := self.rfile.readline():
+            if line.strip().upper() == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                lines = iter(self.rfile.readline, b".\r\n")
+                self.server.taken.append(  # type: ignore[attr-defined]
+                    email.message_from_bytes(b"".join(lines), policy=email.policy.default)
+                )
+            self.wfile.write(b"250 ok\r\n")
+
+
+@pytest.fixture
+def http() -> Iterator[Callable[..., Http]]:
+    made: list[Http] = []
+
+    def make(*answers: int) -> Http:
+        made.append(Http(*answers))
+        return made[-1]
+
+    yield make
+    for place in made:
+        place.close()
+
+
+@contextmanager
+def notified(folder: Path, *urls: str, statuses: Sequence[str] = ("CRITICAL",)) -> Iterator[tuple[Journal, Metrics]]:
+    """A notifier at work on a message of each status to each place, all of incidents of their own."""
+    journal, metrics = Journal(folder / "journal.db"), Metrics()
+    places = {f"place-{n}": url for n, url in enumerate(urls)}
+    for n, status in enumerate(statuses):
+        labels = {"alertname": "A", "incident": f"I{n}"}
+        journal.accept([Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")], CONFIG, time.time())
+        job = journal.next_job(time.time(), [])
+        assert job is not None
+        verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
+        message = (f"{status} here", "what was found")
+        journal.concluded(job, verdict, time.time(), places=list(places), message=message)
+    told = Notifier(journal, places, metrics)
+    told.start()
+    try:
+        yield journal, metrics
+    finally:
+        assert told.alive
+        told.stop()
+        assert not told.alive
+        journal.close()
+
+
+def until(holds: Callable[[], Any], timeout_s: float = 15) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_each_status_has_its_kind_and_is_sent_once(tmp_path: Path, http: Callable[..., Http]) -> None:
+    place = http(200)
+    statuses = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+    with notified(tmp_path, place.url, statuses=statuses) as (journal, metrics):
+        until(lambda: journal.counts()["messages_sent"] == 4)
+        time.sleep(0.1)
+    assert [(m["title"], m["type"]) for m in place.taken] == list(
+        zip([f"{s} here" for s in statuses], ["success", "warning", "failure", "info"], strict=True)
+    )
+    assert place.taken[0]["message"] == "what was found"
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "sent"}) == 4
+
+
+def test_by_mail(tmp_path: Path) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Smtp) as server:
+        taken: list[Any] = []
+        server.taken = taken  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"mailto://127.0.0.1:{server.server_address[1]}?from=runbook@example.org&to=oncall@example.org&mode=insecure"
+        with notified(tmp_path, url) as (journal, _):
+            until(lambda: journal.counts()["messages_sent"] == 1)
+        server.shutdown()
+    (mail,) = taken
+    assert mail["subject"] == "CRITICAL here" and "oncall@example.org" in mail["to"]
+    assert "what was found" in mail.get_body().get_content()
+
+
+def test_a_place_that_refuses_is_asked_again(tmp_path: Path, http: Callable[..., Http], heard: list[str]) -> None:
+    place = http(500, 401, 200)
+    with notified(tmp_path, place.url) as (journal, metrics):
+        until(lambda: journal.counts()["messages_sent"] == 1)
+        (row,) = journal._rows("SELECT attempts, problem FROM messages")
+    assert (row["attempts"], row["problem"]) == (3, "the place answered 401")
+    assert len(place.taken) == 1
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "retried"}) == 2
+    assert SECRET not in "".join(heard) and "sent again: the place answered 500" in heard[0]
+
+
+def test_a_place_that_nobody_is_at(tmp_path: Path, heard: list[str]) -> None:
+    with notified(tmp_path, f"json://u:{SECRET}@127.0.0.1:1/") as (journal, _):
+        until(lambda: journal._rows("SELECT attempts FROM messages")[0]["attempts"] > 1)
+        (row,) = journal._rows("SELECT state, problem FROM messages")
+    assert (row["state"], row["problem"]) == ("waiting", "the place is out of reach, or refused")
+    assert SECRET not in "".join(heard)
+
+
+def test_a_place_that_hangs_holds_up_no_other(
+    tmp_path: Path, http: Callable[..., Http], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "SEND_S", 0.3)
+    hangs, takes = http(0, 200), http(200)
+    with notified(tmp_path, hangs.url, takes.url, statuses=("CRITICAL", "OK")) as (journal, _):
+        until(lambda: len(takes.taken) == 2)
+        problem = "SELECT problem FROM messages WHERE place = 'place-0'"
+        until(lambda: journal._rows(problem)[0]["problem"] == "no answer within 0 s")
+        time.sleep(0.5)
+        assert hangs.asked == 1, "a place that hangs was asked by one more"
+        hangs.released.set()
+        until(lambda: journal.counts()["messages_sent"] == 4)
+
+
+@pytest.mark.parametrize("why", ["gone", "old"])
+def test_what_cannot_be_sent_is_given_up(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "json://127.0.0.1:1"
+    if why == "old":
+        monkeypatch.setattr(notify, "GIVE_UP_S", -1)
+    else:
+        monkeypatch.setattr(Notifier, "__init__", _without_places(Notifier.__init__))
+    with notified(tmp_path, url) as (journal, metrics):
+        until(lambda: journal.counts()["messages_failed"] == 1)
+        (row,) = journal._rows("SELECT problem FROM messages")
+    assert ("no longer among" if why == "gone" else "not sent within") in row["problem"]
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "failed"}) == 1
+
+
+def _without_places(init: Callable[..., None]) -> Callable[..., None]:
+    return lambda self, journal, places, metrics: init(self, journal, {}, metrics)
+
+
+def test_places_are_known_by_digests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    urls = f"json://u:{SECRET}@127.0.0.1/\n# a comment\n\nmailto://u:{SECRET}@example.org"
+    monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", urls)
+    found = notify.places(CONFIG)
+    assert len(found) == 2 and SECRET not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"slak://{SECRET}/x", "number 2 (slak://…)"),
+        (f"{SECRET}@nowhere", "number 2 (without a scheme)"),
+        (f"slack://{SECRET}", "number 2 (slack://…)"),
+        (f"json://:{SECRET}@", "number 2 (json://…)"),
+    ],
+)
+def test_a_bad_url_is_one_line_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, heard: list[str], url: str, said: str
+) -> None:
+    monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", f"json://127.0.0.1\n{url}")
+    with pytest.raises(UsageError) as e:
+        notify.places(CONFIG)
+    assert said in str(e.value) and SECRET not in str(e.value) and "\n" not in str(e.value)
+    assert SECRET not in "".join(heard)
+
+
+def job() -> Job:
+    return Job(
+        1, "k", "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", "running", 1, 0.0, None, None, ""
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("lang", "looked"), [("en", "Target main, section 3, 4.1"), ("ja", "対象 main、3, 4.1 節")])
+def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str) -> None:
+    came = {
+        "lines": ["✖ CRITICAL  Stuck at relay  (confidence high)", "", "Next section: 4.1"],
+        "document": {"as_of": "2026-01-31T03:00:00.5+00:00", "runs": [{"section": "3"}, {"section": "4.1"}]},
+    }
+    title, body = notify.compose(job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", lang)
+    assert title == "✖ CRITICAL Stuck at relay (confidence high) · INC-1"
+    lines = body.splitlines()
+    assert lines[0] == "Late firing: slow"
+    assert lines[1].startswith(looked) and "2026-01-31 03:00:00Z" in lines[1]
+    assert "Next section: 4.1" in lines and "disk full" in body
+    assert lines[-1] == "http://127.0.0.1/incidents/INC-1/index.html"
+
+
+def test_a_message_is_not_too_long_and_keeps_its_link() -> None:
+    document = {"as_of": "2026-01-31T03:00:00Z", "runs": []}
+    title, body = notify.compose(job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "en")
+    assert len(title) <= notify.TITLE and title.endswith(" · INC-1")
+    assert len(body) <= notify.BODY + 2 and body.endswith("\n\nlink")
