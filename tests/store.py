@@ -1,0 +1,76 @@
+"""An S3 server on loopback: moto's, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import requests
+
+BUCKET = "incidents"
+
+
+class Store:
+    """The server; its objects are in its memory alone."""
+
+    def __init__(self) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port: int = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        #: What a process needs to find it; the credentials are believed by moto alone.
+        self.env = {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        program = Path(sys.executable).parent / "moto_server"
+        quiet = subprocess.DEVNULL
+        self._server = subprocess.Popen(
+            [program, "-H", "127.0.0.1", "-p", str(self.port)], stdout=quiet, stderr=quiet, env=os.environ | self.env
+        )
+        until = time.monotonic() + 30
+        while True:
+            try:
+                requests.get(f"{self.url}/moto-api/", timeout=2)
+                break
+            except requests.RequestException:
+                assert time.monotonic() < until and self._server.poll() is None
+                time.sleep(0.05)
+        requests.put(f"{self.url}/{BUCKET}", timeout=5).raise_for_status()
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """It takes connections and does not answer."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Store:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
