@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from runbook_lib.session import Session, open_section
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Session", "open_section"]
 
 
