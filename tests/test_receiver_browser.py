@@ -20,6 +20,7 @@ from test_receiver import NOWHERE, ROOT, Running, one, running, webhook
 
 from runbook_lib.alerts.auth import Auth
 from runbook_lib.alerts.journal import Job
+from runbook_lib.archive import Archive
 from runbook_lib.settings import Settings
 
 TOKEN = "a-token-for-the-browser"
@@ -135,3 +136,26 @@ def test_from_the_page_to_the_evidence(page: Page, receiver: Running) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="ipynb").last.click()
     assert download.value.suggested_filename.endswith(".ipynb")
+
+
+def test_what_stands_in_a_dossier_runs_nothing_and_loads_nothing(browser: str, receiver: Running) -> None:
+    hostile = (
+        "<title>as it was</title><script>document.title = 'run'</script><img src='/healthz?loaded'>"
+        "<a href='javascript:document.title=1'>x</a><svg onload='document.title = 2'></svg>"
+        "<form action='/alertmanager' method='post'><input type='submit'></form><iframe src='/healthz?framed'></iframe>"
+    )
+    Archive(receiver.output, "INC-1").write("hostile.html", hostile.encode())
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        context = chromium.new_context(http_credentials={"username": "oncall", "password": TOKEN})
+        page = context.new_page()
+        page.on("response", lambda r: asked.append(r.url))
+        page.goto(f"{receiver.url}incidents/INC-1/hostile.html")
+        page.locator("a").click()
+        assert page.title() == "as it was"
+        page.locator("input").evaluate("e => e.click()")  # a real click would wait for where it leads
+        page.wait_for_timeout(300)
+        assert page.url.endswith("hostile.html")
+        chromium.close()
+    assert [url for url in asked if not url.endswith(("hostile.html", "favicon.ico"))] == []
