@@ -7,6 +7,7 @@ Either is a `concurrent.futures.Executor`. What is sent and what comes back must
 from __future__ import annotations
 
 import multiprocessing
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
@@ -17,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from runbook_lib.settings import UsageError
 
 KINDS = ("local", "dask")
+_ADDRESS = re.compile(r"(tcp|tls|wss?)://[^/\s]+:\d{1,5}/?")
 
 #: Seconds in which a scheduler must answer, then one worker must be there, then the workers say whether they are fit.
 CONNECT_S, WORKER_S, FIT_S = 10.0, 10.0, 10.0
@@ -38,8 +40,10 @@ def executor_of(kind: str, scheduler: str | None = None, workers: int = 4) -> Ex
     """
     if (kind == "dask") != bool(scheduler):
         raise UsageError("--executor dask and --scheduler belong together")
-    if scheduler is None:
+    if not scheduler:
         return ThreadPoolExecutor(workers, thread_name_prefix="investigation")
+    if not _ADDRESS.fullmatch(scheduler):
+        raise UsageError(f"--scheduler {scheduler}: write it as tcp://HOST:PORT or tls://HOST:PORT")
     return _Cluster(scheduler)
 
 
