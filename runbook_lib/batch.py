@@ -75,7 +75,7 @@ def request(
     names = parameters.declared(notebook)
     checked = parameters.validate(values, names)
     settings.load().target(checked.target)
-    if checked.execute:
+    if checked.execute and not unattended:
         until += ACTING_S + checked.wait_s
     given = {k: v for k, v in checked.model_dump().items() if k in names}
     return Request(section, given, output, until, job, unattended)

@@ -349,6 +349,7 @@ def test_a_full_disk_is_waited_for(parts: tuple[Receiver, Silent]) -> None:
     receiver.accept(firing("I"))
     receiver.start(file_size=10_000, first_wait_s=0.5)
     receiver.until(lambda: receiver.rows("SELECT 1 FROM jobs WHERE problem LIKE '%could not be written%'"))
+    receiver.until(lambda: receiver.told("I"))  # what was found need not wait for room
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     for process in receiver.tree():
         with suppress(psutil.NoSuchProcess):

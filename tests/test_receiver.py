@@ -209,6 +209,7 @@ _REFUSED: dict[str, tuple[str, Mapping[str, str], bytes, int, str]] = {
     "batch": ("events", {"content-type": "application/cloudevents-batch+json"}, b"[]", 415, "content type"),
     "no event": ("events", JSON, webhook(), 400, "CloudEvent"),
     "deep event": ("events", {"content-type": "application/cloudevents+json"}, _DEEP, 400, "CloudEvent"),
+    "event 0.3": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="0.3"), 400, ""),
     "event 2.0": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="2.0"), 400, ""),
     "no data": ("events", {"content-type": "application/cloudevents+json"}, event(data=None), 400, "data"),
     "nowhere": ("alerts", JSON, webhook(), 404, ""),
@@ -755,6 +756,10 @@ def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_wrong_at_the_start_is_one_line(
     said: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    code, line = said()
+    assert (code, "alerts that no route fits: target 'default' has no address" in line) == (64, True), line
+    monkeypatch.setenv("RUNBOOK_NATS_URL", "nats://127.0.0.1:1")
+
     (tmp_path / "empty").touch()
     monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN_FILE", str(tmp_path / "none"))
     code, line = said()

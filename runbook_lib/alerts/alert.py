@@ -136,10 +136,12 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
 
     `data` is one alert as in Alertmanager's `alerts`, with a `groupKey` where several belong together. Raises BadAlert.
     """
-    from cloudevents.core.bindings.http import HTTPMessage, from_http_event
+    from cloudevents.core.bindings.http import HTTPMessage, from_http
+    from cloudevents.core.formats.json import JSONFormat
+    from cloudevents.core.v1.event import CloudEvent
 
     try:
-        event = from_http_event(HTTPMessage(headers=dict(headers), body=body))
+        event = from_http(HTTPMessage(headers=dict(headers), body=body), JSONFormat(), CloudEvent)
     except Exception as e:  # the library also lets through what its parser raises
         raise BadAlert(f"not a CloudEvent: {_one_line(e)}") from None
     try:

@@ -20,7 +20,7 @@ from runbook_lib.alerts.journal import Job, Journal
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.archive import Archive, OutputError
-from runbook_lib.finding import say
+from runbook_lib.finding import Reason, say
 from runbook_lib.masking import Masker
 from runbook_lib.order import Order, carry_out
 from runbook_lib.session import keep_note
@@ -83,12 +83,14 @@ class Dispatcher(Loop):
             except BaseException as e:  # an executor may raise anything, and the job must not be lost with it
                 problem = f"{type(e).__name__}: {e}"
             problem = self._masker(job).scrub(problem)
-            if problem and not last:
-                self._again(job, problem)
-            elif came is None:
-                self._failed(job, problem)
+            again = self._again(job, problem) if problem and not last else None
+            # What was seen in full is told at once, also where no artifact of it could be kept.
+            if came is not None and (again is None or _seen(came["document"])):
+                self._concluded(job, came, problem, again)
+            elif again is not None:
+                self.keep(lambda: self._journal.again(job, again, problem))
             else:
-                self._concluded(job, came, problem)
+                self._failed(job, problem)
 
     def _investigate(self, job: Job, last: bool) -> dict[str, Any]:
         """As `order.carry_out`, with the alert in the incident's timeline; raises whatever the executor does."""
@@ -127,11 +129,11 @@ class Dispatcher(Loop):
             return str(e)
         return ""
 
-    def _again(self, job: Job, problem: str) -> None:
+    def _again(self, job: Job, problem: str) -> float:
+        """When a job is tried again."""
         _log.warning("%s is tried again: %s", job.key, problem)
-        wait_s = min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
-        self.keep(lambda: self._journal.again(job, time.time() + wait_s, problem))
         self._metrics.retried.inc()
+        return time.time() + min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
 
     def _failed(self, job: Job, problem: str) -> None:
         _log.error("%s is given up: %s", job.key, problem)
@@ -139,15 +141,17 @@ class Dispatcher(Loop):
         self.keep(lambda: self._journal.failed(job, time.time(), problem, self._places, message))
         self._metrics.failed.inc()
 
-    def _concluded(self, job: Job, came: dict[str, Any], problem: str) -> None:
+    def _concluded(self, job: Job, came: dict[str, Any], problem: str, again: float | None) -> None:
         link = self._link(job, came["index"])
         message = self._scrubbed(job, notify.compose(job, came, problem, link, self._lang))
         verdict = came["document"]["verdict"]
         self.keep(
             lambda: self._journal.concluded(
-                job, verdict, time.time(), places=self._places, message=message, problem=problem
+                job, verdict, time.time(), places=self._places, message=message, problem=problem, again=again
             )
         )
+        if again is not None:
+            return
         self._metrics.finished.labels(verdict["status"]).inc()
         self._metrics.seconds.observe(time.time() - job.accepted)
 
@@ -168,3 +172,8 @@ class Dispatcher(Loop):
         except UsageError:
             urls = []
         return Masker.of(urls, job.incident)
+
+
+def _seen(document: dict[str, Any]) -> bool:
+    """Whether every step was reached: a run that died may say something else the next time."""
+    return all(f["reason"] != Reason.NOT_RUN.value for r in document["runs"] for f in r["findings"])

@@ -245,17 +245,23 @@ class Journal:
         places: Sequence[str] = (),
         message: tuple[str, str] = ("", ""),
         problem: str = "",
+        again: float | None = None,
     ) -> bool:
         """A job came to its end: keep the verdict; a changed one is a message (title, body) to each place.
 
-        The last one of an incident whose alerts have ended closes it. Returns whether the verdict changed.
-        Raises JournalError.
+        The last one of an incident whose alerts have ended closes it. With `again`, a time, the verdict is there but
+        its artifacts could not be kept: people are told, and the job is tried again. Returns whether the verdict
+        changed. Raises JournalError.
         """
         signature = _signature(verdict)
         with self._transaction() as db:
             before = db.execute("SELECT signature FROM incidents WHERE id = ?", (job.incident,)).fetchone()
             changed: bool = before["signature"] != signature
-            db.execute("UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?", (now, problem, job.id))
+            if again is None:
+                done = "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?"
+                db.execute(done, (now, problem, job.id))
+            else:
+                self._wait(db, job, again, problem)
             db.execute(
                 "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
                 (json.dumps(verdict, ensure_ascii=False), signature, now, job.incident),
@@ -268,7 +274,7 @@ class Journal:
     def again(self, job: Job, due: float, problem: str) -> None:
         """A job could not be done and is tried again at a time. Raises JournalError."""
         with self._transaction() as db:
-            db.execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", (due, problem, job.id))
+            self._wait(db, job, due, problem)
 
     def failed(self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str]) -> None:
         """A job could not be done and is given up; people are told. Raises JournalError."""
@@ -467,6 +473,9 @@ class Journal:
             " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
             (now, incident),
         )
+
+    def _wait(self, db: sqlite3.Connection, job: Job, due: float, problem: str) -> None:
+        db.execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", (due, problem, job.id))
 
     def _tell(
         self,

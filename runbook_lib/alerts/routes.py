@@ -26,13 +26,17 @@ class Routed:
 
 
 def check(config: Settings) -> None:
-    """Whether each route could be run. Raises UsageError, one line that names the route."""
+    """Whether each route could be run, and what no route fits. Raises UsageError, one line that names the route."""
     for n, route in enumerate(config.routes, start=1):
         try:
             for section in route.sections:
                 batch.request(section, {"target": route.target or _default(config)} | route.parameters, "", 0.0)
         except UsageError as e:
             raise UsageError(f"routes, number {n} ({route.alertname or route.labels}): {e}") from None
+    try:
+        config.target(_default(config))
+    except UsageError as e:
+        raise UsageError(f"alerts that no route fits: {e}") from None
 
 
 def routed(alert: Alert, config: Settings) -> Routed:
