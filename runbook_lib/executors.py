@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class WorkerError(Exception):
-    """A worker cannot carry out what it is sent, one line; another may."""
+    """What was sent cannot be carried out where it went, one line; elsewhere, or later, it may be."""
 
 
 def executor_of(kind: str, scheduler: str | None = None, workers: int = 4) -> Executor:
@@ -78,7 +78,10 @@ class _Cluster(Executor):
         """Call it on a worker. Beside what it raises the future raises what Dask does, and WorkerError."""
         with self._lock:
             if self._client.status == "closed":
-                self._open()
+                try:
+                    self._open()
+                except UsageError as e:  # it was right once, and may be again
+                    raise WorkerError(str(e)) from None
         future: Future[R] = self._executor.submit(_there, self._version, fn, args, kwargs)
         return future
 
