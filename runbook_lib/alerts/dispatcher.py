@@ -133,7 +133,8 @@ class Dispatcher(Loop):
         """When a job is tried again."""
         _log.warning("%s is tried again: %s", job.key, problem)
         self._metrics.retried.inc()
-        return time.time() + min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
+        wait_s: float = min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
+        return time.time() + wait_s
 
     def _failed(self, job: Job, problem: str) -> None:
         _log.error("%s is given up: %s", job.key, problem)

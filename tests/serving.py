@@ -1,0 +1,94 @@
+"""`runbook serve` as a process of its own, and a place that its messages go to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from runbook_lib.archive import Archive
+
+TOKEN = "token-of-a-test"
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A receiver that is up: where it listens, where it works, what it has told."""
+
+    url: str
+    folder: Path
+    told: list[dict[str, Any]]
+
+    def post(self, alerts: list[dict[str, Any]], group: str) -> requests.Response:
+        body = {"version": "4", "groupKey": group, "alerts": alerts}
+        return requests.post(f"{self.url}alertmanager", json=body, headers=bearer(), timeout=30)
+
+    def metric(self, name: str) -> float:
+        text = requests.get(f"{self.url}metrics", headers=bearer(), timeout=10).text
+        return float(re.findall(rf"^{name}(?:{{.*}})? ([0-9.e+]+)$", text, re.MULTILINE)[0])
+
+    def incidents(self) -> list[Archive]:
+        return [Archive(str(self.folder / "kept"), p.name) for p in sorted((self.folder / "kept").iterdir())]
+
+
+def bearer() -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
+@contextmanager
+def serving(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serving]:
+    """Serve `runbook.toml` of a folder, artifacts into `kept`."""
+    told: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(handler) -> None:
+            told.append(json.loads(handler.rfile.read(int(handler.headers["content-length"]))))
+            handler.send_response(200)
+            handler.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    place = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=place.serve_forever, daemon=True).start()
+    own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | (env or {})
+    own |= {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "RUNBOOK_RECEIVER_TOKEN": TOKEN,
+        "RUNBOOK_NOTIFY_URLS": f"json://127.0.0.1:{place.server_address[1]}",
+    }
+    command = [sys.executable, "-m", "runbook_lib", "serve", "--port", "0", "--output", "kept"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout
+            line = process.stdout.readline()
+            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+            assert found, line + (folder / "log").read_text()
+            yield Serving(found[0], folder, told)
+        finally:
+            process.terminate()
+            process.wait(60)
+            place.shutdown()
+            place.server_close()
+
+
+def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        if found := holds():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not seen within {timeout_s:.0f} s: {what}")
