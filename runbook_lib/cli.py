@@ -176,9 +176,10 @@ def _triage_many(
     with executors.executor_of(executor, scheduler, workers) as doing:
         for order, came in executors.results(doing, carry_out, orders):
             if isinstance(came, Exception):
-                unknown = {"status": Status.UNKNOWN.name, "exit_code": Status.UNKNOWN.value}
-                document = {"incident": order.incident, "target": order.target} | unknown
-                came = {"document": document, "index": None, "lines": ["UNKNOWN"], "problem": executors.one_line(came)}
+                problem, unknown = executors.one_line(came), Status.UNKNOWN
+                what = {"incident": order.incident, "target": order.target, "problem": problem}
+                document = what | {"status": unknown.name, "exit_code": unknown.value}
+                came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
             said[order.target] = document = came["document"]
             if not as_json:
                 verdict = click.style(came["lines"][0], fg=_COLOURS[document["status"]])
