@@ -197,7 +197,7 @@ class Archive:
             before, etag = self._current(name)
             lines = before.splitlines()
             if added in lines:
-                return None  # it was written, and only the answer was lost
+                return None  # it was written, and only the answer was lost: no two entries are of the same moment
             if there := _left([json.loads(line) for line in lines], entry):
                 return there
             sealed = entry | {"previous": digest(lines[-1]) if lines else None}

@@ -83,7 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         silent.listen(64)
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         shut = [f"[targets.t{n}]\n{SHUT}" for n in range(MANY)]
-        (folder / "runbook.toml").write_text("\n".join([*shut, "[targets.silent]", SHUT.replace("127.0.0.1:9", at)]))
+        silent_one = f"[targets.silent]\n{SHUT.replace('127.0.0.1:9', at)}"
+        odd = '[targets.odd]\ndatabase_url_env = "NOT_SET"\n'
+        (folder / "runbook.toml").write_text("\n".join([*shut, silent_one, odd]))
         yield folder
 
 
@@ -239,6 +241,12 @@ def test_here_too(folder: Path) -> None:
     done = subprocess.run([*command, "--targets", "t0,t1"], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stderr == ""
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"t0", "t1"}
+    done = subprocess.run(
+        [*command, "--targets", "odd,t0", "--json"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    odd, t0 = json.loads(done.stdout)
+    assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "CRITICAL", 2)
+    assert "NOT_SET" in odd["problem"] and done.stderr == f"runbook: odd: {odd['problem']}\n"
     for wrong in (("--targets", "t0", "--target", "t1"), ("--workers", "2"), ("--targets", "tt0"), ("--targets", ",")):
         done = subprocess.run([*command, *wrong], cwd=folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 64 and done.stderr.count("\n") == 1 and not done.stdout

@@ -151,7 +151,7 @@ import os, sys
 from runbook_lib.archive import NOTES, Archive
 archive = Archive(sys.argv[1], "I")
 for n in range(5):
-    archive.add_line(NOTES, {"text": str(n)})
+    archive.add_line(NOTES, {"text": f"{os.getpid()}: {n}"})
 own = f"{os.getpid()}-OK"
 before = archive.append({"job": "j", "section": "3", "name": own}, {f"{own}.ipynb": b"x"})
 stem = archive.reserve("20260101T000000Z-3")
