@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
@@ -15,7 +16,7 @@ LOOK_S = 1.0
 _log = logging.getLogger(__name__)
 
 
-class Loop:
+class Loop(ABC):
     """What the dispatcher and the notifier have in common. A journal that cannot be used now is waited for."""
 
     def __init__(self, name: str) -> None:
@@ -51,12 +52,12 @@ class Loop:
             thread.join(max(until - time.monotonic(), 0))
         return not any(t.is_alive() for t in threads)
 
-    def first(self) -> None:
+    def first(self) -> None:  # noqa: B027 - nothing, unless there is something
         """What is done once, before the first look. May raise JournalError: then it is done again."""
 
+    @abstractmethod
     def look(self) -> None:
         """Begin whatever is due. May raise JournalError."""
-        raise NotImplementedError
 
     @property
     def busy(self) -> list[str]:
