@@ -26,7 +26,7 @@ from runbook_lib.settings import UsageError
 GRACE_S = 8.0
 
 #: Sections that are run at once: they wait more than they work. A database is read by fewer, see `Budget.readers`.
-AT_ONCE = max(os.cpu_count() or 1, 4)
+AT_ONCE = max(os.cpu_count() or 1, 6)
 
 #: Seconds that a run which acts is given beyond its deadline: a rollout must not be left in the middle.
 ACTING_S = 240.0

@@ -19,15 +19,6 @@ from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
 
-_PRELOADED = [
-    "runbook_lib.quick",
-    *("runbook_lib.cli", "runbook_lib.investigation", "runbook_lib.engine", "papermill.execute", "nbconvert"),
-    # For the kernels that runners fork.
-    *("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "IPython.core.interactiveshell"),
-    *("runbook_lib.session", "runbook_lib.checks", "runbook_lib.charts", "matplotlib.backends.backend_agg"),
-    "runbook_lib.warm",
-]
-
 _is_fork = False
 
 
@@ -66,7 +57,7 @@ def context() -> ForkServerContext:
     """Where processes come from; the first call starts it."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork takes one thread with it, and no more are needed
     origin = get_context("forkserver")
-    origin.set_forkserver_preload(_PRELOADED)
+    origin.set_forkserver_preload(["runbook_lib.warm"])
     forkserver.ensure_running()
     return origin
 

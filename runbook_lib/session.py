@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -21,7 +22,7 @@ from runbook_lib import checks, diagnosis, messages, render, settings
 from runbook_lib.actions import ACTIONS, action
 from runbook_lib.archive import NOTES, Archive, OutputError
 from runbook_lib.checks.check import Check, Given
-from runbook_lib.finding import Finding, Reason, Text, Verdict, complete, say
+from runbook_lib.finding import Finding, Frames, Reason, Text, Verdict, complete, say
 from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.parameters import Parameters, moment, validate
 from runbook_lib.settings import UsageError
@@ -37,6 +38,8 @@ from runbook_lib.sources.workloads import Runner, runner_of
 PRESENT_S = 30.0
 #: After so long a step that is run again is told that its run looks at an earlier moment.
 OLD_S = 120.0
+#: For so long, what one step has asked also serves the steps after it.
+SHARED_S = 15.0
 
 S = TypeVar("S")
 
@@ -47,6 +50,15 @@ class Clock:
 
     offset_s: float
     error_s: float
+
+
+@dataclass
+class _Shared:
+    """What several steps look at, and which of them have had it."""
+
+    frames: Frames
+    until: float
+    served: set[str] = field(default_factory=set)
 
 
 class Session:
@@ -80,6 +92,7 @@ class Session:
         self._redis = Redis(redis, self.ledger) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, self.ledger) if (prom := url("prometheus_url")) else None
         self._workloads = runner_of(self.target.workloads, self.ledger)
+        self._shared: _Shared | None = None
         self._look_at(self._fix_moment())
 
     # The sources; asking one that the target does not declare is an answer too: not_configured.
@@ -137,6 +150,17 @@ class Session:
             target=self.parameters.target,
             incident=self.parameters.incident_id,
         )
+
+    def shared(self, step: str, ask: Callable[[Session], Frames]) -> Frames:
+        """What the steps of a section look at together, asked once: frames that whoever gets them may add to.
+
+        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
+        """
+        shared = self._shared
+        if shared is None or step in shared.served or time.monotonic() > shared.until:
+            shared = self._shared = _Shared(ask(self), time.monotonic() + SHARED_S)
+        shared.served.add(step)
+        return shared.frames
 
     # What the cells of a notebook call.
 

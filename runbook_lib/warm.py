@@ -1,17 +1,29 @@
-"""Imported last by the process that others are forked from: what each of them would do first is done once, here.
+"""Imported by the process that others are forked from: what each of them would do first is done once, here.
 
-Templates are compiled, fonts found, documents parsed. No thread, no connection and nothing of any incident.
+Packages are imported, templates compiled, fonts found, documents parsed. No thread, no connection and nothing of any
+incident.
 """
 
+# ruff: noqa: E402, F401, I001
 from __future__ import annotations
 
 import gc
 
+# Imports leave little garbage, and looking for it would take a quarter of their time.
+gc.disable()
+
+from runbook_lib import quick
+from runbook_lib import cli, engine, investigation  # runners
+import ipykernel.ipkernel  # the kernels that runners fork
+import ipykernel.kernelapp
+import ipykernel.zmqshell
+import matplotlib.backends.backend_agg
+import nbconvert
 import nbformat
 import pandas as pd
+import papermill.execute
 import sqlalchemy
-
-from runbook_lib import artifact, catalog, charts
+from runbook_lib import artifact, catalog, charts, checks, session
 from runbook_lib.finding import say
 
 catalog.load()
@@ -26,5 +38,5 @@ artifact.html(nbformat.v4.new_notebook(cells=_cells), "", "en")
 
 # What is here stays: a fork that looks for garbage need not touch, and thereby copy, all of it.
 del _figure, _ax, _cells
-gc.collect()
 gc.freeze()
+gc.enable()

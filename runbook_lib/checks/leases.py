@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,6 +10,7 @@ from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery
 from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.parts import seconds_between
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -34,17 +34,30 @@ LEASE_TOLERANCE_S = 1.0
 RECENT_S, RULE = 60.0, 5
 
 
+def _first_look(rb: Session) -> Frames:
+    with rb.postgres.snapshot() as db:
+        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(db)
+        oldest = db.try_ask("notifications/processing_oldest")
+    return frames if oldest is None else frames | {"processing_oldest": oldest}
+
+
+def _looks(rb: Session, step: str, *names: str, twice: bool = False) -> Frames:
+    """What the steps of this section look at together, once, or twice a little apart; of that, what a step needs."""
+    frames = rb.shared(step, _first_look)
+    if "held_later" not in frames:
+        frames |= delivery.second_look(rb, frames, always=twice)
+    return {name: frame for name, frame in frames.items() if name.removesuffix("_later") in names}
+
+
+_WORKER = ("backlog", "activity", "attempts", "held")
+
+
 # 4.3.1 What is PROCESSING, and how far from its lease's end?
 
 
 def collect_leases(rb: Session) -> Frames:
     """The leases around now, by holder, and the runbook's own list; a second look where something is over."""
-    with rb.postgres.snapshot() as db:
-        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(db)
-        oldest = db.try_ask("notifications/processing_oldest")
-    if oldest is not None:
-        frames["processing_oldest"] = oldest
-    return frames | delivery.second_look(rb, frames)
+    return _looks(rb, "4.3.1", "leases", "holders", "processing_oldest", *_WORKER)
 
 
 def judge_leases(frames: Frames, given: Given) -> Finding:
@@ -130,9 +143,7 @@ def draw_leases(frames: Frames, given: Given) -> charts.Chart | None:
 
 def collect_workers(rb: Session) -> Frames:
     """Who holds what, and whether anything moves while something is due."""
-    with rb.postgres.snapshot() as db:
-        frames = delivery.look(db) | {"holders": db.ask("notifications/holders")}
-    return frames | delivery.second_look(rb, frames)
+    return _looks(rb, "4.3.2", "holders", *_WORKER)
 
 
 def judge_workers(frames: Frames, given: Given) -> Finding:
@@ -214,17 +225,15 @@ def _restart(given: Given) -> tuple[Proposal, ...]:
 
 def collect_locks(rb: Session) -> Frames:
     """The same question twice: the database keeps no trace of a lock that was lost."""
-    with rb.postgres.snapshot() as db:
-        first = db.ask("notifications/held")
-    time.sleep(delivery.LOOKS_APART_S)
-    with rb.postgres.snapshot() as db:
-        return {"first": first, "second": db.ask("notifications/held")}
+    frames = _looks(rb, "4.3.3", "held", twice=True)
+    return {"first": frames["held"], "second": frames["held_later"]}
 
 
 def judge_locks(frames: Frames, given: Given) -> Finding:
     """The same row in other hands before its lease was over is a race; after it, a takeover."""
     columns = ("notification_id", "locked_by", "locked_at", "lease_until", "now")
     first, second = table(frames, "first", *columns), table(frames, "second", *columns)
+    seconds = round(seconds_between(one(first).get("now"), one(second).get("now")) or delivery.LOOKS_APART_S, 1)
     if "first" not in frames or "second" not in frames:
         return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
     if first.empty or second.empty:
@@ -241,7 +250,7 @@ def judge_locks(frames: Frames, given: Given) -> Finding:
     alive = bool(set(other["locked_by_x"]) & claimers)
     two = len(claimers) > 1
     facts = {
-        "seconds": delivery.LOOKS_APART_S,
+        "seconds": seconds,
         "rows": len(both),
         "taken": len(other),
         "stolen": len(stolen),
@@ -276,7 +285,7 @@ def judge_locks(frames: Frames, given: Given) -> Finding:
         ],
         at_least=Status.CRITICAL if race else Status.WARNING if len(other) or two or len(again) else Status.OK,
         notes=(
-            say("leases.no_trace", seconds=delivery.LOOKS_APART_S),
+            say("leases.no_trace", seconds=seconds),
             *((say("leases.capped", n=len(first)),) if first.attrs.get("capped") else ()),
         ),
         signals=tuple(signals),
