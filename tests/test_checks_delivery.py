@@ -896,7 +896,7 @@ def test_a_row_that_changes_hands(servers: Servers, db: psycopg.Connection, brok
     notify(db, 3, "PROCESSING", 10, by="one", locked=-5, lease=25)
     delayed = psycopg.connect(servers.app_url, autocommit=True)
     delayed.pgconn.send_query(
-        b"SELECT pg_sleep(1.2); UPDATE notification.notifications"
+        b"SELECT pg_sleep(2.2); UPDATE notification.notifications"
         b" SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
     )
     found = run(servers, "4.3.3")["4.3.3"]
@@ -904,6 +904,24 @@ def test_a_row_that_changes_hands(servers: Servers, db: psycopg.Connection, brok
     assert found.status is Status.CRITICAL
     assert found.value("processing.taken_before_lease_end") == 3
     assert weight(found, "FM-NOTI-02") > 0.8
+
+
+def test_steps_share_two_looks_and_a_step_run_again_takes_its_own(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    notify(db, 3, "PROCESSING", 120, by="one", locked=-90, lease=-60)
+    found = run(servers, "4.3.1", "4.3.2", "4.3.3")
+    assert len(held_questions(*found.values())) == 2
+    assert found["4.3.3"].frames["first"].equals(found["4.3.1"].frames["held"])
+    assert found["4.3.3"].frames["second"].equals(found["4.3.2"].frames["held_later"])
+    notify(db, 2, "PROCESSING", 10, by="two", locked=-1, lease=29)
+    again = run(servers, "4.3.1", "4.3.3", "4.3.3")["4.3.3"]
+    assert len(held_questions(again)) == 2
+    assert len(again.frames["first"]) == len(again.frames["second"]) == 5
+
+
+def held_questions(*found: Finding) -> list[str]:
+    return [q.name for f in found for q in f.questions if q.name == "notifications/held"]
 
 
 def test_a_worker_clock_that_is_ahead(servers: Servers, db: psycopg.Connection, broker: str) -> None:
