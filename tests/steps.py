@@ -46,7 +46,8 @@ def words(finding: Finding, lang: str = "en") -> str:
         for text in (finding.headline, *finding.notes):
             assert messages.text(text, each)
         for p in finding.proposals:
-            assert messages.text(say(f"proposal.{p.name}.title", **p.params), each)
+            for part in ("title", "preconditions", "effect", "risk", "undo", "verify"):
+                assert messages.text(say(f"proposal.{p.name}.{part}", **p.params), each)
     return messages.text(finding.headline, lang)
 
 

@@ -16,45 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from steps import NOW, ago, make_given, run, weight, words
 
-from runbook_lib import catalog, messages, sql
+from runbook_lib import messages, sql
 from runbook_lib.charts import Chart
 from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
-from runbook_lib.checks.check import Given
 from runbook_lib.checks.delivery import delivery
-from runbook_lib.finding import Finding, Frames, Reason, Status, say
-from runbook_lib.parameters import validate
+from runbook_lib.finding import Finding, Frames, Reason, Status
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
-from runbook_lib.session import Session
-from runbook_lib.settings import Settings
 from runbook_lib.sources import SourceError
 
-NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
 STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
-
-
-def make_given(**changes: Any) -> Given:
-    book = catalog.load()
-    return Given(limits=book.limits, slos=book.slos, as_of=NOW, window_minutes=10, **changes)
-
-
-def ago(seconds: float) -> pd.Timestamp:
-    return NOW - pd.Timedelta(seconds=seconds)
-
-
-def weight(finding: Finding, about: str) -> float:
-    return sum(s.weight for s in finding.signals if s.about == about)
-
-
-def words(finding: Finding) -> None:
-    """Every text of the finding exists in both languages and takes its parameters."""
-    for lang in messages.LANGUAGES:
-        for text in (finding.headline, *finding.notes):
-            assert messages.text(text, lang)
-        for p in finding.proposals:
-            for part in ("title", "preconditions", "effect", "risk", "undo", "verify"):
-                assert messages.text(say(f"proposal.{p.name}.{part}", **p.params), lang)
 
 
 # Judges ------------------------------------------------------------------------------------------------------
@@ -175,7 +148,7 @@ def test_the_past_is_rebuilt_and_never_green() -> None:
     words(found)
     rebuilt = backlog.rebuild(frames, make_given())
     assert rebuilt is not None
-    assert len(rebuilt) == 10
+    assert len(rebuilt) == 15
     frames["open"] = frames["open"].assign(n=900)
     assert backlog.judge(frames, make_given()).status is Status.CRITICAL
 
@@ -689,21 +662,6 @@ def event(db: psycopg.Connection, n: int, status: str, age: float, **values: Any
         """,
         nothing | {"n": n, "status": status, "age": age} | values,
     )
-
-
-def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
-    """The steps of one section, as its notebook would ask them."""
-    urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
-    config = Settings(targets={"here": {k: v for k, v in urls.items() if k not in without}})
-    section = catalog.load().sections[steps[0].rpartition(".")[0]]
-    rb = Session(section, validate({"incident_id": "test", "target": "here", **parameters}), config)
-    for step in steps:
-        rb.findings[step] = CHECKS[step].run(rb)
-        words(rb.findings[step])
-        assert rb.findings[step].reason is not Reason.ERROR, rb.findings[step].headline
-        for draw in CHECKS[step].charts:
-            draw(rb.findings[step].frames, rb.given())
-    return rb.findings
 
 
 @contextmanager
