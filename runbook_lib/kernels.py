@@ -118,6 +118,8 @@ def _become_a_kernel(order: int) -> NoReturn:
         asyncio.set_event_loop(asyncio.new_event_loop())
         arguments = said["command"][said["command"].index("-f") :]
         arguments.append(f"--IPKernelApp.parent_handle={parent}")  # it ends when this one is gone
+        # Its log is the terminal's: being interrupted at the end, as every kernel is, is nobody's concern.
+        arguments.append("--IPKernelApp.log_level=CRITICAL")
         sys.argv = ["ipykernel_launcher", *arguments]
         from ipykernel.kernelapp import IPKernelApp
 
