@@ -5,6 +5,7 @@ Shapes and words carry every status; colour only repeats it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -46,7 +47,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Shown(ABC):
     """What a run shows in a notebook, marked with the moment at which the run was opened."""
 
     run: str = ""
@@ -54,8 +55,8 @@ class Shown:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return self._bundle() | mark(self.run)
 
-    def _bundle(self) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _bundle(self) -> dict[str, Any]: ...
 
 
 def mark(run: str) -> dict[str, Any]:

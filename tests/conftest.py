@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -159,3 +160,14 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     sandbox.up(hours=3)
     yield sandbox
     sandbox.down()
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """The path of a Chromium."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("RUNBOOK_REQUIRE_BROWSER") == "1":
+        pytest.fail("RUNBOOK_REQUIRE_BROWSER=1 and no chromium is installed", pytrace=False)
+    pytest.skip("no chromium is installed")

@@ -50,17 +50,6 @@ PATIENCE = 60_000
 
 
 @pytest.fixture(scope="module")
-def browser() -> str:
-    """The path of a Chromium."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    if os.environ.get("RUNBOOK_REQUIRE_BROWSER") == "1":
-        pytest.fail("RUNBOOK_REQUIRE_BROWSER=1 and no chromium is installed", pytrace=False)
-    pytest.skip("no chromium is installed")
-
-
-@pytest.fixture(scope="module")
 def sandbox(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with little past."""
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))

@@ -28,17 +28,6 @@ SENT = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="module")
-def browser() -> str:
-    """The path of a Chromium."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if path := shutil.which(name):
-            return path
-    if os.environ.get("RUNBOOK_REQUIRE_BROWSER") == "1":
-        pytest.fail("RUNBOOK_REQUIRE_BROWSER=1 and no chromium is installed", pytrace=False)
-    pytest.skip("no chromium is installed")
-
-
-@pytest.fixture(scope="module")
 def receiver(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A receiver with one incident of each kind."""
     folder = tmp_path_factory.mktemp("receiver")
