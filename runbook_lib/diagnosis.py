@@ -3,13 +3,17 @@
 Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for
 are joined as independent evidence (noisy-or), those against discount it. The first hop, upstream first,
 whose score stands out is where the flow is stuck, unless the broker or the database, which more than one
-hop depends on, explains it better. A failure mode of another place than that is a consequence rather than
-the cause, and counts for less.
+hop depends on, explains it better. Where something waits too long and none stands out, it is undecided between
+those that it may be. A failure mode of another place than that is a consequence rather than the cause, and
+counts for less.
+
+What was only not seen speaks for nothing: a source that cannot be reached from here may be in the best of order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from runbook_lib.catalog import FailureMode
 from runbook_lib.finding import (
@@ -26,9 +30,12 @@ from runbook_lib.finding import (
     Verdict,
     overall,
     replace,
+    worst,
 )
 from runbook_lib.sources import SourceError
 from runbook_lib.stats import combine
+
+T = TypeVar("T")
 
 #: From this score on a hop counts as broken.
 BROKEN = 0.5
@@ -36,6 +43,19 @@ BROKEN = 0.5
 NEAR = 0.7
 #: What several hops depend on, so that its own failure explains theirs.
 SHARED = (DATABASE, "jetstream")
+#: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
+SUSPECT = 0.3
+#: What may hold up whatever waits at a hop, besides the database.
+WAITS_FOR = {
+    "producer": ("producer",),
+    "relay": ("relay", "jetstream"),
+    "jetstream": ("jetstream", "subscriber"),
+    "subscriber": ("jetstream", "subscriber"),
+    "delivery_worker": ("delivery_worker", "receiver"),
+    "receiver": ("receiver",),
+}
+#: The sources without which no verdict can be complete.
+REQUIRED = ("postgres", "jetstream", "nats_monitor")
 #: What the score of a failure mode elsewhere is worth once the place is known.
 CONSEQUENCE = 0.6
 
@@ -45,11 +65,15 @@ def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> V
     findings = list(findings)
     scores = {hop: score(findings, hop).score for hop in (*HOPS, DATABASE)}
     stuck_at = _stuck_at(scores)
+    undecided = () if stuck_at else _undecided(findings, scores)
     ranked = _ranked(findings, stuck_at, modes)
     return Verdict(
-        status=overall(findings),
+        # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
+        status=worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])]),
         stuck_at=stuck_at,
-        confidence=_confidence(findings, scores, stuck_at, ranked),
+        confidence=_confidence(findings, scores, stuck_at, undecided, ranked),
+        undecided=undecided,
+        unseen=_unique(u for f in findings for u in f.unseen),
         failure_modes=ranked,
         hops=strip(findings),
         next_sections=_unique(n for f in findings for n in f.next_sections),
@@ -73,30 +97,30 @@ def strip(findings: Iterable[Finding]) -> tuple[Hop, ...]:
     hops = {name: Hop(name) for name in HOPS}
     for finding in findings:
         for seen in finding.hops:
+            before = hops[seen.name]
             known = {k: v for k, v in vars(seen).items() if v is not None}
-            hops[seen.name] = replace(hops[seen.name], **known)
+            hops[seen.name] = replace(before, **known | {"late": before.late or seen.late})
     return tuple(hops.values())
 
 
 def signals_of_silence(e: SourceError) -> tuple[Signal, ...]:
-    """What it means for the pipeline that a source does not answer.
+    """What a source's failure says of the source: only what it has told itself, or left unanswered once it was reached.
 
-    A refusal of the runbook's own credentials, or a question the cost gate held back, says nothing about it.
+    That it cannot be reached from here, a refusal of the runbook's own credentials, and a question that the cost gate
+    held back say nothing about it.
     """
     match e.source, e.reason, e.code:
         case "postgres", _, "lock_not_available" | "too_many_clients":
             return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.8))
-        case "postgres", Reason.TIMEOUT, "hung":
+        case "postgres", _, "hung":
             return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.5))
-        case "postgres", Reason.TIMEOUT, _:
-            return (Signal(DATABASE, 0.75), Signal("FM-DB-01", 0.75))
-        case "postgres", Reason.UNREACHABLE, _:
+        case "postgres", _, "shut_down" | "starting_up":
             return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.4))
-        case "postgres", Reason.ERROR, "schema_missing" | "table_missing" | "column_missing":
+        case "postgres", Reason.TIMEOUT, "statement_timeout" | "idle_timeout":
+            return (Signal(DATABASE, 0.75), Signal("FM-DB-01", 0.75))
+        case "postgres", _, "schema_missing" | "table_missing" | "column_missing":
             return (Signal(DATABASE, 0.8), Signal("FM-DB-03", 0.9))
-        case "jetstream", Reason.UNREACHABLE | Reason.TIMEOUT, _:
-            return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
-        case "jetstream", _, "stream_not_found" | "consumer_not_found" | "no_jetstream":
+        case "jetstream", _, "stream_not_found" | "consumer_not_found" | "no_jetstream" | "hung":
             return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
         case _:
             return ()
@@ -112,8 +136,21 @@ def _stuck_at(scores: dict[str, float]) -> str | None:
     return next(hop for hop in HOPS if scores[hop] >= max(BROKEN, NEAR * best))
 
 
+def _undecided(findings: list[Finding], scores: dict[str, float]) -> tuple[str, ...]:
+    """What may hold up that which has waited too long: the hops where it waits and what they depend on."""
+    late = [hop.name for hop in strip(findings) if hop.late]
+    against = {s.about for f in findings for s in f.signals if s.weight <= -SUSPECT}
+    may_be = {hop for name in late for hop in (*WAITS_FOR[name], DATABASE) if hop not in against}
+    suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
+    return tuple(hop for hop in (*HOPS, DATABASE) if hop in (may_be | suspected or late))
+
+
 def _confidence(
-    findings: list[Finding], scores: dict[str, float], stuck_at: str | None, ranked: tuple[RankedMode, ...]
+    findings: list[Finding],
+    scores: dict[str, float],
+    stuck_at: str | None,
+    undecided: tuple[str, ...],
+    ranked: tuple[RankedMode, ...],
 ) -> Confidence:
     # What harms without stopping the flow (a doubled event) is told by its failure mode alone.
     told_by = stuck_at or (ranked[0].id if ranked and ranked[0].score >= BROKEN else None)
@@ -122,10 +159,11 @@ def _confidence(
     others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
     unanswered = [f for f in others if f.status is Status.UNKNOWN]
     in_part = any(q.error and not q.refused for f in others for q in f.questions)
+    in_part = in_part or any(u.source in REQUIRED for f in others for u in f.unseen)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if told_by is None:
         answered = len(findings) - len(unanswered)
-        level = 0 if not answered else 1 if overall(findings) is Status.CRITICAL else 3
+        level = 0 if not answered else 1 if undecided or overall(findings) is Status.CRITICAL else 3
     else:
         told = scores[stuck_at] if stuck_at else ranked[0].score
         level = 3 if told >= 0.85 else 2 if told >= 0.65 else 1
@@ -133,7 +171,7 @@ def _confidence(
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
     elif in_part:
         level -= 1
-    return levels[max(level, 1 if told_by else 0)]
+    return levels[max(level, 1 if told_by or undecided else 0)]
 
 
 def _ranked(findings: list[Finding], stuck_at: str | None, modes: Mapping[str, FailureMode]) -> tuple[RankedMode, ...]:
@@ -155,5 +193,5 @@ def _first_response(findings: list[Finding], stuck_at: str | None) -> tuple[Prop
     return tuple({p.command: p for p in reversed(ordered)}[c] for c in dict.fromkeys(p.command for p in ordered))
 
 
-def _unique(items: Iterable[str]) -> tuple[str, ...]:
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
     return tuple(dict.fromkeys(items))

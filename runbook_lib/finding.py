@@ -110,7 +110,10 @@ class Signal:
 
 @dataclass(frozen=True)
 class Hop:
-    """One hop of the pipeline strip: rates per minute, rows waiting, seconds of age, who is alive."""
+    """One hop of the pipeline strip: rates per minute, rows waiting, seconds of age, who is alive.
+
+    `late` tells that something has waited here for longer than docs/slo.md allows.
+    """
 
     name: str
     rate_in: float | None = None
@@ -118,6 +121,15 @@ class Hop:
     waiting: float | None = None
     oldest_s: float | None = None
     alive: str | None = None
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A source that did not answer, and why. It says nothing of what the source would have told."""
+
+    source: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -164,6 +176,7 @@ class Finding:
     frames: Frames = field(default_factory=dict)
     show: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
 
     @property
     def counts(self) -> bool:
@@ -230,7 +243,10 @@ class RankedMode:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a section, or a triage, concludes from its findings."""
+    """What a section, or a triage, concludes from its findings.
+
+    Where something waits or is wrong and no hop stands out, `undecided` has those that it may be, upstream first.
+    """
 
     status: Status
     stuck_at: str | None
@@ -239,6 +255,8 @@ class Verdict:
     hops: tuple[Hop, ...] = ()
     next_sections: tuple[str, ...] = ()
     proposals: tuple[Proposal, ...] = ()
+    undecided: tuple[str, ...] = ()
+    unseen: tuple[Unseen, ...] = ()
 
 
 __all__ = [
@@ -256,6 +274,7 @@ __all__ = [
     "Status",
     "Text",
     "Threshold",
+    "Unseen",
     "Value",
     "Verdict",
     "complete",

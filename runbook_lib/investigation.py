@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from runbook_lib import batch, catalog, dossier, parameters, render
@@ -49,7 +49,9 @@ def carry_out(order: Order, progress: Progress = lambda section, state: None) ->
             for n, declared in _pointed_to(results, order.sections).items()
         ]
         results += _run(archive, order, requests, progress)
+    ran = {r.run.section for r in results}
     verdict = batch.combined(results)
+    verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     said = dossier.document(order.incident, order.target, results, verdict, order.lang)
     place = f"{archive.place}/"
     lost = next((r.problem for r in results if not (r.html or "").startswith(place)), "")

@@ -24,6 +24,7 @@ from runbook_lib.finding import (
     Status,
     Text,
     Threshold,
+    Unseen,
     Value,
     Verdict,
 )
@@ -51,12 +52,13 @@ def finding(f: Finding) -> dict[str, Any]:
         "values": values(f),
         "notes": [text(t) for t in f.notes],
         "signals": [asdict(s) for s in f.signals],
-        "hops": [asdict(h) for h in f.hops],
+        "hops": [plain(asdict(h)) for h in f.hops],
         "proposals": [proposal(p) for p in f.proposals],
         "next_sections": list(f.next_sections),
         "questions": [plain(asdict(q)) for q in f.questions],
         "frames": {name: frame_to_json(frame) for name, frame in f.frames.items()},
         "show": list(f.show),
+        "unseen": [asdict(u) for u in f.unseen],
     }
 
 
@@ -76,6 +78,7 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         frames=frames_from_json(stored["frames"]),
         show=tuple(stored["show"]),
         questions=tuple(Question(**q) for q in stored["questions"]),
+        unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
     )
 
 
@@ -120,9 +123,11 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "stuck_at": v.stuck_at,
         "confidence": v.confidence,
         "failure_modes": [asdict(m) for m in v.failure_modes],
-        "hops": [asdict(h) for h in v.hops],
+        "hops": [plain(asdict(h)) for h in v.hops],
         "next_sections": list(v.next_sections),
         "proposals": [proposal(p) for p in v.proposals],
+        "undecided": list(v.undecided),
+        "unseen": [asdict(u) for u in v.unseen],
     }
 
 

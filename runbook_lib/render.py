@@ -17,7 +17,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages, record
-from runbook_lib.diagnosis import BROKEN
+from runbook_lib.diagnosis import BROKEN, REQUIRED
 from runbook_lib.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
 
 if TYPE_CHECKING:
@@ -269,17 +269,29 @@ def worded(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
 
 
 def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
-    """Where it is stuck, as a sentence."""
+    """Where it is stuck, or between which places that is undecided, as a sentence; and what was not seen."""
+
+    def t(key: str, **params: Any) -> str:
+        return messages.text(say(key, **params), lang)
+
     seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
     if seen["stuck_at"]:
-        return messages.text(say("ui.stuck_at", hop=say(f"hop.{seen['stuck_at']}")), lang)
+        return t("ui.stuck_at", hop=t(f"hop.{seen['stuck_at']}"))
     modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
     if modes and seen["status"] != "OK":
-        return messages.text(say("ui.harmed_by", id=modes[0]["id"], title=_mode(modes[0]["id"], lang)), lang)
-    if seen["status"] not in ("OK", "WARNING"):
-        return messages.text(say("ui.not_located"), lang)
-    looked = any(v is not None for hop in seen["hops"] for name, v in hop.items() if name != "name")
-    return messages.text(say("ui.nothing_stuck" if looked else "ui.not_asked"), lang)
+        return t("ui.harmed_by", id=modes[0]["id"], title=_mode(modes[0]["id"], lang))
+    unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in REQUIRED}
+    if undecided := seen.get("undecided"):
+        places = " / ".join(t(f"hop.{hop}") for hop in undecided)
+        where = t("ui.undecided" if len(undecided) > 1 else "ui.waits_at", places=places)
+    elif seen["status"] not in ("OK", "WARNING"):
+        where = t("ui.not_located")
+    elif any(v is not None for hop in seen["hops"] for name, v in hop.items() if name not in ("name", "late")):
+        where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
+    else:
+        where = t("ui.not_asked")
+    names = ", ".join(f"{source} ({reason})" for source, reason in unseen.items())
+    return t("ui.without", where=where, names=names) if names else where
 
 
 def verdict_lines(verdict: Verdict, lang: str) -> list[str]:

@@ -21,10 +21,12 @@ OUTAGES = (
 )
 
 
-def runbook(sandbox: Sandbox, output: Path, *arguments: str, target: str = "default") -> dict[str, Any]:
+def runbook(
+    sandbox: Sandbox, output: Path, *arguments: str, target: str = "default", env: dict[str, str] | None = None
+) -> dict[str, Any]:
     """Run the command as a scheduler would, with addresses in the environment alone; or on the target `sandbox`."""
     command = [sys.executable, "-m", "runbook_lib", *arguments, "--incident", "E2E", "--json", "--output", str(output)]
-    environment = {**os.environ, **sandbox.state.env, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory)}
+    environment = {**os.environ, **sandbox.state.env, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), **(env or {})}
     done = subprocess.run(
         [*command, "--target", target], env=environment, capture_output=True, text=True, timeout=240, check=False
     )

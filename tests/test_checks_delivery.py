@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from steps import NOW, ago, make_given, run, weight, words
 
-from runbook_lib import messages, sql
+from runbook_lib import catalog, messages, sql
 from runbook_lib.charts import Chart
 from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
 from runbook_lib.checks.delivery import delivery
-from runbook_lib.finding import Finding, Frames, Reason, Status
+from runbook_lib.diagnosis import conclude
+from runbook_lib.finding import Finding, Frames, Reason, Status, Unseen
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
@@ -247,16 +248,81 @@ def test_a_stalled_consumer_is_said_to_be() -> None:
     assert found.headline.key == "subscriber.stalled"
 
 
-@pytest.mark.parametrize("code", ["no_connection", "hung", "stream_not_found", "consumer_not_found"])
-def test_a_broker_that_is_gone_is_the_answer(code: str) -> None:
-    found = subscriber.on_error(SourceError("jetstream", Reason.UNREACHABLE, "gone", code), make_given())
+def without_consumer(reason: Reason, code: str, processed_ago: float, **changes: Any) -> Frames:
+    """The broker could not tell of its consumer; the tables could."""
+    frames = consumer(**changes)
+    del frames["consumer"]
+    frames["activity"] = frames["activity"].assign(
+        now=NOW, last_processed=ago(processed_ago), processed_1m=300 if processed_ago < 60 else 0
+    )
+    frames["failed"] = pd.DataFrame(
+        [("consumer", "jetstream", reason.value, "gone", code)], columns=["part", "source", "why", "detail", "code"]
+    )
+    return frames
+
+
+@pytest.mark.parametrize("code", ["hung", "stream_not_found", "consumer_not_found", "no_jetstream"])
+def test_a_broker_that_says_what_it_lost_is_the_answer(code: str) -> None:
+    found = CHECKS["4.1.2"].finding(without_consumer(Reason.ERROR, code, processed_ago=60), make_given())
     assert found.status is Status.CRITICAL
+    assert weight(found, "jetstream") >= 0.9
     words(found)
 
 
-def test_a_refusal_of_our_own_login_is_not_the_system_s_failure() -> None:
-    found = subscriber.on_error(SourceError("jetstream", Reason.DENIED, "no", "wrong_credentials"), make_given())
-    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.DENIED)
+def test_only_the_consumer_lost_leaves_publishing_alone() -> None:
+    found = CHECKS["4.1.2"].finding(
+        without_consumer(Reason.ERROR, "consumer_not_found", processed_ago=60), make_given()
+    )
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    assert "publishing fails" not in words(found)
+
+
+@pytest.mark.parametrize("code", ["hung", "stream_not_found", "consumer_not_found", "no_jetstream"])
+def test_while_events_flow_another_broker_has_answered(code: str) -> None:
+    found = CHECKS["4.1.2"].finding(without_consumer(Reason.ERROR, code, processed_ago=1), make_given())
+    assert found.status is Status.UNKNOWN
+    assert (found.signals, found.proposals, found.next_sections) == ((), (), ("2",))
+    words(found)
+
+
+@pytest.mark.parametrize("reason", [Reason.UNREACHABLE, Reason.TIMEOUT, Reason.DENIED, Reason.NOT_CONFIGURED])
+@pytest.mark.parametrize("processed_ago", [1, 600])
+def test_a_broker_that_was_not_seen_is_neither_broken_nor_restarted(reason: Reason, processed_ago: float) -> None:
+    frames = without_consumer(reason, "no_connection", processed_ago)
+    found = CHECKS["4.1.2"].finding(frames, make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, reason)
+    assert not any(s.weight > 0 for s in found.signals)
+    assert (found.proposals, found.next_sections) == ((), ("2",))
+    assert found.unseen == (Unseen("jetstream", reason),)
+    words(found)
+
+
+def test_what_stands_still_behind_a_broker_that_was_not_seen_is_seen() -> None:
+    frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=600)
+    found = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(61, 90)}, make_given())
+    assert weight(found, "subscriber") > 0.5
+    assert [p.name for p in found.proposals] == ["logs"]
+
+
+@pytest.mark.parametrize("tried", [0, 5])
+def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried: int) -> None:
+    errors = [("PENDING", TIMEOUT, tried)] if tried else []
+    frames = outbox(errors, due=40, oldest_due_s=16, tried=tried, last_published=ago(17))
+    del frames["broker"]
+    frames["failed"] = pd.DataFrame(
+        [("broker", "jetstream", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = CHECKS["4.1.3"].finding(frames, make_given())
+    verdict = conclude([found], catalog.load().failure_modes)
+    if tried:
+        assert verdict.stuck_at == "jetstream"
+        assert [p.name for p in found.proposals] == ["restart_nats", "logs"]
+    else:
+        assert (verdict.stuck_at, verdict.confidence) == (None, "low")
+        assert {"relay", "jetstream"} <= set(verdict.undecided)
+        assert found.proposals == ()
+    words(found)
 
 
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"

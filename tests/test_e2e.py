@@ -32,6 +32,7 @@ def test_fault(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
     modes = [m["id"] for m in said["verdict"]["failure_modes"]]
     assert fault.failure_mode in modes[:2], (modes, shown(said))
     assert len(said["runs"]) > 1, "triage followed no section"
+    assert not {r["section"] for r in said["runs"]} & {*said["verdict"]["next_sections"]}, "what was run is not next"
     index = (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8")
     assert fault.failure_mode in index
     deadline = time.monotonic() + 75
@@ -41,6 +42,28 @@ def test_fault(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
             break
         time.sleep(3)
     assert recovered["status"] == "OK", shown(recovered)
+
+
+CLOSED = {"RUNBOOK_NATS_URL": "nats://127.0.0.1:9", "RUNBOOK_NATS_MONITOR_URL": "http://127.0.0.1:9"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [CLOSED, CLOSED | {"RUNBOOK_DATABASE_URL": "postgresql://runbook@127.0.0.1:9/d"}],
+    ids=["the broker", "the database too"],
+)
+def test_what_cannot_be_reached_from_here_is_not_blamed(
+    sandbox: Sandbox, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    """A forgotten port-forward, while everything flows."""
+    said = runbook(sandbox, tmp_path, "triage", env=changed)
+    place = next(f for f in said["runs"][0]["findings"] if f["step"] == "3.2")
+    assert (place["status"], place["reason"]) == ("UNKNOWN", "unreachable"), shown(said)
+    assert said["verdict"]["stuck_at"] is None
+    assert said["verdict"]["proposals"] == []
+    assert [r["section"] for r in said["runs"]] == ["3", "2"]
+    assert {"source": "jetstream", "reason": "unreachable"} in said["verdict"]["unseen"]
+    assert "restart" not in (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8").lower()
 
 
 def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_server_that_hangs_at_connect(embedded: Servers) -> None:
     assert embedded._postgres is not None
     with (
         stopped(embedded._postgres.pid),
-        refused("postgres", Reason.TIMEOUT, "hung", within=4),
+        refused("postgres", Reason.TIMEOUT, "no_connection", within=4),
         reader(embedded.database_url, connect_timeout_s=2).snapshot(),
     ):
         pass
@@ -377,9 +377,9 @@ def test_the_broker_hangs(embedded: Servers) -> None:
     assert embedded._nats is not None
     source = broker_reader(embedded.nats_url)
     with stopped(embedded._nats.pid):
-        with refused("jetstream", Reason.TIMEOUT, "hung", within=6):
+        with refused("jetstream", Reason.TIMEOUT, "no_connection", within=6):
             source.stream(STREAM)
-        with refused("jetstream", Reason.TIMEOUT, "hung", within=0.1):
+        with refused("jetstream", Reason.TIMEOUT, "no_connection", within=0.1):
             source.stream(STREAM)  # not asked again
         with refused("nats_monitor", Reason.TIMEOUT, "hung", within=5):
             NatsMonitor(embedded.nats_monitor_url, a_ledger()).server()

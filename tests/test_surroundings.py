@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import resource
+import socketserver
 import subprocess
 import sys
 import time
@@ -104,6 +105,43 @@ def sql(do: str, undo: str) -> Break:
             admin(servers, undo)
 
     return use
+
+
+def without(*names: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        for name in names:
+            del env[name]
+        yield
+
+    return use
+
+
+@contextmanager
+def both_closed(servers: Servers, env: Env) -> Iterator[None]:
+    """As from a machine on which nobody has opened a way to the cluster."""
+    env |= {"RUNBOOK_DATABASE_URL": "postgresql://runbook@127.0.0.1:9/d", "RUNBOOK_NATS_URL": "nats://127.0.0.1:9"}
+    env["RUNBOOK_NATS_MONITOR_URL"] = "http://127.0.0.1:9"
+    yield
+
+
+@contextmanager
+def pooler(servers: Servers, env: Env) -> Iterator[None]:
+    """Stands before the database and takes no connection with parameters of its own, in PgBouncer's words."""
+    fields = b"SFATAL\0C08P01\0Munsupported startup parameter in options: default_transaction_read_only\0\0"
+
+    class Refuse(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while (asked := self.request.recv(4096)) and asked[4:8] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):
+                self.request.sendall(b"N")  # neither TLS nor GSS
+            self.request.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refuse) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        old = f":{servers.addresses.postgres_port}/"
+        env["RUNBOOK_DATABASE_URL"] = env["RUNBOOK_DATABASE_URL"].replace(old, f":{server.server_address[1]}/")
+        yield
+        server.shutdown()
 
 
 @contextmanager
@@ -219,6 +257,7 @@ QUICK = "DROP VIEW notification.notifications; ALTER TABLE notification.kept REN
 
 UNREACHABLE, TIMEOUT, DENIED = ("UNKNOWN", "unreachable"), ("UNKNOWN", "timeout"), ("UNKNOWN", "denied")
 ERROR, CRITICAL, OK = ("UNKNOWN", "error"), ("CRITICAL", None), ("OK", None)
+WARNING, UNDECLARED = ("WARNING", None), ("UNKNOWN", "not_configured")
 
 
 @dataclass(frozen=True)
@@ -234,9 +273,10 @@ class Case:
 
 
 CASES = [  # one line each: a table to read down
-    Case("postgres down", postgres_down, {"4.1.1": UNREACHABLE, "4.1.3": UNREACHABLE}, "database", "FM-DB-01"),
+    Case("postgres down", postgres_down, {"4.1.1": UNREACHABLE, "4.1.3": UNREACHABLE}, None),
     Case("wrong password", swapped("RUNBOOK_DATABASE_URL", "runbook:", "runbook:not-the-password"), {"4.1.1": DENIED, "4.1.4": DENIED}, None),
-    Case("wrong database", swapped("RUNBOOK_DATABASE_URL", "/miniserversystem", "/elsewhere"), {"4.1.1": UNREACHABLE}, "database"),
+    Case("wrong database", swapped("RUNBOOK_DATABASE_URL", "/miniserversystem", "/elsewhere"), {"4.1.1": UNREACHABLE}, None),
+    Case("a pooler that refuses us", pooler, {"4.1.1": DENIED, "4.1.4": DENIED}, None),
     Case("missing schema", sql("ALTER SCHEMA notification RENAME TO gone", "ALTER SCHEMA gone RENAME TO notification"), {"4.1.1": ERROR}, "database", "FM-DB-03"),
     Case("missing column", sql("ALTER TABLE notification.notifications RENAME lease_until TO gone", "ALTER TABLE notification.notifications RENAME gone TO lease_until"), {"4.1.1": ERROR}, "database", "FM-DB-03"),
     Case("permission denied", sql("REVOKE SELECT ON notification.notifications FROM runbook", "GRANT SELECT ON notification.notifications TO runbook"), {"4.1.1": DENIED, "4.1.4": OK}, None),
@@ -244,13 +284,19 @@ CASES = [  # one line each: a table to read down
     Case("table locked", locked, {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
     Case("table lock queued", lock_queued, {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
     Case("statement timeout", sql(SLOW, QUICK), {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
-    Case("postgres hung", frozen("postgres"), {"4.1.1": TIMEOUT, "4.1.4": TIMEOUT}, "database", "FM-DB-01"),
-    Case("nats down", nats_down, {"4.1.2": CRITICAL, "4.1.1": OK}, "jetstream", "FM-NATS-04"),
+    Case("postgres hung", frozen("postgres"), {"4.1.1": TIMEOUT, "4.1.4": TIMEOUT}, None),
+    Case("nats down", nats_down, {"4.1.2": UNREACHABLE, "4.1.1": OK}, None),
     Case("nats refuses us", swapped("RUNBOOK_NATS_URL", "runbook:", "runbook:not-the-password"), {"4.1.2": DENIED, "4.1.1": OK}, None),
     Case("stream missing", jetstream(lambda js: js.delete_stream(broker.STREAM)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
     Case("consumer missing", jetstream(lambda js: js.delete_consumer(broker.STREAM, broker.CONSUMER)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
     Case("monitoring port closed", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"4.1.1": OK, "4.1.3": OK}, None),
-    Case("nats hung", frozen("nats-server"), {"4.1.2": CRITICAL, "4.1.1": OK}, "jetstream", "FM-NATS-04"),
+    Case("monitoring port closed, and section 2 says so", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"2.3": UNREACHABLE, "2.5": OK}, None, section="2"),
+    Case("no monitoring port declared, and section 2 says so", without("RUNBOOK_NATS_MONITOR_URL"), {"2.3": WARNING, "2.5": OK}, None, section="2"),
+    Case("no broker declared", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"4.1.2": UNDECLARED, "4.1.1": OK}, None),
+    Case("no broker declared, and section 2 says so", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"2.3": WARNING, "2.5": OK}, None, section="2"),
+    Case("no broker declared, by section 3", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"3.2": OK}, None, section="3"),
+    Case("both addresses closed", both_closed, {"3.2": UNREACHABLE}, None, section="3"),
+    Case("nats hung", frozen("nats-server"), {"4.1.2": TIMEOUT, "4.1.1": OK}, None),
     Case("redis configured and down", swapped("RUNBOOK_REDIS_URL", "", "redis://127.0.0.1:9/0"), {"2.6": UNREACHABLE, "2.5": OK}, None, section="2"),
 ]  # fmt: skip
 
@@ -273,7 +319,19 @@ def test_broken(own: Servers, tmp_path: Path, case: Case) -> None:
         assert case.mode in [m["id"] for m in said["verdict"]["failure_modes"][:2]]
     if case.stuck_at is None:
         assert said["verdict"]["confidence"] != "high"
+        assert said["verdict"]["proposals"] == [], "what was only not seen justifies nothing"
     assert took < 68
+
+
+def test_a_part_that_nobody_asked_is_in_no_all(own: Servers, tmp_path: Path) -> None:
+    env = {k: v for k, v in environment(own).items() if not k.startswith("RUNBOOK_NATS")}
+    said = run(own, env, tmp_path, "run", "3")
+    place = next(f for f in said["runs"][0]["findings"] if f["step"] == "3.2")
+    assert "outbox, notification, database answer" in place["headline"]
+    assert "not seen: jetstream" in place["headline"]
+    assert said["verdict"]["unseen"] == [{"source": "jetstream", "reason": "not_configured"}]
+    shown = runbook(env, "run", "3", "--output", str(tmp_path), "--incident", "S").stdout
+    assert "Nothing that was seen is stuck; not seen: jetstream (not_configured)" in shown
 
 
 def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:

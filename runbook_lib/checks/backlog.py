@@ -105,7 +105,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         values,
         notes=tuple(_notes(frames, seen)),
         signals=tuple(_signals(seen, stopped, refused, given_up, activity)),
-        hops=_hops(seen, activity, stopped, refused),
+        hops=_hops(seen, activity, stopped, refused, values[1].status is not Status.OK),
         proposals=_proposals(given, stopped, refused),
         next_sections=("4.3", "5.1") if stopped else ("4.4", "5.2") if refused else (),
         show=("by_status", "attempts") if seen.tried else ("by_status",),
@@ -166,7 +166,9 @@ def _signals(
     return signals
 
 
-def _hops(seen: delivery.Delivery, activity: dict[str, object], stopped: float, refused: float) -> tuple[Hop, ...]:
+def _hops(
+    seen: delivery.Delivery, activity: dict[str, object], stopped: float, refused: float, late: bool
+) -> tuple[Hop, ...]:
     workers = activity.get("workers")
     return (
         Hop(
@@ -176,6 +178,7 @@ def _hops(seen: delivery.Delivery, activity: dict[str, object], stopped: float, 
             waiting=seen.due,
             oldest_s=seen.oldest_s,
             alive=f"silent {seen.silence_s:.0f} s" if stopped else str(workers) if workers else None,
+            late=late,
         ),
         Hop(
             "receiver",

@@ -6,21 +6,28 @@ frames that an artifact keeps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from runbook_lib import messages
 from runbook_lib.catalog import Limits, Slo
 from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import Finding, Frames, Reason, say, unknown
+from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.settings import Workloads
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.charts import Chart
     from runbook_lib.session import Session
+
+
+#: The frame of what could not be asked, a row a part.
+FAILED = "failed"
+FAILED_COLUMNS = ["part", "source", "why", "detail", "code"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,9 @@ class Check:
         frames: Frames = {}
         try:
             frames = rb.masker.frames(self.collect(rb))
-            finding = self.judge(frames, given)
+            finding = self.finding(frames, given)
         except SourceError as e:
-            finding = self.on_error(e, given) if self.on_error else could_not_ask(e)
-            finding = replace(finding, signals=finding.signals + signals_of_silence(e))
+            finding = self.silence(e, given)
         except Exception as e:
             finding = unknown(
                 self.step,
@@ -83,16 +89,62 @@ class Check:
             )
             if rb.debug:
                 raise
-        return replace(
-            finding, step=self.step, frames=frames | finding.frames, questions=tuple(rb.ledger.questions[first:])
-        )
+        return replace(finding, frames=frames | finding.frames, questions=tuple(rb.ledger.questions[first:]))
 
     def judge_again(self, found: Finding, given: Given) -> Finding:
         """The same evidence, judged beside other findings."""
-        finding = self.judge(found.frames, given)
-        return replace(finding, step=self.step, frames=found.frames | finding.frames, questions=found.questions)
+        finding = self.finding(found.frames, given)
+        return replace(finding, frames=found.frames | finding.frames, questions=found.questions)
+
+    def finding(self, frames: Frames, given: Given) -> Finding:
+        """What the judge says, with the sources that were not seen, and a headline that names what decided."""
+        judged = self.judge(frames, given)
+        unseen = judged.unseen or tuple(Unseen(e.source, e.reason) for e in failures(frames).values())
+        return replace(judged, step=self.step, unseen=unseen, headline=naming(judged))
+
+    def silence(self, e: SourceError, given: Given) -> Finding:
+        """What it means for this step that a source did not answer it."""
+        finding = self.on_error(e, given) if self.on_error else could_not_ask(e)
+        return replace(
+            finding,
+            step=self.step,
+            signals=finding.signals + signals_of_silence(e),
+            unseen=(*finding.unseen, Unseen(e.source, e.reason)),
+        )
+
+
+def failures(frames: Frames) -> dict[str, SourceError]:
+    """The failures that `parts.Parts` kept, by part."""
+    kept = frames.get(FAILED, pd.DataFrame(columns=FAILED_COLUMNS))
+    return {
+        str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
+        for r in kept.to_dict("records")
+    }
 
 
 def could_not_ask(e: SourceError) -> Finding:
-    """The UNKNOWN that a source's failure is."""
-    return unknown("", e.reason, say(f"unknown.{e.reason}", source=e.source, detail=e.detail))
+    """The UNKNOWN that a source's failure is; what cannot be reached, or turns the runbook away, is for section 2."""
+    away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code == "no_connection"
+    return unknown(
+        "",
+        e.reason,
+        say(f"unknown.{e.reason}", source=e.source, detail=e.detail),
+        next_sections=("2",) if away and e.code != "cost_gate" else (),
+    )
+
+
+def naming(f: Finding) -> Text:
+    """The headline; where it leaves out the value that decided the status, with that value behind it."""
+    deciding = [v for v in f.values if v.threshold and v.status is f.status is not Status.OK]
+    if f.status is Status.UNKNOWN or not deciding:
+        return f.headline
+    named = [n for n in messages.shown(f.headline) if isinstance(n, int | float)]
+    if any(
+        isinstance(v.value, int | float) and any(math.isclose(v.value, n, rel_tol=0.01) for n in named)
+        for v in deciding
+    ):
+        return f.headline
+    v = deciding[0]
+    limit = v.threshold and (v.threshold.critical if f.status is Status.CRITICAL else v.threshold.warning)
+    side = "below" if v.threshold and v.threshold.below else "above"
+    return say(f"ui.decided_{side}", headline=f.headline, name=v.name, value=v.value, unit=v.unit, limit=limit)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, failures, needs_the_present
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts, needs_the_present
 from runbook_lib.finding import Finding, Frames, Reason, Signal, Status, Text, Value, judged, say, unknown
 from runbook_lib.frames import one, row
 

@@ -14,8 +14,8 @@ import pandas as pd
 from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.checks import consistency, delivery, errors, given_up, publish
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import FAILED, Parts, collect_each, judge_each, seconds_between
+from runbook_lib.checks.check import FAILED, Check, Given
+from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
 from runbook_lib.finding import (
     Finding,
     Frames,

@@ -13,8 +13,8 @@ from matplotlib.dates import date2num
 from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery, leases
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, failures, needs_the_present, seconds_between
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,

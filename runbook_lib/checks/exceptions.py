@@ -16,8 +16,8 @@ from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.catalog import Phrase
 from runbook_lib.checks import errors, recovery
-from runbook_lib.checks.check import Check, Given, could_not_ask
-from runbook_lib.checks.parts import Parts, failures, needs_the_present
+from runbook_lib.checks.check import Check, Given, could_not_ask, failures
+from runbook_lib.checks.parts import Parts, needs_the_present
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,
@@ -319,7 +319,10 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
             )
         )
         notes.append(say("exceptions.tables_only"))
-    at_least, failing = Status.CRITICAL if log is not None and log.closed else Status.OK, Status.OK
+    unread = None if read else failed.get("log")
+    at_least, failing = Status.UNKNOWN if unread else Status.OK, Status.OK
+    if log is not None:
+        at_least = Status.CRITICAL if log.closed else Status.OK
     if tries:
         rate = recovery.error_rate(frames, given, part)
         texts.append(rate.text)
@@ -353,6 +356,7 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
         say("recovery.both", a=texts[0], b=texts[1]) if len(texts) == 2 else texts[0],
         values,
         at_least=at_least,
+        reason=unread.reason if unread else None,
         notes=tuple(notes),
         signals=tuple(signals),
         proposals=tuple(offered),
@@ -411,7 +415,7 @@ def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:
     minutes = pd.to_datetime(found["minute"], utc=True)
     totals = found.groupby("what")["n"].sum().sort_values(ascending=False)
     top = list(totals.index[: len(COLOURS) - 1])
-    begin = given.as_of - pd.Timedelta(minutes=amount(about, "minutes") or 1)
+    begin = given.as_of - pd.Timedelta(minutes=min(amount(about, "minutes") or 1, LONGEST_MIN))
     span = pd.date_range(
         min(begin.floor("min"), minutes.min()), max(given.as_of.floor("min"), minutes.max()), freq="min"
     )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.checks import errors
-from runbook_lib.checks.check import Given
-from runbook_lib.checks.parts import Parts, failures, seconds_between
+from runbook_lib.checks.check import Given, failures
+from runbook_lib.checks.parts import Parts, seconds_between
 from runbook_lib.finding import Frames, Reason, Text, say
 from runbook_lib.frames import table
 from runbook_lib.sources import SourceError

@@ -100,7 +100,7 @@ def judge_leases(frames: Frames, given: Given) -> Finding:
         at_least=Status.WARNING if bare else Status.OK,
         notes=(say("leases.by_hand", bare=bare),) if bare else (),
         signals=tuple(signals),
-        hops=(Hop("delivery_worker", oldest_s=over_s),) if left_behind else (),
+        hops=(Hop("delivery_worker", oldest_s=over_s, late=True),) if left_behind else (),
         proposals=(proposals.restart(given.workloads, "notification"),) if left_behind else (),
         next_sections=("5.1",) if left_behind else (),
         show=tuple(n for n in ("holders", "processing_oldest") if len(table(frames, n))),
@@ -205,6 +205,7 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
                 waiting=seen.due,
                 oldest_s=seen.oldest_s,
                 alive=f"silent {seen.silence_s:.0f} s" if stopped else _who(holders, "n") or None,
+                late=given.limits["backlog.oldest_due"].status(seen.oldest_s) is not Status.OK,
             ),
         ),
         proposals=_restart(given) if dead else (),
@@ -413,16 +414,17 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
     share = abs(skew) / given.lease_s
     limits = given.limits
     offset = limits.value("clock.offset", abs(skew))
+    too_long = limits.value("lease.too_long", max(amount(worker, "lease_ahead_s") - given.lease_s, 0.0))
     values = [
         offset,
         limits.value("clock.lease_share", share),
-        limits.value("lease.too_long", max(amount(worker, "lease_ahead_s") - given.lease_s, 0.0)),
+        too_long,
         Value("clock.database_to_broker", servers, "s"),
         Value("processing.born_expired", amount(worker, "born_expired"), "rows"),
         *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
     ]
     born = amount(worker, "born_expired") > 0
-    apart = offset.status is not Status.OK or born
+    apart = any(v.status is not Status.OK for v in values[:2]) or born
     evidence = bool(amount(worker, "held") or amount(worker, "sent") or amount(subscriber, "n"))
     signals = []
     if apart:
@@ -435,10 +437,16 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
     notes = [say("leases.clock_tracked" if worker.get("tracked") else "leases.clock_untracked")]
     if servers is not None and abs(servers) >= (limits["clock.offset"].warning or 0):
         notes.append(say("leases.servers_apart", s=servers))
-    facts = {"who": name, "skew": skew, "lease": given.lease_s, "share": 100 * share}
+    facts = {"who": name, "skew": skew, "lease": given.lease_s, "share": 100 * share, "too_long": too_long.value}
     return judged(
         say(
-            "leases.clock_apart" if apart else "leases.clock_agrees" if evidence else "leases.clock_no_rows",
+            "leases.clock_apart"
+            if apart
+            else "leases.clock_lease_long"
+            if too_long.status is not Status.OK
+            else "leases.clock_agrees"
+            if evidence
+            else "leases.clock_no_rows",
             **facts,
         ),
         values,

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given, could_not_ask
-from runbook_lib.diagnosis import signals_of_silence
+from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, Given, failures
 from runbook_lib.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.messages import LANGUAGES, VERBATIM
 from runbook_lib.sources import SourceError
@@ -21,9 +20,7 @@ from runbook_lib.sources import SourceError
 if TYPE_CHECKING:
     from runbook_lib.session import Session
 
-FAILED = "failed"
 _ASKED = "asked"
-_COLUMNS = ["part", "source", "why", "detail", "code"]
 
 
 @dataclass
@@ -49,16 +46,7 @@ class Parts:
 
     def frames(self) -> Frames:
         """What was answered, and beside it what was not."""
-        return {**self.answers, FAILED: pd.DataFrame(self.failures, columns=_COLUMNS)}
-
-
-def failures(frames: Frames) -> dict[str, SourceError]:
-    """The failures that `Parts` kept, by part."""
-    kept = frames.get(FAILED, pd.DataFrame(columns=_COLUMNS))
-    return {
-        str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
-        for r in kept.to_dict("records")
-    }
+        return {**self.answers, FAILED: pd.DataFrame(self.failures, columns=FAILED_COLUMNS)}
 
 
 def needs_the_present(rb: Session, source: str) -> None:
@@ -96,14 +84,12 @@ def judge_each(frames: Frames, given: Given, checks: Mapping[str, Check]) -> dic
     for name, check in checks.items():
         prefix = f"{name}."
         if name in failed:
-            e = failed[name]
-            finding = check.on_error(e, given) if check.on_error else could_not_ask(e)
-            finding = replace(finding, signals=finding.signals + signals_of_silence(e))
+            finding = check.silence(failed[name], given)
         elif prefix + _ASKED in frames:
             own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
             # A later part may look at what an earlier one found, as in a section of its own.
-            finding = check.judge(own, replace(given, earlier=(*given.earlier, *found.values())))
+            finding = check.finding(own, replace(given, earlier=(*given.earlier, *found.values())))
         else:
             finding = unknown(check.step, Reason.NOT_RUN, say("unknown.not_run", step=check.step))
-        found[name] = replace(finding, step=check.step)
+        found[name] = finding
     return found

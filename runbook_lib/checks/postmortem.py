@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from runbook_lib import charts, postmortem, record, stats
 from runbook_lib.archive import ACTIONS, NOTES, Archive
 from runbook_lib.catalog import Slo
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, failures
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts
 from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 from runbook_lib.frames import amount, one, row, table
 from runbook_lib.messages import VERBATIM

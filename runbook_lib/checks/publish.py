@@ -8,8 +8,8 @@ import pandas as pd
 
 from runbook_lib import charts, history
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, failures
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -157,16 +157,18 @@ def judge(frames: Frames, given: Given) -> Finding:
                 why=say(f"unknown.{broker.reason}", source="jetstream", detail=broker.detail),
             )
         )
-    gone = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    away = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    # That it cannot be reached from here is half of it; that the relay's publishes fail as well makes it broken.
+    gone = away and failing and kind not in ("payload", "other")
     return judged(
-        _headline(stopped, failing, gone, late, slow, facts),
+        _headline(stopped, failing, away, gone, late, slow, facts),
         values,
         at_least=Status.WARNING if failing else Status.OK,
         notes=tuple(notes),
-        signals=tuple(_signals(frames, given, stopped, failing, late, kind, gone, cut_off, silence, now)),
-        hops=_hops(now, due, oldest, stopped, failing, silence),
-        proposals=_proposals(given, stopped, failing, kind, gone, cut_off),
-        next_sections=("5.1",) if stopped else ("4.4",) if failed else (),
+        signals=tuple(_signals(frames, given, stopped, failing, late, kind, away, gone, cut_off, silence, now)),
+        hops=_hops(now, due, oldest, stopped, failing, silence, late),
+        proposals=_proposals(given, stopped, failing, kind, away, gone, cut_off),
+        next_sections=("2",) if away else ("5.1",) if stopped else ("4.4",) if failed else (),
         show=("errors",) if _rows(frames, "errors") else (),
     )
 
@@ -217,9 +219,13 @@ def _subscriber_is_cut_off_too(given: Given) -> bool:
     return any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier)
 
 
-def _headline(stopped: bool, failing: bool, gone: bool, late: bool, slow: bool, facts: dict[str, Any]) -> Text:
-    if failing or (late and gone):
+def _headline(
+    stopped: bool, failing: bool, away: bool, gone: bool, late: bool, slow: bool, facts: dict[str, Any]
+) -> Text:
+    if failing:
         return say("publish.broker_gone" if gone else "publish.failing", **facts)
+    if stopped and away:
+        return say("publish.undecided", **facts)
     if stopped:
         return say("publish.stopped", **facts)
     if late:
@@ -240,6 +246,7 @@ def _signals(
     failing: bool,
     late: bool,
     kind: str,
+    away: bool,
     gone: bool,
     cut_off: bool,
     silence: float,
@@ -247,13 +254,17 @@ def _signals(
 ) -> list[Signal]:
     signals = []
     broken = True
-    if gone and (failing or late):
+    if gone:
+        # A connection that was closed for good says no more of the broker at this moment.
+        sure = 0.6 if kind == "closed" else 0.85
         signals += [
-            Signal("jetstream", 0.85),
-            Signal("FM-NATS-04", 0.85),
+            Signal("jetstream", sure),
+            Signal("FM-NATS-04", sure),
             Signal("FM-OB-01", 0.5),
             Signal("relay", -0.6),
         ]
+    elif stopped and away:
+        signals += [Signal("relay", 0.4), Signal("FM-OB-01", 0.4), Signal("jetstream", 0.4), Signal("FM-NATS-04", 0.4)]
     elif failing and kind == "no_stream":
         signals += [Signal("jetstream", 0.85), Signal("FM-NATS-04", 0.85), Signal("FM-OB-01", 0.5)]
     elif failing and kind in ("timeout", "unseen") and cut_off:
@@ -281,6 +292,8 @@ def _signals(
         broken = False
         if not late and amount(now, "published_1m"):
             signals += [Signal("relay", -0.5), Signal("FM-OB-01", -0.5)]
+        if away and _publishes(now):
+            signals += [Signal("jetstream", -0.5), Signal("FM-NATS-04", -0.5)]
     for failed, recent in _failed_by_kind(frames, given).items():
         if failed in ("payload", "other"):
             signals.append(Signal("FM-OB-02", 0.85 if failed == "payload" else 0.5))
@@ -292,7 +305,7 @@ def _signals(
 
 
 def _hops(
-    now: dict[str, Any], due: float, oldest: float, stopped: bool, failing: bool, silence: float
+    now: dict[str, Any], due: float, oldest: float, stopped: bool, failing: bool, silence: float, late: bool
 ) -> tuple[Hop, ...]:
     arrived = amount(now, "arrived_1m")
     alive = f"silent {silence:.0f} s" if stopped else "publish fails" if failing else None
@@ -300,16 +313,20 @@ def _hops(
         alive = "publishes"
     return (
         Hop("producer", rate_out=arrived),
-        Hop("relay", arrived, amount(now, "published_1m"), due, oldest, alive),
+        Hop("relay", arrived, amount(now, "published_1m"), due, oldest, alive, late),
     )
 
 
 def _proposals(
-    given: Given, stopped: bool, failing: bool, kind: str, gone: bool, cut_off: bool
+    given: Given, stopped: bool, failing: bool, kind: str, away: bool, gone: bool, cut_off: bool
 ) -> tuple[Proposal, ...]:
     workloads = given.workloads
+    if gone and kind == "no_stream":
+        return ()  # 4.1.2 proposes what makes the stream again
     if gone:
-        return ()  # the broker first: 4.1.2 proposes it
+        return (proposals.restart(workloads, "nats"), proposals.logs(workloads, "nats"))
+    if away:
+        return ()  # nothing is restarted for what was only not seen
     if stopped or (failing and kind == "closed"):
         return (proposals.restart(workloads, "entitlement"),)
     if failing and (kind == "timeout" or (kind == "unseen" and cut_off)):

@@ -107,8 +107,8 @@ def judge_backlog(frames: Frames, given: Given) -> Finding:
         reason=Reason.NO_DATA,
         notes=(say("recovery.flows_note"),),
         hops=(
-            _hop("relay", frames, "outbox", "outbox_flows"),
-            _hop("delivery_worker", frames, "notifications", "notification_flows"),
+            _hop("relay", frames, "outbox", "outbox_flows", queues["outbox"]),
+            _hop("delivery_worker", frames, "notifications", "notification_flows", queues["notifications"]),
         ),
     )
 
@@ -160,7 +160,7 @@ def _queue(frames: Frames, given: Given, name: str, flows_name: str, age_limit: 
     return Queue(status, text, tuple(values))
 
 
-def _hop(hop: str, frames: Frames, name: str, flows_name: str) -> Hop:
+def _hop(hop: str, frames: Frames, name: str, flows_name: str, queue: Queue) -> Hop:
     now, flows = one(frames.get(name)), frames.get(flows_name)
     if not now or flows is None:
         return Hop(hop)
@@ -170,6 +170,7 @@ def _hop(hop: str, frames: Frames, name: str, flows_name: str) -> Hop:
         rate_out=counts(flows, "gone", MINUTE),
         waiting=amount(now, "due") + amount(now, "expired"),
         oldest_s=max(amount(now, "oldest_due_s"), amount(now, "oldest_expired_s")),
+        late=queue.status is not Status.OK,
     )
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import charts, diagnosis, history, stats
 from runbook_lib.checks import backlog, database, publish, recovery, subscriber
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, collect_each, failures, judge_each, seconds_between
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
 from runbook_lib.finding import (
-    DATABASE,
-    HOPS,
     Finding,
     Frames,
+    Hop,
     Proposal,
     Reason,
     Status,
@@ -22,6 +22,7 @@ from runbook_lib.finding import (
     Value,
     Verdict,
     judged,
+    replace,
     say,
     unknown,
     worst,
@@ -37,6 +38,8 @@ NOW_MIN = 5
 BURN_MIN = 6 * 60
 #: The two pairs of the burn rate, long and short window in minutes.
 BURN_FAST, BURN_SLOW = (60, 5), (6 * 60, 30)
+#: The hop at which an event of a place (sli/affected) waits.
+HOP_OF = {"outbox": "relay", "broker": "subscriber", "notification": "delivery_worker"}
 
 
 # 3.1 Impact -------------------------------------------------------------------------------------------------
@@ -161,6 +164,10 @@ def _waiting(frames: Frames) -> pd.DataFrame:
     return affected[affected["place"].isin(["outbox", "broker", "notification"])]
 
 
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
 def _or_zero(found: dict[str, Any], name: str) -> float | None:
     """A percentile where no row means that nothing waits; None where the question was not answered."""
     return None if not found else amount(found, name)
@@ -238,12 +245,18 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
     elif events or amount(given_up, "events"):
         headline = say("response.impact_begins", **facts)
     else:
-        headline = say("response.no_impact")
+        well = worst(v.status for v in values if v.status) is Status.OK
+        headline = say("response.no_impact" if well else "response.no_impact_now")
     return judged(
         headline,
         values,
         at_least=Status.CRITICAL if missed else Status.WARNING if events else Status.OK,
         notes=tuple(notes),
+        hops=tuple(
+            Hop(HOP_OF[str(r["place"])], waiting=float(r["events"]), oldest_s=_number(r["oldest_s"]), late=True)
+            for r in _waiting(frames).to_dict("records")
+            if r["events"]
+        ),
         show=("slis", "affected"),
     )
 
@@ -351,6 +364,8 @@ PLACES = {
     for check in topic.CHECKS
     if check.step.startswith("4.1.")
 }
+#: What each of them asks.
+ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
 
 
 def collect_place(rb: Session) -> Frames:
@@ -361,23 +376,30 @@ def collect_place(rb: Session) -> Frames:
 def judge_place(frames: Frames, given: Given) -> Finding:
     """3.2: which of outbox, NATS, notification and database holds it up?"""
     found = judge_each(frames, given, PLACES)
-    verdict = diagnosis.conclude(found.values(), {})
-    facts = {
-        "place": _place(verdict.stuck_at),
-        "confidence": say(f"confidence.{verdict.confidence}"),
-    }
+    # Who waits by 3.1 waits somewhere, also where no part of this step alone is late.
+    waits = [replace(f, status=Status.OK, values=()) for f in given.earlier if f.step == "3.1"]
+    verdict = diagnosis.conclude([*waits, *found.values()], {})
     first = _loudest(found, verdict.stuck_at)
+    unseen = dict.fromkeys(u.source for f in found.values() for u in f.unseen)
+    facts = {
+        "place": _places(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
+        "names": ", ".join(what for step, what in ASKED.items() if found[step].status is Status.OK) or "-",
+        "unseen": ", ".join(unseen),
+        "why": first.headline,
+    }
     if verdict.stuck_at:
-        headline = say("response.stuck", why=first.headline, **facts)
+        headline = say("response.stuck", **facts)
+    elif verdict.undecided:
+        loud = first.status is not Status.OK or not waits
+        headline = say("response.undecided", **facts | {"why": first.headline if loud else waits[0].headline})
     elif first.status is Status.OK:
-        headline = say("response.not_stuck")
+        headline = say("response.not_stuck_of_seen" if unseen else "response.not_stuck", **facts)
     else:
-        headline = say("response.unclear", why=first.headline)
+        headline = say("response.not_seen" if first.status is Status.UNKNOWN else "response.unclear", **facts)
     return judged(
         headline,
         [
             Value("stuck_at", verdict.stuck_at),
-            Value("confidence", verdict.confidence),
             *(Value(f"status.{step}", f.status.name) for step, f in found.items()),
             *{v.name: v for f in found.values() for v in f.values if v.threshold}.values(),
         ],
@@ -388,6 +410,7 @@ def judge_place(frames: Frames, given: Given) -> Finding:
         hops=tuple(h for f in found.values() for h in f.hops),
         proposals=verdict.proposals,
         next_sections=_next(verdict, found),
+        unseen=tuple(dict.fromkeys(u for f in found.values() for u in f.unseen)),
     )
 
 
@@ -401,15 +424,18 @@ def _loudest(found: dict[str, Finding], stuck_at: str | None) -> Finding:
     return max(counting, key=weight)
 
 
-def _place(hop: str | None) -> Text | str:
-    return say(f"hop.{hop}") if hop in (*HOPS, DATABASE) else "-"
+def _places(*hops: str) -> Text | str:
+    """One hop, or several that it may be, in words."""
+    words: list[Text] = [say(f"hop.{hop}") for hop in hops]
+    return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else "-"
 
 
 def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
     """The sections with a notebook that fit what is seen."""
     sections: list[str] = []
-    silent = [f for f in found.values() if f.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.DENIED)]
-    if len(silent) == len(found):
+    silent = [f for f in found.values() if "2" in f.next_sections]
+    wrong = [f for f in found.values() if f.status in (Status.WARNING, Status.CRITICAL)]
+    if silent and not wrong and not verdict.undecided and not verdict.stuck_at:
         return ("2",)
     if verdict.status is not Status.OK:
         sections.append("4.1")
@@ -471,9 +497,10 @@ def judge_recovery(frames: Frames, given: Given) -> Finding:
     if place.status is Status.OK:
         return judged(say("response.do_nothing"), [Value("proposals", 0)])
     stuck_at = place.value("stuck_at")
-    section = READ_ON.get(str(stuck_at), "4.1")
+    section = READ_ON.get(str(stuck_at), next(iter(place.next_sections), "4.1"))
+    where = say("response.do_look_at", place=_places(str(stuck_at)), section=section)
     return judged(
-        say("response.do_look", place=_place(str(stuck_at) if stuck_at else None), section=section),
+        where if stuck_at else say("response.do_look", section=section),
         [Value("proposals", 0)],
         at_least=Status.WARNING,
         notes=(say("response.nothing_run"),),
@@ -564,7 +591,6 @@ def record(given: Given) -> pd.DataFrame:
         ranked = sorted((m for m, score in modes.items() if score > 0), key=lambda m: -modes[m])
         kept += [
             ("stuck_at", place.value("stuck_at")),
-            ("confidence", place.value("confidence")),
             ("failure_modes", ", ".join(ranked[:3])),
             ("proposed", place.proposals[0].command if place.proposals else "-"),
         ]
@@ -598,7 +624,7 @@ def judge_record(frames: Frames, given: Given) -> Finding:
 
 
 _PASTED = (
-    "looked_at", "status", "stuck_at", "confidence", "failure_modes", "onset", "detected_by", "detected_at",
+    "looked_at", "status", "stuck_at", "failure_modes", "onset", "detected_by", "detected_at",
     "objectives_missed", "events_waiting", "users_waiting", "events_given_up", "proposed",
 )  # fmt: skip
 

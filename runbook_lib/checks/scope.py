@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given, could_not_ask
-from runbook_lib.checks.parts import Parts, failures, needs_the_present, seconds_between
+from runbook_lib.checks.check import Check, Given, could_not_ask, failures
+from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     DATABASE,
@@ -65,6 +65,8 @@ INDEXES = {
         notifications_retention_active_idx notification_dlq_event_idx""",
 }
 
+#: A publish so recent means that the relay's broker is well.
+FLOWS_S = 5.0
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 10.0
 MAX_DELIVER = 10
@@ -199,7 +201,7 @@ def judge_relay(frames: Frames, given: Given) -> Finding:
         [Value("outbox.due", due, "rows"), waits, Value("relay.last_publish", since, "s")],
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
         signals=(Signal("relay", 0.4), Signal("FM-OB-01", 0.4)) if late else (),
-        hops=(Hop("relay", waiting=due, oldest_s=oldest, alive=names or None),),
+        hops=(Hop("relay", waiting=due, oldest_s=oldest, alive=names or None, late=late),),
         next_sections=("4.1",) if late else (),
         show=("holders", "sessions"),
     )
@@ -268,6 +270,7 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
                 waiting=due,
                 oldest_s=oldest,
                 alive=workers(frames) or None,
+                late=waits.status is not Status.OK,
             ),
         ),
         next_sections=("4.1",) if late else (),
@@ -370,11 +373,19 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
         }
         other += [f"{r['durable']}: {k} {v}" for k, (v, as_expected) in differs.items() if not as_expected]
 
+    published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
+    if str(streams.iloc[0]["stream"]) in missing and isinstance(published, float) and published < FLOWS_S:
+        detail = ", ".join(missing)
+        return unknown(
+            "", Reason.ERROR, say("scope.another_broker", names=detail, ago=published), next_sections=("4.1",)
+        )
+
     notes = [say("scope.broker_as", user=server.get("user") or "-", version=server.get("version"))]
     if other:
         notes.append(say("scope.broker_differs", names="; ".join(other)))
-    if e := failures(frames).get("monitor"):
-        notes.append(say("scope.no_monitor", why=e.reason.value))
+    monitor = failures(frames).get("monitor")
+    if monitor:
+        notes.append(say("scope.no_monitor", why=monitor.reason.value))
     signals: list[Signal] = []
     if missing:
         signals += [Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9)]
@@ -389,6 +400,13 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
         if unbound
         else say("scope.broker_well", version=server.get("version"), streams=len(streams), n=len(present))
     )
+    away = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
+    if monitor:
+        headline = say(
+            "scope.without_monitor",
+            broker=headline,
+            why=say(f"unknown.{monitor.reason}", source=monitor.source, detail=monitor.detail),
+        )
     return judged(
         headline,
         [
@@ -396,7 +414,15 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
             Value("broker.clients", server.get("clients")),
             Value("broker.slow_consumers", server.get("slow_consumers")),
         ],
-        at_least=Status.CRITICAL if missing else Status.WARNING if unbound or other else Status.OK,
+        # Without the monitoring port the other sections see neither who listens nor who is refused.
+        at_least=Status.CRITICAL
+        if missing
+        else Status.UNKNOWN
+        if away
+        else Status.WARNING
+        if unbound or other or monitor
+        else Status.OK,
+        reason=monitor.reason if away and monitor else None,
         notes=tuple(notes),
         signals=tuple(signals),
         next_sections=("4.1",) if missing or unbound else (),
@@ -492,6 +518,13 @@ def database_refused(e: SourceError, given: Given) -> Finding:
     """2.5: no connection left is the answer, not the lack of one."""
     if e.code == "too_many_clients":
         return judged(say("scope.database_full", detail=e.detail), at_least=Status.CRITICAL, next_sections=("4.1",))
+    return not_in_reach(e, given)
+
+
+def not_in_reach(e: SourceError, given: Given) -> Finding:
+    """Section 2 asks what is in reach: a source that the sections need and the target does not declare is not."""
+    if e.reason is Reason.NOT_CONFIGURED:
+        return judged(say("scope.undeclared", source=e.source), at_least=Status.WARNING)
     return could_not_ask(e)
 
 
@@ -603,11 +636,11 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("2.1", collect_entitlement, judge_entitlement),
-    Check("2.2", collect_relay, judge_relay),
-    Check("2.3", collect_broker, judge_broker),
-    Check("2.4", collect_notification, judge_notification),
+    Check("2.1", collect_entitlement, judge_entitlement, on_error=not_in_reach),
+    Check("2.2", collect_relay, judge_relay, on_error=not_in_reach),
+    Check("2.3", collect_broker, judge_broker, on_error=not_in_reach),
+    Check("2.4", collect_notification, judge_notification, on_error=not_in_reach),
     Check("2.5", collect_database, judge_database, on_error=database_refused),
     Check("2.6", collect_optional, judge_optional),
-    Check("2.7", collect_clocks, judge_clocks),
+    Check("2.7", collect_clocks, judge_clocks, on_error=not_in_reach),
 )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, could_not_ask
-from runbook_lib.checks.parts import Parts, failures
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts, seconds_between
+from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -21,6 +22,7 @@ from runbook_lib.finding import (
     Value,
     judged,
     say,
+    unknown,
 )
 from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import SourceError
@@ -39,6 +41,10 @@ REFUSED = (
 LOOP = 3
 #: And so many seconds without one are the end of it.
 QUIET_S = 10.0
+#: What the broker itself says it does not have.
+GONE = ("stream_not_found", "consumer_not_found", "no_jetstream")
+#: An event processed so recently means that the way through the broker is open.
+FLOWS_S = 5.0
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
@@ -48,10 +54,6 @@ def collect(rb: Session) -> Frames:
     parts = Parts()
     with parts.part("consumer") as frames:
         frames |= _consumer(rb)
-    refusal = parts.failure("consumer")
-    # A refusal of the runbook's own login, or no address, says nothing about the subscriber; silence does.
-    if refusal and refusal.reason not in (Reason.DENIED, Reason.NOT_CONFIGURED, Reason.NO_DATA):
-        raise refusal
     if not rb.past:
         with parts.part("clients") as frames:
             frames |= _clients(rb, str(one(frames.get("consumer")).get("deliver_subject") or ""))
@@ -136,6 +138,8 @@ def judge(frames: Frames, given: Given) -> Finding:
     """Unbound is deaf; bound and behind is slow; published, not behind and not processed is lost."""
     consumer, activity = one(frames.get("consumer")), one(frames.get("activity"))
     failed = failures(frames)
+    if "consumer" in failed and failed["consumer"].code in (*GONE, "hung"):
+        return _gone(failed["consumer"], activity, given)
     lag = amount(consumer, "num_pending") + amount(consumer, "num_ack_pending") if consumer else None
     oldest = amount(one(frames.get("oldest")), "age_s") if consumer else None
     missed, newest_s = _unprocessed(frames, given)
@@ -191,32 +195,40 @@ def judge(frames: Frames, given: Given) -> Finding:
         reason=failed["consumer"].reason if "consumer" in failed else None,
         notes=tuple(_notes(frames, refused, facts, stalled)),
         signals=tuple(_signals(bound, refused, locked_out, bool(lag or missed), lost, losing, behind, frames)),
-        hops=_hops(consumer, frames, activity, bound, lag, oldest),
+        hops=_hops(consumer, frames, activity, bound, lag, oldest, behind),
         proposals=_proposals(given, bound, refused, losing, consumer),
-        next_sections=("5.1",) if bound is False and not refused else ("5.3",) if lost else ("2",) if refused else (),
+        next_sections=("5.1",)
+        if bound is False and not refused
+        else ("5.3",)
+        if lost
+        else ("2",)
+        if refused or "consumer" in failed
+        else (),
         show=tuple(n for n in ("clients", "closed", "unprocessed") if n in frames and not frames[n].empty),
     )
 
 
-def on_error(e: SourceError, given: Given) -> Finding:
-    """A broker that does not answer, or has lost its stream or consumer, is the answer itself."""
-    workloads = given.workloads
-    gone = e.code in ("stream_not_found", "consumer_not_found")
-    if e.source != "jetstream" or not (gone or e.code in ("no_jetstream", "no_connection", "hung")):
-        return could_not_ask(e)
+def _gone(e: SourceError, activity: dict[str, Any], given: Given) -> Finding:
+    """A broker that has lost its stream or consumer is the answer itself, unless events flow all the same."""
+    last = seconds_between(activity.get("last_processed"), activity.get("now"))
+    if last is not None and last < FLOWS_S:
+        reason = Reason.TIMEOUT if e.code == "hung" else Reason.ERROR
+        return unknown("", reason, say("subscriber.another_broker", detail=e.detail, ago=last), next_sections=("2",))
+    lost = e.code in ("stream_not_found", "consumer_not_found")
+    restarts = [proposals.restart(given.workloads, "notification")] if lost else []
+    if e.code == "stream_not_found":
+        restarts.append(proposals.restart(given.workloads, "entitlement"))
     return judged(
-        say("subscriber.stream_gone" if gone else "subscriber.broker_gone", detail=e.detail),
+        say(f"subscriber.{e.code}", detail=e.detail),
         at_least=Status.CRITICAL,
         # What the outbox is stuck for is not its own doing, though it looks like it.
-        signals=(Signal("FM-OB-01", 0.3),),
+        signals=(*signals_of_silence(e), *([] if e.code == "consumer_not_found" else [Signal("FM-OB-01", 0.3)])),
         hops=(
-            Hop("jetstream", alive="no stream" if gone else "no answer"),
-            Hop("subscriber", alive="not bound"),
+            Hop("jetstream", alive="no answer" if e.code == "hung" else "answers" if not lost else "no stream"),
+            Hop("subscriber", alive="not bound" if lost else None),
         ),
-        proposals=(proposals.restart(workloads, "notification"), proposals.restart(workloads, "entitlement"))
-        if gone
-        else (proposals.restart(workloads, "nats"), proposals.logs(workloads, "nats")),
-        next_sections=("2", "5.1"),
+        proposals=tuple(restarts) or (proposals.logs(given.workloads, "nats"),),
+        next_sections=("2", "5.1") if lost else ("2",),
     )
 
 
@@ -337,6 +349,7 @@ def _hops(
     bound: bool | None,
     lag: float | None,
     oldest: float | None,
+    late: bool,
 ) -> tuple[Hop, ...]:
     alive = {None: None, True: _bound_client(frames), False: "not bound"}[bound]
     return (
@@ -347,6 +360,7 @@ def _hops(
             waiting=lag,
             oldest_s=oldest,
             alive="bound" if alive == "?" else alive,
+            late=late,
         ),
     )
 
@@ -363,4 +377,4 @@ def _proposals(
     return ()
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.2", collect, judge, on_error=on_error),)
+CHECKS: tuple[Check, ...] = (Check("4.1.2", collect, judge),)

@@ -14,8 +14,8 @@ from runbook_lib import catalog, charts, history, messages
 from runbook_lib.actions import change, proposals
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given
-from runbook_lib.checks.parts import Parts, failures, said
+from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.parts import Parts, said
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -293,21 +293,23 @@ def judge(frames: Frames, given: Given, side: Side) -> Finding:
     refused = result == "refused" or (result == "dry" and bool(seen.asked) and not _all_hold(frames))
     allowed, came = seen.now.allowed, seen.flow.came
     values = _values(seen, given, side)
-    growing = not seen.known and (seen.flow.gone or 0) < (came or 0) and seen.flow.due >= _few(given)
-    unfit = growing or would_not_start or twice or (not seen.known and "workload" in frames)
+    unread = failures(frames).get("workload")
+    unfit = would_not_start or twice or (not seen.known and not unread)
     return judged(
         _headline(seen, outcome, failed=failed, refused=refused, side=side),
         values,
         at_least=worst([
             Status.CRITICAL if failed else Status.OK,
             Status.WARNING if refused or held or seen.apart or unfit else Status.OK,
+            Status.UNKNOWN if unread else Status.OK,
         ]),
+        reason=unread.reason if unread else None,
         notes=tuple(_notes(frames, given, seen, side)),
         signals=(Signal(side.hop, 0.6),) if held and seen.flow.due else (),
         hops=(
             Hop(
                 side.hop, rate_in=came, rate_out=seen.flow.gone, waiting=seen.flow.due, oldest_s=seen.flow.oldest_s,
-                alive="held" if held else None,
+                alive="held" if held else None, late=_late(seen, given, side),
             ),
         ),
         proposals=tuple(_proposals(frames, given, seen, side, done=done and verified, failed=failed)),
@@ -315,6 +317,11 @@ def judge(frames: Frames, given: Given, side: Side) -> Finding:
         frames={"plan": _plan(seen, given, side)} if seen.known or allowed is not None else {},
         show=(*(("changes",) if done or failed else ()), *(("plan",) if seen.known else ()), "settings"),
     )  # fmt: skip
+
+
+def _late(seen: Seen, given: Given, side: Side) -> bool:
+    age = given.limits["backlog.oldest_due" if side is DELIVERY else "outbox.oldest_due"]
+    return bool(seen.flow.due) and age.status(seen.flow.oldest_s) is not Status.OK
 
 
 def _headline(seen: Seen, outcome: dict[str, Any], *, failed: bool, refused: bool, side: Side) -> Text:
@@ -515,10 +522,6 @@ def _as_observed(frames: Frames) -> tuple[float | None, float | None]:
         return None, None
     cycles = pd.to_numeric(batches["cycle_s"], errors="coerce").dropna()
     return float(batches["n"].max()), float(cycles.min()) if len(cycles) else None
-
-
-def _few(given: Given) -> float:
-    return given.limits["backlog.due"].warning or 0.0
 
 
 def _all_hold(frames: Frames) -> bool:

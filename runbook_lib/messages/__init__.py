@@ -6,8 +6,10 @@ A key is `topic.name`; a text is a `str.format` template over the parameters tha
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from runbook_lib.finding import Text
@@ -30,6 +32,16 @@ def text(message: Text, lang: str) -> str:
         return str(message.params[lang])
     params = {k: text(v, lang) if isinstance(v, Text) else _plain(v) for k, v in message.params.items()}
     return catalogue(lang)[message.key].format(**params)
+
+
+def shown(message: Text) -> Iterator[Any]:
+    """The parameters that the message's words show, those of messages inside it too."""
+    if message.key == VERBATIM:
+        return
+    for _, field, _, _ in Formatter().parse(catalogue(LANGUAGES[0])[message.key]):
+        if field:
+            value = message.params[field]
+            yield from shown(value) if isinstance(value, Text) else [value]
 
 
 def _plain(value: Any) -> Any:

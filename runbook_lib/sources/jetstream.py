@@ -220,6 +220,6 @@ def _connect_error(errors: list[Exception]) -> SourceError:
     if any(isinstance(e, ConnectionRefusedError) for e in errors) or "refused" in words or "111" in words:
         return SourceError("jetstream", Reason.UNREACHABLE, "connection refused", "no_connection")
     if any(isinstance(e, TimeoutError | nats.errors.TimeoutError) for e in errors):
-        return SourceError("jetstream", Reason.TIMEOUT, "the broker did not answer the connection", "hung")
+        return SourceError("jetstream", Reason.TIMEOUT, "no answer to the connection", "no_connection")
     detail = next((str(e) for e in errors if str(e)), type(errors[-1]).__name__)
     return SourceError("jetstream", Reason.UNREACHABLE, detail, "no_connection")

@@ -285,7 +285,7 @@ def source_error(e: sa.exc.SQLAlchemyError | psycopg.Error) -> SourceError:
     if state is None and isinstance(original, psycopg.Error):
         lowered = message.lower()
         if "timeout" in lowered or "timed out" in lowered:
-            return SourceError("postgres", Reason.TIMEOUT, "the server did not answer the connection", "hung")
+            return SourceError("postgres", Reason.TIMEOUT, "no answer to the connection", "no_connection")
         state = next((code for phrase, code in _AT_CONNECT if phrase in lowered), None)
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.
     sentences = re.findall(r"(?:FATAL|ERROR):\s+(.+)", message)
@@ -294,5 +294,7 @@ def source_error(e: sa.exc.SQLAlchemyError | psycopg.Error) -> SourceError:
         reason, code = _SQLSTATE[state]
         return SourceError("postgres", reason, detail, code)
     if isinstance(original, psycopg.OperationalError):
+        if sentences and state is None:  # whoever answers there, a pooler for example, does not take this connection
+            return SourceError("postgres", Reason.DENIED, detail, "not_admitted")
         return SourceError("postgres", Reason.UNREACHABLE, detail, state or "no_connection")
     return SourceError("postgres", Reason.ERROR, detail, state or "")
