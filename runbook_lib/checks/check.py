@@ -94,5 +94,7 @@ class Check:
 
 
 def could_not_ask(e: SourceError) -> Finding:
-    """The UNKNOWN that a source's failure is."""
-    return unknown("", e.reason, say(f"unknown.{e.reason}", source=e.source, detail=e.detail))
+    """The UNKNOWN that a source's failure is. What our own settings have wrong is looked at in section 2."""
+    found = unknown("", e.reason, say(f"unknown.{e.reason}", source=e.source, detail=e.detail))
+    ours = e.code in ("no_such_database", "wrong_password", "not_authorised")
+    return replace(found, next_sections=("2",)) if ours else found

@@ -218,8 +218,8 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         notes.append(
             say(
                 "response.detected",
-                by=say(f"response.by_{given.detected_by}") if given.detected_by else "-",
-                at="-" if given.detected_at is None else _utc(given.detected_at),
+                by=say(f"response.by_{given.detected_by}") if given.detected_by else None,
+                at=None if given.detected_at is None else _utc(given.detected_at),
             )
         )
     if how and begin is not None:
@@ -231,7 +231,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         "users": users,
         "given_up": amount(given_up, "events"),
         "oldest": late.get("oldest_s"),
-        "since": "-" if begin is None else _utc(begin),
+        "since": None if begin is None else _utc(begin),
     }
     if missed:
         headline = say("response.impact", **facts)
@@ -337,7 +337,7 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
     last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
     return charts.Chart(
         figure,
-        say("response.alt_flows", minutes=given.window_minutes, began="-" if begin is None else _utc(begin), **last),
+        say("response.alt_flows", minutes=given.window_minutes, began=None if begin is None else _utc(begin), **last),
         (say("response.flows_caption"),),
     )
 
@@ -401,8 +401,8 @@ def _loudest(found: dict[str, Finding], stuck_at: str | None) -> Finding:
     return max(counting, key=weight)
 
 
-def _place(hop: str | None) -> Text | str:
-    return say(f"hop.{hop}") if hop in (*HOPS, DATABASE) else "-"
+def _place(hop: str | None) -> Text | None:
+    return say(f"hop.{hop}") if hop in (*HOPS, DATABASE) else None
 
 
 def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
@@ -590,7 +590,7 @@ def judge_record(frames: Frames, given: Given) -> Finding:
         say("response.recorded", n=len(kept)),
         [Value("record.lines", len(kept))],
         notes=(
-            say("response.paste", **{k: line.get(k, "-") for k in _PASTED}),
+            say("response.paste", **{k: None if line.get(k) == "-" else line.get(k) for k in _PASTED}),
             say("response.decide"),
         ),
         show=("record",),

@@ -370,7 +370,7 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
         }
         other += [f"{r['durable']}: {k} {v}" for k, (v, as_expected) in differs.items() if not as_expected]
 
-    notes = [say("scope.broker_as", user=server.get("user") or "-", version=server.get("version"))]
+    notes = [say("scope.broker_as", user=server.get("user"), version=server.get("version"))]
     if other:
         notes.append(say("scope.broker_differs", names="; ".join(other)))
     if e := failures(frames).get("monitor"):
