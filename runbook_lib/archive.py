@@ -19,8 +19,10 @@ import errno
 import fcntl
 import hashlib
 import json
+import os
 import random
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -80,7 +82,8 @@ class Archive:
         """Make the folder and try to write. Raises OutputError, one line, when that fails."""
         try:
             if self.local:
-                (self.local / "evidence").mkdir(parents=True, exist_ok=True)
+                _shared(self.local)
+                _shared(self.local / "evidence")
                 with tempfile.TemporaryFile(dir=self.local):
                     pass
             else:
@@ -274,11 +277,26 @@ class Archive:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """One writer at a time on this machine."""
-        lock = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
-        with (Path(tempfile.gettempdir()) / f"runbook-{lock}.lock").open("a") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
+        """One writer at a time on this machine.
+
+        A folder is locked itself: whoever may write there may lock it, and nothing is left of it. For a store stands a
+        file of this user's, which is taken away again.
+        """
+        folder = self.local
+        named = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
+        lock = folder or Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{named}.lock"
+        while True:
+            held = os.open(lock, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT, 0o600)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if os.fstat(held).st_nlink:
+                break
+            os.close(held)  # whoever held it has taken it away
+        try:
             yield
+        finally:
+            if not folder:
+                lock.unlink(missing_ok=True)
+            os.close(held)
 
     @contextmanager
     def _asked(self, name: str) -> Iterator[None]:
@@ -327,6 +345,19 @@ class Archive:
 
     def _path(self, name: str) -> str:
         return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def _shared(folder: Path) -> None:
+    """Make a folder, as open to its group as the one it lies in, so that two people may write to one incident."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.is_dir():
+            raise
+    else:
+        around = folder.parent.stat()
+        if around.st_mode & stat.S_ISGID:
+            folder.chmod(folder.stat().st_mode | around.st_mode & (stat.S_ISGID | stat.S_IRWXG))
 
 
 def _left(manifest: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -406,18 +406,25 @@ def _act(
 @cli.command()
 @click.argument("incident")
 @click.argument("text")
+@click.option("--new", is_flag=True, help="the incident's folder is not there yet: begin it")
 @click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]")
-def note(incident: str, text: str, output: str | None) -> int:
+def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
-    from runbook_lib.archive import Archive
+    from runbook_lib.archive import Archive, OutputError
     from runbook_lib.masking import Masker
     from runbook_lib.parameters import validate
     from runbook_lib.session import keep_note, whoami
 
     validate({"incident_id": incident})
     config = settings.load()
-    kept = keep_note(Archive(output or config.output, incident), Masker().scrub(text), whoami())
+    archive = Archive(output or config.output, incident)
+    try:
+        if not new and not archive.names():
+            raise UsageError(f"{_no_incident(archive)} --new begins one")
+    except OSError as e:
+        raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
+    kept = keep_note(archive, Masker().scrub(text), whoami())
     click.echo(messages.text(kept, config.lang))
     return 0
 
@@ -461,9 +468,10 @@ def verify(incident: str, output: str | None) -> int:
     for problem in problems:
         click.echo(problem, err=True)
     if not problems:
+        sealed = sum(len(archive.lines(j)) for j in JOURNALS)
         click.echo(
-            f"{archive.place}: {sum(len(archive.lines(j)) for j in JOURNALS)} sealed entries, "
-            f"{judged} steps judged again, all the same"
+            f"{archive.place}: {sealed} sealed {'entry' if sealed == 1 else 'entries'}, "
+            f"{judged} {'step' if judged == 1 else 'steps'} judged again, all the same"
         )
     return 2 if problems else 0
 
@@ -558,8 +566,13 @@ def _existing(incident: str, output: str | None) -> Any:
     validate({"incident_id": incident})
     archive = Archive(output or settings.load().output, incident)
     if not set(JOURNALS) & set(archive.names()) and not archive.partials():
-        raise UsageError(f"no incident '{incident}' under {archive.output}")
+        raise UsageError(_no_incident(archive))
     return archive
+
+
+def _no_incident(archive: Any) -> str:
+    known = type(archive)(archive.output, "").names()
+    return f"no incident '{archive.incident}' under {archive.output}: {did_you_mean(archive.incident, known)}"
 
 
 @cli.command()
@@ -657,6 +670,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False)
     except (UsageError, CatalogError) as e:
         click.echo(f"runbook: {e}", err=True)
+        code = EX_USAGE
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message(), err=True)
         code = EX_USAGE
     except click.UsageError as e:
         click.echo(

@@ -256,7 +256,7 @@ def read_cost(questions: Iterable[Question]) -> dict[str, Any]:
 def _cost_shown(questions: Iterable[Question]) -> dict[str, Any]:
     cost = read_cost(questions)
     largest = cost.pop("max_plan_cost")
-    return {**cost, "cost": "-" if largest is None else f"{largest:,.0f}"}
+    return {**cost, "cost": None if largest is None else f"{largest:,.0f}"}
 
 
 def worded(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:

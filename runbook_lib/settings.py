@@ -32,9 +32,11 @@ class UsageError(Exception):
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The closest known word as a question, or the list of all."""
+    """The closest known word as a question, or the list of all; a long one only begins."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(known[:50]) or 'none'}{', ...' if len(known) > 50 else ''}"
 
 
 class Streams(BaseModel):

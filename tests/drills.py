@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import psycopg
 import requests
 
+from runbook_lib import artifact, catalog, messages
+from runbook_lib.finding import say
 from runbook_lib.sandbox.sandbox import Sandbox
 
 #: Faults that stop the flow as a whole: triage is to find them. The others are found by the section for them.
@@ -19,6 +22,25 @@ OUTAGES = (
     *("worker_stopped", "worker_hung", "subscriber_deaf", "relay_stopped", "broker_down", "broker_refusing"),
     *("table_lock", "connections_exhausted", "receiver_outage"),
 )
+
+
+#: What a sentence must not show: a word for what is not known ("p95 ? s", "for: -"), a number of the machine's
+#: ("9999.0"), more than one of 1 ("1 events").
+UNFIT = re.compile(
+    r"(?:^|[\s(=、:])\?(?=$|[\s).,;:%/、。])|[(:=]\s*-(?=$|[;,.)])|\bNone\b|\bnan\b|(?<![.\d])\d{3,}\.0(?![\d.])"
+    r"|(?<![\d.,:+-])1 (?:\w+ )?(?:events|rows|notifications|entries|messages|users|objectives|letters|tries|steps)\b"
+)
+
+
+def unfit(said: dict[str, Any]) -> list[str]:
+    """The sentences of the artifacts, in every language, that show such a thing."""
+    found = []
+    for r in said["runs"]:
+        nb = artifact.notebook(Path(r["artifact"]["ipynb"]).read_bytes())
+        for f in artifact.read(nb, catalog.load().sections[r["section"]]).findings:
+            texts = [f.headline, *f.notes, *(say(f"proposal.{p.name}.title", **p.params) for p in f.proposals)]
+            found += [f"{f.step}: {s}" for t in texts for lang in messages.LANGUAGES for s in [messages.text(t, lang)]]
+    return [s for s in found if UNFIT.search(s)]
 
 
 def runbook(
@@ -37,6 +59,7 @@ def runbook(
     kept = b"".join(p.read_bytes() for p in output.rglob("*") if p.is_file()).decode(errors="replace")
     for secret in sandbox.state.addresses.passwords.values():
         assert secret not in done.stdout + done.stderr + kept
+    assert unfit(said) == []
     return said
 
 

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,3 +86,115 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written") as e:
         Archive(str(tmp_path / "file"), "INC-1").prepare()
     assert "\n" not in str(e.value)
+
+
+# Two people on one machine ----------------------------------------------------------------------------------
+
+PERSON = """
+import os, sys
+from runbook_lib.archive import Archive
+person, output, incident = int(sys.argv[1]), *sys.argv[2:]
+os.setgroups([])
+os.setgid(64000)
+os.setuid(person)
+os.umask(0o022)
+archive = Archive(output, incident)
+try:
+    archive.prepare()
+    for n in range(20):
+        archive.append({"name": f"{person}-{n}"}, {f"{person}-{n}.ipynb": b"x"})
+except Exception as e:
+    print(type(e).__name__, e)
+"""
+ONE, OTHER = "64001", "64002"
+
+
+@pytest.fixture
+def common(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that everybody may enter, with a temporary folder that everybody may use."""
+    if os.geteuid():
+        pytest.skip("only root can be two people")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (temporary := Path(folder) / "tmp").mkdir()
+        temporary.chmod(0o1777)
+        monkeypatch.setenv("TMPDIR", str(temporary))
+        yield Path(folder)
+        assert list(temporary.iterdir()) == []
+
+
+def shared(folder: Path, mode: int) -> Path:
+    folder.mkdir()
+    os.chown(folder, int(ONE), 64000)
+    folder.chmod(mode)
+    return folder
+
+
+def persons(output: Path, *who: tuple[str, str]) -> list[str]:
+    """What each of them (a uid, an incident) has to complain about, at work at the same time."""
+    started = [
+        subprocess.Popen([sys.executable, "-c", PERSON, uid, output, incident], stdout=subprocess.PIPE, text=True)
+        for uid, incident in who
+    ]
+    said = [p.communicate(timeout=60)[0].strip() for p in started]
+    assert [p.returncode for p in started] == [0] * len(who)
+    return said
+
+
+def test_two_people_write_to_one_incident_of_their_groups_folder(common: Path) -> None:
+    output = shared(common / "out", 0o2775)
+    assert persons(output, (ONE, "INC-1"), (OTHER, "INC-1")) == ["", ""]
+    assert persons(output, (OTHER, "INC-2")) == persons(output, (ONE, "INC-2")) == [""]
+    for incident in ("INC-1", "INC-2"):
+        archive = Archive(str(output), incident)
+        assert len(archive.manifest()) == 40 and archive.problems() == []
+        assert {n for n in archive.names() if not n.startswith("6400")} == {"evidence", MANIFEST}
+
+
+def test_two_people_write_to_one_incident_that_everybody_may_write_to(common: Path) -> None:
+    shared(common / "out", 0o777)
+    shared(common / "out" / "INC-1", 0o777)
+    assert persons(common / "out", (ONE, "INC-1")) == persons(common / "out", (OTHER, "INC-1")) == [""]
+    archive = Archive(str(common / "out"), "INC-1")
+    assert len(archive.manifest()) == 40 and archive.problems() == []
+
+
+def test_in_a_sticky_folder_each_has_incidents_of_their_own(common: Path) -> None:
+    output = shared(common / "out", 0o1777)
+    assert persons(output, (ONE, "INC-1"), (OTHER, "INC-2")) == ["", ""]
+    (refused,) = persons(output, (OTHER, "INC-1"))
+    assert refused.startswith("OutputError") and "Permission denied" in refused and "\n" not in refused
+    for incident in ("INC-1", "INC-2"):
+        archive = Archive(str(output), incident)
+        assert len(archive.manifest()) == 20 and archive.problems() == []
+
+
+def test_a_folder_of_one_person_is_that_persons(common: Path) -> None:
+    output = shared(common / "out", 0o700)
+    assert persons(output, (ONE, "INC-1")) == [""]
+    (refused,) = persons(output, (OTHER, "INC-1"))
+    assert refused.startswith("OutputError") and "Permission denied" in refused and "\n" not in refused
+
+
+def test_no_lock_of_a_store_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither after a write nor after somebody who was killed while they wrote."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    archive = Archive(f"memory://{tmp_path.name}", "INC-1")
+    seen: list[Path] = []
+
+    class Killed(BaseException):
+        pass
+
+    def write(name: str, content: bytes) -> None:
+        seen.extend(tmp_path.iterdir())
+        raise Killed
+
+    with monkeypatch.context() as dies:
+        dies.setattr(Archive, "write", lambda _, name, content: write(name, content))
+        dies.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            archive.append({"name": "a"}, {"a.ipynb": b"x"})
+    assert len(seen) == 1 and list(tmp_path.iterdir()) == seen
+    archive.append({"name": "a"}, {"a.ipynb": b"x"})
+    assert list(tmp_path.iterdir()) == []
+    assert archive.problems() == []

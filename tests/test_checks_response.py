@@ -169,7 +169,7 @@ def place(stuck_at: str | None, status: Status, *commands: str) -> Finding:
         ((), Status.UNKNOWN, "needs_place"),
         ((place(None, Status.OK),), Status.OK, "do_nothing"),
         ((place("delivery_worker", Status.CRITICAL, "kubectl a", "kubectl b"),), Status.WARNING, "do"),
-        ((place("database", Status.CRITICAL),), Status.WARNING, "do_look_at"),
+        ((place("database", Status.CRITICAL),), Status.WARNING, "do_look"),
         ((place(None, Status.UNKNOWN),), Status.WARNING, "do_look"),
     ],
 )

@@ -188,6 +188,9 @@ def test_what_ran_waits_again(journal: Journal, tmp_path: Path) -> None:
 def test_one_receiver_at_a_time(journal: Journal, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="in use by another receiver"):
         Journal(tmp_path / "journal.db")
+    journal.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["journal.db"]
+    Journal(tmp_path / "journal.db").close()
 
 
 def test_a_file_that_is_no_journal_is_one_line(tmp_path: Path) -> None:

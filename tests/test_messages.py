@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import string
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 import runbook_lib
@@ -39,6 +41,44 @@ def test_every_key_named_in_the_code_exists() -> None:
         and isinstance(node.args[0], ast.Constant)
     }
     assert named - set(messages.catalogue("en")) == set()
+
+
+def parts(template: str) -> set[str]:
+    """The parameters of the parts that may be left out."""
+    return {name for part in messages._PART.findall(template) for name in fields(part[0])}
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
+    """Each alone and all together; what a part and the rest share is known."""
+    for key, template in messages.catalogue(lang).items():
+        rest = fields(messages._PART.sub(lambda m: m[2] or "", template))
+        optional = sorted(parts(template) - rest)
+        for unknown in [*([name] for name in optional), optional]:
+            known = dict.fromkeys(fields(template), pd.Timestamp(0) if ":%" in template else 7)
+            for nothing in (None, float("nan")):
+                sentence = messages.text(say(key, **known | dict.fromkeys(unknown, nothing)), lang)
+                assert "?" not in sentence and "[[" not in sentence and "]]" not in sentence, (key, sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "params", "sentence"),
+    [
+        ("response.impact", {"n": 1, "missed": "NOTI-B", "events": 1, "users": 1, "given_up": 0.0, "since": None},
+         "1 objective missed (NOTI-B); 1 event of 1 user waits, 0 given up"),
+        ("response.impact", {"n": 2, "missed": "A, B", "events": 2, "users": 1, "given_up": 0.0, "since": "12:00"},
+         "2 objectives missed (A, B); 2 events of 1 user wait, 0 given up, since about 12:00"),
+        ("response.do_look", {"place": None, "section": "4.1"}, "No command is justified yet; read on in 4.1"),
+        ("recovery.outbox_growing", {"failed": 9999.0},
+         "The relay still gives events up, or when it last did cannot be told: 9,999 in FAILED"),
+        ("postmortem.times_open", {"ttd": None, "entries": 1},
+         "Not recovered yet, by what the runs say; when it began is not known; 1 entry"),
+        ("publish.slow", {"p95": float("nan"), "n": 0, "minutes": 15, "due": 0.0},
+         "The outbox flows, and events were late; 0 due now"),
+    ],
+)  # fmt: skip
+def test_sentences_say_what_is_known_and_count_by_one(key: str, params: dict[str, Any], sentence: str) -> None:
+    assert messages.text(say(key, **params), "en") == sentence
 
 
 def test_what_could_not_be_seen_is_shown_as_such() -> None:

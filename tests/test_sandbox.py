@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from nats.js import JetStreamContext
 
 from runbook_lib import wire
-from runbook_lib.sandbox import broker, database, entitlement, history, notification
+from runbook_lib.sandbox import broker, database, entitlement, history, notification, servers, state
 from runbook_lib.sandbox.database import Connection, Database
 from runbook_lib.sandbox.entitlement import Command, Outbox
 from runbook_lib.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
@@ -199,6 +201,34 @@ def test_the_runbooks_broker_user_asks_and_does_not_act(own: Servers) -> None:
 
 
 # The API
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.ja.md"])
+def test_the_server_takes_the_broker_user_of_the_readme_as_it_stands(tmp_path: Path, readme: str) -> None:
+    text = (Path(__file__).parents[1] / readme).read_text(encoding="utf-8")
+    (block,) = re.findall(r"```text\n(authorization .*?)```", text, re.DOTALL)
+    port, config = state.Addresses.choose().nats_port, tmp_path / "nats-server.conf"
+    config.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{tmp_path}" }}\n{block}', encoding="utf-8")
+    command = [servers.nats_command(tmp_path)[0], "-c", str(config)]
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0 and "is valid" in checked.stderr, checked.stderr
+
+    async def ask() -> None:
+        client = await nats.connect(f"nats://runbook:choose-one@127.0.0.1:{port}", allow_reconnect=False)
+        try:
+            assert (await client.jetstream().account_info()).streams == 0
+        finally:
+            await client.close()
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            until = time.monotonic() + 20
+            while not broker.is_listening(port):
+                assert time.monotonic() < until and server.poll() is None
+                time.sleep(0.02)
+            asyncio.run(ask())
+        finally:
+            server.terminate()
 
 
 def test_a_grant_is_one_transaction_and_its_answer_is_replayed(connection: Connection) -> None:

@@ -235,6 +235,10 @@ def test_up_twice_says_so_and_a_wrong_fault_names_the_right_ones(running: Sandbo
     wrong = CliRunner().invoke(commands, ["fault", "gremlins", "--dir", folder])
     assert wrong.exit_code == 1
     assert "worker_stopped" in wrong.output
+    typo = CliRunner().invoke(commands, ["fault", "worker_stoped", "--dir", folder])
+    assert typo.output == "Error: no fault 'worker_stoped': did you mean 'worker_stopped'?\n"
+    demo = CliRunner().invoke(commands, ["demo", "--dir", folder])
+    assert demo.output == f"Error: the sandbox in {folder} is already up\n"
     shown = CliRunner().invoke(commands, ["faults"]).output
     assert shown.count("\n") == 2 * len(faults.CATALOGUE)
     assert re.search(r"^worker_stopped +4\.1 +The delivery worker is dead", shown, re.MULTILINE)
@@ -244,8 +248,28 @@ def test_without_a_sandbox_every_command_says_it_in_one_line(tmp_path: Path) -> 
     for name in ("status", "heal", "env"):
         result = CliRunner().invoke(commands, [name, "--dir", str(tmp_path)])
         assert result.exit_code == 1
-        assert result.output == f"Error: no sandbox in {tmp_path}: start one with `runbook sandbox up`\n"
+        assert (
+            result.output == f"Error: no sandbox in {tmp_path}: start one with `runbook sandbox up --dir {tmp_path}`\n"
+        )
     assert CliRunner().invoke(commands, ["down", "--dir", str(tmp_path)]).output.startswith("No sandbox")
+
+
+def test_of_two_that_start_one_sandbox_one_does(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    up = [sys.executable, "-m", "runbook_lib", "sandbox", "up", "--history", "0.05", "--dir", str(folder)]
+    two = [subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        (won, out, err), (lost, nothing, why) = sorted((p.wait(120), *p.communicate()) for p in two)
+        assert (won, err, lost, nothing) == (0, "", 69, "")
+        assert why in (
+            f"runbook: the sandbox in {folder} is being started by another command\n",
+            f"runbook: the sandbox in {folder} is already up\n",
+        )
+        assert f'eval "$(runbook sandbox env --dir {folder})"' in out
+        assert set(Sandbox(folder).status().programs.values()) == {"RUNNING"}
+    finally:
+        Sandbox(folder).down()
+    assert not folder.exists()
 
 
 def test_up_refuses_a_folder_with_other_things_in_it(tmp_path: Path) -> None:

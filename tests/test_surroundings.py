@@ -21,6 +21,7 @@ import nats
 import psutil
 import psycopg
 import pytest
+from drills import unfit
 from steps import bound
 
 from runbook_lib import settings
@@ -73,6 +74,7 @@ def run(servers: Servers, env: Env, output: Path, *arguments: str) -> dict[str, 
     for secret in [*servers.addresses.passwords.values(), "not-the-password"]:
         assert secret not in done.stdout + done.stderr + kept
     assert "Traceback (most recent call last)" not in kept
+    assert unfit(said) == []
     return said
 
 
@@ -359,6 +361,9 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
         (["run", "4.1", "--output", "{file}"], "cannot be written"),
         (["dossier", "nothing-here"], "no incident 'nothing-here'"),
         (["verify", "../x"], "parameter incident_id='../x'"),
+        (["note", "nothing-here", "x"], "no incident 'nothing-here' under {out}: known: none --new begins one"),
+        (["note", "a/b", "x", "--new"], "parameter incident_id='a/b'"),
+        (["note", "I", "x", "--output", "{file}"], "the note could not be written"),
     ],
 )
 def test_wrong_usage_is_64_and_one_line(own: Servers, tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -366,9 +371,38 @@ def test_wrong_usage_is_64_and_one_line(own: Servers, tmp_path: Path, arguments:
     env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path / "out")}
     done = runbook(env, *[a.replace("{file}", str(tmp_path / "file")) for a in arguments], cwd=tmp_path)
     assert done.returncode == 64
-    assert said in done.stderr
+    assert said.replace("{out}", str(tmp_path / "out")) in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("group", [[], ["act"], ["sandbox"]], ids=str)
+def test_a_group_without_a_command_is_its_help_and_nothing_else(own: Servers, group: list[str]) -> None:
+    done, asked = (runbook(environment(own), *group, *more) for more in ([], ["--help"]))
+    assert (done.returncode, done.stdout, asked.returncode) == (64, "", 0)
+    assert done.stderr == asked.stdout and done.stderr.startswith(" ".join(["Usage: runbook", *group]))
+
+
+def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Path) -> None:
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
+    assert runbook(env, "note", "INC-1", "it began", "--new").returncode == 0
+    assert runbook(env, "note", "INC-1", "called them").returncode == 0
+    wrong = runbook(env, "note", "INC-typo", "called them")
+    assert (wrong.returncode, wrong.stdout) == (64, "")
+    assert wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? --new begins one\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
+    whole = runbook(env, "verify", "INC-1")
+    assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
+    runbook(env, "note", "INC-2", "alone", "--new")
+    assert "1 sealed entry, 0 steps" in runbook(env, "verify", "INC-2").stdout
+
+
+@pytest.mark.parametrize("broken", [c.broken for c in CASES if c.name in ("wrong database", "wrong password")])
+def test_what_the_settings_have_wrong_points_to_section_2(own: Servers, tmp_path: Path, broken: Break) -> None:
+    env = environment(own)
+    with bound(own.app_nats_url), broken(own, env):
+        said = run(own, env, tmp_path, "run", "4.1")
+        assert "2" in said["verdict"]["next_sections"]
 
 
 @pytest.mark.parametrize(

@@ -105,9 +105,7 @@ class Change:
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
             strategy = rb.workloads.strategy(self.program)
             found.append(
-                Precondition(
-                    say("change.recreate", strategy=strategy or "?"), strategy == "Recreate" if strategy else None
-                )
+                Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
             )
             found.append(durable_agrees(rb, environment))
         else:
@@ -139,7 +137,7 @@ class Change:
         for s, value in zip(self._changed(), self.settings.values(), strict=True):
             here = environment.get(s.variable)
             if here != (None if value is None else s.spelt(value)):
-                return False, say("change.not_read_back", name=s.variable, value=here or "-")
+                return False, say("change.not_read_back", name=s.variable, value=here)
         now = in_force(self.known, self.side, environment)
         pods = max(rb.workloads.replicas(self.program), 1)
         watch, first, begun = Watch(now, pods, since), None, time.monotonic()

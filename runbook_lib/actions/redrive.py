@@ -240,4 +240,4 @@ def _counted(letters: Sequence[Letter]) -> Counter[str]:
 
 
 def _listed(ids: Sequence[str]) -> str:
-    return (", ".join(ids[:SHOWN]) or "-") + (", …" if len(ids) > SHOWN else "")
+    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -167,6 +168,8 @@ class Journal:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self._held = self.file.with_name(f"{self.file.name}.lock").open("a")
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._held.fileno()).st_nlink:
+                raise BlockingIOError  # whoever held it takes it away at this moment
         except BlockingIOError:
             self._held.close()
             raise UsageError(f"{self.file} is in use by another receiver: stop it, or name another --journal") from None
@@ -181,14 +184,19 @@ class Journal:
             self._db.execute("PRAGMA foreign_keys = ON")
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as e:
-            self._held.close()
+            self._let_go()
             raise UsageError(f"the journal {self.file} cannot be used: {e}") from None
 
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
             self._db.close()
-            self._held.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if not self._held.closed:
+            Path(self._held.name).unlink(missing_ok=True)
+        self._held.close()
 
     # What is received.
 

@@ -111,7 +111,7 @@ def judge_lost(frames: Frames, given: Given) -> Finding:
     notes = [*_capped(frames.get("unprocessed"))]
     if lag is None:
         e = failures(frames).get("consumer")
-        notes.append(say("consistency.no_lag", why=e.reason.value if e else "?"))
+        notes.append(say("consistency.no_lag", why=e.reason.value if e else None))
     if scope.get("refused"):
         notes.append(say("consistency.gate_day"))
     signals: list[Signal] = []

@@ -228,7 +228,7 @@ def _producers(kinds: pd.DataFrame) -> str:
     for r in given_up.rows(kinds.head(3)):
         source = f"({r['source']})" if r["source"] else None
         named.append(" ".join(str(x) for x in (r["event_type"], source, r["fields"]) if x))
-    return "; ".join(dict.fromkeys(n for n in named if n)) or "?"
+    return "; ".join(dict.fromkeys(n for n in named if n))
 
 
 def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Iterable[Signal]:

@@ -275,7 +275,7 @@ def read_log(frames: Frames) -> Log | None:
 
     closed, started = last(CLOSED), last(STARTED)
     deaf = bool(pd.notna(closed) and not (pd.notna(started) and started > closed))
-    top = max(kinds, key=lambda kind: (deaf and kind[3] in CLOSED, kind[1], kind[0]), default=(0, 0, None, "?"))
+    top = max(kinds, key=lambda kind: (deaf and kind[3] in CLOSED, kind[1], kind[0]), default=(0, 0, None, None))
     causes = texts.loc[texts["phrase"] == top[3], "detail"]  # the most frequent first
     return Log(
         failed=_sum(tries, "n"),
@@ -283,7 +283,7 @@ def read_log(frames: Frames) -> Log | None:
         sent_now=_sum(phrases[phrases["phrase"] == SENT], "tries_now"),
         errors=_sum(bad, "n") + _sum(odd, "n"),
         errors_now=_sum(bad, "now") + _sum(odd, "now"),
-        top=str(top[3]) if causes.empty else f"{top[3]}: {str(causes.iloc[0])[:80]}",
+        top=str(top[3] or "") if causes.empty else f"{top[3]}: {str(causes.iloc[0])[:80]}",
         since=top[2],
         closed=deaf,
     )
@@ -309,7 +309,7 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
         if (one(frames.get("log")).get("late_s") or 0) > LATE_S:
             notes.append(say("exceptions.late", first=one(frames.get("log")).get("first")))
     else:
-        detail = failed["log"].detail if "log" in failed else "?"
+        detail = failed["log"].detail if "log" in failed else None
         texts.append(
             say(
                 "exceptions.silent" if read else "exceptions.unread",
@@ -331,7 +331,7 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
         at_least = worst([at_least, rate.status])
         failing = rate.status if log is not None and log.failed_now else Status.OK
     else:
-        notes.append(say("exceptions.log_only", detail=failed["tries"].detail if "tries" in failed else "?"))
+        notes.append(say("exceptions.log_only", detail=failed["tries"].detail if "tries" in failed else None))
     values += _results(frames, given, alone=not tries)
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])

@@ -509,7 +509,7 @@ def _who(holders: pd.DataFrame, counted: str) -> str:
     if holders.empty or not {"locked_by", counted} <= set(holders.columns):
         return ""
     named = holders[holders[counted] > 0]
-    return ", ".join(str(w) if w is not None else "?" for w in named["locked_by"].head(3))
+    return ", ".join(str(w) for w in named["locked_by"].dropna().head(3))
 
 
 CHECKS: tuple[Check, ...] = (

@@ -225,8 +225,8 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         notes.append(
             say(
                 "response.detected",
-                by=say(f"response.by_{given.detected_by}") if given.detected_by else "-",
-                at="-" if given.detected_at is None else _utc(given.detected_at),
+                by=say(f"response.by_{given.detected_by}") if given.detected_by else None,
+                at=None if given.detected_at is None else _utc(given.detected_at),
             )
         )
     if how and begin is not None:
@@ -238,7 +238,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         "users": users,
         "given_up": amount(given_up, "events"),
         "oldest": late.get("oldest_s"),
-        "since": "-" if begin is None else _utc(begin),
+        "since": None if begin is None else _utc(begin),
     }
     if missed:
         headline = say("response.impact", **facts)
@@ -350,7 +350,7 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
     last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
     return charts.Chart(
         figure,
-        say("response.alt_flows", minutes=given.window_minutes, began="-" if begin is None else _utc(begin), **last),
+        say("response.alt_flows", minutes=given.window_minutes, began=None if begin is None else _utc(begin), **last),
         (say("response.flows_caption"),),
     )
 
@@ -383,7 +383,7 @@ def judge_place(frames: Frames, given: Given) -> Finding:
     unseen = dict.fromkeys(u.source for f in found.values() for u in f.unseen)
     facts = {
         "place": _places(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
-        "names": ", ".join(what for step, what in ASKED.items() if found[step].status is Status.OK) or "-",
+        "names": ", ".join(what for step, what in ASKED.items() if found[step].status is Status.OK),
         "unseen": ", ".join(unseen),
         "why": first.headline,
     }
@@ -424,10 +424,10 @@ def _loudest(found: dict[str, Finding], stuck_at: str | None) -> Finding:
     return max(counting, key=weight)
 
 
-def _places(*hops: str) -> Text | str:
+def _places(*hops: str) -> Text | None:
     """One hop, or several that it may be, in words."""
     words: list[Text] = [say(f"hop.{hop}") for hop in hops]
-    return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else "-"
+    return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else None
 
 
 def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
@@ -498,9 +498,9 @@ def judge_recovery(frames: Frames, given: Given) -> Finding:
         return judged(say("response.do_nothing"), [Value("proposals", 0)])
     stuck_at = place.value("stuck_at")
     section = READ_ON.get(str(stuck_at), next(iter(place.next_sections), "4.1"))
-    where = say("response.do_look_at", place=_places(str(stuck_at)), section=section)
+    place_named = _places(str(stuck_at)) if stuck_at else None
     return judged(
-        where if stuck_at else say("response.do_look", section=section),
+        say("response.do_look", place=place_named, section=section),
         [Value("proposals", 0)],
         at_least=Status.WARNING,
         notes=(say("response.nothing_run"),),
@@ -616,7 +616,7 @@ def judge_record(frames: Frames, given: Given) -> Finding:
         say("response.recorded", n=len(kept)),
         [Value("record.lines", len(kept))],
         notes=(
-            say("response.paste", **{k: line.get(k, "-") for k in _PASTED}),
+            say("response.paste", **{k: None if line.get(k) == "-" else line.get(k) for k in _PASTED}),
             say("response.decide"),
         ),
         show=("record",),

@@ -62,7 +62,7 @@ def judge_restart(frames: Frames, given: Given) -> Finding:
     notes = [say("restart.leased_note", lease=given.lease_s, leased=amount(about, "leased"))]
     if about.get("workload") == "notification":
         notes.append(say("restart.outage_note"))
-    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.get("stream", "?"))]
+    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.get("stream"))]
     return judged(
         headline,
         at_least=status,

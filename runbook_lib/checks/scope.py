@@ -380,7 +380,7 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
             "", Reason.ERROR, say("scope.another_broker", names=detail, ago=published), next_sections=("4.1",)
         )
 
-    notes = [say("scope.broker_as", user=server.get("user") or "-", version=server.get("version"))]
+    notes = [say("scope.broker_as", user=server.get("user"), version=server.get("version"))]
     if other:
         notes.append(say("scope.broker_differs", names="; ".join(other)))
     monitor = failures(frames).get("monitor")

@@ -466,9 +466,9 @@ def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
     first = min(late, key=lambda i: late[i], default="")
     notes = []
     if net > 0:
-        objective = given.slos[first].objective if first else "?"
+        objective = given.slos[first].objective if first else None
         key = "throttle.grows_late" if late.get(first, 1.0) < 0.05 else "throttle.grows"
-        notes.append(say(key, **facts, slo=first or "?", objective=objective, minutes=late.get(first)))
+        notes.append(say(key, **facts, slo=first, objective=objective, minutes=late.get(first)))
     elif flow.due > (then.batch or 0):
         notes.append(say("throttle.shrinks", **facts, due=flow.due, minutes=flow.empty_in(then)))
     else:

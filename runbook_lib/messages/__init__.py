@@ -1,15 +1,20 @@
 """The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys.
 
-A key is `topic.name`; a text is a `str.format` template over the parameters that a check gives it.
+A key is `topic.name`; a text is a `str.format` template over the parameters that a check gives it, and beyond that
+
+    [[, the last {ago:.0f} s ago]]     is left out where one of its parameters is not known
+    [[about {ago:.0f} s|never]]        is then "never"
+    {n} event{n:/s} {n:was/were} lost  one word for 1, another for any other number
 """
 
 from __future__ import annotations
 
+import re
+import string
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from runbook_lib.finding import Text
@@ -17,6 +22,7 @@ from runbook_lib.finding import Text
 LANGUAGES = ("en", "ja")
 #: The key of a text that is read back from a record: its words, by language, are its parameters.
 VERBATIM = "verbatim"
+_PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
 
 
 @cache
@@ -30,28 +36,40 @@ def text(message: Text, lang: str) -> str:
     """The message in that language. A parameter that is itself a message is translated too."""
     if message.key == VERBATIM:
         return str(message.params[lang])
-    params = {k: text(v, lang) if isinstance(v, Text) else _plain(v) for k, v in message.params.items()}
-    return catalogue(lang)[message.key].format(**params)
+    params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}
+
+    def part(found: re.Match[str]) -> str:
+        names = [name for _, name, _, _ in string.Formatter().parse(found[1]) if name]
+        return (found[2] or "") if any(_unknown(params[name]) for name in names) else found[1]
+
+    return _Sentence().vformat(_PART.sub(part, catalogue(lang)[message.key]), (), params)
 
 
 def shown(message: Text) -> Iterator[Any]:
     """The parameters that the message's words show, those of messages inside it too."""
     if message.key == VERBATIM:
         return
-    for _, field, _, _ in Formatter().parse(catalogue(LANGUAGES[0])[message.key]):
-        if field:
+    for _, field, spec, _ in string.Formatter().parse(catalogue(LANGUAGES[0])[message.key]):
+        if field and "/" not in (spec or ""):  # "one/many" shows a word
             value = message.params[field]
             yield from shown(value) if isinstance(value, Text) else [value]
 
 
-def _plain(value: Any) -> Any:
-    # A number that could not be seen is shown as such, whatever format the template asks for.
-    return _Missing() if value is None or value != value else value
+def _unknown(value: Any) -> bool:
+    return value is None or value == "" or value != value
 
 
-class _Missing:
-    def __format__(self, spec: str) -> str:
-        return "?"
+class _Sentence(string.Formatter):
+    def format_field(self, value: Any, spec: str) -> str:
+        # A number that could not be seen is shown as such, whatever format the template asks for.
+        if value is None or value != value:
+            return "?"
+        one, choice, many = spec.partition("/")
+        if choice:
+            return one if f"{value:.0f}" == "1" else many
+        if not spec and isinstance(value, float) and value.is_integer():
+            spec = ",.0f"
+        return str(super().format_field(value, spec))
 
 
 def _flatten(prefix: str, table: dict[str, Any]) -> list[tuple[str, str]]:

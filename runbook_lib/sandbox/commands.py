@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .state import SandboxError, default_directory, load
+from .state import SandboxError, command, default_directory, load
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
@@ -79,7 +79,7 @@ def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> 
     """Start everything and wait until events flow."""
     with _one_line():
         _open(directory).up(rate, hours, settings)
-    click.echo(f'The sandbox is up in {directory}; events flow. Next: eval "$(runbook sandbox env)"')
+    click.echo(f'The sandbox is up in {directory}; events flow. Next: eval "$({command("env", directory)})"')
 
 
 @sandbox.command()
@@ -140,7 +140,7 @@ def down(directory: Path) -> None:
 def env(directory: Path) -> None:
     """Print the environment with which the runbook reaches the sandbox, for the shell to read."""
     with _one_line():
-        variables = load(directory).env
+        variables = load(directory).env | {"RUNBOOK_SANDBOX_DIR": str(directory.absolute())}
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
 

@@ -41,6 +41,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         program = [sys.executable, "-m", "runbook_lib", *arguments]
         return subprocess.run(program, env=environment, check=False).returncode
 
+    sandbox.check_free()
     tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
     sandbox.up(hours=2)
     try:

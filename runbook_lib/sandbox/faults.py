@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from runbook_lib.settings import did_you_mean
+
 from . import damage
 from .state import SandboxError
 
@@ -367,9 +369,8 @@ CATALOGUE = (
 
 
 def find(name: str) -> Fault:
-    """The fault of that name; SandboxError names the others when there is none."""
-    for fault in CATALOGUE:
-        if fault.name == name:
-            return fault
-    known = ", ".join(fault.name for fault in CATALOGUE)
-    raise SandboxError(f"no fault {name!r}; there are: {known}")
+    """The fault of that name; SandboxError names what was meant when there is none."""
+    known = {fault.name: fault for fault in CATALOGUE}
+    if name not in known:
+        raise SandboxError(f"no fault {name!r}: {did_you_mean(name, list(known))}")
+    return known[name]

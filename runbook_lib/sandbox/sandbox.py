@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -26,7 +27,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from . import faults, history, servers
 from .pod import read_env
-from .state import DATABASE, FILE_NAME, Addresses, SandboxError, SandboxState, default_directory, load
+from .state import DATABASE, FILE_NAME, Addresses, SandboxError, SandboxState, command, default_directory, load
 
 PODS = ("entitlement", "notification")
 PROGRAMS = ("postgres", "nats", "receiver", *PODS)
@@ -77,12 +78,41 @@ class Sandbox:
 
         `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
         """
-        if (self.directory / FILE_NAME).exists():
+        with self._alone():
+            return self._up(rate, hours, settings or {}, seed)
+
+    def check_free(self) -> None:
+        """Raise SandboxError where `up` would refuse to begin."""
+        with self._alone():
+            pass
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """A folder that no sandbox is in, and that no other start of one takes meanwhile."""
+        if set(str(self.directory)) & set("%;\n"):  # they mean something in the supervisor's file
+            raise SandboxError(f"{self.directory} has a % or a ; in its name: name another folder")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.directory, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise SandboxError(f"the sandbox in {self.directory} is being started by another command") from None
+        except OSError as error:
+            raise SandboxError(f"cannot use {self.directory}: {error.strerror}") from None
+        try:
             if self._answers():
-                word = "is already up" if self.is_up() else "did not finish its start; `runbook sandbox down` first"
+                half = f"did not finish its start; `{command('down', self.directory)}` first"
+                word = "is already up" if self.is_up() else half
                 raise SandboxError(f"the sandbox in {self.directory} {word}")
-            self.down()  # what a crash left
-        self._claim_directory()
+            self._clear()  # what a crash left
+            if any(self.directory.iterdir()):
+                raise SandboxError(f"{self.directory} is not empty and holds no sandbox: name another folder")
+            yield
+        finally:
+            os.close(held)
+
+    def _up(self, rate: float, hours: float, settings: Mapping[str, str], seed: int) -> SandboxState:
         state = SandboxState(
             directory=self.directory,
             addresses=Addresses.choose(),
@@ -91,7 +121,7 @@ class Sandbox:
         )
         state.save()
         try:
-            self._start(state, hours, {**(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
+            self._start(state, hours, {**settings, "SANDBOX_RATE": f"{rate:g}"}, seed)
         except BaseException as error:
             reason = self._last_words()
             self.down()
@@ -104,6 +134,13 @@ class Sandbox:
 
     def down(self) -> bool:
         """Stop and delete everything, whatever state it is in; False when there was nothing."""
+        there = self._clear()
+        if there:
+            with contextlib.suppress(OSError):  # somebody put a file of their own there
+                self.directory.rmdir()
+        return there
+
+    def _clear(self) -> bool:
         try:
             state = self.state
         except SandboxError:
@@ -121,8 +158,6 @@ class Sandbox:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # somebody put a file of their own there
-            self.directory.rmdir()
         return True
 
     def is_up(self) -> bool:
@@ -158,7 +193,7 @@ class Sandbox:
         fault = faults.find(name)
         state = self._up_state()
         if state.fault:
-            raise SandboxError(f"{state.fault} is on already: `runbook sandbox heal` first")
+            raise SandboxError(f"{state.fault} is on already: `{command('heal', self.directory)}` first")
         # Noted first: a fault that was injected only half can still be healed.
         state.fault = name
         state.save()
@@ -258,17 +293,6 @@ class Sandbox:
 
     # Inside -------------------------------------------------------------------------------------------------
 
-    def _claim_directory(self) -> None:
-        if set(str(self.directory)) & set("%;\n"):  # they mean something in the supervisor's file
-            raise SandboxError(f"{self.directory} has a % or a ; in its name: name another folder")
-        if self.directory.is_dir() and any(self.directory.iterdir()):
-            raise SandboxError(f"{self.directory} is not empty and holds no sandbox: name another folder")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / FILE_NAME).touch(mode=0o600, exist_ok=False)
-        except OSError as error:
-            raise SandboxError(f"cannot use {self.directory}: {error.strerror}") from None
-
     def _start(self, state: SandboxState, hours: float, settings: dict[str, str], seed: int) -> None:
         deadline = time.monotonic() + UP_TIMEOUT
         for name in ("log", "run"):
@@ -352,7 +376,8 @@ class Sandbox:
     def _up_state(self) -> SandboxState:
         state = self.state
         if not self.is_up():
-            raise SandboxError(f"the sandbox in {self.directory} is not up; `runbook sandbox down` cleans it up")
+            cleans = command("down", self.directory)
+            raise SandboxError(f"the sandbox in {self.directory} is not up; `{cleans}` cleans it up")
         return state
 
     def _rpc(self, state: SandboxState) -> Any:
@@ -435,11 +460,11 @@ def _supervisor_config(state: SandboxState) -> str:
         "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
         f"[supervisorctl]\nserverurl=unix://{state.socket}",
     ]
-    for name, command in commands.items():
+    for name, arguments in commands.items():
         server = name in ("postgres", "nats")
         sections.append(
             f"[program:{name}]\n"
-            f"command={shlex.join(command)}\n"
+            f"command={shlex.join(arguments)}\n"
             f"directory={directory}\n"
             f"autostart={str(server).lower()}\n"
             # A pod that fails at its start is started again and again, as on Kubernetes.

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import secrets
+import shlex
 import socket
 import sys
 from dataclasses import asdict, dataclass
@@ -23,6 +24,12 @@ class SandboxError(Exception):
 def default_directory() -> Path:
     """The sandbox's folder: RUNBOOK_SANDBOX_DIR, else `.sandbox` here."""
     return Path(os.environ.get("RUNBOOK_SANDBOX_DIR") or DEFAULT_DIRECTORY)
+
+
+def command(verb: str, directory: Path) -> str:
+    """The command line that means the sandbox in `directory` when it is typed here."""
+    here = directory.resolve() == default_directory().resolve()
+    return f"runbook sandbox {verb}" + ("" if here else f" --dir {shlex.quote(str(directory))}")
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def load(directory: Path | str | None = None) -> SandboxState:
     try:
         data = json.loads((folder / FILE_NAME).read_text())
     except FileNotFoundError:
-        raise SandboxError(f"no sandbox in {folder}: start one with `runbook sandbox up`") from None
+        raise SandboxError(f"no sandbox in {folder}: start one with `{command('up', folder)}`") from None
     except (OSError, ValueError) as error:
         raise SandboxError(f"cannot read {folder / FILE_NAME}: {error}") from None
     started = data["supervisord"]
