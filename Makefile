@@ -6,9 +6,14 @@ STAMP := $(VENV)/.installed
 
 .PHONY: venv demo test lint bench sample lock clean
 
+# What is missing is said in one line, before anything is made: a command that must succeed, and what is said if not.
+need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
+
 venv: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(call need,command -v git,git is needed (Debian: apt install git))
+	$(call need,$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))',Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11)
+	$(call need,$(PYTHON) -c 'import ensurepip',Python lacks its module venv (Debian: apt install python3-venv))
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .

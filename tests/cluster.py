@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 NAMESPACE = "miniserversystem"
 _VERBS = ["get", "list", "patch", "watch"]
 _DISCOVERY = {
+    "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
     "/api": {"kind": "APIVersions", "versions": ["v1"]},
     "/apis": {
         "kind": "APIGroupList",

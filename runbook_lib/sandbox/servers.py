@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -34,6 +35,7 @@ POSTGRES_SETTINGS = {
     "track_commit_timestamp": "on",
     "fsync": "off",
     "full_page_writes": "off",
+    "dynamic_shared_memory_type": "mmap",  # in the data folder: one that is killed leaves nothing in /dev/shm
     "wal_level": "minimal",
     "max_wal_senders": "0",
     "log_timezone": "UTC",
@@ -277,11 +279,11 @@ def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-        raise SandboxError(f"{Path(command[-1]).name or 'initdb'} failed: {lines[-1]}")
+        raise SandboxError(f"initdb failed: {lines[-1]}")
 
 
 def _unprivileged() -> list[str]:
-    """PostgreSQL refuses to run as root; as `nobody` it still has to reach a folder below root's own."""
+    """PostgreSQL refuses to run as root; as `nobody` it still has to reach what lies below root's own folders."""
     if os.geteuid() != 0:
         return []
     setpriv = shutil.which("setpriv")
@@ -289,8 +291,11 @@ def _unprivileged() -> list[str]:
         raise SandboxError("PostgreSQL refuses to run as root and `setpriv` (util-linux) is missing")
     capability = "+dac_override"
     return [
-        *(setpriv, "--reuid=nobody", "--regid=nogroup", "--clear-groups"),
+        *(setpriv, "--reuid=nobody", f"--regid={pwd.getpwnam('nobody').pw_gid}", "--clear-groups"),
         *(f"--inh-caps={capability}", f"--ambient-caps={capability}"),
+        # PostgreSQL asks access(2) for its own programs, which disregards capabilities of another user than root,
+        # unless this bit is set.
+        "--securebits=+no_setuid_fixup",
     ]
 
 
