@@ -160,7 +160,7 @@ class Sandbox:
         if state.fault:
             raise SandboxError(f"{state.fault} is on already: `runbook sandbox heal` first")
         # Noted first: a fault that was injected only half can still be healed.
-        state.fault = name
+        state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
         state.save()
         fault.inject(self)
         return fault
