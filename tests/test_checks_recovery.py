@@ -13,7 +13,7 @@ from steps import ago, bound, events, make_given, odd_frames, run, statuses, tra
 
 from runbook_lib.charts import Chart
 from runbook_lib.checks import CHECKS, recovery
-from runbook_lib.finding import Frames, Reason, Status
+from runbook_lib.finding import Finding, Frames, Reason, Status, replace
 from runbook_lib.sandbox.servers import Servers
 
 STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
@@ -107,6 +107,57 @@ def test_is_the_backlog_falling(now: dict[str, Any], seen: pd.DataFrame, status:
     found = recovery.judge_backlog(queues(**now) | {"notification_flows": seen}, make_given())
     assert found.status is status, words(found)
     assert found.headline.params["a"].key == f"recovery.{key}"
+    words(found)
+
+
+HEALED = flows(*[(50, 60)], *[(50, 0)] * 29).assign(arrived_now=[20, *[0] * 29], gone_now=[60, *[0] * 29])
+
+
+def recovered(came: int, gone: int, failed: int = 0) -> tuple[Finding, Finding]:
+    """6.1 and 6.2 just after the cure of a minute in which nothing was sent, by the last seconds."""
+    seen = HEALED.assign(gone_now=[gone, *[0] * 29], arrived_now=[came, *[0] * 29])
+    frames = queues(**DEEP) | {"notification_flows": seen, "outbox_flows": STEADY.assign(arrived_now=0, gone_now=0)}
+    frames["outbox_flows"].loc[0, ["arrived_now", "gone_now"]] = (came, came)
+    backlog = replace(recovery.judge_backlog(frames, make_given()), step="6.1")
+    errors = recovery.judge_errors(frames | {"tries": tries(failed=90, failed_now=failed)}, make_given())
+    return backlog, replace(errors, step="6.2")
+
+
+def test_what_recovers_is_neither_critical_nor_green_and_says_when_to_look_again() -> None:
+    backlog, errors = recovered(20, 60)
+    assert backlog.headline.params["a"].key == "recovery.queue_recovering" and backlog.status is Status.WARNING
+    assert errors.headline.params["a"].key == "recovery.errors_recovering" and errors.status is Status.WARNING
+    assert backlog.value("notifications.look_again") == pytest.approx(400 / (40 / 4), abs=1)  # 40 in 4 s leave more
+    frames = FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}
+    late = recovery.judge_slis(frames, make_given(earlier=(backlog, errors)))
+    assert late.status is Status.WARNING and late.headline.params["a"].key == "recovery.sli_recovering"
+    slow = recovery.judge_slis(FRAMES["6.4"] | {"delivery": cohort(100, 100, 40.0)},
+                               make_given(earlier=(backlog, errors)))  # fmt: skip
+    assert slow.status is Status.WARNING and slow.value("delivery.look_again") == 30
+    for found in (backlog, errors, late, slow):
+        assert "look_again" in str(found.values)
+        words(found)
+
+
+@pytest.mark.parametrize(
+    ("came", "gone", "failed"),
+    [(20, 0, 0), (20, 10, 0), (20, 21, 0), (20, 60, 9)],
+    ids=["nothing leaves", "less leaves than comes", "too little to tell", "tries still fail"],
+)
+def test_what_does_not_recover_stays_critical(came: int, gone: int, failed: int) -> None:
+    backlog, errors = recovered(came, gone, failed)
+    assert Status.CRITICAL in (backlog.status, errors.status)
+    late = recovery.judge_slis(
+        FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}, make_given(earlier=(backlog, errors))
+    )
+    assert late.status is Status.CRITICAL
+
+
+def test_a_burst_of_dead_letters_that_ended_just_now_is_recovering() -> None:
+    frames = {"letters": letters((9, 20), (15, 20), (25, 20)), "outbox_failed": outbox_failed()}
+    found = recovery.judge_dead_letters(frames, make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "recovery.letters_recovering")
+    assert found.value("look_again") == 6
     words(found)
 
 

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 #: Flows are counted in buckets of ten seconds, back from the moment of the run, for at most this long.
 BUCKET_S = 10
 LOOKBACK = pd.Timedelta(minutes=15)
-#: A recovery shows at once in what the last `now` of the questions counts, 4 s: a poll, a batch and a poll.
-NOW_S = 4
+#: A recovery shows first in what left in the last 4 s (a poll, a batch and a poll), and that nothing failed for 2 s.
+NOW_S, NOW_FAILED_S = 4, 2
+#: How unlikely it must be that tries which failed as often as before had all succeeded.
+CHANCE = 0.01
 #: "Now" for a flow test, and for whether tries succeed.
 MINUTE, RECENT = 6, 2
 #: A dead-letter series is over when nothing came for three of its usual gaps, within these bounds.
@@ -263,9 +265,13 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
     rate = 100 * failed / (failed + succeeded) if failed + succeeded else None
     now_failed, now_succeeded = amount(seen, "failed_now"), counts(frames.get(flows), "gone_now", 1)
     facts = {"part": say(f"recovery.{part}"), "rate": rate, "failed": failed, "of": failed + succeeded,
-             "now": NOW_S, "succeeded": now_succeeded, "again": RECENT * BUCKET_S}  # fmt: skip
-    over = rate is not None and now_succeeded > 0 and not now_failed
-    recovering = over and given.limits["errors.rate"].status(rate) is not Status.OK
+             "since": NOW_FAILED_S, "now": NOW_S, "succeeded": now_succeeded, "again": RECENT * BUCKET_S}  # fmt: skip
+    recovering = (
+        rate is not None
+        and given.limits["errors.rate"].status(rate) is not Status.OK
+        and not now_failed
+        and (1 - rate / 100) ** now_succeeded < CHANCE
+    )
     if recovering:
         status, text = Status.WARNING, say("recovery.errors_recovering", **facts)
     elif rate is not None:
