@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import ago, bound, events, make_given, odd_frames, run, statuses, traffic, words
 
+from runbook_lib.archive import Archive
 from runbook_lib.charts import Chart
 from runbook_lib.checks import CHECKS, recovery
 from runbook_lib.finding import Finding, Frames, Reason, Status, replace
@@ -334,3 +341,67 @@ def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.C
     then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
     found = run(servers, "6.1", "6.2", as_of=then)
     assert {f.reason for f in found.values()} == {Reason.NO_DATA}
+
+
+# Waiting for it ----------------------------------------------------------------------------------------------
+
+
+def start(servers: Servers, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runbook_lib", "run", *arguments, "--incident", "W", "--output", str(output)],
+        env={**os.environ, **servers.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_is_waited_for_until_it_is_green(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    with bound(broker):
+        waiting = start(servers, tmp_path, "6", "--wait", "2m", "-p", "window_minutes=15", "--json", "--lang", "ja")
+        assert waiting.stderr is not None
+        told = [waiting.stderr.readline()]
+        db.execute("UPDATE notification.notifications SET status = 'SENT', sent_at = now(), next_retry_at = NULL")
+        out, err = waiting.communicate(timeout=180)
+    said = json.loads(out)
+    assert waiting.returncode == said["exit_code"] == 0, err
+    looks = [e for e in Archive(str(tmp_path), "W").manifest() if e.get("section") == "6"]
+    assert len(looks) >= 2 and looks[0]["status"] != "OK" and looks[-1]["status"] == "OK"  # each look is kept
+    told += err.splitlines()
+    assert len(told) == len(looks) - 1 and all("秒後に再確認します" in line for line in told), err
+
+
+def test_what_does_not_recover_in_time_has_its_own_exit_code(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "1s", "-p", "window_minutes=15")
+    out, err = waiting.communicate(timeout=180)
+    assert waiting.returncode == Status.CRITICAL.value, out + err
+    assert out.count("6.1 ") == 1  # the last look alone is printed
+
+
+def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "5m", "-p", "window_minutes=15", "--json")
+    assert waiting.stderr is not None
+    first = waiting.stderr.readline()
+    assert "CRITICAL: looking again in" in first, first
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err.strip()) == (130, "", "runbook: interrupted")
+    assert not Archive(str(tmp_path), "W").partials()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"],
+                  ["6", "--wait", "3m", "--as-of", "2025-01-31T03:00:00Z"]],
+)  # fmt: skip
+def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
+    refused = start(servers, tmp_path, *arguments)
+    out, err = refused.communicate(timeout=60)
+    assert (refused.returncode, out, len(err.splitlines())) == (64, "", 1) and "3m" in err, err
+    assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def test_fault(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
 def test_the_demo_s_incident_is_told_the_same_by_every_section(sandbox: Sandbox, tmp_path: Path) -> None:
     """Short enough for a minute's bucket to hide: 3.1 and 7.1 agree, and the onset is when it was broken."""
     sandbox.fault("worker_stopped")
-    broken = pd.Timestamp(sandbox.state.fault_at)
+    broken = pd.Timestamp(str(sandbox.state.fault_at))
     try:
         time.sleep(12)
         alert = pd.Timestamp.now("UTC")

@@ -160,9 +160,9 @@ def _queue(frames: Frames, given: Given, name: str, flows_name: str, age_limit: 
     if test.verdict == "draining":
         status, text = Status.OK, say("recovery.queue_draining", **seen)
     elif turned.eta_min is not None:
-        again = _again(60 * turned.eta_min)
-        values.append(Value(f"{name}.{LOOK_AGAIN}", again, "s"))
-        seen |= {"net": turned.net_per_min, "eta": turned.eta_min, "again": again, "now": NOW_S}
+        eta = 60 * turned.eta_min
+        values.append(Value(f"{name}.{LOOK_AGAIN}", _again(eta), "s"))
+        seen |= {"net": turned.net_per_min, "eta": eta, "again": _again(eta), "now": NOW_S}
         status, text = Status.WARNING, say("recovery.queue_recovering", **seen)
     elif test.verdict == "filling":
         status, text = Status.CRITICAL, say("recovery.queue_filling", **seen)
