@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 import uuid
@@ -18,7 +19,7 @@ from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
-from runbook_lib.finding import Status, say
+from runbook_lib.finding import LOOK_AGAIN, Status, say
 from runbook_lib.settings import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+
+#: Seconds until section 6 is run again where no finding says when a look is worth while.
+LOOK_AGAIN_S = 15.0
 
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 
@@ -91,12 +95,23 @@ def sections() -> None:
             click.echo(f"       {step.id:<6} {step.en}")
 
 
+def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """A time to wait, written as 180, 180s or 3m."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([sm]?)", value.strip()) if value is not None else None
+    if value is not None and not found:
+        raise click.BadParameter(f"{value!r} is no time to wait: write it as 180, 180s or 3m", ctx, param)
+    return float(found[1]) * (60 if found[2] == "m" else 1) if found else None
+
+
 @cli.command()
 @click.argument("sections", nargs=-1, required=True, metavar="SECTION...")
+@click.option("--wait", "wait_s", callback=_seconds, metavar="TIME", help="section 6: look until it is OK, such as 3m")
 @_run_options
-def run(sections: tuple[str, ...], **options: Any) -> int:
+def run(sections: tuple[str, ...], wait_s: float | None, **options: Any) -> int:
     """Run sections of the runbook headless and keep their artifacts."""
-    return _run(list(dict.fromkeys(sections)), follow=False, **options)
+    if wait_s is not None and (sections != ("6",) or options["as_of"]):
+        raise UsageError("--wait is for the recovery at this moment: runbook run 6 --wait 3m")
+    return _run(list(dict.fromkeys(sections)), follow=False, wait_s=wait_s or 0.0, **options)
 
 
 @cli.command()
@@ -228,11 +243,11 @@ def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: 
     return _carry_out([order for order, _ in orders], as_json)
 
 
-def _run(numbers: list[str], *, follow: bool, as_json: bool, **options: Any) -> int:
+def _run(numbers: list[str], *, follow: bool, as_json: bool, wait_s: float = 0.0, **options: Any) -> int:
     from runbook_lib import forkserver
 
     forkserver.context()
-    return _carry_out([_order(numbers, follow=follow, **options)], as_json)
+    return _carry_out([_order(numbers, follow=follow, **options)], as_json, wait_s)
 
 
 def _order(
@@ -262,15 +277,21 @@ def _order(
     )
 
 
-def _carry_out(orders: list[Order], as_json: bool) -> int:
-    """Say what comes of each, with --json as one document (a list where there are several); the worst decides."""
+def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
+    """Say what comes of each, with --json as one document (a list where there are several); the worst decides.
+
+    With `wait_s` each is carried out again until it is OK; what the last look found is said.
+    """
     from runbook_lib import forkserver
     from runbook_lib.order import carry_out
 
     said: list[dict[str, Any]] = []
     for order in orders:
+        until = time.monotonic() + wait_s
         try:
             came = carry_out(order)
+            while came["document"]["status"] != Status.OK.name and _pause(came["document"], until, order.lang):
+                came = carry_out(order)
         except forkserver.Killed:
             raise click.ClickException(
                 f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
@@ -283,6 +304,22 @@ def _carry_out(orders: list[Order], as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(said if len(said) > 1 else said[0], ensure_ascii=False, indent=1))
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
+
+
+def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
+    """Wait for as long as the findings ask, and say so; False when the time is up."""
+    left = until - time.monotonic()
+    if left <= 0:
+        return False
+    from runbook_lib import messages
+
+    values = [v for r in document["runs"] for f in r["findings"] for v in f["values"].items()]
+    asked = [v["value"] for name, v in values if name.endswith(LOOK_AGAIN)]
+    again = min(max(asked, default=LOOK_AGAIN_S), left)
+    words = {"status": document["status"], "again": again, "left": left}
+    click.echo(f"  {messages.text(say('recovery.waiting', **words), lang)}", err=True)
+    time.sleep(again)
+    return True
 
 
 def _print(came: dict[str, Any]) -> None:

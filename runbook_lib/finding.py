@@ -20,6 +20,8 @@ Frames: TypeAlias = "dict[str, pd.DataFrame]"
 #: The hops of the pipeline, upstream first, and the database under all of them.
 HOPS = ("producer", "relay", "jetstream", "subscriber", "delivery_worker", "receiver")
 DATABASE = "database"
+#: The name, or its end, of a value that says in how many seconds a look is worth while.
+LOOK_AGAIN = "look_again"
 
 
 class Status(Enum):
@@ -262,6 +264,7 @@ class Verdict:
 __all__ = [
     "DATABASE",
     "HOPS",
+    "LOOK_AGAIN",
     "Confidence",
     "Finding",
     "Frames",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -11,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import ago, bound, events, make_given, odd_frames, run, statuses, traffic, words
 
+from runbook_lib.archive import Archive
 from runbook_lib.charts import Chart
 from runbook_lib.checks import CHECKS, recovery
-from runbook_lib.finding import Frames, Reason, Status
+from runbook_lib.finding import Finding, Frames, Reason, Status, replace
 from runbook_lib.sandbox.servers import Servers
 
 STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
@@ -107,6 +114,57 @@ def test_is_the_backlog_falling(now: dict[str, Any], seen: pd.DataFrame, status:
     found = recovery.judge_backlog(queues(**now) | {"notification_flows": seen}, make_given())
     assert found.status is status, words(found)
     assert found.headline.params["a"].key == f"recovery.{key}"
+    words(found)
+
+
+HEALED = flows(*[(50, 60)], *[(50, 0)] * 29).assign(arrived_now=[20, *[0] * 29], gone_now=[60, *[0] * 29])
+
+
+def recovered(came: int, gone: int, failed: int = 0) -> tuple[Finding, Finding]:
+    """6.1 and 6.2 just after the cure of a minute in which nothing was sent, by the last seconds."""
+    seen = HEALED.assign(gone_now=[gone, *[0] * 29], arrived_now=[came, *[0] * 29])
+    frames = queues(**DEEP) | {"notification_flows": seen, "outbox_flows": STEADY.assign(arrived_now=0, gone_now=0)}
+    frames["outbox_flows"].loc[0, ["arrived_now", "gone_now"]] = (came, came)
+    backlog = replace(recovery.judge_backlog(frames, make_given()), step="6.1")
+    errors = recovery.judge_errors(frames | {"tries": tries(failed=90, failed_now=failed)}, make_given())
+    return backlog, replace(errors, step="6.2")
+
+
+def test_what_recovers_is_neither_critical_nor_green_and_says_when_to_look_again() -> None:
+    backlog, errors = recovered(20, 60)
+    assert backlog.headline.params["a"].key == "recovery.queue_recovering" and backlog.status is Status.WARNING
+    assert errors.headline.params["a"].key == "recovery.errors_recovering" and errors.status is Status.WARNING
+    assert backlog.value("notifications.look_again") == pytest.approx(400 / (40 / 4), abs=1)  # 40 in 4 s leave more
+    frames = FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}
+    late = recovery.judge_slis(frames, make_given(earlier=(backlog, errors)))
+    assert late.status is Status.WARNING and late.headline.params["a"].key == "recovery.sli_recovering"
+    slow = recovery.judge_slis(FRAMES["6.4"] | {"delivery": cohort(100, 100, 40.0)},
+                               make_given(earlier=(backlog, errors)))  # fmt: skip
+    assert slow.status is Status.WARNING and slow.value("delivery.look_again") == 30
+    for found in (backlog, errors, late, slow):
+        assert "look_again" in str(found.values)
+        words(found)
+
+
+@pytest.mark.parametrize(
+    ("came", "gone", "failed"),
+    [(20, 0, 0), (20, 10, 0), (20, 21, 0), (20, 60, 9)],
+    ids=["nothing leaves", "less leaves than comes", "too little to tell", "tries still fail"],
+)
+def test_what_does_not_recover_stays_critical(came: int, gone: int, failed: int) -> None:
+    backlog, errors = recovered(came, gone, failed)
+    assert Status.CRITICAL in (backlog.status, errors.status)
+    late = recovery.judge_slis(
+        FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}, make_given(earlier=(backlog, errors))
+    )
+    assert late.status is Status.CRITICAL
+
+
+def test_a_burst_of_dead_letters_that_ended_just_now_is_recovering() -> None:
+    frames = {"letters": letters((9, 20), (15, 20), (25, 20)), "outbox_failed": outbox_failed()}
+    found = recovery.judge_dead_letters(frames, make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "recovery.letters_recovering")
+    assert found.value("look_again") == 6
     words(found)
 
 
@@ -283,3 +341,67 @@ def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.C
     then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
     found = run(servers, "6.1", "6.2", as_of=then)
     assert {f.reason for f in found.values()} == {Reason.NO_DATA}
+
+
+# Waiting for it ----------------------------------------------------------------------------------------------
+
+
+def start(servers: Servers, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runbook_lib", "run", *arguments, "--incident", "W", "--output", str(output)],
+        env={**os.environ, **servers.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_it_is_waited_for_until_it_is_green(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    with bound(broker):
+        waiting = start(servers, tmp_path, "6", "--wait", "2m", "-p", "window_minutes=15", "--json", "--lang", "ja")
+        assert waiting.stderr is not None
+        told = [waiting.stderr.readline()]
+        db.execute("UPDATE notification.notifications SET status = 'SENT', sent_at = now(), next_retry_at = NULL")
+        out, err = waiting.communicate(timeout=180)
+    said = json.loads(out)
+    assert waiting.returncode == said["exit_code"] == 0, err
+    looks = [e for e in Archive(str(tmp_path), "W").manifest() if e.get("section") == "6"]
+    assert len(looks) >= 2 and looks[0]["status"] != "OK" and looks[-1]["status"] == "OK"  # each look is kept
+    told += err.splitlines()
+    assert len(told) == len(looks) - 1 and all("秒後に再確認します" in line for line in told), err
+
+
+def test_what_does_not_recover_in_time_has_its_own_exit_code(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "1s", "-p", "window_minutes=15")
+    out, err = waiting.communicate(timeout=180)
+    assert waiting.returncode == Status.CRITICAL.value, out + err
+    assert out.count("6.1 ") == 1  # the last look alone is printed
+
+
+def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "5m", "-p", "window_minutes=15", "--json")
+    assert waiting.stderr is not None
+    first = waiting.stderr.readline()
+    assert "CRITICAL: looking again in" in first, first
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err.strip()) == (130, "", "runbook: interrupted")
+    assert not Archive(str(tmp_path), "W").partials()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"],
+                  ["6", "--wait", "3m", "--as-of", "2025-01-31T03:00:00Z"]],
+)  # fmt: skip
+def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
+    refused = start(servers, tmp_path, *arguments)
+    out, err = refused.communicate(timeout=60)
+    assert (refused.returncode, out, len(err.splitlines())) == (64, "", 1) and "3m" in err, err
+    assert not list(tmp_path.iterdir())

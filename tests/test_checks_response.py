@@ -112,6 +112,9 @@ def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
     assert (NOW - begin).total_seconds() == 21.0
     begin, how = response.onset(impact(sent=per_minute(*[0] * 4, *[300] * 10)), make_given())
     assert (how, begin) == ("change", NOW.floor("min") - pd.Timedelta(minutes=4))
+    slow = per_minute(*[0] * 4, *[300] * 10)
+    slow["first_slow"] = pd.Series([ago(100), ago(219)], index=[1, 2])
+    assert response.onset(impact(sent=slow), make_given()) == (ago(219), "slow")
     burst = impact(failed=per_minute(0, 0, 40, 30, *[0] * 10))
     assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from drills import OUTAGES, runbook, shown
 
+from runbook_lib import record
+from runbook_lib.archive import Archive
+from runbook_lib.checks import postmortem as checks
 from runbook_lib.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
@@ -64,6 +70,38 @@ def test_what_cannot_be_reached_from_here_is_not_blamed(
     assert [r["section"] for r in said["runs"]] == ["3", "2"]
     assert {"source": "jetstream", "reason": "unreachable"} in said["verdict"]["unseen"]
     assert "restart" not in (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8").lower()
+
+
+def test_the_demo_s_incident_is_told_the_same_by_every_section(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Short enough for a minute's bucket to hide: 3.1 and 7.1 agree, and the onset is when it was broken."""
+    sandbox.fault("worker_stopped")
+    broken = pd.Timestamp(str(sandbox.state.fault_at))
+    try:
+        time.sleep(12)
+        alert = pd.Timestamp.now("UTC")
+        told = ("-p", "detected_by=alert", "-p", f"detected_at={alert.isoformat()}")
+        runbook(sandbox, tmp_path, "triage", *told)
+    finally:
+        sandbox.heal()
+    recovered = runbook(sandbox, tmp_path, "run", "6", "--wait", "2m", "-p", "window_minutes=15")
+    assert recovered["status"] == "OK", shown(recovered)
+    command = [sys.executable, "-m", "runbook_lib", "postmortem", "E2E", "--json", "--output", str(tmp_path)]
+    env = {**os.environ, **sandbox.state.env}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    said = json.loads(done.stdout)
+    found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
+
+    archive = Archive(str(tmp_path), "E2E")
+    name = next(e["name"] for e in archive.manifest() if e.get("section") == "3")
+    seen = record.frame_from_json(checks.said(archive, name)["findings"]["3.1"]["frames"]["slis"])
+    missed = {str(r["slo"]) for r in seen.to_dict("records") if r["met"] is False}
+    assert "NOTI-C" in missed
+    values = found["7.1"]["values"]
+    assert missed <= {slo for slo in seen["slo"] if (values.get(f"{slo}.breach") or {"value": 0})["value"]}, shown(said)
+    assert abs((pd.Timestamp(values["onset"]["value"]) - broken).total_seconds()) < 2, (broken, values["onset"])
+    assert abs(found["7.3"]["values"]["ttd"]["value"] - (alert - broken).total_seconds()) < 2
+    onset = checks.said(archive, name)["findings"]["3.1"]["values"]["impact.onset"]["value"]
+    assert abs((pd.Timestamp(onset) - broken).total_seconds()) < 2, (broken, onset)
 
 
 def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:

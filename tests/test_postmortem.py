@@ -37,6 +37,7 @@ from runbook_lib.finding import (
     replace,
     say,
 )
+from runbook_lib.sandbox import history
 from runbook_lib.sandbox.servers import Servers
 
 STEPS = ("7.1", "7.2", "7.3", "7.4")
@@ -217,6 +218,34 @@ def test_the_impact_of_an_outage() -> None:
     assert rows["ENT-C"]["counted"] == "projected"
     assert found.value("onset") == (span()["since"][0] + 20 * MINUTE + MINUTE / 4).isoformat()
     assert "NOTI-B 4 min" in words(found)
+
+
+def test_a_backlog_that_came_and_went_within_a_minute_is_a_breach() -> None:
+    frames = outage()
+    flows = [0.0] + [300.0] * 30
+    brief = buckets(came=flows, ended=flows, sent=flows, failed=[0.0], n=flows, late=[0.0])
+    slow = pd.Series([0.0] * 21 + [60.0] + [0.0] * 9)
+    began = span()["since"][0] + 20 * MINUTE + pd.Timedelta(seconds=17)
+    frames["notifications"] = brief.assign(
+        rise=[5.0] * 21 + [96.0] + [5.0] * 9,
+        slow=slow,
+        first_slow=pd.Series([began] * 31).where(slow > 0),
+    )
+    found = checks.judge_impact(frames, make_given())
+    row = by_slo(found)["NOTI-C"]
+    assert (row["minutes"], row["peak"]) == (1, 96)
+    assert (found.value("onset"), found.value("onset_how")) == (began.isoformat(), "slow")
+
+
+def test_what_section_3_saw_missed_is_named_although_the_tables_do_not_show_it() -> None:
+    frames = outage()
+    frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(300), "name": "3-CRITICAL"}])
+    found = checks.judge_impact(frames, make_given())
+    row = by_slo(found)["ENT-D"]
+    assert (row["why"], row["name"]) == ("seen", "3-CRITICAL") and pd.isna(row["minutes"])
+    assert found.status is Status.WARNING and "ENT-D" in words(found)
+    frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(-300), "name": "3-CRITICAL"}])
+    assert by_slo(checks.judge_impact(frames, make_given()))["ENT-D"]["why"] == ""  # after the recovery: another story
 
 
 def test_the_age_of_the_unpublished() -> None:
@@ -791,6 +820,41 @@ def test_a_long_incident_is_asked_in_pieces(
     assert rows["NOTI-B"]["total"] == rows["ENT-C"]["total"] == 100
     assert found.frames["span"]["bucket_s"][0] == 180
     assert sum(q.name == "postmortem/notifications" for q in found.questions) == 4
+
+
+@pytest.mark.parametrize(
+    ("slo", "table", "column"),
+    [
+        ("NOTI-C", "notification.notifications", "sent_at"),
+        ("ENT-D", "entitlement.outbox_events", "published_at"),
+    ],
+)
+def test_what_was_over_within_a_minute_on_real_tables(
+    servers: Servers,
+    db: psycopg.Connection,
+    now: pd.Timestamp,
+    archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
+    slo: str,
+    table: str,
+    column: str,
+) -> None:
+    """Twenty seconds in which a worker did nothing: no minute's end shows them, and no delivery is late."""
+    history.backfill(db, now.to_pydatetime(), hours=0.7, rate=10)
+    begin = (now - 10 * MINUTE).floor("min") + pd.Timedelta(seconds=15)
+    end = begin + pd.Timedelta(seconds=20)
+    db.execute(
+        f"UPDATE {table} SET {column} = %(end)s WHERE {column} >= %(begin)s AND {column} < %(end)s",
+        {"begin": begin, "end": end},
+    )
+    keep(archive, a_run("3", "CRITICAL", end + MINUTE), a_run("6", "OK", end + 2 * MINUTE))
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    found = run(servers, "7.1", incident_id="INC")["7.1"]
+    rows = by_slo(found)
+    assert rows["NOTI-B"]["minutes"] == 0
+    assert (rows[slo]["minutes"], rows[slo]["peak"] >= 90) == (1, True), rows[slo]
+    assert slo in words(found)
+    assert abs((pd.Timestamp(str(found.value("onset"))) - begin).total_seconds()) <= 2
 
 
 # By the command ----------------------------------------------------------------------------------------------

@@ -152,6 +152,7 @@ def collect_impact(rb: Session) -> Frames:
     parts, given = Parts(), rb.given()
     with parts.part("archive") as answers:
         answers |= collect_runs(rb) | _earlier_impact(rb)
+        answers |= _missed(rb.archive, answers["runs"])
     runs = table(parts.answers, "runs", *RUN)
     detected = detection(runs, given)
     recovered = recovery(runs, detected.at)
@@ -173,7 +174,8 @@ def _ask(
     slos = rb.catalog.slos
     span = {"since": since, "until": until, "bucket_s": bucket_s}
     e2e = slos["NOTI-B"].number
-    outbox = {**span, "limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number}
+    outbox = {**span, "limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
+    sent = {**span, "limit_s": e2e, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
     return {
         "reach": db.ask("postmortem/reach"),
         "size": db.try_ask("postmortem/size"),
@@ -186,7 +188,7 @@ def _ask(
         "unprocessed": db.try_ask("postmortem/unprocessed", **span, limit_s=e2e),
         "outbox": _in_pieces(db, "postmortem/outbox", since, until + MARGIN, **outbox),
         "notifications": _in_pieces(
-            db, "postmortem/notifications", since - MARGIN, until + MARGIN, **span, limit_s=e2e
+            db, "postmortem/notifications", since - MARGIN, until + MARGIN, **sent
         ),
     }  # fmt: skip
 
@@ -204,8 +206,8 @@ def _in_pieces(db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, *
     every = pd.concat(answers)
     if every.empty:
         return answers[0]
-    numbers = [c for c in every.columns if c not in ("bucket", "first_late")]
-    whole = every.groupby("bucket").agg({**dict.fromkeys(numbers, "sum"), "first_late": "min"})
+    how = {"first_late": "min", "first_slow": "min", "rise": "max", "most_old": "max", "aged": "max"}
+    whole = every.groupby("bucket").agg({c: how.get(c, "sum") for c in every.columns if c != "bucket"})
     return pd.DataFrame(whole).reset_index()
 
 
@@ -220,6 +222,17 @@ def _earlier_impact(rb: Session) -> Frames:
                     if r.get("why") == "":
                         rows[str(r["slo"])] = r | {"name": entry["name"]}
     return {"earlier": pd.DataFrame(list(rows.values()), columns=IMPACT)}
+
+
+def _missed(archive: Archive, runs: pd.DataFrame) -> Frames:
+    """The objectives that section 3 saw missed at its moment, and the run that did."""
+    rows: list[dict[str, Any]] = []
+    for run in runs.to_dict("records"):
+        kept = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
+        for r in record.frame_from_json(kept).to_dict("records") if kept else ():
+            if r.get("met") is False:
+                rows.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
+    return {"missed": _timed(pd.DataFrame(rows, columns=["slo", "looked_at", "name"]), "looked_at")}
 
 
 @dataclass(frozen=True)
@@ -250,6 +263,12 @@ class Span:
         found = table(frames, name, "bucket", *columns).set_index("bucket")[list(columns)]
         numbers = found.apply(pd.to_numeric, errors="coerce").fillna(0.0).groupby(level=0).sum()
         return pd.DataFrame(numbers.reindex(range(-1, self.buckets), fill_value=0.0).astype(float))
+
+    def most(self, frames: Frames, name: str, *columns: str) -> pd.DataFrame:
+        """The highest that was reached within every bucket; 0 where it was not asked."""
+        found = self.counts(frames, name, *columns)
+        none = pd.DataFrame(0.0, index=range(-1, self.buckets), columns=list(columns))
+        return none if found is None else found.clip(lower=0)
 
 
 def span_of(frames: Frames) -> Span | None:
@@ -293,15 +312,18 @@ def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
         # More than one in twenty of those unpublished is older than the limit: so is their p95.
         unpublished = (outbox["opened"] - outbox["published"]).cumsum()
         old = (outbox["old_in"] - outbox["old_out"]).cumsum()
-        breach = (old > 0.05 * unpublished) & (unpublished > 0)
-        found["ENT-D"] = pd.DataFrame(
-            {"bad": outbox["old"], "total": outbox["n"], "level": old.clip(lower=0), "breach": breach}
-        )
+        within = span.most(frames, "outbox", "most_old", "aged")
+        breach = (old > 0.05 * unpublished) & (unpublished > 0) | (within["aged"] > 0)
+        level = np.maximum(old.clip(lower=0), within["most_old"])
+        found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
         found["NOTI-A"] = _shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
         lost = never["n"] if never is not None else 0.0
         found["NOTI-B"] = _shares(sent["late"] + lost, sent["n"] + lost, given.slos["NOTI-B"])
         waiting = (sent["came"] - sent["ended"]).cumsum().clip(lower=0)
+        # What piled up and was gone again within a bucket is not seen at its end.
+        rise = span.most(frames, "notifications", "rise")["rise"]
+        waiting = waiting.combine((waiting.shift(fill_value=0.0) + rise).where(rise > 0, 0.0), max)
         breach = pd.Series([not given.slos["NOTI-C"].met(v) for v in waiting], waiting.index)
         found["NOTI-C"] = pd.DataFrame({"bad": math.nan, "total": math.nan, "level": waiting, "breach": breach})
     if letters is not None:
@@ -318,45 +340,62 @@ def _shares(bad: pd.Series[float], total: pd.Series[float], slo: Slo) -> pd.Data
 
 
 def onset(frames: Frames, given: Given, detected: Moment) -> Moment:
-    """When it began: where the count of harmed events rises, or a flow dries up, at the latest when it was noticed."""
-    runs = table(frames, "runs", *RUN)
-    span = span_of(frames)
-    kept = onset_kept(runs)
+    """When it began: with the first event that was harmed, else as section 3 saw it, else where a flow dries up.
+
+    At the latest when it was noticed. An event has its own time; a flow none better than its bucket.
+    """
+    kept, span = onset_kept(table(frames, "runs", *RUN)), span_of(frames)
     if span is None:
         return kept
-    full = int((span.until - span.since).total_seconds() // span.bucket_s)
     last = min(span.of(detected.at) + 2, span.buckets) if detected.at is not None else span.buckets
+    harmed = _harmed(frames, span, last)
+    if harmed or kept.at is not None:
+        return harmed or kept
+    return _dried_up(frames, span, last) or kept
+
+
+def _harmed(frames: Frames, span: Span, last: int) -> Moment | None:
+    """The first event of the first rise of those that waited, came late, were lost or given up."""
     found: list[tuple[int, pd.Timestamp, str]] = []
-    for name, column, how in (
-        ("outbox", "late", "publish_late"),
-        ("notifications", "late", "late"),
-        ("unprocessed", "n", "lost"),
-        ("letters", "delivery", "letters"),
-        ("letters", "subscriber", "letters"),
+    for name, column, first, how in (
+        ("outbox", "late", "first_late", "publish_late"),
+        ("notifications", "late", "first_late", "late"),
+        ("notifications", "slow", "first_slow", "slow"),
+        ("unprocessed", "n", "first_late", "lost"),
+        ("letters", "delivery", "first_letter", "letters"),
+        ("letters", "subscriber", "first_letter", "letters"),
     ):
         counts = span.counts(frames, name, column)
         at = None if counts is None else rise(counts[column].loc[0 : last - 1].to_numpy())
         if at is not None:
-            found.append((at, _first_late(frames, name, at) or span.at(at), how))
-    came = span.counts(frames, "outbox", "came")
-    fewer = None if came is None else strongest(came["came"].loc[0 : min(last, full) - 1].to_numpy(), up=False)
-    for name, column, how in (
-        ("outbox", "published", "published"),
-        ("notifications", "came", "processed"),
-        ("notifications", "sent", "sent"),
-    ):
-        counts = span.counts(frames, name, column)
-        at = None if counts is None else strongest(counts[column].loc[0 : min(last, full) - 1].to_numpy(), up=False)
-        # A flow that dries up because less comes in is no fault of it.
-        if at is not None and (fewer is None or abs(at - fewer) > 1):
-            found.append((at, span.at(at), how))
+            found.append((at, _first(frames, name, at, first) or span.at(at), how))
     if not found:
-        return kept
-    first = min(bucket for bucket, _, _ in found)
-    # Of what begins side by side, an event's own time is better than the minute of a flow.
-    near = [f for f in found if f[0] <= first + 1]
-    _, at_, how = min(near, key=lambda f: (f[2] in ("published", "processed", "sent"), f[1]))
+        return None
+    # What begins side by side is one beginning.
+    side_by_side = min(bucket for bucket, _, _ in found) + 1
+    _, at_, how = min((f for f in found if f[0] <= side_by_side), key=lambda f: f[1])
     return Moment(at_, how)
+
+
+def _dried_up(frames: Frames, span: Span, last: int) -> Moment | None:
+    """The bucket in which the first flow falls; one that falls because less comes in is no fault of it."""
+    full = min(last, int((span.until - span.since).total_seconds() // span.bucket_s))
+
+    def fall(name: str, column: str) -> int | None:
+        counts = span.counts(frames, name, column)
+        return None if counts is None else strongest(counts[column].loc[0 : full - 1].to_numpy(), up=False)
+
+    fewer = fall("outbox", "came")
+    found = [
+        (at, how)
+        for name, column, how in (
+            ("outbox", "published", "published"),
+            ("notifications", "came", "processed"),
+            ("notifications", "sent", "sent"),
+        )
+        if (at := fall(name, column)) is not None and (fewer is None or abs(at - fewer) > 1)
+    ]
+    return Moment(span.at(min(found)[0]), min(found)[1]) if found else None
 
 
 def strongest(counts: Any, *, up: bool) -> int | None:
@@ -376,9 +415,9 @@ def rise(counts: Any) -> int | None:
     return at
 
 
-def _first_late(frames: Frames, name: str, bucket: int) -> pd.Timestamp | None:
-    found = table(frames, name, "bucket", "first_late")
-    times = pd.to_datetime(found.loc[found["bucket"] == bucket, "first_late"], utc=True).dropna()
+def _first(frames: Frames, name: str, bucket: int, column: str) -> pd.Timestamp | None:
+    found = table(frames, name, "bucket", column)
+    times = pd.to_datetime(found.loc[found["bucket"] == bucket, column], utc=True).dropna()
     return pd.Timestamp(times.min()) if len(times) else None
 
 
@@ -387,6 +426,8 @@ def impact(frames: Frames, given: Given, begin: pd.Timestamp | None) -> pd.DataF
     span, found = span_of(frames), levels(frames, given)
     silent = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
     earlier = {str(r["slo"]): r for r in table(frames, "earlier", *IMPACT).to_dict("records")}
+    missed = table(frames, "missed", "slo", "looked_at", "name").to_dict("records")
+    seen = {str(r["slo"]): str(r["name"]) for r in missed if span is None or r["looked_at"] <= span.until}
     rows: list[dict[str, Any]] = []
     for name, slo in given.slos.items():
         r: dict[str, Any] = dict.fromkeys(IMPACT) | {"slo": name, "objective": slo.objective, "why": silent, "name": ""}
@@ -402,6 +443,8 @@ def impact(frames: Frames, given: Given, begin: pd.Timestamp | None) -> pd.DataF
             r |= _hidden(frames, given, name, begin or span.since, span.until)
         if r["why"] not in ("", "no_events") and name in earlier:
             r = {str(k): v for k, v in earlier[name].items()} | {"why": "earlier"}
+        if name in seen and not _hit(r):
+            r |= {"why": "seen", "minutes": None, "name": seen[name]}
         rows.append(r)
     numbers = ["minutes", "bad", "total", "percent", "budget", "peak"]
     shown = pd.DataFrame(rows, columns=IMPACT)
@@ -475,7 +518,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
     began = onset(frames, given, detected) if len(runs) or detected.at is not None else Moment()
     rows = impact(frames, given, began.at)
     records = rows.to_dict("records")
-    hit = [r for r in records if r["minutes"] > 0 or (r["bad"] > 0 and r["why"] == "no_time")]
+    hit = [r for r in records if _hit(r)]
     unseen = [r for r in records if r["why"] not in ("", "no_events", "earlier", "not_in_tables")]
     seen = [r for r in records if r["why"] in ("", "no_events", "earlier", "partly", "no_time")]
     notes = [say("postmortem.counted", minutes=span.bucket_s / 60)] if seen else []
@@ -516,6 +559,12 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         frames={"impact": rows},
         show=("impact",),
     )
+
+
+def _hit(r: dict[Any, Any]) -> bool:
+    """Whether an objective was in breach: by the tables, or as section 3 saw it at its moment."""
+    minutes, bad = _number(r["minutes"]) or 0.0, _number(r["bad"]) or 0.0
+    return minutes > 0 or (bad > 0 and r["why"] == "no_time") or r["why"] == "seen"
 
 
 def _number(value: Any) -> float | None:

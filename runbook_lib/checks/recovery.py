@@ -13,6 +13,7 @@ from runbook_lib.checks import consistency, scope
 from runbook_lib.checks.check import Check, Given
 from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
 from runbook_lib.finding import (
+    LOOK_AGAIN,
     Finding,
     Frames,
     Hop,
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 #: Flows are counted in buckets of ten seconds, back from the moment of the run, for at most this long.
 BUCKET_S = 10
 LOOKBACK = pd.Timedelta(minutes=15)
+#: A recovery shows first in what left in the last 4 s (a poll, a batch and a poll), and that nothing failed for 2 s.
+NOW_S, NOW_FAILED_S = 4, 2
+#: How unlikely it must be that tries which failed as often as before had all succeeded.
+CHANCE = 0.01
 #: "Now" for a flow test, and for whether tries succeed.
 MINUTE, RECENT = 6, 2
 #: A dead-letter series is over when nothing came for three of its usual gaps, within these bounds.
@@ -73,6 +78,11 @@ def counts(frame: pd.DataFrame | None, column: str, buckets: int, skip: int = 0)
         return 0.0
     near = frame["tens_ago"].between(skip, skip + buckets - 1)
     return float(pd.to_numeric(frame.loc[near, column]).sum())
+
+
+def _again(seconds: float) -> float:
+    """When a look is worth while: not at once, and not never."""
+    return float(min(max(round(seconds), 5), 60))
 
 
 # 6.1 --------------------------------------------------------------------------------------------------------
@@ -123,6 +133,7 @@ def _queue(frames: Frames, given: Given, name: str, flows_name: str, age_limit: 
     small = limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK
     seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
+    values += [Value(f"{name}.{c}", counts(flows, c, 1), "rows") for c in ("arrived_now", "gone_now")]
     if small:
         return Queue(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
 
@@ -145,8 +156,14 @@ def _queue(frames: Frames, given: Given, name: str, flows_name: str, age_limit: 
         "net": test.net_per_min,
         "eta": test.eta_min,
     }
+    turned = stats.flow_test(counts(flows, "arrived_now", 1), counts(flows, "gone_now", 1), NOW_S / 60, due)
     if test.verdict == "draining":
         status, text = Status.OK, say("recovery.queue_draining", **seen)
+    elif turned.eta_min is not None:
+        eta = 60 * turned.eta_min
+        values.append(Value(f"{name}.{LOOK_AGAIN}", _again(eta), "s"))
+        seen |= {"net": turned.net_per_min, "eta": eta, "again": _again(eta), "now": NOW_S}
+        status, text = Status.WARNING, say("recovery.queue_recovering", **seen)
     elif test.verdict == "filling":
         status, text = Status.CRITICAL, say("recovery.queue_filling", **seen)
     elif not gone:
@@ -247,8 +264,18 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
     failed, succeeded = amount(seen, "failed") + given_up, counts(frames.get(flows), "gone", RECENT)
     waiting, again = amount(seen, "waiting"), amount(seen, "due_again")
     rate = 100 * failed / (failed + succeeded) if failed + succeeded else None
-    facts = {"part": say(f"recovery.{part}"), "rate": rate, "failed": failed, "of": failed + succeeded}
-    if rate is not None:
+    now_failed, now_succeeded = amount(seen, "failed_now"), counts(frames.get(flows), "gone_now", 1)
+    facts = {"part": say(f"recovery.{part}"), "rate": rate, "failed": failed, "of": failed + succeeded,
+             "since": NOW_FAILED_S, "now": NOW_S, "succeeded": now_succeeded, "again": RECENT * BUCKET_S}  # fmt: skip
+    recovering = (
+        rate is not None
+        and given.limits["errors.rate"].status(rate) is not Status.OK
+        and not now_failed
+        and (1 - rate / 100) ** now_succeeded < CHANCE
+    )
+    if recovering:
+        status, text = Status.WARNING, say("recovery.errors_recovering", **facts)
+    elif rate is not None:
         status = given.limits["errors.rate"].status(rate)
         text = say("recovery.errors_some" if failed else "recovery.errors_none", **facts)
     elif again or amount(now, "due") + amount(now, "expired") > 0:
@@ -258,8 +285,11 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
         status, text = Status.OK, say("recovery.errors_idle", **facts)
     shown = Value(f"errors.{part}", None, "%")
     if rate is not None:
-        shown = replace(given.limits.value("errors.rate", rate), name=f"errors.{part}")
-    return Queue(status, text, (shown, Value(f"{part}.waiting_retry", waiting, "rows")))
+        limit = given.limits.value("errors.rate", rate)
+        shown = replace(limit, name=f"errors.{part}", threshold=None if recovering else limit.threshold)
+    values = [shown, Value(f"{part}.waiting_retry", waiting, "rows"), Value(f"{part}.failed_now", now_failed, "rows")]
+    values += [Value(f"{part}.{LOOK_AGAIN}", float(RECENT * BUCKET_S), "s")] if recovering else []
+    return Queue(status, text, tuple(values))
 
 
 # 6.3 --------------------------------------------------------------------------------------------------------
@@ -279,7 +309,8 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
     letters, outbox = frames.get("letters"), one(frames.get("outbox_failed"))
     if letters is None or not {"kind", "tens_ago", "n"} <= set(letters.columns):
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/dead_letters"))
-    found, silence, needed = _series(letters, given)
+    found, silence, gap = _series(letters, given)
+    needed = min(max(gap, QUIET_S), LONGEST_QUIET_S) if found else 0.0
     failed = int(amount(outbox, "n"))
     failed_s = seconds_between(outbox.get("last_failed"), given.as_of)
     if failed and failed_s is None:
@@ -293,10 +324,16 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
     span = max(given.window_minutes - 1, 1)
     growing = minute >= 2 and minute >= before / span
     quiet = not found or silence >= needed
-    facts = {"n": found, "minute": minute, "silence": silence, "minutes": given.window_minutes, "failed": failed}
+    # Silent for longer than chance would have it, but not yet for as long as it takes to call it over.
+    recovering = not quiet and silence >= max(gap, NOW_S) and outbox_quiet
+    again = _again(needed - silence)
+    facts = {"n": found, "minute": minute, "silence": silence, "minutes": given.window_minutes, "failed": failed,
+             "again": again}  # fmt: skip
     if quiet and outbox_quiet:
         status = Status.OK
         headline = say("recovery.letters_over" if found else "recovery.letters_none", **facts)
+    elif recovering:
+        status, headline = Status.WARNING, say("recovery.letters_recovering", **facts)
     elif not quiet:
         status = Status.CRITICAL if growing else Status.WARNING
         headline = say("recovery.letters_growing" if growing else "recovery.letters_recent", **facts)
@@ -317,6 +354,7 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
             Value("dlq.quiet_needed", needed if found else None, "s"),
             Value("outbox.failed_total", failed, "rows"),
             Value("outbox.since_last_failed", failed_s, "s"),
+            *([Value(LOOK_AGAIN, again, "s")] if recovering else []),
         ],
         at_least=status,
         notes=tuple(notes),
@@ -324,7 +362,7 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
 
 
 def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
-    """How many dead letters, seconds since the last, and the silence that tells that they are over."""
+    """How many dead letters, seconds since the last, and the silence that is no chance: three of their usual gaps."""
     if letters.empty:
         return 0, 0.0, 0.0
     found = int(pd.to_numeric(letters["n"]).sum())
@@ -332,8 +370,7 @@ def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
     known = seconds_between(last, given.as_of)
     silence = float(letters["tens_ago"].min()) * BUCKET_S if known is None else known
     extent = float(letters["tens_ago"].max() - letters["tens_ago"].min()) * BUCKET_S
-    gap = extent / max(found - 1, 1)
-    return found, silence, min(max(GAPS * gap, QUIET_S), LONGEST_QUIET_S)
+    return found, silence, GAPS * extent / max(found - 1, 1)
 
 
 # 6.4 --------------------------------------------------------------------------------------------------------
@@ -358,6 +395,17 @@ def collect_slis(rb: Session) -> Frames:
         return frames
 
 
+def _turned(given: Given, queue: str, part: str) -> bool:
+    """Whether what comes in goes out again by now, untroubled: so 6.1 and 6.2 of this run have seen."""
+    seen = {f.step: f for f in given.earlier}
+    flows, errors = seen.get("6.1"), seen.get("6.2")
+    if flows is None or errors is None or Status.CRITICAL in (flows.status, errors.status):
+        return False
+    # End to end: what waits in the broker, before its queue, has not gone out.
+    came, gone = (float(flows.value(n) or 0) for n in ("outbox.arrived_now", f"{queue}.gone_now"))
+    return gone > 0 and gone >= came and not errors.value(f"{part}.failed_now")
+
+
 def judge_slis(frames: Frames, given: Given) -> Finding:
     """6.4: do the newest events go through in time, and better than before?"""
     publish, accepted, delivery = (one(frames.get(n)) for n in ("publish", "accepted", "delivery"))
@@ -366,11 +414,12 @@ def judge_slis(frames: Frames, given: Given) -> Finding:
     # An event that never reached the notifications counts as one that was not delivered.
     expected = max(amount(accepted, "n"), amount(delivery, "n"))
     rows = [
-        ("publish", "outbox.publish_delay_p95", amount(publish, "n"), publish, "outbox_before"),
-        ("delivery", "delivery.e2e_p95", expected, delivery, "delivery_before"),
+        ("publish", "outbox.publish_delay_p95", amount(publish, "n"), publish, "outbox_before", PUBLISH_SPAN_S[0]),
+        ("delivery", "delivery.e2e_p95", expected, delivery, "delivery_before", DELIVERY_SPAN_S[0]),
     ]
+    turned = {"publish": _turned(given, "outbox", "publish"), "delivery": _turned(given, "notifications", "delivery")}
     values, texts, statuses = [], [], []
-    for part, limit, n, seen, past in rows:
+    for part, limit, n, seen, past, span_s in rows:
         done, p95 = amount(seen, "done"), seen.get("p95")
         before = one(frames.get(past)).get("p95")
         facts = {
@@ -380,7 +429,9 @@ def judge_slis(frames: Frames, given: Given) -> Finding:
             "p95": p95,
             "before": before,
             "limit": given.limits[limit].critical,
+            "again": span_s,
         }
+        again = [Value(f"{part}.{LOOK_AGAIN}", float(span_s), "s")]
         values.append(Value(f"{part}.events", n, "events"))
         values.append(Value(f"{part}.done", done, "events"))
         if before is not None:
@@ -391,15 +442,19 @@ def judge_slis(frames: Frames, given: Given) -> Finding:
             continue
         if done < IN_TIME * n:
             # More than one in twenty is still on its way: their p95 is worse than any that can be measured.
-            statuses.append(Status.CRITICAL if done < n / 2 else Status.WARNING)
-            texts.append(say("recovery.sli_missing", **facts))
+            critical = done < n / 2 and not turned[part]
+            statuses.append(Status.CRITICAL if critical else Status.WARNING)
+            texts.append(say("recovery.sli_recovering" if turned[part] else "recovery.sli_missing", **facts))
+            values += again if turned[part] else []
             continue
         value = given.limits.value(limit, None if p95 is None else float(p95))
         # Late events leave the percentile only by and by: over the limit, but better than before, is a recovery.
-        recovering = value.status is Status.CRITICAL and before is not None and float(p95 or 0) < float(before)
+        better = before is not None and float(p95 or 0) < float(before)
+        recovering = value.status is Status.CRITICAL and (better or turned[part])
         statuses.append(Status.WARNING if recovering else value.status or Status.OK)
         texts.append(say("recovery.sli_well" if value.status is Status.OK else "recovery.sli_slow", **facts))
         values.append(replace(value, threshold=None) if recovering else value)
+        values += again if value.status is not Status.OK and turned[part] else []
     return judged(
         say("recovery.both", a=texts[1], b=texts[0]),
         values,

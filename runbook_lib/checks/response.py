@@ -27,7 +27,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import amount, one, row
+from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
     from runbook_lib.session import Session
@@ -72,9 +72,9 @@ def collect_impact(rb: Session) -> Frames:
 
 def _per_minute(rb: Session, db: Snapshot) -> dict[str, pd.DataFrame | None]:
     long_ago = min(rb.since, rb.as_of - pd.Timedelta(minutes=BURN_MIN))
-    limit_s = rb.catalog.slos["NOTI-B"].number
+    late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
     return {
-        "sent": db.try_ask("sli/delivered_per_minute", since=long_ago, limit_s=limit_s),
+        "sent": db.try_ask("sli/delivered_per_minute", since=long_ago, **late),
         "failed": db.try_ask("notifications/failed_per_minute", since=long_ago),
         "published": db.try_ask("outbox/published_per_minute"),
         "processed": db.try_ask("processed/per_minute"),
@@ -262,7 +262,10 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
 
 
 def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
-    """When it began and how that is known: the oldest event that waits, else a change in a flow's rate."""
+    """When it began and how that is known: the oldest event that waits, else a change in a flow's rate.
+
+    A change is known to the minute: the first event that went through it too slowly has a better time.
+    """
     waiting = _waiting(frames)
     if len(waiting) and waiting["oldest_s"].notna().any():
         return given.as_of - pd.Timedelta(seconds=float(waiting["oldest_s"].max())), "oldest"
@@ -276,7 +279,13 @@ def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
     rise = stats.trend_kind(failed).onset
     if rise is not None:
         found.append(failed.index[rise])
-    return (min(found), "change") if found else (None, "")
+    if not found:
+        return None, ""
+    slow = table(frames, "sent", "minute", "first_slow")
+    first = pd.to_datetime(
+        slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
+    ).min()
+    return (min(found), "change") if pd.isna(first) else (first, "slow")
 
 
 def minutes_of(frame: pd.DataFrame | None, given: Given, column: str = "n") -> pd.Series[float]:

@@ -17,8 +17,6 @@ from runbook_lib.sandbox.state import SandboxError
 
 #: Long enough that rows are plainly overdue, short enough to watch.
 FAULT_S = 12
-#: After the cure, until the newest events are those that did not have to wait.
-FLOW_S = 8
 
 
 def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], None]) -> Path:
@@ -60,9 +58,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         else:
             tell("\nNo restart cures this, says the runbook.\n$ runbook sandbox heal")
             sandbox.heal()
-        tell(f"Letting it flow for {FLOW_S} s ...")
-        time.sleep(FLOW_S)
-        recovered = _until_recovered(lambda: runbook("run", "6", "-p", "window_minutes=15"))
+        recovered = runbook("run", "6", "-p", "window_minutes=15", "--wait", "2m")
         tell(f"\n$ runbook postmortem {incident} --target sandbox")
         drafted = run("postmortem", incident, "--target", "sandbox")
     finally:
@@ -85,14 +81,3 @@ def _proposed_restart(archive: Archive) -> str | None:
     name = str(proposals[0]["name"]) if proposals else ""
     workload = name.removeprefix("restart_")
     return workload if workload != name and workload in ("notification", "entitlement") else None
-
-
-def _until_recovered(run: Callable[[], int], tries: int = 4) -> int:
-    """Section 6 may honestly say "not yet" at first: ask again."""
-    code = run()
-    for _ in range(tries - 1):
-        if code == Status.OK.value:
-            break
-        time.sleep(8)
-        code = run()
-    return code

@@ -195,7 +195,7 @@ class Sandbox:
         if state.fault:
             raise SandboxError(f"{state.fault} is on already: `{command('heal', self.directory)}` first")
         # Noted first: a fault that was injected only half can still be healed.
-        state.fault = name
+        state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
         state.save()
         fault.inject(self)
         return fault

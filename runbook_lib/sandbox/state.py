@@ -110,6 +110,7 @@ class SandboxState:
     rate: float
     ready: bool = False
     fault: str | None = None
+    fault_at: str | None = None  # when it was injected, by this machine's clock
     # (pid, create time) of supervisord; a pid alone may have been given to somebody else since
     supervisord: tuple[int, float] | None = None
 
@@ -154,6 +155,7 @@ def load(directory: Path | str | None = None) -> SandboxState:
         rate=data["rate"],
         ready=data["ready"],
         fault=data["fault"],
+        fault_at=data.get("fault_at"),
         supervisord=(started[0], started[1]) if started else None,
     )
 

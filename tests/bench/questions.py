@@ -80,6 +80,8 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "with_open": True,
         "bucket_s": 60,
         "old_s": 10.0,
+        "slow_s": 10.0,
+        "share": 0.05,
         "tries_s": 420.0,
         "max_rows": BUDGET.max_rows + 1,
     }

@@ -4,7 +4,8 @@
 -- answers: window
 SELECT CAST(floor(extract(epoch FROM created_at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)) AS integer)
         AS bucket,
-    count(*) FILTER (WHERE kind = 'delivery') AS delivery, count(*) FILTER (WHERE kind = 'subscriber') AS subscriber
+    count(*) FILTER (WHERE kind = 'delivery') AS delivery, count(*) FILTER (WHERE kind = 'subscriber') AS subscriber,
+    min(created_at) AS first_letter
 FROM (
     SELECT 'delivery' AS kind, created_at FROM notification.notification_dlq
     UNION ALL

@@ -2,7 +2,8 @@
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: scan
 -- answers: window
--- An event is old from `old_s` after its creation until it is published. Bucket -1 is all before.
+-- An event is old from `old_s` after its creation until it is published. Bucket -1 is all before. `aged`: at some
+-- moment of the bucket more than `share` of the unpublished were old; `most_old`: so many were at once.
 WITH found AS MATERIALIZED (
     SELECT created_at, published_at, status
     FROM entitlement.outbox_events
@@ -39,13 +40,18 @@ WITH found AS MATERIALIZED (
         FROM aged
     ) judged
     WHERE late OR published_at IS NOT NULL
+), leveled AS (
+    SELECT *, sum(opened - published) OVER (ORDER BY at) AS unpublished, sum(old_in - old_out) OVER (ORDER BY at) AS aging
+    FROM flows
+    WHERE at < CAST(:until AS timestamptz)
 )
 SELECT CAST(greatest(floor(extract(epoch FROM at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)), -1)
         AS integer) AS bucket,
     sum(came) AS came, sum(opened) AS opened, sum(published) AS published, sum(old_in) AS old_in,
-    sum(old_out) AS old_out, sum(n) AS n, sum(late) AS late, sum(old) AS old, min(first_late) AS first_late
-FROM flows
-WHERE at < CAST(:until AS timestamptz)
+    sum(old_out) AS old_out, sum(n) AS n, sum(late) AS late, sum(old) AS old, min(first_late) AS first_late,
+    max(aging) AS most_old,
+    max(CAST(aging > 0 AND aging > CAST(:share AS double precision) * unpublished AS integer)) AS aged
+FROM leveled
 GROUP BY 1
 ORDER BY 1
 LIMIT :max_rows;

@@ -6,6 +6,7 @@
 SELECT
     part,
     count(*) FILTER (WHERE next_retry_at - interval '1.5 seconds' * backoff_s >= CAST(:tried_since AS timestamptz)) AS failed,
+    count(*) FILTER (WHERE next_retry_at - interval '1.5 seconds' * backoff_s >= now() - interval '2 seconds') AS failed_now,
     count(*) FILTER (WHERE next_retry_at > now()) AS waiting,
     count(*) FILTER (WHERE next_retry_at <= now()) AS due_again,
     max(attempt_count) AS most_tries

@@ -17,7 +17,9 @@ WITH flows AS (
       AND sent_at > CAST(:since AS timestamptz) AND sent_at <= CAST(:as_of AS timestamptz)
 )
 SELECT CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
-    sum(arrived) AS arrived, sum(gone) AS gone
+    sum(arrived) AS arrived, sum(gone) AS gone,
+    coalesce(sum(arrived) FILTER (WHERE at > CAST(:as_of AS timestamptz) - interval '4 seconds'), 0) AS arrived_now,
+    coalesce(sum(gone) FILTER (WHERE at > CAST(:as_of AS timestamptz) - interval '4 seconds'), 0) AS gone_now
 FROM flows
 GROUP BY 1
 ORDER BY 1
