@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any
 
 import nbformat
-import pandas as pd
 
 from runbook_lib import catalog, diagnosis, record, render
 from runbook_lib.finding import Finding, Status, Verdict, complete
@@ -168,41 +167,20 @@ def _safe(markup: str) -> Any:
     return Markup(markup)  # noqa: S704 - our own rendering
 
 
-def given_of(run: Run, earlier: tuple[Finding, ...]) -> Any:
-    """What the judges of a stored run were given, from its header."""
-    from runbook_lib.checks.check import Given
-    from runbook_lib.settings import Workloads
-
-    book, facts = catalog.load(), run.header.get("given", {})
-    return Given(
-        limits=book.limits,
-        slos=book.slos,
-        as_of=pd.Timestamp(run.header["as_of"]),
-        window_minutes=run.header["window_minutes"],
-        lease_s=facts["lease_s"],
-        batch_size=facts["batch_size"],
-        poll_interval_s=facts["poll_interval_s"],
-        workloads=Workloads(**facts["workloads"]),
-        detected_by=facts["detected_by"],
-        detected_at=pd.Timestamp(facts["detected_at"]) if facts["detected_at"] else None,
-        earlier=earlier,
-        target=run.header["target"],
-        incident=run.header["incident"],
-    )
-
-
 def judge_again(run: Run) -> list[tuple[str, Status, Status]]:
     """Judge the stored frames once more: (step, stored status, status now) of those that differ.
 
     Steps whose source did not answer have no frames to judge and are left out.
     """
     from runbook_lib.checks import CHECKS
+    from runbook_lib.context import Given
 
+    book = catalog.load()
     differ: list[tuple[str, Status, Status]] = []
     earlier: tuple[Finding, ...] = ()
     for finding in run.findings:
         if finding.frames:
-            again = CHECKS[finding.step].judge(finding.frames, given_of(run, earlier))
+            again = CHECKS[finding.step].judge(finding.frames, Given.recorded(book, run.header, earlier))
             if again.status is not finding.status:
                 differ.append((finding.step, finding.status, again.status))
         earlier += (finding,)

@@ -426,7 +426,7 @@ def _act(
     lang = lang or settings.load().lang
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
     rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
-    rb.archive.prepare()
+    rb.context.archive.prepare()
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
     if as_json:
         click.echo(json.dumps(record.outcome(outcome), ensure_ascii=False, indent=1))
@@ -434,9 +434,11 @@ def _act(
         for line in render.action_lines(outcome, lang):
             click.echo(line)
     try:
-        dossier.write_index(rb.archive, lang)
+        dossier.write_index(rb.context.archive, lang)
     except OSError as e:
-        click.echo(f"runbook: the dossier could not be written to {rb.archive.place}: {e.strerror or e}", err=True)
+        click.echo(
+            f"runbook: the dossier could not be written to {rb.context.archive.place}: {e.strerror or e}", err=True
+        )
     return outcome.status.value
 
 
@@ -449,9 +451,10 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
     from runbook_lib.archive import Archive, OutputError
+    from runbook_lib.context import whoami
     from runbook_lib.masking import Masker
     from runbook_lib.parameters import validate
-    from runbook_lib.session import keep_note, whoami
+    from runbook_lib.session import keep_note
 
     validate({"incident_id": incident})
     config = settings.load()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -49,6 +50,20 @@ class Reason(StrEnum):
     NOT_RUN = "not_run"
     ERROR = "error"
     NOT_CONFIGURED = "not_configured"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The moment that is looked at, and where the stretch before it begins; `past` if it is not the present."""
+
+    as_of: pd.Timestamp
+    since: pd.Timestamp
+    past: bool = False
+
+    @classmethod
+    def before(cls, as_of: pd.Timestamp, minutes: float, *, past: bool = False) -> Window:
+        """So many minutes before a moment."""
+        return cls(as_of, as_of - timedelta(minutes=minutes), past)
 
 
 @dataclass(frozen=True)
@@ -280,6 +295,7 @@ __all__ = [
     "Unseen",
     "Value",
     "Verdict",
+    "Window",
     "complete",
     "judged",
     "overall",

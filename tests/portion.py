@@ -27,5 +27,5 @@ def _act(env: dict[str, str], store: str, limit: int) -> None:
         "redrive", store=store, limit=limit, execute=True, approved_by="Owner of the receiver",
         reason="the receiver is back",
     )  # fmt: skip
-    outcome = rb.outcomes["redrive"]
+    outcome = rb.context.outcomes["redrive"]
     sys.exit(0 if outcome.result == "done" and outcome.verified else 1)

@@ -15,12 +15,11 @@ from nats.aio.client import Client
 
 from runbook_lib import catalog, messages
 from runbook_lib.checks import CHECKS
-from runbook_lib.checks.check import Given
+from runbook_lib.context import Given, open_context
 from runbook_lib.finding import Finding, Frames, Reason, Status, say
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
-from runbook_lib.session import Session
 from runbook_lib.settings import Settings
 
 NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
@@ -59,7 +58,9 @@ def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **paramete
     }
     config = Settings(targets={"here": {k: v for k, v in (urls | changed).items() if k not in without}})
     section = next(s for s in catalog.load().sections.values() if steps[0] in {x.id for x in s.steps})
-    rb = Session(section, validate({"incident_id": "test", "target": "here", **parameters}), config)
+    rb = open_context(
+        section, validate({"incident_id": "test", "target": "here", **parameters}), config, catalog.load()
+    )
     for step in steps:
         rb.findings[step] = CHECKS[step].run(rb)
         words(rb.findings[step])

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from runbook_lib import record
-from runbook_lib.actions.action import Action, ActionError, Outcome, Precondition, Progress, perform
+from runbook_lib.actions.action import Action, ActionError, Outcome, Precondition, Word, perform
 from runbook_lib.archive import ACTIONS, NOTES
+from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Reason, Status, Text, say
 from runbook_lib.session import Session, keep_note, quiet_session
 from runbook_lib.settings import UsageError
@@ -37,15 +38,15 @@ class Counter:
     def command(self) -> str:
         return "count"
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         self._fail("preconditions")
         return [Precondition(say("action.restart.answers", source="postgres"), self.holds)]
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         self._fail("state")
         return {"n": self.n}
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         self._fail("run")
         if self.fails == "halfway":
             self.n += 1
@@ -55,7 +56,7 @@ class Counter:
         self.n += 1
         return {"counted": 1}
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         self._fail("verify")
         assert did == {"counted": 1}
         return self.works, say("action.restart.idle", name="counter")
@@ -66,21 +67,21 @@ class Counter:
 
 
 @pytest.fixture
-def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:  # type: ignore[no-untyped-def]
+def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:  # type: ignore[no-untyped-def]
     for name in list(os.environ):
         if name.startswith("RUNBOOK_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", embedded.database_url)
     monkeypatch.setenv("RUNBOOK_NATS_URL", embedded.nats_url)
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
-    return quiet_session("5.1", incident_id="A-1", wait_s=5)
+    return quiet_session("5.1", incident_id="A-1", wait_s=5).context
 
 
-def lines(rb: Session) -> list[dict[str, Any]]:
+def lines(rb: Context) -> list[dict[str, Any]]:
     return rb.archive.lines(ACTIONS)
 
 
-def test_done_has_two_lines_and_was_seen_to_work(rb: Session) -> None:
+def test_done_has_two_lines_and_was_seen_to_work(rb: Context) -> None:
     counter: Action = Counter()
     outcome = perform(counter, rb, execute=True, **WORD)
     assert (outcome.result, outcome.verified, outcome.status) == ("done", True, Status.OK)
@@ -92,7 +93,7 @@ def test_done_has_two_lines_and_was_seen_to_work(rb: Session) -> None:
     assert done["effect"]["en"] and done["effect"]["ja"]
 
 
-def test_without_execute_nothing_is_done(rb: Session) -> None:
+def test_without_execute_nothing_is_done(rb: Context) -> None:
     counter = Counter()
     assert perform(counter, rb, **WORD).result == "dry"
     assert counter.n == 0
@@ -111,7 +112,7 @@ def test_without_execute_nothing_is_done(rb: Session) -> None:
     ],
     ids=["no-approval", "no-reason", "does-not-hold", "not-seen", "nobody-answers", "no-state"],
 )
-def test_a_refusal_changes_nothing_and_is_a_line(rb: Session, counter: Counter, word: Any, says: str) -> None:
+def test_a_refusal_changes_nothing_and_is_a_line(rb: Context, counter: Counter, word: Any, says: str) -> None:
     outcome = perform(counter, rb, execute=True, **word)
     assert (outcome.result, outcome.status, counter.n) == ("refused", Status.CRITICAL, 0)
     (line,) = lines(rb)
@@ -119,7 +120,7 @@ def test_a_refusal_changes_nothing_and_is_a_line(rb: Session, counter: Counter, 
     assert "hunter2" not in json.dumps(line)
 
 
-def test_a_run_that_nobody_attends_is_refused(rb: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_nobody_attends_is_refused(rb: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_UNATTENDED", "1")
     counter = Counter()
     assert perform(counter, rb, execute=True, **WORD).result == "refused"
@@ -127,7 +128,7 @@ def test_a_run_that_nobody_attends_is_refused(rb: Session, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("fails", ["run", "halfway"])
-def test_a_failure_keeps_what_was_seen(rb: Session, fails: str) -> None:
+def test_a_failure_keeps_what_was_seen(rb: Context, fails: str) -> None:
     outcome = perform(Counter(fails=fails), rb, execute=True, **WORD)
     assert (outcome.result, outcome.status) == ("failed", Status.CRITICAL)
     begun, failed = lines(rb)
@@ -136,19 +137,19 @@ def test_a_failure_keeps_what_was_seen(rb: Session, fails: str) -> None:
     assert "alice" not in json.dumps(failed) and "hunter2" not in json.dumps(failed)
 
 
-def test_an_interrupt_is_a_line_and_goes_on(rb: Session) -> None:
+def test_an_interrupt_is_a_line_and_goes_on(rb: Context) -> None:
     with pytest.raises(KeyboardInterrupt):
         perform(Counter(fails="interrupted"), rb, execute=True, **WORD)
     assert [line["result"] for line in lines(rb)] == ["begun", "failed"]
 
 
 @pytest.mark.parametrize("counter", [Counter(works=False), Counter(fails="verify")], ids=["absent", "unseen"])
-def test_an_effect_that_is_not_there_is_critical(rb: Session, counter: Counter) -> None:
+def test_an_effect_that_is_not_there_is_critical(rb: Context, counter: Counter) -> None:
     outcome = perform(counter, rb, execute=True, **WORD)
     assert (outcome.result, outcome.verified, outcome.status) == ("done", False, Status.CRITICAL)
 
 
-def test_what_cannot_be_written_down_is_not_done(rb: Session) -> None:
+def test_what_cannot_be_written_down_is_not_done(rb: Context) -> None:
     rb.archive.prepare()
     assert rb.archive.local
     (rb.archive.local / ACTIONS).mkdir()
@@ -158,7 +159,7 @@ def test_what_cannot_be_written_down_is_not_done(rb: Session) -> None:
     assert "journal" in record.text(outcome.why)["en"]
 
 
-def test_the_outcome_is_evidence(rb: Session) -> None:
+def test_the_outcome_is_evidence(rb: Context) -> None:
     outcome = perform(Counter(), rb, execute=True, **WORD)
     assert isinstance(outcome, Outcome)
     frames = outcome.frames("ja")
@@ -167,7 +168,7 @@ def test_the_outcome_is_evidence(rb: Session) -> None:
     assert frames["outcome"].loc[0, "why_ja"]
 
 
-def test_a_changed_journal_is_found(rb: Session) -> None:
+def test_a_changed_journal_is_found(rb: Context) -> None:
     perform(Counter(), rb, execute=True, **WORD)
     keep_note(rb.archive, "called the operator", "aoki")
     assert rb.archive.problems() == []
@@ -180,16 +181,16 @@ def test_a_changed_journal_is_found(rb: Session) -> None:
         path.write_bytes(whole)
 
 
-def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Session) -> None:
+def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Context) -> None:
     with pytest.raises(UsageError, match="did you mean 'restart'"):
-        rb.act("restrt")
+        Session(rb).act("restrt")
     with pytest.raises(UsageError, match="nats"):
-        rb.act("restart", workload="nats")
+        Session(rb).act("restart", workload="nats")
     with pytest.raises(UsageError, match="empty"):
-        rb.note("  ")
+        Session(rb).note("  ")
 
 
-def test_the_command_writes_notes_and_shows_them(rb: Session, tmp_path: Path) -> None:
+def test_the_command_writes_notes_and_shows_them(rb: Context, tmp_path: Path) -> None:
     program = [sys.executable, "-m", "runbook_lib"]
     for arguments in (["note", "A-1", "password=hunter2 <b>did not help</b>"], ["dossier", "A-1"]):
         done = subprocess.run(

@@ -187,7 +187,7 @@ def test_what_is_not_a_setting(open_52: Callable[..., Session]) -> None:
         ({"side": "subscriber"}, "one side"),
     ):
         with pytest.raises(UsageError, match=meant):
-            Change(rb, **wrong)
+            Change(rb.context, **wrong)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_refusal_changes_nothing_and_is_a_line(
     outcome = rb.act("set", **(WORD | word), **what).outcome
     assert outcome.result == "refused"
     assert why in words(outcome)
-    lines = rb.archive.lines(ACTIONS)
+    lines = rb.context.archive.lines(ACTIONS)
     assert [line["result"] for line in lines] == ["refused"]
     assert lines[0]["why"]["en"] == words(outcome)
     assert (sandbox.directory / "pods.env").read_text() == before
@@ -221,7 +221,7 @@ def test_nobody_attends(open_52: Callable[..., Session], monkeypatch: pytest.Mon
     rb = open_52()
     outcome = rb.act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
     assert (outcome.result, "nobody attends" in words(outcome)) == ("refused", True)
-    assert len(rb.archive.lines(ACTIONS)) == 1
+    assert len(rb.context.archive.lines(ACTIONS)) == 1
 
 
 def test_both_sides_in_one_run_are_refused_on_both(open_52: Callable[..., Session]) -> None:
@@ -299,7 +299,7 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     env = read_env(sandbox.directory / "pods.env")
     assert (env[BATCH], env[POLL]) == ("5", "2s")
 
-    lines = open_52().archive.lines(ACTIONS)
+    lines = open_52().context.archive.lines(ACTIONS)
     assert [(line["result"], line["what"]["workload"]) for line in lines] == [
         ("begun", "notification"),
         ("done", "notification"),

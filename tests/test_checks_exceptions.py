@@ -17,11 +17,11 @@ from runbook_lib import catalog
 from runbook_lib import settings as target_settings
 from runbook_lib.checks import CHECKS, exceptions
 from runbook_lib.checks.check import FAILED
+from runbook_lib.context import open_context
 from runbook_lib.finding import Finding, Frames, Reason, Status
 from runbook_lib.frames import row
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.session import Session
 from runbook_lib.settings import Settings, Workloads
 from runbook_lib.sources import logs
 
@@ -331,11 +331,8 @@ def test_the_chart_says_its_numbers_in_words() -> None:
 
 
 def run(**parameters: Any) -> Finding:
-    rb = Session(
-        catalog.load().sections["5.1"],
-        validate({"incident_id": "test", "target": "sandbox", "window_minutes": 15, **parameters}),
-        Settings(),
-    )
+    asked = {"incident_id": "test", "target": "sandbox", "window_minutes": 15, **parameters}
+    rb = open_context(catalog.load().sections["5.1"], validate(asked), Settings(), catalog.load())
     found = CHECKS["5.1.1"].run(rb)
     words(found)
     assert found.reason is not Reason.ERROR, found.headline
@@ -384,7 +381,8 @@ def test_the_past_has_no_log(here: Sandbox) -> None:
 
 
 def test_a_restart_in_the_sandbox_is_that_of_a_person(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    rb = Session(catalog.load().sections["5.1"], validate({"incident_id": "t", "target": "sandbox"}), Settings())
+    asked = validate({"incident_id": "t", "target": "sandbox"})
+    rb = open_context(catalog.load().sections["5.1"], asked, Settings(), catalog.load())
     before = here.pod("notification")["pod"]
     variables = rb.workloads.environment("notification")
     assert variables["POSTGRES_PASSWORD"] == "***"

@@ -272,7 +272,7 @@ def test_a_note_is_a_line_of_the_incident(page: Page, server: Server) -> None:
 
 
 def test_what_is_revealed_is_seen_and_never_saved(page: Page, server: Server) -> None:
-    shown = add(page, 'token = rb.masker.person("customer" + "-4711"); rb.reveal(token, "user-00000000")')
+    shown = add(page, 'token = rb.context.masker.person("customer" + "-4711"); rb.reveal(token, "user-00000000")')
     words = shown.locator(".jp-OutputArea-output").inner_text()
     assert re.search(r"user-[0-9a-f]{8} is customer-4711", words)
     assert "user-00000000 is not known" in words

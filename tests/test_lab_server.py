@@ -17,7 +17,8 @@ from tornado.web import HTTPError
 
 from runbook_lib import artifact, catalog, diagnosis, lab_server, record, render
 from runbook_lib.archive import Archive
-from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Given, open_context
 from runbook_lib.finding import Finding, Frames, Status, complete, say
 from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.parameters import validate
@@ -212,7 +213,7 @@ def test_a_full_disk_does_not_break_the_save(monkeypatch: pytest.MonkeyPatch, ca
 
 def session() -> Session:
     config = Settings(targets={"here": {"database_url": URL}})
-    return Session(SECTION, validate({"incident_id": "INC-1", "target": "here"}), config)
+    return Session(open_context(SECTION, validate({"incident_id": "INC-1", "target": "here"}), config, catalog.load()))
 
 
 @pytest.fixture
@@ -224,13 +225,13 @@ def in_lab(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("in_lab")
 def test_a_token_is_shown_with_who_stands_behind_it() -> None:
     rb = session()
-    masked = rb.masker.frame(pd.DataFrame({"user_id": [WHO], "aggregate_key": ["bob:sku-1"]}))
+    masked = rb.context.masker.frame(pd.DataFrame({"user_id": [WHO], "aggregate_key": ["bob:sku-1"]}))
     shown = rb.reveal(masked["user_id"][0], masked["aggregate_key"][0], "user-ffffffff")
     one, two, three = shown._repr_mimebundle_()["text/plain"].split("\n")
     assert one == f"{masked['user_id'][0]} is {WHO}"
     assert two.endswith(" is bob")
     assert three.startswith("user-ffffffff is not known here")
-    assert WHO not in repr(shown) + repr(rb.masker)
+    assert WHO not in repr(shown) + repr(rb.context.masker)
     with pytest.raises(UsageError, match="nothing to reveal"):
         rb.reveal("alice")
 
@@ -243,8 +244,8 @@ def test_only_the_lab_can_reveal(monkeypatch: pytest.MonkeyPatch) -> None:
             if value:
                 monkeypatch.setenv(name, value)
         rb = session()
-        token = str(rb.masker.person(WHO))
-        assert rb.masker.people is None
+        token = str(rb.context.masker.person(WHO))
+        assert rb.context.masker.people is None
         with pytest.raises(UsageError, match="only `runbook lab`"):
             rb.reveal(token)
 
@@ -268,7 +269,7 @@ def test_a_revealed_output_is_in_no_artifact_however_it_is_made() -> None:
 @pytest.mark.usefixtures("in_lab")
 def test_what_the_session_remembers_is_in_no_header() -> None:
     rb = session()
-    rb.masker.person(WHO)
+    rb.context.masker.person(WHO)
     assert WHO not in json.dumps(asdict(rb._header()), default=str)
 
 
@@ -288,4 +289,4 @@ def test_the_verdict_does_not_depend_on_the_order_of_the_cells(monkeypatch: pyte
         rb.step(step)
     statuses = {step: f.status for step, f in rb.findings.items()}
     assert statuses == {STEPS[0]: Status.OK, STEPS[1]: Status.CRITICAL, STEPS[2]: Status.CRITICAL}
-    assert [f.step for f in rb.given().earlier] == STEPS[:3]
+    assert [f.step for f in rb.context.given().earlier] == STEPS[:3]

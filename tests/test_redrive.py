@@ -26,6 +26,7 @@ from steps import bound
 
 from runbook_lib import catalog, messages, sql, wire
 from runbook_lib.actions.action import Outcome
+from runbook_lib.context import open_context
 from runbook_lib.finding import replace
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox import broker as applications
@@ -52,11 +53,9 @@ def open_session(
     target = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()} | (urls or {})
     config = Settings(output=str(output), targets={"here": {k: v for k, v in target.items() if k not in without}})
     given = {"incident_id": "INC-7", "target": "here", "wait_s": 5.0} | parameters
-    rb = Session(catalog.load().sections["4.4"], validate(given), config)
-    if policy:
-        rules = {name: replace(rule, **policy) for name, rule in rb.catalog.redrive.items()}
-        rb.catalog = replace(rb.catalog, redrive=rules)
-    return rb
+    book = catalog.load()
+    rules = {name: replace(rule, **policy or {}) for name, rule in book.redrive.items()}
+    return Session(open_context(book.sections["4.4"], validate(given), config, replace(book, redrive=rules)))
 
 
 def act(rb: Session, store: str, **what: Any) -> Outcome:
@@ -567,7 +566,7 @@ def test_killed_before_its_last_line_it_can_be_started_again(
         Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
         assert finish(start(servers.env, tmp_path, "delivery", 10))
     assert Counter(delivered) == Counter({str(e): 1 for e in events})
-    assert open_session(servers, tmp_path).archive.lines("actions.jsonl")[-1]["did"]["rows"] == 10
+    assert open_session(servers, tmp_path).context.archive.lines("actions.jsonl")[-1]["did"]["rows"] == 10
 
 
 # The outbox --------------------------------------------------------------------------------------------------

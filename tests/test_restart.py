@@ -19,7 +19,7 @@ from runbook_lib import catalog
 from runbook_lib.actions.restart import COOLDOWN_S
 from runbook_lib.archive import ACTIONS, Archive
 from runbook_lib.checks import CHECKS
-from runbook_lib.checks.check import Given
+from runbook_lib.context import Given
 from runbook_lib.finding import Status
 from runbook_lib.sandbox.sandbox import Sandbox
 

@@ -17,7 +17,7 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.finding import Reason
+from runbook_lib.finding import Reason, Window
 from runbook_lib.masking import Masker
 from runbook_lib.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.sandbox.servers import Servers
@@ -198,9 +198,8 @@ def test_types_of_a_frame(servers: Servers, ask_for: Callable[..., str]) -> None
 
 
 def test_a_question_about_the_present_asked_of_the_past(servers: Servers) -> None:
-    source = reader(servers.database_url)
-    source.past = True
-    with source.snapshot() as snapshot, refused("postgres", Reason.NO_DATA, ""):
+    hour_ago = Window.before(pd.Timestamp.now("UTC") - pd.Timedelta(hours=1), 60, past=True)
+    with reader(servers.database_url).snapshot(hour_ago) as snapshot, refused("postgres", Reason.NO_DATA, ""):
         snapshot.ask("outbox/backlog")
 
 

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runbook_lib.actions.action import Action
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 
-def _restart(rb: Session, **what: Any) -> Action:
+def _restart(rb: Context, **what: Any) -> Action:
     from runbook_lib.actions.restart import Restart
 
     return Restart(rb, **what)
 
 
-def _scale(rb: Session, **what: Any) -> Action:
+def _scale(rb: Context, **what: Any) -> Action:
     from runbook_lib.actions.scale import Scale
 
     return Scale(rb, **what)
 
 
-def _set(rb: Session, **what: Any) -> Action:
+def _set(rb: Context, **what: Any) -> Action:
     from runbook_lib.actions.change import Change
 
     return Change(rb, **what)
 
 
-def _redrive(rb: Session, **what: Any) -> Action:
+def _redrive(rb: Context, **what: Any) -> Action:
     from runbook_lib.actions.redrive import Redrive
 
     return Redrive(rb, **what)

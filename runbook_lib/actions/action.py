@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 
 from runbook_lib import messages, record
 from runbook_lib.archive import ACTIONS
+from runbook_lib.context import Context, Progress, whoami
 from runbook_lib.finding import Frames, Status, Text, say
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 
-if TYPE_CHECKING:
-    from runbook_lib.session import Session
-
 Result = Literal["dry", "refused", "done", "failed"]
-Progress = Callable[[float, Text], None]
-"""Called with the share that is done (0 to 1) and what is being waited for."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +63,16 @@ class Action(Protocol):
     def command(self) -> str:
         """The same as a person would type it."""
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         """What must hold, looked at now."""
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         """What the action changes, as it is now: the journal's before and after."""
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
-        """Do it. Raises ActionError or SourceError."""
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
+        """Do it, on that word. Raises ActionError or SourceError."""
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Whether the effect is there, within the session's `wait_s`, and a sentence about it."""
 
 
@@ -142,7 +138,7 @@ class Outcome:
 
 def perform(
     action: Action,
-    rb: Session,
+    rb: Context,
     *,
     execute: bool = False,
     approved_by: str | None = None,
@@ -180,8 +176,7 @@ def perform(
     except (OSError, UsageError) as e:
         return Outcome(result="refused", why=say("action.refused.journal", detail=str(e)), **common)
     try:
-        rb.word = Word(id_, common["approved_by"], common["reason"])
-        did = action.run(rb, progress)
+        did = action.run(rb, Word(id_, common["approved_by"], common["reason"]), progress)
     except (ActionError, SourceError) as e:
         detail = e.detail if isinstance(e, SourceError) else str(e)
         why = say("action.failed", detail=rb.masker.scrub(detail))
@@ -221,14 +216,14 @@ def _lacks_a_word(approved_by: str | None, reason: str | None) -> Text | None:
     return None
 
 
-def _after(action: Action, rb: Session) -> dict[str, Any]:
+def _after(action: Action, rb: Context) -> dict[str, Any]:
     try:
         return action.state(rb)
     except SourceError as e:
         return {"unseen": rb.masker.scrub(e.detail)}
 
 
-def _kept(rb: Session, outcome: Outcome) -> Outcome:
+def _kept(rb: Context, outcome: Outcome) -> Outcome:
     """Write the outcome's line; one that can not be written is said, and loses nothing of what was done."""
     try:
         _write(rb, outcome, outcome.result)
@@ -238,12 +233,12 @@ def _kept(rb: Session, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _write(rb: Session, o: Outcome, result: str) -> None:
+def _write(rb: Context, o: Outcome, result: str) -> None:
     rb.archive.prepare()
     context = {
         "time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
         "target": rb.parameters.target,
         "section": rb.section.number,
-        "who": rb.who,
+        "who": whoami(),
     }
     rb.archive.add_line(ACTIONS, record.outcome(o) | context | {"result": result})

@@ -11,18 +11,19 @@ import pandas as pd
 
 from runbook_lib import settings as targets
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Precondition, Progress
+from runbook_lib.actions.action import Precondition, Word
 from runbook_lib.actions.restart import COOLDOWN_S, LOOK_EVERY_S, READY_S, servers_answer
 from runbook_lib.archive import ACTIONS
 from runbook_lib.catalog import Setting, SettingValue, duration
+from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Frames, Text, say
 from runbook_lib.frames import amount, one
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
+    from runbook_lib.context import Context
     from runbook_lib.parameters import Parameters
-    from runbook_lib.session import Session
 
 #: The two sides that have settings, with the workload and the table behind each.
 SIDES = {"delivery": ("notification", "notifications"), "relay": ("entitlement", "outbox")}
@@ -46,7 +47,7 @@ class Change:
     name = "set"
 
     def __init__(
-        self, rb: Session, *, settings: Mapping[str, SettingValue | None] | None = None, side: str | None = None
+        self, rb: Context, *, settings: Mapping[str, SettingValue | None] | None = None, side: str | None = None
     ) -> None:
         self.known = rb.catalog.settings
         if side is not None:
@@ -82,7 +83,7 @@ class Change:
             return f"runbook act set {' '.join(values)}"
         return proposals.settings("", self.workloads, self.settings).command
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         """Each change is a restart, so what a start needs must be there; and one thing at a time."""
         environment = rb.workloads.environment(self.program)
         found = [
@@ -113,12 +114,12 @@ class Change:
         found.append(nothing_just_changed(rb))
         return found
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         """Each variable as the workload has it; one that is not set, as its default."""
         environment = rb.workloads.environment(self.program)
         return {s.variable: environment.get(s.variable, f"{s.spelt(s.standard)} (default)") for s in self._changed()}
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """Set the variables, which restarts the workload, and wait until it is ready."""
         progress(0.0, say("change.setting", name=self.program))
         variables = {
@@ -131,7 +132,7 @@ class Change:
         ]
         return {"output": "\n".join(s for s in said if s), "since": rb.now().isoformat()}
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """The values are read back, and what is claimed since keeps to them."""
         environment, since = rb.workloads.environment(self.program), pd.Timestamp(did["since"])
         for s, value in zip(self._changed(), self.settings.values(), strict=True):
@@ -151,8 +152,8 @@ class Change:
             progress(spent / rb.parameters.wait_s, text)
             time.sleep(LOOK_EVERY_S)
 
-    def _look(self, rb: Session, since: pd.Timestamp) -> Frames:
-        with rb.postgres.snapshot() as db:
+    def _look(self, rb: Context, since: pd.Timestamp) -> Frames:
+        with rb.snapshot() as db:
             frames = {name: db.ask(f"{self.table}/{name}") for name in ("batches", "holders", "backlog")}
             frames["created"] = db.ask(f"{self.table}/created_since", moment=since)
             if self.table == "notifications":
@@ -233,7 +234,7 @@ def asked_for(parameters: Parameters, side: str) -> dict[str, SettingValue]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def proposed(rb: Session, side: str) -> dict[str, SettingValue | None]:
+def proposed(rb: Context, side: str) -> dict[str, SettingValue | None]:
     """Half the rows and twice the pause; where something is in force already, back to the defaults."""
     try:
         environment = rb.workloads.environment(getattr(rb.target.workloads, SIDES[side][0]))
@@ -266,7 +267,7 @@ def other_spellings(setting: Setting, environment: Mapping[str, str]) -> list[st
     return [v for v in environment if v != setting.variable and v.replace("_", "").lower() == plain]
 
 
-def durable_agrees(rb: Session, environment: Mapping[str, str]) -> Precondition:
+def durable_agrees(rb: Context, environment: Mapping[str, str]) -> Precondition:
     """Whether notification finds its durable as it wants it: where not, its next start fails."""
     try:
         config = rb.jetstream.consumer(rb.target.streams.events, rb.target.streams.consumer)["config"]
@@ -282,7 +283,7 @@ def durable_agrees(rb: Session, environment: Mapping[str, str]) -> Precondition:
     return Precondition(say("change.durable_agrees"), ok=True)
 
 
-def nothing_just_changed(rb: Session) -> Precondition:
+def nothing_just_changed(rb: Context) -> Precondition:
     """No action of this incident was carried out moments ago: one change at a time, each looked at."""
     times = [
         pd.Timestamp(line["time"])

@@ -8,17 +8,15 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runbook_lib import settings
 from runbook_lib.actions import stores
-from runbook_lib.actions.action import ActionError, Precondition, Progress
+from runbook_lib.actions.action import ActionError, Precondition, Word
 from runbook_lib.actions.stores import Broker, Database, Entry, Letter
+from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Text, say
 from runbook_lib.settings import UsageError
-
-if TYPE_CHECKING:
-    from runbook_lib.session import Session
 
 #: Ids that are shown before, and that the journal keeps after.
 SHOWN, KEPT = 5, 200
@@ -31,7 +29,7 @@ class Redrive:
     name = "redrive"
 
     def __init__(
-        self, rb: Session, *, store: str, limit: int = 50, events: Sequence[str] = (), discard: bool = False
+        self, rb: Context, *, store: str, limit: int = 50, events: Sequence[str] = (), discard: bool = False
     ) -> None:
         policies = rb.catalog.redrive
         if store not in policies:
@@ -54,7 +52,7 @@ class Redrive:
         words = ["runbook", "act", "redrive", self.store.name, *which, *(["--discard"] if self.discard else [])]
         return shlex.join([*words, "--target", self._target, "--incident", self._incident])
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         """The policy's limits, the ledger, an end of the portion before and of the failing, and something to send."""
         at_once, name = self.policy.at_once, self.store.name
         found = [
@@ -87,7 +85,7 @@ class Redrive:
             return [*found, Precondition(say("action.redrive.resumes", n=open_["publishing"]), ok=True)]
         return [*found, self._something(letters)]
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         """Dead letters by what speaks against them, those discarded, and those under way."""
         if not all(rb.target.url(url) for url in self.store.urls):
             return {}
@@ -104,11 +102,9 @@ class Redrive:
             "under_way": open_["waiting"] + open_["publishing"],
         }
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """One transaction takes the portion; the broker's bodies are published after it."""
-        if rb.word is None:
-            raise ActionError("nobody gave their word for this")
-        entry = Entry(incident=self._incident, **asdict(rb.word))
+        entry = Entry(incident=self._incident, **asdict(word))
         progress(0.0, say("action.redrive.taking", n=self.limit, store=self.store.name))
         with stores.connect(rb) as db:
             if not db.lock(self.store.name):
@@ -117,7 +113,7 @@ class Redrive:
         ids = [str(row["event_id"] or f"seq {row.get('stream_seq')}") for row in rows]
         return {"rows": len(rows), "events": ids[:KEPT], "ledger": [row["id"] for row in rows]}
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Each event that went, looked up by its id until all have come to an end."""
         if self.discard:
             return did["rows"] > 0, say("action.redrive.discarded", n=did["rows"])
@@ -158,7 +154,7 @@ class Redrive:
         (row,) = db.ask("ready", tables=[t for t, _ in rights], privileges=[p for _, p in rights])
         return row
 
-    def _flows(self, rb: Session, flow: Mapping[str, Any]) -> list[Precondition]:
+    def _flows(self, rb: Context, flow: Mapping[str, Any]) -> list[Precondition]:
         """The cause is over, as far as can be seen, and whoever takes the rows is at work."""
         failed_s, retrying = flow["failed_s"], flow["retrying"]
         quiet = not retrying and (failed_s is None or failed_s >= self.policy.pause_s)

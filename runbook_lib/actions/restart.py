@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 
 from runbook_lib import settings
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Precondition, Progress
+from runbook_lib.actions.action import Precondition, Word
 from runbook_lib.archive import ACTIONS
+from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Text, say
 from runbook_lib.frames import one
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
-
-if TYPE_CHECKING:
-    from runbook_lib.session import Session
 
 Which = Literal["notification", "entitlement"]
 WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
@@ -34,7 +32,7 @@ class Restart:
 
     name = "restart"
 
-    def __init__(self, rb: Session, *, workload: str = "notification") -> None:
+    def __init__(self, rb: Context, *, workload: str = "notification") -> None:
         if workload not in WORKLOADS:
             raise UsageError(f"'{workload}' can not be restarted: {settings.did_you_mean(workload, [*WORKLOADS])}")
         self.which = workload
@@ -49,7 +47,7 @@ class Restart:
         """The command of the target's own runner."""
         return proposals.restart(self.workloads, self.which).command
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         """A pod that starts needs both servers; a second replica of notification dies at its start."""
         found = [*servers_answer(rb)]
         if self.which == "notification":
@@ -58,10 +56,10 @@ class Restart:
         found.append(not_just_changed(rb, self.program))
         return found
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         """The instances, and how much waits or is leased: leased rows stay so until their lease is over."""
         pods = rb.workloads.pods(self.program)
-        with rb.postgres.snapshot() as db:
+        with rb.snapshot() as db:
             queue = one(db.ask(_backlog(self.which)))
         return {
             "pods": ", ".join(f"{p['name']} ({'ready' if p['ready'] else 'not ready'})" for p in pods),
@@ -70,14 +68,14 @@ class Restart:
             "lease_expired": queue.get("expired"),
         }
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """Restart and wait until the workload is ready."""
         progress(0.0, say("action.restart.restarting", name=self.program))
         since = rb.now()
         said = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, READY_S)]
         return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """The worker has claimed or published since, and notification's consumer is bound."""
         since, begun = pd.Timestamp(did["since"]), time.monotonic()
         while True:
@@ -88,7 +86,7 @@ class Restart:
             progress(spent / rb.parameters.wait_s, text)
             time.sleep(LOOK_EVERY_S)
 
-    def _works(self, rb: Session, since: pd.Timestamp) -> tuple[bool, Text]:
+    def _works(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
         if self.which == "notification":
             streams = rb.target.streams
             try:
@@ -97,7 +95,7 @@ class Restart:
                 return False, say("action.restart.not_bound", detail=e.detail)
             if not bound:
                 return False, say("action.restart.not_bound", detail=streams.consumer)
-        with rb.postgres.snapshot() as db:
+        with rb.snapshot() as db:
             queue = one(db.ask(_backlog(self.which)))
             last = self._last_at_work(db, queue)
         if last is not None and pd.Timestamp(last) > since:
@@ -115,7 +113,7 @@ class Restart:
         return max((pd.Timestamp(t) for t in seen if t is not None), default=None)
 
 
-def servers_answer(rb: Session) -> list[Precondition]:
+def servers_answer(rb: Context) -> list[Precondition]:
     """Both servers answer: a pod that does not reach them at its start aborts."""
     return [
         _answers("postgres", lambda: _ask_database(rb)),
@@ -123,12 +121,12 @@ def servers_answer(rb: Session) -> list[Precondition]:
     ]
 
 
-def _ask_database(rb: Session) -> None:
-    with rb.postgres.snapshot() as db:
+def _ask_database(rb: Context) -> None:
+    with rb.snapshot() as db:
         db.clock_offset(rounds=1)
 
 
-def not_just_changed(rb: Session, program: str) -> Precondition:
+def not_just_changed(rb: Context, program: str) -> Precondition:
     """No action of this incident restarted the workload moments ago."""
     now, last = pd.Timestamp.now("UTC"), None
     for line in rb.archive.lines(ACTIONS):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runbook_lib import settings
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Precondition, Progress
+from runbook_lib.actions.action import Precondition, Word
 from runbook_lib.actions.restart import LOOK_EVERY_S, READY_S, Restart, not_just_changed, servers_answer
+from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Text, say
 from runbook_lib.settings import UsageError
-
-if TYPE_CHECKING:
-    from runbook_lib.session import Session
 
 
 class Scale:
@@ -22,7 +20,7 @@ class Scale:
 
     name = "scale"
 
-    def __init__(self, rb: Session, *, workload: str, replicas: int) -> None:
+    def __init__(self, rb: Context, *, workload: str, replicas: int) -> None:
         if workload != "notification":
             hint = settings.did_you_mean(workload, ["notification"])
             raise UsageError(
@@ -42,18 +40,18 @@ class Scale:
         """The command of the target's own runner."""
         return proposals.scale(self.workloads, self.replicas).command
 
-    def preconditions(self, rb: Session) -> list[Precondition]:
+    def preconditions(self, rb: Context) -> list[Precondition]:
         """It is not so already; a pod that starts needs both servers."""
         now = rb.workloads.replicas(self.program)
         found = [Precondition(say("action.scale.differs", n=now), now != self.replicas)]
         found += servers_answer(rb) if self.replicas else []
         return [*found, not_just_changed(rb, self.program)]
 
-    def state(self, rb: Session) -> dict[str, Any]:
+    def state(self, rb: Context) -> dict[str, Any]:
         """As for a restart, and the replicas."""
         return {"replicas": rb.workloads.replicas(self.program), **self._restart.state(rb)}
 
-    def run(self, rb: Session, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """Scale and, on the way up, wait until it is ready."""
         progress(0.0, say("action.scale.scaling", name=self.program, n=self.replicas))
         since = rb.now()
@@ -61,7 +59,7 @@ class Scale:
         said += [rb.workloads.wait_ready(self.program, READY_S)] if self.replicas else []
         return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
 
-    def verify(self, rb: Session, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
+    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Up: at work as after a restart. Down: no instance is left, and nobody is bound to the consumer."""
         if self.replicas:
             return self._restart.verify(rb, did, progress)

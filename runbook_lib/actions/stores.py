@@ -30,7 +30,7 @@ from runbook_lib.sql import statement
 
 if TYPE_CHECKING:
     from runbook_lib.catalog import RedrivePolicy
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: Fields without which a notification can not be made; an event with one of them empty fails again.
 OF_EVENT = ["event_id", "event_type", "occurred_at", "user_id", "stock_keeping_unit"]
@@ -75,7 +75,7 @@ class Database:
 
 
 @contextmanager
-def connect(rb: Session) -> Iterator[Database]:
+def connect(rb: Context) -> Iterator[Database]:
     """The database, on the credentials for actions. Raises SourceError."""
     budget = rb.budget
     settings = {
@@ -217,7 +217,7 @@ class Broker:
     #: The newest sequences of either record: neither ever shrinks, and most of both has long been settled.
     most = 2000
 
-    def __init__(self, rb: Session) -> None:
+    def __init__(self, rb: Context) -> None:
         self._streams = rb.target.streams
         name = f"runbook/act/{rb.parameters.incident_id}"
         self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.ledger)
@@ -308,7 +308,7 @@ class Broker:
         return [message for part in parts for message in self._jetstream.messages(stream, part)]
 
 
-def store(name: str, rb: Session) -> Store:
+def store(name: str, rb: Context) -> Store:
     """The store of that name, of those in docs/operations.md."""
     if name == "delivery":
         return Table(name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))

@@ -10,7 +10,8 @@ import pandas as pd
 from runbook_lib import charts, history
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -28,7 +29,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: SENT and FAILED notifications are deleted after this time.
@@ -37,9 +38,9 @@ RETENTION = pd.Timedelta(days=30)
 RECENT_MIN = 3
 
 
-def collect(rb: Session) -> Frames:
+def collect(rb: Context) -> Frames:
     """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         if rb.past:
             return {"open": db.ask("notifications/open")} | _flows(db)
         frames = delivery.look(db)

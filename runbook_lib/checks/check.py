@@ -7,22 +7,21 @@ frames that an artifact keeps.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib import messages
-from runbook_lib.catalog import Limits, Slo
+from runbook_lib.context import Context, Given
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
-from runbook_lib.settings import Workloads
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.charts import Chart
-    from runbook_lib.session import Session
 
 
 #: The frame of what could not be asked, a row a part.
@@ -30,26 +29,7 @@ FAILED = "failed"
 FAILED_COLUMNS = ["part", "source", "why", "detail", "code"]
 
 
-@dataclass(frozen=True)
-class Given:
-    """What a judge is given beside the frames: limits from the documents, facts of the target and of the run."""
-
-    limits: Limits
-    slos: dict[str, Slo]
-    as_of: pd.Timestamp
-    window_minutes: int
-    lease_s: float = 30.0
-    batch_size: int = 50
-    poll_interval_s: float = 1.0
-    workloads: Workloads = field(default_factory=Workloads)
-    detected_by: str = ""
-    detected_at: pd.Timestamp | None = None
-    earlier: tuple[Finding, ...] = ()
-    target: str = "default"
-    incident: str = "adhoc"
-
-
-Collect = Callable[["Session"], Frames]
+Collect = Callable[[Context], Frames]
 Judge = Callable[[Frames, Given], Finding]
 Draw = Callable[[Frames, Given], "Chart | None"]
 OnError = Callable[[SourceError, Given], Finding]
@@ -71,7 +51,7 @@ class Check:
     charts: tuple[Draw, ...] = ()
     on_error: OnError | None = None
 
-    def run(self, rb: Session) -> Finding:
+    def run(self, rb: Context) -> Finding:
         """Ask and judge. Never raises: what goes wrong becomes the finding."""
         first = len(rb.ledger.questions)
         given = rb.given(self.step)
@@ -87,7 +67,7 @@ class Check:
                 Reason.ERROR,
                 say("unknown.error", detail=rb.masker.scrub(f"{type(e).__name__}: {e}")),
             )
-            if rb.debug:
+            if os.environ.get("RUNBOOK_DEBUG"):
                 raise
         return replace(finding, frames=frames | finding.frames, questions=tuple(rb.ledger.questions[first:]))
 

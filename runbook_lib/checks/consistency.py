@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, needs_the_present
+from runbook_lib.context import Given
 from runbook_lib.finding import Finding, Frames, Reason, Signal, Status, Text, Value, judged, say, unknown
 from runbook_lib.frames import one, row
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: SENT and FAILED notifications are removed after this; their dead letters stay.
 RETENTION = pd.Timedelta(days=30)
@@ -31,15 +32,15 @@ def _capped(*frames: pd.DataFrame | None) -> tuple[Text, ...]:
 # 5.3.1 ------------------------------------------------------------------------------------------------------
 
 
-def collect_sent_rows(rb: Session) -> Frames:
+def collect_sent_rows(rb: Context) -> Frames:
     """What an index can find of all rows, and the window exactly."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {"dirty": db.ask("consistency/sent_dirty_rows")}
 
 
-def collect_sent(rb: Session) -> Frames:
+def collect_sent(rb: Context) -> Frames:
     """5.3.1: the rows that an index can find, and the runbook's own count if that is cheap."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = {"dirty": db.ask("consistency/sent_dirty_rows")}
         everything = db.try_ask("consistency/sent_dirty")
         if everything is not None:
@@ -67,7 +68,7 @@ def judge_sent(frames: Frames, given: Given) -> Finding:
 # 5.3.2 ------------------------------------------------------------------------------------------------------
 
 
-def collect_lost(rb: Session, day: bool = True) -> Frames:
+def collect_lost(rb: Context, day: bool = True) -> Frames:
     """5.3.2: events without a trace behind the broker, and what the consumer still holds."""
     parts = Parts()
     # The consumer first: what it does not hold now, and is not processed a moment later, is nobody's.
@@ -80,7 +81,7 @@ def collect_lost(rb: Session, day: bool = True) -> Frames:
             unacknowledged=info.get("num_ack_pending"),
             bound=bool(info.get("push_bound")),
         )
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         events = db.try_ask("consistency/unprocessed_day") if day else None
         parts.answers["scope"] = row(hours=24.0 if events is not None else None, refused=day and events is None)
         parts.answers["unprocessed"] = db.ask("outbox/unprocessed") if events is None else events
@@ -146,9 +147,9 @@ def judge_lost(frames: Frames, given: Given) -> Finding:
 # 5.3.3 ------------------------------------------------------------------------------------------------------
 
 
-def collect_halves(rb: Session) -> Frames:
+def collect_halves(rb: Context) -> Frames:
     """5.3.3: what was registered without being queued, and the reverse."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {"halves": db.ask("consistency/half_processed")}
 
 
@@ -180,9 +181,9 @@ def judge_halves(frames: Frames, given: Given) -> Finding:
 # 5.3.4 ------------------------------------------------------------------------------------------------------
 
 
-def collect_dead_letters(rb: Session) -> Frames:
+def collect_dead_letters(rb: Context) -> Frames:
     """5.3.4: FAILED and dead letters against each other; all that retention leaves, else the window."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = {"failed": db.ask("consistency/failed_without_dead_letter")}
         letters = db.try_ask("consistency/dead_letter_not_failed", since=rb.as_of - RETENTION)
         if letters is None:
@@ -228,9 +229,9 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
 # 5.3.5 ------------------------------------------------------------------------------------------------------
 
 
-def collect_audit(rb: Session) -> Frames:
+def collect_audit(rb: Context) -> Frames:
     """5.3.5: the day if the plan is cheap, else the window within the newest pages of the audit."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         day = db.try_ask("consistency/audit_without_event_day")
         if day is not None:
             return {"changes": day, "scope": row(hours=24.0)}
@@ -256,9 +257,9 @@ def judge_audit(frames: Frames, given: Given) -> Finding:
 # 5.3.6 ------------------------------------------------------------------------------------------------------
 
 
-def collect_locks(rb: Session) -> Frames:
+def collect_locks(rb: Context) -> Frames:
     """5.3.6: lock columns, and sending times, where the status has none."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {"locks": db.ask("consistency/locks")}
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from runbook_lib import charts
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, could_not_ask
+from runbook_lib.checks.check import Check, could_not_ask
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     DATABASE,
     Finding,
@@ -28,14 +29,14 @@ from runbook_lib.frames import amount, one, table
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 QUESTIONS = ("connections", "sessions", "blocked", "blockers", "long_transactions")
 
 
-def collect(rb: Session) -> Frames:
+def collect(rb: Context) -> Frames:
     """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {name: db.ask(f"database/{name}") for name in QUESTIONS}
 
 

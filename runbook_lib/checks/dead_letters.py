@@ -14,8 +14,9 @@ import pandas as pd
 from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.checks import consistency, delivery, errors, given_up, publish
-from runbook_lib.checks.check import FAILED, Check, Given
+from runbook_lib.checks.check import FAILED, Check
 from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -34,7 +35,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: An advisory that is not recorded by then is not recorded; the subscriber needs milliseconds.
 GRACE_S = 10.0
@@ -60,13 +61,13 @@ _UNSURE = ("unknown", "decodes", "gone", "not_fetched")
 # 4.4.1 ------------------------------------------------------------------------------------------------------
 
 
-def collect_permanent(rb: Session) -> Frames:
+def collect_permanent(rb: Context) -> Frames:
     """What can never succeed: events that the relay gave up, terminated messages, payloads of dead letters."""
     parts = Parts()
     answers = parts.answers
     given_up.advisories(rb, parts)
     given_up.fetch(rb, parts, "terminated")
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         answers["outbox_failed"] = db.ask("dead_letters/outbox_failed", fields=list(given_up.FIELDS))
         given_up.follow_up(db, answers)
         given_up.letters_and_sends(db, answers)
@@ -263,13 +264,13 @@ def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Ite
 # 4.4.2 ------------------------------------------------------------------------------------------------------
 
 
-def collect_transient(rb: Session) -> Frames:
+def collect_transient(rb: Context) -> Frames:
     """Errors of what was given up, what is being retried now, and deliveries of the broker that ran out."""
     parts = Parts()
     answers = parts.answers
     given_up.advisories(rb, parts)
     given_up.fetch(rb, parts, "exhausted")
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         answers["outbox_failed"] = db.ask("dead_letters/outbox_failed", fields=list(given_up.FIELDS))
         given_up.follow_up(db, answers)
         given_up.letters_and_sends(db, answers)
@@ -630,11 +631,11 @@ def _bucket_s(window_minutes: int) -> float:
     return max(SHORTEST_BUCKET_S, window_minutes * 60 / BUCKETS)
 
 
-def collect_trend(rb: Session) -> Frames:
+def collect_trend(rb: Context) -> Frames:
     """New rows of all four stores over the window, and what they disagree about."""
     parts = Parts()
     given_up.advisories(rb, parts)
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         given_up.follow_up(db, parts.answers)
         bucket_s = _bucket_s(rb.parameters.window_minutes)
         given_up.optional(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Given
+from runbook_lib.context import Given
 from runbook_lib.finding import Frames
 from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: A send that times out takes about 2 s, so a worker at work finishes at least one row between two looks.
@@ -82,7 +82,7 @@ def look(db: Snapshot) -> Frames:
     return {name: db.ask(f"notifications/{name}") for name in names}
 
 
-def second_look(rb: Session, first: Frames, always: bool = False) -> Frames:
+def second_look(rb: Context, first: Frames, always: bool = False) -> Frames:
     """The same a little later, `always` or if something has been due for suspiciously long; {} if not.
 
     Waited is only what is left of the time: whatever was asked since the first look has been part of it.
@@ -95,7 +95,7 @@ def second_look(rb: Session, first: Frames, always: bool = False) -> Frames:
     if taken is not None and "postgres" in rb.clocks:  # else its clock may not be compared with this one
         past_s = (rb.now() - taken).total_seconds()
     time.sleep(min(max(LOOKS_APART_S - past_s, 0.0), LOOKS_APART_S))
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {f"{name}_later": db.ask(f"notifications/{name}") for name in ("activity", "attempts", "held")}
 
 

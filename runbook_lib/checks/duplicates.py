@@ -13,8 +13,9 @@ from matplotlib.dates import date2num
 from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery, leases
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,
@@ -35,7 +36,7 @@ from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import logs
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: The constraint whose violation the subscriber takes for "already done"; any other violation is an error to it.
 KEY = "processed_events_pkey"
@@ -62,9 +63,9 @@ _ID = re.compile(r"\bid=(\S+)")
 # 4.2.1 Does the key refuse a second registration?
 
 
-def collect_key(rb: Session) -> Frames:
+def collect_key(rb: Context) -> Frames:
     """The indexes of processed_events, from the catalog alone: it answers behind every lock."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {"key": db.ask("duplicates/key")}
 
 
@@ -133,9 +134,9 @@ def _hold(given: Given) -> tuple[Proposal, ...]:
 # 4.2.2 Is the event registered before work is done, in one transaction?
 
 
-def collect_order(rb: Session) -> Frames:
+def collect_order(rb: Context) -> Frames:
     """The window's notifications against their registrations; copies side by side where there are any."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         duplicates = db.ask("consistency/duplicates")
         others = {
             "again": db.try_ask("duplicates/again"),
@@ -275,14 +276,14 @@ def draw_order(frames: Frames, given: Given) -> charts.Chart | None:
 # 4.2.3 Are second deliveries absorbed?
 
 
-def collect_absorbed(rb: Session) -> Frames:
+def collect_absorbed(rb: Context) -> Frames:
     """The consumer and the tables twice over a short pause, the stream against the outbox, and the log."""
     needs_the_present(rb, "postgres")
     parts = Parts()
     since = rb.as_of - BACK
 
     def look(name: str) -> None:
-        with rb.postgres.snapshot() as db:
+        with rb.snapshot() as db:
             parts.answers["held" + name] = db.ask("notifications/held")
             parts.answers["accepted" + name] = db.ask("duplicates/accepted", **{"from": since})
 
@@ -305,7 +306,7 @@ def collect_absorbed(rb: Session) -> Frames:
     return parts.frames()
 
 
-def _consumer(rb: Session) -> pd.DataFrame:
+def _consumer(rb: Context) -> pd.DataFrame:
     names = rb.target.streams
     info = rb.jetstream.consumer(names.events, names.consumer)
     return row(
@@ -320,7 +321,7 @@ def _consumer(rb: Session) -> pd.DataFrame:
     )
 
 
-def _stream(rb: Session) -> Frames:
+def _stream(rb: Context) -> Frames:
     """The newest messages, as many as the window reaches, and what the outbox says of the same time."""
     name = rb.target.streams.events
     state = rb.jetstream.stream(name)["state"]
@@ -334,7 +335,7 @@ def _stream(rb: Session) -> Frames:
     first, event = min(known, key=lambda found: found[0].seq)
     stored = max(state["last_seq"] - first.seq + 1 - state.get("num_deleted", 0), 0)
     frames = {"stream": row(from_seq=first.seq, since=first.time, messages=stored)}
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         published = db.try_ask("duplicates/published", event=event)
     return frames if published is None else frames | {"published": published}
 

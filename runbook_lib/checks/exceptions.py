@@ -16,8 +16,9 @@ from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
 from runbook_lib.catalog import Phrase
 from runbook_lib.checks import errors, recovery
-from runbook_lib.checks.check import Check, Given, could_not_ask, failures
+from runbook_lib.checks.check import Check, could_not_ask, failures
 from runbook_lib.checks.parts import Parts, needs_the_present
+from runbook_lib.context import Given
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,
@@ -36,7 +37,7 @@ from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import SourceError, logs
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: A log is read no further back than this, however wide the window is.
 LONGEST_MIN = 60
@@ -90,7 +91,7 @@ _TEXTS = ["level", "phrase", "detail", "n", "now", "per_min", "first", "last", "
 _MINUTES = ["minute", "what", "n"]
 
 
-def collect_exceptions(rb: Session) -> Frames:
+def collect_exceptions(rb: Context) -> Frames:
     """5.1.1: the workload's log, its tries by the tables, and by Prometheus where there is one."""
     which = rb.parameters.workload
     name = str(getattr(rb.target.workloads, which))

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.checks import errors
-from runbook_lib.checks.check import Given, failures
+from runbook_lib.checks.check import failures
 from runbook_lib.checks.parts import Parts, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.finding import Frames, Reason, Text, say
 from runbook_lib.frames import table
 from runbook_lib.sources import SourceError
 from runbook_lib.wire import EntitlementEvent, WireError, decode
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 
@@ -91,7 +92,7 @@ def _is_instant(text: str) -> bool:
         return False
 
 
-def advisories(rb: Session, parts: Parts) -> None:
+def advisories(rb: Context, parts: Parts) -> None:
     """The newest advisories of both kinds: `terminated` (never again) and `exhausted` (ten deliveries)."""
     names = rb.target.streams
     for name, stream in (("terminated", names.terminated), ("exhausted", names.advisory)):
@@ -116,7 +117,7 @@ def _sequence(body: bytes) -> int | None:
     return seq if isinstance(seq, int) and seq > 0 else None
 
 
-def fetch(rb: Session, parts: Parts, *kinds: str) -> None:
+def fetch(rb: Context, parts: Parts, *kinds: str) -> None:
     """The messages that the newest advisories of the window are about."""
     with parts.part("messages") as answers:
         seqs: set[int] = set()

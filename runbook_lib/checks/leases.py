@@ -9,8 +9,9 @@ import pandas as pd
 from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import seconds_between
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -26,7 +27,7 @@ from runbook_lib.frames import amount, one, table
 from runbook_lib.stats import percentile
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: A lease may differ from the configured one by rounding and nothing else.
 LEASE_TOLERANCE_S = 1.0
@@ -34,14 +35,14 @@ LEASE_TOLERANCE_S = 1.0
 RECENT_S, RULE = 60.0, 5
 
 
-def _first_look(rb: Session) -> Frames:
-    with rb.postgres.snapshot() as db:
+def _first_look(rb: Context) -> Frames:
+    with rb.snapshot() as db:
         frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(db)
         oldest = db.try_ask("notifications/processing_oldest")
     return frames if oldest is None else frames | {"processing_oldest": oldest}
 
 
-def _looks(rb: Session, step: str, *names: str, twice: bool = False) -> Frames:
+def _looks(rb: Context, step: str, *names: str, twice: bool = False) -> Frames:
     """What the steps of this section look at together, once, or twice a little apart; of that, what a step needs."""
     frames = rb.shared(step, _first_look)
     if "held_later" not in frames:
@@ -55,7 +56,7 @@ _WORKER = ("backlog", "activity", "attempts", "held")
 # 4.3.1 What is PROCESSING, and how far from its lease's end?
 
 
-def collect_leases(rb: Session) -> Frames:
+def collect_leases(rb: Context) -> Frames:
     """The leases around now, by holder, and the runbook's own list; a second look where something is over."""
     return _looks(rb, "4.3.1", "leases", "holders", "processing_oldest", *_WORKER)
 
@@ -141,7 +142,7 @@ def draw_leases(frames: Frames, given: Given) -> charts.Chart | None:
 # 4.3.2 Is each worker that holds rows alive?
 
 
-def collect_workers(rb: Session) -> Frames:
+def collect_workers(rb: Context) -> Frames:
     """Who holds what, and whether anything moves while something is due."""
     return _looks(rb, "4.3.2", "holders", *_WORKER)
 
@@ -224,7 +225,7 @@ def _restart(given: Given) -> tuple[Proposal, ...]:
 # 4.3.3 Does somebody lose rows to somebody else?
 
 
-def collect_locks(rb: Session) -> Frames:
+def collect_locks(rb: Context) -> Frames:
     """The same question twice: the database keeps no trace of a lock that was lost."""
     frames = _looks(rb, "4.3.3", "held", twice=True)
     return {"first": frames["held"], "second": frames["held_later"]}
@@ -311,9 +312,9 @@ def _claimed_between(first: pd.DataFrame, second: pd.DataFrame) -> set[str]:
 # 4.3.4 Is the lease too short or too long for the work?
 
 
-def collect_length(rb: Session) -> Frames:
+def collect_length(rb: Context) -> Frames:
     """The leases as written, and how long batches really took."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {name: db.ask(f"notifications/{name}") for name in ("holders", "batches")}
 
 
@@ -395,11 +396,11 @@ def _longest_batch(batches: pd.DataFrame, given: Given) -> tuple[float | None, f
 # 4.3.5 Do the clocks agree?
 
 
-def collect_clocks(rb: Session) -> Frames:
+def collect_clocks(rb: Context) -> Frames:
     """The workers' times against the database's, and the servers' clocks as this run measured them."""
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
     frames = {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames["worker"] = db.ask("notifications/clock")
         frames["subscriber"] = db.ask("processed/clock")
     return frames

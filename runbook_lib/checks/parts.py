@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, Given, failures
+from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, failures
+from runbook_lib.context import Given
 from runbook_lib.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.messages import LANGUAGES, VERBATIM
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 _ASKED = "asked"
 
@@ -49,7 +50,7 @@ class Parts:
         return {**self.answers, FAILED: pd.DataFrame(self.failures, columns=FAILED_COLUMNS)}
 
 
-def needs_the_present(rb: Session, source: str) -> None:
+def needs_the_present(rb: Context, source: str) -> None:
     """For what only the present can answer; raises SourceError where the run looks at a past moment."""
     if rb.past:
         raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
@@ -67,7 +68,7 @@ def said(outcome: Mapping[str, Any], what: str) -> Text:
     return say(VERBATIM, **{lang: str(outcome.get(f"{what}_{lang}") or "-") for lang in LANGUAGES})
 
 
-def collect_each(rb: Session, checks: Mapping[str, Check]) -> Frames:
+def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
     """The frames of several checks in one step, named "part.frame"; each may fail for itself."""
     parts = Parts()
     for name, check in checks.items():

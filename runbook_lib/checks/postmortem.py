@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from runbook_lib import charts, postmortem, record, stats
 from runbook_lib.archive import ACTIONS, NOTES, Archive
 from runbook_lib.catalog import Slo
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts
+from runbook_lib.context import Given
 from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 from runbook_lib.frames import amount, one, row, table
 from runbook_lib.messages import VERBATIM
@@ -25,7 +26,7 @@ from runbook_lib.parameters import moment
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 OWN = postmortem.SECTION
@@ -67,7 +68,7 @@ def said(archive: Archive, name: str) -> dict[str, Any]:
     return {"findings": found, "as_of": end.get("header", {}).get("as_of"), "verdict": end.get("verdict")}
 
 
-def collect_runs(rb: Session) -> Frames:
+def collect_runs(rb: Context) -> Frames:
     """The runs of the incident, this section's own left out."""
     rows = []
     for entry in _journal(rb.archive):
@@ -147,7 +148,7 @@ def onset_kept(runs: pd.DataFrame) -> Moment:
 # 7.1 Impact -------------------------------------------------------------------------------------------------
 
 
-def collect_impact(rb: Session) -> Frames:
+def collect_impact(rb: Context) -> Frames:
     """7.1: the runs, and what the tables say of the incident, bucket by bucket."""
     parts, given = Parts(), rb.given()
     with parts.part("archive") as answers:
@@ -162,14 +163,14 @@ def collect_impact(rb: Session) -> Frames:
     since = max(first - pd.Timedelta(minutes=given.window_minutes), until - LONGEST).floor("min")
     bucket_s = 60 * max(math.ceil((until - since).total_seconds() / 60 / MOST_BUCKETS), 1)
     parts.answers["span"] = row(since=since, until=until, bucket_s=bucket_s)
-    with parts.part("tables") as answers, rb.postgres.snapshot() as db:
+    with parts.part("tables") as answers, rb.snapshot() as db:
         asked = _ask(rb, db, since, until, bucket_s)
         answers |= {name: frame for name, frame in asked.items() if frame is not None}
     return parts.frames()
 
 
 def _ask(
-    rb: Session, db: Snapshot, since: pd.Timestamp, until: pd.Timestamp, bucket_s: int
+    rb: Context, db: Snapshot, since: pd.Timestamp, until: pd.Timestamp, bucket_s: int
 ) -> dict[str, pd.DataFrame | None]:
     slos = rb.catalog.slos
     span = {"since": since, "until": until, "bucket_s": bucket_s}
@@ -211,7 +212,7 @@ def _in_pieces(db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, *
     return pd.DataFrame(whole).reset_index()
 
 
-def _earlier_impact(rb: Session) -> Frames:
+def _earlier_impact(rb: Context) -> Frames:
     """What earlier runs of this section measured: rows are deleted, so it may be all that is left."""
     rows: dict[str, Any] = {}
     for entry in _journal(rb.archive):
@@ -637,7 +638,7 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
 # 7.2 Origin -------------------------------------------------------------------------------------------------
 
 
-def collect_origin(rb: Session) -> Frames:
+def collect_origin(rb: Context) -> Frames:
     """7.2: what every command concluded, and every finding that speaks for or against a failure mode."""
     manifest = _journal(rb.archive)
     runs = [e for e in manifest if e.get("section", OWN) != OWN]
@@ -737,7 +738,7 @@ def _mode(frames: Frames, id_: str) -> Text:
 # 7.3 Timeline -----------------------------------------------------------------------------------------------
 
 
-def collect_timeline(rb: Session) -> Frames:
+def collect_timeline(rb: Context) -> Frames:
     """7.3: runs, verdicts, actions, notes and what did not end; the onset is that of 7.1."""
     frames = collect_runs(rb)
     origin = collect_origin(rb)
@@ -861,7 +862,7 @@ def timeline(frames: Frames, start: Moment, detected: Moment, recovered: Moment)
 # 7.4 Measures -----------------------------------------------------------------------------------------------
 
 
-def collect_measures(rb: Session) -> Frames:
+def collect_measures(rb: Context) -> Frames:
     """7.4: what the failure mode's entry suggests, and what a person has entered into the draft."""
     origin = next((f for f in rb.given().earlier if f.step == "7.2"), None)
     ids = str((origin and (origin.value("origin") or origin.value("candidates"))) or "").split(", ")

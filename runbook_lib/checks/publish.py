@@ -8,8 +8,9 @@ import pandas as pd
 
 from runbook_lib import charts, history
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -26,7 +27,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: PUBLISHED events are deleted after this time.
 RETENTION = pd.Timedelta(hours=24)
@@ -50,10 +51,10 @@ KINDS = (
 )
 
 
-def collect(rb: Session) -> Frames:
+def collect(rb: Context) -> Frames:
     """The outbox first; then whether the broker answers us, to tell the relay's failure from the broker's."""
     parts = Parts()
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = {"delay": db.ask("outbox/delay"), "unprocessed": db.ask("outbox/unprocessed")}
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=NOW_MIN))
         if not rb.past:

@@ -10,8 +10,9 @@ import pandas as pd
 
 from runbook_lib import charts, stats
 from runbook_lib.checks import consistency, scope
-from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     LOOK_AGAIN,
     Finding,
@@ -30,7 +31,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: Flows are counted in buckets of ten seconds, back from the moment of the run, for at most this long.
@@ -54,11 +55,11 @@ TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbo
 IN_TIME = 0.95
 
 
-def _begin(rb: Session) -> pd.Timestamp:
+def _begin(rb: Context) -> pd.Timestamp:
     return max(rb.since, rb.as_of - LOOKBACK)
 
 
-def _flows(rb: Session, db: Snapshot) -> Frames:
+def _flows(rb: Context, db: Snapshot) -> Frames:
     """Both queues now, and what came and went, in buckets."""
     since = _begin(rb)
     sent = db.try_ask("recovery/notification_flows", since=since, created_since=since - pd.Timedelta(hours=6))
@@ -97,9 +98,9 @@ class Queue:
     values: tuple[Value, ...]
 
 
-def collect_backlog(rb: Session) -> Frames:
+def collect_backlog(rb: Context) -> Frames:
     """6.1: both backlogs and their flows."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return _flows(rb, db)
 
 
@@ -226,9 +227,9 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
 # 6.2 --------------------------------------------------------------------------------------------------------
 
 
-def collect_errors(rb: Session) -> Frames:
+def collect_errors(rb: Context) -> Frames:
     """6.2: tries that failed and tries that succeeded in the last seconds."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = _flows(rb, db) | {
             "tries": db.ask("recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=RECENT * BUCKET_S))
         }
@@ -295,9 +296,9 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
 # 6.3 --------------------------------------------------------------------------------------------------------
 
 
-def collect_dead_letters(rb: Session) -> Frames:
+def collect_dead_letters(rb: Context) -> Frames:
     """6.3: when dead letters came, and when the relay last gave an event up."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {
             "letters": db.ask("recovery/dead_letters"),
             "outbox_failed": db.ask("recovery/outbox_failed"),
@@ -376,13 +377,13 @@ def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
 # 6.4 --------------------------------------------------------------------------------------------------------
 
 
-def collect_slis(rb: Session) -> Frames:
+def collect_slis(rb: Context) -> Frames:
     """6.4: what became of the newest events that should be through, and how it was before."""
 
     def ago(seconds: int) -> pd.Timestamp:
         return rb.as_of - pd.Timedelta(seconds=seconds)
 
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = {
             "publish": db.ask("sli/outbox_cohort", since=ago(PUBLISH_SPAN_S[0]), until=ago(PUBLISH_SPAN_S[1])),
             "accepted": db.ask("sli/outbox_cohort", since=ago(DELIVERY_SPAN_S[0]), until=ago(DELIVERY_SPAN_S[1])),
@@ -466,9 +467,9 @@ def judge_slis(frames: Frames, given: Given) -> Finding:
 # 6.5 --------------------------------------------------------------------------------------------------------
 
 
-def collect_duplicates(rb: Session) -> Frames:
+def collect_duplicates(rb: Context) -> Frames:
     """Events of the window with more than one notification."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {"duplicates": db.ask("consistency/duplicates")}
 
 
@@ -487,7 +488,7 @@ def judge_duplicates(frames: Frames, given: Given) -> Finding:
     )
 
 
-def collect_lost(rb: Session) -> Frames:
+def collect_lost(rb: Context) -> Frames:
     """Events of the window without a trace behind the broker; older ones are 5.3.2's."""
     return consistency.collect_lost(rb, day=False)
 
@@ -504,7 +505,7 @@ SIDE_EFFECTS = {
 }
 
 
-def collect_side_effects(rb: Session) -> Frames:
+def collect_side_effects(rb: Context) -> Frames:
     """6.5: all of `SIDE_EFFECTS`."""
     return collect_each(rb, SIDE_EFFECTS)
 

@@ -9,8 +9,9 @@ import pandas as pd
 
 from runbook_lib import charts, diagnosis, history, stats
 from runbook_lib.checks import backlog, database, publish, recovery, subscriber
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -30,7 +31,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: SLIs "now" are those of the last five minutes; the burn rate looks back further.
@@ -45,11 +46,11 @@ HOP_OF = {"outbox": "relay", "broker": "subscriber", "notification": "delivery_w
 # 3.1 Impact -------------------------------------------------------------------------------------------------
 
 
-def collect_impact(rb: Session) -> Frames:
+def collect_impact(rb: Context) -> Frames:
     """3.1: every SLI that timestamps can give, who is affected, and the flows that show since when."""
     parts = Parts()
     now = rb.as_of - pd.Timedelta(minutes=NOW_MIN)
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         late_s = rb.catalog.limits["backlog.oldest_due"].warning or 10.0
         parts.answers |= {
             "affected": db.ask("sli/affected", late_s=late_s),
@@ -70,7 +71,7 @@ def collect_impact(rb: Session) -> Frames:
     return parts.frames()
 
 
-def _per_minute(rb: Session, db: Snapshot) -> dict[str, pd.DataFrame | None]:
+def _per_minute(rb: Context, db: Snapshot) -> dict[str, pd.DataFrame | None]:
     long_ago = min(rb.since, rb.as_of - pd.Timedelta(minutes=BURN_MIN))
     late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
     return {
@@ -81,7 +82,7 @@ def _per_minute(rb: Session, db: Snapshot) -> dict[str, pd.DataFrame | None]:
     }
 
 
-def _requests(rb: Session) -> pd.DataFrame:
+def _requests(rb: Context) -> pd.DataFrame:
     """Requests of the two POST routes by Prometheus: how many succeeded, and the p95 of their duration."""
     route = 'uri=~"/v1/entitlements/(grants|revokes)",method="POST"'
     window = f"[{NOW_MIN}m]"
@@ -325,7 +326,7 @@ def _since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
     return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
 
 
-def with_slis(rb: Session) -> Frames:
+def with_slis(rb: Context) -> Frames:
     """3.1's frames, and the table that is shown of them."""
     frames = collect_impact(rb)
     return frames | {"slis": sli_rows(frames, rb.given())}
@@ -377,7 +378,7 @@ PLACES = {
 ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
 
 
-def collect_place(rb: Session) -> Frames:
+def collect_place(rb: Context) -> Frames:
     """3.2: all that 4.1 asks; each part may fail alone."""
     return collect_each(rb, PLACES)
 
@@ -481,7 +482,7 @@ def place_of(given: Given) -> Finding | None:
     return next((f for f in given.earlier if f.step == "3.2"), None)
 
 
-def collect_recovery(rb: Session) -> Frames:
+def collect_recovery(rb: Context) -> Frames:
     """3.3 asks nothing: it weighs what 3.2 found."""
     place = place_of(rb.given())
     rows = [{"command": p.command, "section": p.section} for p in place.proposals] if place else []
@@ -530,7 +531,7 @@ def _other(proposal: Proposal) -> Text:
 CRITERIA = {check.step: check for check in recovery.CHECKS if check.step in ("6.1", "6.2", "6.3", "6.4")}
 
 
-def collect_criteria(rb: Session) -> Frames:
+def collect_criteria(rb: Context) -> Frames:
     """3.4: what section 6 asks for its four criteria."""
     return collect_each(rb, CRITERIA)
 
@@ -569,7 +570,7 @@ def _targets(given: Given) -> dict[str, Any]:
 # 3.5 Record -------------------------------------------------------------------------------------------------
 
 
-def collect_record(rb: Session) -> Frames:
+def collect_record(rb: Context) -> Frames:
     """3.5 asks nothing: it writes down what this run has seen."""
     return {"record": record(rb.given())}
 

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.actions import ACTIONS
+from runbook_lib.actions.action import perform
 from runbook_lib.checks import recovery
-from runbook_lib.checks.check import Check, Given
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each, said
+from runbook_lib.context import Given
 from runbook_lib.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
 from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: Between two looks at the flows: long enough for them to have changed, short enough to be told soon.
 LOOK_EVERY_S = 5.0
@@ -28,12 +31,12 @@ _EFFECT = {
 # 5.1.2 ------------------------------------------------------------------------------------------------------
 
 
-def collect_restart(rb: Session) -> Frames:
+def collect_restart(rb: Context) -> Frames:
     """5.1.2: the preconditions, and what became of the restart of this run."""
     outcome = rb.outcomes.get("restart")
     if outcome is None:
-        rb.act("restart", workload=rb.parameters.workload)
-        outcome = rb.outcomes["restart"]
+        restart = ACTIONS["restart"](rb, workload=rb.parameters.workload)
+        outcome = rb.outcomes["restart"] = perform(restart, rb)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=rb.target.streams.events)
     return {**outcome.frames(rb.lang), "about": about}
 
@@ -76,18 +79,18 @@ def judge_restart(frames: Frames, given: Given) -> Finding:
 # 5.1.3 ------------------------------------------------------------------------------------------------------
 
 
-def collect_effect(rb: Session) -> Frames:
+def collect_effect(rb: Context) -> Frames:
     """5.1.3: both flows; after a restart, again and again until they are well or the time is up."""
     outcome = rb.outcomes.get("restart")
     patience = rb.parameters.wait_s if outcome and outcome.result == "done" else 0.0
     begun = time.monotonic()
     with rb.progress() as progress:
         while True:
-            with rb.present() as now:
-                frames = collect_each(rb, _EFFECT)
-                waited = time.monotonic() - begun
-                frames["look"] = row(at=now, waited_s=waited, restarted=patience > 0)
-                well = judge_effect(rb.masker.frames(frames), rb.given()).status is Status.OK
+            now = rb.present()
+            frames = collect_each(now, _EFFECT)
+            waited = time.monotonic() - begun
+            frames["look"] = row(at=now.as_of, waited_s=waited, restarted=patience > 0)
+            well = judge_effect(rb.masker.frames(frames), now.given()).status is Status.OK
             if well or waited >= patience:
                 return frames
             progress(waited / patience, say("restart.waiting"))

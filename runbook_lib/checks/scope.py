@@ -7,8 +7,9 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Given, could_not_ask, failures
+from runbook_lib.checks.check import Check, could_not_ask, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     DATABASE,
@@ -30,7 +31,7 @@ from runbook_lib.frames import one, row
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: The columns that the two services and this runbook rely on.
 TABLES = {
@@ -76,9 +77,9 @@ NANOSECONDS = 1e9
 # The two services -------------------------------------------------------------------------------------------
 
 
-def collect_schema(rb: Session, schema: str, **questions: str) -> Frames:
+def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
     """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         frames = {
             "tables": db.ask("scope/columns", schema=schema),
             "indexes": db.ask("scope/indexes", schema=schema),
@@ -154,7 +155,7 @@ def without_activity(frames: Frames, schema: Finding) -> Finding | None:
     return replace(could_not_ask(e), values=schema.values, signals=signals_of_silence(e))
 
 
-def collect_entitlement(rb: Session) -> Frames:
+def collect_entitlement(rb: Context) -> Frames:
     """2.1: the entitlement schema and its newest event."""
     return collect_schema(rb, "entitlement", last="scope/last_event")
 
@@ -174,9 +175,9 @@ def judge_entitlement(frames: Frames, given: Given) -> Finding:
     )
 
 
-def collect_relay(rb: Session) -> Frames:
+def collect_relay(rb: Context) -> Frames:
     """2.2: what waits in the outbox, what was published last, and who holds rows."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {
             "sessions": db.ask("database/sessions"),
             "outbox": db.ask("outbox/backlog"),
@@ -213,7 +214,7 @@ def workers(frames: Frames) -> str:
     return "" if holders is None else ", ".join(str(w) for w in holders["locked_by"] if isinstance(w, str))
 
 
-def collect_notification(rb: Session) -> Frames:
+def collect_notification(rb: Context) -> Frames:
     """2.4: the notification schema, what was registered, queued and sent, and who holds rows."""
     return collect_schema(
         rb,
@@ -281,7 +282,7 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
 # The broker -------------------------------------------------------------------------------------------------
 
 
-def collect_broker(rb: Session) -> Frames:
+def collect_broker(rb: Context) -> Frames:
     """2.3: the broker, its streams and durables; each may be missing for itself."""
     needs_the_present(rb, "jetstream")
     names = rb.target.streams
@@ -449,9 +450,9 @@ def _user(url: str) -> str:
 # The database -----------------------------------------------------------------------------------------------
 
 
-def collect_database(rb: Session) -> Frames:
+def collect_database(rb: Context) -> Frames:
     """2.5: which server, who we are and what we may; the catalog alone is asked."""
-    with rb.postgres.snapshot() as db:
+    with rb.snapshot() as db:
         return {
             "server": db.ask("scope/server"),
             "rights": db.ask("scope/rights"),
@@ -531,7 +532,7 @@ def not_in_reach(e: SourceError, given: Given) -> Finding:
 # What a target may or may not have --------------------------------------------------------------------------
 
 
-def collect_optional(rb: Session) -> Frames:
+def collect_optional(rb: Context) -> Frames:
     """2.6: Redis and Prometheus, where the target declares them."""
     parts = Parts()
     with parts.part("redis") as answers:
@@ -579,10 +580,10 @@ def judge_optional(frames: Frames, given: Given) -> Finding:
 # Clocks -----------------------------------------------------------------------------------------------------
 
 
-def collect_clocks(rb: Session) -> Frames:
+def collect_clocks(rb: Context) -> Frames:
     """2.7: the offsets that were measured when the section was opened, as pairs."""
     if "postgres" not in rb.clocks:
-        with rb.postgres.snapshot():  # says why it could not be measured
+        with rb.snapshot():  # says why it could not be measured
             pass
     seen = {name: (c.offset_s, c.error_s) for name, c in rb.clocks.items()} | {"here": (0.0, 0.0)}
     pairs = [("postgres", "here"), ("nats", "here"), ("nats", "postgres")]

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, seconds_between
+from runbook_lib.context import Given
 from runbook_lib.diagnosis import signals_of_silence
 from runbook_lib.finding import (
     Finding,
@@ -28,7 +29,7 @@ from runbook_lib.frames import amount, one, row, table
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: The server's words for a client that it did not let in.
 REFUSED = (
@@ -49,7 +50,7 @@ FLOWS_S = 5.0
 QUIET = ("Client Closed", "Server Shutdown")
 
 
-def collect(rb: Session) -> Frames:
+def collect(rb: Context) -> Frames:
     """The consumer's own account first, then who is connected, then what the tables say; each may be missing."""
     parts = Parts()
     with parts.part("consumer") as frames:
@@ -57,7 +58,7 @@ def collect(rb: Session) -> Frames:
     if not rb.past:
         with parts.part("clients") as frames:
             frames |= _clients(rb, str(one(frames.get("consumer")).get("deliver_subject") or ""))
-    with parts.part("events") as frames, rb.postgres.snapshot() as db:
+    with parts.part("events") as frames, rb.snapshot() as db:
         frames["unprocessed"] = db.ask("outbox/unprocessed")
         others = {
             "nats_dlq": db.try_ask("processed/nats_dlq"),
@@ -67,7 +68,7 @@ def collect(rb: Session) -> Frames:
     return parts.frames()
 
 
-def _consumer(rb: Session) -> Frames:
+def _consumer(rb: Context) -> Frames:
     if rb.past:
         raise SourceError("jetstream", Reason.NO_DATA, "the broker knows only the present")
     names = rb.target.streams
@@ -100,7 +101,7 @@ def _consumer(rb: Session) -> Frames:
     return frames
 
 
-def _clients(rb: Session, inbox: str) -> Frames:
+def _clients(rb: Context, inbox: str) -> Frames:
     monitor = rb.nats_monitor
     clients, closed = monitor.connections(), monitor.closed()
     now = pd.Timestamp(monitor.server()["now"])

@@ -14,8 +14,9 @@ from runbook_lib import catalog, charts, history, messages
 from runbook_lib.actions import change, proposals
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks import delivery
-from runbook_lib.checks.check import Check, Given, failures
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, said
+from runbook_lib.context import Given
 from runbook_lib.finding import (
     Finding,
     Frames,
@@ -32,7 +33,7 @@ from runbook_lib.finding import (
 from runbook_lib.frames import amount, one, row, table
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.context import Context
 
 #: Full minutes over which the rates are taken.
 RATE_MIN = 5
@@ -67,7 +68,7 @@ RELAY = Side(
 # What is asked ----------------------------------------------------------------------------------------------
 
 
-def collect(rb: Session, side: Side) -> Frames:
+def collect(rb: Context, side: Side) -> Frames:
     """The settings in force, what they let through, what arrives, and what became of a change of this run."""
     which, topic = change.SIDES[side.name]
     parts, program = Parts(), getattr(rb.target.workloads, which)
@@ -88,8 +89,9 @@ def collect(rb: Session, side: Side) -> Frames:
     outcome = rb.outcomes.get("set")
     if outcome is not None and any(change.side_of(n) == side.name for n in outcome.what["settings"]):
         parts.answers |= outcome.frames(rb.lang) | {"did": row(since=outcome.did.get("since"))}
-    with rb.present() as now, rb.postgres.snapshot() as db:
-        frames = {"look": row(at=now)}
+    now = rb.present()
+    with now.snapshot() as db:
+        frames = {"look": row(at=now.as_of)}
         if side is DELIVERY:
             frames |= delivery.look(db)
         else:
@@ -101,7 +103,7 @@ def collect(rb: Session, side: Side) -> Frames:
     return parts.frames() | frames
 
 
-def _settings(rb: Session, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
+def _settings(rb: Context, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
     asked = change.asked_for(rb.parameters, side.name)
     now = {} if environment is None else change.in_force(rb.catalog.settings, side.name, environment)
     rows = [
@@ -120,7 +122,7 @@ def _settings(rb: Session, side: Side, environment: dict[str, str] | None) -> pd
     return pd.DataFrame(rows).astype(object)
 
 
-def _never_set(rb: Session, environment: dict[str, str]) -> pd.DataFrame:
+def _never_set(rb: Context, environment: dict[str, str]) -> pd.DataFrame:
     forbidden = rb.catalog.forbidden_variables
     rows = [{"variable": v, "written": environment[v], "why": why} for v, why in forbidden.items() if v in environment]
     return pd.DataFrame(rows, columns=["variable", "written", "why"])

@@ -21,7 +21,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from runbook_lib.finding import Reason
+from runbook_lib.finding import Reason, Window
 from runbook_lib.settings import Budget, UsageError
 from runbook_lib.sources import Ledger, SourceError
 from runbook_lib.sql import Query, query
@@ -34,9 +34,6 @@ class Postgres:
 
     def __init__(self, url: str, application_name: str, budget: Budget, ledger: Ledger) -> None:
         self._budget, self._ledger = budget, ledger
-        self.as_of: pd.Timestamp | None = None
-        self.since: pd.Timestamp | None = None
-        self.past = False
         self._down: tuple[float, SourceError] | None = None
         settings = {
             "default_transaction_read_only": "on",
@@ -63,8 +60,8 @@ class Postgres:
         )
 
     @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
-        """One short REPEATABLE READ READ ONLY transaction; what is asked in it is of one moment.
+    def snapshot(self, window: Window | None = None) -> Iterator[Snapshot]:
+        """One short REPEATABLE READ READ ONLY transaction; what is asked in it is of one moment, about that window.
 
         Raises SourceError; a database that did not answer is not asked again for 15 seconds.
         """
@@ -77,7 +74,7 @@ class Postgres:
                 self._down = (time.monotonic(), e)
             raise
         try:
-            snapshot = Snapshot(connection, self, self._budget, self._ledger)
+            snapshot = Snapshot(connection, window, self._budget, self._ledger)
             snapshot.wait_for_turn()
             yield snapshot
         finally:
@@ -98,8 +95,8 @@ class Postgres:
 class Snapshot:
     """The questions of one moment."""
 
-    def __init__(self, connection: sa.Connection, source: Postgres, budget: Budget, ledger: Ledger) -> None:
-        self._connection, self._source, self._budget, self._ledger = connection, source, budget, ledger
+    def __init__(self, connection: sa.Connection, window: Window | None, budget: Budget, ledger: Ledger) -> None:
+        self._connection, self._window, self._budget, self._ledger = connection, window, budget, ledger
         self._gone: SourceError | None = None
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
@@ -111,13 +108,13 @@ class Snapshot:
         """
         q = query(name)
         bound = {
-            "as_of": self._source.as_of,
-            "since": self._source.since,
+            "as_of": self._window and self._window.as_of,
+            "since": self._window and self._window.since,
             "max_rows": self._budget.max_rows + 1,
         } | params
         used = {k: v for k, v in bound.items() if re.search(rf"(?<![:\w]):{k}\b", q.sql)}
         with self._ledger.question("postgres", name, _as_sent(q.sql, used)) as asked:
-            if q.answers == "present" and self._source.past:
+            if q.answers == "present" and self._window and self._window.past:
                 raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
             if q.cost == "scan":
                 asked.plan_cost = self._plan_cost(q, used)
