@@ -456,7 +456,7 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
     archive = Archive(output or config.output, incident)
     try:
         if not new and not archive.names():
-            raise UsageError(f"{_no_incident(archive)} --new begins one")
+            raise UsageError(f"{_no_incident(archive)} (--new begins one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     kept = keep_note(archive, Masker().scrub(text), whoami())

@@ -58,7 +58,7 @@ def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
             known = dict.fromkeys(fields(template), pd.Timestamp(0) if ":%" in template else 7)
             for nothing in (None, float("nan")):
                 sentence = messages.text(say(key, **known | dict.fromkeys(unknown, nothing)), lang)
-                assert "?" not in sentence and "[[" not in sentence and "]]" not in sentence, (key, sentence)
+                assert sentence.count("?") == template.count("?") and "[[" not in sentence, (key, sentence)
 
 
 @pytest.mark.parametrize(

@@ -361,7 +361,7 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
         (["run", "4.1", "--output", "{file}"], "cannot be written"),
         (["dossier", "nothing-here"], "no incident 'nothing-here'"),
         (["verify", "../x"], "parameter incident_id='../x'"),
-        (["note", "nothing-here", "x"], "no incident 'nothing-here' under {out}: known: none --new begins one"),
+        (["note", "nothing-here", "x"], "no incident 'nothing-here' under {out}: known: none (--new begins one)"),
         (["note", "a/b", "x", "--new"], "parameter incident_id='a/b'"),
         (["note", "I", "x", "--output", "{file}"], "the note could not be written"),
     ],
@@ -389,7 +389,9 @@ def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Pat
     assert runbook(env, "note", "INC-1", "called them").returncode == 0
     wrong = runbook(env, "note", "INC-typo", "called them")
     assert (wrong.returncode, wrong.stdout) == (64, "")
-    assert wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? --new begins one\n"
+    assert (
+        wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? (--new begins one)\n"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
     whole = runbook(env, "verify", "INC-1")
     assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
