@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import command
 import nats
 import psutil
 import psycopg
@@ -53,9 +54,8 @@ def environment(servers: Servers) -> Env:
     }
 
 
-def runbook(env: Env, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runbook_lib", *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False, **options)
+def runbook(env: Env, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = command.runbook(*arguments, env=env, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 
@@ -438,9 +438,12 @@ def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = runbook(
-        environment(own), "run", "4.1", "--output", str(tmp_path / "o"), "--json", "--incident", "F", preexec_fn=limit
-    )
+    program = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--output", str(tmp_path / "o"), "--json"]
+    done = subprocess.run(
+        [*program, "--incident", "F"],
+        env=environment(own), capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert [f["step"] for f in said["runs"][0]["findings"]] == ["4.1.1", "4.1.2", "4.1.3", "4.1.4"]
     assert done.returncode == said["exit_code"]
