@@ -23,7 +23,7 @@ demo: venv
 	$(RUN)/runbook sandbox demo
 
 test: venv lint
-	$(RUN)/pytest -n 3
+	$(RUN)/pytest -n 4
 
 lint: venv
 	$(RUN)/ruff check .

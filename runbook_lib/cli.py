@@ -19,7 +19,7 @@ from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
-from runbook_lib.finding import LOOK_AGAIN, Status, say
+from runbook_lib.finding import Status, say
 from runbook_lib.settings import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -313,9 +313,7 @@ def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
         return False
     from runbook_lib import messages
 
-    values = [v for r in document["runs"] for f in r["findings"] for v in f["values"].items()]
-    asked = [v["value"] for name, v in values if name.endswith(LOOK_AGAIN)]
-    again = min(max(asked, default=LOOK_AGAIN_S), left)
+    again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
     words = {"status": document["status"], "again": again, "left": left}
     click.echo(f"  {messages.text(say('recovery.waiting', **words), lang)}", err=True)
     time.sleep(again)
@@ -461,7 +459,7 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
     archive = Archive(output or config.output, incident)
     try:
         if not new and not archive.names():
-            raise UsageError(f"{_no_incident(archive)} --new begins one")
+            raise UsageError(f"{_no_incident(archive)} (--new begins one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     kept = keep_note(archive, Masker().scrub(text), whoami())

@@ -19,6 +19,7 @@ from runbook_lib.catalog import FailureMode
 from runbook_lib.finding import (
     DATABASE,
     HOPS,
+    LOOK_AGAIN,
     Confidence,
     Finding,
     Hop,
@@ -74,6 +75,10 @@ def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> V
         confidence=_confidence(findings, scores, stuck_at, undecided, ranked),
         undecided=undecided,
         unseen=_unique(u for f in findings for u in f.unseen),
+        look_again_s=max(
+            (v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)),
+            default=None,
+        ),
         failure_modes=ranked,
         hops=strip(findings),
         next_sections=_unique(n for f in findings for n in f.next_sections),

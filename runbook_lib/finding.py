@@ -263,6 +263,7 @@ class Verdict:
     """What a section, or a triage, concludes from its findings.
 
     Where something waits or is wrong and no hop stands out, `undecided` has those that it may be, upstream first.
+    What is recovering has `look_again_s`: seconds until another look can tell more.
     """
 
     status: Status
@@ -274,6 +275,7 @@ class Verdict:
     proposals: tuple[Proposal, ...] = ()
     undecided: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
+    look_again_s: float | None = None
 
 
 __all__ = [

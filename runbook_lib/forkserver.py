@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from multiprocessing import connection, forkserver, get_context, parent_process
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Generic, TypeVar
@@ -53,8 +53,10 @@ class Forked(Generic[R]):
 
 
 @cache
-def context() -> ForkServerContext:
-    """Where processes come from; the first call starts it."""
+def context() -> BaseContext:
+    """Where processes come from; the first call starts it. A process that came from there has what its own need."""
+    if _is_fork:
+        return get_context("fork")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork takes one thread with it, and no more are needed
     origin = get_context("forkserver")
     origin.set_forkserver_preload(["runbook_lib.warm"])
@@ -64,7 +66,7 @@ def context() -> ForkServerContext:
 
 def start(function: Callable[..., R], *arguments: Any) -> Forked[R]:
     """Begin a call in a process of its own."""
-    origin: Any = get_context("fork") if _is_fork else context()
+    origin: Any = context()
     ours, theirs = origin.Pipe(duplex=False)
     process = origin.Process(target=_answer, args=(theirs, function, arguments))
     process.start()

@@ -128,6 +128,7 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "proposals": [proposal(p) for p in v.proposals],
         "undecided": list(v.undecided),
         "unseen": [asdict(u) for u in v.unseen],
+        "look_again_s": v.look_again_s,
     }
 
 

@@ -281,11 +281,14 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
     if modes and seen["status"] != "OK":
         return t("ui.harmed_by", id=modes[0]["id"], title=_mode(modes[0]["id"], lang))
     unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in REQUIRED}
+    again = seen.get("look_again_s")
     if undecided := seen.get("undecided"):
         places = " / ".join(t(f"hop.{hop}") for hop in undecided)
         where = t("ui.undecided" if len(undecided) > 1 else "ui.waits_at", places=places)
     elif seen["status"] not in ("OK", "WARNING"):
         where = t("ui.not_located")
+    elif seen["status"] == "WARNING":
+        where = t("ui.not_all_in_order") if again is None else t("ui.recovering", again=again)
     elif any(v is not None for hop in seen["hops"] for name, v in hop.items() if name not in ("name", "late")):
         where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
     else:

@@ -13,11 +13,13 @@ import nats
 import nats.js.errors
 import psycopg
 import pytest
+from progress import pytest_sessionstart  # noqa: F401 - how far a run is
 from psycopg import sql
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
+from runbook_lib import forkserver
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox import servers as embedded_servers
 from runbook_lib.sandbox.sandbox import Sandbox
@@ -156,6 +158,7 @@ def broker(servers: Servers) -> str:
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with three hours of past traffic, for the drills of one module."""
+    forkserver.context()  # has its imports when the sandbox is up
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
     sandbox.up(hours=3)
     yield sandbox

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import requests
+from command import runbook as command
 
 from runbook_lib import artifact, catalog, messages
 from runbook_lib.finding import say
@@ -47,11 +46,9 @@ def runbook(
     sandbox: Sandbox, output: Path, *arguments: str, target: str = "default", env: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """Run the command as a scheduler would, with addresses in the environment alone; or on the target `sandbox`."""
-    command = [sys.executable, "-m", "runbook_lib", *arguments, "--incident", "E2E", "--json", "--output", str(output)]
     environment = {**os.environ, **sandbox.state.env, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), **(env or {})}
-    done = subprocess.run(
-        [*command, "--target", target], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    where = ("--incident", "E2E", "--json", "--output", str(output), "--target", target)
+    done = command(*arguments, *where, env=environment)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.stdout, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+from runbook_lib import forkserver
 from runbook_lib.session import quiet_session
 
 
-def start(env: dict[str, str], output: Path, store: str, limit: int) -> ForkServerProcess:
+def start(env: dict[str, str], output: Path, store: str, limit: int) -> BaseProcess:
     """Start it; it leaves with 0 when it was carried out and its effect was seen."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["portion", "runbook_lib.actions.redrive"])
-    process = context.Process(target=_act, args=({**env, "RUNBOOK_OUTPUT": str(output)}, store, limit))
+    context: Any = forkserver.context()
+    process: BaseProcess = context.Process(target=_act, args=({**env, "RUNBOOK_OUTPUT": str(output)}, store, limit))
     process.start()
     return process
 

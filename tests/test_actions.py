@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import runbook
 
 from runbook_lib import record
 from runbook_lib.actions.action import Action, ActionError, Outcome, Precondition, Word, perform
@@ -191,11 +190,8 @@ def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Context) -> None:
 
 
 def test_the_command_writes_notes_and_shows_them(rb: Context, tmp_path: Path) -> None:
-    program = [sys.executable, "-m", "runbook_lib"]
     for arguments in (["note", "A-1", "password=hunter2 <b>did not help</b>"], ["dossier", "A-1"]):
-        done = subprocess.run(
-            [*program, *arguments, "--output", str(tmp_path)], capture_output=True, text=True, check=False
-        )
+        done = runbook(*arguments, "--output", str(tmp_path), env=os.environ)
         assert done.returncode == 0, done.stderr
     page = (tmp_path / "A-1" / "index.html").read_text(encoding="utf-8")
     assert "hunter2" not in page and "<b>did" not in page and "did not help" in page

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pandas as pd
 import pytest
+from command import runbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -222,14 +222,13 @@ def test_routes_that_can_be_run(monkeypatch: Any) -> None:
 # Without a receiver: `runbook triage --alert FILE`.
 
 
-def triaged(folder: Path, file: str, *arguments: str, body: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def triaged(folder: Path, file: str, *arguments: str, body: bytes = b"") -> CompletedProcess[str]:
     (folder / "runbook.toml").write_text(
         f"[targets.main]\ndatabase_url = {GONE['database_url']!r}\n[targets.other]\nnats_url = 'nats://127.0.0.1:1'\n"
         "[[routes]]\nalertname = 'Db'\nsections = ['2']\n"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
-    command = [sys.executable, "-m", "runbook_lib", "triage", "--alert", file, *arguments]
-    return subprocess.run(command, cwd=folder, env=env, input=body, capture_output=True, timeout=120)
+    return runbook("triage", "--alert", file, *arguments, env=env, cwd=folder, stdin=body.decode())
 
 
 def test_a_file_is_triaged_as_its_routes_say(tmp_path: Path) -> None:
@@ -264,8 +263,8 @@ def test_what_is_named_goes_before_what_an_alert_says(tmp_path: Path) -> None:
 )
 def test_a_bad_alert_is_64_and_one_line(tmp_path: Path, arguments: list[str], body: bytes, said: str) -> None:
     done = triaged(tmp_path, *arguments, body=body)
-    assert (done.returncode, done.stdout) == (64, b"")
-    assert said in done.stderr.decode() and done.stderr.count(b"\n") == 1
+    assert (done.returncode, done.stdout) == (64, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_alerts_without_a_journal_are_one_order_for_each_thing_asked() -> None:

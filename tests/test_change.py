@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pandas as pd
 import psycopg
 import pytest
 from cluster import Cluster
+from command import runbook
 from steps import NOW, ago
 
 from runbook_lib import catalog, messages
@@ -256,12 +255,8 @@ def test_a_start_that_would_fail_is_refused(sandbox: Sandbox, open_52: Callable[
 def command(sandbox: Sandbox, output: Path, *arguments: str) -> dict[str, Any]:
     """`runbook run 5.2` on the target `sandbox`, as a responder types it."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "runbook_lib", "run", "5.2", "--target", "sandbox", "--incident", "T", "--json",
-         "--output", str(output), *arguments],
-        env=env | {"RUNBOOK_SANDBOX_DIR": str(sandbox.directory)},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    where = ("--target", "sandbox", "--incident", "T", "--json", "--output", str(output))
+    done = runbook("run", "5.2", *where, *arguments, env=env | {"RUNBOOK_SANDBOX_DIR": str(sandbox.directory)})
     assert done.stdout, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -274,6 +275,17 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[A
             runner.set_environment(name, {"X_BATCH_SIZE": "10"})
         runner.scale("notification", 0)
         yield {"reading": reading, "acting": cluster.asked[len(reading) :]}
+
+
+def test_a_question_about_the_clusters_version_is_no_right(asked: dict[str, list[Asked]], tmp_path: Path) -> None:
+    """A vendor's kubectl may ask it before anything else; to discover an API needs no role."""
+    with Cluster() as cluster:
+        cluster.write_config(tmp_path / "config")
+        command = ["kubectl", f"--kubeconfig={tmp_path / 'config'}", "version", "--output=json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["serverVersion"]["gitVersion"].startswith(f"v{KUBERNETES}.")
+        assert cluster.asked == []
 
 
 def test_the_receiver_may_read_and_nothing_else(asked: dict[str, list[Asked]]) -> None:

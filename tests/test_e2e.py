@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from command import runbook as command
 from drills import OUTAGES, runbook, shown
 
 from runbook_lib import record
@@ -85,9 +84,8 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(sandbox: Sandbox,
         sandbox.heal()
     recovered = runbook(sandbox, tmp_path, "run", "6", "--wait", "2m", "-p", "window_minutes=15")
     assert recovered["status"] == "OK", shown(recovered)
-    command = [sys.executable, "-m", "runbook_lib", "postmortem", "E2E", "--json", "--output", str(tmp_path)]
     env = {**os.environ, **sandbox.state.env}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = command("postmortem", "E2E", "--json", "--output", str(tmp_path), env=env)
     said = json.loads(done.stdout)
     found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
 
@@ -106,6 +104,5 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(sandbox: Sandbox,
 
 def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:
     runbook(sandbox, tmp_path, "run", "4.1", "4.3")
-    command = [sys.executable, "-m", "runbook_lib", "verify", "E2E", "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = command("verify", "E2E", "--output", str(tmp_path), env=os.environ)
     assert done.returncode == 0, done.stderr

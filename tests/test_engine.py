@@ -16,7 +16,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
 
-from runbook_lib import kernels
+from runbook_lib import forkserver, kernels
 from runbook_lib.engine import NAME, write_whole
 
 
@@ -160,3 +160,8 @@ def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
     runner.wait()
     _, alive = psutil.wait_procs([kernel], timeout=10)
     assert not alive, "the kernel outlived its runner"
+
+
+def test_what_is_forked_forks_its_own() -> None:
+    """And starts no second origin, which would import everything once more."""
+    assert forkserver.call(forkserver.context).get_start_method() == "fork"

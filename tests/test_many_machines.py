@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command import runbook
 from store import BUCKET, Store
 
 from runbook_lib import executors
@@ -129,9 +130,7 @@ def opened(cluster: Cluster) -> Executor:
 
 
 def triage(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runbook_lib", "triage", *arguments]
-    env = os.environ | cluster.env
-    return subprocess.run(command, cwd=cluster.folder, env=env, capture_output=True, text=True, timeout=200)
+    return runbook("triage", *arguments, env=os.environ | cluster.env, cwd=cluster.folder)
 
 
 def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
@@ -237,16 +236,17 @@ def test_a_missing_package_is_one_line(folder: Path, tmp_path: Path) -> None:
 
 
 def test_here_too(folder: Path) -> None:
-    command = [sys.executable, "-m", "runbook_lib", "triage", "--incident", "H", "--output", str(folder / "here")]
-    done = subprocess.run([*command, "--targets", "t0,t1"], cwd=folder, capture_output=True, text=True, timeout=120)
+    def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        where = ("--incident", "H", "--output", str(folder / "here"))
+        return runbook("triage", *where, *arguments, env=os.environ, cwd=folder)
+
+    done = here("--targets", "t0,t1")
     assert done.returncode == 2 and done.stderr == ""
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"t0", "t1"}
-    done = subprocess.run(
-        [*command, "--targets", "odd,t0", "--json"], cwd=folder, capture_output=True, text=True, timeout=120
-    )
+    done = here("--targets", "odd,t0", "--json")
     odd, t0 = json.loads(done.stdout)
     assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "CRITICAL", 2)
     assert "NOT_SET" in odd["problem"] and done.stderr == f"runbook: odd: {odd['problem']}\n"
     for wrong in (("--targets", "t0", "--target", "t1"), ("--workers", "2"), ("--targets", "tt0"), ("--targets", ",")):
-        done = subprocess.run([*command, *wrong], cwd=folder, capture_output=True, text=True, timeout=60)
+        done = here(*wrong)
         assert done.returncode == 64 and done.stderr.count("\n") == 1 and not done.stdout

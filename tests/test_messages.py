@@ -58,7 +58,7 @@ def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
             known = dict.fromkeys(fields(template), pd.Timestamp(0) if ":%" in template else 7)
             for nothing in (None, float("nan")):
                 sentence = messages.text(say(key, **known | dict.fromkeys(unknown, nothing)), lang)
-                assert "?" not in sentence and "[[" not in sentence and "]]" not in sentence, (key, sentence)
+                assert sentence.count("?") == template.count("?") and "[[" not in sentence, (key, sentence)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,8 @@ def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
          "1 objective missed (NOTI-B); 1 event of 1 user waits, 0 given up"),
         ("response.impact", {"n": 2, "missed": "A, B", "events": 2, "users": 1, "given_up": 0.0, "since": "12:00"},
          "2 objectives missed (A, B); 2 events of 1 user wait, 0 given up, since about 12:00"),
-        ("response.do_look", {"place": None, "section": "4.1"}, "No command is justified yet; read on in 4.1"),
+        ("response.do_look", {"place": None, "section": "4.1"},
+         "No command is justified by what was seen; read on in 4.1"),
         ("recovery.outbox_growing", {"failed": 9999.0},
          "The relay still gives events up, or when it last did cannot be told: 9,999 in FAILED"),
         ("postmortem.times_open", {"ttd": None, "entries": 1},

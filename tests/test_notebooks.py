@@ -123,6 +123,8 @@ def test_under_nbval(section: Section, embedded, tmp_path: Path, monkeypatch: py
     assert section.notebook
     copy = tmp_path / section.notebook.name
     execute_notebook(section.notebook, copy, parameters={"incident_id": "T-1"}, prepare_only=True, progress_bar=False)
-    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q"]
-    done = subprocess.run([*command, str(copy)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    plugins = ["-p", "runbook_lib.quick", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "--nbval-lax", "--nbval-current-env", "-q", str(copy)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-3000:]

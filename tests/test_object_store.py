@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import command
 import fsspec
 import psutil
 import pytest
@@ -54,8 +55,7 @@ def targets(tmp_path: Path) -> Iterator[None]:
 
 
 def runbook(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runbook_lib", *arguments]
-    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=120)
+    return command.runbook(*arguments, env=os.environ | env)
 
 
 def python(code: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
@@ -203,7 +203,9 @@ def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> Non
 
 def test_a_missing_package_or_a_scheme_that_is_none_is_one_line(place: str, tmp_path: Path) -> None:
     (tmp_path / "s3fs.py").write_text("raise ImportError('no s3fs')")
-    done = runbook("verify", "I", "--output", place, PYTHONPATH=str(tmp_path))
+    verify = [sys.executable, "-m", "runbook_lib", "verify", "I", "--output", place]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(verify, env=env, capture_output=True, text=True, timeout=120)
     assert "pip install 'runbook-notebooks[s3]'" in _one_line(done) and done.returncode == 64
     assert "nonsense" in _one_line(runbook("verify", "I", "--output", "nonsense://x"))
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import nbformat
@@ -16,6 +15,7 @@ import numpy as np
 import pandas as pd
 import psycopg
 import pytest
+from command import runbook
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
@@ -860,15 +860,8 @@ def test_what_was_over_within_a_minute_on_real_tables(
 # By the command ----------------------------------------------------------------------------------------------
 
 
-def command(servers: Servers, archive: Archive, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "runbook_lib", "postmortem", *arguments, "--output", archive.output],
-        env={**os.environ, **servers.env, **env},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def command(servers: Servers, archive: Archive, *arguments: str, **env: str) -> CompletedProcess[str]:
+    done = runbook("postmortem", *arguments, "--output", archive.output, env={**os.environ, **servers.env, **env})
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 

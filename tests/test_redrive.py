@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -472,7 +472,7 @@ def test_two_at_once_send_one_portion(servers: Servers, db: psycopg.Connection, 
 START_S = 90.0
 
 
-def kill(process: ForkServerProcess) -> None:
+def kill(process: BaseProcess) -> None:
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL  # it was still at it
@@ -482,7 +482,7 @@ def more_than(db: psycopg.Connection, rows: int) -> bool:
     return bool(one(db, "SELECT count(*) > %s FROM runbook.redriven", rows))
 
 
-def finish(process: ForkServerProcess) -> bool:
+def finish(process: BaseProcess) -> bool:
     """Whether it was carried out and its effect was seen."""
     process.join(START_S)
     return process.exitcode == 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from command import runbook as command
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
@@ -73,15 +72,9 @@ def test_nothing_seen_is_not_recovered() -> None:
 
 
 def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "runbook_lib", *arguments, "--target", "sandbox", "--incident", "R-1"]
-    done = subprocess.run(
-        [*command, "--output", str(output), "--json"],
-        env={**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), **environment},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), **environment}
+    where = ("--target", "sandbox", "--incident", "R-1", "--output", str(output), "--json")
+    done = command(*arguments, *where, env=env)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.returncode, done.stdout
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sample
+from command import runbook
 
 from runbook_lib import artifact, catalog
 
@@ -50,8 +50,7 @@ def test_the_same_state_gives_the_same_verdict(tmp_path: Path) -> None:
 
 
 def test_the_committed_dossier_verifies() -> None:
-    command = [sys.executable, "-m", "runbook_lib", "verify", sample.INCIDENT, "--output", sample.OUTPUT]
-    done = subprocess.run(command, cwd=sample.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = runbook("verify", sample.INCIDENT, "--output", sample.OUTPUT, env=os.environ, cwd=sample.ROOT)
     assert done.returncode == 0, done.stderr
     assert "all the same" in done.stdout
 

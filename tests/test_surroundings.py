@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import command
 import nats
 import psutil
 import psycopg
@@ -53,9 +54,8 @@ def environment(servers: Servers) -> Env:
     }
 
 
-def runbook(env: Env, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runbook_lib", *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False, **options)
+def runbook(env: Env, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    done = command.runbook(*arguments, env=env, cwd=cwd)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 
@@ -361,7 +361,7 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
         (["run", "4.1", "--output", "{file}"], "cannot be written"),
         (["dossier", "nothing-here"], "no incident 'nothing-here'"),
         (["verify", "../x"], "parameter incident_id='../x'"),
-        (["note", "nothing-here", "x"], "no incident 'nothing-here' under {out}: known: none --new begins one"),
+        (["note", "nothing-here", "x"], "no incident 'nothing-here' under {out}: known: none (--new begins one)"),
         (["note", "a/b", "x", "--new"], "parameter incident_id='a/b'"),
         (["note", "I", "x", "--output", "{file}"], "the note could not be written"),
     ],
@@ -389,7 +389,9 @@ def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Pat
     assert runbook(env, "note", "INC-1", "called them").returncode == 0
     wrong = runbook(env, "note", "INC-typo", "called them")
     assert (wrong.returncode, wrong.stdout) == (64, "")
-    assert wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? --new begins one\n"
+    assert (
+        wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? (--new begins one)\n"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
     whole = runbook(env, "verify", "INC-1")
     assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
@@ -436,9 +438,12 @@ def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = runbook(
-        environment(own), "run", "4.1", "--output", str(tmp_path / "o"), "--json", "--incident", "F", preexec_fn=limit
-    )
+    program = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--output", str(tmp_path / "o"), "--json"]
+    done = subprocess.run(
+        [*program, "--incident", "F"],
+        env=environment(own), capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
     said = json.loads(done.stdout)
     assert [f["step"] for f in said["runs"][0]["findings"]] == ["4.1.1", "4.1.2", "4.1.3", "4.1.4"]
     assert done.returncode == said["exit_code"]

@@ -188,7 +188,7 @@ def _hop(hop: str, frames: Frames, name: str, flows_name: str, queue: Queue) -> 
         rate_out=counts(flows, "gone", MINUTE),
         waiting=amount(now, "due") + amount(now, "expired"),
         oldest_s=max(amount(now, "oldest_due_s"), amount(now, "oldest_expired_s")),
-        late=queue.status is not Status.OK,
+        late=queue.status is not Status.OK and not any(v.name.endswith(LOOK_AGAIN) for v in queue.values),
     )
 
 

@@ -61,12 +61,12 @@ def _unknown(value: Any) -> bool:
 
 class _Sentence(string.Formatter):
     def format_field(self, value: Any, spec: str) -> str:
+        one, choice, many = spec.partition("/")
+        if choice:
+            return one if str(value) in ("1", "1.0") else many
         # A number that could not be seen is shown as such, whatever format the template asks for.
         if value is None or value != value:
             return "?"
-        one, choice, many = spec.partition("/")
-        if choice:
-            return one if f"{value:.0f}" == "1" else many
         if not spec and isinstance(value, float) and value.is_integer():
             spec = ",.0f"
         return str(super().format_field(value, spec))
