@@ -167,26 +167,6 @@ def _safe(markup: str) -> Any:
     return Markup(markup)  # noqa: S704 - our own rendering
 
 
-def judge_again(run: Run) -> list[tuple[str, Status, Status]]:
-    """Judge the stored frames once more: (step, stored status, status now) of those that differ.
-
-    Steps whose source did not answer have no frames to judge and are left out.
-    """
-    from runbook_lib.checks import CHECKS
-    from runbook_lib.context import Given
-
-    book = catalog.load()
-    differ: list[tuple[str, Status, Status]] = []
-    earlier: tuple[Finding, ...] = ()
-    for finding in run.findings:
-        if finding.frames:
-            again = CHECKS[finding.step].judge(finding.frames, Given.recorded(book, run.header, earlier))
-            if again.status is not finding.status:
-                differ.append((finding.step, finding.status, again.status))
-        earlier += (finding,)
-    return differ
-
-
 def evidence(run: Run) -> dict[str, Any]:
     """The masked frames of a run by step, apart from the notebook's prose."""
     return {

@@ -167,7 +167,8 @@ def _triage_many(
 
     forkserver.context()
     from runbook_lib import executors, parameters
-    from runbook_lib.order import Order, carry_out
+    from runbook_lib.executors import carry_out
+    from runbook_lib.order import Order
 
     config = settings.load()
     output = output or config.output
@@ -283,7 +284,7 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
     With `wait_s` each is carried out again until it is OK; what the last look found is said.
     """
     from runbook_lib import forkserver
-    from runbook_lib.order import carry_out
+    from runbook_lib.executors import carry_out
 
     said: list[dict[str, Any]] = []
     for order in orders:
@@ -486,7 +487,7 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 def verify(incident: str, output: str | None) -> int:
     """Check an incident's seal, and judge its stored evidence once more."""
-    from runbook_lib import artifact
+    from runbook_lib import artifact, rejudge
     from runbook_lib.archive import JOURNALS
 
     archive = _existing(incident, output)
@@ -501,7 +502,7 @@ def verify(incident: str, output: str | None) -> int:
             judged += sum(1 for f in run.findings if f.frames)
             problems += [
                 f"{entry['name']} step {step}: was {was.name}, is judged {now.name} from the same evidence"
-                for step, was, now in artifact.judge_again(run)
+                for step, was, now in rejudge.judge_again(run)
             ]
     for problem in problems:
         click.echo(problem, err=True)

@@ -1,7 +1,7 @@
 """Where investigations are carried out: by this machine, or by the workers of a Dask cluster.
 
 Either is a `concurrent.futures.Executor`. What is sent and what comes back must be small: an `Order`, and what
-`order.carry_out` makes of it.
+`carry_out` makes of it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from importlib import import_module, metadata
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
+from runbook_lib import forkserver
+from runbook_lib.order import Order
 from runbook_lib.settings import UsageError
 
 KINDS = ("local", "dask")
@@ -154,3 +156,19 @@ def _there(version: str, function: Callable[..., R], arguments: tuple[Any, ...],
         worker = import_module("distributed").get_worker().address
         raise WorkerError(f"Dask worker {worker}: {problem}")
     return function(*arguments, **options)
+
+
+def carry_out(order: Order) -> dict[str, Any]:
+    """Carry it out in a process of its own: see `investigation.summary`.
+
+    Raises UsageError before anything has started when the order, or its target, is not in order.
+    """
+    return forkserver.call(_investigate, order)
+
+
+def _investigate(order: Order) -> dict[str, Any]:
+    from runbook_lib import batch, investigation
+
+    if order.job:
+        return investigation.summary(order)  # perhaps one of many: nobody could tell whose section it is
+    return investigation.summary(order, batch.terminal_progress())

@@ -29,21 +29,3 @@ class Order:
     """Somebody will carry it out again if an artifact is lost: no verdict is kept then."""
     unattended: bool = False
     """Nobody watches: nothing is executed, also where `parameters` ask for it."""
-
-
-def carry_out(order: Order) -> dict[str, Any]:
-    """Carry it out in a process of its own: see `investigation.summary`.
-
-    Raises UsageError before anything has started when the order, or its target, is not in order.
-    """
-    from runbook_lib import forkserver
-
-    return forkserver.call(_there, order)
-
-
-def _there(order: Order) -> dict[str, Any]:
-    from runbook_lib import batch, investigation
-
-    if order.job:
-        return investigation.summary(order)  # perhaps one of many: nobody could tell whose section it is
-    return investigation.summary(order, batch.terminal_progress())

@@ -30,7 +30,7 @@ from runbook_lib.finding import (
 )
 
 if TYPE_CHECKING:
-    from runbook_lib.actions.action import Outcome
+    from runbook_lib.outcome import Outcome
 
 FINDING_MIME = "application/vnd.runbook.finding+json"
 VERDICT_MIME = "application/vnd.runbook.verdict+json"

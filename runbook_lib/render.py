@@ -21,7 +21,7 @@ from runbook_lib.diagnosis import BROKEN, REQUIRED
 from runbook_lib.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
 
 if TYPE_CHECKING:
-    from runbook_lib.actions.action import Outcome
+    from runbook_lib.outcome import Outcome
 
 ACTION_MARKS = {"dry": "○", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}

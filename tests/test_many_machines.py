@@ -21,7 +21,7 @@ from store import BUCKET, Store
 
 from runbook_lib import executors
 from runbook_lib.archive import Archive
-from runbook_lib.order import Order, carry_out
+from runbook_lib.order import Order
 from runbook_lib.settings import UsageError
 
 MANY = 200
@@ -173,7 +173,7 @@ def test_a_killed_worker_loses_nothing_and_leaves_nothing_behind(cluster: Cluste
     orders = [Order(("3",), output, target=f"t{n}", incident=f"M-t{n}", job=f"job-{n}") for n in range(MANY)]
     victim, done = cluster.workers[0], 0
     with opened(cluster) as executor:
-        for order, came in executors.results(executor, carry_out, orders):
+        for order, came in executors.results(executor, executors.carry_out, orders):
             assert isinstance(came, dict), came
             assert (came["problem"], came["document"]["target"]) == ("", order.target)
             done += 1

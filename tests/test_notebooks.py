@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from papermill.execute import execute_notebook
 
-from runbook_lib import artifact, catalog, record
+from runbook_lib import artifact, catalog, record, rejudge
 from runbook_lib.catalog import Section
 from runbook_lib.finding import Status
 
@@ -98,7 +98,7 @@ def test_under_plain_papermill(section: Section, servers, db, tmp_path: Path, mo
     assert run.concluded
     assert [f.step for f in run.findings] == [s.id for s in section.steps]
     assert [f for f in run.findings if f.reason and f.reason.value == "error"] == []
-    assert artifact.judge_again(run) == []
+    assert rejudge.judge_again(run) == []
     opens_offline_and_starts_with_the_verdict(section, nb)
 
 

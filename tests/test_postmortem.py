@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
-from runbook_lib import artifact, catalog, messages, postmortem, record
+from runbook_lib import artifact, catalog, messages, postmortem, record, rejudge
 from runbook_lib.archive import ACTIONS, NOTES, Archive
 from runbook_lib.charts import Chart
 from runbook_lib.checks import postmortem as checks
@@ -877,7 +877,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp
     entry = archive.manifest()[-1]
     section = catalog.load().sections["7"]
     ran = artifact.read(artifact.notebook(archive.read(f"{entry['name']}.ipynb")), section)
-    assert ran.concluded and artifact.judge_again(ran) == []
+    assert ran.concluded and rejudge.judge_again(ran) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
     assert "Origin: FM-NOTI-06" in text and "\n## 4. TTD" not in text and "data:image/png" in page
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)

@@ -12,10 +12,11 @@ from typing import Any
 
 from runbook_lib import settings
 from runbook_lib.actions import stores
-from runbook_lib.actions.action import ActionError, Precondition, Word
+from runbook_lib.actions.action import ActionError, Word
 from runbook_lib.actions.stores import Broker, Database, Entry, Letter
 from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Text, say
+from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 
 #: Ids that are shown before, and that the journal keeps after.

@@ -8,10 +8,11 @@ from typing import Any
 
 from runbook_lib import settings
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Precondition, Word
+from runbook_lib.actions.action import Word
 from runbook_lib.actions.restart import LOOK_EVERY_S, READY_S, Restart, not_just_changed, servers_answer
 from runbook_lib.context import Context, Progress
 from runbook_lib.finding import Text, say
+from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 
 

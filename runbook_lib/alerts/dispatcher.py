@@ -20,9 +20,10 @@ from runbook_lib.alerts.journal import Job, Journal
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.archive import Archive, OutputError
+from runbook_lib.executors import carry_out
 from runbook_lib.finding import Reason, say
 from runbook_lib.masking import Masker
-from runbook_lib.order import Order, carry_out
+from runbook_lib.order import Order
 from runbook_lib.session import keep_note
 from runbook_lib.settings import Settings, UsageError
 
@@ -52,7 +53,7 @@ class Dispatcher(Loop):
         places: Sequence[str],
         lang: str,
     ) -> None:
-        """`executor` runs `order.carry_out` and is the caller's; `places` are keys of `notify.places`."""
+        """`executor` runs `executors.carry_out` and is the caller's; `places` are keys of `notify.places`."""
         super().__init__("dispatcher")
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
         self._metrics, self._places, self._lang = metrics, tuple(places), lang
@@ -93,7 +94,7 @@ class Dispatcher(Loop):
                 self._failed(job, problem)
 
     def _investigate(self, job: Job, last: bool) -> dict[str, Any]:
-        """As `order.carry_out`, with the alert in the incident's timeline; raises whatever the executor does."""
+        """As `executors.carry_out`, with the alert in the incident's timeline; raises whatever the executor does."""
         archive = Archive(self._output, job.incident)
         unnoted = self._note(archive, job, job.alert, job.key)
         order = Order(
