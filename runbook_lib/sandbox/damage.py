@@ -25,7 +25,7 @@ from . import broker, database, entitlement, notification
 from .database import Connection
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
+    from .programs import Programs
 
 USER = "drill-"
 SKU = entitlement.STOCK_KEEPING_UNITS[0]
@@ -38,7 +38,7 @@ _NINE_TRIES = timedelta(minutes=4, seconds=5)
 # Streams and settings ---------------------------------------------------------------------------------------
 
 
-def delete_stream(sandbox: Sandbox) -> None:
+def delete_stream(sandbox: Programs) -> None:
     """The stream of the events goes, with all messages and its durable."""
 
     async def delete(js: JetStreamContext) -> None:
@@ -47,10 +47,10 @@ def delete_stream(sandbox: Sandbox) -> None:
     broker.visit(sandbox.state.addresses.app_nats_url, delete)
 
 
-def with_settings(pod: str, **settings: str) -> Callable[[Sandbox], None]:
+def with_settings(pod: str, **settings: str) -> Callable[[Programs], None]:
     """Give a pod other environment variables and restart it."""
 
-    def apply(sandbox: Sandbox) -> None:
+    def apply(sandbox: Programs) -> None:
         sandbox.configure(settings)
         sandbox.restart(pod)
 
@@ -61,7 +61,7 @@ def with_settings(pod: str, **settings: str) -> Callable[[Sandbox], None]:
 
 
 @contextmanager
-def _transaction(sandbox: Sandbox) -> Iterator[Connection]:
+def _transaction(sandbox: Programs) -> Iterator[Connection]:
     """The applications' own database role; all or nothing, so that no worker sees a half of it."""
     with database.connect(sandbox.state.addresses.app_url) as connection, connection.transaction():
         yield connection
@@ -118,7 +118,7 @@ DELETE FROM entitlement.entitlements WHERE user_id LIKE 'drill-%'
 """
 
 
-def forget(sandbox: Sandbox) -> None:
+def forget(sandbox: Programs) -> None:
     """Delete every row of the drill's users."""
     with _transaction(sandbox) as connection:
         connection.execute(_FORGET)
@@ -127,7 +127,7 @@ def forget(sandbox: Sandbox) -> None:
 # Events that can never pass ---------------------------------------------------------------------------------
 
 
-def bad_payloads(sandbox: Sandbox) -> None:
+def bad_payloads(sandbox: Programs) -> None:
     """Payloads of the wrong JSON shape, one a minute."""
     now = database.now()
     with _transaction(sandbox) as connection:
@@ -138,7 +138,7 @@ def bad_payloads(sandbox: Sandbox) -> None:
             )
 
 
-def unknown_event_types(sandbox: Sandbox) -> None:
+def unknown_event_types(sandbox: Programs) -> None:
     """Events of a type that the wire format lacks; each has one try left."""
     now = database.now()
     with _transaction(sandbox) as connection:
@@ -151,7 +151,7 @@ def unknown_event_types(sandbox: Sandbox) -> None:
             )
 
 
-def undecodable_messages(sandbox: Sandbox) -> None:
+def undecodable_messages(sandbox: Programs) -> None:
     """Noise on the subject of the events."""
 
     async def publish(js: JetStreamContext) -> None:
@@ -161,7 +161,7 @@ def undecodable_messages(sandbox: Sandbox) -> None:
     broker.visit(sandbox.state.addresses.app_nats_url, publish)
 
 
-def forget_dead_messages(sandbox: Sandbox) -> None:
+def forget_dead_messages(sandbox: Programs) -> None:
     """Remove what the subscriber gave up on: the messages, the advisories and the record of them."""
 
     async def purge(js: JetStreamContext) -> None:
@@ -186,7 +186,7 @@ async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
 # Events that are lost ---------------------------------------------------------------------------------------
 
 
-def lose_events(sandbox: Sandbox) -> None:
+def lose_events(sandbox: Programs) -> None:
     """The subscriber's writes fail until a few events have used up their deliveries, and so has the record of it."""
     allow = "GRANT INSERT ON notification.{} TO CURRENT_USER"
     with database.connect(sandbox.state.addresses.app_url) as connection:
@@ -201,7 +201,7 @@ def lose_events(sandbox: Sandbox) -> None:
                 connection.execute(allow.format(table))
 
 
-def _advisories(sandbox: Sandbox) -> tuple[int, int]:
+def _advisories(sandbox: Programs) -> tuple[int, int]:
     """How many there are, and how many the subscriber still has before it."""
 
     async def count(js: JetStreamContext) -> tuple[int, int]:
@@ -220,7 +220,7 @@ WHERE o.status = 'PUBLISHED' AND o.published_at BETWEEN now() - interval '1 hour
 """
 
 
-def publish_lost_events_again(sandbox: Sandbox) -> None:
+def publish_lost_events_again(sandbox: Programs) -> None:
     """Publish what was given up once more, without the old message ids, and close the file."""
 
     async def publish(js: JetStreamContext) -> None:
@@ -233,7 +233,7 @@ def publish_lost_events_again(sandbox: Sandbox) -> None:
     forget_dead_messages(sandbox)
 
 
-def exhaust_outbox(sandbox: Sandbox) -> None:
+def exhaust_outbox(sandbox: Programs) -> None:
     """Events on their last try meet a broker that is away; then it comes back, and they do not."""
     sandbox.configure({"NATS_CONNECTION_TIMEOUT": "1"})  # the same end, sooner
     sandbox.restart("entitlement")
@@ -259,7 +259,7 @@ def exhaust_outbox(sandbox: Sandbox) -> None:
     sandbox.wait_for_flow(30)
 
 
-def forget_exhausted_outbox(sandbox: Sandbox) -> None:
+def forget_exhausted_outbox(sandbox: Programs) -> None:
     """Forget them, and give the relay its patience back."""
     forget(sandbox)
     with_settings("entitlement", NATS_CONNECTION_TIMEOUT="5")(sandbox)
@@ -268,7 +268,7 @@ def forget_exhausted_outbox(sandbox: Sandbox) -> None:
 # Notifications that go wrong --------------------------------------------------------------------------------
 
 
-def refuse_one_user(sandbox: Sandbox) -> None:
+def refuse_one_user(sandbox: Programs) -> None:
     """Deliveries to one user have failed for an hour, and a few more are about to."""
     with_settings(
         "notification",
@@ -295,7 +295,7 @@ def _set(connection: Connection, event_id: uuid.UUID, **columns: object) -> None
     )
 
 
-def accept_every_user(sandbox: Sandbox) -> None:
+def accept_every_user(sandbox: Programs) -> None:
     """No more injected failures, and none left of the past ones."""
     with_settings(
         "notification",
@@ -305,7 +305,7 @@ def accept_every_user(sandbox: Sandbox) -> None:
     forget(sandbox)
 
 
-def part_dead_letters(sandbox: Sandbox) -> None:
+def part_dead_letters(sandbox: Programs) -> None:
     """FAILED without its dead letter, and a dead letter of what was sent."""
     at = database.now() - timedelta(minutes=5)
     with _transaction(sandbox) as connection:
@@ -315,7 +315,7 @@ def part_dead_letters(sandbox: Sandbox) -> None:
         _dead_letter(connection, sent, "receiver answered 503", at)
 
 
-def break_dedupe(sandbox: Sandbox) -> None:
+def break_dedupe(sandbox: Programs) -> None:
     """Drop the key that absorbs second deliveries, and deliver the newest events a second time."""
     with _transaction(sandbox) as connection:
         connection.execute("ALTER TABLE notification.processed_events DROP CONSTRAINT processed_events_pkey")
@@ -336,7 +336,7 @@ WHERE numbered.ctid = {table}.ctid AND nth > 1
 """
 
 
-def repair_dedupe(sandbox: Sandbox) -> None:
+def repair_dedupe(sandbox: Programs) -> None:
     """Keep the first of each event, and put the key back."""
     with _transaction(sandbox) as connection:
         # In the subscriber's order, which therefore waits instead of ending in a deadlock.
@@ -353,14 +353,14 @@ def repair_dedupe(sandbox: Sandbox) -> None:
 # Two workers, and clocks ------------------------------------------------------------------------------------
 
 
-def start_second_worker(sandbox: Sandbox) -> None:
+def start_second_worker(sandbox: Programs) -> None:
     """A second delivery worker, while sends take so long that no lease outlasts its batch."""
     sandbox.configure({"NOTIFICATION_DELIVERY_LEASE": "500ms", "RECEIVER_DELAY": "200ms"})
     for program in ("receiver", "notification", "second-worker"):
         sandbox.restart(program)
 
 
-def stop_second_worker(sandbox: Sandbox) -> None:
+def stop_second_worker(sandbox: Programs) -> None:
     """One worker, a quick receiver and a long lease again."""
     sandbox.stop("second-worker")
     sandbox.configure({"NOTIFICATION_DELIVERY_LEASE": "30s", "RECEIVER_DELAY": "0s"})
@@ -384,7 +384,7 @@ _SET_BACK = (
 )
 
 
-def put_clock_right(sandbox: Sandbox) -> None:
+def put_clock_right(sandbox: Programs) -> None:
     """The true time again, also in the rows written meanwhile."""
     sandbox.stop("notification")
     with _transaction(sandbox) as connection:

@@ -15,10 +15,7 @@ from . import damage
 from .state import SandboxError
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
-
-# supervised program: what the intruder behind it takes
-INTRUDERS = {"schema-migration": "table", "nightly-report": "connections", "second-worker": "deliveries"}
+    from .programs import Programs
 
 
 @dataclass(frozen=True)
@@ -30,49 +27,49 @@ class Fault:
     section: str  # of the runbook, which answers it
     stuck_at: str | None  # None where the flow itself does not break
     failure_mode: str
-    inject: Callable[[Sandbox], None] = field(repr=False)
-    heal: Callable[[Sandbox], None] = field(repr=False)
+    inject: Callable[[Programs], None] = field(repr=False)
+    heal: Callable[[Programs], None] = field(repr=False)
 
 
-def _signal(app: str, part: str, number: signal.Signals) -> Callable[[Sandbox], None]:
+def _signal(app: str, part: str, number: signal.Signals) -> Callable[[Programs], None]:
     return lambda sandbox: sandbox.signal_part(app, part, number)
 
 
-def _restart(*apps: str) -> Callable[[Sandbox], None]:
-    def restart(sandbox: Sandbox) -> None:
+def _restart(*apps: str) -> Callable[[Programs], None]:
+    def restart(sandbox: Programs) -> None:
         for app in apps:
             sandbox.restart(app)
 
     return restart
 
 
-def _stop(program: str) -> Callable[[Sandbox], None]:
+def _stop(program: str) -> Callable[[Programs], None]:
     return lambda sandbox: sandbox.stop(program)
 
 
-def _start_receiver(sandbox: Sandbox) -> None:
+def _start_receiver(sandbox: Programs) -> None:
     sandbox.start("receiver")
 
 
-def _start_broker(sandbox: Sandbox) -> None:
+def _start_broker(sandbox: Programs) -> None:
     sandbox.start("nats")
     # After two minutes the pods' connections are closed for good; only a restart brings them back.
     _restart("notification", "entitlement")(sandbox)
 
 
-def _refuse_applications(sandbox: Sandbox) -> None:
+def _refuse_applications(sandbox: Programs) -> None:
     sandbox.change_app_password("changed-and-not-announced")
 
 
-def _admit_applications(sandbox: Sandbox) -> None:
+def _admit_applications(sandbox: Programs) -> None:
     sandbox.change_app_password(None)
     _restart("notification", "entitlement")(sandbox)
 
 
-def _let_in(program: str, query: str) -> Callable[[Sandbox], None]:
+def _let_in(program: str, query: str) -> Callable[[Programs], None]:
     """Start an intruder and wait until the superuser sees that it has what it wants."""
 
-    def inject(sandbox: Sandbox) -> None:
+    def inject(sandbox: Programs) -> None:
         sandbox.start(program)
 
         def done() -> bool:
