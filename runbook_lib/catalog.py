@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from runbook_lib.finding import DATABASE, HOPS, Threshold, Value
+from runbook_lib.model.finding import DATABASE, HOPS, Threshold, Value
 
 _PACKAGE = Path(__file__).parent
 #: Units of a duration as the applications spell it; a bare number is milliseconds.

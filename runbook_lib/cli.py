@@ -19,11 +19,11 @@ from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
 from runbook_lib.catalog import CatalogError
-from runbook_lib.finding import Status, say
+from runbook_lib.model.finding import Status, say
 from runbook_lib.settings import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from runbook_lib.order import Order
+    from runbook_lib.model.order import Order
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
@@ -163,12 +163,13 @@ def _triage_many(
     as_json: bool,
 ) -> int:
     """A line for each system when it is done, or one JSON list of what each has come to; the worst decides."""
-    from runbook_lib import forkserver
+    from runbook_lib.runs import forks
 
-    forkserver.context()
-    from runbook_lib import executors, parameters
-    from runbook_lib.executors import carry_out
-    from runbook_lib.order import Order
+    forks.context()
+    from runbook_lib import parameters
+    from runbook_lib.model.order import Order
+    from runbook_lib.runs import executors
+    from runbook_lib.runs.executors import carry_out
 
     config = settings.load()
     output = output or config.output
@@ -220,13 +221,13 @@ def _several(targets: str, config: settings.Settings) -> list[str]:
 
 
 def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: Any) -> int:
-    from runbook_lib import forkserver
+    from runbook_lib.runs import forks
 
-    forkserver.context()
+    forks.context()
     from runbook_lib.alerts import alert, routes
-    from runbook_lib.archive import Archive
     from runbook_lib.masking import Masker
     from runbook_lib.session import keep_note
+    from runbook_lib.store import Archive
 
     try:
         alerts = alert.read(file.read())
@@ -245,9 +246,9 @@ def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: 
 
 
 def _run(numbers: list[str], *, follow: bool, as_json: bool, wait_s: float = 0.0, **options: Any) -> int:
-    from runbook_lib import forkserver
+    from runbook_lib.runs import forks
 
-    forkserver.context()
+    forks.context()
     return _carry_out([_order(numbers, follow=follow, **options)], as_json, wait_s)
 
 
@@ -263,7 +264,7 @@ def _order(
     deadline: float | None,
     lang: str | None,
 ) -> Order:
-    from runbook_lib.order import Order
+    from runbook_lib.model.order import Order
 
     config = settings.load()
     return Order(
@@ -283,8 +284,8 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
 
     With `wait_s` each is carried out again until it is OK; what the last look found is said.
     """
-    from runbook_lib import forkserver
-    from runbook_lib.executors import carry_out
+    from runbook_lib.runs import forks
+    from runbook_lib.runs.executors import carry_out
 
     said: list[dict[str, Any]] = []
     for order in orders:
@@ -293,7 +294,7 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
             came = carry_out(order)
             while came["document"]["status"] != Status.OK.name and _pause(came["document"], until, order.lang):
                 came = carry_out(order)
-        except forkserver.Killed:
+        except forks.Killed:
             raise click.ClickException(
                 f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
             ) from None
@@ -417,8 +418,9 @@ def _act(
     lang: str | None,
     as_json: bool,
 ) -> int:
-    from runbook_lib import dossier, record, render
+    from runbook_lib.archive import dossier
     from runbook_lib.session import quiet_session
+    from runbook_lib.view import record, render
 
     if output:
         os.environ["RUNBOOK_OUTPUT"] = output
@@ -449,11 +451,11 @@ def _act(
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
-    from runbook_lib.archive import Archive, OutputError
     from runbook_lib.context import whoami
     from runbook_lib.masking import Masker
     from runbook_lib.parameters import validate
     from runbook_lib.session import keep_note
+    from runbook_lib.store import Archive, OutputError
 
     validate({"incident_id": incident})
     config = settings.load()
@@ -474,7 +476,7 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of the page  [default: en]")
 def dossier_(incident: str, output: str | None, lang: str | None) -> int:
     """Make an incident's index page again and print where it is."""
-    from runbook_lib import dossier
+    from runbook_lib.archive import dossier
 
     archive = _existing(incident, output)
     dossier.write_index(archive, lang or settings.load().lang)
@@ -487,8 +489,8 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 def verify(incident: str, output: str | None) -> int:
     """Check an incident's seal, and judge its stored evidence once more."""
-    from runbook_lib import artifact, rejudge
-    from runbook_lib.archive import JOURNALS
+    from runbook_lib.archive import artifact, rejudge
+    from runbook_lib.store import JOURNALS
 
     archive = _existing(incident, output)
     problems = archive.problems()
@@ -534,7 +536,8 @@ def postmortem_(incident: str, check: bool, lang: str | None, output: str | None
 
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
-    from runbook_lib import messages, postmortem
+    from runbook_lib import messages
+    from runbook_lib.archive import postmortem
 
     try:
         text = archive.read(postmortem.MARKDOWN).decode(errors="replace")
@@ -562,10 +565,13 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
 def _draft_postmortem(
     archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
 ) -> int:
-    from runbook_lib import forkserver
+    from runbook_lib.runs import forks
 
-    forkserver.context()
-    from runbook_lib import batch, dossier, messages, postmortem, render
+    forks.context()
+    from runbook_lib import messages
+    from runbook_lib.archive import dossier, postmortem
+    from runbook_lib.runs import batch
+    from runbook_lib.view import render
 
     config = settings.load()
     target = target or postmortem.target_of(archive)
@@ -599,8 +605,8 @@ def _draft_postmortem(
 
 
 def _existing(incident: str, output: str | None) -> Any:
-    from runbook_lib.archive import JOURNALS, Archive
     from runbook_lib.parameters import validate
+    from runbook_lib.store import JOURNALS, Archive
 
     validate({"incident_id": incident})
     archive = Archive(output or settings.load().output, incident)
@@ -624,7 +630,7 @@ def lab(target: str, incident: str, output: str | None, arguments: tuple[str, ..
 
     What stands behind -- goes to JupyterLab, such as: runbook lab -- --no-browser --port 8899
     """
-    from runbook_lib import lab as interactive
+    from runbook_lib.lab import copies as interactive
 
     config = settings.load()
     config.target(target)
@@ -662,14 +668,15 @@ def _serve(
     scheduler: str | None,
     lang: str | None,
 ) -> int:
-    from runbook_lib import forkserver
+    from runbook_lib.runs import forks
 
-    forkserver.context()
+    forks.context()
     for package in ("apprise", "cloudevents", "prometheus_client", "starlette", "uvicorn"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"serving needs the package {package}: pip install 'runbook-notebooks[serve]'")
-    from runbook_lib import quick  # noqa: F401, I001 - before what it makes quick
-    from runbook_lib import executors, messages
+    from runbook_lib.runs import quick  # noqa: F401, I001 - before what it makes quick
+    from runbook_lib import messages
+    from runbook_lib.runs import executors
     from runbook_lib.alerts import auth, notify, routes, server
     from runbook_lib.alerts.journal import Journal
 

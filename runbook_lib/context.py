@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from runbook_lib import messages
-from runbook_lib.archive import Archive
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
-from runbook_lib.finding import Finding, Frames, Reason, Text, Window, say
 from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Finding, Frames, Reason, Text, Window, say
 from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Settings, Target, Workloads
 from runbook_lib.sources import Ledger, SourceError
@@ -30,6 +29,7 @@ from runbook_lib.sources.postgres import Postgres, Snapshot
 from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.sources.redis import Redis
 from runbook_lib.sources.workloads import Runner, runner_of
+from runbook_lib.store import Archive
 
 #: An `as_of` nearer to the database's clock than this is the present.
 PRESENT_S = 30.0

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pandas as pd
 
-from runbook_lib.finding import Frames
+from runbook_lib.model.finding import Frames
 
 #: Columns that name a person, and columns of free text in which a person or a secret may stand.
 PERSON_COLUMNS = ("user_id",)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from runbook_lib import messages
-from runbook_lib.finding import Frames, Status, Text
+from runbook_lib.model.finding import Frames, Status, Text
 
 Became = Literal["dry", "refused", "done", "failed"]
 

@@ -16,15 +16,17 @@ import pandas as pd
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import checks, diagnosis, render, settings
+from runbook_lib import checks, settings
 from runbook_lib.actions import ACTIONS, action
-from runbook_lib.archive import NOTES, Archive, OutputError
+from runbook_lib.analysis import diagnosis
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, Progress, open_context, whoami
-from runbook_lib.finding import Finding, Reason, Text, Verdict, complete, say
 from runbook_lib.masking import TOKEN
+from runbook_lib.model.finding import Finding, Reason, Text, Verdict, complete, say
 from runbook_lib.parameters import validate
 from runbook_lib.settings import UsageError
+from runbook_lib.store import NOTES, Archive, OutputError
+from runbook_lib.view import render
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
 OLD_S = 120.0

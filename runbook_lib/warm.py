@@ -12,8 +12,9 @@ import gc
 # Imports leave little garbage, and looking for it would take a quarter of their time.
 gc.disable()
 
-from runbook_lib import quick
-from runbook_lib import cli, engine, investigation  # runners
+from runbook_lib.runs import quick
+from runbook_lib import cli  # runners
+from runbook_lib.runs import engine, investigation
 import ipykernel.ipkernel  # the kernels that runners fork
 import ipykernel.kernelapp
 import ipykernel.zmqshell
@@ -23,8 +24,10 @@ import nbformat
 import pandas as pd
 import papermill.execute
 import sqlalchemy
-from runbook_lib import artifact, catalog, charts, checks, session
-from runbook_lib.finding import say
+from runbook_lib import catalog, checks, session
+from runbook_lib.archive import artifact
+from runbook_lib.view import charts
+from runbook_lib.model.finding import say
 
 catalog.load()
 sqlalchemy.create_engine("postgresql+psycopg://").dispose()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 
-from runbook_lib import forkserver
+from runbook_lib.runs import forks
 
 
 def runbook(
@@ -24,9 +24,9 @@ def runbook(
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin, encoding="utf-8")
-        running = forkserver.start(_main, arguments, dict(env), str(cwd or Path.cwd()), [str(path) for path in streams])
+        running = forks.start(_main, arguments, dict(env), str(cwd or Path.cwd()), [str(path) for path in streams])
         try:
-            if not forkserver.ready([running], time.time() + timeout):
+            if not forks.ready([running], time.time() + timeout):
                 raise TimeoutExpired(arguments, timeout)
             code = running.result()
         finally:

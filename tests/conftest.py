@@ -19,7 +19,7 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from runbook_lib import forkserver
+from runbook_lib.runs import forks
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox import servers as embedded_servers
 from runbook_lib.sandbox.sandbox import Sandbox
@@ -158,7 +158,7 @@ def broker(servers: Servers) -> str:
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with three hours of past traffic, for the drills of one module."""
-    forkserver.context()  # has its imports when the sandbox is up
+    forks.context()  # has its imports when the sandbox is up
     sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
     sandbox.up(hours=3)
     yield sandbox

@@ -8,13 +8,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from runbook_lib import forkserver
+from runbook_lib.runs import forks
 from runbook_lib.session import quiet_session
 
 
 def start(env: dict[str, str], output: Path, store: str, limit: int) -> BaseProcess:
     """Start it; it leaves with 0 when it was carried out and its effect was seen."""
-    context: Any = forkserver.context()
+    context: Any = forks.context()
     process: BaseProcess = context.Process(target=_act, args=({**env, "RUNBOOK_OUTPUT": str(output)}, store, limit))
     process.start()
     return process

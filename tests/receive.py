@@ -14,10 +14,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from runbook_lib import forkserver, settings
+from runbook_lib import settings
 from runbook_lib.alerts import dispatcher, notify
 from runbook_lib.alerts.journal import Journal
 from runbook_lib.alerts.metrics import Metrics
+from runbook_lib.runs import forks
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     dispatcher.FIRST_WAIT_S = notify.FIRST_WAIT_S = options.get("first_wait_s", 0.2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (options.get("file_size", soft), hard))
-    forkserver.context()
+    forks.context()
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     config, metrics = settings.load(), Metrics()
     journal, places = Journal("journal.db"), notify.places(config)

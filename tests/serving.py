@@ -18,7 +18,7 @@ from typing import Any
 
 import requests
 
-from runbook_lib.archive import Archive
+from runbook_lib.store import Archive
 
 TOKEN = "token-of-a-test"
 

@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from runbook_lib import catalog, messages
 from runbook_lib.checks import CHECKS
 from runbook_lib.context import Given, open_context
-from runbook_lib.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers

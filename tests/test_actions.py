@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from command import runbook
 
-from runbook_lib import record
 from runbook_lib.actions.action import Action, ActionError, Word, perform
-from runbook_lib.archive import ACTIONS, NOTES
 from runbook_lib.context import Context, Progress
-from runbook_lib.finding import Reason, Status, Text, say
+from runbook_lib.model.finding import Reason, Status, Text, say
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.session import Session, keep_note, quiet_session
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
+from runbook_lib.store import ACTIONS, NOTES
+from runbook_lib.view import record
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
 

@@ -13,8 +13,8 @@ import yaml
 from serving import TOKEN, eventually, serving
 from test_rules import DEPLOY, tool
 
-from runbook_lib.archive import NOTES
 from runbook_lib.sandbox.servers import Servers
+from runbook_lib.store import NOTES
 
 
 @pytest.mark.e2e

@@ -20,15 +20,15 @@ from steps import NOW, ago
 from runbook_lib import catalog, messages
 from runbook_lib.actions import change, proposals
 from runbook_lib.actions.change import Change, Watch
-from runbook_lib.archive import ACTIONS
-from runbook_lib.finding import Finding, Status
-from runbook_lib.frames import row
+from runbook_lib.model.finding import Finding, Status
+from runbook_lib.model.frames import row
 from runbook_lib.outcome import Outcome
 from runbook_lib.sandbox.pod import read_env
 from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.settings import UsageError, Workloads
+from runbook_lib.store import ACTIONS
 
 SETTINGS = catalog.load().settings
 BATCH, POLL = "NOTIFICATION_DELIVERY_BATCH_SIZE", "NOTIFICATION_DELIVERY_POLL_INTERVAL"

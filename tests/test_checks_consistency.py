@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steps import bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
 from runbook_lib.checks import CHECKS, consistency
-from runbook_lib.finding import Frames, Reason, Status
+from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
 

@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
-from runbook_lib import catalog, diagnosis, wire
-from runbook_lib.charts import Chart
+from runbook_lib import catalog, wire
+from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import CHECKS, dead_letters, errors, given_up
-from runbook_lib.finding import Finding, Frames, Reason, Status
+from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.sources.jetstream import Message
+from runbook_lib.view.charts import Chart
 from runbook_lib.wire import EntitlementEvent
 
 STEPS = ("4.4.1", "4.4.2", "4.4.3")

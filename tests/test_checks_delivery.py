@@ -19,14 +19,14 @@ from nats.aio.client import Client
 from steps import NOW, ago, make_given, run, weight, words
 
 from runbook_lib import catalog, messages, sql
-from runbook_lib.charts import Chart
+from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
 from runbook_lib.checks.delivery import delivery
-from runbook_lib.diagnosis import conclude
-from runbook_lib.finding import Finding, Frames, Reason, Status, Unseen
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
+from runbook_lib.view.charts import Chart
 
 STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
 

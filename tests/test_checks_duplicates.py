@@ -20,7 +20,7 @@ from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses
 
 from runbook_lib import messages
 from runbook_lib.checks import CHECKS, duplicates
-from runbook_lib.finding import Frames, Reason, Status, replace
+from runbook_lib.model.finding import Frames, Reason, Status, replace
 from runbook_lib.sandbox import broker as applications
 from runbook_lib.sandbox.servers import Servers
 

@@ -17,11 +17,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
-from runbook_lib import record as records
-from runbook_lib.charts import Chart
 from runbook_lib.checks import response
-from runbook_lib.finding import Finding, Frames, Hop, Proposal, Reason, Signal, Status, Value, judged, replace, say
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Hop,
+    Proposal,
+    Reason,
+    Signal,
+    Status,
+    Value,
+    judged,
+    replace,
+    say,
+)
 from runbook_lib.sandbox.servers import Servers
+from runbook_lib.view import record as records
+from runbook_lib.view.charts import Chart
 
 STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")
 

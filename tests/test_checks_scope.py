@@ -13,7 +13,7 @@ from psycopg import sql as identifiers
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, weight, words
 
 from runbook_lib.checks import CHECKS, scope
-from runbook_lib.finding import Frames, Reason, Status
+from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
 

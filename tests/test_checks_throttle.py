@@ -16,8 +16,8 @@ from steps import NOW, ago, bound, events, make_given, odd_frames, run, traffic,
 from runbook_lib import catalog, messages
 from runbook_lib.checks import throttle
 from runbook_lib.checks.throttle import DELIVERY, RELAY, Flow, Pace, Side
-from runbook_lib.finding import Finding, Frames, Reason, Status, say
-from runbook_lib.frames import row
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.model.frames import row
 from runbook_lib.sandbox.servers import Servers
 
 SLOS = catalog.load().slos

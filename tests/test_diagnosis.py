@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, diagnosis, render
-from runbook_lib.finding import (
+from runbook_lib import catalog
+from runbook_lib.analysis import diagnosis
+from runbook_lib.model.finding import (
     DATABASE,
     HOPS,
     Finding,
@@ -22,6 +23,7 @@ from runbook_lib.finding import (
     unknown,
 )
 from runbook_lib.sources import SourceError
+from runbook_lib.view import render
 
 MODES = catalog.load().failure_modes
 

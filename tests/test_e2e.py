@@ -12,10 +12,10 @@ import pytest
 from command import runbook as command
 from drills import OUTAGES, runbook, shown
 
-from runbook_lib import record
-from runbook_lib.archive import Archive
 from runbook_lib.checks import postmortem as checks
 from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.store import Archive
+from runbook_lib.view import record
 
 pytestmark = pytest.mark.e2e
 

@@ -16,8 +16,9 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
 
-from runbook_lib import forkserver, kernels
-from runbook_lib.engine import NAME, write_whole
+from runbook_lib.runs import forks, kernels
+from runbook_lib.runs.engine import NAME
+from runbook_lib.store import write_whole
 
 
 def execute(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookNode:
@@ -105,7 +106,7 @@ def forked(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookNo
 
 
 def test_a_forked_kernel_has_its_imports_and_its_own_state(tmp_path: Path) -> None:
-    here = "import os, sys, runbook_lib.engine; print(os.getppid(), 'papermill' in sys.modules, __name__)"
+    here = "import os, sys, runbook_lib.runs.engine; print(os.getppid(), 'papermill' in sys.modules, __name__)"
     nb = forked(tmp_path, here, "from IPython.display import Markdown\nMarkdown('shown')")
     assert states(nb) == ["completed", "completed"]
     assert nb.cells[0].outputs[0].text == f"{os.getpid()} True __main__\n"
@@ -164,4 +165,4 @@ def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
 
 def test_what_is_forked_forks_its_own() -> None:
     """And starts no second origin, which would import everything once more."""
-    assert forkserver.call(forkserver.context).get_start_method() == "fork"
+    assert forks.call(forks.context).get_start_method() == "fork"

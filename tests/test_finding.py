@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Reason,
     Signal,

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import make_given, words
 
-from runbook_lib import catalog, diagnosis, messages, render
+from runbook_lib import catalog, messages
+from runbook_lib.analysis import diagnosis
+from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED, WAITS_FOR
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.response import judge_place
-from runbook_lib.diagnosis import BROKEN, REQUIRED, WAITS_FOR
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     DATABASE,
     HOPS,
     Finding,
@@ -25,6 +26,7 @@ from runbook_lib.finding import (
     overall,
     say,
 )
+from runbook_lib.view import render
 
 MODES = catalog.load().failure_modes
 BAD = (Status.WARNING, Status.CRITICAL)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from drills import runbook, shown
 
-from runbook_lib.diagnosis import BROKEN
+from runbook_lib.analysis.diagnosis import BROKEN
 from runbook_lib.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import history
-from runbook_lib.history import backlog_series, blind_spots, partial_buckets
+from runbook_lib.analysis import history
+from runbook_lib.analysis.history import backlog_series, blind_spots, partial_buckets
 
 AS_OF = pd.Timestamp("2025-03-01 12:00:20", tz="UTC")
 NOTHING = pd.Series(dtype=float)

@@ -10,9 +10,10 @@ from typing import Any
 import nbformat
 import pytest
 
-from runbook_lib import catalog, lab, settings
-from runbook_lib.archive import Archive
+from runbook_lib import catalog, settings
+from runbook_lib.lab import copies as lab
 from runbook_lib.settings import UsageError
+from runbook_lib.store import Archive
 
 
 def parameters(path: Path) -> dict[str, Any]:

@@ -15,15 +15,19 @@ import pandas as pd
 import pytest
 from tornado.web import HTTPError
 
-from runbook_lib import artifact, catalog, diagnosis, lab_server, record, render
-from runbook_lib.archive import Archive
+from runbook_lib import catalog
+from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import artifact
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Given, open_context
-from runbook_lib.finding import Finding, Frames, Status, complete, say
+from runbook_lib.lab import server as lab_server
 from runbook_lib.masking import TOKEN, Masker
+from runbook_lib.model.finding import Finding, Frames, Status, complete, say
 from runbook_lib.parameters import validate
 from runbook_lib.session import Session
 from runbook_lib.settings import Settings, UsageError
+from runbook_lib.store import Archive
+from runbook_lib.view import record, render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"
 URL = f"postgresql://runbook:{SECRET}@127.0.0.1:1/app"

@@ -12,7 +12,7 @@ import pytest
 
 import runbook_lib
 from runbook_lib import messages
-from runbook_lib.finding import say
+from runbook_lib.model.finding import say
 
 CODE = Path(runbook_lib.__file__).parent
 

@@ -13,9 +13,11 @@ import nbformat
 import pytest
 from papermill.execute import execute_notebook
 
-from runbook_lib import artifact, catalog, record, rejudge
+from runbook_lib import catalog
+from runbook_lib.archive import artifact, rejudge
 from runbook_lib.catalog import Section
-from runbook_lib.finding import Status
+from runbook_lib.model.finding import Status
+from runbook_lib.view import record
 
 SECTIONS = list(catalog.load().runnable().values())
 each_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.number)
@@ -124,7 +126,7 @@ def test_under_nbval(section: Section, embedded, tmp_path: Path, monkeypatch: py
     copy = tmp_path / section.notebook.name
     execute_notebook(section.notebook, copy, parameters={"incident_id": "T-1"}, prepare_only=True, progress_bar=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    plugins = ["-p", "runbook_lib.quick", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
+    plugins = ["-p", "runbook_lib.runs.quick", "-p", "nbval.plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *plugins, "--nbval-lax", "--nbval-current-env", "-q", str(copy)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout[-3000:]

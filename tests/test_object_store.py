@@ -19,7 +19,7 @@ import pytest
 import requests
 from store import BUCKET, Store
 
-from runbook_lib.archive import NOTES, PARTIAL, Archive, OutputError
+from runbook_lib.store import NOTES, PARTIAL, Archive, OutputError
 
 TARGETS = """
 [targets.shut]
@@ -250,9 +250,9 @@ def test_a_store_that_creates_nothing_exclusively_has_names_nobody_else_thinks_o
 
 AGAIN = """
 import json, sys
-from runbook_lib import forkserver
+from runbook_lib.runs import forks
 if __name__ == "__main__":
-    forkserver.context()
+    forks.context()
     from runbook_lib import investigation
     order = investigation.Order(("4.1",), sys.argv[1], target="silent", incident="A", job="j", again=True)
     came = investigation.summary(order)

@@ -20,11 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
-from runbook_lib import artifact, catalog, messages, postmortem, record, rejudge
-from runbook_lib.archive import ACTIONS, NOTES, Archive
-from runbook_lib.charts import Chart
+from runbook_lib import catalog, messages
+from runbook_lib.archive import artifact, postmortem, rejudge
 from runbook_lib.checks import postmortem as checks
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     RankedMode,
@@ -39,6 +38,9 @@ from runbook_lib.finding import (
 )
 from runbook_lib.sandbox import history
 from runbook_lib.sandbox.servers import Servers
+from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.view import record
+from runbook_lib.view.charts import Chart
 
 STEPS = ("7.1", "7.2", "7.3", "7.4")
 MINUTE = pd.Timedelta(minutes=1)

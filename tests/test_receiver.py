@@ -41,8 +41,8 @@ from runbook_lib.alerts.journal import Journal
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.receiver import Receiver
 from runbook_lib.alerts.server import Tls
-from runbook_lib.archive import Archive
 from runbook_lib.settings import Settings, UsageError
+from runbook_lib.store import Archive
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN, KEY = "a-token-for-tests", "a-key-for-tests"

@@ -20,8 +20,8 @@ from test_receiver import NOWHERE, ROOT, Running, one, running, webhook
 
 from runbook_lib.alerts.auth import Auth
 from runbook_lib.alerts.journal import Job
-from runbook_lib.archive import Archive
 from runbook_lib.settings import Settings
+from runbook_lib.store import Archive
 
 TOKEN = "a-token-for-the-browser"
 SENT = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}

@@ -8,19 +8,9 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import messages, record, render
-from runbook_lib.finding import (
-    Finding,
-    Hop,
-    Proposal,
-    Question,
-    Reason,
-    Signal,
-    Status,
-    Threshold,
-    Value,
-    say,
-)
+from runbook_lib import messages
+from runbook_lib.model.finding import Finding, Hop, Proposal, Question, Reason, Signal, Status, Threshold, Value, say
+from runbook_lib.view import record, render
 
 FINDING = Finding(
     "4.1.1",

@@ -26,7 +26,7 @@ from steps import bound
 
 from runbook_lib import catalog, messages, sql, wire
 from runbook_lib.context import open_context
-from runbook_lib.finding import replace
+from runbook_lib.model.finding import replace
 from runbook_lib.outcome import Outcome
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox import broker as applications

@@ -12,7 +12,8 @@ import pytest
 import sample
 from command import runbook
 
-from runbook_lib import artifact, catalog
+from runbook_lib import catalog
+from runbook_lib.archive import artifact
 
 COMMITTED = sample.ROOT / sample.OUTPUT / sample.INCIDENT
 

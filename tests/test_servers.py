@@ -17,8 +17,8 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.finding import Reason, Window
 from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Reason, Window
 from runbook_lib.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.settings import Budget

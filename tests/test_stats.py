@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runbook_lib import stats
+from runbook_lib.analysis import stats
 
 events = st.integers(0, 100_000)
 weights = st.lists(st.floats(0, 1), max_size=8)

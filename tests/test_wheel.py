@@ -74,7 +74,7 @@ def test_headless_imports_no_jupyterlab() -> None:
     program = """
 import sys
 import nbconvert, papermill.execute
-import runbook_lib.batch, runbook_lib.dossier, runbook_lib.engine, runbook_lib.session
+import runbook_lib.runs.batch, runbook_lib.archive.dossier, runbook_lib.runs.engine, runbook_lib.session
 print(sorted({"jupyterlab", "jupyter_server", "notebook"} & {m.partition(".")[0] for m in sys.modules}))
 """
     done = run([sys.executable, "-c", program], ROOT)

@@ -15,13 +15,13 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from runbook_lib import record
-from runbook_lib.archive import ACTIONS
 from runbook_lib.context import Context, Progress, whoami
-from runbook_lib.finding import Text, say
+from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
+from runbook_lib.store import ACTIONS
+from runbook_lib.view import record
 
 
 @dataclass(frozen=True)

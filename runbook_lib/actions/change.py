@@ -13,14 +13,14 @@ from runbook_lib import settings as targets
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
 from runbook_lib.actions.restart import COOLDOWN_S, LOOK_EVERY_S, READY_S, servers_answer
-from runbook_lib.archive import ACTIONS
 from runbook_lib.catalog import Setting, SettingValue, duration
 from runbook_lib.context import Context, Progress
-from runbook_lib.finding import Frames, Text, say
-from runbook_lib.frames import amount, one
+from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.frames import amount, one
 from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
+from runbook_lib.store import ACTIONS
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from runbook_lib import catalog
 from runbook_lib.catalog import SettingValue
-from runbook_lib.finding import Proposal
+from runbook_lib.model.finding import Proposal
 from runbook_lib.settings import Workloads
 
 

@@ -15,7 +15,7 @@ from runbook_lib.actions import stores
 from runbook_lib.actions.action import ActionError, Word
 from runbook_lib.actions.stores import Broker, Database, Entry, Letter
 from runbook_lib.context import Context, Progress
-from runbook_lib.finding import Text, say
+from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 

@@ -11,13 +11,13 @@ import pandas as pd
 from runbook_lib import settings
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
-from runbook_lib.archive import ACTIONS
 from runbook_lib.context import Context, Progress
-from runbook_lib.finding import Text, say
-from runbook_lib.frames import one
+from runbook_lib.model.finding import Text, say
+from runbook_lib.model.frames import one
 from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
+from runbook_lib.store import ACTIONS
 
 Which = Literal["notification", "entitlement"]
 WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")

@@ -11,7 +11,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
 from runbook_lib.actions.restart import LOOK_EVERY_S, READY_S, Restart, not_just_changed, servers_answer
 from runbook_lib.context import Context, Progress
-from runbook_lib.finding import Text, say
+from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.settings import UsageError
 

@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from runbook_lib import wire
-from runbook_lib.finding import Reason
+from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Budget, UsageError
 from runbook_lib.sources import Ledger, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message

@@ -14,18 +14,19 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
-from runbook_lib import dossier, messages
+from runbook_lib import messages
 from runbook_lib.alerts import notify
 from runbook_lib.alerts.journal import Job, Journal
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
-from runbook_lib.archive import Archive, OutputError
-from runbook_lib.executors import carry_out
-from runbook_lib.finding import Reason, say
+from runbook_lib.archive import dossier
 from runbook_lib.masking import Masker
-from runbook_lib.order import Order
+from runbook_lib.model.finding import Reason, say
+from runbook_lib.model.order import Order
+from runbook_lib.runs.executors import carry_out
 from runbook_lib.session import keep_note
 from runbook_lib.settings import Settings, UsageError
+from runbook_lib.store import Archive, OutputError
 
 #: Times that a job is tried; the last time, what was found is told even where it could not be kept.
 ATTEMPTS = 8

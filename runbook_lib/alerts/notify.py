@@ -14,13 +14,14 @@ from functools import cache, partial
 from threading import Thread
 from typing import Any
 
-from runbook_lib import messages, render
+from runbook_lib import messages
 from runbook_lib.alerts.alert import digest
 from runbook_lib.alerts.journal import Job, Journal, Message
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
-from runbook_lib.finding import say
+from runbook_lib.model.finding import say
 from runbook_lib.settings import Settings, UsageError
+from runbook_lib.view import render
 
 #: Seconds that a place is given to take a message.
 SEND_S = 30.0

@@ -30,14 +30,16 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runbook_lib import dossier, messages, render
+from runbook_lib import messages
 from runbook_lib.alerts.alert import Alert, BadAlert, from_alertmanager, from_cloudevent
 from runbook_lib.alerts.auth import Auth
 from runbook_lib.alerts.journal import Accepted, Journal, JournalError
 from runbook_lib.alerts.metrics import Metrics
-from runbook_lib.archive import Archive
+from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Settings, UsageError
+from runbook_lib.store import Archive
+from runbook_lib.view import render
 
 _log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runbook_lib import batch
 from runbook_lib.alerts.alert import TARGET_LABEL, Alert, digest
-from runbook_lib.order import Order
+from runbook_lib.model.order import Order
+from runbook_lib.runs import batch
 from runbook_lib.settings import Route, Settings, UsageError
 
 #: What an alert runs that no route names, and what its end runs.

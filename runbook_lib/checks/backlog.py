@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from runbook_lib import charts, history
 from runbook_lib.actions import proposals
+from runbook_lib.analysis import history
 from runbook_lib.checks import delivery
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Given
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
@@ -26,7 +26,8 @@ from runbook_lib.finding import (
     say,
     unknown,
 )
-from runbook_lib.frames import amount, one, table
+from runbook_lib.model.frames import amount, one, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib import messages
+from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.context import Context, Given
-from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.charts import Chart
+    from runbook_lib.view.charts import Chart
 
 
 #: The frame of what could not be asked, a row a part.

@@ -9,8 +9,8 @@ import pandas as pd
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, needs_the_present
 from runbook_lib.context import Given
-from runbook_lib.finding import Finding, Frames, Reason, Signal, Status, Text, Value, judged, say, unknown
-from runbook_lib.frames import one, row
+from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Status, Text, Value, judged, say, unknown
+from runbook_lib.model.frames import one, row
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

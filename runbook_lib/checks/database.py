@@ -9,24 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import charts
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, could_not_ask
 from runbook_lib.context import Given
-from runbook_lib.finding import (
-    DATABASE,
-    Finding,
-    Frames,
-    Proposal,
-    Signal,
-    Status,
-    Text,
-    Value,
-    judged,
-    say,
-)
-from runbook_lib.frames import amount, one, table
+from runbook_lib.model.finding import DATABASE, Finding, Frames, Proposal, Signal, Status, Text, Value, judged, say
+from runbook_lib.model.frames import amount, one, table
 from runbook_lib.sources import SourceError
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -11,13 +11,13 @@ import matplotlib.dates
 import numpy as np
 import pandas as pd
 
-from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
+from runbook_lib.analysis import stats
 from runbook_lib.checks import consistency, delivery, errors, given_up, publish
 from runbook_lib.checks.check import FAILED, Check
 from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
@@ -32,7 +32,8 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import amount, one, table
+from runbook_lib.model.frames import amount, one, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

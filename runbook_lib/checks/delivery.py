@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.context import Given
-from runbook_lib.finding import Frames
-from runbook_lib.frames import amount, one, table
+from runbook_lib.model.finding import Frames
+from runbook_lib.model.frames import amount, one, table
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

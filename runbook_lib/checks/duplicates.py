@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from matplotlib.dates import date2num
 
-from runbook_lib import charts
 from runbook_lib.actions import proposals
+from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks import delivery, leases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
@@ -32,8 +31,9 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.frames import amount, one, row, table
 from runbook_lib.sources import logs
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

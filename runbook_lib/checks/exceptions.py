@@ -12,15 +12,15 @@ import matplotlib.dates
 import numpy as np
 import pandas as pd
 
-from runbook_lib import charts, stats
 from runbook_lib.actions import proposals
+from runbook_lib.analysis import stats
+from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.catalog import Phrase
 from runbook_lib.checks import errors, recovery
 from runbook_lib.checks.check import Check, could_not_ask, failures
 from runbook_lib.checks.parts import Parts, needs_the_present
 from runbook_lib.context import Given
-from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Proposal,
@@ -33,8 +33,9 @@ from runbook_lib.finding import (
     say,
     worst,
 )
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.frames import amount, one, row, table
 from runbook_lib.sources import SourceError, logs
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

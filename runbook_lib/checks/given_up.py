@@ -19,8 +19,8 @@ from runbook_lib.checks import errors
 from runbook_lib.checks.check import failures
 from runbook_lib.checks.parts import Parts, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.finding import Frames, Reason, Text, say
-from runbook_lib.frames import table
+from runbook_lib.model.finding import Frames, Reason, Text, say
+from runbook_lib.model.frames import table
 from runbook_lib.sources import SourceError
 from runbook_lib.wire import EntitlementEvent, WireError, decode
 

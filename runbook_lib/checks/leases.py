@@ -6,25 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import charts
 from runbook_lib.actions import proposals
+from runbook_lib.analysis.stats import percentile
 from runbook_lib.checks import delivery
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import seconds_between
 from runbook_lib.context import Given
-from runbook_lib.finding import (
-    Finding,
-    Frames,
-    Hop,
-    Proposal,
-    Signal,
-    Status,
-    Value,
-    judged,
-    say,
-)
-from runbook_lib.frames import amount, one, table
-from runbook_lib.stats import percentile
+from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
+from runbook_lib.model.frames import amount, one, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -14,8 +14,8 @@ import pandas as pd
 
 from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, failures
 from runbook_lib.context import Given
-from runbook_lib.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.messages import LANGUAGES, VERBATIM
+from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

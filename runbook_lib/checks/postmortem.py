@@ -13,17 +13,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from runbook_lib import charts, postmortem, record, stats
-from runbook_lib.archive import ACTIONS, NOTES, Archive
+from runbook_lib.analysis import stats
+from runbook_lib.archive import postmortem
 from runbook_lib.catalog import Slo
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
-from runbook_lib.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
-from runbook_lib.frames import amount, one, row, table
 from runbook_lib.messages import VERBATIM
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
+from runbook_lib.model.frames import amount, one, row, table
 from runbook_lib.parameters import moment
 from runbook_lib.sources import SourceError
+from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.view import charts, record
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

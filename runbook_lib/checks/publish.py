@@ -6,25 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import charts, history
 from runbook_lib.actions import proposals
+from runbook_lib.analysis import history
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
-from runbook_lib.finding import (
-    Finding,
-    Frames,
-    Hop,
-    Proposal,
-    Reason,
-    Signal,
-    Status,
-    Text,
-    Value,
-    judged,
-    say,
-)
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Reason, Signal, Status, Text, Value, judged, say
+from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

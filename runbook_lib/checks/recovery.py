@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import charts, stats
+from runbook_lib.analysis import stats
 from runbook_lib.checks import consistency, scope
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
     Frames,
@@ -28,7 +28,8 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import amount, one, table
+from runbook_lib.model.frames import amount, one, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

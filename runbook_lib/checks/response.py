@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import charts, diagnosis, history, stats
+from runbook_lib.analysis import diagnosis, history, stats
 from runbook_lib.checks import backlog, database, publish, recovery, subscriber
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
@@ -28,7 +28,8 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -13,8 +13,8 @@ from runbook_lib.checks import recovery
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each, said
 from runbook_lib.context import Given
-from runbook_lib.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
+from runbook_lib.model.frames import amount, one, row, table
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -7,11 +7,11 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
+from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks.check import Check, could_not_ask, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     DATABASE,
     Finding,
     Frames,
@@ -27,7 +27,7 @@ from runbook_lib.finding import (
     unknown,
     worst,
 )
-from runbook_lib.frames import one, row
+from runbook_lib.model.frames import one, row
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

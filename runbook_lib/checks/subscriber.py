@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, seconds_between
 from runbook_lib.context import Given
-from runbook_lib.diagnosis import signals_of_silence
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
@@ -25,7 +25,7 @@ from runbook_lib.finding import (
     say,
     unknown,
 )
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.frames import amount, one, row, table
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:

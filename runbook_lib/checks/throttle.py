@@ -10,27 +10,17 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.dates
 import pandas as pd
 
-from runbook_lib import catalog, charts, history, messages
+from runbook_lib import catalog, messages
 from runbook_lib.actions import change, proposals
+from runbook_lib.analysis import history
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks import delivery
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, said
 from runbook_lib.context import Given
-from runbook_lib.finding import (
-    Finding,
-    Frames,
-    Hop,
-    Proposal,
-    Signal,
-    Status,
-    Text,
-    Value,
-    judged,
-    say,
-    worst,
-)
-from runbook_lib.frames import amount, one, row, table
+from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Signal, Status, Text, Value, judged, say, worst
+from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

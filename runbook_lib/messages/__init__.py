@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.finding import Text
+from runbook_lib.model.finding import Text
 
 LANGUAGES = ("en", "ja")
 #: The key of a text that is read back from a record: its words, by language, are its parameters.

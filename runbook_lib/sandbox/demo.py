@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runbook_lib.archive import ACTIONS, Archive
-from runbook_lib.finding import Status
+from runbook_lib.model.finding import Status
 from runbook_lib.sandbox import faults
 from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.sandbox.state import SandboxError
+from runbook_lib.store import ACTIONS, Archive
 
 #: Long enough that rows are plainly overdue, short enough to watch.
 FAULT_S = 12

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from runbook_lib.finding import Question, Reason
 from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Question, Reason
 
 
 class SourceError(Exception):

@@ -6,7 +6,7 @@ from typing import Any
 
 import requests
 
-from runbook_lib.finding import Reason
+from runbook_lib.model.finding import Reason
 from runbook_lib.sources import Ledger, SourceError
 
 TIMEOUT_S = (2.0, 3.0)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import nats.errors
 from nats.aio.client import Client
 
-from runbook_lib.finding import Reason
+from runbook_lib.model.finding import Reason
 from runbook_lib.sources import Ledger, SourceError
 
 CONNECT_TIMEOUT_S = 3

@@ -21,7 +21,7 @@ import psycopg
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from runbook_lib.finding import Reason, Window
+from runbook_lib.model.finding import Reason, Window
 from runbook_lib.settings import Budget, UsageError
 from runbook_lib.sources import Ledger, SourceError
 from runbook_lib.sql import Query, query

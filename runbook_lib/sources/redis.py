@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runbook_lib.finding import Reason
+from runbook_lib.model.finding import Reason
 from runbook_lib.sources import Ledger, SourceError
 
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-from runbook_lib.finding import Reason
+from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Workloads
 from runbook_lib.sources import Ledger, SourceError, logs
 

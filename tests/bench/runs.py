@@ -14,7 +14,8 @@ import nbformat
 import psutil
 import psycopg
 
-from runbook_lib import artifact, catalog
+from runbook_lib import catalog
+from runbook_lib.archive import artifact
 from runbook_lib.catalog import Section
 from runbook_lib.sandbox.servers import Servers
 

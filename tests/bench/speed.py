@@ -28,9 +28,9 @@ import psutil
 import requests
 
 from runbook_lib import catalog
-from runbook_lib.archive import Archive
-from runbook_lib.postmortem import SECTION as POSTMORTEM
+from runbook_lib.archive.postmortem import SECTION as POSTMORTEM
 from runbook_lib.sandbox.servers import Servers
+from runbook_lib.store import Archive
 
 ONE = ("4.1",)
 TOKEN = "bench"

@@ -15,8 +15,8 @@ from importlib import import_module, metadata
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
-from runbook_lib import forkserver
-from runbook_lib.order import Order
+from runbook_lib.model.order import Order
+from runbook_lib.runs import forks
 from runbook_lib.settings import UsageError
 
 KINDS = ("local", "dask")
@@ -163,11 +163,11 @@ def carry_out(order: Order) -> dict[str, Any]:
 
     Raises UsageError before anything has started when the order, or its target, is not in order.
     """
-    return forkserver.call(_investigate, order)
+    return forks.call(_investigate, order)
 
 
 def _investigate(order: Order) -> dict[str, Any]:
-    from runbook_lib import batch, investigation
+    from runbook_lib.runs import batch, investigation
 
     if order.job:
         return investigation.summary(order)  # perhaps one of many: nobody could tell whose section it is

@@ -14,11 +14,12 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from runbook_lib import artifact, batch, catalog, dossier, settings
-from runbook_lib.archive import Archive, digest
+from runbook_lib import catalog, settings
+from runbook_lib.archive import artifact, dossier
 from runbook_lib.masking import Masker, secrets_of
 from runbook_lib.parameters import validate
 from runbook_lib.settings import UsageError
+from runbook_lib.store import Archive, digest
 
 
 def _load_jupyter_server_extension(app: Any) -> None:
@@ -75,7 +76,7 @@ def keep(path: Path) -> str | None:
     run = artifact.read(nb, catalog.load().sections[header["section"]])
     archive.prepare()
     started, ended = header["opened"], pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
-    stem = archive.reserve(f"{batch.stamp(started)}-{run.section}")
+    stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
     try:
         made = artifact.make(
             nb, run, parameters, stem=stem, started=started, ended=ended, interactive=True, outputs=shown
@@ -84,7 +85,7 @@ def keep(path: Path) -> str | None:
     finally:
         archive.release(stem)
     place = f"{archive.place}/{made.name}"
-    result = batch.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
+    result = artifact.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
     lang = parameters.get("lang", "en")
     dossier.keep(archive, [result], dossier.document(archive.incident, header["target"], [result], run.verdict, lang))
     dossier.write_index(archive, lang)

@@ -16,9 +16,10 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib import catalog, messages, record
-from runbook_lib.diagnosis import BROKEN, REQUIRED
-from runbook_lib.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
+from runbook_lib import catalog, messages
+from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED
+from runbook_lib.model.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
+from runbook_lib.view import record
 
 if TYPE_CHECKING:
     from runbook_lib.outcome import Outcome

@@ -12,10 +12,11 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from runbook_lib import batch, postmortem, record, render
-from runbook_lib.archive import ACTIONS, NOTES, Archive
-from runbook_lib.batch import Result
-from runbook_lib.finding import Status, Verdict
+from runbook_lib.archive import postmortem
+from runbook_lib.archive.artifact import Result, stamp
+from runbook_lib.model.finding import Status, Verdict
+from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.view import record, render
 
 INDEX = "index.html"
 
@@ -57,7 +58,7 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
 
 def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job: str = "") -> None:
     """Seal what a command concluded beside its artifacts; once, where it has a job. Raises OSError."""
-    stem = f"{batch.stamp(results[0].started)}-verdict"
+    stem = f"{stamp(results[0].started)}-verdict"
     content = json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()
     entry = {
         "verdict": said["verdict"],
@@ -125,6 +126,6 @@ def _located(verdicts: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _proposals(verdicts: list[dict[str, Any]], lang: str) -> list[dict[str, str]]:
-    from runbook_lib.finding import Proposal
+    from runbook_lib.model.finding import Proposal
 
     return render.worded((Proposal(**p) for p in verdicts[-1]["verdict"]["proposals"]), lang) if verdicts else []

@@ -11,11 +11,14 @@ from importlib.metadata import version
 from typing import Any
 
 import nbformat
+import pandas as pd
 
-from runbook_lib import catalog, diagnosis, record, render
-from runbook_lib.finding import Finding, Status, Verdict, complete
+from runbook_lib import catalog
+from runbook_lib.analysis import diagnosis
 from runbook_lib.masking import Masker
 from runbook_lib.messages import LANGUAGES
+from runbook_lib.model.finding import Finding, Status, Verdict, complete
+from runbook_lib.view import record, render
 
 Notebook = nbformat.NotebookNode
 
@@ -182,6 +185,18 @@ def notebook(content: bytes) -> Notebook:
 
 
 @dataclass(frozen=True)
+class Result:
+    """One section that was run: what it found, and where its artifact lies."""
+
+    run: Run
+    started: str
+    ended: str
+    ipynb: str | None
+    html: str | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a run leaves behind: its files by name, and its line of the manifest."""
 
@@ -223,3 +238,8 @@ def make(
         **more,
     }
     return Artifact(name, files, entry)
+
+
+def stamp(time: str) -> str:
+    """A moment as it stands in file names."""
+    return f"{pd.Timestamp(time):%Y%m%dT%H%M%SZ}"

@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runbook_lib import batch, catalog, dossier, parameters, render
-from runbook_lib.archive import Archive
-from runbook_lib.batch import Progress, Request, Result
-from runbook_lib.finding import Verdict
-from runbook_lib.order import Order
+from runbook_lib import catalog, parameters
+from runbook_lib.archive import dossier
+from runbook_lib.archive.artifact import Result
+from runbook_lib.model.finding import Verdict
+from runbook_lib.model.order import Order
+from runbook_lib.runs import batch
+from runbook_lib.runs.batch import Progress, Request
+from runbook_lib.store import Archive
+from runbook_lib.view import render
 
 
 @dataclass(frozen=True)

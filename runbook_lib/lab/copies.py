@@ -13,15 +13,15 @@ from typing import NoReturn
 import nbformat
 
 from runbook_lib import catalog, settings
-from runbook_lib.archive import Archive
 from runbook_lib.parameters import validate
 from runbook_lib.sandbox import state
 from runbook_lib.settings import UsageError
+from runbook_lib.store import Archive
 
 #: Behind a person's own, so that they hold.
 _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
-    "--ServerApp.jpserver_extensions={'runbook_lib.lab_server': True}",
+    "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from runbook_lib import catalog
-from runbook_lib.artifact import Run
+from runbook_lib.archive.artifact import Run
 from runbook_lib.checks import CHECKS
 from runbook_lib.context import Given
-from runbook_lib.finding import Finding, Status
+from runbook_lib.model.finding import Finding, Status
 
 
 def judge_again(run: Run) -> list[tuple[str, Status, Status]]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from runbook_lib.analysis.stats import combine
 from runbook_lib.catalog import FailureMode
-from runbook_lib.finding import (
+from runbook_lib.model.finding import (
     DATABASE,
     HOPS,
     LOOK_AGAIN,
@@ -34,7 +35,6 @@ from runbook_lib.finding import (
     worst,
 )
 from runbook_lib.sources import SourceError
-from runbook_lib.stats import combine
 
 T = TypeVar("T")
 

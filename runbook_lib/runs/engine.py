@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from traitlets import Unicode
 
-from runbook_lib import kernels
+from runbook_lib.runs import kernels
+from runbook_lib.store import write_whole
 
 #: Under which papermill knows the engine, once this module is imported.
 NAME = "runbook"
@@ -99,14 +99,3 @@ class Engine(NBClientEngine):  # type: ignore[misc]
 
 
 papermill_engines.register(NAME, Engine)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it sees the old or the new content, never a part."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise

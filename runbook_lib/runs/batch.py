@@ -15,12 +15,14 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from runbook_lib import artifact, catalog, forkserver, kernels, parameters, settings
-from runbook_lib.archive import PARTIAL, Archive
-from runbook_lib.artifact import Run
-from runbook_lib.finding import Reason, Verdict, replace, say, unknown
+from runbook_lib import catalog, parameters, settings
+from runbook_lib.archive import artifact
+from runbook_lib.archive.artifact import Result, Run, stamp
 from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Reason, Verdict, replace, say, unknown
+from runbook_lib.runs import forks, kernels
 from runbook_lib.settings import UsageError
+from runbook_lib.store import PARTIAL, Archive
 
 #: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
 GRACE_S = 8.0
@@ -48,18 +50,6 @@ class Request:
     """Started by an alert: it carries nothing out."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """One section that was run: what it found, and where its artifact lies."""
-
-    run: Run
-    started: str
-    ended: str
-    ipynb: str | None
-    html: str | None
-    problem: str = ""
-
-
 def request(
     section: str, values: dict[str, Any], output: str, until: float, *, job: str = "", unattended: bool = False
 ) -> Request:
@@ -85,16 +75,16 @@ def run_sections(requests: Iterable[Request], progress: Progress = lambda sectio
     """Run the sections, some at once, each in a process of its own; each comes back, whatever became of it."""
     requests = list(requests)
     waiting = list(enumerate(requests))
-    running: dict[forkserver.Forked[Result], _Started] = {}
+    running: dict[forks.Forked[Result], _Started] = {}
     results: dict[int, Result] = {}
 
-    def end(runner: forkserver.Forked[Result], problem: str = "") -> None:
+    def end(runner: forks.Forked[Result], problem: str = "") -> None:
         s = running.pop(runner)
         try:
             if problem:
                 raise RuntimeError(problem)
             result = runner.result()
-        except forkserver.Killed:
+        except forks.Killed:
             result = _died(s.request, s.scratch, s.time, "the runner was killed")
         except Exception as e:
             runner.end()
@@ -110,8 +100,8 @@ def run_sections(requests: Iterable[Request], progress: Progress = lambda sectio
                     own = Path(scratch) / str(n)
                     own.mkdir()
                     progress(r.section, "running")
-                    running[forkserver.start(_run, r, own)] = _Started(n, r, own, _now())
-                for runner in forkserver.ready(running, min(s.limit for s in running.values())):
+                    running[forks.start(_run, r, own)] = _Started(n, r, own, _now())
+                for runner in forks.ready(running, min(s.limit for s in running.values())):
                     end(runner)
                 for runner in [r for r, s in running.items() if s.limit <= time.time()]:
                     end(runner, "the runner did not end in time")
@@ -135,7 +125,7 @@ class _Started:
 
 def combined(results: Iterable[Result]) -> Verdict:
     """The verdict over all sections that were run."""
-    from runbook_lib import diagnosis
+    from runbook_lib.analysis import diagnosis
 
     return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
 
@@ -149,7 +139,7 @@ def _run(r: Request, scratch: Path) -> Result:
     if r.unattended:
         os.environ["RUNBOOK_UNATTENDED"] = "1"
     kernels.fork_one()
-    forkserver.end_with_parent()
+    forks.end_with_parent()
     try:
         return _execute(r, scratch)
     finally:
@@ -161,7 +151,7 @@ def _execute(r: Request, scratch: Path) -> Result:
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
-    from runbook_lib import engine
+    from runbook_lib.runs import engine
 
     section = catalog.load().sections[r.section]
     assert section.notebook is not None  # noqa: S101 - `request` has checked it
@@ -249,7 +239,7 @@ def _died(r: Request, scratch: Path, started: str, what: str) -> Result:
 
 def _unfinished(run: Run, problem: str) -> Run:
     """The steps that were not reached say why."""
-    from runbook_lib import diagnosis
+    from runbook_lib.analysis import diagnosis
 
     findings = tuple(
         unknown(f.step, Reason.NOT_RUN, say("unknown.unfinished", problem=problem)) if f.reason is Reason.NOT_RUN else f
@@ -270,11 +260,6 @@ def _elsewhere(files: dict[str, bytes]) -> str:
 
 def _now() -> str:
     return pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
-
-
-def stamp(time: str) -> str:
-    """A moment as it stands in file names."""
-    return f"{pd.Timestamp(time):%Y%m%dT%H%M%SZ}"
 
 
 def terminal_progress() -> Progress:

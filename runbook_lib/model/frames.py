@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.finding import Frames
+from runbook_lib.model.finding import Frames
 
 
 def one(frame: pd.DataFrame | None) -> dict[str, Any]:

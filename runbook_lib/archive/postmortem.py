@@ -22,12 +22,13 @@ import mistune
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib import catalog, messages, render
-from runbook_lib.archive import PARTIAL, Archive, digest
-from runbook_lib.finding import Finding, Text, say
+from runbook_lib import catalog, messages
+from runbook_lib.model.finding import Finding, Text, say
+from runbook_lib.store import PARTIAL, Archive, digest
+from runbook_lib.view import render
 
 if TYPE_CHECKING:
-    from runbook_lib.batch import Result
+    from runbook_lib.archive.artifact import Result
 
 SECTION = "7"
 MARKDOWN, PAGE = "postmortem.md", "postmortem.html"

@@ -35,7 +35,6 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from runbook_lib.engine import write_whole
 from runbook_lib.settings import UsageError
 
 MANIFEST = "manifest.jsonl"
@@ -376,3 +375,14 @@ def _is_conflict(e: OSError) -> bool:
 def digest(content: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever reads it sees the old or the new content, never a part."""
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise

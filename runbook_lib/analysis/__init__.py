@@ -1,0 +1,1 @@
+"""What judges count and weigh with; pure."""

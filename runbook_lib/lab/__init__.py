@@ -1,0 +1,1 @@
+"""JupyterLab: a responder's copies, and what its server does when one is saved."""

@@ -1,0 +1,1 @@
+"""Plain data that everything else speaks: findings, outcomes of actions, orders, frames."""

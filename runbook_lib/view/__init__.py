@@ -1,0 +1,1 @@
+"""Findings as HTML, text, JSON and charts."""
