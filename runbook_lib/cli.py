@@ -226,7 +226,7 @@ def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: 
     forks.context()
     from runbook_lib.alerts import alert, routes
     from runbook_lib.masking import Masker
-    from runbook_lib.session import keep_note
+    from runbook_lib.notes import keep_note
     from runbook_lib.store import Archive
 
     try:
@@ -451,10 +451,9 @@ def _act(
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
-    from runbook_lib.context import whoami
     from runbook_lib.masking import Masker
+    from runbook_lib.notes import keep_note, whoami
     from runbook_lib.parameters import validate
-    from runbook_lib.session import keep_note
     from runbook_lib.store import Archive, OutputError
 
     validate({"incident_id": incident})

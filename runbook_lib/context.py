@@ -6,7 +6,6 @@ Opening a context measures the clocks once; making one asks nobody. To look at a
 
 from __future__ import annotations
 
-import getpass
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -318,14 +317,6 @@ def in_lab() -> bool:
     """Is this a kernel of `runbook lab`? Its server names itself; one that anything else started has another parent."""
     server = os.environ.get("RUNBOOK_LAB")
     return bool(server) and server == os.environ.get("JPY_PARENT_PID")
-
-
-def whoami() -> str:
-    """The login name of whoever runs this."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
 
 
 def _declared(source: S | None, name: str) -> S:

@@ -20,12 +20,12 @@ from runbook_lib import checks, settings
 from runbook_lib.actions import ACTIONS, action
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Context, Progress, open_context, whoami
+from runbook_lib.context import Context, Progress, open_context
 from runbook_lib.masking import TOKEN
-from runbook_lib.model.finding import Finding, Reason, Text, Verdict, complete, say
+from runbook_lib.model.finding import Finding, Reason, Verdict, complete, say
+from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import validate
 from runbook_lib.settings import UsageError
-from runbook_lib.store import NOTES, Archive, OutputError
 from runbook_lib.view import render
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
@@ -254,24 +254,3 @@ def quiet_session(section: str, **parameters: Any) -> Session:
     if section not in book.sections:
         raise UsageError(f"unknown section '{section}': {settings.did_you_mean(section, list(book.sections))}")
     return Session(open_context(book.sections[section], validate(parameters), settings.load(), book))
-
-
-def keep_note(archive: Archive, text: str, who: str, section: str = "", job: str = "") -> Text:
-    """Put a line into an incident's timeline; what was kept, as a sentence.
-
-    A `job` leaves one: where that is there already, it is what comes back. Raises UsageError for an empty note, and
-    OutputError when it can not be written.
-    """
-    if not text.strip():
-        raise UsageError("an empty note says nothing")
-    archive.prepare()
-    entry = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"), "who": who, "text": text.strip()}
-    try:
-        before = next((e for e in archive.lines(NOTES) if job and e.get("job") == job), None)
-        if before:
-            entry = before
-        else:
-            archive.add_line(NOTES, entry | {"section": section} | ({"job": job} if job else {}))
-    except OSError as e:
-        raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
-    return say("ui.noted", time=render.when(entry["time"]), who=who, text=entry["text"])

@@ -14,8 +14,9 @@ from command import runbook
 from runbook_lib.actions.action import Action, ActionError, Word, perform
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Reason, Status, Text, say
+from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
-from runbook_lib.session import Session, keep_note, quiet_session
+from runbook_lib.session import Session, quiet_session
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS, NOTES

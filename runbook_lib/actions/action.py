@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from runbook_lib.context import Context, Progress, whoami
+from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
+from runbook_lib.notes import whoami
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError

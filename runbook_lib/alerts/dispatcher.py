@@ -23,8 +23,8 @@ from runbook_lib.archive import dossier
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, say
 from runbook_lib.model.order import Order
+from runbook_lib.notes import keep_note
 from runbook_lib.runs.executors import carry_out
-from runbook_lib.session import keep_note
 from runbook_lib.settings import Settings, UsageError
 from runbook_lib.store import Archive, OutputError
 
