@@ -313,7 +313,7 @@ class Session:
                 self.clocks["nats"] = Clock((server - middle).total_seconds(), rtt / 2)
             except (SourceError, KeyError):
                 pass
-        as_of = moment(self.parameters.as_of) if self.parameters.as_of else now
+        as_of = min(moment(self.parameters.as_of), now) if self.parameters.as_of else now
         past = (now - as_of).total_seconds() > PRESENT_S
         if self._postgres is not None:
             self._postgres.past = past

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runbook_lib.cli import Number
+
 from .state import SandboxError, command, default_directory, load
 
 if TYPE_CHECKING:
@@ -58,11 +60,11 @@ def sandbox() -> None:
 
 @sandbox.command()
 @_directory
-@click.option("--rate", type=click.FloatRange(min=0, max=50), default=5, show_default=True, help="Events per second.")
+@click.option("--rate", type=Number(min=0, max=50), default=5, show_default=True, help="Events per second.")
 @click.option(
     "--history",
     "hours",
-    type=click.FloatRange(min=0, max=720),
+    type=Number(min=0, max=720),
     default=6,
     show_default=True,
     help="Hours of past traffic.",
