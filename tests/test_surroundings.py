@@ -616,14 +616,14 @@ def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, command: list
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("word", ["", "Starting", "an alert fires", "$ runbook triage"])
+@pytest.mark.parametrize("word", ["", "Starting", "$ runbook triage"])
 def test_an_interrupt_of_the_demo_leaves_nothing(
     own: Servers, tmp_path: Path, word: str, number: signal.Signals
 ) -> None:
     last = after(1.5)
     interrupted(
         environment(own), ["sandbox", "demo", "--output", str(tmp_path / "out")],
-        lambda said: word.lower() in said.read_text().lower() and last(said), number, tmp_path / "demo",
+        lambda said: word in said.read_text() and last(said), number, tmp_path / "demo",
     )  # fmt: skip
 
 
