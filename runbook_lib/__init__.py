@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as in `typing`, which the command need not wait for
 if TYPE_CHECKING:
+    from typing import Any
+
     from runbook_lib.session import Session, open_section
 
 __version__ = "0.3.0"

@@ -1,6 +1,15 @@
-"""`python -m runbook_lib` is the `runbook` command."""
+"""The `runbook` command, also as `python -m runbook_lib`."""
 
-from runbook_lib.cli import main
+from runbook_lib import interrupts
+
+
+def main() -> None:
+    """Run it. From the first moment it can be interrupted: what it imports takes its time."""
+    interrupts.watch()
+    from runbook_lib.cli import main as command
+
+    command.main()
+
 
 if __name__ == "__main__":
     main()

@@ -283,7 +283,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     here = pd.Timestamp.now("UTC")
     clocks = _clocks(sources, target.streams.events)
     now = here + pd.Timedelta(seconds=clocks["postgres"].offset_s) if "postgres" in clocks else here
-    as_of = moment(parameters.as_of) if parameters.as_of else now
+    as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
     past = (now - as_of).total_seconds() > PRESENT_S
     return Context(
         section=section,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from runbook_lib.settings import UsageError, did_you_mean
 
+#: How far another machine's clock may be ahead of this one's: what it tells is not yet the future.
+SKEW = pd.Timedelta(minutes=5)
+
 _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Parameters(BaseModel):
     """The parameters that notebooks declare; a notebook takes those of its own cell only."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     incident_id: str = "adhoc"
     target: str = "default"
@@ -57,19 +61,27 @@ class Parameters(BaseModel):
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None:
-            moment(value)
+            time, now = _time(value), pd.Timestamp.now("UTC")
+            if time.tzinfo is None:
+                here = pd.Timestamp(time.to_pydatetime(warn=False).astimezone()).isoformat()
+                raise ValueError(f"it has no offset: write {here} (this machine's zone) or {time.isoformat()}Z")
+            if time > now + SKEW:
+                raise ValueError(f"that is in the future: it is {now.isoformat(timespec='seconds')}")
         return value
 
 
 def moment(text: str) -> pd.Timestamp:
-    """A time as UTC; one without an offset is taken as UTC. Raises ValueError."""
-    try:
-        time = pd.Timestamp(text)
-    except (ValueError, TypeError):
-        raise ValueError("not a time like 2026-01-31T03:00:00Z") from None
-    if pd.isna(time):
-        raise ValueError("not a time like 2026-01-31T03:00:00Z")
+    """A time as UTC. Earlier versions took, and kept in artifacts, one without an offset for UTC. Raises ValueError."""
+    time = _time(text)
     return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
+
+
+def _time(text: str) -> pd.Timestamp:
+    with suppress(ValueError, TypeError, OverflowError):
+        time = pd.Timestamp(text)
+        if not pd.isna(time) and 1970 < time.year < 9999:
+            return time
+    raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
 def declared(notebook: Path) -> list[str]:

@@ -10,17 +10,37 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
 URLS = ("database_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
 #: Credentials that may change something: for actions alone, so that whatever reads can not write.
 ACTION_URLS = ("action_database_url", "action_nats_url")
+#: How each is written, and with which schemes.
+_WRITTEN = {
+    "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
+    "nats_url": ("nats://USER@HOST:4222", ("nats", "tls", "ws", "wss")),
+    "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
+    "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
+    "prometheus_url": ("http://HOST:9090", ("http", "https")),
+}
+#: The longest that anything may be told to take, in seconds.
+DAY_S = 86_400
 
 
 class UsageError(Exception):
@@ -39,10 +59,15 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"known: {', '.join(known[:50]) or 'none'}{', ...' if len(known) > 50 else ''}"
 
 
-class Streams(BaseModel):
+class _Strict(BaseModel):
+    """What is not known is refused, and so is what is no number."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Streams(_Strict):
     """Names of the streams and durables of the system."""
 
-    model_config = ConfigDict(extra="forbid")
     events: str = "entitlement-events"
     consumer: str = "notification-entitlement-consumer"
     advisory: str = "notification-advisory-dlq"
@@ -51,10 +76,9 @@ class Streams(BaseModel):
     terminated_consumer: str = "notification-terminated-advisory-consumer"
 
 
-class Workloads(BaseModel):
+class Workloads(_Strict):
     """How the system's parts are run, so that a proposal is an exact command."""
 
-    model_config = ConfigDict(extra="forbid")
     runner: Literal["kubectl", "supervisorctl"] = "kubectl"
     namespace: str = "miniserversystem"
     context: str = ""
@@ -69,10 +93,9 @@ class Workloads(BaseModel):
     env_file: str = ""
 
 
-class Target(BaseModel):
+class Target(_Strict):
     """One system to investigate: where its parts answer, and the facts its settings fix."""
 
-    model_config = ConfigDict(extra="forbid")
     database_url: SecretStr | None = None
     nats_url: SecretStr | None = None
     nats_monitor_url: SecretStr | None = None
@@ -82,9 +105,9 @@ class Target(BaseModel):
     action_nats_url: SecretStr | None = None
     streams: Streams = Streams()
     workloads: Workloads = Workloads()
-    lease_s: float = Field(30.0, gt=0, description="the workers' configured lease")
-    batch_size: int = Field(50, gt=0, description="rows per claim, delivery and relay")
-    poll_interval_s: float = Field(1.0, gt=0, description="pause between two batches")
+    lease_s: float = Field(30.0, gt=0, le=DAY_S, description="the workers' configured lease")
+    batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
+    poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")
 
     @model_validator(mode="before")
     @classmethod
@@ -105,9 +128,18 @@ class Target(BaseModel):
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
         return data
 
+    @field_validator(*URLS, *ACTION_URLS)
+    @classmethod
+    def _is_a_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value:
+            kind = str(info.field_name).removeprefix("action_")
+            if wrong := _wrong_with(value.get_secret_value(), kind):
+                raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
+        return value
+
     @model_validator(mode="after")
     def _needs_a_source(self) -> Target:
-        if self.database_url is None and self.nats_url is None:
+        if not self.database_url and not self.nats_url:
             raise ValueError("neither database_url nor nats_url is set")
         return self
 
@@ -121,23 +153,21 @@ class Target(BaseModel):
         return [u for u in (self.url(name) for name in (*URLS, *ACTION_URLS)) if u]
 
 
-class Budget(BaseModel):
+class Budget(_Strict):
     """What a run may ask of a database that may be struggling."""
 
-    model_config = ConfigDict(extra="forbid")
-    statement_timeout_ms: int = Field(3000, ge=50)
-    lock_timeout_ms: int = Field(200, ge=10)
-    idle_timeout_ms: int = Field(10_000, ge=100)
-    connect_timeout_s: int = Field(3, ge=2)
+    statement_timeout_ms: int = Field(3000, ge=50, le=DAY_S * 1000)
+    lock_timeout_ms: int = Field(200, ge=10, le=DAY_S * 1000)
+    idle_timeout_ms: int = Field(10_000, ge=100, le=DAY_S * 1000)
+    connect_timeout_s: int = Field(3, ge=2, le=DAY_S)
     max_plan_cost: float = Field(50_000, gt=0)
-    max_rows: int = Field(500, ge=1)
-    readers: int = Field(4, ge=1, description="runs that may read one database at once")
+    max_rows: int = Field(500, ge=1, le=1_000_000)
+    readers: int = Field(4, ge=1, le=1000, description="runs that may read one database at once")
 
 
-class Route(BaseModel):
+class Route(_Strict):
     """Which sections an alert runs: the first route that fits; none is section 3 and what it points to."""
 
-    model_config = ConfigDict(extra="forbid")
     alertname: str = ""
     labels: dict[str, str] = {}
     sections: list[str] = Field(min_length=1)
@@ -145,11 +175,10 @@ class Route(BaseModel):
     parameters: dict[str, Any] = {}
 
 
-class Receiver(BaseModel):
+class Receiver(_Strict):
     """How alerts are received; secrets come from the environment or a file (docs/operations.md)."""
 
-    model_config = ConfigDict(extra="forbid")
-    window_minutes: float = Field(30.0, gt=0, description="a repeat within it is only counted")
+    window_minutes: float = Field(30.0, gt=0, le=7 * 24 * 60, description="a repeat within it is only counted")
     workers: int = Field(4, ge=1, le=64, description="investigations at once, one per target")
     public_url: str = Field("", description="what links in messages start with")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
@@ -171,11 +200,13 @@ class Receiver(BaseModel):
 class Settings(BaseSettings):
     """Everything configurable; `load()` makes it."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNBOOK_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="RUNBOOK_", env_nested_delimiter="__", extra="ignore", allow_inf_nan=False
+    )
 
     output: str = "outputs"
     lang: Literal["ja", "en"] = "en"
-    deadline_s: float = Field(180.0, gt=0, description="a whole run, all its sections")
+    deadline_s: float = Field(180.0, gt=0, le=DAY_S, description="a whole run, all its sections")
     budget: Budget = Budget()
     #: As written: a target is checked when it is used, so that one in disorder does not block another.
     targets: dict[str, dict[str, Any]] = {}
@@ -212,9 +243,9 @@ class Settings(BaseSettings):
         if name in self.targets:
             return _written_target(name, self.targets[name])
         if name == "default":
-            urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u) is not None}
+            urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                return Target(**urls)
+                return _target("settings", urls)
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
             raise UsageError(
                 "target 'default' has no address: set RUNBOOK_DATABASE_URL, RUNBOOK_NATS_URL and "
@@ -261,15 +292,37 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
     file = config_file()
     text = file.read_text(encoding="utf-8") if file else ""
     for url in (*URLS, *ACTION_URLS):
-        if (value := written.get(url)) and urlsplit(str(value)).password and str(value) in text:
-            raise UsageError(
-                f"targets.{name}.{url} has a password in {file}: "
-                f"name an environment variable ({url}_env) or a file ({url}_file) instead"
-            )
+        with suppress(ValueError):  # what cannot be read is refused below
+            if (value := written.get(url)) and urlsplit(str(value)).password and str(value) in text:
+                raise UsageError(
+                    f"targets.{name}.{url} has a password in {file}: "
+                    f"name an environment variable ({url}_env) or a file ({url}_file) instead"
+                )
+    return _target(f"settings: targets.{name}", written)
+
+
+def _target(where: str, values: dict[str, Any]) -> Target:
     try:
-        return Target(**written)
+        return Target(**values)
     except ValidationError as e:
-        raise UsageError(_first_problem(f"settings: targets.{name}", e)) from None
+        raise UsageError(_first_problem(where, e)) from None
+
+
+def _wrong_with(url: str, kind: str) -> str:
+    """What is wrong with a URL, without a word of it: it may hold a password."""
+    _, schemes = _WRITTEN[kind]
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return "its host or its port cannot be read (in a password, / ? # @ : [ are written %2F %3F %23 %40 %3A %5B)"
+    if parts.scheme.partition("+")[0] not in schemes:
+        return f"it does not begin with {' or '.join(f'{s}://' for s in schemes)}"
+    if any(c.isspace() or not c.isprintable() for c in url):
+        return "it holds a space, or what cannot be seen"
+    # A PostgreSQL or a Redis on this machine may be found by the folder, or the file, of its socket.
+    local = (kind == "database_url" and (not parts.netloc or "host=" in parts.query)) or parts.scheme == "unix"
+    return "" if host or local else "it names no host"
 
 
 def _first_problem(where: str, e: ValidationError) -> str:

@@ -327,6 +327,8 @@ class Archive:
             ) from None
         except Exception as e:
             raise OutputError(f"output {self.output} cannot be opened: {' '.join(str(e).split())}") from None
+        if path.encode(errors="replace").decode() != path:
+            raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
         if s3:
             fs.retries = 1  # `_S3` has the tries already
         if not any(fs is o for o in _opened):

@@ -13,7 +13,7 @@ import gc
 gc.disable()
 
 from runbook_lib.runs import quick
-from runbook_lib import cli  # runners
+from runbook_lib.cli import main as command  # runners
 from runbook_lib.runs import engine, investigation
 import ipykernel.ipkernel  # the kernels that runners fork
 import ipykernel.kernelapp

@@ -36,7 +36,7 @@ def runbook(
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], cwd: str, streams: list[str]) -> int:
-    from runbook_lib import cli
+    from runbook_lib.cli import main as cli
 
     os.environ.clear()
     os.environ.update(env)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -160,6 +161,11 @@ def test_without_a_route_it_is_section_3_of_the_first_target() -> None:
     routed = routes.routed(made(), config())
     assert (routed.sections, routed.target, routed.parameters) == (("3",), "main", {})
     assert routes.detection(made(), routed.sections)["detected_at"] == "2026-01-31T03:00:00.123000+00:00"
+
+
+def test_an_alert_by_a_clock_that_is_ahead_was_not_noticed_in_the_future() -> None:
+    noticed = routes.detection(replace(made(), starts_at=pd.Timestamp("2200-01-31", tz="UTC")), ("3",))["detected_at"]
+    assert pd.Timestamp(noticed) <= pd.Timestamp.now("UTC")
 
 
 def test_the_first_route_that_fits() -> None:

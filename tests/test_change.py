@@ -315,7 +315,9 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     shown = open_52().act("set", side="delivery").outcome
     assert (shown.result, shown.what["settings"]) == ("dry", undo)
     in_force = answered(open_52())
-    assert (in_force.status, in_force.headline.key) == (Status.WARNING, "throttle.in_force_below")
+    # The headroom decided, so that the headline names it, behind what is in force.
+    assert (in_force.status, in_force.headline.key) == (Status.WARNING, "ui.decided_below")
+    assert in_force.headline.params["headline"].key == "throttle.in_force_below"
     assert [p.name for p in in_force.proposals] == ["undo_settings"]
 
     # Another incident's journal has no recent line.

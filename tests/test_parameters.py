@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,14 @@ from runbook_lib.settings import UsageError
         ({"incident_id": "a..b"}, "no '..'"),
         ({"incident_id": ""}, "use letters, digits"),
         ({"as_of": "yesterday-ish"}, "not a time like"),
+        ({"as_of": "0001-01-01T00:00:00Z"}, "not a time like"),
+        ({"as_of": "9999-12-31T23:59:59Z"}, "not a time like"),
+        ({"as_of": "2200-01-31T03:00:00Z"}, "that is in the future: it is 20"),
+        ({"detected_at": "2200-01-31T03:00:00+09:00"}, "that is in the future: it is 20"),
+        ({"wait_s": "nan"}, "parameter wait_s='nan'"),
+        ({"wait_s": float("inf")}, "parameter wait_s=inf"),
+        ({"delivery_poll_interval_s": "nan"}, "parameter delivery_poll_interval_s='nan'"),
+        ({"window_minutes": "inf"}, "parameter window_minutes='inf'"),
         ({"lang": "fr"}, "parameter lang='fr'"),
         ({"detected_by": "gut"}, "parameter detected_by='gut'"),
         ({"x=1\nimport os": 1}, "unknown parameter"),
@@ -52,6 +62,25 @@ def test_text_from_a_command_line_becomes_a_number() -> None:
 
 def test_times_are_utc() -> None:
     assert moment("2026-01-31T12:00:00+09:00") == moment("2026-01-31T03:00:00") == moment("2026-01-31T03:00Z")
+
+
+@pytest.mark.parametrize("name", ["as_of", "detected_at"])
+def test_a_time_without_an_offset_is_shown_in_both_zones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        with pytest.raises(UsageError) as e:
+            validate({name: "2026-01-31 12:00"})
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    said = "write 2026-01-31T12:00:00+09:00 (this machine's zone) or 2026-01-31T12:00:00Z"
+    assert str(e.value) == f"parameter {name}='2026-01-31 12:00': it has no offset: {said}"
+
+
+def test_a_clock_that_is_a_little_ahead_is_no_future() -> None:
+    ahead = (pd.Timestamp.now("UTC") + pd.Timedelta(seconds=90)).isoformat()
+    assert validate({"as_of": ahead, "detected_at": ahead}).as_of == ahead
 
 
 @pytest.mark.parametrize("section", catalog.load().runnable().values(), ids=lambda s: s.number)

@@ -32,7 +32,6 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from requests.auth import HTTPBasicAuth
 
-from runbook_lib import cli
 from runbook_lib.alerts import alert, auth, journal, receiver, server
 from runbook_lib.alerts.alert import BadAlert
 from runbook_lib.alerts.auth import Auth
@@ -41,6 +40,7 @@ from runbook_lib.alerts.journal import Journal
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.receiver import Receiver
 from runbook_lib.alerts.server import Tls
+from runbook_lib.cli import main as cli
 from runbook_lib.settings import Settings, UsageError
 from runbook_lib.store import Archive
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import os
 import resource
+import signal
 import socketserver
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -56,6 +59,15 @@ def environment(servers: Servers) -> Env:
 
 def runbook(env: Env, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     done = command.runbook(*arguments, env=env, cwd=cwd)
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+def process(env: Env, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The same with an interpreter of its own, where its start is what is tested."""
+    program = [sys.executable, "-m", "runbook_lib", *arguments]
+    options = {"capture_output": True, "text": True, "timeout": 120} | options
+    done = subprocess.run(program, env=env, check=False, **options)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 
@@ -353,6 +365,17 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
         (["run", "4.1", "-p", "window_minutes"], "write it as NAME=VALUE"),
         (["run", "4.1", "-p", "detected_by=alert"], "unknown parameter 'detected_by'"),
         (["run", "4.1", "--as-of", "soon"], "parameter as_of='soon': not a time like"),
+        (["run", "4.1", "--as-of", "2200-01-01T00:00:00Z"], "that is in the future"),
+        (["triage", "-p", "detected_at=2026-01-31T03:00:00"], "it has no offset: write 2026-01-31T03:00:00"),
+        *(
+            (["run", "4.1", "--deadline", n], "Invalid value for '--deadline'")
+            for n in ("nan", "inf", "0", "-1", "1e300")
+        ),
+        (["triage", "--deadline", "nan"], "Invalid value for '--deadline'"),
+        (["postmortem", "x", "--deadline", "nan"], "Invalid value for '--deadline'"),
+        *((["act", "restart", "notification", "--wait", n], "parameter wait_s=") for n in ("nan", "inf", "0")),
+        (["sandbox", "up", "--rate", "nan"], "Invalid value for '--rate'"),
+        (["note", "x", "hi", "--output", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
         (["run", "4.1", "--incident", "a/b"], "parameter incident_id='a/b'"),
         (["run", "4.1", "--incident", ".."], "parameter incident_id='..'"),
         (["run"], "Missing argument"),
@@ -414,6 +437,19 @@ def test_what_the_settings_have_wrong_points_to_section_2(own: Servers, tmp_path
         ("targets", "not valid TOML"),
         ('[targets.prod]\nlease_s = 10\nnats_url = "nats://h"\nlease = 3', "targets.prod.lease"),
         ('[targets.prod]\ndatabase_url = "postgresql://u:s3cret-x@h/d"', "has a password in"),
+        *(
+            (f'[targets.prod]\nnats_url = "nats://h"\n{name} = nan', f"targets.prod.{name}")
+            for name in ("lease_s", "poll_interval_s")
+        ),
+        ('[targets.prod]\nnats_url = "nats://h"\nlease_s = inf', "targets.prod.lease_s"),
+        ("deadline_s = nan", "deadline_s: Input should be a finite number"),
+        ("deadline_s = 1e300", "deadline_s: Input should be less than"),
+        ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
+        ("[receiver]\nwindow_minutes = nan", "receiver.window_minutes"),
+        (
+            '[targets.prod]\ndatabase_url = "postgresql://u:s3cret-x@[::1/d"',
+            "targets.prod.database_url: its host or its port",
+        ),
         ('[targets.prod]\ndatabase_url_env = "NOT_SET_ANYWHERE"', "names NOT_SET_ANYWHERE, which is not set"),
     ],
 )
@@ -422,6 +458,173 @@ def test_bad_settings_are_64_and_one_line(own: Servers, tmp_path: Path, toml: st
     done = runbook(environment(own), "run", "4.1", "--target", "prod", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (64, 1), done.stderr
     assert said in done.stderr and "s3cret-x" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "said"),
+    [
+        ("DATABASE", "postgresql://u:s3cret-x@127.0.0.1:54x2/d", "database_url: its host or its port cannot be read"),
+        ("DATABASE", "postgresql://u:s3cret-x/y@h:5432/d", "database_url: its host or its port cannot be read"),
+        ("DATABASE", "postgresql://u:s3cret-x@:5432/d", "database_url: it names no host"),
+        ("DATABASE", "mysql://u:s3cret-x@h/d", "database_url: it does not begin with postgresql://"),
+        ("DATABASE", "s3cret-x", "database_url: it does not begin with postgresql://"),
+        ("NATS", "nats://u:s3cret-x@h:99999", "nats_url: its host or its port cannot be read"),
+        ("NATS", "nats://", "nats_url: it names no host"),
+        ("NATS_MONITOR", "nats://h:8222", "nats_monitor_url: it does not begin with http://"),
+        ("REDIS", "redis://", "redis_url: it names no host"),
+        ("PROMETHEUS", "http://h:9o90", "prometheus_url: its host or its port cannot be read"),
+    ],
+)
+def test_a_malformed_address_is_64_and_one_line(own: Servers, tmp_path: Path, name: str, url: str, said: str) -> None:
+    env = environment(own) | {f"RUNBOOK_{name}_URL": url}
+    commands = (
+        ["triage", "lab"] if name != "DATABASE" else ["run 4.1", "triage", "act restart notification", "serve --port 0"]
+    )
+    for asked in commands:
+        done = runbook(env, *asked.split(), cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n"), done.stdout) == (64, 1, ""), (asked, done.stderr)
+        assert said in done.stderr and "s3cret-x" not in done.stderr
+    assert runbook(env, "note", "x", "this needs no address", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql:///d",
+        "postgresql://u@/d?host=/run/postgresql",
+        "postgres://u:p%40@[::1]:5432/d",
+        "postgresql+psycopg://h/d",
+    ],
+)
+def test_an_address_may_be_written_in_several_ways(url: str) -> None:
+    assert settings.Settings(database_url=url).target("default").url("database_url") == url
+
+
+def test_an_as_of_ahead_of_the_database_is_its_present(own: Servers, tmp_path: Path) -> None:
+    ahead = (datetime.now(UTC) + timedelta(seconds=100)).isoformat()
+    said = run(own, environment(own), tmp_path, "run", "4.1", "--as-of", ahead)
+    assert datetime.fromisoformat(said["as_of"]) <= datetime.now(UTC) + timedelta(seconds=5)
+
+
+def test_bytes_that_are_no_text_are_kept(own: Servers, tmp_path: Path) -> None:
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
+    assert "caf\\xe9 日本" in process(env, "note", "X", os.fsdecode(b"caf\xe9 " + "日本".encode())).stdout
+    assert json.loads((tmp_path / "X" / "notes.jsonl").read_text(encoding="utf-8"))["text"] == "caf\\xe9 日本"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_terminal_without_the_characters_loses_nothing(own: Servers, tmp_path: Path, encoding: str) -> None:
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path), "PYTHONIOENCODING": encoding, "RUNBOOK_LANG": "ja"}
+    said = process(env, "run", "4.1", "--json", encoding=encoding if encoding == "latin-1" else "utf-8")
+    headline = json.loads(said.stdout)["runs"][0]["findings"][0]["headline"]
+    (page,) = (tmp_path / "adhoc").glob("*-4.1-*.html")
+    assert headline in html.unescape(page.read_text(encoding="utf-8"))
+    assert process(env, "run", "4.1", encoding="latin-1").returncode == said.returncode
+    assert process(env, "sections", encoding="latin-1").returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [["run", "4.1"], ["run", "4.1", "--json"], ["sections"], ["--help"]])
+def test_who_reads_it_may_go_and_the_exit_code_stays(own: Servers, tmp_path: Path, arguments: list[str]) -> None:
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
+    command = [sys.executable, "-m", "runbook_lib", *arguments]
+    expected = runbook(env, *arguments).returncode
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as gone:
+        done = subprocess.run(
+            command, env=env, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+    assert (done.returncode, done.stderr) == (expected, "")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+        )
+        assert done.stderr == "runbook: could not write to standard output: No space left on device\n"
+        assert done.returncode == 74
+        done = subprocess.run([*command, "--colour"], env=env, stderr=full, text=True, timeout=120, check=False)
+        assert done.returncode == 64 or arguments == ["--help"]
+
+
+def processes(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("INTERRUPTED") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def interrupted(
+    env: Env, command: list[str], when: Callable[[Path], bool], number: signal.Signals, tmp_path: Path
+) -> None:
+    """Interrupt a command once it can be, and `when` says so; what must hold at whatever moment that was."""
+    tmp_path.mkdir()
+    (tmp_path / "tmp").mkdir()
+    mark = str(tmp_path)
+    env = env | {"INTERRUPTED": mark, "TMPDIR": f"{tmp_path}/tmp", "RUNBOOK_OUTPUT": f"{tmp_path}/out"}
+    env |= {"RUNBOOK_SANDBOX_DIR": f"{tmp_path}/sandbox"}
+    said, problems = tmp_path / "stdout", tmp_path / "stderr"
+    with said.open("w") as out, problems.open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runbook_lib", *command],
+            env=env,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored behind a shell's &
+        )
+    try:
+        caught = 0
+        while not caught >> (signal.SIGTERM - 1) & 1:  # before Python has begun it is Python's
+            caught = int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+        while not when(said):
+            assert process.poll() is None
+            time.sleep(0.02)
+        # Ctrl-C is for all that a terminal has in its foreground.
+        (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(60)
+        left = psutil.wait_procs(processes(mark), timeout=20)[1]
+    finally:
+        for one in processes(mark):
+            with suppress(psutil.Error):
+                one.kill()
+    assert (code, problems.read_text(), left) == (128 + number, "runbook: interrupted\n", [])
+    files = [p.name for p in (tmp_path / "tmp").iterdir() if p.suffix != ".lock"]
+    files += [p.name for p in (tmp_path / "out").rglob("*") if ".partial" in p.name or p.name.endswith(".new")]
+    assert files == [] and not (tmp_path / "sandbox").exists()
+
+
+def after(seconds: float) -> Callable[[Path], bool]:
+    begin: list[float] = []
+
+    def when(said: Path) -> bool:
+        begin.append(time.monotonic())
+        return begin[-1] - begin[0] >= seconds
+
+    return when
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "command", [["triage"], ["run", "3", "4.1", "4.3"], ["triage", "--targets", "default"]], ids=" ".join
+)
+def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, command: list[str], number: signal.Signals) -> None:
+    env = environment(own)
+    with frozen("postgres")(own, env):  # makes the run last
+        for n, seconds in enumerate((0, 0.1, 0.3, 0.6, 1, 1.5, 2, 3, 4)):
+            interrupted(env, command, after(seconds), number, tmp_path / str(n))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("word", ["", "Starting", "$ runbook triage"])
+def test_an_interrupt_of_the_demo_leaves_nothing(
+    own: Servers, tmp_path: Path, word: str, number: signal.Signals
+) -> None:
+    last = after(1.5)
+    interrupted(
+        environment(own), ["sandbox", "demo", "--output", str(tmp_path / "out")],
+        lambda said: word in said.read_text() and last(said), number, tmp_path / "demo",
+    )  # fmt: skip
 
 
 def test_a_target_in_disorder_does_not_block_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
+
 from runbook_lib.alerts.alert import TARGET_LABEL, Alert, digest
 from runbook_lib.model.order import Order
 from runbook_lib.runs import batch
@@ -68,7 +70,8 @@ def incident(alerts: Sequence[Alert], target: str) -> str:
 def detection(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
     """What section 3 is told of how it was noticed; a parameter is one of all sections that are run."""
     alone = list(sections) == [FIRST]
-    return {"detected_by": "alert", "detected_at": alert.starts_at.isoformat()} if alone else {}
+    began = min(alert.starts_at, pd.Timestamp.now("UTC"))  # by another machine's clock, which may be ahead
+    return {"detected_by": "alert", "detected_at": began.isoformat()} if alone else {}
 
 
 def orders(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -106,8 +107,7 @@ def run_sections(requests: Iterable[Request], progress: Progress = lambda sectio
                 for runner in [r for r, s in running.items() if s.limit <= time.time()]:
                     end(runner, "the runner did not end in time")
         finally:
-            for runner in running:
-                runner.end()
+            forks.leave(running)
     return [results[n] for n in range(len(requests))]
 
 
@@ -159,19 +159,39 @@ def _execute(r: Request, scratch: Path) -> Result:
     kept: list[artifact.Notebook] = []
     started, problem = _now(), ""
     stem = archive.reserve(f"{stamp(started)}-{r.section}")
+
+    interrupted = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        if r.parameters.get("execute") and not r.unattended:
+            return kernels.interrupt()  # the action writes down what has become of it, and this runner the rest
+        kernels.end()
+        archive.release(stem)
+        os._exit(1)
+
+    def seconds(cell: object) -> int:
+        if interrupted:
+            raise RuntimeError("no further cell")
+        return max(int(r.until - time.time()), 1)
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        execute_notebook(
-            nbformat.read(section.notebook, as_version=4),
-            None,
-            parameters=r.parameters,
-            engine_name=engine.NAME,
-            kernel_name="python3",
-            progress_bar=False,
-            partial=(archive.local or scratch) / f"{stem}{PARTIAL}",
-            kept=kept,
-            startup_timeout=30,
-            timeout_func=lambda cell: max(int(r.until - time.time()), 1),
-        )
+        with forks.interruptible():
+            execute_notebook(
+                nbformat.read(section.notebook, as_version=4),
+                None,
+                parameters=r.parameters,
+                engine_name=engine.NAME,
+                kernel_name="python3",
+                progress_bar=False,
+                partial=(archive.local or scratch) / f"{stem}{PARTIAL}",
+                scratch=scratch,
+                kept=kept,
+                startup_timeout=30,
+                timeout_func=seconds,
+            )
     except CellTimeoutError:
         problem = "the deadline passed"
     except DeadKernelError:
@@ -180,6 +200,8 @@ def _execute(r: Request, scratch: Path) -> Result:
         problem = f"a cell failed: {e.ename}: {e.evalue}"
     except Exception as e:
         problem = f"the notebook could not be run: {type(e).__name__}: {e}"
+    if interrupted:
+        problem = "it was interrupted"
     return _keep(r, archive, stem, kept[0] if kept else None, started, problem)
 
 

@@ -68,16 +68,26 @@ class Engine(NBClientEngine):  # type: ignore[misc]
 
     @classmethod
     def execute_notebook(
-        cls, nb: Notebook, kernel_name: str, *, partial: Path, kept: list[Notebook], **options: Any
+        cls,
+        nb: Notebook,
+        kernel_name: str,
+        *,
+        partial: Path,
+        kept: list[Notebook],
+        scratch: Path | None = None,
+        **options: Any,
     ) -> Notebook:
-        """Run; `kept` holds the notebook as far as it came, also when this raises."""
+        """Run; `kept` holds the notebook as far as it came, also when this raises.
+
+        What the kernel needs a folder for lies in `scratch`, or in the temporary directory.
+        """
         for name in ("output_path", "progress_bar", "log_output", "input_path"):
             options.pop(name, None)
         manager = _Manager(nb, output_path=str(partial), progress_bar=False)
         kept.append(nb)
         manager.notebook_start()
         try:
-            with tempfile.TemporaryDirectory(prefix="runbook-") as sockets:
+            with tempfile.TemporaryDirectory(prefix="runbook-", dir=scratch) as sockets:
                 _Client(
                     manager,
                     sockets=sockets,

@@ -3,21 +3,30 @@
 That one is started first of all, so that it imports while the command itself still does. A process that comes from it
 may fork further ones itself: it has the same imports, and one thread. Each is told apart by its pipe, and ends with
 whoever asked for it, so that nothing runs on that nobody waits for.
+
+Ctrl-C in a terminal reaches all of them, and is for the command alone. It, and whoever has begun others, tells these to
+end by SIGTERM, which they take while they wait: in between they finish what they do.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing import connection, forkserver, get_context, parent_process
+from multiprocessing import active_children, connection, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
+
+#: Seconds in which whoever is told to end must have left in order; who has begun others waits for them first.
+LEAVE_S = 10.0
 
 _is_fork = False
 
@@ -30,7 +39,7 @@ class Forked(Generic[R]):
     """A process that works on one call."""
 
     def __init__(self, process: BaseProcess, pipe: connection.Connection) -> None:
-        self._process, self.pipe = process, pipe
+        self.process, self.pipe = process, pipe
 
     def result(self) -> R:
         """What the call returned, or raised. Waits for it. Raises Killed for a process that has died."""
@@ -47,8 +56,8 @@ class Forked(Generic[R]):
 
     def end(self) -> None:
         """End the process, whatever it does."""
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()
         self.pipe.close()
 
 
@@ -60,7 +69,13 @@ def context() -> BaseContext:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork takes one thread with it, and no more are needed
     origin = get_context("forkserver")
     origin.set_forkserver_preload(["runbook_lib.warm"])
-    forkserver.ensure_running()
+    resource_tracker.ensure_running()  # it leaves SIGINT unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    atexit.register(_end_all)
     return origin
 
 
@@ -81,18 +96,59 @@ def call(function: Callable[..., R], *arguments: Any) -> R:
         ready([forked], None)
         return forked.result()
     finally:
-        forked.end()
+        leave([forked])
 
 
 def ready(running: Iterable[Forked[R]], until: float | None) -> list[Forked[R]]:
-    """Those that have an answer or have died, waited for until a time (seconds since 1970)."""
+    """Those that have an answer or have died, waited for until a time (seconds since 1970).
+
+    Raises KeyboardInterrupt in a process from here that is told to end, or whose parent is gone.
+    """
     by_pipe: dict[Any, Forked[R]] = {f.pipe: f for f in running}
     parent = parent_process() if _is_fork else None
     watched = [*by_pipe, *([parent.sentinel] if parent else [])]
-    found = connection.wait(watched, None if until is None else max(until - time.time(), 0))
+    with interruptible():
+        found = connection.wait(watched, None if until is None else max(until - time.time(), 0))
     if parent and parent.sentinel in found:
-        os._exit(1)
+        raise KeyboardInterrupt
     return [by_pipe[p] for p in found if p in by_pipe]
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Where a process from here takes the word to end."""
+    try:
+        if _is_fork:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        yield
+    finally:
+        if _is_fork:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def leave(running: Iterable[Forked[Any]]) -> None:
+    """Tell them to end, wait until they have left in order, and end those that have not."""
+    running = list(running)
+    _leave([f.process for f in running])
+    for forked in running:
+        forked.end()
+
+
+def _leave(processes: Iterable[BaseProcess]) -> None:
+    processes = [p for p in processes if p.is_alive()]
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + (LEAVE_S if _is_fork else LEAVE_S + 2)
+    for process in processes:
+        process.join(max(until - time.monotonic(), 0))
+        process.kill()
+
+
+def _end_all() -> None:
+    """At the end of a process: of all that it has begun, and of where they come from."""
+    _leave(active_children())
+    with suppress(OSError, TypeError):
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:
@@ -110,9 +166,14 @@ def end_with_parent() -> None:
 def _answer(pipe: connection.Connection, function: Callable[..., R], arguments: tuple[Any, ...]) -> None:
     global _is_fork
     _is_fork = True
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         answer: tuple[bool, Any] = (True, function(*arguments))
     except Exception as e:
         answer = (False, e)
-    pipe.send(answer)
+    except KeyboardInterrupt:
+        return
+    with suppress(BrokenPipeError):  # nobody waits for it any more
+        pipe.send(answer)
     pipe.close()

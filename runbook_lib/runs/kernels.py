@@ -75,11 +75,12 @@ class _Child:
 
 
 _waiting: _Child | None = None
+_forked: _Child | None = None
 
 
 def fork_one() -> None:
     """Fork the kernel of the next notebook. Call it before anything that starts a thread or a connection."""
-    global _waiting
+    global _waiting, _forked
     if not hasattr(os, "fork"):
         return
     from ipykernel.kernelapp import IPKernelApp  # noqa: F401 - imported before the fork, for the child
@@ -90,7 +91,7 @@ def fork_one() -> None:
         os.close(told)
         _become_a_kernel(order)
     os.close(order)
-    _waiting = _Child(pid, told)
+    _waiting = _forked = _Child(pid, told)
 
 
 def none_waits() -> None:
@@ -101,10 +102,29 @@ def none_waits() -> None:
         _waiting = None
 
 
+def interrupt() -> None:
+    """Interrupt the cell that the forked kernel is at."""
+    if _forked is not None:
+        _forked.send_signal(signal.SIGINT)
+
+
+def end() -> None:
+    """End the forked kernel, and what it has started, at once."""
+    if _forked is not None and _forked.poll() is None:
+        with suppress(ProcessLookupError):  # it is not the first of its own group yet
+            os.killpg(_forked.pid, signal.SIGKILL)
+        _forked.kill()
+        _forked.wait()
+
+
 def _become_a_kernel(order: int) -> NoReturn:
     try:
         os.setsid()
         parent = os.getppid()
+        # Signals are for the runner until here; from here on the kernel decides when it can be interrupted.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
         # What the runner had open is the runner's; a pipe that stays open here would not end with it.
         os.closerange(3, order)
         os.closerange(order + 1, 4096)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
+
+from runbook_lib.cli.main import cli
 from runbook_lib.model.finding import Status
 from runbook_lib.sandbox import faults
 from runbook_lib.sandbox.sandbox import Sandbox
@@ -35,11 +36,12 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         return run(*arguments, *command)
 
     def run(*arguments: str) -> int:
-        environment = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory), "RUNBOOK_OUTPUT": str(output)}
-        program = [sys.executable, "-m", "runbook_lib", *arguments]
-        return subprocess.run(program, env=environment, check=False).returncode
+        # Not a process of its own, which would be interrupted as well, nor what `cli` makes of that: it is for us here.
+        with cli.make_context("runbook", list(arguments)) as context:
+            return int(click.Group.invoke(cli, context))
 
     sandbox.check_free()
+    os.environ.update(RUNBOOK_SANDBOX_DIR=str(sandbox.directory), RUNBOOK_OUTPUT=str(output))
     tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
     sandbox.up(hours=2)
     try:

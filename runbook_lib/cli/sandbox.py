@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .state import SandboxError, command, default_directory, load
+from runbook_lib.cli.numbers import Number
+from runbook_lib.sandbox.state import SandboxError, command, default_directory, load
 
 if TYPE_CHECKING:
-    from .sandbox import Sandbox
+    from runbook_lib.sandbox.sandbox import Sandbox
 
 _directory = click.option(
     "--dir",
@@ -37,7 +38,7 @@ def _one_line() -> Iterator[None]:
 def _open(directory: Path) -> Sandbox:
     # Imported late: the servers and the supervisor come with an extra that a headless run does without.
     try:
-        from .sandbox import Sandbox
+        from runbook_lib.sandbox.sandbox import Sandbox
     except ImportError as error:
         raise SandboxError(f"{error.name} is missing: pip install 'runbook-notebooks[sandbox]'") from None
     return Sandbox(directory)
@@ -58,11 +59,11 @@ def sandbox() -> None:
 
 @sandbox.command()
 @_directory
-@click.option("--rate", type=click.FloatRange(min=0, max=50), default=5, show_default=True, help="Events per second.")
+@click.option("--rate", type=Number(min=0, max=50), default=5, show_default=True, help="Events per second.")
 @click.option(
     "--history",
     "hours",
-    type=click.FloatRange(min=0, max=720),
+    type=Number(min=0, max=720),
     default=6,
     show_default=True,
     help="Hours of past traffic.",
@@ -100,7 +101,7 @@ def faults() -> None:
     """What can be broken, and the runbook's section for it."""
     with _one_line():
         _open(Path())  # says what is missing
-    from .faults import CATALOGUE
+    from runbook_lib.sandbox.faults import CATALOGUE
 
     for fault in CATALOGUE:
         click.echo(f"{fault.name:22} {fault.section:4} {fault.description['en']}")
@@ -169,7 +170,7 @@ def demo(directory: Path, output: Path, name: str) -> None:
     """Watch a real incident: alert, triage, restart on a word, recovery, draft of the postmortem."""
     with _one_line():
         _open(directory)  # says what is missing
-        from .demo import demo as play
+        from runbook_lib.cli.demo import demo as play
 
         index = play(directory, output, name, click.echo)
     click.echo(f"\nThe dossier, to open in a browser: {index}")

@@ -5,20 +5,23 @@ wrong usage.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
+import signal
 import sys
 import time
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import click
 from click.core import ParameterSource
 
-from runbook_lib import catalog, settings
+from runbook_lib import catalog, interrupts, settings
 from runbook_lib.catalog import CatalogError
+from runbook_lib.cli.numbers import Number
 from runbook_lib.model.finding import Status, say
 from runbook_lib.settings import UsageError, did_you_mean
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+EX_IOERR = 74
 
 #: Seconds until section 6 is run again where no finding says when a look is worth while.
 LOOK_AGAIN_S = 15.0
@@ -34,6 +38,14 @@ LOOK_AGAIN_S = 15.0
 _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+_DEADLINE = Number(min=0, min_open=True, max=settings.DAY_S)
+
+
+def _words(value: str) -> str:
+    """Text for people and files: bytes that are not in the terminal's encoding are kept as \\xNN."""
+    return os.fsencode(value).decode(errors="backslashreplace")
 
 
 class _Group(click.Group):
@@ -49,17 +61,26 @@ class _Group(click.Group):
 class _Commands(_Group):
     """The sandbox is imported when it is called: it needs packages that a headless run does not."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """An interrupt is one line and has its number in the exit code; click has neither."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as e:
+            click.echo("runbook: interrupted", err=True)
+            raise click.exceptions.Exit(128 + (e.args[0] if e.args else signal.SIGINT)) from None
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), "sandbox"]
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "sandbox":
             try:
-                from runbook_lib.sandbox.commands import sandbox
+                from runbook_lib.cli.sandbox import sandbox
             except ModuleNotFoundError as e:
                 raise UsageError(
                     f"the sandbox needs the package {e.name}: pip install 'runbook-notebooks[sandbox]'"
                 ) from None
+            interrupts.unwind()  # what was started is stopped
             return sandbox
         return super().get_command(ctx, name)
 
@@ -74,10 +95,12 @@ def _run_options(f: Any) -> Any:
     for option in (
         click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
         click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
-        click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"),
+        click.option(
+            "-p", "pairs", type=_words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"
+        ),
         click.option("--as-of", metavar="TIME", help="look at a past moment, as far as timestamps can answer"),
         click.option("--output", metavar="DIR|URL", help="where artifacts go  [default: outputs]"),
-        click.option("--deadline", type=float, metavar="SECONDS", help="for the whole run  [default: 180]"),
+        click.option("--deadline", type=_DEADLINE, metavar="SECONDS", help="for the whole run  [default: 180]"),
         click.option("--lang", type=click.Choice(["ja", "en"]), help="of the artifacts  [default: en]"),
         click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
     ):
@@ -204,7 +227,7 @@ def _triage_many(
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
     if as_json:
-        click.echo(json.dumps([said[o.target] for o in orders], ensure_ascii=False, indent=1))
+        _say_json([said[o.target] for o in orders])
     return int(max((Status[d["status"]] for d in said.values()), key=lambda s: s.rank).value)
 
 
@@ -304,7 +327,7 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
     if as_json:
-        click.echo(json.dumps(said if len(said) > 1 else said[0], ensure_ascii=False, indent=1))
+        _say_json(said if len(said) > 1 else said[0])
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
@@ -320,6 +343,12 @@ def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
     click.echo(f"  {messages.text(say('recovery.waiting', **words), lang)}", err=True)
     time.sleep(again)
     return True
+
+
+def _say_json(said: object) -> None:
+    """One document; where the terminal's encoding does not hold every character, in ASCII."""
+    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
+    click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
 
 
 def _print(came: dict[str, Any]) -> None:
@@ -354,8 +383,8 @@ def _act_options(f: Any) -> Any:
         click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
         click.option("--incident", default="adhoc", show_default=True, help="whose journal the action belongs to"),
         click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
-        click.option("--approved-by", metavar="NAME", help="who gave the word"),
-        click.option("--reason", metavar="TEXT", help="why, for the postmortem"),
+        click.option("--approved-by", type=_words, metavar="NAME", help="who gave the word"),
+        click.option("--reason", type=_words, metavar="TEXT", help="why, for the postmortem"),
         click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="for the effect  [default: 60]"),
         click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]"),
         click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
@@ -422,6 +451,7 @@ def _act(
     from runbook_lib.session import quiet_session
     from runbook_lib.view import record, render
 
+    interrupts.unwind()  # what has been done is written down
     if output:
         os.environ["RUNBOOK_OUTPUT"] = output
     lang = lang or settings.load().lang
@@ -430,7 +460,7 @@ def _act(
     rb.context.archive.prepare()
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
     if as_json:
-        click.echo(json.dumps(record.outcome(outcome), ensure_ascii=False, indent=1))
+        _say_json(record.outcome(outcome))
     else:
         for line in render.action_lines(outcome, lang):
             click.echo(line)
@@ -445,7 +475,7 @@ def _act(
 
 @cli.command()
 @click.argument("incident")
-@click.argument("text")
+@click.argument("text", type=_words)
 @click.option("--new", is_flag=True, help="the incident's folder is not there yet: begin it")
 @click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]")
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
@@ -519,9 +549,9 @@ def verify(incident: str, output: str | None) -> int:
 @cli.command(name="postmortem")
 @click.argument("incident")
 @click.option("--target", help="which system, from runbook.toml  [default: that of the incident]")
-@click.option("-p", "pairs", multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@click.option("-p", "pairs", type=_words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
-@click.option("--deadline", type=float, metavar="SECONDS", help="for the run  [default: 180]")
+@click.option("--deadline", type=_DEADLINE, metavar="SECONDS", help="for the run  [default: 180]")
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of the draft  [default: en]")
 @click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
 @click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
@@ -550,7 +580,7 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
     if as_json:
         lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
         said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
-        click.echo(json.dumps(said, ensure_ascii=False, indent=1))
+        _say_json(said)
     else:
         for m, item, problem in lines:
             text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
@@ -589,7 +619,7 @@ def _draft_postmortem(
         ) from None
     if as_json:
         said = dossier.document(archive.incident, target, results, verdict, lang)
-        click.echo(json.dumps(said | {"postmortem": vars(written)}, ensure_ascii=False, indent=1))
+        _say_json(said | {"postmortem": vars(written)})
     else:
         for finding in result.run.findings:
             click.echo(render.finding_line(finding, lang))
@@ -709,8 +739,44 @@ def _serve(
     return 0
 
 
+class _Output(io.FileIO):
+    """Standard output or error. Who reads it may go, and the disk be full: what is under way goes on."""
+
+    problem: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write all of it, or behave so."""
+        try:
+            written = super().write(content)
+        except BrokenPipeError:
+            written = len(content)
+        except OSError as e:
+            self.problem, written = e, len(content)
+        return written
+
+
+def _open(stream: TextIO | None) -> tuple[TextIO | None, _Output | None]:
+    """A standard stream opened anew: each line as it comes, and what its encoding does not have as \\uNNNN."""
+    if stream is None:
+        return None, None
+    stream.flush()
+    raw = _Output(stream.fileno(), "w", closefd=False)
+    text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
+    return text, raw
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; whatever is wrong is one line, never a traceback."""
+    sys.stdout, raw = _open(sys.stdout)
+    sys.stderr, _ = _open(sys.stderr)
+    code = _main(arguments)
+    if raw and raw.problem:
+        click.echo(f"runbook: could not write to standard output: {raw.problem.strerror}", err=True)
+        code = EX_IOERR
+    sys.exit(code)
+
+
+def _main(arguments: list[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False)
     except (UsageError, CatalogError) as e:
@@ -728,12 +794,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as e:
         click.echo(f"runbook: {e.format_message()}", err=True)
         code = EX_UNAVAILABLE
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("runbook: interrupted", err=True)
-        code = 130
-    except BrokenPipeError:
-        code = 0
     except OSError as e:  # of the archive: `Archive` raises nothing else
         click.echo(f"runbook: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", err=True)
         code = EX_UNAVAILABLE
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
