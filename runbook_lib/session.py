@@ -165,8 +165,8 @@ class Session:
         self.shows = True
         self._top = display(self._banner(None), display_id=True)
 
-    def _conclusion(self) -> render.Conclusion:
-        return render.Conclusion(
+    def _conclusion(self) -> render.Concluded:
+        return render.Concluded(
             self._header(),
             self.verdict(),
             self._complete(),

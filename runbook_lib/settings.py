@@ -175,7 +175,7 @@ class Route(_Strict):
     parameters: dict[str, Any] = {}
 
 
-class Receiver(_Strict):
+class ReceiverSettings(_Strict):
     """How alerts are received; secrets come from the environment or a file (docs/operations.md)."""
 
     window_minutes: float = Field(30.0, gt=0, le=7 * 24 * 60, description="a repeat within it is only counted")
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
     budget: Budget = Budget()
     #: As written: a target is checked when it is used, so that one in disorder does not block another.
     targets: dict[str, dict[str, Any]] = {}
-    receiver: Receiver = Receiver()
+    receiver: ReceiverSettings = ReceiverSettings()
     routes: list[Route] = []
     # The environment's one target.
     database_url: SecretStr | None = None

@@ -2,7 +2,6 @@
 
 import doctest
 import math
-from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -89,68 +88,17 @@ def test_flat_autocorrelated_levels_are_not_judged_draining(minutes: int) -> Non
 # Slope
 
 
-@given(
-    st.integers(4, 60),
-    st.integers(-50, 50),
-    st.integers(-1000, 1000),
-)
-def test_slope_of_a_line_is_exact(n: int, slope: int, start: int) -> None:
-    assert stats.theil_sen(start + slope * np.arange(n)) == stats.Slope(slope, slope, slope)
-
-
-@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=40), st.integers(-1000, 1000), st.integers(1, 9))
-def test_slope_moves_with_its_data(y: list[int], shift: int, scale: int) -> None:
-    """Shifting y changes nothing, scaling scales, turning time around turns the sign."""
-    slope = stats.theil_sen(y)
-    assert slope.low <= slope.per_step <= slope.high
-    assert stats.theil_sen(np.array(y) + shift) == slope
-    assert astuple(stats.theil_sen(np.array(y) * scale)) == pytest.approx([scale * v for v in astuple(slope)])
-    assert stats.theil_sen(y[::-1]).per_step == pytest.approx(-slope.per_step)
-
-
-def test_slope_shrugs_off_outliers_and_gaps() -> None:
-    y = 100 - 0.5 * np.arange(60)
-    y[[3, 30]] = 10_000, math.nan
-    slope = stats.theil_sen(y)
-    assert slope.per_step == pytest.approx(-0.5)
-    assert slope.conclusive
-
-
-def test_slope_interval_covers_the_truth() -> None:
-    rng = np.random.default_rng(3)
-    slopes = [stats.theil_sen(0.2 * np.arange(30) + rng.normal(0, 3, 30)) for _ in range(500)]
-    assert np.mean([s.low <= 0.2 <= s.high for s in slopes]) > 0.93
-
-
-@pytest.mark.parametrize("y", [[], [1.0], [math.nan, 2.0]])
-def test_slope_without_two_points_is_nan(y: list[float]) -> None:
-    slope = stats.theil_sen(y)
-    assert math.isnan(slope.per_step)
-    assert not slope.conclusive
-
-
-def test_slope_of_few_points_is_not_conclusive() -> None:
-    assert stats.theil_sen([1, 2, 3]) == stats.Slope(1.0, -math.inf, math.inf)
-    assert math.isnan(stats.theil_sen([1, 2], x=[5, 5]).per_step)
-
-
-def test_slope_of_a_long_series_is_thinned() -> None:
-    assert stats.theil_sen(3 * np.arange(10_000)).per_step == 3
-
-
 # Counts
 
 
 @given(count_lists)
 def test_counts_never_raise(counts: list[int]) -> None:
-    share, spread, change, trend = (
+    share, change, trend = (
         stats.top_share(counts),
-        stats.fano(counts),
         stats.change_point(counts),
         stats.trend_kind(counts),
     )
     assert math.isnan(share) or 0 <= share <= 1
-    assert math.isnan(spread) or spread >= 0
     assert change.ratio >= 0
     assert (trend.onset is not None) == (trend.kind in ("spike", "step"))
     assert (trend.kind == "none") == (len(counts) < stats.MIN_BUCKETS or sum(counts) == 0)

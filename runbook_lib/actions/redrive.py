@@ -13,7 +13,7 @@ from typing import Any
 from runbook_lib import settings
 from runbook_lib.actions import stores
 from runbook_lib.actions.action import ActionError, Word
-from runbook_lib.actions.stores import Broker, Database, Entry, Letter
+from runbook_lib.actions.stores import BrokerLetters, Entry, Letter, Writer
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
@@ -148,7 +148,7 @@ class Redrive:
 
     # Inside -------------------------------------------------------------------------------------------------
 
-    def _ready(self, db: Database) -> dict[str, Any]:
+    def _ready(self, db: Writer) -> dict[str, Any]:
         rights = (("runbook.redriven", "INSERT"), ("runbook.redriven", "UPDATE"), *self.store.rights)
         if self.discard:
             rights = rights[:1]
@@ -200,11 +200,11 @@ class Redrive:
         )
         return Precondition(text, len(chosen) > 0)
 
-    def _enter_discarded(self, db: Database, entry: Entry) -> list[dict[str, Any]]:
+    def _enter_discarded(self, db: Writer, entry: Entry) -> list[dict[str, Any]]:
         chosen = self._chosen(self.store.waiting(db, self.policy, self.events))
         return stores.enter(db, self.store.name, "discard", "discarded", chosen, entry)
 
-    def _send(self, db: Database, entry: Entry, progress: Progress) -> list[dict[str, Any]]:
+    def _send(self, db: Writer, entry: Entry, progress: Progress) -> list[dict[str, Any]]:
         """Whatever was seen before is looked at once more under the lock: another redrive may have been at it."""
         before = self.store.outcomes(db, None)
         stores.settle(db, before)
@@ -218,7 +218,7 @@ class Redrive:
             rows = self.store.take(db, self._chosen(self.store.waiting(db, self.policy, self.events)), entry)
             if not rows:
                 raise ActionError("nothing could be taken: it is gone, or held by a worker")
-        if isinstance(self.store, Broker):
+        if isinstance(self.store, BrokerLetters):
             for n, row in enumerate(rows):
                 progress(n / len(rows), say("action.redrive.publishing", n=len(rows), done=n))
                 self.store.publish(db, row)

@@ -43,7 +43,7 @@ AT_A_TIME = 250
 OTHER_MESSAGE_S = 60.0
 
 
-class Database:
+class Writer:
     """One connection of the action. Each statement is a transaction of its own: it is done whole or not at all."""
 
     def __init__(self, connection: psycopg.Connection[dict[str, Any]], budget: Budget, ledger: Ledger) -> None:
@@ -75,7 +75,7 @@ class Database:
 
 
 @contextmanager
-def connect(rb: Context) -> Iterator[Database]:
+def connect(rb: Context) -> Iterator[Writer]:
     """The database, on the credentials for actions. Raises SourceError."""
     budget = rb.budget
     settings = {
@@ -101,7 +101,7 @@ def connect(rb: Context) -> Iterator[Database]:
         except psycopg.Error as e:
             raise source_error(e) from None
     try:
-        yield Database(connection, budget, rb.ledger)
+        yield Writer(connection, budget, rb.ledger)
     finally:
         with suppress(psycopg.Error):
             connection.close()
@@ -154,16 +154,16 @@ class Store(Protocol):
     #: Dead letters that are looked at.
     most: int
 
-    def waiting(self, db: Database, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
         """Dead letters that nobody discarded, oldest first; with `named` those of these events only."""
 
-    def flow(self, db: Database, lease_s: float) -> dict[str, Any]:
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
         """`failed_s`: since the newest failure; `retrying`: tries that failed and wait; `works`: it goes on."""
 
-    def outcomes(self, db: Database, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
         """What became of these rows of the ledger (`id`, `event_id`, `user_id`, `outcome`); None: all open ones."""
 
-    def take(self, db: Database, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
         """Send them on their way, by one statement: the ledger's `id` and `event_id` of those that went."""
 
 
@@ -177,7 +177,7 @@ class Table:
     def __init__(self, name: str, rights: tuple[tuple[str, str], ...]) -> None:
         self.name, self.rights = name, rights
 
-    def waiting(self, db: Database, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
         """FAILED rows."""
         rows = db.ask(
             f"{self.name}_waiting",
@@ -189,23 +189,23 @@ class Table:
         )
         return [Letter(**row) for row in rows]
 
-    def flow(self, db: Database, lease_s: float) -> dict[str, Any]:
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
         """The worker takes what is due, so nothing is due for longer than a lease."""
         (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s)
         return row | {"works": not row["overdue"]}
 
-    def outcomes(self, db: Database, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
         """As the worker's table has them."""
         return db.ask(f"{self.name}_outcomes", ids=None if ids is None else list(ids))
 
-    def take(self, db: Database, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
         """Row, dead letter and ledger together."""
         return db.ask(
             f"{self.name}_take", keys=[letter.notification_id or letter.event_id for letter in letters], **asdict(entry)
         )
 
 
-class Broker:
+class BrokerLetters:
     """Messages that the broker gave up on: their stored bodies are published once more."""
 
     name = "broker"
@@ -222,7 +222,7 @@ class Broker:
         name = f"runbook/act/{rb.parameters.incident_id}"
         self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.ledger)
 
-    def waiting(self, db: Database, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
         """The newest sequences of both records, less those whose event has been processed since."""
         given_up = self._given_up()
         for row in db.ask("broker_letters", most=self.most):
@@ -254,13 +254,13 @@ class Broker:
             letters.setdefault(letter.event_id or seq, letter)
         return [letter for letter in letters.values() if not named or letter.event_id in named]
 
-    def flow(self, db: Database, lease_s: float) -> dict[str, Any]:
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
         """The subscriber is bound."""
         (row,) = db.ask("broker_flow")
         consumer = self._jetstream.consumer(self._streams.events, self._streams.consumer)
         return row | {"works": bool(consumer.get("push_bound"))}
 
-    def outcomes(self, db: Database, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
         """Processed, given up once more, gone with its stream, or still on its way."""
         rows = db.ask("broker_outcomes", ids=None if ids is None else list(ids))
         waiting = [row for row in rows if row["outcome"] == "waiting"]
@@ -276,11 +276,11 @@ class Broker:
                     row["outcome"] = "failed"
         return rows
 
-    def take(self, db: Database, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
         """Enter them as about to be published; `publish` does it."""
         return enter(db, self.name, "redrive", "publishing", letters, entry)
 
-    def publish(self, db: Database, row: Mapping[str, Any]) -> None:
+    def publish(self, db: Writer, row: Mapping[str, Any]) -> None:
         """Publish a row's stored body under the row's own message id: the stream takes it once, however often."""
         (found,) = self._messages(self._streams.events, [row["stream_seq"]]) or (None,)
         event = read_event(found) if found else None
@@ -314,24 +314,24 @@ def store(name: str, rb: Context) -> Store:
         return Table(name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))
     if name == "outbox":
         return Table(name, (("entitlement.outbox_events", "UPDATE"), ("notification.processed_events", "SELECT")))
-    return Broker(rb)
+    return BrokerLetters(rb)
 
 
 def enter(
-    db: Database, store: str, decision: str, state: str, letters: Sequence[Letter], entry: Entry
+    db: Writer, store: str, decision: str, state: str, letters: Sequence[Letter], entry: Entry
 ) -> list[dict[str, Any]]:
     """Enter a decision about each letter into the ledger."""
     rows = Jsonb([letter.row() for letter in letters])
     return db.ask("enter", store=store, decision=decision, state=state, letters=rows, **asdict(entry))
 
 
-def settle(db: Database, outcomes: Sequence[Mapping[str, Any]]) -> None:
+def settle(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> None:
     """Write down which rows of the ledger have come to an end."""
     ended = [row for row in outcomes if row["outcome"] in ("succeeded", "failed", "missing")]
     db.ask("settle", ids=[row["id"] for row in ended], states=[row["outcome"] for row in ended])
 
 
-def doubled(db: Database, outcomes: Sequence[Mapping[str, Any]]) -> int:
+def doubled(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> int:
     """How many of these events have more than one notification; matches, all under one user, are left out."""
     known = [row for row in outcomes if row["user_id"] is not None]
     rows = db.ask("doubled", events=[r["event_id"] for r in known], users=[r["user_id"] for r in known])

@@ -128,7 +128,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Message:
+class Notice:
     """What a place is told, once."""
 
     id: int
@@ -293,7 +293,7 @@ class Journal:
 
     # Messages.
 
-    def due_messages(self, now: float) -> list[Message]:
+    def due_messages(self, now: float) -> list[Notice]:
         """What is to be sent now, oldest first; of an incident, nothing before what was said before it.
 
         Raises JournalError.
@@ -303,16 +303,16 @@ class Journal:
             " WHERE place = m.place AND incident = m.incident AND state = 'waiting' AND id < m.id) ORDER BY id",
             now,
         )
-        return [Message(**{k: r[k] for k in Message.__dataclass_fields__}) for r in rows]
+        return [Notice(**{k: r[k] for k in Notice.__dataclass_fields__}) for r in rows]
 
-    def sent(self, message: Message, now: float) -> None:
+    def sent(self, message: Notice, now: float) -> None:
         """A message has reached its place. Raises JournalError."""
         with self._transaction() as db:
             db.execute(
                 "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", (now, message.id)
             )
 
-    def not_sent(self, message: Message, due: float | None, problem: str) -> None:
+    def not_sent(self, message: Notice, due: float | None, problem: str) -> None:
         """A message has not reached its place: it is sent again at a time, or (None) given up. Raises JournalError."""
         with self._transaction() as db:
             db.execute(

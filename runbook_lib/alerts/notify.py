@@ -16,7 +16,7 @@ from typing import Any
 
 from runbook_lib import messages
 from runbook_lib.alerts.alert import digest
-from runbook_lib.alerts.journal import Job, Journal, Message
+from runbook_lib.alerts.journal import Job, Journal, Notice
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.model.finding import say
@@ -92,7 +92,7 @@ class Notifier(Loop):
             elif not self.stopping.is_set() and message.place not in self.busy:
                 self.begin(message.place, partial(self._send, message, url))
 
-    def _send(self, message: Message, url: str) -> None:
+    def _send(self, message: Notice, url: str) -> None:
         came: list[str] = []
         sending = Thread(target=lambda: came.append(deliver(url, message)), daemon=True)
         sending.start()
@@ -108,13 +108,13 @@ class Notifier(Loop):
             self._metrics.messages.labels("retried").inc()
         sending.join()  # a place that hangs stays busy: it is not asked by one more thread
 
-    def _give_up(self, message: Message, problem: str) -> None:
+    def _give_up(self, message: Notice, problem: str) -> None:
         _log.error("message %d to place %s is given up: %s", message.id, message.place, problem)
         self._journal.not_sent(message, None, problem)
         self._metrics.messages.labels("failed").inc()
 
 
-def deliver(url: str, message: Message) -> str:
+def deliver(url: str, message: Notice) -> str:
     """Send a message to a place; "" or why it was not taken, without anything of the URL."""
     from apprise import Apprise, NotifyFormat, NotifyType
 

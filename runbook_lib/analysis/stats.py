@@ -28,8 +28,6 @@ CHANGE_THRESHOLD = 15.0
 to 1,440 buckets and 0.01 to 500 events per bucket, where the 99% quantile lies between 2.8 and 14.4."""
 MIN_BUCKETS = 4
 """Fewer buckets than this have no trend."""
-MAX_SLOPE_POINTS = 2000
-"""A longer series is thinned evenly before its pairwise slopes are taken (they grow with the square)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +38,6 @@ class FlowTest:
     verdict: FlowVerdict
     net_per_min: float
     eta_min: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Slope:
-    """A slope per step of x and its 95% interval; `nan` throughout when there are no two points."""
-
-    per_step: float
-    low: float
-    high: float
-
-    @property
-    def conclusive(self) -> bool:
-        """Whether the interval excludes zero, so that the sign of the slope can be trusted."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,58 +103,6 @@ def flow_test(arrivals: float, departures: float, minutes: float, backlog: float
         verdict = "steady"
     has_eta = verdict == "draining" and math.isfinite(backlog)
     return FlowTest(z, verdict, net_per_min, max(backlog, 0.0) / net_per_min if has_eta else None)
-
-
-def theil_sen(y: ArrayLike, x: ArrayLike | None = None) -> Slope:
-    """Fit the median of all pairwise slopes, which a few wild points cannot move.
-
-    `y` is one-dimensional; `x` has its length and defaults to 0, 1, 2, ... The unit is that of y per unit of
-    x. Points that are not finite and pairs at the same x are left out. The 95% interval is Sen's; it is
-    infinite below four points, and it takes the residuals for independent: levels of a queue are not, so
-    whether one drains is asked of `flow_test`.
-
-    >>> theil_sen([10, 12, 14, 99, 18, 20, 22, 24, 26, 28, 30, 32])
-    Slope(per_step=2.0, low=2.0, high=2.0)
-    >>> theil_sen([1, 2, 3, 4, 5, 6, 7, 8], x=[0, 5, 10, 15, 20, 25, 30, 35]).conclusive
-    True
-    >>> theil_sen([7])
-    Slope(per_step=nan, low=nan, high=nan)
-    """
-    ys = np.asarray(y, dtype=float).ravel()
-    xs = np.arange(ys.size, dtype=float) if x is None else np.asarray(x, dtype=float).ravel()
-    finite = np.isfinite(ys) & np.isfinite(xs)
-    ys, xs = ys[finite], xs[finite]
-    if ys.size > MAX_SLOPE_POINTS:
-        kept = np.linspace(0, ys.size - 1, MAX_SLOPE_POINTS).astype(int)
-        ys, xs = ys[kept], xs[kept]
-    i, j = np.triu_indices(ys.size, k=1)
-    run = xs[j] - xs[i]
-    slopes = np.sort((ys[j] - ys[i])[run != 0] / run[run != 0])
-    if not slopes.size:
-        return Slope(math.nan, math.nan, math.nan)
-    n = ys.size
-    width = 1.96 * math.sqrt(n * (n - 1) * (2 * n + 5) / 18)
-    middle = float(np.median(slopes))
-    if width > slopes.size:
-        return Slope(middle, -math.inf, math.inf)
-    rank = max(int((slopes.size - width) / 2) - 1, 0)
-    return Slope(middle, float(slopes[rank]), float(slopes[-1 - rank]))
-
-
-def fano(counts: ArrayLike) -> float:
-    """Variance over mean of counts per bucket: about 1 for a steady flow, far above for bursts and steps.
-
-    Returns `nan` for fewer than two buckets and when nothing was counted.
-
-    >>> fano([4, 6, 4, 6])
-    0.26...
-    >>> fano([0, 0, 20, 0])
-    20.0
-    >>> fano([0, 0])
-    nan
-    """
-    c = _counts(counts)
-    return float(c.var(ddof=1) / c.mean()) if c.size > 1 and c.any() else math.nan
 
 
 def top_share(counts: ArrayLike, k: int = 3) -> float:

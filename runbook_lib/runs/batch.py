@@ -34,7 +34,7 @@ AT_ONCE = max(os.cpu_count() or 1, 6)
 #: Seconds that a run which acts is given beyond its deadline: a rollout must not be left in the middle.
 ACTING_S = 240.0
 
-Progress = Callable[[str, str], None]
+Steps = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def request(
     return Request(section, given, output, until, job, unattended)
 
 
-def run_sections(requests: Iterable[Request], progress: Progress = lambda section, state: None) -> list[Result]:
+def run_sections(requests: Iterable[Request], progress: Steps = lambda section, state: None) -> list[Result]:
     """Run the sections, some at once, each in a process of its own; each comes back, whatever became of it."""
     requests = list(requests)
     waiting = list(enumerate(requests))
@@ -284,7 +284,7 @@ def _now() -> str:
     return pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
 
 
-def terminal_progress() -> Progress:
+def terminal_progress() -> Steps:
     """A line per section on a terminal, none in a pipe."""
     if not sys.stderr.isatty():
         return lambda section, state: None

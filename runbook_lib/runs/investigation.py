@@ -17,7 +17,7 @@ from runbook_lib.archive.artifact import Result
 from runbook_lib.model.finding import Verdict
 from runbook_lib.model.order import Order
 from runbook_lib.runs import batch
-from runbook_lib.runs.batch import Progress, Request
+from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store import Archive
 from runbook_lib.view import render
 
@@ -36,7 +36,7 @@ class Conclusion:
     """Why what was found is not in the archive, one line; "" when it is."""
 
 
-def carry_out(order: Order, progress: Progress = lambda section, state: None) -> Conclusion:
+def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Conclusion:
     """Run the sections, keep artifacts, verdict and dossier.
 
     Raises UsageError before anything has started when the order, or the target, is not in order.
@@ -70,7 +70,7 @@ def carry_out(order: Order, progress: Progress = lambda section, state: None) ->
     return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost)
 
 
-def summary(order: Order, progress: Progress = lambda section, state: None) -> dict[str, Any]:
+def summary(order: Order, progress: Steps = lambda section, state: None) -> dict[str, Any]:
     """Carry an order out, on whatever machine this is; without frames, small enough to travel.
 
     `document`, `index` and `problem` as in `Conclusion`; `lines`, the verdict as text; `details`, what was found
@@ -98,7 +98,7 @@ def _request(section: str, values: dict[str, Any], order: Order, until: float) -
     return batch.request(section, values, order.output, until, job=order.job, unattended=order.unattended)
 
 
-def _run(archive: Archive, order: Order, requests: Sequence[Request], progress: Progress) -> list[Result]:
+def _run(archive: Archive, order: Order, requests: Sequence[Request], progress: Steps) -> list[Result]:
     """Run what is not there yet: an order that was interrupted goes on where it was."""
     there = archive.of_job(order.job) if order.job else {}
     new = batch.run_sections([r for r in requests if r.section not in there], progress)

@@ -46,7 +46,7 @@ _OWN_FILES = (
 
 
 @dataclass(frozen=True)
-class Status:
+class Running:
     """What runs, as a person wants to see it; no passwords."""
 
     directory: Path
@@ -166,11 +166,11 @@ class Programs:
         """Is the sandbox there, ready, and its supervisor alive?"""
         return self._answers() and self.state.ready
 
-    def status(self) -> Status:
+    def status(self) -> Running:
         """What runs now."""
         state = self._up_state()
         addresses = state.addresses
-        return Status(
+        return Running(
             directory=self.directory,
             programs={name: self.program_state(name) for name in PROGRAMS},
             pods={app: self.pod(app)["pod"] for app in PODS},

@@ -20,7 +20,7 @@ from .state import load
 log = logging.getLogger(__name__)
 
 
-class Receiver(BaseHTTPRequestHandler):
+class Destination(BaseHTTPRequestHandler):
     """Accepts every notification, after `delay` seconds."""
 
     delay = 0.0
@@ -40,8 +40,8 @@ class Receiver(BaseHTTPRequestHandler):
 def main(directory: Path) -> None:
     """Serve until stopped; RECEIVER_DELAY in the pods' environment makes it slow."""
     set_up_logging("receiver")
-    Receiver.delay = seconds(read_env(directory / "pods.env").get("RECEIVER_DELAY", "0s"))
-    ThreadingHTTPServer(("127.0.0.1", load(directory).addresses.receiver_port), Receiver).serve_forever()
+    Destination.delay = seconds(read_env(directory / "pods.env").get("RECEIVER_DELAY", "0s"))
+    ThreadingHTTPServer(("127.0.0.1", load(directory).addresses.receiver_port), Destination).serve_forever()
 
 
 if __name__ == "__main__":

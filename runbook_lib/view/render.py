@@ -113,7 +113,7 @@ class Banner(Shown):
 
 
 @dataclass(frozen=True)
-class Conclusion(Shown):
+class Concluded(Shown):
     """A section's verdict with every step, the ranking and the read cost."""
 
     header: Header
