@@ -18,7 +18,7 @@ count_lists = st.lists(st.integers(0, 1000), max_size=80)
 
 def test_examples_in_docstrings() -> None:
     result = doctest.testmod(stats, optionflags=doctest.ELLIPSIS)
-    assert result.attempted > 20
+    assert result.attempted > 15
     assert result.failed == 0
 
 
@@ -83,9 +83,6 @@ def test_flat_autocorrelated_levels_are_not_judged_draining(minutes: int) -> Non
             arrivals, departures = arrivals + came, departures + left
     verdicts = [stats.flow_test(a, d, minutes, b).verdict for a, d, b in zip(arrivals, departures, level, strict=True)]
     assert verdicts.count("draining") / series < 0.02
-
-
-# Slope
 
 
 # Counts
