@@ -192,7 +192,7 @@ def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Context) -> None:
 
 
 def test_the_command_writes_notes_and_shows_them(rb: Context, tmp_path: Path) -> None:
-    for arguments in (["note", "A-1", "password=hunter2 <b>did not help</b>"], ["dossier", "A-1"]):
+    for arguments in (["note", "A-1", "password=hunter2 <b>did not help</b>", "--new"], ["dossier", "A-1"]):
         done = runbook(*arguments, "--output", str(tmp_path), env=os.environ)
         assert done.returncode == 0, done.stderr
     page = (tmp_path / "A-1" / "index.html").read_text(encoding="utf-8")

@@ -106,6 +106,7 @@ LINES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LINES)
 def test_any_lines_can_be_read(lines: list[str]) -> None:
     records = list(logs.read(lines))

@@ -60,7 +60,7 @@ def impact(**changes: pd.DataFrame) -> Frames:
         "given_up": pd.DataFrame([{"events": 0, "users": 0}]),
         "given_up_messages": pd.DataFrame([{"n": 0}]),
         "sent": per_minute(*[300] * 14),
-        "failed": per_minute(),
+        "dead": per_minute(),
         "published": per_minute(*[300] * 14),
         "processed": per_minute(*[300] * 14),
     }
@@ -110,7 +110,7 @@ def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
 
 def test_what_cannot_be_seen_is_a_row_and_does_not_count() -> None:
     frames = impact()
-    frames["failed"] = per_minute()
+    frames["dead"] = per_minute()
     table = response.sli_rows(frames, make_given()).set_index("slo")
     assert list(table.index[table["met"].isna()]) == ["ENT-A", "ENT-B"]
     assert response.judge_impact(frames, make_given()).status is Status.OK
@@ -127,7 +127,7 @@ def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
     slow = per_minute(*[0] * 4, *[300] * 10)
     slow["first_slow"] = pd.Series([ago(100), ago(219)], index=[1, 2])
     assert response.onset(impact(sent=slow), make_given()) == (ago(219), "slow")
-    burst = impact(failed=per_minute(0, 0, 40, 30, *[0] * 10))
+    burst = impact(dead=per_minute(0, 0, 40, 30, *[0] * 10))
     assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
 
 

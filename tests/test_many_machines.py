@@ -142,7 +142,7 @@ def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
     output = f"s3://{BUCKET}/some"
     on = ("--executor", "dask", "--scheduler", cluster.url, "--output", output, "--deadline", "60")
     done = triage(cluster, "--targets", ",".join(names), "--incident", "S", *on)
-    assert done.returncode == 2, done.stderr
+    assert done.returncode == 3, done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert sorted(line.split()[0] for line in lines) == sorted(names)
@@ -162,7 +162,7 @@ def test_as_json_it_is_one_list_in_the_order_of_the_names(cluster: Cluster) -> N
     said = json.loads(done.stdout)
     assert [d["target"] for d in said] == ["t1", "t0"]
     assert [d["incident"] for d in said] == ["J-t1", "J-t0"]
-    assert done.returncode == 2 == said[0]["exit_code"]
+    assert done.returncode == 3 == said[0]["exit_code"]
     assert Path(said[0]["runs"][0]["artifact"]["html"]).is_relative_to(cluster.folder / "outputs" / "J-t1")
 
 
@@ -241,7 +241,7 @@ def test_here_too(folder: Path) -> None:
         return runbook("triage", *where, *arguments, env=os.environ, cwd=folder)
 
     done = here("--targets", "t0,t1")
-    assert done.returncode == 2 and done.stderr == ""
+    assert done.returncode == 3 and done.stderr == ""
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"t0", "t1"}
     done = here("--targets", "odd,t0", "--json")
     odd, t0 = json.loads(done.stdout)

@@ -95,7 +95,9 @@ class Check:
 
 def failures(frames: Frames) -> dict[str, SourceError]:
     """The failures that `parts.Parts` kept, by part."""
-    kept = frames.get(FAILED, pd.DataFrame(columns=FAILED_COLUMNS))
+    kept = frames.get(FAILED, pd.DataFrame())
+    if not {*FAILED_COLUMNS} <= {*kept.columns}:
+        return {}  # a frame of that name, of a check whose parts do not fail alone
     return {
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
         for r in kept.to_dict("records")

@@ -77,7 +77,7 @@ def _per_minute(rb: Context, db: Snapshot) -> dict[str, pd.DataFrame | None]:
     late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
     return {
         "sent": db.try_ask("sli/delivered_per_minute", since=long_ago, **late),
-        "failed": db.try_ask("notifications/failed_per_minute", since=long_ago),
+        "dead": db.try_ask("notifications/failed_per_minute", since=long_ago),
         "published": db.try_ask("outbox/published_per_minute"),
         "processed": db.try_ask("processed/per_minute"),
     }
@@ -277,7 +277,7 @@ def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
         at = stats.change_point(series).index
         if at is not None:
             found.append(series.index[at])
-    failed = minutes_of(frames.get("failed"), given)
+    failed = minutes_of(frames.get("dead"), given)
     rise = stats.trend_kind(failed).onset
     if rise is not None:
         found.append(failed.index[rise])
@@ -303,7 +303,7 @@ def minutes_of(frame: pd.DataFrame | None, given: Given, column: str = "n") -> p
 
 def burn_rates(frames: Frames, given: Given) -> tuple[float, float] | None:
     """The worse burn rate of NOTI-A and NOTI-B over both pairs; a pair counts by the lower of its two windows."""
-    sent, failed = frames.get("sent"), frames.get("failed")
+    sent, failed = frames.get("sent"), frames.get("dead")
     if sent is None or failed is None or "slow" not in sent:
         return None
     allowed = {"NOTI-A": given.slos["NOTI-A"].number / 100, "NOTI-B": 0.95}
@@ -339,7 +339,7 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
     if not any(s.any() for s in series.values()):
         return None
     figure, ax = charts.axes("Published, processed, sent", "events / min", "UTC")
-    given_up = minutes_of(frames.get("failed"), given)
+    given_up = minutes_of(frames.get("dead"), given)
     lines = [
         ("published", series["published"], charts.BLUE, ":"),
         ("processed", series["processed"], charts.GREY, "-"),

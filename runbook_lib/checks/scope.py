@@ -67,7 +67,7 @@ INDEXES = {
 }
 
 #: A publish so recent means that the relay's broker is well.
-FLOWS_S = 5.0
+FLOWS_S = 2.0
 DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 10.0
 MAX_DELIVER = 10

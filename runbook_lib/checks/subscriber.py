@@ -45,7 +45,7 @@ QUIET_S = 10.0
 #: What the broker itself says it does not have.
 GONE = ("stream_not_found", "consumer_not_found", "no_jetstream")
 #: An event processed so recently means that the way through the broker is open.
-FLOWS_S = 5.0
+FLOWS_S = 2.0
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
