@@ -329,7 +329,7 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
                 _rate(hop.rate_out),
                 "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
                 "·" if hop.oldest_s is None else _age(hop.oldest_s),
-                hop.alive or "·",
+                _alive(hop.alive, lang) or "·",
             ]
         )
     widths = [max(_width(r[i]) for r in rows) for i in range(len(names))]
@@ -341,6 +341,13 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
     if verdict.stuck_at == DATABASE:
         lines.append(f"  ✖ {messages.text(say('hop.database'), lang)}")
     return lines
+
+
+def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:
+    """Who or what is alive at a hop, of a finding's or of its JSON."""
+    if isinstance(seen, Text):
+        return messages.text(seen, lang)
+    return seen[lang] if isinstance(seen, Mapping) else seen
 
 
 def finding_line(f: Finding, lang: str) -> str:
@@ -361,6 +368,7 @@ def html(template: str, lang: str, **values: Any) -> str:
         .render(
             t=t,
             say=lambda text: messages.text(text, lang),
+            alive=lambda seen: _alive(seen, lang),
             location=lambda v: location(v, lang),
             mode=lambda id_: _mode(id_, lang),
             section_title=lambda number: section_title(number, lang),
