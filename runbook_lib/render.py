@@ -293,7 +293,7 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
         where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
-    names = ", ".join(f"{source} ({reason})" for source, reason in unseen.items())
+    names = ", ".join(f"{source} ({t(f'reason.{reason}')})" for source, reason in unseen.items())
     return t("ui.without", where=where, names=names) if names else where
 
 
@@ -352,7 +352,7 @@ def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None
 
 def finding_line(f: Finding, lang: str) -> str:
     """One step as one line."""
-    reason = f" ({f.reason.value})" if f.reason else ""
+    reason = f" ({messages.text(say(f'reason.{f.reason.value}'), lang)})" if f.reason else ""
     return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
 
 

@@ -103,11 +103,11 @@ def sentences(template: str) -> list[tuple[str, bool]]:
 
 
 def is_in_style(sentence: str, ended: bool) -> bool:
-    """Polite, or a condition ("... こと"), or a parameter's own words, or a noun phrase: neither topic nor full stop."""
+    """Polite, or a condition ("... こと"), or a parameter's own words, or a noun phrase (no topic, no stop)."""
     said = re.sub(r": \{[^{}]*\}$", "", sentence)
     if _POLITE.search(said) or said.endswith(("こと", "}")):
         return True
-    return not (ended and said == sentence or _PLAIN.search(said) or re.search(r"(?<!また)は(?![ぁ-ん])", said))
+    return not ((ended and said == sentence) or _PLAIN.search(said) or re.search(r"(?<!また)は(?![ぁ-ん])", said))
 
 
 @pytest.mark.parametrize("key", sorted(messages.catalogue("ja")))
@@ -118,8 +118,8 @@ def test_each_japanese_sentence_is_polite(key: str) -> None:
 @pytest.mark.parametrize(
     ("text", "well"),
     [("詰まりはない", False), ("接続できない: {detail}", False), ("件数を数えた。", False), ("原因は不明", False),
-     ("リスクなし。", False), ("詰まりはありません: {detail}", True), ("再起動(参照のみ)", True), ("応答すること", True),
-     ("{a}。{b}", True), ("{n} 件です[[(最後は {ago} 秒前)]]", True)],
+     ("リスクなし。", False), ("詰まりはありません: {detail}", True), ("再起動(参照のみ)", True),
+     ("応答すること", True), ("{a}。{b}", True), ("{n} 件です[[(最後は {ago} 秒前)]]", True)],
 )  # fmt: skip
 def test_what_is_in_style(text: str, well: bool) -> None:
     assert all(is_in_style(*s) for s in sentences(text)) is well

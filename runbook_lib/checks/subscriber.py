@@ -261,7 +261,7 @@ def _bound_client(frames: Frames) -> str:
     if bound.empty:
         return "?"
     client = one(bound)
-    return f"{client['name'] or client['user'] or 'client'} {client['ip']}:{client['port']}"
+    return f"{client['name'] or client['user'] or ''} {client['ip']}:{client['port']}".strip()
 
 
 def _headline(
