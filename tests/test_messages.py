@@ -14,6 +14,7 @@ import pytest
 import runbook_lib
 from runbook_lib import messages
 from runbook_lib.finding import say
+from runbook_lib.sandbox.faults import CATALOGUE, Fault
 
 CODE = Path(runbook_lib.__file__).parent
 
@@ -113,6 +114,11 @@ def is_in_style(sentence: str, ended: bool) -> bool:
 @pytest.mark.parametrize("key", sorted(messages.catalogue("ja")))
 def test_each_japanese_sentence_is_polite(key: str) -> None:
     assert [s for s, ended in sentences(messages.catalogue("ja")[key]) if not is_in_style(s, ended)] == []
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda f: f.name)
+def test_each_fault_is_described_politely(fault: Fault) -> None:
+    assert [s for s, ended in sentences(fault.description["ja"]) if not is_in_style(s, ended)] == []
 
 
 @pytest.mark.parametrize(
