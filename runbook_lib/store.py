@@ -35,6 +35,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from runbook_lib import messages
+from runbook_lib.model.finding import Text, say
 from runbook_lib.settings import UsageError
 
 MANIFEST = "manifest.jsonl"
@@ -250,29 +252,29 @@ class Archive:
         with self._asked(name):
             self._filesystem.rm_file(self._path(name))
 
-    def problems(self) -> list[str]:
+    def problems(self, lang: str = "en") -> list[str]:
         """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""
-        found: list[str] = []
+        found: list[Text] = []
         present = [j for j in JOURNALS if j in self.names()]
         if not present:
-            return [f"{self.place} has no {MANIFEST}"]
+            found.append(say("seal.none", place=self.place, name=MANIFEST))
         for journal in present:
             lines = self.read(journal).splitlines()
             for n, line in enumerate(lines):
                 try:
                     entry = json.loads(line)
                 except ValueError:
-                    found.append(f"{journal} line {n + 1} is not JSON")
+                    found.append(say("seal.not_json", journal=journal, n=n + 1))
                     continue
                 if entry["previous"] != (digest(lines[n - 1]) if n else None):
-                    found.append(f"{journal} line {n + 1} does not follow line {n}: a line was changed or taken out")
+                    found.append(say("seal.apart", journal=journal, n=n + 1, before=n))
                 for name, expected in entry.get("sha256", {}).items():
                     try:
                         if digest(self.read(name)) != expected:
-                            found.append(f"{name} was changed after it was sealed")
+                            found.append(say("seal.changed", name=name))
                     except FileNotFoundError:
-                        found.append(f"{name} is missing")
-        return found
+                        found.append(say("seal.missing", name=name))
+        return [messages.text(t, lang) for t in found]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

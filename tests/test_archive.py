@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 PERSON = """
 import os, sys
-from runbook_lib.archive import Archive
+from runbook_lib.store import Archive
 person, output, incident = int(sys.argv[1]), *sys.argv[2:]
 os.setgroups([])
 os.setgid(64000)

@@ -53,6 +53,12 @@ def test_links_of_a_document(path: Path) -> None:
     assert problems(path) == []
 
 
+def test_both_readmes_lead_to_the_same_documents() -> None:
+    """In the list at their end, where one looks for the rest."""
+    last = [prose(ROOT / name).rsplit("## ", 1)[1] for name in ("README.md", "README.ja.md")]
+    assert LINK.findall(last[0]) == LINK.findall(last[1])
+
+
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.number)
 def test_links_of_a_notebook(section: Section) -> None:
     assert section.notebook

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import runbook_lib
 from runbook_lib import messages
 from runbook_lib.model.finding import say
+from runbook_lib.sandbox.faults import CATALOGUE, Fault
 
 CODE = Path(runbook_lib.__file__).parent
 
@@ -84,3 +86,57 @@ def test_sentences_say_what_is_known_and_count_by_one(key: str, params: dict[str
 
 def test_what_could_not_be_seen_is_shown_as_such() -> None:
     assert "?" in messages.text(say("unknown.timeout", source=None, detail=float("nan")), "en")
+
+
+# The Japanese style -----------------------------------------------------------------------------------------
+
+_POLITE = re.compile(r"(?:です|ます|ません|でした|ました|ください)(?=$|[:、]| /)")
+_PLAIN = re.compile(r"(?:[うくぐすつぬぶむるただい])$")
+
+
+def sentences(template: str) -> list[tuple[str, bool]]:
+    """The sentences of a Japanese text, what is in brackets left out; whether a full stop ends each."""
+    template = re.sub(r"`[^`]*`", "{command}", template)
+    while template != (template := re.sub(r"\([^()]*\)", "", re.sub(r"\[\[([^\[\]|]*)[^\[\]]*\]\]", r"\1", template))):
+        pass
+    *ended, last = (s.strip() for s in template.split("。"))
+    return [(s, True) for s in ended] + [(last, False)] * bool(last)
+
+
+def is_in_style(sentence: str, ended: bool) -> bool:
+    """Polite, or a condition ("... こと"), or a parameter's own words, or a noun phrase (no topic, no stop)."""
+    said = re.sub(r": \{[^{}]*\}$", "", sentence)
+    if _POLITE.search(said) or said.endswith(("こと", "}")):
+        return True
+    return not ((ended and said == sentence) or _PLAIN.search(said) or re.search(r"(?<!また)は(?![ぁ-ん])", said))
+
+
+@pytest.mark.parametrize("key", sorted(messages.catalogue("ja")))
+def test_each_japanese_sentence_is_polite(key: str) -> None:
+    assert [s for s, ended in sentences(messages.catalogue("ja")[key]) if not is_in_style(s, ended)] == []
+
+
+@pytest.mark.parametrize("fault", CATALOGUE, ids=lambda f: f.name)
+def test_each_fault_is_described_politely(fault: Fault) -> None:
+    assert [s for s, ended in sentences(fault.description["ja"]) if not is_in_style(s, ended)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "well"),
+    [("詰まりはない", False), ("接続できない: {detail}", False), ("件数を数えた。", False), ("原因は不明", False),
+     ("リスクなし。", False), ("詰まりはありません: {detail}", True), ("再起動(参照のみ)", True),
+     ("応答すること", True), ("{a}。{b}", True), ("{n} 件です[[(最後は {ago} 秒前)]]", True)],
+)  # fmt: skip
+def test_what_is_in_style(text: str, well: bool) -> None:
+    assert all(is_in_style(*s) for s in sentences(text)) is well
+
+
+def test_japanese_has_one_word_for_confidence() -> None:
+    texts = [*messages.catalogue("ja").values(), (CODE.parent / "README.ja.md").read_text(encoding="utf-8")]
+    words = set(re.findall(r"確信度|信頼度|確からしさ|確度", " ".join(texts)))
+    assert words == {"確度"}
+
+
+@pytest.mark.parametrize("key", [k for k in messages.catalogue("ja") if k.startswith("alive.")])
+def test_who_is_alive_is_told_in_japanese(key: str) -> None:
+    assert not re.search(r"[A-Za-z]", messages.text(say(key, s=12.0), "ja"))

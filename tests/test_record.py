@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import messages
-from runbook_lib.model.finding import Finding, Hop, Proposal, Question, Reason, Signal, Status, Threshold, Value, say
+from runbook_lib.model.finding import (
+    Finding,
+    Hop,
+    Proposal,
+    Question,
+    Reason,
+    Signal,
+    Status,
+    Text,
+    Threshold,
+    Value,
+    Verdict,
+    replace,
+    say,
+    unknown,
+)
 from runbook_lib.view import record, render
 
 FINDING = Finding(
@@ -76,3 +93,29 @@ def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() ->
         page = render.Card(nasty, "t", lang)._repr_mimebundle_()["text/html"]
         assert "<script>" not in page and "<b>&lt;b&gt;" not in page
         assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("alive", [None, "pod", say("alive.not_bound"), say("alive.silent", s=12.4)])
+def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> None:
+    """In the language of whoever reads, also of a finding read back; a name, as old dossiers have it, stays one."""
+    stored = json.loads(json.dumps(record.finding(replace(FINDING, hops=(Hop("subscriber", alive=alive),)))))
+    back = record.finding_from_json(stored)
+    assert record.finding(back) == stored
+    verdict = Verdict(Status.OK, None, "high", hops=back.hops)
+    seen = json.loads(json.dumps(record.verdict(verdict)))  # as a dossier's page has it
+    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
+    for lang, word in (("en", "alive"), ("ja", "稼働")):
+        shown = messages.text(alive, lang) if isinstance(alive, Text) else alive
+        head, row = render.strip_lines(verdict, lang)
+        assert head.endswith(word) and row.endswith(shown or "·")
+        page = render.html(
+            "conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost
+        )
+        assert (f"<small>{shown}</small>" in page) is (alive is not None)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_the_reason_of_an_unknown_is_told_in_the_readers_language(reason: Reason) -> None:
+    finding = unknown("4.1.1", reason, say("unknown.not_run"))
+    assert f"UNKNOWN ({reason.value}): " in render.finding_line(finding, "en")
+    assert not re.search(r"\([a-z_]+\)", render.finding_line(finding, "ja"))

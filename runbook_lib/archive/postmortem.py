@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -458,4 +458,5 @@ def _no_measures(lines: list[str]) -> Text | None:
     if any(m["whole"] for m in found):
         return None
     best = min((_lacking(m) for m in found), key=len, default=["kind", "measure", "owner", "due"])
-    return say("postmortem.missing.measures", names=", ".join(best))
+    names = reduce(lambda a, b: say("postmortem.lack.two", a=a, b=b), (say(f"postmortem.lack.{n}") for n in best))
+    return say("postmortem.missing.measures", names=names)

@@ -179,14 +179,14 @@ def _hops(
             rate_out=amount(activity, "sent_1m"),
             waiting=seen.due,
             oldest_s=seen.oldest_s,
-            alive=f"silent {seen.silence_s:.0f} s" if stopped else str(workers) if workers else None,
+            alive=say("alive.silent", s=seen.silence_s) if stopped else str(workers) if workers else None,
             late=late,
         ),
         Hop(
             "receiver",
             rate_out=amount(activity, "sent_1m"),
             waiting=seen.waiting,
-            alive="refuses" if refused else None,
+            alive=say("alive.refuses") if refused else None,
         ),
     )
 

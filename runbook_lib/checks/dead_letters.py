@@ -570,13 +570,13 @@ def _transient_hops(seen: Transient, frames: Frames) -> tuple[Hop, ...]:
             "relay",
             rate_out=amount(outbox, "published_1m"),
             waiting=amount(outbox, "due") + amount(outbox, "expired"),
-            alive="publish fails" if "publish" in seen.live else None,
+            alive=say("alive.publish_fails") if "publish" in seen.live else None,
         ),
         Hop(
             "receiver",
             rate_out=amount(activity, "sent_1m"),
             waiting=amount(backlog, "waiting_retry"),
-            alive="refuses" if "delivery" in seen.live else None,
+            alive=say("alive.refuses") if "delivery" in seen.live else None,
         ),
     )
 

@@ -457,7 +457,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
                 rate_in=moved["delivered"] / seconds * 60 if moved else None,
                 rate_out=new / seconds * 60,
                 waiting=lag,
-                alive=None if not second else "bound" if second.get("bound") else "not bound",
+                alive=None if not second else say("alive.bound" if second.get("bound") else "alive.not_bound"),
             ),
         ),
         proposals=(

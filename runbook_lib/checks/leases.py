@@ -195,7 +195,7 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
                 rate_out=facts["sent"],
                 waiting=seen.due,
                 oldest_s=seen.oldest_s,
-                alive=f"silent {seen.silence_s:.0f} s" if stopped else _who(holders, "n") or None,
+                alive=say("alive.silent", s=seen.silence_s) if stopped else _who(holders, "n") or None,
                 late=given.limits["backlog.oldest_due"].status(seen.oldest_s) is not Status.OK,
             ),
         ),

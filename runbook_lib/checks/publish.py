@@ -298,9 +298,11 @@ def _hops(
     now: dict[str, Any], due: float, oldest: float, stopped: bool, failing: bool, silence: float, late: bool
 ) -> tuple[Hop, ...]:
     arrived = amount(now, "arrived_1m")
-    alive = f"silent {silence:.0f} s" if stopped else "publish fails" if failing else None
-    if alive is None and amount(now, "published_1m"):
-        alive = "publishes"
+    alive = None
+    if stopped:
+        alive = say("alive.silent", s=silence)
+    elif failing or amount(now, "published_1m"):
+        alive = say("alive.publish_fails" if failing else "alive.publishes")
     return (
         Hop("producer", rate_out=arrived),
         Hop("relay", arrived, amount(now, "published_1m"), due, oldest, alive, late),

@@ -44,6 +44,7 @@ LOOP = 3
 QUIET_S = 10.0
 #: What the broker itself says it does not have.
 GONE = ("stream_not_found", "consumer_not_found", "no_jetstream")
+_BROKER = {"hung": "alive.no_answer", "stream_not_found": "alive.no_stream", "no_jetstream": "alive.no_stream"}
 #: An event processed so recently means that the way through the broker is open.
 FLOWS_S = 2.0
 #: Reasons of a healthy life, or of the runbook's own visits.
@@ -225,8 +226,8 @@ def _gone(e: SourceError, activity: dict[str, Any], given: Given) -> Finding:
         # What the outbox is stuck for is not its own doing, though it looks like it.
         signals=(*signals_of_silence(e), *([] if e.code == "consumer_not_found" else [Signal("FM-OB-01", 0.3)])),
         hops=(
-            Hop("jetstream", alive="no answer" if e.code == "hung" else "answers" if not lost else "no stream"),
-            Hop("subscriber", alive="not bound" if lost else None),
+            Hop("jetstream", alive=say(_BROKER.get(e.code, "alive.answers"))),
+            Hop("subscriber", alive=say("alive.not_bound") if lost else None),
         ),
         proposals=tuple(restarts) or (proposals.logs(given.workloads, "nats"),),
         next_sections=("2", "5.1") if lost else ("2",),
@@ -261,7 +262,7 @@ def _bound_client(frames: Frames) -> str:
     if bound.empty:
         return "?"
     client = one(bound)
-    return f"{client['name'] or client['user'] or 'client'} {client['ip']}:{client['port']}"
+    return f"{client['name'] or client['user'] or ''} {client['ip']}:{client['port']}".strip()
 
 
 def _headline(
@@ -352,15 +353,16 @@ def _hops(
     oldest: float | None,
     late: bool,
 ) -> tuple[Hop, ...]:
-    alive = {None: None, True: _bound_client(frames), False: "not bound"}[bound]
+    client = _bound_client(frames)
+    there: Text | str = say("alive.bound") if client == "?" else client
     return (
-        Hop("jetstream", waiting=consumer.get("num_pending"), alive="answers" if consumer else None),
+        Hop("jetstream", waiting=consumer.get("num_pending"), alive=say("alive.answers") if consumer else None),
         Hop(
             "subscriber",
             rate_out=activity.get("processed_1m"),
             waiting=lag,
             oldest_s=oldest,
-            alive="bound" if alive == "?" else alive,
+            alive={None: None, True: there, False: say("alive.not_bound")}[bound],
             late=late,
         ),
     )

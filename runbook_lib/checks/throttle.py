@@ -301,7 +301,7 @@ def judge(frames: Frames, given: Given, side: Side) -> Finding:
         hops=(
             Hop(
                 side.hop, rate_in=came, rate_out=seen.flow.gone, waiting=seen.flow.due, oldest_s=seen.flow.oldest_s,
-                alive="held" if held else None, late=_late(seen, given, side),
+                alive=say("alive.held") if held else None, late=_late(seen, given, side),
             ),
         ),
         proposals=tuple(_proposals(frames, given, seen, side, done=done and verified, failed=failed)),

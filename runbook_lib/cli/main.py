@@ -516,13 +516,16 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 @cli.command()
 @click.argument("incident")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
-def verify(incident: str, output: str | None) -> int:
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+def verify(incident: str, output: str | None, lang: str | None) -> int:
     """Check an incident's seal, and judge its stored evidence once more."""
+    from runbook_lib import messages
     from runbook_lib.archive import artifact, rejudge
     from runbook_lib.store import JOURNALS
 
     archive = _existing(incident, output)
-    problems = archive.problems()
+    lang = lang or settings.load().lang
+    problems = archive.problems(lang)
     book, judged = catalog.load(), 0
     for entry in archive.manifest():
         if "section" not in entry or any(entry["name"] in p for p in problems):
@@ -532,17 +535,14 @@ def verify(incident: str, output: str | None) -> int:
         if run.concluded:
             judged += sum(1 for f in run.findings if f.frames)
             problems += [
-                f"{entry['name']} step {step}: was {was.name}, is judged {now.name} from the same evidence"
+                messages.text(say("seal.judged_apart", name=entry["name"], step=step, was=was.name, now=now.name), lang)
                 for step, was, now in rejudge.judge_again(run)
             ]
     for problem in problems:
         click.echo(problem, err=True)
     if not problems:
         sealed = sum(len(archive.lines(j)) for j in JOURNALS)
-        click.echo(
-            f"{archive.place}: {sealed} sealed {'entry' if sealed == 1 else 'entries'}, "
-            f"{judged} {'step' if judged == 1 else 'steps'} judged again, all the same"
-        )
+        click.echo(messages.text(say("seal.whole", place=archive.place, sealed=sealed, judged=judged), lang))
     return 2 if problems else 0
 
 

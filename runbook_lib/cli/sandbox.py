@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from runbook_lib import messages, settings
 from runbook_lib.cli.numbers import Number
+from runbook_lib.model.finding import Text, say
 from runbook_lib.sandbox.state import SandboxError, command, default_directory, load
 
 if TYPE_CHECKING:
@@ -42,6 +44,14 @@ def _open(directory: Path) -> Sandbox:
     except ImportError as error:
         raise SandboxError(f"{error.name} is missing: pip install 'runbook-notebooks[sandbox]'") from None
     return Sandbox(directory)
+
+
+def _say(key: str, **params: Any) -> None:
+    """One line in the language of the settings, where they can be read: the sandbox needs nothing else of them."""
+    lang = "en"
+    with suppress(settings.UsageError):
+        lang = settings.load().lang
+    click.echo(messages.text(say(f"sandbox.{key}", **params), lang))
 
 
 def _settings(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -80,7 +90,7 @@ def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> 
     """Start everything and wait until events flow."""
     with _one_line():
         _open(directory).up(rate, hours, settings)
-    click.echo(f'The sandbox is up in {directory}; events flow. Next: eval "$({command("env", directory)})"')
+    _say("up", directory=directory, env=command("env", directory))
 
 
 @sandbox.command()
@@ -115,7 +125,7 @@ def fault(name: str, directory: Path) -> None:
     """Break one thing."""
     with _one_line():
         broken = _open(directory).fault(name)
-    click.echo(f"{broken.name}: {broken.description['en']}")
+    _say("broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
 
 
 @sandbox.command()
@@ -124,7 +134,7 @@ def heal(directory: Path) -> None:
     """Undo the fault and wait until events flow again."""
     with _one_line():
         healed = _open(directory).heal()
-    click.echo(f"{healed} is undone; events flow." if healed else "No fault is on.")
+    _say("healed" if healed else "no_fault", name=healed)
 
 
 @sandbox.command()
@@ -133,7 +143,7 @@ def down(directory: Path) -> None:
     """Stop and delete everything."""
     with _one_line():
         there = _open(directory).down()
-    click.echo("The sandbox is gone." if there else f"No sandbox in {directory}.")
+    _say("gone" if there else "not_there", directory=directory)
 
 
 @sandbox.command()
@@ -159,7 +169,7 @@ def set_(settings: dict[str, str], directory: Path) -> None:
         restarted = sorted({owner if owner in others else "notification" for owner in owners})
         for pod in restarted:
             opened.restart(pod)
-    click.echo(f"Set, and restarted {' and '.join(restarted)}.")
+    _say("set", names=", ".join(restarted))
 
 
 @sandbox.command()

@@ -129,7 +129,8 @@ class Signal:
 class Hop:
     """One hop of the pipeline strip: rates per minute, rows waiting, seconds of age, who is alive.
 
-    `late` tells that something has waited here for longer than docs/slo.md allows.
+    `alive` is a message, or the name of whoever is at work. `late` tells that something has waited here for
+    longer than docs/slo.md allows.
     """
 
     name: str
@@ -137,7 +138,7 @@ class Hop:
     rate_out: float | None = None
     waiting: float | None = None
     oldest_s: float | None = None
-    alive: str | None = None
+    alive: Text | str | None = None
     late: bool = False
 
 

@@ -101,7 +101,7 @@ CATALOGUE = (
         "worker_stopped",
         {
             "en": "The delivery worker is dead; its pod lives on and looks healthy.",
-            "ja": "配信ワーカーが停止。Pod は生きており正常に見える。",
+            "ja": "配信 worker が停止します。Pod は生きており正常に見えます。",
         },
         section="4.1",
         stuck_at="delivery_worker",
@@ -113,7 +113,7 @@ CATALOGUE = (
         "worker_hung",
         {
             "en": "The delivery worker hangs: alive, connected, and doing nothing.",
-            "ja": "配信ワーカーがハング。接続は残るが何もしない。",
+            "ja": "配信 worker がハングします。接続は残りますが、何もしません。",
         },
         section="4.3",
         stuck_at="delivery_worker",
@@ -125,7 +125,7 @@ CATALOGUE = (
         "subscriber_deaf",
         {
             "en": "The subscriber's NATS connection is closed for good; its process lives on.",
-            "ja": "subscriber の NATS 接続が切れたまま戻らない。プロセスは生きている。",
+            "ja": "subscriber の NATS 接続が切れたまま戻りません。プロセスは生きています。",
         },
         section="4.1",
         stuck_at="subscriber",
@@ -137,7 +137,7 @@ CATALOGUE = (
         "relay_stopped",
         {
             "en": "The outbox relay is dead; the API still takes requests.",
-            "ja": "Outbox Relay が停止。API は受け付け続ける。",
+            "ja": "outbox relay が停止します。API は受け付け続けます。",
         },
         section="4.1",
         stuck_at="relay",
@@ -149,7 +149,7 @@ CATALOGUE = (
         "broker_down",
         {
             "en": "nats-server is stopped.",
-            "ja": "nats-server が停止。",
+            "ja": "nats-server が停止します。",
         },
         section="4.1",
         stuck_at="jetstream",
@@ -161,7 +161,7 @@ CATALOGUE = (
         "broker_refusing",
         {
             "en": "The broker refuses the applications' password: they reconnect in a loop.",
-            "ja": "ブローカーがアプリの認証を拒否し、再接続ループになる。",
+            "ja": "ブローカーがアプリの認証を拒否し、再接続ループになります。",
         },
         # The broker answers the runbook, but neither application: what fails is its door, not one hop.
         section="4.1",
@@ -174,7 +174,7 @@ CATALOGUE = (
         "table_lock",
         {
             "en": "A migration holds an ACCESS EXCLUSIVE lock on notification.notifications.",
-            "ja": "マイグレーションが notification.notifications を ACCESS EXCLUSIVE でロックしたまま。",
+            "ja": "マイグレーションが notification.notifications を ACCESS EXCLUSIVE でロックし続けます。",
         },
         section="4.1",
         stuck_at="database",
@@ -186,7 +186,7 @@ CATALOGUE = (
         "connections_exhausted",
         {
             "en": "A report holds every ordinary database connection; the pods cannot come back in.",
-            "ja": "レポート処理が DB 接続をすべて占有し、Pod が接続できない。",
+            "ja": "レポート処理が DB 接続をすべて占有し、Pod が接続できません。",
         },
         section="4.1",
         stuck_at="database",
@@ -198,7 +198,7 @@ CATALOGUE = (
         "receiver_outage",
         {
             "en": "The receiver of the notifications is down: every send fails and is retried.",
-            "ja": "通知の宛先が停止。送信はすべて失敗し再試行される。",
+            "ja": "通知の送信先が停止します。送信はすべて失敗し、再試行されます。",
         },
         section="4.1",
         stuck_at="receiver",
@@ -210,7 +210,7 @@ CATALOGUE = (
         "stream_missing",
         {
             "en": "The stream entitlement-events is gone: nothing is published, nothing is consumed.",
-            "ja": "stream entitlement-events が消失。publish も受信もできない。",
+            "ja": "stream entitlement-events が失われます。publish も受信もできません。",
         },
         section="4.1",
         stuck_at="jetstream",
@@ -222,7 +222,7 @@ CATALOGUE = (
         "relay_closed",
         {
             "en": "The relay's NATS connection is closed for good; every publish fails although the broker is well.",
-            "ja": "Outbox Relay の NATS 接続が切れたまま戻らない。ブローカーは正常だが publish はすべて失敗する。",
+            "ja": "relay の NATS 接続が切れたまま戻りません。ブローカーは正常でも publish はすべて失敗します。",
         },
         section="4.1",
         stuck_at="relay",
@@ -234,7 +234,7 @@ CATALOGUE = (
         "delivery_disabled",
         {
             "en": "Delivery is switched off by its flag; the subscriber keeps queueing.",
-            "ja": "配信がフラグで無効化。subscriber はキューに積み続ける。",
+            "ja": "配信がフラグで無効になります。subscriber はキューに積み続けます。",
         },
         section="4.1",
         stuck_at="delivery_worker",
@@ -246,7 +246,7 @@ CATALOGUE = (
         "clock_skew",
         {
             "en": f"The clock of the notification pod is {damage.SKEW_S} s ahead.",
-            "ja": f"notification Pod の時計が {damage.SKEW_S} 秒進んでいる。",
+            "ja": f"notification Pod の時計が {damage.SKEW_S} 秒進みます。",
         },
         section="4.3",
         stuck_at=None,
@@ -258,7 +258,7 @@ CATALOGUE = (
         "second_worker",
         {
             "en": "A second delivery worker takes rows whose lease is over while the first still sends them.",
-            "ja": "2 つ目の配信ワーカーが、1 つ目が送信中の行を lease 切れで横取りする。",
+            "ja": "2 つ目の配信 worker が、1 つ目が送信中の行を lease 切れで横取りします。",
         },
         section="4.3",
         stuck_at=None,
@@ -270,7 +270,7 @@ CATALOGUE = (
         "dedupe_broken",
         {
             "en": "The primary key of processed_events is gone and events are delivered again: doubles pass.",
-            "ja": "processed_events の主キーが無くなり、再配信された event が二重に通知される。",
+            "ja": "processed_events の主キーがなくなり、再配信されたイベントが二重に通知されます。",
         },
         section="4.2",
         stuck_at=None,
@@ -282,7 +282,7 @@ CATALOGUE = (
         "bad_payload",
         {
             "en": "Outbox payloads of the wrong JSON shape: FAILED at once.",
-            "ja": "outbox の payload の JSON 形式が不正。即座に FAILED になる。",
+            "ja": "outbox の payload の JSON 形式が不正で、即座に FAILED になります。",
         },
         section="4.4",
         stuck_at="producer",
@@ -294,7 +294,7 @@ CATALOGUE = (
         "unknown_event_type",
         {
             "en": "Outbox events of a type that cannot be published: FAILED after ten tries.",
-            "ja": "publish できない種別の outbox event。10 回試行して FAILED になる。",
+            "ja": "publish できない種別の outbox イベントが、10 回試行して FAILED になります。",
         },
         section="4.4",
         stuck_at="producer",
@@ -306,7 +306,7 @@ CATALOGUE = (
         "undecodable_message",
         {
             "en": "Messages that cannot be decoded: terminated, recorded, never a notification.",
-            "ja": "デコードできないメッセージ。term され記録に残るが通知にはならない。",
+            "ja": "デコードできないメッセージが届きます。term され記録に残りますが、通知にはなりません。",
         },
         section="4.4",
         stuck_at="producer",
@@ -318,7 +318,7 @@ CATALOGUE = (
         "events_lost",
         {
             "en": "The subscriber could not write for a moment: events used up their deliveries, unrecorded.",
-            "ja": "subscriber が一時的に書き込めず、再配信を使い切った event が記録もなく失われた。",
+            "ja": "subscriber が一時的に書き込めず、再配信を使い切ったイベントが記録もなく失われます。",
         },
         section="4.4",
         stuck_at="subscriber",
@@ -330,7 +330,7 @@ CATALOGUE = (
         "exhausted_outbox",
         {
             "en": "A broker outage that is over used up the tries of some events: FAILED, and they stay so.",
-            "ja": "終息済みのブローカー障害で試行を使い切った event が FAILED のまま残り、自然には戻らない。",
+            "ja": "終息済みのブローカー障害で試行を使い切ったイベントが FAILED のまま残り、自然には戻りません。",
         },
         section="4.4",
         stuck_at=None,
@@ -342,7 +342,7 @@ CATALOGUE = (
         "failing_user",
         {
             "en": "Deliveries to the users with one prefix always fail and end in dead letters.",
-            "ja": "特定の接頭辞のユーザーへの配信が必ず失敗し、DLQ に落ちる。",
+            "ja": "特定の接頭辞のユーザーへの配信が必ず失敗し、DLQ に入ります。",
         },
         section="4.4",
         stuck_at="producer",
@@ -354,7 +354,7 @@ CATALOGUE = (
         "dlq_mismatch",
         {
             "en": "A FAILED notification without its dead letter, and a dead letter of one that was sent.",
-            "ja": "DLQ のない FAILED 通知と、送信済み通知に残る DLQ。",
+            "ja": "DLQ のない FAILED 通知と、送信済み通知に残る DLQ を作ります。",
         },
         section="5.3",
         stuck_at=None,

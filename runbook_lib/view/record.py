@@ -52,7 +52,7 @@ def finding(f: Finding) -> dict[str, Any]:
         "values": values(f),
         "notes": [text(t) for t in f.notes],
         "signals": [asdict(s) for s in f.signals],
-        "hops": [plain(asdict(h)) for h in f.hops],
+        "hops": [_hop(h) for h in f.hops],
         "proposals": [proposal(p) for p in f.proposals],
         "next_sections": list(f.next_sections),
         "questions": [plain(asdict(q)) for q in f.questions],
@@ -72,7 +72,7 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         values=tuple(_value_from_json(name, v) for name, v in stored["values"].items()),
         notes=tuple(_text_from_json(t) for t in stored["notes"]),
         signals=tuple(Signal(**s) for s in stored["signals"]),
-        hops=tuple(Hop(**h) for h in stored["hops"]),
+        hops=tuple(Hop(**h | {"alive": _alive_from_json(h["alive"])}) for h in stored["hops"]),
         proposals=tuple(Proposal(**p) for p in stored["proposals"]),
         next_sections=tuple(stored["next_sections"]),
         frames=frames_from_json(stored["frames"]),
@@ -123,7 +123,7 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "stuck_at": v.stuck_at,
         "confidence": v.confidence,
         "failure_modes": [asdict(m) for m in v.failure_modes],
-        "hops": [plain(asdict(h)) for h in v.hops],
+        "hops": [_hop(h) for h in v.hops],
         "next_sections": list(v.next_sections),
         "proposals": [proposal(p) for p in v.proposals],
         "undecided": list(v.undecided),
@@ -197,6 +197,14 @@ def _value_from_json(name: str, stored: dict[str, Any]) -> Value:
         limits = {k: stored[k] for k in ("warning", "critical", "below", "origin")}
         threshold = Threshold(name, stored["unit"], **limits)
     return Value(name, stored["value"], stored["unit"], threshold)
+
+
+def _hop(h: Hop) -> dict[str, Any]:
+    return {k: text(v) if isinstance(v, Text) else plain(v) for k, v in vars(h).items()}
+
+
+def _alive_from_json(stored: dict[str, str] | str | None) -> Text | str | None:
+    return _text_from_json(stored) if isinstance(stored, dict) else stored
 
 
 def _text_from_json(stored: dict[str, str]) -> Text:

@@ -294,7 +294,7 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
         where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
-    names = ", ".join(f"{source} ({reason})" for source, reason in unseen.items())
+    names = ", ".join(f"{source} ({t(f'reason.{reason}')})" for source, reason in unseen.items())
     return t("ui.without", where=where, names=names) if names else where
 
 
@@ -330,7 +330,7 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
                 _rate(hop.rate_out),
                 "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
                 "·" if hop.oldest_s is None else _age(hop.oldest_s),
-                hop.alive or "·",
+                _alive(hop.alive, lang) or "·",
             ]
         )
     widths = [max(_width(r[i]) for r in rows) for i in range(len(names))]
@@ -344,9 +344,16 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
     return lines
 
 
+def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:
+    """Who or what is alive at a hop, of a finding's or of its JSON."""
+    if isinstance(seen, Text):
+        return messages.text(seen, lang)
+    return seen[lang] if isinstance(seen, Mapping) else seen
+
+
 def finding_line(f: Finding, lang: str) -> str:
     """One step as one line."""
-    reason = f" ({f.reason.value})" if f.reason else ""
+    reason = f" ({messages.text(say(f'reason.{f.reason.value}'), lang)})" if f.reason else ""
     return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
 
 
@@ -362,6 +369,7 @@ def html(template: str, lang: str, **values: Any) -> str:
         .render(
             t=t,
             say=lambda text: messages.text(text, lang),
+            alive=lambda seen: _alive(seen, lang),
             location=lambda v: location(v, lang),
             mode=lambda id_: _mode(id_, lang),
             section_title=lambda number: section_title(number, lang),
