@@ -1,0 +1,37 @@
+"""Who imports what: what has to start at once, and stay small, does not load what notebooks need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"papermill", "IPython", "ipykernel", "matplotlib", "sqlalchemy", "psycopg", "nats", "nbconvert", "jupyterlab"}
+
+
+def loaded_by(*modules: str) -> set[str]:
+    """The packages that a fresh interpreter has after importing them."""
+    program = (
+        f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    return set(json.loads(done.stdout))
+
+
+def test_the_receiver_loads_nothing_of_what_its_runs_need() -> None:
+    parts = ("receiver", "dispatcher", "journal", "notify", "server")
+    assert loaded_by(*(f"runbook_lib.alerts.{part}" for part in parts)) & HEAVY == set()
+
+
+def test_the_command_loads_nothing_until_it_knows_what_for() -> None:
+    assert loaded_by("runbook_lib.cli.main") & (HEAVY | {"pandas", "numpy", "jinja2"}) == set()
+
+
+@pytest.mark.parametrize("package", ["model", "analysis", "view", "sources", "store", "messages"])
+def test_what_lies_below_loads_nothing_of_what_lies_above(package: str) -> None:
+    program = f"import runbook_lib.{package}, sys; print([m for m in sys.modules if m.startswith('runbook_lib.')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    above = ("session", "checks", "actions", "context", "runs", "archive", "alerts", "lab", "cli", "sandbox")
+    assert not any(f"'runbook_lib.{name}" in done.stdout for name in above)
