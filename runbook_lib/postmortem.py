@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import jinja2
-import mistune
 import pandas as pd
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages, render
@@ -265,22 +266,16 @@ def duration(seconds: float | None) -> Md:
 # The page ---------------------------------------------------------------------------------------------------
 
 
-class _Renderer(mistune.HTMLRenderer):
-    """HTML in the text is shown as text; a picture would be loaded from somewhere, so only its words stand."""
-
-    def __init__(self) -> None:
-        super().__init__(escape=True)
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return mistune.escape(text or url)
+#: HTML in the text is shown as text; a picture would be loaded from somewhere, so only its words stand.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
 def page(text: str, incident: str, lang: str, chart: str | None) -> str:
     """The draft as one HTML page that opens offline; what a person still has to fill in is marked."""
-    to_html = mistune.create_markdown(renderer=_Renderer(), plugins=["table"])
 
     def html(part: str) -> Any:
-        return Markup(to_html(part))  # noqa: S704 - mistune escapes what the text holds
+        return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
 
     parts: list[tuple[str, list[Any]]] = []
     end = 0
