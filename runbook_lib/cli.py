@@ -549,6 +549,9 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
         lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
         said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
         click.echo(json.dumps(said, ensure_ascii=False, indent=1))
+    elif postmortem.old_form(text):
+        old = say("postmortem.old_form", file=f"{archive.place}/{postmortem.MARKDOWN}", incident=archive.incident)
+        click.echo(messages.text(old, lang), err=True)
     else:
         for m, item, problem in lines:
             text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
