@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cache
@@ -21,10 +21,11 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 import yaml
+from annotated_types import Predicate
 from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib import catalog, messages, render
 from runbook_lib.archive import PARTIAL, Archive, digest
@@ -324,25 +325,17 @@ def page(text: str, incident: str, lang: str, chart: str | None) -> str:
 # Is it complete? --------------------------------------------------------------------------------------------
 
 
-def _valid(test: Callable[[str], object]) -> AfterValidator:
-    def checked(text: str) -> str:
-        if not test(text):
-            raise ValueError("open, or unknown")
-        return text
-
-    return AfterValidator(checked)
-
-
 def _lacks(row: Any) -> int:
     try:
-        return Measure.model_validate(row) is None
+        Measure.model_validate(row)
     except ValidationError as e:
         return e.error_count()
+    return 0
 
 
 #: What was typed in full width is read all the same.
 _NARROW = BeforeValidator(lambda v: unicodedata.normalize("NFKC", v) if isinstance(v, str) else v)
-Said = Annotated[str, _valid(lambda text: re.search(r"\w", text) and not re.search(_OPEN, text, re.IGNORECASE))]
+Said = Annotated[str, Predicate(lambda t: bool(re.search(r"\w", t)) and not re.search(_OPEN, t, re.IGNORECASE))]
 Amount = Annotated[float, _NARROW, Field(ge=0, allow_inf_nan=False)]
 
 
@@ -390,7 +383,7 @@ class Record(BaseModel):
     """The four mandatory items, in the order of section 7; one objective and one measure are enough."""
 
     impact: dict[str, Hit | Unmeasurable] = Field(min_length=1)
-    origin: Annotated[str, _valid(lambda id_: id_ in catalog.load().failure_modes)]
+    origin: Annotated[str, Predicate(lambda id_: id_ in catalog.load().failure_modes)]
     timeline: Timeline
     measures: list[Measure] = Field(min_length=1)
 
@@ -418,20 +411,19 @@ def _record(draft: str) -> dict[str, Any]:
     """What a draft's YAML holds, as it was typed; for what can not be read, the number of the line."""
     found: dict[str, Any] = {}
     for fence in _MARKDOWN.parse(draft):
-        if fence.type != "fence" or fence.info.strip() != "yaml" or not fence.map:
-            continue
-        try:
-            data = yaml.load(fence.content, Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
-        except yaml.YAMLError as e:
-            line = fence.map[0] + 2 + getattr(getattr(e, "problem_mark", None), "line", 0)
-            data = dict.fromkeys(re.findall(r"^(\w+):", fence.content, re.MULTILINE), line)
-        found |= {k: v for k, v in data.items() if k in Record.model_fields} if isinstance(data, dict) else {}
+        if fence.type == "fence" and fence.map and fence.info.strip() == "yaml":
+            try:
+                data = yaml.load(fence.content, Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+            except yaml.YAMLError as e:
+                line = fence.map[0] + 2 + getattr(getattr(e, "problem_mark", None), "line", 0)
+                data = dict.fromkeys(re.findall(r"^(\w+):", fence.content, re.MULTILINE), line)
+            found |= data if isinstance(data, dict) else {}
     return found
 
 
 def old_form(draft: str) -> bool:
     """Whether a draft is of the time when its tables were read: it holds no record."""
-    return bool(draft) and not _record(draft)
+    return bool(draft) and not Record.model_fields.keys() & _record(draft)
 
 
 def missing(draft: str) -> list[Missing]:
@@ -443,10 +435,8 @@ def missing(draft: str) -> list[Missing]:
     except ValidationError as e:
         for item, *inside in (error["loc"] for error in e.errors()):
             lacking.setdefault(str(item), []).extend([n for n in inside if isinstance(n, str)][:1])
-    numbered = enumerate(Record.model_fields, 1)
-    return [
-        Missing(n, item, _problem(item, record.get(item), lacking[item])) for n, item in numbered if item in lacking
-    ]
+    order = [*Record.model_fields]
+    return [Missing(order.index(item) + 1, item, _problem(item, record.get(item), lacking[item])) for item in lacking]
 
 
 def _problem(item: str, said: Any, names: list[str]) -> Text:
@@ -460,9 +450,8 @@ def _problem(item: str, said: Any, names: list[str]) -> Text:
 def measures_of(draft: str) -> list[dict[str, Any]]:
     """The measures that a draft holds; those are `whole` that have all that is asked for."""
     rows = _record(draft).get("measures")
-    found = [r for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
     return [
         {name: str(r.get(name) or "") for name in Measure.model_fields} | {"whole": not _lacks(r)}
-        for r in found
-        if r.get("owner") or r.get("due")
+        for r in (rows if isinstance(rows, list) else ())
+        if isinstance(r, dict) and (r.get("owner") or r.get("due"))
     ]
