@@ -7,14 +7,22 @@ described at the head of each document; a malformed one is a `CatalogError` that
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block.table import escapedSplit
+from markdown_it.tree import SyntaxTreeNode
 
 from runbook_lib.model.finding import DATABASE, HOPS, Threshold, Value
 
 _PACKAGE = Path(__file__).parent
+#: Blocks and the lines they stand on; what is within a line is read as it is written.
+_MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: In a wheel the documents travel inside the package; in a checkout they lie beside it.
@@ -232,192 +240,185 @@ def load(root: Path = ROOT) -> Catalog:
 
     Raises CatalogError when one is missing, malformed or refers to what does not exist.
     """
-    docs = root / "docs"
-    slos, limits = _read_slo(docs / "slo.md")
-    modes = _read_failure_modes(docs / "failure-modes.md", slos)
-    sections = _read_runbook(docs / "runbook.md", root / "notebooks")
+    slo, failures, runbook, operations = (
+        _Document.read(root / "docs" / f"{name}.md") for name in ("slo", "failure-modes", "runbook", "operations")
+    )
+    slos, limits = _read_slo(slo)
+    modes = _read_failure_modes(failures, slos)
+    sections = _read_runbook(runbook, root / "notebooks")
     steps = {step.id for section in sections.values() for step in section.steps}
-    for path, line, row in _tables(docs / "slo.md", "Threshold"):
-        for step in _words(row["Steps"]):
-            if step not in steps:
-                raise CatalogError(path, line, f"step '{step}' is not in runbook.md")
-    for path, line, row in _tables(docs / "slo.md", "SLO"):
-        for mode in _words(row["Failure modes"]):
-            if mode not in modes:
-                raise CatalogError(path, line, f"failure mode '{mode}' is not in failure-modes.md")
-    operations = _read_operations(docs / "operations.md")
-    return Catalog(sections, slos, limits, modes, _read_phrases(docs / "failure-modes.md", modes), *operations)
+    for row in slo.rows("Threshold"):
+        row.words("Steps", steps, "in runbook.md")
+    for row in slo.rows("SLO"):
+        row.words("Failure modes", modes, "in failure-modes.md")
+    return Catalog(sections, slos, limits, modes, _read_phrases(failures, modes), *_read_operations(operations))
 
 
-def _read_operations(path: Path) -> tuple[dict[str, Setting], dict[str, str], dict[str, RedrivePolicy]]:
+def _read_operations(document: _Document) -> tuple[dict[str, Setting], dict[str, str], dict[str, RedrivePolicy]]:
     settings = {
-        row["Setting"].strip("`"): Setting(
-            row["Setting"].strip("`"), row["Workload"], row["Variable"].strip("`"), row["Default"],
-            _number(file, line, row["From"]), _number(file, line, row["To"]), row["Unit"],
+        row["Setting"]: Setting(
+            row["Setting"], row["Workload"], row["Variable"], row["Default"],
+            row.number("From"), row.number("To"), row["Unit"],
         )
-        for file, line, row in _tables(path, "Setting")
+        for row in document.rows("Setting")
     }  # fmt: skip
-    forbidden = {row["Never set"].strip("`"): row["Why"] for _, _, row in _tables(path, "Never set")}
+    forbidden = {row["Never set"]: row["Why"] for row in document.rows("Never set")}
     policies = {
         row["Redrive"]: RedrivePolicy(
-            row["Redrive"], row["Who"], int(_number(file, line, row["At once"]) or 0), _words(row["Kinds"]),
-            int(_number(file, line, row["Times per event"]) or 0), _number(file, line, row["Pause"]) or 0.0,
+            row["Redrive"], row["Who"], int(row.number("At once") or 0), row.words("Kinds"),
+            int(row.number("Times per event") or 0), row.number("Pause") or 0.0,
         )
-        for file, line, row in _tables(path, "Redrive")
+        for row in document.rows("Redrive")
     }  # fmt: skip
-    if not settings or not policies:
-        raise CatalogError(path, 1, "no Setting table, or no Redrive table")
     return settings, forbidden, policies
 
 
-def _number(path: Path, line: int, cell: str) -> float | None:
-    if cell == "-":
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        raise CatalogError(path, line, f"'{cell}' is not a number or '-'") from None
-
-
-def _read_slo(path: Path) -> tuple[dict[str, Slo], Limits]:
+def _read_slo(document: _Document) -> tuple[dict[str, Slo], Limits]:
     slos: dict[str, Slo] = {}
-    for file, line, row in _tables(path, "SLO"):
-        m = re.fullmatch(r"`?(<=|>=|<|>|=) *([0-9.]+) *([^`\s]+)`?", row["Objective"])
+    for row in document.rows("SLO"):
+        m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
         if not m:
-            raise CatalogError(file, line, f"objective '{row['Objective']}' is not like '< 5 s'")
+            raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
         slos[row["SLO"]] = Slo(
             row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"],
-            _words(row["Failure modes"]),
+            row.words("Failure modes"),
         )  # fmt: skip
     limits = Limits()
-    for file, line, row in _tables(path, "Threshold"):
-        name = row["Threshold"].strip("`")
-        (warning, below_w), (critical, below_c) = (_limit(file, line, row[c]) for c in ("Warning", "Critical"))
+    for row in document.rows("Threshold"):
+        name = row["Threshold"]
+        (warning, below_w), (critical, below_c) = row.limit("Warning"), row.limit("Critical")
         if warning is not None and critical is not None and below_w != below_c:
-            raise CatalogError(file, line, f"`{name}`: one limit is '<' and the other is not")
+            raise row.error(f"`{name}`: one limit is '<' and the other is not")
         limits[name] = Threshold(name, row["Unit"], warning, critical, below_w or below_c, f"docs/slo.md `{name}`")
-    if not slos or not limits:
-        raise CatalogError(path, 1, "no SLO table, or no Threshold table")
     return slos, limits
 
 
-def _limit(path: Path, line: int, cell: str) -> tuple[float | None, bool]:
-    if cell == "-":
-        return None, False
-    m = re.fullmatch(r"(<)? *([0-9.]+)", cell)
-    if not m:
-        raise CatalogError(path, line, f"limit '{cell}' is not a number, '< number' or '-'")
-    return float(m[2]), m[1] is not None
-
-
-def _read_failure_modes(path: Path, slos: dict[str, Slo]) -> dict[str, FailureMode]:
+def _read_failure_modes(document: _Document, slos: Collection[str]) -> dict[str, FailureMode]:
     modes: dict[str, FailureMode] = {}
-    for line, heading, body in _headings(path, 3):
-        m = re.fullmatch(r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", heading)
-        if not m:
-            continue
-        facts = _facts(path, line, body, ("Hop", "Symptom", "Detection", "Mitigation", "SLO", "Sections"))
-        hops, linked = _words(facts["Hop"]), _words(facts["SLO"])
-        for hop in hops:
-            if hop not in (*HOPS, DATABASE):
-                raise CatalogError(path, line, f"{m[1]}: hop '{hop}' is none of {', '.join((*HOPS, DATABASE))}")
-        for slo in linked:
-            if slo not in slos:
-                raise CatalogError(path, line, f"{m[1]}: SLO '{slo}' is not in slo.md")
-        modes[m[1]] = FailureMode(
-            m[1], m[2], m[3], hops, facts["Symptom"], facts["Detection"], facts["Mitigation"], linked,
-            _words(facts["Sections"]),
+    for (id_, en, ja), facts, _ in document.headings(3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題"):
+        hops = (*HOPS, DATABASE)
+        modes[id_] = FailureMode(
+            id_, en, ja, facts.words("Hop", hops, f"among {', '.join(hops)}"), facts["Symptom"], facts["Detection"],
+            facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
         )  # fmt: skip
-    if not modes:
-        raise CatalogError(path, 1, "no heading like '### FM-DB-01 Title · 題'")
     return modes
 
 
-def _read_phrases(path: Path, modes: dict[str, FailureMode]) -> dict[str, Phrase]:
+def _read_phrases(document: _Document, modes: Collection[str]) -> dict[str, Phrase]:
     phrases: dict[str, Phrase] = {}
-    for file, line, row in _tables(path, "Log phrase"):
-        phrase = Phrase(
-            row["Log phrase"].strip("`"), _words(row["Workload"]), row["Level"], _words(row["Failure mode"]),
-            row["Meaning"], row["意味"],
+    for row in document.rows("Log phrase"):
+        if row["Level"] not in LEVELS:
+            raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
+        phrases[row["Log phrase"]] = Phrase(
+            row["Log phrase"], row.words("Workload"), row["Level"],
+            row.words("Failure mode", modes, "a heading of this document"), row["Meaning"], row["意味"],
         )  # fmt: skip
-        for mode in phrase.failure_modes:
-            if mode not in modes:
-                raise CatalogError(file, line, f"failure mode '{mode}' has no heading in this document")
-        if phrase.level not in LEVELS:
-            raise CatalogError(file, line, f"level '{phrase.level}' is none of {', '.join(LEVELS)}")
-        phrases[phrase.text] = phrase
-    if not phrases:
-        raise CatalogError(path, 1, "no Log phrase table")
     return phrases
 
 
-def _read_runbook(path: Path, notebooks: Path) -> dict[str, Section]:
+def _read_runbook(document: _Document, notebooks: Path) -> dict[str, Section]:
     sections: dict[str, Section] = {}
-    for line, heading, body in _headings(path, 2):
-        m = re.fullmatch(r"(\d(?:\.\d)?) +(.+?) +· +(.+)", heading)
-        if not m:
-            continue
-        facts = _facts(path, line, body, ("Notebook", "Reads", "Takes"))
-        steps = tuple(
-            Step(row["Step"], row["What is asked"], row["確認すること"])
-            for _, _, row in _rows(path, line, body, "Step")
-        )
-        for step in steps:
-            if not step.id.startswith(m[1] + "."):
-                raise CatalogError(path, line, f"step '{step.id}' is not of section {m[1]}")
+    for (number, en, ja), facts, body in document.headings(2, r"(\d(?:\.\d)?) +(.+?) +· +(.+)", "4.1 Title · 題"):
+        steps = []
+        for row in body.rows("Step"):
+            if not row["Step"].startswith(number + "."):
+                raise row.error(f"step '{row['Step']}' is not of section {number}")
+            steps.append(Step(row["Step"], row["What is asked"], row["確認すること"]))
         notebook = None if facts["Notebook"] == "-" else notebooks / facts["Notebook"]
-        sections[m[1]] = Section(m[1], m[2], m[3], notebook, facts["Reads"], facts["Takes"], steps)
-    if not sections:
-        raise CatalogError(path, 1, "no heading like '## 4.1 Title · 題'")
+        sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
     return sections
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as e:
-        raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+class _Record(dict[str, str]):
+    """A table's row by its columns, or a heading's bullets by their names, and where it stands."""
+
+    def __init__(self, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
+        super().__init__(values)
+        self.path, self.line, self.kind = path, line, kind
+
+    def error(self, problem: str) -> CatalogError:
+        return CatalogError(self.path, self.line, problem)
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise self.error(f"{self.kind.format(name)} is missing here")
+
+    def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
+        """The words between commas, '-' being none; each must be `known`."""
+        words = () if self[column] == "-" else tuple(w.strip() for w in self[column].split(",") if w.strip())
+        for word in words:
+            if known is not None and word not in known:
+                raise self.error(f"{column.lower().removesuffix('s')} '{word}' is not {where}")
+        return words
+
+    def number(self, column: str) -> float | None:
+        """A number, or None for '-'."""
+        try:
+            return None if self[column] == "-" else float(self[column])
+        except ValueError:
+            raise self.error(f"'{self[column]}' is not a number or '-'") from None
+
+    def limit(self, column: str) -> tuple[float | None, bool]:
+        """A limit, and whether it is one from below."""
+        m = re.fullmatch(r"-|(<)? *(\d+\.?\d*)", self[column])
+        if not m:
+            raise self.error(f"limit '{self[column]}' is not a number, '< number' or '-'")
+        return float(m[2]) if m[2] else None, m[1] is not None
 
 
-def _headings(path: Path, level: int) -> Iterator[tuple[int, str, list[str]]]:
-    """Each heading of that level with its line number and the lines down to the next of it or above."""
-    lines = _lines(path)
-    starts = [(i, len(m[1]), m[2]) for i, text in enumerate(lines) if (m := re.match(r"(#{1,6}) +(.+?) *$", text))]
-    for n, (i, depth, heading) in enumerate(starts):
-        if depth == level:
-            end = next((j for j, d, _ in starts[n + 1 :] if d <= level), len(lines))
-            yield i + 1, heading, lines[i + 1 : end]
+@dataclass(frozen=True)
+class _Document:
+    """A document, or what stands in it under one heading."""
+
+    path: Path
+    line: int
+    lines: list[str]
+    blocks: Sequence[SyntaxTreeNode]
+
+    @staticmethod
+    def read(path: Path) -> _Document:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as e:
+            raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+        return _Document(path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
+
+    def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
+        """The parts of each such heading, the bullets `- Name: text` under it, and all down to the next heading."""
+        starts = [i for i, b in enumerate(self.blocks) if _depth(b) == level and re.fullmatch(pattern, _text(b))]
+        if not starts:
+            raise CatalogError(self.path, self.line, f"no heading like '{like}'")
+        for i in starts:
+            under = list(takewhile(lambda b: _depth(b) > level, self.blocks[i + 1 :]))
+            items = (item.children[:1] for b in under if b.type == "bullet_list" for item in b.children)
+            named = (" ".join(_text(first).split()).partition(": ")[::2] for item in items for first in item)
+            part = replace(self, line=(self.blocks[i].map or (0,))[0] + 1, blocks=under)
+            facts = _Record(self.path, part.line, "the bullet '- {}: ...'", named)
+            yield re.findall(pattern, _text(self.blocks[i]))[0], facts, part
+
+    def rows(self, first: str) -> Iterator[_Record]:
+        """The rows of the tables whose first column is named `first`."""
+        spans = (b.map for b in self.blocks if b.type == "table" and b.map)
+        tables = [(begin, end) for begin, end in spans if _cells(self.lines[begin])[0] == first]
+        if not tables:
+            raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
+        for begin, end in tables:
+            header, _, *rows = map(_cells, self.lines[begin:end])
+            for line, cells in enumerate(rows, start=begin + 3):
+                if len(cells) != len(header):
+                    raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")
+                yield _Record(self.path, line, "the column '{}'", zip(header, cells, strict=True))
 
 
-def _facts(path: Path, line: int, body: list[str], names: tuple[str, ...]) -> dict[str, str]:
-    """The bullets `- Name: text` under a heading; a text may go on in indented lines."""
-    joined = re.sub(r"\n +(?=\S)", " ", "\n".join(body))
-    found = {m[1]: m[2].strip() for m in re.finditer(r"^- ([A-Z]\w*): (.+)$", joined, re.MULTILINE)}
-    for name in names:
-        if name not in found:
-            raise CatalogError(path, line, f"the bullet '- {name}: ...' is missing under this heading")
-    return found
+def _cells(line: str) -> list[str]:
+    """The cells of a table's line; one that is nothing but code stands without its marks."""
+    cells = escapedSplit(line.strip().removeprefix("|").removesuffix("|"))
+    return [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in cells]
 
 
-def _tables(path: Path, first: str) -> Iterator[tuple[Path, int, dict[str, str]]]:
-    yield from _rows(path, 0, _lines(path), first)
+def _depth(block: SyntaxTreeNode) -> int:
+    return int(block.tag[1]) if block.type == "heading" else 7
 
 
-def _rows(path: Path, offset: int, lines: list[str], first: str) -> Iterator[tuple[Path, int, dict[str, str]]]:
-    """Rows of the pipe tables whose first column is named `first`, as dicts by column name."""
-    header: list[str] | None = None
-    for n, text in enumerate(lines, start=offset + 1):
-        if not text.startswith("|"):
-            header = None
-            continue
-        cells = [c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", text.strip())[1:-1]]
-        if header is None:
-            header = cells
-        elif header[0] == first and not set("".join(cells)) <= set("-: "):
-            if len(cells) != len(header):
-                raise CatalogError(path, n, f"{len(cells)} cells under {len(header)} columns")
-            yield path, n, dict(zip(header, cells, strict=True))
-
-
-def _words(cell: str) -> tuple[str, ...]:
-    return () if cell.strip() == "-" else tuple(w.strip() for w in cell.split(",") if w.strip())
+def _text(block: SyntaxTreeNode) -> str:
+    """The words of a heading or a paragraph, as they are written."""
+    return block.children[0].content if block.children else ""

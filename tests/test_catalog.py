@@ -77,6 +77,42 @@ def test_a_malformed_document_names_file_and_line(root: Path, file: str, old: st
     assert f"{file}:" in str(e.value)
 
 
+def test_what_stands_in_a_fence_is_no_heading_and_no_bullet(root: Path) -> None:
+    path = root / "docs" / "runbook.md"
+    fence = "```sh\n# comment\n- Takes: for ever\n```"
+    path.write_text(path.read_text(encoding="utf-8").replace("\n| Step |", f"\n{fence}\n\n| Step |"), encoding="utf-8")
+    read, plain = catalog.load(root).sections["4.1"], catalog.load().sections["4.1"]
+    assert read.steps == plain.steps != ()
+    assert read.takes == plain.takes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "at", "problem"),
+    [
+        ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
+        (
+            "runbook.md",
+            "| Step | What is asked |",
+            "| Step | What |",
+            "| 2.1 |",
+            "the column 'What is asked' is missing",
+        ),
+        ("runbook.md", "|---|---|---|\n| 2.1 |", "|---|\n| 2.1 |", "## 2 ", "no table whose first column is 'Step'"),
+        ("runbook.md", "- Takes: about 5 s", "-", "## 2 ", "'- Takes: ...' is missing"),
+        ("slo.md", "| 2.4, 4.3.2 |", "| 2.44, 4.3.2 |", "| 2.44", "step '2.44' is not in runbook.md"),
+    ],
+)
+def test_a_slip_names_its_own_line(root: Path, file: str, old: str, new: str, at: str, problem: str) -> None:
+    path = root / "docs" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    line = text[: text.index(at)].count("\n") + 1
+    with pytest.raises(CatalogError, match=f"{file}:{line}: .*{problem}"):
+        catalog.load(root)
+
+
 def test_a_missing_document(root: Path) -> None:
     (root / "docs" / "slo.md").unlink()
     with pytest.raises(CatalogError, match=r"slo.md:1: cannot be read"):

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
-from runbook_lib import catalog, messages
+from runbook_lib import catalog, mandatory, messages
 from runbook_lib.archive import artifact, postmortem, rejudge
 from runbook_lib.checks import postmortem as checks
 from runbook_lib.model.finding import (
@@ -515,7 +515,7 @@ def make(archive: Archive, lang: str = "en", **changes: Any) -> postmortem.Writt
 
 
 def text_of(archive: Archive) -> str:
-    return archive.read(postmortem.MARKDOWN).decode()
+    return archive.read(mandatory.MARKDOWN).decode()
 
 
 def fill(text: str, name: str, content: str) -> str:
@@ -543,7 +543,7 @@ _WRITTEN = st.text(st.characters(codec="utf-8", exclude_characters="\r")).filter
 
 @settings(max_examples=60, deadline=None)
 @given(
-    texts=st.dictionaries(st.sampled_from(["summary", "impact", "origin", "timeline", "measures"]), _WRITTEN),
+    texts=st.dictionaries(st.sampled_from(["summary", "impact", "data-origin", "timeline", "data-measures"]), _WRITTEN),
     langs=st.lists(st.sampled_from(["en", "ja"]), min_size=1, max_size=3),
 )
 def test_what_a_person_wrote_is_kept_in_every_language(texts: dict[str, str], langs: list[str]) -> None:
@@ -574,23 +574,23 @@ _FOUND = findings()
 def test_edited_generated_parts_are_set_aside(archive: Archive) -> None:
     assert make(archive).backup is None
     assert make(archive, "ja").backup is None
-    archive.write(postmortem.MARKDOWN, fill(text_of(archive), "summary", "We slept.").replace("\n", "\r\n").encode())
+    archive.write(mandatory.MARKDOWN, fill(text_of(archive), "summary", "We slept.").replace("\n", "\r\n").encode())
     kept = make(archive)
     assert (kept.kept, kept.backup) == (("summary",), None)  # other line ends are no edit
     before = text_of(archive).replace("## 2.", "By the way.\n\n## 2.")
-    archive.write(postmortem.MARKDOWN, before.encode())
+    archive.write(mandatory.MARKDOWN, before.encode())
     again = make(archive)
     assert again.backup == "postmortem.md.bak-20250131T031000Z"
     assert archive.read(again.backup).decode() == before
     assert "We slept." in text_of(archive) and "By the way." not in text_of(archive)
-    archive.write(postmortem.MARKDOWN, b"# ours \xff\n")
+    archive.write(mandatory.MARKDOWN, b"# ours \xff\n")
     assert make(archive).backup == "postmortem.md.bak-20250131T031000Z.2"
 
 
 def test_a_block_that_a_person_added_is_kept(archive: Archive) -> None:
     make(archive)
     archive.write(
-        postmortem.MARKDOWN, (text_of(archive) + "\n<!-- person:luck -->\nIt was a Sunday.\n<!-- /person -->").encode()
+        mandatory.MARKDOWN, (text_of(archive) + "\n<!-- person:luck -->\nIt was a Sunday.\n<!-- /person -->").encode()
     )
     assert make(archive).backup
     assert make(archive, "ja").backup is None
@@ -604,85 +604,74 @@ def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
     found[2] = replace(found[2], frames=found[2].frames | {"timeline": entries})
     make(archive, found=found)
     text = text_of(archive)
-    assert len(postmortem._BLOCK.findall(text)) == 5 and not postmortem.edited(text)
+    assert len(postmortem._BLOCK.findall(text)) == 7 and not postmortem.edited(text)
     assert not re.search(r"(?<!\\)<(?!!--)", text)  # nothing but our own comments
-    archive.write(postmortem.MARKDOWN, fill(text, "summary", HOSTILE.replace("<!-- /person -->", "")).encode())
+    archive.write(mandatory.MARKDOWN, fill(text, "summary", HOSTILE.replace("<!-- /person -->", "")).encode())
     make(archive, found=found)
     page = archive.read(postmortem.PAGE).decode()
     for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http", 'href="javascript:'):
         assert loader not in page
     assert page.count("<img") == 1 and 'src="data:image/png;base64,aGk="' in page
     assert "alert(1)" in page  # shown as text
-    assert page.count('class="person todo"') == 4 - 0 and page.count('class="person done"') == 1
+    assert page.count('class="person todo"') == 6 and page.count('class="person done"') == 1
 
 
 # Is it complete? ---------------------------------------------------------------------------------------------
 
-FILLED = {
-    "en": {
-        "origin": "Origin: FM-NOTI-06",
-        "measures": "| Kind | Measure | Owner | Due |\n|---|---|---|---|\n"
-        "| control | restart by a probe | A. Sato | 2026-01-31 |",
-    },
-    "ja": {
-        "origin": "起点: FM-NOTI-06",
-        "measures": "| 種別 | 対策 | 担当 | 期限 |\n|---|---|---|---|\n| 制御 | 監視で再起動 | 佐藤 | 2026-01-31 |",
-    },
+MEASURES = {
+    "en": "- {kind: control, measure: restart by a probe, owner: A. Sato, due: 2026-01-31}",
+    "ja": "- {kind: control, measure: 監視で再起動, owner: 佐藤, due: 2026-01-31}",
 }
+
+
+def data(item: str, text: str) -> str:
+    return f"```yaml\n{item}: {text}\n```"
 
 
 def filled(lang: str) -> str:
     text = postmortem.compose(
         postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z"), {}
     )
-    for name, content in FILLED[lang].items():
-        text = fill(text, name, content)
-    return text
+    return fill(text, "data-measures", data("measures", f"\n{MEASURES[lang]}"))
 
 
-def without_rows(text: str, pattern: str) -> str:
-    return "\n".join(line for line in text.splitlines() if not re.search(pattern, line))
+def with_(item: str, text: str) -> Callable[[str, str], str]:
+    return lambda draft, lang: fill(draft, f"data-{item}", data(item, text))
 
 
 OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
-    "impact": (1, lambda t, lang: without_rows(t, "(ENT|NOTI)-[A-E]")),
-    "impact blank": (
-        1,
-        lambda t, lang: re.sub(
-            r"^(\| (?:ENT|NOTI)-[A-E] \| [^|]+\|).*$",
-            r"\1 | | | |",
-            without_rows(t, r"^(?!\|).*(ENT|NOTI)-[A-E]"),
-            flags=re.MULTILINE,
-        ),
-    ),
-    "origin": (2, lambda t, lang: fill(t, "origin", {"en": "Origin:", "ja": "起点:"}[lang])),
-    "origin unknown": (2, lambda t, lang: t.replace(": FM-NOTI-06\n<", ": FM-NOTI-66\n<")),
-    "origin inconclusive": (
-        2,
-        lambda t, lang: fill(
-            t,
-            "origin",
-            {"en": "Origin: inconclusive, FM-NOTI-06 or FM-DB-01", "ja": "起点: 判定不能(FM-NOTI-06)"}[lang],
-        ),
-    ),
-    "ttd": (3, lambda t, lang: without_rows(t, r"^\| TTD")),
-    "ttr": (3, lambda t, lang: re.sub(r"^\| TTR \|[^|]*\|", "| TTR | |", t, flags=re.MULTILINE)),
-    "entries": (3, lambda t, lang: without_rows(t, r"^\|.*\d\d:\d\d:\d\dZ")),
-    "measures": (4, lambda t, lang: fill(t, "measures", "-")),
+    "impact": (1, with_("impact", "{}")),
+    "impact blank": (1, lambda t, lang: re.sub(r"((?:ENT|NOTI)-[A-E]): \{.*\}", r"\1:", t)),
+    "impact number": (1, with_("impact", "{NOTI-B: {bad: some}}")),
+    "impact key": (1, with_("impact", "{NOTI-B: {minute: 3}}")),
+    "impact reason": (1, with_("impact", "{ENT-A: {not_measurable: TODO}}")),
+    "impact deleted": (1, lambda t, lang: fill(t, "data-impact", "-")),
+    "origin": (2, with_("origin", "")),
+    "origin unknown": (2, lambda t, lang: t.replace("origin: FM-NOTI-06\n", "origin: FM-NOTI-66\n")),
+    "origin inconclusive": (2, with_("origin", "inconclusive, FM-NOTI-06 or FM-DB-01")),
+    "origin list": (2, with_("origin", "[FM-NOTI-06, FM-DB-01]")),
+    "ttd": (3, lambda t, lang: re.sub(r"^ *ttd_seconds.*\n", "", t, flags=re.MULTILINE)),
+    "ttr": (3, lambda t, lang: t.replace("ttr_seconds: 400", "ttr_seconds: soon")),
+    "ttr negative": (3, lambda t, lang: t.replace("ttr_seconds: 400", "ttr_seconds: -400")),
+    "entries": (3, lambda t, lang: re.sub(r"^ *- \{time: .*\n", "", t, flags=re.MULTILINE)),
+    "entries time": (3, lambda t, lang: re.sub(r"time: '[^']*'", "time: later", t)),
+    "measures": (4, lambda t, lang: fill(t, "data-measures", "-")),
+    "measures text": (4, with_("measures", "we will do better")),
     "owner": (4, lambda t, lang: re.sub("A. Sato|佐藤", "", t)),
     "owner open": (
         4,
-        lambda t, lang: re.sub("A. Sato|佐藤", {"en": "**to be filled in**", "ja": "**要記入**"}[lang], t),
+        lambda t, lang: re.sub("A. Sato|佐藤", {"en": "to be filled in", "ja": "要記入"}[lang], t),
     ),
     "due": (4, lambda t, lang: t.replace("2026-01-31", "2026-02-31")),
     "due word": (4, lambda t, lang: t.replace("2026-01-31", "soon")),
-    "kind": (4, lambda t, lang: re.sub(r"\| (control|制御) \| (restart|監視)", r"| - | \2", t)),
+    "kind": (4, lambda t, lang: t.replace("kind: control, ", "kind: '-', ")),
+    "no YAML": (4, lambda t, lang: t.replace("{kind: control", "{kind: control: ")),
 }
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
 def test_a_filled_postmortem_is_complete(lang: str) -> None:
-    assert postmortem.missing(filled(lang)) == []
+    assert mandatory.missing(filled(lang)) == []
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
@@ -691,53 +680,110 @@ def test_each_omission_is_named(name: str, lang: str) -> None:
     number, omit = OMISSIONS[name]
     text = omit(filled(lang), lang)
     assert text != filled(lang)
-    found = postmortem.missing(text)
+    found = mandatory.missing(text)
     assert [m.number for m in found] == [number]
-    assert messages.text(found[0].problem, "en")
-    named = r"docs/failure-modes\.md|FM-[A-Z]+-\d+|FM-\.\.\.|ID|SLO|TT[DR]"
-    assert not re.search(r"[A-Za-z]", re.sub(named, "", messages.text(found[0].problem, "ja")))
+    for each in messages.LANGUAGES:
+        said = messages.text(found[0].problem, each)
+        assert said and "\n" not in said and "[[" not in said
+
+
+def test_the_problem_names_what_a_person_looks_for() -> None:
+    text = filled("en").replace("owner: A. Sato, ", "").replace("ttd_seconds: 40", "ttd_seconds:")
+    found = {m.item: messages.text(m.problem, "en") for m in mandatory.missing(text.replace("-06\n```", "-66\n```"))}
+    assert found["timeline"].startswith("no valid value for ttd_seconds:")
+    assert "FM-NOTI-66" in found["origin"]
+    assert found["measures"].endswith("lacks: owner")
+    broken = filled("en").replace("owner: A. Sato", "owner: A: Sato")
+    (problem,) = (messages.text(m.problem, "en") for m in mandatory.missing(broken))
+    assert problem == f"line {broken[: broken.index('A: Sato')].count(chr(10)) + 1} is not YAML"
 
 
 def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None:
     assert [
         m.number
-        for m in postmortem.missing(
+        for m in mandatory.missing(
             postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31")
         )
     ] == [4]
     open_ = postmortem.draft(
         findings(origin=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
     )
-    assert [m.number for m in postmortem.missing(open_)] == [2, 3, 4]
-    assert [m.number for m in postmortem.missing("")] == [1, 2, 3, 4]
+    assert [m.number for m in mandatory.missing(open_)] == [2, 3, 4]
+    assert [m.number for m in mandatory.missing("")] == [1, 2, 3, 4]
 
 
-def test_markdown_as_hands_write_it() -> None:
+def test_a_record_as_hands_write_it() -> None:
     text = """
-# Postmortem
-
-##  1 . Impact of it
-
-NOTI-B: about 340 of 3000 events were late.
-
-### 2) Originating failure mode
-**Origin**: `FM-NOTI-06`, the worker stopped.
-
-## 3. Timeline
-* **TTD**: not measurable: nobody looked at that hour
-TTR = 12 min
-- 03:10 the pod was restarted
-
-## 4. Measures
-
-Owner | Due        | Kind   | Measure
-------|:----------:|--------|--------
-**Mori** |  2026-03-01  |  Design review | one probe per worker \\| lease
-|   |   |  |  |
+# Postmortem of ours
+~~~yaml
+impact:
+  NOTI-B: {bad: 340, total: 3000}
+  ENT-A:   # nobody knows
+origin: FM-NOTI-06  # the worker stopped
+~~~
+```yaml
+timeline:
+  ttd_seconds: {not_measurable: nobody looked at that hour}
+  ttr_seconds: 720
+  entries:
+    - {time: 2026-01-31 03:10, what: the pod was restarted}
+```
+```yaml
+team: [not, of, the, record]
+```
+```yaml
+measures:
+  - kind: design
+    measure: one probe per worker | lease
+    owner: Mori
+    due: 2026-03-01
+    ticket: 17
+  - {kind: , measure: , owner: , due: }
+  - later
+```
 """
-    assert postmortem.missing(text.replace("1 . ", "1. ")) == []
-    full_width = text.replace("1 . ", "1. ").replace("Origin**:", "起点**：").replace("not measurable:", "測定不可：")
-    assert postmortem.missing(full_width.replace("12 min", "１２分")) == []
+    assert mandatory.missing(text) == []
+    assert mandatory.missing(text.replace("720", "７２０").replace("2026-03-01", "２０２６-０３-０１")) == []
+    assert [(m["owner"], m["due"], m["whole"]) for m in mandatory.measures_of(text)] == [("Mori", "2026-03-01", True)]
+
+
+_TYPED = st.text(st.sampled_from("measure:-{}[],'\"#&*!|>?%@~<` \t\n09ÿ\x00\u2028"), max_size=30)
+
+
+@settings(deadline=None)
+@given(item=st.sampled_from(["impact", "origin", "timeline", "measures", "&a [*a]\nimpact"]), text=_TYPED)
+def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
+    draft = data(item, text)
+    for m in mandatory.missing(draft):
+        assert messages.text(m.problem, "en")
+    mandatory.measures_of(draft)
+
+
+def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archive) -> None:
+    table = "| Kind | Measure | Owner | Due |\n|---|---|---|---|\n| control | a probe | A. Sato | 2026-01-31 |"
+    blocks = {
+        "impact": "**To be filled in**: what users noticed.",
+        "origin": "Origin: FM-NOTI-06",
+        "timeline": "**To be filled in**: who decided what.",
+        "measures": "| Kind | Measure | Owner | Due |",
+    }
+    old = postmortem.compose(
+        "# Postmortem: INC\n\n" + "\n\n".join(postmortem.block(n, t, t) for n, t in blocks.items()),
+        {"timeline": "Sato decided to restart.", "measures": table},
+    )
+    assert not postmortem.edited(old)
+    archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
+    archive.write(mandatory.MARKDOWN, old.encode())
+    checked = runbook("postmortem", "INC", "--check", "--output", archive.output, env=os.environ)
+    assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 1
+    assert "`runbook postmortem INC`" in checked.stderr
+    made = make(archive)
+    assert made.kept == ("measures", "timeline")
+    assert made.backup and archive.read(made.backup).decode() == old
+    assert table in text_of(archive) and "Sato decided to restart." in text_of(archive)
+    assert "Origin: FM-NOTI-06" not in text_of(archive)  # nobody wrote that
+    assert [m.number for m in mandatory.missing(text_of(archive))] == [4]
+    assert make(archive).backup is None
 
 
 # On real tables ----------------------------------------------------------------------------------------------
@@ -799,7 +845,7 @@ def test_without_a_database_it_says_what_is_missing(
     assert found["7.3"].value("ttr") is None and found["7.3"].status is Status.WARNING
     text = postmortem.draft(found.values(), "en", incident="INC", target="t", artifact=None, made="2025-01-31")
     assert "not measured: the database could not be reached" in text and "not recovered yet" in text
-    assert [m.number for m in postmortem.missing(text)] == [1, 3, 4]
+    assert [m.number for m in mandatory.missing(text)] == [1, 3, 4]
 
 
 def test_an_idle_system_without_an_incident(
@@ -882,18 +928,18 @@ def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp
     ran = artifact.read(artifact.notebook(archive.read(f"{entry['name']}.ipynb")), section)
     assert ran.concluded and rejudge.judge_again(ran) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
-    assert "Origin: FM-NOTI-06" in text and "\n## 4. TTD" not in text and "data:image/png" in page
+    assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
     pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
     assert links and all(link in pages or archive.read(link) for link in links)
     # A person fills it in; it is made again in the other language, and nothing of theirs is lost.
     checked = command(servers, archive, "INC", "--check")
     assert checked.returncode == 2 and checked.stderr.startswith("4 measures"), checked.stderr
-    archive.write(postmortem.MARKDOWN, fill(text, "measures", FILLED["en"]["measures"]).encode())
+    archive.write(mandatory.MARKDOWN, fill(text, "data-measures", data("measures", f"\n{MEASURES['en']}")).encode())
     assert command(servers, archive, "INC", "--check").returncode == 0
     again = command(servers, archive, "INC", "--lang", "ja")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "restart by a probe" in text_of(archive) and "起点: FM-NOTI-06" in text_of(archive)
+    assert "restart by a probe" in text_of(archive) and "\norigin: FM-NOTI-06\n" in text_of(archive)
     passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
     assert passed.returncode == 0 and json.loads(passed.stdout) == {"incident": "INC", "complete": True, "missing": []}
     assert 'href="postmortem.html"' in archive.read("index.html").decode()

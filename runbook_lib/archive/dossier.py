@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+from runbook_lib import mandatory
 from runbook_lib.archive import postmortem
 from runbook_lib.archive.artifact import Result, stamp
 from runbook_lib.model.finding import Status, Verdict
@@ -90,7 +91,7 @@ def write_index(archive: Archive, lang: str) -> None:
     """Make index.html from the journals. Raises OSError."""
     entries, actions = archive.manifest(), archive.lines(ACTIONS)
     # A look back says nothing of how things stand.
-    verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [postmortem.SECTION]]
+    verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
     artifacts = [e for e in entries if "section" in e]
     page = render.html(
         "dossier",

@@ -2,27 +2,29 @@
 
 The draft is Markdown. What a person writes stands between `<!-- person:NAME -->` and `<!-- /person -->` and is kept
 when the draft is made again, in whatever language; all else is generated, and an edited generated part is set aside
-as `postmortem.md.bak-<time>`. The page beside it is the same text as HTML that loads nothing.
+as `postmortem.md.bak-<time>`. What a person answers for stands in fenced YAML, one block for each mandatory item: that
+is the `Record`, and only that is checked. The page beside it is the same text as HTML that loads nothing.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
-from functools import cache, reduce
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import jinja2
-import mistune
 import pandas as pd
+import yaml
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages
+from runbook_lib.mandatory import MARKDOWN, Hit, old_form
 from runbook_lib.model.finding import Finding, Text, say
 from runbook_lib.store import PARTIAL, Archive, digest
 from runbook_lib.view import render
@@ -30,11 +32,7 @@ from runbook_lib.view import render
 if TYPE_CHECKING:
     from runbook_lib.archive.artifact import Result
 
-SECTION = "7"
-MARKDOWN, PAGE = "postmortem.md", "postmortem.html"
-MEASURE = ("kind", "measure", "owner", "due", "whole")
-#: The four mandatory items, in the order of section 7.
-ITEMS = ("impact", "origin", "timeline", "measures")
+PAGE = "postmortem.html"
 
 _BLOCK = re.compile(
     r"<!--[ \t]*person:(?P<name>[\w-]+)(?:[ \t]+default=(?P<default>\w+))?[ \t]*-->"
@@ -43,7 +41,6 @@ _BLOCK = re.compile(
 )
 _HEAD = re.compile(r"<!-- runbook postmortem, generated=(\w+) -->")
 _CHART = "<!-- chart -->"
-_OPEN = r"to be filled in|要記入|(?-i:\bTODO\b|\bTBD\b)|未記入|未定"  # Todo is a name, too
 
 
 # What a person wrote ----------------------------------------------------------------------------------------
@@ -145,7 +142,7 @@ def write(
     kept = written(old)
     text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
     backup = None
-    if before is not None and (edited(old) or old.encode() != before):
+    if before is not None and (edited(old) or old.encode() != before or old_form(old)):
         taken = set(archive.names())
         stem = f"{MARKDOWN}.bak-{pd.Timestamp(made):%Y%m%dT%H%M%SZ}"
         backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
@@ -188,10 +185,11 @@ def draft(
     def person(name: str, default: str) -> Md:
         return Md(block(name, default, default))
 
-    origin = steps["7.2"].value("origin") if "7.2" in steps else None
+    answers = _answers(steps, lang)
     values: dict[str, Any] = {
         "t": t,
         "person": person,
+        "data": lambda item: person(f"data-{item}", _fence(item, answers[item], t(f"hint.{item}"))),
         "headline": lambda step: md(messages.text(steps[step].headline, lang)) if step in steps else t("not_run"),
         "notes": lambda step: [md(messages.text(n, lang)) for n in steps[step].notes] if step in steps else [],
         "rows": lambda step, frame: _rows(steps.get(step), frame),
@@ -209,8 +207,6 @@ def draft(
         "artifact": artifact,
         "made": made,
         "chart": Md(_CHART),
-        "origin": origin,
-        "suggestions": _suggestions(steps.get("7.4"), t),
     }
     return _templates().get_template("postmortem.md.j2").render(**values)
 
@@ -230,14 +226,47 @@ def _rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
     return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in found.to_dict("records")]
 
 
-def _suggestions(finding: Finding | None, t: Any) -> list[dict[str, Any]]:
-    return [
-        {
-            "kind": t(f"kind.{r['kind']}"),
-            "text": t("suggested", id=r["id"], text=Md(str(r["text"]).replace("|", "\\|"))),
-        }
-        for r in _rows(finding, "suggested")
-    ] + [{"kind": t("kind.design"), "text": t("suggested_design")}]
+def _answers(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
+    """The record as far as a run can tell it; what is open is '' or {}."""
+
+    def value(step: str, name: str) -> Any:
+        return steps[step].value(name) if step in steps else None
+
+    def words(key: str, **params: Any) -> str:
+        return messages.text(say(f"postmortem.{key}", **params), lang)
+
+    def short(number: Any) -> float | str:
+        return "" if number is None else int(number) if number == int(number) else round(float(number), 1)
+
+    impact: dict[str, dict[str, float | str]] = {slo: {} for slo in catalog.load().slos}
+    for r in _rows(steps.get("7.1"), "impact"):
+        if r["minutes"] is not None or r["bad"] is not None:
+            impact[r["slo"]] = {name: short(r[name]) for name in Hit.model_fields if r[name] is not None}
+    times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
+    entries = [
+        {"time": render.when(r["time"]), "what": words(f"kind.{r['what']}")}
+        for r in _rows(steps.get("7.3"), "times")
+        if r["time"] is not None
+    ]
+    measures = [
+        (r["kind"], words("suggested", id=r["id"], text=r["text"])) for r in _rows(steps.get("7.4"), "suggested")
+    ]
+    return {
+        "impact": impact,
+        "origin": value("7.2", "origin") or "",
+        "timeline": times | {"entries": entries},
+        "measures": [
+            {"kind": kind, "measure": measure, "owner": "", "due": ""}
+            for kind, measure in [*measures, ("design", words("suggested_design"))]
+        ],
+    }
+
+
+def _fence(item: str, data: Any, hint: str) -> str:
+    """One item of the record as a person meets it."""
+    flow = None if item in ("impact", "timeline") else False  # a text stands better on a line of its own
+    text = yaml.safe_dump({item: data}, allow_unicode=True, sort_keys=False, width=110, default_flow_style=flow)
+    return f"```yaml\n# {hint}\n{text}```"
 
 
 def _link(name: Any, words: Any = None) -> Md:
@@ -266,22 +295,16 @@ def duration(seconds: float | None) -> Md:
 # The page ---------------------------------------------------------------------------------------------------
 
 
-class _Renderer(mistune.HTMLRenderer):
-    """HTML in the text is shown as text; a picture would be loaded from somewhere, so only its words stand."""
-
-    def __init__(self) -> None:
-        super().__init__(escape=True)
-
-    def image(self, text: str, url: str, title: str | None = None) -> str:
-        return mistune.escape(text or url)
+#: HTML in the text is shown as text; a picture would be loaded from somewhere, so only its words stand.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
 def page(text: str, incident: str, lang: str, chart: str | None) -> str:
     """The draft as one HTML page that opens offline; what a person still has to fill in is marked."""
-    to_html = mistune.create_markdown(renderer=_Renderer(), plugins=["table"])
 
     def html(part: str) -> Any:
-        return Markup(to_html(part))  # noqa: S704 - mistune escapes what the text holds
+        return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
 
     parts: list[tuple[str, list[Any]]] = []
     end = 0
@@ -292,171 +315,3 @@ def page(text: str, incident: str, lang: str, chart: str | None) -> str:
         end = m.end()
     parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
     return render.html("postmortem", lang, incident=incident, parts=parts, chart=chart)
-
-
-# Is it complete? --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A mandatory item that is not there, and what is wrong with it."""
-
-    number: int
-    item: str
-    problem: Text
-
-
-def missing(text: str) -> list[Missing]:
-    """The mandatory items that a postmortem lacks; [] is complete. Either language, edited by hand or not."""
-    sections = _sections(text)
-    checks = (_no_impact, _no_origin, _no_timeline, _no_measures)
-    found = [
-        (n, item, check(sections.get(n, []))) for n, (item, check) in enumerate(zip(ITEMS, checks, strict=True), 1)
-    ]
-    return [Missing(n, item, problem) for n, item, problem in found if problem is not None]
-
-
-def measures_of(text: str) -> list[dict[str, Any]]:
-    """The measures that a draft holds; those are `whole` that have kind, owner and a due date."""
-    return [m for m in _measures(_sections(text).get(4, [])) if m["whole"] or not _is_open(m["owner"] + m["due"])]
-
-
-def _sections(text: str) -> dict[int, list[str]]:
-    """The lines below the headings 1 to 4, whatever the language; comments and full-width forms are gone."""
-    plain = re.sub(r"(?<!\\)<!--.*?-->", "", unicodedata.normalize("NFKC", text), flags=re.DOTALL)
-    found: dict[int, list[str]] = {}
-    current, level = None, 0
-    for line in plain.splitlines():
-        if m := re.match(r" {0,3}(#{1,6})\s*(.*)", line):
-            number = re.match(r"(?:7\.)?([1-4])(?![\d])", m[2])
-            if number:
-                current, level = int(number[1]), len(m[1])
-                continue
-            if len(m[1]) <= level:
-                current = None
-        if current is not None and line.strip():
-            found.setdefault(current, []).append(line.strip())
-    return found
-
-
-def _cells(line: str) -> list[str]:
-    """The cells of a line of a table, without emphasis; [] for another line."""
-    if not line.startswith("|") and line.count("|") < 2:
-        return []
-    cells = re.split(r"(?<!\\)\|", line.strip().removeprefix("|").removesuffix("|"))
-    return [c.strip().strip("*_` ").strip() for c in cells]
-
-
-def _is_open(text: str) -> bool:
-    return bool(re.search(_OPEN, text, re.IGNORECASE))
-
-
-_UNMEASURABLE = r"(?:not measurable|測定不可|計測不可)\s*[:\-]\s*[^\s|]"
-_UNMEASURED = r"not measured|未測定|not recovered|未復旧"
-_DURATION = r"\d\s*(?:s|sec|m|min|h|d|hours?|minutes?|seconds?|days?)\b|\d\s*(?:秒|分|時間|日)|\d:\d\d"
-
-
-def _no_impact(lines: list[str]) -> Text | None:
-    slos = catalog.load().slos
-    for line in lines:
-        if not any(slo in line for slo in slos) or _is_open(line):
-            continue
-        if re.search(_UNMEASURABLE, line, re.IGNORECASE):
-            return None
-        if re.search(_UNMEASURED, line, re.IGNORECASE):
-            continue
-        cells = _cells(line) or [line]
-        # The objective itself is a number and says nothing of what happened.
-        said = " ".join(c for c in cells if not re.match(r"\\?[<>=]", c))
-        for slo in slos:
-            said = said.replace(slo, "")
-        if re.search(r"\d|no breach|逸脱なし", said, re.IGNORECASE):
-            return None
-    return say("postmortem.missing.impact")
-
-
-def _labelled(lines: list[str], *labels: str) -> Iterator[str]:
-    """What stands behind a label, in a line of its own or in the next cell of a table."""
-    for line in lines:
-        cells = _cells(line)
-        head = re.sub(r"^[\s>*_+\-]+", "", cells[0] if cells else line)
-        for label in labels:
-            if re.match(re.escape(label) + r"(?![A-Za-z])", head, re.IGNORECASE):
-                yield cells[1] if len(cells) > 1 else re.sub(r"^[\s*_:=]+", "", head[len(label) :])
-
-
-def _no_origin(lines: list[str]) -> Text | None:
-    problem = say("postmortem.missing.origin")
-    for said in _labelled(lines, "Origin", "起点の障害モード", "起点"):
-        ids = re.findall(r"FM-[A-Z]+-\d+", said.upper())
-        if _is_open(said) or not ids or re.search(r"inconclusive|判定不能", said, re.IGNORECASE):
-            continue
-        if ids[0] in catalog.load().failure_modes:
-            return None
-        problem = say("postmortem.missing.unknown_origin", id=ids[0])
-    return problem
-
-
-def _no_timeline(lines: list[str]) -> Text | None:
-    lacking = [name for name in ("TTD", "TTR") if not any(map(_is_time, _labelled(lines, name)))]
-    if lacking:
-        return say("postmortem.missing.times", names=", ".join(lacking))
-    entries = [line for line in lines if re.search(r"\d\d:\d\d", line) and not re.match(r"[|\s*_]*TT[DR]\b", line)]
-    return None if entries else say("postmortem.missing.entries")
-
-
-def _is_time(said: str) -> bool:
-    if re.search(_UNMEASURABLE, said, re.IGNORECASE):
-        return True
-    if _is_open(said) or re.search(_UNMEASURED, said, re.IGNORECASE):
-        return False
-    return bool(
-        re.search(r"\d\s*(?:s|sec|m|min|h|d|hours?|minutes?|seconds?|days?)\b|\d\s*(?:秒|分|時間|日)|\d:\d\d", said)
-    )
-
-
-_COLUMNS = {"kind": ("kind", "種別", "種類"), "measure": ("measure", "対策", "what", "内容"),
-            "owner": ("owner", "担当", "責任者"), "due": ("due", "期限", "by when", "期日")}  # fmt: skip
-_KINDS = {"measure": r"measur|計測", "control": r"control|制御", "design": r"design|設計"}
-
-
-def _measures(lines: list[str]) -> list[dict[str, Any]]:
-    """The rows of the section's tables, read by the names of their columns."""
-    order = {name: i for i, name in enumerate(_COLUMNS)}
-    found: list[dict[str, Any]] = []
-    for line in lines:
-        cells = _cells(line)
-        if len(cells) < 2 or all(re.fullmatch(r":?-+:?", c) for c in cells):
-            continue
-        named = {
-            name: next((i for i, c in enumerate(cells) if c.lower().startswith(words)), None)
-            for name, words in _COLUMNS.items()
-        }
-        if named["owner"] is not None and named["due"] is not None:
-            order = {name: i for name, i in named.items() if i is not None}
-            continue
-        cell = {name: cells[i] if (i := order.get(name)) is not None and i < len(cells) else "" for name in _COLUMNS}
-        cell["kind"] = next((k for k, p in _KINDS.items() if re.match(p, cell["kind"], re.IGNORECASE)), "")
-        found.append(cell | {"whole": not _lacking(cell)})
-    return found
-
-
-def _lacking(cell: Mapping[str, str]) -> list[str]:
-    empty = [n for n in ("measure", "owner") if not re.search(r"\w", cell[n]) or _is_open(cell[n])]
-    return ([] if cell["kind"] else ["kind"]) + empty + ([] if _is_date(cell["due"]) else ["due"])
-
-
-def _is_date(text: str) -> bool:
-    try:
-        return bool(re.fullmatch(r"\d{4}-\d\d-\d\d", text)) and date.fromisoformat(text) is not None
-    except ValueError:
-        return False
-
-
-def _no_measures(lines: list[str]) -> Text | None:
-    found = _measures(lines)
-    if any(m["whole"] for m in found):
-        return None
-    best = min((_lacking(m) for m in found), key=len, default=["kind", "measure", "owner", "due"])
-    names = reduce(lambda a, b: say("postmortem.lack.two", a=a, b=b), (say(f"postmortem.lack.{n}") for n in best))
-    return say("postmortem.missing.measures", names=names)

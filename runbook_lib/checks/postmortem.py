@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from runbook_lib import mandatory
 from runbook_lib.analysis import stats
-from runbook_lib.archive import postmortem
 from runbook_lib.catalog import Slo
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-OWN = postmortem.SECTION
+OWN = mandatory.SECTION
 #: An incident is looked at in at most so many buckets of whole minutes; a question reads six hours at once.
 MOST_BUCKETS, PIECE = 470, pd.Timedelta(hours=6)
 LONGEST = pd.Timedelta(days=7)
@@ -875,20 +875,20 @@ def collect_measures(rb: Context) -> Frames:
     ]
     return {
         "suggested": pd.DataFrame(suggested, columns=["id", "kind", "text"]),
-        "entered": pd.DataFrame(postmortem.measures_of(_draft(rb.archive)), columns=list(postmortem.MEASURE)),
+        "entered": pd.DataFrame(mandatory.measures_of(_draft(rb.archive)), columns=list(mandatory.MEASURE)),
     }
 
 
 def _draft(archive: Archive) -> str:
     try:
-        return archive.read(postmortem.MARKDOWN).decode(errors="replace")
+        return archive.read(mandatory.MARKDOWN).decode(errors="replace")
     except OSError:
         return ""
 
 
 def judge_measures(frames: Frames, given: Given) -> Finding:
     """7.4: what will be changed, by whom and by when; only a person can say so."""
-    entered = table(frames, "entered", *postmortem.MEASURE)
+    entered = table(frames, "entered", *mandatory.MEASURE)
     whole = entered[entered["whole"].astype(bool)] if len(entered) else entered
     suggested = table(frames, "suggested", "id", "kind", "text")
     return judged(

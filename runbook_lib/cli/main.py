@@ -565,15 +565,14 @@ def postmortem_(incident: str, check: bool, lang: str | None, output: str | None
 
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
-    from runbook_lib import messages
-    from runbook_lib.archive import postmortem
+    from runbook_lib import mandatory, messages
 
     try:
-        text = archive.read(postmortem.MARKDOWN).decode(errors="replace")
+        text = archive.read(mandatory.MARKDOWN).decode(errors="replace")
     except FileNotFoundError:
         text = ""
         click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
-    missing = postmortem.missing(text)
+    missing = mandatory.missing(text)
     lines = [
         (m, messages.text(say(f"postmortem.item.{m.item}"), lang), messages.text(m.problem, lang)) for m in missing
     ]
@@ -581,12 +580,15 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
         lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
         said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
         _say_json(said)
+    elif mandatory.old_form(text):
+        old = say("postmortem.old_form", file=f"{archive.place}/{mandatory.MARKDOWN}", incident=archive.incident)
+        click.echo(messages.text(old, lang), err=True)
     else:
         for m, item, problem in lines:
             text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
             click.echo(text, err=True)
         if not missing:
-            file = f"{archive.place}/{postmortem.MARKDOWN}"
+            file = f"{archive.place}/{mandatory.MARKDOWN}"
             click.echo(messages.text(say("postmortem.complete", file=file), lang))
     return 2 if missing else 0
 
@@ -594,6 +596,7 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
 def _draft_postmortem(
     archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
 ) -> int:
+    from runbook_lib import mandatory
     from runbook_lib.runs import forks
 
     forks.context()
@@ -607,7 +610,7 @@ def _draft_postmortem(
     until = time.time() + (deadline if deadline is not None else config.deadline_s)
     values = _pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
     results = batch.run_sections(
-        [batch.request(postmortem.SECTION, values, archive.output, until)], batch.terminal_progress()
+        [batch.request(mandatory.SECTION, values, archive.output, until)], batch.terminal_progress()
     )
     result, verdict = results[0], batch.combined(results)
     try:

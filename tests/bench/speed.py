@@ -28,7 +28,7 @@ import psutil
 import requests
 
 from runbook_lib import catalog
-from runbook_lib.archive.postmortem import SECTION as POSTMORTEM
+from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.sandbox.servers import Servers
 from runbook_lib.store import Archive
 
