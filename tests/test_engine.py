@@ -141,7 +141,7 @@ def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
     code = (
         "import os, sys, nbformat\n"
         "from papermill.execute import execute_notebook\n"
-        "from runbook_lib import engine, kernels\n"
+        "from runbook_lib.runs import engine, kernels\n"
         "from pathlib import Path\n"
         "kernels.fork_one()\n"
         "source = f'import os, time; open({sys.argv[1]!r}, \"w\").write(str(os.getpid())); time.sleep(60)'\n"

@@ -148,6 +148,8 @@ def judge(frames: Frames, given: Given) -> Finding:
             )
         )
     away = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    # What the broker itself says it has lost may have been there for the last publishes.
+    flows = away and broker is not None and broker.reason is not Reason.ERROR and _publishes(now)
     # That it cannot be reached from here is half of it; that the relay's publishes fail as well makes it broken.
     gone = away and failing and kind not in ("payload", "other")
     return judged(
@@ -155,7 +157,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         values,
         at_least=Status.WARNING if failing else Status.OK,
         notes=tuple(notes),
-        signals=tuple(_signals(frames, given, stopped, failing, late, kind, away, gone, cut_off, silence, now)),
+        signals=tuple(_signals(frames, given, stopped, failing, late, kind, away, gone, flows, cut_off, silence, now)),
         hops=_hops(now, due, oldest, stopped, failing, silence, late),
         proposals=_proposals(given, stopped, failing, kind, away, gone, cut_off),
         next_sections=("2",) if away else ("5.1",) if stopped else ("4.4",) if failed else (),
@@ -238,6 +240,7 @@ def _signals(
     kind: str,
     away: bool,
     gone: bool,
+    flows: bool,
     cut_off: bool,
     silence: float,
     now: dict[str, Any],
@@ -282,7 +285,7 @@ def _signals(
         broken = False
         if not late and amount(now, "published_1m"):
             signals += [Signal("relay", -0.5), Signal("FM-OB-01", -0.5)]
-        if away and _publishes(now):
+        if flows:
             signals += [Signal("jetstream", -0.5), Signal("FM-NATS-04", -0.5)]
     for failed, recent in _failed_by_kind(frames, given).items():
         if failed in ("payload", "other"):

@@ -760,10 +760,14 @@ class _Output(io.FileIO):
 
 def _open(stream: TextIO | None) -> tuple[TextIO | None, _Output | None]:
     """A standard stream opened anew: each line as it comes, and what its encoding does not have as \\uNNNN."""
-    if stream is None:
-        return None, None
+    try:
+        number = -1 if stream is None else stream.fileno()
+    except OSError:
+        number = -1  # nothing of the system's, such as a buffer
+    if stream is None or number < 0:
+        return stream, None
     stream.flush()
-    raw = _Output(stream.fileno(), "w", closefd=False)
+    raw = _Output(number, "w", closefd=False)
     text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
     return text, raw
 
