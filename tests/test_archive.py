@@ -91,9 +91,13 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 # Two people on one machine ----------------------------------------------------------------------------------
 
 PERSON = """
-import os, sys
+import os, sys, tempfile
 from runbook_lib.store import Archive
 person, output, incident = int(sys.argv[1]), *sys.argv[2:]
+with tempfile.TemporaryDirectory() as own:  # has its imports before it may no longer read where they lie
+    first = Archive(own, "first")
+    first.prepare()
+    first.append({"name": "a"}, {"a.ipynb": b"x"})
 os.setgroups([])
 os.setgid(64000)
 os.setuid(person)
