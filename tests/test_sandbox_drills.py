@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +22,7 @@ from runbook_lib import wire
 from runbook_lib.sandbox import broker, database, entitlement, matchmaking, notification
 from runbook_lib.sandbox.database import Connection
 from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.store import ACTIONS, Archive
 
 LEASE_S = 2
 QUICK = {
@@ -256,3 +263,37 @@ def test_what_a_crash_left_leased_is_taken_back_when_the_lease_is_over(
     assert published["published_at"] >= end
     assert sent["sent_at"] >= end
     assert (published["attempt_count"], sent["attempt_count"]) == (4, 4)
+
+
+def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: Sandbox, tmp_path: Path) -> None:
+    words = ["workload=notification", "execute=true", "approved_by=drill", "reason=to be interrupted"]
+    env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(quiet.directory), "RUNBOOK_OUTPUT": str(tmp_path)}
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "runbook_lib",
+            "run",
+            "5.1",
+            "--target",
+            "sandbox",
+            *(x for w in words for x in ("-p", w)),
+        ],
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    archive = Archive(str(tmp_path), "adhoc")
+    while not archive.lines(ACTIONS):
+        assert run.poll() is None
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert (run.returncode, said) == (130, "runbook: interrupted\n")
+    begun, ended = archive.lines(ACTIONS)
+    assert (begun["result"], ended["result"]) == ("begun", "failed") and "interrupted" in ended["why"]["en"]
+    (kept,) = archive.manifest()
+    assert (kept["section"], kept["problem"]) == ("5.1", "it was interrupted")
+    assert archive.partials() == archive.problems() == []

@@ -589,19 +589,24 @@ def interrupted(
             with suppress(psutil.Error):
                 one.kill()
     assert (code, problems.read_text(), left) == (128 + number, "runbook: interrupted\n", [])
-    files = [p.name for p in (tmp_path / "tmp").iterdir() if p.suffix != ".lock"]
+    files = [p.name for p in (tmp_path / "tmp").iterdir()]
     files += [p.name for p in (tmp_path / "out").rglob("*") if ".partial" in p.name or p.name.endswith(".new")]
     assert files == [] and not (tmp_path / "sandbox").exists()
 
 
-def after(seconds: float) -> Callable[[Path], bool]:
+def after(seconds: float, begun: Callable[[Path], object] = lambda said: True) -> Callable[[Path], bool]:
     begin: list[float] = []
 
     def when(said: Path) -> bool:
-        begin.append(time.monotonic())
-        return begin[-1] - begin[0] >= seconds
+        if begun(said):
+            begin.append(time.monotonic())
+        return bool(begin) and begin[-1] - begin[0] >= seconds
 
     return when
+
+
+def a_section_runs(said: Path) -> bool:
+    return any((said.parent / "out").rglob("*.partial.ipynb"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -610,9 +615,10 @@ def after(seconds: float) -> Callable[[Path], bool]:
 )
 def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, command: list[str], number: signal.Signals) -> None:
     env = environment(own)
+    moments = [after(s) for s in (0, 0.2, 0.7, 1.5)] + [after(s, a_section_runs) for s in (0, 0.4, 2)]
     with frozen("postgres")(own, env):  # makes the run last
-        for n, seconds in enumerate((0, 0.1, 0.3, 0.6, 1, 1.5, 2, 3, 4)):
-            interrupted(env, command, after(seconds), number, tmp_path / str(n))
+        for n, when in enumerate(moments):
+            interrupted(env, command, when, number, tmp_path / str(n))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -620,10 +626,9 @@ def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, command: list
 def test_an_interrupt_of_the_demo_leaves_nothing(
     own: Servers, tmp_path: Path, word: str, number: signal.Signals
 ) -> None:
-    last = after(1.5)
     interrupted(
         environment(own), ["sandbox", "demo", "--output", str(tmp_path / "out")],
-        lambda said: word in said.read_text() and last(said), number, tmp_path / "demo",
+        after(1.5, lambda said: word in said.read_text()), number, tmp_path / "demo",
     )  # fmt: skip
 
 

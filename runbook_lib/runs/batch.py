@@ -200,6 +200,7 @@ def _execute(r: Request, scratch: Path) -> Result:
         problem = f"a cell failed: {e.ename}: {e.evalue}"
     except Exception as e:
         problem = f"the notebook could not be run: {type(e).__name__}: {e}"
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is kept is kept whole
     if interrupted:
         problem = "it was interrupted"
     return _keep(r, archive, stem, kept[0] if kept else None, started, problem)

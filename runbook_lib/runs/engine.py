@@ -87,10 +87,15 @@ class Engine(NBClientEngine):  # type: ignore[misc]
         kept.append(nb)
         manager.notebook_start()
         try:
-            with tempfile.TemporaryDirectory(prefix="runbook-", dir=scratch) as sockets:
+            # The name of a socket must be short: nothing further between the two.
+            with (
+                contextlib.nullcontext(scratch)
+                if scratch
+                else tempfile.TemporaryDirectory(prefix="runbook-") as sockets
+            ):
                 _Client(
                     manager,
-                    sockets=sockets,
+                    sockets=str(sockets),
                     kernel_name=kernel_name,
                     shutdown_kernel="immediate",
                     record_timing=False,

@@ -110,11 +110,10 @@ def interrupt() -> None:
 
 def end() -> None:
     """End the forked kernel, and what it has started, at once."""
-    if _forked is not None and _forked.poll() is None:
-        with suppress(ProcessLookupError):  # it is not the first of its own group yet
-            os.killpg(_forked.pid, signal.SIGKILL)
-        _forked.kill()
-        _forked.wait()
+    if _forked is not None and _forked.returncode is None:
+        for kill in (os.killpg, os.kill):  # it may not be the first of its own group yet
+            with suppress(ProcessLookupError):
+                kill(_forked.pid, signal.SIGKILL)
 
 
 def _become_a_kernel(order: int) -> NoReturn:
