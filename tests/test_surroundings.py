@@ -11,6 +11,7 @@ import signal
 import socketserver
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -547,8 +548,9 @@ def test_who_reads_it_may_go_and_the_exit_code_stays(own: Servers, tmp_path: Pat
 
 def processes(mark: str) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         with suppress(psutil.Error):
+            process = psutil.Process(pid)
             if process.environ().get("INTERRUPTED") == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -558,40 +560,40 @@ def interrupted(
     env: Env, command: list[str], when: Callable[[Path], bool], number: signal.Signals, tmp_path: Path
 ) -> None:
     """Interrupt a command once it can be, and `when` says so; what must hold at whatever moment that was."""
-    tmp_path.mkdir()
-    (tmp_path / "tmp").mkdir()
-    mark = str(tmp_path)
-    env = env | {"INTERRUPTED": mark, "TMPDIR": f"{tmp_path}/tmp", "RUNBOOK_OUTPUT": f"{tmp_path}/out"}
-    env |= {"RUNBOOK_SANDBOX_DIR": f"{tmp_path}/sandbox"}
-    said, problems = tmp_path / "stdout", tmp_path / "stderr"
-    with said.open("w") as out, problems.open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "runbook_lib", *command],
-            env=env,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored behind a shell's &
-        )
-    try:
-        caught = 0
-        while not caught >> (signal.SIGTERM - 1) & 1:  # before Python has begun it is Python's
-            caught = int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
-        while not when(said):
-            assert process.poll() is None
-            time.sleep(0.02)
-        # Ctrl-C is for all that a terminal has in its foreground.
-        (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
-        code = process.wait(60)
-        left = psutil.wait_procs(processes(mark), timeout=20)[1]
-    finally:
-        for one in processes(mark):
-            with suppress(psutil.Error):
-                one.kill()
-    assert (code, problems.read_text(), left) == (128 + number, "runbook: interrupted\n", [])
-    files = [p.name for p in (tmp_path / "tmp").iterdir()]
-    files += [p.name for p in (tmp_path / "out").rglob("*") if ".partial" in p.name or p.name.endswith(".new")]
-    assert files == [] and not (tmp_path / "sandbox").exists()
+    with tempfile.TemporaryDirectory() as temporary:  # a socket lies there, whose name must be short
+        tmp_path.mkdir()
+        mark = str(tmp_path)
+        env = env | {"INTERRUPTED": mark, "TMPDIR": temporary, "RUNBOOK_OUTPUT": f"{tmp_path}/out"}
+        env |= {"RUNBOOK_SANDBOX_DIR": f"{tmp_path}/sandbox"}
+        said, problems = tmp_path / "stdout", tmp_path / "stderr"
+        with said.open("w") as out, problems.open("w") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "runbook_lib", *command],
+                env=env,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored behind a shell's &
+            )
+        try:
+            caught = 0
+            while not caught >> (signal.SIGTERM - 1) & 1:  # before Python has begun it is Python's
+                caught = int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:")[1].split()[0], 16)
+            while not when(said):
+                assert process.poll() is None
+                time.sleep(0.02)
+            # Ctrl-C is for all that a terminal has in its foreground.
+            (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+            code = process.wait(60)
+            left = psutil.wait_procs(processes(mark), timeout=20)[1]
+        finally:
+            for one in processes(mark):
+                with suppress(psutil.Error):
+                    one.kill()
+        assert (code, problems.read_text(), left) == (128 + number, "runbook: interrupted\n", [])
+        files = [p.name for p in Path(temporary).iterdir()]
+        files += [p.name for p in (tmp_path / "out").rglob("*") if ".partial" in p.name or p.name.endswith(".new")]
+        assert files == [] and not (tmp_path / "sandbox").exists()
 
 
 def after(seconds: float, begun: Callable[[Path], object] = lambda said: True) -> Callable[[Path], bool]:
