@@ -245,7 +245,7 @@ def test_here_too(folder: Path) -> None:
     assert {line.split()[0] for line in done.stdout.splitlines()} == {"t0", "t1"}
     done = here("--targets", "odd,t0", "--json")
     odd, t0 = json.loads(done.stdout)
-    assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "CRITICAL", 2)
+    assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "UNKNOWN", 3)
     assert "NOT_SET" in odd["problem"] and done.stderr == f"runbook: odd: {odd['problem']}\n"
     for wrong in (("--targets", "t0", "--target", "t1"), ("--workers", "2"), ("--targets", "tt0"), ("--targets", ",")):
         done = here(*wrong)

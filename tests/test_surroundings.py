@@ -485,7 +485,7 @@ def test_a_malformed_address_is_64_and_one_line(own: Servers, tmp_path: Path, na
         done = runbook(env, *asked.split(), cwd=tmp_path)
         assert (done.returncode, done.stderr.count("\n"), done.stdout) == (64, 1, ""), (asked, done.stderr)
         assert said in done.stderr and "s3cret-x" not in done.stderr
-    assert runbook(env, "note", "x", "this needs no address", cwd=tmp_path).returncode == 0
+    assert runbook(env, "note", "x", "this needs no address", "--new", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -509,7 +509,7 @@ def test_an_as_of_ahead_of_the_database_is_its_present(own: Servers, tmp_path: P
 
 def test_bytes_that_are_no_text_are_kept(own: Servers, tmp_path: Path) -> None:
     env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
-    assert "caf\\xe9 日本" in process(env, "note", "X", os.fsdecode(b"caf\xe9 " + "日本".encode())).stdout
+    assert "caf\\xe9 日本" in process(env, "note", "X", os.fsdecode(b"caf\xe9 " + "日本".encode()), "--new").stdout
     assert json.loads((tmp_path / "X" / "notes.jsonl").read_text(encoding="utf-8"))["text"] == "caf\\xe9 日本"
 
 
