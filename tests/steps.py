@@ -17,9 +17,9 @@ from runbook_lib import catalog, messages
 from runbook_lib.checks import CHECKS
 from runbook_lib.context import Given, open_context
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
 from runbook_lib.settings import Settings
 
 NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")

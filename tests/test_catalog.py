@@ -9,7 +9,8 @@ import pytest
 
 from runbook_lib import catalog
 from runbook_lib.catalog import CatalogError
-from runbook_lib.checks import CHECKS, exceptions
+from runbook_lib.checks import CHECKS
+from runbook_lib.packs.entitlement.checks import exceptions
 
 
 def test_every_step_of_a_notebook_has_exactly_one_check() -> None:

@@ -18,17 +18,19 @@ from command import runbook
 from steps import NOW, ago
 
 from runbook_lib import catalog, messages
-from runbook_lib.actions import change, proposals
-from runbook_lib.actions.change import Change, Watch
+from runbook_lib.actions import proposals
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.model.frames import row
 from runbook_lib.outcome import Outcome
-from runbook_lib.sandbox.pod import read_env
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.actions import change
+from runbook_lib.packs.entitlement.actions.change import Change, Watch
+from runbook_lib.packs.entitlement.sandbox.pod import read_env
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.session import Session, quiet_session
-from runbook_lib.settings import UsageError, Workloads
+from runbook_lib.settings import Workloads
 from runbook_lib.store import ACTIONS
+from runbook_lib.usage import UsageError
 
 SETTINGS = catalog.load().settings
 BATCH, POLL = "NOTIFICATION_DELIVERY_BATCH_SIZE", "NOTIFICATION_DELIVERY_POLL_INTERVAL"

@@ -20,11 +20,12 @@ from steps import NOW, ago, make_given, run, weight, words
 
 from runbook_lib import catalog, messages, sql
 from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
-from runbook_lib.checks.delivery import delivery
+from runbook_lib.checks import CHECKS
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
+from runbook_lib.packs.entitlement.checks.delivery import delivery
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
 from runbook_lib.view.charts import Chart
 

@@ -10,7 +10,6 @@ from runbook_lib import catalog, messages
 from runbook_lib.analysis import diagnosis
 from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED, WAITS_FOR
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.response import judge_place
 from runbook_lib.model.finding import (
     DATABASE,
     HOPS,
@@ -26,6 +25,7 @@ from runbook_lib.model.finding import (
     overall,
     say,
 )
+from runbook_lib.packs.entitlement.checks.response import judge_place
 from runbook_lib.view import render
 
 MODES = catalog.load().failure_modes

@@ -25,8 +25,9 @@ from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.model.finding import Finding, Frames, Status, complete, say
 from runbook_lib.parameters import validate
 from runbook_lib.session import Session
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"

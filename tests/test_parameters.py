@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runbook_lib import catalog
 from runbook_lib.parameters import Parameters, declared, moment, validate
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError
 
 
 @pytest.mark.parametrize(

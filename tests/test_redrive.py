@@ -28,15 +28,16 @@ from runbook_lib import catalog, messages, sql, wire
 from runbook_lib.context import open_context
 from runbook_lib.model.finding import replace
 from runbook_lib.outcome import Outcome
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox import database, notification
+from runbook_lib.packs.entitlement.sandbox.notification import Deliveries
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.settings import WorkerSettings
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox import database, notification
-from runbook_lib.sandbox.notification import Deliveries
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.servers import Servers
-from runbook_lib.sandbox.settings import WorkerSettings
 from runbook_lib.session import Session
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 WORD: dict[str, Any] = {"execute": True, "approved_by": "Owner of the receiver", "reason": "the receiver is back"}
 
@@ -432,7 +433,7 @@ def test_without_the_ledger_it_refuses_and_says_how_to_make_it(
     db.execute("DROP SCHEMA runbook CASCADE")
     try:
         outcome = act(open_session(servers, tmp_path), "delivery")
-        assert outcome.result == "refused" and "runbook_lib/sql/redrive/ledger.sql" in why(outcome)
+        assert outcome.result == "refused" and "runbook_lib/packs/entitlement/sql/redrive/ledger.sql" in why(outcome)
         assert statuses(db) == {"FAILED": 1}
     finally:
         with psycopg.connect(servers.app_url) as owner:

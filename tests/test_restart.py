@@ -15,11 +15,11 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
-from runbook_lib.actions.restart import COOLDOWN_S
 from runbook_lib.checks import CHECKS
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Status
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.actions.restart import COOLDOWN_S
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import ACTIONS, Archive
 
 BOOK = catalog.load()
