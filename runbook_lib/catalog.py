@@ -26,6 +26,8 @@ from runbook_lib.pack import Pack
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: Tables without which there is nothing to run, to compare with or to name.
+_NEEDED = ("Step", "Threshold", "Hop")
 #: What the sections of every runbook with such a number are for: the engine points to them.
 REACHABILITY, FIRST_RESPONSE, RECOVERY, POSTMORTEM = "2", "3", "6", "7"
 #: The levels of a log that mean something here.
@@ -236,6 +238,7 @@ class Catalog:
     sections: dict[str, Section]
     slos: dict[str, Slo]
     limits: Limits
+    numbers: dict[str, float]
     places: dict[str, Place]
     observations: dict[str, tuple[Signal, ...]]
     failure_modes: dict[str, FailureMode]
@@ -276,10 +279,13 @@ def _load(runbook: pack.Runbook) -> Catalog:
 
 def read(packs: Sequence[Pack]) -> Catalog:
     """Read the documents of a system's pack and of those that extend it. Raises CatalogError."""
-    slo, failures, runbook, operations = (
-        [_Document.read(p, name) for p in packs if not p.extends or p.document(name).is_file()]
-        for name in ("slo", "failure-modes", "runbook", "operations")
-    )
+
+    def documents(name: str, *, needed: bool = True) -> list[_Document]:
+        there = [p for p in packs if (needed and not p.extends) or p.document(name).is_file()]
+        return [_Document.read(p, name) for p in there]
+
+    slo, failures, runbook = documents("slo"), documents("failure-modes"), documents("runbook")
+    operations = documents("operations", needed=False)
     places = _table(failures, "Hop", _place)
     slos = _table(slo, "SLO", _slo)
     limits = Limits(_table(slo, "Threshold", _threshold))
@@ -290,6 +296,7 @@ def read(packs: Sequence[Pack]) -> Catalog:
         sections=sections,
         slos=slos,
         limits=limits,
+        numbers=_table(slo, "Number", lambda row: row.number("Value") or 0.0),
         places=places,
         observations=_table(failures, "Observation", lambda row: row.signals(known)),
         failure_modes=modes,
@@ -476,10 +483,10 @@ class _Document:
             yield re.findall(pattern, _text(self.blocks[i]))[0], facts, part
 
     def rows(self, first: str) -> Iterator[_Record]:
-        """The rows of the tables whose first column is named `first`; a pack that extends another needs none."""
+        """The rows of the tables whose first column is named `first`; those of `_NEEDED` every system has."""
         spans = (b.map for b in self.blocks if b.type == "table" and b.map)
         tables = [(begin, end) for begin, end in spans if _cells(self.lines[begin])[0] == first]
-        if not tables and not self.pack.extends:
+        if not tables and first in _NEEDED and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
             header, _, *rows = map(_cells, self.lines[begin:end])

@@ -111,6 +111,10 @@ class Given:
         """The objectives of docs/slo.md."""
         return self.catalog.slos
 
+    def number(self, name: str) -> float:
+        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        return self.catalog.numbers[name]
+
     def speaks(self, observation: str) -> tuple[Signal, ...]:
         """What an observation speaks for and against; docs/failure-modes.md has the weights."""
         return self.catalog.speaks(observation)
@@ -233,6 +237,10 @@ class Context:
         """One short read-only transaction whose questions are about this window. Raises SourceError."""
         with self.postgres.snapshot(self.window) as db:
             yield db
+
+    def number(self, name: str) -> float:
+        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        return self.catalog.numbers[name]
 
     def now(self) -> pd.Timestamp:
         """The database's clock at this moment, by the offset measured at the start."""

@@ -66,7 +66,7 @@ def executed(*findings: Finding, opened: str = "2026-01-31T03:00:00.000+00:00", 
         given={}, parameters={"incident_id": "INC-1", "lang": "en"}, opened=opened,
     )  # fmt: skip
     whole = complete(STEPS, {f.step: f for f in findings})
-    verdict = diagnosis.conclude(whole, {})
+    verdict = diagnosis.conclude(whole, catalog.load())
     shown: list[Any] = [
         render.Banner(header, verdict, "en", run=opened),
         *(render.Card(f, f.step, "en", run=opened) for f in findings),

@@ -15,7 +15,7 @@ import psutil
 import psycopg
 import pytest
 
-from runbook_lib.catalog import ROOT
+from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 # make ----------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def make(sql: str, cost: str = "index", answers: str = "present") -> str:
         monkeypatch.setattr(
-            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers)
+            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers, {})
         )
         return "test"
 

@@ -323,7 +323,7 @@ def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
 
     again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
     words = {"status": document["status"], "again": again, "left": left}
-    click.echo(f"  {messages.text(say('recovery.waiting', **words), lang)}", err=True)
+    click.echo(f"  {messages.text(say('ui.until_ok', **words), lang)}", err=True)
     time.sleep(again)
     return True
 
