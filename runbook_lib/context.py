@@ -22,6 +22,7 @@ from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Win
 from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Facts, Settings, Target, facts_of
 from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources.exposition import Exposition
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
@@ -58,6 +59,7 @@ class Sources:
         self._monitor = NatsMonitor(http, ledger) if (http := url("nats_monitor_url")) else None
         self._redis = Redis(redis, ledger) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, ledger) if (prom := url("prometheus_url")) else None
+        self._services = {s: Exposition(s, target.service(s) or "", ledger) for s in target.services}
         #: The workloads, through the tool that runs them; a tool that is not there shows when it is asked.
         self.workloads: Runner = runner_of(target.facts.workloads, ledger)
 
@@ -85,6 +87,10 @@ class Sources:
     def prometheus(self) -> Prometheus:
         """Prometheus, where used."""
         return _declared(self._prometheus, "prometheus")
+
+    def service(self, name: str) -> Exposition:
+        """A service of the system, asked for what it says of itself."""
+        return _declared(self._services.get(name), name)
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,10 @@ class Context:
     def prometheus(self) -> Prometheus:
         """Prometheus, where used."""
         return self.sources.prometheus
+
+    def service(self, name: str) -> Exposition:
+        """A service of the system, asked for what it says of itself."""
+        return self.sources.service(name)
 
     @property
     def workloads(self) -> Runner:

@@ -11,7 +11,7 @@ import json
 import os
 import tomllib
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -40,6 +40,7 @@ _WRITTEN = {
     "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
     "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
     "prometheus_url": ("http://HOST:9090", ("http", "https")),
+    "service_url": ("http://HOST:8080", ("http", "https")),
 }
 #: The longest that anything may be told to take, in seconds.
 DAY_S = 86_400
@@ -79,6 +80,9 @@ class Workloads(_Strict):
 class Facts(_Strict):
     """What a target's settings say of the system itself, in the same table as its addresses; a pack adds its own."""
 
+    #: The system's services that say of themselves how they are: each may have an address, `<name>_url`.
+    services: ClassVar[tuple[str, ...]] = ()
+
     workloads: Workloads = Workloads()
 
     @property
@@ -89,8 +93,17 @@ class Facts(_Strict):
 
 def facts_of(values: dict[str, Any]) -> Facts:
     """The facts of a target, as the system's pack has them. Raises ValidationError."""
-    facts: Facts = next(iter(pack.in_force().every("facts")), Facts)(**values)
-    return facts
+    return _facts()(**values)
+
+
+def _facts() -> type[Facts]:
+    kind: type[Facts] = next(iter(pack.in_force().every("facts")), Facts)
+    return kind
+
+
+def _addresses() -> tuple[str, ...]:
+    """Every address that a target may have, those of the system's services among them."""
+    return (*URLS, *ACTION_URLS, *(f"{name}_url" for name in _facts().services))
 
 
 class Target(_Strict):
@@ -103,6 +116,8 @@ class Target(_Strict):
     prometheus_url: SecretStr | None = None
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
+    #: Where the system's services answer over HTTP, by name.
+    services: dict[str, SecretStr] = {}
     facts: Facts = Facts()
 
     @model_validator(mode="before")
@@ -111,7 +126,7 @@ class Target(_Strict):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for url in (*URLS, *ACTION_URLS):
+        for url in _addresses():
             env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
             if env is not None:
                 if not os.environ.get(env):
@@ -122,7 +137,11 @@ class Target(_Strict):
                     data[url] = (config_folder() / file).read_text(encoding="utf-8").strip()
                 except OSError as e:
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
-        return data
+        services = {name: data.pop(f"{name}_url") for name in _facts().services if data.get(f"{name}_url")}
+        for name, address in services.items():
+            if wrong := _wrong_with(str(address), "service_url"):
+                raise ValueError(f"{name}_url: {wrong}: write it like {_WRITTEN['service_url'][0]}")
+        return data | ({"services": services} if services else {})
 
     @field_validator(*URLS, *ACTION_URLS)
     @classmethod
@@ -144,9 +163,15 @@ class Target(_Strict):
         secret: SecretStr | None = getattr(self, name)
         return secret.get_secret_value() if secret else None
 
+    def service(self, name: str) -> str | None:
+        """Where a service of the system answers, in the clear; for the sources alone."""
+        secret = self.services.get(name)
+        return secret.get_secret_value() if secret else None
+
     def urls(self) -> list[str]:
         """Every configured URL in the clear, for the masker."""
-        return [u for u in (self.url(name) for name in (*URLS, *ACTION_URLS)) if u]
+        own = [self.url(name) for name in (*URLS, *ACTION_URLS)]
+        return [u for u in (*own, *map(self.service, self.services)) if u]
 
 
 class Budget(_Strict):
@@ -241,7 +266,8 @@ class Settings(BaseSettings):
         if name == "default":
             urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                return _target("settings", urls)
+                named = {f"{s}_url": os.environ.get(f"RUNBOOK_{s.upper()}_URL") for s in _facts().services}
+                return _target("settings", urls | {u: v for u, v in named.items() if v})
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
             raise UsageError(
                 "target 'default' has no address: set RUNBOOK_DATABASE_URL, RUNBOOK_NATS_URL and "
@@ -270,7 +296,7 @@ def load() -> Settings:
 def _written_target(name: str, written: dict[str, Any]) -> Target:
     file = config_file()
     text = file.read_text(encoding="utf-8") if file else ""
-    for url in (*URLS, *ACTION_URLS):
+    for url in _addresses():
         with suppress(ValueError):  # what cannot be read is refused below
             if (value := written.get(url)) and urlsplit(str(value)).password and str(value) in text:
                 raise UsageError(
@@ -282,7 +308,7 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
-    addresses = {f"{url}{how}" for url in (*URLS, *ACTION_URLS) for how in ("", "_env", "_file")}
+    addresses = {f"{url}{how}" for url in _addresses() for how in ("", "_env", "_file")}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)

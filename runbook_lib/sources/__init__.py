@@ -14,8 +14,8 @@ from runbook_lib.model.finding import Question, Reason
 class SourceError(Exception):
     """A source did not answer.
 
-    `source` is "postgres", "jetstream", "nats_monitor", "redis", "prometheus" or "workloads"; `code` is the
-    source's own name for what happened where it has one ("too_many_clients", "stream_not_found", ...).
+    `source` is "postgres", "jetstream", "nats_monitor", "redis", "prometheus", "workloads" or a service's name;
+    `code` is the source's own name for what happened where it has one ("too_many_clients", "stream_not_found", ...).
     """
 
     def __init__(self, source: str, reason: Reason, detail: str, code: str = "") -> None:

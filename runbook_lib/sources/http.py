@@ -1,34 +1,77 @@
-"""One bounded GET that turns whatever goes wrong into a SourceError."""
+"""One GET, bounded in time and in size, that turns whatever goes wrong into a SourceError."""
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Any
 
 import requests
+import urllib3.exceptions
 
 from runbook_lib.model.finding import Reason
 from runbook_lib.sources import Ledger, SourceError
 
+#: To be connected, and for each part of the answer; for all of it; and the most of it that is read.
 TIMEOUT_S = (2.0, 3.0)
+WHOLE_S = 6.0
+MOST_BYTES = 16_000_000
+_CODES = {404: "not_found"}
 
 
 def get_json(source: str, ledger: Ledger, url: str, path: str, params: dict[str, str] | None = None) -> Any:
     """The JSON that `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error."""
+    body = get(source, ledger, url, path, params)
+    try:
+        return json.loads(body)
+    except ValueError:
+        raise unfit(source) from None
+
+
+def get(source: str, ledger: Ledger, url: str, path: str, params: dict[str, str] | None = None) -> bytes:
+    """What `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error.
+
+    Its `code` tells "hung" (the connection was taken and nothing came) from "no_answer" (nor was that), and
+    "not_found" (whoever answers there has no such page) from any other HTTP status.
+    """
     query = "&".join(f"{k}={v}" for k, v in (params or {}).items())
     with ledger.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
         try:
-            reply = requests.get(f"{url.rstrip('/')}/{path}", params=params, timeout=TIMEOUT_S)
-            reply.raise_for_status()
-            body = reply.json()
-        except requests.Timeout:
+            with requests.get(
+                f"{url.rstrip('/')}/{path}", params=params, timeout=TIMEOUT_S, stream=True, allow_redirects=False
+            ) as reply:
+                reply.raise_for_status()
+                if reply.is_redirect:
+                    raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
+                body = _read(source, reply)
+        except requests.ConnectTimeout:
+            raise SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer") from None
+        except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
             raise SourceError(source, Reason.TIMEOUT, "no answer in time", "hung") from None
         except requests.ConnectionError:
             raise SourceError(source, Reason.UNREACHABLE, "connection refused", "no_connection") from None
         except requests.HTTPError as e:
             status = e.response.status_code
             reason = Reason.DENIED if status in (401, 403) else Reason.ERROR
-            raise SourceError(source, reason, f"HTTP {status}", str(status)) from None
-        except (requests.RequestException, ValueError):
-            raise SourceError(source, Reason.ERROR, "the answer is not what this source gives") from None
+            raise SourceError(source, reason, f"HTTP {status}", _CODES.get(status, str(status))) from None
+        except (requests.RequestException, urllib3.exceptions.HTTPError):
+            raise unfit(source) from None
         asked.rows = 1
+    return body
+
+
+def unfit(source: str) -> SourceError:
+    """Something answered, and not as this source does."""
+    return SourceError(source, Reason.ERROR, "the answer is not what this source gives", "unfit")
+
+
+def _read(source: str, reply: requests.Response) -> bytes:
+    """The body as it comes, unless it has no end: a part may be as late as TIMEOUT_S, all of it WHOLE_S."""
+    until, body = time.monotonic() + WHOLE_S, b""
+    while part := reply.raw.read1(65_536, decode_content=True):
+        body += part
+        if len(body) > MOST_BYTES:
+            raise SourceError(source, Reason.ERROR, f"the answer is longer than {MOST_BYTES:,} bytes", "too_long")
+        if time.monotonic() > until:
+            raise SourceError(source, Reason.TIMEOUT, "the answer did not end in time", "hung")
     return body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +38,8 @@ class Workloads(settings.Workloads):
 
 class Facts(settings.Facts):
     """What a target says of the system: names, and the settings of its workers."""
+
+    services: ClassVar[tuple[str, ...]] = ("entitlement", "notification")
 
     streams: Streams = Streams()
     workloads: Workloads = Workloads()

@@ -1,0 +1,39 @@
+"""What a process says of itself, in the text format that Prometheus reads; no Prometheus is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from prometheus_client.parser import text_string_to_metric_families
+
+from runbook_lib.sources import Ledger
+from runbook_lib.sources.http import get, unfit
+
+
+class Exposition:
+    """One process of the system that answers over HTTP."""
+
+    def __init__(self, name: str, url: str, ledger: Ledger) -> None:
+        self._name, self._url, self._ledger = name, url, ledger
+
+    def samples(self, path: str, wanted: Callable[[str], bool]) -> pd.DataFrame:
+        """The series of `wanted` names at this moment: one row each, as `Prometheus.instant` has them.
+
+        Columns: `__name__`, the labels, `value`; empty if there is none. Raises SourceError.
+        """
+        return rows(self._name, get(self._name, self._ledger, self._url, path), wanted)
+
+
+def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFrame:
+    """The samples of a text; SourceError where it is another text."""
+    try:
+        found = [
+            {"__name__": sample.name, **sample.labels, "value": float(sample.value)}
+            for family in text_string_to_metric_families(text.decode())
+            for sample in family.samples
+            if wanted(sample.name)
+        ]
+    except Exception:  # the parser has no error of its own: ValueError, KeyError, IndexError, by the kind of text
+        raise unfit(source) from None
+    return pd.DataFrame(found)
