@@ -1,0 +1,59 @@
+-- question: of each service, which sessions are there, when did it last say something, and when did its loop?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: service text
+-- column: sessions rows
+-- column: working rows
+-- column: waiting rows
+-- column: since s
+-- column: newest s
+-- column: poll s
+-- column: strangers rows
+-- column: sees_others flag
+WITH others AS (
+    SELECT
+        application_name = 'PostgreSQL JDBC Driver' AS driver, state, wait_event_type, client_addr, query,
+        greatest(extract(epoch FROM clock_timestamp() - greatest(query_start, state_change)), 0) AS age,
+        extract(epoch FROM clock_timestamp() - backend_start) AS since,
+        CASE
+            WHEN query ~* '\m(outbox_events|entitlements|idempotency_keys|entitlement_audit)\M'
+                OR query ~* 'search_path\s*(=|to)\s*[''"]*entitlement\M' THEN 'entitlement'
+            WHEN query ~* '\m(notifications|processed_events|notification_dlq|notification_nats_dlq)\M'
+                OR query ~* 'search_path\s*(=|to)\s*[''"]*notification\M' THEN 'notification'
+        END AS named
+    FROM pg_catalog.pg_stat_activity
+    WHERE datname = current_database()
+      AND pid <> pg_backend_pid()
+      AND coalesce(application_name, '') NOT LIKE 'runbook/%'
+), placed AS (
+    -- One that shows only COMMIT is of the service that has all other sessions from there, if one has.
+    SELECT *, coalesce(
+        named,
+        CASE WHEN min(named) OVER here = max(named) OVER here THEN min(named) OVER here END,
+        'either'
+    ) AS service
+    FROM others
+    WHERE driver
+    WINDOW here AS (PARTITION BY client_addr)
+)
+SELECT
+    wanted.service,
+    count(placed.driver) AS sessions,
+    count(*) FILTER (WHERE placed.state = 'active') AS working,
+    count(*) FILTER (WHERE placed.wait_event_type = 'Lock') AS waiting,
+    max(placed.since) AS since,
+    min(placed.age) AS newest,
+    -- Claims, marks and counts of a loop; not what the API or the subscriber inserts, nor the clean-up.
+    min(placed.age) FILTER (
+        WHERE placed.query ~* '^\s*(with|select|update)\M'
+          AND placed.query ~* CASE wanted.service WHEN 'entitlement' THEN '\moutbox_events\M' ELSE '\mnotifications\M' END
+          AND placed.query !~* 'created_at\s*<'
+    ) AS poll,
+    (SELECT count(*) FROM others WHERE NOT driver AND named IS NOT NULL) AS strangers,
+    (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+        OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others
+FROM (VALUES ('entitlement'), ('notification'), ('either')) AS wanted (service)
+LEFT JOIN placed ON placed.service = wanted.service
+GROUP BY wanted.service
+ORDER BY wanted.service;

@@ -1,0 +1,10 @@
+-- question: how many transactions of this database have ended well, and how many were rolled back, until now?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: commits rows
+-- column: rollbacks rows
+-- column: at time
+SELECT xact_commit AS commits, xact_rollback AS rollbacks, clock_timestamp() AS at
+FROM pg_catalog.pg_stat_database
+WHERE datname = current_database();
