@@ -189,7 +189,9 @@ def test_pods_outlive_the_database(running: Sandbox) -> None:
     pods = running.status().pods
     running.stop("postgres")
     log = running.directory / "log" / "notification.log"
-    running.wait_for("the outage in the log", lambda: "Unexpected error occurred in scheduled task" in log.read_text())
+    # Whoever wants a connection waits for it first, as long as the pool is patient.
+    phrase = "Unexpected error occurred in scheduled task"
+    running.wait_for("the outage in the log", lambda: phrase in log.read_text(), 45)
     running.start("postgres")
     running.wait_for_flow(30)
     assert running.status().pods == pods

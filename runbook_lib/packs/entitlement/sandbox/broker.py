@@ -179,6 +179,8 @@ class Broker:
             await self._jetstream().publish(subject, body, headers=dict(headers), timeout=self._timeout)
         except nats.js.errors.NoStreamResponseError:
             raise PublishError("Error Publishing: 503 No Responders Available For Request") from None
+        except nats.js.errors.APIError as error:
+            raise PublishError(f"{error.description} [{error.err_code}]") from None
         except (TimeoutError, nats.errors.Error) as error:
             if self.closed:
                 raise PublishError("Connection is Closed") from error
@@ -225,4 +227,7 @@ class Broker:
 
 
 async def _quiet(error: Exception) -> None:
-    log.warning("errorOccurred: %s", error or type(error).__name__)
+    if isinstance(error, ConnectionRefusedError):
+        log.error("exceptionOccurred, Connection: 1, Exception: java.net.ConnectException: Connection refused")
+    else:
+        log.warning("errorOccurred, Connection: 1, Error: %s", error or type(error).__name__)

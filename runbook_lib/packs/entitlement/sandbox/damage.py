@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import nats.js.errors
 from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy
+from psycopg import sql
 from psycopg.rows import DictRow
 
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
-from . import broker, database, entitlement, notification
+from . import broker, database, entitlement, notification, state
 from .database import Connection
 
 if TYPE_CHECKING:
@@ -55,6 +57,91 @@ def with_settings(pod: str, **settings: str) -> Callable[[Programs], None]:
         sandbox.restart(pod)
 
     return apply
+
+
+def delete_consumer(sandbox: Programs) -> None:
+    """Only the durable of the events goes; the stream and its messages stay."""
+
+    async def delete(js: JetStreamContext) -> None:
+        await js.delete_consumer(broker.STREAM, broker.CONSUMER)
+
+    broker.visit(sandbox.state.addresses.app_nats_url, delete)
+
+
+def limit_stream(full: bool) -> Callable[[Programs], None]:
+    """Let the stream of the events take no more than it holds, and refuse what is new; or lift that."""
+
+    def apply(sandbox: Programs) -> None:
+        async def limit(js: JetStreamContext) -> None:
+            info = await js.stream_info(broker.STREAM)
+            info.config.max_msgs = info.state.messages if full else -1
+            info.config.discard = DiscardPolicy.NEW if full else DiscardPolicy.OLD
+            await js.update_stream(info.config)
+
+        broker.visit(sandbox.state.addresses.app_nats_url, limit)
+
+    return apply
+
+
+def refuse_users(share: int) -> Callable[[Programs], None]:
+    """The receiver refuses one user in so many, always the same; 0 is none."""
+
+    def apply(sandbox: Programs) -> None:
+        sandbox.configure({"RECEIVER_REFUSES": str(share)})
+        sandbox.restart("receiver")
+
+    return apply
+
+
+# The database's door ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _superuser(sandbox: Programs) -> Iterator[Connection]:
+    """Whoever may still write when the applications may not."""
+    url = f"{sandbox.state.addresses.admin_url}?options=-c%20default_transaction_read_only%3Doff"
+    with database.connect(url) as connection:
+        yield connection
+
+
+def make_read_only(sandbox: Programs) -> None:
+    """The whole server takes no more writes, as one does whose disk is full or that was made a standby."""
+    with _superuser(sandbox) as admin:
+        admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        admin.execute("SELECT pg_reload_conf()")
+
+
+def make_writable(sandbox: Programs) -> None:
+    """It takes them again; what the subscriber gave up meanwhile is published again."""
+    with _superuser(sandbox) as admin:
+        admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        admin.execute("SELECT pg_reload_conf()")
+    _recover(sandbox)
+
+
+def change_password(sandbox: Programs) -> None:
+    """The applications' role has another password and its sessions are ended; nobody told the applications."""
+    _set_password(sandbox, secrets.token_hex(16))
+    with _superuser(sandbox) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (state.DATABASE,))
+
+
+def restore_password(sandbox: Programs) -> None:
+    """The password that the applications know."""
+    _set_password(sandbox, sandbox.state.addresses.passwords[state.DATABASE])
+    _recover(sandbox)
+
+
+def _set_password(sandbox: Programs, password: str) -> None:
+    with _superuser(sandbox) as admin:
+        admin.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(state.DATABASE), sql.Literal(password))
+        )
+
+
+def _recover(sandbox: Programs) -> None:
+    sandbox.wait_for_flow(60)
+    publish_lost_events_again(sandbox)
 
 
 # Rows -------------------------------------------------------------------------------------------------------
@@ -178,8 +265,8 @@ def forget_dead_messages(sandbox: Programs) -> None:
 
 async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
     """Sequences in the stream of events that the advisories of a stream speak of."""
-    state = (await js.stream_info(stream)).state
-    stored = range(state.first_seq, state.last_seq + 1) if state.messages else ()
+    held = (await js.stream_info(stream)).state
+    stored = range(held.first_seq, held.last_seq + 1) if held.messages else ()
     return [json.loads((await js.get_msg(stream, seq)).data or b"")["stream_seq"] for seq in stored]
 
 
@@ -321,8 +408,8 @@ def break_dedupe(sandbox: Programs) -> None:
         connection.execute("ALTER TABLE notification.processed_events DROP CONSTRAINT processed_events_pkey")
 
     async def replay(js: JetStreamContext) -> None:
-        state = (await js.stream_info(broker.STREAM)).state
-        for seq in range(max(state.first_seq, state.last_seq - 9), state.last_seq + 1):
+        held = (await js.stream_info(broker.STREAM)).state
+        for seq in range(max(held.first_seq, held.last_seq - 9), held.last_seq + 1):
             await js.publish(broker.SUBJECT, (await js.get_msg(broker.STREAM, seq)).data or b"")
 
     broker.visit(sandbox.state.addresses.app_nats_url, replay)

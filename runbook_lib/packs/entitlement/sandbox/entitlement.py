@@ -9,6 +9,7 @@ import logging
 import random
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,8 +20,8 @@ from psycopg.types.json import Jsonb
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
-from . import broker, database
-from .database import Connection, Database
+from . import broker, database, telemetry
+from .database import Connection, Database, Pooled
 from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, seconds
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ PARSE_FAILURE = "outbox payload parse failure"
 class Command:
     """One request to grant or to revoke."""
 
+    FIELDS = ("user_id", "stock_keeping_unit", "reason", "purchase_id")
+
     action: str  # GRANT or REVOKE
     user_id: str
     stock_keeping_unit: str
@@ -50,12 +53,7 @@ class Command:
 
     def detail(self) -> dict[str, str]:
         """The request's body."""
-        return {
-            "user_id": self.user_id,
-            "stock_keeping_unit": self.stock_keeping_unit,
-            "reason": self.reason,
-            "purchase_id": self.purchase_id,
-        }
+        return {name: getattr(self, name) for name in self.FIELDS}
 
     def hash(self) -> str:
         """What makes two requests the same."""
@@ -98,8 +96,7 @@ def _transition(connection: Connection, command: Command, now: datetime) -> tupl
     status = "ACTIVE" if granting else "REVOKED"
     pair = (command.user_id, command.stock_keeping_unit)
     current = connection.execute(
-        "SELECT status, version FROM entitlement.entitlements"
-        " WHERE user_id = %s AND stock_keeping_unit = %s FOR UPDATE",
+        "SELECT status, version FROM entitlement.entitlements WHERE user_id = %s AND stock_keeping_unit = %s",
         pair,
     ).fetchone()
     if current is not None and current["status"] == status:
@@ -199,8 +196,10 @@ class Outbox:
         """Mark as published; False when the lock was lost."""
         return self._mark(event_id, "status = 'PUBLISHED', published_at = %(now)s", now=now)
 
-    def failed(self, row: DictRow, now: datetime, error: str, permanent: bool = False) -> str:
-        """Schedule the next try, or give up; the status that was meant."""
+    def failed(
+        self, row: DictRow, now: datetime, error: str, permanent: bool = False, cause: Exception | None = None
+    ) -> str:
+        """Schedule the next try, or give up; the status that was meant. The cause is for the log."""
         failures = self.settings.max_attempts if permanent else row["attempt_count"] + 1
         given_up = failures >= self.settings.max_attempts
         status = "FAILED" if given_up else "PENDING"
@@ -219,7 +218,9 @@ class Outbox:
         elif given_up:
             log.warning("outbox publish moved to FAILED eventId=%s", row["event_id"])
         else:
-            log.warning("outbox publish retry scheduled eventId=%s attempt=%s", row["event_id"], failures)
+            log.warning(
+                "outbox publish retry scheduled eventId=%s attempt=%s", row["event_id"], failures, exc_info=True
+            )
         return status
 
     def _mark(self, event_id: uuid.UUID, assignments: str, **values: Any) -> bool:
@@ -272,7 +273,7 @@ async def relay_batch(outbox: Outbox, client: broker.Broker, now: datetime) -> i
         try:
             await publish(client, row, event)
         except Exception as error:
-            await asyncio.to_thread(outbox.failed, row, now, error_text(error))
+            await asyncio.to_thread(outbox.failed, row, now, error_text(error), cause=error)
             continue
         if not await asyncio.to_thread(outbox.published, row["event_id"], now):
             log.warning("outbox publish succeeded but lock was lost eventId=%s", row["event_id"])
@@ -312,38 +313,85 @@ async def _relay(env: Environment) -> None:
         await broker.ensure_stream(js, broker.STREAM, 120.0)
         log.info("entitlement stream ensured")
     client.give_up_on_signal()
-    source = Database(database.url(env))
+    source = await asyncio.to_thread(Pooled, env, "relay")
     next_cleanup = time.monotonic()
     while True:
-        try:
-            with source.connection() as connection:
-                if settings.enabled:
+        if settings.enabled:
+            with telemetry.scheduled(telemetry.RELAY):
+                await asyncio.to_thread(source.wait)
+                with source.connection() as connection:
                     await relay_batch(Outbox(connection, settings, env["HOSTNAME"]), client, database.now())
-                if retention and time.monotonic() >= next_cleanup:
-                    next_cleanup = time.monotonic() + cleanup_interval
+                    telemetry.gauge("entitlement_outbox_failed_current", await asyncio.to_thread(failed, connection))
+        if retention and time.monotonic() >= next_cleanup:
+            next_cleanup = time.monotonic() + cleanup_interval
+            with telemetry.scheduled(telemetry.RETENTION["entitlement"]):
+                await asyncio.to_thread(source.wait)
+                with source.connection() as connection:
                     await asyncio.to_thread(clean_up, connection, database.now(), published_ttl)
-        except Exception:
-            # What a scheduled task throws is logged, and the next run comes all the same.
-            log.exception("Unexpected error occurred in scheduled task")
         await asyncio.sleep(settings.poll_interval)
+
+
+def failed(connection: Connection) -> int:
+    """What each poll ends with: how many events have been given up."""
+    row = connection.execute("SELECT count(*) AS n FROM entitlement.outbox_events WHERE status = 'FAILED'").fetchone()
+    return int(row["n"]) if row else 0
+
+
+#: The paths of the API, and what each does.
+ACTIONS = {"/v1/entitlements/grants": "GRANT", "/v1/entitlements/revokes": "REVOKE"}
+
+
+@dataclass(frozen=True)
+class Api:
+    """The API, as far as it changes anything."""
+
+    source: Database
+
+    def request(self, action: str, body: bytes, key: str, trace_id: str = "") -> tuple[int, dict[str, Any]]:
+        """One request: its status and its answer."""
+        try:
+            fields = json.loads(body)
+            user, sku, reason, purchase = (str(fields[name]) for name in Command.FIELDS)
+        except (ValueError, KeyError, TypeError):
+            return 400, {"code": "BAD_REQUEST"}
+        if not key:
+            return 400, {"code": "BAD_REQUEST"}
+        command = Command(action, user, sku, reason, purchase, key, trace_id or uuid.uuid4().hex)
+        try:
+            with self.source.connection() as connection:
+                return self.carry_out(connection, command)
+        except Exception:
+            return 500, {"code": "INTERNAL_ERROR"}
+
+    @staticmethod
+    def carry_out(connection: Connection, command: Command) -> tuple[int, dict[str, Any]]:
+        """Execute and count; what fails is logged and raised."""
+        result = "error"
+        try:
+            code, body = execute(connection, command, database.now())
+            reused = body.get("code") == "IDEMPOTENCY_KEY_CONFLICT"
+            result = "success" if code == 200 else "idempotency_reused" if reused else "conflict"
+        except Exception:
+            log.exception("entitlement command failed")
+            raise
+        finally:
+            telemetry.count("entitlement_command_total", action=command.action, result=result)
+        return code, body
 
 
 def run_api(env: Environment) -> None:
     """Requests at SANDBOX_RATE per second, from clients who know what they own."""
     rate = float(env.get("SANDBOX_RATE", "5"))
-    source = Database(database.url(env))
+    source = Pooled(env, "api")
     owned: set[tuple[str, str]] | None = None
     due = time.monotonic()
     while rate > 0:
         due = max(due + 1 / rate, time.monotonic() - 1)  # after an outage clients do not make up for lost time
         time.sleep(max(0.0, due - time.monotonic()))
-        try:
-            with source.connection() as connection:
-                if owned is None:
-                    owned = _owned(connection)
-                _request(connection, owned)
-        except Exception:
-            log.exception("entitlement command failed")
+        with suppress(Exception), source.connection() as connection:
+            if owned is None:
+                owned = _owned(connection)
+            _request(connection, owned)
     while True:
         time.sleep(3600)
 
@@ -366,7 +414,7 @@ def _request(connection: Connection, owned: set[tuple[str, str]]) -> None:
         idempotency_key=str(uuid.uuid4()),
         trace_id=uuid.uuid4().hex,
     )
-    code, body = execute(connection, command, database.now())
+    code, body = Api.carry_out(connection, command)
     if code == 200:
         (owned.discard if pair in owned else owned.add)(pair)
     else:

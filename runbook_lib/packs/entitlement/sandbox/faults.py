@@ -29,6 +29,12 @@ class Fault:
     failure_mode: str
     inject: Callable[[Programs], None] = field(repr=False)
     heal: Callable[[Programs], None] = field(repr=False)
+    #: Of what the runbook may propose, by the proposal's name: what ends it, and what makes it worse. All else does
+    #: nothing. A remedy that no proposal has yet has a name all the same.
+    helps: tuple[str, ...] = ()
+    harms: tuple[str, ...] = ()
+    #: Other places and failure modes that are as right as the ones above.
+    also_right: tuple[str, ...] = ()
 
 
 def _signal(app: str, part: str, number: signal.Signals) -> Callable[[Programs], None]:
@@ -41,6 +47,20 @@ def _restart(*apps: str) -> Callable[[Programs], None]:
             sandbox.restart(app)
 
     return restart
+
+
+def _freeze(app: str) -> Callable[[Programs], None]:
+    return lambda sandbox: sandbox.signal_pod(app, signal.SIGSTOP)
+
+
+def _misdirect(sandbox: Programs) -> None:
+    # Nothing listens there: what the receiver's port is for another protocol would hang instead.
+    damage.with_settings("notification", NOTIFICATION__NATS_URL="nats://127.0.0.1:1")(sandbox)
+
+
+def _direct(sandbox: Programs) -> None:
+    url = sandbox.state.addresses.app_nats_url
+    damage.with_settings("notification", NOTIFICATION__NATS_URL=url)(sandbox)
 
 
 def _stop(program: str) -> Callable[[Programs], None]:
@@ -89,7 +109,7 @@ SELECT EXISTS (
 )
 """
 _EXHAUSTED = """
-SELECT count(*) FILTER (WHERE application_name = '') = 0
+SELECT count(*) FILTER (WHERE application_name = 'PostgreSQL JDBC Driver') = 0
    -- one less than all ordinary slots, because whoever asks sits on one
    AND count(*) FILTER (WHERE application_name = %s) >= current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int - current_setting('reserved_connections')::int - 1
@@ -108,6 +128,7 @@ CATALOGUE = (
         failure_mode="FM-NOTI-06",
         inject=_signal("notification", "worker", signal.SIGKILL),
         heal=_restart("notification"),
+        helps=("restart_notification",),
     ),
     Fault(
         "worker_hung",
@@ -120,6 +141,7 @@ CATALOGUE = (
         failure_mode="FM-NOTI-06",
         inject=_signal("notification", "worker", signal.SIGSTOP),
         heal=_restart("notification"),
+        helps=("restart_notification",),
     ),
     Fault(
         "subscriber_deaf",
@@ -132,6 +154,7 @@ CATALOGUE = (
         failure_mode="FM-NATS-01",
         inject=_signal("notification", "subscriber", signal.SIGUSR1),
         heal=_restart("notification"),
+        helps=("restart_notification",),
     ),
     Fault(
         "relay_stopped",
@@ -144,6 +167,7 @@ CATALOGUE = (
         failure_mode="FM-OB-01",
         inject=_signal("entitlement", "relay", signal.SIGKILL),
         heal=_restart("entitlement"),
+        helps=("restart_entitlement",),
     ),
     Fault(
         "broker_down",
@@ -156,6 +180,8 @@ CATALOGUE = (
         failure_mode="FM-NATS-04",
         inject=_stop("nats"),
         heal=_start_broker,
+        helps=("start_broker",),
+        harms=("restart_notification", "restart_entitlement"),
     ),
     Fault(
         "broker_refusing",
@@ -169,6 +195,8 @@ CATALOGUE = (
         failure_mode="FM-NATS-05",
         inject=_refuse_applications,
         heal=_admit_applications,
+        helps=("broker_password",),
+        harms=("restart_notification", "restart_entitlement"),
     ),
     Fault(
         "table_lock",
@@ -181,6 +209,8 @@ CATALOGUE = (
         failure_mode="FM-DB-01",
         inject=_let_in("schema-migration", _LOCKED),
         heal=_stop("schema-migration"),
+        helps=("end_blocker",),
+        harms=("restart_notification",),
     ),
     Fault(
         "connections_exhausted",
@@ -193,6 +223,8 @@ CATALOGUE = (
         failure_mode="FM-DB-01",
         inject=_let_in("nightly-report", _EXHAUSTED),
         heal=_stop("nightly-report"),
+        helps=("end_sessions",),
+        harms=("restart_notification", "restart_entitlement"),
     ),
     Fault(
         "receiver_outage",
@@ -205,6 +237,7 @@ CATALOGUE = (
         failure_mode="FM-NOTI-03",
         inject=_stop("receiver"),
         heal=_start_receiver,
+        helps=("start_receiver",),
     ),
     Fault(
         "stream_missing",
@@ -217,6 +250,7 @@ CATALOGUE = (
         failure_mode="FM-NATS-04",
         inject=damage.delete_stream,
         heal=_restart("notification", "entitlement"),
+        helps=("restart_entitlement", "restart_notification"),
     ),
     Fault(
         "relay_closed",
@@ -229,6 +263,7 @@ CATALOGUE = (
         failure_mode="FM-NATS-05",
         inject=_signal("entitlement", "relay", signal.SIGUSR1),
         heal=_restart("entitlement"),
+        helps=("restart_entitlement",),
     ),
     Fault(
         "delivery_disabled",
@@ -241,6 +276,7 @@ CATALOGUE = (
         failure_mode="FM-NOTI-06",
         inject=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="false"),
         heal=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="true"),
+        helps=("resume_delivery", "undo_settings"),
     ),
     Fault(
         "clock_skew",
@@ -253,6 +289,7 @@ CATALOGUE = (
         failure_mode="FM-CLK-01",
         inject=damage.with_settings("notification", NOTIFICATION_CLOCK_OFFSET=str(damage.SKEW_S)),
         heal=damage.put_clock_right,
+        helps=("pod_clock",),
     ),
     Fault(
         "second_worker",
@@ -265,6 +302,7 @@ CATALOGUE = (
         failure_mode="FM-NOTI-02",
         inject=damage.start_second_worker,
         heal=damage.stop_second_worker,
+        helps=("one_worker",),
     ),
     Fault(
         "dedupe_broken",
@@ -277,6 +315,8 @@ CATALOGUE = (
         failure_mode="FM-NOTI-01",
         inject=damage.break_dedupe,
         heal=damage.repair_dedupe,
+        helps=("restore_key", "hold_delivery"),
+        harms=("redrive_broker",),
     ),
     Fault(
         "bad_payload",
@@ -289,6 +329,8 @@ CATALOGUE = (
         failure_mode="FM-OB-02",
         inject=damage.bad_payloads,
         heal=damage.forget,
+        helps=("fix_producer",),
+        harms=("redrive_outbox",),
     ),
     Fault(
         "unknown_event_type",
@@ -301,6 +343,8 @@ CATALOGUE = (
         failure_mode="FM-OB-02",
         inject=damage.unknown_event_types,
         heal=damage.forget,
+        helps=("fix_producer",),
+        harms=("redrive_outbox",),
     ),
     Fault(
         "undecodable_message",
@@ -313,6 +357,8 @@ CATALOGUE = (
         failure_mode="FM-NATS-02",
         inject=damage.undecodable_messages,
         heal=damage.forget_dead_messages,
+        helps=("fix_producer",),
+        harms=("redrive_broker",),
     ),
     Fault(
         "events_lost",
@@ -325,6 +371,7 @@ CATALOGUE = (
         failure_mode="FM-NATS-03",
         inject=damage.lose_events,
         heal=damage.publish_lost_events_again,
+        helps=("redrive_broker",),
     ),
     Fault(
         "exhausted_outbox",
@@ -337,6 +384,7 @@ CATALOGUE = (
         failure_mode="FM-OB-01",
         inject=damage.exhaust_outbox,
         heal=damage.forget_exhausted_outbox,
+        helps=("redrive_outbox",),
     ),
     Fault(
         "failing_user",
@@ -349,6 +397,8 @@ CATALOGUE = (
         failure_mode="FM-NOTI-04",
         inject=damage.refuse_one_user,
         heal=damage.accept_every_user,
+        helps=("fix_producer",),
+        harms=("redrive_delivery",),
     ),
     Fault(
         "dlq_mismatch",
@@ -361,6 +411,146 @@ CATALOGUE = (
         failure_mode="FM-NOTI-05",
         inject=damage.part_dead_letters,
         heal=damage.forget,
+        helps=("reconcile_dead_letters",),
+        harms=("redrive_delivery",),
+    ),
+    Fault(
+        "db_read_only",
+        {
+            "en": "The database takes no more writes; every session and every process lives on.",
+            "ja": "データベースが書き込みを受け付けません。セッションもプロセスも生きています。",
+        },
+        section="4.1",
+        stuck_at="database",
+        failure_mode="FM-DB-01",
+        inject=damage.make_read_only,
+        heal=damage.make_writable,
+        helps=("database_writable",),
+    ),
+    Fault(
+        "password_changed",
+        {
+            "en": "The password of the applications' database role was changed and their sessions were ended.",
+            "ja": "アプリの DB ロールのパスワードが変更され、セッションが切断されます。",
+        },
+        section="4.1",
+        stuck_at="database",
+        failure_mode="FM-DB-01",
+        inject=damage.change_password,
+        heal=damage.restore_password,
+        helps=("database_password",),
+        harms=("restart_notification", "restart_entitlement"),  # they live on, and would not come up again
+    ),
+    Fault(
+        "relay_disabled",
+        {
+            "en": "The relay is switched off by its flag; the API still takes requests.",
+            "ja": "relay がフラグで無効になります。API は受け付け続けます。",
+        },
+        section="4.1",
+        stuck_at="relay",
+        failure_mode="FM-OB-01",
+        inject=damage.with_settings("entitlement", ENTITLEMENT_OUTBOX_ENABLED="false"),
+        heal=damage.with_settings("entitlement", ENTITLEMENT_OUTBOX_ENABLED="true"),
+        helps=("resume_relay", "undo_settings"),
+    ),
+    Fault(
+        "notification_frozen",
+        {
+            "en": "The notification process is frozen: its connections stay, and it does nothing.",
+            "ja": "notification のプロセスが凍結します。接続は残りますが、何もしません。",
+        },
+        section="4.1",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-01",
+        inject=_freeze("notification"),
+        heal=_restart("notification"),
+        helps=("restart_notification",),
+        also_right=("delivery_worker", "FM-NOTI-06"),
+    ),
+    Fault(
+        "entitlement_frozen",
+        {
+            "en": "The entitlement process is frozen: API and relay fall silent in the same second.",
+            "ja": "entitlement のプロセスが凍結します。API と relay が同時に止まります。",
+        },
+        section="4.1",
+        stuck_at="relay",
+        failure_mode="FM-OB-01",
+        inject=_freeze("entitlement"),
+        heal=_restart("entitlement"),
+        helps=("restart_entitlement",),
+        also_right=("producer",),
+    ),
+    Fault(
+        "nats_disabled",
+        {
+            "en": "Notification runs with NATS switched off: delivery polls on, and nobody is subscribed.",
+            "ja": "notification の NATS がフラグで無効になります。配信は動きますが、誰も受信しません。",
+        },
+        section="4.1",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-01",
+        inject=damage.with_settings("notification", NOTIFICATION__NATS_ENABLED="false"),
+        heal=damage.with_settings("notification", NOTIFICATION__NATS_ENABLED="true"),
+        helps=("nats_settings", "undo_settings"),
+    ),
+    Fault(
+        "wrong_nats_address",
+        {
+            "en": "Notification was given a wrong address of the broker: it ends at each start, again and again.",
+            "ja": "notification に誤ったブローカーのアドレスが設定され、起動のたびに終了します。",
+        },
+        section="4.1",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-01",
+        inject=_misdirect,
+        heal=_direct,
+        helps=("nats_settings", "undo_settings"),
+        also_right=("delivery_worker", "FM-NOTI-06", "FM-NATS-05"),
+    ),
+    Fault(
+        "consumer_deleted",
+        {
+            "en": "Only the consumer is gone: publishing goes on, and nobody is subscribed.",
+            "ja": "consumer だけが失われます。publish は続きますが、誰も受信しません。",
+        },
+        section="4.1",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-01",
+        inject=damage.delete_consumer,
+        heal=_restart("notification"),
+        helps=("restart_notification",),
+        also_right=("FM-NATS-04",),
+    ),
+    Fault(
+        "stream_full",
+        {
+            "en": "The stream entitlement-events has reached its limit of messages and refuses new ones.",
+            "ja": "stream entitlement-events がメッセージ数の上限に達し、新しいものを拒否します。",
+        },
+        section="4.1",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-04",
+        inject=damage.limit_stream(full=True),
+        heal=damage.limit_stream(full=False),
+        # At its start an application updates the stream to its own idea of it, which has no limit.
+        helps=("raise_stream_limit", "restart_entitlement", "restart_notification"),
+    ),
+    Fault(
+        "receiver_refuses_some",
+        {
+            "en": "The receiver refuses the notifications of one user in sixteen; all others pass.",
+            "ja": "送信先が 16 人に 1 人の通知を拒否します。ほかのユーザーには届きます。",
+        },
+        section="4.1",
+        stuck_at="receiver",
+        failure_mode="FM-NOTI-04",
+        inject=damage.refuse_users(16),
+        heal=damage.refuse_users(0),
+        helps=("fix_receiver",),
+        harms=("hold_delivery",),  # it stops also what passes
+        also_right=("FM-NOTI-03",),
     ),
 )
 

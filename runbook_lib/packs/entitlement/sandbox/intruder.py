@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 
+from .java import DRIVER
 from .notification import run_worker
 from .pod import pod_name, read_env, set_up_logging
 from .state import load
@@ -42,7 +43,8 @@ def hold_connections(directory: Path) -> None:
             held[0]
             .execute(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE usename = current_user AND application_name = ''"
+                " WHERE usename = current_user AND application_name = %s",
+                (DRIVER,),
             )
             .fetchone()
         )
@@ -53,7 +55,8 @@ def hold_connections(directory: Path) -> None:
 def deliver_too(directory: Path) -> None:
     """Work on the same rows as the notification pod, under a name of its own."""
     set_up_logging("notification")
-    run_worker({**os.environ, **read_env(directory / "pods.env"), "HOSTNAME": pod_name("notification")})
+    own = {"HOSTNAME": pod_name("notification"), "SERVICE": "notification"}
+    run_worker({**os.environ, **read_env(directory / "pods.env"), **own})
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from psycopg.types.json import Jsonb
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, Event, MatchmakingEvent
 
-from . import broker, database
-from .database import Connection, Database
+from . import broker, database, telemetry
+from .database import Connection, Database, Pooled
 from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, seconds
 
 log = logging.getLogger(__name__)
@@ -169,27 +169,25 @@ def run_subscriber(env: Environment) -> None:
 
 
 async def _subscribe(env: Environment) -> None:
+    sources = {durable: await asyncio.to_thread(Pooled, env, durable) for durable in broker.CONSUMERS}
+    if not flag(env.get("NATS_ENABLED", "true")):
+        await asyncio.Event().wait()
     client = broker.Broker(env["NATS_URL"], nats_timeout(env))
     js = await client.open()
     await broker.ensure_streams(js, seconds(env.get("NOTIFICATION_NATS_DUPLICATE_WINDOW", "2m")))
     log.info("notification stream ensured")
-    url = database.url(env)
     ack_wait = seconds(env.get("NOTIFICATION_NATS_ACK_WAIT", "10s"))
     max_deliver = int(env.get("NOTIFICATION_NATS_MAX_DELIVER", "10"))
-    for durable, name, handler in (
-        (broker.CONSUMER, "notification", Subscriber(Database(url)).on_event),
-        (broker.MATCH_CONSUMER, "matchmaking", Subscriber(Database(url), MatchmakingEvent).on_event),
-        (
-            broker.ADVISORY_CONSUMER,
-            "notification advisory",
-            AdvisorySubscriber(Database(url), "advisory").on_advisory,
-        ),
-        (
-            broker.TERMINATED_CONSUMER,
-            "notification terminated advisory",
-            AdvisorySubscriber(Database(url), "terminated advisory").on_advisory,
-        ),
-    ):
+    for durable, source in sources.items():
+        name, handler = {
+            broker.CONSUMER: ("notification", Subscriber(source).on_event),
+            broker.MATCH_CONSUMER: ("matchmaking", Subscriber(source, MatchmakingEvent).on_event),
+            broker.ADVISORY_CONSUMER: ("notification advisory", AdvisorySubscriber(source, "advisory").on_advisory),
+            broker.TERMINATED_CONSUMER: (
+                "notification terminated advisory",
+                AdvisorySubscriber(source, "terminated advisory").on_advisory,
+            ),
+        }[durable]
         await client.bind(durable, handler, ack_wait, max_deliver)
         log.info("%s subscriber started", name)
     client.give_up_on_signal()
@@ -252,7 +250,8 @@ class Deliveries:
         assignments = "status = 'PENDING', attempt_count = %(failures)s, next_retry_at = %(retry)s"
         if not self._mark(row, assignments, failures=failures, retry=retry):
             log.warning("notification retry skipped because lock was lost id=%s", row["notification_id"])
-        log.warning("notification retry scheduled id=%s attempt=%s", row["notification_id"], failures)
+        log.warning("notification retry scheduled id=%s attempt=%s", row["notification_id"], failures, exc_info=True)
+        telemetry.count("notification_delivery_total", result="retry_scheduled")
         return "PENDING"
 
     def _dead_letter(self, row: DictRow, now: datetime, failures: int, error: str) -> None:
@@ -278,6 +277,8 @@ class Deliveries:
             log.warning("notification dlq skipped because lock was lost id=%s", row["notification_id"])
         else:
             log.warning("notification moved to DLQ id=%s eventId=%s", row["notification_id"], row["event_id"])
+            telemetry.count("notification_dlq_total")
+            telemetry.count("notification_delivery_total", result="failed")
 
     def _mark(self, row: DictRow, assignments: str, **values: Any) -> bool:
         done = self.connection.execute(
@@ -298,7 +299,9 @@ def deliver_batch(deliveries: Deliveries, send: Send, now: datetime) -> int:
         except Exception as error:
             deliveries.failed(row, now, error_text(error))
             continue
-        if not deliveries.sent(row, now):
+        if deliveries.sent(row, now):
+            telemetry.count("notification_delivery_total", result="sent")
+        else:
             log.warning("notification sent but lock was lost id=%s", row["notification_id"])
     return len(rows)
 
@@ -378,17 +381,29 @@ def run_worker(env: Environment) -> None:
     keep = timedelta(days=int(env.get("NOTIFICATION_RETENTION_RETENTION_DAYS", "30")))
     cleanup_interval = seconds(env.get("NOTIFICATION_RETENTION_CLEANUP_INTERVAL", "1h"))
     send = inject_failures(post_to(env["SANDBOX_RECEIVER_URL"]), env)
-    source = Database(database.url(env))
+    source = Pooled(env, "worker")
     next_cleanup = time.monotonic()
     while True:
-        try:
-            with source.connection() as connection:
-                if settings.enabled:
-                    deliver_batch(Deliveries(connection, settings, env["HOSTNAME"]), send, database.now())
-                if retention and time.monotonic() >= next_cleanup:
-                    next_cleanup = time.monotonic() + cleanup_interval
-                    clean_up(connection, database.now(), keep)
-        except Exception:
-            # What a scheduled task throws is logged, and the next run comes all the same.
-            log.exception("Unexpected error occurred in scheduled task")
+        if settings.enabled:
+            with telemetry.scheduled(telemetry.DELIVERY), source.connection() as connection:
+                now = database.now()
+                telemetry.gauge("notification_backlog_current", backlog(connection, now))
+                deliver_batch(Deliveries(connection, settings, env["HOSTNAME"]), send, now)
+        if retention and time.monotonic() >= next_cleanup:
+            next_cleanup = time.monotonic() + cleanup_interval
+            with telemetry.scheduled(telemetry.RETENTION["notification"]), source.connection() as connection:
+                clean_up(connection, database.now(), keep)
         time.sleep(settings.poll_interval)
+
+
+_BACKLOG = """
+SELECT count(*) AS n FROM notification.notifications
+WHERE (status = 'PENDING' AND (next_retry_at IS NULL OR next_retry_at <= %(now)s))
+   OR (status = 'PROCESSING' AND (lease_until IS NULL OR lease_until <= %(now)s))
+"""
+
+
+def backlog(connection: Connection, now: datetime) -> int:
+    """What each poll begins with: how many are due."""
+    row = connection.execute(_BACKLOG, {"now": now}).fetchone()
+    return int(row["n"]) if row else 0

@@ -25,10 +25,11 @@ import psutil
 import psycopg
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
+from runbook_lib.sources import logs
 from runbook_lib.usage import SANDBOX_TARGET
 
 from . import history, servers
-from .pod import read_env
+from .pod import FAILED_START, read_env
 from .state import DATABASE, FILE_NAME, Addresses, SandboxError, SandboxState, command, default_directory, load
 
 PODS = ("entitlement", "notification")
@@ -182,6 +183,7 @@ class Programs:
                 "nats": f"127.0.0.1:{addresses.nats_port}",
                 "nats monitoring": addresses.nats_monitor_url,
                 "receiver": addresses.receiver_url,
+                **{app: addresses.service_url(app) for app in PODS},
             },
         )
 
@@ -226,6 +228,14 @@ class Programs:
             process.send_signal(number)
         except psutil.Error:
             raise SandboxError(f"the {part} of {app} does not run") from None
+
+    def signal_pod(self, app: str, number: signal.Signals) -> None:
+        """Send a signal to a whole pod, the process and its parts."""
+        for pid in (self.pod(app)["pid"], *self.pod(app)["parts"].values()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if process.environ().get(_MARK) == str(self.directory):
+                    process.send_signal(number)
 
     def change_app_password(self, password: str | None) -> None:
         """Give the broker another password for the applications, or (None) the right one again."""
@@ -299,8 +309,9 @@ class Programs:
 
     def _pods_stay_up(self) -> bool:
         for app in PODS:
-            if self.program_state(app) in ("BACKOFF", "FATAL"):
-                # Its words at once: the supervisor is about to start it again.
+            log = self.directory / "log" / f"{app}.log"
+            if self.program_state(app) in ("BACKOFF", "FATAL") or (log.exists() and FAILED_START in log.read_text()):
+                # Its words at once: the supervisor is about to start it again, or has.
                 raise SandboxError(f"pod {app} ends at its start{self._words_of(app)}")
         return True
 
@@ -390,9 +401,9 @@ class Programs:
 
     def _words_of(self, name: str) -> str:
         lines = (self.directory / "log" / f"{name}.log").read_text().strip().splitlines()
-        # In a pod's log the JSON lines are what went well; what ended it is the traceback's last line.
-        lines = [line for line in lines if not line.startswith("{")] or lines
-        return f"; {name}: {lines[-1]}" if lines else f"; {name} says nothing"
+        # What ended a pod is the root cause of the last stack trace that it logged.
+        said = [record.error for record in logs.read(lines) if record.error] or lines
+        return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
 
 
 def _pod_environment(addresses: Addresses) -> dict[str, str]:

@@ -34,7 +34,7 @@ STORE_BUSY = 10049
 
 # fsync is off: this data is worth nothing after the drill. The rest is what the runbook's checks look at.
 POSTGRES_SETTINGS = {
-    "max_connections": "40",
+    "max_connections": "50",
     "reserved_connections": "2",
     "track_commit_timestamp": "on",
     "fsync": "off",

@@ -15,6 +15,7 @@ from typing import Any
 from runbook_lib.usage import SANDBOX_TARGET, sandbox_folder
 
 DATABASE = "miniserversystem"
+SERVICES = ("entitlement", "notification")
 FILE_NAME = "sandbox.json"
 
 
@@ -41,14 +42,16 @@ class Addresses:
     nats_port: int
     monitor_port: int
     receiver_port: int
+    service_ports: dict[str, int]
     passwords: dict[str, str]
 
     @classmethod
     def choose(cls) -> Addresses:
         """Free ports and fresh random passwords."""
         names = ("postgres", DATABASE, "runbook", "nats-app", "nats-runbook")
-        postgres, nats, monitor, receiver = _free_ports(4)
-        return cls(postgres, nats, monitor, receiver, {name: secrets.token_hex(16) for name in names})
+        postgres, nats, monitor, receiver, *services = _free_ports(4 + len(SERVICES))
+        ports = dict(zip(SERVICES, services, strict=True))
+        return cls(postgres, nats, monitor, receiver, ports, {name: secrets.token_hex(16) for name in names})
 
     @property
     def admin_url(self) -> str:
@@ -85,6 +88,10 @@ class Addresses:
         """Where notifications are delivered to."""
         return f"http://127.0.0.1:{self.receiver_port}/notifications"
 
+    def service_url(self, service: str) -> str:
+        """Where a service answers: its API, and what it says of itself."""
+        return f"http://127.0.0.1:{self.service_ports[service]}"
+
     @property
     def env(self) -> dict[str, str]:
         """The environment with which the runbook reaches these servers."""
@@ -117,8 +124,9 @@ class SandboxState:
 
     @property
     def env(self) -> dict[str, str]:
-        """RUNBOOK_DATABASE_URL and its sisters, role `runbook`."""
-        return self.addresses.env
+        """RUNBOOK_DATABASE_URL and its sisters, role `runbook`, and where the services answer."""
+        services = {f"RUNBOOK_{service.upper()}_URL": self.addresses.service_url(service) for service in SERVICES}
+        return self.addresses.env | services
 
     @property
     def supervisor_config(self) -> Path:
@@ -138,7 +146,7 @@ class SandboxState:
     def target(self) -> dict[str, Any]:
         """The sandbox as a target of the runbook, in the words of runbook.toml."""
         urls = {name.removeprefix("RUNBOOK_").lower(): value for name, value in self.env.items()}
-        logs = {app: str(self.directory / "log" / f"{app}.log") for app in ("entitlement", "notification")}
+        logs = {app: str(self.directory / "log" / f"{app}.log") for app in SERVICES}
         return urls | {
             "workloads": {
                 "runner": "supervisorctl",
