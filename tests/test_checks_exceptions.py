@@ -371,7 +371,8 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
         monkeypatch.setenv("PATH", str(tmp_path))
         there = target_settings.sandbox_target()
         assert there is not None
-        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"workloads": unread}))
+        facts = there.facts.model_copy(update={"workloads": unread})
+        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"facts": facts}))
         found = run()
         # How many tries failed within the last seconds is a lower bound there: it may be a warning only.
         assert found.status in (Status.WARNING, Status.CRITICAL) and "kubectl is not installed" in words(found)
