@@ -373,9 +373,9 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
         assert there is not None
         facts = there.facts.model_copy(update={"workloads": unread})
         monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"facts": facts}))
-        found = run()
         # How many tries failed within the last seconds is a lower bound there: it may be a warning only.
-        assert found.status in (Status.WARNING, Status.CRITICAL) and "kubectl is not installed" in words(found)
+        here.wait_for("tries to fail", lambda: run().status in (Status.WARNING, Status.CRITICAL), 20)
+        assert "kubectl is not installed" in words(run())
     finally:
         monkeypatch.undo()
         here.heal()
