@@ -56,6 +56,11 @@ def needs_the_present(rb: Context, source: str) -> None:
         raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
 
 
+def no_data(question: str) -> Finding:
+    """The UNKNOWN of a step whose question has no answer among its frames."""
+    return unknown("", Reason.NO_DATA, say("unknown.no_data", detail=question))
+
+
 def seconds_between(earlier: Any, later: Any) -> float | None:
     """Seconds from one moment to another, not below 0; None where one of them is missing."""
     if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:
