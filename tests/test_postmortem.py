@@ -387,13 +387,19 @@ def test_the_onset_falls_back_on_what_section_3_saw() -> None:
 def test_detection() -> None:
     told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
     first = run_row("4.1", "CRITICAL", ago(80))
-    assert checks.detection(runs_of(first, told), make_given()) == checks.Moment(ago(100), "alert", "3-CRITICAL")
-    assert checks.detection(runs_of(first), make_given()) == checks.Moment(ago(80), "first_run", "4.1-CRITICAL")
+    assert checks.detection({"runs": runs_of(first, told)}, make_given()) == checks.Moment(
+        ago(100), "alert", "3-CRITICAL"
+    )
+    assert checks.detection({"runs": runs_of(first)}, make_given()) == checks.Moment(
+        ago(80), "first_run", "4.1-CRITICAL"
+    )
     by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
-    assert checks.detection(runs_of(first, by), make_given()) == checks.Moment(ago(70), "user_report", "3-CRITICAL")
+    assert checks.detection({"runs": runs_of(first, by)}, make_given()) == checks.Moment(
+        ago(70), "user_report", "3-CRITICAL"
+    )
     here = make_given(detected_at=ago(300), detected_by="slo")
-    assert checks.detection(runs_of(first, told), here) == checks.Moment(ago(300), "slo")
-    assert checks.detection(runs_of(), make_given()) == checks.Moment()
+    assert checks.detection({"runs": runs_of(first, told)}, here) == checks.Moment(ago(300), "slo")
+    assert checks.detection({"runs": runs_of()}, make_given()) == checks.Moment()
 
 
 @pytest.mark.parametrize(
@@ -410,7 +416,7 @@ def test_detection() -> None:
     ],
 )
 def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
-    found = checks.recovery(runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs)), None)
+    found = checks.recovery({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
     assert found.at == (None if at is None else ago(at))
 
 

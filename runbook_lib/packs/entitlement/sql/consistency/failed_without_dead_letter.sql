@@ -5,7 +5,7 @@
 -- column: notification_id id
 -- column: event_id id
 -- column: status text
--- column: attempt_count tries
+-- column: attempt_count number
 -- column: created_at time
 SELECT notification_id, event_id, status, attempt_count, created_at
 FROM (

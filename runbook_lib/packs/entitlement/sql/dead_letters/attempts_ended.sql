@@ -3,7 +3,7 @@
 -- cost: index
 -- answers: present
 -- column: what text
--- column: attempt_count tries
+-- column: attempt_count number
 -- column: n rows
 SELECT what, attempt_count, count(*) AS n
 FROM (

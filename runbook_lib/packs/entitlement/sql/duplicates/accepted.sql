@@ -4,7 +4,7 @@
 -- answers: present
 -- column: now time
 -- column: accepted rows
--- column: events events
+-- column: events number
 -- column: doubled rows
 SELECT
     now() AS now,

@@ -9,7 +9,7 @@
 -- column: status text
 -- column: created_at time
 -- column: sent_at time
--- column: attempt_count tries
+-- column: attempt_count number
 -- column: locked_by text
 WITH recent AS MATERIALIZED (
     SELECT * FROM (
