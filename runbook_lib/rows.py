@@ -19,8 +19,14 @@ T = TypeVar("T")
 
 def one(frame: pd.DataFrame | None, kind: type[T]) -> T:
     """The first row of a frame; a row of defaults if there is none."""
+    found = first(frame, kind)
+    return kind() if found is None else found
+
+
+def first(frame: pd.DataFrame | None, kind: type[T]) -> T | None:
+    """The first row of a frame, where it matters whether there is one."""
     found = each(None if frame is None else frame.head(1), kind)
-    return found[0] if found else kind()
+    return found[0] if found else None
 
 
 def each(frame: pd.DataFrame | None, kind: type[T]) -> list[T]:

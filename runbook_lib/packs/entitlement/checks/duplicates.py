@@ -32,7 +32,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import amount, one, row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import delivery, leases
+from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import logs
 from runbook_lib.view import charts
@@ -296,7 +296,7 @@ def collect_absorbed(rb: Context) -> Frames:
     # The tables first and last: what the consumer delivers between its looks, they show between theirs.
     look("")
     consumer("")
-    time.sleep(delivery.LOOKS_APART_S)
+    time.sleep(rb.number("looks.apart"))
     consumer("_later")
     look("_later")
     with parts.part("stream") as answers:
@@ -388,7 +388,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
     doubled = amount(later, "doubled")
     reached = doubled or float((before.value("duplicates") if before else 0) or 0)
     new = max(amount(later, "events") - amount(tables, "events"), 0.0)
-    seconds = seconds_between(first.get("ts"), second.get("ts")) or delivery.LOOKS_APART_S
+    seconds = seconds_between(first.get("ts"), second.get("ts")) or given.number("looks.apart")
     moved = _moved(first, second)
     rate = moved["again"] / seconds * 60 if moved else None
     # A delivery that is neither a new notification nor still waiting for its answer was absorbed, or refused.
@@ -399,7 +399,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
     )
     race = locks.status is not Status.OK and any(s.about == "FM-NOTI-02" for s in locks.signals)
     failed = failures(frames)
-    log = _log(frames)
+    log = _log(frames, given)
     limit = given.limits.value("redelivery.rate", rate)
     storm = limit.status is Status.WARNING
     lag = amount(second, "num_pending") + amount(second, "num_ack_pending") if second else None
@@ -446,7 +446,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
         ],
         at_least=worst(at_least),
         reason=silent.reason if silent else None,
-        notes=tuple(_absorbed_notes(frames, key, facts, locks, race)),
+        notes=tuple(_absorbed_notes(frames, given, key, facts, locks, race)),
         signals=(
             *_absorbed_signals(doubled, reached, storm, surplus, moved is not None),
             *((Signal("FM-NOTI-02", log["log_weight"]),) if log["log_weight"] else ()),
@@ -478,7 +478,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
 LOGGED = (("lost", "entries"), ("twice", "rows"), ("skipped", "events"))
 
 
-def _log(frames: Frames) -> dict[str, Any]:
+def _log(frames: Frames, given: Given) -> dict[str, Any]:
     """What the log comes to: counts, how long ago the last of it was, and what that is worth."""
     found = one(frames.get("log"))
     lost, twice = amount(found, "lost"), amount(found, "sent_twice")
@@ -488,7 +488,7 @@ def _log(frames: Frames) -> dict[str, Any]:
     now = ago is not None and ago < NOW_S
     since = found.get("since")
     # One lost lock may be a restart; several within a minute are somebody who sends the same rows.
-    sure = now and (twice > 0 or amount(found, "lost_now") >= delivery.TRIED)
+    sure = now and (twice > 0 or amount(found, "lost_now") >= given.number("tries.pattern"))
     return {
         "lost": lost, "twice": twice, "skipped": amount(found, "skipped"), "entries": amount(found, "entries"),
         "log_ago": ago, "log_since": f"{pd.Timestamp(since):%H:%M:%S}" if since is not None else None,
@@ -529,7 +529,9 @@ def _surplus(frames: Frames) -> tuple[float | None, float | None]:
     return max(surplus, 0.0), max(-surplus, 0.0)
 
 
-def _absorbed_notes(frames: Frames, key: str, facts: dict[str, Any], locks: Finding, race: bool) -> list[Text]:
+def _absorbed_notes(
+    frames: Frames, given: Given, key: str, facts: dict[str, Any], locks: Finding, race: bool
+) -> list[Text]:
     notes = []
     if race and key != "two_hands":
         notes.append(locks.headline)
@@ -546,7 +548,7 @@ def _absorbed_notes(frames: Frames, key: str, facts: dict[str, Any], locks: Find
     if "log" in frames:
         read = "log_quiet" if not facts["lost"] + facts["twice"] else "log_lost"
         notes.append(say(f"duplicates.{read if facts['entries'] else 'log_empty'}", **facts))
-    notes.append(say("duplicates.double_send", seconds=delivery.LOOKS_APART_S))
+    notes.append(say("duplicates.double_send", seconds=given.number("looks.apart")))
     return notes
 
 
