@@ -440,7 +440,8 @@ def _live(frames: Frames, given: Given) -> dict[str, float]:
         live["delivery"] = refused
     backlog = one(frames.get("outbox"))
     published = seconds_between(backlog.get("last_published"), backlog.get("now"))
-    if _tries(frames, "publish") >= delivery.TRIED and (published is None or published >= publish.PUBLISHES_S):
+    publishes = published is not None and published < given.number("success.lately")
+    if _tries(frames, "publish") >= given.number("tries.pattern") and not publishes:
         live["publish"] = 0.7
     return live
 
@@ -451,17 +452,17 @@ def _tries(frames: Frames, part: str) -> float:
     return float(pd.to_numeric(tries[tries["part"] == part]["failed"], errors="coerce").fillna(0).sum())
 
 
-def _sends(frames: Frames) -> bool:
+def _sends(frames: Frames, given: Given) -> bool:
     """Whether a send has succeeded so lately that the receiver accepts."""
     activity = one(frames.get("activity"))
     since = seconds_between(activity.get("last_sent"), activity.get("now"))
-    return since is not None and since < delivery.SENDS_S
+    return since is not None and since < given.number("success.lately")
 
 
-def _in_part(frames: Frames) -> bool:
+def _in_part(frames: Frames, given: Given) -> bool:
     """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
     sent = amount(one(frames.get("activity")), "sent_1m") * TRIES_S / 60
-    return _sends(frames) and sent > _tries(frames, "delivery")
+    return _sends(frames, given) and sent > _tries(frames, "delivery")
 
 
 def _publish_kind(frames: Frames) -> str:
@@ -522,7 +523,7 @@ def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[s
     if "delivery" in seen.live:
         yield say("letters.backoff")
     retrying = one(frames.get("retrying"))
-    if (n := amount(retrying, "n")) >= delivery.TRIED:
+    if (n := amount(retrying, "n")) >= given.number("tries.pattern"):
         share = 100 * amount(retrying, "top_user_n") / n
         yield say("letters.retrying", n=n, users=amount(retrying, "users"), share=share)
     if data := sum(c.n for c in given_up.clusters(frames) if c.kind == "data"):
@@ -539,11 +540,11 @@ def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[s
 
 def _transient_signals(seen: Transient, frames: Frames, given: Given) -> Iterable[Signal]:
     quiet, refused = given_up.quiet_s(given), seen.live.get("delivery", 0.0)
-    if refused and _in_part(frames):
+    if refused and _in_part(frames, given):
         yield from (Signal("receiver", 0.5), Signal("FM-NOTI-04", 0.7), Signal("FM-NOTI-03", 0.3))
     elif refused:
         yield from (Signal("receiver", refused), Signal("FM-NOTI-03", refused), Signal("FM-NOTI-04", 0.3))
-    elif _sends(frames) and not seen.clusters:
+    elif _sends(frames, given) and not seen.clusters:
         yield from (Signal("receiver", -0.4), Signal("FM-NOTI-03", -0.5))
     for kind in dict.fromkeys(c.kind for c in seen.clusters):
         ago = min(given_up.since_last(c.last, given) for c in seen.clusters if c.kind == kind)

@@ -33,7 +33,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import delivery, leases
+from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import logs
 from runbook_lib.view import charts
@@ -313,7 +313,7 @@ def collect_absorbed(rb: Context) -> Frames:
     # The tables first and last: what the consumer delivers between its looks, they show between theirs.
     look("")
     consumer("")
-    time.sleep(delivery.LOOKS_APART_S)
+    time.sleep(rb.number("looks.apart"))
     consumer("_later")
     look("_later")
     with parts.part("stream") as answers:
@@ -492,7 +492,7 @@ class Log:
         """How much its signs are worth: "sure", "now", "recent", "ever" or ""."""
         if self.ago is not None and self.ago < given.number("log.just_now"):
             # One lost lock may be a restart; several within a minute are somebody who sends the same rows.
-            return "sure" if self.sent_twice or self.lost_now >= delivery.TRIED else "now"
+            return "sure" if self.sent_twice or self.lost_now >= given.number("tries.pattern") else "now"
         if self.ago is not None and self.ago < given.number("duplicates.still"):
             return "recent"
         return "ever" if self.lost or self.sent_twice else ""
@@ -516,7 +516,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
     before = next((f for f in given.earlier if f.step == "4.2.2"), None)
     reached = later.doubled or float((before.value("duplicates") if before else 0) or 0)
     new = max(later.events - tables.events, 0.0)
-    seconds = (first and second and seconds_between(first.ts, second.ts)) or delivery.LOOKS_APART_S
+    seconds = (first and second and seconds_between(first.ts, second.ts)) or given.number("looks.apart")
     moved = Moved.between(first, second)
     rate = moved.again / seconds * 60 if moved else None
     surplus, hidden = _surplus(frames)
@@ -595,7 +595,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
         ],
         at_least=worst(at_least),
         reason=silent.reason if silent else None,
-        notes=tuple(_absorbed_notes(frames, facts, locks if race and key != "two_hands" else None)),
+        notes=tuple(_absorbed_notes(frames, given, facts, locks if race and key != "two_hands" else None)),
         signals=(
             *(s for observation, seen in spoke.items() if seen for s in given.speaks(observation)),
             *locks.signals,
@@ -631,7 +631,7 @@ def _surplus(frames: Frames) -> tuple[float | None, float | None]:
     return max(surplus, 0.0), max(-surplus, 0.0)
 
 
-def _absorbed_notes(frames: Frames, facts: dict[str, Any], race: Finding | None) -> list[Text]:
+def _absorbed_notes(frames: Frames, given: Given, facts: dict[str, Any], race: Finding | None) -> list[Text]:
     notes = [race.headline] if race else []
     for e in failures(frames).values():
         why = say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
@@ -647,7 +647,7 @@ def _absorbed_notes(frames: Frames, facts: dict[str, Any], race: Finding | None)
     if "log" in frames:
         read = "log_quiet" if not facts["lost"] + facts["twice"] else "log_lost"
         notes.append(say(f"duplicates.{read if facts['entries'] else 'log_empty'}", **facts))
-    notes.append(say("duplicates.double_send", seconds=delivery.LOOKS_APART_S))
+    notes.append(say("duplicates.double_send", seconds=given.number("looks.apart")))
     return notes
 
 

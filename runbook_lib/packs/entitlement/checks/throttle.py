@@ -489,7 +489,7 @@ def _proposals(frames: Frames, given: Given, seen: Seen, side: Side, *, done: bo
         found.append(proposals.undo_settings(given, seen.apart))
     if seen.apart or seen.asked:
         return found
-    trouble = delivery.delivery(frames).refused(given) if side is DELIVERY else _relay_refused(frames)
+    trouble = delivery.delivery(frames).refused(given) if side is DELIVERY else _relay_refused(frames, given)
     if trouble:
         batch, pause = (
             int(seen.now.batch or facts_of(given).batch_size),
@@ -507,9 +507,11 @@ def _problems(seen: Seen) -> list[str]:
     return [p for name, value in seen.asked.items() if (p := known[name].problem(value))]
 
 
-def _relay_refused(frames: Frames) -> float:
+def _relay_refused(frames: Frames, given: Given) -> float:
     backlog = one(frames.get("backlog"))
-    return 0.6 if amount(backlog, "tried") >= delivery.TRIED and amount(backlog, "waiting_retry") else 0.0
+    return (
+        0.6 if amount(backlog, "tried") >= given.number("tries.pattern") and amount(backlog, "waiting_retry") else 0.0
+    )
 
 
 def _as_observed(frames: Frames) -> tuple[float | None, float | None]:
