@@ -76,6 +76,8 @@ class Cluster:
     """Dead letters with one error text; `n` is an estimate where they are a sample."""
 
     error: str
+    kind: Kind
+    shape: Literal["burst", "long", "few"]
     n: float
     first: pd.Timestamp
     last: pd.Timestamp
@@ -83,8 +85,6 @@ class Cluster:
     top_user: float
     types: int
     top_type: str
-    shape: Literal["burst", "long", "few"]
-    kind: Kind
 
 
 def clusters(letters: pd.DataFrame, given: Given, sent: pd.DataFrame | None = None) -> list[Cluster]:
@@ -124,6 +124,8 @@ def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timesta
     others_pass = sum(minute in sent for minute in between) >= given.number("errors.pass_share") * len(between)
     return Cluster(
         error=error,
+        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
+        shape=shape,
         n=n,
         first=at.min(),
         last=at.max(),
@@ -131,8 +133,6 @@ def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timesta
         top_user=top_user,
         types=len(types),
         top_type=str(types.index[0]) if len(types) else "",
-        shape=shape,
-        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
     )
 
 

@@ -75,7 +75,7 @@ class Advisory:
 
 
 @dataclass(frozen=True)
-class GivenUpMessage:
+class Fetched:
     """What `classify` says of a message."""
 
     stream_seq: int | None = None
