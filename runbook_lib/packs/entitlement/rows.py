@@ -104,21 +104,3 @@ class Count:
     """A question that only counts; None where it was not answered."""
 
     n: int | None = None
-
-
-@dataclass(frozen=True)
-class Connections:
-    """The database's connections, and those set aside."""
-
-    QUESTION: ClassVar[str] = "database/connections"
-
-    max_connections: int = 0
-    superuser_reserved: int = 0
-    reserved: int = 0
-    used: float = 0.0
-
-    @property
-    def used_share(self) -> float | None:
-        """Percent of those that an ordinary role can get."""
-        ordinary = self.max_connections - self.superuser_reserved - self.reserved
-        return 100 * self.used / ordinary if ordinary > 0 else None

@@ -30,9 +30,10 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks.database import Connections
 from runbook_lib.packs.entitlement.checks.delivery import Activity
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Connections, Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Notifications, Outbox
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -472,7 +473,7 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
     unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
     other, names = _differs(streams, consumers, given), ", ".join(missing)
     published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
-    if streams[0].stream in missing and isinstance(published, float) and published < given.number("broker.flows"):
+    if streams[0].stream in missing and isinstance(published, float) and published < given.number("processed.lately"):
         another = say("scope.another_broker", names=names, ago=published)
         return unknown("", Reason.ERROR, another, next_sections=("4.1",))
 
@@ -580,6 +581,7 @@ def judge_database(frames: Frames, given: Given) -> Finding:
     rights = rows.each(frames.get("rights"), Right)
     unreadable, writable = ([r.table_name for r in rights if not r.may_read], [r for r in rights if r.may_write])
     connections = rows.one(frames.get("connections"), Connections)
+    used = 100 * connections.used / connections.usable if connections.usable > 0 else None
     if server.superuser:
         reserved = say("scope.reserved_superuser", n=connections.superuser_reserved)
     elif server.may_use_reserved and connections.reserved:
@@ -590,9 +592,9 @@ def judge_database(frames: Frames, given: Given) -> Finding:
     return judged(
         say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
-        else say("scope.database", version=server.version, role=server.role, can=can, used=connections.used_share),
+        else say("scope.database", version=server.version, role=server.role, can=can, used=used),
         [
-            given.limits.value("connections.used", connections.used_share),
+            given.limits.value("connections.used", used),
             Value("postgres.version", server.version),
             Value("postgres.role", server.role),
             Value("postgres.read_only", server.read_only),
