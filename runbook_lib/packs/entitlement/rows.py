@@ -41,6 +41,31 @@ class Notifications(Queue):
 
 
 @dataclass(frozen=True)
+class Activity:
+    """When the worker was last at work, and what came and went in the last minute."""
+
+    QUESTION: ClassVar[str] = "notifications/activity"
+
+    now: pd.Timestamp | None = None
+    last_claim: pd.Timestamp | None = None
+    last_sent: pd.Timestamp | None = None
+    last_try: pd.Timestamp | None = None
+    sent_1m: float = 0.0
+    arrived_1m: float = 0.0
+    workers: str | None = None
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Unfinished rows that were tried so often in vain."""
+
+    QUESTION: ClassVar[str] = "notifications/attempts"
+
+    attempt_count: int = 0
+    n: int = 0
+
+
+@dataclass(frozen=True)
 class Outbox(Queue):
     """The relay's queue, and when the relay was last at work."""
 

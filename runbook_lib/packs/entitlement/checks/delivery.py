@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from runbook_lib import rows
 from runbook_lib.checks.parts import seconds_between
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.packs.entitlement.rows import Held, Notifications
+from runbook_lib.packs.entitlement.rows import Activity, Attempts, Held, Notifications
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -20,31 +20,6 @@ if TYPE_CHECKING:
 
 #: Observations of a worker that is gone, and not only one that may be waiting for a receiver.
 GONE = ("delivery.stopped", "delivery.seems_stopped")
-
-
-@dataclass(frozen=True)
-class Activity:
-    """When the worker was last at work, and what came and went in the last minute."""
-
-    QUESTION: ClassVar[str] = "notifications/activity"
-
-    now: pd.Timestamp | None = None
-    last_claim: pd.Timestamp | None = None
-    last_sent: pd.Timestamp | None = None
-    last_try: pd.Timestamp | None = None
-    sent_1m: float = 0.0
-    arrived_1m: float = 0.0
-    workers: str | None = None
-
-
-@dataclass(frozen=True)
-class Attempts:
-    """Unfinished rows that were tried so often in vain."""
-
-    QUESTION: ClassVar[str] = "notifications/attempts"
-
-    attempt_count: int = 0
-    n: int = 0
 
 
 @dataclass(frozen=True)

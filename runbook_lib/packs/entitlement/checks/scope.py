@@ -31,9 +31,8 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks.database import Connections
-from runbook_lib.packs.entitlement.checks.delivery import Activity
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Activity, Notifications, Outbox
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
