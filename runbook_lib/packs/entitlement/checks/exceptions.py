@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Different texts that are told apart; the rest is counted as one.
 MOST_TEXTS = 200
+#: Characters of a cause in a headline.
+LONGEST_CAUSE = 80
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
@@ -258,11 +260,22 @@ class Read:
 
 @dataclass(frozen=True)
 class Counted:
-    """A phrase, what it speaks for, and how many entries of the last moments have it."""
+    """Entries of one phrase, or of one text: in all, and of the last moments."""
 
     phrase: str = ""
+    detail: str = ""
+    level: str = ""
     failure_modes: str = ""
+    n: float = 0.0
     now: float = 0.0
+    tries_now: float = 0.0
+    since: pd.Timestamp | None = None
+    last: pd.Timestamp | None = None
+
+    @property
+    def recent(self) -> float:
+        """Those of the last moments; tries as 6.2 counts them."""
+        return self.tries_now if self.phrase in FAILED_TRY else self.now
 
 
 @dataclass(frozen=True)
@@ -275,7 +288,7 @@ class Log:
     errors: float
     errors_now: float
     top: str
-    since: Any
+    since: pd.Timestamp | None
     closed: bool
 
     @property
@@ -293,36 +306,27 @@ def read_log(frames: Frames) -> Log | None:
     """The log in numbers; None where it could not be read, or says nothing."""
     if not rows.one(frames.get("log"), Read).entries:
         return None
-    phrases, texts = table(frames, "phrases", *_PHRASES), table(frames, "texts", *_TEXTS)
-    tries = phrases[phrases["phrase"].isin(FAILED_TRY)]
+    phrases, texts = (rows.each(frames.get(name), Counted) for name in ("phrases", "texts"))
+    tries = [p for p in phrases if p.phrase in FAILED_TRY]
+    bad = [p for p in phrases if p.level in ("WARN", "ERROR") and p.failure_modes and p.phrase not in FAILED_TRY]
     # What no phrase explains counts when it is an error; a warning of some library is shown, and no more.
-    bad = phrases[
-        phrases["level"].isin(["WARN", "ERROR"])
-        & (phrases["failure_modes"] != "")
-        & ~phrases["phrase"].isin(FAILED_TRY)
-    ]
-    odd = texts[(texts["phrase"] == "") & (texts["level"] == "ERROR")]
-    kinds = [
-        *zip(tries["n"], tries["tries_now"], tries["since"], tries["phrase"], strict=True),
-        *zip(bad["n"], bad["now"], bad["since"], bad["phrase"], strict=True),
-        *zip(odd["n"], odd["now"], odd["since"], odd["detail"], strict=True),
-    ]
+    bad += [t for t in texts if not t.phrase and t.level == "ERROR"]
 
-    def last(names: tuple[str, ...]) -> Any:
-        return phrases.loc[phrases["phrase"].isin(names), "last"].max()
+    def last(names: tuple[str, ...]) -> pd.Timestamp | None:
+        return max((p.last for p in phrases if p.phrase in names and p.last is not None), default=None)
 
     closed, started = last(CLOSED), last(STARTED)
-    deaf = bool(pd.notna(closed) and not (pd.notna(started) and started > closed))
-    top = max(kinds, key=lambda kind: (deaf and kind[3] in CLOSED, kind[1], kind[0]), default=(0, 0, None, None))
-    causes = texts.loc[texts["phrase"] == top[3], "detail"]  # the most frequent first
+    deaf = closed is not None and (started is None or started <= closed)
+    top = max([*tries, *bad], key=lambda c: (deaf and c.phrase in CLOSED, c.recent, c.n), default=Counted())
+    cause = next((t.detail for t in texts if top.phrase and t.phrase == top.phrase), "")  # the most frequent first
     return Log(
-        failed=_sum(tries, "n"),
-        failed_now=_sum(tries, "tries_now"),
-        sent_now=_sum(phrases[phrases["phrase"] == SENT], "tries_now"),
-        errors=_sum(bad, "n") + _sum(odd, "n"),
-        errors_now=_sum(bad, "now") + _sum(odd, "now"),
-        top=str(top[3] or "") if causes.empty else f"{top[3]}: {str(causes.iloc[0])[:80]}",
-        since=top[2],
+        failed=sum(t.n for t in tries),
+        failed_now=sum(t.recent for t in tries),
+        sent_now=sum(p.tries_now for p in phrases if p.phrase == SENT),
+        errors=sum(c.n for c in bad),
+        errors_now=sum(c.recent for c in bad),
+        top=f"{top.phrase}: {cause[:LONGEST_CAUSE]}" if cause else top.phrase or top.detail,
+        since=top.since,
         closed=deaf,
     )
 
@@ -429,10 +433,6 @@ def _modes(frames: Frames, given: Given, failing: Status, *, closed: bool) -> di
             if mode and weight:
                 weights[mode] = max(weights.get(mode, 0.0), weight)
     return weights
-
-
-def _sum(frame: pd.DataFrame, column: str) -> float:
-    return float(pd.to_numeric(frame[column]).sum())
 
 
 def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:

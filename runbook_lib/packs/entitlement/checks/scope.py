@@ -445,7 +445,7 @@ class Consumer:
 def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> list[str]:
     """What is set otherwise than the services set it."""
     subjects = {s.stream: s.subjects.split() for s in streams}
-    window, ack_wait, tries = (given.number(f"broker.{n}") for n in ("duplicate_window", "ack_wait", "max_deliver"))
+    window, ack_wait = given.number("broker.duplicate_window"), given.number("broker.ack_wait")
     found = [
         f"{s.stream}: duplicate_window {s.duplicate_window_s} s"
         for s in streams
@@ -454,7 +454,7 @@ def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> 
     for c in consumers:
         as_expected = {
             f"ack_wait {c.ack_wait_s} s": c.ack_wait_s == ack_wait,
-            f"max_deliver {c.max_deliver}": c.max_deliver == tries,
+            f"max_deliver {c.max_deliver}": c.max_deliver == given.number("broker.max_deliver"),
             f"deliver_policy {c.deliver_policy}": c.deliver_policy == "all",
             f"filter {c.subject}": not c.subject or c.subject in subjects.get(c.stream, []),
         }
