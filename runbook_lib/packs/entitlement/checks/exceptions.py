@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 #: A log is read no further back than this, however wide the window is.
 LONGEST_MIN = 60
 #: "Now": tries, as 6.2 counts them; and errors, which are counted per minute.
-TRIES_S, RECENT_S = recovery.RECENT * recovery.BUCKET_S, 60
+TRIES_S, RECENT_S = 20, 60
 #: A silence that ends a series: no wait for the next try is longer than 90 s.
 GAP_S = 120
 #: A log that begins so much later than it was asked for is said to.
