@@ -288,7 +288,7 @@ def collect_transient(rb: Context) -> Frames:
         answers |= delivery.look(db)
         answers |= {name: db.ask(f"dead_letters/{name}") for name in ("attempts_ended", "retry_load", "retrying")}
         answers["tries"] = db.ask(
-            "recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=rb.number("tries.lately"))
+            "recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
         )
         answers["errors"] = db.ask("outbox/errors")
         answers["outbox"] = db.ask("outbox/backlog")
@@ -393,7 +393,7 @@ class Transient:
 
     def in_part(self, given: Given) -> bool:
         """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
-        sent = self.worker.activity.sent_1m * given.number("tries.lately") / 60
+        sent = self.worker.activity.sent_1m * given.number("recovery.recent") / 60
         return self.sends(given) and sent > self.tries.get("delivery", 0.0)
 
 

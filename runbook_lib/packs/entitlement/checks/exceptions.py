@@ -129,7 +129,7 @@ class _Seen:
             "level": self.level,
             "n": len(ages),
             "now": sum(age <= number("log.just_now") for age in ages),
-            "tries_now": sum(age <= number("tries.lately") for age in ages),
+            "tries_now": sum(age <= number("recovery.recent") for age in ages),
             "per_min": round(len(ages) / covered_min, 2),
             "first": pd.Timestamp(min(self.times)),
             "last": pd.Timestamp(max(self.times)),

@@ -281,7 +281,7 @@ def _ask(
     e2e = slos["NOTI-B"].number
     outbox = {**span, "limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
     sent = {**span, "limit_s": e2e, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
-    tries_s, margin = rb.number("postmortem.longest_tries"), pd.Timedelta(hours=rb.number("postmortem.margin"))
+    tries_s, margin = rb.number("publish.tries_longest"), pd.Timedelta(hours=rb.number("postmortem.margin"))
     piece = pd.Timedelta(hours=rb.number("postmortem.piece"))
     return {
         "reach": db.ask("postmortem/reach"),

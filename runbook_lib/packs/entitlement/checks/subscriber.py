@@ -341,7 +341,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
     limits, consumer = given.limits, rows.first(frames.get("consumer"), Consumer)
     oldest_s = rows.one(frames.get("oldest"), OldestMessage).age_s if consumer is not None else None
     late = (
-        limits["subscriber.lag"].status(consumer and consumer.lag),
+        limits["subscriber.lag"].status(None if consumer is None else consumer.lag),
         limits["subscriber.oldest_unprocessed"].status(oldest_s),
     )
     missed = rows.each(frames.get("unprocessed"), Unprocessed)
