@@ -24,6 +24,7 @@ from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import delivery
+from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
@@ -594,7 +595,7 @@ def test_a_lease_is_measured_against_real_batches() -> None:
     before = leases.judge_length({"batches": batches.assign(started=[ago(3), ago(600)])}, make_given())
     assert before.status is Status.OK
     assert any(n.key == "leases.longer_before" for n in before.notes)
-    other = leases.judge_length({"holders": holders(("w", 1, 0, 0.0))}, make_given(lease_s=60.0))
+    other = leases.judge_length({"holders": holders(("w", 1, 0, 0.0))}, make_given(facts=Facts(lease_s=60.0)))
     assert other.status is Status.WARNING
 
 

@@ -18,7 +18,6 @@ from runbook_lib import catalog
 from runbook_lib.checks import checks
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Status
-from runbook_lib.packs.entitlement.actions.restart import COOLDOWN_S
 from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import ACTIONS, Archive
@@ -126,7 +125,7 @@ def test_stopped_and_started_again_with_nothing_lost(sandbox: Sandbox, tmp_path:
     assert sandbox.program_state("notification") == "STOPPED"
     code, said = runbook(sandbox, tmp_path, "act", "restart", "notification", *word)
     assert code == Status.CRITICAL.value and json.loads(said)["result"] == "refused"
-    deadline = time.monotonic() + COOLDOWN_S + 60
+    deadline = time.monotonic() + BOOK.numbers["action.cooldown"] + 60
     while (code := runbook(sandbox, tmp_path, "act", "scale", "notification", "1", *word)[0]) and (
         time.monotonic() < deadline
     ):
