@@ -34,7 +34,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, publish
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Outbox
+from runbook_lib.packs.entitlement.rows import Attempts, Outbox
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -608,14 +608,6 @@ def _transient_hops(seen: Transient) -> tuple[Hop, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Tried:
-    """Rows that were tried so often."""
-
-    attempt_count: int = 0
-    n: float = 0.0
-
-
 def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     """How often what is open, and what was given up, has been tried."""
     active = table(frames, "attempts", "attempt_count", "n")
@@ -624,7 +616,7 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     series = {"notifications, open": active} | {kind: ended[ended["what"] == kind] for kind in kinds}
     tried: dict[str, dict[int, float]] = {name: {} for name in series}
     for name, frame in series.items():
-        for r in rows.each(frame, Tried):
+        for r in rows.each(frame, Attempts):
             # Whatever is beyond the scale stands in its last column.
             tries = min(r.attempt_count, MOST_TRIES)
             if tries > 0:

@@ -24,6 +24,7 @@ from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
 from runbook_lib.sources import SourceError
 
@@ -93,14 +94,6 @@ class Recorded:
 
     stream_seq: int | None = None
     created_at: pd.Timestamp | None = None
-
-
-@dataclass(frozen=True)
-class Older:
-    """Dead letters of a store that are older than the window."""
-
-    QUESTION: ClassVar[str] = "dead_letters/older"
-    n: int = 0
 
 
 def classify(message: Message) -> dict[str, Any]:
@@ -300,7 +293,7 @@ def reading_notes(frames: Frames, *questions: str) -> tuple[Text, ...]:
     notes += [say("letters.refused", question=name) for name in questions if name not in frames]
     sources = {e.source: e for e in failures(frames).values()}
     notes += [say("letters.without", source=e.source, why=e.detail) for e in sources.values()]
-    older = sum(store.n for store in rows.each(frames.get("older"), Older))
+    older = sum(store.n or 0 for store in rows.each(frames.get("older"), Count))
     if older:
         notes.append(say("letters.older", n=older))
     return tuple(notes)
