@@ -876,6 +876,46 @@ def test_refused_logins_are_counted_with_the_server_s_reason(
     assert found.headline.params["reason"] == "Authentication Failure"
 
 
+#: What keeps the services' role from its work, and what lets it again; the restart that "nobody claims" would suggest.
+KEPT_FROM = {
+    "read_only": (
+        "ALTER ROLE miniserversystem SET default_transaction_read_only = on",
+        "ALTER ROLE miniserversystem RESET default_transaction_read_only",
+        "FM-DB-04",
+    ),
+    "shut_out": ("ALTER ROLE miniserversystem NOLOGIN", "ALTER ROLE miniserversystem LOGIN", "FM-DB-05"),
+    "lacks_rights": (
+        "REVOKE UPDATE ON notification.notifications FROM miniserversystem",
+        "GRANT UPDATE ON notification.notifications TO miniserversystem",
+        "FM-DB-05",
+    ),
+}
+
+
+@pytest.mark.parametrize("kept_from", KEPT_FROM)
+def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
+    servers: Servers, db: psycopg.Connection, broker: str, kept_from: str
+) -> None:
+    """Due rows that nobody claims look like a dead relay and a dead worker; why they do not claim is in the catalog."""
+    event(db, 20, "PENDING", 60)
+    take, give, mode = KEPT_FROM[kept_from]
+    book = catalog.load()
+    with subscribed(broker):
+        before = conclude(run(servers, *STEPS[:4]).values(), book)
+        assert before.proposals[0].name == "restart_entitlement"
+        db.execute(take)
+        try:
+            found = run(servers, *STEPS[:4])
+        finally:
+            db.execute(give)
+    verdict = conclude(found.values(), book)
+    assert found["4.1.4"].status is Status.CRITICAL
+    assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.confidence) == ("database", mode, "high")
+    assert [p.name for p in verdict.proposals] == ["look_at_role"]
+    out = {m.id: m.excluded_by for m in verdict.failure_modes}
+    assert out["FM-OB-01"] == f"database.{kept_from}"
+
+
 def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     event(db, 20, "PUBLISHED", 60, published=-59)
     event(db, 20, "PENDING", 18)

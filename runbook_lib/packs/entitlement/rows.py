@@ -129,3 +129,31 @@ class Count:
     """A question that only counts; None where it was not answered."""
 
     n: int | None = None
+
+
+@dataclass(frozen=True)
+class Application:
+    """The role of both services: what may keep it from its work, whatever its processes do."""
+
+    QUESTION: ClassVar[str] = "database/application"
+
+    role: str | None = None
+    there: bool = False
+    can_login: bool = True
+    expired: bool = False
+    connection_limit: float = -1.0
+    sessions: float = 0.0
+    read_only: str | None = None
+    lacks: str | None = None
+
+    @property
+    def kept_from(self) -> str:
+        """What keeps it: read_only, shut_out or lacks_rights; "" where nothing does, or there is no such role."""
+        full = 0 <= self.connection_limit <= self.sessions
+        if not self.there:
+            return ""
+        if not self.can_login or self.expired or full:
+            return "shut_out"
+        if (self.read_only or "").lower() in ("on", "true", "yes", "1"):
+            return "read_only"
+        return "lacks_rights" if self.lacks else ""

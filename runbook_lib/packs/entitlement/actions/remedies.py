@@ -59,6 +59,18 @@ def check_nats_credentials(of: Of) -> Proposal:
     return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
 
 
+def look_at_role(of: Of) -> Proposal:
+    """See what keeps the services' role from its work: its log-in, its limit, its settings (4.1)."""
+    role = facts_of(of).database_role
+    name = role.replace("'", "''")
+    sql = (
+        "SELECT rolname, rolcanlogin, rolvaliduntil, rolconnlimit, datname, setconfig FROM pg_roles "  # noqa: S608 - shown
+        "LEFT JOIN pg_db_role_setting ON setrole IN (0, pg_roles.oid) "
+        f"LEFT JOIN pg_database ON pg_database.oid = setdatabase WHERE rolname = '{name}'"
+    )
+    return Proposal("look_at_role", psql(of, sql), "4.1", {"role": role})
+
+
 def check_clocks(of: Of) -> Proposal:
     """Compare the pod's clock with this machine's, before the node's time service is repaired (4.3)."""
     name = facts_of(of).workloads.notification

@@ -15,7 +15,7 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import Activity, Application, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS
 from runbook_lib.usage import UsageError, did_you_mean
@@ -138,11 +138,25 @@ def look_until_settled(
 
 
 def servers_answer(rb: Context) -> list[Precondition]:
-    """Both servers answer: a pod that does not reach them at its start aborts."""
+    """Both servers answer and let the services work: a pod that does not reach them at its start aborts."""
     return [
         _answers("postgres", lambda: _ask_database(rb)),
         _answers("jetstream", lambda: rb.jetstream.server()),
+        _may_work(rb),
     ]
+
+
+def _may_work(rb: Context) -> Precondition:
+    """The database lets the services' role in, and write: a pod that it keeps out is not helped by a start."""
+    name = facts_of(rb).database_role
+    try:
+        with rb.snapshot() as db:
+            role = rows.one(db.ask(Application.QUESTION, role=name), Application)
+    except SourceError:
+        return Precondition(say("action.restart.may_work", role=name), ok=None)
+    if not role.kept_from:
+        return Precondition(say("action.restart.may_work", role=name), ok=True)
+    return Precondition(say(f"database.{role.kept_from}", role=role.role, lacks=role.lacks), ok=False)
 
 
 def _ask_database(rb: Context) -> None:

@@ -19,6 +19,7 @@ from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status,
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
 
@@ -87,9 +88,10 @@ class Transaction:
 
 
 def collect(rb: Context) -> Frames:
-    """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too. Frames: those of `QUESTIONS`."""
+    """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too. Frames: `QUESTIONS` and application."""
     with rb.snapshot() as db:
-        return {name: db.ask(f"database/{name}") for name in QUESTIONS}
+        frames = {name: db.ask(f"database/{name}") for name in QUESTIONS}
+        return frames | {"application": db.ask("database/application", role=facts_of(rb).database_role)}
 
 
 def judge(frames: Frames, given: Given) -> Finding:
@@ -104,12 +106,17 @@ def judge(frames: Frames, given: Given) -> Finding:
     share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
     waits, full = wait.status is not Status.OK, share.status in (Status.WARNING, Status.CRITICAL)
     key = "blocked" if waits and blocker.pid is not None else "waits" if waits else "full" if full else "free"
+    application = rows.one(frames.get("application"), Application)
+    kept_from = application.kept_from
+    kept = Status.CRITICAL if kept_from else Status.OK
+    held = _proposals(given, waits, full, blocker, most, share_of_most)
+    shown = [n for n in ("blockers", "blocked", "sessions", "long_transactions") if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
     if longest >= facts_of(given).lease_s:
         notes.append(say("database.long_transaction", longest=longest))
     return judged(
         say(
-            f"database.{key}",
+            f"database.{kept_from or key}",
             blocked=len(blocked),
             wait=wait.value,
             pid=blocker.pid,
@@ -121,6 +128,8 @@ def judge(frames: Frames, given: Given) -> Finding:
             share=share.value,
             most=most,
             share_of_most=share_of_most,
+            role=application.role,
+            lacks=application.lacks,
         ),
         [
             wait,
@@ -129,11 +138,12 @@ def judge(frames: Frames, given: Given) -> Finding:
             Value("connections.used_of_usable", f"{used:.0f} / {usable:.0f}"),
             Value("transactions.longest", longest, "s"),
         ],
+        at_least=kept,
         notes=tuple(notes),
-        signals=tuple(_signals(wait, share, given)),
-        proposals=_proposals(given, waits, full, blocker, most, share_of_most),
-        next_sections=("5.2",) if full or waits else (),
-        show=tuple(n for n in ("blockers", "blocked", "sessions", "long_transactions") if len(table(frames, n))),
+        signals=tuple(_signals(wait, share, kept_from, given)),
+        proposals=(remedies.look_at_role(given),) if kept_from else held,
+        next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
+        show=(*(["application"] if kept_from else []), *shown),
     )
 
 
@@ -160,14 +170,17 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
     return application, min(n / used, 1.0)
 
 
-def _signals(wait: Value, share: Value, given: Given) -> list[Signal]:
+def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Signal]:
     observed = {
+        "database.read_only": kept_from == "read_only",
+        "database.shut_out": kept_from == "shut_out",
+        "database.lacks_rights": kept_from == "lacks_rights",
         "database.blocked_for_long": wait.status is Status.CRITICAL,
         "database.blocked": wait.status is Status.WARNING,
         # Many connections are a warning; none left is an outage.
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
-        "database.free": wait.status is share.status is Status.OK,
+        "database.free": wait.status is share.status is Status.OK and not kept_from,
     }
     return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 
