@@ -43,6 +43,11 @@ def hold_delivery(of: Of) -> Proposal:
     return proposals.settings("hold_delivery", of, {"delivery.enabled": False})
 
 
+def switch_on(of: Of, side: str) -> Proposal:
+    """Let the loop of "delivery" or "relay" run again that a setting keeps from it (5.2)."""
+    return proposals.settings(f"switch_on_{side}", of, {f"{side}.enabled": True})
+
+
 def resume_delivery(of: Of) -> Proposal:
     """Deliver again what was held back, once the tables agree (4.2, 5.3)."""
     return proposals.settings("resume_delivery", of, {"delivery.enabled": True})

@@ -12,6 +12,7 @@ from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.checks.check import Check
+from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import (
     Finding,
@@ -29,7 +30,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import delivery, past
+from runbook_lib.packs.entitlement.checks import delivery, past, program
 from runbook_lib.packs.entitlement.rows import Notifications
 from runbook_lib.view import charts
 
@@ -55,6 +56,7 @@ class Seen:
     given_up: float
     stopping: str
     refusing: str
+    stands: str = ""
 
     @property
     def gone(self) -> bool:
@@ -65,9 +67,12 @@ class Seen:
 def collect(rb: Context) -> Frames:
     """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from.
 
+    Where something waits for too long, the runner is asked about the process.
+
     Frames: those of `delivery.look` and `delivery.second_look`; ages, open; older_than_10min, arrivals, sent, failed
     where cheap; by_status (status: text, count: text, one that begins with ≈ is an estimate).
     """
+    parts = Parts()
     with rb.snapshot() as db:
         if rb.past:
             return {"open": db.ask("notifications/open")} | _flows(db)
@@ -80,7 +85,9 @@ def collect(rb: Context) -> Frames:
         if older is not None:
             frames["older_than_10min"] = older
         frames |= _flows(db)
-    return frames | delivery.second_look(rb, frames)
+    if rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0):
+        program.ask(rb, parts, "delivery")
+    return frames | delivery.second_look(rb, frames) | parts.frames()
 
 
 def _flows(db: Snapshot) -> Frames:
@@ -142,7 +149,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
     given_up = float(failed[failed.index >= since].sum())
     if given_up >= given.number("tries.pattern") and not stopping:
         refusing = max(refusing, "delivery.gave_up", key=lambda name: delivery.strength(given, name))
-    return Seen(worker, given_up, stopping, refusing)
+    return Seen(worker, given_up, stopping, refusing, program.stands(frames, "delivery") if stopping else "")
 
 
 def _headline(seen: Seen, late: bool) -> Text:
@@ -156,6 +163,8 @@ def _headline(seen: Seen, late: bool) -> Text:
         "given_up": seen.given_up,
         "leased": queue.leased,
     }
+    if seen.stands:
+        return say(f"program.{seen.stands.replace('.', '_')}", **facts)
     if seen.stopping or seen.refusing:
         return say("backlog.stopped" if seen.gone else "backlog.refused", **facts)
     if not worker.total:
@@ -172,7 +181,7 @@ def _notes(frames: Frames) -> list[Text]:
 
 
 def _signals(seen: Seen, given: Given) -> list[Signal]:
-    found = [signal for name in (seen.stopping, seen.refusing) if name for signal in given.speaks(name)]
+    found = [signal for name in (seen.stands, seen.stopping, seen.refusing) if name for signal in given.speaks(name)]
     if seen.stopping in delivery.GONE:
         found += given.speaks("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:
@@ -207,6 +216,8 @@ def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
 
 
 def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
+    if seen.stands:
+        return program.proposals(given, seen.stands)
     if seen.gone:
         return (proposals.restart(given, "notification"),)
     return (remedies.throttle(given, "delivery"), proposals.logs(given, "notification")) if seen.refusing else ()

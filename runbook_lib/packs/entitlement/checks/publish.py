@@ -16,7 +16,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Reason, Signal, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import past
+from runbook_lib.packs.entitlement.checks import past, program
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.view import charts
@@ -80,6 +80,7 @@ class Relay:
     away: bool
     said_lost: bool
     cut_off: bool
+    stands: str
 
     @property
     def gone(self) -> bool:
@@ -107,6 +108,8 @@ def collect(rb: Context) -> Frames:
         }
     frames |= {name: frame for name, frame in asked.items() if frame is not None}
     if not rb.past:
+        if rows.one(frames["backlog"], Outbox).oldest_s >= (rb.catalog.limits["outbox.oldest_due"].warning or 0):
+            program.ask(rb, parts, "relay")
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)
             answers["broker"] = row(answers=True, last_seq=stream["state"]["last_seq"])
@@ -201,10 +204,11 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
         kind=kind,
         late=late,
         failing=failing,
-        stopped=late and not failing and silence >= (limit.warning or 0),
+        stopped=(stopped := late and not failing and silence >= (limit.warning or 0)),
         publishes=publishes,
         away=reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR),
         said_lost=reason is Reason.ERROR,
+        stands=program.stands(frames, "relay") if stopped else "",
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
     )
 
@@ -244,6 +248,8 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
     }
     if seen.failing:
         key = "broker_gone" if seen.gone else "failing"
+    elif seen.stands:
+        return say(f"program.{seen.stands.replace('.', '_')}", **facts)
     elif seen.stopped:
         key = "undecided" if seen.away else "stopped"
     elif seen.late:
@@ -279,7 +285,7 @@ def _holds_up(seen: Relay, given: Given) -> str:
 
 def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
     held_up = _holds_up(seen, given)
-    found = [*given.speaks(held_up)] if held_up else []
+    found = [signal for name in (seen.stands, held_up) if name for signal in given.speaks(name)]
     if not held_up and not seen.late and seen.queue.published_1m:
         found += given.speaks("publish.flows")
     # What the broker itself says it has lost may have been there for the last publishes.
@@ -312,6 +318,8 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
         return ()  # 4.1.2 proposes what makes the stream again
     if seen.gone:
         return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
+    if seen.stands:
+        return program.proposals(given, seen.stands)
     if seen.away:
         return ()  # nothing is restarted for what was only not seen
     if seen.stopped or (seen.failing and seen.kind == "closed"):
