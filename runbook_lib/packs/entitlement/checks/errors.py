@@ -34,9 +34,6 @@ _FOLDS = tuple(
 #: A number of three digits that stands alone is a status code, and the meaning of the text.
 _NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
 
-#: Characters of a text that tell it from others.
-LONGEST_TEXT = 200
-
 _DEPENDENCY = re.compile(
     r"time[d ]*-?out|did not answer|no answer|unreachable|refused|reset|unavailable|too many requests|broken pipe"
     r"|connect|gateway|network|\bdns\b|resol|\bclosed\b|temporar|overload|throttl|rate limit|try again"
@@ -59,7 +56,7 @@ def fingerprint(text: object) -> str:
     folded = " ".join(str(text or "").split())
     for pattern, fold in _FOLDS:
         folded = pattern.sub(fold, folded)
-    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:LONGEST_TEXT]
+    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:200]
 
 
 def text_kind(text: object) -> Kind:
