@@ -1,0 +1,259 @@
+"""One look at queues, workers and the jobs in their hands, which most steps share, and what can be told from it alone.
+
+procrastinate keeps no link between a worker's row and its sessions, and a worker that is told to stop ends its
+heartbeat before its jobs. So a silent worker is not yet a dead one; `Look.whereabouts` says which of the two is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+from runbook_lib import rows
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Frames, Status
+
+from ..facts import Facts, facts
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+#: So many waiting jobs, or events, a question looks at.
+MOST = 20_000
+#: "Lately": for how tries ended, and for how long jobs waited.
+LATELY_S = 300.0
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits in one queue. `served` is in the hands of a worker that gives signs; `begun_s` is long ago if None."""
+
+    QUESTION: ClassVar = "jobs/queues"
+    queue: str = ""
+    due: int = 0
+    oldest_due_s: float | None = None
+    behind: int = 0
+    oldest_behind_s: float | None = None
+    later: int = 0
+    tried: int = 0
+    doing: int = 0
+    served: int = 0
+    begun_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A row of procrastinate_workers; a worker that ends in order takes its row away."""
+
+    QUESTION: ClassVar = "workers/heartbeats"
+    worker: int = 0
+    silent_s: float | None = None
+    doing: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in `doing`. Without a `worker` its worker's row is gone, and without `silent_s` too."""
+
+    QUESTION: ClassVar = "jobs/doing"
+    job: int = 0
+    queue: str = ""
+    task: str = ""
+    attempts: int = 0
+    abort_requested: bool = False
+    worker: int | None = None
+    silent_s: float | None = None
+    running_s: float | None = None
+    behind: int = 0
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The sessions of this database. Unless we see those of others, only `used` and `usable` mean something.
+
+    `to_all` of the `listeners` listen to every queue; `named` are queues that others do, each session's last one.
+    """
+
+    QUESTION: ClassVar = "workers/sessions"
+    sees_others: bool = False
+    listeners: int = 0
+    to_all: int = 0
+    named: str = ""
+    others: int = 0
+    used: int = 0
+    usable: int = 0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A session that keeps rows, or the whole, of the jobs' table locked; workers step over such rows."""
+
+    QUESTION: ClassVar = "database/holders"
+    pid: int = 0
+    application: str = ""
+    state: str = ""
+    mode: str = ""
+    transaction_s: float | None = None
+    query: str = ""
+
+
+@dataclass(frozen=True)
+class Ten:
+    """What happened in ten seconds; `tens_ago` 0 are the last."""
+
+    QUESTION: ClassVar = "events/flow"
+    tens_ago: int = 0
+    deferred: int = 0
+    begun: int = 0
+    succeeded: int = 0
+    retried: int = 0
+    failed: int = 0
+
+
+class Whereabouts(StrEnum):
+    """What is known of the workers that give no sign."""
+
+    GONE = "gone"
+    """Their process has ended: nobody will finish what they had."""
+    CONNECTED = "connected"
+    """One of them still listens: it hangs, or a job keeps its event loop."""
+    ENDING = "ending"
+    """They may have been told to stop and be finishing their jobs, as long as their grace lasts."""
+    UNSEEN = "unseen"
+    """It can not be told from the database."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything of one moment."""
+
+    queues: list[Queue]
+    workers: list[Worker]
+    doing: list[Job]
+    sessions: Sessions
+    holders: list[Holder]
+    flow: list[Ten]
+    settings: Facts
+
+    @cached_property
+    def alive(self) -> list[Worker]:
+        """The workers whose heartbeat is not overdue."""
+        return [w for w in self.workers if w.silent_s is not None and w.silent_s < self.settings.stalled_after_s]
+
+    @cached_property
+    def silent(self) -> list[Worker]:
+        """Registered, and without a heartbeat for too long."""
+        return [w for w in self.workers if w not in self.alive]
+
+    @cached_property
+    def running(self) -> list[Job]:
+        """Jobs in the hands of a worker that gives signs; the longest 200 are known."""
+        return [j for j in self.doing if j.silent_s is not None and j.silent_s < self.settings.stalled_after_s]
+
+    @cached_property
+    def orphans(self) -> list[Job]:
+        """Jobs in `doing` whose worker gives no sign, or is no longer registered."""
+        running = {j.job for j in self.running}
+        return [j for j in self.doing if j.job not in running]
+
+    @property
+    def free(self) -> bool:
+        """Whether a worker could take another job: one with all its hands full is not at fault."""
+        return sum(q.served for q in self.queues) < len(self.alive) * self.settings.concurrency
+
+    def listened_to(self, queue: str) -> bool | None:
+        """Whether a session is seen to listen to a queue; None where that is not known."""
+        seen = self.sessions
+        if not seen.sees_others or not self.settings.listens:
+            return None
+        if seen.to_all or queue in seen.named.split(", "):
+            return True
+        return None if seen.listeners else False
+
+    def per_minute(self, what: str) -> float:
+        """Events of a kind in the last minute."""
+        return float(sum(getattr(ten, what) for ten in self.flow if ten.tens_ago < 6))
+
+    @cached_property
+    def due(self) -> int:
+        """Jobs that a worker may take now."""
+        return sum(q.due for q in self.queues)
+
+    @cached_property
+    def oldest_due_s(self) -> float | None:
+        """How long the oldest of them waits; 0 where there is none, None where it is not known."""
+        if not self.due:
+            return 0.0
+        return max((q.oldest_due_s for q in self.queues if q.oldest_due_s is not None), default=None)
+
+    @property
+    def absent_s(self) -> float:
+        """For how long at least those who hold the orphans have given no sign; a row that is gone was overdue."""
+        overdue = self.settings.stalled_after_s
+        return min((overdue if j.silent_s is None else j.silent_s for j in self.orphans), default=self._silence_s)
+
+    @property
+    def _silence_s(self) -> float:
+        return min((w.silent_s for w in self.silent if w.silent_s is not None), default=0.0)
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """What is known of the workers without a sign; of all of them together, since no session tells whose it is."""
+        seen, own = self.sessions, self.settings
+        if not seen.sees_others:
+            return Whereabouts.UNSEEN
+        if not seen.listeners and not seen.others:
+            return Whereabouts.GONE
+        if not own.listens:
+            return Whereabouts.UNSEEN
+        if seen.listeners > len(self.alive):
+            return Whereabouts.CONNECTED
+        return Whereabouts.GONE if self.absent_s >= own.grace_s else Whereabouts.ENDING
+
+    @property
+    def look_again_s(self) -> float | None:
+        """When the grace of those that may be ending is over."""
+        left = self.settings.grace_s - self.absent_s
+        return max(left, self.settings.poll_interval_s) if self.whereabouts is Whereabouts.ENDING else None
+
+
+def collect(rb: Context) -> Frames:
+    """All of it in one snapshot. Raises SourceError."""
+    overdue = facts(rb).stalled_after_s
+    with rb.snapshot() as db:
+        return {
+            "queues": db.ask("jobs/queues", most=MOST, stalled_after_s=overdue),
+            "workers": db.ask("workers/heartbeats"),
+            "doing": db.ask("jobs/doing", most=MOST),
+            "sessions": db.ask("workers/sessions"),
+            "holders": db.ask("database/holders"),
+            "flow": db.ask("events/flow", most=MOST, within_s=LATELY_S),
+        }
+
+
+def shared(rb: Context, step: str) -> Frames:
+    """What the steps of a section look at together."""
+    return dict(rb.shared(step, collect))
+
+
+def of(frames: Frames, given: Given) -> Look | None:
+    """The look that was collected; None where it was not."""
+    if not {"queues", "workers", "doing", "sessions"} <= set(frames):
+        return None
+    return Look(
+        queues=rows.each(frames["queues"], Queue),
+        workers=rows.each(frames["workers"], Worker),
+        doing=rows.each(frames["doing"], Job),
+        sessions=rows.one(frames["sessions"], Sessions),
+        holders=rows.each(frames.get("holders"), Holder),
+        flow=rows.each(frames.get("flow"), Ten),
+        settings=facts(given),
+    )
+
+
+def full(look: Look, given: Given) -> bool:
+    """Whether so few connections are left that a worker that starts may get none."""
+    used = 100 * look.sessions.used / look.sessions.usable if look.sessions.usable else None
+    return given.limits["connections.used"].status(used) is not Status.OK

@@ -1,0 +1,48 @@
+"""An application of procrastinate as others write them: what the workers of test_procrastinate.py run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import procrastinate
+from procrastinate import RetryStrategy
+
+app = procrastinate.App(
+    connector=procrastinate.PsycopgConnector(conninfo=os.environ["APP_DATABASE_URL"]),
+    worker_defaults={
+        "update_heartbeat_interval": float(os.environ.get("APP_HEARTBEAT_S", "10")),
+        "stalled_worker_timeout": float(os.environ.get("APP_STALLED_S", "30")),
+        "fetch_job_polling_interval": float(os.environ.get("APP_POLL_S", "5")),
+    },
+)
+
+
+@app.task(queue="default")
+async def send(n: int = 0) -> None:
+    """Done at once."""
+
+
+@app.task(queue="default")
+async def work(seconds: float) -> None:
+    """Takes its time, and lets others run meanwhile."""
+    await asyncio.sleep(seconds)
+
+
+@app.task(queue="default")
+async def compute(seconds: float) -> None:
+    """Takes its time and lets nothing else run, the worker's heartbeat included."""
+    time.sleep(seconds)  # noqa: ASYNC251 - the mistake is the point
+
+
+@app.task(queue="default", retry=RetryStrategy(max_attempts=100, wait=2))
+async def charge(n: int = 0) -> None:
+    """Fails whenever it is tried."""
+    raise RuntimeError("the payment service refuses")
+
+
+@app.task(queue="default")
+async def parse(n: int = 0) -> None:
+    """Fails for good at the first try."""
+    raise ValueError("not a document")
