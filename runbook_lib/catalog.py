@@ -1,4 +1,4 @@
-"""Sections, steps, SLOs, thresholds and failure modes, read out of docs/*.md.
+"""Sections, steps, SLOs, thresholds, hops and failure modes, read out of the packs' documents.
 
 The documents that the runbook refers to are the configuration, so text and code cannot drift. The formats are
 described at the head of each document; a malformed one is a `CatalogError` that names file and line.
@@ -7,28 +7,29 @@ described at the head of each document; a malformed one is a `CatalogError` that
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
 from markdown_it.tree import SyntaxTreeNode
 
-from runbook_lib.model.finding import DATABASE, HOPS, Threshold, Value
+from runbook_lib import pack
+from runbook_lib.model.finding import Signal, Threshold, Value
+from runbook_lib.pack import Pack
 
-_PACKAGE = Path(__file__).parent
 #: Blocks and the lines they stand on; what is within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-#: In a wheel the documents travel inside the package; in a checkout they lie beside it.
-ROOT = _PACKAGE / "_data" if (_PACKAGE / "_data").is_dir() else _PACKAGE.parent
-
-
+#: Tables without which there is nothing to run, to compare with or to name.
+_NEEDED = ("Step", "Threshold", "Hop")
+#: What the sections of every runbook with such a number are for: the engine points to them.
+REACHABILITY, FIRST_RESPONSE, RECOVERY, POSTMORTEM = "2", "3", "6", "7"
 #: The levels of a log that mean something here.
 LEVELS = ("INFO", "WARN", "ERROR")
 
@@ -89,6 +90,20 @@ class Slo:
     def objective(self) -> str:
         """The objective as it is written."""
         return f"{self.op} {self.number:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A hop of the pipeline, or what lies under all of them.
+
+    `waits_for` is what may hold up whatever waits here. What is `shared` explains by its own failure those of others;
+    what lies `under` all hops may hold up each, and is not on the strip.
+    """
+
+    name: str
+    waits_for: tuple[str, ...]
+    shared: bool
+    under: bool
 
 
 @dataclass(frozen=True)
@@ -183,7 +198,7 @@ class Setting:
     def understood(self, text: str) -> SettingValue | None:
         """What the application makes of a variable's text; None where it would not start with it.
 
-        >>> Setting("relay.poll_interval", "entitlement", "X", "1", 0.2, 30, "s").understood("500ms")
+        >>> Setting("worker.poll_interval", "worker", "X", "1", 0.2, 30, "s").understood("500ms")
         0.5
         """
         word = text.strip().lower()
@@ -223,110 +238,169 @@ class Catalog:
     sections: dict[str, Section]
     slos: dict[str, Slo]
     limits: Limits
+    numbers: dict[str, float]
+    places: dict[str, Place]
+    observations: dict[str, tuple[Signal, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
     forbidden_variables: dict[str, str]
     redrive: dict[str, RedrivePolicy]
 
+    @property
+    def hops(self) -> tuple[str, ...]:
+        """The hops of the pipeline, upstream first."""
+        return tuple(p.name for p in self.places.values() if not p.under)
+
     def runnable(self) -> dict[str, Section]:
         """The sections that have a notebook."""
         return {n: s for n, s in self.sections.items() if s.notebook}
 
+    def speaks(self, observation: str) -> tuple[Signal, ...]:
+        """What an observation speaks for and against, and how strongly. Raises KeyError for one that has no row."""
+        return self.observations[observation]
 
-@cache
-def load(root: Path = ROOT) -> Catalog:
-    """Read the documents under `root`/docs.
+
+V = TypeVar("V")
+
+
+def load() -> Catalog:
+    """What the documents of the runbook in force say.
 
     Raises CatalogError when one is missing, malformed or refers to what does not exist.
     """
-    slo, failures, runbook, operations = (
-        _Document.read(root / "docs" / f"{name}.md") for name in ("slo", "failure-modes", "runbook", "operations")
+    return _load(pack.in_force())
+
+
+@lru_cache(maxsize=8)
+def _load(runbook: pack.Runbook) -> Catalog:
+    return read(runbook.packs)
+
+
+def read(packs: Sequence[Pack]) -> Catalog:
+    """Read the documents of a system's pack and of those that extend it. Raises CatalogError."""
+
+    def documents(name: str, *, needed: bool = True) -> list[_Document]:
+        there = [p for p in packs if (needed and not p.extends) or p.document(name).is_file()]
+        return [_Document.read(p, name) for p in there]
+
+    slo, failures, runbook = documents("slo"), documents("failure-modes"), documents("runbook")
+    operations = documents("operations", needed=False)
+    places = _table(failures, "Hop", _place)
+    slos = _table(slo, "SLO", _slo)
+    limits = Limits(_table(slo, "Threshold", _threshold))
+    modes = _read_failure_modes(failures, places, slos)
+    sections = _read_runbook(runbook)
+    known = {*places, *modes}
+    catalog = Catalog(
+        sections=sections,
+        slos=slos,
+        limits=limits,
+        numbers=_table(slo, "Number", lambda row: row.number("Value") or 0.0),
+        places=places,
+        observations=_table(failures, "Observation", lambda row: row.signals(known)),
+        failure_modes=modes,
+        phrases=_table(failures, "Log phrase", lambda row: _phrase(row, modes)),
+        settings=_table(operations, "Setting", _setting),
+        forbidden_variables=_table(operations, "Never set", lambda row: row["Why"]),
+        redrive=_table(operations, "Redrive", _policy),
     )
-    slos, limits = _read_slo(slo)
-    modes = _read_failure_modes(failures, slos)
-    sections = _read_runbook(runbook, root / "notebooks")
     steps = {step.id for section in sections.values() for step in section.steps}
-    for row in slo.rows("Threshold"):
-        row.words("Steps", steps, "in runbook.md")
-    for row in slo.rows("SLO"):
-        row.words("Failure modes", modes, "in failure-modes.md")
-    return Catalog(sections, slos, limits, modes, _read_phrases(failures, modes), *_read_operations(operations))
+    for document in slo:
+        for row in document.rows("Threshold"):
+            row.words("Steps", steps, "in runbook.md")
+        for row in document.rows("SLO"):
+            row.words("Failure modes", modes, "in failure-modes.md")
+    return catalog
 
 
-def _read_operations(document: _Document) -> tuple[dict[str, Setting], dict[str, str], dict[str, RedrivePolicy]]:
-    settings = {
-        row["Setting"]: Setting(
-            row["Setting"], row["Workload"], row["Variable"], row["Default"],
-            row.number("From"), row.number("To"), row["Unit"],
-        )
-        for row in document.rows("Setting")
-    }  # fmt: skip
-    forbidden = {row["Never set"]: row["Why"] for row in document.rows("Never set")}
-    policies = {
-        row["Redrive"]: RedrivePolicy(
-            row["Redrive"], row["Who"], int(row.number("At once") or 0), row.words("Kinds"),
-            int(row.number("Times per event") or 0), row.number("Pause") or 0.0,
-        )
-        for row in document.rows("Redrive")
-    }  # fmt: skip
-    return settings, forbidden, policies
+def _table(documents: Iterable[_Document], first: str, read: Callable[[_Record], V]) -> dict[str, V]:
+    """What the rows under the column `first` say, by what stands in it."""
+    found: dict[str, V] = {}
+    for row in (row for document in documents for row in document.rows(first)):
+        if row[first] in found:
+            raise row.error(f"'{row[first]}' is there already")
+        found[row[first]] = read(row)
+    return found
 
 
-def _read_slo(document: _Document) -> tuple[dict[str, Slo], Limits]:
-    slos: dict[str, Slo] = {}
-    for row in document.rows("SLO"):
-        m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
-        if not m:
-            raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
-        slos[row["SLO"]] = Slo(
-            row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"],
-            row.words("Failure modes"),
-        )  # fmt: skip
-    limits = Limits()
-    for row in document.rows("Threshold"):
-        name = row["Threshold"]
-        (warning, below_w), (critical, below_c) = row.limit("Warning"), row.limit("Critical")
-        if warning is not None and critical is not None and below_w != below_c:
-            raise row.error(f"`{name}`: one limit is '<' and the other is not")
-        limits[name] = Threshold(name, row["Unit"], warning, critical, below_w or below_c, f"docs/slo.md `{name}`")
-    return slos, limits
+def _place(row: _Record) -> Place:
+    role = row["Role"]
+    if role not in ("hop", "shared", "under all"):
+        raise row.error(f"role '{role}' is not among hop, shared, under all")
+    return Place(row["Hop"], row.words("Waits for"), role != "hop", role == "under all")
 
 
-def _read_failure_modes(document: _Document, slos: Collection[str]) -> dict[str, FailureMode]:
+def _setting(row: _Record) -> Setting:
+    return Setting(
+        row["Setting"], row["Workload"], row["Variable"], row["Default"], row.number("From"), row.number("To"),
+        row["Unit"],
+    )  # fmt: skip
+
+
+def _policy(row: _Record) -> RedrivePolicy:
+    return RedrivePolicy(
+        row["Redrive"], row["Who"], int(row.number("At once") or 0), row.words("Kinds"),
+        int(row.number("Times per event") or 0), row.number("Pause") or 0.0,
+    )  # fmt: skip
+
+
+def _slo(row: _Record) -> Slo:
+    m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
+    if not m:
+        raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
+    return Slo(
+        row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"], row.words("Failure modes")
+    )
+
+
+def _threshold(row: _Record) -> Threshold:
+    name = row["Threshold"]
+    (warning, below_w), (critical, below_c) = row.limit("Warning"), row.limit("Critical")
+    if warning is not None and critical is not None and below_w != below_c:
+        raise row.error(f"`{name}`: one limit is '<' and the other is not")
+    return Threshold(name, row["Unit"], warning, critical, below_w or below_c, f"docs/slo.md `{name}`")
+
+
+def _phrase(row: _Record, modes: Collection[str]) -> Phrase:
+    if row["Level"] not in LEVELS:
+        raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
+    return Phrase(
+        row["Log phrase"], row.words("Workload"), row["Level"],
+        row.words("Failure mode", modes, "a heading of this document"), row["Meaning"], row["意味"],
+    )  # fmt: skip
+
+
+def _read_failure_modes(
+    documents: Iterable[_Document], places: Mapping[str, Place], slos: Collection[str]
+) -> dict[str, FailureMode]:
     modes: dict[str, FailureMode] = {}
-    for (id_, en, ja), facts, _ in document.headings(3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題"):
-        hops = (*HOPS, DATABASE)
+    form = (3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題")
+    for (id_, en, ja), facts, _ in (found for d in documents for found in d.headings(*form)):
+        if id_ in modes:
+            raise facts.error(f"{id_} is there already")
         modes[id_] = FailureMode(
-            id_, en, ja, facts.words("Hop", hops, f"among {', '.join(hops)}"), facts["Symptom"], facts["Detection"],
-            facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
+            id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
+            facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
         )  # fmt: skip
     return modes
 
 
-def _read_phrases(document: _Document, modes: Collection[str]) -> dict[str, Phrase]:
-    phrases: dict[str, Phrase] = {}
-    for row in document.rows("Log phrase"):
-        if row["Level"] not in LEVELS:
-            raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
-        phrases[row["Log phrase"]] = Phrase(
-            row["Log phrase"], row.words("Workload"), row["Level"],
-            row.words("Failure mode", modes, "a heading of this document"), row["Meaning"], row["意味"],
-        )  # fmt: skip
-    return phrases
-
-
-def _read_runbook(document: _Document, notebooks: Path) -> dict[str, Section]:
+def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
-    for (number, en, ja), facts, body in document.headings(2, r"(\d(?:\.\d)?) +(.+?) +· +(.+)", "4.1 Title · 題"):
-        steps = []
-        for row in body.rows("Step"):
-            if not row["Step"].startswith(number + "."):
-                raise row.error(f"step '{row['Step']}' is not of section {number}")
-            steps.append(Step(row["Step"], row["What is asked"], row["確認すること"]))
-        notebook = None if facts["Notebook"] == "-" else notebooks / facts["Notebook"]
-        sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
-    return sections
+    form = (2, r"(\d(?:\.\d)?) +(.+?) +· +(.+)", "4.1 Title · 題")
+    for document in documents:
+        for (number, en, ja), facts, body in document.headings(*form):
+            if number in sections:
+                raise facts.error(f"section {number} is there already")
+            steps = []
+            for row in body.rows("Step"):
+                if not row["Step"].startswith(number + "."):
+                    raise row.error(f"step '{row['Step']}' is not of section {number}")
+                steps.append(Step(row["Step"], row["What is asked"], row["確認すること"]))
+            notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
+            sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
+    return dict(sorted(sections.items(), key=lambda s: [int(n) for n in s[0].split(".")]))
 
 
 class _Record(dict[str, str]):
@@ -357,6 +431,17 @@ class _Record(dict[str, str]):
         except ValueError:
             raise self.error(f"'{self[column]}' is not a number or '-'") from None
 
+    def signals(self, known: Collection[str]) -> tuple[Signal, ...]:
+        """What stands in the two columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
+        found = []
+        for column, sign in (("Speaks for", 1), ("Speaks against", -1)):
+            for words in self.words(column):
+                m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
+                if not m or m[1] not in known:
+                    raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
+                found.append(Signal(m[1], sign * float(m[2])))
+        return tuple(found)
+
     def limit(self, column: str) -> tuple[float | None, bool]:
         """A limit, and whether it is one from below."""
         m = re.fullmatch(r"-|(<)? *(\d+\.?\d*)", self[column])
@@ -367,25 +452,27 @@ class _Record(dict[str, str]):
 
 @dataclass(frozen=True)
 class _Document:
-    """A document, or what stands in it under one heading."""
+    """A pack's document, or what stands in it under one heading."""
 
+    pack: Pack
     path: Path
     line: int
     lines: list[str]
     blocks: Sequence[SyntaxTreeNode]
 
     @staticmethod
-    def read(path: Path) -> _Document:
+    def read(pack: Pack, name: str) -> _Document:
+        path = pack.document(name)
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as e:
             raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
-        return _Document(path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
+        return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
 
     def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
         """The parts of each such heading, the bullets `- Name: text` under it, and all down to the next heading."""
         starts = [i for i, b in enumerate(self.blocks) if _depth(b) == level and re.fullmatch(pattern, _text(b))]
-        if not starts:
+        if not starts and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no heading like '{like}'")
         for i in starts:
             under = list(takewhile(lambda b: _depth(b) > level, self.blocks[i + 1 :]))
@@ -396,10 +483,10 @@ class _Document:
             yield re.findall(pattern, _text(self.blocks[i]))[0], facts, part
 
     def rows(self, first: str) -> Iterator[_Record]:
-        """The rows of the tables whose first column is named `first`."""
+        """The rows of the tables whose first column is named `first`; those of `_NEEDED` every system has."""
         spans = (b.map for b in self.blocks if b.type == "table" and b.map)
         tables = [(begin, end) for begin, end in spans if _cells(self.lines[begin])[0] == first]
-        if not tables:
+        if not tables and first in _NEEDED and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
             header, _, *rows = map(_cells, self.lines[begin:end])

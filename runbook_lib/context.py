@@ -18,9 +18,9 @@ import pandas as pd
 from runbook_lib import messages
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.masking import Masker
-from runbook_lib.model.finding import Finding, Frames, Reason, Text, Window, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.parameters import Parameters, moment
-from runbook_lib.settings import Budget, Settings, Target, Workloads
+from runbook_lib.settings import Budget, Facts, Settings, Target, facts_of
 from runbook_lib.sources import Ledger, SourceError
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
@@ -59,11 +59,11 @@ class Sources:
         self._redis = Redis(redis, ledger) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, ledger) if (prom := url("prometheus_url")) else None
         #: The workloads, through the tool that runs them; a tool that is not there shows when it is asked.
-        self.workloads: Runner = runner_of(target.workloads, ledger)
+        self.workloads: Runner = runner_of(target.facts.workloads, ledger)
 
     @property
     def postgres(self) -> Postgres:
-        """The database of both services."""
+        """The system's database."""
         return _declared(self._postgres, "postgres")
 
     @property
@@ -89,29 +89,39 @@ class Sources:
 
 @dataclass(frozen=True)
 class Given:
-    """What a judge is given beside the frames: limits from the documents, facts of the target and of the run."""
+    """What a judge is given beside the frames: what the documents say, facts of the target and of the run."""
 
-    limits: Limits
-    slos: dict[str, Slo]
+    catalog: Catalog
     as_of: pd.Timestamp
     window_minutes: int
-    lease_s: float = 30.0
-    batch_size: int = 50
-    poll_interval_s: float = 1.0
-    workloads: Workloads = field(default_factory=Workloads)
+    facts: Facts = field(default_factory=Facts)
     detected_by: str = ""
     detected_at: pd.Timestamp | None = None
     earlier: tuple[Finding, ...] = ()
     target: str = "default"
     incident: str = "adhoc"
 
-    def facts(self) -> dict[str, Any]:
-        """Those of the target and of the run as JSON, for the record that it is judged again from (`recorded`)."""
-        return {
-            "lease_s": self.lease_s,
-            "batch_size": self.batch_size,
-            "poll_interval_s": self.poll_interval_s,
-            "workloads": self.workloads.model_dump(),
+    @property
+    def limits(self) -> Limits:
+        """The thresholds of docs/slo.md."""
+        return self.catalog.limits
+
+    @property
+    def slos(self) -> dict[str, Slo]:
+        """The objectives of docs/slo.md."""
+        return self.catalog.slos
+
+    def number(self, name: str) -> float:
+        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        return self.catalog.numbers[name]
+
+    def speaks(self, observation: str) -> tuple[Signal, ...]:
+        """What an observation speaks for and against; docs/failure-modes.md has the weights."""
+        return self.catalog.speaks(observation)
+
+    def record(self) -> dict[str, Any]:
+        """The facts of the target and of the run as JSON, for the record that it is judged again from (`recorded`)."""
+        return self.facts.model_dump() | {
             "detected_by": self.detected_by,
             "detected_at": None if self.detected_at is None else self.detected_at.isoformat(),
         }
@@ -119,20 +129,18 @@ class Given:
     @classmethod
     def recorded(cls, book: Catalog, header: dict[str, Any], earlier: tuple[Finding, ...]) -> Given:
         """What the judges of a stored run were given, from its header."""
-        facts = header.get("given", {})
+        given = dict(header.get("given", {}))
+        detected_at = given.pop("detected_at", None)
         return cls(
-            limits=book.limits,
-            slos=book.slos,
+            catalog=book,
             as_of=pd.Timestamp(header["as_of"]),
             window_minutes=header["window_minutes"],
             earlier=earlier,
             target=header["target"],
             incident=header["incident"],
-            **facts
-            | {
-                "workloads": Workloads(**facts["workloads"]),
-                "detected_at": pd.Timestamp(facts["detected_at"]) if facts["detected_at"] else None,
-            },
+            detected_by=given.pop("detected_by", ""),
+            detected_at=pd.Timestamp(detected_at) if detected_at else None,
+            facts=facts_of(given),
         )
 
 
@@ -190,8 +198,13 @@ class Context:
         return self.parameters.lang
 
     @property
+    def facts(self) -> Facts:
+        """What the target's settings say of the system."""
+        return self.target.facts
+
+    @property
     def postgres(self) -> Postgres:
-        """The database of both services; its questions go through `snapshot`."""
+        """The system's database; its questions go through `snapshot`."""
         return self.sources.postgres
 
     @property
@@ -225,6 +238,10 @@ class Context:
         with self.postgres.snapshot(self.window) as db:
             yield db
 
+    def number(self, name: str) -> float:
+        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        return self.catalog.numbers[name]
+
     def now(self) -> pd.Timestamp:
         """The database's clock at this moment, by the offset measured at the start."""
         clock = self.clocks.get("postgres")
@@ -243,14 +260,10 @@ class Context:
         order = [s.id for s in self.section.steps]
         before = order[: order.index(step)] if step in order else order
         return Given(
-            limits=self.catalog.limits,
-            slos=self.catalog.slos,
+            catalog=self.catalog,
             as_of=self.as_of,
             window_minutes=self.parameters.window_minutes,
-            lease_s=self.target.lease_s,
-            batch_size=self.target.batch_size,
-            poll_interval_s=self.target.poll_interval_s,
-            workloads=self.target.workloads,
+            facts=self.facts,
             detected_by=self.parameters.detected_by or "",
             detected_at=moment(detected_at) if detected_at else None,
             earlier=tuple(self.findings[s] for s in before if s in self.findings),
@@ -281,7 +294,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(target, name, config.budget, ledger)
     here = pd.Timestamp.now("UTC")
-    clocks = _clocks(sources, target.streams.events)
+    clocks = _clocks(sources, target.facts.clock_stream)
     now = here + pd.Timedelta(seconds=clocks["postgres"].offset_s) if "postgres" in clocks else here
     as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
     past = (now - as_of).total_seconds() > PRESENT_S
@@ -300,12 +313,14 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     )
 
 
-def _clocks(sources: Sources, stream: str) -> dict[str, Clock]:
+def _clocks(sources: Sources, stream: str | None) -> dict[str, Clock]:
     """How far the servers' clocks are ahead of this machine's, of those that answer."""
     clocks: dict[str, Clock] = {}
     with suppress(SourceError), sources.postgres.snapshot() as db:
         clocks["postgres"] = Clock(*db.clock_offset())
     with suppress(SourceError, KeyError):
+        if stream is None:
+            return clocks
         sent = pd.Timestamp.now("UTC")
         server = pd.Timestamp(sources.jetstream.stream(stream)["ts"])
         rtt = (pd.Timestamp.now("UTC") - sent).total_seconds()

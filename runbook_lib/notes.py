@@ -7,8 +7,8 @@ import getpass
 import pandas as pd
 
 from runbook_lib.model.finding import Text, say
-from runbook_lib.settings import UsageError
 from runbook_lib.store import NOTES, Archive, OutputError
+from runbook_lib.usage import UsageError
 from runbook_lib.view.render import when
 
 

@@ -16,7 +16,8 @@ import nbformat
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runbook_lib.settings import UsageError, did_you_mean
+from runbook_lib import pack
+from runbook_lib.usage import UsageError, did_you_mean
 
 #: How far another machine's clock may be ahead of this one's: what it tells is not yet the future.
 SKEW = pd.Timedelta(minutes=5)
@@ -25,7 +26,7 @@ _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Parameters(BaseModel):
-    """The parameters that notebooks declare; a notebook takes those of its own cell only."""
+    """The parameters that notebooks declare, a pack's own beside these; a notebook takes those of its own cell only."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -41,14 +42,7 @@ class Parameters(BaseModel):
     execute: bool = False
     approved_by: str | None = Field(None, min_length=2, max_length=80)
     reason: str | None = Field(None, min_length=5, max_length=400)
-    workload: Literal["notification", "entitlement"] = "notification"
     wait_s: float = Field(60, ge=5, le=900, description="how long the effect of an action is waited for")
-    delivery_batch_size: int | None = None
-    delivery_poll_interval_s: float | None = None
-    delivery_enabled: bool | None = None
-    relay_batch_size: int | None = None
-    relay_poll_interval_s: float | None = None
-    relay_enabled: bool | None = None
 
     @field_validator("incident_id")
     @classmethod
@@ -99,17 +93,24 @@ def declared(notebook: Path) -> list[str]:
     return names
 
 
+def accepted() -> type[Parameters]:
+    """What the notebooks of the runbook in force accept: the engine's parameters, and those of its packs."""
+    own = pack.in_force().every("parameters")
+    return type("Parameters", own, {}) if len(own) > 1 else own[0] if own else Parameters
+
+
 def validate(values: dict[str, Any], names: list[str] | None = None) -> Parameters:
     """Check the values, and that each name is among `names` (a notebook's own) where given.
 
     Raises UsageError with one line that says which parameter, what is wrong and what was meant.
     """
-    known = names if names is not None else list(Parameters.model_fields)
+    model = accepted()
+    known = names if names is not None else list(model.model_fields)
     for name in values:
         if name not in known:
             raise UsageError(f"unknown parameter '{name}': {did_you_mean(name, known)}")
     try:
-        return Parameters(**{k: v for k, v in values.items() if v is not None})
+        return model(**{k: v for k, v in values.items() if v is not None})
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         message = first["msg"].removeprefix("Value error, ")

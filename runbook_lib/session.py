@@ -16,16 +16,17 @@ import pandas as pd
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import checks, settings
-from runbook_lib.actions import ACTIONS, action
+from runbook_lib import settings
+from runbook_lib.actions import action
 from runbook_lib.analysis import diagnosis
+from runbook_lib.checks import checks
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, Progress, open_context
 from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Finding, Reason, Verdict, complete, say
 from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import validate
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError, did_you_mean
 from runbook_lib.view import render
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
@@ -87,7 +88,7 @@ class Session:
 
     def first_response(self) -> render.Proposals:
         """The proposals that the findings so far justify, with the exact commands. Nothing is run."""
-        found = diagnosis.conclude(self.findings.values(), self.context.catalog.failure_modes)
+        found = diagnosis.conclude(self.findings.values(), self.context.catalog)
         return render.Proposals(found.proposals, self.lang, run=self.opened)
 
     def act(
@@ -104,11 +105,12 @@ class Session:
         Without `execute` nothing is changed. Whatever becomes of it is a line in the incident's actions.jsonl.
         Raises UsageError for an action, or an argument, that does not exist.
         """
-        if name not in ACTIONS:
-            raise UsageError(f"unknown action '{name}': {settings.did_you_mean(name, list(ACTIONS))}")
+        known = action.actions()
+        if name not in known:
+            raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
         with self.progress() as progress:
             outcome = action.perform(
-                ACTIONS[name](self.context, **what),
+                known[name](self.context, **what),
                 self.context,
                 execute=execute,
                 approved_by=approved_by,
@@ -158,7 +160,7 @@ class Session:
 
     def verdict(self) -> Verdict:
         """The verdict so far."""
-        return diagnosis.conclude(self._complete(), self.context.catalog.failure_modes)
+        return diagnosis.conclude(self._complete(), self.context.catalog)
 
     def show_header(self) -> None:
         """Show what this run looks at; `conclude` puts the verdict in its place."""
@@ -211,9 +213,9 @@ class Session:
         if step not in {s.id for s in self.context.section.steps}:
             known = [s.id for s in self.context.section.steps]
             raise UsageError(
-                f"step '{step}' is not of section {self.context.section.number}: {settings.did_you_mean(step, known)}"
+                f"step '{step}' is not of section {self.context.section.number}: {did_you_mean(step, known)}"
             )
-        return checks.CHECKS[step]
+        return checks()[step]
 
     def _complete(self) -> list[Finding]:
         return complete([s.id for s in self.context.section.steps], self.findings)
@@ -231,7 +233,7 @@ class Session:
             window_minutes=self.context.parameters.window_minutes,
             clocks={name: (c.offset_s, c.error_s) for name, c in self.context.clocks.items()},
             by=whoami(),
-            given=self.context.given().facts(),
+            given=self.context.given().record(),
             parameters=self.context.parameters.model_dump(exclude_unset=True),
             opened=self.opened,
         )
@@ -252,5 +254,5 @@ def quiet_session(section: str, **parameters: Any) -> Session:
     """The same without a notebook to show anything in: for the command. Raises UsageError."""
     book = catalogs.load()
     if section not in book.sections:
-        raise UsageError(f"unknown section '{section}': {settings.did_you_mean(section, list(book.sections))}")
+        raise UsageError(f"unknown section '{section}': {did_you_mean(section, list(book.sections))}")
     return Session(open_context(book.sections[section], validate(parameters), settings.load(), book))

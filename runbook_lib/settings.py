@@ -7,11 +7,10 @@ target, named `default`; a sandbox that is up is the target `sandbox`.
 
 from __future__ import annotations
 
-import difflib
+import json
 import os
 import tomllib
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +27,9 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
+from runbook_lib import pack
+from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_folder, did_you_mean, sandbox_folder
+
 URLS = ("database_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
 #: Credentials that may change something: for actions alone, so that whatever reads can not write.
 ACTION_URLS = ("action_database_url", "action_nats_url")
@@ -43,58 +45,56 @@ _WRITTEN = {
 DAY_S = 86_400
 
 
-class UsageError(Exception):
-    """Something the caller gave is wrong; the text says what, and what was meant (exit code 64)."""
-
-    def _render_traceback_(self) -> list[str]:
-        """In a notebook: the line, not where it was raised."""
-        return [f"runbook: {self}"]
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """The closest known word as a question, or the list of all; a long one only begins."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean '{close[0]}'?"
-    return f"known: {', '.join(known[:50]) or 'none'}{', ...' if len(known) > 50 else ''}"
-
-
 class _Strict(BaseModel):
     """What is not known is refused, and so is what is no number."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Streams(_Strict):
-    """Names of the streams and durables of the system."""
-
-    events: str = "entitlement-events"
-    consumer: str = "notification-entitlement-consumer"
-    advisory: str = "notification-advisory-dlq"
-    advisory_consumer: str = "notification-advisory-consumer"
-    terminated: str = "notification-terminated-advisory-dlq"
-    terminated_consumer: str = "notification-terminated-advisory-consumer"
-
-
 class Workloads(_Strict):
-    """How the system's parts are run, so that a proposal is an exact command."""
+    """How the system's parts are run, so that a proposal is an exact command; a pack adds its workloads' names."""
 
     runner: Literal["kubectl", "supervisorctl"] = "kubectl"
-    namespace: str = "miniserversystem"
+    namespace: str = "default"
     context: str = ""
+    #: psql: the database, and its owner of the same name.
+    database: str = "postgres"
     supervisorctl: list[str] = ["supervisorctl"]
-    entitlement: str = "entitlement"
-    notification: str = "notification"
-    nats: str = "nats"
     #: kubectl: a workload's own container, where its name is not the workload's.
     containers: dict[str, str] = {}
     #: supervisorctl: a workload's log file, and the file of NAME=VALUE lines that its programs read at their start.
     log_files: dict[str, str] = {}
     env_file: str = ""
 
+    @property
+    def programs(self) -> dict[str, str]:
+        """The names of the system's workloads, by what the pack calls them."""
+        return {which: getattr(self, which) for which in type(self).model_fields if which not in Workloads.model_fields}
+
+    def program(self, which: str) -> str:
+        """The name of one workload. Raises KeyError."""
+        return self.programs[which]
+
+
+class Facts(_Strict):
+    """What a target's settings say of the system itself, in the same table as its addresses; a pack adds its own."""
+
+    workloads: Workloads = Workloads()
+
+    @property
+    def clock_stream(self) -> str | None:
+        """A stream whose answers carry the broker's clock, if the system has one."""
+        return None
+
+
+def facts_of(values: dict[str, Any]) -> Facts:
+    """The facts of a target, as the system's pack has them. Raises ValidationError."""
+    facts: Facts = next(iter(pack.in_force().every("facts")), Facts)(**values)
+    return facts
+
 
 class Target(_Strict):
-    """One system to investigate: where its parts answer, and the facts its settings fix."""
+    """One system to investigate: where its parts answer, and the facts that its settings fix."""
 
     database_url: SecretStr | None = None
     nats_url: SecretStr | None = None
@@ -103,11 +103,7 @@ class Target(_Strict):
     prometheus_url: SecretStr | None = None
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
-    streams: Streams = Streams()
-    workloads: Workloads = Workloads()
-    lease_s: float = Field(30.0, gt=0, le=DAY_S, description="the workers' configured lease")
-    batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
-    poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")
+    facts: Facts = Facts()
 
     @model_validator(mode="before")
     @classmethod
@@ -123,7 +119,7 @@ class Target(_Strict):
                 data[url] = os.environ[env]
             elif file is not None:
                 try:
-                    data[url] = (_home() / file).read_text(encoding="utf-8").strip()
+                    data[url] = (config_folder() / file).read_text(encoding="utf-8").strip()
                 except OSError as e:
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
         return data
@@ -189,7 +185,7 @@ class ReceiverSettings(_Strict):
         text = os.environ.get(self.notify_urls_env, "")
         if self.notify_urls_file:
             try:
-                text += "\n" + (_home() / self.notify_urls_file).read_text(encoding="utf-8")
+                text += "\n" + (config_folder() / self.notify_urls_file).read_text(encoding="utf-8")
             except OSError as e:
                 raise UsageError(
                     f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({e.strerror})"
@@ -258,23 +254,6 @@ class Settings(BaseSettings):
         raise UsageError(f"unknown target '{name}': {did_you_mean(name, ['default', 'sandbox', *self.targets])}")
 
 
-def config_file() -> Path | None:
-    """The runbook.toml in force: RUNBOOK_CONFIG, else the one in the working folder, else none."""
-    named = os.environ.get("RUNBOOK_CONFIG")
-    path = Path(named or "runbook.toml")
-    if path.is_file():
-        return path
-    if named:
-        raise UsageError(f"RUNBOOK_CONFIG names {named}, which is not a file")
-    return None
-
-
-def _home() -> Path:
-    """What a relative path in runbook.toml starts from: its own folder."""
-    file = config_file()
-    return file.parent if file else Path()
-
-
 def load() -> Settings:
     """Read the settings.
 
@@ -302,8 +281,11 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 
 
 def _target(where: str, values: dict[str, Any]) -> Target:
+    """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
+    addresses = {f"{url}{how}" for url in (*URLS, *ACTION_URLS) for how in ("", "_env", "_file")}
     try:
-        return Target(**values)
+        facts = facts_of({k: v for k, v in values.items() if k not in addresses})
+        return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)
     except ValidationError as e:
         raise UsageError(_first_problem(where, e)) from None
 
@@ -333,20 +315,11 @@ def _first_problem(where: str, e: ValidationError) -> str:
 
 
 def sandbox_target() -> Target | None:
-    """The sandbox that is up in this folder (or in RUNBOOK_SANDBOX_DIR), as a target."""
-    from runbook_lib.sandbox import state
-
-    folder = Path(os.environ.get("RUNBOOK_SANDBOX_DIR", ".sandbox"))
-    if not (folder / "sandbox.json").is_file():
+    """The sandbox that is up in this folder (or in RUNBOOK_SANDBOX_DIR), as the target that it has left there."""
+    try:
+        written = json.loads((sandbox_folder() / SANDBOX_TARGET).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    sandbox = state.load(folder)
-    urls = {key.removeprefix("RUNBOOK_").lower(): value for key, value in sandbox.env.items()}
-    return Target(
-        **{k: v for k, v in urls.items() if k in (*URLS, *ACTION_URLS)},
-        workloads=Workloads(
-            runner="supervisorctl",
-            supervisorctl=list(sandbox.supervisorctl),
-            log_files={app: str(sandbox.directory / "log" / f"{app}.log") for app in ("entitlement", "notification")},
-            env_file=str(sandbox.directory / "pods.env"),
-        ),
-    )
+    except (OSError, ValueError) as e:
+        raise UsageError(f"the sandbox's {SANDBOX_TARGET} cannot be read: {e}") from None
+    return _target("the sandbox", written)

@@ -37,7 +37,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from runbook_lib import messages
 from runbook_lib.model.finding import Text, say
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError
 
 MANIFEST = "manifest.jsonl"
 ACTIONS = "actions.jsonl"

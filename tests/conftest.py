@@ -19,11 +19,11 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox import servers as embedded_servers
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.runs import forks
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox import servers as embedded_servers
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.servers import Servers
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")

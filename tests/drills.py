@@ -15,7 +15,7 @@ from command import runbook as command
 from runbook_lib import catalog, messages
 from runbook_lib.archive import artifact
 from runbook_lib.model.finding import say
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 
 #: Faults that stop the flow as a whole: triage is to find them. The others are found by the section for them.
 OUTAGES = (

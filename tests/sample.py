@@ -18,8 +18,8 @@ from pathlib import Path
 import psycopg
 from steps import bound
 
-from runbook_lib.sandbox import history
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox import history
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, INCIDENT = "outputs", "sample"

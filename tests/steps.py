@@ -14,20 +14,23 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 
 from runbook_lib import catalog, messages
-from runbook_lib.checks import CHECKS
+from runbook_lib.checks import checks
 from runbook_lib.context import Given, open_context
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.packs.entitlement.facts import Facts
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
 from runbook_lib.settings import Settings
+
+CHECKS = checks()
 
 NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
 
 
 def make_given(**changes: Any) -> Given:
     book = catalog.load()
-    usual: dict[str, Any] = {"limits": book.limits, "slos": book.slos, "as_of": NOW, "window_minutes": 15}
+    usual: dict[str, Any] = {"catalog": book, "as_of": NOW, "window_minutes": 15, "facts": Facts()}
     return Given(**(usual | changes))
 
 

@@ -17,9 +17,9 @@ from runbook_lib.model.finding import Reason, Status, Text, say
 from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.session import Session, quiet_session
-from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS, NOTES
+from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}

@@ -13,7 +13,7 @@ import yaml
 from serving import TOKEN, eventually, serving
 from test_rules import DEPLOY, tool
 
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import NOTES
 
 

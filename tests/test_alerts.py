@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from runbook_lib.alerts import alert, routes
 from runbook_lib.alerts.alert import Alert, BadAlert
 from runbook_lib.model.order import Order
-from runbook_lib.settings import Route, Settings, UsageError
+from runbook_lib.settings import Route, Settings
 from runbook_lib.store import NOTES, Archive
+from runbook_lib.usage import UsageError
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
 

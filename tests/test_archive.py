@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib.settings import UsageError
 from runbook_lib.store import MANIFEST, Archive
+from runbook_lib.usage import UsageError
 
 
 @pytest.fixture(params=["folder", "memory"])

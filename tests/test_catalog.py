@@ -9,7 +9,12 @@ import pytest
 
 from runbook_lib import catalog
 from runbook_lib.catalog import CatalogError
-from runbook_lib.checks import CHECKS, exceptions
+from runbook_lib.checks import checks
+from runbook_lib.pack import Pack
+from runbook_lib.packs.entitlement import ROOT
+from runbook_lib.packs.entitlement.checks import exceptions
+
+CHECKS = checks()
 
 
 def test_every_step_of_a_notebook_has_exactly_one_check() -> None:
@@ -25,7 +30,7 @@ def test_the_sections_of_the_runbook() -> None:
 
 def test_notebooks_exist_and_belong_to_a_section() -> None:
     named = {s.notebook for s in catalog.load().runnable().values()}
-    assert named == set((catalog.ROOT / "notebooks").glob("*.ipynb"))
+    assert named == set((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_a_value_carries_its_threshold_and_where_it_comes_from() -> None:
@@ -50,7 +55,7 @@ def test_phrases_of_the_log() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    shutil.copytree(catalog.ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     return tmp_path
 
 
@@ -73,7 +78,7 @@ def test_a_malformed_document_names_file_and_line(root: Path, file: str, old: st
     assert old in text
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(CatalogError, match=problem) as e:
-        catalog.load(root)
+        catalog.read([Pack("copy", root)])
     assert f"{file}:" in str(e.value)
 
 
@@ -81,7 +86,7 @@ def test_what_stands_in_a_fence_is_no_heading_and_no_bullet(root: Path) -> None:
     path = root / "docs" / "runbook.md"
     fence = "```sh\n# comment\n- Takes: for ever\n```"
     path.write_text(path.read_text(encoding="utf-8").replace("\n| Step |", f"\n{fence}\n\n| Step |"), encoding="utf-8")
-    read, plain = catalog.load(root).sections["4.1"], catalog.load().sections["4.1"]
+    read, plain = catalog.read([Pack("copy", root)]).sections["4.1"], catalog.load().sections["4.1"]
     assert read.steps == plain.steps != ()
     assert read.takes == plain.takes
 
@@ -110,10 +115,10 @@ def test_a_slip_names_its_own_line(root: Path, file: str, old: str, new: str, at
     path.write_text(text, encoding="utf-8")
     line = text[: text.index(at)].count("\n") + 1
     with pytest.raises(CatalogError, match=f"{file}:{line}: .*{problem}"):
-        catalog.load(root)
+        catalog.read([Pack("copy", root)])
 
 
 def test_a_missing_document(root: Path) -> None:
     (root / "docs" / "slo.md").unlink()
     with pytest.raises(CatalogError, match=r"slo.md:1: cannot be read"):
-        catalog.load(root)
+        catalog.read([Pack("copy", root)])

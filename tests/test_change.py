@@ -15,20 +15,22 @@ import psycopg
 import pytest
 from cluster import Cluster
 from command import runbook
-from steps import NOW, ago
+from steps import NOW, ago, make_given
 
 from runbook_lib import catalog, messages
-from runbook_lib.actions import change, proposals
-from runbook_lib.actions.change import Change, Watch
+from runbook_lib.actions import proposals
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.model.frames import row
 from runbook_lib.outcome import Outcome
-from runbook_lib.sandbox.pod import read_env
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.actions.change import Change, Watch
+from runbook_lib.packs.entitlement.facts import Facts, Workloads
+from runbook_lib.packs.entitlement.sandbox.pod import read_env
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.session import Session, quiet_session
-from runbook_lib.settings import UsageError, Workloads
 from runbook_lib.store import ACTIONS
+from runbook_lib.usage import UsageError
 
 SETTINGS = catalog.load().settings
 BATCH, POLL = "NOTIFICATION_DELIVERY_BATCH_SIZE", "NOTIFICATION_DELIVERY_POLL_INTERVAL"
@@ -86,11 +88,12 @@ def test_what_is_in_force_and_where_it_is_written_twice() -> None:
 
 
 def test_commands_of_both_runners() -> None:
-    kubectl, supervisor = Workloads(context="prod"), Workloads(runner="supervisorctl")
-    assert proposals.throttle_delivery(kubectl, 50, 1).command == (
+    kubectl = make_given(facts=Facts(workloads=Workloads(context="prod"), batch_size=50, poll_interval_s=1))
+    supervisor = make_given(facts=Facts(workloads=Workloads(runner="supervisorctl"), batch_size=1, poll_interval_s=20))
+    assert remedies.throttle(kubectl, "delivery").command == (
         f"kubectl --context prod -n miniserversystem set env deploy/notification -c notification {BATCH}=25 {POLL}=2s"
     )
-    assert proposals.throttle_relay(supervisor, 1, 20).command == (
+    assert remedies.throttle(supervisor, "relay").command == (
         "runbook sandbox set ENTITLEMENT_OUTBOX_BATCH_SIZE=1 ENTITLEMENT_OUTBOX_POLL_INTERVAL=30s"
     )
     assert proposals.undo_settings(kubectl, ["relay.batch_size"]).command.endswith(

@@ -13,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
-from runbook_lib.checks import CHECKS, consistency
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Frames, Reason, Status
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import consistency
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+
+CHECKS = checks()
 
 STEPS = ("5.3.1", "5.3.2", "5.3.3", "5.3.4", "5.3.5", "5.3.6")
 

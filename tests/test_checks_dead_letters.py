@@ -20,15 +20,19 @@ from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
-from runbook_lib import catalog, wire
+from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
-from runbook_lib.checks import CHECKS, dead_letters, errors, given_up
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.sources.jetstream import Message
 from runbook_lib.view.charts import Chart
-from runbook_lib.wire import EntitlementEvent
+
+CHECKS = checks()
 
 STEPS = ("4.4.1", "4.4.2", "4.4.3")
 SHAPE = " ".join(f"{name}:{'number' if name == 'version' else 'string'}" for name in given_up.FIELDS)
@@ -37,7 +41,7 @@ PARSE = "outbox payload parse failure"
 
 
 def verdict(found: dict[str, Finding]) -> Any:
-    return diagnosis.conclude(found.values(), catalog.load().failure_modes)
+    return diagnosis.conclude(found.values(), catalog.load())
 
 
 def top_mode(found: dict[str, Finding]) -> str | None:

@@ -18,15 +18,18 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from steps import NOW, ago, make_given, run, weight, words
 
-from runbook_lib import catalog, messages, sql
+from runbook_lib import catalog, messages, questions
 from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import CHECKS, backlog, database, leases, publish, subscriber
-from runbook_lib.checks.delivery import delivery
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
+from runbook_lib.packs.entitlement.checks.delivery import delivery
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
 from runbook_lib.view.charts import Chart
+
+CHECKS = checks()
 
 STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
 
@@ -314,7 +317,7 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
         columns=["part", "source", "why", "detail", "code"],
     )
     found = CHECKS["4.1.3"].finding(frames, make_given())
-    verdict = conclude([found], catalog.load().failure_modes)
+    verdict = conclude([found], catalog.load())
     if tried:
         assert verdict.stuck_at == "jetstream"
         assert [p.name for p in found.proposals] == ["restart_nats", "logs"]
@@ -761,7 +764,10 @@ def publish_messages(url: str, n: int) -> None:
 
 
 def test_every_question_is_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    assert len([n for n in sql.names() if n.split("/")[0] in ("notifications", "outbox", "processed", "database")]) > 20
+    assert (
+        len([n for n in questions.names() if n.split("/")[0] in ("notifications", "outbox", "processed", "database")])
+        > 20
+    )
     with subscribed(broker):
         for steps in (STEPS[:4], STEPS[4:]):
             found = run(servers, *steps)

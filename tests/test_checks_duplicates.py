@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
 from runbook_lib import messages
-from runbook_lib.checks import CHECKS, duplicates
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Frames, Reason, Status, replace
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import duplicates
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+
+CHECKS = checks()
 
 STEPS = ("4.2.1", "4.2.2", "4.2.3")
 

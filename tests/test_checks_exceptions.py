@@ -15,15 +15,18 @@ from steps import NOW, ago, make_given, odd_frames, weight, words
 
 from runbook_lib import catalog
 from runbook_lib import settings as target_settings
-from runbook_lib.checks import CHECKS, exceptions
+from runbook_lib.checks import checks
 from runbook_lib.checks.check import FAILED
 from runbook_lib.context import open_context
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox.sandbox import Sandbox
 from runbook_lib.settings import Settings, Workloads
 from runbook_lib.sources import logs
+
+CHECKS = checks()
 
 AT = NOW.to_pydatetime()
 PHRASES = catalog.load().phrases

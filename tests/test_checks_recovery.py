@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import ago, bound, events, make_given, odd_frames, run, statuses, traffic, words
 
-from runbook_lib.checks import CHECKS, recovery
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import recovery
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
+
+CHECKS = checks()
 
 STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
 QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
-from runbook_lib.checks import response
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -31,7 +30,8 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import response
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.view import record as records
 from runbook_lib.view.charts import Chart
 

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from psycopg import sql as identifiers
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, weight, words
 
-from runbook_lib.checks import CHECKS, scope
+from runbook_lib.checks import checks
 from runbook_lib.model.finding import Frames, Reason, Status
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import scope
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
+
+CHECKS = checks()
 
 STEPS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "2.7")
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, traffic, words
 
 from runbook_lib import catalog, messages
-from runbook_lib.checks import throttle
-from runbook_lib.checks.throttle import DELIVERY, RELAY, Flow, Pace, Side
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
 from runbook_lib.model.frames import row
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import throttle
+from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, Side
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 SLOS = catalog.load().slos
 #: A batch of 50 at 20 ms a row takes a second: 1,500 a minute.

@@ -19,8 +19,8 @@ from cluster import NAMESPACE, Asked, Cluster
 
 from runbook_lib import settings
 from runbook_lib.alerts import routes, server
-from runbook_lib.catalog import ROOT
 from runbook_lib.masking import Masker
+from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.settings import Workloads
 from runbook_lib.sources import Ledger
 from runbook_lib.sources.workloads import KubectlRunner
@@ -176,7 +176,7 @@ def test_the_configuration_loads_and_each_route_can_be_run(tmp_path: Path, monke
     config = settings.load()
     routes.check(config)
     assert config.receiver.notify_urls() == ["json://127.0.0.1:1/"]
-    assert config.target("default").workloads.namespace == NAMESPACE
+    assert config.target("default").facts.workloads.namespace == NAMESPACE
 
 
 def test_the_receiver_is_alone_and_may_end_in_order() -> None:

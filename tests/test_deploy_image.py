@@ -27,7 +27,7 @@ from conftest import engine_problem
 from docker.errors import BuildError  # type: ignore[import-untyped]
 from testcontainers.core.docker_client import DockerClient
 
-from runbook_lib.catalog import ROOT
+from runbook_lib.packs.entitlement import ROOT
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
 from runbook_lib.model.finding import (
-    DATABASE,
-    HOPS,
     Finding,
     Hop,
     Proposal,
@@ -25,11 +23,12 @@ from runbook_lib.model.finding import (
 from runbook_lib.sources import SourceError
 from runbook_lib.view import render
 
-MODES = catalog.load().failure_modes
+BOOK = catalog.load()
+HOPS, DATABASE = BOOK.hops, "database"
 
 
 def conclude(findings: list[Finding]) -> Verdict:
-    return diagnosis.conclude(findings, MODES)
+    return diagnosis.conclude(findings, BOOK)
 
 
 def finding(step: str, *signals: tuple[str, float], status: Status = Status.CRITICAL) -> Finding:
@@ -95,7 +94,7 @@ def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
 def test_the_strip_joins_what_each_finding_knows() -> None:
     a = Finding("a", Status.OK, say("x"), hops=(Hop("relay", rate_in=3, waiting=2),))
     b = Finding("b", Status.OK, say("x"), hops=(Hop("relay", rate_out=4),))
-    strip = {h.name: h for h in diagnosis.strip([a, b])}
+    strip = {h.name: h for h in diagnosis.strip([a, b], HOPS)}
     assert strip["relay"] == Hop("relay", 3, 4, 2)
     assert list(strip) == list(HOPS)
 
@@ -103,7 +102,7 @@ def test_the_strip_joins_what_each_finding_knows() -> None:
 def test_our_own_refusal_says_nothing_about_the_pipeline() -> None:
     refused = SourceError("postgres", Reason.DENIED, "wrong password", "wrong_password")
     gate = SourceError("postgres", Reason.DENIED, "plan cost", "cost_gate")
-    assert diagnosis.signals_of_silence(refused) == diagnosis.signals_of_silence(gate) == ()
+    assert diagnosis.signals_of_silence(refused, BOOK) == diagnosis.signals_of_silence(gate, BOOK) == ()
 
 
 @given(st.lists(st.tuples(st.sampled_from([*HOPS, DATABASE, "FM-DB-01"]), st.floats(-1, 1)), max_size=12))

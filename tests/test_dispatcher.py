@@ -29,8 +29,9 @@ from runbook_lib.alerts.dispatcher import Dispatcher
 from runbook_lib.alerts.journal import Journal, JournalError
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.model.order import Order
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import ACTIONS, NOTES, Archive, OutputError
+from runbook_lib.usage import UsageError
 
 TESTS = Path(__file__).parent
 #: A section that takes little time and points to no other.

@@ -13,8 +13,8 @@ import pytest
 from command import runbook as command
 from drills import OUTAGES, runbook, shown
 
-from runbook_lib.checks import postmortem as checks
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.checks import postmortem as checks
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import Archive
 from runbook_lib.view import record
 

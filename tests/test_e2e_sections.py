@@ -12,8 +12,8 @@ import pytest
 from drills import OUTAGES, ask, consumer, runbook, shown, streams
 
 from runbook_lib import catalog
-from runbook_lib.sandbox import faults
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox import faults
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
 

@@ -8,12 +8,9 @@ from steps import make_given, words
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis import diagnosis
-from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED, WAITS_FOR
+from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.response import judge_place
 from runbook_lib.model.finding import (
-    DATABASE,
-    HOPS,
     Finding,
     Hop,
     Reason,
@@ -26,9 +23,11 @@ from runbook_lib.model.finding import (
     overall,
     say,
 )
+from runbook_lib.packs.entitlement.checks.response import judge_place
 from runbook_lib.view import render
 
-MODES = catalog.load().failure_modes
+BOOK = catalog.load()
+HOPS, DATABASE = BOOK.hops, "database"
 BAD = (Status.WARNING, Status.CRITICAL)
 
 numbers = st.floats(0, 1e6, allow_nan=False).map(lambda n: round(n, 2))
@@ -85,13 +84,13 @@ def test_the_headline_names_the_value_that_decided(found: list[Finding]) -> None
 
 @given(findings())
 def test_whoever_waits_has_a_place_or_an_undecided_between(found: list[Finding]) -> None:
-    verdict = diagnosis.conclude(found, MODES)
+    verdict = diagnosis.conclude(found, BOOK)
     waits = [h for f in found for h in f.hops if h.late]
     if waits and verdict.stuck_at is None:
         assert verdict.undecided
         against = {s.about for f in found for s in f.signals if s.weight < 0}
         for hop in waits:
-            assert {*WAITS_FOR[hop.name], DATABASE} & {*verdict.undecided, *against}
+            assert {*BOOK.places[hop.name].waits_for, DATABASE} & {*verdict.undecided, *against}
         if not any(m.score >= BROKEN for m in verdict.failure_modes):
             for lang in messages.LANGUAGES:
                 place = messages.text(say(f"hop.{verdict.undecided[0]}"), lang)
@@ -103,7 +102,7 @@ def test_whoever_waits_has_a_place_or_an_undecided_between(found: list[Finding])
 
 @given(findings())
 def test_what_was_not_seen_is_said_and_never_sure(found: list[Finding]) -> None:
-    verdict = diagnosis.conclude(found, MODES)
+    verdict = diagnosis.conclude(found, BOOK)
     missing = {u.source for f in found for u in f.unseen if u.source in REQUIRED}
     if missing and not verdict.stuck_at and not verdict.failure_modes:
         assert all(source in render.location(verdict, "en") for source in missing)
@@ -114,7 +113,7 @@ def test_what_was_not_seen_is_said_and_never_sure(found: list[Finding]) -> None:
 @given(findings())
 def test_sure_is_said_once(found: list[Finding]) -> None:
     """The verdict's line alone has the confidence: a step that said another one would contradict it."""
-    verdict = diagnosis.conclude(found, MODES)
+    verdict = diagnosis.conclude(found, BOOK)
     lines = [*render.verdict_lines(verdict, "en"), *(render.finding_line(f, "en") for f in found)]
     assert sum("confidence" in line for line in lines) == 1
 

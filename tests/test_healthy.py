@@ -8,7 +8,7 @@ import pytest
 from drills import runbook, shown
 
 from runbook_lib.analysis.diagnosis import BROKEN
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 
 pytestmark = pytest.mark.e2e
 

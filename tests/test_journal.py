@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from runbook_lib.alerts import journal as journals
 from runbook_lib.alerts.alert import Alert
 from runbook_lib.alerts.journal import Job, Journal, JournalError
-from runbook_lib.settings import Route, Settings, UsageError
+from runbook_lib.settings import Route, Settings
+from runbook_lib.usage import UsageError
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
 CONFIG = Settings(targets={"main": GONE, "other": GONE}, routes=[Route(alertname="Db", sections=["4.2"])])

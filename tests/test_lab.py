@@ -12,8 +12,8 @@ import pytest
 
 from runbook_lib import catalog, settings
 from runbook_lib.lab import copies as lab
-from runbook_lib.settings import UsageError
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 
 
 def parameters(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
 
 from runbook_lib import catalog
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import NOTES, Archive
 
 pytestmark = pytest.mark.e2e

@@ -25,8 +25,9 @@ from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.model.finding import Finding, Frames, Status, complete, say
 from runbook_lib.parameters import validate
 from runbook_lib.session import Session
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"
@@ -65,7 +66,7 @@ def executed(*findings: Finding, opened: str = "2026-01-31T03:00:00.000+00:00", 
         given={}, parameters={"incident_id": "INC-1", "lang": "en"}, opened=opened,
     )  # fmt: skip
     whole = complete(STEPS, {f.step: f for f in findings})
-    verdict = diagnosis.conclude(whole, {})
+    verdict = diagnosis.conclude(whole, catalog.load())
     shown: list[Any] = [
         render.Banner(header, verdict, "en", run=opened),
         *(render.Card(f, f.step, "en", run=opened) for f in findings),

@@ -9,7 +9,8 @@ import nbformat
 import pytest
 
 from runbook_lib import catalog, messages
-from runbook_lib.catalog import ROOT, Section
+from runbook_lib.catalog import Section
+from runbook_lib.packs.entitlement import ROOT
 
 BOOK = catalog.load()
 SECTIONS = list(BOOK.runnable().values())

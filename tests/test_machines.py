@@ -15,8 +15,8 @@ import psutil
 import psycopg
 import pytest
 
-from runbook_lib.catalog import ROOT
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement import ROOT
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 # make ----------------------------------------------------------------------------------------------------------
 

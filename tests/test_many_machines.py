@@ -21,8 +21,8 @@ from store import BUCKET, Store
 
 from runbook_lib.model.order import Order
 from runbook_lib.runs import executors
-from runbook_lib.settings import UsageError
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 
 MANY = 200
 SHUT = 'database_url = "postgresql://runbook@127.0.0.1:9/miniserversystem"\nnats_url = "nats://127.0.0.1:9"\n'

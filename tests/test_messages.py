@@ -14,7 +14,7 @@ import pytest
 import runbook_lib
 from runbook_lib import messages
 from runbook_lib.model.finding import say
-from runbook_lib.sandbox.faults import CATALOGUE, Fault
+from runbook_lib.packs.entitlement.sandbox.faults import CATALOGUE, Fault
 
 CODE = Path(runbook_lib.__file__).parent
 

@@ -23,7 +23,8 @@ from runbook_lib.alerts.alert import Alert
 from runbook_lib.alerts.journal import Job, Journal
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.notify import Notifier
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
 SECRET = "s3cret-token"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
-from runbook_lib.parameters import Parameters, declared, moment, validate
-from runbook_lib.settings import UsageError
+from runbook_lib.parameters import accepted, declared, moment, validate
+from runbook_lib.usage import UsageError
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_clock_that_is_a_little_ahead_is_no_future() -> None:
 def test_a_notebook_declares_only_what_is_validated(section: catalog.Section) -> None:
     assert section.notebook
     names = declared(section.notebook)
-    assert {"incident_id", "target", "window_minutes", "as_of", "lang"} <= set(names) <= set(Parameters.model_fields)
+    assert {"incident_id", "target", "window_minutes", "as_of", "lang"} <= set(names) <= set(accepted().model_fields)
 
 
 def test_declared_reads_what_inspection_by_regex_drops(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
 from runbook_lib import catalog, mandatory, messages
 from runbook_lib.archive import artifact, postmortem, rejudge
-from runbook_lib.checks import postmortem as checks
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -36,8 +35,9 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
-from runbook_lib.sandbox import history
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.checks import postmortem as checks
+from runbook_lib.packs.entitlement.sandbox import history
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import ACTIONS, NOTES, Archive
 from runbook_lib.view import record
 from runbook_lib.view.charts import Chart

@@ -41,8 +41,9 @@ from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.receiver import Receiver
 from runbook_lib.alerts.server import Tls
 from runbook_lib.cli import main as cli
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN, KEY = "a-token-for-tests", "a-key-for-tests"

@@ -24,19 +24,21 @@ from portion import start
 from psycopg.types.json import Jsonb
 from steps import bound
 
-from runbook_lib import catalog, messages, sql, wire
+from runbook_lib import catalog, messages, questions
 from runbook_lib.context import open_context
 from runbook_lib.model.finding import replace
 from runbook_lib.outcome import Outcome
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.sandbox import broker as applications
+from runbook_lib.packs.entitlement.sandbox import database, notification
+from runbook_lib.packs.entitlement.sandbox.notification import Deliveries
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.settings import WorkerSettings
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox import broker as applications
-from runbook_lib.sandbox import database, notification
-from runbook_lib.sandbox.notification import Deliveries
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.servers import Servers
-from runbook_lib.sandbox.settings import WorkerSettings
 from runbook_lib.session import Session
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 WORD: dict[str, Any] = {"execute": True, "approved_by": "Owner of the receiver", "reason": "the receiver is back"}
 
@@ -432,18 +434,21 @@ def test_without_the_ledger_it_refuses_and_says_how_to_make_it(
     db.execute("DROP SCHEMA runbook CASCADE")
     try:
         outcome = act(open_session(servers, tmp_path), "delivery")
-        assert outcome.result == "refused" and "runbook_lib/sql/redrive/ledger.sql" in why(outcome)
+        assert outcome.result == "refused" and "runbook_lib/packs/entitlement/sql/redrive/ledger.sql" in why(outcome)
         assert statuses(db) == {"FAILED": 1}
     finally:
         with psycopg.connect(servers.app_url) as owner:
             for _ in range(2):  # it may be run again
-                owner.execute(sql.statement("redrive/ledger").encode())
+                owner.execute(questions.statement("redrive/ledger").encode())
             owner.execute("GRANT USAGE ON SCHEMA runbook TO runbook")
             owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA runbook TO runbook")
 
 
 def test_what_an_action_writes_is_no_question_of_a_check() -> None:
-    assert not [name for name in sql.names() if name.startswith("redrive/")] and "outbox/backlog" in sql.names()
+    assert (
+        not [name for name in questions.names() if name.startswith("redrive/")]
+        and "outbox/backlog" in questions.names()
+    )
 
 
 def test_two_at_once_send_one_portion(servers: Servers, db: psycopg.Connection, tmp_path: Path) -> None:

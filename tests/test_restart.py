@@ -15,16 +15,19 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
-from runbook_lib.actions.restart import COOLDOWN_S
-from runbook_lib.checks import CHECKS
+from runbook_lib.checks import checks
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Status
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.actions.restart import COOLDOWN_S
+from runbook_lib.packs.entitlement.facts import Facts
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import ACTIONS, Archive
+
+CHECKS = checks()
 
 BOOK = catalog.load()
 NOW = pd.Timestamp("2026-03-01T12:00:00Z")
-GIVEN = Given(BOOK.limits, BOOK.slos, NOW, 60)
+GIVEN = Given(BOOK, NOW, 60, Facts())
 
 
 def outcome(result: str, verified: bool | None, holds: list[bool | None]) -> dict[str, pd.DataFrame]:

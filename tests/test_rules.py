@@ -21,7 +21,7 @@ from test_links import anchors
 
 from runbook_lib import catalog, parameters
 from runbook_lib.alerts import routes
-from runbook_lib.catalog import ROOT
+from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.settings import Route
 
 DEPLOY = ROOT / "docs" / "deploy"

@@ -20,14 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 
-from runbook_lib import wire
-from runbook_lib.sandbox import broker, database, entitlement, history, notification, servers, state
-from runbook_lib.sandbox.database import Connection, Database
-from runbook_lib.sandbox.entitlement import Command, Outbox
-from runbook_lib.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
-from runbook_lib.sandbox.servers import Servers
-from runbook_lib.sandbox.settings import Backoff, WorkerSettings, seconds
-from runbook_lib.wire import EntitlementEvent, MatchmakingEvent
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.sandbox import broker, database, entitlement, history, notification, servers, state
+from runbook_lib.packs.entitlement.sandbox.database import Connection, Database
+from runbook_lib.packs.entitlement.sandbox.entitlement import Command, Outbox
+from runbook_lib.packs.entitlement.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.settings import Backoff, WorkerSettings, seconds
+from runbook_lib.packs.entitlement.wire import EntitlementEvent, MatchmakingEvent
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ME, OTHER = "notification-7c9d5f6b8-x2k4q", "notification-7c9d5f6b8-zzzzz"

@@ -18,10 +18,10 @@ from drills import ask, consumer, streams
 from nats.js import JetStreamContext
 from psycopg.rows import DictRow
 
-from runbook_lib import wire
-from runbook_lib.sandbox import broker, database, entitlement, matchmaking, notification
-from runbook_lib.sandbox.database import Connection
-from runbook_lib.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.sandbox import broker, database, entitlement, matchmaking, notification
+from runbook_lib.packs.entitlement.sandbox.database import Connection
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import ACTIONS, Archive
 
 LEASE_S = 2

@@ -19,10 +19,10 @@ import requests
 from click.testing import CliRunner
 from drills import OUTAGES, ask, consumer, monitor
 
-from runbook_lib.cli.sandbox import sandbox as commands
-from runbook_lib.sandbox import faults, state
-from runbook_lib.sandbox.sandbox import Sandbox
-from runbook_lib.sandbox.state import SandboxError
+from runbook_lib.packs.entitlement.cli.sandbox import sandbox as commands
+from runbook_lib.packs.entitlement.sandbox import faults, state
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.state import SandboxError
 
 POD_NAME = re.compile(r"(entitlement|notification)-[a-z0-9]{9}-[a-z0-9]{5}")
 
@@ -317,7 +317,7 @@ def test_down_finds_everything_after_a_crash_and_up_starts_over(tmp_path: Path) 
 
 def test_the_command_returns_and_the_supervisor_has_no_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "sandbox"
-    code = "from runbook_lib.cli.sandbox import sandbox; sandbox()"
+    code = "from runbook_lib.packs.entitlement.cli.sandbox import sandbox; sandbox()"
     command = [sys.executable, "-c", code, "up", "--history", "0", "--dir", str(folder)]
     try:
         # Pipes that a child kept open would make this wait for the child.

@@ -19,14 +19,14 @@ import pytest
 
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, Window
-from runbook_lib.sandbox.broker import CONSUMER, STREAM, SUBJECT
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.broker import CONSUMER, STREAM, SUBJECT
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.questions import Query
 from runbook_lib.settings import Budget
 from runbook_lib.sources import Ledger, SourceError, postgres
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
-from runbook_lib.sql import Query
 
 A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
 WRONG = "0" * 32
@@ -63,7 +63,7 @@ def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def make(sql: str, cost: str = "index", answers: str = "present") -> str:
         monkeypatch.setattr(
-            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers)
+            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers, {})
         )
         return "test"
 

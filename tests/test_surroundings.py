@@ -30,9 +30,9 @@ from drills import unfit
 from steps import bound
 
 from runbook_lib import settings
-from runbook_lib.sandbox import broker
-from runbook_lib.sandbox.servers import Servers
-from runbook_lib.settings import UsageError
+from runbook_lib.packs.entitlement.sandbox import broker
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.usage import UsageError
 
 pytestmark = pytest.mark.e2e
 

@@ -15,8 +15,8 @@ import pytest
 from sample import ROOT
 from steps import bound
 
-from runbook_lib.sandbox import history
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox import history
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 
 @pytest.fixture(scope="module")

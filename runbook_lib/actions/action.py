@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pandas as pd
 
+from runbook_lib import pack
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
 from runbook_lib.outcome import Outcome, Precondition
-from runbook_lib.settings import UsageError
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS
+from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
 
@@ -61,6 +62,11 @@ class Action(Protocol):
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Whether the effect is there, within the session's `wait_s`, and a sentence about it."""
+
+
+def actions() -> dict[str, Callable[..., Action]]:
+    """What can be done, by name: each makes an action for a context. Raises UsageError where two have one name."""
+    return pack.joined("action", (a for brought in pack.in_force().every("actions") for a in brought.items()))
 
 
 def perform(

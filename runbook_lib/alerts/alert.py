@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from runbook_lib.parameters import validate
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError
 
 #: Characters of a label's value; Prometheus itself has no limit, and no honest label is longer.
 MAX_VALUE = 1024

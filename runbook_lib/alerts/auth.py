@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError
 
 TOKEN, KEY = "RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER_HMAC"
 SIGNATURE = "x-runbook-signature"

@@ -25,8 +25,9 @@ from runbook_lib.model.finding import Reason, say
 from runbook_lib.model.order import Order
 from runbook_lib.notes import keep_note
 from runbook_lib.runs.executors import carry_out
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive, OutputError
+from runbook_lib.usage import UsageError
 
 #: Times that a job is tried; the last time, what was found is told even where it could not be kept.
 ATTEMPTS = 8

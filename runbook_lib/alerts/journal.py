@@ -22,7 +22,8 @@ from typing import Any, Literal
 
 from runbook_lib.alerts import routes
 from runbook_lib.alerts.alert import Alert, digest
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 #: Seconds that a write waits for somebody else's; then the alert's sender is asked to try again.
 BUSY_S = 5.0

@@ -20,7 +20,8 @@ from runbook_lib.alerts.journal import Job, Journal, Notice
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.model.finding import say
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 from runbook_lib.view import render
 
 #: Seconds that a place is given to take a message.

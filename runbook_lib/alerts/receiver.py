@@ -37,8 +37,9 @@ from runbook_lib.alerts.journal import Accepted, Journal, JournalError
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 from runbook_lib.view import render
 
 _log = logging.getLogger(__name__)

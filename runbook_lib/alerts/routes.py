@@ -12,7 +12,8 @@ import pandas as pd
 from runbook_lib.alerts.alert import TARGET_LABEL, Alert, digest
 from runbook_lib.model.order import Order
 from runbook_lib.runs import batch
-from runbook_lib.settings import Route, Settings, UsageError
+from runbook_lib.settings import Route, Settings
+from runbook_lib.usage import UsageError
 
 #: What an alert runs that no route names, and what its end runs.
 FIRST, LAST = "3", "6"

@@ -26,7 +26,8 @@ from runbook_lib.alerts.journal import Journal
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.notify import Notifier
 from runbook_lib.alerts.receiver import MAX_HEADERS, Receiver
-from runbook_lib.settings import Settings, UsageError
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 #: Seconds in which a request must have arrived as a whole, and in which a part of an answer must have been taken.
 REQUEST_S, ANSWER_S = 20.0, 300.0

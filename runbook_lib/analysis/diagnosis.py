@@ -12,21 +12,18 @@ What was only not seen speaks for nothing: a source that cannot be reached from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TypeVar
 
 from runbook_lib.analysis.stats import combine
-from runbook_lib.catalog import FailureMode
+from runbook_lib.catalog import Catalog
 from runbook_lib.model.finding import (
-    DATABASE,
-    HOPS,
     LOOK_AGAIN,
     Confidence,
     Finding,
     Hop,
     Proposal,
     RankedMode,
-    Reason,
     Signal,
     Status,
     Verdict,
@@ -42,32 +39,21 @@ T = TypeVar("T")
 BROKEN = 0.5
 #: A hop is only named before a stronger one further down when its own score is near enough.
 NEAR = 0.7
-#: What several hops depend on, so that its own failure explains theirs.
-SHARED = (DATABASE, "jetstream")
 #: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
 SUSPECT = 0.3
-#: What may hold up whatever waits at a hop, besides the database.
-WAITS_FOR = {
-    "producer": ("producer",),
-    "relay": ("relay", "jetstream"),
-    "jetstream": ("jetstream", "subscriber"),
-    "subscriber": ("jetstream", "subscriber"),
-    "delivery_worker": ("delivery_worker", "receiver"),
-    "receiver": ("receiver",),
-}
 #: The sources without which no verdict can be complete.
 REQUIRED = ("postgres", "jetstream", "nats_monitor")
 #: What the score of a failure mode elsewhere is worth once the place is known.
 CONSEQUENCE = 0.6
 
 
-def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> Verdict:
-    """The verdict of a section, or of all sections of a triage together; `modes` are those of the catalog."""
+def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
+    """The verdict of a section, or of all sections of a triage together, over the places and modes of the catalog."""
     findings = list(findings)
-    scores = {hop: score(findings, hop).score for hop in (*HOPS, DATABASE)}
-    stuck_at = _stuck_at(scores)
-    undecided = () if stuck_at else _undecided(findings, scores)
-    ranked = _ranked(findings, stuck_at, modes)
+    scores = {place: score(findings, place).score for place in book.places}
+    stuck_at = _stuck_at(scores, book)
+    undecided = () if stuck_at else _undecided(findings, scores, book)
+    ranked = _ranked(findings, stuck_at, book)
     return Verdict(
         # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
         status=worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])]),
@@ -80,7 +66,7 @@ def conclude(findings: Iterable[Finding], modes: Mapping[str, FailureMode]) -> V
             default=None,
         ),
         failure_modes=ranked,
-        hops=strip(findings),
+        hops=strip(findings, book.hops),
         next_sections=_unique(n for f in findings for n in f.next_sections),
         proposals=_first_response(findings, stuck_at),
     )
@@ -97,9 +83,9 @@ def score(findings: Iterable[Finding], about: str) -> RankedMode:
     )
 
 
-def strip(findings: Iterable[Finding]) -> tuple[Hop, ...]:
+def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
     """The pipeline, each hop with all that the findings know of it; what nobody asked stays None."""
-    hops = {name: Hop(name) for name in HOPS}
+    hops = {name: Hop(name) for name in names}
     for finding in findings:
         for seen in finding.hops:
             before = hops[seen.name]
@@ -108,46 +94,33 @@ def strip(findings: Iterable[Finding]) -> tuple[Hop, ...]:
     return tuple(hops.values())
 
 
-def signals_of_silence(e: SourceError) -> tuple[Signal, ...]:
+def signals_of_silence(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
     """What a source's failure says of the source: only what it has told itself, or left unanswered once it was reached.
 
     That it cannot be reached from here, a refusal of the runbook's own credentials, and a question that the cost gate
-    held back say nothing about it.
+    held back say nothing about it: docs/failure-modes.md has no observation `source.code` for them.
     """
-    match e.source, e.reason, e.code:
-        case "postgres", _, "lock_not_available" | "too_many_clients":
-            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.8))
-        case "postgres", _, "hung":
-            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.5))
-        case "postgres", _, "shut_down" | "starting_up":
-            return (Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.4))
-        case "postgres", Reason.TIMEOUT, "statement_timeout" | "idle_timeout":
-            return (Signal(DATABASE, 0.75), Signal("FM-DB-01", 0.75))
-        case "postgres", _, "schema_missing" | "table_missing" | "column_missing":
-            return (Signal(DATABASE, 0.8), Signal("FM-DB-03", 0.9))
-        case "jetstream", _, "stream_not_found" | "consumer_not_found" | "no_jetstream" | "hung":
-            return (Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9))
-        case _:
-            return ()
+    return book.observations.get(f"{e.source}.{e.code}", ())
 
 
-def _stuck_at(scores: dict[str, float]) -> str | None:
+def _stuck_at(scores: dict[str, float], book: Catalog) -> str | None:
     best = max(scores.values())
     if best < BROKEN:
         return None
-    shared = max(SHARED, key=lambda hop: scores[hop])
-    if scores[shared] >= max(BROKEN, NEAR * best):
-        return shared
-    return next(hop for hop in HOPS if scores[hop] >= max(BROKEN, NEAR * best))
+    for name, place in sorted(book.places.items(), key=lambda p: (-scores[p[0]], not p[1].under)):
+        if place.shared and scores[name] >= max(BROKEN, NEAR * best):
+            return name
+    return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
 
 
-def _undecided(findings: list[Finding], scores: dict[str, float]) -> tuple[str, ...]:
+def _undecided(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
     """What may hold up that which has waited too long: the hops where it waits and what they depend on."""
-    late = [hop.name for hop in strip(findings) if hop.late]
+    late = [hop.name for hop in strip(findings, book.hops) if hop.late]
+    under = [name for name, place in book.places.items() if place.under]
     against = {s.about for f in findings for s in f.signals if s.weight <= -SUSPECT}
-    may_be = {hop for name in late for hop in (*WAITS_FOR[name], DATABASE) if hop not in against}
+    may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
     suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
-    return tuple(hop for hop in (*HOPS, DATABASE) if hop in (may_be | suspected or late))
+    return tuple(hop for hop in (*book.hops, *under) if hop in (may_be | suspected or late))
 
 
 def _confidence(
@@ -179,7 +152,8 @@ def _confidence(
     return levels[max(level, 1 if told_by or undecided else 0)]
 
 
-def _ranked(findings: list[Finding], stuck_at: str | None, modes: Mapping[str, FailureMode]) -> tuple[RankedMode, ...]:
+def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
+    modes = book.failure_modes
     about = _unique(s.about for f in findings for s in f.signals if s.about in modes)
     ranked = [
         mode if stuck_at in (None, *modes[mode.id].hops) else replace(mode, score=round(mode.score * CONSEQUENCE, 3))

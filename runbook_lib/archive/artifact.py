@@ -49,7 +49,7 @@ def read(nb: Notebook, section: catalog.Section) -> Run:
     return Run(
         section.number,
         tuple(findings),
-        diagnosis.conclude(findings, catalog.load().failure_modes),
+        diagnosis.conclude(findings, catalog.load()),
         end.get("header", {}),
         cost,
         bool(end),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from runbook_lib import catalog
 from runbook_lib.archive.artifact import Run
-from runbook_lib.checks import CHECKS
+from runbook_lib.checks import checks
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Status
 
@@ -14,12 +14,12 @@ def judge_again(run: Run) -> list[tuple[str, Status, Status]]:
 
     Steps whose source did not answer have no frames to judge and are left out.
     """
-    book = catalog.load()
+    book, known = catalog.load(), checks()
     differ: list[tuple[str, Status, Status]] = []
     earlier: tuple[Finding, ...] = ()
     for finding in run.findings:
         if finding.frames:
-            again = CHECKS[finding.step].judge(finding.frames, Given.recorded(book, run.header, earlier))
+            again = known[finding.step].judge(finding.frames, Given.recorded(book, run.header, earlier))
             if again.status is not finding.status:
                 differ.append((finding.step, finding.status, again.status))
         earlier += (finding,)

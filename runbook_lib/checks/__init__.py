@@ -1,43 +1,11 @@
-"""The checks: one module per topic, each step of the runbook answered by exactly one."""
+"""How a step of a runbook is answered: `check` has its form, `parts` those that ask several things."""
 
 from __future__ import annotations
 
-from runbook_lib.checks import (
-    backlog,
-    consistency,
-    database,
-    dead_letters,
-    duplicates,
-    exceptions,
-    leases,
-    postmortem,
-    publish,
-    recovery,
-    response,
-    restart,
-    scope,
-    subscriber,
-    throttle,
-)
+from runbook_lib import pack
 from runbook_lib.checks.check import Check
 
-_TOPICS = (
-    scope,
-    response,
-    backlog,
-    subscriber,
-    publish,
-    database,
-    duplicates,
-    leases,
-    dead_letters,
-    consistency,
-    exceptions,
-    restart,
-    throttle,
-    recovery,
-    postmortem,
-)
 
-CHECKS: dict[str, Check] = {check.step: check for topic in _TOPICS for check in topic.CHECKS}
-"""Every check by its step's id."""
+def checks() -> dict[str, Check]:
+    """Every check of the runbook in force by its step's id. Raises UsageError where two answer one step."""
+    return pack.joined("step", ((c.step, c) for brought in pack.in_force().every("checks") for c in brought))

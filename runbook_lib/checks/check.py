@@ -16,6 +16,7 @@ import pandas as pd
 
 from runbook_lib import messages
 from runbook_lib.analysis.diagnosis import signals_of_silence
+from runbook_lib.catalog import REACHABILITY
 from runbook_lib.context import Context, Given
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.sources import SourceError
@@ -88,7 +89,7 @@ class Check:
         return replace(
             finding,
             step=self.step,
-            signals=finding.signals + signals_of_silence(e),
+            signals=finding.signals + signals_of_silence(e, given.catalog),
             unseen=(*finding.unseen, Unseen(e.source, e.reason)),
         )
 
@@ -111,7 +112,7 @@ def could_not_ask(e: SourceError) -> Finding:
         "",
         e.reason,
         say(f"unknown.{e.reason}", source=e.source, detail=e.detail),
-        next_sections=("2",) if away and e.code != "cost_gate" else (),
+        next_sections=(REACHABILITY,) if away and e.code != "cost_gate" else (),
     )
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import json
 import os
 import re
 import signal
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import click
 from click.core import ParameterSource
 
-from runbook_lib import catalog, interrupts, settings
+from runbook_lib import catalog, interrupts, pack, settings
 from runbook_lib.catalog import CatalogError
+from runbook_lib.cli.common import Group, pairs_of, say_json, words
 from runbook_lib.cli.numbers import Number
 from runbook_lib.model.finding import Status, say
-from runbook_lib.settings import UsageError, did_you_mean
+from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order
@@ -43,23 +43,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 _DEADLINE = Number(min=0, min_open=True, max=settings.DAY_S)
 
 
-def _words(value: str) -> str:
-    """Text for people and files: bytes that are not in the terminal's encoding are kept as \\xNN."""
-    return os.fsencode(value).decode(errors="backslashreplace")
-
-
-class _Group(click.Group):
-    """A hint for a misspelt command."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
-            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], known)}")
-        return super().resolve_command(ctx, args)
-
-
-class _Commands(_Group):
-    """The sandbox is imported when it is called: it needs packages that a headless run does not."""
+class _Commands(Group):
+    """A pack's own commands are imported when they are called: they may need packages that a headless run does not."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """An interrupt is one line and has its number in the exit code; click has neither."""
@@ -70,19 +55,17 @@ class _Commands(_Group):
             raise click.exceptions.Exit(128 + (e.args[0] if e.args else signal.SIGINT)) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), "sandbox"]
+        return sorted([*super().list_commands(ctx), *pack.in_force().commands])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name == "sandbox":
-            try:
-                from runbook_lib.cli.sandbox import sandbox
-            except ModuleNotFoundError as e:
-                raise UsageError(
-                    f"the sandbox needs the package {e.name}: pip install 'runbook-notebooks[sandbox]'"
-                ) from None
-            interrupts.unwind()  # what was started is stopped
-            return sandbox
-        return super().get_command(ctx, name)
+        if (known := super().get_command(ctx, name)) or name not in pack.in_force().commands:
+            return known
+        try:
+            command: click.Command = pack.in_force().command(name)
+        except ModuleNotFoundError as e:
+            raise UsageError(f"{name} needs the package {e.name}: pip install 'runbook-notebooks[{name}]'") from None
+        interrupts.unwind()  # what was started is stopped, and what has been done is written down
+        return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,7 +79,7 @@ def _run_options(f: Any) -> Any:
         click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
         click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
         click.option(
-            "-p", "pairs", type=_words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"
+            "-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"
         ),
         click.option("--as-of", metavar="TIME", help="look at a past moment, as far as timestamps can answer"),
         click.option("--output", metavar="DIR|URL", help="where artifacts go  [default: outputs]"),
@@ -205,7 +188,7 @@ def _triage_many(
             lang=lang or config.lang,
             deadline_s=deadline if deadline is not None else config.deadline_s,
             follow=True,
-            parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+            parameters=pairs_of(pairs) | ({"as_of": as_of} if as_of else {}),
             job=uuid.uuid4().hex,  # what a worker that died has left is not done again
         )
         for name in _several(targets, config)
@@ -227,7 +210,7 @@ def _triage_many(
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
     if as_json:
-        _say_json([said[o.target] for o in orders])
+        say_json([said[o.target] for o in orders])
     return int(max((Status[d["status"]] for d in said.values()), key=lambda s: s.rank).value)
 
 
@@ -298,7 +281,7 @@ def _order(
         lang=lang or config.lang,
         deadline_s=deadline if deadline is not None else config.deadline_s,
         follow=follow,
-        parameters=_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+        parameters=pairs_of(pairs) | ({"as_of": as_of} if as_of else {}),
     )
 
 
@@ -327,7 +310,7 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
     if as_json:
-        _say_json(said if len(said) > 1 else said[0])
+        say_json(said if len(said) > 1 else said[0])
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
@@ -340,15 +323,9 @@ def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
 
     again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
     words = {"status": document["status"], "again": again, "left": left}
-    click.echo(f"  {messages.text(say('recovery.waiting', **words), lang)}", err=True)
+    click.echo(f"  {messages.text(say('ui.until_ok', **words), lang)}", err=True)
     time.sleep(again)
     return True
-
-
-def _say_json(said: object) -> None:
-    """One document; where the terminal's encoding does not hold every character, in ASCII."""
-    utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
-    click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
 
 
 def _print(came: dict[str, Any]) -> None:
@@ -363,119 +340,9 @@ def _print(came: dict[str, Any]) -> None:
         click.echo(f"\n{came['index']}")
 
 
-def _pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, sep, value = pair.partition("=")
-        if not sep:
-            raise UsageError(f"{option} {pair}: write it as NAME=VALUE")
-        values[name.strip()] = value
-    return values
-
-
-@cli.group(cls=_Group)
-def act() -> None:
-    """Carry an action out, or (without --execute) show what it would do; docs/operations.md has the rules."""
-
-
-def _act_options(f: Any) -> Any:
-    for option in (
-        click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
-        click.option("--incident", default="adhoc", show_default=True, help="whose journal the action belongs to"),
-        click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
-        click.option("--approved-by", type=_words, metavar="NAME", help="who gave the word"),
-        click.option("--reason", type=_words, metavar="TEXT", help="why, for the postmortem"),
-        click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="for the effect  [default: 60]"),
-        click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]"),
-        click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
-        click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
-    ):
-        f = option(f)
-    return f
-
-
-@act.command()
-@click.argument("workload")
-@_act_options
-def restart(workload: str, **options: Any) -> int:
-    """Restart notification or entitlement (runbook 5.1)."""
-    return _act("5.1", "restart", {"workload": workload}, **options)
-
-
-@act.command()
-@click.argument("workload")
-@click.argument("replicas", type=int)
-@_act_options
-def scale(workload: str, replicas: int, **options: Any) -> int:
-    """Stop notification (0), or start it again (1); its events wait in the stream (runbook 4.2)."""
-    return _act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
-
-
-@act.command(name="set")
-@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
-@_act_options
-def set_(settings: tuple[str, ...], **options: Any) -> int:
-    """Change settings such as delivery.batch_size=10; =default takes a change back (runbook 5.2)."""
-    known = catalog.load().settings
-    given = {k: known[k].read(v) if k in known else v for k, v in _pairs(settings, "set").items()}
-    return _act("5.2", "set", {"settings": given}, **options)
-
-
-@act.command()
-@click.argument("store")
-@click.option("--limit", type=int, default=50, show_default=True, help="rows of this portion")
-@click.option("--event", "events", multiple=True, metavar="ID", help="only these events, also permanent ones")
-@click.option("--discard", is_flag=True, help="decide that they are not sent again")
-@_act_options
-def redrive(store: str, limit: int, events: tuple[str, ...], discard: bool, **options: Any) -> int:
-    """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""
-    return _act("4.4", "redrive", {"store": store, "limit": limit, "events": events, "discard": discard}, **options)
-
-
-def _act(
-    section: str,
-    name: str,
-    what: dict[str, Any],
-    *,
-    target: str,
-    incident: str,
-    execute: bool,
-    approved_by: str | None,
-    reason: str | None,
-    wait_s: float | None,
-    output: str | None,
-    lang: str | None,
-    as_json: bool,
-) -> int:
-    from runbook_lib.archive import dossier
-    from runbook_lib.session import quiet_session
-    from runbook_lib.view import record, render
-
-    interrupts.unwind()  # what has been done is written down
-    if output:
-        os.environ["RUNBOOK_OUTPUT"] = output
-    lang = lang or settings.load().lang
-    words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
-    rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
-    rb.context.archive.prepare()
-    outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
-    if as_json:
-        _say_json(record.outcome(outcome))
-    else:
-        for line in render.action_lines(outcome, lang):
-            click.echo(line)
-    try:
-        dossier.write_index(rb.context.archive, lang)
-    except OSError as e:
-        click.echo(
-            f"runbook: the dossier could not be written to {rb.context.archive.place}: {e.strerror or e}", err=True
-        )
-    return outcome.status.value
-
-
 @cli.command()
 @click.argument("incident")
-@click.argument("text", type=_words)
+@click.argument("text", type=words)
 @click.option("--new", is_flag=True, help="the incident's folder is not there yet: begin it")
 @click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]")
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
@@ -549,7 +416,7 @@ def verify(incident: str, output: str | None, lang: str | None) -> int:
 @cli.command(name="postmortem")
 @click.argument("incident")
 @click.option("--target", help="which system, from runbook.toml  [default: that of the incident]")
-@click.option("-p", "pairs", type=_words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 @click.option("--deadline", type=_DEADLINE, metavar="SECONDS", help="for the run  [default: 180]")
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of the draft  [default: en]")
@@ -579,7 +446,7 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
     if as_json:
         lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
         said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
-        _say_json(said)
+        say_json(said)
     elif mandatory.old_form(text):
         old = say("postmortem.old_form", file=f"{archive.place}/{mandatory.MARKDOWN}", incident=archive.incident)
         click.echo(messages.text(old, lang), err=True)
@@ -608,7 +475,7 @@ def _draft_postmortem(
     config = settings.load()
     target = target or postmortem.target_of(archive)
     until = time.time() + (deadline if deadline is not None else config.deadline_s)
-    values = _pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    values = pairs_of(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
     results = batch.run_sections(
         [batch.request(mandatory.SECTION, values, archive.output, until)], batch.terminal_progress()
     )
@@ -622,7 +489,7 @@ def _draft_postmortem(
         ) from None
     if as_json:
         said = dossier.document(archive.incident, target, results, verdict, lang)
-        _say_json(said | {"postmortem": vars(written)})
+        say_json(said | {"postmortem": vars(written)})
     else:
         for finding in result.run.findings:
             click.echo(render.finding_line(finding, lang))

@@ -12,11 +12,10 @@ from typing import NoReturn
 
 import nbformat
 
-from runbook_lib import catalog, settings
+from runbook_lib import catalog, pack
 from runbook_lib.parameters import validate
-from runbook_lib.sandbox import state
-from runbook_lib.settings import UsageError
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError, config_file, sandbox_folder
 
 #: Behind a person's own, so that they hold.
 _OPTIONS = (
@@ -34,7 +33,8 @@ def prepare_copies(archive: Archive, target: str) -> str:
         raise UsageError("`runbook lab` needs a local --output folder: a responder's copies live beside the artifacts")
     folder = archive.local / "lab"
     # The documents that the notebooks link to come along, so that the links lead somewhere here as well.
-    shutil.copytree(catalog.ROOT / "docs", folder / "docs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("images"))
+    for docs in (p.document("runbook").parent for p in pack.in_force().packs):
+        shutil.copytree(docs, folder / "docs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("images"))
     for section in catalog.load().runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         copy = folder / section.notebook.name
@@ -85,9 +85,9 @@ def _found_here(archive: Archive) -> dict[str, str]:
     """Where this folder's settings, sandbox and artifacts are, for kernels that run in another one."""
     assert archive.local is not None  # noqa: S101 - `prepare_copies` has checked it
     found = {
-        "RUNBOOK_SANDBOX_DIR": str(state.default_directory().resolve()),
+        "RUNBOOK_SANDBOX_DIR": str(sandbox_folder().resolve()),
         "RUNBOOK_OUTPUT": str(archive.local.parent.resolve()),
     }
-    if (config := settings.config_file()) is not None:
+    if (config := config_file()) is not None:
         found["RUNBOOK_CONFIG"] = str(config.resolve())
     return found

@@ -18,8 +18,8 @@ from runbook_lib import catalog, settings
 from runbook_lib.archive import artifact, dossier
 from runbook_lib.masking import Masker, secrets_of
 from runbook_lib.parameters import validate
-from runbook_lib.settings import UsageError
 from runbook_lib.store import Archive, digest
+from runbook_lib.usage import UsageError
 
 
 def _load_jupyter_server_extension(app: Any) -> None:

@@ -13,10 +13,11 @@ import re
 import string
 import tomllib
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from runbook_lib import pack
 from runbook_lib.model.finding import Text
 
 LANGUAGES = ("en", "ja")
@@ -25,11 +26,18 @@ VERBATIM = "verbatim"
 _PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
 
 
-@cache
 def catalogue(lang: str) -> dict[str, str]:
-    """Every text of a language by its dotted key."""
-    tables = tomllib.loads((Path(__file__).parent / f"{lang}.toml").read_text(encoding="utf-8"))
-    return dict(_flatten("", tables))
+    """Every text of a language by its dotted key: the engine's own, and those of the packs in force."""
+    return _catalogue(lang, pack.in_force())
+
+
+@lru_cache(maxsize=8)
+def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for folder in (Path(__file__).parent, *(p.folder / "messages" for p in runbook.packs)):
+        file = folder / f"{lang}.toml"
+        texts |= _flatten("", tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+    return texts
 
 
 def text(message: Text, lang: str) -> str:

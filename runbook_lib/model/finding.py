@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 Frames: TypeAlias = "dict[str, pd.DataFrame]"
 """What a check collected, by name. One-row frames hold single values."""
 
-#: The hops of the pipeline, upstream first, and the database under all of them.
-HOPS = ("producer", "relay", "jetstream", "subscriber", "delivery_worker", "receiver")
-DATABASE = "database"
 #: The name, or its end, of a value that says in how many seconds a look is worth while.
 LOOK_AGAIN = "look_again"
 
@@ -280,8 +277,6 @@ class Verdict:
 
 
 __all__ = [
-    "DATABASE",
-    "HOPS",
     "LOOK_AGAIN",
     "Confidence",
     "Finding",

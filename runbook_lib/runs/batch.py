@@ -22,8 +22,8 @@ from runbook_lib.archive.artifact import Result, Run, stamp
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, Verdict, replace, say, unknown
 from runbook_lib.runs import forks, kernels
-from runbook_lib.settings import UsageError
 from runbook_lib.store import PARTIAL, Archive
+from runbook_lib.usage import UsageError, did_you_mean
 
 #: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
 GRACE_S = 8.0
@@ -57,7 +57,7 @@ def request(
     """Check a section and its parameters before anything starts. Raises UsageError."""
     book = catalog.load()
     if section not in book.sections:
-        raise UsageError(f"unknown section '{section}': {settings.did_you_mean(section, list(book.runnable()))}")
+        raise UsageError(f"unknown section '{section}': {did_you_mean(section, list(book.runnable()))}")
     notebook = book.sections[section].notebook
     if notebook is None:
         raise UsageError(
@@ -127,7 +127,7 @@ def combined(results: Iterable[Result]) -> Verdict:
     """The verdict over all sections that were run."""
     from runbook_lib.analysis import diagnosis
 
-    return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load().failure_modes)
+    return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load())
 
 
 def _run(r: Request, scratch: Path) -> Result:
@@ -268,7 +268,7 @@ def _unfinished(run: Run, problem: str) -> Run:
         unknown(f.step, Reason.NOT_RUN, say("unknown.unfinished", problem=problem)) if f.reason is Reason.NOT_RUN else f
         for f in run.findings
     )
-    return replace(run, findings=findings, verdict=diagnosis.conclude(findings, catalog.load().failure_modes))
+    return replace(run, findings=findings, verdict=diagnosis.conclude(findings, catalog.load()))
 
 
 def _elsewhere(files: dict[str, bytes]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks
-from runbook_lib.settings import UsageError
+from runbook_lib.usage import UsageError
 
 KINDS = ("local", "dask")
 _ADDRESS = re.compile(r"(tcp|tls|wss?)://[^/\s]+:\d{1,5}/?")

@@ -22,9 +22,10 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from runbook_lib.model.finding import Reason, Window
-from runbook_lib.settings import Budget, UsageError
+from runbook_lib.questions import Query, query
+from runbook_lib.settings import Budget
 from runbook_lib.sources import Ledger, SourceError
-from runbook_lib.sql import Query, query
+from runbook_lib.usage import UsageError
 
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 
@@ -100,7 +101,7 @@ class Snapshot:
         self._gone: SourceError | None = None
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
-        """The answer to a question of `runbook_lib/sql` as a frame, at most `max_rows` rows.
+        """The answer to a question of the packs' sql folders as a frame, at most `max_rows` rows.
 
         `:as_of`, `:since` and `:max_rows` are bound for every question. `frame.attrs["capped"]` tells that
         there were more rows. Raises SourceError: timeout, denied, error, or no_data for a question about the

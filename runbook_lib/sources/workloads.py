@@ -134,7 +134,7 @@ class Runner(ABC):
 
     def _known(self, name: str) -> str:
         """The name, if it is one of the target's workloads and looks like one."""
-        known = (self._settings.entitlement, self._settings.notification, self._settings.nats)
+        known = self._settings.programs.values()
         if name not in known or not _NAME.fullmatch(name) or name == "all":
             raise _error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
         return name

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED
-from runbook_lib.model.finding import DATABASE, Finding, Proposal, Question, Text, Verdict, say
+from runbook_lib.model.finding import Finding, Proposal, Question, Text, Verdict, say
 from runbook_lib.view import record
 
 if TYPE_CHECKING:
@@ -339,8 +339,8 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
     for i, row in enumerate(rows):
         cells = [_pad(c, w, left=n in (0, 5)) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append(f"  {'✖ ' if i == stuck else '  '}{'  '.join(cells)}".rstrip())
-    if verdict.stuck_at == DATABASE:
-        lines.append(f"  ✖ {messages.text(say('hop.database'), lang)}")
+    if verdict.stuck_at and stuck is None:  # what lies under all of them
+        lines.append(f"  ✖ {messages.text(say(f'hop.{verdict.stuck_at}'), lang)}")
     return lines
 
 

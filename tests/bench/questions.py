@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import sql
+from runbook_lib import questions
 from runbook_lib.masking import Masker
+from runbook_lib.questions import Query
 from runbook_lib.settings import Budget
 from runbook_lib.sources import Ledger, SourceError
 from runbook_lib.sources.postgres import Postgres, Snapshot
@@ -43,7 +44,7 @@ class Cost:
 class Row:
     """One question; `tuned` is None where the cost gate refuses it, or it failed with `error`."""
 
-    query: sql.Query
+    query: Query
     plan_cost: float
     refused: bool
     tuned: Cost | None
@@ -85,15 +86,15 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "tries_s": 420.0,
         "max_rows": BUDGET.max_rows + 1,
     }
-    for name in sql.names() if names is None else names:
-        q = sql.query(name)
+    for name in questions.names() if names is None else names:
+        q = questions.query(name)
         try:
             yield _row(source, q, values)
         except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
             yield Row(q, 0.0, False, None, None, str(e.args[0]))
 
 
-def _row(source: Postgres, q: sql.Query, values: dict[str, Any]) -> Row:
+def _row(source: Postgres, q: Query, values: dict[str, Any]) -> Row:
     with source.snapshot() as db:
         plan_cost = db._plan_cost(q, _used(q.sql, values))
         refused = q.cost == "scan" and plan_cost > BUDGET.max_plan_cost

@@ -17,7 +17,7 @@ import psycopg
 from runbook_lib import catalog
 from runbook_lib.archive import artifact
 from runbook_lib.catalog import Section
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 TABLES = ("notification.notifications", "entitlement.outbox_events")
 _BIN = Path(sys.executable).parent

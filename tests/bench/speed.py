@@ -29,7 +29,7 @@ import requests
 
 from runbook_lib import catalog
 from runbook_lib.mandatory import SECTION as POSTMORTEM
-from runbook_lib.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import Archive
 
 ONE = ("4.1",)

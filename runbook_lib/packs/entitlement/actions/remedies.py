@@ -1,0 +1,91 @@
+"""The safe recoveries that only this system has, beside the engine's `proposals`."""
+
+from __future__ import annotations
+
+import shlex
+
+from runbook_lib.actions import proposals
+from runbook_lib.actions.proposals import Of, kubectl, psql, supervisorctl
+from runbook_lib.catalog import SettingValue
+from runbook_lib.model.finding import Proposal
+from runbook_lib.packs.entitlement.facts import facts_of
+
+
+def scale(of: Of, replicas: int) -> Proposal:
+    """Stop notification (0), or start it again (1): subscriber and worker together (4.2)."""
+    workloads = facts_of(of).workloads
+    name = workloads.notification
+    if workloads.runner == "kubectl":
+        command = kubectl(of, "scale", f"deploy/{name}", f"--replicas={replicas}")
+    else:
+        command = supervisorctl(of, "start" if replicas else "stop", name)
+    return Proposal("scale", command, "4.2", {"name": name})
+
+
+def throttle(of: Of, side: str) -> Proposal:
+    """Halve what the workers of "delivery" or "relay" claim: there is no parallelism, only batch and pause (5.2)."""
+    return proposals.settings(
+        f"throttle_{side}", of, milder(of, side, facts_of(of).batch_size, facts_of(of).poll_interval_s)
+    )
+
+
+def milder(of: Of, side: str, batch_size: float, poll_interval_s: float) -> dict[str, SettingValue | None]:
+    """Half the rows and twice the pause of "delivery" or "relay", within what may be set."""
+    longest = of.catalog.settings[f"{side}.poll_interval"].high or poll_interval_s
+    return {
+        f"{side}.batch_size": max(int(batch_size // 2), 1),
+        f"{side}.poll_interval": min(poll_interval_s * 2, max(longest, poll_interval_s)),
+    }
+
+
+def hold_delivery(of: Of) -> Proposal:
+    """Hold delivery while events are still accepted and queued (5.2); never scale to zero for it."""
+    return proposals.settings("hold_delivery", of, {"delivery.enabled": False})
+
+
+def resume_delivery(of: Of) -> Proposal:
+    """Deliver again what was held back, once the tables agree (4.2, 5.3)."""
+    return proposals.settings("resume_delivery", of, {"delivery.enabled": True})
+
+
+def check_nats_credentials(of: Of) -> Proposal:
+    """Look at the address and credentials that the clients use, before any restart (4.1)."""
+    workloads = facts_of(of).workloads
+    if workloads.runner == "kubectl":
+        deployments = [f"deploy/{workloads.notification}", f"deploy/{workloads.entitlement}"]
+        command = kubectl(of, "set", "env", *deployments, "--list")
+    else:
+        command = proposals.logs(of, "notification").command
+    return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
+
+
+def check_clocks(of: Of) -> Proposal:
+    """Compare the pod's clock with this machine's, before the node's time service is repaired (4.3)."""
+    name = facts_of(of).workloads.notification
+    if facts_of(of).workloads.runner == "kubectl":
+        command = f"date -u && {kubectl(of, 'exec', f'deploy/{name}', '-c', name, '--', 'date', '-u')}"
+    else:
+        command = "date -u"
+    return Proposal("check_clocks", command, "4.3", {"name": name})
+
+
+#: What lists the events that a producer has to be told of, by the store they ended in; no payloads.
+_GIVEN_UP = {
+    "outbox": "SELECT event_id, event_type, left(last_error, 60), created_at FROM entitlement.outbox_events "
+    "WHERE status = 'FAILED' ORDER BY created_at DESC LIMIT 20",
+    "broker": "SELECT stream_seq, created_at FROM notification.notification_nats_dlq ORDER BY created_at DESC LIMIT 20",
+    "delivery": "SELECT event_id, notification_id, created_at FROM notification.notification_dlq "
+    "ORDER BY created_at DESC LIMIT 20",
+}
+
+
+def fix_producer(of: Of, store: str, origin: str, n: float) -> Proposal:
+    """Have what produces such events repaired; the command only lists them (4.4)."""
+    return Proposal("fix_producer", psql(of, _GIVEN_UP[store]), "4.4", {"origin": origin, "n": n})
+
+
+def redrive(store: str, target: str, incident: str, limit: int, n: float) -> Proposal:
+    """Send dead letters of "delivery", "outbox" or "broker" again; dry as it stands, without --execute (4.4)."""
+    words = ["--target", target, "--incident", incident, "--limit", str(limit)]
+    command = shlex.join(["runbook", "act", "redrive", store, *words, "--approved-by", "NAME", "--reason", "TEXT"])
+    return Proposal(f"redrive_{store}", command, "4.4", {"limit": limit, "n": n})

@@ -1,0 +1,368 @@
+"""The three stores of dead letters: what waits in each, what may go, how it goes back, and what became of it.
+
+Everything here runs on the action's own credentials, with the statements of `sql/redrive`. What belongs together
+(a row, its dead letter, its line in the ledger) is changed by one statement.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pandas as pd
+import psycopg
+import sqlalchemy as sa
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from runbook_lib.model.finding import Reason
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.questions import statement
+from runbook_lib.settings import Budget
+from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources.jetstream import JetStream, Message
+from runbook_lib.sources.postgres import cut_when_hung, source_error
+from runbook_lib.usage import UsageError
+
+if TYPE_CHECKING:
+    from runbook_lib.catalog import RedrivePolicy
+    from runbook_lib.context import Context
+
+#: Fields without which a notification can not be made; an event with one of them empty fails again.
+OF_EVENT = ["event_id", "event_type", "occurred_at", "user_id", "stock_keeping_unit"]
+OF_MATCH = ["match_id"]
+#: The advisory lock class of redrives, one lock per store: "RUND".
+_LOCK = 0x52554E44
+#: Bodies that are fetched over one connection.
+AT_A_TIME = 250
+#: A message that was stored so long after "its" failure is another one: the stream began anew.
+OTHER_MESSAGE_S = 60.0
+
+
+class Writer:
+    """One connection of the action. Each statement is a transaction of its own: it is done whole or not at all."""
+
+    def __init__(self, connection: psycopg.Connection[dict[str, Any]], budget: Budget, ledger: Ledger) -> None:
+        self._connection, self._budget, self._ledger = connection, budget, ledger
+
+    def ask(self, name: str, **params: Any) -> list[dict[str, Any]]:
+        """Run a statement of `sql/redrive`; its rows. Raises SourceError."""
+        return self._execute(f"redrive/{name}", statement(f"redrive/{name}"), params)
+
+    def lock(self, store: str) -> bool:
+        """Be the only redrive of this store for as long as the connection lives; False when another is."""
+        asked = "SELECT pg_try_advisory_lock(%(class)s, hashtext(%(store)s)) AS taken"
+        return bool(self._execute("lock", asked, {"class": _LOCK, "store": store})[0]["taken"])
+
+    def _execute(self, name: str, sql: str, params: dict[str, Any]) -> list[dict[str, Any]]:
+        with (
+            self._ledger.question("postgres", name, sql) as asked,
+            cut_when_hung(self._connection, self._budget) as cut,
+        ):
+            try:
+                cursor = self._connection.execute(sql.encode(), params or None)
+                rows = cursor.fetchall() if cursor.description else []
+            except psycopg.Error as e:
+                if cut.is_set():
+                    raise SourceError("postgres", Reason.TIMEOUT, "the server never answered", "hung") from None
+                raise source_error(e) from None
+            asked.rows = len(rows)
+        return rows
+
+
+@contextmanager
+def connect(rb: Context) -> Iterator[Writer]:
+    """The database, on the credentials for actions. Raises SourceError."""
+    budget = rb.budget
+    settings = {
+        "statement_timeout": budget.statement_timeout_ms,
+        "lock_timeout": budget.lock_timeout_ms,
+        "idle_in_transaction_session_timeout": budget.idle_timeout_ms,
+        "timezone": "UTC",
+    }
+    try:
+        url = sa.make_url(rb.target.url("action_database_url") or "").set(drivername="postgresql")
+    except sa.exc.ArgumentError:
+        raise UsageError("action_database_url is not a URL like postgresql://user@host:5432/database") from None
+    with rb.ledger.question("postgres", "connect", "CONNECT, to act"):
+        try:
+            connection = psycopg.connect(
+                url.render_as_string(hide_password=False),
+                autocommit=True,
+                row_factory=dict_row,
+                connect_timeout=budget.connect_timeout_s,
+                application_name=f"runbook/act/{rb.parameters.incident_id}"[:63],
+                options=" ".join(f"-c {k}={v}" for k, v in settings.items()),
+            )
+        except psycopg.Error as e:
+            raise source_error(e) from None
+    try:
+        yield Writer(connection, budget, rb.ledger)
+    finally:
+        with suppress(psycopg.Error):
+            connection.close()
+
+
+@dataclass(frozen=True)
+class Letter:
+    """One dead letter, and what speaks against sending it again.
+
+    The verdict is "eligible", "permanent" (it would fail again), "over_limit" (sent again often enough), "held"
+    (a worker has it), "doubled" (another notification of its event) or "gone" (its body is not there any more).
+    """
+
+    event_id: uuid.UUID | None
+    verdict: str
+    notification_id: uuid.UUID | None = None
+    stream_seq: int | None = None
+    archived: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The event's id, or the sequence of a message in which none can be read."""
+        return str(self.event_id) if self.event_id else f"seq {self.stream_seq}"
+
+    def row(self) -> dict[str, Any]:
+        """As `enter.sql` takes it."""
+        archived = dict(self.archived) | {"verdict": self.verdict}
+        ids = {k: str(v) if v else None for k, v in asdict(self).items() if k in ("event_id", "notification_id")}
+        return {**ids, "stream_seq": self.stream_seq, "archived": archived}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the ledger keeps beside each row: the incident, the action's id, and on whose word."""
+
+    incident: str
+    action: str
+    approved_by: str
+    reason: str
+
+
+class Store(Protocol):
+    """A place where dead letters wait."""
+
+    name: str
+    #: The target's credentials that it needs.
+    urls: tuple[str, ...]
+    #: (table, privilege) that they need.
+    rights: tuple[tuple[str, str], ...]
+    #: Dead letters that are looked at.
+    most: int
+
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+        """Dead letters that nobody discarded, oldest first; with `named` those of these events only."""
+
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
+        """`failed_s`: since the newest failure; `retrying`: tries that failed and wait; `works`: it goes on."""
+
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+        """What became of these rows of the ledger (`id`, `event_id`, `user_id`, `outcome`); None: all open ones."""
+
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+        """Send them on their way, by one statement: the ledger's `id` and `event_id` of those that went."""
+
+
+class Table:
+    """Dead letters that are rows of a worker's own table: a row is given back to its worker."""
+
+    urls: tuple[str, ...] = ("action_database_url",)
+    #: The oldest; what is discarded makes room for others.
+    most = 1000
+
+    def __init__(self, name: str, rights: tuple[tuple[str, str], ...]) -> None:
+        self.name, self.rights = name, rights
+
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+        """FAILED rows."""
+        rows = db.ask(
+            f"{self.name}_waiting",
+            named=list(named) or None,
+            per_event=policy.per_event,
+            of_event=OF_EVENT,
+            of_match=OF_MATCH,
+            most=self.most,
+        )
+        return [Letter(**row) for row in rows]
+
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
+        """The worker takes what is due, so nothing is due for longer than a lease."""
+        (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s)
+        return row | {"works": not row["overdue"]}
+
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+        """As the worker's table has them."""
+        return db.ask(f"{self.name}_outcomes", ids=None if ids is None else list(ids))
+
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+        """Row, dead letter and ledger together."""
+        return db.ask(
+            f"{self.name}_take", keys=[letter.notification_id or letter.event_id for letter in letters], **asdict(entry)
+        )
+
+
+class BrokerLetters:
+    """Messages that the broker gave up on: their stored bodies are published once more."""
+
+    name = "broker"
+    urls: tuple[str, ...] = ("action_database_url", "action_nats_url")
+    rights: tuple[tuple[str, str], ...] = (
+        ("notification.notification_nats_dlq", "SELECT"),
+        ("notification.processed_events", "SELECT"),
+    )
+    #: The newest sequences of either record: neither ever shrinks, and most of both has long been settled.
+    most = 2000
+
+    def __init__(self, rb: Context) -> None:
+        self._streams = facts_of(rb).streams
+        name = f"runbook/act/{rb.parameters.incident_id}"
+        self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.ledger)
+
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
+        """The newest sequences of both records, less those whose event has been processed since."""
+        given_up = self._given_up()
+        for row in db.ask("broker_letters", most=self.most):
+            seq, at = row["stream_seq"], pd.Timestamp(row["created_at"])
+            given_up[seq] = min(at, given_up.get(seq, at))
+        bodies = {m.seq: m for m in self._messages(self._streams.events, sorted(given_up))}
+        events = {seq: read_event(message) for seq, message in bodies.items()}
+        known = {
+            row["stream_seq"]: row
+            for row in db.ask(
+                "broker_known", seqs=list(given_up), events=[(events.get(seq) or (None,))[0] for seq in given_up]
+            )
+        }
+        letters: dict[object, Letter] = {}
+        for seq, at in sorted(given_up.items()):
+            message, event, row = bodies.get(seq), events.get(seq), known[seq]
+            if row["processed"] or row["discarded"]:
+                continue
+            if message is None or (pd.Timestamp(message.time) - at).total_seconds() > OTHER_MESSAGE_S:
+                letter = Letter(None, "gone", stream_seq=seq)
+            elif event is None:
+                letter = Letter(None, "permanent", stream_seq=seq)
+            else:
+                event_id, user = event
+                verdict = "over_limit" if row["times"] >= policy.per_event else "eligible"
+                archived = {"subject": message.subject, "stored_at": message.time.isoformat(), "user_id": user}
+                letter = Letter(event_id, verdict, stream_seq=seq, archived=archived)
+            # An event that was given up more than once goes once.
+            letters.setdefault(letter.event_id or seq, letter)
+        return [letter for letter in letters.values() if not named or letter.event_id in named]
+
+    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
+        """The subscriber is bound."""
+        (row,) = db.ask("broker_flow")
+        consumer = self._jetstream.consumer(self._streams.events, self._streams.consumer)
+        return row | {"works": bool(consumer.get("push_bound"))}
+
+    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
+        """Processed, given up once more, gone with its stream, or still on its way."""
+        rows = db.ask("broker_outcomes", ids=None if ids is None else list(ids))
+        waiting = [row for row in rows if row["outcome"] == "waiting"]
+        if waiting:
+            # The advisory is there also where the subscriber could not record it.
+            given_up = self._given_up()
+            seqs = [row["published_seq"] for row in waiting]
+            ours = {m.seq: _headers(m).get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
+            for row in waiting:
+                if ours.get(row["published_seq"]) != message_id(row["id"]):
+                    row["outcome"] = "missing"
+                elif row["published_seq"] in given_up:
+                    row["outcome"] = "failed"
+        return rows
+
+    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
+        """Enter them as about to be published; `publish` does it."""
+        return enter(db, self.name, "redrive", "publishing", letters, entry)
+
+    def publish(self, db: Writer, row: Mapping[str, Any]) -> None:
+        """Publish a row's stored body under the row's own message id: the stream takes it once, however often."""
+        (found,) = self._messages(self._streams.events, [row["stream_seq"]]) or (None,)
+        event = read_event(found) if found else None
+        if found is None or event is None or event[0] != row["event_id"]:
+            settle(db, [{**row, "outcome": "missing"}])
+            return
+        # The stored Nats-Msg-Id would make it a duplicate of itself, and its Nats-Expected-... were for then.
+        headers = {k: v for k, v in _headers(found).items() if not k.startswith("Nats-")}
+        seq = self._jetstream.publish(found.subject, found.body, headers | {"Nats-Msg-Id": message_id(row["id"])})
+        db.ask("published", id=row["id"], seq=seq)
+
+    def _given_up(self) -> dict[int, pd.Timestamp]:
+        """Stream sequences of the newest MAX_DELIVERIES advisories, and when."""
+        state = self._jetstream.stream(self._streams.advisory)["state"]
+        last = int(state["last_seq"])
+        seqs = range(max(int(state["first_seq"]), last - self.most + 1, 1), last + 1)
+        found: dict[int, pd.Timestamp] = {}
+        for message in self._messages(self._streams.advisory, seqs):
+            if (seq := _advised(message)) is not None:
+                found.setdefault(seq, pd.Timestamp(message.time))
+        return found
+
+    def _messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
+        parts = [seqs[i : i + AT_A_TIME] for i in range(0, len(seqs), AT_A_TIME)]
+        return [message for part in parts for message in self._jetstream.messages(stream, part)]
+
+
+def store(name: str, rb: Context) -> Store:
+    """The store of that name, of those in docs/operations.md."""
+    if name == "delivery":
+        return Table(name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))
+    if name == "outbox":
+        return Table(name, (("entitlement.outbox_events", "UPDATE"), ("notification.processed_events", "SELECT")))
+    return BrokerLetters(rb)
+
+
+def enter(
+    db: Writer, store: str, decision: str, state: str, letters: Sequence[Letter], entry: Entry
+) -> list[dict[str, Any]]:
+    """Enter a decision about each letter into the ledger."""
+    rows = Jsonb([letter.row() for letter in letters])
+    return db.ask("enter", store=store, decision=decision, state=state, letters=rows, **asdict(entry))
+
+
+def settle(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Write down which rows of the ledger have come to an end."""
+    ended = [row for row in outcomes if row["outcome"] in ("succeeded", "failed", "missing")]
+    db.ask("settle", ids=[row["id"] for row in ended], states=[row["outcome"] for row in ended])
+
+
+def doubled(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> int:
+    """How many of these events have more than one notification; matches, all under one user, are left out."""
+    known = [row for row in outcomes if row["user_id"] is not None]
+    rows = db.ask("doubled", events=[r["event_id"] for r in known], users=[r["user_id"] for r in known])
+    return len({row["event_id"] for row in rows})
+
+
+def message_id(row: int) -> str:
+    """The message id of a row of the ledger: the same each time that it is published."""
+    return f"redrive-{row}"
+
+
+def read_event(message: Message) -> tuple[uuid.UUID, str] | None:
+    """The event's id and user; None for what the subscriber could never take."""
+    try:
+        event: wire.EntitlementEvent = wire.decode(message.body)
+        at = datetime.fromisoformat(event.occurred_at)
+        return (uuid.UUID(event.event_id), event.user_id) if at.tzinfo else None
+    except (wire.WireError, ValueError):
+        return None
+
+
+def _advised(message: Message) -> int | None:
+    try:
+        seq = json.loads(message.body)["stream_seq"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return seq if isinstance(seq, int) and seq > 0 else None
+
+
+def _headers(message: Message) -> dict[str, str]:
+    lines = [line.partition(":") for line in message.headers.splitlines()[1:] if ":" in line]
+    return {name.strip(): value.strip() for name, _, value in lines}

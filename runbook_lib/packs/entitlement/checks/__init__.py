@@ -1,0 +1,42 @@
+"""The checks: one module per topic, each step of the runbook answered by exactly one."""
+
+from __future__ import annotations
+
+from runbook_lib.checks.check import Check
+from runbook_lib.packs.entitlement.checks import (
+    backlog,
+    consistency,
+    database,
+    dead_letters,
+    duplicates,
+    exceptions,
+    leases,
+    postmortem,
+    publish,
+    recovery,
+    response,
+    restart,
+    scope,
+    subscriber,
+    throttle,
+)
+
+_TOPICS = (
+    scope,
+    response,
+    backlog,
+    subscriber,
+    publish,
+    database,
+    duplicates,
+    leases,
+    dead_letters,
+    consistency,
+    exceptions,
+    restart,
+    throttle,
+    recovery,
+    postmortem,
+)
+
+CHECKS: tuple[Check, ...] = tuple(check for topic in _TOPICS for check in topic.CHECKS)

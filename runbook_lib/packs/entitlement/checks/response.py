@@ -1,0 +1,653 @@
+"""Section 3: the first response. Impact, where it is stuck, the smallest safe step, what counts as over, the record."""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib.analysis import diagnosis, history, stats
+from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
+from runbook_lib.context import Given
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Hop,
+    Proposal,
+    Reason,
+    Status,
+    Text,
+    Value,
+    Verdict,
+    judged,
+    replace,
+    say,
+    unknown,
+    worst,
+)
+from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.packs.entitlement.checks import backlog, database, publish, recovery, subscriber
+from runbook_lib.view import charts
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+    from runbook_lib.sources.postgres import Snapshot
+
+#: SLIs "now" are those of the last five minutes; the burn rate looks back further.
+NOW_MIN = 5
+BURN_MIN = 6 * 60
+#: The two pairs of the burn rate, long and short window in minutes.
+BURN_FAST, BURN_SLOW = (60, 5), (6 * 60, 30)
+#: The hop at which an event of a place (sli/affected) waits.
+HOP_OF = {"outbox": "relay", "broker": "subscriber", "notification": "delivery_worker"}
+
+
+# 3.1 Impact -------------------------------------------------------------------------------------------------
+
+
+def collect_impact(rb: Context) -> Frames:
+    """3.1: every SLI that timestamps can give, who is affected, and the flows that show since when."""
+    parts = Parts()
+    now = rb.as_of - pd.Timedelta(minutes=NOW_MIN)
+    with rb.snapshot() as db:
+        late_s = rb.catalog.limits["backlog.oldest_due"].warning or 10.0
+        parts.answers |= {
+            "affected": db.ask("sli/affected", late_s=late_s),
+            "outbox": db.ask("outbox/backlog"),
+            "outbox_age": db.ask("sli/outbox_age"),
+            "publish_delay": db.ask("outbox/delay", since=now),
+            "notifications": db.ask("notifications/backlog"),
+        }
+        asked = {
+            "delivered": db.try_ask("sli/delivered", since=now),
+            "given_up": db.try_ask("sli/given_up_users", since=now),
+            "given_up_messages": db.try_ask("processed/nats_dlq", since=now),
+            **_per_minute(rb, db),
+        }
+    parts.answers |= {name: frame for name, frame in asked.items() if frame is not None}
+    with parts.part("prometheus") as answers:
+        answers["requests"] = _requests(rb)
+    return parts.frames()
+
+
+def _per_minute(rb: Context, db: Snapshot) -> dict[str, pd.DataFrame | None]:
+    long_ago = min(rb.since, rb.as_of - pd.Timedelta(minutes=BURN_MIN))
+    late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
+    return {
+        "sent": db.try_ask("sli/delivered_per_minute", since=long_ago, **late),
+        "dead": db.try_ask("notifications/failed_per_minute", since=long_ago),
+        "published": db.try_ask("outbox/published_per_minute"),
+        "processed": db.try_ask("processed/per_minute"),
+    }
+
+
+def _requests(rb: Context) -> pd.DataFrame:
+    """Requests of the two POST routes by Prometheus: how many succeeded, and the p95 of their duration."""
+    route = 'uri=~"/v1/entitlements/(grants|revokes)",method="POST"'
+    window = f"[{NOW_MIN}m]"
+    total = f"sum(rate(http_server_requests_seconds_count{{{route}}}{window}))"
+    bad = f'sum(rate(http_server_requests_seconds_count{{{route},status=~"5.."}}{window}))'
+    buckets = f"sum by (le) (rate(http_server_requests_seconds_bucket{{{route}}}{window}))"
+
+    def value(promql: str) -> float | None:
+        found = rb.prometheus.instant(promql, rb.as_of)
+        number = float(found["value"].iloc[0]) if len(found) else None
+        return number if number == number else None
+
+    asked = value(total)
+    failed = value(bad)
+    return row(
+        success=None if not asked else 100 * (1 - (failed or 0.0) / asked),
+        p95=value(f"histogram_quantile(0.95, {buckets})"),
+    )
+
+
+def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
+    """Each SLI now beside its objective; `met` is None where it has no value, and `why` says why."""
+    outbox, notifications = one(frames.get("outbox")), one(frames.get("notifications"))
+    delivered, given_up = one(frames.get("delivered")), one(frames.get("given_up"))
+    requests, e = one(frames.get("requests")), failures(frames).get("prometheus")
+    no_prometheus = "" if requests else e.reason.value if e else Reason.NO_DATA.value
+    sent, dead = amount(delivered, "n"), amount(given_up, "events")
+    letters = (
+        None
+        if not given_up or "given_up_messages" not in frames
+        else dead + amount(one(frames.get("given_up_messages")), "n")
+    )
+    e2e, waits = delivered.get("p95"), _oldest_of_many(frames, sent)
+    if waits is not None and waits >= amount(delivered, "p95"):
+        e2e = waits
+    observed: dict[str, Any] = {
+        "ENT-A": requests.get("success"),
+        "ENT-B": requests.get("p95"),
+        "ENT-C": one(frames.get("publish_delay")).get("p95"),
+        "ENT-D": _or_zero(one(frames.get("outbox_age")), "p95"),
+        "ENT-E": outbox.get("failed"),
+        "NOTI-A": 100 * sent / (sent + dead) if given_up and sent + dead else None,
+        "NOTI-B": e2e,
+        "NOTI-C": amount(notifications, "due") + amount(notifications, "expired") if notifications else None,
+        "NOTI-D": letters,
+    }
+    rows = []
+    for name, slo in given.slos.items():
+        value = observed.get(name)
+        missing = no_prometheus if name in ("ENT-A", "ENT-B") else ""
+        rows.append(
+            {
+                "slo": name,
+                "sli": slo.sli,
+                "now": None if value is None else round(float(value), 3),
+                "objective": slo.objective,
+                "met": None if value is None else slo.met(float(value)),
+                "why": (missing or Reason.NO_DATA.value)
+                if value is None
+                else "oldest that waits"
+                if name == "NOTI-B" and value == waits
+                else "",
+            }
+        )
+    return pd.DataFrame(rows, columns=["slo", "sli", "now", "objective", "met", "why"])
+
+
+def _oldest_of_many(frames: Frames, sent: float) -> float | None:
+    """The age of the oldest event that waits, if so many wait that the p95 of all lies among them."""
+    waiting = _waiting(frames)
+    events = float(waiting["events"].sum()) if len(waiting) else 0.0
+    if events <= 0.05 * (events + sent):
+        return None
+    return round(float(waiting["oldest_s"].max()), 3)
+
+
+def _waiting(frames: Frames) -> pd.DataFrame:
+    """What waits on its way; the relay's FAILED does not wait, it is given up."""
+    affected = frames.get("affected", pd.DataFrame(columns=["place", "events", "oldest_s"]))
+    return affected[affected["place"].isin(["outbox", "broker", "notification"])]
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _or_zero(found: dict[str, Any], name: str) -> float | None:
+    """A percentile where no row means that nothing waits; None where the question was not answered."""
+    return None if not found else amount(found, name)
+
+
+def judge_impact(frames: Frames, given: Given) -> Finding:
+    """3.1: who noticed, which objectives are missed, since when, how many events and users?"""
+    if not one(frames.get("outbox")) or not one(frames.get("notifications")):
+        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="sli"))
+    slis = sli_rows(frames, given)
+    missed = [str(r["slo"]) for r in slis.to_dict("records") if r["met"] is False]
+    seen = {str(r["slo"]): r["now"] for r in slis.to_dict("records")}
+    affected = frames.get("affected", pd.DataFrame())
+    by_place = {str(r["place"]): r for r in affected.to_dict("records")}
+    late = by_place.get("all", {})
+    events, users = int(late.get("events") or 0), int(late.get("users") or 0)
+    given_up = one(frames.get("given_up"))
+    begin, how = onset(frames, given) if missed or events else (None, "")
+    ttd = seconds_between(begin, given.detected_at) if begin is not None else None
+
+    limits = given.limits
+    outbox = one(frames.get("outbox"))
+    values = [
+        Value("impact.events", events, "events"),
+        Value("impact.users", users, "users"),
+        Value("impact.given_up", amount(given_up, "events"), "events"),
+        Value("impact.given_up_users", amount(given_up, "users"), "users"),
+        Value("impact.onset", None if begin is None else _utc(begin)),
+        Value("detected_by", given.detected_by or None),
+        Value("detected_at", None if given.detected_at is None else _utc(given.detected_at)),
+        Value("ttd", ttd, "s"),
+        limits.value("outbox.oldest_due", amount(outbox, "oldest_due_s")),
+        limits.value("outbox.failed", amount(outbox, "failed")),
+        limits.value("backlog.due", seen["NOTI-C"]),
+    ]
+    for name, slo in (
+        ("outbox.publish_delay_p95", "ENT-C"),
+        ("delivery.e2e_p95", "NOTI-B"),
+        ("delivery.success", "NOTI-A"),
+    ):
+        if seen.get(slo) is not None and not pd.isna(seen[slo]):
+            values.append(limits.value(name, float(seen[slo])))
+    if given_up:
+        values.append(limits.value("dlq.growth", amount(given_up, "events") / NOW_MIN))
+    notes = [say("response.sli_note", minutes=NOW_MIN)]
+    burns = burn_rates(frames, given)
+    if burns is None:
+        notes.append(say("response.no_burn"))
+    else:
+        values += [limits.value("burn.fast", burns[0]), limits.value("burn.slow", burns[1])]
+    unseen = [str(r["slo"]) for r in slis.to_dict("records") if r["why"] == Reason.NOT_CONFIGURED.value]
+    if unseen:
+        notes.append(say("response.not_from_sql", names=", ".join(unseen)))
+    if given.detected_by or given.detected_at is not None:
+        notes.append(
+            say(
+                "response.detected",
+                by=say(f"response.by_{given.detected_by}") if given.detected_by else None,
+                at=None if given.detected_at is None else _utc(given.detected_at),
+            )
+        )
+    if how and begin is not None:
+        notes.append(say(f"response.onset_{how}", at=_utc(begin), ago=seconds_between(begin, given.as_of)))
+    facts = {
+        "missed": ", ".join(missed) or "-",
+        "n": len(missed),
+        "events": events,
+        "users": users,
+        "given_up": amount(given_up, "events"),
+        "oldest": late.get("oldest_s"),
+        "since": None if begin is None else _utc(begin),
+    }
+    if missed:
+        headline = say("response.impact", **facts)
+    elif events or amount(given_up, "events"):
+        headline = say("response.impact_begins", **facts)
+    else:
+        well = worst(v.status for v in values if v.status) is Status.OK
+        headline = say("response.no_impact" if well else "response.no_impact_now")
+    return judged(
+        headline,
+        values,
+        at_least=Status.CRITICAL if missed else Status.WARNING if events else Status.OK,
+        notes=tuple(notes),
+        hops=tuple(
+            Hop(HOP_OF[str(r["place"])], waiting=float(r["events"]), oldest_s=_number(r["oldest_s"]), late=True)
+            for r in _waiting(frames).to_dict("records")
+            if r["events"]
+        ),
+        show=("slis", "affected"),
+    )
+
+
+def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
+    """When it began and how that is known: the oldest event that waits, else a change in a flow's rate.
+
+    A change is known to the minute: the first event that went through it too slowly has a better time.
+    """
+    waiting = _waiting(frames)
+    if len(waiting) and waiting["oldest_s"].notna().any():
+        return given.as_of - pd.Timedelta(seconds=float(waiting["oldest_s"].max())), "oldest"
+    found = []
+    for name in ("sent", "processed", "published"):
+        series = minutes_of(frames.get(name), given)
+        at = stats.change_point(series).index
+        if at is not None:
+            found.append(series.index[at])
+    failed = minutes_of(frames.get("dead"), given)
+    rise = stats.trend_kind(failed).onset
+    if rise is not None:
+        found.append(failed.index[rise])
+    if not found:
+        return None, ""
+    slow = table(frames, "sent", "minute", "first_slow")
+    first = pd.to_datetime(
+        slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
+    ).min()
+    return (min(found), "change") if pd.isna(first) else (first, "slow")
+
+
+def minutes_of(frame: pd.DataFrame | None, given: Given, column: str = "n") -> pd.Series[float]:
+    """Counts per full minute of the window; the minute that is still filling is left out."""
+    last = given.as_of.floor("min") - history.MINUTE
+    index = pd.date_range(end=last, periods=max(given.window_minutes - 1, 1), freq="min", name="minute")
+    if frame is None or not {"minute", column} <= set(frame.columns):
+        return pd.Series(0.0, index=index)
+    minutes = pd.to_datetime(frame["minute"], utc=True)
+    counted = pd.Series(pd.to_numeric(frame[column]).to_numpy(dtype=float), index=minutes)
+    return counted.groupby(level=0).sum().reindex(index, fill_value=0.0)
+
+
+def burn_rates(frames: Frames, given: Given) -> tuple[float, float] | None:
+    """The worse burn rate of NOTI-A and NOTI-B over both pairs; a pair counts by the lower of its two windows."""
+    sent, failed = frames.get("sent"), frames.get("dead")
+    if sent is None or failed is None or "slow" not in sent:
+        return None
+    allowed = {"NOTI-A": given.slos["NOTI-A"].number / 100, "NOTI-B": 0.95}
+
+    def rate(slo: str, minutes: int) -> float:
+        since = given.as_of - pd.Timedelta(minutes=minutes)
+        done, slow = _since(sent, "n", since), _since(sent, "slow", since)
+        dead = _since(failed, "n", since)
+        bad, total = (dead, done + dead) if slo == "NOTI-A" else (slow, done)
+        burn = stats.burn_rate(bad, total, allowed[slo])
+        return 0.0 if burn != burn else burn
+
+    fast = max(min(rate(slo, m) for m in BURN_FAST) for slo in allowed)
+    slow = max(min(rate(slo, m) for m in BURN_SLOW) for slo in allowed)
+    return round(fast, 2), round(slow, 2)
+
+
+def _since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
+    if frame.empty or "minute" not in frame:
+        return 0.0
+    return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
+
+
+def with_slis(rb: Context) -> Frames:
+    """3.1's frames, and the table that is shown of them."""
+    frames = collect_impact(rb)
+    return frames | {"slis": sli_rows(frames, rb.given())}
+
+
+def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
+    """The three flows behind the impact, minute by minute, and when it began."""
+    series = {name: minutes_of(frames.get(name), given) for name in ("published", "processed", "sent")}
+    if not any(s.any() for s in series.values()):
+        return None
+    figure, ax = charts.axes("Published, processed, sent", "events / min", "UTC")
+    given_up = minutes_of(frames.get("dead"), given)
+    lines = [
+        ("published", series["published"], charts.BLUE, ":"),
+        ("processed", series["processed"], charts.GREY, "-"),
+        ("sent", series["sent"], charts.GREEN, "--"),
+        *([("dead letters", given_up, charts.RED, "-")] if given_up.any() else []),
+    ]
+    for label, counts, colour, line in lines:
+        # A step per minute, and one more point where the last minute ends.
+        ends = pd.date_range(counts.index[0], periods=len(counts) + 1, freq="min")
+        rates = [*counts.to_numpy(), counts.iloc[-1]]
+        ax.step(ends, rates, where="post", color=colour, linestyle=line, linewidth=1.8, label=label)
+    missed = any(r["met"] is False for r in sli_rows(frames, given).to_dict("records"))
+    begin = onset(frames, given)[0] if missed else None
+    if begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes):
+        ax.axvline(begin.floor("s").to_pydatetime(), color=charts.RED, linewidth=1.2, linestyle="-.", label="began")  # type: ignore[arg-type]
+    ax.set_ylim(0, 1.3 * max(float(counts.max()) for _, counts, _, _ in lines))
+    charts.clock_ticks(ax)
+    ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=5)
+    last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
+    return charts.Chart(
+        figure,
+        say("response.alt_flows", minutes=given.window_minutes, began=None if begin is None else _utc(begin), **last),
+        (say("response.flows_caption"),),
+    )
+
+
+# 3.2 Where it is stuck --------------------------------------------------------------------------------------
+
+#: The four checks of 4.1, in the order of that section.
+PLACES = {
+    check.step: check
+    for topic in (backlog, subscriber, publish, database)
+    for check in topic.CHECKS
+    if check.step.startswith("4.1.")
+}
+#: What each of them asks.
+ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
+
+
+def collect_place(rb: Context) -> Frames:
+    """3.2: all that 4.1 asks; each part may fail alone."""
+    return collect_each(rb, PLACES)
+
+
+def judge_place(frames: Frames, given: Given) -> Finding:
+    """3.2: which of outbox, NATS, notification and database holds it up?"""
+    found = judge_each(frames, given, PLACES)
+    # Who waits by 3.1 waits somewhere, also where no part of this step alone is late.
+    waits = [replace(f, status=Status.OK, values=()) for f in given.earlier if f.step == "3.1"]
+    verdict = diagnosis.conclude([*waits, *found.values()], given.catalog)
+    first = _loudest(found, verdict.stuck_at)
+    unseen = dict.fromkeys(u.source for f in found.values() for u in f.unseen)
+    facts = {
+        "place": _places(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
+        "names": ", ".join(what for step, what in ASKED.items() if found[step].status is Status.OK),
+        "unseen": ", ".join(unseen),
+        "why": first.headline,
+    }
+    if verdict.stuck_at:
+        headline = say("response.stuck", **facts)
+    elif verdict.undecided:
+        loud = first.status is not Status.OK or not waits
+        headline = say("response.undecided", **facts | {"why": first.headline if loud else waits[0].headline})
+    elif first.status is Status.OK:
+        headline = say("response.not_stuck_of_seen" if unseen else "response.not_stuck", **facts)
+    else:
+        headline = say("response.not_seen" if first.status is Status.UNKNOWN else "response.unclear", **facts)
+    return judged(
+        headline,
+        [
+            Value("stuck_at", verdict.stuck_at),
+            *(Value(f"status.{step}", f.status.name) for step, f in found.items()),
+            *{v.name: v for f in found.values() for v in f.values if v.threshold}.values(),
+        ],
+        at_least=verdict.status,
+        reason=next((f.reason for f in found.values() if f.counts and f.reason), None),
+        notes=tuple(say("response.part", step=step, answer=f.headline) for step, f in found.items()),
+        signals=tuple(s for f in found.values() for s in f.signals),
+        hops=tuple(h for f in found.values() for h in f.hops),
+        proposals=verdict.proposals,
+        next_sections=_next(verdict, found),
+        unseen=tuple(dict.fromkeys(u for f in found.values() for u in f.unseen)),
+    )
+
+
+def _loudest(found: dict[str, Finding], stuck_at: str | None) -> Finding:
+    """The finding that speaks most for the place, else the worst one."""
+
+    def weight(f: Finding) -> tuple[float, int]:
+        return max((s.weight for s in f.signals if s.about == stuck_at), default=0.0), f.status.rank
+
+    counting = [f for f in found.values() if f.counts] or list(found.values())
+    return max(counting, key=weight)
+
+
+def _places(*hops: str) -> Text | None:
+    """One hop, or several that it may be, in words."""
+    words: list[Text] = [say(f"hop.{hop}") for hop in hops]
+    return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else None
+
+
+def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
+    """The sections with a notebook that fit what is seen."""
+    sections: list[str] = []
+    silent = [f for f in found.values() if "2" in f.next_sections]
+    wrong = [f for f in found.values() if f.status in (Status.WARNING, Status.CRITICAL)]
+    if silent and not wrong and not verdict.undecided and not verdict.stuck_at:
+        return ("2",)
+    if verdict.status is not Status.OK:
+        sections.append("4.1")
+    notifications = found["4.1.1"]
+    held = (notifications.value("backlog.leased") or 0, notifications.value("backlog.expired") or 0)
+    if verdict.stuck_at == "delivery_worker" or (
+        verdict.stuck_at and any(isinstance(n, float) and n > 0 for n in held)
+    ):
+        sections.append("4.3")
+    lost = found["4.1.2"].value("outbox.unprocessed")
+    if isinstance(lost, float | int) and lost > 0:
+        sections.append("5.3")
+    if silent or verdict.stuck_at == "jetstream":
+        sections.append("2")
+    return tuple(sections)
+
+
+# 3.3 The smallest safe recovery -----------------------------------------------------------------------------
+
+#: Where the responder reads on when no command is justified.
+READ_ON = {
+    "producer": "4.4",
+    "relay": "4.1",
+    "jetstream": "2",
+    "subscriber": "4.1",
+    "delivery_worker": "4.3",
+    "receiver": "4.4",
+    "database": "4.1",
+}
+
+
+def place_of(given: Given) -> Finding | None:
+    """The answer of 3.2 in this run."""
+    return next((f for f in given.earlier if f.step == "3.2"), None)
+
+
+def collect_recovery(rb: Context) -> Frames:
+    """3.3 asks nothing: it weighs what 3.2 found."""
+    place = place_of(rb.given())
+    rows = [{"command": p.command, "section": p.section} for p in place.proposals] if place else []
+    return {"proposed": pd.DataFrame(rows, columns=["command", "section"])}
+
+
+def judge_recovery(frames: Frames, given: Given) -> Finding:
+    """3.3: restart, throttle, or wait? The first proposal that 3.2 justifies; nothing is run."""
+    place = place_of(given)
+    if place is None:
+        return unknown("", Reason.SKIPPED, say("response.needs_place"))
+    if place.proposals:
+        first = place.proposals[0]
+        return judged(
+            say("response.do", title=_title(first), command=first.command, section=first.section),
+            [Value("proposals", len(place.proposals))],
+            at_least=Status.WARNING,
+            notes=(say("response.nothing_run"), *(_other(p) for p in place.proposals[1:])),
+            proposals=place.proposals[:1],
+            show=("proposed",) if len(place.proposals) > 1 else (),
+        )
+    if place.status is Status.OK:
+        return judged(say("response.do_nothing"), [Value("proposals", 0)])
+    stuck_at = place.value("stuck_at")
+    section = READ_ON.get(str(stuck_at), next(iter(place.next_sections), "4.1"))
+    place_named = _places(str(stuck_at)) if stuck_at else None
+    return judged(
+        say("response.do_look", place=place_named, section=section),
+        [Value("proposals", 0)],
+        at_least=Status.WARNING,
+        notes=(say("response.nothing_run"),),
+    )
+
+
+def _title(proposal: Proposal) -> Text:
+    return say(f"proposal.{proposal.name}.title", **proposal.params)
+
+
+def _other(proposal: Proposal) -> Text:
+    return say("response.also", title=_title(proposal), command=proposal.command)
+
+
+# 3.4 What would count as recovered --------------------------------------------------------------------------
+
+#: The four criteria of section 6.
+CRITERIA = {check.step: check for check in recovery.CHECKS if check.step in ("6.1", "6.2", "6.3", "6.4")}
+
+
+def collect_criteria(rb: Context) -> Frames:
+    """3.4: what section 6 asks for its four criteria."""
+    return collect_each(rb, CRITERIA)
+
+
+def judge_criteria(frames: Frames, given: Given) -> Finding:
+    """3.4: which of the four criteria hold at this moment, and what would meet the others?"""
+    found = judge_each(frames, given, CRITERIA)
+    unmet = [step for step, f in found.items() if f.status is not Status.OK]
+    notes = [say("response.criterion_unmet", step=s, answer=found[s].headline, target=say(f"response.target_{s[-1]}",
+             **_targets(given))) for s in unmet]  # fmt: skip
+    notes += [
+        say("response.criterion_met", step=step, answer=f.headline) for step, f in found.items() if step not in unmet
+    ]
+    return judged(
+        say("response.criteria_unmet", n=len(unmet), steps=", ".join(unmet)) if unmet else say("response.criteria_met"),
+        [Value(step, f.status.name) for step, f in found.items()],
+        at_least=worst(f.status for f in found.values()),
+        reason=next((f.reason for f in found.values() if f.reason), None),
+        notes=tuple(notes),
+    )
+
+
+def _targets(given: Given) -> dict[str, Any]:
+    limits = given.limits
+    return {
+        "due": limits["backlog.due"].warning,
+        "oldest": limits["backlog.oldest_due"].warning,
+        "outbox": limits["outbox.oldest_due"].warning,
+        "rate": limits["errors.rate"].warning,
+        "quiet": recovery.QUIET_S,
+        "e2e": limits["delivery.e2e_p95"].warning,
+        "publish": limits["outbox.publish_delay_p95"].warning,
+    }
+
+
+# 3.5 Record -------------------------------------------------------------------------------------------------
+
+
+def collect_record(rb: Context) -> Frames:
+    """3.5 asks nothing: it writes down what this run has seen."""
+    return {"record": record(rb.given())}
+
+
+def record(given: Given) -> pd.DataFrame:
+    """What to keep of this moment, one line each."""
+    impact = next((f for f in given.earlier if f.step == "3.1"), None)
+    place = place_of(given)
+    verdict = diagnosis.conclude(given.earlier, given.catalog) if given.earlier else None
+    kept: list[tuple[str, Any]] = [("looked_at", _utc(given.as_of))]
+    if impact is not None:
+        kept += [
+            ("detected_by", impact.value("detected_by")),
+            ("detected_at", impact.value("detected_at")),
+            ("onset", impact.value("impact.onset")),
+            ("ttd_s", impact.value("ttd")),
+            ("events_waiting", impact.value("impact.events")),
+            ("users_waiting", impact.value("impact.users")),
+            ("events_given_up", impact.value("impact.given_up")),
+        ]
+        missed = impact.headline.params.get("missed")
+        kept.append(("objectives_missed", missed or "-"))
+    if place is not None:
+        modes: dict[str, float] = {}
+        for s in place.signals:
+            if s.about.startswith("FM-"):
+                modes[s.about] = diagnosis.score([place], s.about).score
+        ranked = sorted((m for m, score in modes.items() if score > 0), key=lambda m: -modes[m])
+        kept += [
+            ("stuck_at", place.value("stuck_at")),
+            ("failure_modes", ", ".join(ranked[:3])),
+            ("proposed", place.proposals[0].command if place.proposals else "-"),
+        ]
+    if verdict is not None:
+        kept.append(("status", verdict.status.name))
+    shown = [(what, "-" if value in (None, "") else _word(value)) for what, value in kept]
+    return pd.DataFrame(shown, columns=["what", "value"])
+
+
+def _word(value: Any) -> str:
+    return f"{value:.0f}" if isinstance(value, float) else str(value)
+
+
+def judge_record(frames: Frames, given: Given) -> Finding:
+    """3.5: what was seen, when, and what was decided, as a table and as one line to paste."""
+    kept = frames.get("record")
+    if kept is None or not {"what", "value"} <= set(kept.columns):
+        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="record"))
+    line = dict(zip(kept["what"].astype(str), kept["value"].astype(str), strict=True))
+    if "stuck_at" not in line or "onset" not in line:
+        return unknown("", Reason.SKIPPED, say("response.needs_place"))
+    return judged(
+        say("response.recorded", n=len(kept)),
+        [Value("record.lines", len(kept))],
+        notes=(
+            say("response.paste", **{k: None if line.get(k) == "-" else line.get(k) for k in _PASTED}),
+            say("response.decide"),
+        ),
+        show=("record",),
+    )
+
+
+_PASTED = (
+    "looked_at", "status", "stuck_at", "failure_modes", "onset", "detected_by", "detected_at",
+    "objectives_missed", "events_waiting", "users_waiting", "events_given_up", "proposed",
+)  # fmt: skip
+
+
+def _utc(moment: pd.Timestamp) -> str:
+    return f"{moment.tz_convert('UTC'):%Y-%m-%dT%H:%M:%SZ}"
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("3.1", with_slis, judge_impact, (draw_flows,)),
+    Check("3.2", collect_place, judge_place),
+    Check("3.3", collect_recovery, judge_recovery),
+    Check("3.4", collect_criteria, judge_criteria),
+    Check("3.5", collect_record, judge_record),
+)

@@ -1,0 +1,132 @@
+"""Section 5.1: may the process be restarted, was it, and did that help? (5.1.1 is in `exceptions`.)"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib.actions.action import perform
+from runbook_lib.checks.check import Check
+from runbook_lib.checks.parts import collect_each, judge_each, said
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
+from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.packs.entitlement.actions import ACTIONS
+from runbook_lib.packs.entitlement.checks import recovery
+from runbook_lib.packs.entitlement.facts import asked_of, facts_of
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+#: Between two looks at the flows: long enough for them to have changed, short enough to be told soon.
+LOOK_EVERY_S = 5.0
+
+_EFFECT = {
+    "backlog": Check("6.1", recovery.collect_backlog, recovery.judge_backlog),
+    "errors": Check("6.2", recovery.collect_errors, recovery.judge_errors),
+}
+
+
+# 5.1.2 ------------------------------------------------------------------------------------------------------
+
+
+def collect_restart(rb: Context) -> Frames:
+    """5.1.2: the preconditions, and what became of the restart of this run."""
+    outcome = rb.outcomes.get("restart")
+    if outcome is None:
+        restart = ACTIONS["restart"](rb, workload=asked_of(rb).workload)
+        outcome = rb.outcomes["restart"] = perform(restart, rb)
+    about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
+    return {**outcome.frames(rb.lang), "about": about}
+
+
+def judge_restart(frames: Frames, given: Given) -> Finding:
+    """5.1.2: possible, refused, failed, or done and seen to work."""
+    outcome, about = one(frames.get("outcome")), one(frames.get("about"))
+    conditions = table(frames, "preconditions", "precondition", "holds")
+    name = about.get("name", "?")
+    why, effect = said(outcome, "why"), said(outcome, "effect")
+    unseen = conditions.empty or bool(conditions["holds"].isna().any())
+    result, reason = outcome.get("result"), None
+    if result == "done":
+        worked = bool(outcome.get("verified"))
+        status = Status.OK if worked else Status.CRITICAL
+        headline = say("restart.done" if worked else "restart.done_not_seen", name=name, effect=effect)
+    elif result in ("failed", "refused"):
+        status = Status.CRITICAL if result == "failed" else Status.WARNING
+        headline = say(f"restart.{result}", name=name, why=why)
+    elif bool((conditions["holds"] == True).all()) and not conditions.empty:  # noqa: E712 - None is not False
+        status, headline = Status.OK, say("restart.possible", name=name)
+    else:
+        status, headline = Status.WARNING, say("restart.not_advised", name=name, why=why)
+        if unseen:
+            status, reason = Status.UNKNOWN, Reason.UNREACHABLE
+    notes = [say("restart.leased_note", lease=facts_of(given).lease_s, leased=amount(about, "leased"))]
+    if about.get("workload") == "notification":
+        notes.append(say("restart.outage_note"))
+    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.get("stream"))]
+    return judged(
+        headline,
+        at_least=status,
+        reason=reason,
+        notes=tuple(notes),
+        next_sections=("6",) if result == "done" else (),
+        show=("preconditions", "changes"),
+    )
+
+
+# 5.1.3 ------------------------------------------------------------------------------------------------------
+
+
+def collect_effect(rb: Context) -> Frames:
+    """5.1.3: both flows; after a restart, again and again until they are well or the time is up."""
+    outcome = rb.outcomes.get("restart")
+    patience = rb.parameters.wait_s if outcome and outcome.result == "done" else 0.0
+    begun = time.monotonic()
+    with rb.progress() as progress:
+        while True:
+            now = rb.present()
+            frames = collect_each(now, _EFFECT)
+            waited = time.monotonic() - begun
+            frames["look"] = row(at=now.as_of, waited_s=waited, restarted=patience > 0)
+            well = judge_effect(rb.masker.frames(frames), now.given()).status is Status.OK
+            if well or waited >= patience:
+                return frames
+            progress(waited / patience, say("restart.waiting"))
+            time.sleep(LOOK_EVERY_S)
+
+
+def judge_effect(frames: Frames, given: Given) -> Finding:
+    """5.1.3: do the backlog and the error rate go down?"""
+    look = one(frames.get("look"))
+    now = replace(given, as_of=pd.Timestamp(look["at"])) if look.get("at") is not None else given
+    found = judge_each({k: f for k, f in frames.items() if k != "look"}, now, _EFFECT)
+    headlines = {name: f.headline for name, f in found.items()}
+    status = overall(found.values())
+    well = status is Status.OK or not look.get("restarted")
+    return judged(
+        say("restart.recovered", **headlines)
+        if well
+        else say("restart.not_yet", waited=amount(look, "waited_s"), **headlines),
+        [replace(v, name=f"{name}.{v.name}") for name, f in found.items() for v in f.values],
+        at_least=status,
+        reason=next((f.reason for f in found.values() if f.reason), None),
+        notes=tuple(n for f in found.values() for n in f.notes),
+        hops=found["backlog"].hops,
+        signals=tuple(s for f in found.values() for s in f.signals),
+        next_sections=("6",),
+    )
+
+
+def draw_effect(frames: Frames, given: Given) -> Any:
+    """What came and went, in steps of ten seconds, around the restart."""
+    own = {k.removeprefix("backlog."): f for k, f in frames.items() if k.startswith("backlog.")}
+    return recovery.draw_flows(own, given)
+
+
+CHECKS = (
+    Check("5.1.2", collect_restart, judge_restart),
+    Check("5.1.3", collect_effect, judge_effect, charts=(draw_effect,)),
+)

@@ -1,0 +1,1 @@
+"""The commands of this pack beside the engine's own."""

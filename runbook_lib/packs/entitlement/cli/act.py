@@ -1,0 +1,56 @@
+"""The command group `runbook act`: what a person has carried out on this system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from runbook_lib import catalog
+from runbook_lib.cli import common
+from runbook_lib.cli.common import action_options
+
+
+@click.group(cls=common.Group)
+def act() -> None:
+    """Carry an action out, or (without --execute) show what it would do; docs/operations.md has the rules."""
+
+
+@act.command()
+@click.argument("workload")
+@action_options
+def restart(workload: str, **options: Any) -> int:
+    """Restart notification or entitlement (runbook 5.1)."""
+    return common.act("5.1", "restart", {"workload": workload}, **options)
+
+
+@act.command()
+@click.argument("workload")
+@click.argument("replicas", type=int)
+@action_options
+def scale(workload: str, replicas: int, **options: Any) -> int:
+    """Stop notification (0), or start it again (1); its events wait in the stream (runbook 4.2)."""
+    return common.act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
+
+
+@act.command(name="set")
+@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
+@action_options
+def set_(settings: tuple[str, ...], **options: Any) -> int:
+    """Change settings such as delivery.batch_size=10; =default takes a change back (runbook 5.2)."""
+    known = catalog.load().settings
+    given = {k: known[k].read(v) if k in known else v for k, v in common.pairs_of(settings, "set").items()}
+    return common.act("5.2", "set", {"settings": given}, **options)
+
+
+@act.command()
+@click.argument("store")
+@click.option("--limit", type=int, default=50, show_default=True, help="rows of this portion")
+@click.option("--event", "events", multiple=True, metavar="ID", help="only these events, also permanent ones")
+@click.option("--discard", is_flag=True, help="decide that they are not sent again")
+@action_options
+def redrive(store: str, limit: int, events: tuple[str, ...], discard: bool, **options: Any) -> int:
+    """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""
+    return common.act(
+        "4.4", "redrive", {"store": store, "limit": limit, "events": events, "discard": discard}, **options
+    )

@@ -1,0 +1,73 @@
+"""What a target's settings, and a notebook's parameters, say of this system beyond what the engine knows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from runbook_lib import parameters, settings
+from runbook_lib.context import Context, Given
+from runbook_lib.settings import DAY_S
+
+
+class Streams(BaseModel):
+    """Names of the streams and durables of the system."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: str = "entitlement-events"
+    consumer: str = "notification-entitlement-consumer"
+    advisory: str = "notification-advisory-dlq"
+    advisory_consumer: str = "notification-advisory-consumer"
+    terminated: str = "notification-terminated-advisory-dlq"
+    terminated_consumer: str = "notification-terminated-advisory-consumer"
+
+
+class Workloads(settings.Workloads):
+    """The names of the three workloads."""
+
+    namespace: str = "miniserversystem"
+    database: str = "miniserversystem"
+    entitlement: str = "entitlement"
+    notification: str = "notification"
+    nats: str = "nats"
+
+
+class Facts(settings.Facts):
+    """What a target says of the system: names, and the settings of its workers."""
+
+    streams: Streams = Streams()
+    workloads: Workloads = Workloads()
+    lease_s: float = Field(30.0, gt=0, le=DAY_S, description="the workers' configured lease")
+    batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
+    poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")
+
+    @property
+    def clock_stream(self) -> str:
+        """Its answers carry the broker's clock."""
+        return self.streams.events
+
+
+class Parameters(parameters.Parameters):
+    """What sections 4.2, 5.1 and 5.2 are asked to do."""
+
+    workload: Literal["notification", "entitlement"] = "notification"
+    delivery_batch_size: int | None = None
+    delivery_poll_interval_s: float | None = None
+    delivery_enabled: bool | None = None
+    relay_batch_size: int | None = None
+    relay_poll_interval_s: float | None = None
+    relay_enabled: bool | None = None
+
+
+def facts_of(of: Context | Given) -> Facts:
+    """The facts of the target that is looked at."""
+    assert isinstance(of.facts, Facts)  # noqa: S101 - this pack's runbook is in force
+    return of.facts
+
+
+def asked_of(rb: Context) -> Parameters:
+    """What this run was asked to do."""
+    assert isinstance(rb.parameters, Parameters)  # noqa: S101 - as above
+    return rb.parameters

@@ -1,0 +1,373 @@
+"""What can be broken, how it is undone, and what the runbook is expected to find."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from runbook_lib.usage import did_you_mean
+
+from . import damage
+from .state import SandboxError
+
+if TYPE_CHECKING:
+    from .programs import Programs
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that breaks, with the answer that a drill is graded by."""
+
+    name: str
+    description: dict[str, str]  # by language, en and ja
+    section: str  # of the runbook, which answers it
+    stuck_at: str | None  # None where the flow itself does not break
+    failure_mode: str
+    inject: Callable[[Programs], None] = field(repr=False)
+    heal: Callable[[Programs], None] = field(repr=False)
+
+
+def _signal(app: str, part: str, number: signal.Signals) -> Callable[[Programs], None]:
+    return lambda sandbox: sandbox.signal_part(app, part, number)
+
+
+def _restart(*apps: str) -> Callable[[Programs], None]:
+    def restart(sandbox: Programs) -> None:
+        for app in apps:
+            sandbox.restart(app)
+
+    return restart
+
+
+def _stop(program: str) -> Callable[[Programs], None]:
+    return lambda sandbox: sandbox.stop(program)
+
+
+def _start_receiver(sandbox: Programs) -> None:
+    sandbox.start("receiver")
+
+
+def _start_broker(sandbox: Programs) -> None:
+    sandbox.start("nats")
+    # After two minutes the pods' connections are closed for good; only a restart brings them back.
+    _restart("notification", "entitlement")(sandbox)
+
+
+def _refuse_applications(sandbox: Programs) -> None:
+    sandbox.change_app_password("changed-and-not-announced")
+
+
+def _admit_applications(sandbox: Programs) -> None:
+    sandbox.change_app_password(None)
+    _restart("notification", "entitlement")(sandbox)
+
+
+def _let_in(program: str, query: str) -> Callable[[Programs], None]:
+    """Start an intruder and wait until the superuser sees that it has what it wants."""
+
+    def inject(sandbox: Programs) -> None:
+        sandbox.start(program)
+
+        def done() -> bool:
+            with psycopg.connect(sandbox.state.addresses.admin_url, connect_timeout=2) as connection:
+                row = connection.execute(query, (program,)).fetchone()
+                return bool(row and row[0])
+
+        sandbox.wait_for(f"{program} to take hold", done)
+
+    return inject
+
+
+_LOCKED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE application_name = %s AND mode = 'AccessExclusiveLock' AND granted
+)
+"""
+_EXHAUSTED = """
+SELECT count(*) FILTER (WHERE application_name = '') = 0
+   -- one less than all ordinary slots, because whoever asks sits on one
+   AND count(*) FILTER (WHERE application_name = %s) >= current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int - current_setting('reserved_connections')::int - 1
+FROM pg_stat_activity WHERE usename = 'miniserversystem'
+"""
+
+CATALOGUE = (
+    Fault(
+        "worker_stopped",
+        {
+            "en": "The delivery worker is dead; its pod lives on and looks healthy.",
+            "ja": "配信 worker が停止します。Pod は生きており正常に見えます。",
+        },
+        section="4.1",
+        stuck_at="delivery_worker",
+        failure_mode="FM-NOTI-06",
+        inject=_signal("notification", "worker", signal.SIGKILL),
+        heal=_restart("notification"),
+    ),
+    Fault(
+        "worker_hung",
+        {
+            "en": "The delivery worker hangs: alive, connected, and doing nothing.",
+            "ja": "配信 worker がハングします。接続は残りますが、何もしません。",
+        },
+        section="4.3",
+        stuck_at="delivery_worker",
+        failure_mode="FM-NOTI-06",
+        inject=_signal("notification", "worker", signal.SIGSTOP),
+        heal=_restart("notification"),
+    ),
+    Fault(
+        "subscriber_deaf",
+        {
+            "en": "The subscriber's NATS connection is closed for good; its process lives on.",
+            "ja": "subscriber の NATS 接続が切れたまま戻りません。プロセスは生きています。",
+        },
+        section="4.1",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-01",
+        inject=_signal("notification", "subscriber", signal.SIGUSR1),
+        heal=_restart("notification"),
+    ),
+    Fault(
+        "relay_stopped",
+        {
+            "en": "The outbox relay is dead; the API still takes requests.",
+            "ja": "outbox relay が停止します。API は受け付け続けます。",
+        },
+        section="4.1",
+        stuck_at="relay",
+        failure_mode="FM-OB-01",
+        inject=_signal("entitlement", "relay", signal.SIGKILL),
+        heal=_restart("entitlement"),
+    ),
+    Fault(
+        "broker_down",
+        {
+            "en": "nats-server is stopped.",
+            "ja": "nats-server が停止します。",
+        },
+        section="4.1",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-04",
+        inject=_stop("nats"),
+        heal=_start_broker,
+    ),
+    Fault(
+        "broker_refusing",
+        {
+            "en": "The broker refuses the applications' password: they reconnect in a loop.",
+            "ja": "ブローカーがアプリの認証を拒否し、再接続ループになります。",
+        },
+        # The broker answers the runbook, but neither application: what fails is its door, not one hop.
+        section="4.1",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-05",
+        inject=_refuse_applications,
+        heal=_admit_applications,
+    ),
+    Fault(
+        "table_lock",
+        {
+            "en": "A migration holds an ACCESS EXCLUSIVE lock on notification.notifications.",
+            "ja": "マイグレーションが notification.notifications を ACCESS EXCLUSIVE でロックし続けます。",
+        },
+        section="4.1",
+        stuck_at="database",
+        failure_mode="FM-DB-01",
+        inject=_let_in("schema-migration", _LOCKED),
+        heal=_stop("schema-migration"),
+    ),
+    Fault(
+        "connections_exhausted",
+        {
+            "en": "A report holds every ordinary database connection; the pods cannot come back in.",
+            "ja": "レポート処理が DB 接続をすべて占有し、Pod が接続できません。",
+        },
+        section="4.1",
+        stuck_at="database",
+        failure_mode="FM-DB-01",
+        inject=_let_in("nightly-report", _EXHAUSTED),
+        heal=_stop("nightly-report"),
+    ),
+    Fault(
+        "receiver_outage",
+        {
+            "en": "The receiver of the notifications is down: every send fails and is retried.",
+            "ja": "通知の送信先が停止します。送信はすべて失敗し、再試行されます。",
+        },
+        section="4.1",
+        stuck_at="receiver",
+        failure_mode="FM-NOTI-03",
+        inject=_stop("receiver"),
+        heal=_start_receiver,
+    ),
+    Fault(
+        "stream_missing",
+        {
+            "en": "The stream entitlement-events is gone: nothing is published, nothing is consumed.",
+            "ja": "stream entitlement-events が失われます。publish も受信もできません。",
+        },
+        section="4.1",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-04",
+        inject=damage.delete_stream,
+        heal=_restart("notification", "entitlement"),
+    ),
+    Fault(
+        "relay_closed",
+        {
+            "en": "The relay's NATS connection is closed for good; every publish fails although the broker is well.",
+            "ja": "relay の NATS 接続が切れたまま戻りません。ブローカーは正常でも publish はすべて失敗します。",
+        },
+        section="4.1",
+        stuck_at="relay",
+        failure_mode="FM-NATS-05",
+        inject=_signal("entitlement", "relay", signal.SIGUSR1),
+        heal=_restart("entitlement"),
+    ),
+    Fault(
+        "delivery_disabled",
+        {
+            "en": "Delivery is switched off by its flag; the subscriber keeps queueing.",
+            "ja": "配信がフラグで無効になります。subscriber はキューに積み続けます。",
+        },
+        section="4.1",
+        stuck_at="delivery_worker",
+        failure_mode="FM-NOTI-06",
+        inject=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="false"),
+        heal=damage.with_settings("notification", NOTIFICATION_DELIVERY_ENABLED="true"),
+    ),
+    Fault(
+        "clock_skew",
+        {
+            "en": f"The clock of the notification pod is {damage.SKEW_S} s ahead.",
+            "ja": f"notification Pod の時計が {damage.SKEW_S} 秒進みます。",
+        },
+        section="4.3",
+        stuck_at=None,
+        failure_mode="FM-CLK-01",
+        inject=damage.with_settings("notification", NOTIFICATION_CLOCK_OFFSET=str(damage.SKEW_S)),
+        heal=damage.put_clock_right,
+    ),
+    Fault(
+        "second_worker",
+        {
+            "en": "A second delivery worker takes rows whose lease is over while the first still sends them.",
+            "ja": "2 つ目の配信 worker が、1 つ目が送信中の行を lease 切れで横取りします。",
+        },
+        section="4.3",
+        stuck_at=None,
+        failure_mode="FM-NOTI-02",
+        inject=damage.start_second_worker,
+        heal=damage.stop_second_worker,
+    ),
+    Fault(
+        "dedupe_broken",
+        {
+            "en": "The primary key of processed_events is gone and events are delivered again: doubles pass.",
+            "ja": "processed_events の主キーがなくなり、再配信されたイベントが二重に通知されます。",
+        },
+        section="4.2",
+        stuck_at=None,
+        failure_mode="FM-NOTI-01",
+        inject=damage.break_dedupe,
+        heal=damage.repair_dedupe,
+    ),
+    Fault(
+        "bad_payload",
+        {
+            "en": "Outbox payloads of the wrong JSON shape: FAILED at once.",
+            "ja": "outbox の payload の JSON 形式が不正で、即座に FAILED になります。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-OB-02",
+        inject=damage.bad_payloads,
+        heal=damage.forget,
+    ),
+    Fault(
+        "unknown_event_type",
+        {
+            "en": "Outbox events of a type that cannot be published: FAILED after ten tries.",
+            "ja": "publish できない種別の outbox イベントが、10 回試行して FAILED になります。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-OB-02",
+        inject=damage.unknown_event_types,
+        heal=damage.forget,
+    ),
+    Fault(
+        "undecodable_message",
+        {
+            "en": "Messages that cannot be decoded: terminated, recorded, never a notification.",
+            "ja": "デコードできないメッセージが届きます。term され記録に残りますが、通知にはなりません。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-NATS-02",
+        inject=damage.undecodable_messages,
+        heal=damage.forget_dead_messages,
+    ),
+    Fault(
+        "events_lost",
+        {
+            "en": "The subscriber could not write for a moment: events used up their deliveries, unrecorded.",
+            "ja": "subscriber が一時的に書き込めず、再配信を使い切ったイベントが記録もなく失われます。",
+        },
+        section="4.4",
+        stuck_at="subscriber",
+        failure_mode="FM-NATS-03",
+        inject=damage.lose_events,
+        heal=damage.publish_lost_events_again,
+    ),
+    Fault(
+        "exhausted_outbox",
+        {
+            "en": "A broker outage that is over used up the tries of some events: FAILED, and they stay so.",
+            "ja": "終息済みのブローカー障害で試行を使い切ったイベントが FAILED のまま残り、自然には戻りません。",
+        },
+        section="4.4",
+        stuck_at=None,
+        failure_mode="FM-OB-01",
+        inject=damage.exhaust_outbox,
+        heal=damage.forget_exhausted_outbox,
+    ),
+    Fault(
+        "failing_user",
+        {
+            "en": "Deliveries to the users with one prefix always fail and end in dead letters.",
+            "ja": "特定の接頭辞のユーザーへの配信が必ず失敗し、DLQ に入ります。",
+        },
+        section="4.4",
+        stuck_at="producer",
+        failure_mode="FM-NOTI-04",
+        inject=damage.refuse_one_user,
+        heal=damage.accept_every_user,
+    ),
+    Fault(
+        "dlq_mismatch",
+        {
+            "en": "A FAILED notification without its dead letter, and a dead letter of one that was sent.",
+            "ja": "DLQ のない FAILED 通知と、送信済み通知に残る DLQ を作ります。",
+        },
+        section="5.3",
+        stuck_at=None,
+        failure_mode="FM-NOTI-05",
+        inject=damage.part_dead_letters,
+        heal=damage.forget,
+    ),
+)
+
+
+def find(name: str) -> Fault:
+    """The fault of that name; SandboxError names what was meant when there is none."""
+    known = {fault.name: fault for fault in CATALOGUE}
+    if name not in known:
+        raise SandboxError(f"no fault {name!r}: {did_you_mean(name, list(known))}")
+    return known[name]
