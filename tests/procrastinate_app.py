@@ -33,7 +33,7 @@ async def work(seconds: float) -> None:
 @app.task(queue="default")
 async def compute(seconds: float) -> None:
     """Takes its time and lets nothing else run, the worker's heartbeat included."""
-    time.sleep(seconds)  # noqa: ASYNC251 - the mistake is the point
+    time.sleep(seconds)  # the mistake is the point
 
 
 @app.task(queue="default", retry=RetryStrategy(max_attempts=100, wait=2))
@@ -46,3 +46,9 @@ async def charge(n: int = 0) -> None:
 async def parse(n: int = 0) -> None:
     """Fails for good at the first try."""
     raise ValueError("not a document")
+
+
+@app.task(queue="default", retry=RetryStrategy(max_attempts=100, wait=600))
+async def settle(n: int = 0) -> None:
+    """Fails whenever it is tried, and that is seldom."""
+    raise RuntimeError("the bank is closed")

@@ -1,4 +1,7 @@
-"""4.1.4: who waits for whom in the database, and how many connections are left. Catalogs only: they answer under a lock."""
+"""4.1.4: who waits for whom in the database, and how many connections are left.
+
+It asks catalogs only, which answer while the jobs' table is locked.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.sources import SourceError
 
+from . import remedies
 from .look import Holder, Sessions
 
 if TYPE_CHECKING:
@@ -79,7 +83,7 @@ def judge(frames: Frames, given: Given) -> Finding:
     offered = []
     if wait.status is not Status.OK and first.pid:
         idle = first.state.startswith("idle")
-        offered.append(proposals.end_blocker(given, first.pid, first.application, idle=idle))
+        offered.append(remedies.end_blocker(given, first.pid, first.application, idle=idle))
     if used.status is Status.CRITICAL:
         offered.append(proposals.list_sessions(given))
     return judged(

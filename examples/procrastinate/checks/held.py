@@ -12,7 +12,7 @@ from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal
 
 from ..facts import facts
 from . import look, remedies
-from .look import MOST, Job, Look, Whereabouts
+from .look import Job, Look, Whereabouts
 from .waiting import NO_LOOK
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ class Head:
 def collect_locks(rb: Context) -> Frames:
     """4.2.3: who stands in front of others, and the look."""
     with rb.snapshot() as db:
-        heads = db.ask("jobs/heads", most=MOST)
+        heads = db.ask("jobs/heads", most=look.most(rb))
     return {"heads": heads} | look.shared(rb, "4.2.3")
 
 

@@ -20,11 +20,6 @@ from ..facts import Facts, facts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: So many waiting jobs, or events, a question looks at.
-MOST = 20_000
-#: "Lately": for how tries ended, and for how long jobs waited.
-LATELY_S = 300.0
-
 
 @dataclass(frozen=True)
 class Queue:
@@ -224,13 +219,18 @@ def collect(rb: Context) -> Frames:
     overdue = facts(rb).stalled_after_s
     with rb.snapshot() as db:
         return {
-            "queues": db.ask("jobs/queues", most=MOST, stalled_after_s=overdue),
+            "queues": db.ask("jobs/queues", most=most(rb), stalled_after_s=overdue),
             "workers": db.ask("workers/heartbeats"),
-            "doing": db.ask("jobs/doing", most=MOST),
+            "doing": db.ask("jobs/doing", most=most(rb)),
             "sessions": db.ask("workers/sessions"),
             "holders": db.ask("database/holders"),
-            "flow": db.ask("events/flow", most=MOST, within_s=LATELY_S),
+            "flow": db.ask("events/flow", most=most(rb), within_s=rb.number("lately")),
         }
+
+
+def most(rb: Context) -> int:
+    """So many waiting jobs, or newest events, a question reads at most."""
+    return int(rb.number("looked_at"))
 
 
 def shared(rb: Context, step: str) -> Frames:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Given
-from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Value, judged, say
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Value, judged, replace, say
 
 from . import held, look, waiting
 from .waiting import NO_LOOK
@@ -32,9 +32,9 @@ def judge_backlog(frames: Frames, given: Given) -> Finding:
     small = oldest.status(seen.oldest_due_s) is Status.OK
     falls = flow.verdict == "draining"
     again = None if small else max(min(60 * (flow.eta_min or 1.0), 60.0), seen.settings.poll_interval_s)
+    age = given.limits.value("queue.oldest_due", seen.oldest_due_s)
     values = [
-        # What falls is on its way, however old its oldest is.
-        Value("queue.oldest_due", seen.oldest_due_s, "s") if falls else given.limits.value("queue.oldest_due", seen.oldest_due_s),
+        replace(age, threshold=None) if falls else age,  # what falls is on its way, however old its oldest is
         Value("queue.waiting", waits, "rows"),
         Value("flow.deferred", seen.per_minute("deferred"), "per_min"),
         Value("flow.begun", seen.per_minute("begun"), "per_min"),

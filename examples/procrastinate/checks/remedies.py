@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from runbook_lib.actions import proposals
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Proposal
+from runbook_lib.model.finding import Proposal, replace
 
 from ..facts import facts
 from .look import Job
@@ -17,24 +17,29 @@ AT_ONCE = 50
 
 def restart(given: Given) -> Proposal:
     """Start the worker again; one that was stopped is started by it under a supervisor (4.1)."""
-    return proposals.restart(given, "worker")
+    return replace(proposals.restart(given, "worker"), section="4.1")
 
 
 def logs(given: Given) -> Proposal:
     """Read the worker's log: the database keeps no error."""
-    return proposals.logs(given, "worker")
+    return replace(proposals.logs(given, "worker"), section="4.1")
+
+
+def end_blocker(given: Given, pid: int, application: str, *, idle: bool) -> Proposal:
+    """End the session that others wait for, with its owner's word (4.1)."""
+    return replace(proposals.end_blocker(given, pid, application, idle=idle), section="4.1")
 
 
 def listens_to(given: Given, queue: str) -> Proposal:
     """See in the worker's log which queues it was started for (4.1)."""
     command = proposals.logs(given, "worker").command
-    return proposals.look("listens_to", command, "4.1", queue=queue, name=facts(given).workloads.worker)
+    return proposals.look("listens_to", command, "4.1", queue=queue, worker=facts(given).workloads.worker)
 
 
 def process(given: Given) -> Proposal:
     """See whether the worker's process is there: what settles it where the database can not (4.2)."""
     command = proposals.pods(given, "worker").command
-    return proposals.look("worker_process", command, "4.2", name=facts(given).workloads.worker)
+    return proposals.look("worker_process", command, "4.2", worker=facts(given).workloads.worker)
 
 
 def retry(given: Given, orphans: Iterable[Job]) -> Proposal:
@@ -61,8 +66,6 @@ def abort(given: Given, job: Job) -> Proposal:
 
 def see_job(given: Given, job: int) -> Proposal:
     """See the job that stands in front of others (4.2)."""
-    sql = (
-        "SELECT id, queue_name, task_name, status, attempts, scheduled_at, worker_id "
-        f"FROM procrastinate_jobs WHERE id = {job}"  # noqa: S608 - shown, not run; a number
-    )
+    columns = "id, queue_name, task_name, status, attempts, scheduled_at, worker_id"
+    sql = f"SELECT {columns} FROM procrastinate_jobs WHERE id = {job}"  # noqa: S608 - shown, not run; a number
     return proposals.look("see_job", proposals.psql(given, sql), "4.2", job=job)

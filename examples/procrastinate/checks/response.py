@@ -16,7 +16,6 @@ from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, ju
 
 from ..facts import facts
 from . import database, held, look, waiting
-from .look import LATELY_S, MOST
 from .waiting import NO_LOOK, Task
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ def collect_impact(rb: Context) -> Frames:
     """3.1: waits and ends of the last minutes, and the look."""
     with rb.snapshot() as db:
         frames = {
-            "waits": db.ask("events/waits", within_s=LATELY_S),
-            "tasks": db.ask("events/tasks", most=MOST, within_s=LATELY_S),
+            "waits": db.ask("events/waits", within_s=rb.number("lately")),
+            "tasks": db.ask("events/tasks", most=look.most(rb), within_s=rb.number("lately")),
         }
     return frames | look.shared(rb, "3.1")
 
@@ -83,7 +82,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
             Value("detected_by", given.detected_by or None),
         ],
         at_least=Status.CRITICAL if missed else Status.OK,
-        notes=(say("impact.note", minutes=LATELY_S / 60),),
+        notes=(say("impact.note", minutes=given.number("lately") / 60),),
         show=("queues",),
     )
 

@@ -20,6 +20,7 @@ from runbook_lib.model.finding import (
     Text,
     Value,
     judged,
+    replace,
     say,
     unknown,
 )
@@ -27,7 +28,7 @@ from runbook_lib.view import charts
 
 from ..facts import facts
 from . import look, remedies
-from .look import LATELY_S, MOST, Look, Queue, Whereabouts
+from .look import Look, Queue, Whereabouts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -77,7 +78,7 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
             Value("queue.behind_lock", facts_["behind"], "rows"),
             Value("queue.later", sum(q.later for q in seen.queues), "rows"),
         ],
-        notes=_notes(seen),
+        notes=_notes(seen, given),
         signals=given.speaks(observation) if observation else (),
         hops=(
             Hop("app", rate_out=seen.per_minute("deferred")),
@@ -143,10 +144,10 @@ def _oldest(seen: Look) -> Queue:
     return max(seen.queues, key=lambda q: q.oldest_due_s or 0.0, default=Queue())
 
 
-def _notes(seen: Look) -> tuple[Text, ...]:
+def _notes(seen: Look, given: Given) -> tuple[Text, ...]:
     notes = []
-    if sum(q.due + q.behind + q.later for q in seen.queues) >= MOST:
-        notes.append(say("waits.capped", most=MOST))
+    if sum(q.due + q.behind + q.later for q in seen.queues) >= given.number("looked_at"):
+        notes.append(say("waits.capped", most=given.number("looked_at")))
     if sum(q.served for q in seen.queues) > len(seen.alive) * seen.settings.concurrency and seen.alive:
         notes.append(say("waits.concurrency", n=seen.settings.concurrency))
     return tuple(notes)
@@ -176,7 +177,8 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
         Value("workers.running", sum(q.served for q in seen.queues), "jobs"),
     ]
     if silence is not None:
-        values.append(limits.value("workers.silence", silence / seen.settings.stalled_after_s))
+        share = limits.value("workers.silence", silence / seen.settings.stalled_after_s)
+        values.append(share if seen.alive else replace(share, threshold=None))
     if not seen.alive and seen.look_again_s:
         values.append(Value(f"workers.{LOOK_AGAIN}", seen.look_again_s, "s"))
     return judged(
@@ -257,6 +259,7 @@ class Task:
     begun: int = 0
     succeeded: int = 0
     retried: int = 0
+    put_back: int = 0
     failed: int = 0
     last_failed_s: float | None = None
 
@@ -275,7 +278,7 @@ class Task:
 def collect_errors(rb: Context) -> Frames:
     """4.1.3: the tries of the last five minutes by task, and the look."""
     with rb.snapshot() as db:
-        tasks = db.ask("events/tasks", most=MOST, within_s=LATELY_S)
+        tasks = db.ask("events/tasks", most=look.most(rb), within_s=rb.number("lately"))
     return {"tasks": tasks} | look.shared(rb, "4.1.3")
 
 
@@ -309,13 +312,13 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
             n=worst.failures,
             ended=worst.failures + worst.succeeded,
             failures=failures,
-            minutes=LATELY_S / 60,
+            minutes=given.number("lately") / 60,
             last=last,
             tried=tried,
         ),
         values,
         at_least=Status.WARNING if failures and not over else Status.OK,
-        notes=() if counts_all else (say("task.deleted", which=facts(given).delete_jobs),),
+        notes=_of_tasks(tasks, counts_all, given),
         signals=given.speaks(observation) if observation else _well(ended, given),
         hops=(
             Hop(
@@ -327,6 +330,14 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
         ),
         proposals=(remedies.logs(given),) if failures and not over else (),
         show=("tasks",) if tasks else (),
+    )
+
+
+def _of_tasks(tasks: list[Task], counts_all: bool, given: Given) -> tuple[Text, ...]:
+    put_back = sum(t.put_back for t in tasks)
+    return (
+        *([say("task.put_back", n=put_back)] if put_back else []),
+        *([] if counts_all else [say("task.deleted", which=facts(given).delete_jobs)]),
     )
 
 
@@ -351,7 +362,7 @@ def draw_flow(frames: Frames, given: Given) -> charts.Chart | None:
     seen = look.of(frames, given)
     if seen is None or not seen.flow:
         return None
-    last = int(LATELY_S // 10)
+    last = int(given.number("lately") // 10)
     tens = {t.tens_ago: t for t in seen.flow}
     ago = [-10 * (n + 1) for n in reversed(range(last))]
     figure, ax = charts.axes("Deferred, begun, succeeded, failed tries", "jobs / 10 s", "seconds before the look")
@@ -367,7 +378,9 @@ def draw_flow(frames: Frames, given: Given) -> charts.Chart | None:
     ax.set_ylim(0, 1.2 * max(max(counts) for counts in counted.values()) + 1)
     charts.legend(figure)
     totals = {name.split()[0]: sum(counts) for name, counts in counted.items()}
-    return charts.Chart(figure, say("waits.alt_flow", minutes=LATELY_S / 60, **totals), (say("waits.flow_caption"),))
+    return charts.Chart(
+        figure, say("waits.alt_flow", minutes=given.number("lately") / 60, **totals), (say("waits.flow_caption"),)
+    )
 
 
 CHECKS: tuple[Check, ...] = (
