@@ -141,8 +141,8 @@ def _asked(file: Path | None) -> list[str]:
         return []
     try:
         asked = tomllib.loads(file.read_text(encoding="utf-8")).get("packs", [])
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{file}: not valid TOML: {e}") from None
+    except tomllib.TOMLDecodeError:
+        return []  # told by whoever reads the settings
     if not isinstance(asked, list) or not all(isinstance(p, str) for p in asked):
         raise UsageError(f'{file}: packs is a list of folders or names, such as packs = ["shop"]')
     return asked

@@ -57,7 +57,7 @@ def runbook(
     kept = b"".join(p.read_bytes() for p in output.rglob("*") if p.is_file()).decode(errors="replace")
     for secret in sandbox.state.addresses.passwords.values():
         assert secret not in done.stdout + done.stderr + kept
-    assert unfit(said) == []
+    assert not (amiss := unfit(said)), amiss
     return said
 
 

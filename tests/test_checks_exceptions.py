@@ -21,9 +21,10 @@ from runbook_lib.context import open_context
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.packs.entitlement.facts import Workloads
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.parameters import validate
-from runbook_lib.settings import Settings, Workloads
+from runbook_lib.settings import Settings
 from runbook_lib.sources import logs
 
 CHECKS = checks()

@@ -21,7 +21,7 @@ from runbook_lib import settings
 from runbook_lib.alerts import routes, server
 from runbook_lib.masking import Masker
 from runbook_lib.packs.entitlement import ROOT
-from runbook_lib.settings import Workloads
+from runbook_lib.packs.entitlement.facts import Workloads
 from runbook_lib.sources import Ledger
 from runbook_lib.sources.workloads import KubectlRunner
 

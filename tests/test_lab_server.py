@@ -288,7 +288,7 @@ def test_the_verdict_does_not_depend_on_the_order_of_the_cells(monkeypatch: pyte
         return found("", Status.CRITICAL if given.earlier else Status.OK)
 
     own = {step: Check(step, lambda rb: {"now": pd.DataFrame({"n": [1]})}, judge) for step in STEPS}
-    monkeypatch.setattr("runbook_lib.checks.CHECKS", own)
+    monkeypatch.setattr("runbook_lib.session.checks", lambda: own)
     rb = session()
     for step in (STEPS[2], STEPS[0], STEPS[1], STEPS[1]):
         rb.step(step)

@@ -25,6 +25,17 @@ def test_the_receiver_loads_nothing_of_what_its_runs_need() -> None:
     assert loaded_by(*(f"runbook_lib.alerts.{part}" for part in parts)) & HEAVY == set()
 
 
+def test_a_targets_settings_load_nothing_of_what_its_runs_need() -> None:
+    """Whoever hands runs out reads the settings, and thereby what the system's pack says of a target."""
+    program = (
+        "import json, sys; from runbook_lib import catalog, settings; catalog.load();"
+        "settings.Settings(targets={'t': {'database_url': 'postgresql://u@h/d', 'lease_s': 5}}).target('t');"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert set(json.loads(done.stdout)) & HEAVY == set()
+
+
 def test_the_command_loads_nothing_until_it_knows_what_for() -> None:
     assert loaded_by("runbook_lib.cli.main") & (HEAVY | {"pandas", "numpy", "jinja2"}) == set()
 

@@ -21,7 +21,7 @@ from test_links import anchors
 
 from runbook_lib import catalog, parameters
 from runbook_lib.alerts import routes
-from runbook_lib.packs.entitlement import ROOT
+from runbook_lib.packs.entitlement import ROOT, checks
 from runbook_lib.settings import Route
 
 DEPLOY = ROOT / "docs" / "deploy"
@@ -176,7 +176,7 @@ def test_every_section_is_reached_from_an_alert() -> None:
 def pointed_to() -> set[str]:
     """The sections that some check names as the next one."""
     found: set[str] = set()
-    for path in sorted(Path(catalog.__file__).parent.joinpath("checks").glob("*.py")):
+    for path in sorted(Path(checks.__file__).parent.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg == "next_sections":
                 found |= {

@@ -22,7 +22,7 @@ from cluster import NAMESPACE, Cluster
 
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import Workloads
+from runbook_lib.packs.entitlement.facts import Workloads
 from runbook_lib.sources import Ledger, SourceError, workloads
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from runbook_lib import parameters, settings
-from runbook_lib.context import Context, Given
 from runbook_lib.settings import DAY_S
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context, Given
 
 
 class Streams(BaseModel):
