@@ -439,7 +439,7 @@ class _Record(dict[str, str]):
                 m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
                 if not m or m[1] not in known:
                     raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
-                found.append(Signal(m[1], sign * float(m[2])))
+                found.append(Signal(m[1], sign * float(m[2]), self["Observation"]))
         return tuple(found)
 
     def limit(self, column: str) -> tuple[float | None, bool]:

@@ -60,6 +60,16 @@ def test_evidence_against_discounts() -> None:
     assert (mode.id, mode.score, mode.steps_for, mode.steps_against) == ("FM-NOTI-03", 0.4, ("a",), ("b",))
 
 
+def test_one_observation_of_several_steps_is_one_piece_of_evidence() -> None:
+    """Section 3 asks what 4.1 asks too: being told twice makes nothing surer."""
+    seen = Signal("relay", 0.45, "relay.silent")
+    findings = [Finding(step, Status.WARNING, say("x"), signals=(seen,)) for step in ("3.2", "4.1.3")]
+    mode = diagnosis.score(findings, "relay")
+    assert (mode.score, mode.steps_for) == (0.45, ("3.2", "4.1.3"))
+    other = Finding("4.3.2", Status.WARNING, say("x"), signals=(Signal("relay", 0.45, "relay.behind"),))
+    assert diagnosis.score([*findings, other], "relay").score > 0.6
+
+
 def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
     verdict = conclude(
         [finding("a", ("FM-NOTI-06", 0.9), ("delivery_worker", 0.9)), finding("b", (DATABASE, 0.9), ("FM-DB-01", 0.9))]

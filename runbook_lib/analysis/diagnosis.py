@@ -1,7 +1,7 @@
 """Findings -> where the flow breaks, which failure mode, how sure. Pure.
 
 Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for
-are joined as independent evidence (noisy-or), those against discount it. The first hop, upstream first,
+are joined as independent evidence (noisy-or), one observation once; those against discount it. The first hop, upstream first,
 whose score stands out is where the flow is stuck, unless the broker or the database, which more than one
 hop depends on, explains it better. Where something waits too long and none stands out, it is undecided between
 those that it may be. A failure mode of another place than that is a consequence rather than the cause, and
@@ -73,13 +73,21 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
 
 
 def score(findings: Iterable[Finding], about: str) -> RankedMode:
-    """How strongly the findings speak for a hop or failure mode, and which steps say so."""
-    signals = [(f.step, s.weight) for f in findings for s in f.signals if s.about == about]
+    """How strongly the findings speak for a hop or failure mode, and which steps say so.
+
+    What several steps tell of one observation is one piece of evidence: a section that asks what another has asked
+    makes nothing surer.
+    """
+    told = [(f.step, s) for f in findings for s in f.signals if s.about == about]
+    once: dict[object, float] = {}
+    for step, s in told:
+        key = s.observation or (step, len(once))
+        once[key] = max(once.get(key, 0.0), s.weight, key=abs)
     return RankedMode(
         about,
-        round(combine([w for _, w in signals if w > 0], [-w for _, w in signals if w < 0]), 3),
-        _unique(step for step, w in signals if w > 0),
-        _unique(step for step, w in signals if w < 0),
+        round(combine([w for w in once.values() if w > 0], [-w for w in once.values() if w < 0]), 3),
+        _unique(step for step, s in told if s.weight > 0),
+        _unique(step for step, s in told if s.weight < 0),
     )
 
 

@@ -116,10 +116,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Signal:
-    """How strongly a finding speaks for (weight > 0) or against (< 0) a hop or a failure mode."""
+    """How strongly a finding speaks for (weight > 0) or against (< 0) a hop or a failure mode.
+
+    `observation` is what it was read from, by its name in docs/failure-modes.md. Several steps may tell of one.
+    """
 
     about: str
     weight: float
+    observation: str = ""
 
 
 @dataclass(frozen=True)
