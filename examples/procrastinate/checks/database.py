@@ -72,7 +72,9 @@ def judge(frames: Frames, given: Given) -> Finding:
     first = blockers[0] if blockers else Blocker()
     keeper = max(holders, key=lambda h: h.transaction_s or 0.0, default=Holder())
     observation = (
-        f"database.waits_{wait.status.name.lower()}"
+        "database.waits_critical"
+        if wait.status is Status.CRITICAL
+        else "database.waits_warning"
         if wait.status is not Status.OK
         else "database.full"
         if used.status is Status.CRITICAL
