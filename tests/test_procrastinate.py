@@ -559,5 +559,13 @@ def test_rows_that_a_transaction_keeps(system: System) -> None:
         assert [system.status(job) for job in jobs] == ["todo", "todo"]
         system.passes(90)
         said = ask(system)
-        assert said.verdict.stuck_at is None or said.verdict.stuck_at == "database"
-        assert "restart_worker" not in said.proposed and "listens_to" not in said.proposed
+        assert said.verdict.stuck_at is None and said.verdict.undecided  # the transaction is young
+        time.sleep(15)
+        said = ask(system)
+        assert (said.verdict.stuck_at, said.first, said.proposed) == ("database", "FM-DB-02", ["end_blocker"])
+        pid = other.info.backend_pid
+        assert said.verdict.proposals[0].params == {"pid": pid, "application": "admin"}
+        system.runs(said.verdict.proposals[0])
+        for job in jobs:
+            system.becomes(job, "succeeded")
+        other.close()

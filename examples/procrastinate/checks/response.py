@@ -59,6 +59,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
     waited = max((s for s in (waits.p95_s, seen.oldest_due_s if seen.due else None) if s is not None), default=None)
     success = 100 * (ended - failures) / ended if ended and facts(given).delete_jobs == "never" else None
     orphans = sum(q.doing - q.served for q in seen.queues)
+    waiting = sum(q.due + q.behind for q in seen.queues)
     now = {"JOB-A": waited, "JOB-B": success, "JOB-C": orphans}
     missed = [name for name, value in now.items() if value is not None and not given.slos[name].met(value)]
     oldest = given.limits.value("queue.oldest_due", seen.oldest_due_s)
@@ -67,14 +68,15 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
             "impact.missed" if missed else "impact.well" if oldest.status is Status.OK else "impact.begins",
             missed=", ".join(missed),
             n=len(missed),
-            due=seen.due,
+            due=waiting,
             oldest=seen.oldest_due_s if seen.due else None,
+            tried=sum(q.tried for q in seen.queues),
             failures=failures,
             orphans=orphans,
         ),
         [
             oldest,
-            Value("impact.due", seen.due, "rows"),
+            Value("impact.waiting", waiting, "rows"),
             Value("impact.failed", failures, "rows"),
             Value("impact.without_a_sign", orphans, "rows"),
             Value("impact.waited_p95", waits.p95_s, "s"),

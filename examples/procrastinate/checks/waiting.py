@@ -91,7 +91,7 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
                 late=late,
             ),
         ),
-        proposals=(remedies.listens_to(given, passed[0].queue),) if observation in UNSERVED else (),
+        proposals=_of_passed_over(observation, passed, seen, given),
         next_sections=("4.2",) if late and seen.orphans else (),
         show=("queues",),
     )
@@ -100,11 +100,11 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
 #: What a queue that is passed over may be, and how it is said.
 HEADLINES = {
     "queue.unserved": "waits.unserved",
+    "queue.held": "waits.held",
     "queue.unserved_or_held": "waits.unserved_or_held",
     "queue.unserved_or_busy": "waits.unserved_or_busy",
     "queue.heard_and_left": "waits.heard_and_left",
 }
-UNSERVED = ("queue.unserved", "queue.unserved_or_busy")
 
 
 def passed_over(seen: Look, given: Given) -> list[Queue]:
@@ -126,12 +126,24 @@ def _why_passed_over(seen: Look, queue: Queue, given: Given) -> str | None:
     """Nobody listens to it, or everybody is busy, or somebody keeps its rows: only what can be told."""
     if not seen.alive:
         return None  # nobody takes anything; 4.1.2 says who is missing
-    if kept(seen, given):
-        return "queue.unserved_or_held"
     heard = seen.listened_to(queue.queue)
+    if kept(seen, given):
+        return "queue.held" if heard and seen.free else "queue.unserved_or_held"
     if seen.free:
         return "queue.heard_and_left" if heard else "queue.unserved"
     return None if heard else "queue.unserved_or_busy"
+
+
+def _of_passed_over(observation: str | None, passed: list[Queue], seen: Look, given: Given) -> tuple[Proposal, ...]:
+    match observation:
+        case "queue.unserved" | "queue.unserved_or_busy":
+            return (remedies.listens_to(given, passed[0].queue),)
+        case "queue.held":
+            first = kept(seen, given)[0]
+            idle = first.state.startswith("idle")
+            return (remedies.end_blocker(given, first.pid, first.application, idle=idle),)
+        case _:
+            return ()
 
 
 def kept(seen: Look, given: Given) -> list[look.Holder]:
