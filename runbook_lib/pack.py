@@ -18,7 +18,8 @@ import importlib
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -117,14 +118,32 @@ def joined(kind: str, pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
 
 def in_force() -> Runbook:
     """The runbook that runbook.toml asks for, or that of the pack that is installed. Raises UsageError."""
+    if _tried:
+        return _tried[-1]
     file = config_file()
     return _in_force(file and file.absolute(), file.stat().st_mtime_ns if file else 0)
+
+
+@contextmanager
+def tried(folder: Path) -> Iterator[Runbook]:
+    """The runbook of the pack in a folder is in force for a while, whatever runbook.toml says: for its tests."""
+    _tried.append(_joining([of_folder(folder)], _installed()))
+    try:
+        yield _tried[-1]
+    finally:
+        _tried.pop()
+
+
+_tried: list[Runbook] = []
 
 
 @lru_cache(maxsize=16)
 def _in_force(file: Path | None, _: int) -> Runbook:
     installed = _installed()
-    asked = [_named(entry, installed) for entry in _asked(file)]
+    return _joining([_named(entry, installed) for entry in _asked(file)], installed)
+
+
+def _joining(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     every = list({p.name: p for p in (*asked, *installed.values())}.values())
     systems = [p for p in every if not p.extends]
     if not systems:
@@ -158,15 +177,23 @@ def _installed() -> dict[str, Pack]:
 def _named(entry: str, installed: Mapping[str, Pack]) -> Pack:
     """A pack by its folder, or by the name under which it is installed."""
     folder = (config_folder() / entry).resolve()
-    if entry in installed and not folder.is_dir():
+    if (folder / "__init__.py").is_file():
+        return of_folder(folder)
+    if entry in installed:
         return installed[entry]
+    raise UsageError(f"packs: '{entry}' is no folder with an __init__.py; {did_you_mean(entry, list(installed))}")
+
+
+def of_folder(folder: Path) -> Pack:
+    """The pack in a folder, which is imported. Raises UsageError."""
+    folder = folder.resolve()
     init = folder / "__init__.py"
-    if not init.is_file():
-        raise UsageError(f"packs: '{entry}' is no folder with an __init__.py; {did_you_mean(entry, list(installed))}")
     name = f"runbook_pack_{folder.name}"
     spec = importlib.util.spec_from_file_location(name, init, submodule_search_locations=[str(folder)])
     assert spec is not None  # noqa: S101 - of a file that is there
     assert spec.loader is not None  # noqa: S101
+    for stale in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+        del sys.modules[stale]  # of another folder, or as it was before
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -16,9 +16,12 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
+from nats.js import JetStreamContext
+from nats.js.errors import ServerError
 
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, Window
+from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.questions import Query
@@ -306,6 +309,23 @@ def test_a_server_that_hangs_under_a_snapshot(embedded: Servers, ask_for: Callab
 
 
 # JetStream --------------------------------------------------------------------------------------------------
+
+
+def test_a_broker_that_is_still_at_the_files_of_a_stream_is_asked_again(
+    servers: Servers, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def busy(js: JetStreamContext, *_: float) -> None:
+        asked.append(js)
+        if len(asked) < 3:
+            raise ServerError(code=500, err_code=10049, description="error creating store for stream")
+        await real(js)
+
+    real = applications.ensure_streams
+    monkeypatch.setattr(applications, "ensure_streams", busy)
+    servers.ensure_streams()
+    assert len(asked) == 3
 
 
 def test_stream_consumer_and_messages(servers: Servers, broker: str) -> None:

@@ -21,6 +21,7 @@ from click.core import ParameterSource
 from runbook_lib import catalog, interrupts, pack, settings
 from runbook_lib.catalog import CatalogError
 from runbook_lib.cli.common import Group, pairs_of, say_json, words
+from runbook_lib.cli.new import new
 from runbook_lib.cli.numbers import Number
 from runbook_lib.model.finding import Status, say
 from runbook_lib.usage import UsageError, did_you_mean
@@ -72,6 +73,9 @@ class _Commands(Group):
 @click.version_option(package_name="runbook-notebooks")
 def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
+
+
+cli.add_command(new)
 
 
 def _run_options(f: Any) -> Any:

@@ -24,6 +24,9 @@ _OPTIONS = (
 )
 
 
+_PICTURES = shutil.ignore_patterns("images")
+
+
 def prepare_copies(archive: Archive, target: str) -> str:
     """Copy the notebooks into the incident's folder; those there are kept. In each, fill in target and incident.
 
@@ -33,10 +36,13 @@ def prepare_copies(archive: Archive, target: str) -> str:
         raise UsageError("`runbook lab` needs a local --output folder: a responder's copies live beside the artifacts")
     folder = archive.local / "lab"
     # The documents that the notebooks link to come along, so that the links lead somewhere here as well.
-    for docs in (p.document("runbook").parent for p in pack.in_force().packs):
-        shutil.copytree(docs, folder / "docs", dirs_exist_ok=True, ignore=shutil.ignore_patterns("images"))
+    for own in pack.in_force().packs:
+        copied = folder / "docs" / (own.name if own.extends else "")
+        shutil.copytree(own.document("runbook").parent, copied, dirs_exist_ok=True, ignore=_PICTURES)
     for section in catalog.load().runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
+        own = next(p for p in pack.in_force().packs if p.notebook(section.notebook.name) == section.notebook)
+        docs = f"docs/{own.name}" if own.extends else "docs"
         copy = folder / section.notebook.name
         try:
             nb = nbformat.read(copy if copy.exists() else section.notebook, as_version=4)
@@ -44,7 +50,7 @@ def prepare_copies(archive: Archive, target: str) -> str:
             continue  # somebody's own file
         for cell in nb.cells:
             if cell.cell_type == "markdown":
-                cell.source = cell.source.replace("](../docs/", "](docs/")
+                cell.source = cell.source.replace("](../docs/", f"]({docs}/")
         if _fill_in(nb, {"incident_id": archive.incident, "target": target}) or not copy.exists():
             nbformat.write(nb, copy)
     return str(folder)

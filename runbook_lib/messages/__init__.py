@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import string
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
     texts: dict[str, str] = {}
     for folder in (Path(__file__).parent, *(p.folder / "messages" for p in runbook.packs)):
         file = folder / f"{lang}.toml"
-        texts |= _flatten("", tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else []
+        texts |= flat(tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     return texts
 
 
@@ -80,11 +80,9 @@ class _Sentence(string.Formatter):
         return str(super().format_field(value, spec))
 
 
-def _flatten(prefix: str, table: dict[str, Any]) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The texts of a catalogue's file by their dotted keys."""
+    texts: dict[str, str] = {}
     for key, value in table.items():
-        if isinstance(value, dict):
-            rows += _flatten(f"{prefix}{key}.", value)
-        else:
-            rows.append((prefix + key, value))
-    return rows
+        texts |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return texts

@@ -17,6 +17,8 @@ from types import TracebackType
 
 import nats
 import psycopg
+from nats.js import JetStreamContext
+from nats.js.errors import ServerError
 from psycopg import sql
 
 from runbook_lib.questions import statement
@@ -27,6 +29,8 @@ from .state import DATABASE, Addresses, SandboxError
 SCHEMA = Path(__file__).with_name("schema.sql")
 START_TIMEOUT = 20.0
 _POLL = 0.02
+#: The broker's own code for "error creating store for stream".
+STORE_BUSY = 10049
 
 # fsync is off: this data is worth nothing after the drill. The rest is what the runbook's checks look at.
 POSTGRES_SETTINGS = {
@@ -247,17 +251,23 @@ class Servers:
         self.stop_postgres()
 
     def ensure_streams(self) -> None:
-        """Streams and consumers as the applications create them at their start."""
+        """Streams and consumers as the applications create them at their start.
 
-        async def create() -> None:
-            client = await nats.connect(self.app_nats_url)
+        A broker that has just deleted a stream may still be at its files (500, 10049): for a while it is asked again.
+        """
+        until = time.monotonic() + 10
+
+        async def create(js: JetStreamContext) -> None:
+            await broker.ensure_streams(js)
+            await broker.ensure_consumers(js)
+
+        while True:
             try:
-                await broker.ensure_streams(client.jetstream())
-                await broker.ensure_consumers(client.jetstream())
-            finally:
-                await client.close()
-
-        asyncio.run(create())
+                return broker.visit(self.app_nats_url, create)
+            except ServerError as error:
+                if error.err_code != STORE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.directory / f"{name}.log").open("ab") as log:
