@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
+from typing import Any, TypeVar
 
+import pandas as pd
 import procrastinate
 import psycopg
 import pytest
+from command import runbook
 from procrastinate import schema
 from psycopg import sql
 
-from runbook_lib import catalog, messages
+from runbook_lib import catalog, messages, pack, questions, rows
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.context import open_context
@@ -35,6 +40,9 @@ PACK = HERE.parent / "examples" / "procrastinate"
 HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 2.0, 0.5
 #: The workers' settings, as the target has them.
 FACTS: dict[str, Any] = {"stalled_after_s": STALLED_S, "grace_s": STALLED_S, "poll_interval_s": POLL_S}
+
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -499,6 +507,68 @@ def test_successes_that_leave_no_trace(system: System) -> None:
     assert said.verdict.status is Status.WARNING and said.first == "FM-TSK-01"
 
 
+# The questions.
+
+
+def test_the_answers_have_the_columns_that_the_questions_name(system: System) -> None:
+    """Of empty tables and of full ones, and as the rows that judges read."""
+
+    def every() -> dict[str, pd.DataFrame]:
+        target = Settings(targets={"here": {"database_url": system.reader_url, **FACTS}})
+        section = catalog.load().sections["4.1"]
+        rb = open_context(section, validate({"target": "here"}), target, catalog.load())
+        asked = {"most": 100, "within_s": 300, "stalled_after_s": STALLED_S}
+        with rb.snapshot() as snapshot:
+            return {name: snapshot.ask(name, **asked) for name in questions.names()}
+
+    kinds = {kind.QUESTION: kind for kind in kinds_of_rows()}
+    for frames in (every(), every_kind_of_row(system, every)):
+        for name, frame in frames.items():
+            assert list(frame.columns) == list(questions.query(name).columns), name
+            if name in kinds:
+                assert set(frame.columns) == {f.name for f in fields(kinds[name])}, name
+                rows.each(frame, kinds[name])
+    assert kinds.keys() == frames.keys()
+    assert all(len(frame) for frame in frames.values())
+
+
+def kinds_of_rows() -> list[Any]:
+    """Every class of the pack that names the question whose rows it is."""
+    (own,) = pack.in_force().packs
+    own.get(own.checks)
+    modules = [m for name, m in sys.modules.items() if name.startswith(f"{own.module}.checks.")]
+    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and hasattr(v, "QUESTION")}
+    return list(found)
+
+
+def every_kind_of_row(system: System, ask: Callable[[], T]) -> T:
+    """What is asked while no answer is empty."""
+    system.worker("--concurrency", "2")
+    system.defer("send", 3)
+    system.defer("parse")
+    system.rests()
+    system.becomes(system.defer("work", seconds=60, lock="a")[0], "doing")
+    system.defer("send", 2, lock="a")
+    system.defer("send", 2, queue="mails")
+    with psycopg.connect(system.url) as other:
+        other.execute("LOCK TABLE procrastinate_jobs IN SHARE MODE")
+        with psycopg.connect(system.url) as waiting:
+            cursor = waiting.cursor()
+            waits = threading.Thread(target=lambda: suppressed(cursor.execute, "DELETE FROM procrastinate_jobs"))
+            waits.start()
+            wait(lambda: system.value("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+            try:
+                return ask()
+            finally:
+                waiting.cancel_safe()
+                waits.join()
+
+
+def suppressed(call: Callable[[str], object], what: str) -> None:
+    with suppress(psycopg.Error):
+        call(what)
+
+
 # Database.
 
 
@@ -569,3 +639,93 @@ def test_rows_that_a_transaction_keeps(system: System) -> None:
         for job in jobs:
             system.becomes(job, "succeeded")
         other.close()
+
+
+# The command.
+
+
+@pytest.fixture
+def env(system: System, tmp_path: Path) -> dict[str, str]:
+    """A shell in which the runbook of the pack is in force, over a copy of its runbook.toml."""
+    (tmp_path / "runbook.toml").write_text(
+        f'packs = ["{PACK}"]\n[targets.shop]\ndatabase_url_env = "SHOP_DATABASE_URL"\n'
+        f"stalled_after_s = {STALLED_S}\ngrace_s = {STALLED_S}\npoll_interval_s = {POLL_S}\n"
+        '[targets.shop.workloads]\nnamespace = "shop"\ndatabase = "shop"\n'
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    return clean | {"RUNBOOK_CONFIG": str(tmp_path / "runbook.toml"), "SHOP_DATABASE_URL": system.reader_url}
+
+
+@pytest.mark.e2e
+def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str, str], tmp_path: Path) -> None:
+    """A worker dies with a job; triage, what it proposes, the recovery, and a dossier of it all that is whole."""
+
+    def command(*words: str) -> CompletedProcess[str]:
+        done = runbook(*words, env=env, cwd=tmp_path)
+        print(done.stdout, done.stderr)
+        return done
+
+    worker = system.worker()
+    left = system.defer("work", seconds=600, lock="account-7")[0]
+    system.becomes(left, "doing")
+    worker.kill()
+    worker.wait(10)
+    system.defer("send", 3)
+    system.defer("send", 2, lock="account-7")
+    system.passes(90)
+    silence()
+
+    done = command("triage", "--target", "shop", "--incident", "INC-1", "--json")
+    assert done.returncode == 2
+    said = json.loads(done.stdout)
+    assert said["verdict"]["stuck_at"] == "worker"
+    assert said["verdict"]["failure_modes"][0]["id"] == "FM-WRK-02"
+    assert [run["section"] for run in said["runs"]] == ["3", "4.1", "4.2"]
+    found = [f for run in said["runs"] for f in run["findings"]]
+    assert {f["reason"] for f in found} == {None}
+
+    shown = command("run", "2", "4.1", "4.2", "6", "--target", "shop", "--incident", "INC-1", "--lang", "ja")
+    assert shown.returncode == 2 and "詰まり箇所: worker" in shown.stdout
+    assert "kubectl -n shop rollout restart deploy/worker" in shown.stdout
+
+    system.worker()
+    system.db.execute("UPDATE procrastinate_jobs SET args = '{\"seconds\": 0}' WHERE id = %s", (left,))
+    page = command("run", "4.2", "--target", "shop", "--incident", "INC-1").stdout
+    assert "rollout" not in page, "a restart has done what it can"
+    sql_of = re.search(r"psql .* -c '(SELECT .*)'", page)
+    assert sql_of
+    system.db.execute(sql_of[1].encode())
+    system.rests()
+
+    done = command("run", "6", "--target", "shop", "--incident", "INC-1")
+    assert done.returncode == 0, done.stdout
+    assert command("dossier", "INC-1").returncode == 0
+    assert "worker" in (tmp_path / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
+    assert command("verify", "INC-1").returncode == 0
+
+
+@pytest.mark.e2e
+def test_every_notebook_of_a_queue_that_is_well(system: System, env: dict[str, str], tmp_path: Path) -> None:
+    system.worker()
+    system.defer("send", 5)
+    system.rests()
+    listed = runbook("sections", env=env, cwd=tmp_path).stdout
+    for number, section in catalog.load().sections.items():
+        assert number in listed and section.en in listed
+    numbers = list(catalog.load().sections)
+    done = runbook("run", *numbers, "--target", "shop", "--incident", "INC-1", "--json", env=env, cwd=tmp_path)
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["status"]) == (0, "OK"), done.stdout
+    assert [f["status"] for run in said["runs"] for f in run["findings"]] == ["OK"] * 18
+
+
+def test_undecided_stays_so_when_it_is_told_twice(system: System, env: dict[str, str], tmp_path: Path) -> None:
+    """Section 3 and 4.1 tell of the same observations."""
+    system.worker("--queues", "mails")
+    system.becomes(system.defer("work", seconds=60, queue="mails")[0], "doing")
+    system.defer("send", 3)
+    system.passes(90)
+    done = runbook("triage", "--target", "shop", "--incident", "INC-1", "--json", env=env, cwd=tmp_path)
+    verdict = json.loads(done.stdout)["verdict"]
+    assert verdict["stuck_at"] is None
+    assert max(mode["score"] for mode in verdict["failure_modes"]) < 0.5

@@ -52,8 +52,8 @@ def retry(given: Given, orphans: Iterable[Job]) -> Proposal:
     sql = (
         "SELECT j.id, procrastinate_retry_job_v1(j.id, now(), NULL, NULL, NULL) FROM procrastinate_jobs j "  # noqa: S608
         f"LEFT JOIN procrastinate_workers w ON w.id = j.worker_id WHERE j.id IN ({', '.join(map(str, ids))}) "
-        "AND j.status = 'doing' AND (w.id IS NULL OR w.last_heartbeat < now() - "
-        f"interval '{facts(given).stalled_after_s:g} s')"
+        "AND j.status = $$doing$$ AND (w.id IS NULL OR w.last_heartbeat < now() - "  # a shell has the other quotes
+        f"make_interval(secs => {facts(given).stalled_after_s:g}))"
     )
     return proposals.look("retry_orphans", proposals.psql(given, sql), "4.2", n=len(ids), jobs=", ".join(map(str, ids)))
 
