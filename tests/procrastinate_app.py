@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from typing import Any
 
 import procrastinate
 from procrastinate import RetryStrategy
 
+
+class Connector(procrastinate.PsycopgConnector):
+    """The session that listens asks whether it is there, and shows that instead of its LISTEN: usually after 30 s."""
+
+    async def _loop_notify(self, on_notification: Any, connection: Any, timeout: float = 30.0) -> None:
+        await super()._loop_notify(on_notification, connection, float(os.environ.get("APP_LISTENS_S", timeout)))
+
+
 app = procrastinate.App(
-    connector=procrastinate.PsycopgConnector(conninfo=os.environ["APP_DATABASE_URL"]),
+    connector=Connector(conninfo=os.environ["APP_DATABASE_URL"]),
     worker_defaults={
         "update_heartbeat_interval": float(os.environ.get("APP_HEARTBEAT_S", "10")),
         "stalled_worker_timeout": float(os.environ.get("APP_STALLED_S", "30")),

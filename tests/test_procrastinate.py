@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +40,8 @@ from runbook_lib.settings import Settings
 HERE = Path(__file__).parent
 PACK = HERE.parent / "examples" / "procrastinate"
 HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 2.0, 0.5
+#: The application_name of the workers' sessions.
+WORKERS = "shop-worker"
 #: The workers' settings, as the target has them.
 FACTS: dict[str, Any] = {"stalled_after_s": STALLED_S, "grace_s": STALLED_S, "poll_interval_s": POLL_S}
 
@@ -71,25 +75,32 @@ class System:
     def worker(self, *options: str) -> subprocess.Popen[bytes]:
         """A worker that is registered and listens."""
         before = self.value("SELECT coalesce(max(id), 0) FROM procrastinate_workers")
-        env = os.environ | {
-            "APP_DATABASE_URL": self.url,
-            "APP_HEARTBEAT_S": str(HEARTBEAT_S),
-            "APP_STALLED_S": str(STALLED_S),
-            "APP_POLL_S": str(POLL_S),
-            "PYTHONPATH": str(HERE),
-        }
         command = [sys.executable, "-m", "procrastinate", "--app", "procrastinate_app.app", "worker", *options]
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=os.environ | self.environment, stdout=log, stderr=log)
         self.workers.append(process)
         wait(lambda: self.value("SELECT count(*) FROM procrastinate_workers WHERE id > %s", before))
         wait(lambda: self.listeners() >= sum(w.poll() is None for w in self.workers))
         return process
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a worker is told."""
+        return {
+            "APP_DATABASE_URL": self.url,
+            "APP_HEARTBEAT_S": str(HEARTBEAT_S),
+            "APP_STALLED_S": str(STALLED_S),
+            "APP_POLL_S": str(POLL_S),
+            "APP_LISTENS_S": "0.2",
+            "PGAPPNAME": WORKERS,
+            "PYTHONPATH": str(HERE),
+        }
+
     def listeners(self) -> int:
         return int(
             self.value(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%%'"
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                "AND (query LIKE 'LISTEN%%' OR query = 'SELECT 1')"
             )
         )
 
@@ -280,15 +291,17 @@ def test_a_worker_that_was_killed_with_a_job(system: System) -> None:
     silence()
     said = ask(system, "3")
     assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
-    assert (said.first, said.proposed) == ("FM-WRK-02", ["restart_worker", "retry_orphans"])
+    assert (said.first, said.proposed) == ("FM-WRK-02", ["worker_process", "restart_worker", "retry_orphans"])
     # A worker that starts takes what waits, and leaves what the dead one had.
     system.worker()
     system.becomes(waits, "succeeded")
     assert system.status(left) == "doing"
     said = ask(system)
     assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
+    assert (said.first, said.proposed) == ("FM-WRK-02", ["worker_process", "retry_orphans"])
+    system.passes(300)  # no job that is well runs so long
+    said = ask(system)
     assert (said.first, said.proposed) == ("FM-WRK-02", ["retry_orphans"])
-    assert said.verdict.confidence == "high"
     # The row of the dead worker is gone by now, and its job is nobody's.
     assert system.value("SELECT worker_id FROM procrastinate_jobs WHERE id = %s", left) is None
     system.db.execute("UPDATE procrastinate_jobs SET args = '{\"seconds\": 0}' WHERE id = %s", (left,))
@@ -329,9 +342,11 @@ def test_a_worker_that_is_stopping_is_left_its_job(system: System) -> None:
 
 
 @pytest.mark.parametrize("how", ["computes", "is paused"])
-def test_a_worker_that_is_silent_and_still_there(system: System, how: str) -> None:
+@pytest.mark.parametrize("named", [True, False], ids=["a name of its own", "no name"])
+def test_a_worker_that_is_silent_and_still_there(system: System, how: str, named: bool) -> None:
     """Its job may run: neither a restart nor putting it back is justified by silence alone."""
     worker = system.worker("--concurrency", "2")
+    wait(lambda: not system.value("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"))
     job = system.defer("compute" if how == "computes" else "work", seconds=20)[0]
     system.becomes(job, "doing")
     if how == "is paused":
@@ -339,9 +354,13 @@ def test_a_worker_that_is_silent_and_still_there(system: System, how: str) -> No
     system.defer("send")
     system.passes(90)
     silence()
-    said = ask(system, concurrency=2)
-    assert (said.verdict.stuck_at, said.first) == ("worker", "FM-WRK-03")
-    assert said.proposed == ["logs", "worker_process"]
+    said = ask(system, concurrency=2, application=WORKERS if named else "")
+    assert said.verdict.stuck_at == "worker"
+    if named:
+        assert (said.first, said.proposed) == ("FM-WRK-03", ["logs", "worker_process"])
+    else:  # the session that asks SELECT 1 may be anybody's
+        assert {"FM-WRK-02", "FM-WRK-03"} <= {m.id for m in said.verdict.failure_modes}
+        assert said.verdict.confidence != "high" and said.proposed == ["worker_process"]
 
 
 def test_every_worker_is_busy(system: System) -> None:
@@ -380,6 +399,136 @@ def blind(system: System) -> Iterator[str]:
         yield re.sub(r"//[^@]*@", f"//blind_{os.getpid()}:x@", system.url)
     finally:
         system.db.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(role))
+
+
+# Under a supervisor, which tells of processes.
+
+
+class Supervisor:
+    """A real supervisord with one worker as its program."""
+
+    def __init__(self, system: System, *options: str, autorestart: bool = False) -> None:
+        self.system = system
+        self.folder = Path(tempfile.mkdtemp(prefix="pq"))  # a socket's path is short
+        command = [sys.executable, "-m", "procrastinate", "--app", "procrastinate_app.app", "worker", *options]
+        environment = ",".join(f'{k}="{v.replace("%", "%%")}"' for k, v in system.environment.items())
+        (self.folder / "conf").write_text(
+            f"[unix_http_server]\nfile={self.folder}/s\n"
+            f"[supervisord]\nnodaemon=true\npidfile={self.folder}/pid\nlogfile={self.folder}/log\n"
+            "[rpcinterface:supervisor]\n"
+            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+            f"[supervisorctl]\nserverurl=unix://{self.folder}/s\n"
+            f"[program:worker]\ncommand={shlex.join(command)}\nenvironment={environment}\n"
+            f"autorestart={str(autorestart).lower()}\nstartsecs=0\nstopwaitsecs=3\n"
+            f"stdout_logfile={self.folder}/worker.log\nredirect_stderr=true\n"
+        )
+        self.supervisorctl = [sys.executable, "-m", "supervisor.supervisorctl", "-c", f"{self.folder}/conf"]
+        with (self.folder / "out").open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "supervisor.supervisord", "-c", f"{self.folder}/conf"], stdout=out, stderr=out
+            )
+        wait(lambda: system.listeners() == 1)
+
+    def facts(self) -> dict[str, Any]:
+        return {"workloads": {"runner": "supervisorctl", "supervisorctl": self.supervisorctl, "database": "shop"}}
+
+    def types(self, command: str) -> None:
+        """Somebody types what was proposed."""
+        words = shlex.split(command)
+        if words[0] == "psql":
+            self.system.db.execute(words[-1].encode())
+        else:
+            subprocess.run(words, check=True, capture_output=True, timeout=30)
+
+    def kill(self) -> None:
+        """SIGKILL for the worker."""
+        pid = subprocess.run([*self.supervisorctl, "pid", "worker"], capture_output=True, text=True, check=True).stdout
+        os.kill(int(pid), signal.SIGKILL)
+        wait(
+            lambda: self.system.listeners() == 0 or self.system.value("SELECT count(*) FROM procrastinate_workers") > 1
+        )
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(25)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def supervised(system: System, *options: str, autorestart: bool = False) -> Iterator[Supervisor]:
+    supervisor = Supervisor(system, *options, autorestart=autorestart)
+    try:
+        yield supervisor
+    finally:
+        supervisor.close()
+
+
+def test_a_worker_that_was_stopped_under_a_supervisor(system: System) -> None:
+    with supervised(system) as worker:
+        worker.types(shlex.join([*worker.supervisorctl, "stop", "worker"]))
+        jobs = system.defer("send", 3)
+        system.passes(90)
+        said = ask(system, **worker.facts())
+        assert (said.verdict.stuck_at, said.first, said.proposed) == ("worker", "FM-WRK-01", ["restart_worker"])
+        worker.types(said.verdict.proposals[0].command)
+        for job in jobs:
+            system.becomes(job, "succeeded")
+        assert ask(system, "6", **worker.facts()).verdict.status is Status.OK
+
+
+def test_a_worker_that_was_killed_under_a_supervisor(system: System) -> None:
+    """That its process is gone is known, so that nothing has to be looked at before its job is put back."""
+    with supervised(system) as worker:
+        left = system.defer("work", seconds=600)[0]
+        system.becomes(left, "doing")
+        worker.kill()
+        waits = system.defer("send")[0]
+        system.passes(90)
+        silence()
+        said = ask(system, **worker.facts())
+        assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
+        assert (said.first, said.proposed) == ("FM-WRK-02", ["restart_worker", "retry_orphans"])
+        assert said.verdict.confidence == "high"
+        system.db.execute("UPDATE procrastinate_jobs SET args = '{\"seconds\": 0}' WHERE id = %s", (left,))
+        for proposal in said.verdict.proposals:
+            worker.types(proposal.command)
+        for job in (left, waits):
+            system.becomes(job, "succeeded")
+        assert ask(system, "6", **worker.facts()).verdict.status is Status.OK
+
+
+def test_a_worker_that_its_supervisor_started_again(system: System) -> None:
+    """All is well but for the job that the dead one had: a restart, which the supervisor has done, frees nothing."""
+    with supervised(system, autorestart=True) as worker:
+        left = system.defer("work", seconds=600)[0]
+        system.becomes(left, "doing")
+        system.passes(90)
+        worker.kill()
+        system.defer("send", 5)
+        silence()
+        said = ask(system, **worker.facts())
+        assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
+        assert (said.first, said.proposed) == ("FM-WRK-02", ["retry_orphans"])
+        assert said.verdict.confidence == "high"
+
+
+def test_a_worker_whose_heartbeat_failed_finishes_its_job(system: System) -> None:
+    """It stops by itself, without a sign and beyond any grace; its process is there, so its job is left to it."""
+    with supervised(system) as worker:
+        job = system.defer("work", seconds=60)[0]
+        system.becomes(job, "doing")
+        system.db.execute("ALTER FUNCTION procrastinate_update_heartbeat_v1 RENAME TO away")
+        time.sleep(1)
+        system.db.execute("ALTER FUNCTION away RENAME TO procrastinate_update_heartbeat_v1")
+        silence()
+        said = ask(system, **worker.facts())
+        assert system.status(job) == "doing"
+        assert said.verdict.stuck_at == "worker"
+        assert said.proposed[0] == "worker_process", "it may still run"
 
 
 # Queues and locks.
@@ -436,7 +585,8 @@ def test_a_line_behind_a_lock_that_a_dead_worker_left(system: System) -> None:
     system.defer("send", 3, lock="account-7")
     system.passes(90)
     said = ask(system)
-    assert (said.verdict.stuck_at, said.first, said.proposed) == ("worker", "FM-WRK-02", ["retry_orphans"])
+    assert (said.verdict.stuck_at, said.first) == ("worker", "FM-WRK-02")
+    assert said.proposed == ["worker_process", "retry_orphans"]
     assert "a worker left that has ended" in said.headline("4.2.3")
 
 
@@ -517,7 +667,7 @@ def test_the_answers_have_the_columns_that_the_questions_name(system: System) ->
         target = Settings(targets={"here": {"database_url": system.reader_url, **FACTS}})
         section = catalog.load().sections["4.1"]
         rb = open_context(section, validate({"target": "here"}), target, catalog.load())
-        asked = {"most": 100, "within_s": 300, "stalled_after_s": STALLED_S}
+        asked = {"most": 100, "within_s": 300, "stalled_after_s": STALLED_S, "application": ""}
         with rb.snapshot() as snapshot:
             return {name: snapshot.ask(name, **asked) for name in questions.names()}
 
@@ -617,6 +767,8 @@ with psycopg.connect(sys.argv[1]) as db:
 def test_rows_that_a_transaction_keeps(system: System) -> None:
     """Workers step over locked rows: the queue stands, nobody waits, and every worker is well."""
     system.worker()
+    system.defer("send")
+    system.rests()
     with psycopg.connect(system.url, application_name="admin") as other:
         # The rows are there before a worker could take them.
         other.execute("LOCK TABLE procrastinate_jobs IN SHARE ROW EXCLUSIVE MODE")
@@ -650,7 +802,7 @@ def env(system: System, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "runbook.toml").write_text(
         f'packs = ["{PACK}"]\n[targets.shop]\ndatabase_url_env = "SHOP_DATABASE_URL"\n'
         f"stalled_after_s = {STALLED_S}\ngrace_s = {STALLED_S}\npoll_interval_s = {POLL_S}\n"
-        '[targets.shop.workloads]\nnamespace = "shop"\ndatabase = "shop"\n'
+        '[targets.shop.workloads]\ndatabase = "shop"\n'
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
     return clean | {"RUNBOOK_CONFIG": str(tmp_path / "runbook.toml"), "SHOP_DATABASE_URL": system.reader_url}
@@ -661,47 +813,50 @@ def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str,
     """A worker dies with a job; triage, what it proposes, the recovery, and a dossier of it all that is whole."""
 
     def command(*words: str) -> CompletedProcess[str]:
-        done = runbook(*words, env=env, cwd=tmp_path)
+        done = runbook(*words, "--incident", "INC-1", env=env, cwd=tmp_path)
         print(done.stdout, done.stderr)
         return done
 
-    worker = system.worker()
-    left = system.defer("work", seconds=600, lock="account-7")[0]
-    system.becomes(left, "doing")
-    worker.kill()
-    worker.wait(10)
-    system.defer("send", 3)
-    system.defer("send", 2, lock="account-7")
-    system.passes(90)
-    silence()
+    with supervised(system) as worker:
+        with (tmp_path / "runbook.toml").open("a") as toml:
+            toml.write(f"runner = 'supervisorctl'\nsupervisorctl = {json.dumps(worker.supervisorctl)}\n")
+        left = system.defer("work", seconds=600, lock="account-7")[0]
+        system.becomes(left, "doing")
+        worker.kill()
+        system.defer("send", 3)
+        system.defer("send", 2, lock="account-7")
+        system.passes(90)
+        silence()
 
-    done = command("triage", "--target", "shop", "--incident", "INC-1", "--json")
-    assert done.returncode == 2
-    said = json.loads(done.stdout)
-    assert said["verdict"]["stuck_at"] == "worker"
-    assert said["verdict"]["failure_modes"][0]["id"] == "FM-WRK-02"
-    assert [run["section"] for run in said["runs"]] == ["3", "4.1", "4.2"]
-    found = [f for run in said["runs"] for f in run["findings"]]
-    assert {f["reason"] for f in found} == {None}
+        done = command("triage", "--target", "shop", "--json")
+        said = json.loads(done.stdout)
+        assert (done.returncode, said["verdict"]["stuck_at"]) == (2, "worker")
+        assert said["verdict"]["failure_modes"][0]["id"] == "FM-WRK-02"
+        assert [run["section"] for run in said["runs"]] == ["3", "4.1", "4.2"]
+        assert {f["reason"] for run in said["runs"] for f in run["findings"]} == {None}
 
-    shown = command("run", "2", "4.1", "4.2", "6", "--target", "shop", "--incident", "INC-1", "--lang", "ja")
-    assert shown.returncode == 2 and "詰まり箇所: worker" in shown.stdout
-    assert "kubectl -n shop rollout restart deploy/worker" in shown.stdout
+        shown = command("run", "2", "4.1", "4.2", "6", "--target", "shop", "--lang", "ja")
+        assert shown.returncode == 2 and "詰まり箇所: worker" in shown.stdout
+        worker.types(proposed(shown))
+        wait(lambda: system.value("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'") == 3)
 
-    system.worker()
-    system.db.execute("UPDATE procrastinate_jobs SET args = '{\"seconds\": 0}' WHERE id = %s", (left,))
-    page = command("run", "4.2", "--target", "shop", "--incident", "INC-1").stdout
-    assert "rollout" not in page, "a restart has done what it can"
-    sql_of = re.search(r"psql .* -c '(SELECT .*)'", page)
-    assert sql_of
-    system.db.execute(sql_of[1].encode())
-    system.rests()
+        # What is left is the job of the dead worker, and those behind it.
+        system.db.execute("UPDATE procrastinate_jobs SET args = '{\"seconds\": 0}' WHERE id = %s", (left,))
+        shown = command("run", "4.2", "--target", "shop")
+        assert shown.returncode == 2 and "restart" not in shown.stdout
+        worker.types(proposed(shown))
+        system.rests()
 
-    done = command("run", "6", "--target", "shop", "--incident", "INC-1")
-    assert done.returncode == 0, done.stdout
-    assert command("dossier", "INC-1").returncode == 0
+        done = command("run", "6", "--target", "shop")
+        assert done.returncode == 0, done.stdout
+    assert runbook("dossier", "INC-1", env=env, cwd=tmp_path).returncode == 0
     assert "worker" in (tmp_path / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
-    assert command("verify", "INC-1").returncode == 0
+    assert runbook("verify", "INC-1", env=env, cwd=tmp_path).returncode == 0
+
+
+def proposed(shown: CompletedProcess[str]) -> str:
+    """The command on the first screen."""
+    return next(line for line in shown.stdout.splitlines() if "supervisor.supervisorctl" in line or "psql" in line)
 
 
 @pytest.mark.e2e

@@ -45,15 +45,17 @@ def test_every_observation_is_said() -> None:
         assert key in texts or key.rsplit("_", 1)[0] in texts or name == "task.long", name
 
 
-def frame(*rows: dict[str, Any]) -> pd.DataFrame:
+def frame(*rows: dict[Any, Any]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
 
+
+NOW = pd.Timestamp.now("UTC")
 
 #: A worker that died with the first of a line in its hands, and one that is at work.
 LOOK: Frames = {
     "queues": frame(
         {"queue": "default", "due": 3, "oldest_due_s": 90.0, "behind": 2, "oldest_behind_s": 90.0, "later": 1,
-         "tried": 1, "doing": 2, "served": 1, "begun_s": 95.0},
+         "tried": 1, "doing": 2, "served": 1, "begun_s": 95.0, "taken_by_living": True},
     ),
     "workers": frame({"worker": 2, "silent_s": 4.0, "doing": 1}, {"worker": 1, "silent_s": 120.0, "doing": 1}),
     "doing": frame(
@@ -63,7 +65,7 @@ LOOK: Frames = {
          "silent_s": 4.0, "running_s": 20.0, "behind": 0},
     ),
     "sessions": frame(
-        {"sees_others": True, "listeners": 1, "to_all": 1, "named": None, "others": 4, "used": 9, "usable": 95}
+        {"standby": False, "sees_others": True, "may_listen": 1, "listens": 0, "used": 9, "usable": 95}
     ),
     "holders": frame(
         {"pid": 9, "application": "admin", "state": "idle in transaction", "mode": "RowShareLock",
@@ -86,6 +88,7 @@ LOOK: Frames = {
                      "standby": False}),
     "schema": frame({"name": "procrastinate_jobs", "kind": "table", "there": True, "readable": True}),
     "clocks": frame({"server": "postgres", "offset_s": 0.1, "error_s": 0.01}),
+    "instances": frame({"name": "worker", "ready": True, "started": NOW - pd.Timedelta(seconds=60)}),
     "proposed": frame({"command": "x", "section": "4.1"}),
 }  # fmt: skip
 
@@ -93,7 +96,7 @@ STEPS = [s for section in ("2", "3", "4.1", "4.2", "6") for s in (f"{section}.{n
 
 
 def usual(**facts: Any) -> Given:
-    return Given(catalog.load(), pd.Timestamp.now("UTC"), 60, facts_of(facts))
+    return Given(catalog.load(), NOW, 60, facts_of(facts))
 
 
 @pytest.mark.parametrize("step", [s for s in STEPS if s not in ("3.4", "4.2.4")])
@@ -127,22 +130,56 @@ def test_a_job_in_the_hands_of_the_dead_is_put_back_and_no_other() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"listeners": 2}, "jobs.of_connected"),
+        ({"listens": 2, "may_listen": 2}, "jobs.of_connected"),
+        ({"may_listen": 2}, "jobs.of_unseen"),
         ({"sees_others": False}, "jobs.of_unseen"),
-        ({"listeners": 1}, "jobs.abandoned"),
+        ({"standby": True, "may_listen": 0}, "jobs.of_unseen"),
+        ({}, "jobs.likely_abandoned"),
     ],
 )
 def test_what_the_sessions_say_of_a_silent_worker(change: dict[str, Any], said: str) -> None:
+    """Where nothing is known of its process."""
     sessions = frame(LOOK["sessions"].iloc[0].to_dict() | change)
-    assert checks()["4.2.1"].finding(LOOK | {"sessions": sessions}, usual()).headline.key == said
+    frames = {name: f for name, f in LOOK.items() if name != "instances"} | {"sessions": sessions}
+    found = checks()["4.2.1"].finding(frames, usual())
+    assert found.headline.key == said
+    assert [p.name for p in found.proposals][:1] != ["retry_orphans"]
+
+
+def test_sessions_with_a_name_of_their_own_are_the_workers() -> None:
+    """Others ask a SELECT 1 as well."""
+    sessions = frame(LOOK["sessions"].iloc[0].to_dict() | {"may_listen": 2})
+    frames = {name: f for name, f in LOOK.items() if name != "instances"} | {"sessions": sessions}
+    assert checks()["4.2.1"].finding(frames, usual(application="worker")).headline.key == "jobs.of_connected"
+
+
+@pytest.mark.parametrize(
+    ("started_s_ago", "said"), [((), "jobs.abandoned"), ((60,), "jobs.abandoned"), ((60, 900), "jobs.likely_abandoned"),
+                                ((197,), "jobs.likely_abandoned"), ((None,), "jobs.likely_abandoned")]
+)  # fmt: skip
+def test_what_the_processes_say_of_a_silent_worker(started_s_ago: tuple[int | None, ...], said: str) -> None:
+    """The job was begun 200 s ago: a process that is younger, by more than clocks differ, does not have it."""
+    found = [
+        {"name": "worker", "ready": True, "started": None if s is None else NOW - pd.Timedelta(seconds=s)}
+        for s in started_s_ago
+    ]
+    instances = pd.DataFrame(found, columns=["name", "ready", "started"])
+    assert checks()["4.2.1"].finding(LOOK | {"instances": instances}, usual()).headline.key == said
+
+
+def test_a_job_that_is_older_than_any_that_is_well_is_abandoned() -> None:
+    frames = {name: f for name, f in LOOK.items() if name != "instances"}
+    assert checks()["4.2.1"].finding(frames, usual(longest_job_s=150)).headline.key == "jobs.abandoned"
 
 
 def test_a_worker_gets_its_grace_before_its_jobs_are_called_abandoned() -> None:
-    assert checks()["4.2.1"].finding(LOOK, usual(grace_s=600)).headline.key == "jobs.of_ending"
+    frames = {name: f for name, f in LOOK.items() if name != "instances"}
+    assert checks()["4.2.1"].finding(frames, usual(grace_s=600)).headline.key == "jobs.of_ending"
 
 
 def test_workers_that_do_not_listen_leave_it_open() -> None:
-    assert checks()["4.2.1"].finding(LOOK, usual(listens=False)).headline.key == "jobs.of_unseen"
+    frames = {name: f for name, f in LOOK.items() if name != "instances"}
+    assert checks()["4.2.1"].finding(frames, usual(listens=False)).headline.key == "jobs.of_unseen"
 
 
 def test_no_restart_where_it_would_find_no_connection() -> None:

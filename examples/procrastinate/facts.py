@@ -27,6 +27,7 @@ class Facts(settings.Facts):
     grace_s: float = Field(30.0, ge=0, le=DAY_S, description="what a worker gets to end its jobs before it is killed")
     longest_job_s: float = Field(300.0, gt=0, le=DAY_S, description="no job that is well runs longer")
     listens: bool = Field(True, description="workers are told of new jobs (listen_notify), so each has such a session")
+    application: str = Field("", description="application_name of the workers' sessions, where it is theirs alone")
     delete_jobs: Literal["never", "successful", "always"] = Field("never", description="which jobs leave no trace")
 
 

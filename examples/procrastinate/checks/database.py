@@ -57,7 +57,7 @@ def collect(rb: Context) -> Frames:
             "blocked": db.ask("database/blocked"),
             "blockers": db.ask("database/blockers"),
             "holders": db.ask("database/holders"),
-            "sessions": db.ask("workers/sessions"),
+            "sessions": db.ask("workers/sessions", application=""),
         }
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 #: Jobs whose worker gives no sign, by what is known of it.
 ORPHANED = {
     Whereabouts.GONE: "jobs.abandoned",
+    Whereabouts.LIKELY_GONE: "jobs.likely_abandoned",
     Whereabouts.CONNECTED: "jobs.of_connected",
     Whereabouts.ENDING: "jobs.of_ending",
     Whereabouts.UNSEEN: "jobs.of_unseen",
@@ -42,7 +43,7 @@ def judge_orphans(frames: Frames, given: Given) -> Finding:
         return NO_LOOK
     doing = sum(q.doing for q in seen.queues)
     orphans = doing - sum(q.served for q in seen.queues)
-    gone = seen.whereabouts is Whereabouts.GONE
+    gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
     observation = ORPHANED[seen.whereabouts] if orphans else "jobs.in_good_hands" if doing else "jobs.none"
     values = [
         given.limits.value("jobs.abandoned", orphans if gone else 0),
@@ -76,9 +77,10 @@ def _of_orphans(seen: Look, orphans: int, given: Given) -> tuple[Proposal, ...]:
     if not orphans:
         return ()
     match seen.whereabouts:
-        case Whereabouts.GONE:
+        case Whereabouts.GONE | Whereabouts.LIKELY_GONE:
             start = () if seen.alive or look.full(seen, given) else (remedies.restart(given),)
-            return (*start, remedies.retry(given, seen.orphans))
+            look_first = () if seen.whereabouts is Whereabouts.GONE else (remedies.process(given),)
+            return (*look_first, *start, remedies.retry(given, seen.orphans))
         case Whereabouts.CONNECTED:
             return (remedies.logs(given), remedies.process(given))
         case Whereabouts.UNSEEN:
@@ -137,7 +139,7 @@ def is_long(job: Job, given: Given) -> bool:
 
 def _of_long(seen: Look, given: Given) -> tuple[Signal, ...]:
     """It keeps a worker busy, so that others wait for it, or it is alone with its trouble."""
-    return given.speaks("task.long_and_busy" if seen.due and not seen.free else "task.long")
+    return given.speaks("task.long_and_busy" if seen.due and seen.spare <= 0 else "task.long")
 
 
 # 4.2.3 Who waits for their lock? ----------------------------------------------------------------------------
@@ -201,7 +203,7 @@ def _behind(head: Head, seen: Look, given: Given) -> str:
     """What keeps the first keeps all: it has no worker, runs long, waits for a retry, or is just the first of many."""
     if head.state == "doing":
         if head.job in {j.job for j in seen.orphans}:
-            gone = seen.whereabouts is Whereabouts.GONE
+            gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
             return "lock.behind_abandoned" if gone else "lock.behind_silent"
         long = any(is_long(j, given) for j in seen.running if j.job == head.job)
         return "lock.behind_long" if long else "lock.behind"

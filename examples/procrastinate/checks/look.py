@@ -1,7 +1,8 @@
 """One look at queues, workers and the jobs in their hands, which most steps share, and what can be told from it alone.
 
-procrastinate keeps no link between a worker's row and its sessions, and a worker that is told to stop ends its
-heartbeat before its jobs. So a silent worker is not yet a dead one; `Look.whereabouts` says which of the two is known.
+procrastinate keeps no link between a worker's row and its sessions, and a worker that stops, also by itself when a
+heartbeat fails, ends its heartbeat before its jobs. So a silent worker is not yet a dead one, and a job that is put
+back too early runs twice: `Look.whereabouts` says what is known.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
+import pandas as pd
+
 from runbook_lib import rows
+from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Status
 
@@ -36,6 +40,7 @@ class Queue:
     doing: int = 0
     served: int = 0
     begun_s: float | None = None
+    taken_by_living: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Sessions:
-    """The sessions of this database. Unless we see those of others, only `used` and `usable` mean something.
+    """The sessions of this database that may be those by which workers listen, and those that surely are.
 
-    `to_all` of the `listeners` listen to every queue; `named` are queues that others do, each session's last one.
+    Unless we see those of others, only `used` and `usable` mean something. A standby has sessions of its own, and rows
+    of a while ago.
     """
 
     QUESTION: ClassVar = "workers/sessions"
+    standby: bool = False
     sees_others: bool = False
-    listeners: int = 0
-    to_all: int = 0
-    named: str = ""
-    others: int = 0
+    may_listen: int = 0
+    listens: int = 0
     used: int = 0
     usable: int = 0
 
@@ -107,11 +112,22 @@ class Ten:
     failed: int = 0
 
 
+@dataclass(frozen=True)
+class Instance:
+    """A process, or pod, of the worker as the tool that runs it tells."""
+
+    name: str = ""
+    ready: bool = False
+    started: pd.Timestamp | None = None
+
+
 class Whereabouts(StrEnum):
     """What is known of the workers that give no sign."""
 
     GONE = "gone"
     """Their process has ended: nobody will finish what they had."""
+    LIKELY_GONE = "likely_gone"
+    """They do not listen and their grace is over; one that stopped by itself may still run a job."""
     CONNECTED = "connected"
     """One of them still listens: it hangs, or a job keeps its event loop."""
     ENDING = "ending"
@@ -130,7 +146,10 @@ class Look:
     sessions: Sessions
     holders: list[Holder]
     flow: list[Ten]
+    instances: list[Instance] | None
     settings: Facts
+    as_of: pd.Timestamp
+    skew_s: float
 
     @cached_property
     def alive(self) -> list[Worker]:
@@ -154,18 +173,9 @@ class Look:
         return [j for j in self.doing if j.job not in running]
 
     @property
-    def free(self) -> bool:
-        """Whether a worker could take another job: one with all its hands full is not at fault."""
-        return sum(q.served for q in self.queues) < len(self.alive) * self.settings.concurrency
-
-    def listened_to(self, queue: str) -> bool | None:
-        """Whether a session is seen to listen to a queue; None where that is not known."""
-        seen = self.sessions
-        if not seen.sees_others or not self.settings.listens:
-            return None
-        if seen.to_all or queue in seen.named.split(", "):
-            return True
-        return None if seen.listeners else False
+    def spare(self) -> int:
+        """How many jobs more the workers could run; below 0 the target's `concurrency` is not theirs."""
+        return len(self.alive) * self.settings.concurrency - sum(q.served for q in self.queues)
 
     def per_minute(self, what: str) -> float:
         """Events of a kind in the last minute."""
@@ -197,15 +207,27 @@ class Look:
     def whereabouts(self) -> Whereabouts:
         """What is known of the workers without a sign; of all of them together, since no session tells whose it is."""
         seen, own = self.sessions, self.settings
-        if not seen.sees_others:
-            return Whereabouts.UNSEEN
-        if not seen.listeners and not seen.others:
+        if self._none_is_theirs():
             return Whereabouts.GONE
-        if not own.listens:
+        if seen.standby or not seen.sees_others or not own.listens:
             return Whereabouts.UNSEEN
-        if seen.listeners > len(self.alive):
+        if seen.listens > len(self.alive) or (own.application and seen.may_listen > len(self.alive)):
             return Whereabouts.CONNECTED
-        return Whereabouts.GONE if self.absent_s >= own.grace_s else Whereabouts.ENDING
+        if seen.may_listen > len(self.alive):
+            return Whereabouts.UNSEEN  # it may be somebody else's
+        if self.absent_s < own.grace_s:
+            return Whereabouts.ENDING
+        # Nobody that is well would still be at such a job.
+        over = all(j.running_s is not None and j.running_s > own.longest_job_s for j in self.orphans)
+        return Whereabouts.GONE if self.orphans and over else Whereabouts.LIKELY_GONE
+
+    def _none_is_theirs(self) -> bool:
+        """Whether each process of the worker that runs was started later than the one that has fallen silent."""
+        began = [j.running_s for j in self.orphans] or [w.silent_s for w in self.silent]
+        if self.instances is None or None in began:
+            return False
+        latest = self.as_of - pd.Timedelta(seconds=min((s for s in began if s is not None), default=0.0) - self.skew_s)
+        return all(i.started is not None and i.started > latest for i in self.instances)
 
     @property
     def look_again_s(self) -> float | None:
@@ -215,17 +237,25 @@ class Look:
 
 
 def collect(rb: Context) -> Frames:
-    """All of it in one snapshot. Raises SourceError."""
+    """All of it in one snapshot; where a worker has fallen silent, whether its process is there. Raises SourceError."""
     overdue = facts(rb).stalled_after_s
     with rb.snapshot() as db:
-        return {
+        frames = {
             "queues": db.ask("jobs/queues", most=most(rb), stalled_after_s=overdue),
             "workers": db.ask("workers/heartbeats"),
             "doing": db.ask("jobs/doing", most=most(rb)),
-            "sessions": db.ask("workers/sessions"),
+            "sessions": db.ask("workers/sessions", application=facts(rb).application),
             "holders": db.ask("database/holders"),
             "flow": db.ask("events/flow", most=most(rb), within_s=rb.number("lately")),
         }
+    parts = Parts(frames)
+    silent = [w for w in rows.each(frames["workers"], Worker) if (w.silent_s or 0.0) >= overdue]
+    left = sum(q.doing - q.served for q in rows.each(frames["queues"], Queue))
+    if silent or left:
+        with parts.part("workloads") as answers:
+            found = rb.workloads.pods(facts(rb).workloads.worker)
+            answers["instances"] = pd.DataFrame(found, columns=["name", "ready", "started"])
+    return parts.frames()
 
 
 def most(rb: Context) -> int:
@@ -249,7 +279,10 @@ def of(frames: Frames, given: Given) -> Look | None:
         sessions=rows.one(frames["sessions"], Sessions),
         holders=rows.each(frames.get("holders"), Holder),
         flow=rows.each(frames.get("flow"), Ten),
+        instances=rows.each(frames["instances"], Instance) if "instances" in frames else None,
         settings=facts(given),
+        as_of=given.as_of,
+        skew_s=given.limits["clock.offset"].critical or 0.0,
     )
 
 

@@ -37,6 +37,7 @@ NO_LOOK = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastina
 #: Who gives no sign, by what is known of it.
 SILENT = {
     Whereabouts.GONE: "workers.gone",
+    Whereabouts.LIKELY_GONE: "workers.likely_gone",
     Whereabouts.CONNECTED: "workers.connected",
     Whereabouts.ENDING: "workers.ending",
     Whereabouts.UNSEEN: "workers.unseen",
@@ -126,10 +127,10 @@ def _why_passed_over(seen: Look, queue: Queue, given: Given) -> str | None:
     """Nobody listens to it, or everybody is busy, or somebody keeps its rows: only what can be told."""
     if not seen.alive:
         return None  # nobody takes anything; 4.1.2 says who is missing
-    heard = seen.listened_to(queue.queue)
+    heard = queue.taken_by_living
     if kept(seen, given):
-        return "queue.held" if heard and seen.free else "queue.unserved_or_held"
-    if seen.free:
+        return "queue.held" if heard and seen.spare > 0 else "queue.unserved_or_held"
+    if seen.spare > 0:
         return "queue.heard_and_left" if heard else "queue.unserved"
     return None if heard else "queue.unserved_or_busy"
 
@@ -160,7 +161,7 @@ def _notes(seen: Look, given: Given) -> tuple[Text, ...]:
     notes = []
     if sum(q.due + q.behind + q.later for q in seen.queues) >= given.number("looked_at"):
         notes.append(say("waits.capped", most=given.number("looked_at")))
-    if sum(q.served for q in seen.queues) > len(seen.alive) * seen.settings.concurrency and seen.alive:
+    if seen.alive and seen.spare < 0:
         notes.append(say("waits.concurrency", n=seen.settings.concurrency))
     return tuple(notes)
 
@@ -205,8 +206,8 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
             again=seen.look_again_s,
         ),
         values,
-        at_least=_status(observation, late),
-        notes=(say("workers.some_silent", n=len(seen.silent)),) if seen.alive and seen.silent else (),
+        at_least=_status(observation, late, seen),
+        notes=_of_silent(seen),
         signals=given.speaks(observation),
         hops=(
             Hop(
@@ -228,29 +229,36 @@ def _who(seen: Look, late: bool, given: Given) -> str:
         if not seen.silent:
             return "workers.none" if seen.due else "workers.none_idle"
         return SILENT[seen.whereabouts]
-    if late and not seen.free:
+    if late and seen.spare == 0:
         if passed := passed_over(seen, given):
             # Whether they are busy, or would not take it anyway, can not be told: 4.1.1 says so.
-            return "workers.busy" if seen.listened_to(passed[0].queue) else "workers.busy_elsewhere"
+            return "workers.busy" if passed[0].taken_by_living else "workers.busy_elsewhere"
         return "workers.busy"
     return "workers.at_work" if seen.running or seen.per_minute("begun") else "workers.idle"
 
 
-def _status(observation: str, late: bool) -> Status:
+def _of_silent(seen: Look) -> tuple[Text, ...]:
+    if not seen.alive or not seen.silent:
+        return ()
+    hangs = seen.whereabouts is Whereabouts.CONNECTED
+    return (say("workers.some_connected" if hangs else "workers.some_silent", n=len(seen.silent)),)
+
+
+def _status(observation: str, late: bool, seen: Look) -> Status:
     if observation in ("workers.at_work", "workers.idle"):
-        return Status.OK
-    nobody = observation in ("workers.none", "workers.gone")
+        # The row that a dead one left says nothing; one that still listens is missed.
+        return Status.WARNING if seen.silent and seen.whereabouts is Whereabouts.CONNECTED else Status.OK
+    nobody = observation in ("workers.none", "workers.gone", "workers.likely_gone")
     return Status.CRITICAL if nobody and late else Status.WARNING
 
 
 def _remedies(observation: str, seen: Look, given: Given) -> tuple[Proposal, ...]:
     match observation:
-        case "workers.none" | "workers.gone" if seen.due or seen.orphans:
-            if look.full(seen, given):
-                return ()  # it would find no connection; 4.1.4 says who has them
-            # A worker that starts takes what is due. What a dead one had, nobody takes: that is put back by hand.
-            put_back = seen.orphans and observation == "workers.gone"
-            return (remedies.restart(given), *([remedies.retry(given, seen.orphans)] if put_back else []))
+        case "workers.none" | "workers.gone" | "workers.likely_gone" if seen.due or seen.orphans:
+            look_first = observation == "workers.likely_gone" and seen.orphans
+            # One that starts finds no connection where none is left; 4.1.4 says who has them.
+            start = () if look.full(seen, given) else (remedies.restart(given),)
+            return (*([remedies.process(given)] if look_first else []), *start)
         case "workers.connected":
             return (remedies.logs(given), remedies.process(given))
         case "workers.unseen":

@@ -12,6 +12,7 @@
 -- column: doing rows
 -- column: served rows
 -- column: begun_s s
+-- column: taken_by_living flag
 WITH todo AS MATERIALIZED (
     -- In the order in which workers take them, so that a cut leaves out those whose turn comes last.
     SELECT id, queue_name, lock, priority, scheduled_at, attempts
@@ -68,9 +69,14 @@ WITH todo AS MATERIALIZED (
     WHERE j.status = 'doing'
     GROUP BY j.queue_name
 ), begun AS (
-    SELECT j.queue_name, max(e.at) AS at
+    -- A job keeps the worker that had it last: one that lives and has taken from a queue listens to it.
+    SELECT
+        j.queue_name,
+        max(e.at) AS at,
+        bool_or(w.last_heartbeat >= now() - :stalled_after_s * interval '1 s') AS by_living
     FROM (SELECT job_id, type, at FROM procrastinate_events ORDER BY id DESC LIMIT 5000) e
     JOIN procrastinate_jobs j ON j.id = e.job_id
+    LEFT JOIN procrastinate_workers w ON w.id = j.worker_id
     WHERE e.type = 'started'
     GROUP BY j.queue_name
 )
@@ -84,7 +90,8 @@ SELECT
     coalesce(waiting.tried, 0) AS tried,
     coalesce(running.doing, 0) AS doing,
     coalesce(running.served, 0) AS served,
-    extract(epoch FROM now() - begun.at) AS begun_s
+    extract(epoch FROM now() - begun.at) AS begun_s,
+    coalesce(begun.by_living, false) AS taken_by_living
 FROM waiting
 FULL JOIN running USING (queue_name)
 FULL JOIN begun USING (queue_name)
