@@ -267,7 +267,6 @@ def test_a_worker_that_was_stopped(system: System) -> None:
     said = ask(system, "3")
     assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
     assert (said.first, said.proposed) == ("FM-WRK-01", ["restart_worker"])
-    assert said.verdict.confidence == "high"
     system.worker()  # what was proposed
     for job in jobs:
         system.becomes(job, "succeeded")
@@ -474,6 +473,7 @@ def test_a_worker_that_was_stopped_under_a_supervisor(system: System) -> None:
         system.passes(90)
         said = ask(system, **worker.facts())
         assert (said.verdict.stuck_at, said.first, said.proposed) == ("worker", "FM-WRK-01", ["restart_worker"])
+        assert said.verdict.confidence == "high"
         worker.types(said.verdict.proposals[0].command)
         for job in jobs:
             system.becomes(job, "succeeded")
@@ -508,12 +508,29 @@ def test_a_worker_that_its_supervisor_started_again(system: System) -> None:
         system.becomes(left, "doing")
         system.passes(90)
         worker.kill()
+        wait(lambda: system.value("SELECT max(id) FROM procrastinate_workers") == 2)
         system.defer("send", 5)
         silence()
         said = ask(system, **worker.facts())
         assert (said.verdict.status, said.verdict.stuck_at) == (Status.CRITICAL, "worker")
         assert (said.first, said.proposed) == ("FM-WRK-02", ["retry_orphans"])
         assert said.verdict.confidence == "high"
+
+
+def test_a_worker_that_can_not_start(system: System) -> None:
+    """Its process is there, so that nothing is said for another start; why it can not is in its log."""
+    with supervised(system) as worker:
+        system.defer("send", 3)
+        system.rests()
+        system.db.execute("ALTER FUNCTION procrastinate_register_worker_v1 RENAME TO away")
+        worker.types(shlex.join([*worker.supervisorctl, "stop", "worker"]))
+        conf = worker.folder / "conf"
+        conf.write_text(conf.read_text().replace("autorestart=false", "autorestart=true"))
+        worker.types(shlex.join([*worker.supervisorctl, "update"]))
+        system.defer("send", 3)
+        system.passes(90)
+        said = ask(system, **worker.facts())
+        assert said.verdict.stuck_at == "worker" and said.proposed == ["logs"]
 
 
 def test_a_worker_whose_heartbeat_failed_finishes_its_job(system: System) -> None:

@@ -183,7 +183,7 @@ def test_workers_that_do_not_listen_leave_it_open() -> None:
 
 
 def test_no_restart_where_it_would_find_no_connection() -> None:
-    nobody = LOOK | {"workers": LOOK["workers"].iloc[:0], "doing": LOOK["doing"].iloc[:0]}
+    nobody = LOOK | {name: LOOK[name].iloc[:0] for name in ("workers", "doing", "instances")}
     full = frame(LOOK["sessions"].iloc[0].to_dict() | {"used": 95})
     assert [p.name for p in checks()["4.1.2"].finding(nobody, usual()).proposals] == ["restart_worker"]
     assert checks()["4.1.2"].finding(nobody | {"sessions": full}, usual()).proposals == ()

@@ -11,7 +11,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
 
 from ..facts import facts
-from . import look, remedies
+from . import look, remedies, waiting
 from .look import Job, Look, Whereabouts
 from .waiting import NO_LOOK
 
@@ -78,7 +78,7 @@ def _of_orphans(seen: Look, orphans: int, given: Given) -> tuple[Proposal, ...]:
         return ()
     match seen.whereabouts:
         case Whereabouts.GONE | Whereabouts.LIKELY_GONE:
-            start = () if seen.alive or look.full(seen, given) else (remedies.restart(given),)
+            start = () if seen.alive else waiting.start(seen, given)
             look_first = () if seen.whereabouts is Whereabouts.GONE else (remedies.process(given),)
             return (*look_first, *start, remedies.retry(given, seen.orphans))
         case Whereabouts.CONNECTED:

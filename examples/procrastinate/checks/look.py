@@ -237,7 +237,7 @@ class Look:
 
 
 def collect(rb: Context) -> Frames:
-    """All of it in one snapshot; where a worker has fallen silent, whether its process is there. Raises SourceError."""
+    """All of it in one snapshot; where a worker is missing, whether its process is there. Raises SourceError."""
     overdue = facts(rb).stalled_after_s
     with rb.snapshot() as db:
         frames = {
@@ -249,9 +249,9 @@ def collect(rb: Context) -> Frames:
             "flow": db.ask("events/flow", most=most(rb), within_s=rb.number("lately")),
         }
     parts = Parts(frames)
-    silent = [w for w in rows.each(frames["workers"], Worker) if (w.silent_s or 0.0) >= overdue]
+    silences = [w.silent_s or 0.0 for w in rows.each(frames["workers"], Worker)]
     left = sum(q.doing - q.served for q in rows.each(frames["queues"], Queue))
-    if silent or left:
+    if left or not silences or max(silences) >= overdue:
         with parts.part("workloads") as answers:
             found = rb.workloads.pods(facts(rb).workloads.worker)
             answers["instances"] = pd.DataFrame(found, columns=["name", "ready", "started"])

@@ -227,7 +227,7 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
 def _who(seen: Look, late: bool, given: Given) -> str:
     if not seen.alive:
         if not seen.silent:
-            return "workers.none" if seen.due else "workers.none_idle"
+            return "workers.unregistered" if seen.instances else "workers.none" if seen.due else "workers.none_idle"
         return SILENT[seen.whereabouts]
     if late and seen.spare == 0:
         if passed := passed_over(seen, given):
@@ -256,15 +256,23 @@ def _remedies(observation: str, seen: Look, given: Given) -> tuple[Proposal, ...
     match observation:
         case "workers.none" | "workers.gone" | "workers.likely_gone" if seen.due or seen.orphans:
             look_first = observation == "workers.likely_gone" and seen.orphans
-            # One that starts finds no connection where none is left; 4.1.4 says who has them.
-            start = () if look.full(seen, given) else (remedies.restart(given),)
-            return (*([remedies.process(given)] if look_first else []), *start)
+            return (*([remedies.process(given)] if look_first else []), *start(seen, given))
+        case "workers.unregistered":
+            return (remedies.logs(given),)
         case "workers.connected":
             return (remedies.logs(given), remedies.process(given))
         case "workers.unseen":
             return (remedies.process(given),)
         case _:
             return ()
+
+
+def start(seen: Look, given: Given) -> tuple[Proposal, ...]:
+    """What brings a worker back that nobody is in place of."""
+    if look.full(seen, given):
+        return ()  # it would find no connection; 4.1.4 says who has them
+    # A process that runs and gives no sign is starting, or can not: its log says so, and another start would not help.
+    return (remedies.logs(given) if seen.instances else remedies.restart(given),)
 
 
 # 4.1.3 Does a task fail? ------------------------------------------------------------------------------------
