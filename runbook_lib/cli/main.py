@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -165,35 +166,25 @@ def _triage_many(
     *,
     target: str,
     incident: str,
-    pairs: tuple[str, ...],
-    as_of: str | None,
     output: str | None,
-    deadline: float | None,
-    lang: str | None,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """A line for each system when it is done, or one JSON list of what each has come to; the worst decides."""
     from runbook_lib.runs import forks
 
     forks.context()
     from runbook_lib import parameters
-    from runbook_lib.model.order import Order
     from runbook_lib.runs import executors
-    from runbook_lib.runs.executors import carry_out
 
     config = settings.load()
     output = output or config.output
+    output = output if "://" in output else str(Path(output).absolute())  # a worker has its own folder
     orders = [
-        Order(
-            sections=("3",),
-            output=output if "://" in output else str(Path(output).absolute()),  # a worker has its own folder
-            target=name,
-            incident=f"{incident}-{name}",
-            lang=lang or config.lang,
-            deadline_s=deadline if deadline is not None else config.deadline_s,
-            follow=True,
-            parameters=pairs_of(pairs) | ({"as_of": as_of} if as_of else {}),
-            job=uuid.uuid4().hex,  # what a worker that died has left is not done again
+        # By its job, what a worker that died has left is not done again.
+        replace(
+            _order(["3"], follow=True, target=name, incident=f"{incident}-{name}", output=output, **options),
+            job=uuid.uuid4().hex,
         )
         for name in _several(targets, config)
     ]
@@ -201,7 +192,7 @@ def _triage_many(
         parameters.validate(order.parameters | {"incident_id": order.incident})
     said: dict[str, dict[str, Any]] = {}
     with executors.executor_of(executor, scheduler, workers) as doing:
-        for order, came in executors.results(doing, carry_out, orders):
+        for order, came in executors.results(doing, executors.carry_out, orders):
             if isinstance(came, Exception):
                 problem, unknown = executors.one_line(came), Status.UNKNOWN
                 what = {"incident": order.incident, "target": order.target, "problem": problem}
@@ -213,9 +204,14 @@ def _triage_many(
                 click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
+    return _worst([said[o.target] for o in orders], as_json, several=True)
+
+
+def _worst(said: list[dict[str, Any]], as_json: bool, *, several: bool) -> int:
+    """The exit code of what was concluded; with --json the documents, a list where there are several."""
     if as_json:
-        say_json([said[o.target] for o in orders])
-    return int(max((Status[d["status"]] for d in said.values()), key=lambda s: s.rank).value)
+        say_json(said if several else said[0])
+    return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
 def _several(targets: str, config: settings.Settings) -> list[str]:
@@ -313,9 +309,7 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
             _print(came)
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
-    if as_json:
-        say_json(said if len(said) > 1 else said[0])
-    return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
+    return _worst(said, as_json, several=len(said) > 1)
 
 
 def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
@@ -333,13 +327,12 @@ def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
 
 
 def _print(came: dict[str, Any]) -> None:
-    colours = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta", "": None}
     first, *rest = came["lines"]
-    click.secho(first, fg=colours[came["document"]["status"]], bold=True)
+    click.secho(first, fg=_COLOURS[came["document"]["status"]], bold=True)
     for line in rest:
         click.echo(line)
     for status, line in came["details"]:
-        click.secho(line, fg=colours[status])
+        click.secho(line, fg=_COLOURS.get(status))
     if came["index"]:
         click.echo(f"\n{came['index']}")
 
@@ -436,14 +429,14 @@ def postmortem_(incident: str, check: bool, lang: str | None, output: str | None
 
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
-    from runbook_lib import mandatory, messages
+    from runbook_lib import catalog, mandatory, messages
 
     try:
         text = archive.read(mandatory.MARKDOWN).decode(errors="replace")
     except FileNotFoundError:
         text = ""
         click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
-    missing = mandatory.missing(text)
+    missing = mandatory.missing(text, catalog.load())
     lines = [
         (m, messages.text(say(f"postmortem.item.{m.item}"), lang), messages.text(m.problem, lang)) for m in missing
     ]
