@@ -7,7 +7,7 @@ described at the head of each document; a malformed one is a `CatalogError` that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
@@ -108,7 +108,11 @@ class Place:
 
 @dataclass(frozen=True)
 class FailureMode:
-    """A failure mode of docs/failure-modes.md."""
+    """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
+
+    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names;
+    `told_by` are the steps whose answer tells it from its neighbours.
+    """
 
     id: str
     en: str
@@ -119,6 +123,9 @@ class FailureMode:
     mitigation: str
     slo: tuple[str, ...]
     sections: tuple[str, ...]
+    excluded_by: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
+    told_by: tuple[str, ...] = ()
 
 
 def duration(text: str) -> float | None:
@@ -289,8 +296,10 @@ def read(packs: Sequence[Pack]) -> Catalog:
     places = _table(failures, "Hop", _place)
     slos = _table(slo, "SLO", _slo)
     limits = Limits(_table(slo, "Threshold", _threshold))
-    modes = _read_failure_modes(failures, places, slos)
     sections = _read_runbook(runbook)
+    steps = {step.id for section in sections.values() for step in section.steps}
+    names = {row["Observation"] for document in failures for row in document.rows("Observation")}
+    modes = _read_failure_modes(failures, places, slos, names, steps)
     known = {*places, *modes}
     catalog = Catalog(
         sections=sections,
@@ -305,7 +314,6 @@ def read(packs: Sequence[Pack]) -> Catalog:
         forbidden_variables=_table(operations, "Never set", lambda row: row["Why"]),
         redrive=_table(operations, "Redrive", _policy),
     )
-    steps = {step.id for section in sections.values() for step in section.steps}
     for document in slo:
         for row in document.rows("Threshold"):
             row.words("Steps", steps, "in runbook.md")
@@ -372,7 +380,11 @@ def _phrase(row: _Record, modes: Collection[str]) -> Phrase:
 
 
 def _read_failure_modes(
-    documents: Iterable[_Document], places: Mapping[str, Place], slos: Collection[str]
+    documents: Iterable[_Document],
+    places: Collection[str],
+    slos: Collection[str],
+    observations: Collection[str],
+    steps: Collection[str],
 ) -> dict[str, FailureMode]:
     modes: dict[str, FailureMode] = {}
     form = (3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題")
@@ -382,6 +394,8 @@ def _read_failure_modes(
         modes[id_] = FailureMode(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
             facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
+            facts.may_have("Excluded by", observations, "an observation of this document"),
+            facts.may_have("Remedies"), facts.may_have("Told by", steps, "in runbook.md"),
         )  # fmt: skip
     return modes
 
@@ -424,6 +438,10 @@ class _Record(dict[str, str]):
                 raise self.error(f"{column.lower().removesuffix('s')} '{word}' is not {where}")
         return words
 
+    def may_have(self, name: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
+        """The words of a bullet that may be left out."""
+        return self.words(name, known, where) if name in self else ()
+
     def number(self, column: str) -> float | None:
         """A number, or None for '-'."""
         try:
@@ -439,8 +457,9 @@ class _Record(dict[str, str]):
                 m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
                 if not m or m[1] not in known:
                     raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
-                found.append(Signal(m[1], sign * float(m[2])))
-        return tuple(found)
+                found.append(Signal(m[1], sign * float(m[2]), self["Observation"]))
+        # What speaks for nothing by itself may exclude a failure mode: it is told all the same.
+        return tuple(found) or (Signal("", 0.0, self["Observation"]),)
 
     def limit(self, column: str) -> tuple[float | None, bool]:
         """A limit, and whether it is one from below."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,6 +60,16 @@ def test_evidence_against_discounts() -> None:
     verdict = conclude([finding("a", ("FM-NOTI-03", 0.8)), finding("b", ("FM-NOTI-03", -0.5))])
     mode = verdict.failure_modes[0]
     assert (mode.id, mode.score, mode.steps_for, mode.steps_against) == ("FM-NOTI-03", 0.4, ("a",), ("b",))
+
+
+def test_one_observation_of_several_steps_is_one_piece_of_evidence() -> None:
+    """Section 3 asks what 4.1 asks too: being told twice makes nothing surer."""
+    seen = Signal("relay", 0.45, "relay.silent")
+    findings = [Finding(step, Status.WARNING, say("x"), signals=(seen,)) for step in ("3.2", "4.1.3")]
+    mode = diagnosis.score(findings, "relay")
+    assert (mode.score, mode.steps_for) == (0.45, ("3.2", "4.1.3"))
+    other = Finding("4.3.2", Status.WARNING, say("x"), signals=(Signal("relay", 0.45, "relay.behind"),))
+    assert diagnosis.score([*findings, other], "relay").score > 0.6
 
 
 def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
@@ -126,3 +138,62 @@ def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> N
     verdict = conclude([finding("4.2.2", ("FM-NOTI-01", 0.95)), finding("4.2.3", status=Status.OK)])
     assert verdict.stuck_at is None and verdict.confidence == "high"
     assert render.location(verdict, "en").startswith("FM-NOTI-01: ")
+
+
+# Hypotheses and their remedies ----------------------------------------------------------------------------------
+
+DEAD, OFF = "FM-NOTI-06", "FM-NOTI-03"
+
+
+def hypotheses(changes: dict[str, dict[str, Any]]) -> catalog.Catalog:
+    """The documents, with other bullets for some failure modes."""
+    modes = {id_: replace(m, excluded_by=(), remedies=(), told_by=()) for id_, m in BOOK.failure_modes.items()}
+    modes |= {id_: replace(modes[id_], **more) for id_, more in changes.items()}
+    return replace(BOOK, failure_modes=modes)
+
+
+def seen(step: str, *signals: Signal, proposals: tuple[str, ...] = ()) -> Finding:
+    offered = tuple(Proposal(name, name, "5.1", {"name": name}) for name in proposals)
+    return Finding(step, Status.CRITICAL, say("x"), signals=signals, proposals=offered)
+
+
+def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -> None:
+    book = hypotheses({DEAD: {"excluded_by": ("worker.polls",), "remedies": ("restart",)}})
+    silent = seen("4.1.1", Signal(DEAD, 0.95, "worker.silent"), proposals=("restart", "logs"))
+    assert diagnosis.conclude([silent], book).failure_modes[0].score > 0.9
+    verdict = diagnosis.conclude([silent, seen("4.3.2", Signal("", 0.0, "worker.polls"))], book)
+    (mode,) = verdict.failure_modes
+    assert (mode.score, mode.excluded_by, mode.steps_for) == (0.0, "worker.polls", ("4.1.1",))
+    assert [p.name for p in verdict.proposals] == ["logs"], "what helps nothing that stands is not proposed"
+
+
+def test_two_that_call_for_different_remedies_are_undecided_with_what_would_settle_it() -> None:
+    book = hypotheses(
+        {
+            DEAD: {"remedies": ("restart",), "told_by": ("5.1.1",)},
+            OFF: {"remedies": ("switch_on",), "told_by": ("5.1.1",)},
+        }
+    )
+    told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on", "logs"))
+    verdict = diagnosis.conclude([told], book)
+    assert (verdict.between, verdict.settled_by, verdict.confidence) == ((DEAD, OFF), ("5.1.1",), "low")
+    assert [p.name for p in verdict.proposals] == ["logs"]
+    assert verdict.next_sections == ("5.1",)
+    text = "\n".join(render.verdict_lines(verdict, "en"))
+    assert f"Undecided between: {DEAD}" in text and "This would settle it: 5.1.1" in text
+
+
+def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
+    told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on"))
+    same = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("restart", "switch_on")}})
+    assert diagnosis.conclude([told], same).between == ()
+    weak = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.55, "b"), proposals=("restart", "switch_on"))
+    apart = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("switch_on",)}})
+    verdict = diagnosis.conclude([weak], apart)
+    assert verdict.between == () and [p.name for p in verdict.proposals] == ["restart"]
+
+
+def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:
+    assert conclude([seen("4.1.2", Signal("FM-NATS-02", 0.9, "a"))]).next_sections == ("4.4",)
+    assert conclude([seen("6.2")]).next_sections == ("3",)
+    assert conclude([seen("6.2"), seen("3.1")]).next_sections == ("2",)

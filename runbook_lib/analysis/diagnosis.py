@@ -1,22 +1,25 @@
 """Findings -> where the flow breaks, which failure mode, how sure. Pure.
 
-Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for
-are joined as independent evidence (noisy-or), those against discount it. The first hop, upstream first,
-whose score stands out is where the flow is stuck, unless the broker or the database, which more than one
-hop depends on, explains it better. Where something waits too long and none stands out, it is undecided between
-those that it may be. A failure mode of another place than that is a consequence rather than the cause, and
-counts for less.
+Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for are joined as
+independent evidence (noisy-or), one observation once; those against discount it. The first hop, upstream first, whose
+score stands out is where the flow is stuck, unless what more than one hop depends on explains it better. Where
+something waits too long and none stands out, it is undecided between those that it may be. A failure mode of another
+place than that is a consequence rather than the cause, and counts for less; one that an observation excludes is out.
+
+A failure mode is a hypothesis, and remedies belong to hypotheses: what helps none of those that stand is not proposed,
+and where two stand that call for different remedies, both are named with the step that would settle it.
 
 What was only not seen speaks for nothing: a source that cannot be reached from here may be in the best of order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from runbook_lib.analysis.stats import combine
-from runbook_lib.catalog import Catalog
+from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, Catalog, FailureMode
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Confidence,
@@ -54,11 +57,18 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     stuck_at = _stuck_at(scores, book)
     undecided = () if stuck_at else _undecided(findings, scores, book)
     ranked = _ranked(findings, stuck_at, book)
+    stand = [book.failure_modes[m.id] for m in ranked if m.score >= max(BROKEN, NEAR * ranked[0].score)]
+    between = _between(stand)
+    settled_by = _unsettled(between, findings)
+    # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
+    status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
+    pointed = (*(step.rpartition(".")[0] for step in settled_by), *(n for f in findings for n in f.next_sections))
+    if status is Status.CRITICAL and not pointed:
+        pointed = _reads_on(findings, ranked, book)
     return Verdict(
-        # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
-        status=worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])]),
+        status=status,
         stuck_at=stuck_at,
-        confidence=_confidence(findings, scores, stuck_at, undecided, ranked),
+        confidence=_confidence(findings, scores, stuck_at, undecided, ranked, between),
         undecided=undecided,
         unseen=_unique(u for f in findings for u in f.unseen),
         look_again_s=max(
@@ -67,19 +77,29 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         ),
         failure_modes=ranked,
         hops=strip(findings, book.hops),
-        next_sections=_unique(n for f in findings for n in f.next_sections),
-        proposals=_first_response(findings, stuck_at),
+        next_sections=_unique(pointed),
+        proposals=_helping(_first_response(findings, stuck_at), stand, between, ranked, book),
+        between=tuple(m.id for m in between),
+        settled_by=settled_by,
     )
 
 
 def score(findings: Iterable[Finding], about: str) -> RankedMode:
-    """How strongly the findings speak for a hop or failure mode, and which steps say so."""
-    signals = [(f.step, s.weight) for f in findings for s in f.signals if s.about == about]
+    """How strongly the findings speak for a hop or failure mode, and which steps say so.
+
+    What several steps tell of one observation is one piece of evidence: a section that asks what another has asked
+    makes nothing surer.
+    """
+    told = [(f.step, s) for f in findings for s in f.signals if s.about == about]
+    once: dict[object, float] = {}
+    for step, s in told:
+        key = s.observation or (step, len(once))
+        once[key] = max(once.get(key, 0.0), s.weight, key=abs)
     return RankedMode(
         about,
-        round(combine([w for _, w in signals if w > 0], [-w for _, w in signals if w < 0]), 3),
-        _unique(step for step, w in signals if w > 0),
-        _unique(step for step, w in signals if w < 0),
+        round(combine([w for w in once.values() if w > 0], [-w for w in once.values() if w < 0]), 3),
+        _unique(step for step, s in told if s.weight > 0),
+        _unique(step for step, s in told if s.weight < 0),
     )
 
 
@@ -129,6 +149,7 @@ def _confidence(
     stuck_at: str | None,
     undecided: tuple[str, ...],
     ranked: tuple[RankedMode, ...],
+    between: Sequence[FailureMode],
 ) -> Confidence:
     # What harms without stopping the flow (a doubled event) is told by its failure mode alone.
     told_by = stuck_at or (ranked[0].id if ranked and ranked[0].score >= BROKEN else None)
@@ -136,7 +157,7 @@ def _confidence(
     # for the place.
     others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
     unanswered = [f for f in others if f.status is Status.UNKNOWN]
-    in_part = any(q.error and not q.refused for f in others for q in f.questions)
+    in_part = any(q.error and not q.refused and q.source in REQUIRED for f in others for q in f.questions)
     in_part = in_part or any(u.source in REQUIRED for f in others for u in f.unseen)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if told_by is None:
@@ -149,17 +170,68 @@ def _confidence(
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
     elif in_part:
         level -= 1
+    if between:
+        level = min(level, 1)
     return levels[max(level, 1 if told_by or undecided else 0)]
 
 
 def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
-    modes = book.failure_modes
-    about = _unique(s.about for f in findings for s in f.signals if s.about in modes)
+    """The failure modes that something speaks for, the likeliest first; those that are excluded stand at the end."""
+    seen = {s.observation for f in findings for s in f.signals}
+
+    def weighed(id_: str) -> RankedMode:
+        found, mode = score(findings, id_), book.failure_modes[id_]
+        if excluded := next((o for o in mode.excluded_by if o in seen), ""):
+            return replace(found, score=0.0, excluded_by=excluded)
+        return found if stuck_at in (None, *mode.hops) else replace(found, score=round(found.score * CONSEQUENCE, 3))
+
     ranked = [
-        mode if stuck_at in (None, *modes[mode.id].hops) else replace(mode, score=round(mode.score * CONSEQUENCE, 3))
-        for mode in (score(findings, id_) for id_ in about)
+        weighed(id_) for id_ in _unique(s.about for f in findings for s in f.signals if s.about in book.failure_modes)
     ]
-    return tuple(sorted((m for m in ranked if m.score > 0), key=lambda m: -m.score))
+    return tuple(sorted((m for m in ranked if m.score > 0 or (m.excluded_by and m.steps_for)), key=lambda m: -m.score))
+
+
+def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
+    """The modes that stand beside the first and call for something else than it does; () where it is decided."""
+    named = [m for m in stand if m.remedies]
+    apart = [m for m in named[1:] if not {*m.remedies} & {*named[0].remedies}]
+    return (named[0], *apart) if apart else ()
+
+
+def _unsettled(between: Sequence[FailureMode], findings: Iterable[Finding]) -> tuple[str, ...]:
+    """The steps that would tell these modes apart and have not been answered."""
+    answered = {f.step for f in findings if f.status is not Status.UNKNOWN}
+    return _unique(step for mode in between for step in mode.told_by if step not in answered)
+
+
+def _reads_on(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: Catalog) -> tuple[str, ...]:
+    """Where to read on when no finding says so: whoever is told CRITICAL is not left alone with it."""
+    ran = {f.step.rpartition(".")[0] for f in findings}
+    modes = (n for m in ranked for n in book.failure_modes[m.id].sections)
+    further = (n for n in (*modes, FIRST_RESPONSE, REACHABILITY) if n in book.sections and n not in ran)
+    return tuple(islice(further, 1))
+
+
+def _helping(
+    proposals: Iterable[Proposal],
+    stand: Sequence[FailureMode],
+    between: Sequence[FailureMode],
+    ranked: Sequence[RankedMode],
+    book: Catalog,
+) -> tuple[Proposal, ...]:
+    """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
+
+    Where nothing stands, a step may know better than the modes: only what helps nothing but excluded modes goes.
+    """
+    out = {m.id for m in ranked if m.excluded_by}
+
+    def helps(p: Proposal) -> bool:
+        modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
+        if not modes:
+            return True
+        return not between and any(m in stand if stand else m.id not in out for m in modes)
+
+    return tuple(filter(helps, proposals))
 
 
 def _first_response(findings: list[Finding], stuck_at: str | None) -> tuple[Proposal, ...]:

@@ -116,10 +116,14 @@ class Value:
 
 @dataclass(frozen=True)
 class Signal:
-    """How strongly a finding speaks for (weight > 0) or against (< 0) a hop or a failure mode."""
+    """How strongly a finding speaks for (weight > 0) or against (< 0) a hop or a failure mode.
+
+    `observation` is what it was read from, by its name in docs/failure-modes.md. Several steps may tell of one.
+    """
 
     about: str
     weight: float
+    observation: str = ""
 
 
 @dataclass(frozen=True)
@@ -248,12 +252,13 @@ Confidence = Literal["high", "medium", "low", "none"]
 
 @dataclass(frozen=True)
 class RankedMode:
-    """A failure mode with its score (0 to 1) and the steps that speak for and against it."""
+    """A failure mode with its score (0 to 1), the steps that speak for and against it, and what excludes it if any."""
 
     id: str
     score: float
     steps_for: tuple[str, ...] = ()
     steps_against: tuple[str, ...] = ()
+    excluded_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -261,7 +266,8 @@ class Verdict:
     """What a section, or a triage, concludes from its findings.
 
     Where something waits or is wrong and no hop stands out, `undecided` has those that it may be, upstream first.
-    What is recovering has `look_again_s`: seconds until another look can tell more.
+    What is recovering has `look_again_s`: seconds until another look can tell more. Where failure modes stand whose
+    remedies differ, `between` has them, and `settled_by` the steps that would tell which it is.
     """
 
     status: Status
@@ -274,6 +280,8 @@ class Verdict:
     undecided: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()
     look_again_s: float | None = None
+    between: tuple[str, ...] = ()
+    settled_by: tuple[str, ...] = ()
 
 
 __all__ = [

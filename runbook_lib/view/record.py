@@ -129,6 +129,8 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "undecided": list(v.undecided),
         "unseen": [asdict(u) for u in v.unseen],
         "look_again_s": v.look_again_s,
+        "between": list(v.between),
+        "settled_by": list(v.settled_by),
     }
 
 

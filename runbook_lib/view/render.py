@@ -306,6 +306,8 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
     if verdict.failure_modes:
         top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3])
         lines.append(f"{messages.text(say('ui.failure_modes'), lang)}: {top}")
+    if verdict.between:
+        lines += undecided_lines(verdict.between, verdict.settled_by, lang)
     if verdict.next_sections:
         lines.append(f"{messages.text(say('ui.next_sections'), lang)}: {', '.join(verdict.next_sections)}")
     if verdict.proposals:
@@ -315,6 +317,14 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
             f"    {first['command']}",
         ]
     return lines
+
+
+def undecided_lines(between: Sequence[str], settled_by: Iterable[str], lang: str) -> list[str]:
+    """Between which failure modes it is undecided, and what would settle it, in words."""
+    modes = " / ".join(f"{id_} {_mode(id_, lang)}" for id_ in between)
+    lines = [messages.text(say("ui.between", modes=modes), lang)]
+    steps = ((s, _question(s, lang)) for s in settled_by)
+    return lines + [messages.text(say("ui.settled_by", step=s, question=asked), lang) for s, asked in steps]
 
 
 def strip_lines(verdict: Verdict, lang: str) -> list[str]:
@@ -372,6 +382,7 @@ def html(template: str, lang: str, **values: Any) -> str:
             alive=lambda seen: _alive(seen, lang),
             location=lambda v: location(v, lang),
             mode=lambda id_: _mode(id_, lang),
+            undecided=lambda between, settled_by: undecided_lines(between, settled_by, lang),
             section_title=lambda number: section_title(number, lang),
             lang=lang,
             **values,
@@ -405,6 +416,12 @@ def when(time: pd.Timestamp | str) -> str:
 def _mode(id_: str, lang: str) -> str:
     mode = catalog.load().failure_modes.get(id_)
     return "" if mode is None else mode.ja if lang == "ja" else mode.en
+
+
+def _question(step: str, lang: str) -> str:
+    """What a step of the runbook asks, in a language."""
+    steps = (s for section in catalog.load().sections.values() for s in section.steps)
+    return next((s.ja if lang == "ja" else s.en for s in steps if s.id == step), "")
 
 
 def section_title(number: str, lang: str) -> str:

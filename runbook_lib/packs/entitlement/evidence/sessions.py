@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
@@ -40,7 +40,7 @@ class Sessions:
     newest one of the loop.
     """
 
-    QUESTION = "alive/sessions"
+    QUESTION: ClassVar[str] = "alive/sessions"
 
     service: str = ""
     sessions: int = 0
@@ -57,7 +57,7 @@ class Sessions:
 class Transactions:
     """A row of alive/transactions."""
 
-    QUESTION = "alive/transactions"
+    QUESTION: ClassVar[str] = "alive/transactions"
 
     commits: int = 0
     rollbacks: int = 0

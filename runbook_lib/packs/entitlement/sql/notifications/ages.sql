@@ -2,15 +2,14 @@
 -- index: notifications_retention_active_idx
 -- cost: index
 -- answers: present
-SELECT bucket, min(age_s) AS from_s, max(age_s) AS to_s, count(*) AS n
-FROM (
-    SELECT
-        extract(epoch FROM now() - created_at) AS age_s,
-        width_bucket(
-            extract(epoch FROM now() - created_at), ARRAY[1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600]
-        ) AS bucket
-    FROM notification.notifications
-    WHERE status IN ('PENDING', 'PROCESSING')
-) aged
+-- column: bucket number
+-- column: n rows
+SELECT
+    width_bucket(
+        extract(epoch FROM now() - created_at), ARRAY[1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600]
+    ) AS bucket,
+    count(*) AS n
+FROM notification.notifications
+WHERE status IN ('PENDING', 'PROCESSING')
 GROUP BY bucket
 ORDER BY bucket;

@@ -2,6 +2,14 @@
 -- index: notifications_pending_idx, notifications_processing_idx
 -- cost: index
 -- answers: present
+-- column: now time
+-- column: due rows
+-- column: oldest_due_s s
+-- column: waiting_retry rows
+-- column: leased rows
+-- column: expired rows
+-- column: oldest_expired_s s
+-- column: overdue_10min rows
 SELECT
     now() AS now,
     pending.due,
@@ -10,7 +18,6 @@ SELECT
     processing.leased,
     processing.expired,
     extract(epoch FROM now() - processing.oldest) AS oldest_expired_s,
-    processing.without_lease,
     pending.overdue AS overdue_10min
 FROM
     (SELECT
@@ -27,7 +34,6 @@ FROM
     (SELECT
         count(*) FILTER (WHERE lease_until > now()) AS leased,
         count(*) FILTER (WHERE lease_until IS NULL OR lease_until <= now()) AS expired,
-        min(lease_until) FILTER (WHERE lease_until <= now()) AS oldest,
-        count(*) FILTER (WHERE lease_until IS NULL) AS without_lease
+        min(lease_until) FILTER (WHERE lease_until <= now()) AS oldest
      FROM notification.notifications
      WHERE status = 'PROCESSING') processing;

@@ -2,6 +2,15 @@
 -- index: notifications_processing_idx, notifications_pending_idx
 -- cost: index
 -- answers: present
+-- column: tracked flag
+-- column: held rows
+-- column: claim_ahead_s s
+-- column: lease_ahead_s s
+-- column: born_expired rows
+-- column: sent rows
+-- column: sent_ahead_s s
+-- column: shortest_delay_s s
+-- column: shortest_to_mark_s s
 WITH newest AS (
     SELECT sent_at, created_at, xmin
     FROM notification.notifications
@@ -17,7 +26,6 @@ WITH newest AS (
     FROM newest
 )
 SELECT
-    now() AS now,
     current_setting('track_commit_timestamp') = 'on' AS tracked,
     held.n AS held,
     extract(epoch FROM held.newest - now()) AS claim_ahead_s,

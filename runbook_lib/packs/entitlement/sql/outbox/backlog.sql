@@ -2,11 +2,24 @@
 -- index: outbox_pick_idx, outbox_inflight_lease_idx
 -- cost: index
 -- answers: present
+-- column: now time
+-- column: due rows
+-- column: oldest_due_s s
+-- column: waiting_retry rows
+-- column: leased rows
+-- column: expired rows
+-- column: oldest_expired_s s
+-- column: failed rows
+-- column: max_attempt_count number
+-- column: tried rows
+-- column: last_claim time
+-- column: last_published time
+-- column: published_1m 1/min
+-- column: arrived_1m 1/min
 SELECT
     now() AS now,
     fresh.n + again.n AS due,
     extract(epoch FROM now() - least(fresh.oldest, again.oldest)) AS oldest_due_s,
-    extract(epoch FROM now() - unpublished.oldest) AS oldest_unpublished_s,
     waiting.n AS waiting_retry,
     leased.n AS leased,
     over.n AS expired,
@@ -42,10 +55,10 @@ FROM
     (SELECT count(*) AS n
      FROM entitlement.outbox_events
      WHERE status = 'FAILED') failed,
-    (SELECT min(created_at) AS oldest, max(attempt_count) AS attempts,
+    (SELECT max(attempt_count) AS attempts,
             count(*) FILTER (WHERE attempt_count > 0) AS tried
      FROM (
-         SELECT created_at, attempt_count FROM entitlement.outbox_events
+         SELECT attempt_count FROM entitlement.outbox_events
          WHERE status IN ('PENDING', 'IN_FLIGHT')
          LIMIT 5000
      ) sample) unpublished;
