@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
-from runbook_lib import catalog
+from runbook_lib import catalog, questions
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.packs.entitlement.evidence import clients, services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Asked, Doing, ServiceSeen
@@ -231,6 +231,11 @@ def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int
     series = process(NOW.timestamp() - age) | runs(WORKER, n)
     if n and gap_s < pause_s and pause_s > 2 * NUMBERS.poll_s:
         assert delivery(series, series, gap_s=gap_s).doing is Doing.NOT_SEEN
+
+
+@pytest.mark.parametrize("kind", [sessions.Sessions, sessions.Transactions])
+def test_a_kind_of_row_has_the_columns_of_its_question(kind: Any) -> None:
+    assert [field.name for field in fields(kind)] == list(questions.query(kind.QUESTION).columns)
 
 
 # Sessions ---------------------------------------------------------------------------------------------------

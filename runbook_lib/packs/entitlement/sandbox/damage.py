@@ -104,26 +104,46 @@ def _superuser(sandbox: Programs) -> Iterator[Connection]:
         yield connection
 
 
-def make_read_only(sandbox: Programs) -> None:
-    """The whole server takes no more writes, as one does whose disk is full or that was made a standby."""
-    with _superuser(sandbox) as admin:
-        admin.execute("ALTER SYSTEM SET default_transaction_read_only = on")
-        admin.execute("SELECT pg_reload_conf()")
+#: Where a setting may stand: for one database it counts from each session's start, for the server at once.
+THE_DATABASE, THE_SERVER = f"DATABASE {state.DATABASE}", "SYSTEM"
 
 
-def make_writable(sandbox: Programs) -> None:
+def make_read_only(where: str) -> Callable[[Programs], None]:
+    """No more writes: `where` is THE_DATABASE or THE_SERVER."""
+
+    def apply(sandbox: Programs) -> None:
+        _set_read_only(sandbox, f"ALTER {where} SET default_transaction_read_only = on")
+
+    return apply
+
+
+def make_writable(where: str) -> Callable[[Programs], None]:
     """It takes them again; what the subscriber gave up meanwhile is published again."""
+
+    def apply(sandbox: Programs) -> None:
+        _set_read_only(sandbox, f"ALTER {where} RESET default_transaction_read_only")
+        _recover(sandbox)
+
+    return apply
+
+
+def _set_read_only(sandbox: Programs, statement: str) -> None:
     with _superuser(sandbox) as admin:
-        admin.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        admin.execute(statement)
         admin.execute("SELECT pg_reload_conf()")
-    _recover(sandbox)
+        if THE_DATABASE in statement:
+            _end_sessions(admin)
+
+
+def _end_sessions(admin: Connection) -> None:
+    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (state.DATABASE,))
 
 
 def change_password(sandbox: Programs) -> None:
     """The applications' role has another password and its sessions are ended; nobody told the applications."""
     _set_password(sandbox, secrets.token_hex(16))
     with _superuser(sandbox) as admin:
-        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (state.DATABASE,))
+        _end_sessions(admin)
 
 
 def restore_password(sandbox: Programs) -> None:
