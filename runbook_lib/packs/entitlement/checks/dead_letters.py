@@ -121,8 +121,8 @@ def judge_permanent(frames: Frames, given: Given) -> Finding:
         signals=tuple(_permanent_signals(kinds, frames, given)),
         hops=(Hop("producer", alive=_producers(certain)),) if len(certain) else (),
         proposals=tuple(
-            remedies.fix_producer(given, str(store), _producers(rows), float(rows["n"].sum()))
-            for store, rows in certain.groupby("store", sort=False)
+            remedies.fix_producer(given, str(store), _producers(found), float(found["n"].sum()))
+            for store, found in certain.groupby("store", sort=False)
         ),
         frames={"kinds": kinds},
         show=("kinds",),
