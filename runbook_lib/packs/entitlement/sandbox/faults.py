@@ -29,6 +29,10 @@ class Fault:
     failure_mode: str
     inject: Callable[[Programs], None] = field(repr=False)
     heal: Callable[[Programs], None] = field(repr=False)
+    also_stuck_at: tuple[str | None, ...] = ()
+    """Other places that are as right to name."""
+    also_modes: tuple[str, ...] = ()
+    """Other failure modes that are as right to name."""
 
 
 def _signal(app: str, part: str, number: signal.Signals) -> Callable[[Programs], None]:
@@ -132,6 +136,7 @@ CATALOGUE = (
         failure_mode="FM-NATS-01",
         inject=_signal("notification", "subscriber", signal.SIGUSR1),
         heal=_restart("notification"),
+        also_modes=("FM-NATS-05",),  # not bound, because its connection is closed for good
     ),
     Fault(
         "relay_stopped",
