@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,8 @@ def drill(
     scenarios = [draw(seed, kinds, longest) for seed in seeds if seed not in done]
     _say("begins", n=len(scenarios), done=len(seeds) - len(scenarios), results=results)
     kept = keep.absolute() if keep else None
-    with results.open("a", encoding="utf-8") as file:
-        for line in _played(scenarios, at_once, after_s, kept):
+    with results.open("a", encoding="utf-8") as file, closing(_played(scenarios, at_once, after_s, kept)) as played:
+        for line in played:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             _tell(line)
@@ -125,7 +125,9 @@ def _read(results: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _played(scenarios: Iterable[Scenario], at_once: int, after_s: float, keep: Path | None) -> Iterator[dict[str, Any]]:
+def _played(
+    scenarios: Iterable[Scenario], at_once: int, after_s: float, keep: Path | None
+) -> Generator[dict[str, Any], None, None]:
     """The lines as the drills end; whatever ends this ends the drills, which take down what they have started."""
     from runbook_lib.packs.entitlement.drills.play import Clock, drill
 

@@ -75,8 +75,8 @@ def report(lines: Iterable[Line]) -> str:
     span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
     parts = [
         "# What the drills show",
-        "Written by `runbook drill report`: incidents made at random from a seed on the sandbox's real servers, a triage "
-        "of each, its first proposal that changes something carried out as it stands, and a twin left alone. "
+        "Written by `runbook drill report`: incidents made at random from a seed on the sandbox's real servers, a "
+        "triage of each, its first proposal that changes something carried out as it stands, and a twin left alone. "
         f"Seeds {span}: {len(lines)} played, {len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows, *undecided* if it names "
         "several with such a one among them, or nothing and does not call it well. Whether a proposal *helps*, does "
