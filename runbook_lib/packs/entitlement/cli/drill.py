@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,21 +131,14 @@ def _played(
     """The lines as the drills end; whatever ends this ends the drills, which take down what they have started."""
     from runbook_lib.packs.entitlement.drills.play import Clock, drill
 
-    clock, left = Clock(), iter(scenarios)
+    clock = Clock()
     with ThreadPoolExecutor(at_once) as lanes:
-        running = {lanes.submit(drill, s, clock, after_s, keep) for s, _ in zip(left, range(at_once), strict=False)}
         try:
-            while running:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-                    running |= {lanes.submit(drill, s, clock, after_s, keep) for s in _next(left)}
+            for future in as_completed([lanes.submit(drill, s, clock, after_s, keep) for s in scenarios]):
+                yield future.result()
         finally:
             clock.stop.set()
-
-
-def _next(left: Iterator[Scenario]) -> list[Scenario]:
-    return [s for s, _ in zip(left, range(1), strict=False)]
+            lanes.shutdown(cancel_futures=True)
 
 
 def _tell(line: dict[str, Any]) -> None:
