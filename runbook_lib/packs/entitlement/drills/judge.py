@@ -127,24 +127,22 @@ def helped(acted: Seen, alone: Seen) -> Help:
     waits and what is sent.
     """
 
-    # What can not be read (a table that is locked) is worse than any number.
-    def less(name: str, slack: float) -> int:
-        """1 where the sandbox that was acted on has clearly less of it, -1 where it has clearly more."""
+    def gain(name: str, slack: float, *, more: bool = False) -> int:
+        """1 where it is clearly better than in the twin, -1 where it is clearly worse; less is, or `more`."""
         ours, theirs = getattr(acted, name), getattr(alone, name)
-        if ours is None or theirs is None:
-            return (ours is None and theirs is not None) * -1 + (theirs is None and ours is not None) * 1
+        if ours is None or theirs is None:  # what can not be read (a table that is locked) is worse than any number
+            return (theirs is None) - (ours is None)
+        better: float = ours - theirs if more else theirs - ours
         apart = max(slack, _SHARE * max(ours, theirs))
-        return int(theirs - ours > apart) - int(ours - theirs > apart)
+        return int(better > apart) - int(better < -apart)
 
     load = max(acted.created or 0.0, alone.created or 0.0)
     rate = load * _LOAD_S / acted.s  # what three seconds of the load are in the mean of the whole time
-    if less("lost", _ROWS) < 0 or less("doubled", _ROWS) < 0 or less("created", rate) > 0:
+    if min(gain("lost", _ROWS), gain("doubled", _ROWS), gain("created", rate, more=True)) < 0:
         return "harms"
-    better = [less("waiting", max(load * _LOAD_S, _ROWS)), less("oldest_s", _AGE_S)]
-    better += [-less(name, rate) for name in ("sent", "published")]
-    if sum(better) > 0:
-        return "helps"
-    return "harms" if sum(better) < 0 else "nothing"
+    flow = gain("waiting", max(load * _LOAD_S, _ROWS)) + gain("oldest_s", _AGE_S)
+    flow += gain("sent", rate, more=True) + gain("published", rate, more=True)
+    return "helps" if flow > 0 else "harms" if flow < 0 else "nothing"
 
 
 def took_effect(before: Seen, after: Seen) -> tuple[str, ...]:
