@@ -9,15 +9,25 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from annotated_types import Predicate
 from markdown_it import MarkdownIt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from runbook_lib import catalog
 from runbook_lib.model.finding import Text, say
+
+if TYPE_CHECKING:
+    from runbook_lib.catalog import Catalog
 
 SECTION = "7"
 MARKDOWN = "postmortem.md"
@@ -81,17 +91,27 @@ class Measure(BaseModel):
 
 
 class Record(BaseModel):
-    """The four mandatory items, in the order of section 7; one objective and one measure are enough."""
+    """The four mandatory items, in the order of section 7; one objective and one measure are enough.
+
+    It is validated with the catalog as pydantic's context, which knows the objectives and the failure modes.
+    """
 
     impact: dict[str, Hit | Unmeasurable] = Field(min_length=1)
-    origin: Annotated[str, Predicate(lambda id_: id_ in catalog.load().failure_modes)]
+    origin: str
     timeline: Timeline
     measures: list[Measure] = Field(min_length=1)
 
     @field_validator("impact", mode="before")
     @classmethod
-    def _answered(cls, hits: Any) -> Any:
-        return {slo: hits[slo] for slo in catalog.load().slos if hits.get(slo)} if isinstance(hits, dict) else hits
+    def _answered(cls, hits: Any, info: ValidationInfo[Catalog]) -> Any:
+        return {slo: hits[slo] for slo in info.context.slos if hits.get(slo)} if isinstance(hits, dict) else hits
+
+    @field_validator("origin")
+    @classmethod
+    def _known(cls, id_: str, info: ValidationInfo[Catalog]) -> str:
+        if id_ not in info.context.failure_modes:
+            raise ValueError(id_)
+        return id_
 
     @field_validator("measures", mode="before")
     @classmethod
@@ -127,12 +147,12 @@ def old_form(draft: str) -> bool:
     return bool(draft) and not Record.model_fields.keys() & record_of(draft)
 
 
-def missing(draft: str) -> list[Missing]:
+def missing(draft: str, book: Catalog) -> list[Missing]:
     """The mandatory items that a postmortem lacks; [] is complete."""
     record = record_of(draft)
     lacking: dict[str, list[str]] = {}
     try:
-        Record.model_validate(record)
+        Record.model_validate(record, context=book)
     except ValidationError as e:
         for item, *inside in (error["loc"] for error in e.errors()):
             lacking.setdefault(str(item), []).extend([n for n in inside if isinstance(n, str)][:1])

@@ -8,8 +8,8 @@ The header comment of each file says:
     -- answers: present | window         (present: only the state of this moment)
     -- column: name unit                 (a line for each column of the answer, in its order)
 
-Units are those of a `Value` (rows, s, per_min, ...), and text, id, time (UTC), flag. What an action asks and writes, on
-credentials of its own, has no such header: it is a `statement`.
+Units are those of a `Value` (rows, s, 1/min, ratio, bytes), or number, text, id, time (UTC), flag. What an action
+asks and writes, on credentials of its own, has no such header: it is a `statement`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ unknown. So a judge is total over whatever an older artifact holds.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,8 +20,14 @@ T = TypeVar("T")
 
 def one(frame: pd.DataFrame | None, kind: type[T]) -> T:
     """The first row of a frame; a row of defaults if there is none."""
+    found = first(frame, kind)
+    return kind() if found is None else found
+
+
+def first(frame: pd.DataFrame | None, kind: type[T]) -> T | None:
+    """The first row of a frame, where it matters whether there is one."""
     found = each(None if frame is None else frame.head(1), kind)
-    return found[0] if found else kind()
+    return found[0] if found else None
 
 
 def each(frame: pd.DataFrame | None, kind: type[T]) -> list[T]:
@@ -33,6 +40,12 @@ def each(frame: pd.DataFrame | None, kind: type[T]) -> list[T]:
         kind(**{n: _as(of, v) for (n, of), v in zip(wanted.items(), values, strict=True) if not missing(v)})
         for values in (zip(*columns, strict=True) if columns else [()] * len(frame))
     ]
+
+
+def frame(found: Iterable[Any], kind: type[Any]) -> pd.DataFrame:
+    """Rows of that kind as a frame: what `each` reads back."""
+    columns = [f.name for f in fields(kind)]
+    return pd.DataFrame([[getattr(row, c) for c in columns] for row in found], columns=columns)
 
 
 def missing(value: Any) -> bool:

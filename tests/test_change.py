@@ -122,7 +122,7 @@ def look(sizes: list[int], every: float = 2.0, since: float = 60.0, **more: Any)
 def watched(frames: dict[str, pd.DataFrame], spent: float = 20.0, first: Any = None, **now: Any) -> tuple[Any, ...]:
     values = {"delivery.batch_size": 5.0, "delivery.poll_interval": 2.0, "delivery.enabled": True}
     pods = now.pop("pods", 1)
-    watch = Watch(values | {f"delivery.{k}": v for k, v in now.items()}, pods, ago(60))
+    watch = Watch(values | {f"delivery.{k}": v for k, v in now.items()}, pods, ago(60), catalog.load().numbers)
     settled, seen, text = watch.judge(first or frames, frames, spent)
     for lang in messages.LANGUAGES:
         assert messages.text(text, lang)

@@ -143,14 +143,14 @@ def sends(first: float, last: float) -> pd.DataFrame:
     ],
 )
 def test_a_dependency_is_told_from_data(rows: list[Any], sent: pd.DataFrame | None, kind: str, shape: str) -> None:
-    (cluster,) = errors.clusters(letters(*rows), sent)
+    (cluster,) = errors.clusters(letters(*rows), make_given(), sent)
     assert (cluster.kind, cluster.shape) == (kind, shape)
 
 
 def test_a_sample_counts_for_all() -> None:
     frame = letters(*burst("oops", 100, 20))
     frame["total"] = 200
-    assert errors.clusters(frame)[0].n == 200
+    assert errors.clusters(frame, make_given())[0].n == 200
 
 
 # Messages ----------------------------------------------------------------------------------------------------

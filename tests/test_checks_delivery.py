@@ -24,6 +24,7 @@ from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import delivery
+from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.sources import SourceError
@@ -594,7 +595,7 @@ def test_a_lease_is_measured_against_real_batches() -> None:
     before = leases.judge_length({"batches": batches.assign(started=[ago(3), ago(600)])}, make_given())
     assert before.status is Status.OK
     assert any(n.key == "leases.longer_before" for n in before.notes)
-    other = leases.judge_length({"holders": holders(("w", 1, 0, 0.0))}, make_given(lease_s=60.0))
+    other = leases.judge_length({"holders": holders(("w", 1, 0, 0.0))}, make_given(facts=Facts(lease_s=60.0)))
     assert other.status is Status.WARNING
 
 
@@ -873,6 +874,46 @@ def test_refused_logins_are_counted_with_the_server_s_reason(
     assert weight(found, "jetstream") > 0.9
     assert weight(found, "FM-NATS-05") >= 0.9
     assert found.headline.params["reason"] == "Authentication Failure"
+
+
+#: What keeps the services' role from its work, and what lets it again; the restart that "nobody claims" would suggest.
+KEPT_FROM = {
+    "read_only": (
+        "ALTER ROLE miniserversystem SET default_transaction_read_only = on",
+        "ALTER ROLE miniserversystem RESET default_transaction_read_only",
+        "FM-DB-04",
+    ),
+    "shut_out": ("ALTER ROLE miniserversystem NOLOGIN", "ALTER ROLE miniserversystem LOGIN", "FM-DB-05"),
+    "lacks_rights": (
+        "REVOKE UPDATE ON notification.notifications FROM miniserversystem",
+        "GRANT UPDATE ON notification.notifications TO miniserversystem",
+        "FM-DB-05",
+    ),
+}
+
+
+@pytest.mark.parametrize("kept_from", KEPT_FROM)
+def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
+    servers: Servers, db: psycopg.Connection, broker: str, kept_from: str
+) -> None:
+    """Due rows that nobody claims look like a dead relay and a dead worker; why they do not claim is in the catalog."""
+    event(db, 20, "PENDING", 60)
+    take, give, mode = KEPT_FROM[kept_from]
+    book = catalog.load()
+    with subscribed(broker):
+        before = conclude(run(servers, *STEPS[:4]).values(), book)
+        assert before.proposals[0].name == "restart_entitlement"
+        db.execute(take)
+        try:
+            found = run(servers, *STEPS[:4])
+        finally:
+            db.execute(give)
+    verdict = conclude(found.values(), book)
+    assert found["4.1.4"].status is Status.CRITICAL
+    assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.confidence) == ("database", mode, "high")
+    assert [p.name for p in verdict.proposals] == ["look_at_role"]
+    out = {m.id: m.excluded_by for m in verdict.failure_modes}
+    assert out["FM-OB-01"] == f"database.{kept_from}"
 
 
 def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:

@@ -88,7 +88,7 @@ FRAMES: dict[str, Frames] = {
         "held_later": HELD,
         "stream": pd.DataFrame([{"from_seq": 1, "since": ago(900), "messages": 113}]),
         "published": pd.DataFrame([{"since": ago(901), "published": 113, "perhaps": 2}]),
-        **duplicates.log_frames([], NOW, 60),
+        **duplicates.log_frames([], NOW, 60, 60),
         "failed": pd.DataFrame(columns=["part", "source", "why", "detail", "code"]),
     },
 }
@@ -294,7 +294,7 @@ def entry(seconds: float, message: str) -> str:
     ],
 )
 def test_the_log_tells_what_no_table_shows(lines: list[str], key: str, status: Status, mode: float) -> None:
-    logged = duplicates.log_frames(lines, NOW, 60)
+    logged = duplicates.log_frames(lines, NOW, 60, 60)
     found = duplicates.judge_absorbed(FRAMES["4.2.3"] | logged, make_given())
     assert (found.headline.key, found.status) == (f"duplicates.{key}", status), words(found)
     assert weight(found, "FM-NOTI-02") == mode

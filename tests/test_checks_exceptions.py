@@ -116,7 +116,7 @@ def test_any_lines_can_be_read(lines: list[str]) -> None:
     records = list(logs.read(lines))
     assert len(records) <= len(lines)
     assert all(r.time is None or r.time.tzinfo for r in records)
-    frames = exceptions.log_frames(lines, PHRASES, datetime(2025, 1, 31, 3, 1, tzinfo=UTC), 15)
+    frames = exceptions.log_frames(lines, PHRASES, datetime(2025, 1, 31, 3, 1, tzinfo=UTC), 15, make_given().number)
     assert frames["log"]["entries"][0] <= len(records)
     words(exceptions.judge_exceptions(about() | frames, make_given()))
     assert logs.since(lines, AT) == [] or logs.since(lines, AT)[-1] == lines[-1]
@@ -142,7 +142,7 @@ def failed(**parts: tuple[str, str, str]) -> Frames:
 
 
 def log(*lines: str, minutes: float = 15) -> Frames:
-    return exceptions.log_frames(list(lines), PHRASES, AT, minutes)
+    return exceptions.log_frames(list(lines), PHRASES, AT, minutes, make_given().number)
 
 
 QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}
@@ -252,7 +252,7 @@ def test_failed_tries_are_judged_by_their_share_of_now() -> None:
 def test_other_errors_are_judged_by_their_number(n: int, status: Status) -> None:
     errors = [line(s * 1.5, "Unexpected error occurred in scheduled task", "ERROR") for s in range(n)]
     found = judge(log(line(880, SENT, "INFO"), *errors, line(5, SENT, "INFO")), tables())
-    assert found.status is status and weight(found, "FM-DB-01") >= exceptions.LIKELY
+    assert found.status is status and weight(found, "FM-DB-01") >= make_given().number("phrase.now")
     broken = [line(s, "Unexpected error occurred in scheduled task", "ERROR", "java.io.IOException: x") for s in (1, 2)]
     assert "scheduled task: java.io.IOException: x'" in words(judge(log(*broken), tables()))
     unknown = judge(log(*[line(s * 1.5, "boom", "ERROR") for s in range(n)], line(5, SENT, "INFO")), tables())
@@ -371,10 +371,11 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
         monkeypatch.setenv("PATH", str(tmp_path))
         there = target_settings.sandbox_target()
         assert there is not None
-        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"workloads": unread}))
-        found = run()
+        facts = there.facts.model_copy(update={"workloads": unread})
+        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"facts": facts}))
         # How many tries failed within the last seconds is a lower bound there: it may be a warning only.
-        assert found.status in (Status.WARNING, Status.CRITICAL) and "kubectl is not installed" in words(found)
+        here.wait_for("tries to fail", lambda: run().status in (Status.WARNING, Status.CRITICAL), 20)
+        assert "kubectl is not installed" in words(run())
     finally:
         monkeypatch.undo()
         here.heal()

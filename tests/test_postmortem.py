@@ -387,13 +387,19 @@ def test_the_onset_falls_back_on_what_section_3_saw() -> None:
 def test_detection() -> None:
     told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
     first = run_row("4.1", "CRITICAL", ago(80))
-    assert checks.detection(runs_of(first, told), make_given()) == checks.Moment(ago(100), "alert", "3-CRITICAL")
-    assert checks.detection(runs_of(first), make_given()) == checks.Moment(ago(80), "first_run", "4.1-CRITICAL")
+    assert checks.detection({"runs": runs_of(first, told)}, make_given()) == checks.Moment(
+        ago(100), "alert", "3-CRITICAL"
+    )
+    assert checks.detection({"runs": runs_of(first)}, make_given()) == checks.Moment(
+        ago(80), "first_run", "4.1-CRITICAL"
+    )
     by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
-    assert checks.detection(runs_of(first, by), make_given()) == checks.Moment(ago(70), "user_report", "3-CRITICAL")
+    assert checks.detection({"runs": runs_of(first, by)}, make_given()) == checks.Moment(
+        ago(70), "user_report", "3-CRITICAL"
+    )
     here = make_given(detected_at=ago(300), detected_by="slo")
-    assert checks.detection(runs_of(first, told), here) == checks.Moment(ago(300), "slo")
-    assert checks.detection(runs_of(), make_given()) == checks.Moment()
+    assert checks.detection({"runs": runs_of(first, told)}, here) == checks.Moment(ago(300), "slo")
+    assert checks.detection({"runs": runs_of()}, make_given()) == checks.Moment()
 
 
 @pytest.mark.parametrize(
@@ -410,7 +416,7 @@ def test_detection() -> None:
     ],
 )
 def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
-    found = checks.recovery(runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs)), None)
+    found = checks.recovery({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
     assert found.at == (None if at is None else ago(at))
 
 
@@ -669,9 +675,13 @@ OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
 }
 
 
+def missing(draft: str) -> list[mandatory.Missing]:
+    return mandatory.missing(draft, catalog.load())
+
+
 @pytest.mark.parametrize("lang", ["en", "ja"])
 def test_a_filled_postmortem_is_complete(lang: str) -> None:
-    assert mandatory.missing(filled(lang)) == []
+    assert missing(filled(lang)) == []
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
@@ -680,7 +690,7 @@ def test_each_omission_is_named(name: str, lang: str) -> None:
     number, omit = OMISSIONS[name]
     text = omit(filled(lang), lang)
     assert text != filled(lang)
-    found = mandatory.missing(text)
+    found = missing(text)
     assert [m.number for m in found] == [number]
     for each in messages.LANGUAGES:
         said = messages.text(found[0].problem, each)
@@ -689,27 +699,25 @@ def test_each_omission_is_named(name: str, lang: str) -> None:
 
 def test_the_problem_names_what_a_person_looks_for() -> None:
     text = filled("en").replace("owner: A. Sato, ", "").replace("ttd_seconds: 40", "ttd_seconds:")
-    found = {m.item: messages.text(m.problem, "en") for m in mandatory.missing(text.replace("-06\n```", "-66\n```"))}
+    found = {m.item: messages.text(m.problem, "en") for m in missing(text.replace("-06\n```", "-66\n```"))}
     assert found["timeline"].startswith("no valid value for ttd_seconds:")
     assert "FM-NOTI-66" in found["origin"]
     assert found["measures"].endswith("lacks: owner")
     broken = filled("en").replace("owner: A. Sato", "owner: A: Sato")
-    (problem,) = (messages.text(m.problem, "en") for m in mandatory.missing(broken))
+    (problem,) = (messages.text(m.problem, "en") for m in missing(broken))
     assert problem == f"line {broken[: broken.index('A: Sato')].count(chr(10)) + 1} is not YAML"
 
 
 def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None:
     assert [
         m.number
-        for m in mandatory.missing(
-            postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31")
-        )
+        for m in missing(postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31"))
     ] == [4]
     open_ = postmortem.draft(
         findings(origin=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
     )
-    assert [m.number for m in mandatory.missing(open_)] == [2, 3, 4]
-    assert [m.number for m in mandatory.missing("")] == [1, 2, 3, 4]
+    assert [m.number for m in missing(open_)] == [2, 3, 4]
+    assert [m.number for m in missing("")] == [1, 2, 3, 4]
 
 
 def test_a_record_as_hands_write_it() -> None:
@@ -742,8 +750,8 @@ measures:
   - later
 ```
 """
-    assert mandatory.missing(text) == []
-    assert mandatory.missing(text.replace("720", "７２０").replace("2026-03-01", "２０２６-０３-０１")) == []
+    assert missing(text) == []
+    assert missing(text.replace("720", "７２０").replace("2026-03-01", "２０２６-０３-０１")) == []
     assert [(m["owner"], m["due"], m["whole"]) for m in mandatory.measures_of(text)] == [("Mori", "2026-03-01", True)]
 
 
@@ -754,7 +762,7 @@ _TYPED = st.text(st.sampled_from("measure:-{}[],'\"#&*!|>?%@~<` \t\n09ÿ\x00\u20
 @given(item=st.sampled_from(["impact", "origin", "timeline", "measures", "&a [*a]\nimpact"]), text=_TYPED)
 def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
     draft = data(item, text)
-    for m in mandatory.missing(draft):
+    for m in missing(draft):
         assert messages.text(m.problem, "en")
     mandatory.measures_of(draft)
 
@@ -782,7 +790,7 @@ def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archi
     assert made.backup and archive.read(made.backup).decode() == old
     assert table in text_of(archive) and "Sato decided to restart." in text_of(archive)
     assert "Origin: FM-NOTI-06" not in text_of(archive)  # nobody wrote that
-    assert [m.number for m in mandatory.missing(text_of(archive))] == [4]
+    assert [m.number for m in missing(text_of(archive))] == [4]
     assert make(archive).backup is None
 
 
@@ -845,7 +853,7 @@ def test_without_a_database_it_says_what_is_missing(
     assert found["7.3"].value("ttr") is None and found["7.3"].status is Status.WARNING
     text = postmortem.draft(found.values(), "en", incident="INC", target="t", artifact=None, made="2025-01-31")
     assert "not measured: the database could not be reached" in text and "not recovered yet" in text
-    assert [m.number for m in mandatory.missing(text)] == [1, 3, 4]
+    assert [m.number for m in missing(text)] == [1, 3, 4]
 
 
 def test_an_idle_system_without_an_incident(

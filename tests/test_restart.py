@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psycopg
 import pytest
 from command import runbook as command
 from hypothesis import given as drawn
@@ -18,7 +19,6 @@ from runbook_lib import catalog
 from runbook_lib.checks import checks
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Status
-from runbook_lib.packs.entitlement.actions.restart import COOLDOWN_S
 from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import ACTIONS, Archive
@@ -126,7 +126,7 @@ def test_stopped_and_started_again_with_nothing_lost(sandbox: Sandbox, tmp_path:
     assert sandbox.program_state("notification") == "STOPPED"
     code, said = runbook(sandbox, tmp_path, "act", "restart", "notification", *word)
     assert code == Status.CRITICAL.value and json.loads(said)["result"] == "refused"
-    deadline = time.monotonic() + COOLDOWN_S + 60
+    deadline = time.monotonic() + BOOK.numbers["action.cooldown"] + 60
     while (code := runbook(sandbox, tmp_path, "act", "scale", "notification", "1", *word)[0]) and (
         time.monotonic() < deadline
     ):
@@ -135,6 +135,20 @@ def test_stopped_and_started_again_with_nothing_lost(sandbox: Sandbox, tmp_path:
     sandbox.wait_for_flow(30)
     results = [(a["action"], a["result"]) for a in actions(tmp_path) if a["result"] in ("done", "failed")]
     assert results == [("scale", "done"), ("scale", "done")]
+
+
+@pytest.mark.e2e
+def test_no_restart_against_a_database_that_takes_no_writes(sandbox: Sandbox, tmp_path: Path) -> None:
+    with psycopg.connect(sandbox.state.addresses.admin_url, autocommit=True) as admin:
+        admin.execute("ALTER ROLE miniserversystem SET default_transaction_read_only = on")
+        try:
+            code, said = runbook(sandbox, tmp_path, "act", "restart", "entitlement")
+        finally:
+            admin.execute("ALTER ROLE miniserversystem RESET default_transaction_read_only")
+    outcome = json.loads(said)
+    assert code == Status.WARNING.value and outcome["result"] == "dry"
+    (against,) = [p["text"]["en"] for p in outcome["preconditions"] if not p["ok"]]
+    assert "takes no writes" in against
 
 
 @pytest.mark.e2e

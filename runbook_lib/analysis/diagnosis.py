@@ -78,7 +78,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
-        proposals=_helping(_first_response(findings, stuck_at), stand, between, book),
+        proposals=_helping(_first_response(findings, stuck_at), stand, between, ranked, book),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
     )
@@ -213,12 +213,25 @@ def _reads_on(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: C
 
 
 def _helping(
-    proposals: Iterable[Proposal], stand: Sequence[FailureMode], between: Sequence[FailureMode], book: Catalog
+    proposals: Iterable[Proposal],
+    stand: Sequence[FailureMode],
+    between: Sequence[FailureMode],
+    ranked: Sequence[RankedMode],
+    book: Catalog,
 ) -> tuple[Proposal, ...]:
-    """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays."""
-    remedies = {name for mode in book.failure_modes.values() for name in mode.remedies}
-    help_ = set() if between else {name for mode in stand for name in mode.remedies}
-    return tuple(p for p in proposals if p.name in help_ or p.name not in remedies)
+    """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
+
+    Where nothing stands, a step may know better than the modes: only what helps nothing but excluded modes goes.
+    """
+    out = {m.id for m in ranked if m.excluded_by}
+
+    def helps(p: Proposal) -> bool:
+        modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
+        if not modes:
+            return True
+        return not between and any(m in stand if stand else m.id not in out for m in modes)
+
+    return tuple(filter(helps, proposals))
 
 
 def _first_response(findings: list[Finding], stuck_at: str | None) -> tuple[Proposal, ...]:

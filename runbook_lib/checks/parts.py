@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, failures
 from runbook_lib.context import Given
-from runbook_lib.messages import LANGUAGES, VERBATIM
+from runbook_lib.messages import VERBATIM
 from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.sources import SourceError
 
@@ -56,6 +57,11 @@ def needs_the_present(rb: Context, source: str) -> None:
         raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
 
 
+def no_data(question: str) -> Finding:
+    """The UNKNOWN of a step whose question has no answer among its frames."""
+    return unknown("", Reason.NO_DATA, say("unknown.no_data", detail=question))
+
+
 def seconds_between(earlier: Any, later: Any) -> float | None:
     """Seconds from one moment to another, not below 0; None where one of them is missing."""
     if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:
@@ -63,9 +69,38 @@ def seconds_between(earlier: Any, later: Any) -> float | None:
     return max(float((pd.Timestamp(later) - pd.Timestamp(earlier)).total_seconds()), 0.0)
 
 
-def said(outcome: Mapping[str, Any], what: str) -> Text:
-    """A text (`why`, `effect`) of an action's outcome, as its frame keeps it."""
-    return say(VERBATIM, **{lang: str(outcome.get(f"{what}_{lang}") or "-") for lang in LANGUAGES})
+@dataclass(frozen=True)
+class Became:
+    """What an action's outcome, or one of its preconditions, says in its frame."""
+
+    result: str = ""
+    verified: bool = False
+    ok: bool = True
+    why_en: str = "-"
+    why_ja: str = "-"
+    effect_en: str = "-"
+    effect_ja: str = "-"
+
+    @property
+    def why(self) -> Text:
+        """Why it became so."""
+        return say(VERBATIM, en=self.why_en, ja=self.why_ja)
+
+    @property
+    def effect(self) -> Text:
+        """What was seen of its effect."""
+        return say(VERBATIM, en=self.effect_en, ja=self.effect_ja)
+
+
+@dataclass(frozen=True)
+class _Condition:
+    holds: bool | None = None
+
+
+def hold(frames: Frames) -> bool | None:
+    """Whether an action's preconditions hold; None where one of them, or all, could not be seen."""
+    seen = [c.holds for c in rows.each(frames.get("preconditions"), _Condition)]
+    return None if not seen or None in seen else all(seen)
 
 
 def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:

@@ -429,14 +429,14 @@ def postmortem_(incident: str, check: bool, lang: str | None, output: str | None
 
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
-    from runbook_lib import mandatory, messages
+    from runbook_lib import catalog, mandatory, messages
 
     try:
         text = archive.read(mandatory.MARKDOWN).decode(errors="replace")
     except FileNotFoundError:
         text = ""
         click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
-    missing = mandatory.missing(text)
+    missing = mandatory.missing(text, catalog.load())
     lines = [
         (m, messages.text(say(f"postmortem.item.{m.item}"), lang), messages.text(m.problem, lang)) for m in missing
     ]

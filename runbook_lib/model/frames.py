@@ -1,4 +1,4 @@
-"""Small words for frames: the one row, a number of it, a frame that may be missing."""
+"""Small words for frames: a row of single values, a frame that may be missing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,9 @@ import pandas as pd
 from runbook_lib.model.finding import Frames
 
 
-def one(frame: pd.DataFrame | None) -> dict[str, Any]:
-    """The only row of a frame as a dict, its missing values as None; {} if there is none."""
-    if frame is None or frame.empty:
-        return {}
-    return {str(k): (None if v is None or v is pd.NaT or v != v else v) for k, v in frame.iloc[0].items()}
-
-
 def row(**values: Any) -> pd.DataFrame:
     """A one-row frame of single values."""
     return pd.DataFrame([values])
-
-
-def amount(found: dict[str, Any], name: str) -> float:
-    """A number of `one`, where nothing means 0: a count, or the age of the oldest of none."""
-    return float(found.get(name) or 0)
 
 
 def table(frames: Frames, name: str, *columns: str) -> pd.DataFrame:

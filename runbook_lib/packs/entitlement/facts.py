@@ -41,6 +41,7 @@ class Facts(settings.Facts):
 
     streams: Streams = Streams()
     workloads: Workloads = Workloads()
+    database_role: str = Field("miniserversystem", min_length=1, max_length=63, description="that of both services")
     lease_s: float = Field(30.0, gt=0, le=DAY_S, description="the workers' configured lease")
     batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
     poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,34 +12,15 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-def _restart(rb: Context, **what: Any) -> Action:
-    from runbook_lib.packs.entitlement.actions.restart import Restart
-
-    return Restart(rb, **what)
-
-
-def _scale(rb: Context, **what: Any) -> Action:
-    from runbook_lib.packs.entitlement.actions.scale import Scale
-
-    return Scale(rb, **what)
-
-
-def _set(rb: Context, **what: Any) -> Action:
-    from runbook_lib.packs.entitlement.actions.change import Change
-
-    return Change(rb, **what)
-
-
-def _redrive(rb: Context, **what: Any) -> Action:
-    from runbook_lib.packs.entitlement.actions.redrive import Redrive
-
-    return Redrive(rb, **what)
+def _make(module: str, kind: str, rb: Context, **what: Any) -> Action:
+    made: Action = getattr(import_module(f"{__name__}.{module}"), kind)(rb, **what)
+    return made
 
 
 ACTIONS: dict[str, Callable[..., Action]] = {
-    "restart": _restart,
-    "scale": _scale,
-    "set": _set,
-    "redrive": _redrive,
+    "restart": partial(_make, "restart", "Restart"),
+    "scale": partial(_make, "scale", "Scale"),
+    "set": partial(_make, "change", "Change"),
+    "redrive": partial(_make, "redrive", "Redrive"),
 }
 """Makes an action for a context. Raises UsageError for an argument that is not acceptable."""

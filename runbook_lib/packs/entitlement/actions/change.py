@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
 from runbook_lib.catalog import Setting, SettingValue, duration
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.model.frames import amount, one
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.actions.restart import COOLDOWN_S, LOOK_EVERY_S, READY_S, servers_answer
+from runbook_lib.packs.entitlement.actions.restart import look_until_settled, not_just_acted, servers_answer
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Attempts, Count, Queue
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTIONS
 from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,12 +29,11 @@ if TYPE_CHECKING:
 
 #: The two sides that have settings, with the workload and the table behind each.
 SIDES = {"delivery": ("notification", "notifications"), "relay": ("entitlement", "outbox")}
-#: Without a claim for so long, beside three polls, a worker is held; or has nothing to do, if nothing is due.
-STILL_S = 8.0
-#: Measured times may be shorter than the setting by so much.
-TOLERANCE = 1.05
 #: What notification asks of its durable where no variable says otherwise. One that differs stops its start.
-DURABLE = {"NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "10s"), "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "10")}
+DURABLE = {
+    "NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "broker.ack_wait"),
+    "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "broker.max_deliver"),
+}
 
 
 class Change:
@@ -113,7 +112,7 @@ class Change:
             found.append(durable_agrees(rb, environment))
         else:
             found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
-        found.append(nothing_just_changed(rb))
+        found.append(not_just_acted(rb))
         return found
 
     def state(self, rb: Context) -> dict[str, Any]:
@@ -130,7 +129,7 @@ class Change:
         }
         said = [
             rb.workloads.set_environment(self.program, variables),
-            rb.workloads.wait_ready(self.program, max(READY_S, rb.parameters.wait_s)),
+            rb.workloads.wait_ready(self.program, max(rb.number("action.ready"), rb.parameters.wait_s)),
         ]
         return {"output": "\n".join(s for s in said if s), "since": rb.now().isoformat()}
 
@@ -143,16 +142,13 @@ class Change:
                 return False, say("change.not_read_back", name=s.variable, value=here)
         now = in_force(self.known, self.side, environment)
         pods = max(rb.workloads.replicas(self.program), 1)
-        watch, first, begun = Watch(now, pods, since), None, time.monotonic()
-        while True:
-            look = self._look(rb, since)
-            first = look if first is None else first
-            spent = time.monotonic() - begun
-            settled, seen, text = watch.judge(first, look, spent)
-            if settled or spent >= rb.parameters.wait_s:
-                return seen, text
-            progress(spent / rb.parameters.wait_s, text)
-            time.sleep(LOOK_EVERY_S)
+        watch, looks = Watch(now, pods, since, rb.catalog.numbers), list[Frames]()
+
+        def look(spent_s: float) -> tuple[bool, bool, Text]:
+            looks.append(self._look(rb, since))
+            return watch.judge(looks[0], looks[-1], spent_s)
+
+        return look_until_settled(rb, progress, look)
 
     def _look(self, rb: Context, since: pd.Timestamp) -> Frames:
         with rb.snapshot() as db:
@@ -176,18 +172,39 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """Rows in somebody's hands, and since when."""
+
+    n: float = 0.0
+    since_claim_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What changes in the outbox whenever a try fails."""
+
+    QUESTION: ClassVar[str] = "outbox/backlog"
+    tried: float = 0.0
+    max_attempt_count: float = 0.0
+    failed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Watch:
     """Do the claims since a change keep to the values `now` in force, of so many pods?"""
 
     now: Mapping[str, SettingValue | None]
     pods: int
     since: pd.Timestamp
+    numbers: Mapping[str, float]
 
     def judge(self, first: Frames, look: Frames, spent_s: float) -> tuple[bool, bool, Text]:
         """Whether that is settled, whether they do, and a sentence."""
         batch, pause, enabled = (next((v for k, v in self.now.items() if k.endswith(f".{x}")), None) for x in KINDS)
-        claims, held = claims_since(look, self.since), self._held(look)
-        came, still = amount(one(look.get("created")), "n"), max(STILL_S, 3 * float(pause or 0))
+        claims, queue = claims_since(look, self.since), rows.one(look.get("backlog"), Queue)
+        held, came = self._held(look, queue), rows.one(look.get("created"), Count).n or 0
+        # Without a claim for so long a worker is held; or has nothing to do, if nothing is due.
+        still = max(self.numbers["change.still"], self.numbers["change.still_polls"] * float(pause or 0))
         if enabled is False:
             if len(claims) or held:
                 return False, False, say("change.still_claims", rows=float(claims["n"].sum()) + held)
@@ -195,15 +212,13 @@ class Watch:
             return spent_s >= still and (came > 0 or spent_s >= 2 * still), True, text
         if batch is None or pause is None:
             return True, False, say("change.not_understood")
-        allowed = self.pods * 60 * float(batch) / (float(pause) or 1e-3)
-        backlog = one(look.get("backlog"))
-        due = amount(backlog, "due") + amount(backlog, "expired")
+        allowed = self.pods * 60 * float(batch) / (float(pause) or 1 / 1000)
         if claims.empty:
             if held or _tries(look) != _tries(first):
                 return True, held <= batch * self.pods, say("change.tries_only", rows=held)
-            if not due:
-                return spent_s >= still, True, say("change.idle", waiting=amount(backlog, "waiting_retry"))
-            return False, False, say("change.no_claim", due=due)
+            if not queue.ready:
+                return spent_s >= still, True, say("change.idle", waiting=queue.waiting_retry)
+            return False, False, say("change.no_claim", due=queue.ready)
         newest = claims.head(2 * self.pods + 1)  # what a pod that is leaving did is no longer among them
         largest, rate = float(newest["n"].max()), rate_of(newest)
         facts = {"n": len(newest), "largest": largest, "rate": rate, "allowed": allowed, "batch": batch}
@@ -211,16 +226,15 @@ class Watch:
             return False, False, say("change.too_large", **facts)
         if rate is None or len(newest) <= self.pods:
             return False, True, say("change.one_batch", **facts)
-        if rate > allowed * TOLERANCE:
+        if rate > allowed * self.numbers["change.tolerance"]:
             return False, False, say("change.too_fast", **facts)
         return len(newest) > 2 * self.pods, True, say("change.keeps_to_it", **facts)
 
-    def _held(self, look: Frames) -> float:
-        holders, now = look.get("holders"), one(look.get("backlog")).get("now")
-        if holders is None or holders.empty or now is None:
+    def _held(self, look: Frames, queue: Queue) -> float:
+        if queue.now is None:
             return 0.0
-        age = (pd.Timestamp(now) - self.since).total_seconds()
-        return float(holders.loc[holders["since_claim_s"] < age, "n"].sum())
+        age = (queue.now - self.since).total_seconds()
+        return sum(h.n for h in rows.each(look.get("holders"), Holder) if h.since_claim_s < age)
 
 
 KINDS = ("batch_size", "poll_interval", "enabled")
@@ -277,23 +291,12 @@ def durable_agrees(rb: Context, environment: Mapping[str, str]) -> Precondition:
         made = e.code in ("stream_not_found", "consumer_not_found")  # the start makes it
         return Precondition(say("change.durable_agrees"), ok=True if made else None)
     for variable, (field, default) in DURABLE.items():
-        wanted = environment.get(variable, default)
+        wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
         number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
         there = float(config.get(field) or 0) / (1e9 if field == "ack_wait" else 1)
         if number != there:
             return Precondition(say("change.durable_differs", name=variable, value=wanted, there=there), ok=False)
     return Precondition(say("change.durable_agrees"), ok=True)
-
-
-def nothing_just_changed(rb: Context) -> Precondition:
-    """No action of this incident was carried out moments ago: one change at a time, each looked at."""
-    times = [
-        pd.Timestamp(line["time"])
-        for line in rb.archive.lines(ACTIONS)
-        if line["result"] in ("begun", "done", "failed")
-    ]
-    recent = bool(times) and (pd.Timestamp.now("UTC") - max(times)).total_seconds() < COOLDOWN_S
-    return Precondition(say("change.nothing_just_changed", s=COOLDOWN_S), not recent)
 
 
 def claims_since(look: Frames, since: pd.Timestamp | None) -> pd.DataFrame:
@@ -314,8 +317,6 @@ def rate_of(batches: pd.DataFrame) -> float | None:
 
 def _tries(look: Frames) -> object:
     """What changes whenever a try fails; failed tries leave no batch behind."""
-    attempts, backlog = look.get("attempts"), one(look.get("backlog"))
-    if attempts is not None and {"attempt_count", "n"} <= set(attempts.columns):
-        tried = attempts[attempts["attempt_count"] > 0]
-        return tuple(zip(tried["attempt_count"], tried["n"], strict=True))
-    return tuple(backlog.get(k) for k in ("tried", "max_attempt_count", "failed"))
+    if "attempts" in look:
+        return {a.attempt_count: a.n for a in rows.each(look["attempts"], Attempts) if a.attempt_count > 0}
+    return rows.one(look.get("backlog"), Failures)

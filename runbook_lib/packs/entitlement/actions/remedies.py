@@ -43,6 +43,11 @@ def hold_delivery(of: Of) -> Proposal:
     return proposals.settings("hold_delivery", of, {"delivery.enabled": False})
 
 
+def switch_on(of: Of, side: str) -> Proposal:
+    """Let the loop of "delivery" or "relay" run again that a setting keeps from it (5.2)."""
+    return proposals.settings(f"switch_on_{side}", of, {f"{side}.enabled": True})
+
+
 def resume_delivery(of: Of) -> Proposal:
     """Deliver again what was held back, once the tables agree (4.2, 5.3)."""
     return proposals.settings("resume_delivery", of, {"delivery.enabled": True})
@@ -57,6 +62,18 @@ def check_nats_credentials(of: Of) -> Proposal:
     else:
         command = proposals.logs(of, "notification").command
     return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
+
+
+def look_at_role(of: Of) -> Proposal:
+    """See what keeps the services' role from its work: its log-in, its limit, its settings (4.1)."""
+    role = facts_of(of).database_role
+    name = role.replace("'", "''")
+    sql = (
+        "SELECT rolname, rolcanlogin, rolvaliduntil, rolconnlimit, datname, setconfig FROM pg_roles "  # noqa: S608 - shown
+        "LEFT JOIN pg_db_role_setting ON setrole IN (0, pg_roles.oid) "
+        f"LEFT JOIN pg_database ON pg_database.oid = setdatabase WHERE rolname = '{name}'"
+    )
+    return Proposal("look_at_role", psql(of, sql), "4.1", {"role": role})
 
 
 def check_clocks(of: Of) -> Proposal:

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
-from runbook_lib.model.frames import one
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Activity, Application, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS
 from runbook_lib.usage import UsageError, did_you_mean
 
+if TYPE_CHECKING:
+    from runbook_lib.sources.postgres import Snapshot
+
 Which = Literal["notification", "entitlement"]
 WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
-#: Seconds that a pod is given to come up.
-READY_S = 180.0
-#: A second restart within this time would cut into the first one's leases and its start.
-COOLDOWN_S = 60.0
+#: Between two looks at what an action has done.
 LOOK_EVERY_S = 1.0
+#: The queue of the worker in each of them.
+_QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
 
 
 class Restart:
@@ -54,38 +57,37 @@ class Restart:
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-        found.append(not_just_changed(rb, self.program))
+        found.append(not_just_acted(rb, self.program))
         return found
 
     def state(self, rb: Context) -> dict[str, Any]:
         """The instances, and how much waits or is leased: leased rows stay so until their lease is over."""
         pods = rb.workloads.pods(self.program)
         with rb.snapshot() as db:
-            queue = one(db.ask(_backlog(self.which)))
+            queue = self._queue(db)
         return {
             "pods": ", ".join(f"{p['name']} ({'ready' if p['ready'] else 'not ready'})" for p in pods),
-            "due": queue.get("due"),
-            "leased": queue.get("leased"),
-            "lease_expired": queue.get("expired"),
+            "due": int(queue.due),
+            "leased": int(queue.leased),
+            "lease_expired": int(queue.expired),
         }
 
     def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """Restart and wait until the workload is ready."""
         progress(0.0, say("action.restart.restarting", name=self.program))
         since = rb.now()
-        said = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, READY_S)]
+        said = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, rb.number("action.ready"))]
         return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """The worker has claimed or published since, and notification's consumer is bound."""
-        since, begun = pd.Timestamp(did["since"]), time.monotonic()
-        while True:
+        since = pd.Timestamp(did["since"])
+
+        def look(spent_s: float) -> tuple[bool, bool, Text]:
             works, text = self._works(rb, since)
-            spent = time.monotonic() - begun
-            if works or spent >= rb.parameters.wait_s:
-                return works, text
-            progress(spent / rb.parameters.wait_s, text)
-            time.sleep(LOOK_EVERY_S)
+            return works, works, text
+
+        return look_until_settled(rb, progress, look)
 
     def _works(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
         if self.which == "notification":
@@ -97,29 +99,64 @@ class Restart:
             if not bound:
                 return False, say("action.restart.not_bound", detail=streams.consumer)
         with rb.snapshot() as db:
-            queue = one(db.ask(_backlog(self.which)))
+            queue = self._queue(db)
             last = self._last_at_work(db, queue)
-        if last is not None and pd.Timestamp(last) > since:
+        if last is not None and last > since:
             return True, say("action.restart.works", name=self.program)
-        if not (queue.get("due") or 0) and not (queue.get("expired") or 0):
+        if not queue.ready:
             return True, say("action.restart.idle", name=self.program)
-        return False, say("action.restart.not_at_work", name=self.program, due=queue.get("due"))
+        return False, say("action.restart.not_at_work", name=self.program, due=queue.due)
 
-    def _last_at_work(self, db: Any, queue: Mapping[str, Any]) -> Any:
-        if self.which == "entitlement":
-            seen = [queue.get("last_published"), queue.get("last_claim")]
+    def _queue(self, db: Snapshot) -> Queue:
+        kind = _QUEUES[self.which]
+        return rows.one(db.ask(kind.QUESTION), kind)
+
+    def _last_at_work(self, db: Snapshot, queue: Queue) -> pd.Timestamp | None:
+        if isinstance(queue, Outbox):
+            seen = [queue.last_published, queue.last_claim]
         else:
-            activity = one(db.ask("notifications/activity"))
-            seen = [activity.get(k) for k in ("last_claim", "last_sent")]
-        return max((pd.Timestamp(t) for t in seen if t is not None), default=None)
+            activity = rows.one(db.ask(Activity.QUESTION), Activity)
+            seen = [activity.last_claim, activity.last_sent]
+        return max((at for at in seen if at is not None), default=None)
+
+
+def look_until_settled(
+    rb: Context, progress: Progress, look: Callable[[float], tuple[bool, bool, Text]]
+) -> tuple[bool, Text]:
+    """What was seen of an action's effect, once that is settled or the session's patience is over.
+
+    `look` is told how many seconds have gone by, and tells whether it is settled, what was seen, and a sentence.
+    """
+    begun = time.monotonic()
+    while True:
+        spent = time.monotonic() - begun
+        settled, seen, text = look(spent)
+        if settled or spent >= rb.parameters.wait_s:
+            return seen, text
+        progress(spent / rb.parameters.wait_s, text)
+        time.sleep(LOOK_EVERY_S)
 
 
 def servers_answer(rb: Context) -> list[Precondition]:
-    """Both servers answer: a pod that does not reach them at its start aborts."""
+    """Both servers answer and let the services work: a pod that does not reach them at its start aborts."""
     return [
         _answers("postgres", lambda: _ask_database(rb)),
         _answers("jetstream", lambda: rb.jetstream.server()),
+        _may_work(rb),
     ]
+
+
+def _may_work(rb: Context) -> Precondition:
+    """The database lets the services' role in, and write: a pod that it keeps out is not helped by a start."""
+    name = facts_of(rb).database_role
+    try:
+        with rb.snapshot() as db:
+            role = rows.one(db.ask(Application.QUESTION, role=name), Application)
+    except SourceError:
+        return Precondition(say("action.restart.may_work", role=name), ok=None)
+    if not role.kept_from:
+        return Precondition(say("action.restart.may_work", role=name), ok=True)
+    return Precondition(say(f"database.{role.kept_from}", role=role.role, lacks=role.lacks), ok=False)
 
 
 def _ask_database(rb: Context) -> None:
@@ -127,15 +164,19 @@ def _ask_database(rb: Context) -> None:
         db.clock_offset(rounds=1)
 
 
-def not_just_changed(rb: Context, program: str) -> Precondition:
-    """No action of this incident restarted the workload moments ago."""
-    now, last = pd.Timestamp.now("UTC"), None
-    for line in rb.archive.lines(ACTIONS):
-        if line["result"] in ("begun", "done", "failed") and line["what"].get("name") == program:
-            last = pd.Timestamp(line["time"])
-    ago = None if last is None else (now - last).total_seconds()
-    text = say("action.restart.not_just_changed", name=program, s=COOLDOWN_S)
-    return Precondition(text, ago is None or ago >= COOLDOWN_S)
+def not_just_acted(rb: Context, program: str | None = None) -> Precondition:
+    """Nothing of this incident was carried out moments ago, on that workload or at all: each change is looked at."""
+    cooldown_s = rb.number("action.cooldown")
+    times = [
+        pd.Timestamp(line["time"])
+        for line in rb.archive.lines(ACTIONS)
+        if line["result"] in ("begun", "done", "failed") and program in (None, line["what"].get("name"))
+    ]
+    recent = bool(times) and (pd.Timestamp.now("UTC") - max(times)).total_seconds() < cooldown_s
+    text = say("change.nothing_just_changed", s=cooldown_s)
+    if program:
+        text = say("action.restart.not_just_changed", name=program, s=cooldown_s)
+    return Precondition(text, not recent)
 
 
 def _answers(source: str, ask: Callable[[], object]) -> Precondition:
@@ -145,7 +186,3 @@ def _answers(source: str, ask: Callable[[], object]) -> Precondition:
     except SourceError as e:
         return Precondition(say("action.restart.answers_not", source=source, detail=e.detail), ok=False)
     return Precondition(text, ok=True)
-
-
-def _backlog(which: str) -> str:
-    return "notifications/backlog" if which == "notification" else "outbox/backlog"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,9 @@ from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
-    LOOK_EVERY_S,
-    READY_S,
     Restart,
-    not_just_changed,
+    look_until_settled,
+    not_just_acted,
     servers_answer,
 )
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -52,7 +50,7 @@ class Scale:
         now = rb.workloads.replicas(self.program)
         found = [Precondition(say("action.scale.differs", n=now), now != self.replicas)]
         found += servers_answer(rb) if self.replicas else []
-        return [*found, not_just_changed(rb, self.program)]
+        return [*found, not_just_acted(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """As for a restart, and the replicas."""
@@ -63,20 +61,20 @@ class Scale:
         progress(0.0, say("action.scale.scaling", name=self.program, n=self.replicas))
         since = rb.now()
         said = [rb.workloads.scale(self.program, self.replicas)]
-        said += [rb.workloads.wait_ready(self.program, READY_S)] if self.replicas else []
+        said += [rb.workloads.wait_ready(self.program, rb.number("action.ready"))] if self.replicas else []
         return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Up: at work as after a restart. Down: no instance is left, and nobody is bound to the consumer."""
         if self.replicas:
             return self._restart.verify(rb, did, progress)
-        begun, streams = time.monotonic(), facts_of(rb).streams
-        while True:
+        streams = facts_of(rb).streams
+
+        def look(spent_s: float) -> tuple[bool, bool, Text]:
             pods = rb.workloads.pods(self.program)
             bound = bool(rb.jetstream.consumer(streams.events, streams.consumer).get("push_bound"))
-            gone, spent = not pods and not bound, time.monotonic() - begun
+            gone = not pods and not bound
             text = say("action.scale.gone" if gone else "action.scale.still_there", name=self.program, n=len(pods))
-            if gone or spent >= rb.parameters.wait_s:
-                return gone, text
-            progress(spent / rb.parameters.wait_s, text)
-            time.sleep(LOOK_EVERY_S)
+            return gone, gone, text
+
+        return look_until_settled(rb, progress, look)

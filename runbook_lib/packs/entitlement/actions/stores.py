@@ -41,8 +41,6 @@ OF_MATCH = ["match_id"]
 _LOCK = 0x52554E44
 #: Bodies that are fetched over one connection.
 AT_A_TIME = 250
-#: A message that was stored so long after "its" failure is another one: the stream began anew.
-OTHER_MESSAGE_S = 60.0
 
 
 class Writer:
@@ -221,6 +219,8 @@ class BrokerLetters:
 
     def __init__(self, rb: Context) -> None:
         self._streams = facts_of(rb).streams
+        #: A message that was stored so long after "its" failure is another one: the stream began anew.
+        self._other_s = rb.number("dead_letters.clocks_apart")
         name = f"runbook/act/{rb.parameters.incident_id}"
         self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.ledger)
 
@@ -243,7 +243,7 @@ class BrokerLetters:
             message, event, row = bodies.get(seq), events.get(seq), known[seq]
             if row["processed"] or row["discarded"]:
                 continue
-            if message is None or (pd.Timestamp(message.time) - at).total_seconds() > OTHER_MESSAGE_S:
+            if message is None or (pd.Timestamp(message.time) - at).total_seconds() > self._other_s:
                 letter = Letter(None, "gone", stream_seq=seq)
             elif event is None:
                 letter = Letter(None, "permanent", stream_seq=seq)

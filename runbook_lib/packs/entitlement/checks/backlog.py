@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.checks.check import Check
+from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import (
     Finding,
@@ -25,23 +28,51 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
-from runbook_lib.model.frames import amount, one, table
+from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import delivery
+from runbook_lib.packs.entitlement.checks import delivery, past, program
+from runbook_lib.packs.entitlement.rows import Notifications
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: SENT and FAILED notifications are deleted after this time.
-RETENTION = pd.Timedelta(days=30)
-#: Dead letters younger than this belong to what is going on now.
-RECENT_MIN = 3
+
+@dataclass(frozen=True)
+class Counted:
+    """The runbook's own count of rows that were created over ten minutes ago."""
+
+    QUESTION: ClassVar[str] = "notifications/older_than_10min"
+
+    count: float = 0.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What 4.1.1 reads: the worker, the rows given up lately, and the observations that this is, "" for none."""
+
+    worker: delivery.Delivery
+    given_up: float
+    stopping: str
+    refusing: str
+    stands: str = ""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is the worker, and not the receiver that it waits for."""
+        return self.stopping in delivery.GONE or bool(self.stopping and not self.refusing)
 
 
 def collect(rb: Context) -> Frames:
-    """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from."""
+    """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from.
+
+    Where something waits for too long, the runner is asked about the process.
+
+    Frames: those of `delivery.look` and `delivery.second_look`; ages, open; older_than_10min, arrivals, sent, failed
+    where cheap; by_status (status: text, count: text, one that begins with ≈ is an estimate).
+    """
+    parts = Parts()
     with rb.snapshot() as db:
         if rb.past:
             return {"open": db.ask("notifications/open")} | _flows(db)
@@ -49,13 +80,14 @@ def collect(rb: Context) -> Frames:
         frames["by_status"] = _as_in_the_runbook(
             db.ask("notifications/by_status"), db.try_ask("notifications/count_by_status")
         )
-        frames["ages"] = db.ask("notifications/ages")
-        frames["open"] = db.ask("notifications/open")
+        frames |= {name: db.ask(f"notifications/{name}") for name in ("ages", "open")}
         older = db.try_ask("notifications/older_than_10min")
         if older is not None:
             frames["older_than_10min"] = older
         frames |= _flows(db)
-    return frames | delivery.second_look(rb, frames)
+    if rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0):
+        program.ask(rb, parts, "delivery")
+    return frames | delivery.second_look(rb, frames) | parts.frames()
 
 
 def _flows(db: Snapshot) -> Frames:
@@ -79,134 +111,116 @@ def _as_in_the_runbook(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd
 
 def judge(frames: Frames, given: Given) -> Finding:
     """Due and old is bad; whether the worker or the receiver is to blame is read from who was last at work."""
-    now = one(frames.get("backlog"))
-    if not now:
+    if rows.first(frames.get("backlog"), Notifications) is None:
         return _rebuilt(frames, given)
-    seen = delivery.delivery(frames)
-    stopped, refused = seen.stopped(given), seen.refused(given)
-    given_up = _recently_given_up(frames, given)
-    if given_up >= delivery.TRIED and not stopped:
-        refused = max(refused, 0.75)
-    activity = one(frames.get("activity"))
-    limits = given.limits
+    seen = _seen(frames, given)
+    worker, queue, limits = seen.worker, seen.worker.queue, given.limits
     values = [
-        limits.value("backlog.due", seen.due),
-        limits.value("backlog.oldest_due", seen.oldest_s),
-        limits.value("delivery.silence", seen.silence_s),
-        limits.value("backlog.overdue_10min", amount(now, "overdue_10min")),
-        limits.value("backlog.waiting_retry", seen.waiting),
-        Value("backlog.leased", seen.leased, "rows"),
-        Value("backlog.expired", amount(now, "expired"), "rows"),
-        Value("backlog.tried_before", seen.tried, "rows"),
-        Value("dlq.last_3min", given_up, "rows"),
+        limits.value("backlog.due", queue.ready),
+        limits.value("backlog.oldest_due", queue.oldest_s),
+        limits.value("delivery.silence", worker.silence_s),
+        limits.value("backlog.overdue_10min", queue.overdue_10min),
+        limits.value("backlog.waiting_retry", queue.waiting_retry),
+        Value("backlog.leased", queue.leased, "rows"),
+        Value("backlog.expired", queue.expired, "rows"),
+        Value("backlog.tried_before", worker.tried, "rows"),
+        Value("dlq.last_3min", seen.given_up, "rows"),
     ]
-    older = one(frames.get("older_than_10min"))
-    if older:
-        values.append(Value("runbook.older_than_10min", amount(older, "count"), "rows"))
+    if (older := rows.first(frames.get("older_than_10min"), Counted)) is not None:
+        values.append(Value("runbook.older_than_10min", older.count, "rows"))
+    late = values[1].status is not Status.OK
     return judged(
-        _headline(seen, stopped, refused, given_up),
+        _headline(seen, late),
         values,
-        notes=tuple(_notes(frames, seen)),
-        signals=tuple(_signals(seen, stopped, refused, given_up, activity)),
-        hops=_hops(seen, activity, stopped, refused, values[1].status is not Status.OK),
-        proposals=_proposals(given, stopped, refused),
-        next_sections=("4.3", "5.1") if stopped else ("4.4", "5.2") if refused else (),
-        show=("by_status", "attempts") if seen.tried else ("by_status",),
+        notes=(*_notes(frames), *worker.notes(given)),
+        signals=tuple(_signals(seen, given)),
+        hops=_hops(seen, late),
+        proposals=_proposals(given, seen),
+        next_sections=("4.3", "5.1") if seen.stopping else ("4.4", "5.2") if seen.refusing else (),
+        show=("by_status", "attempts") if worker.tried else ("by_status",),
     )
 
 
-def _headline(seen: delivery.Delivery, stopped: float, refused: float, given_up: float) -> Text:
-    facts = {
-        "due": seen.due,
-        "oldest": seen.oldest_s,
-        "silence": seen.silence_s,
-        "waiting": seen.waiting,
-        "tried": seen.tried,
-        "given_up": given_up,
-        "leased": seen.leased,
+def _seen(frames: Frames, given: Given) -> Seen:
+    worker = delivery.delivery(frames)
+    stopping, refusing = worker.stopping(given), worker.refusing(given)
+    since = (given.as_of - pd.Timedelta(minutes=given.number("dlq.recent"))).floor("min")
+    failed = history.counts(frames.get("failed"))
+    given_up = float(failed[failed.index >= since].sum())
+    if given_up >= given.number("tries.pattern") and not stopping:
+        refusing = max(refusing, "delivery.gave_up", key=lambda name: delivery.strength(given, name))
+    return Seen(worker, given_up, stopping, refusing, program.stands(frames, "delivery") if stopping else "")
+
+
+def _headline(seen: Seen, late: bool) -> Text:
+    worker, queue = seen.worker, seen.worker.queue
+    facts: dict[str, Any] = {
+        "due": queue.ready,
+        "oldest": queue.oldest_s,
+        "silence": worker.silence_s,
+        "waiting": queue.waiting_retry,
+        "tried": worker.tried,
+        "given_up": seen.given_up,
+        "leased": queue.leased,
     }
-    if stopped >= 0.6 or (stopped and not refused):
-        return say("backlog.stopped", **facts)
-    if refused:
-        return say("backlog.refused", **facts)
-    if stopped:
-        return say("backlog.stuck", **facts)
-    if not seen.total:
+    if seen.stands:
+        return say(f"program.{seen.stands.replace('.', '_')}", **facts)
+    if seen.stopping or seen.refusing:
+        return say("backlog.stopped" if seen.gone else "backlog.refused", **facts)
+    if not worker.total:
         return say("backlog.empty")
-    return say("backlog.behind" if seen.oldest_s >= 10 else "backlog.flowing", **facts)
+    return say("backlog.behind" if late else "backlog.flowing", **facts)
 
 
-def _notes(frames: Frames, seen: delivery.Delivery) -> list[Text]:
-    notes = []
-    by_status = table(frames, "by_status", "count")
-    if by_status is not None and "count" in by_status and by_status["count"].astype(str).str.contains("≈").any():
-        notes.append(say("backlog.sent_is_estimated"))
-    if "older_than_10min" in frames:
-        notes.append(say("backlog.older_mixes"))
-    else:
-        notes.append(say("backlog.older_refused"))
-    if seen.progress is not None:
-        notes.append(say("backlog.progress" if seen.progress else "backlog.no_progress", s=delivery.LOOKS_APART_S))
-    return notes
+def _notes(frames: Frames) -> list[Text]:
+    estimated = any("≈" in str(count) for count in table(frames, "by_status", "count")["count"])
+    return [
+        *([say("backlog.sent_is_estimated")] if estimated else []),
+        say("backlog.older_mixes" if "older_than_10min" in frames else "backlog.older_refused"),
+    ]
 
 
-def _signals(
-    seen: delivery.Delivery, stopped: float, refused: float, given_up: float, activity: dict[str, object]
-) -> list[Signal]:
-    signals = []
-    if stopped:
-        signals += [Signal("delivery_worker", stopped), Signal("FM-NOTI-06", stopped)]
-        if stopped >= 0.6:
-            signals.append(Signal("receiver", -0.5))
-    if refused:
-        signals += [Signal("receiver", refused), Signal("FM-NOTI-03", refused)]
-        if not stopped:
-            signals += [Signal("delivery_worker", -0.7), Signal("FM-NOTI-06", -0.7)]
-    if given_up:
-        signals.append(Signal("FM-NOTI-04", 0.7 if given_up >= delivery.TRIED else 0.4))
-    if not stopped and not refused and amount(dict(activity), "sent_1m"):
-        signals += [Signal("delivery_worker", -0.4), Signal("FM-NOTI-06", -0.4)]
-    return signals
+def _signals(seen: Seen, given: Given) -> list[Signal]:
+    found = [signal for name in (seen.stands, seen.stopping, seen.refusing) if name for signal in given.speaks(name)]
+    if seen.stopping in delivery.GONE:
+        found += given.speaks("backlog.nothing_is_tried")
+    elif seen.refusing and not seen.stopping:
+        found += given.speaks("backlog.only_refused")
+    if seen.given_up:
+        many = seen.given_up >= given.number("tries.pattern")
+        found += given.speaks("backlog.given_up" if many else "backlog.few_given_up")
+    if not seen.stopping and not seen.refusing and seen.worker.activity.sent_1m:
+        found += given.speaks("backlog.sends")
+    return found
 
 
-def _hops(
-    seen: delivery.Delivery, activity: dict[str, object], stopped: float, refused: float, late: bool
-) -> tuple[Hop, ...]:
-    workers = activity.get("workers")
+def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
+    queue, activity = seen.worker.queue, seen.worker.activity
     return (
         Hop(
             "delivery_worker",
-            rate_in=amount(activity, "arrived_1m"),
-            rate_out=amount(activity, "sent_1m"),
-            waiting=seen.due,
-            oldest_s=seen.oldest_s,
-            alive=say("alive.silent", s=seen.silence_s) if stopped else str(workers) if workers else None,
+            rate_in=activity.arrived_1m,
+            rate_out=activity.sent_1m,
+            waiting=queue.ready,
+            oldest_s=queue.oldest_s,
+            alive=say("alive.silent", s=seen.worker.silence_s) if seen.stopping else activity.workers or None,
             late=late,
         ),
         Hop(
             "receiver",
-            rate_out=amount(activity, "sent_1m"),
-            waiting=seen.waiting,
-            alive=say("alive.refuses") if refused else None,
+            rate_out=activity.sent_1m,
+            waiting=queue.waiting_retry,
+            alive=say("alive.refuses") if seen.refusing else None,
         ),
     )
 
 
-def _proposals(given: Given, stopped: float, refused: float) -> tuple[Proposal, ...]:
-    if stopped >= 0.6 or (stopped and not refused):
+def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
+    if seen.stands:
+        return program.proposals(given, seen.stands)
+    if seen.gone:
         return (proposals.restart(given, "notification"),)
-    if refused:
-        return (
-            remedies.throttle(given, "delivery"),
-            proposals.logs(given, "notification"),
-        )
-    return ()
-
-
-def _recently_given_up(frames: Frames, given: Given) -> float:
-    since = (given.as_of - pd.Timedelta(minutes=RECENT_MIN)).floor("min")
-    failed = history.counts(frames.get("failed"))
-    return float(failed[failed.index >= since].sum())
+    return (remedies.throttle(given, "delivery"), proposals.logs(given, "notification")) if seen.refusing else ()
 
 
 # The past: only what timestamps keep.
@@ -223,49 +237,28 @@ def _rebuilt(frames: Frames, given: Given) -> Finding:
         [Value("backlog.open", waiting, "rows")],
         # What was due, leased or waiting then is not kept: without a large number it is not known to be well.
         at_least=Status.UNKNOWN if status is Status.OK else status,
-        notes=tuple(say(f"blind_spot.{spot}") for spot in _blind_spots(frames, given)),
+        notes=_blind_spots(frames, given),
     )
 
 
 def rebuild(frames: Frames, given: Given) -> pd.DataFrame | None:
     """Unfinished notifications per minute of the window, anchored at those of now."""
-    anchor = one(frames.get("open"))
-    if not anchor or "arrivals" not in frames or "sent" not in frames:
-        return None
-    arrivals = history.counts(frames.get("arrivals"))
-    left = history.counts(frames.get("sent")).add(history.counts(frames.get("failed")), fill_value=0.0)
-    now = max(pd.Timestamp(anchor.get("now") or given.as_of), given.as_of)
-    ahead = int((now.ceil("min") - given.as_of.ceil("min")) / history.MINUTE)
-    series = history.backlog_series(amount(anchor, "n"), arrivals, left, now, given.window_minutes + ahead)
-    return series.iloc[: given.window_minutes] if given.window_minutes else None
+    return past.rebuild(frames, given, "sent", "failed")
 
 
-def _blind_spots(frames: Frames, given: Given) -> list[history.BlindSpot]:
-    oldest = one(frames.get("open")).get("oldest")
-    return history.blind_spots(given.window_minutes, RETENTION, None, oldest, given.as_of)
+def _blind_spots(frames: Frames, given: Given) -> tuple[Text, ...]:
+    return past.blind_spots(frames, given, pd.Timedelta(days=given.number("retention.notifications")))
 
 
 def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
     """The backlog of the window, with what came and what left."""
-    series = rebuild(frames, given)
-    if series is None or series.empty:
-        return None
-    figure, ax = charts.axes("Unfinished notifications, rebuilt from timestamps", "rows", "UTC")
-    charts.flows(ax, series, ("unfinished at the minute's end", "created per min", "sent or given up per min"))
-    if series["backlog"].max() > 0.3 * (given.limits["backlog.due"].warning or 0):
-        charts.thresholds(ax, given.limits["backlog.due"])
-    charts.legend(figure)
-    peak = series["backlog"].idxmax()
-    return charts.Chart(
-        figure,
-        say(
-            "backlog.alt_history",
-            now=float(series["backlog"].iloc[-1]),
-            peak=float(series["backlog"].max()),
-            at=f"{peak:%H:%M}",
-            minutes=len(series),
-        ),
-        tuple(say(f"blind_spot.{spot}") for spot in _blind_spots(frames, given)),
+    return past.draw(
+        rebuild(frames, given),
+        "Unfinished notifications, rebuilt from timestamps",
+        ("unfinished at the minute's end", "created per min", "sent or given up per min"),
+        "backlog.alt_history",
+        _blind_spots(frames, given),
+        given.limits["backlog.due"],
     )
 
 
@@ -275,17 +268,8 @@ def draw_ages(frames: Frames, given: Given) -> charts.Chart | None:
     if ages.empty:
         return None
     labels = [
-        "<1 s",
-        "1-5 s",
-        "5-10 s",
-        "10-30 s",
-        "30-60 s",
-        "1-2 min",
-        "2-5 min",
-        "5-10 min",
-        "10-30 min",
-        "30-60 min",
-        ">1 h",
+        *("<1 s", "1-5 s", "5-10 s", "10-30 s", "30-60 s"),
+        *("1-2 min", "2-5 min", "5-10 min", "10-30 min", "30-60 min", ">1 h"),
     ]
     counts = np.zeros(len(labels))
     for bucket, n in ages[["bucket", "n"]].dropna().itertuples(index=False):

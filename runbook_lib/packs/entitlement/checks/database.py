@@ -5,17 +5,21 @@ while a table is locked.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, could_not_ask
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status, Text, Value, judged, say
-from runbook_lib.model.frames import amount, one, table
+from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status, Value, judged, say
+from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
 
@@ -25,59 +29,121 @@ if TYPE_CHECKING:
 QUESTIONS = ("connections", "sessions", "blocked", "blockers", "long_transactions")
 
 
+@dataclass(frozen=True)
+class Connections:
+    """How many connections there are, and whether we may see whose."""
+
+    QUESTION: ClassVar[str] = "database/connections"
+
+    max_connections: int = 0
+    superuser_reserved: int = 0
+    reserved: int = 0
+    sees_others: bool = False
+    used: float = 0.0
+
+    @property
+    def usable(self) -> int:
+        """Those that an ordinary role can get."""
+        return self.max_connections - self.superuser_reserved - self.reserved
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Sessions of an application in one state."""
+
+    QUESTION: ClassVar[str] = "database/sessions"
+
+    application: str | None = None
+    n: float = 0.0
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A session that waits for a lock."""
+
+    QUESTION: ClassVar[str] = "database/blocked"
+
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """A session that others wait for."""
+
+    QUESTION: ClassVar[str] = "database/blockers"
+
+    pid: int | None = None
+    application: str | None = None
+    state: str | None = None
+    transaction_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A transaction that has been open for long."""
+
+    QUESTION: ClassVar[str] = "database/long_transactions"
+
+    transaction_s: float = 0.0
+
+
 def collect(rb: Context) -> Frames:
-    """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too."""
+    """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too. Frames: `QUESTIONS` and application."""
     with rb.snapshot() as db:
-        return {name: db.ask(f"database/{name}") for name in QUESTIONS}
+        frames = {name: db.ask(f"database/{name}") for name in QUESTIONS}
+        return frames | {"application": db.ask("database/application", role=facts_of(rb).database_role)}
 
 
 def judge(frames: Frames, given: Given) -> Finding:
     """A lock wait that lasts, or connections that run out, hold up every hop at once."""
-    connections = one(frames.get("connections"))
-    usable = sum(
-        sign * amount(connections, name)
-        for sign, name in ((1, "max_connections"), (-1, "superuser_reserved"), (-1, "reserved"))
-    )
-    used = amount(connections, "used")
-    share = 100 * used / usable if usable > 0 else None
-    sees = bool(connections.get("sees_others"))
-    blocked, blockers = table(frames, "blocked", "wait_s"), table(frames, "blockers", "pid", "application")
-    wait = _largest(blocked["wait_s"])
-    longest = _largest(table(frames, "long_transactions", "transaction_s")["transaction_s"])
-    first = one(blockers)
+    connections, blocker = rows.one(frames.get("connections"), Connections), rows.one(frames.get("blockers"), Blocker)
+    blocked = rows.each(frames.get("blocked"), Blocked)
+    open_s = [t.transaction_s for t in rows.each(frames.get("long_transactions"), Transaction)]
+    longest = max(open_s, default=0.0)
+    used, usable, limits = connections.used, connections.usable, given.limits
     most, share_of_most = _biggest(frames, used)
-
-    limits = given.limits
-    wait_value, used_value = limits.value("locks.wait", wait), limits.value("connections.used", share)
-    facts: dict[str, Any] = {
-        "blocked": len(blocked),
-        "wait": wait,
-        "pid": first.get("pid"),
-        "application": first.get("application"),
-        "state": first.get("state"),
-        "transaction": first.get("transaction_s"),
-        "used": used,
-        "usable": usable,
-        "share": share,
-        "most": most,
-        "share_of_most": share_of_most,
-    }
-    waits = wait_value.status is not Status.OK
-    full = used_value.status in (Status.WARNING, Status.CRITICAL)
+    wait = limits.value("locks.wait", max((b.wait_s for b in blocked), default=0.0))
+    share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
+    waits, full = wait.status is not Status.OK, share.status in (Status.WARNING, Status.CRITICAL)
+    key = "blocked" if waits and blocker.pid is not None else "waits" if waits else "full" if full else "free"
+    application = rows.one(frames.get("application"), Application)
+    kept_from = application.kept_from
+    kept = Status.CRITICAL if kept_from else Status.OK
+    held = _proposals(given, waits, full, blocker, most, share_of_most)
+    shown = [n for n in ("blockers", "blocked", "sessions", "long_transactions") if len(table(frames, n))]
+    notes = [] if connections.sees_others else [say("database.denied")]
+    if longest >= facts_of(given).lease_s:
+        notes.append(say("database.long_transaction", longest=longest))
     return judged(
-        _headline(waits, full, facts),
+        say(
+            f"database.{kept_from or key}",
+            blocked=len(blocked),
+            wait=wait.value,
+            pid=blocker.pid,
+            application=blocker.application,
+            state=blocker.state,
+            transaction=blocker.transaction_s,
+            used=used,
+            usable=usable,
+            share=share.value,
+            most=most,
+            share_of_most=share_of_most,
+            role=application.role,
+            lacks=application.lacks,
+        ),
         [
-            wait_value,
-            used_value,
+            wait,
+            share,
             Value("locks.blocked_sessions", len(blocked), "sessions"),
             Value("connections.used_of_usable", f"{used:.0f} / {usable:.0f}"),
             Value("transactions.longest", longest, "s"),
         ],
-        notes=_notes(sees, longest, given),
-        signals=tuple(_signals(wait_value, used_value, given)),
-        proposals=_proposals(given, waits, full, first, most, share_of_most),
-        next_sections=("5.2",) if full or waits else (),
-        show=tuple(n for n in ("blockers", "blocked", "sessions", "long_transactions") if len(table(frames, n))),
+        at_least=kept,
+        notes=tuple(notes),
+        signals=tuple(_signals(wait, share, kept_from, given)),
+        proposals=(remedies.look_at_role(given),) if kept_from else held,
+        next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
+        show=(*(["application"] if kept_from else []), *shown),
     )
 
 
@@ -93,54 +159,39 @@ def on_error(e: SourceError, given: Given) -> Finding:
     )
 
 
-def _largest(values: pd.Series) -> float:
-    largest = pd.to_numeric(values, errors="coerce").max()
-    return float(largest) if largest == largest else 0.0
-
-
 def _biggest(frames: Frames, used: float) -> tuple[str, float]:
     """The application with most connections, and its share of all that are used, 0 to 1."""
-    sessions = table(frames, "sessions", "application", "n")
-    if sessions.empty or not used:
+    held: dict[str, float] = defaultdict(float)
+    for sessions in rows.each(frames.get("sessions"), Sessions):
+        held[sessions.application or "-"] += sessions.n
+    if not held or not used:
         return "-", 0.0
-    by_application = sessions.groupby("application")["n"].sum()
-    return str(by_application.idxmax()), min(float(by_application.max()) / used, 1.0)
+    application, n = max(sorted(held.items()), key=lambda item: item[1])
+    return application, min(n / used, 1.0)
 
 
-def _headline(waits: bool, full: bool, facts: dict[str, Any]) -> Text:
-    if waits:
-        return say("database.blocked" if facts["pid"] is not None else "database.waits", **facts)
-    return say("database.full" if full else "database.free", **facts)
-
-
-def _notes(sees: bool, longest: float, given: Given) -> tuple[Text, ...]:
-    notes = [] if sees else [say("database.denied")]
-    if longest >= facts_of(given).lease_s:
-        notes.append(say("database.long_transaction", longest=longest))
-    return tuple(notes)
-
-
-def _signals(wait: Value, used: Value, given: Given) -> list[Signal]:
-    signals = []
-    weights = {Status.WARNING: 0.75, Status.CRITICAL: 0.9}
-    if wait.status in weights:
-        signals += [Signal("database", weights[wait.status]), Signal("FM-DB-01", weights[wait.status])]
-    if used.status in weights:
+def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Signal]:
+    observed = {
+        "database.read_only": kept_from == "read_only",
+        "database.shut_out": kept_from == "shut_out",
+        "database.lacks_rights": kept_from == "lacks_rights",
+        "database.blocked_for_long": wait.status is Status.CRITICAL,
+        "database.blocked": wait.status is Status.WARNING,
         # Many connections are a warning; none left is an outage.
-        weight = 0.9 if used.status is Status.CRITICAL else 0.4
-        signals += [Signal("database", weight), Signal("FM-DB-01", weight)]
-    if not signals and wait.status is Status.OK and used.status is Status.OK:
-        signals += [Signal("database", -0.3), Signal("FM-DB-01", -0.3)]
-    return signals
+        "database.no_connections": share.status is Status.CRITICAL,
+        "database.few_connections": share.status is Status.WARNING,
+        "database.free": wait.status is share.status is Status.OK and not kept_from,
+    }
+    return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 
 
 def _proposals(
-    given: Given, waits: bool, full: bool, first: dict[str, Any], most: str, share_of_most: float
+    given: Given, waits: bool, full: bool, blocker: Blocker, most: str, share_of_most: float
 ) -> tuple[Proposal, ...]:
-    if waits and first.get("pid") is not None:
-        idle = str(first.get("state") or "").startswith("idle")
-        return (proposals.end_blocker(given, int(first["pid"]), str(first["application"]), idle=idle),)
-    if full and share_of_most > 0.5 and not _is_ours(most):
+    if waits and blocker.pid is not None:
+        idle = (blocker.state or "").startswith("idle")
+        return (proposals.end_blocker(given, blocker.pid, str(blocker.application), idle=idle),)
+    if full and share_of_most > given.number("connections.one_holder") and not _is_ours(most):
         # One application holds most of them: slowing down our own workers would free next to nothing.
         return (proposals.end_sessions(given, most), *_throttle(given))
     return _throttle(given) if full else ()
@@ -157,18 +208,16 @@ def _throttle(given: Given) -> tuple[Proposal, ...]:
 
 def draw_sessions(frames: Frames, given: Given) -> charts.Chart | None:
     """Connections by application and state, against what an ordinary role can get."""
-    sessions, connections = table(frames, "sessions", "application", "state", "n"), one(frames.get("connections"))
-    if sessions.empty or not connections:
+    sessions = table(frames, "sessions", "application", "state", "n")
+    connections = rows.first(frames.get("connections"), Connections)
+    if sessions.empty or connections is None:
         return None
+    usable = connections.usable
     matrix = (
         sessions.assign(state=sessions["state"].fillna("not visible"))
         .pivot_table(index="application", columns="state", values="n", aggfunc="sum", fill_value=0)
         .pipe(lambda t: t.loc[t.sum(axis=1).sort_values().index])
         .tail(8)
-    )
-    usable = sum(
-        sign * amount(connections, name)
-        for sign, name in ((1, "max_connections"), (-1, "superuser_reserved"), (-1, "reserved"))
     )
     figure, ax = charts.axes("Connections by application", "", f"connections, of {usable:.0f} usable")
     left = pd.Series(0.0, index=matrix.index)
@@ -188,11 +237,11 @@ def draw_sessions(frames: Frames, given: Given) -> charts.Chart | None:
     ax.axvline(usable, color=charts.RED, linestyle=":", label=f"usable {usable:.0f}")
     ax.set_ylim(-0.8, max(len(matrix), 3) - 0.2)
     charts.legend(figure)
-    used = amount(connections, "used")
+    most, n = str(matrix.index[-1]), float(left.iloc[-1])
     return charts.Chart(
         figure,
-        say("database.alt_sessions", used=used, usable=usable, most=str(matrix.index[-1]), n=float(left.iloc[-1])),
-        () if connections.get("sees_others") else (say("database.denied"),),
+        say("database.alt_sessions", used=connections.used, usable=usable, most=most, n=n),
+        () if connections.sees_others else (say("database.denied"),),
     )
 
 

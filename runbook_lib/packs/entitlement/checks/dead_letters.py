@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import matplotlib.dates
 import numpy as np
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import FAILED, Check
-from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
+from runbook_lib.checks.parts import Parts, collect_each, judge_each, no_data, seconds_between
 from runbook_lib.context import Given
 from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
-    Proposal,
     Reason,
     Signal,
     Status,
@@ -28,44 +28,55 @@ from runbook_lib.model.finding import (
     Value,
     judged,
     say,
-    unknown,
     worst,
 )
-from runbook_lib.model.frames import amount, one, table
+from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, publish
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Attempts, Outbox
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: An advisory that is not recorded by then is not recorded; the subscriber needs milliseconds.
-GRACE_S = 10.0
-#: Rows that a proposal sends again at once.
-PORTION = 50
-#: Tries of the last seconds are those of now.
-TRIES_S = 20
+#: Observations of a receiver that refuses at this moment, and not only before the worker stopped.
+REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part")
 #: The scale of the chart of tries: three times the default number of them.
 MOST_TRIES = 30
-#: Growth is that of the last minutes.
-GROWTH_S = 300.0
-#: So large a share in three stretches is a burst.
-BURST_SHARE = 0.6
-#: Stretches of the window in the trend.
-BUCKETS, SHORTEST_BUCKET_S = 120, 60.0
-#: What failed within this time tells where the flow breaks now.
-RECENT_S = 600.0
+#: Origins that a text names, and error texts that a table shows.
+ORIGINS, TEXTS = 3, 50
 _KINDS = ["store", "kind", "event_type", "source", "fields", "n", "first", "last", "example"]
 #: Kinds that only tell that more must be looked at.
 _UNSURE = ("unknown", "decodes", "gone", "not_fetched")
+#: What a store's permanent failures speak for: those of now, earlier ones, and those that nothing is sure about.
+_PERMANENT = {
+    "outbox": ("dead_letters.bad_event_now", "dead_letters.bad_event", "dead_letters.bad_event_perhaps"),
+    "broker": ("dead_letters.bad_message_now", "dead_letters.bad_message", "dead_letters.bad_message_perhaps"),
+    "delivery": ("dead_letters.bad_letter_now", "dead_letters.bad_letter", "dead_letters.bad_letter"),
+}
+
+
+@dataclass(frozen=True)
+class OutboxError:
+    """Events that were not published, by the relay's error."""
+
+    QUESTION: ClassVar[str] = "outbox/errors"
+    status: str = ""
+    last_error: str | None = None
+    n: float = 0.0
+    newest: pd.Timestamp | None = None
 
 
 # 4.4.1 ------------------------------------------------------------------------------------------------------
 
 
 def collect_permanent(rb: Context) -> Frames:
-    """What can never succeed: events that the relay gave up, terminated messages, payloads of dead letters."""
+    """What can never succeed: events that the relay gave up, terminated messages, payloads of dead letters.
+
+    Frames: outbox_failed, letters, sent_per_minute, given_up, older, errors, and those of `given_up.advisories`,
+    `fetch` and `follow_up`.
+    """
     parts = Parts()
     answers = parts.answers
     given_up.advisories(rb, parts)
@@ -83,7 +94,7 @@ def collect_permanent(rb: Context) -> Frames:
 def judge_permanent(frames: Frames, given: Given) -> Finding:
     """4.4.1: which kinds of permanent failure, from which producer?"""
     if "outbox_failed" not in frames:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="dead_letters/outbox_failed"))
+        return no_data("dead_letters/outbox_failed")
     kinds = permanent_kinds(frames, given)
     certain = kinds[~kinds["kind"].isin(_UNSURE)]
     n, unsure = float(kinds["n"].sum()), float(kinds["n"].sum() - certain["n"].sum())
@@ -123,12 +134,12 @@ def judge_permanent(frames: Frames, given: Given) -> Finding:
 
 def permanent_kinds(frames: Frames, given: Given) -> pd.DataFrame:
     """The permanent failures of the window by kind and origin, most frequent first."""
-    rows = [*_outbox_kinds(frames), *_message_kinds(frames, given), *_letter_kinds(frames)]
-    if not rows:
+    found = [*_outbox_kinds(frames), *_message_kinds(frames, given), *_letter_kinds(frames, given)]
+    if not found:
         return pd.DataFrame(columns=_KINDS)
-    by = _KINDS[:5]
+    by = _KINDS[: _KINDS.index("n")]
     return (
-        pd.DataFrame(rows, columns=[*by, "n", "at", "example"])
+        pd.DataFrame(found, columns=[*by, "n", "at", "example"])
         .groupby(by, dropna=False, sort=False)
         .agg(n=("n", "sum"), first=("at", "min"), last=("at", "max"), example=("example", "last"))
         .reset_index()
@@ -157,63 +168,61 @@ def outbox_kind(error: object, fields: str) -> str | None:
 
 
 def _outbox_kinds(frames: Frames) -> Iterable[tuple[Any, ...]]:
-    failed = table(frames, "outbox_failed", "last_error", "event_type", "source", "shape", "failed_at", "event_id")
-    weight = errors.weight_of(failed)
-    for r in given_up.rows(failed):
-        fields = given_up.lacks(r["shape"])
-        kind = outbox_kind(r["last_error"], fields)
+    weight = errors.weight_of(table(frames, "outbox_failed", "total"))
+    for r in rows.each(frames.get("outbox_failed"), given_up.Failed):
+        fields = given_up.lacks(r.shape)
+        kind = outbox_kind(r.last_error, fields)
         if kind is not None:
-            yield "outbox", kind, r["event_type"], r["source"], fields, weight, r["failed_at"], r["event_id"]
+            yield "outbox", kind, r.event_type, r.source, fields, weight, r.failed_at, r.event_id
     # What is still tried and can not pass either; a claim wipes the error for as long as it lasts.
-    for r in given_up.whole(frames, "errors", "status", "last_error", "n", "newest"):
-        kind = outbox_kind(r["last_error"], "")
-        if r["status"] == "PENDING" and kind not in (None, "unknown"):
-            yield "outbox", kind, None, None, "still being tried", float(r["n"]), r["newest"], None
+    for e in rows.each(frames.get("errors"), OutboxError):
+        kind = outbox_kind(e.last_error, "")
+        if e.last_error and e.status == "PENDING" and kind not in (None, "unknown"):
+            yield "outbox", kind, None, None, "still being tried", e.n, e.newest, None
 
 
 def _message_kinds(frames: Frames, given: Given) -> Iterable[tuple[Any, ...]]:
     """What the broker no longer delivers, by what is wrong with the message itself."""
-    messages = {int(r["stream_seq"]): r for r in given_up.whole(frames, "messages", "stream_seq", "problem")}
+    fetched = rows.each(frames.get("messages"), given_up.Fetched)
+    messages = {m.stream_seq: m for m in fetched if m.stream_seq is not None and m.problem}
     processed = set(given_up.column(frames, "processed", "event_id"))
-    terminated = given_up.window(frames, "terminated", given)
     oldest_fetched = min(messages, default=None)
-    for r in given_up.rows(terminated):
-        seq = int(r["stream_seq"])
+    for advisory in rows.each(given_up.window(frames, "terminated", given), given_up.Advisory):
+        seq = advisory.stream_seq or 0
         message = messages.get(seq)
-        example = f"stream_seq {seq}"
         if message is None:
             looked = "messages" in frames and (oldest_fetched is None or seq >= oldest_fetched)
-            yield "broker", "gone" if looked else "not_fetched", None, None, "", 1.0, r["time"], example
-        elif message["event_id"] not in processed:
-            source = message["source"] if message["by_relay"] else "not the relay"
-            kind, event_type, fields = message["problem"], message["event_type"], message["fields"]
-            yield "broker", kind, event_type, source, fields, 1.0, r["time"], example
+            kind = "gone" if looked else "not_fetched"
+            yield "broker", kind, None, None, "", 1.0, advisory.time, f"stream_seq {seq}"
+        elif message.event_id not in processed:
+            source = message.source if message.by_relay else "not the relay"
+            origin = (message.problem, message.event_type, source, message.fields)
+            yield "broker", *origin, 1.0, advisory.time, f"stream_seq {seq}"
     # Rows of the table that neither kind of advisory explains.
     known = {int(s) for name in ("terminated", "exhausted") for s in given_up.column(frames, name, "stream_seq")}
-    for r in given_up.whole(frames, "given_up", "stream_seq", "created_at"):
-        if int(r["stream_seq"]) not in known:
-            seq = int(r["stream_seq"])
-            yield "broker", "unknown", None, None, "", 1.0, r["created_at"], f"stream_seq {seq}"
+    for r in rows.each(frames.get("given_up"), given_up.Recorded):
+        if r.stream_seq is not None and r.stream_seq not in known:
+            yield "broker", "unknown", None, None, "", 1.0, r.created_at, f"stream_seq {r.stream_seq}"
 
 
-def _letter_kinds(frames: Frames) -> Iterable[tuple[Any, ...]]:
+def _letter_kinds(frames: Frames, given: Given) -> Iterable[tuple[Any, ...]]:
     """Dead letters that would fail again, by their error's kind or by what their payload lacks."""
     letters = given_up.letters(frames)
-    kinds = {c.error: c.kind for c in given_up.clusters(frames)}
+    kinds = {c.error: c.kind for c in given_up.clusters(frames, given)}
     weight = errors.weight_of(letters)
-    for r in given_up.rows(letters):
-        fields, kind = given_up.lacks(r["shape"]), kinds.get(errors.fingerprint(r["error_message"]))
+    for r in rows.each(letters, given_up.Letter):
+        fields, kind = given_up.lacks(r.shape), kinds.get(errors.fingerprint(r.error_message))
         if kind == "data" or (fields and kind != "dependency"):
             name = "missing_field" if fields else "refused"
-            yield "delivery", name, r["event_type"], r["source"], fields, weight, r["created_at"], r["event_id"]
+            yield "delivery", name, r.event_type, r.source, fields, weight, r.created_at, r.event_id
 
 
 def _listed(kinds: pd.DataFrame) -> Text:
     """The two most frequent kinds as words, and how many more there are."""
     counted = kinds.groupby(["store", "kind"], sort=False)["n"].sum().reset_index()
     words = [
-        say("letters.kind", n=r["n"], what=say(f"letters.kinds.{r['kind']}"), store=say(f"letters.stores.{r['store']}"))
-        for r in given_up.rows(counted)
+        say("letters.kind", n=n, what=say(f"letters.kinds.{kind}"), store=say(f"letters.stores.{store}"))
+        for store, kind, n in counted.itertuples(index=False)
     ]
     match words:
         case []:
@@ -229,46 +238,42 @@ def _listed(kinds: pd.DataFrame) -> Text:
 def _producers(kinds: pd.DataFrame) -> str:
     """Where the failures come from: event type, source and fields of the most frequent kinds."""
     named = []
-    for r in given_up.rows(kinds.head(3)):
-        source = f"({r['source']})" if r["source"] else None
-        named.append(" ".join(str(x) for x in (r["event_type"], source, r["fields"]) if x))
+    for event_type, source, fields in kinds.head(ORIGINS)[["event_type", "source", "fields"]].itertuples(index=False):
+        known = (event_type, f"({source})" if isinstance(source, str) and source else None, fields)
+        named.append(" ".join(x for x in known if isinstance(x, str) and x))
     return "; ".join(dict.fromkeys(n for n in named if n))
 
 
 def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Iterable[Signal]:
     # A few among many that an outage has left lately do not explain those.
-    since = given.as_of - pd.Timedelta(seconds=RECENT_S)
+    recent_s = given.number("dead_letters.recent")
+    since = given.as_of - pd.Timedelta(seconds=recent_s)
     unpublished = _exhausted_outbox(frames)
     weight = errors.weight_of(table(frames, "outbox_failed", "total"))
     others = {
         "outbox": weight * (unpublished["failed_at"] > since).sum(),
         "broker": (given_up.window(frames, "exhausted", given)["time"] > since).sum(),
-        "delivery": sum(c.n for c in given_up.clusters(frames) if c.kind != "data" and c.last > since),
+        "delivery": sum(c.n for c in given_up.clusters(frames, given) if c.kind != "data" and c.last > since),
     }
-    for store, rows in kinds.groupby("store", sort=False):
-        certain = rows[~rows["kind"].isin(_UNSURE)]
-        sure = len(certain) > 0
-        seen = certain if sure else rows
-        share = 1.0 if seen["n"].sum() >= others[str(store)] else 0.4
-        near = given_up.since_last(seen["last"].max(), given) < RECENT_S
-        place = share * (0.7 if sure and near else 0.4)
-        if store == "outbox":
-            yield from (Signal("FM-OB-02", share * (0.85 if sure else 0.5)), Signal("producer", place))
-        elif store == "broker":
-            yield from (
-                Signal("FM-NATS-02", share * (0.85 if sure else 0.3)),
-                Signal("producer" if sure else "subscriber", place),
-            )
-        else:
-            # What the receiver takes from everybody else fails for what is in it.
-            yield from (Signal("FM-NOTI-04", share * 0.8), Signal("producer", place))
+    for store, found in kinds.groupby("store", sort=False):
+        certain = found[~found["kind"].isin(_UNSURE)]
+        seen = certain if len(certain) else found
+        now, earlier, perhaps = _PERMANENT[str(store)]
+        near = given_up.since_last(seen["last"].max(), given) < recent_s
+        share = 1.0 if seen["n"].sum() >= others[str(store)] else given.number("dead_letters.few_among_many")
+        for signal in given.speaks(perhaps if not len(certain) else now if near else earlier):
+            yield Signal(signal.about, share * signal.weight)
 
 
 # 4.4.2 ------------------------------------------------------------------------------------------------------
 
 
 def collect_transient(rb: Context) -> Frames:
-    """Errors of what was given up, what is being retried now, and deliveries of the broker that ran out."""
+    """Errors of what was given up, what is being retried now, and deliveries of the broker that ran out.
+
+    Frames: outbox_failed, letters, sent_per_minute, older, attempts_ended, retry_load, retrying, tries, errors, outbox,
+    those of `given_up.advisories`, `fetch` and `follow_up`, and those of `delivery.look` and `second_look`.
+    """
     parts = Parts()
     answers = parts.answers
     given_up.advisories(rb, parts)
@@ -282,7 +287,9 @@ def collect_transient(rb: Context) -> Frames:
             return parts.frames()
         answers |= delivery.look(db)
         answers |= {name: db.ask(f"dead_letters/{name}") for name in ("attempts_ended", "retry_load", "retrying")}
-        answers["tries"] = db.ask("recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=TRIES_S))
+        answers["tries"] = db.ask(
+            "recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
+        )
         answers["errors"] = db.ask("outbox/errors")
         answers["outbox"] = db.ask("outbox/backlog")
     answers |= delivery.second_look(rb, answers)
@@ -290,17 +297,31 @@ def collect_transient(rb: Context) -> Frames:
 
 
 @dataclass(frozen=True)
+class FailedTries:
+    """Tries of "delivery" or "publish" that certainly failed in the last seconds."""
+
+    QUESTION: ClassVar[str] = "recovery/failed_tries"
+    part: str = ""
+    failed: float = 0.0
+
+
+@dataclass(frozen=True)
 class Transient:
     """What was given up, or fails now, because something else was down.
 
-    `counts` and `ages` (seconds since the last, infinite for none) are by store; `live` is what fails at this
-    moment, "delivery" or "publish", with how sure that is.
+    `counts` and `ages` (seconds since the last, infinite for none) are by store; `refused` is the observation of a
+    receiver that refuses at this moment, `unpublished_now` whether publishing fails at it.
     """
 
     clusters: list[errors.Cluster]
+    data: float
     lost: pd.DataFrame
     unpublished: pd.DataFrame
-    live: dict[str, float]
+    worker: delivery.Delivery
+    outbox: Outbox
+    tries: dict[str, float]
+    refused: str
+    unpublished_now: bool
     counts: dict[str, float]
     ages: dict[str, float]
     past: bool
@@ -308,18 +329,30 @@ class Transient:
     @classmethod
     def of(cls, frames: Frames, given: Given) -> Transient:
         """Read the frames of `collect_transient`."""
-        clusters = [c for c in given_up.clusters(frames) if c.kind != "data"]
+        every = given_up.clusters(frames, given)
+        clusters = [c for c in every if c.kind != "data"]
         lost, unpublished = _exhausted(frames, given), _exhausted_outbox(frames)
-        weight = errors.weight_of(table(frames, "outbox_failed", "total"))
+        worker, outbox = delivery.delivery(frames), rows.one(frames.get("outbox"), Outbox)
+        refused = worker.refusing(given) if "backlog" in frames else ""
+        tries = {t.part: t.failed for t in rows.each(frames.get("tries"), FailedTries)}
+        published = seconds_between(outbox.last_published, outbox.now)
+        pattern, lately = given.number("tries.pattern"), given.number("success.lately")
         return cls(
             clusters=clusters,
+            data=sum(c.n for c in every if c.kind == "data"),
             lost=lost,
             unpublished=unpublished,
-            live=_live(frames, given),
+            worker=worker,
+            outbox=outbox,
+            tries=tries,
+            refused=refused if refused in REFUSES else "",
+            unpublished_now="backlog" in frames
+            and tries.get("publish", 0.0) >= pattern
+            and (published is None or published >= lately),
             counts={
                 "delivery": sum(c.n for c in clusters),
                 "broker": float(len(lost)),
-                "outbox": len(unpublished) * weight,
+                "outbox": len(unpublished) * errors.weight_of(table(frames, "outbox_failed", "total")),
             },
             ages={
                 "delivery": given_up.since_last(max((c.last for c in clusters), default=None), given),
@@ -328,6 +361,11 @@ class Transient:
             },
             past="backlog" not in frames,
         )
+
+    @property
+    def live(self) -> list[str]:
+        """What fails at this moment."""
+        return [what for what, fails in (("delivery", self.refused), ("publish", self.unpublished_now)) if fails]
 
     @property
     def total(self) -> float:
@@ -345,29 +383,38 @@ class Transient:
 
     def over(self, given: Given) -> list[str]:
         """The stores in which something lies, and nothing fails any more."""
-        failing = {"delivery": "delivery" in self.live, "outbox": "publish" in self.live}
-        quiet = given_up.quiet_s(given)
+        failing, quiet = {"delivery": self.refused, "outbox": self.unpublished_now}, given_up.quiet_s(given)
         return [s for s, n in self.counts.items() if n and not failing.get(s) and self.ages[s] >= quiet]
+
+    def sends(self, given: Given) -> bool:
+        """Whether a send has succeeded so lately that the receiver accepts."""
+        since = seconds_between(self.worker.activity.last_sent, self.worker.activity.now)
+        return since is not None and since < given.number("success.lately")
+
+    def in_part(self, given: Given) -> bool:
+        """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
+        sent = self.worker.activity.sent_1m * given.number("recovery.recent") / 60
+        return self.sends(given) and sent > self.tries.get("delivery", 0.0)
 
 
 def judge_transient(frames: Frames, given: Given) -> Finding:
     """4.4.2: which dependency, since when, still going on?"""
     if "outbox_failed" not in frames:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="dead_letters/outbox_failed"))
+        return no_data("dead_letters/outbox_failed")
     seen, limits = Transient.of(frames, given), given.limits
     load = _load(frames, given)
     now = [
-        limits.value("backlog.waiting_retry", amount(one(frames.get("backlog")), "waiting_retry")),
-        Value("outbox.waiting_retry", amount(one(frames.get("outbox")), "waiting_retry"), "rows"),
+        limits.value("backlog.waiting_retry", seen.worker.queue.waiting_retry),
+        Value("outbox.waiting_retry", seen.outbox.waiting_retry, "rows"),
         Value("retries.next_minute", load["next_minute"], "rows"),
         Value("retries.peak", load["peak"], "1/min"),
     ]
     missing = given_up.unanswered(frames, "exhausted")
     blind = bool(missing) or seen.past or "letters" not in frames
-    throttle = "delivery" in seen.live
     over = [] if seen.past else seen.over(given)
+    portion = given.number("redrive.portion")
     return judged(
-        _transient_headline(seen, frames, given),
+        _transient_headline(seen, given),
         [
             Value("dlq.transient", seen.total, "rows"),
             *(Value(f"dlq.{store}", n, "rows") for store, n in seen.counts.items()),
@@ -380,24 +427,23 @@ def judge_transient(frames: Frames, given: Given) -> Finding:
         reason=missing[0].reason if missing else Reason.NO_DATA if seen.past else Reason.DENIED,
         notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, "letters")),
         signals=tuple(_transient_signals(seen, frames, given)),
-        hops=() if seen.past else _transient_hops(seen, frames),
+        hops=() if seen.past else _transient_hops(seen),
         proposals=(
-            *((_throttle(given),) if throttle else ()),
-            *((proposals.logs(given, "entitlement"),) if "publish" in seen.live else ()),
+            *((remedies.throttle(given, "delivery"),) if seen.refused else ()),
+            *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
             *((proposals.logs(given, "notification"),) if seen.counts["broker"] and not over else ()),
             *(
-                remedies.redrive(s, given.target, given.incident, int(min(seen.counts[s], PORTION)), seen.counts[s])
+                remedies.redrive(s, given.target, given.incident, int(min(seen.counts[s], portion)), seen.counts[s])
                 for s in over
             ),
         ),
-        next_sections=(*(("5.2",) if throttle else ()), *(("4.1",) if "publish" in seen.live else ())),
-        frames={"clusters": _cluster_frame(given_up.clusters(frames)), "unpublished": _by_error(seen.unpublished)},
+        next_sections=(*(("5.2",) if seen.refused else ()), *(("4.1",) if seen.unpublished_now else ())),
+        frames={
+            "clusters": rows.frame(given_up.clusters(frames, given)[:TEXTS], errors.Cluster),
+            "unpublished": _by_error(seen.unpublished),
+        },
         show=("clusters", "unpublished"),
     )
-
-
-def _throttle(given: Given) -> Proposal:
-    return remedies.throttle(given, "delivery")
 
 
 def _exhausted(frames: Frames, given: Given) -> pd.DataFrame:
@@ -412,8 +458,8 @@ def _exhausted(frames: Frames, given: Given) -> pd.DataFrame:
 def _exhausted_outbox(frames: Frames) -> pd.DataFrame:
     """FAILED events that something else than their content held up."""
     failed = table(frames, "outbox_failed", "last_error", "shape", "failed_at")
-    held_up = [outbox_kind(r["last_error"], given_up.lacks(r["shape"])) is None for r in given_up.rows(failed)]
-    return failed[np.array(held_up, dtype=bool)]
+    kinds = [outbox_kind(e, given_up.lacks(s)) for e, s in zip(failed["last_error"], failed["shape"], strict=True)]
+    return failed[np.array([kind is None for kind in kinds], dtype=bool)]
 
 
 def _by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
@@ -422,74 +468,45 @@ def _by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     weight = errors.weight_of(unpublished)
     grouped = unpublished.groupby(unpublished["last_error"].map(errors.fingerprint), sort=False)["failed_at"]
-    rows = [(error, publish.kind_of(error), len(at) * weight, at.min(), at.max()) for error, at in grouped]
-    return pd.DataFrame(rows, columns=columns).sort_values("n", ascending=False, ignore_index=True)
-
-
-def _cluster_frame(found: list[errors.Cluster]) -> pd.DataFrame:
-    columns = ["error", "kind", "shape", "n", "first", "last", "users", "top_user", "types", "top_type"]
-    return pd.DataFrame([[getattr(c, name) for name in columns] for c in found], columns=columns).head(50)
-
-
-def _live(frames: Frames, given: Given) -> dict[str, float]:
-    live: dict[str, float] = {}
-    if "backlog" not in frames:
-        return live
-    refused = delivery.delivery(frames).refused(given)
-    if refused >= 0.6:
-        live["delivery"] = refused
-    backlog = one(frames.get("outbox"))
-    published = seconds_between(backlog.get("last_published"), backlog.get("now"))
-    if _tries(frames, "publish") >= delivery.TRIED and (published is None or published >= publish.PUBLISHES_S):
-        live["publish"] = 0.7
-    return live
-
-
-def _tries(frames: Frames, part: str) -> float:
-    """Tries of "delivery" or "publish" that certainly failed in the last seconds."""
-    tries = table(frames, "tries", "part", "failed")
-    return float(pd.to_numeric(tries[tries["part"] == part]["failed"], errors="coerce").fillna(0).sum())
-
-
-def _sends(frames: Frames) -> bool:
-    """Whether a send has succeeded so lately that the receiver accepts."""
-    activity = one(frames.get("activity"))
-    since = seconds_between(activity.get("last_sent"), activity.get("now"))
-    return since is not None and since < delivery.SENDS_S
-
-
-def _in_part(frames: Frames) -> bool:
-    """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
-    sent = amount(one(frames.get("activity")), "sent_1m") * TRIES_S / 60
-    return _sends(frames) and sent > _tries(frames, "delivery")
+    found = [(error, publish.kind_of(error), len(at) * weight, at.min(), at.max()) for error, at in grouped]
+    return pd.DataFrame(found, columns=columns).sort_values("n", ascending=False, ignore_index=True)
 
 
 def _publish_kind(frames: Frames) -> str:
-    waiting = table(frames, "errors", "status", "last_error", "n")
-    waiting = waiting[(waiting["status"] == "PENDING") & waiting["last_error"].notna()]
-    if waiting.empty:
-        return "other"
-    kinds = waiting["n"].astype(float).groupby([publish.kind_of(e) for e in waiting["last_error"]]).sum()
-    return str(kinds.idxmax())
+    """What most errors of events that wait for another try mean."""
+    kinds: dict[str, float] = {}
+    for e in rows.each(frames.get("errors"), OutboxError):
+        if e.status == "PENDING" and e.last_error is not None:
+            kind = publish.kind_of(e.last_error)
+            kinds[kind] = kinds.get(kind, 0.0) + e.n
+    return max(sorted(kinds), key=kinds.__getitem__, default="other")
+
+
+@dataclass(frozen=True)
+class Retries:
+    """Rows that are due for another try in some tens of seconds."""
+
+    QUESTION: ClassVar[str] = "dead_letters/retry_load"
+    what: str = ""
+    tens_ahead: float = 0.0
+    n: float = 0.0
 
 
 def _load(frames: Frames, given: Given) -> dict[str, float | None]:
     """Retries that are due within a minute, the busiest ten seconds of them, and what the worker can take."""
-    load = table(frames, "retry_load", "what", "tens_ahead", "n")
-    load = load[load["what"] == "delivery"]
-    n = pd.to_numeric(load["n"], errors="coerce").fillna(0)
-    soon = pd.to_numeric(load["tens_ahead"], errors="coerce") < 6
-    most = 60 * facts_of(given).batch_size / facts_of(given).poll_interval_s
+    retries = [r for r in rows.each(frames.get("retry_load"), Retries) if r.what == "delivery"]
+    known, minute = "retry_load" in frames, 60 / given.number("retries.stretch")
+    batch, pause_s = facts_of(given).batch_size, facts_of(given).poll_interval_s
     return {
-        "next_minute": float(n[soon].sum()) if "retry_load" in frames else None,
-        "peak": float(n.max() * 6) if len(n) else 0.0 if "retry_load" in frames else None,
-        "most": most,
+        "next_minute": sum(r.n for r in retries if r.tens_ahead < minute) if known else None,
+        "peak": max((r.n for r in retries), default=0.0) * minute if known else None,
+        "most": 60 * batch / pause_s,
         # The proposal halves the batch and doubles the pause.
-        "throttled": 60 * max(facts_of(given).batch_size // 2, 1) / (2 * facts_of(given).poll_interval_s),
+        "throttled": 60 * max(batch // 2, 1) / (2 * pause_s),
     }
 
 
-def _transient_headline(seen: Transient, frames: Frames, given: Given) -> Text:
+def _transient_headline(seen: Transient, given: Given) -> Text:
     top = seen.clusters[0] if seen.clusters else None
     facts: dict[str, Any] = {
         "ago": seen.last_s,
@@ -497,21 +514,29 @@ def _transient_headline(seen: Transient, frames: Frames, given: Given) -> Text:
         "error": top.error if top else None,
         "users": top.users if top else None,
         "since": f"{top.first:%H:%M:%S}" if top else None,
+        "waiting": seen.worker.queue.waiting_retry,
         **seen.counts,
     }
     if seen.total:
         end = "going_on" if seen.goes_on(given) else "over"
         kind = top.kind if top and seen.counts["delivery"] >= seen.total / 2 else "stores"
         return say(f"letters.{kind}_{end}", **facts)
-    facts["waiting"] = amount(one(frames.get("backlog")), "waiting_retry")
     if seen.live:
-        events = amount(one(frames.get("outbox")), "waiting_retry")
-        return say(
-            "letters.failing_yet", what=say("letters.live_" + "_".join(sorted(seen.live))), events=events, **facts
-        )
-    if given.limits["backlog.waiting_retry"].status(facts["waiting"]) is not Status.OK:
+        what = say("letters.live_" + "_".join(seen.live))
+        return say("letters.failing_yet", what=what, events=seen.outbox.waiting_retry, **facts)
+    if given.limits["backlog.waiting_retry"].status(seen.worker.queue.waiting_retry) is not Status.OK:
         return say("letters.draining", **facts)
-    return say("letters.only_data" if given_up.clusters(frames) else "letters.no_transient", **facts)
+    return say("letters.only_data" if seen.data else "letters.no_transient", **facts)
+
+
+@dataclass(frozen=True)
+class Retrying:
+    """Whose notifications are being retried."""
+
+    QUESTION: ClassVar[str] = "dead_letters/retrying"
+    n: float = 0.0
+    users: float = 0.0
+    top_user_n: float = 0.0
 
 
 def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[str, float | None]) -> Iterable[Text]:
@@ -519,14 +544,14 @@ def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[s
         yield say("letters.present_only")
     elif load["next_minute"]:
         yield say("letters.load", **load)
-    if "delivery" in seen.live:
+    if seen.refused:
         yield say("letters.backoff")
-    retrying = one(frames.get("retrying"))
-    if (n := amount(retrying, "n")) >= delivery.TRIED:
-        share = 100 * amount(retrying, "top_user_n") / n
-        yield say("letters.retrying", n=n, users=amount(retrying, "users"), share=share)
-    if data := sum(c.n for c in given_up.clusters(frames) if c.kind == "data"):
-        yield say("letters.data_elsewhere", n=data)
+    retrying = rows.one(frames.get("retrying"), Retrying)
+    if retrying.n >= given.number("tries.pattern"):
+        share = 100 * retrying.top_user_n / retrying.n
+        yield say("letters.retrying", n=retrying.n, users=retrying.users, share=share)
+    if seen.data:
+        yield say("letters.data_elsewhere", n=seen.data)
     if any(c.kind == "unclear" for c in seen.clusters):
         yield say("letters.unclear")
     if not seen.past:
@@ -538,47 +563,47 @@ def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[s
 
 
 def _transient_signals(seen: Transient, frames: Frames, given: Given) -> Iterable[Signal]:
-    quiet, refused = given_up.quiet_s(given), seen.live.get("delivery", 0.0)
-    if refused and _in_part(frames):
-        yield from (Signal("receiver", 0.5), Signal("FM-NOTI-04", 0.7), Signal("FM-NOTI-03", 0.3))
-    elif refused:
-        yield from (Signal("receiver", refused), Signal("FM-NOTI-03", refused), Signal("FM-NOTI-04", 0.3))
-    elif _sends(frames) and not seen.clusters:
-        yield from (Signal("receiver", -0.4), Signal("FM-NOTI-03", -0.5))
+    recent_s, quiet = given.number("dead_letters.recent"), given_up.quiet_s(given)
+    spoke = []
+    if seen.refused and seen.in_part(given):
+        spoke.append("dead_letters.refuses_some")
+    elif seen.refused:
+        spoke += [seen.refused, "dead_letters.refuses"]
+    elif seen.sends(given) and not seen.clusters:
+        spoke.append("dead_letters.accepts")
     for kind in dict.fromkeys(c.kind for c in seen.clusters):
+        dependency = kind == "dependency"
         ago = min(given_up.since_last(c.last, given) for c in seen.clusters if c.kind == kind)
-        if kind == "dependency":
-            yield from (Signal("FM-NOTI-03", 0.8 if ago < RECENT_S else 0.6), Signal("FM-NOTI-04", 0.4))
-        else:
-            yield Signal("FM-NOTI-04", 0.6)
+        lately = "dead_letters.dependency_lately" if ago < recent_s else "dead_letters.dependency"
+        spoke.append(lately if dependency else "dead_letters.unclear")
         if ago < quiet:  # over, it no longer holds anything up
-            yield Signal("receiver", 0.7 if kind == "dependency" else 0.5)
+            spoke.append("dead_letters.dependency_goes_on" if dependency else "dead_letters.unclear_goes_on")
     if seen.counts["broker"]:
-        yield from (Signal("subscriber", 0.6 if seen.ages["broker"] < RECENT_S else 0.3), Signal("FM-NATS-03", 0.3))
-    if "publish" in seen.live:
-        cause = _publish_kind(frames)
-        if cause == "no_stream":
-            yield from (Signal("jetstream", 0.7), Signal("FM-NATS-04", 0.7))
-        elif cause in ("timeout", "closed"):
-            yield from (Signal("relay", 0.7), Signal("FM-NATS-05", 0.7))
-    if "publish" in seen.live or seen.counts["outbox"]:
-        yield Signal("FM-OB-01", 0.5)
+        ran_out_lately = seen.ages["broker"] < recent_s
+        spoke.append("dead_letters.deliveries_ran_out_lately" if ran_out_lately else "dead_letters.deliveries_ran_out")
+    cause = _publish_kind(frames) if seen.unpublished_now else ""
+    if cause == "no_stream":
+        spoke.append("dead_letters.no_stream")
+    elif cause in ("timeout", "closed"):
+        spoke.append("dead_letters.relay_cut_off")
+    if seen.unpublished_now or seen.counts["outbox"]:
+        spoke.append("dead_letters.unpublished")
+    return [signal for observation in spoke for signal in given.speaks(observation)]
 
 
-def _transient_hops(seen: Transient, frames: Frames) -> tuple[Hop, ...]:
-    backlog, activity, outbox = (one(frames.get(n)) for n in ("backlog", "activity", "outbox"))
+def _transient_hops(seen: Transient) -> tuple[Hop, ...]:
     return (
         Hop(
             "relay",
-            rate_out=amount(outbox, "published_1m"),
-            waiting=amount(outbox, "due") + amount(outbox, "expired"),
-            alive=say("alive.publish_fails") if "publish" in seen.live else None,
+            rate_out=seen.outbox.published_1m,
+            waiting=seen.outbox.ready,
+            alive=say("alive.publish_fails") if seen.unpublished_now else None,
         ),
         Hop(
             "receiver",
-            rate_out=amount(activity, "sent_1m"),
-            waiting=amount(backlog, "waiting_retry"),
-            alive=say("alive.refuses") if "delivery" in seen.live else None,
+            rate_out=seen.worker.activity.sent_1m,
+            waiting=seen.worker.queue.waiting_retry,
+            alive=say("alive.refuses") if seen.refused else None,
         ),
     )
 
@@ -591,11 +616,11 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     series = {"notifications, open": active} | {kind: ended[ended["what"] == kind] for kind in kinds}
     tried: dict[str, dict[int, float]] = {name: {} for name in series}
     for name, frame in series.items():
-        for r in given_up.rows(frame[["attempt_count", "n"]].dropna()):
+        for r in rows.each(frame, Attempts):
             # Whatever is beyond the scale stands in its last column.
-            tries = min(int(r["attempt_count"]), MOST_TRIES)
+            tries = min(r.attempt_count, MOST_TRIES)
             if tries > 0:
-                tried[name][tries] = tried[name].get(tries, 0.0) + float(r["n"])
+                tried[name][tries] = tried[name].get(tries, 0.0) + r.n
     if not any(tried.values()):
         return None
     most = max(10, *(a for counted in tried.values() for a in counted))
@@ -630,17 +655,33 @@ Counts = np.ndarray[Any, np.dtype[np.float64]]
 STORES = ("outbox", "delivery", "broker", "advisories")
 
 
-def _bucket_s(window_minutes: int) -> float:
-    return max(SHORTEST_BUCKET_S, window_minutes * 60 / BUCKETS)
+@dataclass(frozen=True)
+class PerStretch:
+    """New rows of a store in a stretch of the window, counted back from its end."""
+
+    QUESTION: ClassVar[str] = "dead_letters/per_bucket"
+    store: str = ""
+    ago: int = -1
+    n: float = 0.0
+    last: pd.Timestamp | None = None
+    exact: bool = False
+
+
+def _bucket_s(of: Context | Given, window_minutes: int) -> float:
+    """Seconds of a stretch of the window."""
+    return max(of.number("dead_letters.shortest_stretch"), window_minutes * 60 / of.number("dead_letters.stretches"))
 
 
 def collect_trend(rb: Context) -> Frames:
-    """New rows of all four stores over the window, and what they disagree about."""
+    """New rows of all four stores over the window, and what they disagree about.
+
+    Frames: per_bucket, older, those of `given_up.advisories` and `follow_up`, and those of `AGREE` as "part.frame".
+    """
     parts = Parts()
     given_up.advisories(rb, parts)
     with rb.snapshot() as db:
         given_up.follow_up(db, parts.answers)
-        bucket_s = _bucket_s(rb.parameters.window_minutes)
+        bucket_s = _bucket_s(rb, rb.parameters.window_minutes)
         given_up.optional(
             db, parts.answers, {"dead_letters/per_bucket": {"bucket_s": bucket_s}, "dead_letters/older": {}}
         )
@@ -651,20 +692,20 @@ def collect_trend(rb: Context) -> Frames:
 def judge_trend(frames: Frames, given: Given) -> Finding:
     """4.4.3: a burst that is over, or a steady increase?"""
     if "per_bucket" not in frames:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="dead_letters/per_bucket"))
+        return no_data("dead_letters/per_bucket")
     unrecorded = _unrecorded(frames, given)
     counted = series(frames, given)
     new = _events(counted, unrecorded, given)
     total, trend = float(new.sum()), stats.trend_kind(new)
-    bucket_s = _bucket_s(given.window_minutes)
-    newest = min(max(round(GROWTH_S / bucket_s), 1), len(new))
+    bucket_s = _bucket_s(given, given.window_minutes)
+    newest = min(max(round(given.number("dead_letters.growth") / bucket_s), 1), len(new))
     growth = float(new[-newest:].sum()) / (newest * bucket_s / 60)
     ago = given_up.age(_last(frames, given), given)
     found = judge_each(frames, given, AGREE)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     apart, lost = found["letters"].value("integrity.rows"), found["lost"].value("integrity.lost")
     missing = given_up.unanswered(frames, "terminated", "exhausted")
-    key = _shape_of(trend, new, growth, total)
+    key = _shape_of(trend, new, growth, total, given.number("dead_letters.burst_share"))
     began = trend.onset if trend.onset is not None else int(np.argmax(new > 0))
     facts = {
         "n": total,
@@ -707,7 +748,7 @@ def judge_trend(frames: Frames, given: Given) -> Finding:
             *given_up.reading_notes(frames),
         ),
         signals=(
-            *((Signal("subscriber", 0.7), Signal("FM-NATS-03", 0.85)) if len(unrecorded) else ()),
+            *(given.speaks("dead_letters.unrecorded") if len(unrecorded) else ()),
             *(s for f in bad.values() for s in f.signals),
         ),
         hops=(Hop("subscriber", waiting=float(lag)),) if isinstance(lag, int | float) else (),
@@ -721,9 +762,9 @@ def series(frames: Frames, given: Given) -> dict[str, Counts]:
     """New rows per stretch of the window in each store, oldest first."""
     counted = {store: _bucketed((), given) for store in STORES}
     n = len(counted["outbox"])
-    for r in given_up.whole(frames, "per_bucket", "store", "ago", "n"):
-        if r["store"] in counted and 0 <= r["ago"] < n:
-            counted[r["store"]][n - 1 - int(r["ago"])] += float(r["n"])
+    for r in rows.each(frames.get("per_bucket"), PerStretch):
+        if r.store in counted and 0 <= r.ago < n:
+            counted[r.store][n - 1 - r.ago] += r.n
     for name in ("terminated", "exhausted"):
         counted["advisories"] += _bucketed(given_up.window(frames, name, given)["time"], given)
     return counted
@@ -731,7 +772,7 @@ def series(frames: Frames, given: Given) -> dict[str, Counts]:
 
 def _bucketed(times: Iterable[pd.Timestamp], given: Given) -> Counts:
     """How many of these moments lie in each stretch of the window."""
-    bucket_s = _bucket_s(given.window_minutes)
+    bucket_s = _bucket_s(given, given.window_minutes)
     counted = np.zeros(max(int(given.window_minutes * 60 / bucket_s), 1))
     for time in times:
         ago = int((given_up.age(time, given) or 0) // bucket_s)
@@ -745,14 +786,14 @@ def _events(counted: dict[str, Counts], unrecorded: pd.DataFrame, given: Given) 
     return total
 
 
-def _shape_of(trend: stats.Trend, new: Counts, growth: float, total: float) -> str:
+def _shape_of(trend: stats.Trend, new: Counts, growth: float, total: float, burst: float) -> str:
     """none, few, burst (over), burst_on, step, steady or stopped."""
     if not total:
         return "none"
     if total < stats.MIN_BUCKETS:
         return "few" if growth else "stopped"
     if not growth:
-        return "burst" if trend.kind != "steady" or stats.top_share(new) >= BURST_SHARE else "stopped"
+        return "burst" if trend.kind != "steady" or stats.top_share(new) >= burst else "stopped"
     if trend.kind == "step":
         # Up and still there; or down, which is a steady one that has almost ended.
         return "step" if float(new[trend.onset :].mean()) > float(new[: trend.onset].mean()) else "steady"
@@ -762,43 +803,39 @@ def _shape_of(trend: stats.Trend, new: Counts, growth: float, total: float) -> s
 def _edges(given: Given) -> pd.DatetimeIndex:
     """Where the stretches of the window begin, and at last the moment of the run."""
     n = len(_bucketed((), given))
-    return pd.date_range(end=given.as_of, periods=n + 1, freq=pd.Timedelta(seconds=_bucket_s(given.window_minutes)))
+    return pd.date_range(
+        end=given.as_of, periods=n + 1, freq=pd.Timedelta(seconds=_bucket_s(given, given.window_minutes))
+    )
 
 
 def _trend_notes(frames: Frames, given: Given) -> Iterable[Text]:
-    dated = table(frames, "per_bucket", "store", "exact")
-    if not dated[dated["store"] == "outbox"]["exact"].astype(bool).all():
+    if not all(r.exact for r in rows.each(frames.get("per_bucket"), PerStretch) if r.store == "outbox"):
         yield say("letters.estimated_times")
     read = {n: table(frames, n, "time") for n in ("terminated", "exhausted")}
     if any(f.attrs.get("capped") and len(given_up.window(frames, n, given)) == len(f) for n, f in read.items()):
-        yield say("letters.advisories_capped", n=given_up.ADVISORIES)
+        yield say("letters.advisories_capped", n=given.number("dead_letters.advisories"))
 
 
 def _last(frames: Frames, given: Given) -> pd.Timestamp | None:
-    seen = [pd.to_datetime(table(frames, "per_bucket", "last")["last"], utc=True).max()]
-    seen += [
-        pd.to_datetime(given_up.window(frames, n, given)["time"], utc=True).max() for n in ("terminated", "exhausted")
-    ]
-    known = [s for s in seen if s == s]  # NaT equals nothing
-    return max(known) if known else None
+    seen = [r.last for r in rows.each(frames.get("per_bucket"), PerStretch)]
+    for name in ("terminated", "exhausted"):
+        seen += [a.time for a in rows.each(given_up.window(frames, name, given), given_up.Advisory)]
+    return max((at for at in seen if at is not None), default=None)
 
 
 def _unrecorded(frames: Frames, given: Given) -> pd.DataFrame:
     """Advisories of the window that never reached the table: what they are about is lost without a trace."""
+    written = {r.stream_seq: r.created_at for r in rows.each(frames.get("recorded"), given_up.Recorded)}
+    clocks = pd.Timedelta(seconds=given.number("dead_letters.clocks_apart"))
+    old = given.as_of - pd.Timedelta(seconds=given.number("dead_letters.grace"))
+    found = []
+    for name in ("terminated", "exhausted") if "recorded" in frames else ():
+        for a in rows.each(given_up.window(frames, name, given), given_up.Advisory):
+            at = written.get(a.stream_seq)
+            if a.time is not None and a.time < old and (at is None or at < a.time - clocks):
+                found.append((a.stream_seq, name, a.time))
     columns = ["stream_seq", "advisory", "time"]
-    if "recorded" not in frames:
-        return pd.DataFrame(columns=columns)
-    since = {
-        int(r["stream_seq"]): r["created_at"] for r in given_up.whole(frames, "recorded", "stream_seq", "created_at")
-    }
-    rows = []
-    for name in ("terminated", "exhausted"):
-        for r in given_up.rows(given_up.window(frames, name, given)):
-            at, written = pd.Timestamp(r["time"]), since.get(int(r["stream_seq"]))
-            fresh = written is not None and written >= at - pd.Timedelta(seconds=given_up.CLOCKS_S)
-            if not fresh and (given.as_of - at).total_seconds() > GRACE_S:
-                rows.append((int(r["stream_seq"]), name, at))
-    return pd.DataFrame(rows, columns=columns).drop_duplicates("stream_seq").reset_index(drop=True)
+    return pd.DataFrame(found, columns=columns).drop_duplicates("stream_seq").reset_index(drop=True)
 
 
 def draw_trend(frames: Frames, given: Given) -> charts.Chart | None:
@@ -809,7 +846,7 @@ def draw_trend(frames: Frames, given: Given) -> charts.Chart | None:
     new = _events(counted, _unrecorded(frames, given), given)
     if not new.any():
         return None
-    edges, per_min = _edges(given), _bucket_s(given.window_minutes) / 60
+    edges, per_min = _edges(given), _bucket_s(given, given.window_minutes) / 60
     at = [float(x) for x in matplotlib.dates.date2num(edges)]
     trend = stats.trend_kind(new)
     looks = {

@@ -8,76 +8,99 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from runbook_lib import rows
+from runbook_lib.checks.parts import seconds_between
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames
-from runbook_lib.model.frames import amount, one, table
+from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.packs.entitlement.rows import Activity, Attempts, Held, Notifications
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: A send that times out takes about 2 s, so a worker at work finishes at least one row between two looks.
-LOOKS_APART_S = 2.5
-#: From so many rows on, tries that failed are a pattern and not an accident.
-TRIED = 3
-#: A send so recent means that the receiver accepts.
-SENDS_S = 5.0
-#: Rows that the question about attempts looks at.
-SAMPLE = 5000
+#: Observations of a worker that is gone, and not only one that may be waiting for a receiver.
+GONE = ("delivery.stopped", "delivery.seems_stopped")
 
 
 @dataclass(frozen=True)
 class Delivery:
     """The worker as the tables show it.
 
-    `due` counts PENDING that may be taken and leases that are over. `silence_s` is how long nobody has claimed or
-    sent although something was due. `progress` tells whether rows left a worker's hands between two looks; None
-    where one look was enough.
+    `silence_s` is how long nobody has claimed or sent although something was ready. `tries` are rows by how often
+    they were tried in vain. `progress` tells whether rows left a worker's hands between two looks, `accepted` whether
+    one of them was sent; None where one look was enough.
     """
 
-    due: float
-    oldest_s: float
+    queue: Notifications
+    activity: Activity
+    tries: dict[int, int]
     silence_s: float
-    leased: float
-    waiting: float
-    tried: float
     progress: bool | None
-    accepted: bool | None = None
-    failing: bool = True
+    accepted: bool | None
+
+    @property
+    def tried(self) -> float:
+        """Rows that were tried in vain."""
+        return float(sum(self.tries.values()))
 
     @property
     def total(self) -> float:
         """All that has not reached an end."""
-        return self.due + self.leased + self.waiting
+        return self.queue.ready + self.queue.leased + self.queue.waiting_retry
+
+    def stopping(self, given: Given) -> str:
+        """The observation of a worker that is stopped or hangs; "" for none."""
+        limit = given.limits["delivery.silence"]
+        if self.progress or min(self.queue.oldest_s, self.silence_s) < (limit.warning or 0):
+            return ""
+        if self.queue.leased and self.tried >= given.number("tries.pattern"):
+            return "delivery.may_be_stuck"  # or one send after the other that waits for its timeout
+        sure = not self.queue.leased or self.silence_s >= (limit.critical or 0)
+        return "delivery.stopped" if sure else "delivery.seems_stopped"
+
+    def refusing(self, given: Given) -> str:
+        """The observation of a receiver that refuses or does not answer; "" for none."""
+        limits = given.limits
+        if self.tried < given.number("tries.pattern") or not self._failing(given):
+            return ""
+        if self.stopping(given) in GONE:
+            return "delivery.refused_before"
+        many = self.tried >= given.number("delivery.refused_share") * self.total
+        if many or self.queue.waiting_retry >= (limits["backlog.waiting_retry"].warning or 0):
+            return "delivery.refused"
+        # At work, behind, and some tries failed: each send may wait for its timeout.
+        if not self.progress or self.queue.oldest_s < (limits["delivery.silence"].warning or 0):
+            return ""
+        return "delivery.refused_in_part" if self.accepted else "delivery.times_out"
 
     def stopped(self, given: Given) -> float:
         """How strongly this speaks for a worker that is stopped or hangs, 0 to 1."""
-        limit = given.limits["delivery.silence"]
-        if self.progress or min(self.oldest_s, self.silence_s) < (limit.warning or 0):
-            return 0.0
-        if self.leased and self.tried >= TRIED:
-            return 0.45  # or one send after the other that waits for its timeout
-        sure = self.leased == 0 or self.silence_s >= (limit.critical or 0)
-        return 0.9 if sure else 0.6
+        return strength(given, self.stopping(given))
 
     def refused(self, given: Given) -> float:
         """How strongly this speaks for a receiver that refuses or does not answer, 0 to 1."""
-        limits = given.limits
-        if self.tried < TRIED or not self.failing:
-            return 0.0
-        if self.stopped(given) >= 0.6:
-            return 0.3
-        if self.waiting >= (limits["backlog.waiting_retry"].warning or 0) or self.tried >= 0.3 * self.total:
-            return 0.85
-        # At work, behind, and some tries failed: each send may wait for its timeout.
-        behind = self.oldest_s >= (limits["delivery.silence"].warning or 0)
-        if not (self.progress and behind):
-            return 0.0
-        return 0.6 if self.accepted else 0.8
+        return strength(given, self.refusing(given))
+
+    def notes(self, given: Given) -> tuple[Text, ...]:
+        """What two looks have shown."""
+        if self.progress is None:
+            return ()
+        return (say("backlog.progress" if self.progress else "backlog.no_progress", s=given.number("looks.apart")),)
+
+    def _failing(self, given: Given) -> bool:
+        """Whether tries fail now. While sends succeed only a first failure tells; a full sample may have missed it."""
+        sent_s = seconds_between(self.activity.last_sent, self.activity.now)
+        sends = sent_s is not None and sent_s < given.number("success.lately")
+        return not sends or bool(self.tries.get(1)) or self.tried >= given.number("attempts.sample")
+
+
+def strength(given: Given, observation: str) -> float:
+    """The weight of what an observation speaks for, the first of it; 0 for ""."""
+    return given.speaks(observation)[0].weight if observation else 0.0
 
 
 def look(db: Snapshot) -> Frames:
-    """What waits, who holds what, and when somebody was last at work."""
+    """What waits, who holds what, and when somebody was last at work. Frames: backlog, activity, attempts, held."""
     names = ("backlog", "activity", "attempts", "held")
     return {name: db.ask(f"notifications/{name}") for name in names}
 
@@ -86,68 +109,53 @@ def second_look(rb: Context, first: Frames, always: bool = False) -> Frames:
     """The same a little later, `always` or if something has been due for suspiciously long; {} if not.
 
     Waited is only what is left of the time: whatever was asked since the first look has been part of it.
+    Frames: activity_later, attempts_later, held_later.
     """
     limit = rb.catalog.limits["delivery.silence"].warning or 0
-    if not always and delivery(first).oldest_s < limit:
+    if not always and rows.one(first["backlog"], Notifications).oldest_s < limit:
         return {}
-    taken = one(first["activity"]).get("now")
+    taken, apart_s = rows.one(first["activity"], Activity).now, rb.number("looks.apart")
     past_s = 0.0
     if taken is not None and "postgres" in rb.clocks:  # else its clock may not be compared with this one
         past_s = (rb.now() - taken).total_seconds()
-    time.sleep(min(max(LOOKS_APART_S - past_s, 0.0), LOOKS_APART_S))
+    time.sleep(min(max(apart_s - past_s, 0.0), apart_s))
     with rb.snapshot() as db:
         return {f"{name}_later": db.ask(f"notifications/{name}") for name in ("activity", "attempts", "held")}
 
 
 def delivery(frames: Frames) -> Delivery:
     """Read the frames of `look`, and of `second_look` if there was one."""
-    backlog, activity = one(frames.get("backlog")), one(frames.get("activity"))
-    due = amount(backlog, "due") + amount(backlog, "expired")
-    oldest = max(amount(backlog, "oldest_due_s"), amount(backlog, "oldest_expired_s"))
-    leased, progress = amount(backlog, "leased"), _progress(frames)
-    signs = ["last_claim", "last_sent", "last_try"]
-    if progress is False and not leased:
-        signs.remove("last_try")  # an upper bound only, and nothing supports it
-    now = activity.get("now")
-    seen = [activity[s] for s in signs if activity.get(s) is not None]
-    silence = (now - max(seen)).total_seconds() if now is not None and seen else oldest
-    tries = _tries(frames, "attempts")
-    last_sent = activity.get("last_sent")
-    sends = now is not None and last_sent is not None and (now - last_sent).total_seconds() < SENDS_S
+    queue = rows.one(frames.get("backlog"), Notifications)
+    activity, later = (rows.one(frames.get(name), Activity) for name in ("activity", "activity_later"))
+    tries, oldest, progress = _tries(frames, "attempts"), queue.oldest_s, None
+    accepted = _newer(activity.last_sent, later.last_sent)
+    if "held" in frames and "held_later" in frames:
+        moved = accepted or _newer(activity.last_claim, later.last_claim)
+        gone = _claims(frames["held"]) - _claims(frames["held_later"])
+        progress = moved or bool(gone) or tries != _tries(frames, "attempts_later")
+    signs = [activity.last_claim, activity.last_sent]
+    if progress is not False or queue.leased:
+        signs.append(activity.last_try)  # an upper bound only: it counts where something supports it
+    seen = [at for at in signs if at is not None]
+    silence = (activity.now - max(seen)).total_seconds() if activity.now is not None and seen else oldest
     return Delivery(
-        due=due,
-        oldest_s=oldest,
+        queue=queue,
+        activity=activity,
+        tries=tries,
         silence_s=0.0 if progress else max(min(silence, oldest), 0.0),
-        leased=leased,
-        waiting=amount(backlog, "waiting_retry"),
-        tried=float(sum(tries.values())),
         progress=progress,
-        accepted=None if progress is None else _newer(frames, "last_sent"),
-        # A first failure waits 1.5 s at most, so that a row with one is of now. A full sample may have missed them.
-        failing=not sends or bool(tries.get(1)) or sum(tries.values()) >= SAMPLE,
+        accepted=None if progress is None else accepted,
     )
 
 
-def _progress(frames: Frames) -> bool | None:
-    if "held" not in frames or "held_later" not in frames:
-        return None
-    before, after = (table(frames, name, "notification_id", "locked_at") for name in ("held", "held_later"))
-    newer = any(_newer(frames, sign) for sign in ("last_claim", "last_sent"))
-    gone = _claims(before) - _claims(after)
-    return newer or bool(gone) or _tries(frames, "attempts") != _tries(frames, "attempts_later")
+def _newer(before: pd.Timestamp | None, after: pd.Timestamp | None) -> bool:
+    return after is not None and (before is None or after > before)
 
 
-def _newer(frames: Frames, sign: str) -> bool:
-    first, later = one(frames.get("activity")), one(frames.get("activity_later"))
-    return later.get(sign) is not None and (first.get(sign) is None or later[sign] > first[sign])
-
-
-def _claims(held: pd.DataFrame) -> set[tuple[str, str]]:
-    return set(zip(held["notification_id"].astype(str), held["locked_at"].astype(str), strict=True))
+def _claims(held: pd.DataFrame) -> set[tuple[str, pd.Timestamp | None]]:
+    return {(row.notification_id, row.locked_at) for row in rows.each(held, Held)}
 
 
 def _tries(frames: Frames, name: str) -> dict[int, int]:
     """Rows by how often they were tried in vain, those never tried left out."""
-    attempts = table(frames, name, "attempt_count", "n")[["attempt_count", "n"]]
-    numbers = attempts.apply(pd.to_numeric, errors="coerce").dropna()
-    return {int(a): int(n) for a, n in zip(numbers["attempt_count"], numbers["n"], strict=True) if a > 0}
+    return {row.attempt_count: row.n for row in rows.each(frames.get(name), Attempts) if row.attempt_count > 0}

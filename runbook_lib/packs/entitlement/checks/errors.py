@@ -13,17 +13,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-Kind = Literal["dependency", "data", "unclear"]
+from runbook_lib.context import Given
 
-#: From so many letters on, a concentration on one user or type is a pattern and not an accident.
-USER_MANY, TYPE_MANY = 3, 10
-USER_SHARE, TYPE_SHARE = 0.8, 0.95
-#: A long time: so many minutes with letters beside the three busiest, over more than this.
-LONG_MINUTES, LONG_MIN = 3, 10.0
-#: A run looks back no further, and nothing here is to count the minutes of a broken clock.
-LONGEST_WINDOW = pd.Timedelta(days=7)
-#: Others pass when there were sends in so many of the minutes between the first and the last letter.
-PASS_SHARE = 0.8
+Kind = Literal["dependency", "data", "unclear"]
 
 _FOLDS = tuple(
     (re.compile(pattern, re.IGNORECASE), fold)
@@ -41,6 +33,9 @@ _FOLDS = tuple(
 )
 #: A number of three digits that stands alone is a status code, and the meaning of the text.
 _NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
+
+#: Characters of a text that tell it from others.
+LONGEST_TEXT = 200
 
 _DEPENDENCY = re.compile(
     r"time[d ]*-?out|did not answer|no answer|unreachable|refused|reset|unavailable|too many requests|broken pipe"
@@ -64,7 +59,7 @@ def fingerprint(text: object) -> str:
     folded = " ".join(str(text or "").split())
     for pattern, fold in _FOLDS:
         folded = pattern.sub(fold, folded)
-    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:200]
+    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:LONGEST_TEXT]
 
 
 def text_kind(text: object) -> Kind:
@@ -84,6 +79,8 @@ class Cluster:
     """Dead letters with one error text; `n` is an estimate where they are a sample."""
 
     error: str
+    kind: Kind
+    shape: Literal["burst", "long", "few"]
     n: float
     first: pd.Timestamp
     last: pd.Timestamp
@@ -91,12 +88,9 @@ class Cluster:
     top_user: float
     types: int
     top_type: str
-    one_type: bool
-    shape: Literal["burst", "long", "few"]
-    kind: Kind
 
 
-def clusters(letters: pd.DataFrame, sent: pd.DataFrame | None = None) -> list[Cluster]:
+def clusters(letters: pd.DataFrame, given: Given, sent: pd.DataFrame | None = None) -> list[Cluster]:
     """Sort dead letters (created_at, error_message, user_id, event_type, total) by text, most frequent first.
 
     `sent` (minute, n) tells when other notifications got through.
@@ -106,7 +100,7 @@ def clusters(letters: pd.DataFrame, sent: pd.DataFrame | None = None) -> list[Cl
     weight = weight_of(letters)
     minutes = set(sent[sent["n"] > 0]["minute"]) if sent is not None and {"minute", "n"} <= set(sent.columns) else set()
     found = [
-        _cluster(str(error), group, weight, minutes)
+        _cluster(str(error), group, weight, minutes, given)
         for error, group in letters.groupby(letters["error_message"].map(fingerprint), sort=False)
     ]
     return sorted(found, key=lambda c: -c.n)
@@ -118,21 +112,23 @@ def weight_of(sample: pd.DataFrame) -> float:
     return max(float(total) / len(sample), 1.0) if total is not None and total == total else 1.0
 
 
-def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timestamp]) -> Cluster:
+def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timestamp], given: Given) -> Cluster:
     n = len(rows) * weight
     at = pd.to_datetime(rows["created_at"], utc=True)
-    rows = rows[at >= at.max() - LONGEST_WINDOW]
+    rows = rows[at >= at.max() - pd.Timedelta(days=given.number("window.longest"))]
     at = at[rows.index]
     users = rows["user_id"].dropna().value_counts()
     types = rows["event_type"].dropna().value_counts()
-    top_user = float(users.iloc[0] / users.sum()) if len(users) else 0.0
-    one_type = bool(len(types)) and n >= TYPE_MANY and float(types.iloc[0] / types.sum()) >= TYPE_SHARE
-    shape = _shape(at, n)
+    top_user, top_type = (float(v.iloc[0] / v.sum()) if len(v) else 0.0 for v in (users, types))
+    one_user = n >= given.number("errors.user_many") and top_user >= given.number("errors.user_share")
+    one_type = n >= given.number("errors.type_many") and top_type >= given.number("errors.type_share")
+    shape = _shape(at, n, given)
     between = pd.date_range(at.min().floor("min"), at.max().floor("min"), freq="min")
-    others_pass = sum(minute in sent for minute in between) >= PASS_SHARE * len(between)
-    one_user = n >= USER_MANY and top_user >= USER_SHARE
+    others_pass = sum(minute in sent for minute in between) >= given.number("errors.pass_share") * len(between)
     return Cluster(
         error=error,
+        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
+        shape=shape,
         n=n,
         first=at.min(),
         last=at.max(),
@@ -140,19 +136,18 @@ def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timesta
         top_user=top_user,
         types=len(types),
         top_type=str(types.index[0]) if len(types) else "",
-        one_type=one_type,
-        shape=shape,
-        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
     )
 
 
-def _shape(at: pd.Series[pd.Timestamp], n: float) -> Literal["burst", "long", "few"]:
+def _shape(at: pd.Series[pd.Timestamp], n: float, given: Given) -> Literal["burst", "long", "few"]:
     counts = np.bincount((at - at.min()).dt.total_seconds().to_numpy().astype(int) // 60)
+    busiest = int(given.number("errors.busiest"))
     # A burst in a long series is still a long series; a few that came late after a burst are a burst.
-    beside = np.sort([i for i in np.argsort(-counts, kind="stable")[3:] if counts[i] > 0])
-    if len(beside) >= LONG_MINUTES and beside[-1] - beside[0] >= LONG_MIN:
+    beside = np.sort([i for i in np.argsort(-counts, kind="stable")[busiest:] if counts[i] > 0])
+    long = len(beside) >= given.number("errors.long_minutes")
+    if long and beside[-1] - beside[0] >= given.number("errors.long_span"):
         return "long"
-    return "burst" if n >= USER_MANY else "few"
+    return "burst" if n >= given.number("errors.user_many") else "few"
 
 
 def _kind(words: Kind, shape: str, one_user: bool, one_type: bool, others_pass: bool) -> Kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -12,6 +12,7 @@ import matplotlib.dates
 import numpy as np
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import stats
 from runbook_lib.analysis.diagnosis import signals_of_silence
@@ -22,7 +23,6 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import (
     Finding,
     Frames,
-    Proposal,
     Reason,
     Signal,
     Status,
@@ -32,7 +32,7 @@ from runbook_lib.model.finding import (
     say,
     worst,
 )
-from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.facts import asked_of, facts_of
 from runbook_lib.sources import SourceError, logs
@@ -41,16 +41,10 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: A log is read no further back than this, however wide the window is.
-LONGEST_MIN = 60
-#: "Now": tries, as 6.2 counts them; and errors, which are counted per minute.
-TRIES_S, RECENT_S = recovery.RECENT * recovery.BUCKET_S, 60
-#: A silence that ends a series: no wait for the next try is longer than 90 s.
-GAP_S = 120
-#: A log that begins so much later than it was asked for is said to.
-LATE_S = 60
 #: Different texts that are told apart; the rest is counted as one.
 MOST_TEXTS = 200
+#: Characters of a cause in a headline.
+LONGEST_CAUSE = 80
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
@@ -62,15 +56,21 @@ FAILED_TRY = (
     "outbox publish moved to FAILED",
 )
 SENT = "notification simulated send"
-#: Of these, a try that failed and will be made again: it speaks for a cause only when many do.
+#: Of these, a try that failed and will be made again: it speaks for a cause only as strongly as tries fail.
 RETRIED = ("notification retry scheduled", "outbox publish retry scheduled")
 #: A client that gave its connection up says so once, and is deaf until the next start.
 CLOSED = ("no further reconnect", "Connection is Closed")
 STARTED = ("notification stream ensured", "entitlement stream ensured")
 #: Failure modes that a restart does not end.
 NOT_CURED = ("FM-NOTI-03", "FM-NOTI-04", "FM-DB-01", "FM-OB-02", "FM-NATS-02", "FM-NATS-04")
-MANY, LIKELY, PAST = 3, 0.4, 0.2
-WEIGHTS = {Status.OK: 0.0, Status.WARNING: LIKELY, Status.CRITICAL: 0.75, Status.UNKNOWN: 0.0}
+#: What failed tries speak for, and how strongly their phrases do.
+FAILING = {
+    ("delivery", Status.WARNING): "exceptions.some_sends_fail",
+    ("delivery", Status.CRITICAL): "exceptions.sends_fail",
+    ("publish", Status.WARNING): "exceptions.some_publishes_fail",
+    ("publish", Status.CRITICAL): "exceptions.publishes_fail",
+}
+RETRIES_SPEAK = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
 COLOURS = (charts.RED, charts.ORANGE, charts.BLUE, charts.GREEN, charts.GREY)
 HATCHES = ("", "//", "..", "xx", "")
 
@@ -94,16 +94,20 @@ _MINUTES = ["minute", "what", "n"]
 
 
 def collect_exceptions(rb: Context) -> Frames:
-    """5.1.1: the workload's log, its tries by the tables, and by Prometheus where there is one."""
+    """5.1.1: the workload's log, its tries by the tables, and by Prometheus where there is one.
+
+    Frames: those of `log_frames`, those of `recovery.collect_errors`, results (result: text; value: number), about
+    (workload, name: text; minutes: min).
+    """
     which = asked_of(rb).workload
     name = str(getattr(facts_of(rb).workloads, which))
-    minutes = min(rb.parameters.window_minutes, LONGEST_MIN)
+    minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
     parts = Parts()
     with parts.part("log") as found:
         needs_the_present(rb, "workloads")
         lines = rb.workloads.logs(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
-        found |= log_frames(lines, known, rb.now().floor("us").to_pydatetime(), minutes, rb.lang)
+        found |= log_frames(lines, known, rb.now().floor("us").to_pydatetime(), minutes, rb.number, rb.lang)
     with parts.part("tries") as found:
         found |= recovery.collect_errors(rb)
     if which == "notification":
@@ -119,32 +123,41 @@ class _Seen:
     times: list[datetime] = field(default_factory=list)
     level: str = ""
 
-    def facts(self, at: datetime, covered_min: float) -> dict[str, Any]:
+    def facts(self, at: datetime, covered_min: float, number: Callable[[str], float]) -> dict[str, Any]:
         ages = [(at - t).total_seconds() for t in self.times]
         return {
             "level": self.level,
             "n": len(ages),
-            "now": sum(age <= RECENT_S for age in ages),
-            "tries_now": sum(age <= TRIES_S for age in ages),
+            "now": sum(age <= number("log.just_now") for age in ages),
+            "tries_now": sum(age <= number("recovery.recent") for age in ages),
             "per_min": round(len(ages) / covered_min, 2),
             "first": pd.Timestamp(min(self.times)),
             "last": pd.Timestamp(max(self.times)),
-            "since": pd.Timestamp(self._since()),
+            "since": pd.Timestamp(self._since(number("log.gap"))),
         }
 
-    def _since(self) -> datetime:
+    def _since(self, gap_s: float) -> datetime:
         """Where the newest unbroken series of them begins."""
         newest_first = sorted(self.times, reverse=True)
         for later, earlier in pairwise(newest_first):
-            if (later - earlier).total_seconds() > GAP_S:
+            if (later - earlier).total_seconds() > gap_s:
                 return later
         return newest_first[-1]
 
 
 def log_frames(
-    lines: list[str], phrases: Mapping[str, Phrase], at: datetime, minutes: float, lang: str = "en"
+    lines: list[str],
+    phrases: Mapping[str, Phrase],
+    at: datetime,
+    minutes: float,
+    number: Callable[[str], float],
+    lang: str = "en",
 ) -> Frames:
-    """Count what a log says in the minutes before a moment: known phrases, and the other errors by their text."""
+    """Count what a log says in the minutes before a moment: known phrases, and the other errors by their text.
+
+    Frames: log (lines, entries: number; first, last: time; late_s: s), phrases (`_PHRASES`), texts (`_TEXTS`),
+    per_minute (minute: time; what: text; n: entries). Columns `n`, `now` and `tries_now` are entries, `per_min` 1/min.
+    """
     begin = at - timedelta(minutes=minutes)
     by_phrase: dict[str, _Seen] = {}
     by_text: dict[tuple[str, str], _Seen] = {}
@@ -170,28 +183,22 @@ def log_frames(
         minute = record.time.replace(second=0, microsecond=0)
         per_minute[minute, phrase or text] = per_minute.get((minute, phrase or text), 0) + 1
 
-    covered_min = max((at - min([*times, at])).total_seconds(), RECENT_S) / 60
-
-    def meaning(phrase: str) -> str:
-        return phrases[phrase].ja if lang == "ja" else phrases[phrase].en
-
-    found = pd.DataFrame(
-        [
-            {
-                "phrase": phrase,
-                "failure_modes": ", ".join(phrases[phrase].failure_modes),
-                "trend": _trend(seen.times, at, covered_min),
-                "meaning": meaning(phrase),
-            }
-            | seen.facts(at, covered_min)
-            for phrase, seen in by_phrase.items()
-        ],
-        columns=_PHRASES,
-    )
-    texts = pd.DataFrame(
-        [{"phrase": phrase, "detail": text} | seen.facts(at, covered_min) for (phrase, text), seen in by_text.items()],
-        columns=_TEXTS,
-    )
+    covered_min = max((at - min([*times, at])).total_seconds(), number("log.just_now")) / 60
+    found = [
+        {
+            "phrase": phrase,
+            "failure_modes": ", ".join(phrases[phrase].failure_modes),
+            "trend": _trend(seen.times, at, covered_min),
+            "meaning": phrases[phrase].ja if lang == "ja" else phrases[phrase].en,
+        }
+        | seen.facts(at, covered_min, number)
+        for phrase, seen in by_phrase.items()
+    ]
+    texts = [
+        {"phrase": phrase, "detail": text} | seen.facts(at, covered_min, number)
+        for (phrase, text), seen in by_text.items()
+    ]
+    minutely = [(pd.Timestamp(minute), what, n) for (minute, what), n in sorted(per_minute.items())]
     return {
         "log": row(
             lines=len(lines),
@@ -200,11 +207,13 @@ def log_frames(
             last=pd.Timestamp(max(times)) if times else pd.NaT,
             late_s=(min(times) - begin).total_seconds() if times else None,
         ),
-        "phrases": found.sort_values(["level", "n"], key=_worst_first, kind="stable", ignore_index=True),
-        "texts": texts.sort_values("n", ascending=False, kind="stable", ignore_index=True),
-        "per_minute": pd.DataFrame(
-            [(pd.Timestamp(minute), what, n) for (minute, what), n in sorted(per_minute.items())], columns=_MINUTES
+        "phrases": pd.DataFrame(found, columns=_PHRASES).sort_values(
+            ["level", "n"], key=_worst_first, kind="stable", ignore_index=True
         ),
+        "texts": pd.DataFrame(texts, columns=_TEXTS).sort_values(
+            "n", ascending=False, kind="stable", ignore_index=True
+        ),
+        "per_minute": pd.DataFrame(minutely, columns=_MINUTES),
     }
 
 
@@ -231,6 +240,45 @@ def _trend(times: list[datetime], at: datetime, covered_min: float) -> str:
 
 
 @dataclass(frozen=True)
+class About:
+    """The workload that was asked about, its name, and how far back its log was read."""
+
+    workload: str = "notification"
+    name: str = ""
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of its log: lines, the entries among them that have a time, and from when on."""
+
+    lines: float | None = None
+    entries: float = 0.0
+    first: pd.Timestamp | None = None
+    late_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Entries of one phrase, or of one text: in all, and of the last moments."""
+
+    phrase: str = ""
+    detail: str = ""
+    level: str = ""
+    failure_modes: str = ""
+    n: float = 0.0
+    now: float = 0.0
+    tries_now: float = 0.0
+    since: pd.Timestamp | None = None
+    last: pd.Timestamp | None = None
+
+    @property
+    def recent(self) -> float:
+        """Those of the last moments; tries as 6.2 counts them."""
+        return self.tries_now if self.phrase in FAILED_TRY else self.now
+
+
+@dataclass(frozen=True)
 class Log:
     """What the frames of `log_frames` come to: tries that failed, and errors that are none."""
 
@@ -240,7 +288,7 @@ class Log:
     errors: float
     errors_now: float
     top: str
-    since: Any
+    since: pd.Timestamp | None
     closed: bool
 
     @property
@@ -256,76 +304,58 @@ class Log:
 
 def read_log(frames: Frames) -> Log | None:
     """The log in numbers; None where it could not be read, or says nothing."""
-    if not amount(one(frames.get("log")), "entries"):
+    if not rows.one(frames.get("log"), Read).entries:
         return None
-    phrases, texts = table(frames, "phrases", *_PHRASES), table(frames, "texts", *_TEXTS)
-    tries = phrases[phrases["phrase"].isin(FAILED_TRY)]
+    phrases, texts = (rows.each(frames.get(name), Counted) for name in ("phrases", "texts"))
+    tries = [p for p in phrases if p.phrase in FAILED_TRY]
+    bad = [p for p in phrases if p.level in ("WARN", "ERROR") and p.failure_modes and p.phrase not in FAILED_TRY]
     # What no phrase explains counts when it is an error; a warning of some library is shown, and no more.
-    bad = phrases[
-        phrases["level"].isin(["WARN", "ERROR"])
-        & (phrases["failure_modes"] != "")
-        & ~phrases["phrase"].isin(FAILED_TRY)
-    ]
-    odd = texts[(texts["phrase"] == "") & (texts["level"] == "ERROR")]
-    kinds = [
-        *zip(tries["n"], tries["tries_now"], tries["since"], tries["phrase"], strict=True),
-        *zip(bad["n"], bad["now"], bad["since"], bad["phrase"], strict=True),
-        *zip(odd["n"], odd["now"], odd["since"], odd["detail"], strict=True),
-    ]
+    bad += [t for t in texts if not t.phrase and t.level == "ERROR"]
 
-    def last(names: tuple[str, ...]) -> Any:
-        return phrases.loc[phrases["phrase"].isin(names), "last"].max()
+    def last(names: tuple[str, ...]) -> pd.Timestamp | None:
+        return max((p.last for p in phrases if p.phrase in names and p.last is not None), default=None)
 
     closed, started = last(CLOSED), last(STARTED)
-    deaf = bool(pd.notna(closed) and not (pd.notna(started) and started > closed))
-    top = max(kinds, key=lambda kind: (deaf and kind[3] in CLOSED, kind[1], kind[0]), default=(0, 0, None, None))
-    causes = texts.loc[texts["phrase"] == top[3], "detail"]  # the most frequent first
+    deaf = closed is not None and (started is None or started <= closed)
+    top = max([*tries, *bad], key=lambda c: (deaf and c.phrase in CLOSED, c.recent, c.n), default=Counted())
+    cause = next((t.detail for t in texts if top.phrase and t.phrase == top.phrase), "")  # the most frequent first
     return Log(
-        failed=_sum(tries, "n"),
-        failed_now=_sum(tries, "tries_now"),
-        sent_now=_sum(phrases[phrases["phrase"] == SENT], "tries_now"),
-        errors=_sum(bad, "n") + _sum(odd, "n"),
-        errors_now=_sum(bad, "now") + _sum(odd, "now"),
-        top=str(top[3] or "") if causes.empty else f"{top[3]}: {str(causes.iloc[0])[:80]}",
-        since=top[2],
+        failed=sum(t.n for t in tries),
+        failed_now=sum(t.recent for t in tries),
+        sent_now=sum(p.tries_now for p in phrases if p.phrase == SENT),
+        errors=sum(c.n for c in bad),
+        errors_now=sum(c.recent for c in bad),
+        top=f"{top.phrase}: {cause[:LONGEST_CAUSE]}" if cause else top.phrase or top.detail,
+        since=top.since,
         closed=deaf,
     )
 
 
 def judge_exceptions(frames: Frames, given: Given) -> Finding:
     """5.1.1: does the process fail, how often, since when and with what; would a restart be the cure?"""
-    about, failed = one(frames.get("about")), failures(frames)
-    which = str(about.get("workload") or "notification")
-    part, name = PART.get(which, "delivery"), str(about.get("name") or which)
-    log, read = read_log(frames), bool(one(frames.get("log")))
-    tries = "tries" in frames and bool(one(frames.get(recovery.TRIED[part][0])))
+    about, failed = rows.one(frames.get("about"), About), failures(frames)
+    part, name = PART.get(about.workload, "delivery"), about.name or about.workload
+    log, read = read_log(frames), rows.first(frames.get("log"), Read)
+    tries = "tries" in frames and len(frames.get(recovery.TRIED[part][0], ())) > 0
     if log is None and not tries:
         nothing = SourceError("workloads", Reason.NO_DATA, "no line in the log, and no tries", "")
         return could_not_ask(failed.get("log") or failed.get("tries") or nothing)
 
     texts, values, notes = [], [], []
-    if log is not None:
-        seen = {"name": name, "what": log.top, **vars(log), "minutes": about.get("minutes"), "bad": log.bad}
+    closed, unread = log is not None and log.closed, None if read else failed.get("log")
+    if log is not None and read is not None:
+        seen = {"name": name, "what": log.top, **vars(log), "minutes": about.minutes}
         word = "quiet" if not log.bad else "now" if log.bad_now else "over"
-        texts.append(say(f"exceptions.{word}", **seen, lines=one(frames.get("log")).get("lines"), now=log.bad_now))
+        texts.append(say(f"exceptions.{word}", **seen, lines=read.lines, now=log.bad_now))
         values += _log_values(log, part, given)
-        if (one(frames.get("log")).get("late_s") or 0) > LATE_S:
-            notes.append(say("exceptions.late", first=one(frames.get("log")).get("first")))
+        if read.late_s > given.number("log.late"):
+            notes.append(say("exceptions.late", first=read.first))
     else:
         detail = failed["log"].detail if "log" in failed else None
-        texts.append(
-            say(
-                "exceptions.silent" if read else "exceptions.unread",
-                name=name,
-                detail=detail,
-                minutes=about.get("minutes"),
-            )
-        )
+        silent = "exceptions.silent" if read else "exceptions.unread"
+        texts.append(say(silent, name=name, detail=detail, minutes=about.minutes))
         notes.append(say("exceptions.tables_only"))
-    unread = None if read else failed.get("log")
-    at_least, failing = Status.UNKNOWN if unread else Status.OK, Status.OK
-    if log is not None:
-        at_least = Status.CRITICAL if log.closed else Status.OK
+    at_least, failing = Status.CRITICAL if closed else Status.UNKNOWN if unread else Status.OK, Status.OK
     if tries:
         rate = recovery.error_rate(frames, given, part)
         texts.append(rate.text)
@@ -338,31 +368,30 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
     values += _results(frames, given, alone=not tries)
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])
-    modes = _modes(frames, failing, closed=log is not None and log.closed)
-    useless = [mode for mode, weight in modes.items() if mode in NOT_CURED and weight >= LIKELY]
-    if log is not None and log.closed:
+    modes = _modes(frames, given, failing, closed=closed)
+    likely = given.number("phrase.now")
+    useless = [mode for mode, weight in modes.items() if mode in NOT_CURED and weight >= likely]
+    if closed:
         notes.append(say("exceptions.closed"))
     elif useless:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
-    hop, share = ("receiver", 1.0) if part == "delivery" else ("relay", 0.6)
-    signals = [Signal(mode, weight) for mode, weight in modes.items()]
-    if "tries" in failed:
-        signals += signals_of_silence(failed["tries"], given.catalog)
-    if failing is not Status.OK:
-        signals.append(Signal(hop, share * WEIGHTS[failing]))
-    offered: list[Proposal] = []
-    if log is not None and log.closed:
-        offered.append(proposals.restart(given, which))
-    elif log is None:
-        offered.append(proposals.logs(given, which))
+    spoken = FAILING.get((part, failing))
     return judged(
         say("recovery.both", a=texts[0], b=texts[1]) if len(texts) == 2 else texts[0],
         values,
         at_least=at_least,
         reason=unread.reason if unread else None,
         notes=tuple(notes),
-        signals=tuple(signals),
-        proposals=tuple(offered),
+        signals=(
+            *(Signal(mode, weight) for mode, weight in modes.items()),
+            *(signals_of_silence(failed["tries"], given.catalog) if "tries" in failed else ()),
+            *(given.speaks(spoken) if spoken else ()),
+        ),
+        proposals=(proposals.restart(given, about.workload),)
+        if closed
+        else (proposals.logs(given, about.workload),)
+        if log is None
+        else (),
         next_sections=("5.2",) if part == "delivery" and failing is not Status.OK else (),
         show=tuple(f for f in ("phrases", "texts") if f in frames and not frames[f].empty),
     )
@@ -390,45 +419,41 @@ def _results(frames: Frames, given: Given, *, alone: bool) -> list[Value]:
     return [value if alone else replace(value, threshold=None)]
 
 
-def _modes(frames: Frames, failing: Status, *, closed: bool) -> dict[str, float]:
+def _modes(frames: Frames, given: Given, failing: Status, *, closed: bool) -> dict[str, float]:
     """How strongly the phrases speak for failure modes; those of failed tries, as strongly as the tries fail."""
+    many, likely, past = given.number("phrase.many"), given.number("phrase.now"), given.number("phrase.past")
     weights: dict[str, float] = {}
-    for found in table(frames, "phrases", *_PHRASES).to_dict("records"):
-        now = float(found["now"] or 0)
-        weight = 0.6 if now >= MANY else LIKELY if now else PAST
-        if found["phrase"] in RETRIED:
-            weight = WEIGHTS[failing]
-        elif found["phrase"] in CLOSED:
-            weight = 0.8 if closed else PAST
-        for mode in str(found["failure_modes"] or "").split(", "):
+    for found in rows.each(frames.get("phrases"), Counted):
+        weight = many if found.now >= given.number("tries.pattern") else likely if found.now else past
+        if found.phrase in RETRIED:
+            weight = given.number(RETRIES_SPEAK[failing]) if failing in RETRIES_SPEAK else 0.0
+        elif found.phrase in CLOSED:
+            weight = given.number("phrase.closed") if closed else past
+        for mode in found.failure_modes.split(", "):
             if mode and weight:
                 weights[mode] = max(weights.get(mode, 0.0), weight)
     return weights
 
 
-def _sum(frame: pd.DataFrame, column: str) -> float:
-    return float(pd.to_numeric(frame[column]).sum())
-
-
 def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:
     """Warnings and errors per minute, by what they say."""
-    found, about = table(frames, "per_minute", *_MINUTES), one(frames.get("about"))
-    if not amount(one(frames.get("log")), "entries") or found.empty:
+    found, about = table(frames, "per_minute", *_MINUTES), rows.one(frames.get("about"), About)
+    if not rows.one(frames.get("log"), Read).entries or found.empty:
         return None
     minutes = pd.to_datetime(found["minute"], utc=True)
     totals = found.groupby("what")["n"].sum().sort_values(ascending=False)
     top = list(totals.index[: len(COLOURS) - 1])
-    begin = given.as_of - pd.Timedelta(minutes=min(amount(about, "minutes") or 1, LONGEST_MIN))
+    begin = given.as_of - pd.Timedelta(minutes=min(about.minutes or 1, given.number("log.longest")))
     span = pd.date_range(
         min(begin.floor("min"), minutes.min()), max(given.as_of.floor("min"), minutes.max()), freq="min"
     )
     figure, ax = charts.axes("Warnings and errors in the log", "entries / min", "UTC", (8.0, 3.4))
     base = np.zeros(len(span))
     for what, colour, hatch in zip([*top, OTHER], COLOURS, HATCHES, strict=False):
-        rows = found["what"].isin(totals.index.difference(top)) if what == OTHER else found["what"] == what
-        if not rows.any():
+        those = found["what"].isin(totals.index.difference(top)) if what == OTHER else found["what"] == what
+        if not those.any():
             continue
-        counts = found.loc[rows, "n"].groupby(minutes[rows]).sum().reindex(span, fill_value=0).to_numpy(float)
+        counts = found.loc[those, "n"].groupby(minutes[those]).sum().reindex(span, fill_value=0).to_numpy(float)
         ax.bar(
             span,
             counts,
@@ -450,7 +475,7 @@ def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:
         say(
             "exceptions.alt",
             n=float(totals.sum()),
-            minutes=about.get("minutes"),
+            minutes=about.minutes,
             what=str(totals.index[0]),
             top=float(totals.iloc[0]),
             most=float(base.max()),

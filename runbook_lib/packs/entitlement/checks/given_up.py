@@ -10,11 +10,13 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.checks.check import failures
 from runbook_lib.checks.parts import Parts, seconds_between
 from runbook_lib.context import Given
@@ -22,6 +24,7 @@ from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
 from runbook_lib.sources import SourceError
 
@@ -30,15 +33,67 @@ if TYPE_CHECKING:
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 
-#: Advisories that are read from the end of each stream, and messages that are fetched for them.
-ADVISORIES, MESSAGES = 200, 50
-#: A record older than its advisory by more than clocks differ belongs to an earlier life of the stream.
-CLOCKS_S = 60.0
 FIELDS = tuple(EntitlementEvent.__dataclass_fields__)
 #: What a field should be; everything else is named.
 _WANTED = {name: "number" if name == "version" else "string" for name in FIELDS}
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*(?:Z|[+-]\d\d:\d\d)")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An event that the relay gave up."""
+
+    QUESTION: ClassVar[str] = "dead_letters/outbox_failed"
+    event_id: str | None = None
+    failed_at: pd.Timestamp | None = None
+    exact: bool = False
+    last_error: str | None = None
+    event_type: str | None = None
+    source: str | None = None
+    shape: str | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter of a delivery."""
+
+    QUESTION: ClassVar[str] = "dead_letters/letters"
+    event_id: str | None = None
+    created_at: pd.Timestamp | None = None
+    error_message: str | None = None
+    event_type: str | None = None
+    source: str | None = None
+    shape: str | None = None
+
+
+@dataclass(frozen=True)
+class Advisory:
+    """What the broker says of a message that it gave up."""
+
+    stream_seq: int | None = None
+    time: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `classify` says of a message."""
+
+    stream_seq: int | None = None
+    problem: str = ""
+    by_relay: bool = False
+    event_type: str | None = None
+    source: str | None = None
+    event_id: str | None = None
+    fields: str = ""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A stream sequence that the subscriber has recorded as given up."""
+
+    stream_seq: int | None = None
+    created_at: pd.Timestamp | None = None
 
 
 def classify(message: Message) -> dict[str, Any]:
@@ -94,12 +149,15 @@ def _is_instant(text: str) -> bool:
 
 
 def advisories(rb: Context, parts: Parts) -> None:
-    """The newest advisories of both kinds: `terminated` (never again) and `exhausted` (ten deliveries)."""
-    names = facts_of(rb).streams
+    """The newest advisories of both kinds: `terminated` (never again) and `exhausted` (ten deliveries).
+
+    Frames of these names (advisory_seq, stream_seq: id; time).
+    """
+    names, most = facts_of(rb).streams, int(rb.number("dead_letters.advisories"))
     for name, stream in (("terminated", names.terminated), ("exhausted", names.advisory)):
         with parts.part(name) as answers:
             state = rb.jetstream.stream(stream)["state"]
-            first = max(state["first_seq"], state["last_seq"] - ADVISORIES + 1, 1)
+            first = max(state["first_seq"], state["last_seq"] - most + 1, 1)
             newest = range(first, state["last_seq"] + 1)
             found = rb.jetstream.messages(stream, newest)
             frame = pd.DataFrame(
@@ -119,12 +177,13 @@ def _sequence(body: bytes) -> int | None:
 
 
 def fetch(rb: Context, parts: Parts, *kinds: str) -> None:
-    """The messages that the newest advisories of the window are about."""
+    """The messages that the newest advisories of the window are about. Frame: messages (columns of `classify`)."""
+    most = int(rb.number("dead_letters.messages"))
     with parts.part("messages") as answers:
         seqs: set[int] = set()
         for kind in kinds:
             advisories = between(answers.get(kind), "time", rb.since, rb.as_of)
-            newest = advisories.sort_values("time")["stream_seq"].dropna().tail(MESSAGES)
+            newest = advisories.sort_values("time")["stream_seq"].dropna().tail(most)
             seqs |= {int(s) for s in newest}
         found = rb.jetstream.messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []
         columns = ["stream_seq", "stored_at", "bytes", "by_relay", "event_type", "source", "event_id", "fields"]
@@ -132,7 +191,10 @@ def fetch(rb: Context, parts: Parts, *kinds: str) -> None:
 
 
 def follow_up(db: Snapshot, answers: Frames) -> None:
-    """Which sequences the subscriber has recorded, and which of the fetched events were processed after all."""
+    """Which sequences the subscriber has recorded, and which of the fetched events were processed after all.
+
+    Frames: recorded, processed.
+    """
     seqs = {int(s) for name in ("terminated", "exhausted") for s in column(answers, name, "stream_seq")}
     ids = [str(i) for i in column(answers, "messages", "event_id")]
     answers["recorded"] = db.ask("dead_letters/recorded", seqs=sorted(seqs))
@@ -155,7 +217,8 @@ def between(frame: pd.DataFrame | None, time: str, since: pd.Timestamp, until: p
 def window(frames: Frames, name: str, given: Given) -> pd.DataFrame:
     """The advisories of the window; a broker's clock may be a little ahead of the database's."""
     since = given.as_of - pd.Timedelta(minutes=given.window_minutes)
-    found = between(frames.get(name), "time", since, given.as_of + pd.Timedelta(seconds=CLOCKS_S))
+    clocks = pd.Timedelta(seconds=given.number("dead_letters.clocks_apart"))
+    found = between(frames.get(name), "time", since, given.as_of + clocks)
     return found.dropna(subset=["stream_seq"]).drop_duplicates("stream_seq")
 
 
@@ -168,7 +231,7 @@ def optional(db: Snapshot, answers: Frames, questions: Mapping[str, dict[str, An
 
 
 def letters_and_sends(db: Snapshot, answers: Frames) -> None:
-    """The dead letters of deliveries, and when other notifications got through."""
+    """The dead letters of deliveries, and when other notifications got through. Frames: letters, sent_per_minute."""
     optional(db, answers, {"dead_letters/letters": {"fields": list(FIELDS)}, "notifications/sent_per_minute": {}})
 
 
@@ -188,19 +251,9 @@ def letters(frames: Frames) -> pd.DataFrame:
     return table(frames, "letters", *columns)
 
 
-def clusters(frames: Frames) -> list[errors.Cluster]:
+def clusters(frames: Frames, given: Given) -> list[errors.Cluster]:
     """The dead letters of deliveries by error text."""
-    return errors.clusters(letters(frames), frames.get("sent_per_minute"))
-
-
-def whole(frames: Frames, name: str, *columns: str) -> list[dict[str, Any]]:
-    """The rows of a frame in which none of these columns is missing, as dicts."""
-    return rows(table(frames, name, *columns).dropna(subset=list(columns)))
-
-
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dicts, their missing values as None."""
-    return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in frame.to_dict("records")]
+    return errors.clusters(letters(frames), given, frames.get("sent_per_minute"))
 
 
 def age(last: Any, given: Given) -> float | None:
@@ -235,13 +288,12 @@ def reading_notes(frames: Frames, *questions: str) -> tuple[Text, ...]:
         frame = table(frames, name, "total")
         if errors.weight_of(frame) > 1:
             notes.append(say("letters.sampled", shown=len(frame), of=float(frame["total"].max())))
-    failed = table(frames, "outbox_failed", "exact")
-    if len(failed) and not failed["exact"].astype(bool).all():
+    if not all(f.exact for f in rows.each(frames.get("outbox_failed"), Failed)):
         notes.append(say("letters.no_failed_at"))
     notes += [say("letters.refused", question=name) for name in questions if name not in frames]
     sources = {e.source: e for e in failures(frames).values()}
     notes += [say("letters.without", source=e.source, why=e.detail) for e in sources.values()]
-    older = pd.to_numeric(table(frames, "older", "n")["n"], errors="coerce").fillna(0).sum()
+    older = sum(store.n or 0 for store in rows.each(frames.get("older"), Count))
     if older:
-        notes.append(say("letters.older", n=int(older)))
+        notes.append(say("letters.older", n=older))
     return tuple(notes)

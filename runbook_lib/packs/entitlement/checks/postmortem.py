@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from runbook_lib import mandatory
+from runbook_lib import mandatory, rows
 from runbook_lib.analysis import stats
 from runbook_lib.catalog import Slo
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import Parts, no_data
 from runbook_lib.context import Given
 from runbook_lib.messages import VERBATIM
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
-from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
+from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.parameters import moment
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTIONS, NOTES, Archive
@@ -32,25 +34,116 @@ if TYPE_CHECKING:
     from runbook_lib.sources.postgres import Snapshot
 
 OWN = mandatory.SECTION
-#: An incident is looked at in at most so many buckets of whole minutes; a question reads six hours at once.
-MOST_BUCKETS, PIECE = 470, pd.Timedelta(hours=6)
-LONGEST = pd.Timedelta(days=7)
-#: What came into being so long before the span, or ended so long after it, still belongs to it.
-MARGIN = pd.Timedelta(hours=1)
-#: How long rows are kept (docs/slo.md, "Retention bounds the look-back").
-KEPT = {"outbox": pd.Timedelta(hours=24), "notifications": pd.Timedelta(days=30)}
-MONTH_DAYS = 28
-#: Ten tries of the relay take 365 s at most.
-LONGEST_TRIES_S = 420.0
-#: A failure mode is the origin when it stands out: by its score, and before the next one.
-ORIGIN_SCORE, ORIGIN_LEAD = 0.5, 0.1
+#: Objectives of requests to the API, which leave no row where they fail.
+NOT_IN_TABLES = ("ENT-A", "ENT-B")
+#: How sure a verdict is, the least sure first.
+SURE = ("none", "low", "medium", "high")
 
-RUN = ["name", "section", "started", "ended", "looked_at", "status", "stuck_at", "confidence", "detail",
-       "detected_by", "detected_at", "onset"]  # fmt: skip
-VERDICT = ["name", "started", "status", "stuck_at", "confidence"]
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the incident, as its manifest and its findings tell it."""
+
+    name: str = ""
+    section: str = ""
+    started: pd.Timestamp | None = None
+    ended: pd.Timestamp | None = None
+    looked_at: pd.Timestamp | None = None
+    status: str = ""
+    stuck_at: str | None = None
+    confidence: str | None = None
+    detail: str | None = None
+    detected_by: str | None = None
+    detected_at: pd.Timestamp | None = None
+    onset: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a command concluded."""
+
+    name: str = ""
+    started: pd.Timestamp | None = None
+    status: str = ""
+    stuck_at: str | None = None
+    confidence: str = "none"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A failure mode that a verdict ranked."""
+
+    name: str = ""
+    id: str = ""
+    score: float = 0.0
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What an objective suffered; `why` says what has no number, and `name` which artifact tells it."""
+
+    slo: str = ""
+    objective: str = ""
+    minutes: float | None = None
+    bad: float | None = None
+    total: float | None = None
+    percent: float | None = None
+    budget: float | None = None
+    counted: str | None = None
+    peak: float | None = None
+    why: str = ""
+    since: pd.Timestamp | None = None
+    name: str = ""
+
+    @property
+    def hit(self) -> bool:
+        """Whether the objective was in breach: by the tables, or as section 3 saw it at its moment."""
+        return (self.minutes or 0) > 0 or ((self.bad or 0) > 0 and self.why == "no_time") or self.why == "seen"
+
+    @property
+    def words(self) -> str:
+        """Its numbers in short."""
+        words = [self.slo + (f" {self.minutes:g} min" if self.minutes is not None else "")]
+        if self.bad is not None:
+            words.append(f"{self.bad:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else ""))
+        words += [f"≈{self.budget:g} %"] if self.budget is not None else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class Action:
+    """A line of the actions' journal."""
+
+    time: pd.Timestamp | None = None
+    action: str = ""
+    result: str = ""
+    what: str = ""
+    who: str = ""
+    approved_by: str | None = None
+    because: str | None = None
+    why_en: str = ""
+    why_ja: str = ""
+    effect_en: str = ""
+    effect_ja: str = ""
+    verified: bool | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the timeline."""
+
+    time: pd.Timestamp | None = None
+    kind: str = ""
+    what: str = ""
+    status: str = ""
+    who: str = ""
+    detail_en: str = ""
+    detail_ja: str = ""
+    name: str = ""
+
+
+RUN, VERDICT, IMPACT, ENTRY = ([f.name for f in fields(kind)] for kind in (Run, Verdict, Impact, Entry))
 STEP = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
-IMPACT = ["slo", "objective", "minutes", "bad", "total", "percent", "budget", "counted", "peak", "why", "since", "name"]
-ENTRY = ["time", "kind", "what", "status", "who", "detail_en", "detail_ja", "name"]
 
 
 # The dossier ------------------------------------------------------------------------------------------------
@@ -71,15 +164,15 @@ def said(archive: Archive, name: str) -> dict[str, Any]:
 
 
 def collect_runs(rb: Context) -> Frames:
-    """The runs of the incident, this section's own left out."""
-    rows = []
+    """The runs of the incident, this section's own left out. Frame: runs (fields of `Run`)."""
+    found = []
     for entry in _journal(rb.archive):
         if entry.get("section", OWN) == OWN:
             continue
         given, seen = entry.get("parameters") or {}, said(rb.archive, entry["name"])
         onset = seen.get("findings", {}).get("3.1", {}).get("values", {}).get("impact.onset", {}).get("value")
         at = given.get("detected_at")
-        rows.append(
+        found.append(
             {c: entry.get(c) for c in RUN}
             | {
                 "looked_at": seen.get("as_of") or entry.get("started"),
@@ -89,7 +182,7 @@ def collect_runs(rb: Context) -> Frames:
                 "onset": onset,
             }
         )
-    return {"runs": _timed(pd.DataFrame(rows, columns=RUN), "started", "ended", "looked_at", "detected_at", "onset")}
+    return {"runs": _timed(pd.DataFrame(found, columns=RUN), "started", "ended", "looked_at", "detected_at", "onset")}
 
 
 def _journal(archive: Archive, name: str = "") -> list[dict[str, Any]]:
@@ -114,56 +207,65 @@ class Moment:
     name: str = ""
 
 
-def detection(runs: pd.DataFrame, given: Given) -> Moment:
+def _runs(frames: Frames) -> list[Run]:
+    """The runs in the order in which they were begun."""
+    begun = [(r.started, r) for r in rows.each(frames.get("runs"), Run) if r.started is not None]
+    return [run for _, run in sorted(begun, key=lambda b: b[0])]
+
+
+def detection(frames: Frames, given: Given) -> Moment:
     """When it was noticed: as it was told to this run, else to an earlier one, else when somebody first looked."""
     if given.detected_at is not None:
         return Moment(given.detected_at, given.detected_by or "told")
-    runs = runs.sort_values("started")
-    for told in (runs[runs["detected_at"].notna()], runs[runs["detected_by"].notna()], runs):
-        if len(told):
-            first = told.iloc[0]
-            at = first["detected_at"] if pd.notna(first["detected_at"]) else first["started"]
-            by = first["detected_by"] if pd.notna(first["detected_by"]) and first["detected_by"] else ""
-            how = by or ("told" if pd.notna(first["detected_at"]) else "first_run")
-            return Moment(at, how, str(first["name"]))
-    return Moment()
+    runs = _runs(frames)
+    first = next((r for r in runs if r.detected_at is not None), None) or next(
+        (r for r in runs if r.detected_by), runs[0] if runs else None
+    )
+    if first is None:
+        return Moment()
+    how = first.detected_by or ("first_run" if first.detected_at is None else "told")
+    return Moment(first.started if first.detected_at is None else first.detected_at, how, first.name)
 
 
-def recovery(runs: pd.DataFrame, since: pd.Timestamp | None) -> Moment:
+def recovery(frames: Frames, since: pd.Timestamp | None) -> Moment:
     """The first run of section 6 that was OK after the last bad run: CRITICAL in 3 or 4, anything but OK in 6."""
-    six, section = runs["section"] == "6", runs["section"].astype(str)
-    bad = runs[(six & (runs["status"] != "OK")) | (section.str.match(r"[34]") & (runs["status"] == "CRITICAL"))]
-    green = runs[six & (runs["status"] == "OK")].sort_values("started")
-    if len(bad):
-        green = green[green["started"] > bad["started"].max()]
-    if since is not None:
-        green = green[green["looked_at"] >= since]
-    return Moment(green.iloc[0]["looked_at"], "green", str(green.iloc[0]["name"])) if len(green) else Moment()
+    green = None
+    for run in _runs(frames):
+        if run.section == "6" and run.status == "OK":
+            late_enough = since is None or (run.looked_at is not None and run.looked_at >= since)
+            green = run if green is None and late_enough else green
+        elif run.section == "6" or (run.section.startswith(("3", "4")) and run.status == "CRITICAL"):
+            green = None
+    return Moment(green.looked_at, "green", green.name) if green else Moment()
 
 
-def onset_kept(runs: pd.DataFrame) -> Moment:
+def onset_kept(frames: Frames) -> Moment:
     """When it began by what section 3 saw: the oldest event that waited, or a change in a flow."""
-    told = runs[runs["onset"].notna()].sort_values("started")
-    return Moment(told.iloc[0]["onset"], "run", str(told.iloc[0]["name"])) if len(told) else Moment()
+    told = next((r for r in _runs(frames) if r.onset is not None), None)
+    return Moment(told.onset, "run", told.name) if told else Moment()
 
 
 # 7.1 Impact -------------------------------------------------------------------------------------------------
 
 
 def collect_impact(rb: Context) -> Frames:
-    """7.1: the runs, and what the tables say of the incident, bucket by bucket."""
+    """7.1: the runs, and what the tables say of the incident, bucket by bucket.
+
+    Frames: those of `collect_runs`; earlier (fields of `Impact`), missed (slo: id; looked_at: time; name: text), span
+    (since, until: time; bucket_s: s); and of the topic's questions reach, size, month, day, outbox_failed, letters,
+    unprocessed, outbox, notifications.
+    """
     parts, given = Parts(), rb.given()
     with parts.part("archive") as answers:
         answers |= collect_runs(rb) | _earlier_impact(rb)
         answers |= _missed(rb.archive, answers["runs"])
-    runs = table(parts.answers, "runs", *RUN)
-    detected = detection(runs, given)
-    recovered = recovery(runs, detected.at)
-    until = recovered.at or rb.as_of
-    begins = [t for t in (detected.at, runs["started"].min() if len(runs) else None) if t is not None]
-    first = min([*begins, until])
-    since = max(first - pd.Timedelta(minutes=given.window_minutes), until - LONGEST).floor("min")
-    bucket_s = 60 * max(math.ceil((until - since).total_seconds() / 60 / MOST_BUCKETS), 1)
+    detected = detection(parts.answers, given)
+    until = recovery(parts.answers, detected.at).at or rb.as_of
+    begins = [detected.at, *(r.started for r in _runs(parts.answers)[:1])]
+    first = min([*(t for t in begins if t is not None), until])
+    longest = pd.Timedelta(days=rb.number("window.longest"))
+    since = max(first - pd.Timedelta(minutes=given.window_minutes), until - longest).floor("min")
+    bucket_s = 60 * max(math.ceil((until - since).total_seconds() / 60 / rb.number("postmortem.buckets")), 1)
     parts.answers["span"] = row(since=since, until=until, bucket_s=bucket_s)
     with parts.part("tables") as answers, rb.snapshot() as db:
         asked = _ask(rb, db, since, until, bucket_s)
@@ -179,28 +281,28 @@ def _ask(
     e2e = slos["NOTI-B"].number
     outbox = {**span, "limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
     sent = {**span, "limit_s": e2e, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
+    tries_s, margin = rb.number("publish.tries_longest"), pd.Timedelta(hours=rb.number("postmortem.margin"))
+    piece = pd.Timedelta(hours=rb.number("postmortem.piece"))
     return {
         "reach": db.ask("postmortem/reach"),
         "size": db.try_ask("postmortem/size"),
         "month": db.try_ask("postmortem/month"),
         "day": db.try_ask("postmortem/day"),
-        "outbox_failed": db.try_ask(
-            "postmortem/outbox_failed", since=since, until=until, tries_s=LONGEST_TRIES_S
-        ),
+        "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
         "letters": db.try_ask("postmortem/dead_letters", **span),
         "unprocessed": db.try_ask("postmortem/unprocessed", **span, limit_s=e2e),
-        "outbox": _in_pieces(db, "postmortem/outbox", since, until + MARGIN, **outbox),
-        "notifications": _in_pieces(
-            db, "postmortem/notifications", since - MARGIN, until + MARGIN, **sent
-        ),
-    }  # fmt: skip
+        "outbox": _in_pieces(db, "postmortem/outbox", since, until + margin, piece, **outbox),
+        "notifications": _in_pieces(db, "postmortem/notifications", since - margin, until + margin, piece, **sent),
+    }
 
 
-def _in_pieces(db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, **params: Any) -> pd.DataFrame | None:
-    """One question in pieces of six hours, so that each stays within the read budget; added up by bucket."""
+def _in_pieces(
+    db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, piece: pd.Timedelta, **params: Any
+) -> pd.DataFrame | None:
+    """One question in pieces, so that each stays within the read budget; added up by bucket."""
     answers: list[pd.DataFrame] = []
     while low < high:
-        end = min(low + PIECE, high)
+        end = min(low + piece, high)
         found = db.try_ask(name, low=low, high=end, with_open=not answers, **params)
         if found is None or found.attrs.get("capped"):
             return None
@@ -216,26 +318,25 @@ def _in_pieces(db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, *
 
 def _earlier_impact(rb: Context) -> Frames:
     """What earlier runs of this section measured: rows are deleted, so it may be all that is left."""
-    rows: dict[str, Any] = {}
+    measured: dict[str, Impact] = {}
     for entry in _journal(rb.archive):
         if entry.get("section") == OWN:
             found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {}).get("frames", {}).get("impact")
-            if found:
-                for r in record.frame_from_json(found).to_dict("records"):
-                    if r.get("why") == "":
-                        rows[str(r["slo"])] = r | {"name": entry["name"]}
-    return {"earlier": pd.DataFrame(list(rows.values()), columns=IMPACT)}
+            for r in rows.each(record.frame_from_json(found), Impact) if found else ():
+                if r.why == "":
+                    measured[r.slo] = replace(r, name=entry["name"])
+    return {"earlier": rows.frame(measured.values(), Impact)}
 
 
 def _missed(archive: Archive, runs: pd.DataFrame) -> Frames:
     """The objectives that section 3 saw missed at its moment, and the run that did."""
-    rows: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for run in runs.to_dict("records"):
         kept = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
         for r in record.frame_from_json(kept).to_dict("records") if kept else ():
             if r.get("met") is False:
-                rows.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
-    return {"missed": _timed(pd.DataFrame(rows, columns=["slo", "looked_at", "name"]), "looked_at")}
+                found.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
+    return {"missed": _timed(pd.DataFrame(found, columns=["slo", "looked_at", "name"]), "looked_at")}
 
 
 @dataclass(frozen=True)
@@ -274,19 +375,27 @@ class Span:
         return none if found is None else found.clip(lower=0)
 
 
+@dataclass(frozen=True)
+class _Stretch:
+    since: pd.Timestamp | None = None
+    until: pd.Timestamp | None = None
+    bucket_s: float = 0.0
+
+
 def span_of(frames: Frames) -> Span | None:
     """The span that the frames are of."""
-    found = one(frames.get("span"))
-    if not {"since", "until", "bucket_s"} <= {k for k, v in found.items() if v}:
+    found = rows.one(frames.get("span"), _Stretch)
+    if found.since is None or found.until is None or not found.bucket_s:
         return None
-    return Span(pd.Timestamp(found["since"]), pd.Timestamp(found["until"]), max(int(found["bucket_s"]), 60))
+    return Span(found.since, found.until, max(int(found.bucket_s), 60))
 
 
 def allowed(slo: Slo) -> float | None:
     """The share of events that may be bad; None where the objective is a level, or zero."""
     if slo.unit == "%":
         return 1 - slo.number / 100
-    return 0.05 if slo.sli.startswith("p95") else None
+    percentile = re.match(r"p(\d+)", slo.sli)
+    return (100 - int(percentile[1])) / 100 if percentile else None
 
 
 def budget_share(bad: float, share: float | None, events: float | None) -> float | None:
@@ -312,11 +421,11 @@ def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
     found: dict[str, pd.DataFrame] = {}
     if outbox is not None:
         found["ENT-C"] = _shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
-        # More than one in twenty of those unpublished is older than the limit: so is their p95.
+        # More of those unpublished than may be are older than the limit: so is their p95.
         unpublished = (outbox["opened"] - outbox["published"]).cumsum()
         old = (outbox["old_in"] - outbox["old_out"]).cumsum()
         within = span.most(frames, "outbox", "most_old", "aged")
-        breach = (old > 0.05 * unpublished) & (unpublished > 0) | (within["aged"] > 0)
+        breach = (old > (allowed(given.slos["ENT-D"]) or 0.0) * unpublished) & (unpublished > 0) | (within["aged"] > 0)
         level = np.maximum(old.clip(lower=0), within["most_old"])
         found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
@@ -347,7 +456,7 @@ def onset(frames: Frames, given: Given, detected: Moment) -> Moment:
 
     At the latest when it was noticed. An event has its own time; a flow none better than its bucket.
     """
-    kept, span = onset_kept(table(frames, "runs", *RUN)), span_of(frames)
+    kept, span = onset_kept(frames), span_of(frames)
     if span is None:
         return kept
     last = min(span.of(detected.at) + 2, span.buckets) if detected.at is not None else span.buckets
@@ -424,163 +533,188 @@ def _first(frames: Frames, name: str, bucket: int, column: str) -> pd.Timestamp 
     return pd.Timestamp(times.min()) if len(times) else None
 
 
-def impact(frames: Frames, given: Given, begin: pd.Timestamp | None) -> pd.DataFrame:
-    """What each objective suffered from the beginning to the end of the span; `why` says what has no number."""
+@dataclass(frozen=True)
+class Missed:
+    """An objective that section 3 saw missed."""
+
+    slo: str = ""
+    looked_at: pd.Timestamp | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Events that the relay gave up: in the incident, in all, and when the first of them."""
+
+    QUESTION: ClassVar[str] = "postmortem/outbox_failed"
+    n: float = 0.0
+    total: float = 0.0
+    first_failed: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back the rows of a side reach, and how long they are kept."""
+
+    oldest: pd.Timestamp | None
+    kept: pd.Timedelta
+    known: float | None
+
+
+@dataclass(frozen=True)
+class Oldest:
+    """The oldest rows that were sent, or published."""
+
+    QUESTION: ClassVar[str] = "postmortem/reach"
+    ended_since: pd.Timestamp | None = None
+    published_since: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows the planner knows of."""
+
+    QUESTION: ClassVar[str] = "postmortem/size"
+    ended: float | None = None
+    published: float | None = None
+
+
+def _reach(frames: Frames, given: Given, slo: str) -> Reach:
+    """Of the side that an objective is about."""
+    oldest, size = rows.one(frames.get("reach"), Oldest), rows.one(frames.get("size"), Size)
+    if slo.startswith("ENT"):
+        return Reach(oldest.published_since, pd.Timedelta(hours=given.number("retention.outbox")), size.published)
+    return Reach(oldest.ended_since, pd.Timedelta(days=given.number("retention.notifications")), size.ended)
+
+
+def impact(frames: Frames, given: Given, begin: pd.Timestamp | None) -> list[Impact]:
+    """What each objective suffered from the beginning to the end of the span."""
     span, found = span_of(frames), levels(frames, given)
     silent = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
-    earlier = {str(r["slo"]): r for r in table(frames, "earlier", *IMPACT).to_dict("records")}
-    missed = table(frames, "missed", "slo", "looked_at", "name").to_dict("records")
-    seen = {str(r["slo"]): str(r["name"]) for r in missed if span is None or r["looked_at"] <= span.until}
-    rows: list[dict[str, Any]] = []
+    earlier = {r.slo: r for r in rows.each(frames.get("earlier"), Impact)}
+    missed = rows.each(frames.get("missed"), Missed)
+    seen = {m.slo: m.name for m in missed if span is None or (m.looked_at and m.looked_at <= span.until)}
+    impacts = []
     for name, slo in given.slos.items():
-        r: dict[str, Any] = dict.fromkeys(IMPACT) | {"slo": name, "objective": slo.objective, "why": silent, "name": ""}
-        if name in ("ENT-A", "ENT-B"):
-            r["why"] = "not_in_tables"
-        elif span is not None and name == "ENT-E":
-            r |= _given_up(frames, span, begin)
+        r = Impact(name, slo.objective, why=silent)
+        if name in NOT_IN_TABLES:
+            r = replace(r, why="not_in_tables")
+        elif span is not None and name == "ENT-E" and "outbox_failed" in frames:
+            r = _given_up(r, rows.one(frames["outbox_failed"], Failed), span)
         elif span is not None and name in found:
             first = max(span.of(begin), 0) if begin is not None else 0
-            r |= _suffered(found[name].loc[first:], slo, span)
+            r = _suffered(r, found[name].loc[first:], slo, span)
             events, counted = _month_events(frames, given, name)
-            r |= {"budget": budget_share(r["bad"] or 0.0, allowed(slo), events), "counted": counted}
-            r |= _hidden(frames, given, name, begin or span.since, span.until)
-        if r["why"] not in ("", "no_events") and name in earlier:
-            r = {str(k): v for k, v in earlier[name].items()} | {"why": "earlier"}
-        if name in seen and not _hit(r):
-            r |= {"why": "seen", "minutes": None, "name": seen[name]}
-        rows.append(r)
-    numbers = ["minutes", "bad", "total", "percent", "budget", "peak"]
-    shown = pd.DataFrame(rows, columns=IMPACT)
-    return _timed(shown, "since").astype(dict.fromkeys(numbers, "float64"))
+            r = replace(r, budget=budget_share(r.bad or 0.0, allowed(slo), events), counted=counted)
+            if name != "NOTI-D":  # dead letters are never cleaned
+                r = _hidden(r, given.as_of, _reach(frames, given, name), begin or span.since, span.until)
+        if r.why not in ("", "no_events") and name in earlier:
+            r = replace(earlier[name], why="earlier")
+        if name in seen and not r.hit:
+            r = replace(r, why="seen", minutes=None, name=seen[name])
+        impacts.append(r)
+    return impacts
 
 
-def _suffered(part: pd.DataFrame, slo: Slo, span: Span) -> dict[str, Any]:
+def _suffered(r: Impact, part: pd.DataFrame, slo: Slo, span: Span) -> Impact:
     bad, total = part["bad"].sum(min_count=1), part["total"].sum(min_count=1)
     counted = allowed(slo) is not None
-    return {
-        "minutes": float(part["breach"].sum()) * span.bucket_s / 60,
-        "bad": None if bad != bad else float(bad),
-        "total": float(total) if counted else None,
-        "percent": round(100 * bad / total, 2) if counted and total else None,
-        "peak": float(part["level"].max()) if len(part) else 0.0,
-        "why": "no_events" if counted and not total else "",
-    }
+    return replace(
+        r,
+        minutes=float(part["breach"].sum()) * span.bucket_s / 60,
+        bad=None if bad != bad else float(bad),
+        total=float(total) if counted else None,
+        percent=round(100 * bad / total, 2) if counted and total else None,
+        peak=float(part["level"].max()) if len(part) else 0.0,
+        why="no_events" if counted and not total else "",
+    )
 
 
-def _given_up(frames: Frames, span: Span, begin: pd.Timestamp | None) -> dict[str, Any]:
+def _given_up(r: Impact, failed: Failed, span: Span) -> Impact:
     """ENT-E: rows in FAILED, from the first of the incident on, since nothing takes them out."""
-    if "outbox_failed" not in frames:
-        return {}
-    found = one(frames["outbox_failed"])
-    n, first = amount(found, "n"), found.get("first_failed")
-    if n and first is None:
-        return {"bad": n, "peak": amount(found, "total"), "why": "no_time"}
-    minutes = 0.0 if first is None else math.ceil((span.until - pd.Timestamp(first)).total_seconds() / 60)
-    return {"bad": n, "minutes": minutes, "peak": amount(found, "total"), "why": ""}
+    r = replace(r, bad=failed.n, peak=failed.total)
+    if failed.n and failed.first_failed is None:
+        return replace(r, why="no_time")
+    began = failed.first_failed
+    minutes = 0.0 if began is None else math.ceil((span.until - began).total_seconds() / 60)
+    return replace(r, minutes=minutes, why="")
 
 
-def _hidden(frames: Frames, given: Given, name: str, begin: pd.Timestamp, until: pd.Timestamp) -> dict[str, Any]:
+def _hidden(r: Impact, as_of: pd.Timestamp, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
     """What retention has taken of the incident: all, a part, or nothing."""
-    if name == "NOTI-D":
-        return {}  # dead letters are never cleaned
-    outbox = name.startswith("ENT")
-    horizon = given.as_of - KEPT["outbox" if outbox else "notifications"]
-    reach = one(frames.get("reach")).get("published_since" if outbox else "ended_since")
-    if begin >= horizon or (reach is not None and pd.Timestamp(reach) <= begin):
-        return {}
-    visible = horizon if reach is None else pd.Timestamp(reach)
+    horizon = as_of - reach.kept
+    if begin >= horizon or (reach.oldest is not None and reach.oldest <= begin):
+        return r
+    visible = reach.oldest or horizon
     if visible >= until:
-        nothing = dict.fromkeys(("minutes", "bad", "total", "percent", "budget", "peak"))
-        return nothing | {"why": "retention"}
-    return {"why": "partly", "since": visible}
+        return Impact(r.slo, r.objective, counted=r.counted, why="retention")
+    return replace(r, why="partly", since=visible)
 
 
 def _month_events(frames: Frames, given: Given, name: str) -> tuple[float | None, str]:
-    """The events of 28 days that a budget is a share of: counted, or projected from what is known."""
-    outbox = name.startswith("ENT")
-    since = one(frames.get("reach")).get("published_since" if outbox else "ended_since")
-    if since is None:
+    """The events of an objective's window that a budget is a share of: counted, or projected from what is known."""
+    outbox, month = name.startswith("ENT"), given.number("slo.window")
+    reach, exact = _reach(frames, given, name), rows.one(frames.get("day" if outbox else "month"), Count).n
+    if reach.oldest is None:
         return None, ""
-    days = (given.as_of - pd.Timestamp(since)).total_seconds() / 86400
-    exact = one(frames.get("day" if outbox else "month")).get("n")
-    if exact is None:
-        exact = one(frames.get("size")).get("published" if outbox else "ended")
-    else:
-        days = min(days, 1.0 if outbox else MONTH_DAYS)
-    if exact is None or exact < 0 or days < 1 / 24:
+    days = (given.as_of - reach.oldest) / pd.Timedelta(days=1)
+    if exact is not None:
+        days = min(days, 1.0 if outbox else month)
+    events = reach.known if exact is None else exact
+    if events is None or events < 0 or days < 1 / 24:
         return None, ""
-    return float(exact) * MONTH_DAYS / days, "counted" if days == MONTH_DAYS else "projected"
+    return float(events) * month / days, "counted" if days == month else "projected"
 
 
 def judge_impact(frames: Frames, given: Given) -> Finding:
     """7.1: which objectives were hit, for how long, how many events, and what that is of the budget."""
-    span, runs = span_of(frames), table(frames, "runs", *RUN)
+    span = span_of(frames)
     if span is None:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="span"))
-    detected = detection(runs, given)
-    began = onset(frames, given, detected) if len(runs) or detected.at is not None else Moment()
-    rows = impact(frames, given, began.at)
-    records = rows.to_dict("records")
-    hit = [r for r in records if _hit(r)]
-    unseen = [r for r in records if r["why"] not in ("", "no_events", "earlier", "not_in_tables")]
-    seen = [r for r in records if r["why"] in ("", "no_events", "earlier", "partly", "no_time")]
+        return no_data("span")
+    detected = detection(frames, given)
+    began = onset(frames, given, detected) if _runs(frames) or detected.at is not None else Moment()
+    impacts = impact(frames, given, began.at)
+    shown = _timed(rows.frame(impacts, Impact), "since")
+    shown = shown.astype(dict.fromkeys(("minutes", "bad", "total", "percent", "budget", "peak"), "float64"))
+    hit = [r for r in impacts if r.hit]
+    unseen = [r for r in impacts if r.why not in ("", "no_events", "earlier", "not_in_tables")]
+    seen = [r for r in impacts if r.why in ("", "no_events", "earlier", "partly", "no_time")]
     notes = [say("postmortem.counted", minutes=span.bucket_s / 60)] if seen else []
-    for why in dict.fromkeys(str(r["why"]) for r in unseen):
-        names = ", ".join(str(r["slo"]) for r in unseen if r["why"] == why)
+    for why in dict.fromkeys(r.why for r in unseen):
+        names = ", ".join(r.slo for r in unseen if r.why == why)
         notes.append(say("postmortem.unmeasured", slo=names, why=say(f"postmortem.why.{why}")))
-    notes.append(say("postmortem.not_in_tables", names="ENT-A, ENT-B"))
+    notes.append(say("postmortem.not_in_tables", names=", ".join(NOT_IN_TABLES)))
     if "unprocessed" not in frames and "notifications" in frames:
         notes.append(say("postmortem.lost_unseen"))
     values = [
         Value("onset", None if began.at is None else began.at.isoformat()),
         Value("onset_how", began.how or None),
         Value("onset_from", began.name or None),
-        *(Value(f"{r['slo']}.breach", _number(r["minutes"]), "min") for r in records if r["why"] != "not_in_tables"),
-        *(Value(f"{r['slo']}.budget", _number(r["budget"]), "%") for r in records if _number(r["budget"])),
-    ]  # fmt: skip
-    facts = {
-        "n": len(hit),
-        "since": f"{began.at or span.since:%Y-%m-%d %H:%M:%SZ}",
-        "until": f"{span.until:%Y-%m-%d %H:%M:%SZ}",
-        "list": "; ".join(_words(r) for r in hit),
-        "unseen": ", ".join(str(r["slo"]) for r in unseen),
-    }
+        *(Value(f"{r.slo}.breach", r.minutes, "min") for r in impacts if r.why != "not_in_tables"),
+        *(Value(f"{r.slo}.budget", r.budget, "%") for r in impacts if r.budget),
+    ]
     if not seen:
         e = next((e for e in failures(frames).values() if e.source == "postgres"), None)
         reason = e.reason if e else Reason.NO_DATA
         return unknown(
             "", reason, say("postmortem.impact_unknown"), values=tuple(values), notes=tuple(notes),
-            frames={"impact": rows}, show=("impact",),
+            frames={"impact": shown}, show=("impact",),
         )  # fmt: skip
     return judged(
-        say("postmortem.hit" if hit else "postmortem.not_hit", **facts)
-        if not unseen
-        else say("postmortem.hit_in_part" if hit else "postmortem.not_hit_in_part", **facts),
+        say(
+            f"postmortem.{'hit' if hit else 'not_hit'}{'_in_part' if unseen else ''}",
+            n=len(hit),
+            since=f"{began.at or span.since:%Y-%m-%d %H:%M:%SZ}",
+            until=f"{span.until:%Y-%m-%d %H:%M:%SZ}",
+            list="; ".join(r.words for r in hit),
+            unseen=", ".join(r.slo for r in unseen),
+        ),
         values,
         at_least=Status.WARNING if unseen else Status.OK,
         notes=tuple(notes),
-        frames={"impact": rows},
+        frames={"impact": shown},
         show=("impact",),
     )
-
-
-def _hit(r: dict[Any, Any]) -> bool:
-    """Whether an objective was in breach: by the tables, or as section 3 saw it at its moment."""
-    minutes, bad = _number(r["minutes"]) or 0.0, _number(r["bad"]) or 0.0
-    return minutes > 0 or (bad > 0 and r["why"] == "no_time") or r["why"] == "seen"
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or value != value else float(value)
-
-
-def _words(r: dict[Any, Any]) -> str:
-    minutes, bad, total, budget = (_number(r[c]) for c in ("minutes", "bad", "total", "budget"))
-    words = [f"{r['slo']}" + (f" {minutes:g} min" if minutes is not None else "")]
-    words += [f"{bad:,.0f}/{total:,.0f}"] if bad is not None and total is not None else []
-    words += [f"{bad:,.0f}"] if bad is not None and total is None else []
-    words += [f"≈{budget:g} %"] if budget is not None else []
-    return " ".join(words)
 
 
 def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
@@ -595,12 +729,11 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
     drawn = [p for p in panels if p[0] in found and (p[0] != "NOTI-D" or found[p[0]]["level"].any())]
     if span is None or not drawn:
         return None
-    runs = table(frames, "runs", *RUN)
-    detected = detection(runs, given)
+    detected = detection(frames, given)
     marks = (
-        ("began", onset(frames, given, detected).at if len(runs) else None, "-."),
+        ("began", onset(frames, given, detected).at if _runs(frames) else None, "-."),
         ("detected", detected.at, "--"),
-        ("recovered", recovery(runs, detected.at).at, "-"),
+        ("recovered", recovery(frames, detected.at).at, "-"),
     )
     figure = Figure(figsize=(8.0, 1.3 + 1.35 * len(drawn)), dpi=100, layout="constrained")
     every: Any = figure.subplots(len(drawn), 1, sharex=True, squeeze=False)
@@ -641,7 +774,11 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
 
 
 def collect_origin(rb: Context) -> Frames:
-    """7.2: what every command concluded, and every finding that speaks for or against a failure mode."""
+    """7.2: what every command concluded, and every finding that speaks for or against a failure mode.
+
+    Frames: verdicts (fields of `Verdict`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en, ja:
+    text).
+    """
     manifest = _journal(rb.archive)
     runs = [e for e in manifest if e.get("section", OWN) != OWN]
     told = [
@@ -674,52 +811,55 @@ def _spoken(archive: Archive, runs: list[dict[str, Any]]) -> Iterator[dict[str, 
                            "weight": float(signal["weight"]), "status": f["status"], **words}  # fmt: skip
 
 
-def located(verdicts: pd.DataFrame) -> dict[str, Any]:
-    """The verdict that names the incident: the worst, of these the surest, of these the first; {} without one."""
-    sure = ("none", "low", "medium", "high")
-    bad = [v for v in verdicts.sort_values("started").to_dict("records") if v["status"] != "OK"]
-    best = max(bad, key=lambda v: (Status[str(v["status"])].rank, sure.index(str(v["confidence"]))), default={})
-    return {str(k): v for k, v in best.items()}
+def located(verdicts: list[Verdict]) -> Verdict | None:
+    """The verdict that names the incident: the worst, of these the surest, of these the first."""
+    bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
+    bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
+    return max(bad, key=lambda v: (Status[v.status].rank, SURE.index(v.confidence)), default=None)
 
 
 def judge_origin(frames: Frames, given: Given) -> Finding:
     """7.2: the failure mode that stands out in the worst and surest verdict, with the evidence on both sides."""
-    verdicts, modes = table(frames, "verdicts", *VERDICT), table(frames, "modes", "name", "id", "score")
-    steps = table(frames, "steps", *STEP)
-    if verdicts.empty:
+    verdicts = rows.each(frames.get("verdicts"), Verdict)
+    if not verdicts:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    first = located(verdicts)
-    ranked = modes[modes["name"] == first.get("name")].sort_values("score", ascending=False, kind="stable")
-    top = [(str(r["id"]), float(r["score"])) for r in ranked.to_dict("records")]
-    sure = str(first.get("confidence", "none"))
-    lead = top[0][1] - (top[1][1] if len(top) > 1 else 0.0) if top else 0.0
-    stands_out = bool(top) and top[0][1] >= ORIGIN_SCORE and lead >= ORIGIN_LEAD and sure in ("medium", "high")
-    candidates = [id_ for id_, _ in top[:3]]
-    named = modes.sort_values("score", ascending=False, kind="stable").groupby("name", sort=False).head(1)["id"]
-    others = [str(i) for i in dict.fromkeys(named) if str(i) not in candidates]
-    roles = ["origin" if stands_out and i == 0 else "candidate" for i in range(len(candidates))]
+    first = located(verdicts) or Verdict()
+    modes = sorted(rows.each(frames.get("modes"), Mode), key=lambda m: -m.score)
+    top = [m for m in modes if m.name == first.name]
+    lead = top[0].score - (top[1].score if len(top) > 1 else 0.0) if top else 0.0
+    stands_out = (
+        bool(top)
+        and top[0].score >= given.number("origin.score")
+        and lead >= given.number("origin.lead")
+        and first.confidence in ("medium", "high")
+    )
+    top = top[: int(given.number("origin.candidates"))]
+    candidates = [m.id for m in top]
+    named = {m.name: m.id for m in reversed(modes)}  # the first of each verdict
+    others = [m.id for m in modes if named[m.name] == m.id and m.id not in candidates]
+    elsewhere = [(id_, "named_elsewhere", next(m.score for m in modes if m.id == id_)) for id_ in dict.fromkeys(others)]
     shown = pd.DataFrame(
-        [(id_, role, dict(top)[id_]) for id_, role in zip(candidates, roles, strict=True)]
-        + [(id_, "named_elsewhere", float(modes.loc[modes["id"] == id_, "score"].max())) for id_ in others],
+        [(m.id, "origin" if stands_out and m is top[0] else "candidate", m.score) for m in top] + elsewhere,
         columns=["id", "role", "score"],
     )
+    steps = table(frames, "steps", *STEP)
     evidence = steps[steps["id"].isin([*candidates, *others])].drop_duplicates(["name", "step", "id"])
-    facts = {"mode": _mode(frames, candidates[0]) if top else "-", "confidence": say(f"confidence.{sure}"),
-             "candidates": ", ".join(f"{id_} {score:.2f}" for id_, score in top[:3]) or "-",
-             "score": top[0][1] if top else 0.0}  # fmt: skip
-    if stands_out:
-        headline = say("postmortem.origin", **facts)
-    else:
-        headline = say("postmortem.inconclusive" if top else "postmortem.no_mode", **facts)
     unread = table(frames, "unread", "name")
+    key = "origin" if stands_out else "inconclusive" if top else "no_mode"
     return judged(
-        headline,
+        say(
+            f"postmortem.{key}",
+            mode=_mode(frames, candidates[0]) if top else "-",
+            confidence=say(f"confidence.{first.confidence}"),
+            candidates=", ".join(f"{m.id} {m.score:.2f}" for m in top) or "-",
+            score=top[0].score if top else 0.0,
+        ),
         [
             Value("origin", candidates[0] if stands_out else None),
             Value("candidates", ", ".join(candidates) or None),
-            Value("confidence", sure),
-            Value("stuck_at", first.get("stuck_at") or None),
-            Value("located", first.get("name")),
+            Value("confidence", first.confidence),
+            Value("stuck_at", first.stuck_at or None),
+            Value("located", first.name or None),
         ],
         at_least=Status.OK if stands_out else Status.WARNING,
         notes=(
@@ -731,49 +871,56 @@ def judge_origin(frames: Frames, given: Given) -> Finding:
     )
 
 
+@dataclass(frozen=True)
+class Known:
+    """A failure mode's title."""
+
+    id: str = ""
+    en: str = ""
+    ja: str = ""
+
+
 def _mode(frames: Frames, id_: str) -> Text:
-    known = table(frames, "known", "id", "en", "ja")
-    titles = one(known[known["id"] == id_])
-    return say(VERBATIM, **{lang: f"{id_} {titles.get(lang, '')}".strip() for lang in ("en", "ja")})
+    title = next((k for k in rows.each(frames.get("known"), Known) if k.id == id_), Known())
+    return say(VERBATIM, en=f"{id_} {title.en}".strip(), ja=f"{id_} {title.ja}".strip())
 
 
 # 7.3 Timeline -----------------------------------------------------------------------------------------------
 
 
 def collect_timeline(rb: Context) -> Frames:
-    """7.3: runs, verdicts, actions, notes and what did not end; the onset is that of 7.1."""
+    """7.3: runs, verdicts, actions, notes and what did not end; the onset is that of 7.1.
+
+    Frames: runs, verdicts, actions (fields of `Action`), notes (time; who, text: text), partials (name: text), began
+    (fields of `Began`).
+    """
     frames = collect_runs(rb)
-    origin = collect_origin(rb)
     notes = [
         # People in it are tokens already; whoever wrote it did not know this target's secrets.
         {"time": n.get("time"), "who": n.get("who"), "text": rb.masker.without_secrets(str(n.get("text")))}
         for n in _journal(rb.archive, NOTES)
-    ]  # fmt: skip
+    ]
     earlier = next((f for f in rb.given().earlier if f.step == "7.1"), None)
     began = {c: earlier.value(c) if earlier else None for c in ("onset", "onset_how", "onset_from")}
-    kept = onset_kept(frames["runs"])
+    kept = onset_kept(frames)
     if not began["onset"] and kept.at is not None:
         began = {"onset": kept.at.isoformat(), "onset_how": kept.how, "onset_from": kept.name}
     partial = [p for p in rb.archive.partials() if f"-{OWN}." not in p]
     return frames | {
-        "verdicts": origin["verdicts"],
-        "actions": pd.DataFrame([_acted(a) for a in _journal(rb.archive, ACTIONS)], columns=_ACTION),
+        "verdicts": collect_origin(rb)["verdicts"],
+        "actions": rows.frame((_acted(a) for a in _journal(rb.archive, ACTIONS)), Action),
         "notes": _timed(pd.DataFrame(notes, columns=["time", "who", "text"]), "time"),
         "partials": pd.DataFrame({"name": partial}, dtype=object),
         "began": row(**began),
     }
 
 
-_ACTION = ["time", "action", "result", "what", "who", "approved_by", "because", "why_en", "why_ja", "effect_en",
-           "effect_ja", "verified"]  # fmt: skip
-
-
-def _acted(a: dict[str, Any]) -> dict[str, Any]:
-    words = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
+def _acted(a: dict[str, Any]) -> Action:
     what = a.get("what") or {}
+    words = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
+    plain: dict[str, Any] = {c: a.get(c) for c in ("action", "result", "who", "approved_by", "verified")}
     spelt = record.what(what) if isinstance(what, dict) else str(what)
-    plain = {c: a.get(c) for c in ("action", "result", "who", "approved_by", "verified")}
-    return {"time": _time(a.get("time")), "what": spelt, "because": a.get("reason")} | plain | words
+    return Action(time=_time(a.get("time")), what=spelt, because=a.get("reason"), **plain, **words)
 
 
 def _time(text: Any) -> pd.Timestamp | None:
@@ -781,39 +928,43 @@ def _time(text: Any) -> pd.Timestamp | None:
     return found if isinstance(found, pd.Timestamp) else None
 
 
+@dataclass(frozen=True)
+class Began:
+    """The onset, how it is known, and the artifact that says so."""
+
+    onset: str = ""
+    onset_how: str = ""
+    onset_from: str = ""
+
+
 def judge_timeline(frames: Frames, given: Given) -> Finding:
     """7.3: onset, detection, recovery and all between them; TTD and TTR with what each time rests on."""
-    runs = table(frames, "runs", *RUN)
-    if runs.empty and given.detected_at is None:
+    if not _runs(frames) and given.detected_at is None:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    began = one(frames.get("began"))
-    start = Moment(_time(began.get("onset")) if began.get("onset") else None, str(began.get("onset_how") or ""),
-                   str(began.get("onset_from") or ""))  # fmt: skip
-    detected = detection(runs, given)
-    recovered = recovery(runs, detected.at)
+    began = rows.one(frames.get("began"), Began)
+    start = Moment(_time(began.onset) if began.onset else None, began.onset_how, began.onset_from)
+    detected = detection(frames, given)
+    recovered = recovery(frames, detected.at)
     ttd, ttr = lasted(start.at, detected.at), lasted(detected.at, recovered.at)
+    whole = ttd is not None and ttr is not None
     entries = timeline(frames, start, detected, recovered)
-    notes = [say("postmortem.formula")]
-    if len(table(frames, "partials", "name")):
-        notes.append(say("postmortem.died", n=len(frames["partials"])))
-    for missing, key in ((start.at is None, "no_onset"), (recovered.at is None, "not_recovered")):
-        if missing:
-            notes.append(say(f"postmortem.{key}"))
-    facts = {"ttd": ttd, "ttr": ttr, "entries": len(entries)}
-    if ttd is not None and ttr is not None:
-        headline = say("postmortem.times", **facts)
-    else:
-        headline = say("postmortem.times_in_part" if recovered.at is not None else "postmortem.times_open", **facts)
+    died = len(table(frames, "partials", "name"))
+    notes = {
+        "formula": True,
+        "died": died,
+        "no_onset": start.at is None,
+        "not_recovered": recovered.at is None,
+    }
+    key = "times" if whole else "times_open" if recovered.at is None else "times_in_part"
+    moments = {"onset": start, "detection": detected, "recovery": recovered}
     times = pd.DataFrame(
-        [("onset", start.at, start.how, start.name), ("detection", detected.at, detected.how, detected.name),
-         ("recovery", recovered.at, recovered.how, recovered.name)],
-        columns=["what", "time", "how", "name"],
-    )  # fmt: skip
+        [(what, m.at, m.how, m.name) for what, m in moments.items()], columns=["what", "time", "how", "name"]
+    )
     return judged(
-        headline,
+        say(f"postmortem.{key}", ttd=ttd, ttr=ttr, entries=len(entries)),
         [Value("ttd", ttd, "s"), Value("ttr", ttr, "s"), Value("timeline.entries", len(entries))],
-        at_least=Status.OK if ttd is not None and ttr is not None else Status.WARNING,
-        notes=tuple(notes),
+        at_least=Status.OK if whole else Status.WARNING,
+        notes=tuple(say(f"postmortem.{note}", n=died) for note, true in notes.items() if true),
         frames={"times": _timed(times, "time"), "timeline": entries},
         show=("times", "timeline"),
     )
@@ -826,37 +977,40 @@ def lasted(begin: pd.Timestamp | None, end: pd.Timestamp | None) -> float | None
     return round(max((end - begin).total_seconds(), 0.0), 1)
 
 
+@dataclass(frozen=True)
+class Note:
+    """A responder's note."""
+
+    time: pd.Timestamp | None = None
+    who: str = ""
+    text: str = ""
+
+
 def timeline(frames: Frames, start: Moment, detected: Moment, recovered: Moment) -> pd.DataFrame:
-    """Everything that has a time, sorted, in UTC."""
-    rows: list[dict[str, Any]] = [
-        {"time": m.at, "kind": kind, "what": m.how, "name": m.name}
+    """Everything that has a time, sorted, in UTC. Columns: the fields of `Entry`."""
+    found = [
+        Entry(m.at, kind, m.how, name=m.name)
         for kind, m in (("onset", start), ("detection", detected), ("recovery", recovered))
         if m.at is not None
     ]
-    for r in table(frames, "runs", *RUN).to_dict("records"):
-        rows.append({"time": r["started"], "kind": "run", "what": r["section"], "status": r["status"],
-                     "name": r["name"], "detail_en": r["detail"], "detail_ja": r["detail"]})  # fmt: skip
-    for r in table(frames, "verdicts", *VERDICT).to_dict("records"):
-        if str(r["name"]).endswith(".json"):
-            rows.append({"time": r["started"], "kind": "verdict", "what": r["stuck_at"] or "", "status": r["status"],
-                         "name": r["name"]})  # fmt: skip
-    for r in table(frames, "actions", *_ACTION).to_dict("records"):
-        words = {
-            f"detail_{lang}": " ".join(str(t) for t in (r[f"why_{lang}"], r[f"effect_{lang}"], r["because"]) if t)
-            for lang in ("en", "ja")
-        }
-        who = " / ".join(str(w) for w in (r["who"], r["approved_by"]) if w)
-        rows.append({"time": r["time"], "kind": "dry" if r["result"] == "dry" else "action",
-                     "what": f"{r['action']} {r['what']}", "status": r["result"], "who": who, **words})  # fmt: skip
-    for r in table(frames, "notes", "time", "who", "text").to_dict("records"):
-        rows.append({"time": r["time"], "kind": "note", "who": r["who"], "detail_en": r["text"],
-                     "detail_ja": r["text"]})  # fmt: skip
-    for r in table(frames, "partials", "name").to_dict("records"):
-        stamp, _, section = str(r["name"]).removesuffix(".partial.ipynb").partition("-")
-        rows.append({"time": _time(stamp), "kind": "died", "what": section, "name": r["name"]})
-    frame = pd.DataFrame(rows, columns=ENTRY)
-    texts = [c for c in ENTRY if c != "time"]
-    frame[texts] = frame[texts].astype(object).where(frame[texts].notna(), "")
+    for run in rows.each(frames.get("runs"), Run):
+        detail = run.detail or ""
+        found.append(Entry(run.started, "run", run.section, run.status, "", detail, detail, run.name))
+    for v in rows.each(frames.get("verdicts"), Verdict):
+        if v.name.endswith(".json"):
+            found.append(Entry(v.started, "verdict", v.stuck_at or "", v.status, name=v.name))
+    for a in rows.each(frames.get("actions"), Action):
+        en, ja = (" ".join(t for t in (*words, a.because) if t) for words in
+                  ((a.why_en, a.effect_en), (a.why_ja, a.effect_ja)))  # fmt: skip
+        who = " / ".join(w for w in (a.who, a.approved_by) if w)
+        kind = "dry" if a.result == "dry" else "action"
+        found.append(Entry(a.time, kind, f"{a.action} {a.what}", a.result, who, en, ja))
+    for n in rows.each(frames.get("notes"), Note):
+        found.append(Entry(n.time, "note", who=n.who, detail_en=n.text, detail_ja=n.text))
+    for name in table(frames, "partials", "name")["name"].astype(str):
+        stamp, _, section = name.removesuffix(".partial.ipynb").partition("-")
+        found.append(Entry(_time(stamp), "died", section, name=name))
+    frame = rows.frame(found, Entry)
     frame["time"] = pd.to_datetime(frame["time"], utc=True)
     return frame.sort_values("time", kind="stable", na_position="last").reset_index(drop=True)
 
@@ -865,7 +1019,10 @@ def timeline(frames: Frames, start: Moment, detected: Moment, recovered: Moment)
 
 
 def collect_measures(rb: Context) -> Frames:
-    """7.4: what the failure mode's entry suggests, and what a person has entered into the draft."""
+    """7.4: what the failure mode's entry suggests, and what a person has entered into the draft.
+
+    Frames: suggested (id; kind, text: text), entered (kind, measure, owner, due: text; whole: flag).
+    """
     origin = next((f for f in rb.given().earlier if f.step == "7.2"), None)
     ids = str((origin and (origin.value("origin") or origin.value("candidates"))) or "").split(", ")
     suggested = [

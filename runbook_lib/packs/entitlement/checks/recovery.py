@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
@@ -27,7 +28,8 @@ from runbook_lib.model.finding import (
     unknown,
     worst,
 )
-from runbook_lib.model.frames import amount, one, table
+from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
 from runbook_lib.view import charts
 
@@ -35,59 +37,48 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: Flows are counted in buckets of ten seconds, back from the moment of the run, for at most this long.
-BUCKET_S = 10
-LOOKBACK = pd.Timedelta(minutes=15)
-#: A recovery shows first in what left in the last 4 s (a poll, a batch and a poll), and that nothing failed for 2 s.
-NOW_S, NOW_FAILED_S = 4, 2
-#: How unlikely it must be that tries which failed as often as before had all succeeded.
-CHANCE = 0.01
-#: "Now" for a flow test, and for whether tries succeed.
-MINUTE, RECENT = 6, 2
-#: A dead-letter series is over when nothing came for three of its usual gaps, within these bounds.
-GAPS, QUIET_S, LONGEST_QUIET_S = 3, 15.0, 300.0
-#: Ten tries take 365 s at most, so what was created before this failed before a while ago.
-LONGEST_TRIES_S = 420.0
-#: Events of these seconds ago should have gone through by now.
-PUBLISH_SPAN_S, DELIVERY_SPAN_S = (15, 4), (30, 10)
+#: Flows are counted in buckets of so many seconds, back from the moment of the run, and these are a minute.
+BUCKET_S, MINUTE = 10, 6
 #: What is tried, the queue that it is tried from, and the flows of that queue.
 TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
-#: A p95 allows one event of twenty to be late.
-IN_TIME = 0.95
+#: Where the span of seconds ago begins and ends whose events should be through.
+SPANS = {
+    "publish": ("publish.cohort_from", "publish.cohort_to"),
+    "delivery": ("delivery.cohort_from", "delivery.cohort_to"),
+}
 
 
-def _begin(rb: Context) -> pd.Timestamp:
-    return max(rb.since, rb.as_of - LOOKBACK)
+@dataclass(frozen=True)
+class Tries:
+    """Tries of one part that left a retry time behind."""
+
+    QUESTION: ClassVar[str] = "recovery/failed_tries"
+
+    part: str = ""
+    failed: float = 0.0
+    failed_now: float = 0.0
+    waiting: float = 0.0
+    due_again: float = 0.0
 
 
-def _flows(rb: Context, db: Snapshot) -> Frames:
-    """Both queues now, and what came and went, in buckets."""
-    since = _begin(rb)
-    sent = db.try_ask("recovery/notification_flows", since=since, created_since=since - pd.Timedelta(hours=6))
-    if sent is None:
-        sent = db.ask("recovery/notification_flows", since=since, created_since=since - pd.Timedelta(hours=1))
-    return {
-        "notifications": db.ask("notifications/backlog"),
-        "outbox": db.ask("outbox/backlog"),
-        "notification_flows": sent,
-        "outbox_flows": db.ask("recovery/outbox_flows", since=since),
-    }
+@dataclass(frozen=True)
+class OutboxFailed:
+    """Events that the relay gave up; `last_failed` only where commit times are kept."""
+
+    QUESTION: ClassVar[str] = "recovery/outbox_failed"
+
+    n: int = 0
+    newest: pd.Timestamp | None = None
+    last_failed: pd.Timestamp | None = None
 
 
-def counts(frame: pd.DataFrame | None, column: str, buckets: int, skip: int = 0) -> float:
-    """What was counted in the newest buckets, leaving out the newest `skip`."""
-    if frame is None or not {"tens_ago", column} <= set(frame.columns):
-        return 0.0
-    near = frame["tens_ago"].between(skip, skip + buckets - 1)
-    return float(pd.to_numeric(frame.loc[near, column]).sum())
+@dataclass(frozen=True)
+class Cohort:
+    """Events of a span of seconds ago: how many, how many are through, and how long those took."""
 
-
-def _again(seconds: float) -> float:
-    """When a look is worth while: not at once, and not never."""
-    return float(min(max(round(seconds), 5), 60))
-
-
-# 6.1 --------------------------------------------------------------------------------------------------------
+    n: float = 0.0
+    done: float = 0.0
+    p95: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,96 +90,128 @@ class Queue:
     values: tuple[Value, ...]
 
 
+def _begin(rb: Context) -> pd.Timestamp:
+    return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
+
+
+def _flows(rb: Context, db: Snapshot) -> Frames:
+    """Both queues now, and what came and went, in buckets: those sent were created within hours, or within one."""
+    since = _begin(rb)
+    longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
+    sent = db.try_ask("recovery/notification_flows", since=since, created_since=longer)
+    if sent is None:
+        sent = db.ask("recovery/notification_flows", since=since, created_since=shorter)
+    return {
+        "notifications": db.ask("notifications/backlog"),
+        "outbox": db.ask("outbox/backlog"),
+        "notification_flows": sent,
+        "outbox_flows": db.ask("recovery/outbox_flows", since=since),
+    }
+
+
+def counts(frame: pd.DataFrame | None, column: str, buckets: float, skip: int = 0) -> float:
+    """What was counted in the newest buckets, leaving out the newest `skip`."""
+    if frame is None or not {"tens_ago", column} <= set(frame.columns):
+        return 0.0
+    near = frame["tens_ago"].between(skip, skip + buckets - 1)
+    return float(pd.to_numeric(frame.loc[near, column]).sum())
+
+
+def _again(seconds: float, given: Given) -> float:
+    """When a look is worth while: not at once, and not never."""
+    return float(min(max(round(seconds), given.number("look_again.least")), given.number("look_again.most")))
+
+
+# 6.1 --------------------------------------------------------------------------------------------------------
+
+
 def collect_backlog(rb: Context) -> Frames:
-    """6.1: both backlogs and their flows."""
+    """6.1: both backlogs and their flows. Frames: notifications, outbox, notification_flows, outbox_flows."""
     with rb.snapshot() as db:
         return _flows(rb, db)
 
 
 def judge_backlog(frames: Frames, given: Given) -> Finding:
     """6.1: is the backlog falling, and when will it be empty?"""
-    queues = {
-        "notifications": _queue(frames, given, "notifications", "notification_flows", "backlog.oldest_due"),
-        "outbox": _queue(frames, given, "outbox", "outbox_flows", "outbox.oldest_due"),
+    waiting = {
+        "notifications": rows.first(frames.get("notifications"), kinds.Notifications),
+        "outbox": rows.first(frames.get("outbox"), kinds.Outbox),
     }
-    status = worst(q.status for q in queues.values())
+    flows = {queue: frames.get(name) for queue, name in TRIED.values()}
+    limits = {"notifications": "backlog.oldest_due", "outbox": "outbox.oldest_due"}
+    queues = {name: _queue(name, waiting[name], flows[name], given, limits[name]) for name in waiting}
     return judged(
         say("recovery.both", a=queues["notifications"].text, b=queues["outbox"].text),
         [v for q in queues.values() for v in q.values],
-        at_least=status,
+        at_least=worst(q.status for q in queues.values()),
         reason=Reason.NO_DATA,
         notes=(say("recovery.flows_note"),),
-        hops=(
-            _hop("relay", frames, "outbox", "outbox_flows", queues["outbox"]),
-            _hop("delivery_worker", frames, "notifications", "notification_flows", queues["notifications"]),
+        hops=tuple(
+            _hop(hop, waiting[name], flows[name], queues[name])
+            for hop, name in (("relay", "outbox"), ("delivery_worker", "notifications"))
         ),
     )
 
 
-def _queue(frames: Frames, given: Given, name: str, flows_name: str, age_limit: str) -> Queue:
-    now, flows = one(frames.get(name)), frames.get(flows_name)
-    if not now or flows is None:
+def _queue(name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given: Given, age_limit: str) -> Queue:
+    if now is None or flows is None:
         return Queue(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
-    due = amount(now, "due") + amount(now, "expired")
-    oldest = max(amount(now, "oldest_due_s"), amount(now, "oldest_expired_s")) if due else 0.0
-    limits = given.limits
-    small = limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK
+    due, limits = now.ready, given.limits
+    oldest = now.oldest_s if due else 0.0
     seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
     values += [Value(f"{name}.{c}", counts(flows, c, 1), "rows") for c in ("arrived_now", "gone_now")]
-    if small:
+    if limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK:
         return Queue(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
 
-    tests = {
-        minutes: stats.flow_test(
-            counts(flows, "arrived", minutes * MINUTE), counts(flows, "gone", minutes * MINUTE), minutes, due
-        )
-        for minutes in (1, 5)
-    }
-    # The last minute decides; five of them where one is too short to tell.
-    minutes = 1 if tests[1].verdict in ("draining", "filling") else 5
-    test = tests[minutes]
-    if test.verdict == "filling" and minutes == 5:
-        test = tests[minutes := 1]  # five minutes that filled say nothing of the last one
-    gone = counts(flows, "gone", minutes * MINUTE)
-    seen |= {
-        "minutes": minutes,
-        "came": counts(flows, "arrived", minutes * MINUTE),
-        "gone": gone,
-        "net": test.net_per_min,
-        "eta": test.eta_min,
-    }
-    turned = stats.flow_test(counts(flows, "arrived_now", 1), counts(flows, "gone_now", 1), NOW_S / 60, due)
+    minutes, test = _flow_test(flows, due, given.number("flow.longer"))
+    came, gone = (counts(flows, column, minutes * MINUTE) for column in ("arrived", "gone"))
+    now_s = given.number("recovery.now")
+    turned = stats.flow_test(counts(flows, "arrived_now", 1), counts(flows, "gone_now", 1), now_s / 60, due)
+    seen |= {"minutes": minutes, "came": came, "gone": gone, "net": test.net_per_min, "eta": test.eta_min}
     if test.verdict == "draining":
-        status, text = Status.OK, say("recovery.queue_draining", **seen)
+        status, key = Status.OK, "draining"
     elif turned.eta_min is not None:
         eta = 60 * turned.eta_min
-        values.append(Value(f"{name}.{LOOK_AGAIN}", _again(eta), "s"))
-        seen |= {"net": turned.net_per_min, "eta": eta, "again": _again(eta), "now": NOW_S}
-        status, text = Status.WARNING, say("recovery.queue_recovering", **seen)
+        again = _again(eta, given)
+        values.append(Value(f"{name}.{LOOK_AGAIN}", again, "s"))
+        seen |= {"net": turned.net_per_min, "eta": eta, "again": again, "now": now_s}
+        status, key = Status.WARNING, "recovering"
     elif test.verdict == "filling":
-        status, text = Status.CRITICAL, say("recovery.queue_filling", **seen)
+        status, key = Status.CRITICAL, "filling"
     elif not gone:
-        stuck = limits[age_limit].status(oldest)
-        status, text = worst([Status.WARNING, stuck]), say("recovery.queue_still", **seen)
+        status, key = worst([Status.WARNING, limits[age_limit].status(oldest)]), "still"
     else:
-        status, text = Status.WARNING, say("recovery.queue_unclear", **seen)
+        status, key = Status.WARNING, "unclear"
     values.append(
         Value(f"{name}.drain_z", round(test.z, 2), "ratio", None if status is Status.OK else limits["drain.z"])
     )
-    return Queue(status, text, tuple(values))
+    return Queue(status, say(f"recovery.queue_{key}", **seen), tuple(values))
 
 
-def _hop(hop: str, frames: Frames, name: str, flows_name: str, queue: Queue) -> Hop:
-    now, flows = one(frames.get(name)), frames.get(flows_name)
-    if not now or flows is None:
+def _flow_test(flows: pd.DataFrame, due: float, longer: float) -> tuple[float, stats.FlowTest]:
+    """The last minute decides; the longer stretch where one is too short to tell."""
+
+    def test(minutes: float) -> stats.FlowTest:
+        came, gone = (counts(flows, column, minutes * MINUTE) for column in ("arrived", "gone"))
+        return stats.flow_test(came, gone, minutes, due)
+
+    # A longer stretch that filled says nothing of the last minute.
+    last, all_of_it = test(1), test(longer)
+    if last.verdict in ("draining", "filling") or all_of_it.verdict == "filling":
+        return 1, last
+    return longer, all_of_it
+
+
+def _hop(hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: Queue) -> Hop:
+    if now is None or flows is None:
         return Hop(hop)
     return Hop(
         hop,
         rate_in=counts(flows, "arrived", MINUTE),
         rate_out=counts(flows, "gone", MINUTE),
-        waiting=amount(now, "due") + amount(now, "expired"),
-        oldest_s=max(amount(now, "oldest_due_s"), amount(now, "oldest_expired_s")),
+        waiting=now.ready,
+        oldest_s=now.oldest_s,
         late=queue.status is not Status.OK and not any(v.name.endswith(LOOK_AGAIN) for v in queue.values),
     )
 
@@ -198,7 +221,7 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
     outbox, sent = frames.get("outbox_flows"), frames.get("notification_flows")
     if outbox is None or sent is None or (outbox.empty and sent.empty):
         return None
-    longest = int(min(LOOKBACK, pd.Timedelta(minutes=given.window_minutes)).total_seconds() // BUCKET_S)
+    longest = int(min(given.number("recovery.lookback"), given.window_minutes) * MINUTE)
     ago, highest = np.arange(longest), 0.0
     figure, ax = charts.axes("Written, published, sent", "events / min", "minutes before the run")
     for frame, column, colour, line, label in (
@@ -229,21 +252,17 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
 
 
 def collect_errors(rb: Context) -> Frames:
-    """6.2: tries that failed and tries that succeeded in the last seconds."""
+    """6.2: tries that failed, and that succeeded, in the last seconds. Frames: 6.1's, tries; letters where cheap."""
     with rb.snapshot() as db:
-        frames = _flows(rb, db) | {
-            "tries": db.ask("recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=RECENT * BUCKET_S))
-        }
+        since = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
+        frames = _flows(rb, db) | {"tries": db.ask("recovery/failed_tries", tried_since=since)}
         letters = db.try_ask("recovery/dead_letters", since=_begin(rb))
-        if letters is not None:
-            frames["letters"] = letters
-        return frames
+        return frames if letters is None else frames | {"letters": letters}
 
 
 def judge_errors(frames: Frames, given: Given) -> Finding:
-    """6.2: is the error rate back under its norm, by the tries of the last twenty seconds?"""
-    tries = frames.get("tries")
-    if tries is None or not one(frames.get("notifications")):
+    """6.2: is the error rate back under its norm, by the tries of the last seconds?"""
+    if "tries" not in frames or rows.first(frames.get("notifications"), kinds.Notifications) is None:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/failed_tries"))
     parts = [error_rate(frames, given, part) for part in TRIED]
     return judged(
@@ -256,49 +275,54 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
 
 def error_rate(frames: Frames, given: Given, part: str) -> Queue:
     """How many tries of one part ("delivery" or "publish") failed, from the frames of `collect_errors`."""
-    tries = table(frames, "tries", "part").set_index("part")
-    seen = {str(k): v for k, v in tries.loc[part].items()} if part in tries.index else {}
+    tries = next((t for t in rows.each(frames.get("tries"), Tries) if t.part == part), Tries())
     queue, flows = TRIED[part]
-    now = one(frames.get(queue))
+    recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
     letters = table(frames, "letters", "kind", "tens_ago", "n")
     # Only the delivery worker's dead letters were tried; what the relay gave up has no time.
-    given_up = counts(letters[letters["kind"] == part], "n", RECENT)
-    failed, succeeded = amount(seen, "failed") + given_up, counts(frames.get(flows), "gone", RECENT)
-    waiting, again = amount(seen, "waiting"), amount(seen, "due_again")
-    rate = 100 * failed / (failed + succeeded) if failed + succeeded else None
-    now_failed, now_succeeded = amount(seen, "failed_now"), counts(frames.get(flows), "gone_now", 1)
-    facts = {"part": say(f"recovery.{part}"), "rate": rate, "failed": failed, "of": failed + succeeded,
-             "since": NOW_FAILED_S, "now": NOW_S, "succeeded": now_succeeded, "again": RECENT * BUCKET_S}  # fmt: skip
+    failed = tries.failed + counts(letters[letters["kind"] == part], "n", recent_s / BUCKET_S)
+    of = failed + counts(frames.get(flows), "gone", recent_s / BUCKET_S)
+    rate = 100 * failed / of if of else None
+    succeeded_now = counts(frames.get(flows), "gone_now", 1)
+    facts: dict[str, Any] = {
+        "part": say(f"recovery.{part}"),
+        "rate": rate,
+        "failed": failed,
+        "of": of,
+        "since": given.number("recovery.now_failed"),
+        "now": given.number("recovery.now"),
+        "succeeded": succeeded_now,
+        "again": recent_s,
+    }
+    # Had tries failed as often as before, so many would hardly all have succeeded.
     recovering = (
         rate is not None
-        and given.limits["errors.rate"].status(rate) is not Status.OK
-        and not now_failed
-        and (1 - rate / 100) ** now_succeeded < CHANCE
+        and limit.status(rate) is not Status.OK
+        and not tries.failed_now
+        and (1 - rate / 100) ** succeeded_now < given.number("recovery.chance")
     )
     if recovering:
-        status, text = Status.WARNING, say("recovery.errors_recovering", **facts)
+        status, key = Status.WARNING, "recovering"
     elif rate is not None:
-        status = given.limits["errors.rate"].status(rate)
-        text = say("recovery.errors_some" if failed else "recovery.errors_none", **facts)
-    elif again or amount(now, "due") + amount(now, "expired") > 0:
-        # Something should have been tried, and nothing came of it.
-        status, text = Status.WARNING, say("recovery.errors_unknown", **facts)
+        status, key = limit.status(rate), "some" if failed else "none"
+    elif tries.due_again or rows.one(frames.get(queue), kinds.Queue).ready > 0:
+        status, key = Status.WARNING, "unknown"  # something should have been tried, and nothing came of it
     else:
-        status, text = Status.OK, say("recovery.errors_idle", **facts)
-    shown = Value(f"errors.{part}", None, "%")
-    if rate is not None:
-        limit = given.limits.value("errors.rate", rate)
-        shown = replace(limit, name=f"errors.{part}", threshold=None if recovering else limit.threshold)
-    values = [shown, Value(f"{part}.waiting_retry", waiting, "rows"), Value(f"{part}.failed_now", now_failed, "rows")]
-    values += [Value(f"{part}.{LOOK_AGAIN}", float(RECENT * BUCKET_S), "s")] if recovering else []
-    return Queue(status, text, tuple(values))
+        status, key = Status.OK, "idle"
+    values = [
+        Value(f"errors.{part}", rate, "%", None if rate is None or recovering else limit),
+        Value(f"{part}.waiting_retry", tries.waiting, "rows"),
+        Value(f"{part}.failed_now", tries.failed_now, "rows"),
+        *([Value(f"{part}.{LOOK_AGAIN}", recent_s, "s")] if recovering else []),
+    ]
+    return Queue(status, say(f"recovery.errors_{key}", **facts), tuple(values))
 
 
 # 6.3 --------------------------------------------------------------------------------------------------------
 
 
 def collect_dead_letters(rb: Context) -> Frames:
-    """6.3: when dead letters came, and when the relay last gave an event up."""
+    """6.3: when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
     with rb.snapshot() as db:
         return {
             "letters": db.ask("recovery/dead_letters"),
@@ -308,63 +332,54 @@ def collect_dead_letters(rb: Context) -> Frames:
 
 def judge_dead_letters(frames: Frames, given: Given) -> Finding:
     """6.3: have dead letters and FAILED stopped growing?"""
-    letters, outbox = frames.get("letters"), one(frames.get("outbox_failed"))
+    letters, outbox = frames.get("letters"), rows.one(frames.get("outbox_failed"), OutboxFailed)
     if letters is None or not {"kind", "tens_ago", "n"} <= set(letters.columns):
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/dead_letters"))
     found, silence, gap = _series(letters, given)
-    needed = min(max(gap, QUIET_S), LONGEST_QUIET_S) if found else 0.0
-    failed = int(amount(outbox, "n"))
-    failed_s = seconds_between(outbox.get("last_failed"), given.as_of)
-    if failed and failed_s is None:
+    least = given.number("letters.quiet_least")
+    needed = min(max(gap, least), given.number("letters.quiet_most")) if found else 0.0
+    failed_s = seconds_between(outbox.last_failed, given.as_of)
+    if outbox.n and failed_s is None:
         # Without commit times only a bound is known: it was created, tried ten times, and given up.
-        created_s = seconds_between(outbox.get("newest"), given.as_of) or 0.0
-        outbox_quiet = created_s > LONGEST_TRIES_S + QUIET_S
+        created_s = seconds_between(outbox.newest, given.as_of) or 0.0
+        outbox_quiet = created_s > given.number("publish.tries_longest") + least
     else:
-        outbox_quiet = not failed or (failed_s or 0.0) >= QUIET_S
+        outbox_quiet = not outbox.n or (failed_s or 0.0) >= least
     minute = counts(letters, "n", MINUTE)
-    before = counts(letters, "n", 10_000, MINUTE)
-    span = max(given.window_minutes - 1, 1)
-    growing = minute >= 2 and minute >= before / span
+    before = counts(letters, "n", np.inf, MINUTE)
+    growing = minute >= 2 and minute >= before / max(given.window_minutes - 1, 1)
     quiet = not found or silence >= needed
     # Silent for longer than chance would have it, but not yet for as long as it takes to call it over.
-    recovering = not quiet and silence >= max(gap, NOW_S) and outbox_quiet
-    again = _again(needed - silence)
-    facts = {"n": found, "minute": minute, "silence": silence, "minutes": given.window_minutes, "failed": failed,
-             "again": again}  # fmt: skip
+    recovering = not quiet and silence >= max(gap, given.number("recovery.now")) and outbox_quiet
+    again = _again(needed - silence, given)
     if quiet and outbox_quiet:
-        status = Status.OK
-        headline = say("recovery.letters_over" if found else "recovery.letters_none", **facts)
+        status, key = Status.OK, "letters_over" if found else "letters_none"
     elif recovering:
-        status, headline = Status.WARNING, say("recovery.letters_recovering", **facts)
+        status, key = Status.WARNING, "letters_recovering"
     elif not quiet:
-        status = Status.CRITICAL if growing else Status.WARNING
-        headline = say("recovery.letters_growing" if growing else "recovery.letters_recent", **facts)
+        status, key = (Status.CRITICAL, "letters_growing") if growing else (Status.WARNING, "letters_recent")
     else:
-        status = Status.WARNING
-        headline = say("recovery.outbox_growing", **facts)
-    notes = []
-    if failed:
-        notes.append(say("recovery.outbox_stays", n=failed))
-    if found:
-        notes.append(say("recovery.letters_stay", n=found))
+        status, key = Status.WARNING, "outbox_growing"
+    stays = (("outbox_stays", outbox.n), ("letters_stay", found))
     return judged(
-        headline,
+        say(f"recovery.{key}", n=found, minute=minute, silence=silence, minutes=given.window_minutes, failed=outbox.n,
+            again=again),
         [
             Value("dlq.new", found, "rows"),
             Value("dlq.new_last_minute", minute, "rows"),
             Value("dlq.since_last", silence if found else None, "s"),
             Value("dlq.quiet_needed", needed if found else None, "s"),
-            Value("outbox.failed_total", failed, "rows"),
+            Value("outbox.failed_total", outbox.n, "rows"),
             Value("outbox.since_last_failed", failed_s, "s"),
             *([Value(LOOK_AGAIN, again, "s")] if recovering else []),
         ],
         at_least=status,
-        notes=tuple(notes),
-    )
+        notes=tuple(say(f"recovery.{note}", n=n) for note, n in stays if n),
+    )  # fmt: skip
 
 
 def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
-    """How many dead letters, seconds since the last, and the silence that is no chance: three of their usual gaps."""
+    """How many dead letters, seconds since the last, and the silence that is no chance: some of their usual gaps."""
     if letters.empty:
         return 0, 0.0, 0.0
     found = int(pd.to_numeric(letters["n"]).sum())
@@ -372,29 +387,47 @@ def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
     known = seconds_between(last, given.as_of)
     silence = float(letters["tens_ago"].min()) * BUCKET_S if known is None else known
     extent = float(letters["tens_ago"].max() - letters["tens_ago"].min()) * BUCKET_S
-    return found, silence, GAPS * extent / max(found - 1, 1)
+    return found, silence, given.number("letters.gaps") * extent / max(found - 1, 1)
 
 
 # 6.4 --------------------------------------------------------------------------------------------------------
 
 
 def collect_slis(rb: Context) -> Frames:
-    """6.4: what became of the newest events that should be through, and how it was before."""
+    """6.4: what became of the newest events that should be through, and how it was before.
 
-    def ago(seconds: int) -> pd.Timestamp:
-        return rb.as_of - pd.Timedelta(seconds=seconds)
+    Frames: publish, accepted (sli/outbox_cohort), delivery (sli/delivery_cohort), outbox_before (outbox/delay);
+    delivery_before (sli/delivered) where cheap.
+    """
+
+    def span(part: str) -> dict[str, pd.Timestamp]:
+        since, until = (rb.as_of - pd.Timedelta(seconds=rb.number(name)) for name in SPANS[part])
+        return {"since": since, "until": until}
 
     with rb.snapshot() as db:
         frames = {
-            "publish": db.ask("sli/outbox_cohort", since=ago(PUBLISH_SPAN_S[0]), until=ago(PUBLISH_SPAN_S[1])),
-            "accepted": db.ask("sli/outbox_cohort", since=ago(DELIVERY_SPAN_S[0]), until=ago(DELIVERY_SPAN_S[1])),
-            "delivery": db.ask("sli/delivery_cohort", since=ago(DELIVERY_SPAN_S[0]), until=ago(DELIVERY_SPAN_S[1])),
+            "publish": db.ask("sli/outbox_cohort", **span("publish")),
+            "accepted": db.ask("sli/outbox_cohort", **span("delivery")),
+            "delivery": db.ask("sli/delivery_cohort", **span("delivery")),
             "outbox_before": db.ask("outbox/delay"),
         }
         before = db.try_ask("sli/delivered")
-        if before is not None:
-            frames["delivery_before"] = before
-        return frames
+        return frames if before is None else frames | {"delivery_before": before}
+
+
+@dataclass(frozen=True)
+class Sli:
+    """One part of 6.4: the newest events, of `n` expected, and the p95 of the window before.
+
+    `turned` tells that what comes in goes out again by now, untroubled.
+    """
+
+    part: str
+    limit: str
+    n: float
+    seen: Cohort
+    before: float | None
+    turned: bool
 
 
 def _turned(given: Given, queue: str, part: str) -> bool:
@@ -410,66 +443,67 @@ def _turned(given: Given, queue: str, part: str) -> bool:
 
 def judge_slis(frames: Frames, given: Given) -> Finding:
     """6.4: do the newest events go through in time, and better than before?"""
-    publish, accepted, delivery = (one(frames.get(n)) for n in ("publish", "accepted", "delivery"))
-    if not publish or not accepted or not delivery:
+    publish, accepted, delivery = (rows.first(frames.get(n), Cohort) for n in ("publish", "accepted", "delivery"))
+    if publish is None or accepted is None or delivery is None:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="sli/outbox_cohort"))
+    outbox_before = rows.one(frames.get("outbox_before"), kinds.Delay).p95
+    sent_before = rows.one(frames.get("delivery_before"), kinds.Delivered).p95
     # An event that never reached the notifications counts as one that was not delivered.
-    expected = max(amount(accepted, "n"), amount(delivery, "n"))
-    rows = [
-        ("publish", "outbox.publish_delay_p95", amount(publish, "n"), publish, "outbox_before", PUBLISH_SPAN_S[0]),
-        ("delivery", "delivery.e2e_p95", expected, delivery, "delivery_before", DELIVERY_SPAN_S[0]),
-    ]
-    turned = {"publish": _turned(given, "outbox", "publish"), "delivery": _turned(given, "notifications", "delivery")}
-    values, texts, statuses = [], [], []
-    for part, limit, n, seen, past, span_s in rows:
-        done, p95 = amount(seen, "done"), seen.get("p95")
-        before = one(frames.get(past)).get("p95")
-        facts = {
-            "part": say(f"recovery.{part}"),
-            "n": n,
-            "done": done,
-            "p95": p95,
-            "before": before,
-            "limit": given.limits[limit].critical,
-            "again": span_s,
-        }
-        again = [Value(f"{part}.{LOOK_AGAIN}", float(span_s), "s")]
-        values.append(Value(f"{part}.events", n, "events"))
-        values.append(Value(f"{part}.done", done, "events"))
-        if before is not None:
-            values.append(Value(f"{part}.p95_window", round(float(before), 2), "s"))
-        if not n:
-            statuses.append(Status.OK)
-            texts.append(say("recovery.sli_idle", **facts))
-            continue
-        if done < IN_TIME * n:
-            # More than one in twenty is still on its way: their p95 is worse than any that can be measured.
-            critical = done < n / 2 and not turned[part]
-            statuses.append(Status.CRITICAL if critical else Status.WARNING)
-            texts.append(say("recovery.sli_recovering" if turned[part] else "recovery.sli_missing", **facts))
-            values += again if turned[part] else []
-            continue
-        value = given.limits.value(limit, None if p95 is None else float(p95))
-        # Late events leave the percentile only by and by: over the limit, but better than before, is a recovery.
-        better = before is not None and float(p95 or 0) < float(before)
-        recovering = value.status is Status.CRITICAL and (better or turned[part])
-        statuses.append(Status.WARNING if recovering else value.status or Status.OK)
-        texts.append(say("recovery.sli_well" if value.status is Status.OK else "recovery.sli_slow", **facts))
-        values.append(replace(value, threshold=None) if recovering else value)
-        values += again if value.status is not Status.OK and turned[part] else []
+    expected = max(accepted.n, delivery.n)
+    sent, published = (
+        _sli(Sli("delivery", "delivery.e2e_p95", expected, delivery, sent_before,
+                 _turned(given, "notifications", "delivery")), given),
+        _sli(Sli("publish", "outbox.publish_delay_p95", publish.n, publish, outbox_before,
+                 _turned(given, "outbox", "publish")), given),
+    )  # fmt: skip
     return judged(
-        say("recovery.both", a=texts[1], b=texts[0]),
-        values,
-        at_least=worst(statuses),
+        say("recovery.both", a=sent.text, b=published.text),
+        [*published.values, *sent.values],
+        at_least=worst([published.status, sent.status]),
         notes=(say("recovery.sli_note"),),
     )
+
+
+def _sli(sli: Sli, given: Given) -> Queue:
+    part, seen, limit = sli.part, sli.seen, given.limits[sli.limit]
+    again_s = given.number(SPANS[part][0])
+    values = [Value(f"{part}.events", sli.n, "events"), Value(f"{part}.done", seen.done, "events")]
+    if sli.before is not None:
+        values.append(Value(f"{part}.p95_window", round(sli.before, 2), "s"))
+    value = given.limits.value(sli.limit, seen.p95)
+    troubled, status = False, Status.OK
+    if not sli.n:
+        key = "idle"
+    elif seen.done < given.number("p95.in_time") * sli.n:
+        # More than a p95 allows are still on their way: their p95 is worse than any that can be measured.
+        troubled, key = True, "recovering" if sli.turned else "missing"
+        status = Status.CRITICAL if seen.done < sli.n / 2 and not sli.turned else Status.WARNING
+    else:
+        # Late events leave the percentile only by and by: over the limit, but better than before, is a recovery.
+        better = sli.before is not None and (seen.p95 or 0) < sli.before
+        recovering = value.status is Status.CRITICAL and (better or sli.turned)
+        troubled, key = value.status is not Status.OK, "well" if value.status is Status.OK else "slow"
+        status = Status.WARNING if recovering else value.status or Status.OK
+        values.append(replace(value, threshold=None) if recovering else value)
+    if troubled and sli.turned:
+        values.append(Value(f"{part}.{LOOK_AGAIN}", again_s, "s"))
+    facts = {
+        "part": say(f"recovery.{part}"),
+        "n": sli.n,
+        "done": seen.done,
+        "p95": seen.p95,
+        "before": sli.before,
+        "limit": limit.critical,
+        "again": again_s,
+    }
+    return Queue(status, say(f"recovery.sli_{key}", **facts), tuple(values))
 
 
 # 6.5 --------------------------------------------------------------------------------------------------------
 
 
 def collect_duplicates(rb: Context) -> Frames:
-    """Events of the window with more than one notification."""
+    """Events of the window with more than one notification. Frames: duplicates."""
     with rb.snapshot() as db:
         return {"duplicates": db.ask("consistency/duplicates")}
 
@@ -480,7 +514,7 @@ def judge_duplicates(frames: Frames, given: Given) -> Finding:
     if found is None:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="consistency/duplicates"))
     newest = seconds_between(found["last"].max() if len(found) else None, given.as_of)
-    still = newest is not None and newest < MINUTE * BUCKET_S
+    still = newest is not None and newest < 60
     return judged(
         say("recovery.duplicates" if len(found) else "recovery.no_duplicates", n=len(found), ago=newest),
         [Value("duplicates", len(found), "events")],
@@ -490,7 +524,7 @@ def judge_duplicates(frames: Frames, given: Given) -> Finding:
 
 
 def collect_lost(rb: Context) -> Frames:
-    """Events of the window without a trace behind the broker; older ones are 5.3.2's."""
+    """Events of the window without a trace behind the broker; older ones are 5.3.2's. Frames: those of 5.3.2."""
     return consistency.collect_lost(rb, day=False)
 
 
@@ -507,7 +541,7 @@ SIDE_EFFECTS = {
 
 
 def collect_side_effects(rb: Context) -> Frames:
-    """6.5: all of `SIDE_EFFECTS`."""
+    """6.5: all of `SIDE_EFFECTS`. Frames: those of its parts, as "part.frame"."""
     return collect_each(rb, SIDE_EFFECTS)
 
 
@@ -517,13 +551,16 @@ def judge_side_effects(frames: Frames, given: Given) -> Finding:
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     first = max(bad.values(), key=lambda f: f.status.rank, default=None)
     values = [
-        Value("duplicates", found["duplicates"].value("duplicates"), "events"),
-        Value("lost", found["lost"].value("integrity.lost"), "events"),
-        Value("sent_dirty", found["sent"].value("integrity.rows"), "rows"),
-        Value("half_processed", found["halves"].value("integrity.rows"), "rows"),
-        Value("dead_letters_apart", found["letters"].value("integrity.rows"), "rows"),
-        Value("locks_left", found["locks"].value("integrity.rows"), "rows"),
-        Value("clients_connected", found["broker"].value("broker.clients")),
+        Value(name, found[part].value(value), unit)
+        for name, part, value, unit in (
+            ("duplicates", "duplicates", "duplicates", "events"),
+            ("lost", "lost", "integrity.lost", "events"),
+            ("sent_dirty", "sent", "integrity.rows", "rows"),
+            ("half_processed", "halves", "integrity.rows", "rows"),
+            ("dead_letters_apart", "letters", "integrity.rows", "rows"),
+            ("locks_left", "locks", "integrity.rows", "rows"),
+            ("clients_connected", "broker", "broker.clients", ""),
+        )
     ]
     return judged(
         first.headline if first else say("recovery.nothing_new", minutes=given.window_minutes),

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions.action import perform
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import collect_each, judge_each, said
+from runbook_lib.checks.parts import Became, collect_each, hold, judge_each
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
-from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import ACTIONS
 from runbook_lib.packs.entitlement.checks import recovery
 from runbook_lib.packs.entitlement.facts import asked_of, facts_of
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
-
-#: Between two looks at the flows: long enough for them to have changed, short enough to be told soon.
-LOOK_EVERY_S = 5.0
 
 _EFFECT = {
     "backlog": Check("6.1", recovery.collect_backlog, recovery.judge_backlog),
@@ -32,8 +31,21 @@ _EFFECT = {
 # 5.1.2 ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class About:
+    """The workload that is meant, and what a restart of it would leave waiting."""
+
+    workload: str = ""
+    name: str = "?"
+    leased: float = 0.0
+    stream: str | None = None
+
+
 def collect_restart(rb: Context) -> Frames:
-    """5.1.2: the preconditions, and what became of the restart of this run."""
+    """5.1.2: the preconditions, and what became of the restart of this run.
+
+    Frames: those of `Outcome.frames`; about (workload, name, stream: text; leased: rows).
+    """
     outcome = rb.outcomes.get("restart")
     if outcome is None:
         restart = ACTIONS["restart"](rb, workload=asked_of(rb).workload)
@@ -44,35 +56,30 @@ def collect_restart(rb: Context) -> Frames:
 
 def judge_restart(frames: Frames, given: Given) -> Finding:
     """5.1.2: possible, refused, failed, or done and seen to work."""
-    outcome, about = one(frames.get("outcome")), one(frames.get("about"))
-    conditions = table(frames, "preconditions", "precondition", "holds")
-    name = about.get("name", "?")
-    why, effect = said(outcome, "why"), said(outcome, "effect")
-    unseen = conditions.empty or bool(conditions["holds"].isna().any())
-    result, reason = outcome.get("result"), None
-    if result == "done":
-        worked = bool(outcome.get("verified"))
-        status = Status.OK if worked else Status.CRITICAL
-        headline = say("restart.done" if worked else "restart.done_not_seen", name=name, effect=effect)
-    elif result in ("failed", "refused"):
-        status = Status.CRITICAL if result == "failed" else Status.WARNING
-        headline = say(f"restart.{result}", name=name, why=why)
-    elif bool((conditions["holds"] == True).all()) and not conditions.empty:  # noqa: E712 - None is not False
-        status, headline = Status.OK, say("restart.possible", name=name)
+    outcome, about = rows.one(frames.get("outcome"), Became), rows.one(frames.get("about"), About)
+    may, reason, key = hold(frames), None, f"restart.{outcome.result}"
+    if outcome.result == "done":
+        status = Status.OK if outcome.verified else Status.CRITICAL
+        key = "restart.done" if outcome.verified else "restart.done_not_seen"
+    elif outcome.result in ("failed", "refused"):
+        status = Status.CRITICAL if outcome.result == "failed" else Status.WARNING
+    elif may:
+        status, key = Status.OK, "restart.possible"
     else:
-        status, headline = Status.WARNING, say("restart.not_advised", name=name, why=why)
-        if unseen:
+        status, key = Status.WARNING, "restart.not_advised"
+        if may is None:
             status, reason = Status.UNKNOWN, Reason.UNREACHABLE
-    notes = [say("restart.leased_note", lease=facts_of(given).lease_s, leased=amount(about, "leased"))]
-    if about.get("workload") == "notification":
+    headline = say(key, name=about.name, why=outcome.why, effect=outcome.effect)
+    notes = [say("restart.leased_note", lease=facts_of(given).lease_s, leased=about.leased)]
+    if about.workload == "notification":
         notes.append(say("restart.outage_note"))
-    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.get("stream"))]
+    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.stream)]
     return judged(
         headline,
         at_least=status,
         reason=reason,
         notes=tuple(notes),
-        next_sections=("6",) if result == "done" else (),
+        next_sections=("6",) if outcome.result == "done" else (),
         show=("preconditions", "changes"),
     )
 
@@ -81,7 +88,10 @@ def judge_restart(frames: Frames, given: Given) -> Finding:
 
 
 def collect_effect(rb: Context) -> Frames:
-    """5.1.3: both flows; after a restart, again and again until they are well or the time is up."""
+    """5.1.3: both flows; after a restart, again and again until they are well or the time is up.
+
+    Frames: those of 6.1 and 6.2 as "part.frame"; look (at: time; waited_s: s; restarted: flag).
+    """
     outcome = rb.outcomes.get("restart")
     patience = rb.parameters.wait_s if outcome and outcome.result == "done" else 0.0
     begun = time.monotonic()
@@ -95,21 +105,28 @@ def collect_effect(rb: Context) -> Frames:
             if well or waited >= patience:
                 return frames
             progress(waited / patience, say("restart.waiting"))
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(rb.number("looks.effect"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """When was looked, and how long after a restart."""
+
+    at: pd.Timestamp | None = None
+    waited_s: float = 0.0
+    restarted: bool = False
 
 
 def judge_effect(frames: Frames, given: Given) -> Finding:
     """5.1.3: do the backlog and the error rate go down?"""
-    look = one(frames.get("look"))
-    now = replace(given, as_of=pd.Timestamp(look["at"])) if look.get("at") is not None else given
+    look = rows.one(frames.get("look"), Look)
+    now = replace(given, as_of=look.at or given.as_of)
     found = judge_each({k: f for k, f in frames.items() if k != "look"}, now, _EFFECT)
     headlines = {name: f.headline for name, f in found.items()}
     status = overall(found.values())
-    well = status is Status.OK or not look.get("restarted")
+    well = status is Status.OK or not look.restarted
     return judged(
-        say("restart.recovered", **headlines)
-        if well
-        else say("restart.not_yet", waited=amount(look, "waited_s"), **headlines),
+        say("restart.recovered", **headlines) if well else say("restart.not_yet", waited=look.waited_s, **headlines),
         [replace(v, name=f"{name}.{v.name}") for name, f in found.items() for v in f.values],
         at_least=status,
         reason=next((f.reason for f in found.values() if f.reason), None),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks.check import Check, could_not_ask, failures
-from runbook_lib.checks.parts import Parts, needs_the_present, seconds_between
+from runbook_lib.checks.parts import Parts, needs_the_present, no_data, seconds_between
 from runbook_lib.context import Given
 from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
     Reason,
-    Signal,
     Status,
     Text,
     Value,
@@ -26,8 +29,10 @@ from runbook_lib.model.finding import (
     unknown,
     worst,
 )
-from runbook_lib.model.frames import one, row
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks.database import Connections
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Activity, Notifications, Outbox
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -66,19 +71,49 @@ INDEXES = {
         notifications_retention_active_idx notification_dlq_event_idx""",
 }
 
-#: A publish so recent means that the relay's broker is well.
-FLOWS_S = 2.0
-DUPLICATE_WINDOW_S = 120.0
-ACK_WAIT_S = 10.0
-MAX_DELIVER = 10
 NANOSECONDS = 1e9
+#: Names that a headline holds.
+MOST_NAMES = 5
+
+
+def _ago(seconds: float | None) -> Text:
+    return say("scope.never") if seconds is None else say("scope.ago", seconds=seconds)
 
 
 # The two services -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table with the names of its columns."""
+
+    QUESTION: ClassVar[str] = "scope/columns"
+    table_name: str = ""
+    column_names: str = ""
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index, and whether it is valid."""
+
+    QUESTION: ClassVar[str] = "scope/indexes"
+    index_name: str = ""
+    usable: bool = False
+
+
+@dataclass(frozen=True)
+class Migration:
+    """A migration that Flyway has run."""
+
+    version: str | None = None
+    success: bool = False
+
+
 def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
-    """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment."""
+    """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment.
+
+    Frames: tables, indexes, migrations, and those of the questions by their names.
+    """
     with rb.snapshot() as db:
         frames = {
             "tables": db.ask("scope/columns", schema=schema),
@@ -93,54 +128,46 @@ def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
         return parts.frames()
 
 
-def schema_state(frames: Frames, schema: str) -> Finding:
+def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     """Whether a schema is as the services expect it; the part that 2.1 and 2.4 share."""
-    tables, indexes = frames.get("tables", pd.DataFrame()), frames.get("indexes", pd.DataFrame())
-    seen = {str(r["table_name"]): str(r["column_names"]).split() for r in tables.to_dict("records")}
+    seen = {t.table_name: t.column_names.split() for t in rows.each(frames.get("tables"), Table)}
     lacking = [
         f"{table}.{column}" if table in seen else table
         for table, columns in TABLES[schema].items()
         for column in (columns.split() if table in seen else [""])
         if column not in seen.get(table, [])
     ]
-    usable = {str(r["index_name"]): bool(r["usable"]) for r in indexes.to_dict("records")}
-    unprotected = [i for i in UNIQUE_INDEXES[schema].split() if not usable.get(i)]
-    slow = [i for i in INDEXES[schema].split() if not usable.get(i)]
-    migrations = frames.get("migrations")
-    failed = migrations is not None and not migrations.empty and not migrations["success"].astype(bool).all()
-
-    signals: list[Signal] = []
-    if lacking or failed:
-        signals += [Signal("database", 0.7), Signal("FM-DB-03", 0.9)]
-    if "processed_events_pkey" in unprotected:
-        signals.append(Signal("FM-NOTI-01", 0.8))
-    if slow:
-        signals.append(Signal("FM-DB-01", 0.3))
-    notes: list[Text] = []
-    if migrations is None:
-        notes.append(say("scope.no_flyway", schema=schema))
-    if slow and not lacking:
-        notes.append(say("scope.slow_indexes", names=", ".join(slow)))
-    problem = (
-        say("scope.lacking", schema=schema, names=", ".join(lacking[:5]), n=len(lacking))
-        if lacking
-        else say("scope.unprotected", schema=schema, names=", ".join(unprotected))
-        if unprotected
-        else say("scope.migration_failed", schema=schema)
-        if failed
-        else say("scope.schema_as_expected", schema=schema, tables=len(TABLES[schema]), indexes=len(usable))
-    )
-    last = None if migrations is None or migrations.empty else migrations.iloc[0]["version"]
+    indexes = rows.each(frames.get("indexes"), Index)
+    usable = {i.index_name for i in indexes if i.usable}
+    unprotected = [i for i in UNIQUE_INDEXES[schema].split() if i not in usable]
+    slow = [i for i in INDEXES[schema].split() if i not in usable]
+    migrations = rows.each(frames.get("migrations"), Migration)
+    failed = not all(m.success for m in migrations)
+    if lacking:
+        problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:MOST_NAMES]), n=len(lacking))
+    elif unprotected:
+        problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
+    elif failed:
+        problem = say("scope.migration_failed", schema=schema)
+    else:
+        problem = say("scope.schema_as_expected", schema=schema, tables=len(TABLES[schema]), indexes=len(indexes))
     return judged(
         problem,
         [
             Value(f"{schema}.tables", len(TABLES[schema]) - sum(t not in seen for t in TABLES[schema])),
-            Value(f"{schema}.indexes_usable", sum(usable.values())),
-            Value(f"{schema}.migration", None if last is None else str(last)),
+            Value(f"{schema}.indexes_usable", len(usable)),
+            Value(f"{schema}.migration", migrations[0].version if migrations else None),
         ],
         at_least=Status.CRITICAL if lacking or unprotected or failed else Status.WARNING if slow else Status.OK,
-        notes=tuple(notes),
-        signals=tuple(signals),
+        notes=(
+            *(() if "migrations" in frames else (say("scope.no_flyway", schema=schema),)),
+            *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not lacking else ()),
+        ),
+        signals=(
+            *(given.speaks("scope.schema_differs") if lacking or failed else ()),
+            *(given.speaks("scope.key_unusable") if "processed_events_pkey" in unprotected else ()),
+            *(given.speaks("scope.index_unusable") if slow else ()),
+        ),
         show=("migrations",),
     )
 
@@ -155,18 +182,45 @@ def without_activity(frames: Frames, given: Given, schema: Finding) -> Finding |
     return replace(could_not_ask(e), values=schema.values, signals=signals_of_silence(e, given.catalog))
 
 
+@dataclass(frozen=True)
+class LastEvent:
+    """When the newest event was written."""
+
+    QUESTION: ClassVar[str] = "scope/last_event"
+    now: pd.Timestamp | None = None
+    last_event: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Registered:
+    """When the subscriber was last at work."""
+
+    QUESTION: ClassVar[str] = "processed/activity"
+    now: pd.Timestamp | None = None
+    last_processed: pd.Timestamp | None = None
+    processed_1m: float | None = None
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds rows, and since when."""
+
+    locked_by: str | None = None
+    since_claim_s: float | None = None
+
+
 def collect_entitlement(rb: Context) -> Frames:
-    """2.1: the entitlement schema and its newest event."""
+    """2.1: the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
     return collect_schema(rb, "entitlement", last="scope/last_event")
 
 
 def judge_entitlement(frames: Frames, given: Given) -> Finding:
     """2.1: is the schema as expected, and when was the last write?"""
-    schema = schema_state(frames, "entitlement")
+    schema = schema_state(frames, given, "entitlement")
     if silent := without_activity(frames, given, schema):
         return silent
-    seen = one(frames.get("last"))
-    age = seconds_between(seen.get("last_event"), seen.get("now"))
+    seen = rows.one(frames.get("last"), LastEvent)
+    age = seconds_between(seen.last_event, seen.now)
     last = say("scope.no_event") if age is None else say("scope.last_event", seconds=age)
     return replace(
         schema,
@@ -176,7 +230,7 @@ def judge_entitlement(frames: Frames, given: Given) -> Finding:
 
 
 def collect_relay(rb: Context) -> Frames:
-    """2.2: what waits in the outbox, what was published last, and who holds rows."""
+    """2.2: what waits in the outbox, what was published last, and who holds rows. Frames: sessions, outbox, holders."""
     with rb.snapshot() as db:
         return {
             "sessions": db.ask("database/sessions"),
@@ -187,22 +241,20 @@ def collect_relay(rb: Context) -> Frames:
 
 def judge_relay(frames: Frames, given: Given) -> Finding:
     """2.2: does the relay claim and publish, and under which name?"""
-    outbox = one(frames.get("outbox"))
-    if not outbox:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="outbox/backlog"))
-    due = int(outbox.get("due") or 0)
-    oldest = float(outbox.get("oldest_due_s") or 0) if due else 0.0
-    since = seconds_between(outbox.get("last_published"), outbox.get("now"))
+    outbox = rows.first(frames.get("outbox"), Outbox)
+    if outbox is None:
+        return no_data("outbox/backlog")
+    oldest = outbox.oldest_due_s if outbox.due else 0.0
+    since = seconds_between(outbox.last_published, outbox.now)
     waits = given.limits.value("outbox.oldest_due", oldest)
     names = workers(frames)
-    published = say("scope.never") if since is None else say("scope.ago", seconds=since)
     late = waits.status is not Status.OK
     return judged(
-        say("scope.relay_late" if late else "scope.relay_well", published=published, due=due, oldest=oldest),
-        [Value("outbox.due", due, "rows"), waits, Value("relay.last_publish", since, "s")],
+        say("scope.relay_late" if late else "scope.relay_well", published=_ago(since), due=outbox.due, oldest=oldest),
+        [Value("outbox.due", outbox.due, "rows"), waits, Value("relay.last_publish", since, "s")],
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
-        signals=(Signal("relay", 0.4), Signal("FM-OB-01", 0.4)) if late else (),
-        hops=(Hop("relay", waiting=due, oldest_s=oldest, alive=names or None, late=late),),
+        signals=given.speaks("scope.relay_late") if late else (),
+        hops=(Hop("relay", waiting=outbox.due, oldest_s=oldest, alive=names or None, late=late),),
         next_sections=("4.1",) if late else (),
         show=("holders", "sessions"),
     )
@@ -210,12 +262,14 @@ def judge_relay(frames: Frames, given: Given) -> Finding:
 
 def workers(frames: Frames) -> str:
     """The names under which rows are held at this moment; empty between two batches."""
-    holders = frames.get("holders")
-    return "" if holders is None else ", ".join(str(w) for w in holders["locked_by"] if isinstance(w, str))
+    return ", ".join(h.locked_by for h in rows.each(frames.get("holders"), Holder) if h.locked_by)
 
 
 def collect_notification(rb: Context) -> Frames:
-    """2.4: the notification schema, what was registered, queued and sent, and who holds rows."""
+    """2.4: the notification schema, what was registered, queued and sent, and who holds rows.
+
+    Frames: those of `collect_schema`, processed, sent, backlog, holders.
+    """
     return collect_schema(
         rb,
         "notification",
@@ -228,31 +282,29 @@ def collect_notification(rb: Context) -> Frames:
 
 def judge_notification(frames: Frames, given: Given) -> Finding:
     """2.4: are events registered, queued and delivered?"""
-    schema = schema_state(frames, "notification")
+    schema = schema_state(frames, given, "notification")
     if silent := without_activity(frames, given, schema):
         return silent
-    processed, sent = one(frames.get("processed")), one(frames.get("sent"))
-    backlog = one(frames.get("backlog"))
-    due = int(backlog.get("due") or 0) + int(backlog.get("expired") or 0)
-    oldest = max(float(backlog.get("oldest_due_s") or 0), float(backlog.get("oldest_expired_s") or 0))
-    since_processed = seconds_between(processed.get("last_processed"), processed.get("now"))
-    since_sent = seconds_between(sent.get("last_sent"), sent.get("now"))
-    waits = given.limits.value("backlog.oldest_due", oldest if backlog else None)
+    processed, sent = rows.one(frames.get("processed"), Registered), rows.one(frames.get("sent"), Activity)
+    queue = rows.first(frames.get("backlog"), Notifications)
+    due, oldest = (queue.ready, queue.oldest_s) if queue else (0.0, 0.0)
+    since_processed = seconds_between(processed.last_processed, processed.now)
+    since_sent = seconds_between(sent.last_sent, sent.now)
+    waits = given.limits.value("backlog.oldest_due", oldest if queue else None)
+    claims = [h.since_claim_s for h in rows.each(frames.get("holders"), Holder) if h.since_claim_s is not None]
     values = [
         *schema.values,
         Value("notification.last_processed", since_processed, "s"),
         Value("notification.last_sent", since_sent, "s"),
         Value("backlog.due", due, "rows"),
         waits,
+        *((given.limits.value("worker.heartbeat", max(claims)),) if claims else ()),
     ]
-    holders = frames.get("holders")
-    if holders is not None and holders["since_claim_s"].notna().any():
-        values.append(given.limits.value("worker.heartbeat", float(holders["since_claim_s"].max())))
     late = any(v.status not in (None, Status.OK) for v in values)
     activity = say(
         "scope.notification_late" if late else "scope.notification_well",
-        processed=say("scope.never") if since_processed is None else say("scope.ago", seconds=since_processed),
-        sent=say("scope.never") if since_sent is None else say("scope.ago", seconds=since_sent),
+        processed=_ago(since_processed),
+        sent=_ago(since_sent),
         due=due,
         oldest=oldest,
     )
@@ -261,13 +313,13 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
         values,
         at_least=schema.status,
         notes=schema.notes,
-        signals=(*schema.signals, *((Signal("delivery_worker", 0.4),) if late else ())),
+        signals=(*schema.signals, *(given.speaks("scope.delivery_late") if late else ())),
         hops=(
-            Hop("subscriber", rate_out=processed.get("processed_1m")),
+            Hop("subscriber", rate_out=processed.processed_1m),
             Hop(
                 "delivery_worker",
-                rate_in=sent.get("arrived_1m"),
-                rate_out=sent.get("sent_1m"),
+                rate_in=sent.arrived_1m if len(frames.get("sent", ())) else None,
+                rate_out=sent.sent_1m if len(frames.get("sent", ())) else None,
                 waiting=due,
                 oldest_s=oldest,
                 alive=workers(frames) or None,
@@ -283,7 +335,13 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
 
 
 def collect_broker(rb: Context) -> Frames:
-    """2.3: the broker, its streams and durables; each may be missing for itself."""
+    """2.3: the broker, its streams and durables; each may be missing for itself.
+
+    Frames: server (version, server, user: text; jetstream: flag; clients, slow_consumers: number; started_at: time),
+    streams (stream, subjects: text; exists: flag; duplicate_window_s: s; messages; first_seq, last_seq: id; created:
+    text), consumers (stream, durable, subject, deliver_policy: text; exists, bound, push: flag; ack_wait_s: s;
+    max_deliver: number; pending, unacknowledged: messages).
+    """
     needs_the_present(rb, "jetstream")
     names = facts_of(rb).streams
     info = rb.jetstream.server()
@@ -311,7 +369,7 @@ def collect_broker(rb: Context) -> Frames:
     )
     streams, consumers = [], []
     for stream, durable in wanted:
-        found = _or_missing(lambda s=stream: rb.jetstream.stream(s))
+        found = _or_missing(partial(rb.jetstream.stream, stream))
         config, state = found.get("config", {}), found.get("state", {})
         streams.append(
             {
@@ -325,7 +383,7 @@ def collect_broker(rb: Context) -> Frames:
                 "created": found.get("created"),
             }
         )
-        found = _or_missing(lambda s=stream, d=durable: rb.jetstream.consumer(s, d)) if found else {}
+        found = _or_missing(partial(rb.jetstream.consumer, stream, durable)) if found else {}
         config = found.get("config", {})
         consumers.append(
             {
@@ -349,92 +407,116 @@ def collect_broker(rb: Context) -> Frames:
     }
 
 
+@dataclass(frozen=True)
+class Server:
+    """The broker, and what its monitoring port adds."""
+
+    version: str | None = None
+    user: str = ""
+    clients: int | None = None
+    slow_consumers: int | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream that should be there."""
+
+    stream: str = ""
+    exists: bool = False
+    subjects: str = ""
+    duplicate_window_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A durable that should be there."""
+
+    stream: str = ""
+    durable: str = ""
+    exists: bool = False
+    bound: bool = False
+    push: bool = False
+    subject: str = ""
+    ack_wait_s: float = 0.0
+    max_deliver: int = 0
+    deliver_policy: str = ""
+
+
+def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> list[str]:
+    """What is set otherwise than the services set it."""
+    subjects = {s.stream: s.subjects.split() for s in streams}
+    window, ack_wait = given.number("broker.duplicate_window"), given.number("broker.ack_wait")
+    found = [
+        f"{s.stream}: duplicate_window {s.duplicate_window_s} s"
+        for s in streams
+        if s.exists and s.duplicate_window_s != window
+    ]
+    for c in consumers:
+        as_expected = {
+            f"ack_wait {c.ack_wait_s} s": c.ack_wait_s == ack_wait,
+            f"max_deliver {c.max_deliver}": c.max_deliver == given.number("broker.max_deliver"),
+            f"deliver_policy {c.deliver_policy}": c.deliver_policy == "all",
+            f"filter {c.subject}": not c.subject or c.subject in subjects.get(c.stream, []),
+        }
+        found += [f"{c.durable}: {setting}" for setting, well in as_expected.items() if c.exists and not well]
+    return found
+
+
 def judge_broker(frames: Frames, given: Given) -> Finding:
     """2.3: reachable, which server and version, streams and consumers as expected?"""
-    server = one(frames.get("server"))
-    streams, consumers = frames.get("streams"), frames.get("consumers")
-    if not server or streams is None or streams.empty or consumers is None or consumers.empty:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="JetStream"))
-    missing = [str(r["stream"]) for r in streams.to_dict("records") if not r["exists"]]
-    missing += [str(r["durable"]) for r in consumers.to_dict("records") if not r["exists"]]
-    present = [r for r in consumers.to_dict("records") if r["exists"]]
-    unbound = [str(r["durable"]) for r in present if r["push"] and not r["bound"]]
-    subjects = {r["stream"]: str(r["subjects"]).split() for r in streams.to_dict("records")}
-    other = [
-        f"{r['stream']}: duplicate_window {r['duplicate_window_s']} s"
-        for r in streams.to_dict("records")
-        if r["exists"] and r["duplicate_window_s"] != DUPLICATE_WINDOW_S
-    ]
-    for r in present:
-        differs = {
-            "ack_wait": (f"{r['ack_wait_s']} s", r["ack_wait_s"] == ACK_WAIT_S),
-            "max_deliver": (r["max_deliver"], r["max_deliver"] == MAX_DELIVER),
-            "deliver_policy": (r["deliver_policy"], r["deliver_policy"] == "all"),
-            "filter": (r["subject"], not r["subject"] or r["subject"] in subjects.get(r["stream"], [])),
-        }
-        other += [f"{r['durable']}: {k} {v}" for k, (v, as_expected) in differs.items() if not as_expected]
-
+    server = rows.first(frames.get("server"), Server)
+    streams, consumers = rows.each(frames.get("streams"), Stream), rows.each(frames.get("consumers"), Consumer)
+    if server is None or not streams or not consumers:
+        return no_data("JetStream")
+    missing = [s.stream for s in streams if not s.exists] + [c.durable for c in consumers if not c.exists]
+    unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
+    other, names = _differs(streams, consumers, given), ", ".join(missing)
     published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
-    if str(streams.iloc[0]["stream"]) in missing and isinstance(published, float) and published < FLOWS_S:
-        detail = ", ".join(missing)
-        return unknown(
-            "", Reason.ERROR, say("scope.another_broker", names=detail, ago=published), next_sections=("4.1",)
-        )
+    if streams[0].stream in missing and isinstance(published, float) and published < given.number("processed.lately"):
+        another = say("scope.another_broker", names=names, ago=published)
+        return unknown("", Reason.ERROR, another, next_sections=("4.1",))
 
-    notes = [say("scope.broker_as", user=server.get("user"), version=server.get("version"))]
-    if other:
-        notes.append(say("scope.broker_differs", names="; ".join(other)))
     monitor = failures(frames).get("monitor")
-    if monitor:
-        notes.append(say("scope.no_monitor", why=monitor.reason.value))
-    signals: list[Signal] = []
-    if missing:
-        signals += [Signal("jetstream", 0.9), Signal("FM-NATS-04", 0.9)]
-    if unbound:
-        signals += [Signal("subscriber", 0.6), Signal("FM-NATS-01", 0.5)]
-    if not missing and not unbound:
-        signals.append(Signal("jetstream", -0.5))
-    headline = (
-        say("scope.broker_missing", names=", ".join(missing))
-        if missing
-        else say("scope.broker_unbound", names=", ".join(unbound))
-        if unbound
-        else say("scope.broker_well", version=server.get("version"), streams=len(streams), n=len(present))
-    )
     away = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
+    present = sum(c.exists for c in consumers)
+    status = Status.WARNING if other or monitor else Status.OK
+    headline = say("scope.broker_well", version=server.version, streams=len(streams), n=present)
+    if missing:
+        headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
+    elif unbound:
+        headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
     if monitor:
-        headline = say(
-            "scope.without_monitor",
-            broker=headline,
-            why=say(f"unknown.{monitor.reason}", source=monitor.source, detail=monitor.detail),
-        )
+        why = say(f"unknown.{monitor.reason}", source=monitor.source, detail=monitor.detail)
+        headline = say("scope.without_monitor", broker=headline, why=why)
     return judged(
         headline,
         [
-            Value("broker.version", server.get("version")),
-            Value("broker.clients", server.get("clients")),
-            Value("broker.slow_consumers", server.get("slow_consumers")),
+            Value("broker.version", server.version),
+            Value("broker.clients", server.clients),
+            Value("broker.slow_consumers", server.slow_consumers),
         ],
         # Without the monitoring port the other sections see neither who listens nor who is refused.
-        at_least=Status.CRITICAL
-        if missing
-        else Status.UNKNOWN
-        if away
-        else Status.WARNING
-        if unbound or other or monitor
-        else Status.OK,
+        at_least=Status.UNKNOWN if away and not missing else status,
         reason=monitor.reason if away and monitor else None,
-        notes=tuple(notes),
-        signals=tuple(signals),
+        notes=(
+            say("scope.broker_as", user=server.user, version=server.version),
+            *((say("scope.broker_differs", names="; ".join(other)),) if other else ()),
+            *((say("scope.no_monitor", why=monitor.reason.value),) if monitor else ()),
+        ),
+        signals=(
+            *(given.speaks("scope.stream_missing") if missing else ()),
+            *(given.speaks("scope.unbound") if unbound else ()),
+            *(given.speaks("scope.broker_well") if not missing and not unbound else ()),
+        ),
         next_sections=("4.1",) if missing or unbound else (),
         show=("streams", "consumers"),
     )
 
 
-def _or_missing(ask: Any) -> dict[str, Any]:
+def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The broker's answer, or {} where it says that there is no such thing."""
     try:
-        return dict(ask())
+        return ask()
     except SourceError as e:
         if e.code in ("stream_not_found", "consumer_not_found"):
             return {}
@@ -451,7 +533,10 @@ def _user(url: str) -> str:
 
 
 def collect_database(rb: Context) -> Frames:
-    """2.5: which server, who we are and what we may; the catalog alone is asked."""
+    """2.5: which server, who we are and what we may; the catalog alone is asked.
+
+    Frames: server, rights, connections, sessions.
+    """
     with rb.snapshot() as db:
         return {
             "server": db.ask("scope/server"),
@@ -461,56 +546,69 @@ def collect_database(rb: Context) -> Frames:
         }
 
 
+@dataclass(frozen=True)
+class Database:
+    """The server, and the runbook's own role in it."""
+
+    QUESTION: ClassVar[str] = "scope/server"
+    role: str | None = None
+    database: str | None = None
+    version: str | None = None
+    is_replica: bool = False
+    superuser: bool = False
+    monitor: bool = False
+    may_use_reserved: bool = False
+    read_only: str | None = None
+    track_commit_timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class Right:
+    """What the role may do with a table."""
+
+    QUESTION: ClassVar[str] = "scope/rights"
+    table_name: str = ""
+    may_read: bool = False
+    may_write: bool = False
+
+
 def judge_database(frames: Frames, given: Given) -> Finding:
     """2.5: reachable, as whom, with which rights, which version, are connections reserved for us?"""
-    server = one(frames.get("server"))
-    if not server:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="scope/server"))
-    rights = frames.get("rights", pd.DataFrame(columns=["table_name", "may_read", "may_write"]))
-    unreadable = [str(r["table_name"]) for r in rights.to_dict("records") if not r["may_read"]]
-    writable = [str(r["table_name"]) for r in rights.to_dict("records") if r["may_write"]]
-    connections = one(frames.get("connections"))
-    ordinary = (
-        (connections.get("max_connections") or 0)
-        - (connections.get("superuser_reserved") or 0)
-        - (connections.get("reserved") or 0)
-    )
-    used = 100 * float(connections.get("used") or 0) / ordinary if ordinary > 0 else None
-    role = server.get("role")
-    can = say("scope.may_write" if writable else "scope.may_read")
-    notes = []
-    if unreadable:
-        notes.append(say("scope.unreadable", names=", ".join(unreadable)))
-    if writable:
-        notes.append(say("scope.grants", database=server.get("database")))
-    if not server.get("monitor"):
-        notes.append(say("scope.no_pg_monitor", role=role))
-    if server.get("superuser"):
-        reserved = say("scope.reserved_superuser", n=connections.get("superuser_reserved"))
-    elif server.get("may_use_reserved") and connections.get("reserved"):
-        reserved = say("scope.reserved", n=connections.get("reserved"))
+    server = rows.first(frames.get("server"), Database)
+    if server is None:
+        return no_data("scope/server")
+    rights = rows.each(frames.get("rights"), Right)
+    unreadable, writable = ([r.table_name for r in rights if not r.may_read], [r for r in rights if r.may_write])
+    connections = rows.one(frames.get("connections"), Connections)
+    used = 100 * connections.used / connections.usable if connections.usable > 0 else None
+    if server.superuser:
+        reserved = say("scope.reserved_superuser", n=connections.superuser_reserved)
+    elif server.may_use_reserved and connections.reserved:
+        reserved = say("scope.reserved", n=connections.reserved)
     else:
         reserved = say("scope.not_reserved")
-    notes.append(reserved)
-    if server.get("track_commit_timestamp") != "on":
-        notes.append(say("scope.no_commit_timestamps"))
-    if server.get("is_replica"):
-        notes.append(say("scope.replica"))
-    values = [
-        given.limits.value("connections.used", used),
-        Value("postgres.version", server.get("version")),
-        Value("postgres.role", role),
-        Value("postgres.read_only", server.get("read_only")),
-        Value("postgres.may_write", len(writable), "tables"),
-        Value("postgres.unreadable", len(unreadable), "tables"),
-    ]
+    can = say("scope.may_write" if writable else "scope.may_read")
     return judged(
-        say("scope.database_unreadable", role=role, n=len(unreadable))
+        say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
-        else say("scope.database", version=server.get("version"), role=role, can=can, used=used),
-        values,
+        else say("scope.database", version=server.version, role=server.role, can=can, used=used),
+        [
+            given.limits.value("connections.used", used),
+            Value("postgres.version", server.version),
+            Value("postgres.role", server.role),
+            Value("postgres.read_only", server.read_only),
+            Value("postgres.may_write", len(writable), "tables"),
+            Value("postgres.unreadable", len(unreadable), "tables"),
+        ],
         at_least=Status.WARNING if unreadable else Status.OK,
-        notes=tuple(notes),
+        notes=(
+            *((say("scope.unreadable", names=", ".join(unreadable)),) if unreadable else ()),
+            *((say("scope.grants", database=server.database),) if writable else ()),
+            *(() if server.monitor else (say("scope.no_pg_monitor", role=server.role),)),
+            reserved,
+            *(() if server.track_commit_timestamp == "on" else (say("scope.no_commit_timestamps"),)),
+            *((say("scope.replica"),) if server.is_replica else ()),
+        ),
         show=("server", "rights", "sessions"),
     )
 
@@ -533,7 +631,10 @@ def not_in_reach(e: SourceError, given: Given) -> Finding:
 
 
 def collect_optional(rb: Context) -> Frames:
-    """2.6: Redis and Prometheus, where the target declares them."""
+    """2.6: Redis and Prometheus, where the target declares them.
+
+    Frames: redis (version, role: text; uptime_s: s; clients: number), prometheus (job, instance: text; value: number).
+    """
     parts = Parts()
     with parts.part("redis") as answers:
         info = rb.redis.info()
@@ -550,6 +651,13 @@ def collect_optional(rb: Context) -> Frames:
     return parts.frames()
 
 
+@dataclass(frozen=True)
+class Redis:
+    """What Redis says of itself."""
+
+    version: str | None = None
+
+
 def judge_optional(frames: Frames, given: Given) -> Finding:
     """2.6: reachable, where the target uses them?"""
     failed = failures(frames)
@@ -560,12 +668,10 @@ def judge_optional(frames: Frames, given: Given) -> Finding:
     declared = [n for n in ("redis", "prometheus") if n in frames]
     if not declared:
         return unknown("", Reason.NOT_CONFIGURED, say("scope.optional_none"))
-    redis, targets = one(frames.get("redis")), frames.get("prometheus")
-    down = 0 if targets is None or targets.empty else int((targets["value"] == 0).sum())
+    redis, targets = rows.first(frames.get("redis"), Redis), frames.get("prometheus")
     scraped = 0 if targets is None else len(targets)
-    answers = []
-    if redis:
-        answers.append(Value("redis.version", redis.get("version")))
+    down = int((targets["value"] == 0).sum()) if targets is not None and scraped else 0
+    answers = [Value("redis.version", redis.version)] if redis else []
     if targets is not None:
         answers += [Value("prometheus.targets", scraped), Value("prometheus.targets_down", down)]
     return judged(
@@ -580,60 +686,55 @@ def judge_optional(frames: Frames, given: Given) -> Finding:
 # Clocks -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Pair:
+    """How far one clock is ahead of another, and the bound of the error."""
+
+    clock: str = ""
+    against: str = ""
+    ahead_s: float = 0.0
+    error_s: float = 0.0
+
+    @property
+    def proven_s(self) -> float:
+        """Only what the error of the measurement cannot explain is an offset."""
+        return max(abs(self.ahead_s) - self.error_s, 0.0)
+
+
 def collect_clocks(rb: Context) -> Frames:
-    """2.7: the offsets that were measured when the section was opened, as pairs."""
+    """2.7: the offsets that were measured when the section was opened. Frame: clocks (fields of `Pair`)."""
     if "postgres" not in rb.clocks:
         with rb.snapshot():  # says why it could not be measured
             pass
     seen = {name: (c.offset_s, c.error_s) for name, c in rb.clocks.items()} | {"here": (0.0, 0.0)}
     pairs = [("postgres", "here"), ("nats", "here"), ("nats", "postgres")]
-    return {
-        "clocks": pd.DataFrame(
-            [
-                {
-                    "clock": a,
-                    "against": b,
-                    "ahead_s": seen[a][0] - seen[b][0],
-                    "error_s": seen[a][1] + seen[b][1],
-                }
-                for a, b in pairs
-                if a in seen and b in seen
-            ],
-            columns=["clock", "against", "ahead_s", "error_s"],
-        )
-    }
+    found = [Pair(a, b, seen[a][0] - seen[b][0], seen[a][1] + seen[b][1]) for a, b in pairs if a in seen and b in seen]
+    return {"clocks": rows.frame(found, Pair)}
 
 
 def judge_clocks(frames: Frames, given: Given) -> Finding:
     """2.7: how far apart are this machine, the database and the broker?"""
-    pairs = frames.get("clocks")
-    if pairs is None or pairs.empty:
+    pairs = rows.each(frames.get("clocks"), Pair)
+    if not pairs:
         return unknown("", Reason.NO_DATA, say("scope.no_clock"))
-    # Only what the error of the measurement cannot explain is an offset.
-    proven = (pairs["ahead_s"].abs() - pairs["error_s"]).clip(lower=0)
-    worst_row = pairs.iloc[int(proven.to_numpy().argmax())]
-    servers = proven[pairs["against"] != "here"]
-    offset = given.limits.value("clock.offset", float(proven.max()))
-    share = given.limits.value(
-        "clock.lease_share", float(servers.max()) / facts_of(given).lease_s if len(servers) else None
-    )
+    furthest = max(pairs, key=lambda p: p.proven_s)
+    values = [given.limits.value("clock.offset", furthest.proven_s)]
     # The broker's clock is one of two; without it the share of a lease is not known, which 2.3 already says.
-    values = [offset, share] if len(servers) else [offset]
+    servers = [p.proven_s for p in pairs if p.against != "here"]
+    if servers:
+        values.append(given.limits.value("clock.lease_share", max(servers) / facts_of(given).lease_s))
     apart = worst([v.status for v in values if v.status]) is not Status.OK
-    notes = [say("scope.clock_workers")]
-    if not len(servers):
-        notes.append(say("scope.clock_one"))
     return judged(
         say(
             "scope.clocks_apart" if apart else "scope.clocks_well",
-            a=say(f"scope.clock_{worst_row['clock']}"),
-            b=say(f"scope.clock_{worst_row['against']}"),
-            ahead=float(worst_row["ahead_s"]),
-            error=float(worst_row["error_s"]),
+            a=say(f"scope.clock_{furthest.clock}"),
+            b=say(f"scope.clock_{furthest.against}"),
+            ahead=furthest.ahead_s,
+            error=furthest.error_s,
         ),
         values,
-        notes=tuple(notes),
-        signals=(Signal("FM-CLK-01", 0.6),) if len(servers) and share.status is not Status.OK else (),
+        notes=(say("scope.clock_workers"), *(() if servers else (say("scope.clock_one"),))),
+        signals=given.speaks("scope.clocks_apart") if servers and values[-1].status is not Status.OK else (),
         show=("clocks",),
     )
 

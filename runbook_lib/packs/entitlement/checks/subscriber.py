@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks.check import Check, failures
@@ -25,9 +28,10 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
-from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Letters
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -40,27 +44,155 @@ REFUSED = (
     "Authorization Violation",
     "TLS Handshake Failure",
 )
-#: So many refusals within a minute are a loop: the client tries again every 2 s.
-LOOP = 3
-#: And so many seconds without one are the end of it.
-QUIET_S = 10.0
 #: What the broker itself says it does not have.
 GONE = ("stream_not_found", "consumer_not_found", "no_jetstream")
 _BROKER = {"hung": "alive.no_answer", "stream_not_found": "alive.no_stream", "no_jetstream": "alive.no_stream"}
-#: An event processed so recently means that the way through the broker is open.
-FLOWS_S = 2.0
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
 
+@dataclass(frozen=True)
+class Consumer:
+    """The consumer's own account of itself: messages, and whether somebody listens."""
+
+    bound: bool = False
+    num_pending: float = 0.0
+    num_ack_pending: float = 0.0
+    max_ack_pending: float = 0.0
+    num_redelivered: float = 0.0
+    deliver_subject: str = ""
+
+    @property
+    def lag(self) -> float:
+        """What it holds, delivered or not."""
+        return self.num_pending + self.num_ack_pending
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it delivers no more until something is acknowledged."""
+        return 0 < self.max_ack_pending <= self.num_ack_pending and self.num_pending > 0
+
+
+@dataclass(frozen=True)
+class OldestMessage:
+    """The oldest message that is not acknowledged."""
+
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Activity:
+    """When an event was last processed."""
+
+    QUESTION: ClassVar[str] = "processed/activity"
+
+    now: pd.Timestamp | None = None
+    last_processed: pd.Timestamp | None = None
+    processed_1m: float | None = None
+
+
+@dataclass(frozen=True)
+class Unprocessed:
+    """An event that was published and never processed."""
+
+    QUESTION: ClassVar[str] = "outbox/unprocessed"
+
+    published_at: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Client:
+    """Who is connected to the broker."""
+
+    name: str = ""
+    user: str = ""
+    ip: str = ""
+    port: int = 0
+    bound: bool = False
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Connections that were closed for one reason."""
+
+    reason: str = ""
+    last_minute: float = 0.0
+    last_s_ago: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What 4.1.2 reads; None is what could not be seen.
+
+    `missed` events were published and never processed, `lately` tells of the newest; `lost` are those that the consumer
+    does not hold any more. `late` is what it holds by docs/slo.md. `refused` counts logins refused within the last
+    minute, `loop` tells that a client is kept out, `locked_out` that everybody is.
+    """
+
+    consumer: Consumer | None
+    activity: Activity
+    oldest_s: float | None
+    late: bool
+    missed: int | None
+    lately: bool
+    given_up: float
+    refused: float
+    reason: str
+    client: str
+    clients_seen: bool
+    loop: bool
+    locked_out: bool
+
+    @property
+    def bound(self) -> bool | None:
+        """Whether somebody listens."""
+        return None if self.consumer is None else self.consumer.bound
+
+    @property
+    def kept_out(self) -> bool:
+        """Whether it is not bound because it is refused."""
+        return self.loop and not self.bound
+
+    @property
+    def lag(self) -> float | None:
+        """Messages that the consumer holds."""
+        return None if self.consumer is None else self.consumer.lag
+
+    @property
+    def lost(self) -> float | None:
+        """What the consumer still holds is late; what it does not hold any more is lost."""
+        return None if self.missed is None else max(self.missed - (self.lag or 0), 0)
+
+    @property
+    def losing(self) -> bool:
+        """Whether events are being lost still."""
+        return bool(self.lost) and self.lately and self.bound is not False
+
+    @property
+    def behind(self) -> bool:
+        """Whether it holds too much, or for too long."""
+        return bool(self.lag) and self.late
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the consumer waits for acknowledgements."""
+        return self.consumer is not None and self.consumer.stalled
+
+
 def collect(rb: Context) -> Frames:
-    """The consumer's own account first, then who is connected, then what the tables say; each may be missing."""
+    """The consumer's own account first, then who is connected, then what the tables say; each may be missing.
+
+    Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
+    max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
+    stream_created: time, deliver_subject: text); oldest (seq: number, stored: time, age_s: s) where something waits;
+    those of `clients_of` and `closed_of`; unprocessed; nats_dlq and activity where cheap.
+    """
     parts = Parts()
     with parts.part("consumer") as frames:
         frames |= _consumer(rb)
     if not rb.past:
         with parts.part("clients") as frames:
-            frames |= _clients(rb, str(one(frames.get("consumer")).get("deliver_subject") or ""))
+            frames |= _clients(rb, rows.one(frames.get("consumer"), Consumer).deliver_subject)
     with parts.part("events") as frames, rb.snapshot() as db:
         frames["unprocessed"] = db.ask("outbox/unprocessed")
         others = {
@@ -112,14 +244,21 @@ def _clients(rb: Context, inbox: str) -> Frames:
 
 
 def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
-    """Who is connected beside runbooks, and which of them listens where the consumer delivers to."""
+    """Who is connected beside runbooks, and which of them listens where the consumer delivers to.
+
+    Frame clients (cid: number, name: text, ip: text, port: number, start: time, user: text, pending_bytes: bytes,
+    bound: flag).
+    """
     others = connections[~connections["name"].fillna("").str.startswith("runbook/")]
     listens = [bool(inbox) and inbox in str(subjects).split() for subjects in others["subjects"]]
     return others[["cid", "name", "ip", "port", "start", "user", "pending_bytes"]].assign(bound=listens)
 
 
 def closed_of(connections: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
-    """Why connections were closed, by client and reason: how often, in the last minute, when last."""
+    """Why connections were closed, by client and reason: how often, in the last minute, when last.
+
+    Frame closed (client: text, ip: text, reason: text, n: number, last_minute: 1/min, last_s_ago: s).
+    """
     columns = ["client", "ip", "reason", "n", "last_minute", "last_s_ago"]
     others = connections[
         ~connections["name"].fillna("").str.startswith("runbook/") & ~connections["reason"].isin(QUIET)
@@ -140,96 +279,55 @@ def closed_of(connections: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
 
 def judge(frames: Frames, given: Given) -> Finding:
     """Unbound is deaf; bound and behind is slow; published, not behind and not processed is lost."""
-    consumer, activity = one(frames.get("consumer")), one(frames.get("activity"))
-    failed = failures(frames)
-    if "consumer" in failed and failed["consumer"].code in (*GONE, "hung"):
-        return _gone(failed["consumer"], activity, given)
-    lag = amount(consumer, "num_pending") + amount(consumer, "num_ack_pending") if consumer else None
-    oldest = amount(one(frames.get("oldest")), "age_s") if consumer else None
-    missed, newest_s = _unprocessed(frames, given)
-    # What the consumer still holds is late; what it does not hold any more is lost.
-    lost = None if missed is None else max(missed - (lag or 0), 0)
-    # The monitoring port also shows what the consumer's own account is refused to us for.
-    bound = bool(consumer.get("bound")) if consumer else None
-    refused, words = _refused(frames)
-    locked_out = refused >= LOOP and "clients" in frames and frames["clients"].empty
-
-    limits = given.limits
-    values = []
-    if consumer:
-        values += [
-            limits.value("subscriber.lag", lag),
-            limits.value("subscriber.oldest_unprocessed", oldest),
-            Value("consumer.bound", "yes" if bound else "no"),
-            Value("consumer.num_pending", amount(consumer, "num_pending"), "messages"),
-            Value("consumer.num_ack_pending", amount(consumer, "num_ack_pending"), "messages"),
-            Value("consumer.num_redelivered", amount(consumer, "num_redelivered"), "messages"),
-        ]
-    if lost is not None:
-        values.append(limits.value("outbox.unprocessed", lost))
-        values.append(Value("outbox.published_not_processed", missed, "rows"))
-    if refused:
-        values.append(Value("connections.refused_last_minute", refused, "1/min"))
-
-    stalled = bool(consumer) and 0 < amount(consumer, "max_ack_pending") <= amount(consumer, "num_ack_pending")
-    stalled = stalled and amount(consumer, "num_pending") > 0
-    losing = bool(lost) and newest_s < 180 and bound is not False
-    at_least = Status.OK
-    if bound is False or (refused >= LOOP and bound is None):
-        at_least = Status.CRITICAL
-    elif bound is None:
-        at_least = Status.UNKNOWN
-    elif stalled or refused >= LOOP:
-        at_least = Status.WARNING
+    failed = failures(frames).get("consumer")
+    if failed is not None and failed.code in (*GONE, "hung"):
+        return _gone(failed, rows.one(frames.get("activity"), Activity), given)
+    seen = _seen(frames, given)
     facts: dict[str, Any] = {
-        "lag": lag,
-        "oldest": oldest,
-        "lost": lost,
-        "missed": missed,
-        "refused": refused,
-        "reason": words,
-        "client": _bound_client(frames),
-        "processed": activity.get("processed_1m"),
+        "lag": seen.lag,
+        "oldest": seen.oldest_s,
+        "lost": seen.lost,
+        "missed": seen.missed,
+        "refused": seen.refused,
+        "reason": seen.reason,
+        "client": seen.client,
+        "processed": seen.activity.processed_1m,
     }
-    behind = bool(lag) and any(v.status in (Status.WARNING, Status.CRITICAL) for v in values[:2])
+    section = "2" if seen.refused or failed is not None else ""
+    if seen.bound is False and not seen.refused:
+        section = "5.1"
+    elif seen.lost:
+        section = "5.3"
     return judged(
-        _headline(bound, refused, lost, behind, stalled, facts),
-        values,
-        at_least=at_least,
-        reason=failed["consumer"].reason if "consumer" in failed else None,
-        notes=tuple(_notes(frames, refused, facts, stalled)),
-        signals=tuple(_signals(bound, refused, locked_out, bool(lag or missed), lost, losing, behind, frames)),
-        hops=_hops(consumer, frames, activity, bound, lag, oldest, behind),
-        proposals=_proposals(given, bound, refused, losing, consumer),
-        next_sections=("5.1",)
-        if bound is False and not refused
-        else ("5.3",)
-        if lost
-        else ("2",)
-        if refused or "consumer" in failed
-        else (),
+        _headline(seen, facts),
+        _values(seen, given),
+        at_least=_at_least(seen),
+        reason=failed.reason if failed is not None else None,
+        notes=tuple(_notes(frames, seen, facts)),
+        signals=tuple(_signals(seen, given)),
+        hops=_hops(seen),
+        proposals=_proposals(given, seen),
+        next_sections=(section,) if section else (),
         show=tuple(n for n in ("clients", "closed", "unprocessed") if n in frames and not frames[n].empty),
     )
 
 
-def _gone(e: SourceError, activity: dict[str, Any], given: Given) -> Finding:
+def _gone(e: SourceError, activity: Activity, given: Given) -> Finding:
     """A broker that has lost its stream or consumer is the answer itself, unless events flow all the same."""
-    last = seconds_between(activity.get("last_processed"), activity.get("now"))
-    if last is not None and last < FLOWS_S:
+    last = seconds_between(activity.last_processed, activity.now)
+    if last is not None and last < given.number("processed.lately"):
         reason = Reason.TIMEOUT if e.code == "hung" else Reason.ERROR
         return unknown("", reason, say("subscriber.another_broker", detail=e.detail, ago=last), next_sections=("2",))
     lost = e.code in ("stream_not_found", "consumer_not_found")
     restarts = [proposals.restart(given, "notification")] if lost else []
     if e.code == "stream_not_found":
         restarts.append(proposals.restart(given, "entitlement"))
+    # What the outbox is stuck for is not its own doing, though it looks like it.
+    outbox = () if e.code == "consumer_not_found" else given.speaks("subscriber.broker_gone")
     return judged(
         say(f"subscriber.{e.code}", detail=e.detail),
         at_least=Status.CRITICAL,
-        # What the outbox is stuck for is not its own doing, though it looks like it.
-        signals=(
-            *signals_of_silence(e, given.catalog),
-            *([] if e.code == "consumer_not_found" else [Signal("FM-OB-01", 0.3)]),
-        ),
+        signals=(*signals_of_silence(e, given.catalog), *outbox),
         hops=(
             Hop("jetstream", alive=say(_BROKER.get(e.code, "alive.answers"))),
             Hop("subscriber", alive=say("alive.not_bound") if lost else None),
@@ -239,150 +337,168 @@ def _gone(e: SourceError, activity: dict[str, Any], given: Given) -> Finding:
     )
 
 
-def _unprocessed(frames: Frames, given: Given) -> tuple[int | None, float]:
-    """How many published events were never processed, and since when (s) the newest was published."""
-    frame = frames.get("unprocessed")
-    if frame is None:
-        return None, float("inf")
-    newest = table(frames, "unprocessed", "published_at")["published_at"].max()
-    if newest is pd.NaT or newest != newest:
-        return len(frame), float("inf")
-    return len(frame), (given.as_of - pd.Timestamp(newest)).total_seconds()
+def _seen(frames: Frames, given: Given) -> Seen:
+    limits, consumer = given.limits, rows.first(frames.get("consumer"), Consumer)
+    oldest_s = rows.one(frames.get("oldest"), OldestMessage).age_s if consumer is not None else None
+    late = (
+        limits["subscriber.lag"].status(None if consumer is None else consumer.lag),
+        limits["subscriber.oldest_unprocessed"].status(oldest_s),
+    )
+    missed = rows.each(frames.get("unprocessed"), Unprocessed)
+    since = given.as_of - pd.Timedelta(seconds=given.number("subscriber.losing"))
+    refused, reason = _refused(frames, given)
+    loop = refused >= given.number("refused.loop")
+    return Seen(
+        consumer=consumer,
+        activity=rows.one(frames.get("activity"), Activity),
+        oldest_s=oldest_s,
+        late=any(status in (Status.WARNING, Status.CRITICAL) for status in late),
+        missed=len(missed) if "unprocessed" in frames else None,
+        lately=any(event.published_at is not None and event.published_at > since for event in missed),
+        given_up=rows.one(frames.get("nats_dlq"), Letters).n,
+        refused=refused,
+        reason=reason,
+        client=_bound_client(frames),
+        clients_seen="clients" in frames,
+        loop=loop,
+        # The monitoring port also shows what the consumer's own account is refused to us for.
+        locked_out=loop and "clients" in frames and frames["clients"].empty,
+    )
 
 
-def _refused(frames: Frames) -> tuple[float, str]:
+def _values(seen: Seen, given: Given) -> list[Value]:
+    limits, values = given.limits, []
+    if seen.consumer is not None:
+        values += [
+            limits.value("subscriber.lag", seen.lag),
+            limits.value("subscriber.oldest_unprocessed", seen.oldest_s),
+            Value("consumer.bound", "yes" if seen.bound else "no"),
+            Value("consumer.num_pending", seen.consumer.num_pending, "messages"),
+            Value("consumer.num_ack_pending", seen.consumer.num_ack_pending, "messages"),
+            Value("consumer.num_redelivered", seen.consumer.num_redelivered, "messages"),
+        ]
+    if seen.lost is not None:
+        values.append(limits.value("outbox.unprocessed", seen.lost))
+        values.append(Value("outbox.published_not_processed", seen.missed, "rows"))
+    if seen.refused:
+        values.append(Value("connections.refused_last_minute", seen.refused, "1/min"))
+    return values
+
+
+def _at_least(seen: Seen) -> Status:
+    if seen.bound is False or seen.kept_out:
+        return Status.CRITICAL
+    if seen.bound is None:
+        return Status.UNKNOWN
+    return Status.WARNING if seen.stalled or seen.loop else Status.OK
+
+
+def _refused(frames: Frames, given: Given) -> tuple[float, str]:
     """Logins refused within the last minute, and the server's most frequent word for it."""
-    closed = table(frames, "closed", "reason", "last_minute", "last_s_ago")
-    # A loop that has gone quiet is over: who is kept out tries again every 2 s.
-    refused = closed[closed["reason"].isin(REFUSED) & (pd.to_numeric(closed["last_s_ago"], errors="coerce") < QUIET_S)]
-    if refused.empty:
-        return 0.0, ""
-    worst = refused.sort_values("last_minute", ascending=False).iloc[0]
-    return float(refused["last_minute"].sum()), str(worst["reason"])
+    quiet_s = given.number("refused.quiet")
+    refused = [
+        closed
+        for closed in rows.each(frames.get("closed"), Closed)
+        # A loop that has gone quiet is over: who is kept out tries again every 2 s.
+        if closed.reason in REFUSED and closed.last_s_ago is not None and closed.last_s_ago < quiet_s
+    ]
+    most = max(refused, key=lambda closed: closed.last_minute, default=Closed())
+    return sum(closed.last_minute for closed in refused), most.reason
 
 
 def _bound_client(frames: Frames) -> str:
-    clients = table(frames, "clients", "bound", "name", "user", "ip", "port")
-    bound = clients[clients["bound"].astype(bool)]
-    if bound.empty:
-        return "?"
-    client = one(bound)
-    return f"{client['name'] or client['user'] or ''} {client['ip']}:{client['port']}".strip()
+    bound = next((c for c in rows.each(frames.get("clients"), Client) if c.bound), None)
+    return "?" if bound is None else f"{bound.name or bound.user} {bound.ip}:{bound.port}".strip()
 
 
-def _headline(
-    bound: bool | None, refused: float, lost: float | None, behind: bool, stalled: bool, facts: dict[str, Any]
-) -> Text:
-    if refused >= LOOP and not bound:
-        return say("subscriber.refused", **facts)
-    if bound is False:
-        return say("subscriber.deaf" if facts["lag"] else "subscriber.deaf_idle", **facts)
-    if bound is None:
-        return say("subscriber.unseen", **facts)
-    if lost:
-        return say("subscriber.lost", **facts)
-    if stalled:
-        return say("subscriber.stalled", **facts)
-    return say("subscriber.behind" if behind else "subscriber.bound", **facts)
+def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
+    if seen.kept_out:
+        key = "refused"
+    elif seen.bound is None:
+        key = "unseen"
+    elif not seen.bound:
+        key = "deaf" if seen.lag else "deaf_idle"
+    elif seen.lost:
+        key = "lost"
+    elif seen.stalled:
+        key = "stalled"
+    else:
+        key = "behind" if seen.behind else "bound"
+    return say(f"subscriber.{key}", **facts)
 
 
-def _notes(frames: Frames, refused: float, facts: dict[str, Any], stalled: bool) -> list[Text]:
+def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
     notes = []
     for e in failures(frames).values():
         why = say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
         notes.append(say("subscriber.without", source=e.source, why=why))
-    if refused:
+    if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
-    if stalled:
+    if seen.stalled:
         notes.append(say("subscriber.stalled", **facts))
-    if facts["missed"] and facts["lost"] is not None and facts["missed"] > facts["lost"]:
-        notes.append(say("subscriber.still_held", held=facts["missed"] - facts["lost"]))
-    if frames.get("unprocessed") is not None and frames["unprocessed"].attrs.get("capped"):
-        notes.append(say("subscriber.capped", n=len(frames["unprocessed"])))
-    given_up = amount(one(frames.get("nats_dlq")), "n")
-    if given_up:
-        notes.append(say("subscriber.given_up", n=given_up))
+    if seen.missed and seen.lost is not None and seen.missed > seen.lost:
+        notes.append(say("subscriber.still_held", held=seen.missed - seen.lost))
+    if seen.missed is not None and frames["unprocessed"].attrs.get("capped"):
+        notes.append(say("subscriber.capped", n=seen.missed))
+    if seen.given_up:
+        notes.append(say("subscriber.given_up", n=seen.given_up))
     return notes
 
 
-def _signals(
-    bound: bool | None,
-    refused: float,
-    locked_out: bool,
-    waits: bool,
-    lost: float | None,
-    losing: bool,
-    behind: bool,
-    frames: Frames,
-) -> list[Signal]:
-    signals = []
-    if refused >= LOOP and not bound:
+def _signals(seen: Seen, given: Given) -> list[Signal]:
+    observed = [*_connection(seen)]
+    if seen.losing:
+        observed.append("subscriber.losing")
+    if seen.lost and seen.bound is not False:
+        observed += ["subscriber.lost", *(["subscriber.gave_up"] if seen.given_up else [])]
+    return [signal for name in observed for signal in given.speaks(name)]
+
+
+def _connection(seen: Seen) -> Iterator[str]:
+    """What the connection comes to."""
+    if seen.kept_out:
         # Nobody at all is let in: the broker's door, not one client of it.
-        hop = ("jetstream", 0.95) if locked_out else ("subscriber", 0.85)
-        signals += [Signal(*hop), Signal("FM-NATS-05", 0.9), Signal("FM-NATS-04", -0.5)]
-    elif bound is False:
+        yield "subscriber.locked_out" if seen.locked_out else "subscriber.kept_out"
+    elif seen.bound is False:
         # Without the monitoring port nobody knows whether it is kept out or just does not listen; and while nothing
         # waits for it, what is late now is late somewhere else.
-        sure = 0.6 if not waits else 0.9 if "clients" in frames else 0.8
-        signals += [Signal("subscriber", sure), Signal("FM-NATS-01", sure), Signal("FM-NATS-05", 0.4 * sure)]
-        signals.append(Signal("jetstream", -0.5))
-    elif behind:
-        signals += [Signal("subscriber", 0.55), Signal("FM-NATS-01", 0.6)]
-    elif bound:
-        signals += [Signal("jetstream", -0.4), Signal("FM-NATS-04", -0.5), Signal("FM-NATS-01", -0.5)]
-        if not lost:
-            signals.append(Signal("subscriber", -0.5))
-    elif lost and _stands_still(frames):
-        # The broker could not be asked; events go in and nothing comes out.
-        signals += [Signal("subscriber", 0.85), Signal("FM-NATS-01", 0.7)]
-    if losing:
-        signals.append(Signal("subscriber", 0.7))
-    if lost and bound is not False:
-        signals += [Signal("FM-NATS-03", 0.6)]
-        if amount(one(frames.get("nats_dlq")), "n"):
-            signals.append(Signal("FM-NATS-02", 0.5))
-    return signals
+        waits = bool(seen.lag or seen.missed)
+        seen_out = "subscriber.deaf" if seen.clients_seen else "subscriber.seems_deaf"
+        yield seen_out if waits else "subscriber.deaf_idle"
+    elif seen.behind:
+        yield "subscriber.behind"
+    elif seen.bound:
+        yield "subscriber.bound"
+        if not seen.lost:
+            yield "subscriber.nothing_lost"
+    elif seen.lost and seen.activity != Activity() and not seen.activity.processed_1m:
+        yield "subscriber.stands_still"  # the broker could not be asked; events go in and nothing comes out
 
 
-def _stands_still(frames: Frames) -> bool:
-    activity = one(frames.get("activity"))
-    return bool(activity) and not amount(activity, "processed_1m")
-
-
-def _hops(
-    consumer: dict[str, Any],
-    frames: Frames,
-    activity: dict[str, Any],
-    bound: bool | None,
-    lag: float | None,
-    oldest: float | None,
-    late: bool,
-) -> tuple[Hop, ...]:
-    client = _bound_client(frames)
-    there: Text | str = say("alive.bound") if client == "?" else client
+def _hops(seen: Seen) -> tuple[Hop, ...]:
+    there: Text | str = say("alive.bound") if seen.client == "?" else seen.client
+    answers = Hop("jetstream")
+    if seen.consumer is not None:
+        answers = Hop("jetstream", waiting=seen.consumer.num_pending, alive=say("alive.answers"))
     return (
-        Hop("jetstream", waiting=consumer.get("num_pending"), alive=say("alive.answers") if consumer else None),
+        answers,
         Hop(
             "subscriber",
-            rate_out=activity.get("processed_1m"),
-            waiting=lag,
-            oldest_s=oldest,
-            alive={None: None, True: there, False: say("alive.not_bound")}[bound],
-            late=late,
+            rate_out=seen.activity.processed_1m,
+            waiting=seen.lag,
+            oldest_s=seen.oldest_s,
+            alive={None: None, True: there, False: say("alive.not_bound")}[seen.bound],
+            late=seen.behind,
         ),
     )
 
 
-def _proposals(
-    given: Given, bound: bool | None, refused: float, losing: bool, consumer: dict[str, Any]
-) -> tuple[Proposal, ...]:
-    if refused >= LOOP and not bound:
+def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
+    if seen.kept_out:
         return (remedies.check_nats_credentials(given),)
-    if bound is False:
+    if seen.bound is False:
         return (proposals.restart(given, "notification"),)
-    if losing:
-        return (proposals.logs(given, "notification"),)
-    return ()
+    return (proposals.logs(given, "notification"),) if seen.losing else ()
 
 
 CHECKS: tuple[Check, ...] = (Check("4.1.2", collect, judge),)

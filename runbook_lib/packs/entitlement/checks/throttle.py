@@ -10,29 +10,28 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.dates
 import pandas as pd
 
-from runbook_lib import catalog, messages
+from runbook_lib import messages, rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, said
+from runbook_lib.checks.parts import Became, Parts, hold
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Signal, Status, Text, Value, judged, say, worst
-from runbook_lib.model.frames import amount, one, row, table
+from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
+from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.checks import delivery
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Notifications, Outbox, Queue
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Full minutes over which the rates are taken.
-RATE_MIN = 5
-#: Batches that the time per row is taken from.
-NEWEST = 50
-#: From so many rows on that were tried in vain, it is the other end that is in trouble.
-REFUSED = 0.75
+#: Of a ratio.
+DIGITS = 3
+#: Observations of a receiver that refuses so surely that delivery may be held.
+REFUSED = ("delivery.refused", "delivery.times_out")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Side:
 
     name: str
     hop: str
+    queue: type[Queue]
+    held: str
     came: str
     gone: str
     #: Objectives that a longer pause spends, in seconds, and one of rows that a backlog breaks.
@@ -49,19 +50,69 @@ class Side:
 
 
 DELIVERY = Side(
-    "delivery", "delivery_worker", "notifications/arrivals_per_minute", "notifications/sent_per_minute",
-    ("NOTI-B",), "NOTI-C",
+    "delivery", "delivery_worker", Notifications, "throttle.delivery_held",
+    "notifications/arrivals_per_minute", "notifications/sent_per_minute", ("NOTI-B",), "NOTI-C",
 )  # fmt: skip
 RELAY = Side(
-    "relay", "relay", "outbox/arrivals_per_minute", "outbox/published_per_minute", ("ENT-C", "ENT-D", "NOTI-B")
-)
+    "relay", "relay", Outbox, "throttle.relay_held",
+    "outbox/arrivals_per_minute", "outbox/published_per_minute", ("ENT-C", "ENT-D", "NOTI-B"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting of the workload: as it is written there, what it means, and what was asked for."""
+
+    setting: str = ""
+    variable: str = ""
+    written: str | None = None
+    default: Any = None
+    now: Any = None
+    asked: Any = None
+    unit: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Its name without its side's."""
+        return self.setting.partition(".")[2]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The workload of a side."""
+
+    name: str = ""
+    replicas: int = 0
+    strategy: str | None = None
+
+
+@dataclass(frozen=True)
+class Never:
+    """A variable that should never be set, and is."""
+
+    variable: str = ""
+    written: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Times:
+    """When was looked, and since when a change of this run is in force."""
+
+    at: pd.Timestamp | None = None
+    since: pd.Timestamp | None = None
 
 
 # What is asked ----------------------------------------------------------------------------------------------
 
 
 def collect(rb: Context, side: Side) -> Frames:
-    """The settings in force, what they let through, what arrives, and what became of a change of this run."""
+    """The settings in force, what they let through, what arrives, and what became of a change of this run.
+
+    Frames: settings (fields of `Row`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag; why_en,
+    why_ja: text), look (at: time), did (since: time), those of `Outcome.frames`, and of the side's questions batches,
+    backlog, came, gone; of delivery those of `delivery.look`.
+    """
     which, topic = change.SIDES[side.name]
     parts, program = Parts(), getattr(facts_of(rb).workloads, which)
     environment: dict[str, str] | None = None
@@ -98,29 +149,29 @@ def collect(rb: Context, side: Side) -> Frames:
 def _settings(rb: Context, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
     asked = change.asked_for(rb.parameters, side.name)
     now = {} if environment is None else change.in_force(rb.catalog.settings, side.name, environment)
-    rows = [
-        {
-            "setting": name,
-            "variable": s.variable,
-            "written": (environment or {}).get(s.variable),
-            "default": s.standard,
-            "now": now.get(name),
-            "asked": asked.get(name),
-            "unit": s.unit,
-        }
+    found = [
+        Row(name, s.variable, (environment or {}).get(s.variable), s.standard, now.get(name), asked.get(name), s.unit)
         for name, s in rb.catalog.settings.items()
         if change.side_of(name) == side.name
     ]
-    return pd.DataFrame(rows).astype(object)
+    return rows.frame(found, Row).astype(object)
 
 
 def _never_set(rb: Context, environment: dict[str, str]) -> pd.DataFrame:
     forbidden = rb.catalog.forbidden_variables
-    rows = [{"variable": v, "written": environment[v], "why": why} for v, why in forbidden.items() if v in environment]
-    return pd.DataFrame(rows, columns=["variable", "written", "why"])
+    return rows.frame((Never(v, environment[v], why) for v, why in forbidden.items() if v in environment), Never)
 
 
 # What it means ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LastMinute:
+    """What came and went in the last minute, of either side."""
+
+    arrived_1m: float | None = None
+    sent_1m: float | None = None
+    published_1m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +183,18 @@ class Pace:
     enabled: bool | None
     per_row_s: float
     pods: int
+
+    @classmethod
+    def of(cls, settings: dict[str, Any], per_row_s: float, pods: int) -> Pace:
+        """The pace of settings by their kind."""
+        enabled = settings["enabled"]
+        return cls(
+            _number(settings["batch_size"]),
+            _number(settings["poll_interval"]),
+            None if enabled is None else bool(enabled),
+            per_row_s,
+            pods,
+        )
 
     @property
     def cycle_s(self) -> float | None:
@@ -196,6 +259,11 @@ class Seen:
     asked: dict[str, SettingValue]
     apart: dict[str, tuple[SettingValue, SettingValue]]
     timed: str
+    replicas: int
+    outcome: Became
+    durable: Became
+    times: Times
+    at: pd.Timestamp
 
     @property
     def known(self) -> bool:
@@ -205,39 +273,39 @@ class Seen:
 
 def read(frames: Frames, given: Given, side: Side) -> Seen:
     """The settings, the pace they allow, and the flow."""
-    settings = {
-        str(r["setting"]).partition(".")[2]: {k: _cell(v) for k, v in r.items()}
-        for r in table(frames, "settings", "setting", "default", "now", "asked").to_dict("records")
-    }
-    now = {kind: settings.get(kind, {}).get("now") for kind in change.KINDS}
-    asked = {f"{side.name}.{k}": s["asked"] for k, s in settings.items() if s["asked"] is not None}
-    apart = {
-        f"{side.name}.{k}": (s["now"], s["default"])
-        for k, s in settings.items()
-        if s["now"] is not None and s["now"] != s["default"]
-    }
-    pods = max(int(amount(one(frames.get("workload")), "replicas")), 1)
-    per_row, timed = _per_row(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), now)
-    batch, pause, enabled = _number(now["batch_size"]), _number(now["poll_interval"]), now["enabled"]
+    settings = {s.kind: s for s in rows.each(frames.get("settings"), Row)}
+    now = {kind: settings[kind].now if kind in settings else None for kind in change.KINDS}
+    asked = {s.setting: s.asked for s in settings.values() if s.asked is not None}
+    apart = {s.setting: (s.now, s.default) for s in settings.values() if s.now is not None and s.now != s.default}
+    workload = rows.one(frames.get("workload"), Workload)
+    pods = max(workload.replicas, 1)
+    per_row, timed = _per_row(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
+    batch, pause = _number(now["batch_size"]), _number(now["poll_interval"])
     other = asked or {name: usual for name, (_, usual) in apart.items()}  # what is in force would be taken back
     if not other and batch is not None and pause is not None:
         other = remedies.milder(given, side.name, batch, pause)
-    then = {k: other.get(f"{side.name}.{k}", now[k]) for k in change.KINDS}
+    then = {kind: other.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
+    times = rows.one(frames.get("did"), Times)
+    at = rows.one(frames.get("look"), Times).at or given.as_of
     return Seen(
-        now=Pace(batch, pause, _flag(enabled), per_row, pods),
-        then=Pace(
-            _number(then["batch_size"]), _number(then["poll_interval"]), _flag(then["enabled"]), per_row, pods
-        ),
-        flow=_flow(frames, given),
+        now=Pace.of(now, per_row, pods),
+        then=Pace.of(then, per_row, pods),
+        flow=_flow(frames, given, side, at),
         asked=asked,
         apart=apart,
         timed=timed,
-    )  # fmt: skip
+        replicas=workload.replicas,
+        outcome=rows.one(frames.get("outcome"), Became),
+        durable=rows.one(frames.get("durable"), Became),
+        times=times,
+        at=at,
+    )
 
 
-def _per_row(batches: pd.DataFrame, now: dict[str, Any]) -> tuple[float, str]:
+def _per_row(batches: pd.DataFrame, given: Given, now: dict[str, Any]) -> tuple[float, str]:
     """Seconds of work per row, and how that is known: "exact", "estimated" or "unknown" (then 0)."""
-    numbers = batches[["n", "exact_s", "cycle_s"]].head(NEWEST).apply(pd.to_numeric, errors="coerce")
+    newest = int(given.number("throttle.batches"))
+    numbers = batches[["n", "exact_s", "cycle_s"]].head(newest).apply(pd.to_numeric, errors="coerce")
     exact = numbers[numbers["exact_s"].notna() & (numbers["n"] > 0)]
     if len(exact):
         return float(exact["exact_s"].clip(lower=0).sum() / exact["n"].sum()), "exact"
@@ -250,48 +318,44 @@ def _per_row(batches: pd.DataFrame, now: dict[str, Any]) -> tuple[float, str]:
     return 0.0, "unknown"
 
 
-def _flow(frames: Frames, given: Given) -> Flow:
-    backlog, activity = one(frames.get("backlog")), one(frames.get("activity"))
-    at = pd.Timestamp(one(frames.get("look")).get("at") or given.as_of)
-    last = activity or backlog
+def _flow(frames: Frames, given: Given, side: Side, at: pd.Timestamp) -> Flow:
+    queue = rows.one(frames.get("backlog"), side.queue)
+    last = rows.first(frames.get("activity"), LastMinute) or rows.one(frames.get("backlog"), LastMinute)
+    gone = last.published_1m if last.sent_1m is None else last.sent_1m
+    minutes = int(given.number("throttle.rate"))
     return Flow(
-        came=_rate(frames, "came", at, last.get("arrived_1m")),
-        gone=_rate(frames, "gone", at, last.get("sent_1m", last.get("published_1m"))),
-        due=amount(backlog, "due") + amount(backlog, "expired"),
-        oldest_s=max(amount(backlog, "oldest_due_s"), amount(backlog, "oldest_expired_s")),
-        waiting=amount(backlog, "waiting_retry"),
+        came=_rate(frames, "came", at, minutes, last.arrived_1m),
+        gone=_rate(frames, "gone", at, minutes, gone),
+        due=queue.ready,
+        oldest_s=queue.oldest_s,
+        waiting=queue.waiting_retry,
     )
 
 
-def _rate(frames: Frames, name: str, at: pd.Timestamp, last_minute: Any) -> float | None:
+def _rate(frames: Frames, name: str, at: pd.Timestamp, minutes: int, last_minute: float | None) -> float | None:
     """Per minute, over the last full minutes; of the last one alone where these could not be counted."""
     if name not in frames:
-        return _number(last_minute)
+        return last_minute
     until = at.floor("min")
     counts = history.counts(frames.get(name))
-    return float(counts[(counts.index >= until - RATE_MIN * history.MINUTE) & (counts.index < until)].sum()) / RATE_MIN
+    return float(counts[(counts.index >= until - minutes * history.MINUTE) & (counts.index < until)].sum()) / minutes
 
 
 def judge(frames: Frames, given: Given, side: Side) -> Finding:
     """Room to spare is OK; a change in force is to be remembered; one that failed, or was not seen to work, is not."""
-    seen, outcome = read(frames, given, side), one(frames.get("outcome"))
     if "backlog" not in frames:
         return judged(say("throttle.unseen"), at_least=Status.UNKNOWN)
-    held = seen.now.enabled is False
-    result, verified = outcome.get("result"), bool(outcome.get("verified"))
-    workload = one(frames.get("workload"))
-    would_not_start = one(frames.get("durable")).get("ok", True) == False  # noqa: E712 - None is not False
-    twice = side is DELIVERY and amount(workload, "replicas") > 1
+    seen = read(frames, given, side)
+    held, result = seen.now.enabled is False, seen.outcome.result
+    twice = side is DELIVERY and seen.replicas > 1
     done = result == "done"
-    failed = result == "failed" or (done and not verified)
-    refused = result == "refused" or (result == "dry" and bool(seen.asked) and not _all_hold(frames))
-    allowed, came = seen.now.allowed, seen.flow.came
-    values = _values(seen, given, side)
+    failed = result == "failed" or (done and not seen.outcome.verified)
+    refused = result == "refused" or (result == "dry" and bool(seen.asked) and not hold(frames))
     unread = failures(frames).get("workload")
-    unfit = would_not_start or twice or (not seen.known and not unread)
+    unfit = not seen.durable.ok or twice or (not seen.known and not unread)
     return judged(
-        _headline(seen, outcome, failed=failed, refused=refused, side=side),
-        values,
+        _headline(seen, failed=failed, refused=refused, side=side),
+        _values(seen, given, side),
         at_least=worst([
             Status.CRITICAL if failed else Status.OK,
             Status.WARNING if refused or held or seen.apart or unfit else Status.OK,
@@ -299,16 +363,16 @@ def judge(frames: Frames, given: Given, side: Side) -> Finding:
         ]),
         reason=unread.reason if unread else None,
         notes=tuple(_notes(frames, given, seen, side)),
-        signals=(Signal(side.hop, 0.6),) if held and seen.flow.due else (),
+        signals=given.speaks(side.held) if held and seen.flow.due else (),
         hops=(
             Hop(
-                side.hop, rate_in=came, rate_out=seen.flow.gone, waiting=seen.flow.due, oldest_s=seen.flow.oldest_s,
-                alive=say("alive.held") if held else None, late=_late(seen, given, side),
+                side.hop, rate_in=seen.flow.came, rate_out=seen.flow.gone, waiting=seen.flow.due,
+                oldest_s=seen.flow.oldest_s, alive=say("alive.held") if held else None, late=_late(seen, given, side),
             ),
         ),
-        proposals=tuple(_proposals(frames, given, seen, side, done=done and verified, failed=failed)),
+        proposals=tuple(_proposals(frames, given, seen, side, done=done and not failed, failed=failed)),
         next_sections=("5.1",) if failed else ("6",) if done else (),
-        frames={"plan": _plan(seen, given, side)} if seen.known or allowed is not None else {},
+        frames={"plan": _plan(seen, given, side)} if seen.known or seen.now.allowed is not None else {},
         show=(*(("changes",) if done or failed else ()), *(("plan",) if seen.known else ()), "settings"),
     )  # fmt: skip
 
@@ -318,7 +382,7 @@ def _late(seen: Seen, given: Given, side: Side) -> bool:
     return bool(seen.flow.due) and age.status(seen.flow.oldest_s) is not Status.OK
 
 
-def _headline(seen: Seen, outcome: dict[str, Any], *, failed: bool, refused: bool, side: Side) -> Text:
+def _headline(seen: Seen, *, failed: bool, refused: bool, side: Side) -> Text:
     flow, who = seen.flow, say(f"throttle.who_{side.name}")
     facts: dict[str, Any] = {
         "who": who,
@@ -330,14 +394,15 @@ def _headline(seen: Seen, outcome: dict[str, Any], *, failed: bool, refused: boo
         "net": flow.net(seen.now),
         "settings": ", ".join(f"{name} {_shown(now)} ({_shown(usual)})" for name, (now, usual) in seen.apart.items()),
     }
+    outcome = seen.outcome
     if failed:
-        undone = outcome.get("result") == "failed"
-        why = said(outcome, "why" if undone else "effect")
+        undone = outcome.result == "failed"
+        why = outcome.why if undone else outcome.effect
         return say("throttle.failed" if undone else "throttle.not_verified", **facts, why=why)
     if refused:
-        return say("throttle.refused", **facts, why=said(outcome, "why"))
-    if outcome.get("result") == "done":
-        return say("throttle.done", **facts, effect=said(outcome, "effect"))
+        return say("throttle.refused", **facts, why=outcome.why)
+    if outcome.result == "done":
+        return say("throttle.done", **facts, effect=outcome.effect)
     if not seen.known:
         return say("throttle.settings_unseen", **facts)
     if seen.now.enabled is False:
@@ -361,14 +426,14 @@ def _values(seen: Seen, given: Given, side: Side) -> list[Value]:
         Value(f"{side.name}.backlog", flow.due, "rows"),
     ]
     if now.allowed is not None and flow.came:
-        values.append(limits.value("throttle.headroom", round(now.allowed / flow.came, 3)))
+        values.append(limits.value("throttle.headroom", round(now.allowed / flow.came, DIGITS)))
     return values
 
 
 def _plan(seen: Seen, given: Given, side: Side) -> pd.DataFrame:
     """The settings of now beside those asked for (or proposed), and what each means."""
     flow, now, then = seen.flow, seen.now, seen.then
-    rows: list[tuple[str, Any, Any, str]] = [
+    found: list[tuple[str, Any, Any, str]] = [
         ("batch size", now.batch, then.batch, "rows"),
         ("poll interval", now.pause_s, then.pause_s, "s"),
         ("enabled", _shown(now.enabled), _shown(then.enabled), ""),
@@ -382,11 +447,11 @@ def _plan(seen: Seen, given: Given, side: Side) -> pd.DataFrame:
         objective = given.slos.get(id_)
         if objective:
             spent = f"{id_} {objective.objective}: pause and batch spend"
-            rows.append((spent, _rounded(now.cycle_s), _rounded(then.cycle_s), "s"))
-            rows.append(_reached(id_, objective, flow, now, then))
+            found.append((spent, _rounded(now.cycle_s), _rounded(then.cycle_s), "s"))
+            found.append(_reached(id_, objective, flow, now, then))
     if side.level and (objective := given.slos.get(side.level)):
-        rows.append(_reached(side.level, objective, flow, now, then))
-    return pd.DataFrame(rows, columns=["what", "now", "asked" if seen.asked else "proposed", "unit"]).astype(object)
+        found.append(_reached(side.level, objective, flow, now, then))
+    return pd.DataFrame(found, columns=["what", "now", "asked" if seen.asked else "proposed", "unit"]).astype(object)
 
 
 def _reached(id_: str, objective: Slo, flow: Flow, now: Pace, then: Pace) -> tuple[str, Any, Any, str]:
@@ -400,11 +465,11 @@ def _growth(flow: Flow, pace: Pace) -> float | None:
 
 
 def _notes(frames: Frames, given: Given, seen: Seen, side: Side) -> list[Text]:
-    failed, workload = failures(frames), one(frames.get("workload"))
+    failed = failures(frames)
     notes = []
     if "workload" in failed:
         notes.append(say("throttle.no_tool", detail=failed["workload"].detail))
-        largest, cycle = _as_observed(frames)
+        largest, cycle = _as_observed(frames, given)
         if largest is not None:
             notes.append(say("throttle.as_observed", largest=largest, cycle=cycle))
     elif not seen.known:
@@ -417,26 +482,23 @@ def _notes(frames: Frames, given: Given, seen: Seen, side: Side) -> list[Text]:
         notes.append(say(f"throttle.timed_{seen.timed}", ms=1000 * seen.now.per_row_s))
     if seen.flow.waiting:
         notes.append(say("throttle.retries", n=seen.flow.waiting))
-    if side is DELIVERY and amount(workload, "replicas") > 1:
-        notes.append(say("throttle.two_replicas", n=amount(workload, "replicas")))
-    if side is RELAY and amount(workload, "replicas") > 1:
-        notes.append(say("throttle.relays", n=amount(workload, "replicas")))
-    durable = one(frames.get("durable"))
-    if durable.get("ok", True) == False:  # noqa: E712 - None is not False
-        notes.append(say("throttle.would_not_start", why=said(durable, "why")))
-    never = table(frames, "never_set", "variable", "written", "why")
-    notes += [say("throttle.never_set", variable=v, written=w, why=y) for v, w, y in never.itertuples(index=False)]
+    if seen.replicas > 1:
+        notes.append(say("throttle.two_replicas" if side is DELIVERY else "throttle.relays", n=seen.replicas))
+    if not seen.durable.ok:
+        notes.append(say("throttle.would_not_start", why=seen.durable.why))
+    for never in rows.each(frames.get("never_set"), Never):
+        notes.append(say("throttle.never_set", variable=never.variable, written=never.written, why=never.why))
     if "came" not in frames or "gone" not in frames:
         notes.append(say("throttle.last_minute_only"))
-    since = one(frames.get("did")).get("since")
-    if since is not None and (rate := _measured(frames, since)) is not None:
+    if (rate := _measured(frames, seen)) is not None:
         notes.append(say("throttle.measured", rate=rate))
     return notes
 
 
-def _measured(frames: Frames, since: Any) -> float | None:
+def _measured(frames: Frames, seen: Seen) -> float | None:
     """Rows per minute that were claimed since the change."""
-    return change.rate_of(change.claims_since(frames, pd.Timestamp(since)))
+    since = seen.times.since
+    return None if since is None else change.rate_of(change.claims_since(frames, since))
 
 
 def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
@@ -461,7 +523,7 @@ def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
     notes = []
     if net > 0:
         objective = given.slos[first].objective if first else None
-        key = "throttle.grows_late" if late.get(first, 1.0) < 0.05 else "throttle.grows"
+        key = "throttle.grows_late" if late.get(first, 1.0) < given.number("throttle.at_once") else "throttle.grows"
         notes.append(say(key, **facts, slo=first, objective=objective, minutes=late.get(first)))
     elif flow.due > (then.batch or 0):
         notes.append(say("throttle.shrinks", **facts, due=flow.due, minutes=flow.empty_in(then)))
@@ -481,7 +543,7 @@ def _proposals(frames: Frames, given: Given, seen: Seen, side: Side, *, done: bo
     found = []
     if failed:
         found.append(proposals.logs(given, which))
-    if seen.asked and not (done or failed) and not _problems(seen):
+    if seen.asked and not (done or failed) and not _problems(seen, given):
         found.append(proposals.settings("change_settings", given, seen.asked))
     if seen.now.enabled is False and side is DELIVERY:
         found.append(remedies.resume_delivery(given))
@@ -489,7 +551,7 @@ def _proposals(frames: Frames, given: Given, seen: Seen, side: Side, *, done: bo
         found.append(proposals.undo_settings(given, seen.apart))
     if seen.apart or seen.asked:
         return found
-    trouble = delivery.delivery(frames).refused(given) if side is DELIVERY else _relay_refused(frames)
+    trouble = delivery.delivery(frames).refusing(given) if side is DELIVERY else _relay_refused(frames, given)
     if trouble:
         batch, pause = (
             int(seen.now.batch or facts_of(given).batch_size),
@@ -497,45 +559,32 @@ def _proposals(frames: Frames, given: Given, seen: Seen, side: Side, *, done: bo
         )
         values = remedies.milder(given, side.name, batch, pause)
         found.append(proposals.settings(f"throttle_{side.name}", given, values))
-        if side is DELIVERY and trouble >= REFUSED:
+        if trouble in REFUSED:
             found.append(remedies.hold_delivery(given))
     return found
 
 
-def _problems(seen: Seen) -> list[str]:
-    known = catalog.load().settings
+def _problems(seen: Seen, given: Given) -> list[str]:
+    known = given.catalog.settings
     return [p for name, value in seen.asked.items() if (p := known[name].problem(value))]
 
 
-def _relay_refused(frames: Frames) -> float:
-    backlog = one(frames.get("backlog"))
-    return 0.6 if amount(backlog, "tried") >= delivery.TRIED and amount(backlog, "waiting_retry") else 0.0
+def _relay_refused(frames: Frames, given: Given) -> bool:
+    outbox = rows.one(frames.get("backlog"), Outbox)
+    return outbox.tried >= given.number("tries.pattern") and outbox.waiting_retry > 0
 
 
-def _as_observed(frames: Frames) -> tuple[float | None, float | None]:
+def _as_observed(frames: Frames, given: Given) -> tuple[float | None, float | None]:
     """The largest of the newest batches, and the shortest time between two."""
-    batches = table(frames, "batches", "started", "n", "cycle_s").head(NEWEST)
+    batches = table(frames, "batches", "started", "n", "cycle_s").head(int(given.number("throttle.batches")))
     if batches.empty:
         return None, None
     cycles = pd.to_numeric(batches["cycle_s"], errors="coerce").dropna()
     return float(batches["n"].max()), float(cycles.min()) if len(cycles) else None
 
 
-def _all_hold(frames: Frames) -> bool:
-    holds = table(frames, "preconditions", "precondition", "holds")["holds"]
-    return len(holds) > 0 and all(h is True or h == 1 for h in holds)
-
-
-def _cell(value: Any) -> Any:
-    return None if value is None or value != value else value
-
-
 def _number(value: Any) -> float | None:
-    return None if value is None or isinstance(value, str) or value != value else float(value)
-
-
-def _flag(value: Any) -> bool | None:
-    return None if value is None else bool(value)
+    return None if value is None or isinstance(value, str) else float(value)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -551,13 +600,12 @@ def _shown(value: Any) -> str:
 
 def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
     """What came and what was claimed per minute, beside what the settings allow now and would allow."""
-    at = pd.Timestamp(one(frames.get("look")).get("at") or given.as_of)
     if "came" not in frames and "gone" not in frames:
         return None
-    minutes = min(given.window_minutes, 60)
-    starts = pd.date_range(end=at.floor("min") - history.MINUTE, periods=minutes, freq="min")
-    came, gone = (history.counts(frames.get(name)).reindex(starts, fill_value=0.0) for name in ("came", "gone"))
     seen = read(frames, given, side)
+    minutes = min(given.window_minutes, 60)
+    starts = pd.date_range(end=seen.at.floor("min") - history.MINUTE, periods=minutes, freq="min")
+    came, gone = (history.counts(frames.get(name)).reindex(starts, fill_value=0.0) for name in ("came", "gone"))
     done = {"delivery": "sent", "relay": "published"}[side.name]
     title = {"delivery": "Delivery worker", "relay": "Outbox relay"}[side.name]
     figure, ax = charts.axes(f"{title}: what arrives, what is claimed, what is allowed", "rows / min", "UTC")
@@ -577,13 +625,18 @@ def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
             highest = max(highest, rate)
         else:  # far above all that happens: its line would press the rest to the floor
             ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} (above the scale)")
-    since = one(frames.get("did")).get("since")
+    since = seen.times.since
     if since is not None:
-        ax.axvline(float(matplotlib.dates.date2num(pd.Timestamp(since))), color="black", linewidth=1.0, label="changed")
-        if (rate := _measured(frames, since)) is not None:
+        ax.axvline(float(matplotlib.dates.date2num(since)), color="black", linewidth=1.0, label="changed")
+        if (rate := _measured(frames, seen)) is not None:
             label = f"measured since {rate:,.0f}"
             ax.plot(
-                pd.DatetimeIndex([since, at]), [rate, rate], color=charts.RED, marker="D", linewidth=3.0, label=label
+                pd.DatetimeIndex([since, seen.at]),
+                [rate, rate],
+                color=charts.RED,
+                marker="D",
+                linewidth=3.0,
+                label=label,
             )
             highest = max(highest, rate)
     ax.set_ylim(0, 1.25 * highest)

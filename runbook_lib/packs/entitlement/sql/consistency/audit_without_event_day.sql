@@ -2,6 +2,11 @@
 -- index: scan of entitlement_audit, which has no index and is never cleaned
 -- cost: scan
 -- answers: window
+-- column: audit_id id
+-- column: occurred_at time
+-- column: user_id id
+-- column: stock_keeping_unit text
+-- column: action text
 SELECT a.audit_id, a.occurred_at, a.user_id, a.stock_keeping_unit, a.action
 FROM entitlement.entitlement_audit a
 LEFT JOIN entitlement.outbox_events o

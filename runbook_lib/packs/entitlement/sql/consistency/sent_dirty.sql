@@ -2,6 +2,7 @@
 -- index: scan
 -- cost: scan
 -- answers: present
+-- column: n rows
 SELECT count(*) AS n
 FROM notification.notifications
 WHERE status = 'SENT'

@@ -2,6 +2,14 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
+-- column: pid id
+-- column: application text
+-- column: role text
+-- column: state text
+-- column: blocks number
+-- column: transaction_s s
+-- column: in_state_s s
+-- column: query text
 WITH waiting AS (
     SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted LIMIT 50
 ), chain AS (

@@ -2,6 +2,11 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
+-- column: max_connections number
+-- column: superuser_reserved number
+-- column: reserved number
+-- column: sees_others flag
+-- column: used number
 SELECT
     CAST(current_setting('max_connections') AS int) AS max_connections,
     CAST(current_setting('superuser_reserved_connections') AS int) AS superuser_reserved,

@@ -2,6 +2,9 @@
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
+-- column: stream_seq id
+-- column: created_at time
+-- column: total rows
 SELECT stream_seq, created_at, count(*) OVER () AS total
 FROM notification.notification_nats_dlq
 WHERE created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)

@@ -2,6 +2,9 @@
 -- index: outbox_pick_idx, scan of the two dead-letter tables, which never shrink
 -- cost: scan
 -- answers: window
+-- column: store text
+-- column: n rows
+-- column: newest time
 SELECT 'outbox' AS store, count(*) AS n, max(created_at) AS newest
 FROM (
     SELECT created_at FROM entitlement.outbox_events

@@ -2,6 +2,12 @@
 -- index: notifications_pending_idx
 -- cost: index
 -- answers: present
+-- column: n rows
+-- column: users number
+-- column: types number
+-- column: top_user_n rows
+-- column: top_type_n rows
+-- column: top_type text
 SELECT count(*) AS n, count(DISTINCT user_id) AS users, count(DISTINCT type) AS types,
     max(of_user) AS top_user_n, max(of_type) AS top_type_n,
     mode() WITHIN GROUP (ORDER BY type) AS top_type

@@ -2,6 +2,9 @@
 -- index: outbox_events_pkey, outbox_published_at_idx, outbox_inflight_lease_idx, outbox_pick_idx
 -- cost: index
 -- answers: present
+-- column: since time
+-- column: published rows
+-- column: perhaps rows
 WITH batch AS MATERIALIZED (
     SELECT published_at FROM entitlement.outbox_events WHERE event_id = CAST(:event AS uuid) AND status = 'PUBLISHED'
 )

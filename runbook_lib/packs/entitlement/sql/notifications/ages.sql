@@ -2,6 +2,10 @@
 -- index: notifications_retention_active_idx
 -- cost: index
 -- answers: present
+-- column: bucket number
+-- column: from_s s
+-- column: to_s s
+-- column: n rows
 SELECT bucket, min(age_s) AS from_s, max(age_s) AS to_s, count(*) AS n
 FROM (
     SELECT

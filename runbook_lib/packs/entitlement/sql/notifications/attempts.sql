@@ -2,6 +2,9 @@
 -- index: notifications_retention_active_idx
 -- cost: index
 -- answers: present
+-- column: attempt_count number
+-- column: n rows
+-- column: waiting rows
 SELECT attempt_count, count(*) AS n, count(*) FILTER (WHERE next_retry_at > now()) AS waiting
 FROM (
     SELECT attempt_count, next_retry_at

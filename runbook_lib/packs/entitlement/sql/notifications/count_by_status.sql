@@ -2,6 +2,8 @@
 -- index: scan
 -- cost: scan
 -- answers: present
+-- column: status text
+-- column: count rows
 SELECT status, count(*)
 FROM notification.notifications
 GROUP BY status

@@ -2,6 +2,7 @@
 -- index: notifications_retention_active_idx
 -- cost: scan
 -- answers: present
+-- column: count rows
 SELECT count(*)
 FROM notification.notifications
 WHERE status IN ('PENDING', 'PROCESSING')

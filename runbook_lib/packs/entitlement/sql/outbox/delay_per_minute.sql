@@ -2,6 +2,10 @@
 -- index: outbox_published_at_idx
 -- cost: scan
 -- answers: window
+-- column: minute time
+-- column: n rows
+-- column: p50 s
+-- column: p95 s
 SELECT
     date_trunc('minute', published_at) AS minute,
     count(*) AS n,

@@ -2,6 +2,12 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
+-- column: status text
+-- column: last_error text
+-- column: n rows
+-- column: attempts number
+-- column: oldest time
+-- column: newest time
 SELECT status, last_error, count(*) AS n, max(attempt_count) AS attempts, min(created_at) AS oldest,
     max(created_at) AS newest
 FROM (

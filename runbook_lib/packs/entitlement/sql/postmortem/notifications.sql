@@ -2,6 +2,17 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: scan
 -- answers: window
+-- column: bucket number
+-- column: came rows
+-- column: ended rows
+-- column: sent rows
+-- column: failed rows
+-- column: n rows
+-- column: late rows
+-- column: slow rows
+-- column: first_late time
+-- column: first_slow time
+-- column: rise rows
 -- Came and ended count where that happened; `n`, `slow` and `late` count where the event occurred. Bucket -1 is all
 -- before. `rise`: how far the number of the unfinished rose in the bucket above that of its beginning.
 WITH found AS MATERIALIZED (

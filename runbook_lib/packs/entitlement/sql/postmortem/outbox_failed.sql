@@ -2,6 +2,10 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: window
+-- column: total rows
+-- column: timed flag
+-- column: n rows
+-- column: first_failed time
 -- Without commit times: those created in it, or so shortly before that their ten tries may have ended in it.
 SELECT count(*) AS total, bool_and(failed_at IS NOT NULL) AS timed,
     count(*) FILTER (

@@ -2,6 +2,8 @@
 -- index: catalog
 -- cost: catalog
 -- answers: window
+-- column: ended rows
+-- column: published rows
 SELECT CAST(max(c.reltuples) FILTER (WHERE c.relname = 'notifications_retention_sent_failed_idx') AS double precision)
         AS ended,
     CAST(max(c.reltuples) FILTER (WHERE c.relname = 'outbox_published_at_idx') AS double precision) AS published

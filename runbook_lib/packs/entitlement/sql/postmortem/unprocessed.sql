@@ -2,6 +2,9 @@
 -- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx
 -- cost: scan
 -- answers: window
+-- column: bucket number
+-- column: n rows
+-- column: first_late time
 WITH published AS MATERIALIZED (
     SELECT event_id, created_at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED'

@@ -2,6 +2,10 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: present
+-- column: now time
+-- column: n rows
+-- column: ahead_s s
+-- column: to_commit_s s
 SELECT
     now() AS now,
     count(*) AS n,

@@ -2,6 +2,8 @@
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
+-- column: n rows
+-- column: last time
 SELECT count(*) AS n, max(created_at) AS last
 FROM notification.notification_nats_dlq
 WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz);

@@ -2,6 +2,10 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
+-- column: index_name text
+-- column: table_name text
+-- column: is_unique flag
+-- column: usable flag
 SELECT
     i.relname AS index_name,
     t.relname AS table_name,

@@ -2,6 +2,8 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
+-- column: now time
+-- column: last_event time
 SELECT now() AS now, max(newest.created_at) AS last_event
 FROM (VALUES ('PENDING'), ('IN_FLIGHT'), ('PUBLISHED'), ('FAILED')) AS s (status)
 CROSS JOIN LATERAL (

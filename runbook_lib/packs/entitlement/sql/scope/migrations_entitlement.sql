@@ -2,6 +2,10 @@
 -- index: flyway_schema_history_entitlement_pk
 -- cost: index
 -- answers: present
+-- column: version text
+-- column: description text
+-- column: installed_on time
+-- column: success flag
 SELECT version, description, installed_on, success
 FROM entitlement.flyway_schema_history_entitlement
 ORDER BY installed_rank DESC

@@ -2,6 +2,10 @@
 -- index: flyway_schema_history_notification_pk
 -- cost: index
 -- answers: present
+-- column: version text
+-- column: description text
+-- column: installed_on time
+-- column: success flag
 SELECT version, description, installed_on, success
 FROM notification.flyway_schema_history_notification
 ORDER BY installed_rank DESC

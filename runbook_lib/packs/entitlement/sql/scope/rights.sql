@@ -2,6 +2,9 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
+-- column: table_name text
+-- column: may_read flag
+-- column: may_write flag
 SELECT
     n.nspname || '.' || c.relname AS table_name,
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS may_read,

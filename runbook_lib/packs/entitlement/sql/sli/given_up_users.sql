@@ -2,6 +2,10 @@
 -- index: scan of notification_dlq, notifications_pkey
 -- cost: scan
 -- answers: window
+-- column: events rows
+-- column: users number
+-- column: first time
+-- column: last time
 SELECT count(*) AS events, count(DISTINCT n.user_id) AS users, min(d.created_at) AS first, max(d.created_at) AS last
 FROM notification.notification_dlq d
 LEFT JOIN notification.notifications n ON n.notification_id = d.notification_id

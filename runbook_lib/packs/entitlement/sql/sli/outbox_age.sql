@@ -2,6 +2,9 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
+-- column: n rows
+-- column: p95 s
+-- column: oldest_s s
 SELECT count(*) AS n,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM now() - created_at)) AS p95,
     extract(epoch FROM now() - min(created_at)) AS oldest_s

@@ -1,0 +1,59 @@
+"""Incidents that look alike and call for different remedies: what the first proposal does is what counts."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drills import runbook
+
+from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+
+pytestmark = pytest.mark.e2e
+
+OFF = {
+    "delivery": ("NOTIFICATION_DELIVERY_ENABLED", "notification", "FM-NOTI-07", "delivery_worker"),
+    "relay": ("ENTITLEMENT_OUTBOX_ENABLED", "entitlement", "FM-OB-04", "relay"),
+}
+
+
+@pytest.fixture
+def settings(sandbox: Sandbox) -> Iterator[Sandbox]:
+    """The pods' variables, as they were before when the test is over."""
+    sandbox.configure({variable: "true" for variable, *_ in OFF.values()})
+    yield sandbox
+    sandbox.configure({variable: "true" for variable, *_ in OFF.values()})
+    for app in ("entitlement", "notification"):
+        sandbox.restart(app)
+    sandbox.wait_for_flow(60)
+
+
+def triage(sandbox: Sandbox, output: Path) -> dict[str, Any]:
+    verdict: dict[str, Any] = runbook(sandbox, output, "triage", target="sandbox")["verdict"]
+    return verdict
+
+
+@pytest.mark.parametrize("side", OFF)
+def test_a_loop_that_is_switched_off_is_switched_on_and_not_restarted(
+    settings: Sandbox, tmp_path: Path, side: str
+) -> None:
+    variable, app, mode, hop = OFF[side]
+    settings.configure({variable: "false"})
+    settings.restart(app)
+    time.sleep(20)
+    verdict = triage(settings, tmp_path)
+    assert (verdict["stuck_at"], verdict["failure_modes"][0]["id"]) == (hop, mode)
+    first, *others = (p["command"] for p in verdict["proposals"])
+    assert f"{variable}=true" in first
+    assert not any("restart" in command for command in others)
+    env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(settings.directory)}
+    command = [sys.executable, "-m", "runbook_lib", *shlex.split(first)[1:]]
+    subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
+    settings.wait_for_flow(60)
