@@ -218,6 +218,7 @@ def line(
     truth = {"places": [*WORKER.places], "modes": [*WORKER.modes]} if faults else None
     return {
         "seed": seed,
+        "version": "1.0",
         "scenario": scenario,
         "problems": [],
         "truth": truth,
@@ -265,7 +266,7 @@ def test_the_page_depends_on_the_lines_alone() -> None:
     once = [each for each in LINES if each.get("error") != "for the first time"]
     shuffled = random.Random(3).sample(once, len(once))
     assert report(json.loads(json.dumps(shuffled))) == report(LINES)
-    assert "Seeds none" in report([])
+    assert "seeds none" in report([])
 
 
 def test_the_command_writes_the_page_and_reads_whole_lines_only(tmp_path: Path) -> None:

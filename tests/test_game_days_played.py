@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -20,24 +21,34 @@ pytestmark = pytest.mark.e2e
 KINDS = [fault.name for fault in CATALOGUE]
 
 
-def left_behind() -> list[str]:
-    """Processes and folders of drills that are over."""
-    marked = [p.info for p in psutil.process_iter(["environ", "cmdline"]) if p.info["environ"]]
-    owners = [str(p["cmdline"]) for p in marked if Path(p["environ"].get("RUNBOOK_SANDBOX_OWNER", "")).name == "twin"]
-    return owners
+def left_behind(folder: Path) -> list[str]:
+    """What drills that are over have left: files, and processes whose sandbox was there."""
+    owners = [
+        p.info["environ"].get("RUNBOOK_SANDBOX_OWNER", "")
+        for p in psutil.process_iter(["environ"])
+        if p.info["environ"]
+    ]
+    return [*map(str, folder.iterdir()), *(o for o in owners if o.startswith(str(folder)))]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where drills have their sandboxes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
 
 
 def first_seed(*faults: str, longest: float) -> int:
     return next(seed for seed in range(10_000) if draw(seed, KINDS, longest).faults == faults)
 
 
-def test_a_proposal_is_carried_out_and_helps_beside_a_twin() -> None:
+def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
     line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), Clock(), after_s=15)
     found = judged(json.loads(json.dumps(line)))
     assert found.judged.answer == "right" and found.help == "helps", line
     assert {"sent", "waiting"} <= {*found.effect}, line
     assert line["proposal"]["exit"] == 0 and not line["problems"], line
-    assert left_behind() == []
+    assert left_behind(temporary) == []
 
 
 def test_the_first_proposal_of_a_person_s_database_is_given_to_psql() -> None:

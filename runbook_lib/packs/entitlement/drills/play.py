@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,12 @@ def drill(scenario: Scenario, clock: Clock, after_s: float = 40.0, keep: Path | 
 
     `after_s` is how long the flow is given after the first proposal; `keep` is a folder for the runbook's artifacts.
     """
-    line: dict[str, Any] = {"seed": scenario.seed, "scenario": asdict(scenario), "at": _now()}
+    line: dict[str, Any] = {
+        "seed": scenario.seed,
+        "scenario": asdict(scenario),
+        "at": _now(),
+        "version": version("runbook-notebooks"),
+    }
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
         try:
             line |= _drill(scenario, Path(scratch), clock, after_s, keep)

@@ -72,12 +72,14 @@ def report(lines: Iterable[Line]) -> str:
     real = [d for d in drills if d.counts and d.kind]
     calm = [d for d in drills if not d.kind]
     seeds = [line["seed"] for line in lines]
+    versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
     span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
     parts = [
         "# What the drills show",
         "Written by `runbook drill report`: incidents made at random from a seed on the sandbox's real servers, a "
         "triage of each, its first proposal that changes something carried out as it stands, and a twin left alone. "
-        f"Seeds {span}: {len(lines)} played, {len(real)} with a fault that took effect, {len(calm)} without a fault.",
+        f"Version {versions}, seeds {span}: {len(lines)} played, "
+        f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows, *undecided* if it names "
         "several with such a one among them, or nothing and does not call it well. Whether a proposal *helps*, does "
         "*nothing* or *harms* is the flow of the two sandboxes.",
