@@ -20,6 +20,7 @@ from typing import Any
 
 import psycopg
 
+from runbook_lib import catalog
 from runbook_lib.packs.entitlement.sandbox import faults, servers
 from runbook_lib.packs.entitlement.sandbox.programs import PODS
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
@@ -79,10 +80,9 @@ def truth(scenario: Scenario) -> Truth | None:
     broken = [faults.find(name) for name in scenario.faults]
     if not broken:
         return None
-    return Truth(
-        frozenset(place for f in broken for place in (f.stuck_at, *f.also_stuck_at)),
-        frozenset(mode for f in broken for mode in (f.failure_mode, *f.also_modes)),
-    )
+    modes = catalog.load().failure_modes
+    right = {name for f in broken for name in (f.stuck_at, f.failure_mode, *f.also_right)}
+    return Truth(places=frozenset(right - {*modes}), modes=frozenset(name for name in right if name in modes))
 
 
 @contextlib.contextmanager
