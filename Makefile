@@ -29,6 +29,7 @@ lint: venv
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/mypy examples/procrastinate
 	$(RUN)/lint-imports --no-logo
 
 bench: venv

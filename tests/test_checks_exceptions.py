@@ -216,7 +216,7 @@ def test_texts_are_bounded() -> None:
         for n in range(600)
     ]
     texts = log(*odd)["texts"]
-    assert len(texts) == exceptions.MOST_TEXTS + 1 and texts["n"].sum() == 600
+    assert len(texts) == make_given().number("log.texts") + 1 and texts["n"].sum() == 600
     assert texts["detail"][0] == exceptions.OTHER
 
 

@@ -157,7 +157,7 @@ def _confidence(
     # for the place.
     others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
     unanswered = [f for f in others if f.status is Status.UNKNOWN]
-    in_part = any(q.error and not q.refused for f in others for q in f.questions)
+    in_part = any(q.error and not q.refused and q.source in REQUIRED for f in others for q in f.questions)
     in_part = in_part or any(u.source in REQUIRED for f in others for u in f.unseen)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if told_by is None:

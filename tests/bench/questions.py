@@ -84,6 +84,7 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "slow_s": 10.0,
         "share": 0.05,
         "tries_s": 420.0,
+        "role": "miniserversystem",
         "max_rows": BUDGET.max_rows + 1,
     }
     for name in questions.names() if names is None else names:

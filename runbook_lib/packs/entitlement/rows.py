@@ -141,7 +141,7 @@ class Application:
     there: bool = False
     can_login: bool = True
     expired: bool = False
-    connection_limit: float = -1.0
+    connection_limit: float | None = None
     sessions: float = 0.0
     read_only: str | None = None
     lacks: str | None = None
@@ -149,7 +149,7 @@ class Application:
     @property
     def kept_from(self) -> str:
         """What keeps it: read_only, shut_out or lacks_rights; "" where nothing does, or there is no such role."""
-        full = 0 <= self.connection_limit <= self.sessions
+        full = self.connection_limit is not None and self.connection_limit <= self.sessions
         if not self.there:
             return ""
         if not self.can_login or self.expired or full:

@@ -148,7 +148,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
     failed = history.counts(frames.get("failed"))
     given_up = float(failed[failed.index >= since].sum())
     if given_up >= given.number("tries.pattern") and not stopping:
-        refusing = max(refusing, "delivery.gave_up", key=lambda name: delivery.strength(given, name))
+        refusing = max(refusing, "delivery.gave_up", key=lambda name: given.speaks(name)[0].weight if name else 0)
     return Seen(worker, given_up, stopping, refusing, program.stands(frames, "delivery") if stopping else "")
 
 

@@ -27,6 +27,7 @@ from runbook_lib.model.finding import (
     Text,
     Value,
     judged,
+    replace,
     say,
     worst,
 )
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
 
 #: Observations of a receiver that refuses at this moment, and not only before the worker stopped.
 REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part")
-#: The scale of the chart of tries: three times the default number of them.
-MOST_TRIES = 30
-#: Origins that a text names, and error texts that a table shows.
-ORIGINS, TEXTS = 3, 50
 _KINDS = ["store", "kind", "event_type", "source", "fields", "n", "first", "last", "example"]
 #: Kinds that only tell that more must be looked at.
 _UNSURE = ("unknown", "decodes", "gone", "not_fetched")
@@ -124,8 +121,8 @@ def judge_permanent(frames: Frames, given: Given) -> Finding:
         signals=tuple(_permanent_signals(kinds, frames, given)),
         hops=(Hop("producer", alive=_producers(certain)),) if len(certain) else (),
         proposals=tuple(
-            remedies.fix_producer(given, str(store), _producers(rows), float(rows["n"].sum()))
-            for store, rows in certain.groupby("store", sort=False)
+            remedies.fix_producer(given, str(store), _producers(found), float(found["n"].sum()))
+            for store, found in certain.groupby("store", sort=False)
         ),
         frames={"kinds": kinds},
         show=("kinds",),
@@ -238,7 +235,7 @@ def _listed(kinds: pd.DataFrame) -> Text:
 def _producers(kinds: pd.DataFrame) -> str:
     """Where the failures come from: event type, source and fields of the most frequent kinds."""
     named = []
-    for event_type, source, fields in kinds.head(ORIGINS)[["event_type", "source", "fields"]].itertuples(index=False):
+    for event_type, source, fields in kinds.head(3)[["event_type", "source", "fields"]].itertuples(index=False):
         known = (event_type, f"({source})" if isinstance(source, str) and source else None, fields)
         named.append(" ".join(x for x in known if isinstance(x, str) and x))
     return "; ".join(dict.fromkeys(n for n in named if n))
@@ -262,7 +259,7 @@ def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: Given) -> Ite
         near = given_up.since_last(seen["last"].max(), given) < recent_s
         share = 1.0 if seen["n"].sum() >= others[str(store)] else given.number("dead_letters.few_among_many")
         for signal in given.speaks(perhaps if not len(certain) else now if near else earlier):
-            yield Signal(signal.about, share * signal.weight)
+            yield replace(signal, weight=share * signal.weight)
 
 
 # 4.4.2 ------------------------------------------------------------------------------------------------------
@@ -439,7 +436,7 @@ def judge_transient(frames: Frames, given: Given) -> Finding:
         ),
         next_sections=(*(("5.2",) if seen.refused else ()), *(("4.1",) if seen.unpublished_now else ())),
         frames={
-            "clusters": rows.frame(given_up.clusters(frames, given)[:TEXTS], errors.Cluster),
+            "clusters": rows.frame(given_up.clusters(frames, given)[:50], errors.Cluster),
             "unpublished": _by_error(seen.unpublished),
         },
         show=("clusters", "unpublished"),
@@ -615,10 +612,11 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     kinds = ("notifications, FAILED", "outbox, unpublished", "outbox, FAILED")
     series = {"notifications, open": active} | {kind: ended[ended["what"] == kind] for kind in kinds}
     tried: dict[str, dict[int, float]] = {name: {} for name in series}
+    scale = 30  # three times the default number of tries
     for name, frame in series.items():
         for r in rows.each(frame, Attempts):
             # Whatever is beyond the scale stands in its last column.
-            tries = min(r.attempt_count, MOST_TRIES)
+            tries = min(r.attempt_count, scale)
             if tries > 0:
                 tried[name][tries] = tried[name].get(tries, 0.0) + r.n
     if not any(tried.values()):
@@ -630,7 +628,7 @@ def draw_attempts(frames: Frames, given: Given) -> charts.Chart | None:
     for i, (name, colour, hatch) in enumerate(looks):
         heights = [tried.get(name, {}).get(int(a), 0.0) for a in at]
         ax.bar(at + (i - 1.5) * width, heights, width, color=colour, hatch=hatch, edgecolor="white", label=name)
-    ax.set_xticks(at, [f"{a}+" if a == MOST_TRIES else str(a) for a in at])
+    ax.set_xticks(at, [f"{a}+" if a == scale else str(a) for a in at])
     charts.legend(figure)
     return charts.Chart(
         figure,

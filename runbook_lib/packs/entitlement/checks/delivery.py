@@ -73,14 +73,6 @@ class Delivery:
             return ""
         return "delivery.refused_in_part" if self.accepted else "delivery.times_out"
 
-    def stopped(self, given: Given) -> float:
-        """How strongly this speaks for a worker that is stopped or hangs, 0 to 1."""
-        return strength(given, self.stopping(given))
-
-    def refused(self, given: Given) -> float:
-        """How strongly this speaks for a receiver that refuses or does not answer, 0 to 1."""
-        return strength(given, self.refusing(given))
-
     def notes(self, given: Given) -> tuple[Text, ...]:
         """What two looks have shown."""
         if self.progress is None:
@@ -92,11 +84,6 @@ class Delivery:
         sent_s = seconds_between(self.activity.last_sent, self.activity.now)
         sends = sent_s is not None and sent_s < given.number("success.lately")
         return not sends or bool(self.tries.get(1)) or self.tried >= given.number("attempts.sample")
-
-
-def strength(given: Given, observation: str) -> float:
-    """The weight of what an observation speaks for, the first of it; 0 for ""."""
-    return given.speaks(observation)[0].weight if observation else 0.0
 
 
 def look(db: Snapshot) -> Frames:

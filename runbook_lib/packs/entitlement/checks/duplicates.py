@@ -50,8 +50,6 @@ LOST = (
     "notification dlq skipped because lock was lost",
 )
 SKIPPED, SENT = "duplicate notification event skipped", "notification simulated send"
-#: Notifications sent twice that are kept by name.
-MOST_ROWS = 500
 _ID = re.compile(r"\bid=(\S+)")
 
 
@@ -400,7 +398,7 @@ def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: floa
         last_twice=max(twice["last"], default=pd.NaT),
         now=now,
     )
-    return {"log": found, "sent_twice": twice.head(MOST_ROWS).reset_index(drop=True)}
+    return {"log": found, "sent_twice": twice.head(500).reset_index(drop=True)}
 
 
 @dataclass(frozen=True)

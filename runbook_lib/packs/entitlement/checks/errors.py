@@ -34,9 +34,6 @@ _FOLDS = tuple(
 #: A number of three digits that stands alone is a status code, and the meaning of the text.
 _NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
 
-#: Characters of a text that tell it from others.
-LONGEST_TEXT = 200
-
 _DEPENDENCY = re.compile(
     r"time[d ]*-?out|did not answer|no answer|unreachable|refused|reset|unavailable|too many requests|broken pipe"
     r"|connect|gateway|network|\bdns\b|resol|\bclosed\b|temporar|overload|throttl|rate limit|try again"
@@ -59,7 +56,7 @@ def fingerprint(text: object) -> str:
     folded = " ".join(str(text or "").split())
     for pattern, fold in _FOLDS:
         folded = pattern.sub(fold, folded)
-    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:LONGEST_TEXT]
+    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:200]
 
 
 def text_kind(text: object) -> Kind:
@@ -112,13 +109,13 @@ def weight_of(sample: pd.DataFrame) -> float:
     return max(float(total) / len(sample), 1.0) if total is not None and total == total else 1.0
 
 
-def _cluster(error: str, rows: pd.DataFrame, weight: float, sent: set[pd.Timestamp], given: Given) -> Cluster:
-    n = len(rows) * weight
-    at = pd.to_datetime(rows["created_at"], utc=True)
-    rows = rows[at >= at.max() - pd.Timedelta(days=given.number("window.longest"))]
-    at = at[rows.index]
-    users = rows["user_id"].dropna().value_counts()
-    types = rows["event_type"].dropna().value_counts()
+def _cluster(error: str, letters: pd.DataFrame, weight: float, sent: set[pd.Timestamp], given: Given) -> Cluster:
+    n = len(letters) * weight
+    at = pd.to_datetime(letters["created_at"], utc=True)
+    letters = letters[at >= at.max() - pd.Timedelta(days=given.number("window.longest"))]
+    at = at[letters.index]
+    users = letters["user_id"].dropna().value_counts()
+    types = letters["event_type"].dropna().value_counts()
     top_user, top_type = (float(v.iloc[0] / v.sum()) if len(v) else 0.0 for v in (users, types))
     one_user = n >= given.number("errors.user_many") and top_user >= given.number("errors.user_share")
     one_type = n >= given.number("errors.type_many") and top_type >= given.number("errors.type_share")

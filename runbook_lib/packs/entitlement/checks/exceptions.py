@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.dates
@@ -41,10 +41,7 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Different texts that are told apart; the rest is counted as one.
-MOST_TEXTS = 200
-#: Characters of a cause in a headline.
-LONGEST_CAUSE = 80
+#: What is beyond the texts that are told apart.
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
@@ -177,7 +174,7 @@ def log_frames(
         text = errors.fingerprint(record.error or record.message)
         if record.error or not phrase:
             key = (phrase, text)
-            if key not in by_text and len(by_text) >= MOST_TEXTS:
+            if key not in by_text and len(by_text) >= number("log.texts"):
                 key = ("", OTHER)
             _note(by_text.setdefault(key, _Seen()), record.time, level)
         minute = record.time.replace(second=0, microsecond=0)
@@ -325,7 +322,7 @@ def read_log(frames: Frames) -> Log | None:
         sent_now=sum(p.tries_now for p in phrases if p.phrase == SENT),
         errors=sum(c.n for c in bad),
         errors_now=sum(c.recent for c in bad),
-        top=f"{top.phrase}: {cause[:LONGEST_CAUSE]}" if cause else top.phrase or top.detail,
+        top=f"{top.phrase}: {cause[:80]}" if cause else top.phrase or top.detail,
         since=top.since,
         closed=deaf,
     )
@@ -383,7 +380,7 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
         reason=unread.reason if unread else None,
         notes=tuple(notes),
         signals=(
-            *(Signal(mode, weight) for mode, weight in modes.items()),
+            *starmap(Signal, modes.items()),
             *(signals_of_silence(failed["tries"], given.catalog) if "tries" in failed else ()),
             *(given.speaks(spoken) if spoken else ()),
         ),

@@ -149,7 +149,7 @@ STEP = ["name", "section", "step", "id", "weight", "status", "headline_en", "hea
 # The dossier ------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=100)
 def said(archive: Archive, name: str) -> dict[str, Any]:
     """What an artifact says: its findings as they are stored, its moment, its verdict; {} where it can not be read."""
     try:

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
+#: The observations, by the side whose loop it is.
+SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
+NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
+
+
 @dataclass(frozen=True)
 class Program:
     """A workload, and its loop's switch; None for what could not be read."""
@@ -32,8 +37,8 @@ class Program:
     def stands(self, side: str) -> str:
         """The observation of why the loop of "delivery" or "relay" can not run; "" where nothing is known of it."""
         if self.enabled is False:
-            return f"{side}.switched_off"
-        return f"{side}.not_up" if self.ready == 0 else ""
+            return SWITCHED_OFF[side]
+        return NOT_UP[side] if self.ready == 0 else ""
 
 
 def ask(rb: Context, parts: Parts, side: str) -> None:
@@ -53,7 +58,7 @@ def stands(frames: Frames, side: str) -> str:
 
 def proposals(given: Given, observation: str) -> tuple[Proposal, ...]:
     """What helps against it: the switch; for a process that does not come up, only its log tells why."""
-    side, _, what = observation.partition(".")
-    if what == "switched_off":
+    side = observation.partition(".")[0]
+    if observation in SWITCHED_OFF.values():
         return (remedies.switch_on(given, side),)
     return (logs(given, change.SIDES[side][0]),)

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: Flows are counted in buckets of so many seconds, back from the moment of the run, and these are a minute.
-BUCKET_S, MINUTE = 10, 6
 #: What is tried, the queue that it is tried from, and the flows of that queue.
 TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
 #: Where the span of seconds ago begins and ends whose events should be through.
@@ -109,12 +107,18 @@ def _flows(rb: Context, db: Snapshot) -> Frames:
     }
 
 
-def counts(frame: pd.DataFrame | None, column: str, buckets: float, skip: int = 0) -> float:
-    """What was counted in the newest buckets, leaving out the newest `skip`."""
+def counts(frame: pd.DataFrame | None, column: str, given: Given, seconds: float, skip_s: float = 0.0) -> float:
+    """What was counted in the last seconds, in whole steps, leaving out the newest `skip_s` of them."""
     if frame is None or not {"tens_ago", column} <= set(frame.columns):
         return 0.0
-    near = frame["tens_ago"].between(skip, skip + buckets - 1)
+    ago_s = frame["tens_ago"] * given.number("recovery.step")
+    near = (ago_s >= skip_s) & (ago_s < skip_s + seconds)
     return float(pd.to_numeric(frame.loc[near, column]).sum())
+
+
+def _now(flows: pd.DataFrame | None, column: str, given: Given) -> float:
+    """What is counted apart of the newest step: the last seconds."""
+    return counts(flows, f"{column}_now", given, given.number("recovery.step"))
 
 
 def _again(seconds: float, given: Given) -> float:
@@ -147,7 +151,7 @@ def judge_backlog(frames: Frames, given: Given) -> Finding:
         reason=Reason.NO_DATA,
         notes=(say("recovery.flows_note"),),
         hops=tuple(
-            _hop(hop, waiting[name], flows[name], queues[name])
+            _hop(hop, waiting[name], flows[name], queues[name], given)
             for hop, name in (("relay", "outbox"), ("delivery_worker", "notifications"))
         ),
     )
@@ -160,14 +164,15 @@ def _queue(name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given
     oldest = now.oldest_s if due else 0.0
     seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
-    values += [Value(f"{name}.{c}", counts(flows, c, 1), "rows") for c in ("arrived_now", "gone_now")]
+    came_now, gone_now = (_now(flows, column, given) for column in ("arrived", "gone"))
+    values += [Value(f"{name}.arrived_now", came_now, "rows"), Value(f"{name}.gone_now", gone_now, "rows")]
     if limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK:
         return Queue(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
 
-    minutes, test = _flow_test(flows, due, given.number("flow.longer"))
-    came, gone = (counts(flows, column, minutes * MINUTE) for column in ("arrived", "gone"))
+    minutes, came, gone = _decisive(flows, due, given)
+    test = stats.flow_test(came, gone, minutes, due)
     now_s = given.number("recovery.now")
-    turned = stats.flow_test(counts(flows, "arrived_now", 1), counts(flows, "gone_now", 1), now_s / 60, due)
+    turned = stats.flow_test(came_now, gone_now, now_s / 60, due)
     seen |= {"minutes": minutes, "came": came, "gone": gone, "net": test.net_per_min, "eta": test.eta_min}
     if test.verdict == "draining":
         status, key = Status.OK, "draining"
@@ -189,27 +194,28 @@ def _queue(name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given
     return Queue(status, say(f"recovery.queue_{key}", **seen), tuple(values))
 
 
-def _flow_test(flows: pd.DataFrame, due: float, longer: float) -> tuple[float, stats.FlowTest]:
-    """The last minute decides; the longer stretch where one is too short to tell."""
+def _decisive(flows: pd.DataFrame, due: float, given: Given) -> tuple[float, float, float]:
+    """Minutes, and what came and went: the last minute decides, the longer stretch where one is too short to tell."""
 
-    def test(minutes: float) -> stats.FlowTest:
-        came, gone = (counts(flows, column, minutes * MINUTE) for column in ("arrived", "gone"))
-        return stats.flow_test(came, gone, minutes, due)
+    def stretch(minutes: float) -> tuple[float, float, float]:
+        came, gone = (counts(flows, column, given, 60 * minutes) for column in ("arrived", "gone"))
+        return minutes, came, gone
+
+    def verdict(minutes: float, came: float, gone: float) -> str:
+        return stats.flow_test(came, gone, minutes, due).verdict
 
     # A longer stretch that filled says nothing of the last minute.
-    last, all_of_it = test(1), test(longer)
-    if last.verdict in ("draining", "filling") or all_of_it.verdict == "filling":
-        return 1, last
-    return longer, all_of_it
+    last, longer = stretch(1), stretch(given.number("flow.longer"))
+    return last if verdict(*last) in ("draining", "filling") or verdict(*longer) == "filling" else longer
 
 
-def _hop(hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: Queue) -> Hop:
+def _hop(hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: Queue, given: Given) -> Hop:
     if now is None or flows is None:
         return Hop(hop)
     return Hop(
         hop,
-        rate_in=counts(flows, "arrived", MINUTE),
-        rate_out=counts(flows, "gone", MINUTE),
+        rate_in=counts(flows, "arrived", given, 60),
+        rate_out=counts(flows, "gone", given, 60),
         waiting=now.ready,
         oldest_s=now.oldest_s,
         late=queue.status is not Status.OK and not any(v.name.endswith(LOOK_AGAIN) for v in queue.values),
@@ -221,28 +227,28 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
     outbox, sent = frames.get("outbox_flows"), frames.get("notification_flows")
     if outbox is None or sent is None or (outbox.empty and sent.empty):
         return None
-    longest = int(min(given.number("recovery.lookback"), given.window_minutes) * MINUTE)
-    ago, highest = np.arange(longest), 0.0
+    longest, step = min(given.number("recovery.lookback"), given.window_minutes), given.number("recovery.step")
+    ago_s, highest = np.arange(0.0, 60 * longest, step), 0.0
     figure, ax = charts.axes("Written, published, sent", "events / min", "minutes before the run")
     for frame, column, colour, line, label in (
         (outbox, "arrived", charts.GREY, "-", "written to the outbox"),
         (outbox, "gone", charts.BLUE, ":", "published"),
         (sent, "gone", charts.GREEN, "--", "sent"),
     ):
-        rate = [counts(frame, column, 1, int(i)) * 60 / BUCKET_S for i in ago]
-        ax.step(-(ago + 0.5) * BUCKET_S / 60, rate, where="mid", color=colour, linestyle=line, label=label)
+        rate = [counts(frame, column, given, step, skip_s) * 60 / step for skip_s in ago_s]
+        ax.step(-(ago_s + step / 2) / 60, rate, where="mid", color=colour, linestyle=line, label=label)
         highest = max(highest, *rate)
-    ax.set_xlim(-longest * BUCKET_S / 60, 0)
+    ax.set_xlim(-longest, 0)
     ax.set_ylim(0, 1.3 * max(highest, 1.0))
     ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=3)
     return charts.Chart(
         figure,
         say(
             "recovery.alt_flows",
-            written=counts(outbox, "arrived", MINUTE),
-            published=counts(outbox, "gone", MINUTE),
-            sent=counts(sent, "gone", MINUTE),
-            minutes=longest * BUCKET_S / 60,
+            written=counts(outbox, "arrived", given, 60),
+            published=counts(outbox, "gone", given, 60),
+            sent=counts(sent, "gone", given, 60),
+            minutes=longest,
         ),
         (say("recovery.flows_note"),),
     )
@@ -280,10 +286,10 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
     letters = table(frames, "letters", "kind", "tens_ago", "n")
     # Only the delivery worker's dead letters were tried; what the relay gave up has no time.
-    failed = tries.failed + counts(letters[letters["kind"] == part], "n", recent_s / BUCKET_S)
-    of = failed + counts(frames.get(flows), "gone", recent_s / BUCKET_S)
+    failed = tries.failed + counts(letters[letters["kind"] == part], "n", given, recent_s)
+    of = failed + counts(frames.get(flows), "gone", given, recent_s)
     rate = 100 * failed / of if of else None
-    succeeded_now = counts(frames.get(flows), "gone_now", 1)
+    succeeded_now = _now(frames.get(flows), "gone", given)
     facts: dict[str, Any] = {
         "part": say(f"recovery.{part}"),
         "rate": rate,
@@ -345,8 +351,8 @@ def judge_dead_letters(frames: Frames, given: Given) -> Finding:
         outbox_quiet = created_s > given.number("publish.tries_longest") + least
     else:
         outbox_quiet = not outbox.n or (failed_s or 0.0) >= least
-    minute = counts(letters, "n", MINUTE)
-    before = counts(letters, "n", np.inf, MINUTE)
+    minute = counts(letters, "n", given, 60)
+    before = counts(letters, "n", given, np.inf, 60)
     growing = minute >= 2 and minute >= before / max(given.window_minutes - 1, 1)
     quiet = not found or silence >= needed
     # Silent for longer than chance would have it, but not yet for as long as it takes to call it over.
@@ -385,8 +391,9 @@ def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
     found = int(pd.to_numeric(letters["n"]).sum())
     last = pd.to_datetime(letters["last"], utc=True).max() if "last" in letters else None
     known = seconds_between(last, given.as_of)
-    silence = float(letters["tens_ago"].min()) * BUCKET_S if known is None else known
-    extent = float(letters["tens_ago"].max() - letters["tens_ago"].min()) * BUCKET_S
+    ago_s = letters["tens_ago"] * given.number("recovery.step")
+    silence = float(ago_s.min()) if known is None else known
+    extent = float(ago_s.max() - ago_s.min())
     return found, silence, given.number("letters.gaps") * extent / max(found - 1, 1)
 
 

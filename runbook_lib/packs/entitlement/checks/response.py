@@ -167,7 +167,7 @@ def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
         e2e = waits
     ended = delivered.n + dead
     e = failures(frames).get("prometheus")
-    unasked = e.reason.value if e else Reason.NO_DATA.value
+    unasked = e.reason.value if e and "requests" not in frames else Reason.NO_DATA.value
     observed: dict[str, float | None] = {
         "ENT-A": requests.success,
         "ENT-B": requests.p95,

@@ -72,8 +72,6 @@ INDEXES = {
 }
 
 NANOSECONDS = 1e9
-#: Names that a headline holds.
-MOST_NAMES = 5
 
 
 def _ago(seconds: float | None) -> Text:
@@ -144,7 +142,7 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     migrations = rows.each(frames.get("migrations"), Migration)
     failed = not all(m.success for m in migrations)
     if lacking:
-        problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:MOST_NAMES]), n=len(lacking))
+        problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:5]), n=len(lacking))
     elif unprotected:
         problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
     elif failed:

@@ -28,8 +28,6 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Of a ratio.
-DIGITS = 3
 #: Observations of a receiver that refuses so surely that delivery may be held.
 REFUSED = ("delivery.refused", "delivery.times_out")
 
@@ -426,7 +424,7 @@ def _values(seen: Seen, given: Given, side: Side) -> list[Value]:
         Value(f"{side.name}.backlog", flow.due, "rows"),
     ]
     if now.allowed is not None and flow.came:
-        values.append(limits.value("throttle.headroom", round(now.allowed / flow.came, DIGITS)))
+        values.append(limits.value("throttle.headroom", round(now.allowed / flow.came, 3)))
     return values
 
 

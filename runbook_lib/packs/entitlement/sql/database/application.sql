@@ -16,7 +16,7 @@ SELECT
     r.oid IS NOT NULL AS there,
     coalesce(r.rolcanlogin, false) AS can_login,
     coalesce(r.rolvaliduntil < now(), false) AS expired,
-    r.rolconnlimit AS connection_limit,
+    nullif(r.rolconnlimit, -1) AS connection_limit,
     (SELECT count(*) FROM pg_stat_activity a WHERE a.usename = wanted.role AND a.datname = current_database()) AS sessions,
     pg_has_role('pg_read_all_stats', 'USAGE') AS sees_others,
     -- What is set for this role in this database goes before what is set for the role, and that before the database's.

@@ -9,7 +9,6 @@
 -- column: leased rows
 -- column: expired rows
 -- column: oldest_expired_s s
--- column: without_lease rows
 -- column: overdue_10min rows
 SELECT
     now() AS now,
@@ -19,7 +18,6 @@ SELECT
     processing.leased,
     processing.expired,
     extract(epoch FROM now() - processing.oldest) AS oldest_expired_s,
-    processing.without_lease,
     pending.overdue AS overdue_10min
 FROM
     (SELECT
@@ -36,7 +34,6 @@ FROM
     (SELECT
         count(*) FILTER (WHERE lease_until > now()) AS leased,
         count(*) FILTER (WHERE lease_until IS NULL OR lease_until <= now()) AS expired,
-        min(lease_until) FILTER (WHERE lease_until <= now()) AS oldest,
-        count(*) FILTER (WHERE lease_until IS NULL) AS without_lease
+        min(lease_until) FILTER (WHERE lease_until <= now()) AS oldest
      FROM notification.notifications
      WHERE status = 'PROCESSING') processing;

@@ -2,7 +2,6 @@
 -- index: notifications_processing_idx, notifications_pending_idx
 -- cost: index
 -- answers: present
--- column: now time
 -- column: tracked flag
 -- column: held rows
 -- column: claim_ahead_s s
@@ -27,7 +26,6 @@ WITH newest AS (
     FROM newest
 )
 SELECT
-    now() AS now,
     current_setting('track_commit_timestamp') = 'on' AS tracked,
     held.n AS held,
     extract(epoch FROM held.newest - now()) AS claim_ahead_s,

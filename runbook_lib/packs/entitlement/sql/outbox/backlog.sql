@@ -5,7 +5,6 @@
 -- column: now time
 -- column: due rows
 -- column: oldest_due_s s
--- column: oldest_unpublished_s s
 -- column: waiting_retry rows
 -- column: leased rows
 -- column: expired rows
@@ -21,7 +20,6 @@ SELECT
     now() AS now,
     fresh.n + again.n AS due,
     extract(epoch FROM now() - least(fresh.oldest, again.oldest)) AS oldest_due_s,
-    extract(epoch FROM now() - unpublished.oldest) AS oldest_unpublished_s,
     waiting.n AS waiting_retry,
     leased.n AS leased,
     over.n AS expired,
@@ -57,10 +55,10 @@ FROM
     (SELECT count(*) AS n
      FROM entitlement.outbox_events
      WHERE status = 'FAILED') failed,
-    (SELECT min(created_at) AS oldest, max(attempt_count) AS attempts,
+    (SELECT max(attempt_count) AS attempts,
             count(*) FILTER (WHERE attempt_count > 0) AS tried
      FROM (
-         SELECT created_at, attempt_count FROM entitlement.outbox_events
+         SELECT attempt_count FROM entitlement.outbox_events
          WHERE status IN ('PENDING', 'IN_FLIGHT')
          LIMIT 5000
      ) sample) unpublished;

@@ -6,17 +6,13 @@
 -- column: p50 s
 -- column: p95 s
 -- column: p99 s
--- column: longest s
 -- column: negative rows
--- column: last_published time
 SELECT
     count(*) AS n,
     percentile_cont(0.50) WITHIN GROUP (ORDER BY delay_s) AS p50,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95,
     percentile_cont(0.99) WITHIN GROUP (ORDER BY delay_s) AS p99,
-    max(delay_s) AS longest,
-    count(*) FILTER (WHERE negative) AS negative,
-    max(published_at) AS last_published
+    count(*) FILTER (WHERE negative) AS negative
 FROM (
     SELECT
         published_at,

@@ -13,7 +13,7 @@
 -- column: old rows
 -- column: first_late time
 -- column: most_old rows
--- column: aged flag
+-- column: aged number
 -- An event is old from `old_s` after its creation until it is published. Bucket -1 is all before. `aged`: at some
 -- moment of the bucket more than `share` of the unpublished were old; `most_old`: so many were at once.
 WITH found AS MATERIALIZED (

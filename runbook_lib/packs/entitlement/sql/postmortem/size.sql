@@ -4,10 +4,11 @@
 -- answers: window
 -- column: ended rows
 -- column: published rows
-SELECT CAST(max(c.reltuples) FILTER (WHERE c.relname = 'notifications_retention_sent_failed_idx') AS double precision)
-        AS ended,
-    CAST(max(c.reltuples) FILTER (WHERE c.relname = 'outbox_published_at_idx') AS double precision) AS published
-FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
-WHERE s.nspname IN ('notification', 'entitlement')
-  AND c.relname IN ('notifications_retention_sent_failed_idx', 'outbox_published_at_idx');
+SELECT max(n) FILTER (WHERE relname = 'notifications_retention_sent_failed_idx') AS ended,
+    max(n) FILTER (WHERE relname = 'outbox_published_at_idx') AS published
+FROM (
+    SELECT c.relname, CAST(nullif(c.reltuples, -1) AS double precision) AS n  -- -1 is not counted yet
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+    WHERE s.nspname IN ('notification', 'entitlement')
+) known;

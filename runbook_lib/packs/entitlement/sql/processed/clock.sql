@@ -2,12 +2,10 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: present
--- column: now time
 -- column: n rows
 -- column: ahead_s s
 -- column: to_commit_s s
 SELECT
-    now() AS now,
     count(*) AS n,
     extract(epoch FROM max(processed_at) - now()) AS ahead_s,
     extract(epoch FROM percentile_cont(0.5) WITHIN GROUP (ORDER BY committed_at - processed_at)) AS to_commit_s

@@ -3,7 +3,6 @@
 -- cost: scan
 -- answers: window
 -- column: n rows
--- column: last time
-SELECT count(*) AS n, max(created_at) AS last
+SELECT count(*) AS n
 FROM notification.notification_nats_dlq
 WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz);

@@ -7,15 +7,13 @@
 -- column: failed_now rows
 -- column: waiting rows
 -- column: due_again rows
--- column: most_tries number
 -- A retry time is batch start + backoff x 0.5 to 1.5, so the try was not before retry time - backoff x 1.5.
 SELECT
     part,
     count(*) FILTER (WHERE next_retry_at - interval '1.5 seconds' * backoff_s >= CAST(:tried_since AS timestamptz)) AS failed,
     count(*) FILTER (WHERE next_retry_at - interval '1.5 seconds' * backoff_s >= now() - interval '2 seconds') AS failed_now,
     count(*) FILTER (WHERE next_retry_at > now()) AS waiting,
-    count(*) FILTER (WHERE next_retry_at <= now()) AS due_again,
-    max(attempt_count) AS most_tries
+    count(*) FILTER (WHERE next_retry_at <= now()) AS due_again
 FROM (
     (SELECT 'delivery' AS part, next_retry_at, attempt_count, least(60, 2 ^ (attempt_count - 1)) AS backoff_s
      FROM notification.notifications

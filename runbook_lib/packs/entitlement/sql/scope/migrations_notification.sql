@@ -4,9 +4,9 @@
 -- answers: present
 -- column: version text
 -- column: description text
--- column: installed_on time
+-- column: installed_on text
 -- column: success flag
-SELECT version, description, installed_on, success
+SELECT version, description, CAST(date_trunc('second', installed_on) AS text) AS installed_on, success  -- of no time zone
 FROM notification.flyway_schema_history_notification
 ORDER BY installed_rank DESC
 LIMIT :max_rows;

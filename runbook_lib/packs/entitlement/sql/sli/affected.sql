@@ -6,7 +6,6 @@
 -- column: events rows
 -- column: users number
 -- column: oldest_s s
--- column: now time
 WITH published AS MATERIALIZED (
     SELECT event_id, aggregate_key, created_at, published_at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at >= CAST(:since AS timestamptz)
@@ -47,7 +46,7 @@ WITH published AS MATERIALIZED (
      LIMIT 20000)
 )
 SELECT coalesce(place, 'all') AS place, count(*) AS events, count(DISTINCT who) AS users,
-    extract(epoch FROM now() - min(created_at)) AS oldest_s, now() AS now
+    extract(epoch FROM now() - min(created_at)) AS oldest_s
 FROM late
 GROUP BY ROLLUP (place)
 ORDER BY place;

@@ -4,9 +4,7 @@
 -- answers: window
 -- column: events rows
 -- column: users number
--- column: first time
--- column: last time
-SELECT count(*) AS events, count(DISTINCT n.user_id) AS users, min(d.created_at) AS first, max(d.created_at) AS last
+SELECT count(*) AS events, count(DISTINCT n.user_id) AS users
 FROM notification.notification_dlq d
 LEFT JOIN notification.notifications n ON n.notification_id = d.notification_id
 WHERE d.created_at >= CAST(:since AS timestamptz) AND d.created_at <= CAST(:as_of AS timestamptz);

@@ -2,12 +2,8 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: n rows
 -- column: p95 s
--- column: oldest_s s
-SELECT count(*) AS n,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM now() - created_at)) AS p95,
-    extract(epoch FROM now() - min(created_at)) AS oldest_s
+SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM now() - created_at)) AS p95
 FROM (
     SELECT created_at FROM entitlement.outbox_events
     WHERE status IN ('PENDING', 'IN_FLIGHT')

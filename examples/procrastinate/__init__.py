@@ -1,0 +1,9 @@
+"""A runbook for procrastinate, a job queue in PostgreSQL: a pack for a system that others wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runbook_lib.pack import Pack
+
+PACK = Pack("procrastinate", Path(__file__).parent, facts="facts:Facts")

@@ -1,0 +1,219 @@
+"""4.2: jobs stay in `doing`. Is the worker that has them there, do they run too long, who waits for their lock?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from runbook_lib import rows
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Given
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
+
+from ..facts import facts
+from . import look, remedies, waiting
+from .look import Job, Look, Whereabouts
+from .waiting import NO_LOOK
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+#: Jobs whose worker gives no sign, by what is known of it.
+ORPHANED = {
+    Whereabouts.GONE: "jobs.abandoned",
+    Whereabouts.LIKELY_GONE: "jobs.likely_abandoned",
+    Whereabouts.CONNECTED: "jobs.of_connected",
+    Whereabouts.ENDING: "jobs.of_ending",
+    Whereabouts.UNSEEN: "jobs.of_unseen",
+}
+
+
+# 4.2.1 Whose are they? --------------------------------------------------------------------------------------
+
+
+def collect_orphans(rb: Context) -> Frames:
+    """4.2.1: the look that all of them share."""
+    return look.shared(rb, "4.2.1")
+
+
+def judge_orphans(frames: Frames, given: Given) -> Finding:
+    """4.2.1: no worker takes a job back from one that died; a job of one that may live is not touched."""
+    seen = look.of(frames, given)
+    if seen is None:
+        return NO_LOOK
+    doing = sum(q.doing for q in seen.queues)
+    orphans = doing - sum(q.served for q in seen.queues)
+    gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
+    observation = ORPHANED[seen.whereabouts] if orphans else "jobs.in_good_hands" if doing else "jobs.none"
+    values = [
+        given.limits.value("jobs.abandoned", orphans if gone else 0),
+        Value("jobs.doing", doing, "rows"),
+        Value("jobs.without_a_sign", orphans, "rows"),
+    ]
+    if orphans:
+        values.append(Value("jobs.silent_for", seen.absent_s, "s"))
+        if seen.look_again_s:
+            values.append(Value(f"jobs.{LOOK_AGAIN}", seen.look_again_s, "s"))
+    return judged(
+        say(
+            observation,
+            n=orphans,
+            doing=doing,
+            silence=seen.absent_s,
+            again=seen.look_again_s,
+            jobs=", ".join(str(j.job) for j in seen.orphans[:5]),
+            grace=facts(given).grace_s,
+        ),
+        values,
+        at_least=Status.WARNING if orphans else Status.OK,
+        signals=given.speaks(observation) if observation != "jobs.none" else (),
+        hops=(Hop("worker", waiting=doing),),
+        proposals=_of_orphans(seen, orphans, given),
+        show=("doing",) if doing else (),
+    )
+
+
+def _of_orphans(seen: Look, orphans: int, given: Given) -> tuple[Proposal, ...]:
+    if not orphans:
+        return ()
+    match seen.whereabouts:
+        case Whereabouts.GONE | Whereabouts.LIKELY_GONE:
+            start = () if seen.alive else waiting.start(seen, given)
+            look_first = () if seen.whereabouts is Whereabouts.GONE else (remedies.process(given),)
+            return (*look_first, *start, remedies.retry(given, seen.orphans))
+        case Whereabouts.CONNECTED:
+            return (remedies.logs(given), remedies.process(given))
+        case Whereabouts.UNSEEN:
+            return (remedies.process(given),)
+        case _:
+            return ()  # they may yet end by themselves
+
+
+# 4.2.2 For how long? ----------------------------------------------------------------------------------------
+
+
+def collect_running(rb: Context) -> Frames:
+    """4.2.2: the look that all of them share."""
+    return look.shared(rb, "4.2.2")
+
+
+def judge_running(frames: Frames, given: Given) -> Finding:
+    """4.2.2: a job that runs too long in the hands of a worker that is well is the task's own matter."""
+    seen = look.of(frames, given)
+    if seen is None:
+        return NO_LOOK
+    longest = _longest(seen)
+    running = sum(q.served for q in seen.queues)
+    share = None if longest.running_s is None else longest.running_s / facts(given).longest_job_s
+    value = given.limits.value("jobs.running", share if running else 0.0)
+    long = running > 0 and value.status in (Status.WARNING, Status.CRITICAL)
+    return judged(
+        say(
+            "running.long" if long else "running.well" if running else "running.none",
+            job=longest.job,
+            task=longest.task,
+            running=longest.running_s,
+            longest=facts(given).longest_job_s,
+            n=running,
+            asked=say("running.asked") if longest.abort_requested else None,
+        ),
+        [value, Value("jobs.longest", longest.running_s, "s"), Value("jobs.running_now", running, "rows")],
+        signals=_of_long(seen, given) if long else (),
+        hops=(Hop("task", alive=say("alive.long", s=longest.running_s)),) if long else (),
+        proposals=(remedies.logs(given), remedies.abort(given, longest)) if long else (),
+        show=("doing",) if long else (),
+    )
+
+
+def _longest(seen: Look) -> Job:
+    return max(seen.running, key=lambda j: j.running_s or 0.0, default=Job())
+
+
+def is_long(job: Job, given: Given) -> bool:
+    """Whether a job runs longer than one that is well does."""
+    if job.running_s is None:
+        return False
+    share = job.running_s / facts(given).longest_job_s
+    return given.limits["jobs.running"].status(share) is not Status.OK
+
+
+def _of_long(seen: Look, given: Given) -> tuple[Signal, ...]:
+    """It keeps a worker busy, so that others wait for it, or it is alone with its trouble."""
+    return given.speaks("task.long_and_busy" if seen.due and seen.spare <= 0 else "task.long")
+
+
+# 4.2.3 Who waits for their lock? ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """A job that stands in front of others with its lock: it runs, is due, or its time comes later."""
+
+    QUESTION: ClassVar = "jobs/heads"
+    job: int = 0
+    queue: str = ""
+    task: str = ""
+    state: str = ""
+    attempts: int = 0
+    behind: int = 0
+    oldest_behind_s: float | None = None
+    begins_in_s: float | None = None
+
+
+def collect_locks(rb: Context) -> Frames:
+    """4.2.3: who stands in front of others, and the look."""
+    with rb.snapshot() as db:
+        heads = db.ask("jobs/heads", most=look.most(rb))
+    return {"heads": heads} | look.shared(rb, "4.2.3")
+
+
+def judge_locks(frames: Frames, given: Given) -> Finding:
+    """4.2.3: jobs with one lock go one after the other; what keeps the first keeps them all."""
+    seen = look.of(frames, given)
+    if seen is None or "heads" not in frames:
+        return NO_LOOK
+    heads = rows.each(frames["heads"], Head)
+    behind = sum(h.behind for h in heads)
+    oldest = max((h.oldest_behind_s for h in heads if h.oldest_behind_s is not None), default=None)
+    waits = given.limits.value("lock.waits", oldest if heads else 0.0)
+    late = [h for h in heads if given.limits["lock.waits"].status(h.oldest_behind_s) is not Status.OK]
+    first = max(late or heads, key=lambda h: h.oldest_behind_s or 0.0, default=Head())
+    observation = _behind(first, seen, given) if late else None
+    return judged(
+        say(
+            observation or ("lock.moves" if heads else "lock.none"),
+            behind=first.behind,
+            all=behind,
+            oldest=first.oldest_behind_s,
+            job=first.job,
+            task=first.task,
+            attempts=first.attempts,
+            begins=first.begins_in_s,
+        ),
+        [waits, Value("lock.jobs_behind", behind, "rows"), Value("lock.heads", len(heads), "jobs")],
+        signals=given.speaks(observation) if observation else (),
+        hops=(Hop("queue", late=bool(late)),),
+        proposals=(remedies.see_job(given, first.job),) if observation == "lock.behind_later" else (),
+        next_sections=("4.1",) if observation in ("lock.behind_due", "lock.behind_retry") else (),
+        show=("heads",) if heads else (),
+    )
+
+
+def _behind(head: Head, seen: Look, given: Given) -> str:
+    """What keeps the first keeps all: it has no worker, runs long, waits for a retry, or is just the first of many."""
+    if head.state == "doing":
+        if head.job in {j.job for j in seen.orphans}:
+            gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
+            return "lock.behind_abandoned" if gone else "lock.behind_silent"
+        long = any(is_long(j, given) for j in seen.running if j.job == head.job)
+        return "lock.behind_long" if long else "lock.behind"
+    if head.state == "later":
+        return "lock.behind_retry" if head.attempts else "lock.behind_later"
+    return "lock.behind_due"
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("4.2.1", collect_orphans, judge_orphans),
+    Check("4.2.2", collect_running, judge_running),
+    Check("4.2.3", collect_locks, judge_locks),
+)

@@ -1,0 +1,292 @@
+"""One look at queues, workers and the jobs in their hands, which most steps share, and what can be told from it alone.
+
+procrastinate keeps no link between a worker's row and its sessions, and a worker that stops, also by itself when a
+heartbeat fails, ends its heartbeat before its jobs. So a silent worker is not yet a dead one, and a job that is put
+back too early runs twice: `Look.whereabouts` says what is known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
+
+import pandas as pd
+
+from runbook_lib import rows
+from runbook_lib.checks.parts import Parts
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Frames, Status
+
+from ..facts import Facts, facts
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits in one queue. `served` is in the hands of a worker that gives signs; `begun_s` is long ago if None."""
+
+    QUESTION: ClassVar = "jobs/queues"
+    queue: str = ""
+    due: int = 0
+    oldest_due_s: float | None = None
+    behind: int = 0
+    oldest_behind_s: float | None = None
+    later: int = 0
+    tried: int = 0
+    doing: int = 0
+    served: int = 0
+    begun_s: float | None = None
+    taken_by_living: bool = False
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A row of procrastinate_workers; a worker that ends in order takes its row away."""
+
+    QUESTION: ClassVar = "workers/heartbeats"
+    worker: int = 0
+    silent_s: float | None = None
+    doing: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in `doing`. Without a `worker` its worker's row is gone, and without `silent_s` too."""
+
+    QUESTION: ClassVar = "jobs/doing"
+    job: int = 0
+    queue: str = ""
+    task: str = ""
+    attempts: int = 0
+    abort_requested: bool = False
+    worker: int | None = None
+    silent_s: float | None = None
+    running_s: float | None = None
+    behind: int = 0
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """The sessions of this database that may be those by which workers listen, and those that surely are.
+
+    Unless we see those of others, only `used` and `usable` mean something. A standby has sessions of its own, and rows
+    of a while ago.
+    """
+
+    QUESTION: ClassVar = "workers/sessions"
+    standby: bool = False
+    sees_others: bool = False
+    may_listen: int = 0
+    listens: int = 0
+    used: int = 0
+    usable: int = 0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A session that keeps rows, or the whole, of the jobs' table locked; workers step over such rows."""
+
+    QUESTION: ClassVar = "database/holders"
+    pid: int = 0
+    application: str = ""
+    state: str = ""
+    mode: str = ""
+    transaction_s: float | None = None
+    query: str = ""
+
+
+@dataclass(frozen=True)
+class Ten:
+    """What happened in ten seconds; `tens_ago` 0 are the last."""
+
+    QUESTION: ClassVar = "events/flow"
+    tens_ago: int = 0
+    deferred: int = 0
+    begun: int = 0
+    succeeded: int = 0
+    retried: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A process, or pod, of the worker as the tool that runs it tells."""
+
+    name: str = ""
+    ready: bool = False
+    started: pd.Timestamp | None = None
+
+
+class Whereabouts(StrEnum):
+    """What is known of the workers that give no sign."""
+
+    GONE = "gone"
+    """Their process has ended: nobody will finish what they had."""
+    LIKELY_GONE = "likely_gone"
+    """They do not listen and their grace is over; one that stopped by itself may still run a job."""
+    CONNECTED = "connected"
+    """One of them still listens: it hangs, or a job keeps its event loop."""
+    ENDING = "ending"
+    """They may have been told to stop and be finishing their jobs, as long as their grace lasts."""
+    UNSEEN = "unseen"
+    """It can not be told from the database."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Everything of one moment."""
+
+    queues: list[Queue]
+    workers: list[Worker]
+    doing: list[Job]
+    sessions: Sessions
+    holders: list[Holder]
+    flow: list[Ten]
+    instances: list[Instance] | None
+    settings: Facts
+    as_of: pd.Timestamp
+    skew_s: float
+
+    @cached_property
+    def alive(self) -> list[Worker]:
+        """The workers whose heartbeat is not overdue."""
+        return [w for w in self.workers if w.silent_s is not None and w.silent_s < self.settings.stalled_after_s]
+
+    @cached_property
+    def silent(self) -> list[Worker]:
+        """Registered, and without a heartbeat for too long."""
+        return [w for w in self.workers if w not in self.alive]
+
+    @cached_property
+    def running(self) -> list[Job]:
+        """Jobs in the hands of a worker that gives signs; the longest 200 are known."""
+        return [j for j in self.doing if j.silent_s is not None and j.silent_s < self.settings.stalled_after_s]
+
+    @cached_property
+    def orphans(self) -> list[Job]:
+        """Jobs in `doing` whose worker gives no sign, or is no longer registered."""
+        running = {j.job for j in self.running}
+        return [j for j in self.doing if j.job not in running]
+
+    @property
+    def spare(self) -> int:
+        """How many jobs more the workers could run; below 0 the target's `concurrency` is not theirs."""
+        return len(self.alive) * self.settings.concurrency - sum(q.served for q in self.queues)
+
+    def per_minute(self, what: str) -> float:
+        """Events of a kind in the last minute."""
+        return float(sum(getattr(ten, what) for ten in self.flow if ten.tens_ago < 6))
+
+    @cached_property
+    def due(self) -> int:
+        """Jobs that a worker may take now."""
+        return sum(q.due for q in self.queues)
+
+    @cached_property
+    def oldest_due_s(self) -> float | None:
+        """How long the oldest of them waits; 0 where there is none, None where it is not known."""
+        if not self.due:
+            return 0.0
+        return max((q.oldest_due_s for q in self.queues if q.oldest_due_s is not None), default=None)
+
+    @property
+    def absent_s(self) -> float:
+        """For how long at least those who hold the orphans have given no sign; a row that is gone was overdue."""
+        overdue = self.settings.stalled_after_s
+        return min((overdue if j.silent_s is None else j.silent_s for j in self.orphans), default=self._silence_s)
+
+    @property
+    def _silence_s(self) -> float:
+        return min((w.silent_s for w in self.silent if w.silent_s is not None), default=0.0)
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """What is known of the workers without a sign; of all of them together, since no session tells whose it is."""
+        seen, own = self.sessions, self.settings
+        if self._none_is_theirs():
+            return Whereabouts.GONE
+        if seen.standby or not seen.sees_others or not own.listens:
+            return Whereabouts.UNSEEN
+        if seen.listens > len(self.alive) or (own.application and seen.may_listen > len(self.alive)):
+            return Whereabouts.CONNECTED
+        if seen.may_listen > len(self.alive):
+            return Whereabouts.UNSEEN  # it may be somebody else's
+        if self.absent_s < own.grace_s:
+            return Whereabouts.ENDING
+        # Nobody that is well would still be at such a job.
+        over = all(j.running_s is not None and j.running_s > own.longest_job_s for j in self.orphans)
+        return Whereabouts.GONE if self.orphans and over else Whereabouts.LIKELY_GONE
+
+    def _none_is_theirs(self) -> bool:
+        """Whether each process of the worker that runs was started later than the one that has fallen silent."""
+        began = [j.running_s for j in self.orphans] or [w.silent_s for w in self.silent]
+        if self.instances is None or None in began:
+            return False
+        latest = self.as_of - pd.Timedelta(seconds=min((s for s in began if s is not None), default=0.0) - self.skew_s)
+        return all(i.started is not None and i.started > latest for i in self.instances)
+
+    @property
+    def look_again_s(self) -> float | None:
+        """When the grace of those that may be ending is over."""
+        left = self.settings.grace_s - self.absent_s
+        return max(left, self.settings.poll_interval_s) if self.whereabouts is Whereabouts.ENDING else None
+
+
+def collect(rb: Context) -> Frames:
+    """All of it in one snapshot; where a worker is missing, whether its process is there. Raises SourceError."""
+    overdue = facts(rb).stalled_after_s
+    with rb.snapshot() as db:
+        frames = {
+            "queues": db.ask("jobs/queues", most=most(rb), stalled_after_s=overdue),
+            "workers": db.ask("workers/heartbeats"),
+            "doing": db.ask("jobs/doing", most=most(rb)),
+            "sessions": db.ask("workers/sessions", application=facts(rb).application),
+            "holders": db.ask("database/holders"),
+            "flow": db.ask("events/flow", most=most(rb), within_s=rb.number("lately")),
+        }
+    parts = Parts(frames)
+    silences = [w.silent_s or 0.0 for w in rows.each(frames["workers"], Worker)]
+    left = sum(q.doing - q.served for q in rows.each(frames["queues"], Queue))
+    if left or not silences or max(silences) >= overdue:
+        with parts.part("workloads") as answers:
+            found = rb.workloads.pods(facts(rb).workloads.worker)
+            answers["instances"] = pd.DataFrame(found, columns=["name", "ready", "started"])
+    return parts.frames()
+
+
+def most(rb: Context) -> int:
+    """So many waiting jobs, or newest events, a question reads at most."""
+    return int(rb.number("looked_at"))
+
+
+def shared(rb: Context, step: str) -> Frames:
+    """What the steps of a section look at together."""
+    return dict(rb.shared(step, collect))
+
+
+def of(frames: Frames, given: Given) -> Look | None:
+    """The look that was collected; None where it was not."""
+    if not {"queues", "workers", "doing", "sessions"} <= set(frames):
+        return None
+    return Look(
+        queues=rows.each(frames["queues"], Queue),
+        workers=rows.each(frames["workers"], Worker),
+        doing=rows.each(frames["doing"], Job),
+        sessions=rows.one(frames["sessions"], Sessions),
+        holders=rows.each(frames.get("holders"), Holder),
+        flow=rows.each(frames.get("flow"), Ten),
+        instances=rows.each(frames["instances"], Instance) if "instances" in frames else None,
+        settings=facts(given),
+        as_of=given.as_of,
+        skew_s=given.limits["clock.offset"].critical or 0.0,
+    )
+
+
+def full(look: Look, given: Given) -> bool:
+    """Whether so few connections are left that a worker that starts may get none."""
+    used = 100 * look.sessions.used / look.sessions.usable if look.sessions.usable else None
+    return given.limits["connections.used"].status(used) is not Status.OK

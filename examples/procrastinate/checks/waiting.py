@@ -1,0 +1,418 @@
+"""4.1.1 to 4.1.3: jobs wait. Is it the queue that nobody serves, the workers, or a task that fails?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from runbook_lib import rows
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Given
+from runbook_lib.model.finding import (
+    LOOK_AGAIN,
+    Finding,
+    Frames,
+    Hop,
+    Proposal,
+    Reason,
+    Signal,
+    Status,
+    Text,
+    Value,
+    judged,
+    replace,
+    say,
+    unknown,
+)
+from runbook_lib.view import charts
+
+from ..facts import facts
+from . import look, remedies
+from .look import Look, Queue, Whereabouts
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+NO_LOOK = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
+#: Who gives no sign, by what is known of it.
+SILENT = {
+    Whereabouts.GONE: "workers.gone",
+    Whereabouts.LIKELY_GONE: "workers.likely_gone",
+    Whereabouts.CONNECTED: "workers.connected",
+    Whereabouts.ENDING: "workers.ending",
+    Whereabouts.UNSEEN: "workers.unseen",
+}
+
+
+# 4.1.1 What waits? ------------------------------------------------------------------------------------------
+
+
+def collect_queues(rb: Context) -> Frames:
+    """4.1.1: the look that all of them share."""
+    return look.shared(rb, "4.1.1")
+
+
+def judge_queues(frames: Frames, given: Given) -> Finding:
+    """4.1.1: due and old is bad; whether a queue is passed over shows in what else is taken meanwhile."""
+    seen = look.of(frames, given)
+    if seen is None:
+        return NO_LOOK
+    oldest = given.limits.value("queue.oldest_due", seen.oldest_due_s)
+    late = oldest.status is not Status.OK
+    passed = passed_over(seen, given)
+    observation = _why_passed_over(seen, passed[0], given) if passed else None
+    if not observation and seen.due and seen.per_minute("begun") and not late:
+        observation = "queue.moves"
+    facts_ = {
+        "due": seen.due,
+        "oldest": seen.oldest_due_s,
+        "queue": passed[0].queue if passed else _oldest(seen).queue,
+        "behind": sum(q.behind for q in seen.queues),
+    }
+    headline = "waits.empty" if not seen.due else "waits.late" if late else "waits.moves"
+    return judged(
+        say(HEADLINES.get(observation or "", headline), **facts_),
+        [
+            oldest,
+            given.limits.value("queue.tried", sum(q.tried for q in seen.queues)),
+            Value("queue.due", seen.due, "rows"),
+            Value("queue.behind_lock", facts_["behind"], "rows"),
+            Value("queue.later", sum(q.later for q in seen.queues), "rows"),
+        ],
+        notes=_notes(seen, given),
+        signals=given.speaks(observation) if observation else (),
+        hops=(
+            Hop("app", rate_out=seen.per_minute("deferred")),
+            Hop(
+                "queue",
+                rate_in=seen.per_minute("deferred"),
+                rate_out=seen.per_minute("begun"),
+                waiting=seen.due,
+                oldest_s=seen.oldest_due_s,
+                late=late,
+            ),
+        ),
+        proposals=_of_passed_over(observation, passed, seen, given),
+        next_sections=("4.2",) if late and seen.orphans else (),
+        show=("queues",),
+    )
+
+
+#: What a queue that is passed over may be, and how it is said.
+HEADLINES = {
+    "queue.unserved": "waits.unserved",
+    "queue.held": "waits.held",
+    "queue.unserved_or_held": "waits.unserved_or_held",
+    "queue.unserved_or_busy": "waits.unserved_or_busy",
+    "queue.heard_and_left": "waits.heard_and_left",
+}
+
+
+def passed_over(seen: Look, given: Given) -> list[Queue]:
+    """Queues with a job that is late, of which none runs and none was begun since it came due; the oldest first."""
+    limit = given.limits["queue.oldest_due"]
+    late = [
+        q
+        for q in seen.queues
+        if q.due
+        and q.oldest_due_s is not None
+        and limit.status(q.oldest_due_s) is not Status.OK
+        and not q.served
+        and (q.begun_s is None or q.begun_s >= q.oldest_due_s)
+    ]
+    return sorted(late, key=lambda q: -(q.oldest_due_s or 0))
+
+
+def _why_passed_over(seen: Look, queue: Queue, given: Given) -> str | None:
+    """Nobody listens to it, or everybody is busy, or somebody keeps its rows: only what can be told."""
+    if not seen.alive:
+        return None  # nobody takes anything; 4.1.2 says who is missing
+    heard = queue.taken_by_living
+    if kept(seen, given):
+        return "queue.held" if heard and seen.spare > 0 else "queue.unserved_or_held"
+    if seen.spare > 0:
+        return "queue.heard_and_left" if heard else "queue.unserved"
+    return None if heard else "queue.unserved_or_busy"
+
+
+def _of_passed_over(observation: str | None, passed: list[Queue], seen: Look, given: Given) -> tuple[Proposal, ...]:
+    match observation:
+        case "queue.unserved" | "queue.unserved_or_busy":
+            return (remedies.listens_to(given, passed[0].queue),)
+        case "queue.held":
+            first = kept(seen, given)[0]
+            idle = first.state.startswith("idle")
+            return (remedies.end_blocker(given, first.pid, first.application, idle=idle),)
+        case _:
+            return ()
+
+
+def kept(seen: Look, given: Given) -> list[look.Holder]:
+    """Sessions that have kept rows of the jobs' table locked for too long."""
+    limit = given.limits["transactions.held"]
+    return [h for h in seen.holders if limit.status(h.transaction_s) is not Status.OK]
+
+
+def _oldest(seen: Look) -> Queue:
+    return max(seen.queues, key=lambda q: q.oldest_due_s or 0.0, default=Queue())
+
+
+def _notes(seen: Look, given: Given) -> tuple[Text, ...]:
+    notes = []
+    if sum(q.due + q.behind + q.later for q in seen.queues) >= given.number("looked_at"):
+        notes.append(say("waits.capped", most=given.number("looked_at")))
+    if seen.alive and seen.spare < 0:
+        notes.append(say("waits.concurrency", n=seen.settings.concurrency))
+    return tuple(notes)
+
+
+# 4.1.2 Who is at work? --------------------------------------------------------------------------------------
+
+
+def collect_workers(rb: Context) -> Frames:
+    """4.1.2: the look that all of them share."""
+    return look.shared(rb, "4.1.2")
+
+
+def judge_workers(frames: Frames, given: Given) -> Finding:
+    """4.1.2: a worker that ended in order has no row, one that was killed leaves it; a silent one may do either yet."""
+    seen = look.of(frames, given)
+    if seen is None:
+        return NO_LOOK
+    limits = given.limits
+    late = limits["queue.oldest_due"].status(seen.oldest_due_s) is not Status.OK
+    observation = _who(seen, late, given)
+    silence = min((w.silent_s for w in seen.workers if w.silent_s is not None), default=None)
+    values = [
+        limits.value("workers.alive", len(seen.alive)),
+        Value("workers.silent", len(seen.silent), "workers"),
+        Value("workers.slots", len(seen.alive) * seen.settings.concurrency, "jobs"),
+        Value("workers.running", sum(q.served for q in seen.queues), "jobs"),
+    ]
+    if silence is not None:
+        share = limits.value("workers.silence", silence / seen.settings.stalled_after_s)
+        values.append(share if seen.alive else replace(share, threshold=None))
+    if not seen.alive and seen.look_again_s:
+        values.append(Value(f"workers.{LOOK_AGAIN}", seen.look_again_s, "s"))
+    return judged(
+        say(
+            observation,
+            alive=len(seen.alive),
+            silent=len(seen.silent),
+            silence=silence,
+            due=seen.due,
+            running=sum(q.served for q in seen.queues),
+            orphans=len(seen.orphans),
+            again=seen.look_again_s,
+        ),
+        values,
+        at_least=_status(observation, late, seen),
+        notes=_of_silent(seen),
+        signals=given.speaks(observation),
+        hops=(
+            Hop(
+                "worker",
+                rate_in=seen.per_minute("begun"),
+                rate_out=seen.per_minute("succeeded") + seen.per_minute("retried") + seen.per_minute("failed"),
+                waiting=sum(q.doing for q in seen.queues),
+                alive=say("alive.workers", n=len(seen.alive)) if seen.alive else say("alive.nobody"),
+            ),
+        ),
+        proposals=_remedies(observation, seen, given),
+        next_sections=("4.2",) if seen.orphans else (),
+        show=("workers",) if seen.workers else (),
+    )
+
+
+def _who(seen: Look, late: bool, given: Given) -> str:
+    if not seen.alive:
+        if not seen.silent:
+            return "workers.unregistered" if seen.instances else "workers.none" if seen.due else "workers.none_idle"
+        return SILENT[seen.whereabouts]
+    if late and seen.spare == 0:
+        if passed := passed_over(seen, given):
+            # Whether they are busy, or would not take it anyway, can not be told: 4.1.1 says so.
+            return "workers.busy" if passed[0].taken_by_living else "workers.busy_elsewhere"
+        return "workers.busy"
+    return "workers.at_work" if seen.running or seen.per_minute("begun") else "workers.idle"
+
+
+def _of_silent(seen: Look) -> tuple[Text, ...]:
+    if not seen.alive or not seen.silent:
+        return ()
+    hangs = seen.whereabouts is Whereabouts.CONNECTED
+    return (say("workers.some_connected" if hangs else "workers.some_silent", n=len(seen.silent)),)
+
+
+def _status(observation: str, late: bool, seen: Look) -> Status:
+    if observation in ("workers.at_work", "workers.idle"):
+        # The row that a dead one left says nothing; one that still listens is missed.
+        return Status.WARNING if seen.silent and seen.whereabouts is Whereabouts.CONNECTED else Status.OK
+    nobody = observation in ("workers.none", "workers.gone", "workers.likely_gone")
+    return Status.CRITICAL if nobody and late else Status.WARNING
+
+
+def _remedies(observation: str, seen: Look, given: Given) -> tuple[Proposal, ...]:
+    match observation:
+        case "workers.none" | "workers.gone" | "workers.likely_gone" if seen.due or seen.orphans:
+            look_first = observation == "workers.likely_gone" and seen.orphans
+            return (*([remedies.process(given)] if look_first else []), *start(seen, given))
+        case "workers.unregistered":
+            return (remedies.logs(given),)
+        case "workers.connected":
+            return (remedies.logs(given), remedies.process(given))
+        case "workers.unseen":
+            return (remedies.process(given),)
+        case _:
+            return ()
+
+
+def start(seen: Look, given: Given) -> tuple[Proposal, ...]:
+    """What brings a worker back that nobody is in place of."""
+    if look.full(seen, given):
+        return ()  # it would find no connection; 4.1.4 says who has them
+    # A process that runs and gives no sign is starting, or can not: its log says so, and another start would not help.
+    return (remedies.logs(given) if seen.instances else remedies.restart(given),)
+
+
+# 4.1.3 Does a task fail? ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Task:
+    """How the tries of one task ended lately."""
+
+    QUESTION: ClassVar = "events/tasks"
+    task: str = ""
+    begun: int = 0
+    succeeded: int = 0
+    retried: int = 0
+    put_back: int = 0
+    failed: int = 0
+    last_failed_s: float | None = None
+
+    @property
+    def failures(self) -> int:
+        """Tries that ended in an error, whether another follows or not."""
+        return self.retried + self.failed
+
+    @property
+    def share(self) -> float | None:
+        """The share of the tries that ended in an error, in per cent."""
+        ended = self.succeeded + self.failures
+        return 100 * self.failures / ended if ended else None
+
+
+def collect_errors(rb: Context) -> Frames:
+    """4.1.3: the tries of the last five minutes by task, and the look."""
+    with rb.snapshot() as db:
+        tasks = db.ask("events/tasks", most=look.most(rb), within_s=rb.number("lately"))
+    return {"tasks": tasks} | look.shared(rb, "4.1.3")
+
+
+def judge_errors(frames: Frames, given: Given) -> Finding:
+    """4.1.3: a task that fails whenever it is tried is stuck at the task, however well the workers are."""
+    seen = look.of(frames, given)
+    if seen is None or "tasks" not in frames:
+        return NO_LOOK
+    tasks = rows.each(frames["tasks"], Task)
+    limits = given.limits
+    failures, ended = sum(t.failures for t in tasks), sum(t.failures + t.succeeded for t in tasks)
+    # Jobs that are deleted when they succeed take their events with them: what is left would be failures alone.
+    counts_all = facts(given).delete_jobs == "never"
+    tried = sum(q.tried for q in seen.queues)
+    often = [t for t in tasks if limits["errors.tries"].status(t.failures) is not Status.OK]
+    worst = max(often or tasks, key=lambda t: (t.share or 0.0, t.failures), default=Task())
+    last = min((t.last_failed_s for t in tasks if t.last_failed_s is not None), default=None)
+    over = bool(failures) and not tried and limits["errors.quiet"].status(last) is Status.OK
+    values = [
+        Value("errors.failed_tries", failures, "rows"),
+        Value("errors.last", last, "s"),
+        Value("errors.wait_for_retry", tried, "rows"),
+    ]
+    if counts_all and ended and not over and often:
+        values += [limits.value("errors.rate", 100 * failures / ended), limits.value("errors.task", worst.share)]
+    observation = _failing(failures, bool(often), over, counts_all, worst, given)
+    return judged(
+        say(
+            observation or "task.well",
+            task=worst.task,
+            n=worst.failures,
+            ended=worst.failures + worst.succeeded,
+            failures=failures,
+            minutes=given.number("lately") / 60,
+            last=last,
+            tried=tried,
+        ),
+        values,
+        at_least=Status.WARNING if failures and not over else Status.OK,
+        notes=_of_tasks(tasks, counts_all, given),
+        signals=given.speaks(observation) if observation else _well(ended, given),
+        hops=(
+            Hop(
+                "task",
+                rate_out=seen.per_minute("succeeded") if counts_all else None,
+                waiting=tried,
+                alive=say("alive.fails") if observation in ("task.fails", "task.fails_often") else None,
+            ),
+        ),
+        proposals=(remedies.logs(given),) if failures and not over else (),
+        show=("tasks",) if tasks else (),
+    )
+
+
+def _of_tasks(tasks: list[Task], counts_all: bool, given: Given) -> tuple[Text, ...]:
+    put_back = sum(t.put_back for t in tasks)
+    return (
+        *([say("task.put_back", n=put_back)] if put_back else []),
+        *([] if counts_all else [say("task.deleted", which=facts(given).delete_jobs)]),
+    )
+
+
+def _failing(failures: int, often: bool, over: bool, counts_all: bool, worst: Task, given: Given) -> str | None:
+    if not failures:
+        return None
+    if over:
+        return "task.failed_before"
+    if not often:
+        return "task.fails_at_times"
+    if not counts_all:
+        return "task.fails_often"
+    return "task.fails" if given.limits["errors.task"].status(worst.share) is Status.CRITICAL else "task.fails_at_times"
+
+
+def _well(ended: int, given: Given) -> tuple[Signal, ...]:
+    return given.speaks("task.succeeds") if ended else ()
+
+
+def draw_flow(frames: Frames, given: Given) -> charts.Chart | None:
+    """What was deferred, begun and ended in the last minutes, in steps of ten seconds."""
+    seen = look.of(frames, given)
+    if seen is None or not seen.flow:
+        return None
+    last = int(given.number("lately") // 10)
+    tens = {t.tens_ago: t for t in seen.flow}
+    ago = [-10 * (n + 1) for n in reversed(range(last))]
+    figure, ax = charts.axes("Deferred, begun, succeeded, failed tries", "jobs / 10 s", "seconds before the look")
+    counted = {
+        "deferred": [tens.get(n, look.Ten()).deferred for n in reversed(range(last))],
+        "begun": [tens.get(n, look.Ten()).begun for n in reversed(range(last))],
+        "succeeded": [tens.get(n, look.Ten()).succeeded for n in reversed(range(last))],
+        "failed tries": [t.retried + t.failed for t in (tens.get(n, look.Ten()) for n in reversed(range(last)))],
+    }
+    looks = zip((charts.BLUE, charts.GREY, charts.GREEN, charts.RED), (":", "-", "--", "-"), strict=True)
+    for (name, counts), (colour, line) in zip(counted.items(), looks, strict=True):
+        ax.step([*ago, 0], [*counts, counts[-1]], where="post", color=colour, linestyle=line, linewidth=1.8, label=name)
+    ax.set_ylim(0, 1.2 * max(max(counts) for counts in counted.values()) + 1)
+    charts.legend(figure)
+    totals = {name.split()[0]: sum(counts) for name, counts in counted.items()}
+    return charts.Chart(
+        figure, say("waits.alt_flow", minutes=given.number("lately") / 60, **totals), (say("waits.flow_caption"),)
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("4.1.1", collect_queues, judge_queues, (draw_flow,)),
+    Check("4.1.2", collect_workers, judge_workers),
+    Check("4.1.3", collect_errors, judge_errors),
+)

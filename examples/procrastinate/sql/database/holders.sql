@@ -1,0 +1,27 @@
+-- question: which open transactions hold rows or more of the jobs' table, though nobody seems to wait for them?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: pid id
+-- column: application text
+-- column: state text
+-- column: mode text
+-- column: transaction_s s
+-- column: query text
+-- Workers step over locked rows, so whoever keeps them leaves them due for ever, without a wait to be seen.
+SELECT
+    a.pid,
+    coalesce(nullif(a.application_name, ''), host(a.client_addr), '-') AS application,
+    a.state,
+    l.mode,
+    extract(epoch FROM clock_timestamp() - a.xact_start) AS transaction_s,
+    left(a.query, 200) AS query
+FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted
+  AND l.relation = to_regclass('procrastinate_jobs')
+  AND l.mode <> 'AccessShareLock'
+  AND a.pid <> pg_backend_pid()
+  AND a.datname = current_database()
+ORDER BY a.xact_start
+LIMIT 20;

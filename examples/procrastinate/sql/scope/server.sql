@@ -1,0 +1,18 @@
+-- question: who are we here, what may we see, and what is the server?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: version text
+-- column: role text
+-- column: database text
+-- column: read_only flag
+-- column: sees_others flag
+-- column: standby flag
+SELECT
+    current_setting('server_version') AS version,
+    current_user AS role,
+    current_database() AS database,
+    current_setting('transaction_read_only') = 'on' AS read_only,
+    (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+        OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
+    pg_is_in_recovery() AS standby;
