@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from psycopg.rows import DictRow
@@ -21,6 +22,7 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 from . import broker, database
 from .database import Connection, Database
+from .pod import read_env
 from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, seconds
 
 log = logging.getLogger(__name__)
@@ -329,12 +331,16 @@ async def _relay(env: Environment) -> None:
 
 
 def run_api(env: Environment) -> None:
-    """Requests at SANDBOX_RATE per second, from clients who know what they own."""
-    rate = float(env.get("SANDBOX_RATE", "5"))
+    """Requests at SANDBOX_RATE per second, from clients who know what they own and may ask for more at any moment."""
+    pods = Path(env["RUNBOOK_SANDBOX_OWNER"]) / "pods.env"
     source = Database(database.url(env))
     owned: set[tuple[str, str]] | None = None
     due = time.monotonic()
-    while rate > 0:
+    while True:
+        rate = float(read_env(pods).get("SANDBOX_RATE", "5"))
+        if rate <= 0:
+            time.sleep(0.2)
+            continue
         due = max(due + 1 / rate, time.monotonic() - 1)  # after an outage clients do not make up for lost time
         time.sleep(max(0.0, due - time.monotonic()))
         try:
@@ -344,8 +350,6 @@ def run_api(env: Environment) -> None:
                 _request(connection, owned)
         except Exception:
             log.exception("entitlement command failed")
-    while True:
-        time.sleep(3600)
 
 
 def _owned(connection: Connection) -> set[tuple[str, str]]:

@@ -43,7 +43,7 @@ DOWN_TIMEOUT = 5.0
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
     *("postgres", "nats", "log", "run", "pods.env", "nats.conf", "supervisord.conf", "supervisord.pid"),
-    *("postgres.password", "sandbox.tmp", FILE_NAME, "target.tmp", SANDBOX_TARGET),
+    *("postgres.password", "pods.tmp", "sandbox.tmp", FILE_NAME, "target.tmp", SANDBOX_TARGET),
 )
 
 
@@ -60,6 +60,9 @@ class Running:
 
 class Programs:
     """The programs of one sandbox, in one folder, under one supervisor."""
+
+    #: How strongly faults hit that come in numbers: 1 as usual, 2 twice as many.
+    intensity = 1.0
 
     def __init__(self, directory: Path | str | None = None) -> None:
         self.directory = Path(directory or default_directory()).resolve()
@@ -346,8 +349,10 @@ class Programs:
             if not name.isidentifier() or "\n" in value:
                 raise SandboxError(f"not an environment variable: {name}")
         path = self.directory / "pods.env"
-        path.touch(mode=0o600)
-        path.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        draft = path.with_suffix(".tmp")
+        draft.touch(mode=0o600)
+        draft.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        draft.replace(path)  # in one step: the clients read their rate in it all the time
 
     def _up_state(self) -> SandboxState:
         state = self.state
