@@ -7,15 +7,15 @@ from typing import Any
 import requests
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 
 TIMEOUT_S = (2.0, 3.0)
 
 
-def get_json(source: str, ledger: Ledger, url: str, path: str, params: dict[str, str] | None = None) -> Any:
+def get_json(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str, str] | None = None) -> Any:
     """The JSON that `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error."""
     query = "&".join(f"{k}={v}" for k, v in (params or {}).items())
-    with ledger.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
+    with read_cost.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
         try:
             reply = requests.get(f"{url.rstrip('/')}/{path}", params=params, timeout=TIMEOUT_S)
             reply.raise_for_status()
