@@ -195,10 +195,10 @@ def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
 def _oldest_of_many(frames: Frames, sent: float, given: Given) -> float | None:
     """The age of the oldest event that waits, if so many wait that the p95 of all lies among them."""
     waiting = _waiting(frames)
-    events = sum(at.events for at in waiting)
-    if events <= (1 - given.number("p95.in_time")) * (events + sent):
+    events, ages = sum(at.events for at in waiting), [at.oldest_s for at in waiting if at.oldest_s is not None]
+    if not ages or events <= (1 - given.number("p95.in_time")) * (events + sent):
         return None
-    return round(max(at.oldest_s or 0.0 for at in waiting), 3)
+    return round(max(ages), 3)
 
 
 def _waiting(frames: Frames) -> list[Affected]:
