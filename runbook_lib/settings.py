@@ -251,7 +251,9 @@ class Settings(BaseSettings):
             if (sandbox := sandbox_target()) is not None:
                 return sandbox
             raise UsageError("no sandbox is up: start one with `runbook sandbox up`")
-        raise UsageError(f"unknown target '{name}': {did_you_mean(name, ['default', 'sandbox', *self.targets])}")
+        raise UsageError(
+            f"unknown target '{name}': {did_you_mean(name, [*dict.fromkeys(('default', 'sandbox', *self.targets))])}"
+        )
 
 
 def load() -> Settings:
