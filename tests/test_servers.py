@@ -340,7 +340,7 @@ def test_stream_consumer_and_messages(servers: Servers, broker: str) -> None:
     message = source.message(STREAM, 2)
     assert message is not None
     assert (message.seq, message.subject, message.body) == (2, SUBJECT, b"two")
-    assert "Nats-Msg-Id: 1" in message.headers
+    assert message.headers["Nats-Msg-Id"] == "1"
     assert abs(time.time() - message.time.timestamp()) < 60
     following = source.message(STREAM, 1, SUBJECT)
     assert following is not None

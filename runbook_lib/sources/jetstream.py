@@ -31,13 +31,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Message:
-    """A stored message: its stream sequence, when it was stored, headers as text, and the body."""
+    """A stored message: its stream sequence, when it was stored, its headers by name, and the body."""
 
     seq: int
     time: datetime
     subject: str
-    headers: str
+    headers: dict[str, str]
     body: bytes
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """The headers of a message as the broker stores them: a line each after the one that names the protocol.
+
+    >>> headers_of("NATS/1.0\\r\\nNats-Msg-Id: 7")
+    {'Nats-Msg-Id': '7'}
+    """
+    lines = [line.partition(":") for line in text.splitlines()[1:] if ":" in line]
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 class JetStream:
@@ -195,7 +205,7 @@ def _message(reply: dict[str, Any]) -> Message:
         reply["seq"],
         datetime.fromisoformat(_microseconds(reply["time"])),
         reply["subject"],
-        base64.b64decode(reply.get("hdrs", "")).decode(errors="replace"),
+        headers_of(base64.b64decode(reply.get("hdrs", "")).decode(errors="replace")),
         base64.b64decode(reply.get("data", "")),
     )
 

@@ -270,7 +270,7 @@ class BrokerLetters:
             # The advisory is there also where the subscriber could not record it.
             given_up = self._given_up()
             seqs = [row["published_seq"] for row in waiting]
-            ours = {m.seq: _headers(m).get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
+            ours = {m.seq: m.headers.get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
             for row in waiting:
                 if ours.get(row["published_seq"]) != message_id(row["id"]):
                     row["outcome"] = "missing"
@@ -290,7 +290,7 @@ class BrokerLetters:
             settle(db, [{**row, "outcome": "missing"}])
             return
         # The stored Nats-Msg-Id would make it a duplicate of itself, and its Nats-Expected-... were for then.
-        headers = {k: v for k, v in _headers(found).items() if not k.startswith("Nats-")}
+        headers = {k: v for k, v in found.headers.items() if not k.startswith("Nats-")}
         seq = self._jetstream.publish(found.subject, found.body, headers | {"Nats-Msg-Id": message_id(row["id"])})
         db.ask("published", id=row["id"], seq=seq)
 
@@ -361,8 +361,3 @@ def _advised(message: Message) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return seq if isinstance(seq, int) and seq > 0 else None
-
-
-def _headers(message: Message) -> dict[str, str]:
-    lines = [line.partition(":") for line in message.headers.splitlines()[1:] if ":" in line]
-    return {name.strip(): value.strip() for name, _, value in lines}
