@@ -186,7 +186,7 @@ def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
         if value is None:
             why = unasked if name in ("ENT-A", "ENT-B") else Reason.NO_DATA.value
         elif name == "NOTI-B" and value == waits:
-            why = "oldest that waits"
+            why = "oldest_waiting"  # a word like those of `Reason`
         now, met = (None, None) if value is None else (round(value, 3), slo.met(value))
         found.append({"slo": name, "sli": slo.sli, "now": now, "objective": slo.objective, "met": met, "why": why})
     return pd.DataFrame(found, columns=["slo", "sli", "now", "objective", "met", "why"])
