@@ -21,7 +21,7 @@ from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.packs.entitlement.sandbox import history
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.settings import Budget
-from runbook_lib.sources import Ledger
+from runbook_lib.sources import ReadCost
 from runbook_lib.sources.postgres import Postgres
 
 NAMES = questions.names()
@@ -130,7 +130,7 @@ def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connect
         fill(db)
     empty, now = set(), pd.Timestamp.now("UTC")
     processed = [str(id_) for (id_,) in db.execute("SELECT event_id FROM notification.processed_events LIMIT 9")]
-    source = Postgres(servers.database_url, "test", Budget(), Ledger(Masker()))
+    source = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker()))
     with a_lock_that_is_waited_for(servers), source.snapshot(Window.before(now, 60)) as snapshot:
         for name in NAMES:
             frame = snapshot.ask(name, **parameters(now) | {"event_ids": processed})
