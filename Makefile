@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench sample lock clean
+.PHONY: venv demo test lint bench drills sample lock clean
 
 # What is missing is said in one line, before anything is made: a command that must succeed, and what is said if not.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -34,6 +34,12 @@ lint: venv
 
 bench: venv
 	$(RUN)/python -m tests.bench
+
+# Incidents at random, a night's worth, and the page of what they show. Interrupted, it goes on where it was.
+SEEDS ?= 1000:1200
+drills: venv
+	$(RUN)/runbook drill --seeds $(SEEDS) --at-once 2
+	$(RUN)/runbook drill report drills.jsonl --write docs/truth.md
 
 # The dossier that git keeps; after a change that alters verdicts or pages.
 sample: venv

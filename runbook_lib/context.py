@@ -21,7 +21,7 @@ from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Facts, Settings, Target, facts_of
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.exposition import Exposition
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
@@ -52,16 +52,16 @@ class Clock:
 class Sources:
     """The sources of a target. Asking one that the target does not declare is an answer too: not_configured."""
 
-    def __init__(self, target: Target, name: str, budget: Budget, ledger: Ledger) -> None:
+    def __init__(self, target: Target, name: str, budget: Budget, read_cost: ReadCost) -> None:
         url = target.url
-        self._postgres = Postgres(db, name, budget, ledger) if (db := url("database_url")) else None
-        self._jetstream = JetStream(nats, name, ledger) if (nats := url("nats_url")) else None
-        self._monitor = NatsMonitor(http, ledger) if (http := url("nats_monitor_url")) else None
-        self._redis = Redis(redis, ledger) if (redis := url("redis_url")) else None
-        self._prometheus = Prometheus(prom, ledger) if (prom := url("prometheus_url")) else None
-        self._services = {s: Exposition(s, target.service(s) or "", ledger) for s in target.services}
+        self._postgres = Postgres(db, name, budget, read_cost) if (db := url("database_url")) else None
+        self._jetstream = JetStream(nats, name, read_cost) if (nats := url("nats_url")) else None
+        self._monitor = NatsMonitor(http, read_cost) if (http := url("nats_monitor_url")) else None
+        self._redis = Redis(redis, read_cost) if (redis := url("redis_url")) else None
+        self._prometheus = Prometheus(prom, read_cost) if (prom := url("prometheus_url")) else None
+        self._services = {s: Exposition(s, target.service(s) or "", read_cost) for s in target.services}
         #: The workloads, through the tool that runs them; a tool that is not there shows when it is asked.
-        self.workloads: Runner = runner_of(target.facts.workloads, ledger)
+        self.workloads: Runner = runner_of(target.facts.workloads, read_cost)
 
     @property
     def postgres(self) -> Postgres:
@@ -174,7 +174,7 @@ class Context:
     budget: Budget
     archive: Archive
     masker: Masker
-    ledger: Ledger
+    read_cost: ReadCost
     sources: Sources
     window: Window
     clocks: dict[str, Clock] = field(default_factory=dict)
@@ -300,9 +300,9 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     """
     target = config.target(parameters.target)
     masker = Masker.of(target.urls(), parameters.incident_id, remembers=in_lab())
-    ledger = Ledger(masker)
+    read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
-    sources = Sources(target, name, config.budget, ledger)
+    sources = Sources(target, name, config.budget, read_cost)
     here = pd.Timestamp.now("UTC")
     clocks = _clocks(sources, target.facts.clock_stream)
     now = here + pd.Timedelta(seconds=clocks["postgres"].offset_s) if "postgres" in clocks else here
@@ -316,7 +316,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         budget=config.budget,
         archive=Archive(config.output, parameters.incident_id),
         masker=masker,
-        ledger=ledger,
+        read_cost=read_cost,
         sources=sources,
         window=Window.before(as_of, parameters.window_minutes, past=past),
         clocks=clocks,

@@ -173,7 +173,7 @@ class Session:
             self.verdict(),
             self._complete(),
             self._titles(),
-            self.context.ledger.questions,
+            self.context.read_cost.questions,
             self.lang,
             run=self.opened,
         )

@@ -277,7 +277,8 @@ class Settings(BaseSettings):
             if (sandbox := sandbox_target()) is not None:
                 return sandbox
             raise UsageError("no sandbox is up: start one with `runbook sandbox up`")
-        raise UsageError(f"unknown target '{name}': {did_you_mean(name, ['default', 'sandbox', *self.targets])}")
+        known = [*dict.fromkeys(("default", "sandbox", *self.targets))]
+        raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
 
 
 def load() -> Settings:

@@ -40,9 +40,9 @@ from runbook_lib.model.finding import Text, say
 from runbook_lib.usage import UsageError
 
 MANIFEST = "manifest.jsonl"
-ACTIONS = "actions.jsonl"
+ACTION_LOG = "actions.jsonl"
 NOTES = "notes.jsonl"
-JOURNALS = (MANIFEST, ACTIONS, NOTES)
+SEALED = (MANIFEST, ACTION_LOG, NOTES)
 PARTIAL = ".partial.ipynb"
 
 #: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
@@ -156,7 +156,7 @@ class Archive:
         return self.lines(MANIFEST)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The entries of a journal (MANIFEST, ACTIONS or NOTES), oldest first; [] where there is none."""
+        """The entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] where there is none."""
         try:
             text = self.read(name).decode()
         except FileNotFoundError:
@@ -187,14 +187,14 @@ class Archive:
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
     def add_line(self, name: str, entry: dict[str, Any]) -> None:
-        """Add a line to a journal, sealed to the line before. Raises OSError."""
+        """Add a line to a log, sealed to the line before. Raises OSError."""
         with self._locked():
             self._add_line(name, entry)
 
     def _add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
         """Add a line, or find the one that the entry's job has left.
 
-        In S3 a journal is replaced only if it still is what was read, so that no other machine's line is lost.
+        In S3 a log is replaced only if it still is what was read, so that no other machine's line is lost.
         """
         added = b""
         for tries in range(1, 21):
@@ -221,7 +221,7 @@ class Archive:
         raise OSError(errno.EBUSY, "others write to it all the time", name)
 
     def _current(self, name: str) -> tuple[bytes, str]:
-        """A journal's content and its ETag; b"" where there is none, "" where the store compares none."""
+        """A log's content and its ETag; b"" where there is none, "" where the store compares none."""
         try:
             etag = ""
             if "s3" in self._protocols:
@@ -255,19 +255,19 @@ class Archive:
     def problems(self, lang: str = "en") -> list[str]:
         """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""
         found: list[Text] = []
-        present = [j for j in JOURNALS if j in self.names()]
+        present = [j for j in SEALED if j in self.names()]
         if not present:
             found.append(say("seal.none", place=self.place, name=MANIFEST))
-        for journal in present:
-            lines = self.read(journal).splitlines()
+        for log in present:
+            lines = self.read(log).splitlines()
             for n, line in enumerate(lines):
                 try:
                     entry = json.loads(line)
                 except ValueError:
-                    found.append(say("seal.not_json", journal=journal, n=n + 1))
+                    found.append(say("seal.not_json", log=log, n=n + 1))
                     continue
                 if entry["previous"] != (digest(lines[n - 1]) if n else None):
-                    found.append(say("seal.apart", journal=journal, n=n + 1, before=n))
+                    found.append(say("seal.apart", log=log, n=n + 1, before=n))
                 for name, expected in entry.get("sha256", {}).items():
                     try:
                         if digest(self.read(name)) != expected:

@@ -18,7 +18,7 @@ from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTIONS, NOTES
+from runbook_lib.store import ACTION_LOG, NOTES
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
@@ -79,7 +79,7 @@ def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:  #
 
 
 def lines(rb: Context) -> list[dict[str, Any]]:
-    return rb.archive.lines(ACTIONS)
+    return rb.archive.lines(ACTION_LOG)
 
 
 def test_done_has_two_lines_and_was_seen_to_work(rb: Context) -> None:
@@ -153,7 +153,7 @@ def test_an_effect_that_is_not_there_is_critical(rb: Context, counter: Counter) 
 def test_what_cannot_be_written_down_is_not_done(rb: Context) -> None:
     rb.archive.prepare()
     assert rb.archive.local
-    (rb.archive.local / ACTIONS).mkdir()
+    (rb.archive.local / ACTION_LOG).mkdir()
     counter = Counter()
     outcome = perform(counter, rb, execute=True, **WORD)
     assert (outcome.result, counter.n) == ("refused", 0)
@@ -174,7 +174,7 @@ def test_a_changed_journal_is_found(rb: Context) -> None:
     keep_note(rb.archive, "called the operator", "aoki")
     assert rb.archive.problems() == []
     assert rb.archive.local
-    for name in (ACTIONS, NOTES):
+    for name in (ACTION_LOG, NOTES):
         path = rb.archive.local / name
         whole = path.read_bytes()
         path.write_bytes(whole.replace(b'"previous": null', b'"previous": "0"'))

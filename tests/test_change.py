@@ -25,11 +25,11 @@ from runbook_lib.outcome import Outcome
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.change import Change, Watch
 from runbook_lib.packs.entitlement.facts import Facts, Workloads
-from runbook_lib.packs.entitlement.sandbox.pod import read_env
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.sandbox.settings import read_env
 from runbook_lib.session import Session, quiet_session
-from runbook_lib.store import ACTIONS
+from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
 
 SETTINGS = catalog.load().settings
@@ -212,7 +212,7 @@ def test_a_refusal_changes_nothing_and_is_a_line(
     outcome = rb.act("set", **(WORD | word), **what).outcome
     assert outcome.result == "refused"
     assert why in words(outcome)
-    lines = rb.context.archive.lines(ACTIONS)
+    lines = rb.context.archive.lines(ACTION_LOG)
     assert [line["result"] for line in lines] == ["refused"]
     assert lines[0]["why"]["en"] == words(outcome)
     assert (sandbox.directory / "pods.env").read_text() == before
@@ -223,7 +223,7 @@ def test_nobody_attends(open_52: Callable[..., Session], monkeypatch: pytest.Mon
     rb = open_52()
     outcome = rb.act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
     assert (outcome.result, "nobody attends" in words(outcome)) == ("refused", True)
-    assert len(rb.context.archive.lines(ACTIONS)) == 1
+    assert len(rb.context.archive.lines(ACTION_LOG)) == 1
 
 
 def test_both_sides_in_one_run_are_refused_on_both(open_52: Callable[..., Session]) -> None:
@@ -297,7 +297,7 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     env = read_env(sandbox.directory / "pods.env")
     assert (env[BATCH], env[POLL]) == ("5", "2s")
 
-    lines = open_52().context.archive.lines(ACTIONS)
+    lines = open_52().context.archive.lines(ACTION_LOG)
     assert [(line["result"], line["what"]["workload"]) for line in lines] == [
         ("begun", "notification"),
         ("done", "notification"),

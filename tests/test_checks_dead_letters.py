@@ -29,7 +29,7 @@ from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
-from runbook_lib.sources.jetstream import Message
+from runbook_lib.sources.jetstream import Message, headers_of
 from runbook_lib.view.charts import Chart
 
 CHECKS = checks()
@@ -163,7 +163,7 @@ EVENT = EntitlementEvent(
 def message(
     body: bytes, headers: str = "NATS/1.0\r\nNats-Msg-Id: x\r\nevent_type: EntitlementGranted\r\n\r\n"
 ) -> Message:
-    return Message(7, datetime(2025, 1, 31, 3, tzinfo=UTC), "entitlement.events", headers, body)
+    return Message(7, datetime(2025, 1, 31, 3, tzinfo=UTC), "entitlement.events", headers_of(headers), body)
 
 
 def changed(**fields: Any) -> bytes:

@@ -24,6 +24,7 @@ from runbook_lib.model.finding import Frames, Reason, Status, replace
 from runbook_lib.packs.entitlement.checks import duplicates
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.sources.jetstream import headers_of
 
 CHECKS = checks()
 
@@ -306,9 +307,9 @@ def test_the_log_tells_what_no_table_shows(lines: list[str], key: str, status: S
 
 def test_the_event_of_a_message() -> None:
     event = str(uuid.uuid4())
-    assert duplicates._event_id(f"NATS/1.0\r\nevent_type: x\r\nNats-Msg-Id: {event}\r\n\r\n") == event
-    assert duplicates._event_id("NATS/1.0\r\nNats-Msg-Id: mine\r\n\r\n") is None
-    assert duplicates._event_id("") is None
+    assert duplicates._event_id(headers_of(f"NATS/1.0\r\nevent_type: x\r\nNats-Msg-Id: {event}\r\n\r\n")) == event
+    assert duplicates._event_id(headers_of("NATS/1.0\r\nNats-Msg-Id: mine\r\n\r\n")) is None
+    assert duplicates._event_id(headers_of("")) is None
 
 
 # On real servers ---------------------------------------------------------------------------------------------

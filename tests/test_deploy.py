@@ -22,7 +22,7 @@ from runbook_lib.alerts import routes, server
 from runbook_lib.masking import Masker
 from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.packs.entitlement.facts import Workloads
-from runbook_lib.sources import Ledger
+from runbook_lib.sources import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
 
 DEPLOY = ROOT / "docs" / "deploy"
@@ -262,7 +262,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[A
         config = tmp_path_factory.mktemp("kube") / "config"
         cluster.write_config(config)
         patched.setenv("KUBECONFIG", str(config))
-        runner = KubectlRunner(Workloads(), Ledger(Masker.of([], "INC-1")))
+        runner = KubectlRunner(Workloads(), ReadCost(Masker.of([], "INC-1")))
         for name in ("notification", "entitlement"):
             runner.logs(name, 5)
             runner.pods(name)

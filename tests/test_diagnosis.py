@@ -125,13 +125,15 @@ def test_conclude_is_total_and_bounded(signals: list[tuple[str, float]]) -> None
 
 
 def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gate_held_back() -> None:
-    def asked(error: str, *, refused: bool) -> Finding:
-        return replace(
-            finding("a", status=Status.OK), questions=(Question("s", "q", "", error=error, refused=refused),)
-        )
+    def asked(error: str, *, refused: bool, source: str = "postgres") -> Finding:
+        question = Question(source, "q", "", error=error, refused=refused)
+        return replace(finding("a", status=Status.OK), questions=(question,))
 
     assert conclude([asked("unreachable", refused=False)]).confidence == "medium"
     assert conclude([asked("denied", refused=True)]).confidence == "high"
+    assert conclude([asked("unreachable", refused=False, source="workloads")]).confidence == "high", (
+        "a help, not needed"
+    )
 
 
 def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> None:

@@ -30,7 +30,7 @@ from runbook_lib.alerts.journal import Journal, JournalError
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.model.order import Order
 from runbook_lib.settings import Settings
-from runbook_lib.store import ACTIONS, NOTES, Archive, OutputError
+from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
 from runbook_lib.usage import UsageError
 
 TESTS = Path(__file__).parent
@@ -258,7 +258,7 @@ def test_the_same_verdict_is_told_once(night: Receiver) -> None:
 
 
 def test_what_an_alert_started_carries_nothing_out(night: Receiver) -> None:
-    (action,) = night.archive("acts").lines(ACTIONS)
+    (action,) = night.archive("acts").lines(ACTION_LOG)
     assert (action["result"], action["action"]) == ("refused", "restart")
     assert "nobody attends" in action["why"]["en"]
 

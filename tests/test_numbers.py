@@ -104,7 +104,7 @@ def test_what_is_read_is_there() -> None:
 def kinds() -> list[type]:
     modules = [importlib.import_module(f"{PACK.module}.{name}") for name in ("rows", *_names("checks"))]
     every = {v for m in modules for v in vars(m).values() if isinstance(v, type) and v.__module__ == m.__name__}
-    return sorted((v for v in every if hasattr(v, "QUESTION")), key=lambda v: v.__qualname__)
+    return sorted((v for v in every if hasattr(v, "QUESTION")), key=lambda v: (v.__module__, v.__qualname__))
 
 
 def _names(folder: str) -> list[str]:

@@ -38,7 +38,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.packs.entitlement.checks import postmortem as checks
 from runbook_lib.packs.entitlement.sandbox import history
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
-from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.view import record
 from runbook_lib.view.charts import Chart
 
@@ -123,7 +123,7 @@ def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) 
     keep(archive, *runs)
     archive.add_line(NOTES, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
     archive.add_line(
-        ACTIONS,
+        ACTION_LOG,
         {
             "time": before(6).isoformat(),
             "id": "a",

@@ -604,7 +604,7 @@ def test_a_line_behind_a_lock_that_a_dead_worker_left(system: System) -> None:
     said = ask(system)
     assert (said.verdict.stuck_at, said.first) == ("worker", "FM-WRK-02")
     assert said.proposed == ["worker_process", "retry_orphans"]
-    assert "a worker left that has ended" in said.headline("4.2.3")
+    assert "whose worker gives no sign" in said.headline("4.2.3")
 
 
 def test_a_line_behind_a_lock_whose_first_waits_for_its_next_try(system: System) -> None:

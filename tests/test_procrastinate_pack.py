@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import test_links as links
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from steps import odd_frames
@@ -32,6 +33,13 @@ def in_force() -> Iterator[None]:
 
 def test_the_pack_is_whole() -> None:
     assert testing.problems(FOLDER) == []
+
+
+@pytest.mark.parametrize(
+    "path", [*FOLDER.glob("*.md"), *FOLDER.glob("*/*.md"), *FOLDER.glob("*/*.ipynb")], ids=lambda p: p.name
+)
+def test_its_links_lead_somewhere(path: Path) -> None:
+    assert links.problems(path) == []
 
 
 def test_every_observation_is_said() -> None:

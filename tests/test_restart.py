@@ -21,7 +21,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Status
 from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
-from runbook_lib.store import ACTIONS, Archive
+from runbook_lib.store import ACTION_LOG, Archive
 
 CHECKS = checks()
 
@@ -83,7 +83,7 @@ def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str)
 
 
 def actions(output: Path) -> list[dict[str, Any]]:
-    return Archive(str(output), "R-1").lines(ACTIONS)
+    return Archive(str(output), "R-1").lines(ACTION_LOG)
 
 
 @pytest.mark.e2e

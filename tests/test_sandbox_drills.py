@@ -22,7 +22,7 @@ from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.sandbox import broker, database, entitlement, matchmaking, notification
 from runbook_lib.packs.entitlement.sandbox.database import Connection
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
-from runbook_lib.store import ACTIONS, Archive
+from runbook_lib.store import ACTION_LOG, Archive
 
 LEASE_S = 2
 QUICK = {
@@ -286,13 +286,13 @@ def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     archive = Archive(str(tmp_path), "adhoc")
-    while not archive.lines(ACTIONS):
+    while not archive.lines(ACTION_LOG):
         assert run.poll() is None
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert (run.returncode, said) == (130, "runbook: interrupted\n")
-    begun, ended = archive.lines(ACTIONS)
+    begun, ended = archive.lines(ACTION_LOG)
     assert (begun["result"], ended["result"]) == ("begun", "failed") and "interrupted" in ended["why"]["en"]
     (kept,) = archive.manifest()
     assert (kept["section"], kept["problem"]) == ("5.1", "it was interrupted")

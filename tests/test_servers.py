@@ -26,7 +26,7 @@ from runbook_lib.packs.entitlement.sandbox.broker import CONSUMER, STREAM, SUBJE
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.questions import Query
 from runbook_lib.settings import Budget
-from runbook_lib.sources import Ledger, SourceError, postgres
+from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
@@ -35,16 +35,16 @@ A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
 WRONG = "0" * 32
 
 
-def a_ledger() -> Ledger:
-    return Ledger(Masker())
+def a_read_cost() -> ReadCost:
+    return ReadCost(Masker())
 
 
-def reader(url: str, ledger: Ledger | None = None, **budget: float) -> Postgres:
-    return Postgres(url, "runbook test", Budget(**budget), ledger or a_ledger())
+def reader(url: str, read_cost: ReadCost | None = None, **budget: float) -> Postgres:
+    return Postgres(url, "runbook test", Budget(**budget), read_cost or a_read_cost())
 
 
-def broker_reader(url: str, ledger: Ledger | None = None) -> JetStream:
-    return JetStream(url, "runbook test", ledger or a_ledger())
+def broker_reader(url: str, read_cost: ReadCost | None = None) -> JetStream:
+    return JetStream(url, "runbook test", read_cost or a_read_cost())
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_the_rest_of_a_snapshot_goes_on(servers: Servers, db: psycopg.Connection
 
 
 def test_the_cost_gate(servers: Servers, ask_for: Callable[..., str]) -> None:
-    ledger = a_ledger()
+    ledger = a_read_cost()
     name = ask_for("SELECT count(*) FROM generate_series(1, CAST(:n AS integer))", cost="scan")
     with reader(servers.database_url, ledger, max_plan_cost=0.001).snapshot() as snapshot:
         with refused("postgres", Reason.DENIED, "cost_gate"):
@@ -255,7 +255,7 @@ def test_too_many_clients(servers: Servers) -> None:
 
 
 def test_wrong_password(servers: Servers) -> None:
-    url, ledger = servers.database_url.replace(password_of(servers), WRONG), a_ledger()
+    url, ledger = servers.database_url.replace(password_of(servers), WRONG), a_read_cost()
     with (
         refused("postgres", Reason.DENIED, "wrong_password"),
         reader(url, ledger).snapshot(),
@@ -272,7 +272,7 @@ def test_wrong_database(servers: Servers) -> None:
 
 
 def test_nobody_listens(servers: Servers) -> None:
-    ledger = a_ledger()
+    ledger = a_read_cost()
     url = servers.database_url.replace(f":{servers.addresses.postgres_port}/", ":1/")
     with refused("postgres", Reason.UNREACHABLE, "no_connection"), reader(url, ledger).snapshot():
         pass
@@ -340,7 +340,7 @@ def test_stream_consumer_and_messages(servers: Servers, broker: str) -> None:
     message = source.message(STREAM, 2)
     assert message is not None
     assert (message.seq, message.subject, message.body) == (2, SUBJECT, b"two")
-    assert "Nats-Msg-Id: 1" in message.headers
+    assert message.headers["Nats-Msg-Id"] == "1"
     assert abs(time.time() - message.time.timestamp()) < 60
     following = source.message(STREAM, 1, SUBJECT)
     assert following is not None
@@ -373,7 +373,7 @@ def test_what_the_broker_user_may_not_do(servers: Servers) -> None:
 
 
 def test_wrong_broker_credentials(servers: Servers) -> None:
-    ledger = a_ledger()
+    ledger = a_read_cost()
     url = f"nats://runbook:{WRONG}@127.0.0.1:{servers.addresses.nats_port}"
     with refused("jetstream", Reason.DENIED, "wrong_credentials"):
         broker_reader(url, ledger).stream(STREAM)
@@ -386,7 +386,7 @@ def test_the_broker_is_down(servers: Servers) -> None:
         with refused("jetstream", Reason.UNREACHABLE, "no_connection"):
             broker_reader(servers.nats_url).stream(STREAM)
         with refused("nats_monitor", Reason.UNREACHABLE, "no_connection"):
-            NatsMonitor(servers.nats_monitor_url, a_ledger()).server()
+            NatsMonitor(servers.nats_monitor_url, a_read_cost()).server()
     finally:
         servers.start_nats()
     assert broker_reader(servers.nats_url).stream(STREAM)
@@ -401,14 +401,14 @@ def test_the_broker_hangs(embedded: Servers) -> None:
         with refused("jetstream", Reason.TIMEOUT, "no_connection", within=0.1):
             source.stream(STREAM)  # not asked again
         with refused("nats_monitor", Reason.TIMEOUT, "hung", within=5):
-            NatsMonitor(embedded.nats_monitor_url, a_ledger()).server()
+            NatsMonitor(embedded.nats_monitor_url, a_read_cost()).server()
 
 
 # The broker's monitoring port -------------------------------------------------------------------------------
 
 
 def test_connections_and_why_they_closed(servers: Servers) -> None:
-    monitor = NatsMonitor(servers.nats_monitor_url, a_ledger())
+    monitor = NatsMonitor(servers.nats_monitor_url, a_read_cost())
 
     async def come_and_go() -> None:
         client = await nats.connect(servers.app_nats_url, name="a pod")

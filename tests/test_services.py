@@ -20,7 +20,7 @@ from runbook_lib.context import Sources
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Budget, Target
-from runbook_lib.sources import Ledger, SourceError, exposition, http
+from runbook_lib.sources import ReadCost, SourceError, exposition, http
 from runbook_lib.sources.exposition import Exposition
 from runbook_lib.usage import UsageError
 
@@ -40,8 +40,8 @@ jvm_gc_pause_seconds_max{cause="a \\"quoted\\" one"} NaN
 """
 
 
-def a_ledger() -> Ledger:
-    return Ledger(Masker())
+def a_cost() -> ReadCost:
+    return ReadCost(Masker())
 
 
 @contextmanager
@@ -73,8 +73,8 @@ def answering(status: int, body: bytes, headers: dict[str, str] | None = None, p
         server.server_close()
 
 
-def asked(url: str, ledger: Ledger | None = None) -> Any:
-    return Exposition("notification", url, ledger or a_ledger()).samples(
+def asked(url: str, cost: ReadCost | None = None) -> Any:
+    return Exposition("notification", url, cost or a_cost()).samples(
         "actuator/prometheus", lambda name: not name.startswith("jvm_")
     )
 
@@ -83,9 +83,9 @@ def asked(url: str, ledger: Ledger | None = None) -> Any:
 
 
 def test_one_request_gives_the_wanted_series_with_their_labels() -> None:
-    ledger = a_ledger()
+    cost = a_cost()
     with answering(200, TEXT.encode()) as url:
-        frame = asked(url, ledger)
+        frame = asked(url, cost)
     assert frame["__name__"].tolist() == [
         "process_start_time_seconds",
         "hikaricp_connections_timeout_total",
@@ -94,7 +94,7 @@ def test_one_request_gives_the_wanted_series_with_their_labels() -> None:
     ]
     assert frame["value"].tolist() == [1780000000.123, 0.0, 118.0, 1.21]
     assert frame.loc[2, "outcome"] == "SUCCESS" and frame.loc[1, "pool"] == "HikariPool-1"
-    (question,) = ledger.questions
+    (question,) = cost.questions
     assert (question.source, question.text, question.error) == ("notification", "GET /actuator/prometheus", "")
 
 
@@ -111,11 +111,11 @@ def test_one_request_gives_the_wanted_series_with_their_labels() -> None:
     ],
 )
 def test_another_answer_is_told_apart(status: int, body: bytes, reason: Reason, code: str) -> None:
-    ledger = a_ledger()
+    cost = a_cost()
     with answering(status, body, {"Location": "/login"}) as url, pytest.raises(SourceError) as failed:
-        asked(url, ledger)
+        asked(url, cost)
     assert (failed.value.source, failed.value.reason, failed.value.code) == ("notification", reason, code)
-    assert len(ledger.questions) == 1
+    assert len(cost.questions) == 1
 
 
 def test_nobody_there_and_nobody_who_answers_are_two_things(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_a_wrong_address_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_service_that_is_not_declared_is_not_configured() -> None:
 
     target = Target(nats_url="nats://h", entitlement_url="http://e")  # type: ignore[call-arg]
-    sources = Sources(target, "test", Budget(), a_ledger())
+    sources = Sources(target, "test", Budget(), a_cost())
     assert isinstance(sources.service("entitlement"), Exposition)
     with pytest.raises(SourceError) as missing:
         sources.service("notification")

@@ -303,7 +303,7 @@ CASES = [  # one line each: a table to read down
     Case("nats down", nats_down, {"4.1.2": UNREACHABLE, "4.1.1": OK}, None),
     Case("nats refuses us", swapped("RUNBOOK_NATS_URL", "runbook:", "runbook:not-the-password"), {"4.1.2": DENIED, "4.1.1": OK}, None),
     Case("stream missing", jetstream(lambda js: js.delete_stream(broker.STREAM)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
-    Case("consumer missing", jetstream(lambda js: js.delete_consumer(broker.STREAM, broker.CONSUMER)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
+    Case("consumer missing", jetstream(lambda js: js.delete_consumer(broker.STREAM, broker.CONSUMER)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-06"),
     Case("monitoring port closed", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"4.1.1": OK, "4.1.3": OK}, None),
     Case("monitoring port closed, and section 2 says so", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"2.3": UNREACHABLE, "2.5": OK}, None, section="2"),
     Case("no monitoring port declared, and section 2 says so", without("RUNBOOK_NATS_MONITOR_URL"), {"2.3": WARNING, "2.5": OK}, None, section="2"),

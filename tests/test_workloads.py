@@ -23,7 +23,7 @@ from cluster import NAMESPACE, Cluster
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement.facts import Workloads
-from runbook_lib.sources import Ledger, SourceError, workloads
+from runbook_lib.sources import ReadCost, SourceError, workloads
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
 
 SECRET = "p4ss-of-the-app"
@@ -31,8 +31,8 @@ DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/notification"
 STRATEGIC = "application/strategic-merge-patch+json"
 
 
-def a_ledger() -> Ledger:
-    return Ledger(Masker.of([f"postgresql://app:{SECRET}@db/app"], "INC-1"))
+def a_read_cost() -> ReadCost:
+    return ReadCost(Masker.of([f"postgresql://app:{SECRET}@db/app"], "INC-1"))
 
 
 # kubectl -------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def cluster(kubectl: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.fixture
 def runner(cluster: Cluster) -> KubectlRunner:
-    found = runner_of(Workloads(), a_ledger())
+    found = runner_of(Workloads(), a_read_cost())
     assert isinstance(found, KubectlRunner)
     return found
 
@@ -89,8 +89,8 @@ def test_logs_of_every_pod_in_the_order_of_time(cluster: Cluster, runner: Kubect
         "timestamps": "true",
     }
     assert [a.query for a in cluster.asked if a.path.endswith("/pods")] == [{"labelSelector": "app=entitlement"}]
-    assert {q.name for q in runner._ledger.questions} == {"get deploy", "logs"}
-    assert runner._ledger.questions[-1].rows == 2
+    assert {q.name for q in runner._read_cost.questions} == {"get deploy", "logs"}
+    assert runner._read_cost.questions[-1].rows == 2
 
 
 def test_the_newest_lines_survive_the_limit_of_bytes(
@@ -174,11 +174,11 @@ def test_variables_are_changed_in_the_own_container_only(cluster: Cluster, runne
 
 def test_another_container_and_context(cluster: Cluster) -> None:
     cluster.deployments["notification"]["spec"]["template"]["spec"]["containers"][0]["name"] = "app"
-    named = runner_of(Workloads(containers={"notification": "app"}, context="double"), a_ledger())
+    named = runner_of(Workloads(containers={"notification": "app"}, context="double"), a_read_cost())
     named.set_environment("notification", {"A": "1"})
     assert named.environment("notification")["A"] == "1"
     with pytest.raises(SourceError, match='"elsewhere" does not exist'):
-        runner_of(Workloads(context="elsewhere"), a_ledger()).replicas("notification")
+        runner_of(Workloads(context="elsewhere"), a_read_cost()).replicas("notification")
 
 
 def test_refusals_and_silence_have_their_reasons(
@@ -203,7 +203,7 @@ def test_refusals_and_silence_have_their_reasons(
     with pytest.raises(SourceError, match="kubectl is not installed") as e:
         runner.logs("notification", 15)
     assert e.value.reason is Reason.UNREACHABLE
-    assert "not installed" in runner._ledger.questions[-1].error
+    assert "not installed" in runner._read_cost.questions[-1].error
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_what_is_not_on_the_list_is_not_started(words: tuple[str, ...], monkeypa
 
     monkeypatch.setattr(subprocess, "Popen", start)
     for settings in (Workloads(), Workloads(runner="supervisorctl")):
-        ledger = a_ledger()
+        ledger = a_read_cost()
         with pytest.raises(SourceError, match="not on the list") as e:
             runner_of(settings, ledger)._ask(*words)
         assert e.value.reason is Reason.DENIED and ledger.questions == []
@@ -241,7 +241,7 @@ def test_hostile_names_never_reach_a_command(name: str, settings: Workloads, mon
     for chosen in (settings, declared):
         for method, arguments in calls.items():
             with pytest.raises(SourceError) as e:
-                getattr(runner_of(chosen, a_ledger()), method)(name, *arguments)
+                getattr(runner_of(chosen, a_read_cost()), method)(name, *arguments)
             assert e.value.reason is Reason.DENIED
 
 
@@ -257,7 +257,7 @@ def test_hostile_variables_are_refused(variables: dict[str, str | None], tmp_pat
     file.write_text("A=1\n")
     for settings in (Workloads(), Workloads(runner="supervisorctl", env_file=str(file))):
         with pytest.raises(SourceError) as e:
-            runner_of(settings, a_ledger()).set_environment("notification", variables)
+            runner_of(settings, a_read_cost()).set_environment("notification", variables)
         assert e.value.code == "not_allowed"
     assert file.read_text() == "A=1\n"
 
@@ -268,7 +268,7 @@ def test_hostile_variables_are_refused(variables: dict[str, str | None], tmp_pat
 def python(code: str, **settings: Any) -> SupervisorctlRunner:
     """A runner whose tool is a line of Python."""
     return SupervisorctlRunner(
-        Workloads(runner="supervisorctl", supervisorctl=[sys.executable, "-c", code], **settings), a_ledger()
+        Workloads(runner="supervisorctl", supervisorctl=[sys.executable, "-c", code], **settings), a_read_cost()
     )
 
 
@@ -291,7 +291,7 @@ def test_output_is_bounded_and_scrubbed_and_the_environment_kept_back(monkeypatc
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://x:y@z/w")
     talks = python(f"import os; print('{SECRET} password=abc', sorted(k for k in os.environ if 'RUNBOOK' in k))")
     assert talks._ask("status").out == "*** password=*** []\n"
-    assert SECRET not in str(talks._ledger.questions)
+    assert SECRET not in str(talks._read_cost.questions)
     much = python("import sys; [sys.stdout.write('x' * 1000) for _ in range(5000)]")
     assert len(much._ask("status", most=10_000).out) == 10_000
 
@@ -338,7 +338,7 @@ def supervised() -> Iterator[Workloads]:
         env_file=str(folder / "pods.env"),
     )
     try:
-        runner_of(settings, a_ledger()).wait_ready("notification", 20)
+        runner_of(settings, a_read_cost()).wait_ready("notification", 20)
         yield settings
     finally:
         pid = int((folder / "pid").read_text())
@@ -351,7 +351,7 @@ def supervised() -> Iterator[Workloads]:
 @pytest.mark.parametrize("by_file", [True, False])
 def test_the_log_of_a_program_from_the_minute_asked(supervised: Workloads, by_file: bool) -> None:
     settings = supervised if by_file else supervised.model_copy(update={"log_files": {}})
-    lines = runner_of(settings, a_ledger()).logs("notification", 30)
+    lines = runner_of(settings, a_read_cost()).logs("notification", 30)
     assert [json.loads(line)["message"] for line in lines[:2]] == ["10 min ago", "0 min ago"]
     assert lines[2] == "  continued"
     assert SECRET not in "".join(lines) and "alice" not in "".join(lines)
@@ -364,16 +364,16 @@ def test_only_the_end_of_a_long_log_is_read(
     at = datetime.now(UTC).isoformat()
     (tmp_path / "log").write_text("".join(f"{at} line {n}\n" for n in range(1000)))
     long = supervised.model_copy(update={"log_files": {"notification": str(tmp_path / "log")}})
-    lines = runner_of(long, a_ledger()).logs("notification", 30)
+    lines = runner_of(long, a_read_cost()).logs("notification", 30)
     assert lines[-1].endswith("line 999") and 10 < len(lines) < 30 and lines[0].startswith(at)
     with pytest.raises(SourceError, match="cannot read"):
-        runner_of(long.model_copy(update={"log_files": {"notification": "/nowhere"}}), a_ledger()).logs(
+        runner_of(long.model_copy(update={"log_files": {"notification": "/nowhere"}}), a_read_cost()).logs(
             "notification", 30
         )
 
 
 def test_a_program_is_restarted_with_its_new_variables(supervised: Workloads) -> None:
-    runner = runner_of(supervised, a_ledger())
+    runner = runner_of(supervised, a_read_cost())
     (before,) = runner.pods("notification")
     assert before["name"] == "notification" and before["ready"] and before["restarts"] is None
     assert runner.replicas("notification") == 1 and runner.strategy("notification") == "Recreate"
@@ -396,13 +396,13 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: Workloads) ->
         time.sleep(0.1)
     (after,) = runner.pods("notification")
     assert after["started"] > before["started"]
-    texts = [q.text for q in runner._ledger.questions]
+    texts = [q.text for q in runner._read_cost.questions]
     assert any(t.endswith(" restart notification") for t in texts)
     assert any(t.endswith("pods.env: BATCH- POLL=2 s = two") for t in texts)
 
 
 def test_a_program_is_stopped_and_started(supervised: Workloads) -> None:
-    runner = runner_of(supervised, a_ledger())
+    runner = runner_of(supervised, a_read_cost())
     assert "stopped" in runner.scale("notification", 0)
     assert runner.pods("notification") == [] and runner.replicas("notification") == 0
     assert "started" in runner.scale("notification", 1)
@@ -412,7 +412,7 @@ def test_a_program_is_stopped_and_started(supervised: Workloads) -> None:
 
 
 def test_a_program_that_does_not_start(supervised: Workloads) -> None:
-    runner = runner_of(supervised, a_ledger())
+    runner = runner_of(supervised, a_read_cost())
     assert runner.pods("entitlement") == []
     with pytest.raises(SourceError) as e:
         runner.restart("entitlement")
@@ -424,7 +424,7 @@ def test_a_program_that_does_not_start(supervised: Workloads) -> None:
 
 def test_an_unknown_program_and_a_supervisor_that_is_away(supervised: Workloads, tmp_path: Path) -> None:
     other = supervised.model_copy(update={"nats": "nobody"})
-    for call in (runner_of(other, a_ledger()).restart, runner_of(other, a_ledger()).pods):
+    for call in (runner_of(other, a_read_cost()).restart, runner_of(other, a_read_cost()).pods):
         with pytest.raises(SourceError) as e:
             call("nobody")
         assert (e.value.reason, e.value.code) == (Reason.ERROR, "not_found")
@@ -432,12 +432,12 @@ def test_an_unknown_program_and_a_supervisor_that_is_away(supervised: Workloads,
     away.write_text(f"[supervisorctl]\nserverurl=unix://{tmp_path}/no.sock\n")
     command = [*supervised.supervisorctl[:-1], str(away)]
     with pytest.raises(SourceError) as e:
-        runner_of(supervised.model_copy(update={"supervisorctl": command}), a_ledger()).restart("notification")
+        runner_of(supervised.model_copy(update={"supervisorctl": command}), a_read_cost()).restart("notification")
     assert (e.value.reason, e.value.code) == (Reason.UNREACHABLE, "no_connection")
 
 
 def test_without_the_file_of_variables_they_are_not_configured() -> None:
-    runner = runner_of(Workloads(runner="supervisorctl"), a_ledger())
+    runner = runner_of(Workloads(runner="supervisorctl"), a_read_cost())
     for call in (
         lambda: runner.environment("notification"),
         lambda: runner.set_environment("notification", {"A": "1"}),

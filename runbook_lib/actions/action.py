@@ -1,7 +1,7 @@
 """An action: a proposal that is carried out, and written down whatever becomes of it.
 
 `perform` is the only way: it looks at the preconditions again, refuses what lacks a word or a condition, writes a
-line into the incident's journal before the first change and another after the last, and looks at the effect.
+line into the incident's action log before the first change and another after the last, and looks at the effect.
 The rules are those of docs/operations.md.
 """
 
@@ -21,14 +21,14 @@ from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTIONS
+from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
 
 @dataclass(frozen=True)
 class Word:
-    """On whose word an action is carried out, and its id in the journal."""
+    """On whose word an action is carried out, and its id in the action log."""
 
     action: str
     approved_by: str
@@ -46,7 +46,7 @@ class Action(Protocol):
     name: str
 
     def what(self) -> dict[str, Any]:
-        """What exactly, as it stands in the journal."""
+        """What exactly, as it stands in the action log."""
 
     def command(self) -> str:
         """The same as a person would type it."""
@@ -55,7 +55,7 @@ class Action(Protocol):
         """What must hold, looked at now."""
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """What the action changes, as it is now: the journal's before and after."""
+        """What the action changes, as it is now: the action log's before and after."""
 
     def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
         """Do it, on that word. Raises ActionError or SourceError."""
@@ -107,7 +107,7 @@ def perform(
         # Before anything is changed: what can not be written down is not done.
         _write(rb, Outcome(result="done", why=say("action.begun"), **common), "begun")
     except (OSError, UsageError) as e:
-        return Outcome(result="refused", why=say("action.refused.journal", detail=str(e)), **common)
+        return Outcome(result="refused", why=say("action.refused.log", detail=str(e)), **common)
     try:
         did = action.run(rb, Word(id_, common["approved_by"], common["reason"]), progress)
     except (ActionError, SourceError) as e:
@@ -174,4 +174,4 @@ def _write(rb: Context, o: Outcome, result: str) -> None:
         "section": rb.section.number,
         "who": whoami(),
     }
-    rb.archive.add_line(ACTIONS, record.outcome(o) | context | {"result": result})
+    rb.archive.add_line(ACTION_LOG, record.outcome(o) | context | {"result": result})

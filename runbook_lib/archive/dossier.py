@@ -16,7 +16,7 @@ from runbook_lib import mandatory
 from runbook_lib.archive import postmortem
 from runbook_lib.archive.artifact import Result, stamp
 from runbook_lib.model.finding import Status, Verdict
-from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.view import record, render
 
 INDEX = "index.html"
@@ -88,8 +88,8 @@ def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_index(archive: Archive, lang: str) -> None:
-    """Make index.html from the journals. Raises OSError."""
-    entries, actions = archive.manifest(), archive.lines(ACTIONS)
+    """Make index.html from the logs. Raises OSError."""
+    entries, actions = archive.manifest(), archive.lines(ACTION_LOG)
     # A look back says nothing of how things stand.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
     artifacts = [e for e in entries if "section" in e]

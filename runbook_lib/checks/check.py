@@ -54,7 +54,7 @@ class Check:
 
     def run(self, rb: Context) -> Finding:
         """Ask and judge. Never raises: what goes wrong becomes the finding."""
-        first = len(rb.ledger.questions)
+        first = len(rb.read_cost.questions)
         given = rb.given(self.step)
         frames: Frames = {}
         try:
@@ -70,7 +70,7 @@ class Check:
             )
             if os.environ.get("RUNBOOK_DEBUG"):
                 raise
-        return replace(finding, frames=frames | finding.frames, questions=tuple(rb.ledger.questions[first:]))
+        return replace(finding, frames=frames | finding.frames, questions=tuple(rb.read_cost.questions[first:]))
 
     def judge_again(self, found: Finding, given: Given) -> Finding:
         """The same evidence, judged beside other findings."""

@@ -50,7 +50,7 @@ def action_options(f: Any) -> Any:
     """The options of every action."""
     for option in (
         click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
-        click.option("--incident", default="adhoc", show_default=True, help="whose journal the action belongs to"),
+        click.option("--incident", default="adhoc", show_default=True, help="whose dossier the action belongs to"),
         click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
         click.option("--approved-by", type=words, metavar="NAME", help="who gave the word"),
         click.option("--reason", type=words, metavar="TEXT", help="why, for the postmortem"),

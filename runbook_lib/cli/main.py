@@ -385,7 +385,7 @@ def verify(incident: str, output: str | None, lang: str | None) -> int:
     """Check an incident's seal, and judge its stored evidence once more."""
     from runbook_lib import messages
     from runbook_lib.archive import artifact, rejudge
-    from runbook_lib.store import JOURNALS
+    from runbook_lib.store import SEALED
 
     archive = _existing(incident, output)
     lang = lang or settings.load().lang
@@ -405,7 +405,7 @@ def verify(incident: str, output: str | None, lang: str | None) -> int:
     for problem in problems:
         click.echo(problem, err=True)
     if not problems:
-        sealed = sum(len(archive.lines(j)) for j in JOURNALS)
+        sealed = sum(len(archive.lines(j)) for j in SEALED)
         click.echo(messages.text(say("seal.whole", place=archive.place, sealed=sealed, judged=judged), lang))
     return 2 if problems else 0
 
@@ -502,11 +502,11 @@ def _draft_postmortem(
 
 def _existing(incident: str, output: str | None) -> Any:
     from runbook_lib.parameters import validate
-    from runbook_lib.store import JOURNALS, Archive
+    from runbook_lib.store import SEALED, Archive
 
     validate({"incident_id": incident})
     archive = Archive(output or settings.load().output, incident)
-    if not set(JOURNALS) & set(archive.names()) and not archive.partials():
+    if not set(SEALED) & set(archive.names()) and not archive.partials():
         raise UsageError(_no_incident(archive))
     return archive
 

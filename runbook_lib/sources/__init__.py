@@ -24,7 +24,7 @@ class SourceError(Exception):
 
 
 @dataclass
-class Ledger:
+class ReadCost:
     """Every question of a run as it was sent and what it cost; printed at the end of the notebook."""
 
     masker: Masker

@@ -7,22 +7,22 @@ from collections.abc import Callable
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
-from runbook_lib.sources import Ledger
+from runbook_lib.sources import ReadCost
 from runbook_lib.sources.http import get, unfit
 
 
 class Exposition:
     """One process of the system that answers over HTTP."""
 
-    def __init__(self, name: str, url: str, ledger: Ledger) -> None:
-        self._name, self._url, self._ledger = name, url, ledger
+    def __init__(self, name: str, url: str, read_cost: ReadCost) -> None:
+        self._name, self._url, self._read_cost = name, url, read_cost
 
     def samples(self, path: str, wanted: Callable[[str], bool]) -> pd.DataFrame:
         """The series of `wanted` names at this moment: one row each, as `Prometheus.instant` has them.
 
         Columns: `__name__`, the labels, `value`; empty if there is none. Raises SourceError.
         """
-        return rows(self._name, get(self._name, self._ledger, self._url, path), wanted)
+        return rows(self._name, get(self._name, self._read_cost, self._url, path), wanted)
 
 
 def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFrame:

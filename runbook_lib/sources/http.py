@@ -10,7 +10,7 @@ import requests
 import urllib3.exceptions
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 
 #: To be connected, and for each part of the answer; for all of it; and the most of it that is read.
 TIMEOUT_S = (2.0, 3.0)
@@ -19,23 +19,23 @@ MOST_BYTES = 16_000_000
 _CODES = {404: "not_found"}
 
 
-def get_json(source: str, ledger: Ledger, url: str, path: str, params: dict[str, str] | None = None) -> Any:
+def get_json(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str, str] | None = None) -> Any:
     """The JSON that `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error."""
-    body = get(source, ledger, url, path, params)
+    body = get(source, read_cost, url, path, params)
     try:
         return json.loads(body)
     except ValueError:
         raise unfit(source) from None
 
 
-def get(source: str, ledger: Ledger, url: str, path: str, params: dict[str, str] | None = None) -> bytes:
+def get(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str, str] | None = None) -> bytes:
     """What `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error.
 
     Its `code` tells "hung" (the connection was taken and nothing came) from "no_answer" (nor was that), and
     "not_found" (whoever answers there has no such page) from any other HTTP status.
     """
     query = "&".join(f"{k}={v}" for k, v in (params or {}).items())
-    with ledger.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
+    with read_cost.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
         try:
             with requests.get(
                 f"{url.rstrip('/')}/{path}", params=params, timeout=TIMEOUT_S, stream=True, allow_redirects=False

@@ -20,7 +20,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 
 CONNECT_TIMEOUT_S = 3
 REQUEST_TIMEOUT_S = 2
@@ -31,20 +31,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Message:
-    """A stored message: its stream sequence, when it was stored, headers as text, and the body."""
+    """A stored message: its stream sequence, when it was stored, its headers by name, and the body."""
 
     seq: int
     time: datetime
     subject: str
-    headers: str
+    headers: dict[str, str]
     body: bytes
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """The headers of a message as the broker stores them: a line each after the one that names the protocol.
+
+    >>> headers_of("NATS/1.0\\r\\nNats-Msg-Id: 7")
+    {'Nats-Msg-Id': '7'}
+    """
+    lines = [line.partition(":") for line in text.splitlines()[1:] if ":" in line]
+    return {name.strip(): value.strip() for name, _, value in lines}
 
 
 class JetStream:
     """A broker that is asked in short connections; none is held between them."""
 
-    def __init__(self, url: str, name: str, ledger: Ledger) -> None:
-        self._url, self._name, self._ledger = url, name, ledger
+    def __init__(self, url: str, name: str, read_cost: ReadCost) -> None:
+        self._url, self._name, self._read_cost = url, name, read_cost
         self._down: tuple[float, SourceError] | None = None
 
     def stream(self, stream: str) -> dict[str, Any]:
@@ -82,7 +92,7 @@ class JetStream:
 
         if not seqs:
             return []
-        with self._ledger.question(
+        with self._read_cost.question(
             "jetstream", f"STREAM.MSG.GET.{stream}", f"{subject} seq {min(seqs)} to {max(seqs)}, {len(seqs)} of them"
         ) as asked:
             replies = self._run(request)
@@ -100,7 +110,7 @@ class JetStream:
             js = client.jetstream(timeout=REQUEST_TIMEOUT_S)
             return int((await js.publish(subject, body, headers=dict(headers))).seq)
 
-        with self._ledger.question("jetstream", "PUBLISH", f"{subject}, headers {', '.join(headers)}") as asked:
+        with self._read_cost.question("jetstream", "PUBLISH", f"{subject}, headers {', '.join(headers)}") as asked:
             seq = self._run(send)
             asked.rows = 1
         return seq
@@ -111,7 +121,7 @@ class JetStream:
         async def info(client: Client) -> dict[str, Any]:
             return dict(client._server_info)
 
-        with self._ledger.question("jetstream", "server", "CONNECT / INFO") as asked:
+        with self._read_cost.question("jetstream", "server", "CONNECT / INFO") as asked:
             reply = self._run(info)
             asked.rows = 1
         return reply
@@ -124,7 +134,7 @@ class JetStream:
             reply = await client.request(subject, payload, timeout=REQUEST_TIMEOUT_S)
             return dict(json.loads(reply.data))
 
-        with self._ledger.question("jetstream", call, f"{subject} {json.dumps(body) if body else ''}") as asked:
+        with self._read_cost.question("jetstream", call, f"{subject} {json.dumps(body) if body else ''}") as asked:
             reply = self._run(request)
             if error := reply.get("error"):
                 raise _refusal(error)
@@ -195,7 +205,7 @@ def _message(reply: dict[str, Any]) -> Message:
         reply["seq"],
         datetime.fromisoformat(_microseconds(reply["time"])),
         reply["subject"],
-        base64.b64decode(reply.get("hdrs", "")).decode(errors="replace"),
+        headers_of(base64.b64decode(reply.get("hdrs", "")).decode(errors="replace")),
         base64.b64decode(reply.get("data", "")),
     )
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.sources import Ledger
+from runbook_lib.sources import ReadCost
 from runbook_lib.sources.http import get_json
 
 _COLUMNS = [
@@ -27,12 +27,12 @@ _COLUMNS = [
 class NatsMonitor:
     """GETs to /varz and /connz."""
 
-    def __init__(self, url: str, ledger: Ledger) -> None:
-        self._url, self._ledger = url, ledger
+    def __init__(self, url: str, read_cost: ReadCost) -> None:
+        self._url, self._read_cost = url, read_cost
 
     def server(self) -> dict[str, Any]:
         """/varz: version, now, uptime, connections, slow_consumers, config_load_time."""
-        return dict(get_json("nats_monitor", self._ledger, self._url, "varz"))
+        return dict(get_json("nats_monitor", self._read_cost, self._url, "varz"))
 
     def connections(self, limit: int = 256) -> pd.DataFrame:
         """Open connections with what they subscribe to; one row each."""
@@ -43,7 +43,7 @@ class NatsMonitor:
         return self._connz({"state": "closed", "sort": "stop", "auth": "1", "limit": str(limit)})
 
     def _connz(self, params: dict[str, str]) -> pd.DataFrame:
-        reply = get_json("nats_monitor", self._ledger, self._url, "connz", params)
+        reply = get_json("nats_monitor", self._read_cost, self._url, "connz", params)
         rows = [
             {
                 **{c: row.get(c) for c in _COLUMNS},

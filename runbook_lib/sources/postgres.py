@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from runbook_lib.model.finding import Reason, Window
 from runbook_lib.questions import Query, query
 from runbook_lib.settings import Budget
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.usage import UsageError
 
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
@@ -33,8 +33,8 @@ _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 class Postgres:
     """A database that is asked in short snapshots; no connection is held between them."""
 
-    def __init__(self, url: str, application_name: str, budget: Budget, ledger: Ledger) -> None:
-        self._budget, self._ledger = budget, ledger
+    def __init__(self, url: str, application_name: str, budget: Budget, read_cost: ReadCost) -> None:
+        self._budget, self._read_cost = budget, read_cost
         self._down: tuple[float, SourceError] | None = None
         settings = {
             "default_transaction_read_only": "on",
@@ -75,7 +75,7 @@ class Postgres:
                 self._down = (time.monotonic(), e)
             raise
         try:
-            snapshot = Snapshot(connection, window, self._budget, self._ledger)
+            snapshot = Snapshot(connection, window, self._budget, self._read_cost)
             snapshot.wait_for_turn()
             yield snapshot
         finally:
@@ -86,7 +86,7 @@ class Postgres:
                 connection.close()
 
     def _connect(self) -> sa.Connection:
-        with self._ledger.question("postgres", "connect", "CONNECT"):
+        with self._read_cost.question("postgres", "connect", "CONNECT"):
             try:
                 return self._engine.connect()
             except sa.exc.SQLAlchemyError as e:
@@ -96,8 +96,8 @@ class Postgres:
 class Snapshot:
     """The questions of one moment."""
 
-    def __init__(self, connection: sa.Connection, window: Window | None, budget: Budget, ledger: Ledger) -> None:
-        self._connection, self._window, self._budget, self._ledger = connection, window, budget, ledger
+    def __init__(self, connection: sa.Connection, window: Window | None, budget: Budget, read_cost: ReadCost) -> None:
+        self._connection, self._window, self._budget, self._read_cost = connection, window, budget, read_cost
         self._gone: SourceError | None = None
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
@@ -114,7 +114,7 @@ class Snapshot:
             "max_rows": self._budget.max_rows + 1,
         } | params
         used = {k: v for k, v in bound.items() if re.search(rf"(?<![:\w]):{k}\b", q.sql)}
-        with self._ledger.question("postgres", name, _as_sent(q.sql, used)) as asked:
+        with self._read_cost.question("postgres", name, _as_sent(q.sql, used)) as asked:
             if q.answers == "present" and self._window and self._window.past:
                 raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
             if q.cost == "scan":
@@ -168,7 +168,7 @@ class Snapshot:
         Of nine round trips the shortest counts; its midpoint is taken as the moment of the server's answer.
         """
         samples = []
-        with self._ledger.question("postgres", "clock_offset", "SELECT clock_timestamp()") as asked:
+        with self._read_cost.question("postgres", "clock_offset", "SELECT clock_timestamp()") as asked:
             for _ in range(rounds):
                 sent = time.time()
                 server = self._execute("SELECT extract(epoch FROM clock_timestamp())", {}).scalar_one()

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pandas as pd
 
-from runbook_lib.sources import Ledger
+from runbook_lib.sources import ReadCost
 from runbook_lib.sources.http import get_json
 
 
 class Prometheus:
     """Instant queries."""
 
-    def __init__(self, url: str, ledger: Ledger) -> None:
-        self._url, self._ledger = url, ledger
+    def __init__(self, url: str, read_cost: ReadCost) -> None:
+        self._url, self._read_cost = url, read_cost
 
     def instant(self, promql: str, at: pd.Timestamp) -> pd.DataFrame:
         """The vector at a moment: one row per series, its labels as columns and `value`; empty if absent."""
         reply = get_json(
-            "prometheus", self._ledger, self._url, "api/v1/query", {"query": promql, "time": at.isoformat()}
+            "prometheus", self._read_cost, self._url, "api/v1/query", {"query": promql, "time": at.isoformat()}
         )
         rows = [{**s["metric"], "value": float(s["value"][1])} for s in reply["data"]["result"]]
         return pd.DataFrame(rows)

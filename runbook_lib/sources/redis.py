@@ -5,20 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 
 
 class Redis:
     """INFO, and nothing that touches a key."""
 
-    def __init__(self, url: str, ledger: Ledger) -> None:
-        self._url, self._ledger = url, ledger
+    def __init__(self, url: str, read_cost: ReadCost) -> None:
+        self._url, self._read_cost = url, read_cost
 
     def info(self) -> dict[str, Any]:
         """INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
         import redis  # few targets have one
 
-        with self._ledger.question("redis", "info", "INFO") as asked:
+        with self._read_cost.question("redis", "info", "INFO") as asked:
             client = redis.Redis.from_url(self._url, socket_connect_timeout=2, socket_timeout=2)
             try:
                 reply: dict[str, Any] = client.info()

@@ -1,7 +1,7 @@
 """The system's workloads through the tool that runs them: logs, pods, variables, a restart.
 
 Argument vectors only, no shell. What may be started at all is the list `Runner.verbs`, which is looked at in one
-place, `Runner._ask`; what comes back is bounded, scrubbed and entered in the ledger.
+place, `Runner._ask`; what comes back is bounded, scrubbed and counted in the read cost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Workloads
-from runbook_lib.sources import Ledger, SourceError, logs
+from runbook_lib.sources import ReadCost, SourceError, logs
 
 READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
 LOG_BYTES, OTHER_BYTES = 20_000_000, 4_000_000
@@ -67,8 +67,8 @@ class Runner(ABC):
     #: The first words of every command that may be started.
     verbs: ClassVar[frozenset[tuple[str, ...]]]
 
-    def __init__(self, settings: Workloads, ledger: Ledger) -> None:
-        self._settings, self._ledger = settings, ledger
+    def __init__(self, settings: Workloads, read_cost: ReadCost) -> None:
+        self._settings, self._read_cost = settings, read_cost
 
     @abstractmethod
     def logs(self, name: str, minutes: float) -> list[str]:
@@ -123,9 +123,9 @@ class Runner(ABC):
         if verb is None:
             raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
         command = self._command(words)
-        with self._ledger.question("workloads", " ".join(verb), shlex.join(command)) as asked:
+        with self._read_cost.question("workloads", " ".join(verb), shlex.join(command)) as asked:
             code, out, err = _run(command, timeout_s, most)
-            scrub = self._ledger.masker.scrub
+            scrub = self._read_cost.masker.scrub
             answer = Answer(code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out))
             asked.rows = answer.out.count("\n")
             if failed := self._failure(answer):
@@ -140,7 +140,7 @@ class Runner(ABC):
         return name
 
     def _masked(self, variables: Mapping[str, str]) -> dict[str, str]:
-        scrub = self._ledger.masker.scrub
+        scrub = self._read_cost.masker.scrub
         return {k: _MASKED if v and _SECRET.search(k) else scrub(v) for k, v in variables.items()}
 
 
@@ -327,7 +327,7 @@ class SupervisorctlRunner(Runner):
             if time.monotonic() + pause > deadline:
                 raise _error(Reason.TIMEOUT, f"{name} is {status[0]} after {timeout_s:g} s", "not_ready")
             time.sleep(pause)
-            pause = min(1.5 * pause, 5.0)  # each look is a line of the ledger
+            pause = min(1.5 * pause, 5.0)  # each look is a line of the read cost
         return f"{name} {' '.join(status)}"
 
     def scale(self, name: str, replicas: int) -> str:
@@ -342,7 +342,7 @@ class SupervisorctlRunner(Runner):
         kept = [line for line in self._read_env() if line.partition("=")[0] not in changes]
         lines = [*kept, *(f"{k}={v}" for k, v in changes.items() if v is not None)]
         words = " ".join(f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items())
-        with self._ledger.question("workloads", "set environment", f"{self._settings.env_file}: {words}"):
+        with self._read_cost.question("workloads", "set environment", f"{self._settings.env_file}: {words}"):
             try:
                 _write(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
             except OSError as e:
@@ -372,7 +372,7 @@ class SupervisorctlRunner(Runner):
         return words[1], words[2].strip() if len(words) > 2 else ""
 
     def _tail(self, path: Path) -> str:
-        with self._ledger.question("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
+        with self._read_cost.question("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
             try:
                 with path.open("rb") as file:
                     start = max(file.seek(0, os.SEEK_END) - LOG_BYTES, 0)
@@ -383,12 +383,12 @@ class SupervisorctlRunner(Runner):
             asked.rows = found.count(b"\n")
         if start:
             found = found.partition(b"\n")[2]
-        return self._ledger.masker.scrub(found.decode(errors="replace"))
+        return self._read_cost.masker.scrub(found.decode(errors="replace"))
 
     def _read_env(self) -> list[str]:
         if not self._settings.env_file:
             raise _error(Reason.NOT_CONFIGURED, "workloads.env_file is not set", "")
-        with self._ledger.question("workloads", "environment", f"read {self._settings.env_file}"):
+        with self._read_cost.question("workloads", "environment", f"read {self._settings.env_file}"):
             try:
                 return Path(self._settings.env_file).read_text(encoding="utf-8").splitlines()
             except OSError as e:
@@ -400,9 +400,9 @@ class SupervisorctlRunner(Runner):
 RUNNERS: dict[str, type[Runner]] = {"kubectl": KubectlRunner, "supervisorctl": SupervisorctlRunner}
 
 
-def runner_of(settings: Workloads, ledger: Ledger) -> Runner:
+def runner_of(settings: Workloads, read_cost: ReadCost) -> Runner:
     """The runner that the settings choose. Whether its tool is there shows when it is asked."""
-    return RUNNERS[settings.runner](settings, ledger)
+    return RUNNERS[settings.runner](settings, read_cost)
 
 
 def _error(reason: Reason, detail: str, code: str) -> SourceError:

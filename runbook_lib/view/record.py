@@ -103,7 +103,7 @@ def outcome(o: Outcome) -> dict[str, Any]:
 
 
 def what(asked: dict[str, Any]) -> str:
-    """What an action was about, in a few words: of its journal line's `what`."""
+    """What an action was about, in a few words: of its log line's `what`."""
     words = [str(asked.get("name") or asked.get("store") or "")]
     words += [f"{k}={'default' if v is None else v}" for k, v in (asked.get("settings") or {}).items()]
     named = ((k, asked.get(k)) for k in ("limit", "events", "discard", "replicas"))

@@ -14,7 +14,7 @@ from runbook_lib import questions
 from runbook_lib.masking import Masker
 from runbook_lib.questions import Query
 from runbook_lib.settings import Budget
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.postgres import Postgres, Snapshot
 
 from . import obvious
@@ -61,7 +61,7 @@ class Row:
 
 def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[Row]:
     """Ask those named, or all, each in a connection of its own, with the settings and the role of the runbook."""
-    source = Postgres(database_url, "runbook/bench", BUDGET, Ledger(Masker.of([database_url], "bench")))
+    source = Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
         now = pd.Timestamp(db._execute("SELECT now()", {}).scalar_one())
         event = db._execute(_EVENT, {}).scalar()

@@ -203,7 +203,7 @@ def _behind(head: Head, seen: Look, given: Given) -> str:
     """What keeps the first keeps all: it has no worker, runs long, waits for a retry, or is just the first of many."""
     if head.state == "doing":
         if head.job in {j.job for j in seen.orphans}:
-            gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
+            gone = seen.whereabouts is Whereabouts.GONE
             return "lock.behind_abandoned" if gone else "lock.behind_silent"
         long = any(is_long(j, given) for j in seen.running if j.job == head.job)
         return "lock.behind_long" if long else "lock.behind"

@@ -19,5 +19,5 @@ PACK = Pack(
     actions="actions:ACTIONS",
     facts="facts:Facts",
     parameters="facts:Parameters",
-    commands={"act": "cli.act:act", "sandbox": "cli.sandbox:sandbox"},
+    commands={"act": "cli.act:act", "drill": "cli.drill:drill", "sandbox": "cli.sandbox:sandbox"},
 )

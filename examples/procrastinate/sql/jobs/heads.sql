@@ -29,12 +29,13 @@ WITH todo AS MATERIALIZED (
     SELECT
         lock,
         count(*) AS n,
+        -- The first of a line have waited longest, so that not each has to be looked up.
         min(greatest(scheduled_at, (
             SELECT max(at) FROM procrastinate_events e
             WHERE e.job_id = line.id AND e.type IN ('deferred', 'deferred_for_retry', 'retried')
-        ))) AS since
+        ))) FILTER (WHERE place <= 10) AS since
     FROM line
-    WHERE place BETWEEN 2 AND 100 AND (scheduled_at IS NULL OR scheduled_at <= now())
+    WHERE place > 1 AND (scheduled_at IS NULL OR scheduled_at <= now())
     GROUP BY lock
 )
 SELECT

@@ -19,7 +19,7 @@ from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, Entry, L
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.usage import UsageError, did_you_mean
 
-#: Ids that are shown before, and that the journal keeps after.
+#: Ids that are shown before, and that the action log keeps after.
 SHOWN, KEPT = 5, 200
 LOOK_EVERY_S = 0.5
 

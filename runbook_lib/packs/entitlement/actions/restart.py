@@ -17,7 +17,7 @@ from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Application, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTIONS
+from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def not_just_acted(rb: Context, program: str | None = None) -> Precondition:
     cooldown_s = rb.number("action.cooldown")
     times = [
         pd.Timestamp(line["time"])
-        for line in rb.archive.lines(ACTIONS)
+        for line in rb.archive.lines(ACTION_LOG)
         if line["result"] in ("begun", "done", "failed") and program in (None, line["what"].get("name"))
     ]
     recent = bool(times) and (pd.Timestamp.now("UTC") - max(times)).total_seconds() < cooldown_s

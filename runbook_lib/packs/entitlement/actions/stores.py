@@ -25,7 +25,7 @@ from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.questions import statement
 from runbook_lib.settings import Budget
-from runbook_lib.sources import Ledger, SourceError
+from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message
 from runbook_lib.sources.postgres import cut_when_hung, source_error
 from runbook_lib.usage import UsageError
@@ -46,8 +46,8 @@ AT_A_TIME = 250
 class Writer:
     """One connection of the action. Each statement is a transaction of its own: it is done whole or not at all."""
 
-    def __init__(self, connection: psycopg.Connection[dict[str, Any]], budget: Budget, ledger: Ledger) -> None:
-        self._connection, self._budget, self._ledger = connection, budget, ledger
+    def __init__(self, connection: psycopg.Connection[dict[str, Any]], budget: Budget, read_cost: ReadCost) -> None:
+        self._connection, self._budget, self._read_cost = connection, budget, read_cost
 
     def ask(self, name: str, **params: Any) -> list[dict[str, Any]]:
         """Run a statement of `sql/redrive`; its rows. Raises SourceError."""
@@ -60,7 +60,7 @@ class Writer:
 
     def _execute(self, name: str, sql: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         with (
-            self._ledger.question("postgres", name, sql) as asked,
+            self._read_cost.question("postgres", name, sql) as asked,
             cut_when_hung(self._connection, self._budget) as cut,
         ):
             try:
@@ -88,7 +88,7 @@ def connect(rb: Context) -> Iterator[Writer]:
         url = sa.make_url(rb.target.url("action_database_url") or "").set(drivername="postgresql")
     except sa.exc.ArgumentError:
         raise UsageError("action_database_url is not a URL like postgresql://user@host:5432/database") from None
-    with rb.ledger.question("postgres", "connect", "CONNECT, to act"):
+    with rb.read_cost.question("postgres", "connect", "CONNECT, to act"):
         try:
             connection = psycopg.connect(
                 url.render_as_string(hide_password=False),
@@ -101,7 +101,7 @@ def connect(rb: Context) -> Iterator[Writer]:
         except psycopg.Error as e:
             raise source_error(e) from None
     try:
-        yield Writer(connection, budget, rb.ledger)
+        yield Writer(connection, budget, rb.read_cost)
     finally:
         with suppress(psycopg.Error):
             connection.close()
@@ -222,7 +222,7 @@ class BrokerLetters:
         #: A message that was stored so long after "its" failure is another one: the stream began anew.
         self._other_s = rb.number("dead_letters.clocks_apart")
         name = f"runbook/act/{rb.parameters.incident_id}"
-        self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.ledger)
+        self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.read_cost)
 
     def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
         """The newest sequences of both records, less those whose event has been processed since."""
@@ -270,7 +270,7 @@ class BrokerLetters:
             # The advisory is there also where the subscriber could not record it.
             given_up = self._given_up()
             seqs = [row["published_seq"] for row in waiting]
-            ours = {m.seq: _headers(m).get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
+            ours = {m.seq: m.headers.get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
             for row in waiting:
                 if ours.get(row["published_seq"]) != message_id(row["id"]):
                     row["outcome"] = "missing"
@@ -290,7 +290,7 @@ class BrokerLetters:
             settle(db, [{**row, "outcome": "missing"}])
             return
         # The stored Nats-Msg-Id would make it a duplicate of itself, and its Nats-Expected-... were for then.
-        headers = {k: v for k, v in _headers(found).items() if not k.startswith("Nats-")}
+        headers = {k: v for k, v in found.headers.items() if not k.startswith("Nats-")}
         seq = self._jetstream.publish(found.subject, found.body, headers | {"Nats-Msg-Id": message_id(row["id"])})
         db.ask("published", id=row["id"], seq=seq)
 
@@ -361,8 +361,3 @@ def _advised(message: Message) -> int | None:
     except (ValueError, KeyError, TypeError):
         return None
     return seq if isinstance(seq, int) and seq > 0 else None
-
-
-def _headers(message: Message) -> dict[str, str]:
-    lines = [line.partition(":") for line in message.headers.splitlines()[1:] if ":" in line]
-    return {name.strip(): value.strip() for name, _, value in lines}

@@ -361,16 +361,12 @@ def _stream(rb: Context) -> Frames:
     return frames if published is None else frames | {"published": published}
 
 
-def _event_id(headers: str) -> str | None:
+def _event_id(headers: dict[str, str]) -> str | None:
     """The event that the relay named as the message's id; None for what somebody else published."""
-    for line in headers.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "nats-msg-id":
-            try:
-                return str(uuid.UUID(value.strip()))
-            except ValueError:
-                return None
-    return None
+    try:
+        return str(uuid.UUID(headers.get("Nats-Msg-Id", "")))
+    except ValueError:
+        return None
 
 
 def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: float) -> Frames:

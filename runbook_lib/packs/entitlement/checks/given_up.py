@@ -101,14 +101,13 @@ def classify(message: Message) -> dict[str, Any]:
 
     `problem`: undecodable, empty_field, bad_event_id, bad_occurred_at, or decodes where nothing is wrong.
     """
-    headers = dict(re.findall(r"^([\w-]+): *(.*?)\r?$", message.headers, re.MULTILINE))
     found: dict[str, Any] = {
         "stream_seq": message.seq,
         "stored_at": pd.Timestamp(message.time),
         "bytes": len(message.body),
         # The relay always sets both; what lacks them was published by something else.
-        "by_relay": {"Nats-Msg-Id", "event_type"} <= headers.keys(),
-        "event_type": _word(headers.get("event_type")),
+        "by_relay": {"Nats-Msg-Id", "event_type"} <= message.headers.keys(),
+        "event_type": _word(message.headers.get("event_type")),
         "source": None,
         "event_id": None,
         "fields": "",

@@ -26,7 +26,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.parameters import moment
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTIONS, NOTES, Archive
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.view import charts, record
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Impact:
 
 @dataclass(frozen=True)
 class Action:
-    """A line of the actions' journal."""
+    """A line of the action log."""
 
     time: pd.Timestamp | None = None
     action: str = ""
@@ -166,7 +166,7 @@ def said(archive: Archive, name: str) -> dict[str, Any]:
 def collect_runs(rb: Context) -> Frames:
     """The runs of the incident, this section's own left out. Frame: runs (fields of `Run`)."""
     found = []
-    for entry in _journal(rb.archive):
+    for entry in _lines(rb.archive):
         if entry.get("section", OWN) == OWN:
             continue
         given, seen = entry.get("parameters") or {}, said(rb.archive, entry["name"])
@@ -185,7 +185,7 @@ def collect_runs(rb: Context) -> Frames:
     return {"runs": _timed(pd.DataFrame(found, columns=RUN), "started", "ended", "looked_at", "detected_at", "onset")}
 
 
-def _journal(archive: Archive, name: str = "") -> list[dict[str, Any]]:
+def _lines(archive: Archive, name: str = "") -> list[dict[str, Any]]:
     try:
         return archive.lines(name) if name else archive.manifest()
     except (OSError, ValueError) as e:
@@ -319,7 +319,7 @@ def _in_pieces(
 def _earlier_impact(rb: Context) -> Frames:
     """What earlier runs of this section measured: rows are deleted, so it may be all that is left."""
     measured: dict[str, Impact] = {}
-    for entry in _journal(rb.archive):
+    for entry in _lines(rb.archive):
         if entry.get("section") == OWN:
             found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {}).get("frames", {}).get("impact")
             for r in rows.each(record.frame_from_json(found), Impact) if found else ():
@@ -779,7 +779,7 @@ def collect_origin(rb: Context) -> Frames:
     Frames: verdicts (fields of `Verdict`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en, ja:
     text).
     """
-    manifest = _journal(rb.archive)
+    manifest = _lines(rb.archive)
     runs = [e for e in manifest if e.get("section", OWN) != OWN]
     told = [
         (e["name"], e.get("started"), e["verdict"]) for e in manifest if "verdict" in e and e.get("sections") != [OWN]
@@ -898,7 +898,7 @@ def collect_timeline(rb: Context) -> Frames:
     notes = [
         # People in it are tokens already; whoever wrote it did not know this target's secrets.
         {"time": n.get("time"), "who": n.get("who"), "text": rb.masker.without_secrets(str(n.get("text")))}
-        for n in _journal(rb.archive, NOTES)
+        for n in _lines(rb.archive, NOTES)
     ]
     earlier = next((f for f in rb.given().earlier if f.step == "7.1"), None)
     began = {c: earlier.value(c) if earlier else None for c in ("onset", "onset_how", "onset_from")}
@@ -908,7 +908,7 @@ def collect_timeline(rb: Context) -> Frames:
     partial = [p for p in rb.archive.partials() if f"-{OWN}." not in p]
     return frames | {
         "verdicts": collect_origin(rb)["verdicts"],
-        "actions": rows.frame((_acted(a) for a in _journal(rb.archive, ACTIONS)), Action),
+        "actions": rows.frame((_acted(a) for a in _lines(rb.archive, ACTION_LOG)), Action),
         "notes": _timed(pd.DataFrame(notes, columns=["time", "who", "text"]), "time"),
         "partials": pd.DataFrame({"name": partial}, dtype=object),
         "began": row(**began),

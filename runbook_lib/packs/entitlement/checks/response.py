@@ -186,7 +186,7 @@ def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
         if value is None:
             why = unasked if name in ("ENT-A", "ENT-B") else Reason.NO_DATA.value
         elif name == "NOTI-B" and value == waits:
-            why = "oldest that waits"
+            why = "oldest_waiting"  # a word like those of `Reason`
         now, met = (None, None) if value is None else (round(value, 3), slo.met(value))
         found.append({"slo": name, "sli": slo.sli, "now": now, "objective": slo.objective, "met": met, "why": why})
     return pd.DataFrame(found, columns=["slo", "sli", "now", "objective", "met", "why"])
@@ -195,10 +195,10 @@ def sli_rows(frames: Frames, given: Given) -> pd.DataFrame:
 def _oldest_of_many(frames: Frames, sent: float, given: Given) -> float | None:
     """The age of the oldest event that waits, if so many wait that the p95 of all lies among them."""
     waiting = _waiting(frames)
-    events = sum(at.events for at in waiting)
-    if events <= (1 - given.number("p95.in_time")) * (events + sent):
+    events, ages = sum(at.events for at in waiting), [at.oldest_s for at in waiting if at.oldest_s is not None]
+    if not ages or events <= (1 - given.number("p95.in_time")) * (events + sent):
         return None
-    return round(max(at.oldest_s or 0.0 for at in waiting), 3)
+    return round(max(ages), 3)
 
 
 def _waiting(frames: Frames) -> list[Affected]:

@@ -14,7 +14,7 @@ from runbook_lib.model.finding import Status
 from runbook_lib.packs.entitlement.sandbox import faults
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.sandbox.state import SandboxError
-from runbook_lib.store import ACTIONS, Archive
+from runbook_lib.store import ACTION_LOG, Archive
 
 #: Long enough that rows are plainly overdue, short enough to watch.
 FAULT_S = 12
@@ -67,7 +67,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         sandbox.down()
     if found != Status.CRITICAL.value:
         raise SandboxError(f"the runbook did not call '{fault.name}' CRITICAL (exit code {found})")
-    if restart and not any(a["result"] == "done" and a["verified"] for a in archive.lines(ACTIONS)):
+    if restart and not any(a["result"] == "done" and a["verified"] for a in archive.lines(ACTION_LOG)):
         raise SandboxError("the restart was not carried out, or did not work")
     if recovered != Status.OK.value:
         raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")

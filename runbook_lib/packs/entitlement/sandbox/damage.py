@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import nats.js.errors
@@ -234,11 +235,16 @@ def forget(sandbox: Programs) -> None:
 # Events that can never pass ---------------------------------------------------------------------------------
 
 
+def _n(sandbox: Programs, usual: int) -> int:
+    return max(round(usual * sandbox.intensity), 1)
+
+
 def bad_payloads(sandbox: Programs) -> None:
     """Payloads of the wrong JSON shape, one a minute."""
     now = database.now()
     with _transaction(sandbox) as connection:
-        for n, payload in enumerate(("[]", '"text"', '{"version": "one"}', "[]", "[1, 2]")):
+        shapes = ("[]", '"text"', '{"version": "one"}', "[]", "[1, 2]")
+        for n, payload in enumerate(islice(cycle(shapes), _n(sandbox, 5))):
             row = _event(connection, f"shape-{n}", now - timedelta(minutes=n))
             connection.execute(
                 "UPDATE entitlement.outbox_events SET payload = %s WHERE event_id = %s", (payload, row["event_id"])
@@ -249,7 +255,7 @@ def unknown_event_types(sandbox: Programs) -> None:
     """Events of a type that the wire format lacks; each has one try left."""
     now = database.now()
     with _transaction(sandbox) as connection:
-        for n in range(5):
+        for n in range(_n(sandbox, 5)):
             row = _event(connection, f"type-{n}", now - _NINE_TRIES - timedelta(minutes=n))
             connection.execute(
                 "UPDATE entitlement.outbox_events SET event_type = 'EntitlementSuspended', attempt_count = 9,"
@@ -262,7 +268,7 @@ def undecodable_messages(sandbox: Programs) -> None:
     """Noise on the subject of the events."""
 
     async def publish(js: JetStreamContext) -> None:
-        for _ in range(3):
+        for _ in range(_n(sandbox, 3)):
             await js.publish(broker.SUBJECT, b"\xff" + secrets.token_bytes(40))  # no message starts with this byte
 
     broker.visit(sandbox.state.addresses.app_nats_url, publish)

@@ -12,6 +12,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from psycopg.rows import DictRow
@@ -22,7 +23,7 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 from . import broker, database, telemetry
 from .database import Connection, Database, Pooled
-from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, seconds
+from .settings import Environment, WorkerSettings, error_text, flag, nats_timeout, read_env, seconds
 
 log = logging.getLogger(__name__)
 
@@ -380,20 +381,22 @@ class Api:
 
 
 def run_api(env: Environment) -> None:
-    """Requests at SANDBOX_RATE per second, from clients who know what they own."""
-    rate = float(env.get("SANDBOX_RATE", "5"))
+    """Requests at SANDBOX_RATE per second, from clients who know what they own and may ask for more at any moment."""
+    pods = Path(env["RUNBOOK_SANDBOX_OWNER"]) / "pods.env"
     source = Pooled(env, "api")
     owned: set[tuple[str, str]] | None = None
     due = time.monotonic()
-    while rate > 0:
+    while True:
+        rate = float(read_env(pods).get("SANDBOX_RATE", "5"))
+        if rate <= 0:
+            time.sleep(0.2)
+            continue
         due = max(due + 1 / rate, time.monotonic() - 1)  # after an outage clients do not make up for lost time
         time.sleep(max(0.0, due - time.monotonic()))
         with suppress(Exception), source.connection() as connection:
             if owned is None:
                 owned = _owned(connection)
             _request(connection, owned)
-    while True:
-        time.sleep(3600)
 
 
 def _owned(connection: Connection) -> set[tuple[str, str]]:

@@ -155,6 +155,7 @@ CATALOGUE = (
         inject=_signal("notification", "subscriber", signal.SIGUSR1),
         heal=_restart("notification"),
         helps=("restart_notification",),
+        also_right=("FM-NATS-05",),  # not bound, because its connection is closed for good
     ),
     Fault(
         "relay_stopped",
@@ -529,12 +530,12 @@ CATALOGUE = (
             "ja": "consumer だけが失われます。publish は続きますが、誰も受信しません。",
         },
         section="4.1",
-        stuck_at="subscriber",
-        failure_mode="FM-NATS-01",
+        stuck_at="jetstream",
+        failure_mode="FM-NATS-06",
         inject=damage.delete_consumer,
         heal=_restart("notification"),
         helps=("restart_notification",),
-        also_right=("FM-NATS-04",),
+        also_right=("subscriber", "FM-NATS-01"),
     ),
     Fault(
         "stream_full",

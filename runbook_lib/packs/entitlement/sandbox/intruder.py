@@ -12,7 +12,8 @@ import psycopg
 
 from .java import DRIVER
 from .notification import run_worker
-from .pod import pod_name, read_env, set_up_logging
+from .pod import pod_name, set_up_logging
+from .settings import read_env
 from .state import load
 
 _POLL = 0.2

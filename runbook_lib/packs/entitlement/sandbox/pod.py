@@ -26,7 +26,7 @@ from typing import NoReturn
 import psycopg
 
 from . import database, entitlement, java, notification, telemetry
-from .settings import Environment
+from .settings import Environment, read_env
 from .state import load
 
 POD_NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -50,11 +50,6 @@ def pod_name(app: str) -> str:
     """A name such as `notification-7c9d5f6b8-x2k4q`."""
     chars = random.choices(POD_NAME_LETTERS, k=14)
     return f"{app}-{''.join(chars[:9])}-{''.join(chars[9:])}"
-
-
-def read_env(path: Path) -> dict[str, str]:
-    """The NAME=VALUE lines that all pods share."""
-    return dict(line.split("=", 1) for line in path.read_text().splitlines() if line)
 
 
 class JsonLines(logging.Formatter):

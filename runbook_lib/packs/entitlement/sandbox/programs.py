@@ -29,7 +29,8 @@ from runbook_lib.sources import logs
 from runbook_lib.usage import SANDBOX_TARGET
 
 from . import history, servers
-from .pod import FAILED_START, read_env
+from .pod import FAILED_START
+from .settings import read_env
 from .state import DATABASE, FILE_NAME, Addresses, SandboxError, SandboxState, command, default_directory, load
 
 PODS = ("entitlement", "notification")
@@ -44,7 +45,7 @@ DOWN_TIMEOUT = 5.0
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
     *("postgres", "nats", "log", "run", "pods.env", "nats.conf", "supervisord.conf", "supervisord.pid"),
-    *("postgres.password", "sandbox.tmp", FILE_NAME, "target.tmp", SANDBOX_TARGET),
+    *("postgres.password", "pods.tmp", "sandbox.tmp", FILE_NAME, "target.tmp", SANDBOX_TARGET),
 )
 
 
@@ -61,6 +62,9 @@ class Running:
 
 class Programs:
     """The programs of one sandbox, in one folder, under one supervisor."""
+
+    #: How strongly faults hit that come in numbers: 1 as usual, 2 twice as many.
+    intensity = 1.0
 
     def __init__(self, directory: Path | str | None = None) -> None:
         self.directory = Path(directory or default_directory()).resolve()
@@ -357,8 +361,10 @@ class Programs:
             if not name.isidentifier() or "\n" in value:
                 raise SandboxError(f"not an environment variable: {name}")
         path = self.directory / "pods.env"
-        path.touch(mode=0o600)
-        path.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        draft = path.with_suffix(".tmp")
+        draft.touch(mode=0o600)
+        draft.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        draft.replace(path)  # in one step: the clients read their rate in it all the time
 
     def _up_state(self) -> SandboxState:
         state = self.state

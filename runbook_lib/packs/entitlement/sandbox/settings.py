@@ -8,10 +8,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 Environment = Mapping[str, str]
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def read_env(path: Path) -> dict[str, str]:
+    """The NAME=VALUE lines that all pods share."""
+    return dict(line.split("=", 1) for line in path.read_text().splitlines() if line)
 
 
 def seconds(text: str) -> float:

@@ -4,8 +4,7 @@
 -- answers: window
 -- column: stream_seq id
 -- column: created_at time
--- column: total rows
-SELECT stream_seq, created_at, count(*) OVER () AS total
+SELECT stream_seq, created_at
 FROM notification.notification_nats_dlq
 WHERE created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)
 ORDER BY created_at DESC

@@ -4,8 +4,7 @@
 -- answers: window
 -- column: store text
 -- column: n rows
--- column: newest time
-SELECT 'outbox' AS store, count(*) AS n, max(created_at) AS newest
+SELECT 'outbox' AS store, count(*) AS n
 FROM (
     SELECT created_at FROM entitlement.outbox_events
     WHERE status = 'FAILED' AND created_at <= CAST(:since AS timestamptz) - interval '365 seconds'
@@ -13,14 +12,14 @@ FROM (
     LIMIT 20000
 ) outbox
 UNION ALL
-SELECT 'delivery', count(*), max(created_at)
+SELECT 'delivery', count(*)
 FROM (
     SELECT created_at FROM notification.notification_dlq
     WHERE created_at <= CAST(:since AS timestamptz)
     LIMIT 20000
 ) delivery
 UNION ALL
-SELECT 'broker', count(*), max(created_at)
+SELECT 'broker', count(*)
 FROM (
     SELECT created_at FROM notification.notification_nats_dlq
     WHERE created_at <= CAST(:since AS timestamptz)

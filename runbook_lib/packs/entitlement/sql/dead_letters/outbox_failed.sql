@@ -5,9 +5,7 @@
 -- column: event_id id
 -- column: failed_at time
 -- column: exact flag
--- column: created_at time
 -- column: last_error text
--- column: attempt_count number
 -- column: event_type text
 -- column: source text
 -- column: shape text
@@ -34,7 +32,7 @@ WITH newest AS MATERIALIZED (
     WHERE (nth - 1) % CAST(ceil(total / (:max_rows - 1.0)) AS bigint) = 0
     LIMIT :max_rows
 )
-SELECT o.event_id, s.failed_at, s.exact, o.created_at, left(o.last_error, 300) AS last_error, o.attempt_count,
+SELECT o.event_id, s.failed_at, s.exact, left(o.last_error, 300) AS last_error,
     substring(o.event_type FROM '^[A-Za-z0-9_.-]{1,40}$') AS event_type,
     substring(o.payload->>'source' FROM '^[A-Za-z0-9_.-]{1,40}$') AS source,
     -- Of the payload only which fields it has, and of what type.

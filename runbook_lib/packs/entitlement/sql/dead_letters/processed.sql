@@ -3,8 +3,7 @@
 -- cost: index
 -- answers: window
 -- column: event_id id
--- column: processed_at time
-SELECT event_id, processed_at
+SELECT event_id
 FROM notification.processed_events
 WHERE event_id = ANY (CAST(:event_ids AS uuid[])) AND processed_at <= CAST(:as_of AS timestamptz)
 LIMIT :max_rows;

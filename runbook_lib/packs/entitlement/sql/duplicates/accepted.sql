@@ -2,14 +2,10 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: accepted rows
 -- column: events number
 -- column: doubled rows
 SELECT
-    now() AS now,
     -- Matches come by a stream and a consumer of their own.
-    count(*) FILTER (WHERE type <> 'MatchFound') AS accepted,
     count(DISTINCT event_id) FILTER (WHERE type <> 'MatchFound') AS events,
     count(*) - count(DISTINCT event_id) AS doubled
 FROM (

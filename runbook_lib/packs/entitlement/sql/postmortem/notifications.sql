@@ -12,7 +12,7 @@
 -- column: slow rows
 -- column: first_late time
 -- column: first_slow time
--- column: rise rows
+-- column: rise number
 -- Came and ended count where that happened; `n`, `slow` and `late` count where the event occurred. Bucket -1 is all
 -- before. `rise`: how far the number of the unfinished rose in the bucket above that of its beginning.
 WITH found AS MATERIALIZED (

@@ -3,11 +3,10 @@
 -- cost: index
 -- answers: window
 -- column: total rows
--- column: timed flag
 -- column: n rows
 -- column: first_failed time
 -- Without commit times: those created in it, or so shortly before that their ten tries may have ended in it.
-SELECT count(*) AS total, bool_and(failed_at IS NOT NULL) AS timed,
+SELECT count(*) AS total,
     count(*) FILTER (
         WHERE CASE WHEN failed_at IS NOT NULL THEN failed_at >= CAST(:since AS timestamptz)
                 ELSE created_at >= CAST(:since AS timestamptz) - interval '1 second' * CAST(:tries_s AS double precision)

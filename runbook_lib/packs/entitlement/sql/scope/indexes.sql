@@ -3,14 +3,8 @@
 -- cost: catalog
 -- answers: present
 -- column: index_name text
--- column: table_name text
--- column: is_unique flag
 -- column: usable flag
-SELECT
-    i.relname AS index_name,
-    t.relname AS table_name,
-    x.indisunique AS is_unique,
-    x.indisvalid AND x.indisready AND x.indislive AS usable
+SELECT i.relname AS index_name, x.indisvalid AND x.indisready AND x.indislive AS usable
 FROM pg_catalog.pg_index x
 JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
 JOIN pg_catalog.pg_class t ON t.oid = x.indrelid

@@ -1,0 +1,286 @@
+"""Game days without a server: what a seed means, how verdicts and proposals are judged, and the page of many drills."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runbook_lib import catalog
+from runbook_lib.packs.entitlement.cli.drill import drill
+from runbook_lib.packs.entitlement.drills import judge, play
+from runbook_lib.packs.entitlement.drills.judge import Truth, changes, helped, took_effect, wilson
+from runbook_lib.packs.entitlement.drills.probe import Seen
+from runbook_lib.packs.entitlement.drills.report import report
+from runbook_lib.packs.entitlement.drills.scenario import LOADS, NOISES, draw, round_of
+from runbook_lib.packs.entitlement.sandbox.faults import CATALOGUE
+
+KINDS = [fault.name for fault in CATALOGUE]
+SEEDS = st.integers(0, 10**9)
+NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, unique=True)
+
+# Scenarios --------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(SEEDS, NAMES, st.floats(2, 600))
+def test_a_scenario_is_the_same_for_the_same_seed_and_within_bounds(
+    seed: int, kinds: list[str], longest: float
+) -> None:
+    drawn = draw(seed, kinds, longest)
+    assert drawn == draw(seed, list(reversed(kinds)), longest)
+    assert len(drawn.faults) <= 2 and {*drawn.faults} <= {*kinds} and len({*drawn.faults}) == len(drawn.faults)
+    assert 2 <= drawn.look_after_s <= longest + 0.1
+    assert drawn.load in LOADS and drawn.noise in ("", *NOISES) and 0.5 <= drawn.intensity <= 2
+    assert drawn.faults or drawn.noise, "a drill without a fault has something that could be mistaken for one"
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), NAMES)
+def test_every_kind_comes_once_a_round(number: int, kinds: list[str]) -> None:
+    n = round_of(kinds)
+    drawn = [draw(seed, kinds) for seed in range(number * n, (number + 1) * n)]
+    assert sorted(s.faults[0] for s in drawn if s.faults) == sorted(kinds)
+    assert sum(not s.faults for s in drawn) == n - len(kinds) >= 1
+
+
+def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
+    drawn = [draw(seed, KINDS) for seed in range(1000, 1200)]
+    assert {s.load for s in drawn} == {*LOADS}
+    assert {s.noise for s in drawn} == {"", *NOISES}
+    assert 15 <= sum(len(s.faults) == 2 for s in drawn) <= 40
+    assert sum(not s.faults for s in drawn) >= 30
+    assert min(sum(s.faults[:1] == (kind,) for s in drawn) for kind in KINDS) >= 3
+
+
+def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
+    book = catalog.load()
+    for name in KINDS:
+        right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]))
+        assert right and right.places <= {*book.places, None} and right.modes <= {*book.failure_modes}
+
+
+# Judging ----------------------------------------------------------------------------------------------------
+
+WORKER = Truth(frozenset({"delivery_worker"}), frozenset({"FM-NOTI-06"}))
+DOUBLED = Truth(frozenset({None}), frozenset({"FM-NOTI-01"}))
+RESTART = {"name": "restart_notification", "command": "supervisorctl -c f restart notification"}
+LOGS = {"name": "logs", "command": "supervisorctl -c f tail notification"}
+
+
+def verdict(stuck_at: str | None = None, mode: str = "", score: float = 0.9, **more: Any) -> dict[str, Any]:
+    modes = [{"id": mode, "score": score}] if mode else []
+    said: dict[str, Any] = {
+        "status": "CRITICAL",
+        "stuck_at": stuck_at,
+        "confidence": "high",
+        "undecided": [],
+        "between": [],
+    }
+    return said | {"failure_modes": modes, "proposals": [], "look_again_s": None} | more
+
+
+OK: dict[str, Any] = {"status": "OK"}
+ONE_OF = ["delivery_worker", "receiver"]
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "place", "mode"),
+    [
+        (verdict("delivery_worker", "FM-NOTI-06"), WORKER, "right", "right"),
+        (verdict("relay", "FM-NOTI-06"), WORKER, "wrong", "right"),
+        (verdict("delivery_worker", "FM-DB-01"), WORKER, "right", "wrong"),
+        (verdict("delivery_worker"), WORKER, "right", "undecided"),
+        (verdict("delivery_worker", "FM-DB-01", 0.4), WORKER, "right", "undecided"),
+        (verdict(mode="FM-NOTI-06", undecided=ONE_OF), WORKER, "undecided", "right"),
+        (verdict(undecided=["relay", "database"]), WORKER, "wrong", "undecided"),
+        (verdict("delivery_worker", "FM-DB-01", between=["FM-DB-01", "FM-NOTI-06"]), WORKER, "right", "undecided"),
+        (verdict("delivery_worker", "FM-NOTI-06", between=["FM-DB-01", "FM-DB-02"]), WORKER, "right", "wrong"),
+        (verdict(**OK), WORKER, "wrong", "wrong"),
+        (verdict(**OK, look_again_s=20.0), WORKER, "undecided", "undecided"),
+        (verdict(status="UNKNOWN"), WORKER, "undecided", "undecided"),
+        (verdict(mode="FM-NOTI-01"), DOUBLED, "right", "right"),
+        (verdict("subscriber", "FM-NOTI-01"), DOUBLED, "wrong", "right"),
+        (verdict(mode="FM-NOTI-01", undecided=ONE_OF), DOUBLED, "undecided", "right"),
+        (verdict(**OK), DOUBLED, "right", "wrong"),
+        (None, WORKER, "wrong", "wrong"),
+        (verdict(**OK), None, "right", "right"),
+        (verdict(status="WARNING"), None, "right", "right"),
+        (verdict(status="WARNING", undecided=ONE_OF), None, "undecided", "undecided"),
+        (verdict(status="CRITICAL"), None, "wrong", "wrong"),
+        (verdict("relay", status="WARNING"), None, "wrong", "wrong"),
+        (verdict(**OK, proposals=[LOGS]), None, "right", "right"),
+        (verdict(**OK, proposals=[LOGS, RESTART]), None, "wrong", "wrong"),
+    ],
+)
+def test_a_verdict_is_right_honest_or_wrong(said: Any, truth: Truth | None, place: str, mode: str) -> None:
+    found = judge.judge(said, truth)
+    assert (found.place, found.mode) == (place, mode)
+    assert found.answer == next(a for a in ("wrong", "undecided", "right") if a in (place, mode))
+
+
+@pytest.mark.parametrize(
+    ("command", "changing"),
+    [
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf restart notification", True),
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf tail notification", False),
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf status", False),
+        ("runbook sandbox set NOTIFICATION_DELIVERY_BATCH_SIZE=25", True),
+        ("runbook act redrive outbox --target sandbox --incident E --limit 50 --approved-by NAME --reason TEXT", False),
+        ("runbook act restart notification --execute", True),
+        ("runbook run 4.4", False),
+        ("kubectl -n ns rollout restart deploy/notification", True),
+        ("kubectl -n ns set env deploy/notification A=1", True),
+        ("kubectl -n ns set env deploy/notification --list", False),
+        ("kubectl -n ns logs deploy/notification --since=15m", False),
+        ("psql -d m -c 'SELECT pg_cancel_backend(12)'", True),
+        ("psql -d m -c 'ALTER ROLE m RESET default_transaction_read_only'", True),
+        ("psql -d m -c 'SELECT event_id FROM entitlement.outbox_events LIMIT 20'", False),
+        ("nats stream info entitlement-events", False),
+        ("nats stream edit entitlement-events --max-msgs=-1", True),
+        ("date -u", False),
+        ("something-new", True),
+        ("", False),
+    ],
+)
+def test_a_command_that_changes_something_is_told_from_one_that_looks(command: str, changing: bool) -> None:
+    assert changes(command) is changing
+
+
+FLOWS = Seen(30, 5, 5, 5, 5, waiting=5, oldest_s=1, retrying=0, lost=0, doubled=0, ahead_s=0)
+
+
+def seen(**other: float | None) -> Seen:
+    return Seen(**{**vars(FLOWS), **other})
+
+
+STUCK = seen(sent=0, waiting=300, oldest_s=60)
+
+
+@pytest.mark.parametrize(
+    ("acted", "alone", "help_"),
+    [
+        (seen(sent=11, waiting=4), STUCK, "helps"),
+        (STUCK, STUCK, "nothing"),
+        (FLOWS, FLOWS, "nothing"),
+        (seen(sent=4.8, waiting=9, oldest_s=1.9), FLOWS, "nothing"),
+        (STUCK, FLOWS, "harms"),
+        (seen(sent=11, waiting=4, lost=40), STUCK, "harms"),
+        (seen(sent=11, waiting=4, doubled=40), STUCK, "harms"),
+        (seen(created=0, sent=0, waiting=150), STUCK, "harms"),
+        (FLOWS, seen(waiting=None, oldest_s=None, sent=0), "helps"),
+        (seen(waiting=None, oldest_s=None, sent=0), FLOWS, "harms"),
+        (seen(created=None, sent=None), FLOWS, "harms"),
+        (seen(created=None), seen(created=None), "nothing"),
+        (seen(s=30, created=0.5, sent=0.5, waiting=1), seen(created=0.5, sent=0, waiting=20, oldest_s=40), "helps"),
+    ],
+)
+def test_help_is_seen_in_the_flow_of_two_sandboxes(acted: Seen, alone: Seen, help_: str) -> None:
+    assert helped(acted, alone) == help_
+
+
+@pytest.mark.parametrize(
+    ("after", "effect"),
+    [
+        (FLOWS, ()),
+        (seen(sent=4, waiting=30, oldest_s=9), ()),
+        (STUCK, ("sent", "waiting", "oldest_s")),
+        (seen(lost=1), ("lost",)),
+        (seen(retrying=3), ("retrying",)),
+        (seen(ahead_s=60), ("ahead_s",)),
+        (seen(doubled=None), ("doubled",)),
+        (seen(created=0), ("created",)),
+    ],
+)
+def test_an_effect_is_seen_without_the_runbook(after: Seen, effect: tuple[str, ...]) -> None:
+    assert took_effect(FLOWS, after) == effect
+
+
+@settings(deadline=None)
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_wilson_s_bounds_are_around_the_share(hits: int, more: int) -> None:
+    low, high = wilson(hits, hits + more)
+    share = hits / (hits + more) if hits + more else 0.5
+    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+
+
+# The page ---------------------------------------------------------------------------------------------------
+
+
+def line(
+    seed: int, said: Any, *faults: str, alone: Seen = STUCK, acted: Seen | None = None, noise: str = ""
+) -> dict[str, Any]:
+    """A line of the results; with `acted`, its restart was carried out."""
+    scenario = {"seed": seed, "faults": faults, "intensity": 1.0, "load": "steady", "noise": noise, "look_after_s": 9.0}
+    truth = {"places": [*WORKER.places], "modes": [*WORKER.modes]} if faults else None
+    return {
+        "seed": seed,
+        "version": "1.0",
+        "scenario": scenario,
+        "problems": [],
+        "truth": truth,
+        "verdict": said,
+        "headline": "why",
+        "seconds": 7.0 + seed,
+        "proposal": {**RESTART, "exit": 0} if acted else None,
+        "before": vars(FLOWS),
+        "acted": vars(acted or alone),
+        "alone": vars(alone),
+    }
+
+
+RIGHT = verdict("delivery_worker", "FM-NOTI-06")
+LINES = [
+    line(1, RIGHT, "worker_stopped", acted=FLOWS),
+    line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK),
+    line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung"),
+    line(4, RIGHT, "worker_stopped", alone=FLOWS),
+    line(5, verdict(**OK), alone=FLOWS, noise="deploy"),
+    line(6, RIGHT, alone=FLOWS, noise="backup"),
+    {"seed": 7, "scenario": {}, "error": "the sandbox did not come up"},
+    {"seed": 8, "scenario": {}, "error": "for the first time"},
+    line(8, RIGHT, "worker_stopped", "relay_stopped"),
+]
+
+
+def test_the_page_of_many_drills() -> None:
+    page = report(LINES)
+    assert "| worker_stopped | 2 | 1 | 0 | 1 | 1 | 1 | 0 | 0 |" in page
+    assert "| worker_hung | 1 | 0 | 1 | 0 | 0 | 0 | 0 | 1 |" in page
+    assert "| two at once | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 1 |" in page
+    assert "| all | 4 | 2 | 1 | 1 | 1 | 1 | 0 | 2 |" in page
+    assert "| high | 3 | 2 | 0 | 1 | 67% | 21% to 94% |" in page
+    assert "| backup | 1 | 1 | 0 |" in page and "| deploy | 1 | 0 | 0 |" in page
+    assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
+    misses = page.split("## Misses")[1].split("## Not counted")
+    assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page
+    assert "restart_notification: nothing" in misses[0] and "seed 6, no fault" in misses[0] and "seed 1," not in page
+    assert "seed 4, worker_stopped: took no effect" in misses[1] and "seed 7: the sandbox" in misses[1]
+    assert "for the first time" not in page
+
+
+def test_the_page_depends_on_the_lines_alone() -> None:
+    once = [each for each in LINES if each.get("error") != "for the first time"]
+    shuffled = random.Random(3).sample(once, len(once))
+    assert report(json.loads(json.dumps(shuffled))) == report(LINES)
+    assert "seeds none" in report([])
+
+
+def test_the_command_writes_the_page_and_reads_whole_lines_only(tmp_path: Path) -> None:
+    results, page = tmp_path / "r.jsonl", tmp_path / "truth.md"
+    results.write_text("".join(json.dumps(each) + "\n" for each in LINES) + '{"seed": 9, "scen')
+    done = CliRunner().invoke(drill, ["report", str(results), "--write", str(page)])
+    assert done.exit_code == 0, done.output
+    assert page.read_text() == report(LINES)
+
+
+@pytest.mark.parametrize("seeds", ["", "5:5", "9:3", "-1", "a:b"])
+def test_seeds_that_name_none_are_refused(seeds: str) -> None:
+    done = CliRunner().invoke(drill, ["--seeds", seeds])
+    assert done.exit_code == 2 and "names no seeds" in done.output

@@ -1,0 +1,83 @@
+"""Game days on real servers: a few drills from end to end, each with its twin, short."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+from command import runbook as command
+
+from runbook_lib.packs.entitlement.drills.play import Clock, drill
+from runbook_lib.packs.entitlement.drills.report import judged
+from runbook_lib.packs.entitlement.drills.scenario import Scenario, draw
+from runbook_lib.packs.entitlement.sandbox.faults import CATALOGUE
+
+pytestmark = pytest.mark.e2e
+
+KINDS = [fault.name for fault in CATALOGUE]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """What drills that are over have left: files, and processes whose sandbox was there."""
+    owners = [
+        p.info["environ"].get("RUNBOOK_SANDBOX_OWNER", "")
+        for p in psutil.process_iter(["environ"])
+        if p.info["environ"]
+    ]
+    return [*map(str, folder.iterdir()), *(o for o in owners if o.startswith(str(folder)))]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where drills have their sandboxes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def first_seed(*faults: str, longest: float) -> int:
+    return next(seed for seed in range(10_000) if draw(seed, KINDS, longest).faults == faults)
+
+
+def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
+    line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), Clock(), after_s=15)
+    found = judged(json.loads(json.dumps(line)))
+    assert found.judged.answer == "right" and found.help == "helps", line
+    assert {"sent", "waiting"} <= {*found.effect}, line
+    assert line["proposal"]["exit"] == 0 and not line["problems"], line
+    assert left_behind(temporary) == []
+
+
+def test_the_first_proposal_of_a_person_s_database_is_given_to_psql() -> None:
+    """A lock's holder is ended by the superuser's psql; without a fault's code, and without the runbook's role."""
+    line = drill(Scenario(8, ("table_lock",), 1.0, "spike", "", 14.0), Clock(), after_s=15)
+    found = judged(line)
+    assert found.judged.place == "right", line
+    assert line["before"]["created"] > 15, "the spike is there before the onset"
+    assert line["alone"]["sent"] == 0, line
+    if line["proposal"]:  # what it is worth is the flow's to say; that it could be carried out is ours
+        assert line["proposal"]["exit"] == 0, line
+
+
+def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:
+    results, seed = tmp_path / "r.jsonl", first_seed(longest=4)
+    words = ("--seeds", str(seed), "--results", str(results), "--longest", "4", "--after", "4")
+    first = command("drill", *words, env=os.environ)
+    assert first.returncode == 0 and f"\n{seed}: no fault" in first.stdout, first.stdout + first.stderr
+    (line,) = [json.loads(text) for text in results.read_text().splitlines()]
+    assert judged(line).judged.answer == "right" and line["alone"]["sent"] > 0, line
+    again = command("drill", *words, env=os.environ)
+    assert again.returncode == 0 and "0 drills to play, 1 of these seeds" in again.stdout
+    assert len(results.read_text().splitlines()) == 1
+
+
+def test_a_person_plays_one_and_is_told_what_it_was() -> None:
+    seed = first_seed("relay_stopped", longest=4)
+    played = command("drill", "--play", str(seed), "--longest", "4", env=os.environ, stdin="relay\nFM-NOTI-06\n")
+    assert played.returncode == 0, played.stderr
+    hidden, debrief = played.stdout.split("2 of 4 points")
+    assert "relay_stopped" not in hidden and "eval" in hidden
+    assert "The outbox relay is dead" in debrief and "FM-OB-01" in debrief
