@@ -57,3 +57,17 @@ def test_a_loop_that_is_switched_off_is_switched_on_and_not_restarted(
     command = [sys.executable, "-m", "runbook_lib", *shlex.split(first)[1:]]
     subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
     settings.wait_for_flow(60)
+
+
+@pytest.mark.parametrize("name", ["db_read_only", "server_read_only", "password_changed"])
+def test_what_the_database_refuses_is_not_answered_with_a_restart(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
+    """Where the catalog does not show it, the services themselves do: their loops run, and each run fails."""
+    fault = sandbox.fault(name)
+    try:
+        time.sleep(25)
+        verdict = triage(sandbox, tmp_path)
+    finally:
+        sandbox.heal(60)
+    assert verdict["stuck_at"] == "database", verdict
+    assert fault.failure_mode in [m["id"] for m in verdict["failure_modes"][:2]], verdict["failure_modes"]
+    assert not any("restart" in p["command"] for p in verdict["proposals"]), verdict["proposals"]

@@ -56,7 +56,7 @@ class Seen:
     given_up: float
     stopping: str
     refusing: str
-    stands: str = ""
+    stands: program.Stands
 
     @property
     def gone(self) -> bool:
@@ -149,7 +149,13 @@ def _seen(frames: Frames, given: Given) -> Seen:
     given_up = float(failed[failed.index >= since].sum())
     if given_up >= given.number("tries.pattern") and not stopping:
         refusing = max(refusing, "delivery.gave_up", key=lambda name: given.speaks(name)[0].weight if name else 0)
-    return Seen(worker, given_up, stopping, refusing, program.stands(frames, "delivery") if stopping else "")
+    return Seen(
+        worker,
+        given_up,
+        stopping,
+        refusing,
+        program.stands(frames, given, "delivery") if stopping else program.Stands(),
+    )
 
 
 def _headline(seen: Seen, late: bool) -> Text:
@@ -163,8 +169,8 @@ def _headline(seen: Seen, late: bool) -> Text:
         "given_up": seen.given_up,
         "leased": queue.leased,
     }
-    if seen.stands:
-        return say(f"program.{seen.stands.replace('.', '_')}", **facts)
+    if seen.stands.observation:
+        return say(seen.stands.text, exception=seen.stands.exception, **facts)
     if seen.stopping or seen.refusing:
         return say("backlog.stopped" if seen.gone else "backlog.refused", **facts)
     if not worker.total:
@@ -181,7 +187,12 @@ def _notes(frames: Frames) -> list[Text]:
 
 
 def _signals(seen: Seen, given: Given) -> list[Signal]:
-    found = [signal for name in (seen.stands, seen.stopping, seen.refusing) if name for signal in given.speaks(name)]
+    found = [
+        signal
+        for name in (seen.stands.observation, seen.stopping, seen.refusing)
+        if name
+        for signal in given.speaks(name)
+    ]
     if seen.stopping in delivery.GONE:
         found += given.speaks("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:
@@ -216,8 +227,8 @@ def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
 
 
 def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    if seen.stands:
-        return program.proposals(given, seen.stands)
+    if seen.stands.observation:
+        return program.proposals(given, seen.stands, "delivery")
     if seen.gone:
         return (proposals.restart(given, "notification"),)
     return (remedies.throttle(given, "delivery"), proposals.logs(given, "notification")) if seen.refusing else ()

@@ -1,11 +1,12 @@
-"""What the tool that runs a workload says of it: switched off by its setting, or not up. Shared by 4.1.1 and 4.1.3.
+"""Why a loop does not claim, by who runs its process and by what the service says of itself. Shared by 4.1.1 and 4.1.3.
 
-Who looks at rows alone takes a loop that is switched off, and a process that can not start, for one that hangs: a
-restart helps neither. So it is asked where something waits for too long, and only there.
+Who looks at rows alone takes a loop that is switched off, or fails, or whose process can not start, for one that hangs:
+a restart helps none of these. So it is asked where something waits for too long, and only there.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,19 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Proposal
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.evidence import services
+from runbook_lib.packs.entitlement.evidence.services import Doing
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-
 #: The observations, by the side whose loop it is.
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
+FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
+KEPT_OUT = {"delivery": "delivery.kept_out", "relay": "relay.kept_out"}
+#: What a loop's run ends in where its process has no connection to the database.
+NO_CONNECTION = ("CannotCreateTransactionException", "CannotGetJdbcConnectionException")
 
 
 @dataclass(frozen=True)
@@ -34,31 +40,61 @@ class Program:
     replicas: int | None = None
     ready: int | None = None
 
-    def stands(self, side: str) -> str:
-        """The observation of why the loop of "delivery" or "relay" can not run; "" where nothing is known of it."""
-        if self.enabled is False:
-            return SWITCHED_OFF[side]
-        return NOT_UP[side] if self.ready == 0 else ""
+
+@dataclass(frozen=True)
+class Stands:
+    """The observation of why a loop can not work, and the exception that its runs end in; "" where nothing is known."""
+
+    observation: str = ""
+    exception: str = ""
+
+    @property
+    def text(self) -> str:
+        """The key of the sentence that says so."""
+        return f"program.{self.observation.replace('.', '_')}"
+
+
+NOTHING = Stands()
 
 
 def ask(rb: Context, parts: Parts, side: str) -> None:
-    """Ask the runner about the workload behind a side. Frame program: one row, see `Program`."""
+    """Ask the runner about the workload behind a side, and the services themselves, twice, where they are declared.
+
+    Frames: program (one row, see `Program`); those of `evidence.services.look`.
+    """
     name = rb.facts.workloads.program(change.SIDES[side][0])
     with parts.part("program") as answers:
         settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
         ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
         enabled, replicas = settings[f"{side}.enabled"], rb.workloads.replicas(name)
         answers["program"] = row(enabled=enabled, replicas=replicas, ready=ready)
+    if rb.target.services:
+        first = services.look(rb)
+        time.sleep(rb.number("looks.apart"))
+        parts.answers.update(services.together(first, services.look(rb)))
 
 
-def stands(frames: Frames, side: str) -> str:
-    """The observation, of the frame that `ask` has left."""
-    return rows.one(frames.get("program"), Program).stands(side)
+def stands(frames: Frames, given: Given, side: str) -> Stands:
+    """What `ask` has left says of the loop. What could not be seen says nothing."""
+    program = rows.one(frames.get("program"), Program)
+    if program.enabled is False:
+        return Stands(SWITCHED_OFF[side])
+    if program.ready == 0:
+        return Stands(NOT_UP[side])
+    service = services.read(frames, services.Numbers.of(given))[change.SIDES[side][0]]
+    loop = service.loops.get(side)
+    if service.locked_out:
+        return Stands(KEPT_OUT[side])
+    if loop is not None and loop.doing is Doing.OFF:
+        return Stands(SWITCHED_OFF[side])
+    if loop is not None and loop.doing is Doing.FAILS and loop.share == 1:
+        kept_out = loop.exception.endswith(NO_CONNECTION)
+        return Stands((KEPT_OUT if kept_out else FAILS)[side], loop.exception)
+    return Stands()
 
 
-def proposals(given: Given, observation: str) -> tuple[Proposal, ...]:
-    """What helps against it: the switch; for a process that does not come up, only its log tells why."""
-    side = observation.partition(".")[0]
-    if observation in SWITCHED_OFF.values():
+def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
+    """What helps against it: the switch; else only the log tells why it fails, or does not come up."""
+    if seen.observation == SWITCHED_OFF[side]:
         return (remedies.switch_on(given, side),)
     return (logs(given, change.SIDES[side][0]),)

@@ -80,7 +80,7 @@ class Relay:
     away: bool
     said_lost: bool
     cut_off: bool
-    stands: str
+    stands: program.Stands
 
     @property
     def gone(self) -> bool:
@@ -208,7 +208,7 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
         publishes=publishes,
         away=reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR),
         said_lost=reason is Reason.ERROR,
-        stands=program.stands(frames, "relay") if stopped else "",
+        stands=program.stands(frames, given, "relay") if stopped else program.NOTHING,
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
     )
 
@@ -248,8 +248,8 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
     }
     if seen.failing:
         key = "broker_gone" if seen.gone else "failing"
-    elif seen.stands:
-        return say(f"program.{seen.stands.replace('.', '_')}", **facts)
+    elif seen.stands.observation:
+        return say(seen.stands.text, exception=seen.stands.exception, **facts)
     elif seen.stopped:
         key = "undecided" if seen.away else "stopped"
     elif seen.late:
@@ -285,7 +285,7 @@ def _holds_up(seen: Relay, given: Given) -> str:
 
 def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
     held_up = _holds_up(seen, given)
-    found = [signal for name in (seen.stands, held_up) if name for signal in given.speaks(name)]
+    found = [signal for name in (seen.stands.observation, held_up) if name for signal in given.speaks(name)]
     if not held_up and not seen.late and seen.queue.published_1m:
         found += given.speaks("publish.flows")
     # What the broker itself says it has lost may have been there for the last publishes.
@@ -318,8 +318,8 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
         return ()  # 4.1.2 proposes what makes the stream again
     if seen.gone:
         return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
-    if seen.stands:
-        return program.proposals(given, seen.stands)
+    if seen.stands.observation:
+        return program.proposals(given, seen.stands, "relay")
     if seen.away:
         return ()  # nothing is restarted for what was only not seen
     if seen.stopped or (seen.failing and seen.kind == "closed"):
