@@ -13,6 +13,8 @@ from steps import NOW, make_given
 
 from runbook_lib import catalog, questions
 from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.evidence import clients, services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Asked, Doing, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import Says, Sessions, SessionsSeen
@@ -236,6 +238,16 @@ def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int
 @pytest.mark.parametrize("kind", [sessions.Sessions, sessions.Transactions])
 def test_a_kind_of_row_has_the_columns_of_its_question(kind: Any) -> None:
     assert [field.name for field in fields(kind)] == list(questions.query(kind.QUESTION).columns)
+
+
+def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:
+    off = looked(process() | runs(RETENTION, 1))
+    assert program.stands(off, make_given(), "delivery").observation == "delivery.switched_off"
+    assert program.stands(off, make_given(), "relay").observation == ""
+    assert program.stands({}, make_given(), "delivery").observation == ""
+    assert program.stands(
+        off | {"program": row(enabled=True, replicas=1, ready=0)}, make_given(), "delivery"
+    ).observation == ("delivery.not_up")
 
 
 # Sessions ---------------------------------------------------------------------------------------------------
