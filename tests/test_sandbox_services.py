@@ -253,7 +253,7 @@ def test_a_worker_that_is_gone_stands_still_and_one_that_waits_for_a_lock_is_in_
     running.heal(60)
     running.restart("notification")  # the lock is in its count of runs: its pause might be as long
     running.wait_for_flow(30)
-    time.sleep(4)
+    time.sleep(15)
     running.fault("worker_stopped")
     time.sleep(2)
     seen, _ = look(running, 5)
