@@ -110,8 +110,8 @@ class Place:
 class FailureMode:
     """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
 
-    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names;
-    `told_by` are the steps whose answer tells it from its neighbours.
+    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names,
+    None where the document does not say; `told_by` are the steps whose answer tells it from its neighbours.
     """
 
     id: str
@@ -124,7 +124,7 @@ class FailureMode:
     slo: tuple[str, ...]
     sections: tuple[str, ...]
     excluded_by: tuple[str, ...] = ()
-    remedies: tuple[str, ...] = ()
+    remedies: tuple[str, ...] | None = None
     told_by: tuple[str, ...] = ()
 
 
@@ -395,7 +395,7 @@ def _read_failure_modes(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
             facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
             facts.may_have("Excluded by", observations, "an observation of this document"),
-            facts.may_have("Remedies"), facts.may_have("Told by", steps, "in runbook.md"),
+            facts.words("Remedies") if "Remedies" in facts else None, facts.may_have("Told by", steps, "in runbook.md"),
         )  # fmt: skip
     return modes
 

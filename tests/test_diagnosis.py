@@ -149,7 +149,7 @@ DEAD, OFF = "FM-NOTI-06", "FM-NOTI-03"
 
 def hypotheses(changes: dict[str, dict[str, Any]]) -> catalog.Catalog:
     """The documents, with other bullets for some failure modes."""
-    modes = {id_: replace(m, excluded_by=(), remedies=(), told_by=()) for id_, m in BOOK.failure_modes.items()}
+    modes = {id_: replace(m, excluded_by=(), remedies=None, told_by=()) for id_, m in BOOK.failure_modes.items()}
     modes |= {id_: replace(modes[id_], **more) for id_, more in changes.items()}
     return replace(BOOK, failure_modes=modes)
 
@@ -193,6 +193,14 @@ def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
     apart = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("switch_on",)}})
     verdict = diagnosis.conclude([weak], apart)
     assert verdict.between == () and [p.name for p in verdict.proposals] == ["restart"]
+
+
+def test_a_mode_whose_remedies_nobody_has_named_takes_no_proposal_away() -> None:
+    told = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), proposals=("restart",))
+    unnamed = hypotheses({DEAD: {"remedies": ("restart",)}})
+    assert [p.name for p in diagnosis.conclude([told], unnamed).proposals] == ["restart"]
+    none_helps = hypotheses({DEAD: {"remedies": ("restart",)}, "FM-NATS-05": {"remedies": ()}})
+    assert diagnosis.conclude([told], none_helps).proposals == ()
 
 
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:

@@ -194,7 +194,7 @@ def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tup
 def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
     """The modes that stand beside the first and call for something else than it does; () where it is decided."""
     named = [m for m in stand if m.remedies]
-    apart = [m for m in named[1:] if not {*m.remedies} & {*named[0].remedies}]
+    apart = [m for m in named[1:] if not {*(m.remedies or ())} & {*(named[0].remedies or ())}]
     return (named[0], *apart) if apart else ()
 
 
@@ -221,15 +221,17 @@ def _helping(
 ) -> tuple[Proposal, ...]:
     """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
 
-    Where nothing stands, a step may know better than the modes: only what helps nothing but excluded modes goes.
+    Where nothing stands, or something whose remedies the document does not name, a step may know better: only what
+    helps nothing but excluded modes goes.
     """
     out = {m.id for m in ranked if m.excluded_by}
+    known = bool(stand) and all(m.remedies is not None for m in stand)
 
     def helps(p: Proposal) -> bool:
-        modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
+        modes = [m for m in book.failure_modes.values() if p.name in (m.remedies or ())]
         if not modes:
             return True
-        return not between and any(m in stand if stand else m.id not in out for m in modes)
+        return not between and any(m in stand if known else m.id not in out for m in modes)
 
     return tuple(filter(helps, proposals))
 
