@@ -157,7 +157,7 @@ def test_what_cannot_be_written_down_is_not_done(rb: Context) -> None:
     counter = Counter()
     outcome = perform(counter, rb, execute=True, **WORD)
     assert (outcome.result, counter.n) == ("refused", 0)
-    assert "journal" in record.text(outcome.why)["en"]
+    assert "action log" in record.text(outcome.why)["en"]
 
 
 def test_the_outcome_is_evidence(rb: Context) -> None:

@@ -194,6 +194,7 @@ def frozen(command: str) -> Break:
             yield
         finally:
             for process in tree:
+                with suppress(psutil.NoSuchProcess):  # a connection's own, whose client went meanwhile
                 process.resume()
 
     return use
