@@ -195,7 +195,7 @@ def frozen(command: str) -> Break:
         finally:
             for process in tree:
                 with suppress(psutil.NoSuchProcess):  # a connection's own, whose client went meanwhile
-                process.resume()
+                    process.resume()
 
     return use
 
