@@ -162,12 +162,24 @@ class Programs:
         if not (self.directory / FILE_NAME).exists():
             return False
         for name in _OWN_FILES:
-            path = self.directory / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            self._remove(self.directory / name)
         return True
+
+    def _remove(self, path: Path) -> None:
+        """Remove what is ours; whoever was interrupted at its start and still writes into it is ended first."""
+        until = time.monotonic() + DOWN_TIMEOUT
+        while True:
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                _stop_all(self.directory)
+                time.sleep(0.1)
 
     def is_up(self) -> bool:
         """Is the sandbox there, ready, and its supervisor alive?"""
