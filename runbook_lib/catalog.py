@@ -38,7 +38,10 @@ class CatalogError(Exception):
     """A document is not what the catalog can read; the text names file and line."""
 
     def __init__(self, path: Path, line: int, problem: str) -> None:
-        super().__init__(f"{path}:{line}: {problem}")
+        super().__init__(path, line, problem)  # as given: it is sent from one process to another
+
+    def __str__(self) -> str:
+        return "{}:{}: {}".format(*self.args)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,17 @@ def test_a_slip_in_what_is_asked_for_is_one_line(here: Path, packs: str, init: s
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_slip_in_a_document_is_one_line_also_where_runs_would_begin(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    (here / "runbook.toml").write_text('packs = ["own"]\n')
+    slo = here / "own" / "docs" / "slo.md"
+    slo.write_text(slo.read_text(encoding="utf-8").replace("| 1 | 5 |", "| one | 5 |"), encoding="utf-8")
+    command = [sys.executable, "-m", "runbook_lib", "run", "8.1"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 64 and "slo.md:3: limit 'one' is not a number" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 def test_two_answers_to_one_question_are_refused(here: Path) -> None:
     write_section("8.1", here / "own", "Our own", "独自の節")
     runbook_md = here / "own" / "docs" / "runbook.md"
