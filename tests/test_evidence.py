@@ -222,7 +222,6 @@ def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], g
         for loop in one.loops.values():
             assert loop.share is None or 0 <= loop.share <= 1
             assert loop.doing is not Doing.FAILS or loop.exception
-    services.shown(seen)
     assert services.read({}, NUMBERS)["notification"].answers is Answers.NOT_SEEN
 
 

@@ -37,7 +37,6 @@ class Program:
     """A workload, and its loop's switch; None for what could not be read."""
 
     enabled: bool | None = None
-    replicas: int | None = None
     ready: int | None = None
 
 
@@ -66,8 +65,7 @@ def ask(rb: Context, parts: Parts, side: str) -> None:
     with parts.part("program") as answers:
         settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
         ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
-        enabled, replicas = settings[f"{side}.enabled"], rb.workloads.replicas(name)
-        answers["program"] = row(enabled=enabled, replicas=replicas, ready=ready)
+        answers["program"] = row(enabled=settings[f"{side}.enabled"], ready=ready)
     if rb.target.services:
         first = services.look(rb)
         time.sleep(rb.number("looks.apart"))

@@ -380,13 +380,3 @@ def _frequent(runs: dict[str, float]) -> str:
     """The exception that most of the failed runs ended in; "" if none did."""
     failed = {how: n for how, n in runs.items() if how != "none"}
     return max(failed, key=lambda how: failed[how]) if failed else ""
-
-
-# Shown ------------------------------------------------------------------------------------------------------
-
-
-def shown(seen: dict[str, ServiceSeen]) -> Frames:
-    """What was read, as tables: `services`, `loops`."""
-    processes = [{k: v for k, v in vars(s).items() if k != "loops"} for s in seen.values()]
-    loops = [{"service": s.service, **vars(loop)} for s in seen.values() for loop in s.loops.values()]
-    return {"services": pd.DataFrame(processes), "loops": pd.DataFrame(loops)}
