@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
@@ -214,6 +214,7 @@ _SERIES = st.dictionaries(
 )
 
 
+@example([{("process_start_time_seconds",): 1e10}], 1.0)  # no moment that a timestamp can hold
 @given(st.lists(_SERIES, max_size=3), st.floats(0.1, 100))
 def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], gap_s: float) -> None:
     seen = services.read(looked(*looks, gap_s=gap_s), NUMBERS)

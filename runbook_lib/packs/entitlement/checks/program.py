@@ -26,10 +26,21 @@ if TYPE_CHECKING:
 #: The observations, by the side whose loop it is.
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
-FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
 KEPT_OUT = {"delivery": "delivery.kept_out", "relay": "relay.kept_out"}
-#: What a loop's run ends in where its process has no connection to the database.
-NO_CONNECTION = ("CannotCreateTransactionException", "CannotGetJdbcConnectionException")
+REJECTED = {"delivery": "delivery.rejected", "relay": "relay.rejected"}
+DENIED = {"delivery": "delivery.denied", "relay": "relay.denied"}
+HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
+FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
+#: What it means that a loop's runs end in an exception of that name; any other may come from anywhere.
+EXCEPTIONS = {
+    "CannotCreateTransactionException": KEPT_OUT,
+    "CannotGetJdbcConnectionException": KEPT_OUT,
+    "UncategorizedSQLException": REJECTED,
+    "BadSqlGrammarException": DENIED,
+    "CannotAcquireLockException": HELD_UP,
+    "DataAccessResourceFailureException": HELD_UP,
+    "QueryTimeoutException": HELD_UP,
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ class Stands:
     @property
     def text(self) -> str:
         """The key of the sentence that says so."""
-        return f"program.{self.observation.replace('.', '_')}"
+        side, _, what = self.observation.partition(".")
+        return f"program.{side}_{'fails' if self.exception and what != 'kept_out' else what}"
 
 
 NOTHING = Stands()
@@ -86,8 +98,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     if loop is not None and loop.doing is Doing.OFF:
         return Stands(SWITCHED_OFF[side])
     if loop is not None and loop.doing is Doing.FAILS and loop.share == 1:
-        kept_out = loop.exception.endswith(NO_CONNECTION)
-        return Stands((KEPT_OUT if kept_out else FAILS)[side], loop.exception)
+        meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
+        return Stands(meant[side], loop.exception)
     return Stands()
 
 

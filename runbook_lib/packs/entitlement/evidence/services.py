@@ -304,7 +304,7 @@ def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: N
         why,
         by=last.by,
         gap_s=gap,
-        started=None if last.started is None else pd.Timestamp(last.started, unit="s", tz="UTC"),
+        started=_moment(last.started),
         age_s=age,
         restarted=None if len(looks) < 2 else any(look.started != last.started for look in looks),
         connections=last.total("hikaricp_connections"),
@@ -317,6 +317,12 @@ def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: N
             if task.service == service
         },
     )
+
+
+def _moment(epoch_s: float | None) -> pd.Timestamp | None:
+    """None also for a number that is no moment: what the service says is not ours to trust."""
+    moment = pd.to_datetime(epoch_s, unit="s", utc=True, errors="coerce")
+    return None if moment is None or moment is pd.NaT else moment
 
 
 def _answers(asked: Asked | None) -> tuple[Answers, str]:
