@@ -223,6 +223,27 @@ def test_without_a_part_the_place_is_unknown() -> None:
 # On real servers ---------------------------------------------------------------------------------------------
 
 
+def test_what_is_broken_while_all_flows_is_not_called_well(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    """Neither a missing key nor letters apart hold anything up: invariants 1 and 3."""
+    with bound(broker):
+        traffic(db, 60)
+        db.execute("ALTER TABLE notification.processed_events DROP CONSTRAINT processed_events_pkey")
+        keyless = run(servers, "3.2")["3.2"]
+        db.execute("ALTER TABLE notification.processed_events ADD PRIMARY KEY (event_id)")
+        db.execute(
+            "UPDATE notification.notifications SET status = 'FAILED', sent_at = NULL WHERE notification_id ="
+            " (SELECT notification_id FROM notification.notifications WHERE status = 'SENT' LIMIT 1)"
+        )
+        apart = run(servers, "3.2")["3.2"]
+    for found, mode, section in ((keyless, "FM-NOTI-01", "4.2"), (apart, "FM-NOTI-05", "5.3")):
+        assert (found.status, found.headline.key) == (Status.CRITICAL, "response.flows_but")
+        assert found.value("stuck_at") is None
+        assert (weight(found, mode) > 0.5, found.next_sections) == (True, (section,))
+        words(found)
+
+
 def test_idle_and_healthy_are_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     with bound(broker):
         assert set(statuses(run(servers, *STEPS)).values()) == {Status.OK}

@@ -526,6 +526,7 @@ def judge_duplicates(frames: Frames, given: Given) -> Finding:
         say("recovery.duplicates" if len(found) else "recovery.no_duplicates", n=len(found), ago=newest),
         [Value("duplicates", len(found), "events")],
         at_least=Status.CRITICAL if still else Status.WARNING if len(found) else Status.OK,
+        signals=given.speaks("duplicates.doubled_now" if still else "duplicates.doubled") if len(found) else (),
         show=("duplicates",),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,7 +31,15 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
-from runbook_lib.packs.entitlement.checks import backlog, database, publish, recovery, subscriber
+from runbook_lib.packs.entitlement.checks import (
+    backlog,
+    consistency,
+    database,
+    duplicates,
+    publish,
+    recovery,
+    subscriber,
+)
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, Letters, Notifications, Outbox
 from runbook_lib.view import charts
 
@@ -389,16 +398,23 @@ PLACES = {
 }
 #: What each of them asks.
 ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
+#: What may be broken while all flows, by the section that has more of it: cheap questions about invariants 1 and 3.
+INVARIANTS = {
+    "4.2.1": next(check for check in duplicates.CHECKS if check.step == "4.2.1"),
+    "4.2.2": Check("4.2.2", recovery.collect_duplicates, recovery.judge_duplicates),
+    "5.3.4": next(check for check in consistency.CHECKS if check.step == "5.3.4"),
+}
+PARTS = PLACES | INVARIANTS
 
 
 def collect_place(rb: Context) -> Frames:
-    """3.2: all that 4.1 asks; each part may fail alone. Frames: those of 4.1, as "step.frame"."""
-    return collect_each(rb, PLACES)
+    """3.2: all that 4.1 asks, and of the invariants; each part may fail alone. Frames: as "step.frame"."""
+    return collect_each(rb, PARTS)
 
 
 def judge_place(frames: Frames, given: Given) -> Finding:
     """3.2: which of outbox, NATS, notification and database holds it up?"""
-    found = judge_each(frames, given, PLACES)
+    found = judge_each(frames, given, PARTS)
     # Who waits by 3.1 waits somewhere, also where no part of this step alone is late.
     waits = [replace(f, status=Status.OK, values=()) for f in given.earlier if f.step == "3.1"]
     verdict = diagnosis.conclude([*waits, *found.values()], given.catalog)
@@ -417,8 +433,10 @@ def judge_place(frames: Frames, given: Given) -> Finding:
         headline = say("response.undecided", **facts | {"why": first.headline if loud else waits[0].headline})
     elif first.status is Status.OK:
         headline = say("response.not_stuck_of_seen" if unseen else "response.not_stuck", **facts)
+    elif first.status is Status.UNKNOWN:
+        headline = say("response.not_seen", **facts)
     else:
-        headline = say("response.not_seen" if first.status is Status.UNKNOWN else "response.unclear", **facts)
+        headline = say("response.unclear" if _wrong(found, PLACES) else "response.flows_but", **facts)
     return judged(
         headline,
         [
@@ -435,6 +453,10 @@ def judge_place(frames: Frames, given: Given) -> Finding:
         next_sections=_next(verdict, found),
         unseen=tuple(dict.fromkeys(u for f in found.values() for u in f.unseen)),
     )
+
+
+def _wrong(found: dict[str, Finding], parts: Iterable[str]) -> list[Finding]:
+    return [found[part] for part in parts if found[part].status in (Status.WARNING, Status.CRITICAL)]
 
 
 def _loudest(found: dict[str, Finding], stuck_at: str | None) -> Finding:
@@ -457,10 +479,11 @@ def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
     """The sections with a notebook that fit what is seen."""
     sections: list[str] = []
     silent = [f for f in found.values() if "2" in f.next_sections]
-    wrong = [f for f in found.values() if f.status in (Status.WARNING, Status.CRITICAL)]
+    held_up, broken = _wrong(found, PLACES), _wrong(found, INVARIANTS)
+    wrong = held_up or broken
     if silent and not wrong and not verdict.undecided and not verdict.stuck_at:
         return ("2",)
-    if verdict.status is not Status.OK:
+    if held_up or (verdict.status is not Status.OK and not broken):
         sections.append("4.1")
     notifications = found["4.1.1"]
     held = (notifications.value("backlog.leased") or 0, notifications.value("backlog.expired") or 0)
@@ -471,9 +494,10 @@ def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
     lost = found["4.1.2"].value("outbox.unprocessed")
     if isinstance(lost, float | int) and lost > 0:
         sections.append("5.3")
+    sections += [f.step.rpartition(".")[0] for f in broken]
     if silent or verdict.stuck_at == "jetstream":
         sections.append("2")
-    return tuple(sections)
+    return tuple(dict.fromkeys(sections))
 
 
 # 3.3 The smallest safe recovery -----------------------------------------------------------------------------
