@@ -131,6 +131,27 @@ def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
     assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
 
 
+def test_what_is_over_says_so_and_does_not_alarm() -> None:
+    late = {"delivered": pd.DataFrame([{"n": 1500, "p95": 42.0, "longest": 60.0}])}
+    sent = per_minute(*[300] * 14, slow=200)
+    sent["last_slow"] = pd.Series([ago(75), ago(130)], index=[0, 1])
+    found = response.judge_impact(impact(sent=sent, **late), make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "response.impact_over")
+    assert found.headline.params["ago"] == 75
+    words(found)
+    sent["last_slow"] = pd.Series([ago(12)], index=[0])
+    just = response.judge_impact(impact(sent=sent, **late), make_given())
+    assert (just.status, just.value("impact.look_again")) == (Status.WARNING, 18.0)
+    goes_on = impact(sent=sent, affected=affected(notification=(3, 3, 21.0)), **late)
+    given_up = impact(sent=sent, given_up=pd.DataFrame([{"events": 2, "users": 1}]), **late)
+    slow = {"publish_delay": pd.DataFrame([{"n": 9, "p95": 7.0}])}
+    still = impact(**slow, publish_delay_lately=pd.DataFrame([{"n": 3, "p95": 6.0}]))
+    again = impact(**slow, publish_delay_lately=pd.DataFrame([{"n": 3, "p95": 0.6}]))
+    assert response.judge_impact(again, make_given()).headline.key == "response.impact_over"
+    for frames in (goes_on, given_up, still):
+        assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
+
+
 def test_the_time_to_detect_is_kept() -> None:
     frames = impact(affected=affected(notification=(70, 60, 120.0)))
     found = response.judge_impact(frames, make_given(detected_by="alert", detected_at=ago(30)))

@@ -15,6 +15,7 @@ from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, collect_each, judge_each, seconds_between
 from runbook_lib.context import Given
 from runbook_lib.model.finding import (
+    LOOK_AGAIN,
     Finding,
     Frames,
     Hop,
@@ -100,18 +101,20 @@ class Requests:
 def collect_impact(rb: Context) -> Frames:
     """3.1: every SLI that timestamps can give, who is affected, and the flows that show since when.
 
-    Frames: affected, outbox, outbox_age, publish_delay, notifications; where cheap delivered, given_up,
-    given_up_messages, sent, dead, published, processed; requests (success: %, p95: s); slis (slo: text, sli: text,
-    now: number, objective: text, met: flag, why: text).
+    Frames: affected, outbox, outbox_age, publish_delay, publish_delay_lately, notifications; where cheap delivered,
+    given_up, given_up_messages, sent, dead, published, processed; requests (success: %, p95: s); slis (slo: text,
+    sli: text, now: number, objective: text, met: flag, why: text).
     """
     parts = Parts()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
+    lately = pd.Timedelta(seconds=rb.number(recovery.SPANS["publish"][0]))
     with rb.snapshot() as db:
         parts.answers |= {
             "affected": db.ask("sli/affected", late_s=rb.catalog.limits["backlog.oldest_due"].warning),
             "outbox": db.ask("outbox/backlog"),
             "outbox_age": db.ask("sli/outbox_age"),
             "publish_delay": db.ask("outbox/delay", since=now),
+            "publish_delay_lately": db.ask("outbox/delay", since=rb.as_of - lately),
             "notifications": db.ask("notifications/backlog"),
         }
         asked = {
@@ -246,13 +249,22 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         limits.value("backlog.due", seen["NOTI-C"]),
     ]
     values += [limits.value(name, seen[slo]) for name, slo in SLO_OF.items() if slo in seen]
-    if given_up is not None:
-        values.append(limits.value("dlq.growth", lost.events / given.number("sli.now")))
     if (burns := burn_rates(frames, given)) is not None:
         values += [limits.value("burn.fast", burns[0]), limits.value("burn.slow", burns[1])]
+    ago = seconds_between(_last_late(frames), given.as_of)
+    over = bool(missed) and not (late.events or lost.events) and _in_the_past(frames, given).issuperset(missed)
+    if over:
+        # What has been late is told; that it was is no alarm any more.
+        past = {"burn.fast", "burn.slow", *SLO_OF}
+        values = [replace(v, threshold=None) if v.name in past else v for v in values]
+        quiet = given.number(recovery.SPANS["delivery"][0])
+        if ago is not None and ago < quiet:
+            values.append(Value(f"impact.{LOOK_AGAIN}", quiet - ago, "s"))
+    if given_up is not None:
+        values.append(limits.value("dlq.growth", lost.events / given.number("sli.now")))
     well = worst(v.status for v in values if v.status) is Status.OK
     if missed:
-        key = "impact"
+        key = "impact_over" if over else "impact"
     elif late.events or lost.events:
         key = "impact_begins"
     else:
@@ -277,9 +289,11 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
             given_up=lost.events,
             oldest=late.oldest_s,
             since=since,
+            minutes=given.number("sli.now"),
+            ago=ago,
         ),
         values,
-        at_least=Status.CRITICAL if missed else Status.WARNING if late.events else Status.OK,
+        at_least=Status.CRITICAL if missed and not over else Status.WARNING if missed or late.events else Status.OK,
         notes=tuple(notes),
         hops=tuple(
             Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
@@ -315,6 +329,20 @@ def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
         slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
     ).min()
     return (min(found), "change") if pd.isna(first) else (first, "slow")
+
+
+def _in_the_past(frames: Frames, given: Given) -> set[str]:
+    """The objectives on delays that only earlier events can miss where nobody waits: those of lately are in time."""
+    lately = rows.first(frames.get("publish_delay_lately"), Delay)
+    in_time = lately is not None and (lately.p95 is None or given.slos["ENT-C"].met(lately.p95))
+    sent = _last_late(frames) is not None
+    return {slo for slo, past in {"ENT-C": in_time, "NOTI-B": sent}.items() if past}
+
+
+def _last_late(frames: Frames) -> pd.Timestamp | None:
+    """When the last one was sent that took longer than NOTI-B allows."""
+    found = pd.to_datetime(table(frames, "sent", "minute", "last_slow")["last_slow"], utc=True).max()
+    return None if pd.isna(found) else found
 
 
 def minutes_of(frame: pd.DataFrame | None, given: Given, column: str = "n") -> pd.Series[float]:

@@ -321,8 +321,10 @@ def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: N
 
 def _moment(epoch_s: float | None) -> pd.Timestamp | None:
     """None also for a number that is no moment: what the service says is not ours to trust."""
-    moment = pd.to_datetime(epoch_s, unit="s", utc=True, errors="coerce")
-    return None if moment is None or moment is pd.NaT else moment
+    try:
+        return None if epoch_s is None else pd.Timestamp(epoch_s, unit="s", tz="UTC")
+    except (ValueError, OverflowError):
+        return None
 
 
 def _answers(asked: Asked | None) -> tuple[Answers, str]:
