@@ -152,6 +152,24 @@ def test_what_is_over_says_so_and_does_not_alarm() -> None:
         assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
 
 
+@pytest.mark.parametrize(
+    ("silent_s", "published", "status"),
+    [
+        (45, [300] * 14, Status.WARNING),
+        (12, [300] * 14, Status.OK),  # too short for anybody's concern
+        (45, [3] * 14, Status.OK),  # two or three should have come
+        (45, [300, 0] * 7, Status.OK),  # it pauses at times
+        (200, [0, 0, 0, *[300] * 11], Status.WARNING),
+    ],
+)
+def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, published: list[int], status: Status) -> None:
+    last = pd.DataFrame([{"now": NOW, "last_event": ago(silent_s)}])
+    found = response.judge_impact(impact(last_event=last, published=per_minute(*published)), make_given())
+    assert found.status is status
+    assert [h.name for h in found.hops] == (["producer"] if status is Status.WARNING else [])
+    words(found)
+
+
 def test_the_time_to_detect_is_kept() -> None:
     frames = impact(affected=affected(notification=(70, 60, 120.0)))
     found = response.judge_impact(frames, make_given(detected_by="alert", detected_at=ago(30)))

@@ -93,6 +93,15 @@ class Delay:
 
 
 @dataclass(frozen=True)
+class LastEvent:
+    """When the newest event was written."""
+
+    QUESTION: ClassVar[str] = "scope/last_event"
+    now: pd.Timestamp | None = None
+    last_event: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
 class Delivered:
     """How long notifications took that were sent, in seconds."""
 

@@ -41,7 +41,7 @@ from runbook_lib.packs.entitlement.checks import (
     recovery,
     subscriber,
 )
-from runbook_lib.packs.entitlement.rows import Delay, Delivered, Letters, Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ class Requests:
 def collect_impact(rb: Context) -> Frames:
     """3.1: every SLI that timestamps can give, who is affected, and the flows that show since when.
 
-    Frames: affected, outbox, outbox_age, publish_delay, publish_delay_lately, notifications; where cheap delivered,
-    given_up, given_up_messages, sent, dead, published, processed; requests (success: %, p95: s); slis (slo: text,
-    sli: text, now: number, objective: text, met: flag, why: text).
+    Frames: affected, outbox, outbox_age, publish_delay, publish_delay_lately, notifications, last_event; where cheap
+    delivered, given_up, given_up_messages, sent, dead, published, processed; requests (success: %, p95: s); slis
+    (slo: text, sli: text, now: number, objective: text, met: flag, why: text).
     """
     parts = Parts()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
@@ -116,6 +116,7 @@ def collect_impact(rb: Context) -> Frames:
             "publish_delay": db.ask("outbox/delay", since=now),
             "publish_delay_lately": db.ask("outbox/delay", since=rb.as_of - lately),
             "notifications": db.ask("notifications/backlog"),
+            "last_event": db.ask("scope/last_event"),
         }
         asked = {
             "delivered": db.try_ask("sli/delivered", since=now),
@@ -263,13 +264,16 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
     if given_up is not None:
         values.append(limits.value("dlq.growth", lost.events / given.number("sli.now")))
     well = worst(v.status for v in values if v.status) is Status.OK
+    silent_s = silence(frames, given)
     if missed:
         key = "impact_over" if over else "impact"
     elif late.events or lost.events:
         key = "impact_begins"
     else:
-        key = "no_impact" if well else "no_impact_now"
+        key = "nothing_comes" if silent_s else "no_impact" if well else "no_impact_now"
     notes = [say("response.sli_note", minutes=given.number("sli.now"))]
+    if silent_s and key != "nothing_comes":
+        notes.append(say("response.nothing_comes", silent=silent_s))
     if burns is None:
         notes.append(say("response.no_burn"))
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
@@ -291,14 +295,23 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
             since=since,
             minutes=given.number("sli.now"),
             ago=ago,
+            silent=silent_s,
         ),
         values,
-        at_least=Status.CRITICAL if missed and not over else Status.WARNING if missed or late.events else Status.OK,
+        at_least=worst(
+            [
+                Status.CRITICAL if missed and not over else Status.OK,
+                Status.WARNING if missed or late.events or silent_s else Status.OK,
+            ]
+        ),
         notes=tuple(notes),
-        hops=tuple(
-            Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
-            for at in _waiting(frames)
-            if at.events
+        hops=(
+            *((Hop("producer", rate_out=0.0, late=True),) if silent_s else ()),
+            *(
+                Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
+                for at in _waiting(frames)
+                if at.events
+            ),
         ),
         show=("slis", "affected"),
     )
@@ -329,6 +342,19 @@ def onset(frames: Frames, given: Given) -> tuple[pd.Timestamp | None, str]:
         slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
     ).min()
     return (min(found), "change") if pd.isna(first) else (first, "slow")
+
+
+def silence(frames: Frames, given: Given) -> float | None:
+    """Seconds since the newest event, where the rate of the window makes so long a silence no chance; else None."""
+    newest = rows.first(frames.get("last_event"), LastEvent)
+    silent_s = None if newest is None else seconds_between(newest.last_event, newest.now)
+    if silent_s is None or silent_s < given.number("silence.least"):
+        return None
+    before = minutes_of(frames.get("published"), given)
+    usual = before[: len(before) - int(silent_s // 60)]
+    # Traffic that pauses at times may pause once more: the quietest minutes count, not the mean of all.
+    expected = 0.0 if usual.empty else float(usual.quantile(given.number("silence.quiet"))) * silent_s / 60
+    return silent_s if expected >= given.number("silence.expected") else None
 
 
 def _in_the_past(frames: Frames, given: Given) -> set[str]:

@@ -32,7 +32,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks.database import Connections
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Activity, LastEvent, Notifications, Outbox
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -178,15 +178,6 @@ def without_activity(frames: Frames, given: Given, schema: Finding) -> Finding |
     if schema.status is not Status.OK:
         return schema  # what is lacking there is why
     return replace(could_not_ask(e), values=schema.values, signals=signals_of_silence(e, given.catalog))
-
-
-@dataclass(frozen=True)
-class LastEvent:
-    """When the newest event was written."""
-
-    QUESTION: ClassVar[str] = "scope/last_event"
-    now: pd.Timestamp | None = None
-    last_event: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True)
