@@ -7,6 +7,9 @@ from typing import ClassVar
 
 import pandas as pd
 
+from runbook_lib.model.finding import Frames
+from runbook_lib.rows import each
+
 
 @dataclass(frozen=True)
 class Queue:
@@ -166,3 +169,21 @@ class Application:
         if (self.read_only or "").lower() in ("on", "true", "yes", "1"):
             return "read_only"
         return "lacks_rights" if self.lacks else ""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """Tries of one part that left a retry time behind."""
+
+    QUESTION: ClassVar[str] = "recovery/failed_tries"
+
+    part: str = ""
+    failed: float = 0.0
+    failed_now: float = 0.0
+    waiting: float = 0.0
+    due_again: float = 0.0
+
+    @classmethod
+    def of(cls, part: str, frames: Frames) -> Tries:
+        """Those of "delivery" or "publish" in the frame tries."""
+        return next((t for t in each(frames.get("tries"), cls) if t.part == part), cls())

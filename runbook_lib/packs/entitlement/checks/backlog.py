@@ -76,7 +76,7 @@ def collect(rb: Context) -> Frames:
     with rb.snapshot() as db:
         if rb.past:
             return {"open": db.ask("notifications/open")} | _flows(db)
-        frames = delivery.look(db)
+        frames = delivery.look(rb, db)
         frames["by_status"] = _as_in_the_runbook(
             db.ask("notifications/by_status"), db.try_ask("notifications/count_by_status")
         )
@@ -168,11 +168,13 @@ def _headline(seen: Seen, late: bool) -> Text:
         "tried": worker.tried,
         "given_up": seen.given_up,
         "leased": queue.leased,
+        "sent": worker.activity.sent_1m,
     }
     if seen.stands.observation:
         return say(seen.stands.text, exception=seen.stands.exception, **facts)
     if seen.stopping or seen.refusing:
-        return say("backlog.stopped" if seen.gone else "backlog.refused", **facts)
+        refused = "backlog.refused_some" if seen.refusing == "delivery.refused_some" else "backlog.refused"
+        return say("backlog.stopped" if seen.gone else refused, **facts)
     if not worker.total:
         return say("backlog.empty")
     return say("backlog.behind" if late else "backlog.flowing", **facts)
@@ -231,7 +233,10 @@ def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
         return program.proposals(given, seen.stands, "delivery")
     if seen.gone:
         return (proposals.restart(given, "notification"),)
-    return (remedies.throttle(given, "delivery"), proposals.logs(given, "notification")) if seen.refusing else ()
+    logs = proposals.logs(given, "notification")
+    if seen.refusing == "delivery.refused_some":
+        return (logs,)  # most pass: fewer at a time would change nothing for those that do not
+    return (remedies.throttle(given, "delivery"), logs) if seen.refusing else ()
 
 
 # The past: only what timestamps keep.

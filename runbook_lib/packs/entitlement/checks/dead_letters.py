@@ -35,14 +35,14 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, publish
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Attempts, Outbox
+from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 #: Observations of a receiver that refuses at this moment, and not only before the worker stopped.
-REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part")
+REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part", "delivery.refused_some")
 _KINDS = ["store", "kind", "event_type", "source", "fields", "n", "first", "last", "example"]
 #: Kinds that only tell that more must be looked at.
 _UNSURE = ("unknown", "decodes", "gone", "not_fetched")
@@ -282,24 +282,12 @@ def collect_transient(rb: Context) -> Frames:
         given_up.optional(db, answers, {"dead_letters/older": {}})
         if rb.past:
             return parts.frames()
-        answers |= delivery.look(db)
+        answers |= delivery.look(rb, db)
         answers |= {name: db.ask(f"dead_letters/{name}") for name in ("attempts_ended", "retry_load", "retrying")}
-        answers["tries"] = db.ask(
-            "recovery/failed_tries", tried_since=rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
-        )
         answers["errors"] = db.ask("outbox/errors")
         answers["outbox"] = db.ask("outbox/backlog")
     answers |= delivery.second_look(rb, answers)
     return parts.frames()
-
-
-@dataclass(frozen=True)
-class FailedTries:
-    """Tries of "delivery" or "publish" that certainly failed in the last seconds."""
-
-    QUESTION: ClassVar[str] = "recovery/failed_tries"
-    part: str = ""
-    failed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -316,7 +304,6 @@ class Transient:
     unpublished: pd.DataFrame
     worker: delivery.Delivery
     outbox: Outbox
-    tries: dict[str, float]
     refused: str
     unpublished_now: bool
     counts: dict[str, float]
@@ -331,7 +318,6 @@ class Transient:
         lost, unpublished = _exhausted(frames, given), _exhausted_outbox(frames)
         worker, outbox = delivery.delivery(frames), rows.one(frames.get("outbox"), Outbox)
         refused = worker.refusing(given) if "backlog" in frames else ""
-        tries = {t.part: t.failed for t in rows.each(frames.get("tries"), FailedTries)}
         published = seconds_between(outbox.last_published, outbox.now)
         pattern, lately = given.number("tries.pattern"), given.number("success.lately")
         return cls(
@@ -341,10 +327,9 @@ class Transient:
             unpublished=unpublished,
             worker=worker,
             outbox=outbox,
-            tries=tries,
             refused=refused if refused in REFUSES else "",
             unpublished_now="backlog" in frames
-            and tries.get("publish", 0.0) >= pattern
+            and Tries.of("publish", frames).failed >= pattern
             and (published is None or published >= lately),
             counts={
                 "delivery": sum(c.n for c in clusters),
@@ -387,11 +372,6 @@ class Transient:
         """Whether a send has succeeded so lately that the receiver accepts."""
         since = seconds_between(self.worker.activity.last_sent, self.worker.activity.now)
         return since is not None and since < given.number("success.lately")
-
-    def in_part(self, given: Given) -> bool:
-        """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
-        sent = self.worker.activity.sent_1m * given.number("recovery.recent") / 60
-        return self.sends(given) and sent > self.tries.get("delivery", 0.0)
 
 
 def judge_transient(frames: Frames, given: Given) -> Finding:
@@ -562,7 +542,7 @@ def _transient_notes(seen: Transient, frames: Frames, given: Given, load: dict[s
 def _transient_signals(seen: Transient, frames: Frames, given: Given) -> Iterable[Signal]:
     recent_s, quiet = given.number("dead_letters.recent"), given_up.quiet_s(given)
     spoke = []
-    if seen.refused and seen.in_part(given):
+    if seen.refused == "delivery.refused_some":
         spoke.append("dead_letters.refuses_some")
     elif seen.refused:
         spoke += [seen.refused, "dead_letters.refuses"]

@@ -12,7 +12,7 @@ from runbook_lib import rows
 from runbook_lib.checks.parts import seconds_between
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.packs.entitlement.rows import Activity, Attempts, Held, Notifications
+from runbook_lib.packs.entitlement.rows import Activity, Attempts, Held, Notifications, Tries
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -27,13 +27,15 @@ class Delivery:
     """The worker as the tables show it.
 
     `silence_s` is how long nobody has claimed or sent although something was ready. `tries` are rows by how often
-    they were tried in vain. `progress` tells whether rows left a worker's hands between two looks, `accepted` whether
-    one of them was sent; None where one look was enough.
+    they were tried in vain, `failed` and `failed_now` how many were in the last seconds. `progress` tells whether rows
+    left a worker's hands between two looks, `accepted` whether one of them was sent; None where one look was enough.
     """
 
     queue: Notifications
     activity: Activity
     tries: dict[int, int]
+    failed: float
+    failed_now: float
     silence_s: float
     progress: bool | None
     accepted: bool | None
@@ -61,6 +63,8 @@ class Delivery:
     def refusing(self, given: Given) -> str:
         """The observation of a receiver that refuses or does not answer; "" for none."""
         limits = given.limits
+        if self._refuses_some(given):
+            return "delivery.refused_some"
         if self.tried < given.number("tries.pattern") or not self._failing(given):
             return ""
         if self.stopping(given) in GONE:
@@ -79,17 +83,31 @@ class Delivery:
             return ()
         return (say("backlog.progress" if self.progress else "backlog.no_progress", s=given.number("looks.apart")),)
 
+    def _sends(self, given: Given) -> bool:
+        sent_s = seconds_between(self.activity.last_sent, self.activity.now)
+        return sent_s is not None and sent_s < given.number("success.lately")
+
+    def _refuses_some(self, given: Given) -> bool:
+        """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
+        sent = self.activity.sent_1m * given.number("recovery.recent") / 60
+        return self._sends(given) and sent > self.failed >= given.number("tries.pattern")
+
     def _failing(self, given: Given) -> bool:
         """Whether tries fail now. While sends succeed only a first failure tells; a full sample may have missed it."""
-        sent_s = seconds_between(self.activity.last_sent, self.activity.now)
-        sends = sent_s is not None and sent_s < given.number("success.lately")
-        return not sends or bool(self.tries.get(1)) or self.tried >= given.number("attempts.sample")
+        first = bool(self.tries.get(1) or self.failed_now)
+        return not self._sends(given) or first or self.tried >= given.number("attempts.sample")
 
 
-def look(db: Snapshot) -> Frames:
-    """What waits, who holds what, and when somebody was last at work. Frames: backlog, activity, attempts, held."""
+def look(rb: Context, db: Snapshot) -> Frames:
+    """What waits, who holds what, when somebody was at work, and what failed.
+
+    Frames: backlog, activity, attempts, held, tries.
+    """
     names = ("backlog", "activity", "attempts", "held")
-    return {name: db.ask(f"notifications/{name}") for name in names}
+    recently = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
+    return {name: db.ask(f"notifications/{name}") for name in names} | {
+        "tries": db.ask(Tries.QUESTION, tried_since=recently)
+    }
 
 
 def second_look(rb: Context, first: Frames, always: bool = False) -> Frames:
@@ -113,6 +131,7 @@ def second_look(rb: Context, first: Frames, always: bool = False) -> Frames:
 def delivery(frames: Frames) -> Delivery:
     """Read the frames of `look`, and of `second_look` if there was one."""
     queue = rows.one(frames.get("backlog"), Notifications)
+    failed = Tries.of("delivery", frames)
     activity, later = (rows.one(frames.get(name), Activity) for name in ("activity", "activity_later"))
     tries, oldest, progress = _tries(frames, "attempts"), queue.oldest_s, None
     accepted = _newer(activity.last_sent, later.last_sent)
@@ -129,6 +148,8 @@ def delivery(frames: Frames) -> Delivery:
         queue=queue,
         activity=activity,
         tries=tries,
+        failed=failed.failed,
+        failed_now=failed.failed_now,
         silence_s=0.0 if progress else max(min(silence, oldest), 0.0),
         progress=progress,
         accepted=None if progress is None else accepted,

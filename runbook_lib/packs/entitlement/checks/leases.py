@@ -95,7 +95,7 @@ def _most(values: Iterable[float]) -> float:
 
 def _first_look(rb: Context) -> Frames:
     with rb.snapshot() as db:
-        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(db)
+        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(rb, db)
         oldest = db.try_ask("notifications/processing_oldest")
     return frames if oldest is None else frames | {"processing_oldest": oldest}
 

@@ -47,19 +47,6 @@ SPANS = {
 
 
 @dataclass(frozen=True)
-class Tries:
-    """Tries of one part that left a retry time behind."""
-
-    QUESTION: ClassVar[str] = "recovery/failed_tries"
-
-    part: str = ""
-    failed: float = 0.0
-    failed_now: float = 0.0
-    waiting: float = 0.0
-    due_again: float = 0.0
-
-
-@dataclass(frozen=True)
 class OutboxFailed:
     """Events that the relay gave up; `last_failed` only where commit times are kept."""
 
@@ -281,7 +268,7 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
 
 def error_rate(frames: Frames, given: Given, part: str) -> Queue:
     """How many tries of one part ("delivery" or "publish") failed, from the frames of `collect_errors`."""
-    tries = next((t for t in rows.each(frames.get("tries"), Tries) if t.part == part), Tries())
+    tries = kinds.Tries.of(part, frames)
     queue, flows = TRIED[part]
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
     letters = table(frames, "letters", "kind", "tens_ago", "n")

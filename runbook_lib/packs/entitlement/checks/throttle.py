@@ -134,7 +134,7 @@ def collect(rb: Context, side: Side) -> Frames:
     with now.snapshot() as db:
         frames = {"look": row(at=now.as_of)}
         if side is DELIVERY:
-            frames |= delivery.look(db)
+            frames |= delivery.look(rb, db)
         else:
             frames["backlog"] = db.ask("outbox/backlog")
         frames["batches"] = db.ask(f"{topic}/batches")
