@@ -119,6 +119,21 @@ def test_retries_of_an_outage_that_is_over_do_not_blame_the_receiver() -> None:
     words(found)
 
 
+def test_a_receiver_that_refuses_some_while_most_pass_is_not_asked_for_less() -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=22)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [2, 5], "n": [4, 18], "waiting": [4, 18]})
+    frames["activity"] = frames["activity"].assign(last_sent=ago(0.6), sent_1m=280)
+    tries = {"part": "delivery", "failed": 6, "failed_now": 0, "waiting": 22, "due_again": 0}
+    found = backlog.judge(frames | {"tries": pd.DataFrame([tries])}, make_given())
+    assert (found.headline.key, weight(found, "receiver") > 0.5) == ("backlog.refused_some", True)
+    assert weight(found, "FM-NOTI-04") > weight(found, "FM-NOTI-03")
+    assert [p.name for p in found.proposals] == ["logs"]
+    words(found)
+    outage = frames["activity"].assign(sent_1m=4)  # all but a few fail
+    found = backlog.judge(frames | {"tries": pd.DataFrame([tries]), "activity": outage}, make_given())
+    assert found.headline.key != "backlog.refused_some"
+
+
 def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
     frames["attempts"] = pd.DataFrame({"attempt_count": [0, 1], "n": [90, 8], "waiting": [0, 0]})
