@@ -13,6 +13,7 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
+import steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
@@ -508,6 +509,21 @@ def test_a_blocker_is_named_with_its_pid() -> None:
     words(found)
 
 
+def test_of_a_lock_queue_the_milder_way_out_comes_first() -> None:
+    """A long reader is in the way of an ALTER, and the ALTER alone in that of everybody else."""
+    blocked = pd.DataFrame(
+        [
+            {"pid": 7, "wait_s": 20.0, "blocked_by": "5", "mode": "AccessExclusiveLock", "application": "flyway"},
+            {"pid": 8, "wait_s": 18.0, "blocked_by": "7", "mode": "RowExclusiveLock", "application": "x"},
+        ]
+    )
+    blockers = pd.DataFrame([{"pid": 5, "application": "report", "state": "active", "transaction_s": 60.0}])
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    assert [p.name for p in found.proposals] == ["cancel_waiting", "end_blocker"]
+    assert "pg_cancel_backend(7)" in found.proposals[0].command
+    words(found)
+
+
 def test_hidden_sessions_are_denied_and_not_absent() -> None:
     found = database.judge(sessions(sees=False), make_given())
     assert any(n.key == "database.denied" for n in found.notes)
@@ -940,6 +956,18 @@ def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, 
     assert weight(found, "relay") >= 0.9
     assert weight(found, "producer") < 0.5
     assert weight(found, "FM-OB-02") > 0.8
+
+
+def test_due_rows_that_somebody_holds_are_found_without_a_queue(servers: Servers, db: psycopg.Connection) -> None:
+    steps.events(db, 30, 60, outbox="PENDING", processed=False, status=None)
+    with psycopg.connect(servers.admin_url, application_name="by-hand") as holder:
+        holder.execute("SELECT FROM entitlement.outbox_events WHERE status = 'PENDING' FOR UPDATE")
+        db.execute("SELECT pg_sleep(5.5)")  # a transaction younger than that is a worker's own
+        found = run(servers, "4.1.4")["4.1.4"]
+    assert found.headline.key == "database.rows_held"
+    assert (found.headline.params["rows"], found.headline.params["application"]) == (30, "by-hand")
+    assert found.proposals[0].name == "end_blocker"
+    words(found)
 
 
 def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Connection, broker: str) -> None:

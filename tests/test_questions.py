@@ -46,7 +46,7 @@ UNITS: dict[str, Callable[[Any], bool]] = {
 }
 
 #: What has no row here: a transaction that has been open for seconds, an event whose key the table does not hold to.
-UNSEEN = {"database/long_transactions", "duplicates/registered_twice"}
+UNSEEN = {"database/long_transactions", "database/row_locks", "duplicates/registered_twice"}
 
 
 def parameters(now: pd.Timestamp) -> dict[str, Any]:

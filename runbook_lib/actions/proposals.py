@@ -79,6 +79,12 @@ def end_blocker(of: Of, pid: int, application: str, *, idle: bool) -> Proposal:
     return Proposal("end_blocker", psql(of, sql), "5.2", {"pid": pid, "application": application})
 
 
+def cancel_waiting(of: Of, pid: int, application: str) -> Proposal:
+    """Cancel the statement that waits for a strong lock and lets nobody past meanwhile (5.2)."""
+    sql = f"SELECT pg_cancel_backend({pid})"
+    return Proposal("cancel_waiting", psql(of, sql), "5.2", {"pid": pid, "application": application})
+
+
 def end_sessions(of: Of, application: str) -> Proposal:
     """End the idle sessions of one application that holds most connections; only with its owner's word (5.2)."""
     name = application.replace("'", "''")

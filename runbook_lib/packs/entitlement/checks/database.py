@@ -14,6 +14,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, could_not_ask
+from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status, Value, judged, say
 from runbook_lib.model.frames import table
@@ -59,11 +60,15 @@ class Sessions:
 
 @dataclass(frozen=True)
 class Blocked:
-    """A session that waits for a lock."""
+    """A session that waits for a lock, and the pids in its way."""
 
     QUESTION: ClassVar[str] = "database/blocked"
 
+    pid: int | None = None
     wait_s: float = 0.0
+    blocked_by: str = ""
+    mode: str = ""
+    application: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,15 @@ class Blocker:
 
 
 @dataclass(frozen=True)
+class RowHolder(Blocker):
+    """A session whose open transaction holds due rows: nobody waits for it, all step over them."""
+
+    QUESTION: ClassVar[str] = "database/row_locks"
+
+    n: float = 0.0
+
+
+@dataclass(frozen=True)
 class Transaction:
     """A transaction that has been open for long."""
 
@@ -88,29 +102,38 @@ class Transaction:
 
 
 def collect(rb: Context) -> Frames:
-    """Catalog views only: they answer under an ACCESS EXCLUSIVE lock too. Frames: `QUESTIONS` and application."""
+    """Catalog views: they answer under an ACCESS EXCLUSIVE lock too. Frames: `QUESTIONS`, application, row_locks."""
+    parts = Parts()
     with rb.snapshot() as db:
-        frames = {name: db.ask(f"database/{name}") for name in QUESTIONS}
-        return frames | {"application": db.ask("database/application", role=facts_of(rb).database_role)}
+        parts.answers |= {name: db.ask(f"database/{name}") for name in QUESTIONS}
+        parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+    with parts.part("rows") as answers, rb.snapshot() as db:
+        answers["row_locks"] = db.ask(RowHolder.QUESTION)
+    return parts.frames()
 
 
 def judge(frames: Frames, given: Given) -> Finding:
     """A lock wait that lasts, or connections that run out, hold up every hop at once."""
     connections, blocker = rows.one(frames.get("connections"), Connections), rows.one(frames.get("blockers"), Blocker)
     blocked = rows.each(frames.get("blocked"), Blocked)
+    holder = rows.one(frames.get("row_locks"), RowHolder)
     open_s = [t.transaction_s for t in rows.each(frames.get("long_transactions"), Transaction)]
     longest = max(open_s, default=0.0)
     used, usable, limits = connections.used, connections.usable, given.limits
     most, share_of_most = _biggest(frames, used)
-    wait = limits.value("locks.wait", max((b.wait_s for b in blocked), default=0.0))
+    held_s = holder.transaction_s or 0.0
+    wait = limits.value("locks.wait", max([held_s, *(b.wait_s for b in blocked)]))
     share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
     waits, full = wait.status is not Status.OK, share.status in (Status.WARNING, Status.CRITICAL)
+    if waits and blocker.pid is None and holder.pid is not None:
+        blocker = holder
     key = "blocked" if waits and blocker.pid is not None else "waits" if waits else "full" if full else "free"
+    key = "rows_held" if waits and blocker is holder else key
     application = rows.one(frames.get("application"), Application)
     kept_from = application.kept_from
     kept = Status.CRITICAL if kept_from else Status.OK
-    held = _proposals(given, waits, full, blocker, most, share_of_most)
-    shown = [n for n in ("blockers", "blocked", "sessions", "long_transactions") if len(table(frames, n))]
+    held = _proposals(given, waits, full, blocker, _in_front(blocked), most, share_of_most)
+    shown = [n for n in ("blockers", "blocked", "row_locks", "sessions", "long_transactions") if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
     if longest >= facts_of(given).lease_s:
         notes.append(say("database.long_transaction", longest=longest))
@@ -123,6 +146,7 @@ def judge(frames: Frames, given: Given) -> Finding:
             application=blocker.application,
             state=blocker.state,
             transaction=blocker.transaction_s,
+            rows=holder.n,
             used=used,
             usable=usable,
             share=share.value,
@@ -185,12 +209,27 @@ def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Si
     return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 
 
+def _in_front(blocked: list[Blocked]) -> Blocked | None:
+    """Who waits itself and is all that others wait for: its strong lock stands before theirs in the queue."""
+    return next((b for b in blocked if b.pid is not None and any(o.blocked_by == str(b.pid) for o in blocked)), None)
+
+
 def _proposals(
-    given: Given, waits: bool, full: bool, blocker: Blocker, most: str, share_of_most: float
+    given: Given,
+    waits: bool,
+    full: bool,
+    blocker: Blocker,
+    in_front: Blocked | None,
+    most: str,
+    share_of_most: float,
 ) -> tuple[Proposal, ...]:
     if waits and blocker.pid is not None:
         idle = (blocker.state or "").startswith("idle")
-        return (proposals.end_blocker(given, blocker.pid, str(blocker.application), idle=idle),)
+        end = proposals.end_blocker(given, blocker.pid, str(blocker.application), idle=idle)
+        if in_front is None:
+            return (end,)
+        # The milder first: what has not begun loses nothing.
+        return (proposals.cancel_waiting(given, in_front.pid or 0, str(in_front.application)), end)
     if full and share_of_most > given.number("connections.one_holder") and not _is_ours(most):
         # One application holds most of them: slowing down our own workers would free next to nothing.
         return (proposals.end_sessions(given, most), *_throttle(given))
