@@ -37,6 +37,7 @@ from runbook_lib.packs.entitlement.checks import (
     consistency,
     database,
     duplicates,
+    leases,
     publish,
     recovery,
     subscriber,
@@ -313,6 +314,7 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
                 if at.events
             ),
         ),
+        next_sections=("4.4",) if any(seen.get(slo) for slo in ("ENT-E", "NOTI-D")) else (),
         show=("slis", "affected"),
     )
 
@@ -452,10 +454,11 @@ PLACES = {
 }
 #: What each of them asks.
 ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
-#: What may be broken while all flows, by the section that has more of it: cheap questions about invariants 1 and 3.
+#: What may be broken while all flows, each by a cheap question; the step's section has more of it.
 INVARIANTS = {
     "4.2.1": next(check for check in duplicates.CHECKS if check.step == "4.2.1"),
     "4.2.2": Check("4.2.2", recovery.collect_duplicates, recovery.judge_duplicates),
+    "4.3.5": next(check for check in leases.CHECKS if check.step == "4.3.5"),
     "5.3.4": next(check for check in consistency.CHECKS if check.step == "5.3.4"),
 }
 PARTS = PLACES | INVARIANTS
@@ -540,10 +543,9 @@ def _next(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
     if held_up or (verdict.status is not Status.OK and not broken):
         sections.append("4.1")
     notifications = found["4.1.1"]
-    held = (notifications.value("backlog.leased") or 0, notifications.value("backlog.expired") or 0)
-    if verdict.stuck_at == "delivery_worker" or (
-        verdict.stuck_at and any(isinstance(n, float) and n > 0 for n in held)
-    ):
+    held = sum(float(notifications.value(f"backlog.{name}") or 0) for name in ("leased", "expired"))
+    holders = float(notifications.value("processing.holders") or 0)
+    if verdict.stuck_at == "delivery_worker" or (verdict.stuck_at and held) or holders > 1:
         sections.append("4.3")
     lost = found["4.1.2"].value("outbox.unprocessed")
     if isinstance(lost, float | int) and lost > 0:
