@@ -170,6 +170,16 @@ def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, publishe
     words(found)
 
 
+def test_a_young_alert_is_looked_at_again_where_nothing_shows_yet() -> None:
+    young = make_given(detected_by="alert", detected_at=ago(8))
+    found = response.judge_impact(impact(), young)
+    assert (found.status, found.value("impact.look_again")) == (Status.OK, 52.0)
+    words(found)
+    for frames, told in ((impact(), make_given(detected_at=ago(90))), (impact(), make_given()),
+                         (impact(affected=affected(notification=(3, 3, 21.0))), young)):  # fmt: skip
+        assert response.judge_impact(frames, told).value("impact.look_again") is None
+
+
 def test_the_time_to_detect_is_kept() -> None:
     frames = impact(affected=affected(notification=(70, 60, 120.0)))
     found = response.judge_impact(frames, make_given(detected_by="alert", detected_at=ago(30)))

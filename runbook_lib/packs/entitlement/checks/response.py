@@ -275,6 +275,11 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
     notes = [say("response.sli_note", minutes=given.number("sli.now"))]
     if silent_s and key != "nothing_comes":
         notes.append(say("response.nothing_comes", silent=silent_s))
+    told_s = None if given.detected_at is None else seconds_between(given.detected_at, given.as_of)
+    early_s = given.number("alert.early")
+    if told_s is not None and told_s < early_s and not (missed or late.events or lost.events):
+        notes.append(say("response.early", told=told_s, again=early_s - told_s))
+        values.append(Value(f"impact.{LOOK_AGAIN}", early_s - told_s, "s"))
     if burns is None:
         notes.append(say("response.no_burn"))
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
