@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,12 +95,23 @@ def test_commands_of_both_runners() -> None:
         f"kubectl --context prod -n miniserversystem set env deploy/notification -c notification {BATCH}=25 {POLL}=2s"
     )
     assert remedies.throttle(supervisor, "relay").command == (
-        "runbook sandbox set ENTITLEMENT_OUTBOX_BATCH_SIZE=1 ENTITLEMENT_OUTBOX_POLL_INTERVAL=30s"
+        "supervisorctl update entitlement  # once environment= of [program:entitlement] has "
+        "ENTITLEMENT_OUTBOX_BATCH_SIZE=1, ENTITLEMENT_OUTBOX_POLL_INTERVAL=30s"
     )
     assert proposals.undo_settings(kubectl, ["relay.batch_size"]).command.endswith(
         "deploy/entitlement -c entitlement ENTITLEMENT_OUTBOX_BATCH_SIZE-"
     )
     assert proposals.undo_settings(supervisor, ["relay.poll_interval"]).command.endswith("POLL_INTERVAL=1s")
+
+
+def test_the_command_of_a_supervised_target_puts_its_variables_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "the pods.env"
+    file.write_text(f"{BATCH}=50\nOTHER=x\n")
+    facts = Facts(workloads=Workloads(runner="supervisorctl", supervisorctl=["echo"], env_file=str(file)), batch_size=4)
+    command = remedies.throttle(make_given(facts=facts), "delivery").command
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "restart notification\n"
+    assert read_env(file) == {BATCH: "2", POLL: "2s", "OTHER": "x"}
 
 
 # The effect, from the tables --------------------------------------------------------------------------------

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,9 +50,7 @@ def test_a_loop_that_is_switched_off_is_switched_on_and_not_restarted(
     first, *others = (p["command"] for p in verdict["proposals"])
     assert f"{variable}=true" in first
     assert not any("restart" in command for command in others)
-    env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(settings.directory)}
-    command = [sys.executable, "-m", "runbook_lib", *shlex.split(first)[1:]]
-    subprocess.run(command, env=env, check=True, timeout=60, capture_output=True)
+    subprocess.run(["sh", "-c", first], check=True, timeout=60, capture_output=True)
     settings.wait_for_flow(60)
 
 

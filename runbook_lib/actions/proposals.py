@@ -38,8 +38,15 @@ def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -
         command = kubectl(of, "set", "env", f"deploy/{name}", "-c", container, *words)
     else:
         words = [f"{s.variable}={s.spelt(s.standard if value is None else value)}" for s, value in changed]
-        command = f"runbook sandbox set {shlex.join(words)}"
+        command = _written(of, name, words)
     return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(words)})
+
+
+def _written(of: Of, name: str, words: list[str]) -> str:
+    """Write variables where the program reads them at its start, the last line of a name in force, and restart it."""
+    if file := of.facts.workloads.env_file:
+        return f"printf '%s\\n' {shlex.join(words)} >> {shlex.quote(file)} && {supervisorctl(of, 'restart', name)}"
+    return f"{supervisorctl(of, 'update', name)}  # once environment= of [program:{name}] has {', '.join(words)}"
 
 
 def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
