@@ -67,6 +67,7 @@ FRAMES: dict[str, Frames] = {
     "2.4": schema("notification")
     | {
         "processed": pd.DataFrame([{"now": NOW, "last_processed": ago(1), "processed_1m": 300}]),
+        "oldest": pd.DataFrame([{"age_d": 30.04}]),
         "sent": pd.DataFrame([{"now": NOW, "last_sent": ago(1), "sent_1m": 300, "arrived_1m": 300}]),
         "backlog": pd.DataFrame(
             [{"due": 1, "expired": 0, "oldest_due_s": 0.4, "oldest_expired_s": None, "waiting_retry": 0}]
@@ -124,6 +125,16 @@ def test_an_index_that_is_not_usable(index: str, status: Status) -> None:
     found = scope.judge_notification(frames, make_given())
     assert found.status is status
     assert (weight(found, "FM-NOTI-01") > 0) is (status is Status.CRITICAL)
+
+
+@pytest.mark.parametrize("age_d", [None, 30.04, 45.0])
+def test_registrations_that_nobody_removes(age_d: float | None) -> None:
+    found = scope.judge_notification(FRAMES["2.4"] | {"oldest": pd.DataFrame([{"age_d": age_d}])}, make_given())
+    hoards = age_d == 45.0
+    assert found.status is (Status.WARNING if hoards else Status.OK)
+    assert (weight(found, "FM-DB-02") > 0.5) is hoards
+    assert not weight(found, "delivery_worker") and bool(found.notes) is hoards
+    words(found)
 
 
 def test_a_failed_migration() -> None:

@@ -191,6 +191,14 @@ class Registered:
 
 
 @dataclass(frozen=True)
+class Oldest:
+    """How old the oldest registration is: those that are older than what is kept are removed every hour."""
+
+    QUESTION: ClassVar[str] = "processed/oldest"
+    age_d: float | None = None
+
+
+@dataclass(frozen=True)
 class Holder:
     """Who holds rows, and since when."""
 
@@ -257,12 +265,13 @@ def workers(frames: Frames) -> str:
 def collect_notification(rb: Context) -> Frames:
     """2.4: the notification schema, what was registered, queued and sent, and who holds rows.
 
-    Frames: those of `collect_schema`, processed, sent, backlog, holders.
+    Frames: those of `collect_schema`, processed, oldest, sent, backlog, holders.
     """
     return collect_schema(
         rb,
         "notification",
         processed="processed/activity",
+        oldest="processed/oldest",
         sent="notifications/activity",
         backlog="notifications/backlog",
         holders="notifications/holders",
@@ -290,6 +299,9 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
         *((given.limits.value("worker.heartbeat", max(claims)),) if claims else ()),
     ]
     late = any(v.status not in (None, Status.OK) for v in values)
+    if (age := rows.one(frames.get("oldest"), Oldest).age_d) is not None:
+        values.append(given.limits.value("processed.oldest", age))
+    hoards = age is not None and values[-1].status is not Status.OK
     activity = say(
         "scope.notification_late" if late else "scope.notification_well",
         processed=_ago(since_processed),
@@ -301,8 +313,12 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
         say("scope.service", schema=schema.headline, activity=activity),
         values,
         at_least=schema.status,
-        notes=schema.notes,
-        signals=(*schema.signals, *(given.speaks("scope.delivery_late") if late else ())),
+        notes=(*schema.notes, *((say("scope.not_cleaned_up"),) if hoards else ())),
+        signals=(
+            *schema.signals,
+            *(given.speaks("scope.delivery_late") if late else ()),
+            *(given.speaks("scope.not_cleaned_up") if hoards else ()),
+        ),
         hops=(
             Hop("subscriber", rate_out=processed.processed_1m),
             Hop(
