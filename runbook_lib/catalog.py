@@ -113,8 +113,8 @@ class Place:
 class FailureMode:
     """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
 
-    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names,
-    None where the document does not say; `told_by` are the steps whose answer tells it from its neighbours.
+    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names;
+    `told_by` are the steps whose answer tells it from its neighbours.
     """
 
     id: str
@@ -126,9 +126,9 @@ class FailureMode:
     mitigation: str
     slo: tuple[str, ...]
     sections: tuple[str, ...]
-    excluded_by: tuple[str, ...] = ()
-    remedies: tuple[str, ...] | None = None
-    told_by: tuple[str, ...] = ()
+    excluded_by: tuple[str, ...]
+    remedies: tuple[str, ...]
+    told_by: tuple[str, ...]
 
 
 def duration(text: str) -> float | None:
@@ -397,8 +397,8 @@ def _read_failure_modes(
         modes[id_] = FailureMode(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
             facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
-            facts.may_have("Excluded by", observations, "an observation of this document"),
-            facts.words("Remedies") if "Remedies" in facts else None, facts.may_have("Told by", steps, "in runbook.md"),
+            facts.words("Excluded by", observations, "an observation of this document"), facts.words("Remedies"),
+            facts.words("Told by", steps, "in runbook.md"),
         )  # fmt: skip
     return modes
 
@@ -440,10 +440,6 @@ class _Record(dict[str, str]):
             if known is not None and word not in known:
                 raise self.error(f"{column.lower().removesuffix('s')} '{word}' is not {where}")
         return words
-
-    def may_have(self, name: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
-        """The words of a bullet that may be left out."""
-        return self.words(name, known, where) if name in self else ()
 
     def number(self, column: str) -> float | None:
         """A number, or None for '-'."""

@@ -44,7 +44,10 @@ def problems(folder: Path) -> list[str]:
             book = catalog.load()
         except CatalogError as e:
             return [str(e)]
-        return [*_steps(own, book), *_notebooks(own, book), *_words(own), *_questions(own), *_names(own, book)]
+        return [
+            *_steps(own, book), *_notebooks(own, book), *_modes(book), *_words(own), *_questions(own),
+            *_names(own, book),
+        ]  # fmt: skip
 
 
 def _steps(own: Pack, book: Catalog) -> Iterator[str]:
@@ -76,6 +79,17 @@ def _notebooks(own: Pack, book: Catalog) -> Iterator[str]:
         ]
         if steps != [s.id for s in section.steps]:
             yield f"{name} has the steps {steps}, and docs/runbook.md {[s.id for s in section.steps]}"
+
+
+def _modes(book: Catalog) -> Iterator[str]:
+    """A failure mode that nothing can name, and a remedy that nothing can propose."""
+    spoken_for = {s.about for signals in book.observations.values() for s in signals if s.weight > 0}
+    for mode in book.failure_modes.values():
+        if mode.id not in spoken_for:
+            yield f"no observation speaks for {mode.id}"
+        for name in mode.remedies:
+            if f"proposal.{name}.title" not in messages.catalogue("en"):
+                yield f"{mode.id}: the remedy {name} is no proposal"
 
 
 def _words(own: Pack) -> Iterator[str]:

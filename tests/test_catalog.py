@@ -67,6 +67,7 @@ def root(tmp_path: Path) -> Path:
         ("slo.md", "| `backlog.due` | 50 |", "| `backlog.due` | fifty |", "limit 'fifty'"),
         ("failure-modes.md", "- Hop: database", "- Hop: databse", "hop 'databse'"),
         ("failure-modes.md", "- Symptom:", "- Symptoms:", "'- Symptom: ...' is missing"),
+        ("failure-modes.md", "- Remedies: -", "-", "'- Remedies: ...' is missing"),
         ("failure-modes.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "failure mode 'FM-OB-99'"),
         ("failure-modes.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "level 'LOUD'"),
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),

@@ -163,6 +163,20 @@ def test_what_does_not_fit_together_is_named(here: Path, file: str, old: str, ne
     assert any(said in p for p in testing.problems(here / "own")), testing.problems(here / "own")
 
 
+def test_a_failure_mode_that_nothing_can_name_or_mend_is_told(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    bullets = {
+        "Hop": "relay", "Symptom": "x", "Detection": "x", "Mitigation": "x", "SLO": "-", "Sections": "8.1",
+        "Excluded by": "-", "Remedies": "restart_notification, hope", "Told by": "8.1.1",
+    }  # fmt: skip
+    lines = ["### FM-OWN-01 Ours · 独自", "", *(f"- {name}: {text}" for name, text in bullets.items())]
+    (here / "own" / "docs" / "failure-modes.md").write_text("\n".join(lines), encoding="utf-8")
+    assert testing.problems(here / "own") == [
+        "no observation speaks for FM-OWN-01",
+        "FM-OWN-01: the remedy hope is no proposal",
+    ]
+
+
 def test_the_system_s_pack_is_whole(here: Path) -> None:
     assert testing.problems(pack.in_force().packs[0].folder) == []
     assert catalog.load().hops[0] == "producer"
