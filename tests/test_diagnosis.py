@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
 from runbook_lib.model.finding import (
+    Because,
     Finding,
     Hop,
     Proposal,
@@ -17,6 +18,7 @@ from runbook_lib.model.finding import (
     Reason,
     Signal,
     Status,
+    Unseen,
     Verdict,
     replace,
     say,
@@ -34,7 +36,7 @@ def conclude(findings: list[Finding]) -> Verdict:
 
 
 def finding(step: str, *signals: tuple[str, float], status: Status = Status.CRITICAL) -> Finding:
-    return Finding(step, status, say("x"), signals=tuple(Signal(a, w) for a, w in signals))
+    return Finding(step, status, say("ui.no_action"), signals=tuple(Signal(a, w) for a, w in signals))
 
 
 def test_healthy() -> None:
@@ -59,16 +61,23 @@ def test_what_several_hops_depend_on_explains_them() -> None:
 def test_evidence_against_discounts() -> None:
     verdict = conclude([finding("a", ("FM-NOTI-03", 0.8)), finding("b", ("FM-NOTI-03", -0.5))])
     mode = verdict.failure_modes[0]
-    assert (mode.id, mode.score, mode.steps_for, mode.steps_against) == ("FM-NOTI-03", 0.4, ("a",), ("b",))
+    assert (mode.id, mode.score) == ("FM-NOTI-03", 0.4)
+    assert [(b.kind, b.steps, b.weight) for b in mode.because] == [
+        ("observed", ("a",), 0.8),
+        ("observed", ("b",), -0.5),
+    ]
 
 
 def test_one_observation_of_several_steps_is_one_piece_of_evidence() -> None:
     """Section 3 asks what 4.1 asks too: being told twice makes nothing surer."""
     seen = Signal("relay", 0.45, "relay.silent")
-    findings = [Finding(step, Status.WARNING, say("x"), signals=(seen,)) for step in ("3.2", "4.1.3")]
+    findings = [Finding(step, Status.WARNING, say(step), signals=(seen,)) for step in ("3.2", "4.1.3")]
     mode = diagnosis.score(findings, "relay")
-    assert (mode.score, mode.steps_for) == (0.45, ("3.2", "4.1.3"))
-    other = Finding("4.3.2", Status.WARNING, say("x"), signals=(Signal("relay", 0.45, "relay.behind"),))
+    assert (mode.score, mode.because) == (
+        0.45,
+        (Because("observed", ("3.2", "4.1.3"), "relay.silent", 0.45, say("4.1.3")),),
+    ), "in the words of the step that asked for nothing else"
+    other = Finding("4.3.2", Status.WARNING, say("ui.no_action"), signals=(Signal("relay", 0.45, "relay.behind"),))
     assert diagnosis.score([*findings, other], "relay").score > 0.6
 
 
@@ -80,15 +89,17 @@ def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
 
 
 def test_unanswered_steps_lower_the_confidence_unless_they_are_the_evidence() -> None:
-    silent = [unknown(str(n), Reason.TIMEOUT, say("x")) for n in range(3)]
+    silent = [unknown(str(n), Reason.TIMEOUT, say("ui.no_action")) for n in range(3)]
     strong = finding("a", ("delivery_worker", 0.95))
     assert conclude([strong, *silent]).confidence == "low"
-    speaking = [Finding(str(n), Status.UNKNOWN, say("x"), signals=(Signal(DATABASE, 0.9),)) for n in range(3)]
+    speaking = [
+        Finding(str(n), Status.UNKNOWN, say("ui.no_action"), signals=(Signal(DATABASE, 0.9),)) for n in range(3)
+    ]
     assert conclude(speaking).confidence == "high"
 
 
 def test_nothing_answered_is_no_confidence() -> None:
-    verdict = conclude([unknown("a", Reason.DENIED, say("x"))])
+    verdict = conclude([unknown("a", Reason.DENIED, say("ui.no_action"))])
     assert (verdict.stuck_at, verdict.confidence, verdict.status) == (None, "none", Status.UNKNOWN)
 
 
@@ -96,16 +107,22 @@ def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
     restart, throttle = Proposal("r", "restart", "5.1"), Proposal("t", "throttle", "5.2")
     verdict = conclude(
         [
-            Finding("a", Status.WARNING, say("x"), proposals=(throttle,)),
-            Finding("b", Status.CRITICAL, say("x"), signals=(Signal("relay", 0.9),), proposals=(restart, throttle)),
+            Finding("a", Status.WARNING, say("ui.no_action"), proposals=(throttle,)),
+            Finding(
+                "b",
+                Status.CRITICAL,
+                say("ui.no_action"),
+                signals=(Signal("relay", 0.9),),
+                proposals=(restart, throttle),
+            ),
         ]
     )
     assert verdict.proposals == (restart, throttle)
 
 
 def test_the_strip_joins_what_each_finding_knows() -> None:
-    a = Finding("a", Status.OK, say("x"), hops=(Hop("relay", rate_in=3, waiting=2),))
-    b = Finding("b", Status.OK, say("x"), hops=(Hop("relay", rate_out=4),))
+    a = Finding("a", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_in=3, waiting=2),))
+    b = Finding("b", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_out=4),))
     strip = {h.name: h for h in diagnosis.strip([a, b], HOPS)}
     assert strip["relay"] == Hop("relay", 3, 4, 2)
     assert list(strip) == list(HOPS)
@@ -149,14 +166,14 @@ DEAD, OFF = "FM-NOTI-06", "FM-NOTI-03"
 
 def hypotheses(changes: dict[str, dict[str, Any]]) -> catalog.Catalog:
     """The documents, with other bullets for some failure modes."""
-    modes = {id_: replace(m, excluded_by=(), remedies=None, told_by=()) for id_, m in BOOK.failure_modes.items()}
+    modes = {id_: replace(m, excluded_by=(), remedies=(), told_by=()) for id_, m in BOOK.failure_modes.items()}
     modes |= {id_: replace(modes[id_], **more) for id_, more in changes.items()}
     return replace(BOOK, failure_modes=modes)
 
 
 def seen(step: str, *signals: Signal, proposals: tuple[str, ...] = ()) -> Finding:
     offered = tuple(Proposal(name, name, "5.1", {"name": name}) for name in proposals)
-    return Finding(step, Status.CRITICAL, say("x"), signals=signals, proposals=offered)
+    return Finding(step, Status.CRITICAL, say("ui.no_action"), signals=signals, proposals=offered)
 
 
 def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -> None:
@@ -165,7 +182,11 @@ def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -
     assert diagnosis.conclude([silent], book).failure_modes[0].score > 0.9
     verdict = diagnosis.conclude([silent, seen("4.3.2", Signal("", 0.0, "worker.polls"))], book)
     (mode,) = verdict.failure_modes
-    assert (mode.score, mode.excluded_by, mode.steps_for) == (0.0, "worker.polls", ("4.1.1",))
+    assert (mode.score, mode.excluded_by) == (0.0, "worker.polls")
+    assert [(b.kind, b.steps, b.observation) for b in mode.because] == [
+        ("observed", ("4.1.1",), "worker.silent"),
+        ("excludes", ("4.3.2",), "worker.polls"),
+    ]
     assert [p.name for p in verdict.proposals] == ["logs"], "what helps nothing that stands is not proposed"
 
 
@@ -189,18 +210,41 @@ def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
     told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on"))
     same = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("restart", "switch_on")}})
     assert diagnosis.conclude([told], same).between == ()
-    weak = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.55, "b"), proposals=("restart", "switch_on"))
+    weak = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.55, "b"), proposals=("look", "restart", "switch_on"))
     apart = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("switch_on",)}})
-    verdict = diagnosis.conclude([weak], apart)
-    assert verdict.between == () and [p.name for p in verdict.proposals] == ["restart"]
+    other = seen("4.1.2", proposals=("logs",))
+    verdict = diagnosis.conclude([other, weak], apart)
+    assert verdict.between == () and [p.name for p in verdict.proposals] == ["look", "restart", "logs"]
 
 
-def test_a_mode_whose_remedies_nobody_has_named_takes_no_proposal_away() -> None:
-    told = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), proposals=("restart",))
-    unnamed = hypotheses({DEAD: {"remedies": ("restart",)}})
-    assert [p.name for p in diagnosis.conclude([told], unnamed).proposals] == ["restart"]
-    none_helps = hypotheses({DEAD: {"remedies": ("restart",)}, "FM-NATS-05": {"remedies": ()}})
-    assert diagnosis.conclude([told], none_helps).proposals == ()
+def test_what_helps_nothing_that_stands_is_proposed_only_where_nothing_stands() -> None:
+    book = hypotheses({DEAD: {"remedies": ("restart",)}})
+    stands = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), proposals=("restart",))
+    assert diagnosis.conclude([stands], book).proposals == ()
+    beside = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), Signal(DEAD, 0.8, "b"), proposals=("restart",))
+    assert diagnosis.conclude([beside], book).proposals == (), "nothing helps what is likelier"
+    suspected = seen("4.1.3", Signal("FM-NATS-05", 0.3, "a"), proposals=("restart",))
+    assert [p.name for p in diagnosis.conclude([suspected], book).proposals] == ["restart"], "the step may know better"
+
+
+def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen() -> None:
+    book = hypotheses({DEAD: {"told_by": ("4.3.2", "4.1.1", "5.1.1")}})
+    verdict = diagnosis.conclude(
+        [
+            seen("4.1.1", Signal(DEAD, 0.8, "a")),
+            seen("4.1.4", Signal(DATABASE, 0.9, "b")),
+            replace(
+                unknown("4.3.2", Reason.TIMEOUT, say("ui.no_action")), unseen=(Unseen("postgres", Reason.TIMEOUT),)
+            ),
+        ],
+        book,
+    )
+    (mode,) = verdict.failure_modes
+    assert (mode.score, [b.kind for b in mode.because]) == (0.48, ["observed", "unseen", "elsewhere"])
+    assert [(b.steps, b.observation, b.weight) for b in mode.because[1:]] == [
+        (("4.3.2",), "postgres", 0.0),
+        ((), DATABASE, diagnosis.CONSEQUENCE),
+    ]
 
 
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:

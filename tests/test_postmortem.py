@@ -98,7 +98,7 @@ def keep(archive: Archive, *runs: dict[str, Any]) -> None:
         archive.append(said, {f"{name}.json": b"{}"})
 
 
-WORKER = RankedMode("FM-NOTI-06", 0.95, ("4.1.1",), ())
+WORKER = RankedMode("FM-NOTI-06", 0.95)
 SPOKEN = replace(
     judged(
         say("ui.no_action"), at_least=Status.CRITICAL, signals=(Signal("FM-NOTI-06", 0.8), Signal("FM-DB-01", -0.3))

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from runbook_lib import messages
 from runbook_lib.model.finding import (
+    Because,
     Finding,
     Hop,
     Proposal,
     Question,
+    RankedMode,
     Reason,
     Signal,
     Status,
@@ -112,6 +114,32 @@ def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> No
             "conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost
         )
         assert (f"<small>{shown}</small>" in page) is (alive is not None)
+
+
+WHY = (
+    Because("observed", ("3.2", "4.1.1"), "delivery.stopped", 0.9, say("backlog.empty")),
+    Because("observed", ("4.1.4",), "", -0.4, say("backlog.empty")),
+    Because("excludes", ("4.3.2",), "backlog.sends", 0.0, say("backlog.empty")),
+    Because("unseen", ("4.3.2",), "postgres", 0.0, say("unknown.not_run", step="4.3.2")),
+    Because("elsewhere", (), "database", 0.6, say("hop.database")),
+)
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossier_and_terminal(lang: str) -> None:
+    verdict = Verdict(Status.CRITICAL, "database", "low", (RankedMode("FM-NOTI-06", 0.32, WHY),))
+    seen = json.loads(json.dumps(record.verdict(verdict)))
+    mode = seen["failure_modes"][0]
+    lines = render.why_lines(mode, lang)
+    assert len(lines) == len(WHY) and "None" not in "".join(lines)
+    assert lines[0].startswith("+0.90 delivery.stopped") and "3.2, 4.1.1" in lines[0]
+    assert messages.text(say("backlog.empty"), lang) in lines[1] and lines[1].startswith("-0.40")
+    assert [line in "\n".join(render.explained(seen, lang)) for line in lines] == [True] * len(lines)
+    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
+    page = render.html("conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost)
+    assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
+    old = seen | {"failure_modes": [{k: v for k, v in mode.items() if k != "because"}]}  # of an older dossier
+    assert render.explained(old, lang)[1:] == [render.explained(seen, lang)[1]]
 
 
 @pytest.mark.parametrize("reason", Reason)

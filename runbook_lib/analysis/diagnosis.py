@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from runbook_lib.analysis.stats import combine
 from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, Catalog, FailureMode
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
+    Because,
     Confidence,
     Finding,
     Hop,
@@ -32,6 +33,7 @@ from runbook_lib.model.finding import (
     Verdict,
     overall,
     replace,
+    say,
     worst,
 )
 from runbook_lib.sources import SourceError
@@ -78,29 +80,40 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
-        proposals=_helping(_first_response(findings, stuck_at), stand, between, ranked, book),
+        proposals=_helping(_first_response(findings, stuck_at, stand), stand, between, ranked, book),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
     )
 
 
 def score(findings: Iterable[Finding], about: str) -> RankedMode:
-    """How strongly the findings speak for a hop or failure mode, and which steps say so.
+    """How strongly the findings speak for a hop or failure mode, and why.
 
     What several steps tell of one observation is one piece of evidence: a section that asks what another has asked
     makes nothing surer.
     """
-    told = [(f.step, s) for f in findings for s in f.signals if s.about == about]
-    once: dict[object, float] = {}
-    for step, s in told:
-        key = s.observation or (step, len(once))
-        once[key] = max(once.get(key, 0.0), s.weight, key=abs)
-    return RankedMode(
-        about,
-        round(combine([w for w in once.values() if w > 0], [-w for w in once.values() if w < 0]), 3),
-        _unique(step for step, s in told if s.weight > 0),
-        _unique(step for step, s in told if s.weight < 0),
-    )
+    once: dict[object, list[tuple[Finding, Signal]]] = {}
+    for f in findings:
+        for s in f.signals:
+            if s.about == about and s.weight:
+                once.setdefault(s.observation or (f.step, len(once)), []).append((f, s))
+    because = []
+    for told in once.values():
+        strongest = max((s for _, s in told), key=lambda s: abs(s.weight))
+        because.append(_because("observed", (f for f, _ in told), strongest.observation, strongest.weight))
+    weights = [b.weight for b in because]
+    whole = combine([w for w in weights if w > 0], [-w for w in weights if w < 0])
+    return RankedMode(about, round(whole, 3), tuple(sorted(because, key=lambda b: -b.weight)))
+
+
+def _because(
+    kind: Literal["observed", "excludes", "unseen"],
+    findings: Iterable[Finding],
+    observation: str,
+    weight: float = 0.0,
+) -> Because:
+    told = list(findings)
+    return Because(kind, _unique(f.step for f in told), observation, weight, told[-1].headline)
 
 
 def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
@@ -177,24 +190,41 @@ def _confidence(
 
 def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
     """The failure modes that something speaks for, the likeliest first; those that are excluded stand at the end."""
-    seen = {s.observation for f in findings for s in f.signals}
+    seen: dict[str, list[Finding]] = {}
+    for f in findings:
+        for s in f.signals:
+            seen.setdefault(s.observation, []).append(f)
 
     def weighed(id_: str) -> RankedMode:
         found, mode = score(findings, id_), book.failure_modes[id_]
+        told = {step for b in found.because for step in b.steps}
+        because = [
+            *found.because,
+            *(_because("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
+            *(
+                _because("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
+                for f in findings
+                if f.step in mode.told_by and f.step not in told and (f.unseen or f.status is Status.UNKNOWN)
+            ),
+        ]
         if excluded := next((o for o in mode.excluded_by if o in seen), ""):
-            return replace(found, score=0.0, excluded_by=excluded)
-        return found if stuck_at in (None, *mode.hops) else replace(found, score=round(found.score * CONSEQUENCE, 3))
+            return replace(found, score=0.0, because=tuple(because), excluded_by=excluded)
+        if stuck_at is not None and stuck_at not in mode.hops:
+            because.append(Because("elsewhere", (), stuck_at, CONSEQUENCE, say(f"hop.{stuck_at}")))
+            found = replace(found, score=round(found.score * CONSEQUENCE, 3))
+        return replace(found, because=tuple(because))
 
     ranked = [
         weighed(id_) for id_ in _unique(s.about for f in findings for s in f.signals if s.about in book.failure_modes)
     ]
-    return tuple(sorted((m for m in ranked if m.score > 0 or (m.excluded_by and m.steps_for)), key=lambda m: -m.score))
+    said = (m for m in ranked if m.score > 0 or (m.excluded_by and any(b.weight > 0 for b in m.because)))
+    return tuple(sorted(said, key=lambda m: -m.score))
 
 
 def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
     """The modes that stand beside the first and call for something else than it does; () where it is decided."""
     named = [m for m in stand if m.remedies]
-    apart = [m for m in named[1:] if not {*(m.remedies or ())} & {*(named[0].remedies or ())}]
+    apart = [m for m in named[1:] if not {*m.remedies} & {*named[0].remedies}]
     return (named[0], *apart) if apart else ()
 
 
@@ -221,28 +251,32 @@ def _helping(
 ) -> tuple[Proposal, ...]:
     """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
 
-    Where nothing stands, or something whose remedies the document does not name, a step may know better: only what
-    helps nothing but excluded modes goes.
+    Where nothing helps the likeliest, that of one less likely is none either. Where nothing stands a step may know
+    better: only what helps nothing but excluded modes goes.
     """
     out = {m.id for m in ranked if m.excluded_by}
-    known = bool(stand) and all(m.remedies is not None for m in stand)
 
     def helps(p: Proposal) -> bool:
-        modes = [m for m in book.failure_modes.values() if p.name in (m.remedies or ())]
+        modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
         if not modes:
             return True
-        return not between and any(m in stand if known else m.id not in out for m in modes)
+        if not stand:
+            return any(m.id not in out for m in modes)
+        return not between and bool(stand[0].remedies) and any(m in stand for m in modes)
 
     return tuple(filter(helps, proposals))
 
 
-def _first_response(findings: list[Finding], stuck_at: str | None) -> tuple[Proposal, ...]:
-    """Each proposal once; those of steps that speak for the broken hop come first."""
+def _first_response(
+    findings: list[Finding], stuck_at: str | None, stand: Sequence[FailureMode]
+) -> tuple[Proposal, ...]:
+    """Each proposal once; first those of steps that know a remedy of the likeliest mode or speak for the broken hop."""
 
-    def speaks(f: Finding) -> bool:
-        return any(s.about == stuck_at and s.weight > 0 for s in f.signals)
+    def later(f: Finding) -> tuple[bool, bool]:
+        knows = any(p.name in mode.remedies for mode in stand[:1] for p in f.proposals)
+        return not knows, not any(s.about == stuck_at and s.weight > 0 for s in f.signals)
 
-    ordered = [p for f in sorted(findings, key=lambda f: not speaks(f)) for p in f.proposals]
+    ordered = [p for f in sorted(findings, key=later) for p in f.proposals]
     return tuple({p.command: p for p in reversed(ordered)}[c] for c in dict.fromkeys(p.command for p in ordered))
 
 

@@ -251,13 +251,28 @@ Confidence = Literal["high", "medium", "low", "none"]
 
 
 @dataclass(frozen=True)
+class Because:
+    """One line of why a failure mode has its score: what was observed, by which steps, in the words of the last.
+
+    `weight` is how strongly that speaks, negative where it speaks against. What "excludes" has none, nor has what was
+    "unseen": a step that would tell and could not be answered, or in part, with the sources. A mode that belongs
+    "elsewhere" than where it is stuck counts for `weight` of its score.
+    """
+
+    kind: Literal["observed", "excludes", "unseen", "elsewhere"]
+    steps: tuple[str, ...]
+    observation: str
+    weight: float
+    headline: Text
+
+
+@dataclass(frozen=True)
 class RankedMode:
-    """A failure mode with its score (0 to 1), the steps that speak for and against it, and what excludes it if any."""
+    """A failure mode with its score (0 to 1), why it has that, and the observation that excludes it if any."""
 
     id: str
     score: float
-    steps_for: tuple[str, ...] = ()
-    steps_against: tuple[str, ...] = ()
+    because: tuple[Because, ...] = ()
     excluded_by: str = ""
 
 
@@ -286,6 +301,7 @@ class Verdict:
 
 __all__ = [
     "LOOK_AGAIN",
+    "Because",
     "Confidence",
     "Finding",
     "Frames",

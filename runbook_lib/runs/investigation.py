@@ -83,6 +83,7 @@ def summary(order: Order, progress: Steps = lambda section, state: None) -> dict
         details.append(("", f"\n{section} {render.section_title(section, order.lang)}"))
         details += [(f.status.name, f"  {render.finding_line(f, order.lang)}") for f in result.run.findings]
         details += [("", f"  {result.html}")] if result.html else []
+    details += [("", line) for line in render.explained(came.document["verdict"], order.lang)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
         "document": json.loads(json.dumps(came.document)),

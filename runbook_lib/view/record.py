@@ -122,7 +122,10 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "status": v.status.name,
         "stuck_at": v.stuck_at,
         "confidence": v.confidence,
-        "failure_modes": [asdict(m) for m in v.failure_modes],
+        "failure_modes": [
+            asdict(m) | {"because": [vars(b) | {"headline": text(b.headline)} for b in m.because]}
+            for m in v.failure_modes
+        ],
         "hops": [_hop(h) for h in v.hops],
         "next_sections": list(v.next_sections),
         "proposals": [proposal(p) for p in v.proposals],

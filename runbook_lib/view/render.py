@@ -303,8 +303,8 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
     sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")), lang)
     lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict, lang)}  ({sure})", ""]
     lines += [*strip_lines(verdict, lang), ""]
-    if verdict.failure_modes:
-        top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3])
+    if any(m.score for m in verdict.failure_modes):
+        top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3] if m.score)
         lines.append(f"{messages.text(say('ui.failure_modes'), lang)}: {top}")
     if verdict.between:
         lines += undecided_lines(verdict.between, verdict.settled_by, lang)
@@ -325,6 +325,31 @@ def undecided_lines(between: Sequence[str], settled_by: Iterable[str], lang: str
     lines = [messages.text(say("ui.between", modes=modes), lang)]
     steps = ((s, _question(s, lang)) for s in settled_by)
     return lines + [messages.text(say("ui.settled_by", step=s, question=asked), lang) for s, asked in steps]
+
+
+def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
+    """Why a failure mode of a verdict's JSON has its score: an observation a line, in the words of a step that told."""
+    return [
+        messages.text(
+            say(
+                f"ui.because_{b['kind']}",
+                weight=b["weight"],
+                observation=b["observation"],
+                steps=", ".join(b["steps"]),
+                headline=b["headline"][lang],
+            ),
+            lang,
+        )
+        for b in mode.get("because", ())
+    ]
+
+
+def explained(verdict: Mapping[str, Any], lang: str) -> list[str]:
+    """Each failure mode of a verdict's JSON, and why it has its score, as text."""
+    lines = []
+    for m in verdict["failure_modes"]:
+        lines += [f"  {m['score']:.2f}  {m['id']} {_mode(m['id'], lang)}", *(f"    {w}" for w in why_lines(m, lang))]
+    return [f"\n{messages.text(say('ui.failure_modes'), lang)}", *lines] if lines else []
 
 
 def strip_lines(verdict: Verdict, lang: str) -> list[str]:
@@ -382,6 +407,7 @@ def html(template: str, lang: str, **values: Any) -> str:
             alive=lambda seen: _alive(seen, lang),
             location=lambda v: location(v, lang),
             mode=lambda id_: _mode(id_, lang),
+            why=lambda mode: why_lines(mode, lang),
             undecided=lambda between, settled_by: undecided_lines(between, settled_by, lang),
             section_title=lambda number: section_title(number, lang),
             lang=lang,
