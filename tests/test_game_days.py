@@ -69,6 +69,7 @@ def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
 # Judging ----------------------------------------------------------------------------------------------------
 
 WORKER = Truth(frozenset({"delivery_worker"}), frozenset({"FM-NOTI-06"}))
+BLIND = Truth(frozenset({None}), frozenset())
 DOUBLED = Truth(frozenset({None}), frozenset({"FM-NOTI-01"}))
 RESTART = {"name": "restart_notification", "command": "supervisorctl -c f restart notification"}
 LOGS = {"name": "logs", "command": "supervisorctl -c f tail notification"}
@@ -109,6 +110,10 @@ ONE_OF = ["delivery_worker", "receiver"]
         (verdict("subscriber", "FM-NOTI-01"), DOUBLED, "wrong", "right"),
         (verdict(mode="FM-NOTI-01", undecided=ONE_OF), DOUBLED, "undecided", "right"),
         (verdict(**OK), DOUBLED, "right", "wrong"),
+        (verdict(status="UNKNOWN"), BLIND, "right", "right"),
+        (verdict(status="UNKNOWN", undecided=ONE_OF), BLIND, "undecided", "undecided"),
+        (verdict("database", status="UNKNOWN"), BLIND, "wrong", "wrong"),
+        (verdict(**OK), BLIND, "wrong", "wrong"),
         (None, WORKER, "wrong", "wrong"),
         (verdict(**OK), None, "right", "right"),
         (verdict(status="WARNING"), None, "right", "right"),

@@ -201,7 +201,9 @@ def _person(scenario: Scenario) -> int:
     for name in scenario.faults:
         fault = find(name)
         what = Text(messages.VERBATIM, fault.description)
-        _say("was", what=what, place=fault.stuck_at or nothing, mode=fault.failure_mode, section=fault.section)
+        _say(
+            "was", what=what, place=fault.stuck_at or nothing, mode=fault.failure_mode or nothing, section=fault.section
+        )
     if not scenario.faults:
         _say("was_nothing")
     _say("around", load=scenario.load, noise=scenario.noise)

@@ -39,8 +39,8 @@ class Drill:
 
     @property
     def counts(self) -> bool:
-        """Whether there was something to find, or nothing was broken at all."""
-        return bool(self.effect) or not self.kind
+        """Whether there was something to find, or nothing of the system was broken at all."""
+        return bool(self.effect) or not self.line["truth"] or not self.line["truth"]["modes"]
 
     @property
     def missed(self) -> bool:
