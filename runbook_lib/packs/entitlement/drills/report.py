@@ -141,7 +141,7 @@ def _calibration(real: Sequence[Drill]) -> str:
         share = f"{answers['right'] / len(own):.0%}" if own else "-"
         bar = "#" * round(20 * answers["right"] / len(own)) if own else ""
         rows.append((level, len(own), *(answers[a] for a in _ANSWERS), share, bounds, f"`{bar:.<20}`"))
-    return _table(("confidence", "drills", *_ANSWERS, "right", "bounds", ""), rows)
+    return _table(("confidence", "drills", *_ANSWERS, "share right", "bounds", ""), rows)
 
 
 def _calm(calm: Sequence[Drill]) -> str:
@@ -175,6 +175,9 @@ def _miss(drill: Drill) -> str:
     between = " / ".join([*verdict.get("undecided", ()), *verdict.get("between", ())])
     said = [verdict.get("status", "no verdict"), verdict.get("stuck_at") or between or "no place", *modes]
     done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
+    if drill.judged.answer == "wrong" and line["truth"]:
+        allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
+        done = f" Right: {', '.join(allowed)}.{done}"
     around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
     return (
         f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "
