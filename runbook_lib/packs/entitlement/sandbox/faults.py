@@ -100,7 +100,7 @@ def _let_in(program: str, query: str) -> Act:
                 row = connection.execute(query, (program,)).fetchone()
                 return bool(row and row[0])
 
-        sandbox.wait_for(f"{program} to take hold", done)
+        sandbox.wait_for(f"{program} to take hold", done, 30)
 
     return inject
 
