@@ -82,7 +82,8 @@ def report(lines: Iterable[Line]) -> str:
         f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows, *undecided* if it names "
         "several with such a one among them, or nothing and does not call it well. Whether a proposal *helps*, does "
-        "*nothing* or *harms* is the flow of the two sandboxes. Of two faults at once, either may be named.",
+        "*nothing* or *harms* is the flow of the two sandboxes. Of two faults at once, either may be named; "
+        "where only the runbook's own view is broken, none, and all is not well.",
         "## In short",
         _in_short(real, calm),
         "## By kind of fault",

@@ -97,17 +97,18 @@ def pause_consumer(until: str) -> Callable[[Programs], None]:
 
 # The database, changed by its superuser ---------------------------------------------------------------------
 
+#: What a changed setting needs to count: the server reads its own again, the applications begin new sessions.
 RELOAD = "SELECT pg_reload_conf()"
-_END_SESSIONS = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{state.DATABASE}'"  # noqa: S608
+AFRESH = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{state.DATABASE}'"  # noqa: S608
 
 
-def alter(*statements: str, afresh: bool = False) -> Callable[[Programs], None]:
-    """Have the superuser, who may still write when the applications may not, say that; `afresh` ends their sessions."""
+def alter(*statements: str) -> Callable[[Programs], None]:
+    """Have the superuser, who may still write when the applications may not, say that."""
 
     def apply(sandbox: Programs) -> None:
         url = f"{sandbox.state.addresses.admin_url}?options=-c%20default_transaction_read_only%3Doff"
         with database.connect(url) as admin:
-            for statement in (*statements, *[_END_SESSIONS] * afresh):
+            for statement in statements:
                 admin.execute(statement)
 
     return apply
@@ -140,7 +141,7 @@ slow_down = alter(
     "CREATE TRIGGER audit_change BEFORE UPDATE ON notification.notifications"
     " FOR EACH ROW EXECUTE FUNCTION notification.audit_change()",
 )
-speed_up = alter(_TRIGGER.format(0), _END_SESSIONS, "DROP FUNCTION notification.audit_change CASCADE")
+speed_up = alter(_TRIGGER.format(0), AFRESH, "DROP FUNCTION notification.audit_change CASCADE")
 
 
 # Rows -------------------------------------------------------------------------------------------------------

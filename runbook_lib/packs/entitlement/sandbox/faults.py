@@ -135,18 +135,9 @@ def _denied(right: str, table: str) -> tuple[Act, Act]:
     return alter(f"REVOKE {right} ON {table} FROM {DATABASE}"), mend(f"GRANT {right} ON {table} TO {DATABASE}")
 
 
-def _role(name: str, broken: str, right: str) -> tuple[Act, Act]:
-    """Another attribute of a role, which counts from each session's start."""
-    change = f"ALTER ROLE {name} "
-    return alter(change + broken, afresh=name == DATABASE), mend(change + right)
-
-
-def _read_only(where: str, afresh: bool) -> tuple[Act, Act]:
-    setting = "default_transaction_read_only"
-    return (
-        alter(f"ALTER {where} SET {setting} = on", damage.RELOAD, afresh=afresh),
-        mend(f"ALTER {where} RESET {setting}", damage.RELOAD),
-    )
+def _read_only(where: str, then: str) -> tuple[Act, Act]:
+    setting = f"ALTER {where} {{}} default_transaction_read_only"
+    return alter(setting.format("SET") + " = on", then), mend(setting.format("RESET"), then)
 
 
 _MIGRATION = "UPDATE notification.flyway_schema_history_notification SET success = {} WHERE version = '3'"
@@ -217,17 +208,20 @@ _ACTS: dict[str, tuple[Act, Act]] = {
     "rows_locked": (_let_in("reconciliation", _IN_TRANSACTION), _stop("reconciliation")),
     "connections_exhausted": (_let_in("nightly-report", _EXHAUSTED), _stop("nightly-report")),
     "slow_statements": (damage.slow_down, damage.speed_up),
-    "db_read_only": _read_only(f"DATABASE {DATABASE}", afresh=True),
-    "server_read_only": _read_only("SYSTEM", afresh=False),
+    "db_read_only": _read_only(f"DATABASE {DATABASE}", damage.AFRESH),
+    "server_read_only": _read_only("SYSTEM", damage.RELOAD),
     "password_changed": (
-        alter(f"ALTER ROLE {DATABASE} PASSWORD 'changed-and-not-announced'", afresh=True),
+        alter(f"ALTER ROLE {DATABASE} PASSWORD 'changed-and-not-announced'", damage.AFRESH),
         damage.restore_password,
     ),
-    "role_at_limit": _role(DATABASE, "CONNECTION LIMIT 2", "CONNECTION LIMIT -1"),
+    "role_at_limit": (
+        alter(f"ALTER ROLE {DATABASE} CONNECTION LIMIT 2", damage.AFRESH),
+        mend(f"ALTER ROLE {DATABASE} CONNECTION LIMIT -1"),
+    ),
     "worker_denied": _denied("UPDATE", "notification.notifications"),
     "api_denied": _denied("INSERT", "entitlement.outbox_events"),
     "subscriber_denied": _denied("INSERT", "notification.processed_events"),
-    "runbook_locked_out": _role("runbook", "NOLOGIN", "LOGIN"),
+    "runbook_locked_out": (alter("ALTER ROLE runbook NOLOGIN"), alter("ALTER ROLE runbook LOGIN")),
     # The receiver
     "receiver_outage": (_stop("receiver"), _start("receiver")),
     "receiver_hangs": (_signal("receiver", "STOP"), _signal("receiver", "CONT")),
