@@ -38,7 +38,7 @@ bench: venv
 # Incidents at random, a night's worth, and the page of what they show. Interrupted, it goes on where it was.
 SEEDS ?= 1000:1200
 drills: venv
-	$(RUN)/runbook drill --seeds $(SEEDS) --at-once 2
+	$(RUN)/runbook drill --seeds $(SEEDS) --at-once 3
 	$(RUN)/runbook drill report drills.jsonl --write docs/truth.md
 
 # The dossier that git keeps; after a change that alters verdicts or pages.

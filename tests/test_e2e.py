@@ -40,7 +40,7 @@ def test_fault(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
     assert len(said["runs"]) > 1, "triage followed no section"
     assert not {r["section"] for r in said["runs"]} & {*said["verdict"]["next_sections"]}, "what was run is not next"
     index = (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8")
-    assert fault.failure_mode in index
+    assert str(fault.failure_mode) in index
     deadline = time.monotonic() + 75
     while True:
         recovered = runbook(sandbox, tmp_path, "run", "6", "-p", "window_minutes=15")

@@ -69,6 +69,7 @@ def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
 # Judging ----------------------------------------------------------------------------------------------------
 
 WORKER = Truth(frozenset({"delivery_worker"}), frozenset({"FM-NOTI-06"}))
+BLIND = Truth(frozenset({None}), frozenset())
 DOUBLED = Truth(frozenset({None}), frozenset({"FM-NOTI-01"}))
 RESTART = {"name": "restart_notification", "command": "supervisorctl -c f restart notification"}
 LOGS = {"name": "logs", "command": "supervisorctl -c f tail notification"}
@@ -109,6 +110,10 @@ ONE_OF = ["delivery_worker", "receiver"]
         (verdict("subscriber", "FM-NOTI-01"), DOUBLED, "wrong", "right"),
         (verdict(mode="FM-NOTI-01", undecided=ONE_OF), DOUBLED, "undecided", "right"),
         (verdict(**OK), DOUBLED, "right", "wrong"),
+        (verdict(status="UNKNOWN"), BLIND, "right", "right"),
+        (verdict(status="UNKNOWN", undecided=ONE_OF), BLIND, "undecided", "undecided"),
+        (verdict("database", status="UNKNOWN"), BLIND, "wrong", "wrong"),
+        (verdict(**OK), BLIND, "wrong", "wrong"),
         (None, WORKER, "wrong", "wrong"),
         (verdict(**OK), None, "right", "right"),
         (verdict(status="WARNING"), None, "right", "right"),
@@ -260,7 +265,11 @@ def test_the_page_of_many_drills() -> None:
     assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
     misses = page.split("## Misses")[1].split("## Not counted")
     assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page
-    assert "restart_notification: nothing" in misses[0] and "seed 6, no fault" in misses[0] and "seed 1," not in page
+    assert (
+        "Right: delivery_worker, FM-NOTI-06. restart_notification: nothing" in misses[0]
+        and "seed 6, no fault" in misses[0]
+        and "seed 1," not in page
+    )
     assert "seed 4, worker_stopped: took no effect" in misses[1] and "seed 7: the sandbox" in misses[1]
     assert "for the first time" not in page
 

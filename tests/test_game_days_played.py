@@ -42,6 +42,21 @@ def first_seed(*faults: str, longest: float) -> int:
     return next(seed for seed in range(10_000) if draw(seed, KINDS, longest).faults == faults)
 
 
+#: Drills that stand for many kinds; `runbook drill --seeds N --longest 12 --after 12` plays one of them by hand.
+SHORT_S = 12.0
+SEEDS = (2, 3, 14, 19, 26, 33, 38, 39, 44, 46, 53, 61)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(seed: int) -> None:
+    line = drill(draw(seed, KINDS, SHORT_S), Clock(), after_s=SHORT_S)
+    assert "error" not in line and line["verdict"], line
+    found = judged(json.loads(json.dumps(line)))
+    assert found.counts, line
+    assert found.confidence != "high" or (found.judged.answer != "wrong" and found.help != "harms"), line
+
+
 def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
     line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), Clock(), after_s=15)
     found = judged(json.loads(json.dumps(line)))

@@ -186,14 +186,15 @@ def _person(scenario: Scenario) -> int:
                 took = time.monotonic() - began
         except SandboxError as error:
             raise click.ClickException(str(error)) from None
+    right = play.truth(scenario)
+    calm = "UNKNOWN" if right and not right.modes else "OK"  # who can not see in has nothing to name
     said = {
-        "status": "OK" if place == mode == nothing else "CRITICAL",
+        "status": calm if place == mode == nothing else "CRITICAL",
         "stuck_at": None if place == nothing else place,
         "undecided": [],
         "failure_modes": [] if mode == nothing else [{"id": mode, "score": 1.0}],
         "proposals": [],
     }
-    right = play.truth(scenario)
     answer = judge(said, right)
     points = {"right": 2, "undecided": 1, "wrong": 0}
     _say("score", points=points[answer.place] + points[answer.mode], s=took)
@@ -201,7 +202,9 @@ def _person(scenario: Scenario) -> int:
     for name in scenario.faults:
         fault = find(name)
         what = Text(messages.VERBATIM, fault.description)
-        _say("was", what=what, place=fault.stuck_at or nothing, mode=fault.failure_mode, section=fault.section)
+        _say(
+            "was", what=what, place=fault.stuck_at or nothing, mode=fault.failure_mode or nothing, section=fault.section
+        )
     if not scenario.faults:
         _say("was_nothing")
     _say("around", load=scenario.load, noise=scenario.noise)

@@ -20,7 +20,10 @@ _SHARE, _LOAD_S, _ROWS, _AGE_S = 0.2, 3.0, 2.0, 5.0
 
 @dataclass(frozen=True)
 class Truth:
-    """What may be said of an incident: places (None where the flow does not break) and failure modes, of any fault."""
+    """What may be said of an incident: places (None where the flow does not break) and failure modes, of any fault.
+
+    No mode at all: nothing is amiss but the runbook's own view.
+    """
 
     places: frozenset[str | None]
     modes: frozenset[str]
@@ -44,8 +47,9 @@ def judge(verdict: Mapping[str, Any] | None, truth: Truth | None) -> Judged:
     """A verdict as `--json` has it (None where there was none) against the truth; a truth of None is "no incident"."""
     if verdict is None:
         return Judged("wrong", "wrong")
-    if truth is None:
-        calm: Answer = "wrong" if alarms(verdict) else "undecided" if verdict["undecided"] else "right"
+    if truth is None or not truth.modes:
+        blind = truth is not None and verdict["status"] == "OK"
+        calm: Answer = "wrong" if blind or alarms(verdict) else "undecided" if verdict["undecided"] else "right"
         return Judged(calm, calm)
     place, mode = _place(verdict, truth), _mode(verdict, truth)
     if "nothing" in (place, mode):

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -162,18 +163,25 @@ def drill(scenario: Scenario, clock: Clock, after_s: float = 40.0, keep: Path | 
 
 def _drill(scenario: Scenario, scratch: Path, clock: Clock, after_s: float, keep: Path | None) -> dict[str, Any]:
     right = truth(scenario)
-    with incident(scenario, scratch / "sandbox", clock) as it:
-        clock.wait(scenario.look_after_s)
-        document, seconds, problem = triage(it.sandbox, scenario, keep or scratch, clock)
-        verdict = document["verdict"] if document else None
-        proposal = changing(verdict["proposals"]) if verdict else None
-        done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
-        clock.wait(after_s)
-        alone = acted = probe.look(it.sandbox, after_s)
-    if done:
-        with incident(scenario, scratch / "twin", clock) as twin:
-            clock.wait(scenario.look_after_s + seconds + done["seconds"] + after_s)
-            alone = probe.look(twin.sandbox, after_s)
+    age_s: Future[float] = Future()
+    with ThreadPoolExecutor(1) as lane:
+        twin = lane.submit(_left_alone, scenario, scratch / "twin", clock, after_s, age_s)
+        try:
+            with incident(scenario, scratch / "sandbox", clock) as it:
+                onset = time.monotonic()
+                clock.wait(scenario.look_after_s)
+                document, seconds, problem = triage(it.sandbox, scenario, keep or scratch, clock)
+                verdict = document["verdict"] if document else None
+                proposal = changing(verdict["proposals"]) if verdict else None
+                done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
+                if done:
+                    age_s.set_result(time.monotonic() - onset + after_s)
+                age_s.cancel()  # where nothing was done this sandbox is itself left alone
+                clock.wait(after_s)
+                acted = probe.look(it.sandbox, after_s)
+        finally:
+            age_s.cancel()
+        alone = twin.result() if done else acted
     return {
         "problems": it.problems,
         "truth": {"places": sorted(right.places, key=str), "modes": sorted(right.modes)} if right else None,
@@ -185,6 +193,16 @@ def _drill(scenario: Scenario, scratch: Path, clock: Clock, after_s: float, keep
         "acted": asdict(acted),
         "alone": asdict(alone),
     }
+
+
+def _left_alone(scenario: Scenario, directory: Path, clock: Clock, after_s: float, age_s: Future[float]) -> probe.Seen:
+    """The twin, side by side with the incident; looked at when it is as old, or thrown away when that is cancelled."""
+    with incident(scenario, directory, clock) as twin:
+        onset = time.monotonic()
+        while not age_s.done():
+            clock.wait(0.2)
+        clock.wait(onset + age_s.result() - time.monotonic())
+        return probe.look(twin.sandbox, after_s)
 
 
 def triage(

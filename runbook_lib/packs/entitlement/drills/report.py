@@ -39,8 +39,8 @@ class Drill:
 
     @property
     def counts(self) -> bool:
-        """Whether there was something to find, or nothing was broken at all."""
-        return bool(self.effect) or not self.kind
+        """Whether there was something to find, or nothing of the system was broken at all."""
+        return bool(self.effect) or not self.line["truth"] or not self.line["truth"]["modes"]
 
     @property
     def missed(self) -> bool:
@@ -82,7 +82,8 @@ def report(lines: Iterable[Line]) -> str:
         f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows, *undecided* if it names "
         "several with such a one among them, or nothing and does not call it well. Whether a proposal *helps*, does "
-        "*nothing* or *harms* is the flow of the two sandboxes. Of two faults at once, either may be named.",
+        "*nothing* or *harms* is the flow of the two sandboxes. Of two faults at once, either may be named; "
+        "where only the runbook's own view is broken, none, and all is not well.",
         "## In short",
         _in_short(real, calm),
         "## By kind of fault",
@@ -141,7 +142,7 @@ def _calibration(real: Sequence[Drill]) -> str:
         share = f"{answers['right'] / len(own):.0%}" if own else "-"
         bar = "#" * round(20 * answers["right"] / len(own)) if own else ""
         rows.append((level, len(own), *(answers[a] for a in _ANSWERS), share, bounds, f"`{bar:.<20}`"))
-    return _table(("confidence", "drills", *_ANSWERS, "right", "bounds", ""), rows)
+    return _table(("confidence", "drills", *_ANSWERS, "share right", "bounds", ""), rows)
 
 
 def _calm(calm: Sequence[Drill]) -> str:
@@ -175,6 +176,9 @@ def _miss(drill: Drill) -> str:
     between = " / ".join([*verdict.get("undecided", ()), *verdict.get("between", ())])
     said = [verdict.get("status", "no verdict"), verdict.get("stuck_at") or between or "no place", *modes]
     done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
+    if drill.judged.answer == "wrong" and line["truth"]:
+        allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
+        done = f" Right: {', '.join(allowed)}.{done}"
     around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
     return (
         f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import nats.js.errors
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
-from psycopg import sql
 from psycopg.rows import DictRow
 
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
@@ -84,85 +83,65 @@ def limit_stream(full: bool) -> Callable[[Programs], None]:
     return apply
 
 
-def refuse_users(share: int) -> Callable[[Programs], None]:
-    """The receiver refuses one user in so many, always the same; 0 is none."""
+def pause_consumer(until: str) -> Callable[[Programs], None]:
+    """The broker delivers nothing to the durable of the events until then."""
 
     def apply(sandbox: Programs) -> None:
-        sandbox.configure({"RECEIVER_REFUSES": str(share)})
-        sandbox.restart("receiver")
+        async def pause(js: JetStreamContext) -> None:
+            await js.pause_consumer(broker.STREAM, broker.CONSUMER, until)
+
+        broker.visit(sandbox.state.addresses.app_nats_url, pause)
 
     return apply
 
 
-# The database's door ----------------------------------------------------------------------------------------
+# The database, changed by its superuser ---------------------------------------------------------------------
+
+#: What a changed setting needs to count: the server reads its own again, the applications begin new sessions.
+RELOAD = "SELECT pg_reload_conf()"
+AFRESH = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{state.DATABASE}'"  # noqa: S608
 
 
-@contextmanager
-def _superuser(sandbox: Programs) -> Iterator[Connection]:
-    """Whoever may still write when the applications may not."""
-    url = f"{sandbox.state.addresses.admin_url}?options=-c%20default_transaction_read_only%3Doff"
-    with database.connect(url) as connection:
-        yield connection
-
-
-#: Where a setting may stand: for one database it counts from each session's start, for the server at once.
-THE_DATABASE, THE_SERVER = f"DATABASE {state.DATABASE}", "SYSTEM"
-
-
-def make_read_only(where: str) -> Callable[[Programs], None]:
-    """No more writes: `where` is THE_DATABASE or THE_SERVER."""
+def alter(*statements: str) -> Callable[[Programs], None]:
+    """Have the superuser, who may still write when the applications may not, say that."""
 
     def apply(sandbox: Programs) -> None:
-        _set_read_only(sandbox, f"ALTER {where} SET default_transaction_read_only = on")
+        url = f"{sandbox.state.addresses.admin_url}?options=-c%20default_transaction_read_only%3Doff"
+        with database.connect(url) as admin:
+            for statement in statements:
+                admin.execute(statement)
 
     return apply
 
 
-def make_writable(where: str) -> Callable[[Programs], None]:
-    """It takes them again; what the subscriber gave up meanwhile is published again."""
+def mend(*statements: str) -> Callable[[Programs], None]:
+    """The same, until events flow again; what the subscriber gave up meanwhile is published again."""
 
     def apply(sandbox: Programs) -> None:
-        _set_read_only(sandbox, f"ALTER {where} RESET default_transaction_read_only")
-        _recover(sandbox)
+        sandbox.wait_for("PostgreSQL", lambda: alter(*statements)(sandbox) is None)
+        sandbox.wait_for_flow(60)
+        publish_lost_events_again(sandbox)
 
     return apply
-
-
-def _set_read_only(sandbox: Programs, statement: str) -> None:
-    with _superuser(sandbox) as admin:
-        admin.execute(statement)
-        admin.execute("SELECT pg_reload_conf()")
-        if THE_DATABASE in statement:
-            _end_sessions(admin)
-
-
-def _end_sessions(admin: Connection) -> None:
-    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (state.DATABASE,))
-
-
-def change_password(sandbox: Programs) -> None:
-    """The applications' role has another password and its sessions are ended; nobody told the applications."""
-    _set_password(sandbox, secrets.token_hex(16))
-    with _superuser(sandbox) as admin:
-        _end_sessions(admin)
 
 
 def restore_password(sandbox: Programs) -> None:
     """The password that the applications know."""
-    _set_password(sandbox, sandbox.state.addresses.passwords[state.DATABASE])
-    _recover(sandbox)
+    mend(f"ALTER ROLE {state.DATABASE} PASSWORD '{sandbox.state.addresses.passwords[state.DATABASE]}'")(sandbox)
 
 
-def _set_password(sandbox: Programs, password: str) -> None:
-    with _superuser(sandbox) as admin:
-        admin.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(state.DATABASE), sql.Literal(password))
-        )
+_TRIGGER = (
+    "CREATE OR REPLACE FUNCTION notification.audit_change() RETURNS trigger LANGUAGE plpgsql"
+    " AS $$BEGIN PERFORM pg_sleep({}); RETURN NEW; END$$"
+)
 
-
-def _recover(sandbox: Programs) -> None:
-    sandbox.wait_for_flow(60)
-    publish_lost_events_again(sandbox)
+#: Each update of a notification takes so long. The function is made quick before it goes: a claim holds the table.
+slow_down = alter(
+    _TRIGGER.format(1.5),
+    "CREATE TRIGGER audit_change BEFORE UPDATE ON notification.notifications"
+    " FOR EACH ROW EXECUTE FUNCTION notification.audit_change()",
+)
+speed_up = alter(_TRIGGER.format(0), AFRESH, "DROP FUNCTION notification.audit_change CASCADE")
 
 
 # Rows -------------------------------------------------------------------------------------------------------

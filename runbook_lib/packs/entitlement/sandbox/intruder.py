@@ -1,4 +1,4 @@
-"""Strangers: a migration that holds a table, a report that holds every slot, a second delivery worker."""
+"""Strangers: sessions that hold a table or rows, a report that holds every slot, a second delivery worker."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -19,13 +20,19 @@ from .state import load
 _POLL = 0.2
 
 
-def hold_table(directory: Path) -> None:
-    """Take an ACCESS EXCLUSIVE lock on the notifications table and sit on it."""
-    with psycopg.connect(load(directory).addresses.app_url, application_name="schema-migration") as connection:
-        connection.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
-        while True:
-            time.sleep(_POLL)
-            connection.pgconn.consume_input()  # raises when somebody terminated the session
+def _hold(name: str, statement: str, again_s: float | None = None) -> Callable[[Path], None]:
+    """Say that in a transaction and sit on what it takes, or on more and more of it: said again every so often."""
+
+    def hold(directory: Path) -> None:
+        with psycopg.connect(load(directory).addresses.app_url, application_name=name) as connection:
+            connection.execute(statement)
+            while True:
+                time.sleep(again_s or _POLL)
+                if again_s:
+                    connection.execute(statement)
+                connection.pgconn.consume_input()  # raises when somebody terminated the session
+
+    return hold
 
 
 def hold_connections(directory: Path) -> None:
@@ -60,5 +67,18 @@ def deliver_too(directory: Path) -> None:
     run_worker({**os.environ, **read_env(directory / "pods.env"), **own})
 
 
+#: Whoever may be started beside the pods, for a fault.
+INTRUDERS: dict[str, Callable[[Path], None]] = {
+    "schema-migration": _hold("schema-migration", "LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE"),
+    "outbox-migration": _hold("outbox-migration", "LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"),
+    "reconciliation": _hold(
+        "reconciliation",
+        "SELECT FROM notification.notifications WHERE status = 'PENDING' FOR UPDATE SKIP LOCKED",
+        again_s=0.02,
+    ),
+    "nightly-report": hold_connections,
+    "second-worker": deliver_too,
+}
+
 if __name__ == "__main__":
-    {"table": hold_table, "connections": hold_connections, "deliveries": deliver_too}[sys.argv[1]](Path(sys.argv[2]))
+    INTRUDERS[sys.argv[1]](Path(sys.argv[2]))

@@ -29,13 +29,12 @@ from runbook_lib.sources import logs
 from runbook_lib.usage import SANDBOX_TARGET
 
 from . import history, servers
+from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import read_env
 from .state import DATABASE, FILE_NAME, Addresses, SandboxError, SandboxState, command, default_directory, load
 
 PODS = ("entitlement", "notification")
-#: What else may be started, for a fault, and what it takes.
-INTRUDERS = {"schema-migration": "table", "nightly-report": "connections", "second-worker": "deliveries"}
 PROGRAMS = ("postgres", "nats", "receiver", *PODS)
 UP_TIMEOUT = 60.0
 DOWN_TIMEOUT = 5.0
@@ -205,8 +204,13 @@ class Programs:
 
     def configure(self, settings: Mapping[str, str]) -> None:
         """Set environment variables of the pods; they count from each pod's next start."""
-        state = self._up_state()
-        self._write_env({**read_env(state.directory / "pods.env"), **settings})
+        self._up_state()
+        self._write_env({**self.settings, **settings})
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment variables of the pods, as they are now."""
+        return read_env(self.directory / "pods.env")
 
     # One by one ---------------------------------------------------------------------------------------------
 
@@ -227,6 +231,10 @@ class Programs:
         """Stop and start a program: a pod comes back under a new name."""
         self.stop(name)
         self.start(name)
+
+    def signal_program(self, name: str, number: str) -> None:
+        """Send a signal, such as STOP, to a program."""
+        self._call("signalProcess", name, number, unless=Faults.NOT_RUNNING)
 
     def pod(self, app: str) -> Any:
         """Pod name and the process ids of its parts."""
@@ -257,7 +265,7 @@ class Programs:
         """Give the broker another password for the applications, or (None) the right one again."""
         addresses = self.state.addresses
         servers.write_nats_config(self.directory, addresses, password or addresses.passwords["nats-app"])
-        self._call("signalProcess", "nats", "HUP", unless=Faults.NOT_RUNNING)
+        self.signal_program("nats", "HUP")
 
     def wait_for_flow(self, timeout: float) -> None:
         """Return when an event has passed every hop since now; SandboxError when none does in time."""
@@ -453,7 +461,7 @@ def _supervisor_config(state: SandboxState) -> str:
         "nats": servers.nats_command(directory),
         "receiver": [python, "-m", f"{module}.receiver", str(directory)],
         **{app: [python, "-m", f"{module}.pod", app, str(directory)] for app in PODS},
-        **{name: [python, "-m", f"{module}.intruder", target, str(directory)] for name, target in INTRUDERS.items()},
+        **{name: [python, "-m", f"{module}.intruder", name, str(directory)] for name in INTRUDERS},
     }
     user = "user=root\n" if os.geteuid() == 0 else ""
     sections = [
