@@ -245,9 +245,9 @@ def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:
     assert program.stands(off, make_given(), "delivery").observation == "delivery.switched_off"
     assert program.stands(off, make_given(), "relay").observation == ""
     assert program.stands({}, make_given(), "delivery").observation == ""
-    assert program.stands(
-        off | {"program": row(enabled=True, replicas=1, ready=0)}, make_given(), "delivery"
-    ).observation == ("delivery.not_up")
+    not_up = {"program": row(enabled=True, replicas=1, ready=0)}
+    assert program.stands(not_up, make_given(), "delivery").observation == "delivery.not_up"
+    assert program.stands(off | not_up, make_given(), "delivery").observation == "delivery.switched_off"
 
 
 # Sessions ---------------------------------------------------------------------------------------------------

@@ -195,6 +195,7 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
 
 
 def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Signal]:
+    blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     observed = {
         "database.read_only": kept_from == "read_only",
         "database.shut_out": kept_from == "shut_out",
@@ -204,7 +205,8 @@ def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Si
         # Many connections are a warning; none left is an outage.
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
-        "database.free": wait.status is share.status is Status.OK and not kept_from,
+        # Free for whoever is let in: what the services themselves were told counts more.
+        "database.free": wait.status is share.status is Status.OK and not kept_from and not blamed,
     }
     return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 
