@@ -157,7 +157,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
         given_up,
         stopping,
         refusing,
-        program.stands(frames, given, "delivery"),
+        program.beside(program.stands(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"),
     )
 
 

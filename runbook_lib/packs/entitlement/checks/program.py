@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runbook_lib import rows
-from runbook_lib.actions.proposals import logs, restart
+from runbook_lib.actions.proposals import list_sessions, logs, restart, undo_settings
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Proposal, Status
@@ -22,6 +22,7 @@ from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
 from runbook_lib.packs.entitlement.evidence.sessions import Says
+from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 #: The observations, by the side whose loop it is.
 RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
+PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
+HELD = {"delivery": "delivery.held", "relay": "relay.held"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
 FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
 SEEMS_FROZEN = {"delivery": "delivery.seems_frozen", "relay": "relay.seems_frozen"}
@@ -58,9 +61,10 @@ EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class Program:
-    """A workload, and its loop's switch; None for what could not be read."""
+    """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read."""
 
     enabled: bool | None = None
+    poll_s: float | None = None
     ready: int | None = None
 
 
@@ -82,7 +86,7 @@ class Stands:
         """What that is for a step by itself, whether something waits or not."""
         if not self.wrong:
             return Status.OK
-        doubtful = (SWITCHED_OFF, SEEMS_FROZEN, SILENT)
+        doubtful = (SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
         return Status.WARNING if any(self.observation in d.values() for d in doubtful) else Status.CRITICAL
 
     @property
@@ -107,7 +111,9 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
         with parts.part("program") as answers:
             settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
             ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
-            answers["program"] = row(enabled=settings[f"{side}.enabled"], ready=ready)
+            answers["program"] = row(
+                enabled=settings[f"{side}.enabled"], poll_s=settings[f"{side}.poll_interval"], ready=ready
+            )
 
 
 def look_twice(rb: Context) -> Frames:
@@ -122,10 +128,7 @@ def look_twice(rb: Context) -> Frames:
 
 def _look(rb: Context) -> Frames:
     frames = services.look(rb)
-    with (
-        suppress(SourceError),
-        rb.snapshot() as db,
-    ):  # the step has just asked the same database, and says what is wrong
+    with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it
         frames |= sessions.look(db)
     return frames
 
@@ -134,10 +137,11 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     """What `ask` has left says of the loop, its own word first. What could not be seen says nothing."""
     which = change.SIDES[side][0]
     program = rows.one(frames.get("program"), Program)
-    service = services.read(frames, services.Numbers.of(given))[which]
-    held = sessions.read(frames, sessions.Numbers.of(given))
+    pause_s = max(program.poll_s or 0, facts_of(given).poll_interval_s)
+    service = services.read(frames, replace(services.Numbers.of(given), poll_s=pause_s))[which]
+    held = sessions.read(frames, replace(sessions.Numbers.of(given), poll_s=pause_s))
     loop, own = service.loops[side], held[which]
-    quiet = own.says is Says.LOOP_SILENT
+    quiet = own.says is Says.LOOP_SILENT and loop.doing is not Doing.BEHIND
     if loop.doing is Doing.RUNS:
         return Stands(RUNS[side])
     if service.locked_out:
@@ -147,6 +151,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
         return Stands(meant[side], loop.exception)
     if loop.doing is Doing.OFF or program.enabled is False:
         return Stands(SWITCHED_OFF[side])
+    if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
+        return Stands(HELD[side])
     # It took the connection and said nothing, and the database has not heard of it either.
     if service.answers is Answers.HUNG and own.sessions and own.says in (Says.FROZEN, Says.NOT_SEEN):
         return Stands(FROZEN[side], silent_s=own.newest_s)
@@ -172,12 +178,21 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     return NOTHING
 
 
+def beside(seen: Stands, stopped: bool, side: str) -> Stands:
+    """The same beside what waits: a loop that runs and takes nothing of what is due steps over rows that are locked."""
+    return Stands(PASSES_OVER[side]) if stopped and seen.observation == RUNS[side] else seen
+
+
 def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
     """What helps against it: the switch, or a restart; else only the log tells why it fails, or does not come up."""
     if seen.observation == SWITCHED_OFF[side]:
         return (remedies.switch_on(given, side),)
+    if seen.observation == HELD[side]:
+        return (undo_settings(given, [f"{side}.batch_size", f"{side}.poll_interval"]),)
     if seen.observation in [helped[side] for helped in HELPED]:
         return (restart(given, change.SIDES[side][0]),)
+    if seen.observation == PASSES_OVER[side]:
+        return (list_sessions(given),)
     if seen.observation == NO_SESSION:
         return (remedies.look_at_role(given),)
     return (logs(given, change.SIDES[side][0]),)

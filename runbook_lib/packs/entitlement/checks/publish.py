@@ -34,6 +34,8 @@ KINDS = (
     ("timeout", "timed out"),
     ("timeout", "puback is missing"),
     ("payload", "unknown event type"),
+    ("full", "maximum messages exceeded"),
+    ("full", "maximum bytes exceeded"),
 )
 
 
@@ -46,6 +48,7 @@ FAILS = {
     "closed": "publish.fails_closed",
     "unseen": "publish.fails_unseen",
     "payload": "publish.fails_payload",
+    "full": "publish.fails_full",
 }
 
 
@@ -119,7 +122,7 @@ def collect(rb: Context) -> Frames:
 
 
 def kind_of(error: object) -> str:
-    """What an error text of the relay means: payload, closed, no_stream, timeout or other.
+    """What an error text of the relay means: payload, closed, no_stream, timeout, full or other.
 
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
@@ -211,11 +214,11 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
         kind=kind,
         late=late,
         failing=failing,
-        stopped=late and not failing and silence >= (limit.warning or 0),
+        stopped=(stopped := late and not failing and silence >= (limit.warning or 0)),
         publishes=publishes,
         away=reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR),
         said_lost=reason is Reason.ERROR,
-        stands=program.stands(frames, given, "relay"),
+        stands=program.beside(program.stands(frames, given, "relay"), stopped and not queue.leased, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
     )
 
@@ -340,6 +343,8 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
         return (proposals.restart(given, "entitlement"),)
     if not seen.failing:
         return ()
+    if seen.kind == "full":
+        return (proposals.logs(given, "nats"),)
     if seen.kind == "timeout" or (seen.kind == "unseen" and seen.cut_off):
         return (remedies.check_nats_credentials(given),)
     if seen.kind == "no_stream":
