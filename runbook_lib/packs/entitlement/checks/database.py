@@ -195,6 +195,7 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
 
 
 def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Signal]:
+    free = wait.status is share.status is Status.OK
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     observed = {
         "database.read_only": kept_from == "read_only",
@@ -205,8 +206,9 @@ def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Si
         # Many connections are a warning; none left is an outage.
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
-        # Free for whoever is let in: what the services themselves were told counts more.
-        "database.free": wait.status is share.status is Status.OK and not kept_from and not blamed,
+        "database.free": free,
+        # It may be free and refuse all the same: what the services themselves were told counts more.
+        "database.takes_all": free and not kept_from and not blamed,
     }
     return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 

@@ -207,18 +207,20 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
     failing = live > 0 and queue.tried > 0 and (kind in OF_THE_EVENT or not publishes)
     late = oldest >= (limit.warning or 0)
     broker = failures(frames).get("broker")
-    reason = broker.reason if broker is not None else None
+    away = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    stopped = late and not failing and silence >= (limit.warning or 0)
+    steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
         silence_s=silence,
         kind=kind,
         late=late,
         failing=failing,
-        stopped=(stopped := late and not failing and silence >= (limit.warning or 0)),
+        stopped=stopped,
         publishes=publishes,
-        away=reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR),
-        said_lost=reason is Reason.ERROR,
-        stands=program.beside(program.stands(frames, given, "relay"), stopped and not queue.leased, "relay"),
+        away=away,
+        said_lost=broker is not None and broker.reason is Reason.ERROR,
+        stands=program.beside(program.stands(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
     )
 
