@@ -292,6 +292,7 @@ def test_a_reconnect_loop_of_one_is_its_own() -> None:
         ({"bound": False, "num_pending": 60}, True, 1, "subscriber.deaf", ["restart_notification"]),
         ({"bound": False, "num_pending": 60}, False, 1, "subscriber.switched_off", ["check_nats_credentials"]),
         ({"paused": True, "num_pending": 60}, True, 1, "subscriber.paused", []),
+        ({"full": True}, True, 1, "subscriber.full", []),
         ({"num_ack_pending": 60}, True, 40, "subscriber.holds", ["restart_notification"]),
         ({"num_ack_pending": 60}, True, 1, "subscriber.behind", []),
         ({"num_pending": 60}, True, 40, "subscriber.behind", []),
@@ -305,7 +306,7 @@ def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
     frames["activity"] = frames["activity"].assign(last_processed=ago(processed_ago))
     found = subscriber.judge(frames, make_given())
     assert {s.observation for s in found.signals} == {observation}
-    assert weight(found, "FM-NATS-01") > 0.5
+    assert max(weight(found, "FM-NATS-01"), weight(found, "FM-NATS-04")) > 0.5
     assert [p.name for p in found.proposals] == proposed
     words(found)
 

@@ -62,6 +62,7 @@ class Consumer:
     num_redelivered: float = 0.0
     deliver_subject: str = ""
     paused: bool = False
+    full: bool = False
 
     @property
     def lag(self) -> float:
@@ -190,6 +191,11 @@ class Seen:
         return self.consumer is not None and self.consumer.paused
 
     @property
+    def full(self) -> bool:
+        """Whether the stream takes no more."""
+        return self.consumer is not None and self.consumer.full
+
+    @property
     def holds(self) -> bool:
         """Whether it took messages, and has done nothing with them since."""
         return self.behind and self.silent and self.consumer is not None and self.consumer.num_ack_pending > 0
@@ -205,7 +211,7 @@ def collect(rb: Context) -> Frames:
 
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
-    stream_created: time, deliver_subject: text, paused: flag); oldest (seq: number, stored: time, age_s: s) where
+    stream_created: time, deliver_subject: text, paused, full: flag); oldest (seq: number, stored: time, age_s: s) where
     something waits; those of `clients_of` and `closed_of`; program (listens: flag) where nobody is bound; unprocessed;
     nats_dlq and activity where cheap.
     """
@@ -254,6 +260,9 @@ def _consumer(rb: Context) -> Frames:
         "stream_created": stream.get("created"),
         "deliver_subject": config.get("deliver_subject"),
         "paused": bool(consumer.get("paused")),
+        # It refuses what is new, instead of dropping what is old.
+        "full": stream["config"].get("discard") == "new"
+        and 0 < stream["config"].get("max_msgs", 0) <= stream["state"]["messages"],
     }
     frames = {"consumer": row(**seen)}
     if seen["num_pending"] or seen["num_ack_pending"]:
@@ -419,7 +428,7 @@ def _values(seen: Seen, given: Given) -> list[Value]:
 
 
 def _at_least(seen: Seen) -> Status:
-    if seen.bound is False or seen.kept_out or seen.paused:
+    if seen.bound is False or seen.kept_out or seen.paused or seen.full:
         return Status.CRITICAL
     if seen.bound is None:
         return Status.UNKNOWN
@@ -449,8 +458,8 @@ def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
         key = "refused"
     elif seen.bound is None:
         key = "unseen"
-    elif seen.paused:
-        key = "paused"
+    elif seen.paused or seen.full:
+        key = "paused" if seen.paused else "full"
     elif not seen.bound and seen.switched_off:
         key = "switched_off"
     elif not seen.bound:
@@ -500,6 +509,8 @@ def _connection(seen: Seen) -> Iterator[str]:
         yield "subscriber.locked_out" if seen.locked_out else "subscriber.kept_out"
     elif seen.paused:
         yield "subscriber.paused"
+    elif seen.full and seen.bound:
+        yield "subscriber.full"
     elif seen.bound is False and seen.switched_off:
         yield "subscriber.switched_off"
     elif seen.bound is False:
