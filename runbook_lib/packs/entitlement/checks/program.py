@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runbook_lib import rows
-from runbook_lib.actions.proposals import list_sessions, logs, restart, undo_settings
+from runbook_lib.actions.proposals import logs, restart, undo_settings
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Proposal, Status
@@ -192,7 +192,7 @@ def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
     if seen.observation in [helped[side] for helped in HELPED]:
         return (restart(given, change.SIDES[side][0]),)
     if seen.observation == PASSES_OVER[side]:
-        return (list_sessions(given),)
+        return ()  # 4.1.4 names who holds them
     if seen.observation == NO_SESSION:
         return (remedies.look_at_role(given),)
     return (logs(given, change.SIDES[side][0]),)
