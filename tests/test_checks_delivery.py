@@ -551,6 +551,9 @@ def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> 
     found = database.judge(sessions(), make_given(earlier=(blamed,)))
     assert weight(found, "database") == 0
     assert weight(found, "FM-DB-01") < 0
+    assert [p.name for p in found.proposals] == ["logs", "logs"]
+    full = database.judge(sessions(used=34), make_given(earlier=(blamed,)))
+    assert full.proposals[0].name == "end_sessions"
 
 
 def test_connections_are_counted_against_the_usable_ones() -> None:

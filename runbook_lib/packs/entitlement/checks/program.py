@@ -184,15 +184,16 @@ def beside(seen: Stands, stopped: bool, side: str) -> Stands:
 
 
 def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
-    """What helps against it: the switch, or a restart; else only the log tells why it fails, or does not come up."""
+    """What helps against it: the switch, or a restart; else only the log tells why it fails, or does not come up.
+
+    What the database does to it is not its own, and 4.1.4 has who holds it up, or keeps it out.
+    """
+    if any(s.about == "database" and s.weight > 0 for s in given.speaks(seen.observation)):
+        return ()
     if seen.observation == SWITCHED_OFF[side]:
         return (remedies.switch_on(given, side),)
     if seen.observation == HELD[side]:
         return (undo_settings(given, [f"{side}.batch_size", f"{side}.poll_interval"]),)
     if seen.observation in [helped[side] for helped in HELPED]:
         return (restart(given, change.SIDES[side][0]),)
-    if seen.observation == PASSES_OVER[side]:
-        return ()  # 4.1.4 names who holds them
-    if seen.observation == NO_SESSION:
-        return (remedies.look_at_role(given),)
     return (logs(given, change.SIDES[side][0]),)
