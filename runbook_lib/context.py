@@ -181,7 +181,7 @@ class Context:
     findings: dict[str, Finding] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
     progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
-    asked: dict[str, Shared] = field(default_factory=dict)
+    asked: dict[Callable[[Context], Frames], Shared] = field(default_factory=dict)
 
     @property
     def as_of(self) -> pd.Timestamp:
@@ -282,13 +282,13 @@ class Context:
         )
 
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
-        """What the steps of a section look at together, asked once: frames that whoever gets them may add to.
+        """What several steps of a run look at together, asked once: frames that whoever gets them may add to.
 
         A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
         """
-        shared = self.asked.get(self.section.number)
+        shared = self.asked.get(ask)
         if shared is None or step in shared.served or time.monotonic() > shared.until:
-            shared = self.asked[self.section.number] = Shared(ask(self), time.monotonic() + SHARED_S)
+            shared = self.asked[ask] = Shared(ask(self), time.monotonic() + SHARED_S)
         shared.served.add(step)
         return shared.frames
 

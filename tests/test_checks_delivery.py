@@ -22,9 +22,10 @@ from steps import NOW, ago, make_given, run, weight, words
 from runbook_lib import catalog, messages, questions
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import checks
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import delivery
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions
 from runbook_lib.packs.entitlement.facts import Facts
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
@@ -156,6 +157,39 @@ def test_dead_letters_in_a_burst_speak_for_the_receiver() -> None:
     assert weight(found, "FM-NOTI-04") > 0.5
 
 
+def pool(service: str, newest_s: float) -> Frames:
+    """What the database shows of both services' sessions, one of which said its last word so long ago."""
+    rows = [
+        Sessions(s, 10, 0, 0, 600.0, newest, newest, 0, sees_others=True)
+        for s, newest in (("entitlement", 0.4), ("notification", 0.4), (service, newest_s))
+    ]
+    return {
+        "service_sessions": pd.DataFrame([vars(row) for row in rows]),
+        "transactions": pd.DataFrame({"commits": [100, 105], "rollbacks": [0, 0]}),
+    }
+
+
+def test_a_frozen_process_is_told_and_restarted_while_nothing_waits() -> None:
+    worker = backlog.judge(look() | pool("notification", 90), make_given())
+    assert weight(worker, "delivery_worker") >= 0.9 and weight(worker, "subscriber") >= 0.9
+    relay = publish.judge(outbox() | pool("entitlement", 90), make_given())
+    assert weight(relay, "relay") >= 0.9
+    for found, restart in ((worker, "restart_notification"), (relay, "restart_entitlement")):
+        assert found.status is Status.CRITICAL
+        assert [p.name for p in found.proposals] == [restart]
+        words(found)
+
+
+def test_a_loop_that_runs_and_takes_nothing_of_what_is_due_is_not_restarted() -> None:
+    worker = backlog.judge(later(silent(look(due=75, oldest_due_s=15.2), 15.3)) | pool("", 0), make_given())
+    relay = publish.judge(outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5)) | pool("", 0), make_given())
+    verdict = conclude([worker, relay], catalog.load())
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("database", "FM-DB-01")
+    assert verdict.proposals == ()
+    for found in (worker, relay):
+        words(found)
+
+
 def test_the_past_is_rebuilt_and_never_green() -> None:
     minutes = pd.date_range(NOW.floor("min") - pd.Timedelta(minutes=9), periods=10, freq="min")
     frames: Frames = {
@@ -250,6 +284,31 @@ def test_a_reconnect_loop_of_one_is_its_own() -> None:
     found = subscriber.judge(frames, make_given())
     assert weight(found, "subscriber") > 0.8
     assert weight(found, "jetstream") <= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "listens", "processed_ago", "observation", "proposed"),
+    [
+        ({"bound": False, "num_pending": 60}, True, 1, "subscriber.deaf", ["restart_notification"]),
+        ({"bound": False, "num_pending": 60}, False, 1, "subscriber.switched_off", ["check_nats_credentials"]),
+        ({"paused": True, "num_pending": 60}, True, 1, "subscriber.paused", []),
+        ({"full": True}, True, 1, "subscriber.full", []),
+        ({"num_ack_pending": 60}, True, 40, "subscriber.holds", ["restart_notification"]),
+        ({"num_ack_pending": 60}, True, 1, "subscriber.behind", []),
+        ({"num_pending": 60}, True, 40, "subscriber.behind", []),
+    ],
+)
+def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
+    changes: dict[str, Any], listens: bool, processed_ago: float, observation: str, proposed: list[str]
+) -> None:
+    frames = consumer(**changes) | {"program": pd.DataFrame({"listens": [listens]})}
+    frames["oldest"] = pd.DataFrame([{"seq": 1, "age_s": 40.0}])
+    frames["activity"] = frames["activity"].assign(last_processed=ago(processed_ago))
+    found = subscriber.judge(frames, make_given())
+    assert {s.observation for s in found.signals} == {observation}
+    assert max(weight(found, "FM-NATS-01"), weight(found, "FM-NATS-04")) > 0.5
+    assert [p.name for p in found.proposals] == proposed
+    words(found)
 
 
 def test_published_not_processed_and_not_held_is_lost() -> None:
@@ -392,6 +451,7 @@ def test_due_without_a_try_is_the_relay() -> None:
         (TIMEOUT, "relay", "FM-NATS-05"),
         ("Connection is Closed", "relay", "FM-NATS-05"),
         ("Error Publishing: 503 No Responders Available For Request", "jetstream", "FM-NATS-04"),
+        ("maximum messages exceeded [10077]", "jetstream", "FM-NATS-04"),
     ],
 )
 def test_failing_publishes_are_told_apart_by_their_words(error: str, hop: str, mode: str) -> None:
@@ -484,6 +544,16 @@ def test_a_free_database_is_ok() -> None:
     assert found.status is Status.OK
     assert weight(found, "database") < 0
     words(found)
+
+
+def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> None:
+    blamed = Finding("4.1.1", Status.CRITICAL, say("-"), signals=make_given().speaks("delivery.rejected"))
+    found = database.judge(sessions(), make_given(earlier=(blamed,)))
+    assert weight(found, "database") == 0
+    assert weight(found, "FM-DB-01") < 0
+    assert [p.name for p in found.proposals] == ["logs", "logs"]
+    full = database.judge(sessions(used=34), make_given(earlier=(blamed,)))
+    assert full.proposals[0].name == "end_sessions"
 
 
 def test_connections_are_counted_against_the_usable_ones() -> None:
@@ -654,7 +724,7 @@ def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
 # Whatever the frames are, a judge and its charts answer.
 
 SHAPES: dict[str, Callable[[], Frames]] = {
-    "4.1.1": lambda: later(look(due=9, oldest_due_s=20.0)) | {
+    "4.1.1": lambda: later(look(due=9, oldest_due_s=20.0)) | pool("notification", 90) | {
         "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
         "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
         "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),

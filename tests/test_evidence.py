@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
@@ -15,7 +15,7 @@ from runbook_lib import catalog, questions
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
-from runbook_lib.packs.entitlement.evidence import clients, services, sessions
+from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Asked, Doing, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import Says, Sessions, SessionsSeen
 from runbook_lib.sources import SourceError
@@ -215,6 +215,7 @@ _SERIES = st.dictionaries(
 
 
 @example([{("process_start_time_seconds",): 1e10}], 1.0)  # no moment that a timestamp can hold
+@settings(deadline=None)
 @given(st.lists(_SERIES, max_size=3), st.floats(0.1, 100))
 def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], gap_s: float) -> None:
     seen = services.read(looked(*looks, gap_s=gap_s), NUMBERS)
@@ -226,6 +227,7 @@ def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], g
     assert services.read({}, NUMBERS)["notification"].answers is Answers.NOT_SEEN
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1000), st.integers(0, 1000), st.floats(2, 20))
 def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int, gap_s: float) -> None:
     """A loop with whatever pause: as many runs as fit in its age, and none in the gap because the gap is shorter."""
@@ -245,15 +247,87 @@ def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:
     assert program.stands(off, make_given(), "delivery").observation == "delivery.switched_off"
     assert program.stands(off, make_given(), "relay").observation == ""
     assert program.stands({}, make_given(), "delivery").observation == ""
-    assert program.stands(
-        off | {"program": row(enabled=True, replicas=1, ready=0)}, make_given(), "delivery"
-    ).observation == ("delivery.not_up")
+    not_up = {"program": row(enabled=True, replicas=1, ready=0)}
+    assert program.stands(not_up, make_given(), "delivery").observation == "delivery.not_up"
+    assert program.stands(off | not_up, make_given(), "delivery").observation == "delivery.switched_off"
 
-
-# Sessions ---------------------------------------------------------------------------------------------------
 
 AT_WORK = Sessions("notification", 10, 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
 NOBODY = Sessions("either", sees_others=True)
+
+
+def of_sessions(looks: int = 2, **changes: Any) -> Frames:
+    """The frames of notification's sessions, beside as many as said of entitlement's at work."""
+    others = Sessions("entitlement", changes.pop("entitlement", 10), 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
+    rollbacks = changes.pop("rollbacks", 0)
+    return {
+        "service_sessions": pd.DataFrame([vars(others), vars(NOBODY), vars(replace(AT_WORK, **changes))]),
+        "transactions": pd.DataFrame([(100, 0), (105, rollbacks)][:looks], columns=["commits", "rollbacks"]),
+    }
+
+
+def unanswered(code: str) -> Frames:
+    reason = "unreachable" if code == "no_connection" else "timeout"
+    return {"service_asked": pd.DataFrame([vars(Asked("notification", NOW, "service", reason, code, "x"))])}
+
+
+GONE: dict[str, Any] = {"sessions": 0, "newest": None, "poll": None}
+WORKS = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 504))
+STILL = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 500))
+REFUSED = looked(
+    process() | runs(WORKER, 500), process() | runs(WORKER, 500) | runs(WORKER, 4, "a.UncategorizedSQLException")
+)
+LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
+
+
+@pytest.mark.parametrize(
+    ("frames", "program_seen", "observation"),
+    [
+        (WORKS | of_sessions(), {}, "delivery.runs"),
+        (WORKS | of_sessions(newest=90.0, poll=90.5), {"ready": 0}, "delivery.runs"),  # its own word counts most
+        (of_sessions(), {}, "delivery.runs"),
+        (of_sessions(looks=1), {}, ""),  # it speaks; whether it is heard takes two looks
+        (REFUSED | of_sessions(), {"ready": 1}, "delivery.rejected"),
+        (of_sessions(rollbacks=20), {"enabled": True, "ready": 1}, "database.rolls_back"),
+        (of_sessions(newest=90.0, poll=90.5), {}, "delivery.frozen"),
+        (of_sessions(newest=90.0, poll=90.5), {"ready": 0}, "delivery.frozen"),  # its probes fail as well
+        (of_sessions(newest=20.0, poll=20.5), {}, "delivery.seems_frozen"),
+        (unanswered("hung") | of_sessions(newest=6.0, poll=6.0), {}, "delivery.frozen"),
+        (unanswered("hung") | of_sessions(), {}, "delivery.runs"),  # a way to nowhere: the database hears of it
+        (unanswered("hung"), {}, ""),
+        (STILL | of_sessions(newest=90.0, poll=90.5), {}, "delivery.hangs"),  # it answers, so it is not the process
+        (of_sessions(**GONE), {}, "delivery.not_up"),
+        (unanswered("no_connection") | of_sessions(**GONE), {"ready": 1}, "delivery.not_up"),
+        (WORKS | of_sessions(**GONE), {}, "delivery.runs"),
+        (looked(process()) | of_sessions(**GONE), {}, "delivery.kept_out"),
+        (of_sessions(**GONE, entitlement=0), {}, "database.no_session"),
+        (of_sessions(**GONE, entitlement=0), {"ready": 0}, "delivery.not_up"),
+        (of_sessions(poll=90.0), {}, "delivery.silent"),
+        (of_sessions(poll=90.0), {"enabled": True}, "delivery.hangs"),
+        (of_sessions(poll=90.0), {"enabled": False}, "delivery.switched_off"),
+        (of_sessions(poll=90.0), {"enabled": True, "poll_s": 600.0}, "delivery.held"),
+        (of_sessions(newest=20.0, poll=20.5), {"enabled": True, "poll_s": 10.0}, "delivery.runs"),  # its pauses
+        (LONG | of_sessions(poll=90.0), {}, "delivery.hangs"),
+        (LONG | of_sessions(working=1, waiting=1), {}, "delivery.held_up"),
+        (LONG | of_sessions(), {}, ""),  # each row may take long
+    ],
+)  # fmt: skip
+def test_how_a_loop_stands(frames: Frames, program_seen: dict[str, Any], observation: str) -> None:
+    asked = frames | ({"program": row(**program_seen)} if program_seen else {})
+    assert program.stands(asked, make_given(), "delivery").observation == observation
+
+
+def test_only_what_hangs_is_restarted() -> None:
+    names = [d["delivery"] for d in vars(program).values() if isinstance(d, dict) and "delivery" in d]
+    restarted = {
+        name for name in (*names, program.NO_SESSION, program.ROLLS_BACK)
+        for p in program.proposals(make_given(), program.Stands(name), "delivery") if p.name.startswith("restart")
+    }  # fmt: skip
+    assert restarted == {"delivery.frozen", "delivery.seems_frozen", "delivery.hangs"}
+    assert len(names) > 10
+
+
+# Sessions ---------------------------------------------------------------------------------------------------
 
 
 def held(row: Sessions, either: Sessions = NOBODY, transactions: list[tuple[int, int]] | None = None) -> SessionsSeen:
@@ -314,29 +388,6 @@ def test_all_without_a_session_is_the_door() -> None:
     assert not sessions.door_is_shut(gone | {"entitlement": SessionsSeen("entitlement")})
     assert not sessions.door_is_shut({})
     assert sessions.read({}, SEEN_BY)["entitlement"].says is Says.NOT_SEEN
-
-
-# The broker's clients ---------------------------------------------------------------------------------------
-
-CONNECTIONS = pd.DataFrame(
-    [
-        {"name": None, "subjects": "_INBOX.relay.*"},
-        {"name": None, "subjects": "_INBOX.a _INBOX.b _INBOX.n.* _INBOX.c _INBOX.d"},
-        {"name": "runbook/3/x", "subjects": "_INBOX.r.*"},
-        {"name": None, "subjects": ""},
-    ]
-)
-
-
-def test_the_brokers_clients_are_told_apart_by_what_they_listen_to() -> None:
-    durables: list[dict[str, Any]] = [{"config": {"deliver_subject": "_INBOX.c"}}, {"config": {}}, {}]
-    delivered = clients.deliver_subjects(durables)
-    assert delivered == {"_INBOX.c"}
-    assert clients.read(CONNECTIONS, delivered) == clients.ClientsSeen(1, 1)
-    assert clients.read(CONNECTIONS, set()) == clients.ClientsSeen(1, None)
-    assert clients.read(None, delivered) == clients.ClientsSeen()
-    assert clients.read(CONNECTIONS, delivered, limit=4) == clients.ClientsSeen()
-    assert clients.read(CONNECTIONS.head(0), delivered) == clients.ClientsSeen(0, 0)
 
 
 def test_the_numbers_that_decide_stand_in_the_document() -> None:

@@ -66,3 +66,33 @@ def test_what_the_database_refuses_is_not_answered_with_a_restart(sandbox: Sandb
     assert verdict["stuck_at"] == "database", verdict
     assert fault.failure_mode in [m["id"] for m in verdict["failure_modes"][:2]], verdict["failure_modes"]
     assert not any("restart" in p["command"] for p in verdict["proposals"]), verdict["proposals"]
+
+
+@pytest.mark.parametrize("name", ["notification_frozen", "entitlement_frozen"])
+def test_a_frozen_process_is_restarted_before_anything_waits_for_long(
+    sandbox: Sandbox, tmp_path: Path, name: str
+) -> None:
+    fault = sandbox.fault(name)
+    try:
+        time.sleep(8)
+        verdict = triage(sandbox, tmp_path)
+    finally:
+        sandbox.heal(60)
+    assert verdict["stuck_at"] in (fault.stuck_at, *fault.also_right), verdict
+    assert verdict["confidence"] == "high", verdict
+    assert f"restart {name.partition('_')[0]}" in verdict["proposals"][0]["command"], verdict["proposals"]
+
+
+@pytest.mark.parametrize("name", ["nats_disabled", "wrong_nats_address"])
+def test_a_service_that_its_own_settings_keep_from_the_broker_is_not_restarted(
+    sandbox: Sandbox, tmp_path: Path, name: str
+) -> None:
+    fault = sandbox.fault(name)
+    try:
+        time.sleep(15)
+        verdict = triage(sandbox, tmp_path)
+    finally:
+        sandbox.heal(60)
+    assert verdict["stuck_at"] == fault.stuck_at, verdict
+    assert verdict["failure_modes"][0]["id"] in (fault.failure_mode, *fault.also_right), verdict
+    assert not any("restart" in p["command"] for p in verdict["proposals"]), verdict["proposals"]

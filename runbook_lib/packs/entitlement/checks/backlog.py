@@ -67,7 +67,7 @@ class Seen:
 def collect(rb: Context) -> Frames:
     """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from.
 
-    Where something waits for too long, the runner is asked about the process.
+    Unless a row was sent a moment ago, the process is asked about (see `program.ask`).
 
     Frames: those of `delivery.look` and `delivery.second_look`; ages, open; older_than_10min, arrivals, sent, failed
     where cheap; by_status (status: text, count: text, one that begins with ≈ is an estimate).
@@ -85,8 +85,9 @@ def collect(rb: Context) -> Frames:
         if older is not None:
             frames["older_than_10min"] = older
         frames |= _flows(db)
-    if rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0):
-        program.ask(rb, parts, "delivery")
+    late = rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0)
+    if late or not delivery.delivery(frames).sends(rb.given()):
+        program.ask(rb, "4.1.1", parts, "delivery", late)
     return frames | delivery.second_look(rb, frames) | parts.frames()
 
 
@@ -133,11 +134,12 @@ def judge(frames: Frames, given: Given) -> Finding:
     return judged(
         _headline(seen, late),
         values,
+        at_least=seen.stands.status,
         notes=(*_notes(frames), *worker.notes(given)),
         signals=tuple(_signals(seen, given)),
         hops=_hops(seen, late),
         proposals=_proposals(given, seen),
-        next_sections=("4.3", "5.1") if seen.stopping else ("4.4", "5.2") if seen.refusing else (),
+        next_sections=("4.3", "5.1") if seen.stopping or seen.stands.wrong else ("4.4", "5.2") if seen.refusing else (),
         show=("by_status", "attempts") if worker.tried else ("by_status",),
     )
 
@@ -155,7 +157,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
         given_up,
         stopping,
         refusing,
-        program.stands(frames, given, "delivery") if stopping else program.Stands(),
+        program.beside(program.stands(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"),
     )
 
 
@@ -171,8 +173,9 @@ def _headline(seen: Seen, late: bool) -> Text:
         "leased": queue.leased,
         "sent": worker.activity.sent_1m,
     }
-    if seen.stands.observation:
-        return say(seen.stands.text, exception=seen.stands.exception, **facts)
+    if seen.stands.wrong:
+        why = {"exception": seen.stands.exception, "quiet": seen.stands.silent_s, "due": queue.ready or None}
+        return say(seen.stands.text, **facts | why)
     if seen.stopping or seen.refusing:
         refused = "backlog.refused_some" if seen.refusing == "delivery.refused_some" else "backlog.refused"
         return say("backlog.stopped" if seen.gone else refused, **facts)
@@ -203,7 +206,7 @@ def _signals(seen: Seen, given: Given) -> list[Signal]:
     if seen.given_up:
         many = seen.given_up >= given.number("tries.pattern")
         found += given.speaks("backlog.given_up" if many else "backlog.few_given_up")
-    if not seen.stopping and not seen.refusing and seen.worker.activity.sent_1m:
+    if not seen.stopping and not seen.refusing and not seen.stands.wrong and seen.worker.activity.sent_1m:
         found += given.speaks("backlog.sends")
     return found
 
@@ -230,7 +233,7 @@ def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
 
 
 def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    if seen.stands.observation:
+    if seen.stands.wrong:
         return program.proposals(given, seen.stands, "delivery")
     if seen.gone:
         return (proposals.restart(given, "notification"),)

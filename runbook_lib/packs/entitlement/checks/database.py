@@ -19,7 +19,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.facts import Facts, facts_of
 from runbook_lib.packs.entitlement.rows import Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
@@ -132,6 +132,7 @@ def judge(frames: Frames, given: Given) -> Finding:
     application = rows.one(frames.get("application"), Application)
     kept_from = application.kept_from
     kept = Status.CRITICAL if kept_from else Status.OK
+    blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     held = _proposals(given, waits, full, blocker, _in_front(blocked), most, share_of_most)
     shown = [n for n in ("blockers", "blocked", "row_locks", "sessions", "long_transactions") if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
@@ -164,8 +165,8 @@ def judge(frames: Frames, given: Given) -> Finding:
         ],
         at_least=kept,
         notes=tuple(notes),
-        signals=tuple(_signals(wait, share, kept_from, given)),
-        proposals=(remedies.look_at_role(given),) if kept_from else held,
+        signals=tuple(_signals(wait, share, kept_from, blamed, given)),
+        proposals=(remedies.look_at_role(given),) if kept_from else held or (_logs(given) if blamed else ()),
         next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
         show=(*(["application"] if kept_from else []), *shown),
     )
@@ -194,7 +195,13 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
     return application, min(n / used, 1.0)
 
 
-def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Signal]:
+def _logs(given: Given) -> tuple[Proposal, ...]:
+    """Nothing here says why the services are refused: their logs do, in the database's own words."""
+    return tuple(proposals.logs(given, service) for service in Facts.services)
+
+
+def _signals(wait: Value, share: Value, kept_from: str, blamed: bool, given: Given) -> list[Signal]:
+    free = wait.status is share.status is Status.OK
     observed = {
         "database.read_only": kept_from == "read_only",
         "database.shut_out": kept_from == "shut_out",
@@ -204,7 +211,9 @@ def _signals(wait: Value, share: Value, kept_from: str, given: Given) -> list[Si
         # Many connections are a warning; none left is an outage.
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
-        "database.free": wait.status is share.status is Status.OK and not kept_from,
+        "database.free": free,
+        # It may be free and refuse all the same: what the services themselves were told counts more.
+        "database.takes_all": free and not kept_from and not blamed,
     }
     return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
 

@@ -83,19 +83,20 @@ class Delivery:
             return ()
         return (say("backlog.progress" if self.progress else "backlog.no_progress", s=given.number("looks.apart")),)
 
-    def _sends(self, given: Given) -> bool:
+    def sends(self, given: Given) -> bool:
+        """Whether a row was sent just now."""
         sent_s = seconds_between(self.activity.last_sent, self.activity.now)
         return sent_s is not None and sent_s < given.number("success.lately")
 
     def _refuses_some(self, given: Given) -> bool:
         """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
         sent = self.activity.sent_1m * given.number("recovery.recent") / 60
-        return self._sends(given) and sent > self.failed >= given.number("tries.pattern")
+        return self.sends(given) and sent > self.failed >= given.number("tries.pattern")
 
     def _failing(self, given: Given) -> bool:
         """Whether tries fail now. While sends succeed only a first failure tells; a full sample may have missed it."""
         first = bool(self.tries.get(1) or self.failed_now)
-        return not self._sends(given) or first or self.tried >= given.number("attempts.sample")
+        return not self.sends(given) or first or self.tried >= given.number("attempts.sample")
 
 
 def look(rb: Context, db: Snapshot) -> Frames:

@@ -1,36 +1,52 @@
-"""Why a loop does not claim, by who runs its process and by what the service says of itself. Shared by 4.1.1 and 4.1.3.
+"""Is the process alive, is its loop, and if it does not work, why? Shared by 4.1.1 and 4.1.3.
 
 Who looks at rows alone takes a loop that is switched off, or fails, or whose process can not start, for one that hangs:
-a restart helps none of these. So it is asked where something waits for too long, and only there.
+a restart helps none of these. And while nothing can be written hardly anything is due, so this is asked wherever no row
+has left the loop's hands lately, whether something waits or not.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from runbook_lib import rows
-from runbook_lib.actions.proposals import logs
+from runbook_lib.actions.proposals import logs, restart, undo_settings
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames, Proposal
+from runbook_lib.model.finding import Frames, Proposal, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
-from runbook_lib.packs.entitlement.evidence import services
-from runbook_lib.packs.entitlement.evidence.services import Doing
+from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
+from runbook_lib.packs.entitlement.evidence.sessions import Says
+from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 #: The observations, by the side whose loop it is.
+RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
+PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
+HELD = {"delivery": "delivery.held", "relay": "relay.held"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
+FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
+SEEMS_FROZEN = {"delivery": "delivery.seems_frozen", "relay": "relay.seems_frozen"}
+HANGS = {"delivery": "delivery.hangs", "relay": "relay.hangs"}
+SILENT = {"delivery": "delivery.silent", "relay": "relay.silent"}
 KEPT_OUT = {"delivery": "delivery.kept_out", "relay": "relay.kept_out"}
 REJECTED = {"delivery": "delivery.rejected", "relay": "relay.rejected"}
 DENIED = {"delivery": "delivery.denied", "relay": "relay.denied"}
 HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
 FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
+#: What both sides say alike counts once.
+NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
+#: Where a restart helps: a process or a loop that hangs.
+HELPED = (FROZEN, SEEMS_FROZEN, HANGS)
 #: What it means that a loop's runs end in an exception of that name; any other may come from anywhere.
 EXCEPTIONS = {
     "CannotCreateTransactionException": KEPT_OUT,
@@ -45,18 +61,33 @@ EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class Program:
-    """A workload, and its loop's switch; None for what could not be read."""
+    """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read."""
 
     enabled: bool | None = None
+    poll_s: float | None = None
     ready: int | None = None
 
 
 @dataclass(frozen=True)
 class Stands:
-    """The observation of why a loop can not work, and the exception that its runs end in; "" where nothing is known."""
+    """How a loop stands: an observation, the exception that its runs end in, and since when its process is silent."""
 
     observation: str = ""
     exception: str = ""
+    silent_s: float | None = None
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it says why the loop does not work."""
+        return bool(self.observation) and self.observation not in RUNS.values()
+
+    @property
+    def status(self) -> Status:
+        """What that is for a step by itself, whether something waits or not."""
+        if not self.wrong:
+            return Status.OK
+        doubtful = (SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
+        return Status.WARNING if any(self.observation in d.values() for d in doubtful) else Status.CRITICAL
 
     @property
     def text(self) -> str:
@@ -68,43 +99,101 @@ class Stands:
 NOTHING = Stands()
 
 
-def ask(rb: Context, parts: Parts, side: str) -> None:
-    """Ask the runner about the workload behind a side, and the services themselves, twice, where they are declared.
+def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
+    """Ask the services and the database what each process does, at two looks that the steps of a run share.
 
-    Frames: program (one row, see `Program`); those of `evidence.services.look`.
+    Where something is `late`, or that says that the loop does not work, the runner is asked about its workload as well.
+    Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
-    name = rb.facts.workloads.program(change.SIDES[side][0])
-    with parts.part("program") as answers:
-        settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-        ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
-        answers["program"] = row(enabled=settings[f"{side}.enabled"], ready=ready)
-    if rb.target.services:
-        first = services.look(rb)
-        time.sleep(rb.number("looks.apart"))
-        parts.answers.update(services.together(first, services.look(rb)))
+    parts.answers |= rb.shared(step, look_twice)
+    if late or stands(parts.answers, rb.given(), side).wrong:
+        name = rb.facts.workloads.program(change.SIDES[side][0])
+        with parts.part("program") as answers:
+            settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
+            ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
+            answers["program"] = row(
+                enabled=settings[f"{side}.enabled"], poll_s=settings[f"{side}.poll_interval"], ready=ready
+            )
+
+
+def look_twice(rb: Context) -> Frames:
+    """Two looks at the processes; one where it has seen none, since there is nothing to compare."""
+    first = _look(rb)
+    seen = rows.each(first.get("service_sessions"), sessions.Sessions)
+    if first["service_samples"].empty and not any(s.sessions for s in seen):
+        return first
+    time.sleep(rb.number("looks.apart"))
+    return services.together(first, _look(rb))
+
+
+def _look(rb: Context) -> Frames:
+    frames = services.look(rb)
+    with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it
+        frames |= sessions.look(db)
+    return frames
 
 
 def stands(frames: Frames, given: Given, side: str) -> Stands:
-    """What `ask` has left says of the loop. What could not be seen says nothing."""
+    """What `ask` has left says of the loop, its own word first. What could not be seen says nothing."""
+    which = change.SIDES[side][0]
     program = rows.one(frames.get("program"), Program)
-    if program.enabled is False:
-        return Stands(SWITCHED_OFF[side])
-    if program.ready == 0:
-        return Stands(NOT_UP[side])
-    service = services.read(frames, services.Numbers.of(given))[change.SIDES[side][0]]
-    loop = service.loops.get(side)
+    pause_s = max(program.poll_s or 0, facts_of(given).poll_interval_s)
+    service = services.read(frames, replace(services.Numbers.of(given), poll_s=pause_s))[which]
+    held = sessions.read(frames, replace(sessions.Numbers.of(given), poll_s=pause_s))
+    loop, own = service.loops[side], held[which]
+    quiet = own.says is Says.LOOP_SILENT and loop.doing is not Doing.BEHIND
+    if loop.doing is Doing.RUNS:
+        return Stands(RUNS[side])
     if service.locked_out:
         return Stands(KEPT_OUT[side])
-    if loop is not None and loop.doing is Doing.OFF:
-        return Stands(SWITCHED_OFF[side])
-    if loop is not None and loop.doing is Doing.FAILS and loop.share == 1:
+    if loop.doing is Doing.FAILS and loop.share == 1:
         meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
         return Stands(meant[side], loop.exception)
-    return Stands()
+    if loop.doing is Doing.OFF or program.enabled is False:
+        return Stands(SWITCHED_OFF[side])
+    if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
+        return Stands(HELD[side])
+    # It took the connection and said nothing, and the database has not heard of it either.
+    if service.answers is Answers.HUNG and own.sessions and own.says in (Says.FROZEN, Says.NOT_SEEN):
+        return Stands(FROZEN[side], silent_s=own.newest_s)
+    if own.says is Says.FROZEN and service.answers is not Answers.YES:
+        sure = own.confidence == "high"
+        return Stands((FROZEN if sure else SEEMS_FROZEN)[side], silent_s=own.newest_s)
+    if program.ready == 0:
+        return Stands(NOT_UP[side])
+    if own.says is Says.NONE:
+        if service.answers is Answers.YES:
+            return Stands(KEPT_OUT[side])
+        return Stands(NO_SESSION if sessions.door_is_shut(held) else NOT_UP[side])
+    if loop.doing is Doing.LONG and own.says is Says.BLOCKED:
+        return Stands(HELD_UP[side])
+    if loop.doing is Doing.STILL or (quiet and (loop.doing is Doing.LONG or program.enabled)):
+        return Stands(HANGS[side])
+    if quiet:
+        return Stands(SILENT[side])
+    if own.says is Says.FAILING:
+        return Stands(ROLLS_BACK)
+    if own.says is Says.ALIVE and own.confidence == "high" and loop.doing is Doing.NOT_SEEN:
+        return Stands(RUNS[side])
+    return NOTHING
+
+
+def beside(seen: Stands, stopped: bool, side: str) -> Stands:
+    """The same beside what waits: a loop that runs and takes nothing of what is due steps over rows that are locked."""
+    return Stands(PASSES_OVER[side]) if stopped and seen.observation == RUNS[side] else seen
 
 
 def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
-    """What helps against it: the switch; else only the log tells why it fails, or does not come up."""
+    """What helps against it: the switch, or a restart; else only the log tells why it fails, or does not come up.
+
+    What the database does to it is not its own, and 4.1.4 has who holds it up, or keeps it out.
+    """
+    if any(s.about == "database" and s.weight > 0 for s in given.speaks(seen.observation)):
+        return ()
     if seen.observation == SWITCHED_OFF[side]:
         return (remedies.switch_on(given, side),)
+    if seen.observation == HELD[side]:
+        return (undo_settings(given, [f"{side}.batch_size", f"{side}.poll_interval"]),)
+    if seen.observation in [helped[side] for helped in HELPED]:
+        return (restart(given, change.SIDES[side][0]),)
     return (logs(given, change.SIDES[side][0]),)

@@ -34,6 +34,8 @@ KINDS = (
     ("timeout", "timed out"),
     ("timeout", "puback is missing"),
     ("payload", "unknown event type"),
+    ("full", "maximum messages exceeded"),
+    ("full", "maximum bytes exceeded"),
 )
 
 
@@ -46,6 +48,7 @@ FAILS = {
     "closed": "publish.fails_closed",
     "unseen": "publish.fails_unseen",
     "payload": "publish.fails_payload",
+    "full": "publish.fails_full",
 }
 
 
@@ -108,8 +111,10 @@ def collect(rb: Context) -> Frames:
         }
     frames |= {name: frame for name, frame in asked.items() if frame is not None}
     if not rb.past:
-        if rows.one(frames["backlog"], Outbox).oldest_s >= (rb.catalog.limits["outbox.oldest_due"].warning or 0):
-            program.ask(rb, parts, "relay")
+        queue = rows.one(frames["backlog"], Outbox)
+        late = queue.oldest_s >= (rb.catalog.limits["outbox.oldest_due"].warning or 0)
+        if late or not _publishes(queue, rb.number("success.lately")):
+            program.ask(rb, "4.1.3", parts, "relay", late)
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)
             answers["broker"] = row(answers=True, last_seq=stream["state"]["last_seq"])
@@ -117,7 +122,7 @@ def collect(rb: Context) -> Frames:
 
 
 def kind_of(error: object) -> str:
-    """What an error text of the relay means: payload, closed, no_stream, timeout or other.
+    """What an error text of the relay means: payload, closed, no_stream, timeout, full or other.
 
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
@@ -172,12 +177,18 @@ def judge(frames: Frames, given: Given) -> Finding:
     return judged(
         _headline(seen, window, lately, slow, given),
         values,
-        at_least=Status.WARNING if seen.failing else Status.OK,
+        at_least=Status.WARNING if seen.failing and not seen.stands.wrong else seen.stands.status,
         notes=tuple(notes),
         signals=tuple(_signals(frames, given, seen)),
         hops=_hops(seen),
         proposals=_proposals(given, seen),
-        next_sections=("2",) if seen.away else ("5.1",) if seen.stopped else ("4.4",) if queue.failed else (),
+        next_sections=("2",)
+        if seen.away
+        else ("5.1",)
+        if seen.stopped or seen.stands.wrong
+        else ("4.4",)
+        if queue.failed
+        else (),
         show=("errors",) if len(frames.get("errors", ())) else (),
     )
 
@@ -187,8 +198,7 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
     times = [at for at in (queue.last_claim, queue.last_published) if at is not None]
     since_last = oldest if queue.now is None or not times else (queue.now - max(times)).total_seconds()
     silence = max(min(since_last, oldest), 0.0)
-    published_s = seconds_between(queue.last_published, queue.now)
-    publishes = published_s is not None and published_s < given.number("success.lately")
+    publishes = _publishes(queue, given.number("success.lately"))
     live, kind = _live_errors(frames)
     if queue.tried and not live and queue.leased and silence < (limit.critical or 0):
         # The relay has just claimed again what had failed, and a claim wipes the error.
@@ -197,20 +207,28 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
     failing = live > 0 and queue.tried > 0 and (kind in OF_THE_EVENT or not publishes)
     late = oldest >= (limit.warning or 0)
     broker = failures(frames).get("broker")
-    reason = broker.reason if broker is not None else None
+    away = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    stopped = late and not failing and silence >= (limit.warning or 0)
+    steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
         silence_s=silence,
         kind=kind,
         late=late,
         failing=failing,
-        stopped=(stopped := late and not failing and silence >= (limit.warning or 0)),
+        stopped=stopped,
         publishes=publishes,
-        away=reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR),
-        said_lost=reason is Reason.ERROR,
-        stands=program.stands(frames, given, "relay") if stopped else program.NOTHING,
+        away=away,
+        said_lost=broker is not None and broker.reason is Reason.ERROR,
+        stands=program.beside(program.stands(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
     )
+
+
+def _publishes(queue: Outbox, lately_s: float) -> bool:
+    """Whether a row was published so lately."""
+    published_s = seconds_between(queue.last_published, queue.now)
+    return published_s is not None and published_s < lately_s
 
 
 def _live_errors(frames: Frames) -> tuple[float, str]:
@@ -248,8 +266,9 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
     }
     if seen.failing:
         key = "broker_gone" if seen.gone else "failing"
-    elif seen.stands.observation:
-        return say(seen.stands.text, exception=seen.stands.exception, **facts)
+    elif seen.stands.wrong:
+        why = {"exception": seen.stands.exception, "quiet": seen.stands.silent_s, "due": seen.queue.ready or None}
+        return say(seen.stands.text, **facts | why)
     elif seen.stopped:
         key = "undecided" if seen.away else "stopped"
     elif seen.late:
@@ -286,7 +305,7 @@ def _holds_up(seen: Relay, given: Given) -> str:
 def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
     held_up = _holds_up(seen, given)
     found = [signal for name in (seen.stands.observation, held_up) if name for signal in given.speaks(name)]
-    if not held_up and not seen.late and seen.queue.published_1m:
+    if not held_up and not seen.late and not seen.stands.wrong and seen.queue.published_1m:
         found += given.speaks("publish.flows")
     # What the broker itself says it has lost may have been there for the last publishes.
     if not held_up and seen.away and not seen.said_lost and seen.publishes:
@@ -318,7 +337,7 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
         return ()  # 4.1.2 proposes what makes the stream again
     if seen.gone:
         return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
-    if seen.stands.observation:
+    if seen.stands.wrong:
         return program.proposals(given, seen.stands, "relay")
     if seen.away:
         return ()  # nothing is restarted for what was only not seen
@@ -326,6 +345,8 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
         return (proposals.restart(given, "entitlement"),)
     if not seen.failing:
         return ()
+    if seen.kind == "full":
+        return (proposals.logs(given, "nats"),)
     if seen.kind == "timeout" or (seen.kind == "unseen" and seen.cut_off):
         return (remedies.check_nats_credentials(given),)
     if seen.kind == "no_stream":

@@ -61,6 +61,8 @@ class Consumer:
     max_ack_pending: float = 0.0
     num_redelivered: float = 0.0
     deliver_subject: str = ""
+    paused: bool = False
+    full: bool = False
 
     @property
     def lag(self) -> float:
@@ -121,12 +123,20 @@ class Closed:
 
 
 @dataclass(frozen=True)
+class Program:
+    """Whether notification's own settings let it connect to the broker; None for what could not be read."""
+
+    listens: bool | None = None
+
+
+@dataclass(frozen=True)
 class Seen:
     """What 4.1.2 reads; None is what could not be seen.
 
     `missed` events were published and never processed, `lately` tells of the newest; `lost` are those that the consumer
-    does not hold any more. `late` is what it holds by docs/slo.md. `refused` counts logins refused within the last
-    minute, `loop` tells that a client is kept out, `locked_out` that everybody is.
+    does not hold any more. `late` is what it holds by docs/slo.md, `silent` tells that for so long nothing was
+    processed, `switched_off` that its own settings keep notification from the broker. `refused` counts logins refused
+    within the last minute, `loop` tells that a client is kept out, `locked_out` that everybody is.
     """
 
     consumer: Consumer | None
@@ -140,6 +150,8 @@ class Seen:
     reason: str
     client: str
     clients_seen: bool
+    switched_off: bool
+    silent: bool
     loop: bool
     locked_out: bool
 
@@ -174,6 +186,21 @@ class Seen:
         return bool(self.lag) and self.late
 
     @property
+    def paused(self) -> bool:
+        """Whether somebody has paused the consumer at the broker."""
+        return self.consumer is not None and self.consumer.paused
+
+    @property
+    def full(self) -> bool:
+        """Whether the stream takes no more."""
+        return self.consumer is not None and self.consumer.full
+
+    @property
+    def holds(self) -> bool:
+        """Whether it took messages, and has done nothing with them since."""
+        return self.behind and self.silent and self.consumer is not None and self.consumer.num_ack_pending > 0
+
+    @property
     def stalled(self) -> bool:
         """Whether the consumer waits for acknowledgements."""
         return self.consumer is not None and self.consumer.stalled
@@ -184,8 +211,9 @@ def collect(rb: Context) -> Frames:
 
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
-    stream_created: time, deliver_subject: text); oldest (seq: number, stored: time, age_s: s) where something waits;
-    those of `clients_of` and `closed_of`; unprocessed; nats_dlq and activity where cheap.
+    stream_created: time, deliver_subject: text, paused, full: flag); oldest (seq: number, stored: time, age_s: s) where
+    something waits; those of `clients_of` and `closed_of`; program (listens: flag) where nobody is bound; unprocessed;
+    nats_dlq and activity where cheap.
     """
     parts = Parts()
     with parts.part("consumer") as frames:
@@ -193,6 +221,12 @@ def collect(rb: Context) -> Frames:
     if not rb.past:
         with parts.part("clients") as frames:
             frames |= _clients(rb, rows.one(frames.get("consumer"), Consumer).deliver_subject)
+        consumer = rows.first(frames.get("consumer"), Consumer)
+        if consumer is not None and not consumer.bound:
+            with parts.part("program") as frames:
+                environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
+                off = any(k.endswith("NATS_ENABLED") and v.lower() == "false" for k, v in environment.items())
+                frames["program"] = row(listens=not off)
     with parts.part("events") as frames, rb.snapshot() as db:
         frames["unprocessed"] = db.ask("outbox/unprocessed")
         others = {
@@ -225,6 +259,10 @@ def _consumer(rb: Context) -> Frames:
         "last_message": stream["state"].get("last_ts"),
         "stream_created": stream.get("created"),
         "deliver_subject": config.get("deliver_subject"),
+        "paused": bool(consumer.get("paused")),
+        # It refuses what is new, instead of dropping what is old.
+        "full": stream["config"].get("discard") == "new"
+        and 0 < stream["config"].get("max_msgs", 0) <= stream["state"]["messages"],
     }
     frames = {"consumer": row(**seen)}
     if seen["num_pending"] or seen["num_ack_pending"]:
@@ -348,9 +386,11 @@ def _seen(frames: Frames, given: Given) -> Seen:
     since = given.as_of - pd.Timedelta(seconds=given.number("subscriber.losing"))
     refused, reason = _refused(frames, given)
     loop = refused >= given.number("refused.loop")
+    activity = rows.one(frames.get("activity"), Activity)
+    last_s = seconds_between(activity.last_processed, activity.now)
     return Seen(
         consumer=consumer,
-        activity=rows.one(frames.get("activity"), Activity),
+        activity=activity,
         oldest_s=oldest_s,
         late=any(status in (Status.WARNING, Status.CRITICAL) for status in late),
         missed=len(missed) if "unprocessed" in frames else None,
@@ -360,6 +400,8 @@ def _seen(frames: Frames, given: Given) -> Seen:
         reason=reason,
         client=_bound_client(frames),
         clients_seen="clients" in frames,
+        switched_off=rows.one(frames.get("program"), Program).listens is False,
+        silent=last_s is not None and last_s >= (limits["subscriber.oldest_unprocessed"].warning or 0),
         loop=loop,
         # The monitoring port also shows what the consumer's own account is refused to us for.
         locked_out=loop and "clients" in frames and frames["clients"].empty,
@@ -386,7 +428,7 @@ def _values(seen: Seen, given: Given) -> list[Value]:
 
 
 def _at_least(seen: Seen) -> Status:
-    if seen.bound is False or seen.kept_out:
+    if seen.bound is False or seen.kept_out or seen.paused or seen.full:
         return Status.CRITICAL
     if seen.bound is None:
         return Status.UNKNOWN
@@ -416,8 +458,14 @@ def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
         key = "refused"
     elif seen.bound is None:
         key = "unseen"
+    elif seen.paused or seen.full:
+        key = "paused" if seen.paused else "full"
+    elif not seen.bound and seen.switched_off:
+        key = "switched_off"
     elif not seen.bound:
         key = "deaf" if seen.lag else "deaf_idle"
+    elif seen.holds:
+        key = "holds"
     elif seen.lost:
         key = "lost"
     elif seen.stalled:
@@ -459,12 +507,20 @@ def _connection(seen: Seen) -> Iterator[str]:
     if seen.kept_out:
         # Nobody at all is let in: the broker's door, not one client of it.
         yield "subscriber.locked_out" if seen.locked_out else "subscriber.kept_out"
+    elif seen.paused:
+        yield "subscriber.paused"
+    elif seen.full and seen.bound:
+        yield "subscriber.full"
+    elif seen.bound is False and seen.switched_off:
+        yield "subscriber.switched_off"
     elif seen.bound is False:
         # Without the monitoring port nobody knows whether it is kept out or just does not listen; and while nothing
         # waits for it, what is late now is late somewhere else.
         waits = bool(seen.lag or seen.missed)
         seen_out = "subscriber.deaf" if seen.clients_seen else "subscriber.seems_deaf"
         yield seen_out if waits else "subscriber.deaf_idle"
+    elif seen.holds:
+        yield "subscriber.holds"
     elif seen.behind:
         yield "subscriber.behind"
     elif seen.bound:
@@ -494,9 +550,11 @@ def _hops(seen: Seen) -> tuple[Hop, ...]:
 
 
 def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    if seen.kept_out:
+    if seen.paused:
+        return ()  # only whoever paused it can say whether it may go on
+    if seen.kept_out or seen.switched_off:
         return (remedies.check_nats_credentials(given),)
-    if seen.bound is False:
+    if seen.bound is False or seen.holds:
         return (proposals.restart(given, "notification"),)
     return (proposals.logs(given, "notification"),) if seen.losing else ()
 
