@@ -911,7 +911,8 @@ def test_what_was_over_within_a_minute_on_real_tables(
     assert rows["NOTI-B"]["minutes"] == 0
     assert (rows[slo]["minutes"], rows[slo]["peak"] >= 90) == (1, True), rows[slo]
     assert slo in words(found)
-    assert abs((pd.Timestamp(str(found.value("onset"))) - begin).total_seconds()) <= 2
+    # The first that came late may have been tried before, and is then some seconds older.
+    assert abs((pd.Timestamp(str(found.value("onset"))) - begin).total_seconds()) <= 5
 
 
 # By the command ----------------------------------------------------------------------------------------------
