@@ -205,6 +205,7 @@ def _person(scenario: Scenario) -> int:
         _say(
             "was", what=what, place=fault.stuck_at or nothing, mode=fault.failure_mode or nothing, section=fault.section
         )
+        _say("would", helps=", ".join(fault.helps) or None, harms=", ".join(fault.harms) or None)
     if not scenario.faults:
         _say("was_nothing")
     _say("around", load=scenario.load, noise=scenario.noise)
