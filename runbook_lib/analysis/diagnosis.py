@@ -222,10 +222,12 @@ def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tup
 
 
 def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
-    """The modes that stand beside the first and call for something else than it does; () where it is decided."""
-    named = [m for m in stand if m.remedies]
-    apart = [m for m in named[1:] if not {*m.remedies} & {*named[0].remedies}]
-    return (named[0], *apart) if apart else ()
+    """The modes that stand beside the first and call for something else than it does; () where it is decided.
+
+    Where nothing of the runbook's helps a mode, what is to be done is in its own words, and not in those of another.
+    """
+    apart = [m for m in stand[1:] if not {*m.remedies} & {*stand[0].remedies}]
+    return (stand[0], *apart) if apart else ()
 
 
 def _unsettled(between: Sequence[FailureMode], findings: Iterable[Finding]) -> tuple[str, ...]:
