@@ -307,6 +307,10 @@ LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
         (of_sessions(poll=90.0), {"enabled": False}, "delivery.switched_off"),
         (of_sessions(poll=90.0), {"enabled": True, "poll_s": 600.0}, "delivery.held"),
         (of_sessions(newest=20.0, poll=20.5), {"enabled": True, "poll_s": 10.0}, "delivery.runs"),  # its pauses
+        (of_sessions(poll=90.0), {"enabled": True, "ready": 1, "young": True}, "delivery.starting"),
+        (of_sessions(**GONE), {"ready": 0, "young": True}, "delivery.starting"),
+        (of_sessions(**GONE), {"ready": 0, "young": False}, "delivery.not_up"),  # it has ended at its start before
+        (WORKS | of_sessions(), {"ready": 1, "young": True}, "delivery.runs"),
         (LONG | of_sessions(poll=90.0), {}, "delivery.hangs"),
         (LONG | of_sessions(working=1, waiting=1), {}, "delivery.held_up"),
         (LONG | of_sessions(), {}, ""),  # each row may take long

@@ -300,7 +300,9 @@ class SupervisorctlRunner(Runner):
         days, hours, minutes, seconds = (int(n or 0) for n in up.groups()) if up else (0, 0, 0, 0)
         age = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
         started = (datetime.now(UTC) - age).isoformat(timespec="seconds") if up else ""
-        return [{"name": name, "ready": state == "RUNNING", "restarts": None, "started": started}]
+        # In BACKOFF it has ended at its start at least once; how often is not said.
+        restarts = 1 if state == "BACKOFF" else None
+        return [{"name": name, "ready": state == "RUNNING", "restarts": restarts, "started": started}]
 
     def replicas(self, name: str) -> int:
         """One, unless somebody stopped it."""

@@ -125,7 +125,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         Value("backlog.leased", queue.leased, "rows"),
         Value("backlog.expired", queue.expired, "rows"),
         Value("backlog.tried_before", worker.tried, "rows"),
-        Value("processing.holders", len((worker.activity.workers or "").split(", ")), "workers"),
+        Value("processing.holders", len((worker.activity.workers or "").split()), "workers"),
         Value("dlq.last_3min", seen.given_up, "rows"),
     ]
     if (older := rows.first(frames.get("older_than_10min"), Counted)) is not None:

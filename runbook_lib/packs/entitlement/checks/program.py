@@ -8,9 +8,12 @@ has left the loop's hands lately, whether something waits or not.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions.proposals import logs, restart, undo_settings
@@ -33,6 +36,7 @@ RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
 PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
 HELD = {"delivery": "delivery.held", "relay": "relay.held"}
+STARTING = {"delivery": "delivery.starting", "relay": "relay.starting"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
 FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
 SEEMS_FROZEN = {"delivery": "delivery.seems_frozen", "relay": "relay.seems_frozen"}
@@ -61,11 +65,15 @@ EXCEPTIONS = {
 
 @dataclass(frozen=True)
 class Program:
-    """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read."""
+    """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read.
+
+    `young` tells that its instances came up a moment ago, for the first time.
+    """
 
     enabled: bool | None = None
     poll_s: float | None = None
     ready: int | None = None
+    young: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Stands:
         """What that is for a step by itself, whether something waits or not."""
         if not self.wrong:
             return Status.OK
-        doubtful = (SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
+        doubtful = (STARTING, SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
         return Status.WARNING if any(self.observation in d.values() for d in doubtful) else Status.CRITICAL
 
     @property
@@ -110,10 +118,20 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
         name = rb.facts.workloads.program(change.SIDES[side][0])
         with parts.part("program") as answers:
             settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-            ready = sum(pod["ready"] for pod in rb.workloads.pods(name))
+            pods = rb.workloads.pods(name)
             answers["program"] = row(
-                enabled=settings[f"{side}.enabled"], poll_s=settings[f"{side}.poll_interval"], ready=ready
+                enabled=settings[f"{side}.enabled"],
+                poll_s=settings[f"{side}.poll_interval"],
+                ready=sum(pod["ready"] for pod in pods),
+                young=bool(pods) and all(_young(pod, rb.now(), rb.number("program.young")) for pod in pods),
             )
+
+
+def _young(pod: Mapping[str, Any], now: pd.Timestamp, young_s: float) -> bool:
+    """Whether an instance has just been started; one that ended at its start, and was started again, is not young."""
+    if pod["restarts"]:
+        return False
+    return not pod["started"] or (now - pd.Timestamp(pod["started"])).total_seconds() < young_s
 
 
 def look_twice(rb: Context) -> Frames:
@@ -153,6 +171,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
         return Stands(SWITCHED_OFF[side])
     if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
         return Stands(HELD[side])
+    if program.young:
+        return Stands(STARTING[side])
     # It took the connection and said nothing, and the database has not heard of it either.
     if service.answers is Answers.HUNG and own.sessions and own.says in (Says.FROZEN, Says.NOT_SEEN):
         return Stands(FROZEN[side], silent_s=own.newest_s)
