@@ -184,6 +184,7 @@ STUCK = seen(sent=0, waiting=300, oldest_s=60)
         (seen(created=None, sent=None), FLOWS, "harms"),
         (seen(created=None), seen(created=None), "nothing"),
         (seen(s=30, created=0.5, sent=0.5, waiting=1), seen(created=0.5, sent=0, waiting=20, oldest_s=40), "helps"),
+        (seen(sent=0, waiting=90, doubled=2), seen(doubled=40), "helps"),  # held, so that nobody gets it twice
     ],
 )
 def test_help_is_seen_in_the_flow_of_two_sandboxes(acted: Seen, alone: Seen, help_: str) -> None:
