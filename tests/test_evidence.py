@@ -309,6 +309,7 @@ LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
         (of_sessions(newest=20.0, poll=20.5), {"enabled": True, "poll_s": 10.0}, "delivery.runs"),  # its pauses
         (of_sessions(poll=90.0), {"enabled": True, "ready": 1, "young": True}, "delivery.starting"),
         (of_sessions(**GONE), {"ready": 0, "young": True}, "delivery.starting"),
+        (of_sessions(**GONE), {"ready": 0, "wanted": 0}, "delivery.taken_down"),
         (of_sessions(**GONE), {"ready": 0, "young": False}, "delivery.not_up"),  # it has ended at its start before
         (WORKS | of_sessions(), {"ready": 1, "young": True}, "delivery.runs"),
         (LONG | of_sessions(poll=90.0), {}, "delivery.hangs"),

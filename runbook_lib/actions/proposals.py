@@ -27,6 +27,17 @@ def restart(of: Of, which: str) -> Proposal:
     return Proposal(f"restart_{which}", command, "5.1", {"name": name})
 
 
+def start(of: Of, which: str) -> Proposal:
+    """Start one workload that somebody has stopped (5.1)."""
+    workloads = of.facts.workloads
+    name = workloads.program(which)
+    if workloads.runner == "kubectl":
+        command = kubectl(of, "scale", f"deploy/{name}", "--replicas=1")
+    else:
+        command = supervisorctl(of, "start", name)
+    return Proposal(f"start_{which}", command, "5.1", {"name": name})
+
+
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
     """Change settings of docs/operations.md (None is back to the default); `proposal` has the texts (5.2)."""
     workloads, known = of.facts.workloads, of.catalog.settings

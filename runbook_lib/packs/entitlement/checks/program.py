@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib import rows
-from runbook_lib.actions.proposals import logs, restart, undo_settings
+from runbook_lib.actions.proposals import logs, restart, start, undo_settings
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Proposal, Status
@@ -36,6 +36,7 @@ RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
 PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
 HELD = {"delivery": "delivery.held", "relay": "relay.held"}
+TAKEN_DOWN = {"delivery": "delivery.taken_down", "relay": "relay.taken_down"}
 STARTING = {"delivery": "delivery.starting", "relay": "relay.starting"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
 FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
@@ -67,13 +68,14 @@ EXCEPTIONS = {
 class Program:
     """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read.
 
-    `young` tells that its instances came up a moment ago, for the first time.
+    `young` tells that its instances came up a moment ago, for the first time; `wanted` how many there should be.
     """
 
     enabled: bool | None = None
     poll_s: float | None = None
     ready: int | None = None
     young: bool | None = None
+    wanted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
                 enabled=settings[f"{side}.enabled"],
                 poll_s=settings[f"{side}.poll_interval"],
                 ready=sum(pod["ready"] for pod in pods),
+                wanted=rb.workloads.replicas(name),
                 young=bool(pods) and all(_young(pod, rb.now(), rb.number("program.young")) for pod in pods),
             )
 
@@ -167,6 +170,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     if loop.doing is Doing.FAILS and loop.share == 1:
         meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
         return Stands(meant[side], loop.exception)
+    if program.wanted == 0:
+        return Stands(TAKEN_DOWN[side])
     if loop.doing is Doing.OFF or program.enabled is False:
         return Stands(SWITCHED_OFF[side])
     if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
@@ -210,6 +215,8 @@ def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
     """
     if any(s.about == "database" and s.weight > 0 for s in given.speaks(seen.observation)):
         return ()
+    if seen.observation == TAKEN_DOWN[side]:
+        return (start(given, change.SIDES[side][0]),)
     if seen.observation == SWITCHED_OFF[side]:
         return (remedies.switch_on(given, side),)
     if seen.observation == HELD[side]:
