@@ -124,6 +124,8 @@ class Archive:
         """Take the partial file of a stem away, if it can be done: the artifact is there, or there is none to come."""
         with suppress(OSError):
             self._remove(f"{stem}{PARTIAL}")
+            for half in self.local.glob(f".{stem}{PARTIAL}.*.new") if self.local else ():
+                half.unlink(missing_ok=True)  # of a run that was killed while it wrote
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the incident; whole or not at all. Raises OSError."""

@@ -289,7 +289,7 @@ def test_what_is_broken_while_all_flows_is_not_called_well(
     for found, mode, section in ((keyless, "FM-NOTI-01", "4.2"), (apart, "FM-NOTI-05", "5.3")):
         assert (found.status, found.headline.key) == (Status.CRITICAL, "response.flows_but")
         assert found.value("stuck_at") is None
-        assert (weight(found, mode) > 0.5, found.next_sections) == (True, (section,))
+        assert weight(found, mode) > 0.5 and section in found.next_sections
         words(found)
 
 

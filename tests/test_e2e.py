@@ -29,7 +29,7 @@ def test_fault(sandbox: Sandbox, tmp_path: Path, name: str) -> None:
     fault = sandbox.fault(name)
     try:
         time.sleep(HURT_S)
-        said = runbook(sandbox, tmp_path, "triage")
+        said = runbook(sandbox, tmp_path, "triage", target="sandbox")
     finally:
         sandbox.heal()
     assert said["status"] == "CRITICAL", shown(said)

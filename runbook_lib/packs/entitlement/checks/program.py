@@ -189,7 +189,10 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     if own.says is Says.NONE:
         if service.answers is Answers.YES:
             return Stands(KEPT_OUT[side])
-        return Stands(NO_SESSION if sessions.door_is_shut(held) else NOT_UP[side])
+        if not sessions.door_is_shut(held):
+            return Stands(NOT_UP[side])
+        # With none of either it is the door only if their processes are there; else they may be known by other names.
+        return Stands(NO_SESSION) if program.ready else NOTHING
     if loop.doing is Doing.LONG and own.says is Says.BLOCKED:
         return Stands(HELD_UP[side])
     if loop.doing is Doing.STILL or (quiet and (loop.doing is Doing.LONG or program.enabled)):
