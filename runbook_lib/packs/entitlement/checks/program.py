@@ -120,21 +120,35 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
         name = rb.facts.workloads.program(change.SIDES[side][0])
         with parts.part("program") as answers:
             settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-            pods = rb.workloads.pods(name)
+            pods, young = _instances(rb, name)
             answers["program"] = row(
                 enabled=settings[f"{side}.enabled"],
                 poll_s=settings[f"{side}.poll_interval"],
                 ready=sum(pod["ready"] for pod in pods),
                 wanted=rb.workloads.replicas(name),
-                young=bool(pods) and all(_young(pod, rb.now(), rb.number("program.young")) for pod in pods),
+                young=young,
             )
 
 
-def _young(pod: Mapping[str, Any], now: pd.Timestamp, young_s: float) -> bool:
-    """Whether an instance has just been started; one that ended at its start, and was started again, is not young."""
-    if pod["restarts"]:
-        return False
-    return not pod["started"] or (now - pd.Timestamp(pod["started"])).total_seconds() < young_s
+def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool]:
+    """The instances of a workload, and whether all have just been started and are coming up.
+
+    One that has ended at its start, between two looks or before, does not come up; where nobody counts such ends, one
+    must be seen at work.
+    """
+
+    def young(pod: Mapping[str, Any]) -> bool:
+        if pod["restarts"]:
+            return False
+        return not pod["started"] or (rb.now() - pd.Timestamp(pod["started"])).total_seconds() < young_s
+
+    pods, young_s = rb.workloads.pods(name), rb.number("program.young")
+    if not pods or not all(map(young, pods)):
+        return pods, False
+    time.sleep(rb.number("looks.apart"))
+    later = rb.workloads.pods(name)
+    up = any(pod["ready"] or pod["restarts"] == 0 for pod in (*pods, *later))
+    return later, up and bool(later) and all(map(young, later))
 
 
 def look_twice(rb: Context) -> Frames:
