@@ -36,7 +36,7 @@ SHOWS = {
     "consumer_paused": "processed",
 }
 WHILE_S = 3.0
-#: Ten seconds each: all of them where that is asked for, else every third; whatever drills are played tries the others too.
+#: Ten seconds each: all of them where that is asked for, else every third.
 TRIED = [*SHOWS] if os.environ.get("RUNBOOK_ALL_DRILLS") else [*SHOWS][::3]
 
 
