@@ -67,7 +67,6 @@ class Blocked:
     pid: int | None = None
     wait_s: float = 0.0
     blocked_by: str = ""
-    mode: str = ""
     application: str | None = None
 
 

@@ -461,11 +461,11 @@ PLACES = {
 ASKED = {"4.1.3": "outbox", "4.1.2": "NATS", "4.1.1": "notification", "4.1.4": "database"}
 #: What may be broken while all flows, each by a cheap question; the step's section has more of it.
 INVARIANTS = {
-    "4.2.1": next(check for check in duplicates.CHECKS if check.step == "4.2.1"),
-    "4.2.2": Check("4.2.2", recovery.collect_duplicates, recovery.judge_duplicates),
-    "4.3.5": next(check for check in leases.CHECKS if check.step == "4.3.5"),
-    "5.3.4": next(check for check in consistency.CHECKS if check.step == "5.3.4"),
-}
+    check.step: check
+    for topic in (duplicates, leases, consistency)
+    for check in topic.CHECKS
+    if check.step in ("4.2.1", "4.3.5", "5.3.4")
+} | {"4.2.2": Check("4.2.2", recovery.collect_duplicates, recovery.judge_duplicates)}
 PARTS = PLACES | INVARIANTS
 
 
