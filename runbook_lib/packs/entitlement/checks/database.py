@@ -178,7 +178,7 @@ def on_error(e: SourceError, given: Given) -> Finding:
     return judged(
         say("database.no_connection", detail=e.detail),
         at_least=Status.CRITICAL,
-        proposals=(proposals.list_sessions(given), *_throttle(given)),
+        proposals=(proposals.list_sessions(given),),
         next_sections=("5.2",),
     )
 
@@ -239,18 +239,14 @@ def _proposals(
         # The milder first: what has not begun loses nothing.
         return (proposals.cancel_waiting(given, in_front.pid or 0, str(in_front.application)), end)
     if full and share_of_most > given.number("connections.one_holder") and not _is_ours(most):
-        # One application holds most of them: slowing down our own workers would free next to nothing.
-        return (proposals.end_sessions(given, most), *_throttle(given))
-    return _throttle(given) if full else ()
+        # Slowing down our own workers restarts them, and where none is left they would not come in again.
+        return (proposals.end_sessions(given, most),)
+    return ()
 
 
 def _is_ours(application: str) -> bool:
     """Whether that is how the pods, which give no name, appear: by their driver or their address."""
     return application == "PostgreSQL JDBC Driver" or bool(re.fullmatch(r"-|[0-9a-f.:]+", application))
-
-
-def _throttle(given: Given) -> tuple[Proposal, ...]:
-    return remedies.throttle(given, "delivery"), remedies.throttle(given, "relay")
 
 
 def draw_sessions(frames: Frames, given: Given) -> charts.Chart | None:
