@@ -247,6 +247,22 @@ def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen()
     ]
 
 
+def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
+    """With both services kept out, whoever holds the connections is still the answer, and not the services' rights."""
+    verdict = conclude(
+        [
+            seen(step, *BOOK.observations[o])
+            for step, o in {
+                "4.1.1": "delivery.kept_out",
+                "4.1.3": "relay.kept_out",
+                "4.1.4": "database.no_connections",
+            }.items()
+        ]
+    )
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == (DATABASE, "FM-DB-01")
+    assert (verdict.confidence, verdict.between) == ("high", ())
+
+
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:
     assert conclude([seen("4.1.2", Signal("FM-NATS-02", 0.9, "a"))]).next_sections == ("4.4",)
     assert conclude([seen("6.2")]).next_sections == ("3",)
