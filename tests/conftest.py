@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import nats
 import nats.js.errors
 import psycopg
@@ -27,6 +28,10 @@ from runbook_lib.runs import forks
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
+
+# How fast an example is made says more about the machine than about the test.
+hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any")
 
 
 class Containers(Servers):

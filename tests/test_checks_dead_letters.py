@@ -15,7 +15,7 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
@@ -310,7 +310,7 @@ def test_quiet_is_ok_and_nothing_is_not(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_judge_is_total(step: str, data: st.DataObject) -> None:
     drawn = data.draw(odd_frames(FRAMES[step] | BUSY[step]))
@@ -318,7 +318,7 @@ def test_a_judge_is_total(step: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6)
 @given(data=st.data())
 def test_charts_are_total(step: str, data: st.DataObject) -> None:
     drawn = data.draw(odd_frames(FRAMES[step] | BUSY[step]))

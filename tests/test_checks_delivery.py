@@ -773,7 +773,7 @@ def odd_frames(draw: st.DrawFn, step: str) -> Frames:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_judges_are_total(step: str, data: st.DataObject) -> None:
     found = CHECKS[step].judge(data.draw(odd_frames(step)), make_given())
@@ -783,7 +783,7 @@ def test_judges_are_total(step: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_charts_are_total(step: str, data: st.DataObject) -> None:
     frames = data.draw(odd_frames(step))

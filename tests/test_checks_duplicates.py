@@ -14,7 +14,7 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
@@ -96,7 +96,7 @@ FRAMES: dict[str, Frames] = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_judge_is_total_and_never_green_for_nothing(step: str, data: st.DataObject) -> None:
     found = CHECKS[step].judge(FRAMES[step], make_given())
@@ -107,7 +107,7 @@ def test_a_judge_is_total_and_never_green_for_nothing(step: str, data: st.DataOb
 
 
 @pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6)
 @given(data=st.data())
 def test_charts_are_total(step: str, data: st.DataObject) -> None:
     odd = data.draw(odd_frames(FRAMES[step]))

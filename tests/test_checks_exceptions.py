@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, make_given, odd_frames, weight, words
 
@@ -110,7 +110,6 @@ LINES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(LINES)
 def test_any_lines_can_be_read(lines: list[str]) -> None:
     records = list(logs.read(lines))
@@ -310,7 +309,7 @@ def test_a_log_that_begins_late_is_said_to() -> None:
     assert not any(n.key == "exceptions.late" for n in judge(HEALTHY, tables()).notes)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80)
 @given(data=st.data())
 def test_the_judge_is_total(data: st.DataObject) -> None:
     failing = log(

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import ago, bound, events, make_given, odd_frames, run, statuses, traffic, words
 
@@ -84,7 +84,7 @@ FRAMES: dict[str, Frames] = {
 
 
 @pytest.mark.parametrize("step", STEPS[:4])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_judge_is_total_and_never_green_for_nothing(step: str, data: st.DataObject) -> None:
     assert CHECKS[step].judge(FRAMES[step], make_given()).status is Status.OK

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, traffic, weight, words
 
@@ -77,7 +77,7 @@ def test_nothing_missed_is_ok() -> None:
     words(found)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_impact_is_total(data: st.DataObject) -> None:
     frames = data.draw(odd_frames(impact()))

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql as identifiers
 from steps import NOW, ago, bound, events, make_given, odd_frames, run, statuses, weight, words
@@ -97,7 +97,7 @@ def test_as_expected_is_ok(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", STEPS)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_judge_is_total_and_never_green_for_nothing(step: str, data: st.DataObject) -> None:
     found = CHECKS[step].judge(data.draw(odd_frames(FRAMES[step])), make_given())

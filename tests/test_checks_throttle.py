@@ -286,7 +286,7 @@ def test_counts_that_were_refused_leave_the_last_minute(side: Side) -> None:
 
 
 @BOTH
-@profile(deadline=None, max_examples=60)
+@profile(max_examples=30)
 @for_all(data=st.data())
 def test_total_on_odd_frames(side: Side, data: Any) -> None:
     whole = frames(side, asked={"batch_size": 5}, outcome={"result": "done", "verified": True})

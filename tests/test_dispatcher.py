@@ -139,7 +139,7 @@ class Receiver:
         with sqlite3.connect(f"file:{self.folder}/journal.db?mode=ro", uri=True) as db:
             return db.execute(question).fetchall()
 
-    def until(self, holds: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def until(self, holds: Callable[[], Any], timeout_s: float = 120) -> Any:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             with suppress(psutil.Error, sqlite3.Error):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
@@ -215,7 +215,6 @@ _SERIES = st.dictionaries(
 
 
 @example([{("process_start_time_seconds",): 1e10}], 1.0)  # no moment that a timestamp can hold
-@settings(deadline=None)
 @given(st.lists(_SERIES, max_size=3), st.floats(0.1, 100))
 def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], gap_s: float) -> None:
     seen = services.read(looked(*looks, gap_s=gap_s), NUMBERS)
@@ -227,7 +226,6 @@ def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], g
     assert services.read({}, NUMBERS)["notification"].answers is Answers.NOT_SEEN
 
 
-@settings(deadline=None)
 @given(st.floats(0, 1000), st.integers(0, 1000), st.floats(2, 20))
 def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int, gap_s: float) -> None:
     """A loop with whatever pause: as many runs as fit in its age, and none in the gap because the gap is shorter."""

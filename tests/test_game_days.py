@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
@@ -28,7 +28,6 @@ NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, uniq
 # Scenarios --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(SEEDS, NAMES, st.floats(2, 600))
 def test_a_scenario_is_the_same_for_the_same_seed_and_within_bounds(
     seed: int, kinds: list[str], longest: float
@@ -41,7 +40,6 @@ def test_a_scenario_is_the_same_for_the_same_seed_and_within_bounds(
     assert drawn.faults or drawn.noise, "a drill without a fault has something that could be mistaken for one"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), NAMES)
 def test_every_kind_comes_once_a_round(number: int, kinds: list[str]) -> None:
     n = round_of(kinds)
@@ -208,7 +206,6 @@ def test_an_effect_is_seen_without_the_runbook(after: Seen, effect: tuple[str, .
     assert took_effect(FLOWS, after) == effect
 
 
-@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_wilson_s_bounds_are_around_the_share(hits: int, more: int) -> None:
     low, high = wilson(hits, hits + more)

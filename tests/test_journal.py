@@ -339,5 +339,5 @@ class Alerting(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-Alerting.TestCase.settings = hypothesis(max_examples=60, stateful_step_count=30, deadline=None)
+Alerting.TestCase.settings = hypothesis(max_examples=60, stateful_step_count=30)
 TestAlerting = Alerting.TestCase

@@ -16,7 +16,7 @@ import pandas as pd
 import psycopg
 import pytest
 from command import runbook
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
@@ -325,7 +325,7 @@ def test_rows_given_up_have_no_time_without_commit_times() -> None:
     assert by_slo(checks.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_judging_is_total(data: st.DataObject) -> None:
     frames = data.draw(odd_frames(outage()))
@@ -547,7 +547,7 @@ def archive(tmp_path: Path) -> Archive:
 _WRITTEN = st.text(st.characters(codec="utf-8", exclude_characters="\r")).filter(lambda t: "<!--" not in t)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.dictionaries(st.sampled_from(["summary", "impact", "data-origin", "timeline", "data-measures"]), _WRITTEN),
     langs=st.lists(st.sampled_from(["en", "ja"]), min_size=1, max_size=3),
@@ -758,7 +758,6 @@ measures:
 _TYPED = st.text(st.sampled_from("measure:-{}[],'\"#&*!|>?%@~<` \t\n09ÿ\x00\u2028"), max_size=30)
 
 
-@settings(deadline=None)
 @given(item=st.sampled_from(["impact", "origin", "timeline", "measures", "&a [*a]\nimpact"]), text=_TYPED)
 def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
     draft = data(item, text)

@@ -109,7 +109,7 @@ def usual(**facts: Any) -> Given:
 
 @pytest.mark.parametrize("step", [s for s in STEPS if s not in ("3.4", "4.2.4")])
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_judges_are_total(step: str, data: st.DataObject) -> None:
     """They answer for missing and empty frames and odd numbers, in words, and never with OK for what was not seen."""
     frames = data.draw(odd_frames(LOOK))

@@ -706,7 +706,7 @@ _webhook = st.fixed_dictionaries(
 )
 
 
-@hypothesis_settings(max_examples=250, deadline=None)
+@hypothesis_settings(max_examples=250)
 @given(st.one_of(_webhook, _json).map(lambda v: json.dumps(v).encode()) | st.binary(max_size=200))
 def test_any_body_is_alerts_or_a_bad_alert(body: bytes) -> None:
     for reader in (
@@ -724,7 +724,7 @@ def test_any_body_is_alerts_or_a_bad_alert(body: bytes) -> None:
         assert "\n" not in said and len(said) < 500
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 @given(data=_alert | _json, headers=st.dictionaries(st.sampled_from(["ce-time", "ce-id", "ce-dataschema"]), st.text()))
 def test_any_event_is_an_alert_or_a_bad_alert(data: Any, headers: dict[str, str]) -> None:
     with suppress(BadAlert):
