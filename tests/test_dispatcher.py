@@ -388,7 +388,7 @@ class Odd(Executor):
         return future
 
 
-FOUND = {
+FOUND: dict[str, Any] = {
     "document": {
         "verdict": {"status": "OK", "stuck_at": None, "failure_modes": []}, "runs": [], "as_of": "2026-01-31T03:00:00Z",
     },
@@ -442,6 +442,20 @@ def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem
         assert metrics.registry.get_sample_value("runbook_investigations_retried_total") == 2
     assert [(o.job, o.again, o.unattended) for o in executor.orders] == [(job.key, True, True)] * 3
     assert len(Archive(str(tmp_path / "out"), "I").lines(NOTES)) == 1
+
+
+def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Path) -> None:
+    early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
+    executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
+    with dispatched(tmp_path, executor) as (journal, _):
+        until = time.monotonic() + 15
+        while len(executor.orders) < 2 or journal.incidents()[0].jobs[-1].state != "done":
+            assert time.monotonic() < until, journal.incidents()
+            time.sleep(0.01)
+        first, second = journal.incidents()[0].jobs
+        assert [o.job for o in executor.orders] == [first.key, second.key]
+        assert "再確認" in second.alert and second.alert.endswith(first.alert)
+        assert [m.status for m in journal.due_messages(time.time())] == ["WARNING"]  # the other waits for it
 
 
 def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:

@@ -154,6 +154,28 @@ def test_one_job_a_target_and_an_incident_keeps_its_order(journal: Journal) -> N
     assert (retried.id, retried.attempts, retried.problem) == (first.id, 2, "disk full")
 
 
+def test_what_came_too_early_is_looked_at_once_more_and_holds_up_nothing(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    first = done(journal, 1, "WARNING", second_look=(60, "again"))
+    assert journal.next_job(59, []) is None
+    journal.accept([firing("Db", "2")], CONFIG, 10)
+    assert done(journal, 11).sections == ("4.2",)
+    again = taken(journal, 60)
+    assert (again.key, again.alert) == (f"{first.key}/again", "again")
+    assert (again.sections, again.parameters, again.number) == (first.sections, first.parameters, 2)
+    journal.concluded(again, verdict(), 61, second_look=(120, "and again"))
+    assert journal.next_job(1000, []) is None, "a second look is looked at again"
+
+
+def test_what_has_ended_is_not_looked_at_again(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1, "WARNING", second_look=(60, "again"))
+    journal.accept([resolved()], CONFIG, 2)
+    assert done(journal, 3, "OK", second_look=(60, "again")).kind == "resolved"
+    assert journal.next_job(100, []) is None
+    assert journal.incidents()[0].closed == 3
+
+
 def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
     told = {"places": ["p", "q"], "message": ("title", "body")}
     for n in range(3):

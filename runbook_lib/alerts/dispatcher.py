@@ -149,9 +149,20 @@ class Dispatcher(Loop):
         link = self._link(job, came["index"])
         message = self._scrubbed(job, notify.compose(job, came, problem, link, self._lang))
         verdict = came["document"]["verdict"]
+        second_look = None
+        if (wait_s := verdict.get("look_again_s")) is not None:
+            line = messages.text(say("alert.second_look", seconds=wait_s, alert=job.alert), self._lang)
+            second_look = time.time() + wait_s, line
         self.keep(
             lambda: self._journal.concluded(
-                job, verdict, time.time(), places=self._places, message=message, problem=problem, again=again
+                job,
+                verdict,
+                time.time(),
+                places=self._places,
+                message=message,
+                problem=problem,
+                again=again,
+                second_look=second_look,
             )
         )
         if again is not None:

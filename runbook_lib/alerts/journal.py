@@ -27,6 +27,8 @@ from runbook_lib.usage import UsageError
 
 #: Seconds that a write waits for somebody else's; then the alert's sender is asked to try again.
 BUSY_S = 5.0
+#: What the key of a second look ends with; behind it stands the key of the job that came too early to tell.
+SECOND_LOOK = "/again"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS incidents (
@@ -231,12 +233,12 @@ class Journal:
         """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
         with self._transaction() as db:
             row = db.execute(
-                # An incident's jobs keep their order, also when one is to be tried again.
+                # An incident's jobs keep their order, also when one is to be tried again; none waits for a second look.
                 "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
                 " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
-                " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id)"
-                " ORDER BY id LIMIT 1",
-                (now, json.dumps(list(busy))),
+                " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id"
+                " AND key NOT LIKE ?) ORDER BY id LIMIT 1",
+                (now, json.dumps(list(busy)), f"%{SECOND_LOOK}"),
             ).fetchone()
             if row is None:
                 return None
@@ -255,12 +257,14 @@ class Journal:
         message: tuple[str, str] = ("", ""),
         problem: str = "",
         again: float | None = None,
+        second_look: tuple[float, str] | None = None,
     ) -> bool:
         """A job came to its end: keep the verdict; a changed one is a message (title, body) to each place.
 
         The last one of an incident whose alerts have ended closes it. With `again`, a time, the verdict is there but
-        its artifacts could not be kept: people are told, and the job is tried again. Returns whether the verdict
-        changed. Raises JournalError.
+        its artifacts could not be kept: people are told, and the job is tried again. With `second_look`, a time and a
+        line for the timeline, the same is looked at once more then, as long as an alert fires. Returns whether the
+        verdict changed. Raises JournalError.
         """
         signature = _signature(verdict)
         with self._transaction() as db:
@@ -269,6 +273,8 @@ class Journal:
             if again is None:
                 done = "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?"
                 db.execute(done, (now, problem, job.id))
+                if second_look is not None:
+                    self._second_look(db, job, *second_look, now)
             else:
                 self._wait(db, job, again, problem)
             db.execute(
@@ -436,6 +442,8 @@ class Journal:
         is_open = db.execute("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", (incident,)).fetchone()
         if not ended or firing or not is_open:
             return None
+        dropped = "UPDATE jobs SET state = 'done', ended = ? WHERE incident = ? AND state = 'waiting' AND key LIKE ?"
+        db.execute(dropped, (now, incident, f"%{SECOND_LOOK}"))
         last = db.execute("SELECT max(id) AS id FROM jobs WHERE incident = ?", (incident,)).fetchone()["id"]
         job = self._job_of(db, incident, "resolved", routes.LAST, target, {}, ended[-1].line, window_s, now, after=last)
         self._close(db, incident, now)  # where it was looked at already, and nothing else has been since
@@ -473,6 +481,17 @@ class Journal:
             ),
         )  # fmt: skip
         return int(made.lastrowid or 0)
+
+    def _second_look(self, db: sqlite3.Connection, job: Job, due: float, line: str, now: float) -> None:
+        """Once: what a second look cannot tell either is a person's."""
+        fires = db.execute("SELECT 1 FROM alerts WHERE incident = ? AND firing", (job.incident,)).fetchone()
+        if job.kind == "firing" and fires and not job.key.endswith(SECOND_LOOK):
+            db.execute(
+                "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
+                " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
+                " ON CONFLICT (key) DO NOTHING",
+                (f"{job.key}{SECOND_LOOK}", line, now, due, job.id),
+            )
 
     def _close(self, db: sqlite3.Connection, incident: str, now: float) -> None:
         """Close an incident none of whose alerts is firing, once there is nothing left to look at."""
