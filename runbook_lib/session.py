@@ -6,6 +6,7 @@ The same cells give the same verdict in JupyterLab, under papermill and in a dri
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import validate
 from runbook_lib.usage import UsageError, did_you_mean
 from runbook_lib.view import render
+from runbook_lib.view.answer import Answer
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
 OLD_S = 120.0
@@ -59,12 +61,16 @@ class Session:
 
     # What the cells of a notebook call.
 
-    def step(self, step: str) -> None:
-        """Answer one step of the runbook and show it. Never raises for a source that fails."""
+    def step(self, step: str) -> Answer:
+        """Answer one step of the runbook and show it; what it has found is returned, to go on with.
+
+        Never raises for a source that fails.
+        """
         self._answer(step)
         self._warn_of_age()
         self._cards[step] = display(self._card(step), display_id=True)
         self._follow(step)
+        return Answer(lambda: self._card(step), inspect.getdoc(self._check(step).collect) or "")
 
     def chart(self, step: str) -> None:
         """Draw what the step collected; a step that was not answered yet is answered first."""

@@ -1,0 +1,87 @@
+"""What a step has found, in the hands of whoever investigates: plain values and frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import display
+
+from runbook_lib import messages
+from runbook_lib.model.finding import Finding, Frames, Status
+from runbook_lib.view import render
+
+
+class Answer:
+    """A step's finding, as it stands now: a step that is asked again brings it up to date.
+
+    It shows its card where a cell ends with it, but for the cell in which the step itself has shown it. People are
+    tokens in all of it (see `Session.reveal`).
+    """
+
+    def __init__(self, card: Callable[[], render.Card], about: str) -> None:
+        """`card` is asked for the finding each time; `about` says which frames there are."""
+        self._card, self._shown_in = card, _cell()
+        self.about = about
+        """The frames with their columns and units, in words."""
+
+    def __repr__(self) -> str:
+        return render.finding_line(self._finding, self._card().lang)
+
+    def _ipython_display_(self) -> None:
+        if _cell() != self._shown_in:
+            display(self._card())
+
+    @property
+    def _finding(self) -> Finding:
+        return self._card().finding
+
+    @property
+    def status(self) -> Status:
+        """OK, WARNING, CRITICAL or UNKNOWN."""
+        return self._finding.status
+
+    @property
+    def headline(self) -> str:
+        """The answer in a sentence."""
+        return messages.text(self._finding.headline, self._card().lang)
+
+    @property
+    def values(self) -> pd.DataFrame:
+        """What was observed, by name: value, unit, warning and critical (the limits of docs/slo.md), status."""
+        rows = [
+            {
+                "name": v.name,
+                "value": v.value,
+                "unit": v.unit,
+                "warning": v.threshold and v.threshold.warning,
+                "critical": v.threshold and v.threshold.critical,
+                "status": v.status and v.status.name,
+            }
+            for v in self._finding.values
+        ]
+        columns = ["name", "value", "unit", "warning", "critical", "status"]
+        return pd.DataFrame(rows, columns=columns).astype({"value": object}).set_index("name")
+
+    @property
+    def frames(self) -> Frames:
+        """What it was judged from, by name; `about` has their columns and units."""
+        return dict(self._finding.frames)
+
+    @property
+    def questions(self) -> pd.DataFrame:
+        """What was asked for it: source, name, ms, rows, plan_cost, error, and the text as it was sent."""
+        columns = ["source", "name", "ms", "rows", "plan_cost", "error", "text"]
+        return pd.DataFrame([{c: getattr(q, c) for c in columns} for q in self._finding.questions], columns=columns)
+
+    def explain(self) -> pd.DataFrame:
+        """What it means: each observation of docs/failure-modes.md, and how strongly (-1 to 1) it speaks about what."""
+        rows = [(s.observation, s.about, s.weight) for s in self._finding.signals]
+        return pd.DataFrame(rows, columns=["observation", "about", "weight"])
+
+
+def _cell() -> int | None:
+    """The number of the cell that runs; None outside a notebook."""
+    shell = get_ipython()
+    return None if shell is None else int(shell.execution_count)
