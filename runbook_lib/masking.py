@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pandas as pd
 
@@ -38,8 +38,9 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     for url in urls:
         parts = urlsplit(url)
         password = parts.password or (parts.username if parts.scheme in ("nats", "tls") else None)
-        if password:
-            found |= {password, unquote(password), quote(password, safe="")}
+        asked = [v for k, v in parse_qsl(parts.query) if "password" in k]  # PostgreSQL's: password, sslpassword
+        for secret in filter(None, (password, *asked)):
+            found |= {secret, unquote(secret), quote(secret, safe="")}
     return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
 
 

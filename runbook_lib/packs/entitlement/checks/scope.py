@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,7 +30,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks.database import Connections
+from runbook_lib.packs.entitlement.checks.database import Connections, Place, Pool, surroundings
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, LastEvent, Notifications, Outbox
 from runbook_lib.sources import SourceError
@@ -540,7 +540,7 @@ def _user(url: str) -> str:
 def collect_database(rb: Context) -> Frames:
     """2.5: which server, who we are and what we may; the catalog alone is asked.
 
-    Frames: server, rights, connections, sessions.
+    Frames: server, rights, connections, sessions, those of `database.surroundings`.
     """
     with rb.snapshot() as db:
         return {
@@ -548,7 +548,7 @@ def collect_database(rb: Context) -> Frames:
             "rights": db.ask("scope/rights"),
             "connections": db.ask("database/connections"),
             "sessions": db.ask("database/sessions"),
-        }
+        } | surroundings(rb, db)
 
 
 @dataclass(frozen=True)
@@ -593,6 +593,7 @@ def judge_database(frames: Frames, given: Given) -> Finding:
     else:
         reserved = say("scope.not_reserved")
     can = say("scope.may_write" if writable else "scope.may_read")
+    place = rows.one(frames.get("place"), Place)
     return judged(
         say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
@@ -604,18 +605,32 @@ def judge_database(frames: Frames, given: Given) -> Finding:
             Value("postgres.read_only", server.read_only),
             Value("postgres.may_write", len(writable), "tables"),
             Value("postgres.unreadable", len(unreadable), "tables"),
+            *((given.limits.value("replica.behind", place.behind_s),) if place.behind_s is not None else ()),
         ],
-        at_least=Status.WARNING if unreadable else Status.OK,
+        at_least=Status.WARNING if unreadable or place.window == "away" else Status.OK,
         notes=(
             *((say("scope.unreadable", names=", ".join(unreadable)),) if unreadable else ()),
             *((say("scope.grants", database=server.database),) if writable else ()),
             *(() if server.monitor else (say("scope.no_pg_monitor", role=server.role),)),
             reserved,
             *(() if server.track_commit_timestamp == "on" else (say("scope.no_commit_timestamps"),)),
-            *((say("scope.replica"),) if server.is_replica else ()),
+            *_between(place, rows.each(frames.get("pools"), Pool)),
         ),
-        show=("server", "rights", "sessions"),
+        show=("server", "rights", "pools", "sessions"),
     )
+
+
+def _between(place: Place, pools: list[Pool]) -> Iterator[Text]:
+    """What stands between, and which server it is, where that is not simply the primary."""
+    if pools:
+        modes = ", ".join(sorted({p.mode for p in pools}))
+        yield say("scope.pooler", pooler=pools[0].pooler, modes=modes, waiting=sum(p.waiting for p in pools))
+    elif place.pooled:
+        yield say("database.pool_closed")
+    if place.behind_s is not None:
+        yield say("scope.replica", behind=place.behind_s)
+    if place.window:
+        yield say(f"scope.window_{place.window}", behind=place.window_behind_s)
 
 
 def database_refused(e: SourceError, given: Given) -> Finding:
