@@ -238,6 +238,7 @@ class Session:
             as_of=self.context.as_of,
             window_minutes=self.context.parameters.window_minutes,
             clocks={name: (c.offset_s, c.error_s) for name, c in self.context.clocks.items()},
+            behind_s=max((c.behind_s for c in self.context.clocks.values()), default=0.0),
             by=whoami(),
             given=self.context.given().record(),
             parameters=self.context.parameters.model_dump(exclude_unset=True),

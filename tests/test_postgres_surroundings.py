@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from steps import events, run, statuses, weight, words
 from runbook_lib import messages
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Status
+from runbook_lib.packs.entitlement.sandbox import servers as embedded_servers
 from runbook_lib.packs.entitlement.sandbox.servers import Servers, _unprivileged
 from runbook_lib.packs.entitlement.sandbox.state import DATABASE
 from runbook_lib.questions import Query, query
@@ -488,3 +490,226 @@ def test_a_command_that_gives_no_password(monkeypatch: pytest.MonkeyPatch, comma
 def test_a_target_may_have_a_command_alone(embedded: Servers, db: psycopg.Connection) -> None:
     found = run(embedded, "2.5", without=("database_url",), database_url_command=printing(embedded.database_url))
     assert found["2.5"].status is Status.OK
+
+
+# A replica --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pair:
+    """A primary with all that a system has, and a streaming replica of its database, quick to cancel what is asked."""
+
+    primary: Servers
+    port: int
+    admin: psycopg.Connection
+    replica: psycopg.Connection
+
+    def url(self, url: str) -> str:
+        """The same of the replica."""
+        return url.replace(f":{self.primary.addresses.postgres_port}/", f":{self.port}/")
+
+    def catch_up(self) -> None:
+        """Wait until the replica has applied all that the primary has written."""
+        self.admin.execute("SELECT pg_logical_emit_message(true, '', '')")  # what VACUUM has left is written with it
+        (written,) = self.admin.execute("SELECT pg_current_wal_lsn()").fetchone() or ()
+        applied = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
+        until(lambda: (self.replica.execute(applied, [written]).fetchone() or (False,))[0])
+
+    @contextmanager
+    def paused(self, behind_s: float) -> Iterator[None]:
+        """The replica has stood still for so long while the primary went on."""
+        self.catch_up()
+        self.replica.execute("SELECT pg_wal_replay_pause()")
+        try:
+            until(lambda: self.replica.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() == ("paused",))
+            self.admin.execute("CREATE TABLE IF NOT EXISTS public.written AS SELECT now()")
+            self.admin.execute("INSERT INTO public.written SELECT now()")
+            age = "SELECT clock_timestamp() - pg_last_xact_replay_timestamp() > %s * interval '1 s'"
+            until(lambda: (self.replica.execute(age, [behind_s]).fetchone() or (False,))[0])
+            yield
+        finally:
+            self.replica.execute("SELECT pg_wal_replay_resume()")
+            self.catch_up()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    folder, port, replica = tmp_path_factory.mktemp("primary"), free_port(), None
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("wal_level", "replica"), ("max_wal_senders", "5")):
+            patch.setitem(embedded_servers.POSTGRES_SETTINGS, name, value)
+        primary = Servers(folder)
+        primary.__enter__()
+    try:
+        primary.ensure_streams()
+        data = folder / "replica"
+        copy = ["-D", str(data), "-R", "-X", "stream", "--no-sync", "-c", "fast", "-d", primary.admin_url]
+        copied = [*_unprivileged(), embedded_servers.postgres_binary("pg_basebackup"), *copy]
+        if os.geteuid() == 0:
+            data.mkdir(mode=0o700)
+            shutil.chown(data, "nobody")
+        subprocess.run(copied, check=True, capture_output=True)
+        command = [*_unprivileged(), embedded_servers.postgres_binary("postgres"), "-D", str(data)]
+        command += [f"-cport={port}", "-cmax_standby_streaming_delay=300ms"]
+        with (folder / "replica.log").open("wb") as log:
+            replica = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        pair_url = primary.admin_url.replace(f":{primary.addresses.postgres_port}/", f":{port}/")
+
+        def connected() -> psycopg.Connection | None:
+            assert replica is None or replica.poll() is None, (folder / "replica.log").read_text()
+            with suppress(psycopg.OperationalError):
+                return psycopg.connect(pair_url, autocommit=True)
+            return None
+
+        on_replica = until(connected)
+        with psycopg.connect(primary.admin_url, autocommit=True) as admin, on_replica:
+            yield Pair(primary, port, admin, on_replica)
+    finally:
+        if replica is not None:
+            replica.send_signal(signal.SIGINT)
+            replica.wait(30)
+        primary.stop()
+
+
+@pytest.fixture
+def pair(both: Pair) -> Pair:
+    """The same, without rows."""
+    tables = "entitlement.outbox_events, entitlement.entitlement_audit, entitlement.entitlements"
+    tables += ", notification.notifications, notification.processed_events, notification.notification_dlq"
+    both.admin.execute(f"TRUNCATE {tables}".encode())
+    both.catch_up()
+    return both
+
+
+def test_a_replica_is_not_behind_where_nothing_is_written(pair: Pair) -> None:
+    idle = "SELECT clock_timestamp() - pg_last_xact_replay_timestamp() > interval '2 s'"
+    until(lambda: (pair.replica.execute(idle).fetchone() or (False,))[0])
+    with reader(pair.url(pair.primary.database_url)).snapshot() as snapshot:
+        assert snapshot.place.behind_s == 0
+    with reader(pair.primary.database_url).snapshot() as snapshot:
+        assert snapshot.place.behind_s is None
+
+
+def test_ages_are_counted_up_to_the_moment_that_a_replica_shows(pair: Pair, ask_for: Callable[..., str]) -> None:
+    events(pair.admin, 3, 2, status="PENDING")
+    moments = "SELECT extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) AS age"
+    with pair.paused(6), reader(pair.url(pair.primary.database_url)).snapshot() as snapshot:
+        behind_s = snapshot.place.behind_s
+        assert behind_s is not None and behind_s > 6
+        assert 0 < snapshot.ask("notifications/backlog").iloc[0]["oldest_due_s"] < behind_s, "as it was when written"
+        # Of the catalog it is this moment; of rows the one that is shown.
+        assert snapshot.ask(ask_for(moments, cost="catalog")).iloc[0]["age"] > 6
+        assert snapshot.ask(ask_for(moments)).iloc[0]["age"] < 5
+
+
+def test_a_replica_that_stands_still_says_nothing_of_the_present(
+    pair: Pair, ask_for: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = reader(pair.url(pair.primary.database_url))
+    of_the_window = ask_for("SELECT 1 AS one", answers="window")
+
+    def refused() -> str:
+        with source.snapshot() as snapshot:
+            assert len(snapshot.ask("database/connections")) == len(snapshot.ask(of_the_window)) == 1
+            try:
+                snapshot.ask("notifications/backlog")
+            except SourceError as e:
+                return f"{e.reason} {e.code}: {e.detail}"
+        return ""
+
+    with pair.paused(1):
+        assert refused() == "", "one look alone is of a moment"
+        assert "no_data replica_behind: this replica stands still at a moment" in until(refused)
+        source = reader(pair.url(pair.primary.database_url))
+        monkeypatch.setattr(postgres, "PRESENT_S", 1.0)
+        assert "this replica shows a moment" in refused()
+    source = reader(pair.url(pair.primary.database_url))
+    assert until(lambda: not refused())
+
+
+def swept(pair: Pair) -> None:
+    """Row versions go that a snapshot of the replica may still need."""
+    pair.admin.execute("CREATE TABLE IF NOT EXISTS public.swept (n int)")
+    pair.admin.execute("INSERT INTO public.swept SELECT generate_series(1, 100)")
+    pair.admin.execute("DELETE FROM public.swept")
+    pair.admin.execute("VACUUM (TRUNCATE off) public.swept")
+
+
+def test_what_recovery_cancels_is_asked_once_more(pair: Pair, ask_for: Callable[..., str]) -> None:
+    count, slow = ask_for("SELECT count(*) AS n FROM public.swept"), ask_for("SELECT 1 AS one FROM pg_sleep(2)")
+    pair.admin.execute("DROP TABLE IF EXISTS public.swept; CREATE TABLE public.swept (n int)")
+    pair.admin.execute("INSERT INTO public.swept VALUES (1); GRANT SELECT ON public.swept TO runbook")
+    pair.catch_up()
+    with reader(pair.url(pair.primary.database_url)).snapshot() as snapshot:
+        assert snapshot.ask(count)["n"].tolist() == [1]
+        swept(pair)
+        pair.catch_up()  # it waits for us no longer: our session has been ended meanwhile
+        answered = snapshot.try_ask(count)
+        assert answered is not None and answered["n"].tolist() == [0]
+        assert snapshot.try_ask("notifications/backlog") is not None
+
+    # One that is at work is cancelled; the second time it is said.
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while not stop.is_set():
+            swept(pair)
+            stop.wait(0.1)
+
+    thread = threading.Thread(target=sweep)
+    with reader(pair.url(pair.primary.database_url)).snapshot() as snapshot:
+        thread.start()
+        try:
+            with pytest.raises(SourceError) as cancelled:
+                snapshot.ask(slow)
+        finally:
+            stop.set()
+            thread.join()
+    assert (cancelled.value.reason, cancelled.value.code) == (Reason.TIMEOUT, "recovery_conflict")
+    assert "the replica has cancelled this twice for its own recovery" in cancelled.value.detail
+
+
+def test_sections_on_a_replica_say_that_it_is_one(pair: Pair) -> None:
+    events(pair.admin, 20, 60)
+    events(pair.admin, 5, 90, status="PENDING", tries=3, again=30)
+    pair.catch_up()
+    url = pair.url(pair.primary.database_url)
+    there = run(pair.primary, "4.1.1", "4.1.3", "4.1.4", database_url=url)
+    here = run(pair.primary, "4.1.1", "4.1.3", "4.1.4")
+    locks = there.pop("4.1.4")
+    assert statuses(there) == {s: f.status for s, f in here.items() if s != "4.1.4"}
+    assert (locks.status, locks.reason, locks.signals) == (Status.UNKNOWN, Reason.NOT_CONFIGURED, ())
+    assert "asked of a replica" in words(locks)
+    scope = run(pair.primary, "2.1", "2.4", "2.5", database_url=url)
+    assert "This server is a replica, 0.0 s behind" in notes(scope["2.5"])
+    assert {f.status for f in scope.values()} == {Status.OK}
+
+
+def test_the_windows_questions_go_to_a_declared_replica(pair: Pair, ask_for: Callable[..., str]) -> None:
+    where = "SELECT pg_is_in_recovery() AS replica"
+    window, present = ask_for(where, answers="window"), ask_for(where)
+
+    def answered_by(url: str) -> list[bool]:
+        with reader(pair.primary.database_url, replica=reader(url)).snapshot() as snapshot:
+            return [bool(snapshot.ask(name)["replica"][0]) for name in (window, present)]
+
+    url = pair.url(pair.primary.database_url)
+    assert until(lambda: answered_by(url) == [True, False])
+    with pair.paused(3):
+        assert answered_by(url) == [False, False], "its last minutes would be too few"
+    gone = f"postgresql://runbook@127.0.0.1:9/{DATABASE}"
+    assert answered_by(gone) == [False, False]
+
+    found = run(pair.primary, "2.5", replica_url=url)["2.5"]
+    assert found.status is Status.OK and "answered by the declared replica" in notes(found)
+    found = run(pair.primary, "2.5", replica_url=gone)["2.5"]
+    assert found.status is Status.WARNING and "The declared replica is not asked" in notes(found)
+
+
+def test_several_hosts_and_which_of_them_is_meant(pair: Pair) -> None:
+    user = f"runbook:{pair.primary.addresses.passwords['runbook']}"
+    hosts = f"127.0.0.1:9,127.0.0.1:{pair.primary.addresses.postgres_port},127.0.0.1:{pair.port}"
+    for wanted, replica in (("primary", False), ("standby", True), ("prefer-standby", True), ("any", False)):
+        url = declared(f"postgresql://{user}@{hosts}/{DATABASE}?target_session_attrs={wanted}")
+        with reader(url).snapshot() as snapshot:
+            assert snapshot.place.replica is replica, wanted

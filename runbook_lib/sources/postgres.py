@@ -104,7 +104,6 @@ class Postgres:
             [
                 sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
                 *(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(k), v) for k, v in limits.items()),
-                sql.SQL("SAVEPOINT question"),
             ]
         )
 
@@ -273,9 +272,8 @@ class Snapshot:
         """As `ask`, but None where the question may not or cannot be answered; the rest goes on."""
         q = query(name)
         one = self._who_answers(q)
-        one._execute("SAVEPOINT question")
         try:
-            frame = one._answer(q, params)
+            frame = one._answer(q, params, apart=True)
         except SourceError:
             if one._gone:
                 raise
@@ -306,19 +304,27 @@ class Snapshot:
         rtt, offset = min(samples)
         return offset, rtt / 2
 
-    def _answer(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
-        """What `ask` says, of this server; a replica that cancels it for its own recovery is asked once more."""
-        try:
-            return self._once(q, params)
-        except SourceError as e:
-            if e.code != "recovery_conflict" or self._repeated:
-                raise
+    def _answer(self, q: Query, params: dict[str, Any], *, apart: bool = False) -> pd.DataFrame:
+        """What `ask` says, of this server; a replica that cancels it for its own recovery is asked once more.
+
+        That is another moment than of the answers before: the one that they were of is no longer there.
+        """
+        while True:
+            try:
+                if apart:
+                    self._execute("SAVEPOINT question")
+                return self._once(q, params)
+            except SourceError as e:
+                if e.code != "recovery_conflict":
+                    raise
+                if self._repeated:
+                    detail = "the replica has cancelled this twice for its own recovery: try again, or ask the primary"
+                    raise SourceError("postgres", Reason.TIMEOUT, detail, e.code) from None
             self._repeated = True
-        if self._gone:
-            self.end()
-            self._connection, self._gone = self._source.connect(), None
-        self.start()
-        return self._once(q, params)
+            if self._gone:
+                self.end()
+                self._connection, self._gone = self._source.connect(), None
+            self.start()
 
     def _once(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
         bound = {
@@ -523,6 +529,7 @@ _AT_CONNECT = (
     ("no pg_hba.conf entry", "28000"),
     ("permission denied for database", "28000"),
     ("does not exist", "3D000"),
+    ("conflict with recovery", "40001"),
     ("starting up", "57P03"),
     ("shutting down", "57P03"),
 )
