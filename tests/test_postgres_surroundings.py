@@ -165,7 +165,11 @@ def test_a_pooler_stands_between_and_nothing_else_changes(
     assert direct["4.1"]["4.1.4"].value("pool.wait") is None
 
 
-SECTIONS = {"2": ("2.1", "2.2", "2.4", "2.5", "2.7"), "4.1": ("4.1.1", "4.1.3", "4.1.4")}
+SECTIONS = {
+    "2": ("2.1", "2.2", "2.4", "2.5", "2.7"),
+    "3": ("3.1", "3.2"),
+    "4.1": ("4.1.1", "4.1.3", "4.1.4"),
+}
 
 
 def test_every_transaction_has_its_limits_whoever_had_the_session_before(
@@ -680,6 +684,8 @@ def test_sections_on_a_replica_say_that_it_is_one(pair: Pair) -> None:
     assert statuses(there) == {s: f.status for s, f in here.items() if s != "4.1.4"}
     assert (locks.status, locks.reason, locks.signals) == (Status.UNKNOWN, Reason.NOT_CONFIGURED, ())
     assert "asked of a replica" in words(locks)
+    place = run(pair.primary, "3.2", database_url=url)["3.2"]
+    assert place.status is run(pair.primary, "3.2")["3.2"].status, words(place)
     scope = run(pair.primary, "2.1", "2.4", "2.5", database_url=url)
     assert "This server is a replica, 0.0 s behind" in notes(scope["2.5"])
     assert {f.status for f in scope.values()} == {Status.OK}
