@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -23,6 +24,7 @@ from steps import events, run, statuses, weight, words
 from runbook_lib import messages
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Status
+from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.sandbox import servers as embedded_servers
 from runbook_lib.packs.entitlement.sandbox.servers import Servers, _unprivileged
 from runbook_lib.packs.entitlement.sandbox.state import DATABASE
@@ -92,6 +94,7 @@ auth_file = {directory}/users
 pool_mode = {mode}
 default_pool_size = {size}
 stats_users = {may_ask}
+ignore_startup_parameters = {ignored}
 """
 
 
@@ -104,6 +107,7 @@ def pgbouncer(
     size: int = 5,
     may_ask: str = "runbook",
     server: int | None = None,
+    ignored: str = "extra_float_digits",
 ) -> Iterator[Callable[[str], str]]:
     """A PgBouncer before the server; what it yields turns a URL of the server into one through it."""
     if shutil.which("pgbouncer") is None:
@@ -122,6 +126,7 @@ def pgbouncer(
             mode=mode,
             size=size,
             may_ask=may_ask,
+            ignored=ignored,
         )
     )
     command = [*_unprivileged(), shutil.which("pgbouncer") or "", "-q", str(directory / "pgbouncer.ini")]
@@ -276,6 +281,20 @@ def test_the_server_behind_a_pooler_is_down(embedded: Servers, tmp_path: Path) -
     assert refused.value.reason is not Reason.DENIED
 
 
+@pytest.mark.parametrize("ignored", ["extra_float_digits", "options"])
+def test_nobody_acts_through_a_pooler(embedded: Servers, tmp_path: Path, ignored: str) -> None:
+    """Its lock would be a session's that whoever comes next may get, and its limits perhaps nobody's."""
+    rb: Any = SimpleNamespace(
+        budget=Budget(), read_cost=ReadCost(Masker()), parameters=SimpleNamespace(incident_id="I")
+    )
+    with pgbouncer(embedded, tmp_path, ignored=ignored) as through:
+        for url, refused in ((through(embedded.app_url), True), (embedded.app_url, False)):
+            rb.target = SimpleNamespace(url=lambda _, url=url: url)
+            with pytest.raises(SourceError) if refused else nullcontext() as e, stores.connect(rb) as db:
+                assert db.lock("delivery")
+            assert not e or e.value.reason is Reason.DENIED
+
+
 # TLS, and how a password is found ----------------------------------------------------------------------------
 
 SECRET = "s3cret-of-the-test"
@@ -306,14 +325,21 @@ def certificate(folder: Path, name: str, subject: str, *, signed_by: str = "") -
     (folder / f"{name}.key").chmod(0o600)
 
 
+def of_the_system() -> Path:
+    """The programs of the newest PostgreSQL that is installed beside the wheel's."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[-3]))
+    other = shutil.which("postgres")
+    if found or other:
+        return (found[-1] if found else Path(other or "").resolve()).parent
+    if os.environ.get("RUNBOOK_REQUIRE_POSTGRESQL") == "1":
+        pytest.fail("RUNBOOK_REQUIRE_POSTGRESQL=1 and no PostgreSQL of the system is installed", pytrace=False)
+    pytest.skip("no PostgreSQL of the system is installed beside the wheel's")
+
+
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
     """A PostgreSQL of the system that takes TLS alone, and the folder of its authority: `ca`, `client`, `other`."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[-3]))
-    if not found:
-        if os.environ.get("RUNBOOK_REQUIRE_POSTGRESQL") == "1":
-            pytest.fail("RUNBOOK_REQUIRE_POSTGRESQL=1 and no PostgreSQL of the system is installed", pytrace=False)
-        pytest.skip("no PostgreSQL of the system is installed, and the wheel's has no TLS")
+    binaries = of_the_system()
     folder, data, port = tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("data"), free_port()
     if os.geteuid() == 0:
         shutil.chown(data, "nobody")
@@ -324,7 +350,6 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
         ("client", "certain", "ca"),
     ):
         certificate(folder, name, subject, signed_by=by)
-    binaries = found[-1].parent
     initdb = [*_unprivileged(), str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--no-locale", "--no-sync"]
     subprocess.run([*initdb, "--auth=trust", "--encoding=UTF8"], check=True, capture_output=True)
     (data / "pg_hba.conf").write_text(HBA)
@@ -339,7 +364,13 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
         "ssl_cert_file": folder / "server.pem",
         "ssl_key_file": folder / "server.key",
     }
-    command = [*_unprivileged(), str(found[-1]), "-D", str(data), *(f"-c{k}={v}" for k, v in settings.items())]
+    command = [
+        *_unprivileged(),
+        str(binaries / "postgres"),
+        "-D",
+        str(data),
+        *(f"-c{k}={v}" for k, v in settings.items()),
+    ]
     with (folder / "postgres.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
@@ -575,12 +606,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         primary.stop()
 
 
+EMPTIED = """entitlement.outbox_events, entitlement.entitlement_audit, entitlement.entitlements,
+    notification.notifications, notification.processed_events, notification.notification_dlq"""
+
+
 @pytest.fixture
 def pair(both: Pair) -> Pair:
     """The same, without rows."""
-    tables = "entitlement.outbox_events, entitlement.entitlement_audit, entitlement.entitlements"
-    tables += ", notification.notifications, notification.processed_events, notification.notification_dlq"
-    both.admin.execute(f"TRUNCATE {tables}".encode())
+    both.admin.execute(f"TRUNCATE {EMPTIED}".encode())
     both.catch_up()
     return both
 
@@ -719,3 +752,101 @@ def test_several_hosts_and_which_of_them_is_meant(pair: Pair) -> None:
         url = declared(f"postgresql://{user}@{hosts}/{DATABASE}?target_session_attrs={wanted}")
         with reader(url).snapshot() as snapshot:
             assert snapshot.place.replica is replica, wanted
+
+
+# Versions ---------------------------------------------------------------------------------------------------
+
+STATES: dict[str, list[dict[str, Any]]] = {
+    "well": [{"n": 20, "age": 60}],
+    "nobody delivers": [{"n": 20, "age": 600}, {"n": 50, "age": 300, "status": "PENDING"}],
+}
+
+
+def verdicts(servers: Servers) -> dict[str, dict[str, Status]]:
+    """What sections 2, 3 and 4.1 say of each state."""
+    found: dict[str, dict[str, Status]] = {}
+    with psycopg.connect(servers.admin_url, autocommit=True) as admin:
+        for name, rows in STATES.items():
+            admin.execute(f"TRUNCATE {EMPTIED}".encode())
+            for given in rows:
+                events(admin, **given)
+            found[name] = {s: f.status for steps in SECTIONS.values() for s, f in run(servers, *steps).items()}
+        admin.execute(f"TRUNCATE {EMPTIED}".encode())
+    return found
+
+
+@pytest.fixture(scope="module")
+def usual(embedded: Servers) -> dict[str, dict[str, Status]]:
+    return verdicts(embedded)
+
+
+@pytest.mark.parametrize("which", ["the wheel's 18", "the system's"])
+def test_other_versions_give_the_same_verdicts(
+    usual: dict[str, dict[str, Status]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    wheel = Path(embedded_servers.postgres_binary("postgres")).parents[2]
+    binaries = wheel / "pginstall18" / "bin" if which == "the wheel's 18" else of_the_system()
+    version = subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded_servers, "postgres_binary", lambda name: str(binaries / name))
+        if int(version.split()[2].split(".")[0]) < 16:
+            patch.delitem(embedded_servers.POSTGRES_SETTINGS, "reserved_connections")
+        with Servers(tmp_path) as other:
+            other.ensure_streams()
+            found = verdicts(other)
+    assert found == usual, version
+    assert Status.CRITICAL in found["nobody delivers"].values()
+
+
+# Partitions -------------------------------------------------------------------------------------------------
+
+PARTED = f"""
+DROP TABLE notification.notifications;
+CREATE TABLE notification.notifications (
+    notification_id uuid NOT NULL, event_id uuid NOT NULL, user_id text NOT NULL, type text NOT NULL,
+    occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL, status text NOT NULL, locked_by text,
+    locked_at timestamptz, lease_until timestamptz, attempt_count integer NOT NULL DEFAULT 0,
+    next_retry_at timestamptz, created_at timestamptz NOT NULL DEFAULT now(), sent_at timestamptz,
+    CONSTRAINT notifications_pkey PRIMARY KEY (notification_id, created_at)
+) PARTITION BY RANGE (created_at);
+CREATE INDEX notifications_pending_idx ON notification.notifications (status, next_retry_at, created_at);
+CREATE INDEX notifications_processing_idx ON notification.notifications (status, lease_until, created_at);
+CREATE INDEX notifications_user_idx ON notification.notifications (user_id, created_at);
+CREATE INDEX notifications_retention_sent_failed_idx ON notification.notifications (created_at)
+    WHERE status IN ('SENT', 'FAILED');
+CREATE INDEX notifications_retention_active_idx ON notification.notifications (created_at)
+    WHERE status IN ('PENDING', 'PROCESSING');
+ALTER TABLE notification.notifications OWNER TO {DATABASE};
+GRANT SELECT ON notification.notifications TO runbook;
+DO $$ BEGIN
+    FOR ago IN 0..30 LOOP
+        EXECUTE format('CREATE TABLE notification.notifications_%s PARTITION OF notification.notifications '
+            'FOR VALUES FROM (%L) TO (%L)', ago,
+            now() + interval '3 days' - (ago + 1) * interval '30 days',
+            now() + interval '3 days' - ago * interval '30 days');
+    END LOOP;
+END $$
+"""
+
+
+def test_a_table_in_parts_is_known_and_the_next_part_is_missed(embedded: Servers, db: psycopg.Connection) -> None:
+    db.execute(f"CREATE DATABASE parted TEMPLATE {DATABASE}".encode())
+    try:
+        with psycopg.connect(embedded.admin_url.replace(f"/{DATABASE}", "/parted"), autocommit=True) as admin:
+            admin.execute(PARTED.encode())
+            events(admin, 20, 60)
+            url = embedded.database_url.replace(f"/{DATABASE}", "/parted")
+            found = run(embedded, "2.1", "2.4", "2.5", database_url=url)
+            assert statuses(found) == {"2.1": Status.OK, "2.4": Status.WARNING, "2.5": Status.OK}
+            assert "the last partition of notifications ends in 3.0 days" in words(found["2.4"])
+            assert "notifications has 31 partitions" in notes(found["2.4"])
+            assert weight(found["2.4"], "FM-DB-03") == 0, "nothing is refused as yet"
+            assert run(embedded, "4.1.1", database_url=url)["4.1.1"].status is Status.OK
+
+            admin.execute("CREATE TABLE notification.others PARTITION OF notification.notifications DEFAULT")
+            assert run(embedded, "2.4", database_url=url)["2.4"].status is Status.OK
+            admin.execute("DROP TABLE notification.others, notification.notifications_0")
+            found = run(embedded, "2.4", database_url=url)
+            assert found["2.4"].status is Status.CRITICAL and weight(found["2.4"], "FM-DB-03") > 0
+    finally:
+        db.execute("DROP DATABASE parted WITH (FORCE)")

@@ -541,7 +541,7 @@ def source_error(e: psycopg.Error) -> SourceError:
     state = e.sqlstate
     if state is None:
         lowered = message.lower()
-        if "timeout" in lowered or "timed out" in lowered:
+        if "timeout expired" in lowered or "timed out" in lowered:
             return SourceError("postgres", Reason.TIMEOUT, "no answer to the connection", "no_connection")
         state = next((code for phrase, code in _AT_CONNECT if phrase in lowered), None)
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.

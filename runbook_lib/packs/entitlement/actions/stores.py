@@ -96,6 +96,10 @@ def connect(rb: Context) -> Iterator[Writer]:
         except psycopg.Error as e:
             raise source_error(e) from None
     try:
+        if connection.execute("SELECT pg_backend_pid() AS pid").fetchone() != {"pid": connection.info.backend_pid}:
+            # "One redrive at a time" is a lock of a session, and a pooler gives sessions to whoever comes.
+            detail = "a pooler stands between: action_database_url needs the server's own address"
+            raise SourceError("postgres", Reason.DENIED, detail, "pooled")
         yield Writer(connection, budget, rb.read_cost)
     finally:
         with suppress(psycopg.Error):

@@ -107,19 +107,31 @@ class Migration:
     success: bool = False
 
 
+@dataclass(frozen=True)
+class Partitioned:
+    """A table with a partition for each stretch of time, and in how many days the last of them ends."""
+
+    QUESTION: ClassVar[str] = "scope/partitions"
+    table_name: str = ""
+    partitions: int = 0
+    ahead_d: float | None = None
+    takes_the_rest: bool = False
+
+
 def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
     """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment.
 
-    Frames: tables, indexes, migrations, and those of the questions by their names.
+    Frames: tables, indexes, migrations, partitions, and those of the questions by their names.
     """
     with rb.snapshot() as db:
         frames = {
             "tables": db.ask("scope/columns", schema=schema),
             "indexes": db.ask("scope/indexes", schema=schema),
         }
-        migrations = db.try_ask(f"scope/migrations_{schema}")
-        if migrations is not None:
-            frames["migrations"] = migrations
+        for name, question in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUESTION)):
+            answer = db.try_ask(question, schema=schema)
+            if answer is not None:
+                frames[name] = answer
         parts = Parts(frames)
         with parts.part("activity") as answers:
             answers |= {name: db.ask(question) for name, question in questions.items()}
@@ -141,12 +153,19 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     slow = [i for i in INDEXES[schema].split() if i not in usable]
     migrations = rows.each(frames.get("migrations"), Migration)
     failed = not all(m.success for m in migrations)
+    partitioned = rows.each(frames.get("partitions"), Partitioned)
+    bounded = [p for p in partitioned if p.ahead_d is not None and not p.takes_the_rest]
+    shortest = min(bounded, key=lambda p: p.ahead_d or 0.0, default=Partitioned())
+    ahead = given.limits.value("partitions.ahead", shortest.ahead_d)
+    ended = bool(bounded) and (shortest.ahead_d or 0.0) <= 0
     if lacking:
         problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:5]), n=len(lacking))
     elif unprotected:
         problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
     elif failed:
         problem = say("scope.migration_failed", schema=schema)
+    elif bounded and ahead.status is not Status.OK:
+        problem = say("scope.partition_missing", schema=schema, table=shortest.table_name, days=shortest.ahead_d)
     else:
         problem = say("scope.schema_as_expected", schema=schema, tables=len(TABLES[schema]), indexes=len(indexes))
     return judged(
@@ -155,16 +174,19 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
             Value(f"{schema}.tables", len(TABLES[schema]) - sum(t not in seen for t in TABLES[schema])),
             Value(f"{schema}.indexes_usable", len(usable)),
             Value(f"{schema}.migration", migrations[0].version if migrations else None),
+            *((ahead,) if bounded else ()),
         ],
         at_least=Status.CRITICAL if lacking or unprotected or failed else Status.WARNING if slow else Status.OK,
         notes=(
             *(() if "migrations" in frames else (say("scope.no_flyway", schema=schema),)),
             *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not lacking else ()),
+            *(say("scope.partitioned", table=p.table_name, n=p.partitions) for p in partitioned),
         ),
         signals=(
             *(given.speaks("scope.schema_differs") if lacking or failed else ()),
             *(given.speaks("scope.key_unusable") if "processed_events_pkey" in unprotected else ()),
             *(given.speaks("scope.index_unusable") if slow else ()),
+            *(given.speaks("scope.partition_missing") if ended else ()),
         ),
         show=("migrations",),
     )
