@@ -34,7 +34,7 @@ _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 #: What a command has printed is used for so long, and it may take so long: seconds.
 _COMMAND_KEPT_S, _COMMAND_TIMEOUT_S = 60.0, 10.0
 #: A replica that is behind by more than this is not asked about the window: its last minutes would be too few.
-_REPLICA_S = 2.0
+_REPLICA_S = 1.0
 
 # Who answers, how far behind it is, and whether there is a turn. Where all that was received is applied, a replica is
 # not behind, though its last transaction may be old. One that has applied none knows its last checkpoint.

@@ -116,12 +116,10 @@ class Transaction:
 
 @dataclass(frozen=True)
 class Place:
-    """Who answers at the address: through a pooler, and on a replica how far behind it is; see `surroundings`."""
+    """Who answers at the address: through a pooler, and on a replica how far behind it is."""
 
     pooled: bool = False
     behind_s: float | None = None
-    window: str = ""
-    window_behind_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,19 +138,9 @@ class Pool:
 def surroundings(rb: Context, db: Snapshot) -> Frames:
     """What stands between, and which server it is.
 
-    Frames: place (pooled: flag; behind_s, window_behind_s: s; window: text, "" where no other server is declared for
-    the window's questions, else whether one is "asked" or "away"), pools (`sources.postgres.Postgres.pools`) where the
-    pooler's console answers.
+    Frames: place (fields of `Place`), pools (`sources.postgres.Postgres.pools`) where a pooler's console answers.
     """
-    asked, declared = db.of_the_window, rb.target.replica_url is not None
-    frames = {
-        "place": row(
-            pooled=db.place.pooled,
-            behind_s=db.place.behind_s,
-            window=("asked" if asked else "away") if declared else "",
-            window_behind_s=asked and asked.behind_s,
-        )
-    }
+    frames = {"place": row(pooled=db.place.pooled, behind_s=db.place.behind_s)}
     if db.place.pooled:
         with suppress(SourceError):
             frames["pools"] = rb.postgres.pools()

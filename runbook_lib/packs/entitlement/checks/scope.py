@@ -562,15 +562,24 @@ def _user(url: str) -> str:
 def collect_database(rb: Context) -> Frames:
     """2.5: which server, who we are and what we may; the catalog alone is asked.
 
-    Frames: server, rights, connections, sessions, those of `database.surroundings`.
+    Frames: server, rights, connections, sessions, those of `database.surroundings`; window (asked: flag; behind_s: s)
+    where a replica is declared for the window's questions.
     """
     with rb.snapshot() as db:
-        return {
-            "server": db.ask("scope/server"),
-            "rights": db.ask("scope/rights"),
-            "connections": db.ask("database/connections"),
-            "sessions": db.ask("database/sessions"),
-        } | surroundings(rb, db)
+        window = {}
+        if rb.target.replica_url is not None:
+            at = db.of_the_window
+            window["window"] = row(asked=at is not None, behind_s=at and at.behind_s)
+        return (
+            window
+            | {
+                "server": db.ask("scope/server"),
+                "rights": db.ask("scope/rights"),
+                "connections": db.ask("database/connections"),
+                "sessions": db.ask("database/sessions"),
+            }
+            | surroundings(rb, db)
+        )
 
 
 @dataclass(frozen=True)
@@ -587,6 +596,14 @@ class Database:
     may_use_reserved: bool = False
     read_only: str | None = None
     track_commit_timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Whether the declared replica is asked about the window, and how far behind it is."""
+
+    asked: bool = False
+    behind_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -616,6 +633,7 @@ def judge_database(frames: Frames, given: Given) -> Finding:
         reserved = say("scope.not_reserved")
     can = say("scope.may_write" if writable else "scope.may_read")
     place = rows.one(frames.get("place"), Place)
+    window = rows.first(frames.get("window"), Window)
     return judged(
         say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
@@ -629,20 +647,20 @@ def judge_database(frames: Frames, given: Given) -> Finding:
             Value("postgres.unreadable", len(unreadable), "tables"),
             *((given.limits.value("replica.behind", place.behind_s),) if place.behind_s is not None else ()),
         ],
-        at_least=Status.WARNING if unreadable or place.window == "away" else Status.OK,
+        at_least=Status.WARNING if unreadable or (window and not window.asked) else Status.OK,
         notes=(
             *((say("scope.unreadable", names=", ".join(unreadable)),) if unreadable else ()),
             *((say("scope.grants", database=server.database),) if writable else ()),
             *(() if server.monitor else (say("scope.no_pg_monitor", role=server.role),)),
             reserved,
             *(() if server.track_commit_timestamp == "on" else (say("scope.no_commit_timestamps"),)),
-            *_between(place, rows.each(frames.get("pools"), Pool)),
+            *_between(place, rows.each(frames.get("pools"), Pool), window),
         ),
         show=("server", "rights", "pools", "sessions"),
     )
 
 
-def _between(place: Place, pools: list[Pool]) -> Iterator[Text]:
+def _between(place: Place, pools: list[Pool], window: Window | None) -> Iterator[Text]:
     """What stands between, and which server it is, where that is not simply the primary."""
     if pools:
         modes = ", ".join(sorted({p.mode for p in pools}))
@@ -651,8 +669,8 @@ def _between(place: Place, pools: list[Pool]) -> Iterator[Text]:
         yield say("database.pool_closed")
     if place.behind_s is not None:
         yield say("scope.replica", behind=place.behind_s)
-    if place.window:
-        yield say(f"scope.window_{place.window}", behind=place.window_behind_s)
+    if window:
+        yield say("scope.window_asked", behind=window.behind_s) if window.asked else say("scope.window_away")
 
 
 def database_refused(e: SourceError, given: Given) -> Finding:
