@@ -24,7 +24,7 @@ import nbconvert
 import nbformat
 import pandas as pd
 import papermill.execute
-import psycopg
+import sqlalchemy
 from runbook_lib import catalog, checks, session
 from runbook_lib.catalog import CatalogError
 from runbook_lib.usage import UsageError
@@ -35,6 +35,7 @@ from runbook_lib.model.finding import say
 
 def _once() -> None:
     """Use each of them; a slip in a document or a pack is told by whoever is asked to run something."""
+    sqlalchemy.create_engine("postgresql+psycopg://").dispose()
     figure, ax = charts.axes("waiting", "rows", "time (UTC)")
     ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
     charts.clock_ticks(ax)

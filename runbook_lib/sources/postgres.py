@@ -21,8 +21,10 @@ from typing import Any
 
 import pandas as pd
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
 from runbook_lib.questions import Query, query
@@ -49,6 +51,9 @@ SELECT pg_backend_pid(),
     EXISTS (SELECT FROM (SELECT generate_series(1, :readers) AS seat OFFSET 0) seats
             WHERE pg_try_advisory_xact_lock(:class, seat) LIMIT 1)
 """
+#: What a question in a person's own words is called.
+OWN = "own"
+_COLUMNS = "SELECT attrelid, attnum, attname FROM pg_attribute WHERE attrelid = ANY (:tables) AND attnum > 0"
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,25 @@ class Snapshot:
         q = query(name)
         return self._who_answers(q)._answer(q, params)
 
+    def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
+        """The answer to a SELECT of one's own, within the same limits and through the cost gate. Raises SourceError.
+
+        `frame.attrs["columns"]` has the table's column behind each of the frame's, None where it is computed.
+        """
+        inner = text.strip().rstrip(";")
+        # As a part of ours it is one statement whatever it holds, and the rows beyond the cap are never made.
+        wrapped = f"SELECT * FROM (\n{inner}\n) AS own LIMIT :max_rows"  # noqa: S608 - whoever asks may ask anything
+        own = Query(OWN, wrapped, question=OWN, index="scan", cost="scan", answers="window", columns={})
+        one = self._who_answers(own)
+        frame = one._answer(own, params)
+        origins = frame.attrs["origins"]
+        known = {
+            (r[0], r[1]): r[2]
+            for r in one._execute(_COLUMNS, {"tables": [oid for oid, _ in origins if oid]}).fetchall()
+        }
+        frame.attrs["columns"] = [known.get(o) for o in origins]
+        return frame
+
     def try_ask(self, name: str, **params: Any) -> pd.DataFrame | None:
         """As `ask`, but None where the question may not or cannot be answered; the rest goes on."""
         q = query(name)
@@ -336,8 +360,10 @@ class Snapshot:
         if self.place.behind_s and q.cost != "catalog":  # the catalog's views are of this very moment on a replica too
             text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
             bound["behind_s"] = self.place.behind_s
-        used = {k: bound[k] for k in _named(text) if k in bound}
-        with self._read_cost.question("postgres", q.name, _as_sent(text, used)) as asked:
+        used = {k: bound[k] for k in _compiled(text)[1] if k in bound}
+        # What a person has filled in may be a person.
+        shown = dict.fromkeys(used, "...") if q.name == OWN else used
+        with self._read_cost.question("postgres", q.name, _as_sent(text, shown)) as asked:
             if q.answers == "present" and self._window and self._window.past:
                 raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
             if q.answers == "present" and q.cost != "catalog":
@@ -354,9 +380,12 @@ class Snapshot:
             with self._execute(text, used) as result:
                 rows = result.fetchmany(self._budget.max_rows + 1)
                 columns = [c.name for c in result.description or ()]
+                sent = result.pgresult
             asked.rows = len(rows)
             frame = pd.DataFrame(rows[: self._budget.max_rows], columns=columns)
             frame.attrs["capped"] = len(rows) > self._budget.max_rows
+            if q.name == OWN and sent:
+                frame.attrs["origins"] = [(sent.ftable(n), sent.ftablecol(n)) for n in range(sent.nfields)]
         return _typed(frame)
 
     def _shows_the_present(self) -> None:
@@ -393,7 +422,7 @@ class Snapshot:
             raise self._gone
         with cut_when_hung(self._connection, self._budget) as cut:
             try:
-                asked = text if isinstance(text, sql.Composed) else _for_driver(text) if params else text.encode()
+                asked = text if isinstance(text, sql.Composed) else _compiled(text)[0] if params else text.encode()
                 return self._connection.execute(asked, params or None)
             except psycopg.Error as e:
                 error = source_error(e)
@@ -433,18 +462,15 @@ def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-_NAMED = re.compile(r"(?<![:\w]):([a-z_]\w*)")
 _NOW = re.compile(r"\b(?:now|clock_timestamp)\(\)")
-
-
-def _named(text: str) -> set[str]:
-    """The names that are bound in a question, `:name`."""
-    return {*_NAMED.findall(text)}
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @cache
-def _for_driver(text: str) -> bytes:
-    return _NAMED.sub(r"%(\1)s", text.replace("%", "%%")).encode()
+def _compiled(text: str) -> tuple[bytes, frozenset[str]]:
+    """A question as the driver takes it, and the names that are bound in it."""
+    compiled = sa.text(text).compile(dialect=_DIALECT)
+    return str(compiled).encode(), frozenset(compiled.params)
 
 
 def libpq_url(url: str, setting: str) -> str:
