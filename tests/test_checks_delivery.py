@@ -249,7 +249,8 @@ def test_nobody_bound_is_critical_without_any_lag() -> None:
     found = subscriber.judge(consumer(bound=False), make_given())
     assert found.status is Status.CRITICAL
     assert found.headline.key == "subscriber.deaf_idle"
-    assert weight(subscriber.judge(consumer(bound=False, num_pending=1), make_given()), "subscriber") >= 0.9
+    alone = subscriber.judge(consumer(bound=False, num_pending=1), make_given())
+    assert weight(alone, "subscriber") == 0.8  # whether its process is there was not seen
     assert weight(found, "FM-NATS-01") > weight(found, "FM-NATS-05")
     assert [p.name for p in found.proposals] == ["restart_notification"]
     words(found)
@@ -301,12 +302,30 @@ def test_a_reconnect_loop_of_one_is_its_own() -> None:
 def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
     changes: dict[str, Any], listens: bool, processed_ago: float, observation: str, proposed: list[str]
 ) -> None:
-    frames = consumer(**changes) | {"program": pd.DataFrame({"listens": [listens]})}
+    frames = consumer(**changes) | {"own_settings": pd.DataFrame({"listens": [listens]})} | pool("notification", 0.4)
     frames["oldest"] = pd.DataFrame([{"seq": 1, "age_s": 40.0}])
     frames["activity"] = frames["activity"].assign(last_processed=ago(processed_ago))
     found = subscriber.judge(frames, make_given())
     assert {s.observation for s in found.signals} == {observation}
     assert max(weight(found, "FM-NATS-01"), weight(found, "FM-NATS-04")) > 0.5
+    assert [p.name for p in found.proposals] == proposed
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("process", "status", "observation", "proposed"),
+    [
+        ({"ready": 1, "young": False, "failed": True}, Status.CRITICAL, "delivery.not_up", ["logs"]),
+        ({"ready": 1, "young": True, "failed": False}, Status.WARNING, "delivery.starting", ["logs"]),
+        ({"ready": 0, "wanted": 0}, Status.CRITICAL, "delivery.taken_down", ["start_notification"]),
+    ],
+)
+def test_nobody_listens_while_the_process_is_not_at_work(
+    process: dict[str, Any], status: Status, observation: str, proposed: list[str]
+) -> None:
+    frames = consumer(bound=False, num_pending=9) | {"program": pd.DataFrame([process])}
+    found = subscriber.judge(frames, make_given())
+    assert (found.status, {s.observation for s in found.signals}) == (status, {observation})
     assert [p.name for p in found.proposals] == proposed
     words(found)
 
@@ -918,7 +937,7 @@ def test_nobody_listens(servers: Servers, db: psycopg.Connection, broker: str) -
     found = run(servers, "4.1.2")["4.1.2"]
     assert found.status is Status.CRITICAL
     assert found.value("subscriber.lag") == 7
-    assert weight(found, "subscriber") >= 0.9
+    assert weight(found, "subscriber") == 0.8  # there is no process to be seen
     closed_port = run(servers, "4.1.2", without=("nats_monitor_url",))["4.1.2"]
     assert closed_port.status is Status.CRITICAL
     assert weight(closed_port, "subscriber") == 0.8
@@ -1030,12 +1049,14 @@ def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, 
 
 def test_due_rows_that_somebody_holds_are_found_without_a_queue(servers: Servers, db: psycopg.Connection) -> None:
     steps.events(db, 30, 60, outbox="PENDING", processed=False, status=None)
+    notify(db, 12, "PENDING", 60, retry=-60)  # a fresh row has a retry time
     with psycopg.connect(servers.admin_url, application_name="by-hand") as holder:
-        holder.execute("SELECT FROM entitlement.outbox_events WHERE status = 'PENDING' FOR UPDATE")
+        for table in ("entitlement.outbox_events", "notification.notifications"):
+            holder.execute(f"SELECT FROM {table} WHERE status = 'PENDING' FOR UPDATE")
         db.execute("SELECT pg_sleep(5.5)")  # a transaction younger than that is a worker's own
         found = run(servers, "4.1.4")["4.1.4"]
     assert found.headline.key == "database.rows_held"
-    assert (found.headline.params["rows"], found.headline.params["application"]) == (30, "by-hand")
+    assert (found.headline.params["rows"], found.headline.params["application"]) == (42, "by-hand")
     assert found.proposals[0].name == "end_blocker"
     words(found)
 

@@ -311,6 +311,7 @@ LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
         (of_sessions(**GONE), {"ready": 0, "wanted": 0}, "delivery.taken_down"),
         (of_sessions(**GONE), {"ready": 0, "young": False}, "delivery.not_up"),  # it has ended at its start before
         (WORKS | of_sessions(), {"ready": 1, "young": True}, "delivery.runs"),
+        (WORKS | of_sessions(), {"ready": 1, "young": False, "failed": True}, "delivery.not_up"),  # it ends again
         (LONG | of_sessions(poll=90.0), {}, "delivery.hangs"),
         (LONG | of_sessions(working=1, waiting=1), {}, "delivery.held_up"),
         (LONG | of_sessions(), {}, ""),  # each row may take long

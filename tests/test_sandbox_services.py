@@ -53,7 +53,7 @@ def look(sandbox: Sandbox, gap_s: float = 2.5) -> tuple[dict[str, ServiceSeen], 
         frames = services.look(rb)
         try:
             with rb.snapshot() as db:
-                frames |= sessions.look(db)
+                frames |= sessions.look(db, Facts().database_role)
         except SourceError:
             """The database is out of reach for the runbook as well."""
         seen.append(frames)

@@ -206,7 +206,7 @@ def _signals(seen: Seen, given: Given) -> list[Signal]:
     if seen.given_up:
         many = seen.given_up >= given.number("tries.pattern")
         found += given.speaks("backlog.given_up" if many else "backlog.few_given_up")
-    if not seen.stopping and not seen.refusing and not seen.stands.wrong and seen.worker.activity.sent_1m:
+    if not seen.stopping and not seen.refusing and not seen.stands.wrong and seen.worker.sends(given):
         found += given.speaks("backlog.sends")
     return found
 

@@ -50,6 +50,8 @@ HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
 FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
 #: What both sides say alike counts once.
 NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
+#: What an application writes whose start has failed, whatever the cause.
+FAILED_START = "Application run failed"
 #: Where a restart helps: a process or a loop that hangs.
 HELPED = (FROZEN, SEEMS_FROZEN, HANGS)
 #: What it means that a loop's runs end in an exception of that name; any other may come from anywhere.
@@ -68,13 +70,15 @@ EXCEPTIONS = {
 class Program:
     """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read.
 
-    `young` tells that its instances came up a moment ago, for the first time; `wanted` how many there should be.
+    `young` tells that its instances came up a moment ago, `failed` that one before them ended at its start; `wanted`
+    how many there should be.
     """
 
     enabled: bool | None = None
     poll_s: float | None = None
     ready: int | None = None
     young: bool | None = None
+    failed: bool | None = None
     wanted: int | None = None
 
 
@@ -112,7 +116,8 @@ NOTHING = Stands()
 def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
     """Ask the services and the database what each process does, at two looks that the steps of a run share.
 
-    Where something is `late`, or that says that the loop does not work, the runner is asked about its workload as well.
+    Where something is `late`, or that says that the loop does not work, the runner is asked about its workload as well,
+    and where that has just been started, its log.
     Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
     parts.answers |= rb.shared(step, look_twice)
@@ -120,35 +125,34 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
         name = rb.facts.workloads.program(change.SIDES[side][0])
         with parts.part("program") as answers:
             settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-            pods, young = _instances(rb, name)
+            pods, young, failed = _instances(rb, name)
             answers["program"] = row(
                 enabled=settings[f"{side}.enabled"],
                 poll_s=settings[f"{side}.poll_interval"],
                 ready=sum(pod["ready"] for pod in pods),
                 wanted=rb.workloads.replicas(name),
                 young=young,
+                failed=failed,
             )
 
 
-def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool]:
-    """The instances of a workload, and whether all have just been started and are coming up.
+def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool]:
+    """The instances of a workload, whether all came up a moment ago for the first time, and whether a start has failed.
 
-    One that has ended at its start, between two looks or before, does not come up; where nobody counts such ends, one
-    must be seen at work.
+    Where the runner does not count the ends of an instance, the log of one that is young has the starts that failed.
     """
 
     def young(pod: Mapping[str, Any]) -> bool:
-        if pod["restarts"]:
-            return False
         return not pod["started"] or (rb.now() - pd.Timestamp(pod["started"])).total_seconds() < young_s
 
     pods, young_s = rb.workloads.pods(name), rb.number("program.young")
     if not pods or not all(map(young, pods)):
-        return pods, False
-    time.sleep(rb.number("looks.apart"))
-    later = rb.workloads.pods(name)
-    up = any(pod["ready"] or pod["restarts"] == 0 for pod in (*pods, *later))
-    return later, up and bool(later) and all(map(young, later))
+        return pods, False, False
+    failed = False
+    if any(pod["restarts"] is None for pod in pods):
+        with suppress(SourceError):
+            failed = any(FAILED_START in line for line in rb.workloads.logs(name, rb.number("program.log")))
+    return pods, not failed and not any(pod["restarts"] for pod in pods), failed
 
 
 def look_twice(rb: Context) -> Frames:
@@ -164,7 +168,7 @@ def look_twice(rb: Context) -> Frames:
 def _look(rb: Context) -> Frames:
     frames = services.look(rb)
     with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it, or it says nothing
-        frames |= sessions.look(db)
+        frames |= sessions.look(db, facts_of(rb).database_role)
     return frames
 
 
@@ -177,6 +181,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
     held = sessions.read(frames, replace(sessions.Numbers.of(given), poll_s=pause_s))
     loop, own = service.loops[side], held[which]
     quiet = own.says is Says.LOOP_SILENT and loop.doing is not Doing.BEHIND
+    if program.failed:
+        return Stands(NOT_UP[side])  # whatever its loops do until it ends again
     if loop.doing is Doing.RUNS:
         return Stands(RUNS[side])
     if service.locked_out:

@@ -305,7 +305,7 @@ def _holds_up(seen: Relay, given: Given) -> str:
 def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
     held_up = _holds_up(seen, given)
     found = [signal for name in (seen.stands.observation, held_up) if name for signal in given.speaks(name)]
-    if not held_up and not seen.late and not seen.stands.wrong and seen.queue.published_1m:
+    if not held_up and not seen.late and not seen.stands.wrong and seen.publishes:
         found += given.speaks("publish.flows")
     # What the broker itself says it has lost may have been there for the last publishes.
     if not held_up and seen.away and not seen.said_lost and seen.publishes:

@@ -492,7 +492,8 @@ def judge_place(frames: Frames, given: Given) -> Finding:
         headline = say("response.stuck", **facts)
     elif verdict.undecided:
         loud = first.status is not Status.OK or not waits
-        headline = say("response.undecided", **facts | {"why": first.headline if loud else waits[0].headline})
+        key = "response.undecided" if len(verdict.undecided) > 1 else "response.perhaps"
+        headline = say(key, **facts | {"why": first.headline if loud else waits[0].headline})
     elif first.status is Status.OK:
         headline = say("response.not_stuck_of_seen" if unseen else "response.not_stuck", **facts)
     elif first.status is Status.UNKNOWN:

@@ -30,6 +30,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import remedies
+from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Letters
 from runbook_lib.sources import SourceError
@@ -37,6 +38,8 @@ from runbook_lib.sources import SourceError
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
+#: The process of notification is not at work, and so neither is its subscriber.
+NOT_THERE = tuple(d["delivery"] for d in (program.TAKEN_DOWN, program.STARTING, program.NOT_UP, program.FROZEN))
 #: The server's words for a client that it did not let in.
 REFUSED = (
     "Authentication Failure",
@@ -123,7 +126,7 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Program:
+class OwnSettings:
     """Whether notification's own settings let it connect to the broker; None for what could not be read."""
 
     listens: bool | None = None
@@ -135,8 +138,9 @@ class Seen:
 
     `missed` events were published and never processed, `lately` tells of the newest; `lost` are those that the consumer
     does not hold any more. `late` is what it holds by docs/slo.md, `silent` tells that for so long nothing was
-    processed, `switched_off` that its own settings keep notification from the broker. `refused` counts logins refused
-    within the last minute, `loop` tells that a client is kept out, `locked_out` that everybody is.
+    processed, `switched_off` that its own settings keep notification from the broker, `stands` how its process stands
+    where nobody is bound. `refused` counts logins refused within the last minute, `loop` tells that a client is kept
+    out, `locked_out` that everybody is.
     """
 
     consumer: Consumer | None
@@ -151,6 +155,7 @@ class Seen:
     client: str
     clients_seen: bool
     switched_off: bool
+    stands: program.Stands
     silent: bool
     loop: bool
     locked_out: bool
@@ -159,6 +164,11 @@ class Seen:
     def bound(self) -> bool | None:
         """Whether somebody listens."""
         return None if self.consumer is None else self.consumer.bound
+
+    @property
+    def not_there(self) -> bool:
+        """Whether nobody listens because the process that should is not at work."""
+        return self.bound is False and self.stands.observation in NOT_THERE
 
     @property
     def kept_out(self) -> bool:
@@ -212,8 +222,8 @@ def collect(rb: Context) -> Frames:
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
     stream_created: time, deliver_subject: text, paused, full: flag); oldest (seq: number, stored: time, age_s: s) where
-    something waits; those of `clients_of` and `closed_of`; program (listens: flag) where nobody is bound; unprocessed;
-    nats_dlq and activity where cheap.
+    something waits; those of `clients_of` and `closed_of`; where nobody is bound own_settings (listens: flag) and those
+    of `program.ask`; unprocessed; nats_dlq and activity where cheap.
     """
     parts = Parts()
     with parts.part("consumer") as frames:
@@ -223,10 +233,11 @@ def collect(rb: Context) -> Frames:
             frames |= _clients(rb, rows.one(frames.get("consumer"), Consumer).deliver_subject)
         consumer = rows.first(frames.get("consumer"), Consumer)
         if consumer is not None and not consumer.bound:
-            with parts.part("program") as frames:
+            with parts.part("own_settings") as frames:
                 environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
                 off = any(k.endswith("NATS_ENABLED") and v.lower() == "false" for k, v in environment.items())
-                frames["program"] = row(listens=not off)
+                frames["own_settings"] = row(listens=not off)
+            program.ask(rb, "4.1.2", parts, "delivery", late=True)
     with parts.part("events") as frames, rb.snapshot() as db:
         frames["unprocessed"] = db.ask("outbox/unprocessed")
         others = {
@@ -400,7 +411,8 @@ def _seen(frames: Frames, given: Given) -> Seen:
         reason=reason,
         client=_bound_client(frames),
         clients_seen="clients" in frames,
-        switched_off=rows.one(frames.get("program"), Program).listens is False,
+        switched_off=rows.one(frames.get("own_settings"), OwnSettings).listens is False,
+        stands=program.stands(frames, given, "delivery"),
         silent=last_s is not None and last_s >= (limits["subscriber.oldest_unprocessed"].warning or 0),
         loop=loop,
         # The monitoring port also shows what the consumer's own account is refused to us for.
@@ -428,6 +440,8 @@ def _values(seen: Seen, given: Given) -> list[Value]:
 
 
 def _at_least(seen: Seen) -> Status:
+    if seen.not_there and not seen.kept_out:
+        return seen.stands.status
     if seen.bound is False or seen.kept_out or seen.paused or seen.full:
         return Status.CRITICAL
     if seen.bound is None:
@@ -462,6 +476,8 @@ def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
         key = "paused" if seen.paused else "full"
     elif not seen.bound and seen.switched_off:
         key = "switched_off"
+    elif seen.not_there:
+        return say(seen.stands.text, **facts | {"due": None, "quiet": seen.stands.silent_s})
     elif not seen.bound:
         key = "deaf" if seen.lag else "deaf_idle"
     elif seen.holds:
@@ -513,11 +529,14 @@ def _connection(seen: Seen) -> Iterator[str]:
         yield "subscriber.full"
     elif seen.bound is False and seen.switched_off:
         yield "subscriber.switched_off"
+    elif seen.not_there:
+        yield seen.stands.observation
     elif seen.bound is False:
-        # Without the monitoring port nobody knows whether it is kept out or just does not listen; and while nothing
-        # waits for it, what is late now is late somewhere else.
+        # Without the monitoring port nobody knows whether it is kept out or just does not listen, without a word of
+        # its process not whether it is there; and while nothing waits for it, what is late now is late somewhere else.
         waits = bool(seen.lag or seen.missed)
-        seen_out = "subscriber.deaf" if seen.clients_seen else "subscriber.seems_deaf"
+        sure = seen.clients_seen and seen.stands != program.NOTHING
+        seen_out = "subscriber.deaf" if sure else "subscriber.seems_deaf"
         yield seen_out if waits else "subscriber.deaf_idle"
     elif seen.holds:
         yield "subscriber.holds"
@@ -554,6 +573,8 @@ def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
         return ()  # only whoever paused it can say whether it may go on
     if seen.kept_out or seen.switched_off:
         return (remedies.check_nats_credentials(given),)
+    if seen.not_there:
+        return program.proposals(given, seen.stands, "delivery")
     if seen.bound is False or seen.holds:
         return (proposals.restart(given, "notification"),)
     return (proposals.logs(given, "notification"),) if seen.losing else ()

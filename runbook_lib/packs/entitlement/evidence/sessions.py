@@ -103,11 +103,14 @@ class Numbers:
         )
 
 
-def look(db: Snapshot) -> Frames:
-    """One look: `service_sessions`, `transactions`. Raises SourceError, also where the sessions are not a pool each."""
+def look(db: Snapshot, role: str) -> Frames:
+    """One look, services log in as `role`: `service_sessions`, `transactions`.
+
+    Raises SourceError, also where the sessions are not a pool each.
+    """
     if db.place.replica or db.place.pooled:
         raise SourceError("postgres", Reason.NO_DATA, "these are not the services' own sessions", "not_theirs")
-    return {"service_sessions": db.ask(Sessions.QUESTION), "transactions": db.ask(Transactions.QUESTION)}
+    return {"service_sessions": db.ask(Sessions.QUESTION, role=role), "transactions": db.ask(Transactions.QUESTION)}
 
 
 def read(frames: Frames, numbers: Numbers) -> dict[str, SessionsSeen]:

@@ -13,7 +13,7 @@
 -- column: sees_others flag
 WITH others AS (
     SELECT
-        application_name = 'PostgreSQL JDBC Driver' AS driver, state, wait_event_type, client_addr, query,
+        application_name = 'PostgreSQL JDBC Driver' AS driver, usename, state, wait_event_type, client_addr, query,
         greatest(extract(epoch FROM clock_timestamp() - greatest(query_start, state_change)), 0) AS age,
         extract(epoch FROM clock_timestamp() - backend_start) AS since,
         CASE
@@ -50,7 +50,11 @@ SELECT
           AND placed.query ~* CASE wanted.service WHEN 'entitlement' THEN '\moutbox_events\M' ELSE '\mnotifications\M' END
           AND placed.query !~* 'created_at\s*<'
     ) AS poll,
-    (SELECT count(*) FROM others WHERE NOT driver AND named IS NOT NULL) AS strangers,
+    -- What may be a service under another driver's name: who logs in as somebody else is none.
+    (SELECT count(*) FROM others
+     WHERE NOT driver AND named IS NOT NULL AND usename = (
+         SELECT coalesce(max(rolname), usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name)
+     )) AS strangers,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
         OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others
 FROM (VALUES ('entitlement'), ('notification'), ('either')) AS wanted (service)

@@ -1,4 +1,4 @@
--- question: which open transactions hold due rows, so that every worker steps over them (of the 5,000 oldest that no try has failed for)?
+-- question: which open transactions hold due rows, so that every worker steps over them (of the 5,000 that have been due for longest)?
 -- index: notifications_pending_idx, outbox_pick_idx
 -- cost: index
 -- answers: present
@@ -7,7 +7,7 @@
 -- column: state text
 -- column: transaction_s s
 -- column: n rows
--- A row that somebody locks or changes carries the transaction's id; no view of locks has it.
+-- A fresh notification has a retry time, a fresh event has none. A row that somebody locks or changes carries the transaction's id; no view of locks has it.
 SELECT
     a.pid,
     coalesce(nullif(a.application_name, ''), host(a.client_addr), '-') AS application,
@@ -16,8 +16,8 @@ SELECT
     count(*) AS n
 FROM (
     (SELECT xmax AS held_by FROM notification.notifications
-     WHERE status = 'PENDING' AND next_retry_at IS NULL
-     ORDER BY created_at
+     WHERE status = 'PENDING' AND next_retry_at <= now()
+     ORDER BY next_retry_at
      LIMIT 5000)
     UNION ALL
     (SELECT xmax FROM entitlement.outbox_events
