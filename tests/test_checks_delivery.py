@@ -110,7 +110,12 @@ def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
     assert weight(found, "FM-NOTI-03") > 0.8
     assert weight(found, "delivery_worker") < 0
     assert found.next_sections == ("4.4", "5.2")
+    assert "hold_delivery" not in [p.name for p in found.proposals]  # it has tries left: nothing is lost yet
     words(found)
+    frames["attempts"] = frames["attempts"].assign(attempt_count=[1, 2, 9])
+    assert backlog.judge(frames, make_given()).proposals[0].name == "hold_delivery"
+    frames["activity"] = frames["activity"].assign(last_sent=ago(1))
+    assert "hold_delivery" not in [p.name for p in backlog.judge(frames, make_given()).proposals]
 
 
 def test_retries_of_an_outage_that_is_over_do_not_blame_the_receiver() -> None:

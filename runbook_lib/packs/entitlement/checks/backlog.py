@@ -240,7 +240,16 @@ def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
     logs = proposals.logs(given, "notification")
     if seen.refusing == "delivery.refused_some":
         return (logs,)  # most pass: fewer at a time would change nothing for those that do not
-    return (remedies.throttle(given, "delivery"), logs) if seen.refusing else ()
+    if not seen.refusing:
+        return ()
+    return (*_hold(given, seen), remedies.throttle(given, "delivery"), logs)
+
+
+def _hold(given: Given, seen: Seen) -> tuple[Proposal, ...]:
+    """While nothing gets through, what waits keeps the tries that it has left; earlier than that it gains nothing."""
+    runs_out = seen.given_up or max(seen.worker.tries, default=0) >= given.number("tries.last")
+    passes = seen.worker.sends(given) or seen.worker.accepted
+    return (remedies.hold_delivery(given),) if runs_out and not passes else ()
 
 
 # The past: only what timestamps keep.
