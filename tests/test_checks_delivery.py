@@ -314,6 +314,9 @@ def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
     assert {s.observation for s in found.signals} == {observation}
     assert max(weight(found, "FM-NATS-01"), weight(found, "FM-NATS-04")) > 0.5
     assert [p.name for p in found.proposals] == proposed
+    ways_out = {"subscriber.paused": "subscriber.resume", "subscriber.full": "subscriber.raise_limit"}
+    told = {n.key for n in found.notes} & {*ways_out.values()}
+    assert told == {way for of, way in ways_out.items() if of == observation}
     words(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -57,7 +57,7 @@ class Restart:
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-        found.append(not_just_acted(rb, self.program))
+        found += [_not_coming_up(rb, self.program), not_just_acted(rb, self.program)]
         return found
 
     def state(self, rb: Context) -> dict[str, Any]:
@@ -157,6 +157,19 @@ def _may_work(rb: Context) -> Precondition:
     if not role.kept_from:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
     return Precondition(say(f"database.{role.kept_from}", role=role.role, lacks=role.lacks), ok=False)
+
+
+def coming_up(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:
+    """Whether all of a workload's instances, as `Runner.pods` gives them, were started a moment ago; none are not."""
+    ages = ((now - pd.Timestamp(pod["started"])).total_seconds() if pod["started"] else 0.0 for pod in pods)
+    return bool(pods) and all(age < young_s for age in ages)
+
+
+def _not_coming_up(rb: Context, name: str) -> Precondition:
+    """No rollout or restart is under way: another one would only prolong it, whoever began it."""
+    young_s = rb.number("program.young")
+    text = say("action.restart.not_coming_up", name=name, s=young_s)
+    return Precondition(text, not coming_up(rb.workloads.pods(name), rb.now(), young_s))
 
 
 def _ask_database(rb: Context) -> None:

@@ -8,12 +8,9 @@ has left the loop's hands lately, whether something waits or not.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions.proposals import logs, restart, start, undo_settings
@@ -22,6 +19,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Frames, Proposal, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.actions.restart import coming_up
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
 from runbook_lib.packs.entitlement.evidence.sessions import Says
@@ -142,11 +140,8 @@ def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool
     Where the runner does not count the ends of an instance, the log of one that is young has the starts that failed.
     """
 
-    def young(pod: Mapping[str, Any]) -> bool:
-        return not pod["started"] or (rb.now() - pd.Timestamp(pod["started"])).total_seconds() < young_s
-
-    pods, young_s = rb.workloads.pods(name), rb.number("program.young")
-    if not pods or not all(map(young, pods)):
+    pods = rb.workloads.pods(name)
+    if not coming_up(pods, rb.now(), rb.number("program.young")):
         return pods, False, False
     failed = False
     if any(pod["restarts"] is None for pod in pods):

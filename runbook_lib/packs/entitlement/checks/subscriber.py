@@ -352,7 +352,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         _values(seen, given),
         at_least=_at_least(seen),
         reason=failed.reason if failed is not None else None,
-        notes=tuple(_notes(frames, seen, facts)),
+        notes=(*_notes(frames, seen, facts), *_ways_out(seen, given)),
         signals=tuple(_signals(seen, given)),
         hops=_hops(seen),
         proposals=_proposals(given, seen),
@@ -507,6 +507,15 @@ def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
     if seen.given_up:
         notes.append(say("subscriber.given_up", n=seen.given_up))
     return notes
+
+
+def _ways_out(seen: Seen, given: Given) -> Iterator[Text]:
+    """What only whoever paused or limited it may do, in words: the runbook has no button for it."""
+    names = facts_of(given).streams
+    if seen.paused:
+        yield say("subscriber.resume", stream=names.events, consumer=names.consumer)
+    if seen.full:
+        yield say("subscriber.raise_limit", stream=names.events)
 
 
 def _signals(seen: Seen, given: Given) -> list[Signal]:
