@@ -591,6 +591,22 @@ def test_connections_are_counted_against_the_usable_ones() -> None:
     words(found)
 
 
+@pytest.mark.parametrize(
+    ("application", "state", "key", "proposed"),
+    [
+        ("PostgreSQL JDBC Driver", "active", "database.own_work", ["logs", "logs"]),
+        ("PostgreSQL JDBC Driver", "idle in transaction", "database.rows_held", ["end_blocker"]),
+        ("reconciliation", "active", "database.rows_held", ["end_blocker"]),
+    ],
+)
+def test_a_claim_that_takes_long_is_nobody_to_end(application: str, state: str, key: str, proposed: list[str]) -> None:
+    holder = {"pid": 5, "application": application, "state": state, "transaction_s": 16.0, "n": 17}
+    found = database.judge(sessions(row_locks=pd.DataFrame([holder])), make_given())
+    assert (found.headline.key, [p.name for p in found.proposals]) == (key, proposed)
+    assert weight(found, "FM-DB-01") >= 0.9
+    words(found)
+
+
 def test_a_blocker_is_named_with_its_pid() -> None:
     blocked = pd.DataFrame([{"pid": 7, "wait_s": 6.0, "blocked_by": "5", "object": "notification.notifications"}])
     blockers = pd.DataFrame(

@@ -201,12 +201,13 @@ def judge(frames: Frames, given: Given) -> Finding:
     if waits and blocker.pid is None and holder.pid is not None:
         blocker = holder
     key = "blocked" if waits and blocker.pid is not None else "waits" if waits else "full" if full else "free"
-    key = "rows_held" if waits and blocker is holder else key
+    own_work = waits and blocker is holder and holder.state == "active" and _is_ours(holder.application or "-")
+    key = "own_work" if own_work else "rows_held" if waits and blocker is holder else key
     application = rows.one(frames.get("application"), Application)
     kept_from = application.kept_from
     kept = Status.CRITICAL if kept_from else Status.OK
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
-    held = _proposals(given, waits, full, blocker, _in_front(blocked), most, share_of_most)
+    held = _proposals(given, waits and not own_work, full, blocker, _in_front(blocked), most, share_of_most)
     queues = queue.status is not Status.OK
     tables = ("pools", "blockers", "blocked", "row_locks", "sessions", "long_transactions")
     shown = [n for n in tables if len(table(frames, n))]
@@ -246,7 +247,9 @@ def judge(frames: Frames, given: Given) -> Finding:
         at_least=kept,
         notes=tuple(notes),
         signals=tuple(_signals(wait, share, queue, kept_from, blamed, given)),
-        proposals=(remedies.look_at_role(given),) if kept_from else held or (_logs(given) if blamed else ()),
+        proposals=(remedies.look_at_role(given),)
+        if kept_from
+        else held or (_logs(given) if blamed or own_work else ()),
         next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
         show=(*(["application"] if kept_from else []), *shown),
     )
