@@ -19,6 +19,7 @@ from runbook_lib.model.finding import (
     Signal,
     Status,
     Unseen,
+    Value,
     Verdict,
     replace,
     say,
@@ -261,6 +262,14 @@ def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
     )
     assert (verdict.stuck_at, verdict.failure_modes[0].id) == (DATABASE, "FM-DB-01")
     assert (verdict.confidence, verdict.between) == ("high", ())
+
+
+def test_what_is_too_early_to_tell_or_undecided_is_not_sure() -> None:
+    early = replace(finding("3.1", status=Status.OK), values=(Value("impact.look_again", 8.0, "s"),))
+    assert (conclude([early]).confidence, conclude([early]).look_again_s) == ("medium", 8.0)
+    waits = replace(seen("3.2", Signal("FM-DB-01", 0.8, "x")), hops=(Hop("delivery_worker", late=True),))
+    verdict = conclude([waits])
+    assert (verdict.stuck_at, verdict.confidence) == (None, "low") and verdict.undecided
 
 
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:

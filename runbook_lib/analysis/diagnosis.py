@@ -67,16 +67,16 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     pointed = (*(step.rpartition(".")[0] for step in settled_by), *(n for f in findings for n in f.next_sections))
     if status is Status.CRITICAL and not pointed:
         pointed = _reads_on(findings, ranked, book)
+    again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
+    confidence = _confidence(findings, scores, stuck_at, undecided, ranked, between)
     return Verdict(
         status=status,
         stuck_at=stuck_at,
-        confidence=_confidence(findings, scores, stuck_at, undecided, ranked, between),
+        # What calls itself too early to tell is not sure that nothing is wrong.
+        confidence="medium" if again and confidence == "high" and not stuck_at else confidence,
         undecided=undecided,
         unseen=_unique(u for f in findings for u in f.unseen),
-        look_again_s=max(
-            (v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)),
-            default=None,
-        ),
+        look_again_s=max(again, default=None),
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
@@ -183,7 +183,7 @@ def _confidence(
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
     elif in_part:
         level -= 1
-    if between:
+    if between or undecided:
         level = min(level, 1)
     return levels[max(level, 1 if told_by or undecided else 0)]
 

@@ -127,8 +127,8 @@ def changes(command: str) -> bool:
 def helped(acted: Seen, alone: Seen) -> Help:
     """How the flow is after the proposal, against a twin of the same seed that was left alone.
 
-    What is given up or doubled, or no longer taken in, is harm whatever else gets better; less of the former is help
-    whatever waits for it. Then what counts is what waits and what is sent.
+    What is given up or doubled, or no longer taken in, is harm whatever else gets better; less of the former, or what is
+    taken in again, is help whatever waits for it. Then what counts is what waits and what is sent.
     """
 
     def gain(name: str, slack: float, *, more: bool = False) -> int:
@@ -142,8 +142,8 @@ def helped(acted: Seen, alone: Seen) -> Help:
 
     load = max(acted.created or 0.0, alone.created or 0.0)
     rate = load * _LOAD_S / acted.s  # what three seconds of the load are in the mean of the whole time
-    kept = gain("lost", _ROWS), gain("doubled", _ROWS)
-    if min(*kept, gain("created", rate, more=True)) < 0:
+    kept = gain("lost", _ROWS), gain("doubled", _ROWS), gain("created", rate, more=True)
+    if min(kept) < 0:
         return "harms"
     if max(kept) > 0:
         return "helps"
