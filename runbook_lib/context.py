@@ -55,8 +55,8 @@ class Sources:
     def __init__(self, target: Target, name: str, budget: Budget, read_cost: ReadCost) -> None:
         url = target.url
         self._postgres = Postgres(db, name, budget, read_cost) if (db := url("database_url")) else None
-        self._jetstream = JetStream(nats, name, read_cost) if (nats := url("nats_url")) else None
-        self._monitor = NatsMonitor(http, read_cost) if (http := url("nats_monitor_url")) else None
+        self._jetstream = JetStream(nats, name, read_cost, target.nats) if (nats := url("nats_url")) else None
+        self._monitor = NatsMonitor(http, read_cost, target.nats) if (http := url("nats_monitor_url")) else None
         self._redis = Redis(redis, read_cost) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, read_cost) if (prom := url("prometheus_url")) else None
         self._services = {s: Exposition(s, target.service(s) or "", read_cost) for s in target.services}
