@@ -49,7 +49,7 @@ class Node:
 
     def start(self) -> None:
         with (self.folder / "log").open("ab") as log:
-            command = [nats_binary(), "-c", str(self.folder / "conf")]
+            command = [os.environ.get("RUNBOOK_TEST_NATS_SERVER") or nats_binary(), "-c", str(self.folder / "conf")]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until(self._up, f"nats-server, see {self.folder}/log")
 

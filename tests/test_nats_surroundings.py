@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
+import threading
+from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import brokers
 import nats
+import pandas as pd
 import pytest
 import steps
 from brokers import Authority, Cluster, Node, Operator
+from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
-from steps import words
+from steps import NOW, ago, words
+from test_checks_scope import broker_frames
 from test_servers import a_read_cost, refused
 
 from runbook_lib import catalog, messages, rows, settings
@@ -24,7 +31,8 @@ from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import checks
 from runbook_lib.context import open_context
 from runbook_lib.masking import Masker
-from runbook_lib.model.finding import Finding, Reason, Status
+from runbook_lib.model.finding import Finding, Frames, Reason, Status
+from runbook_lib.packs.entitlement.checks import publish, quorum
 from runbook_lib.packs.entitlement.checks.quorum import META, Member, Nodes
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.state import free_ports
@@ -32,6 +40,7 @@ from runbook_lib.parameters import validate
 from runbook_lib.settings import NatsAccess, Settings
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.usage import UsageError
 
 CHECKS = checks()
@@ -286,9 +295,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield three
 
 
-def asked(three: Cluster, *names: str, **urls: str) -> dict[str, Finding]:
-    """What steps find where the database is not declared."""
-    target = {"nats_url": three.url, "nats_monitor_url": three.monitor_url} | urls
+def asked(url: str, monitor: str, *names: str) -> dict[str, Finding]:
+    """What steps of one section find where the database is not declared."""
+    target = {"nats_url": url, "nats_monitor_url": monitor}
     book = catalog.load()
     section = book.sections[names[0].rpartition(".")[0]]
     values = validate({"incident_id": "test", "target": "here"})
@@ -311,7 +320,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         return str(info["cluster"].get("leader", ""))
 
     def well() -> bool:
-        found = asked(cluster, "2.3")["2.3"]
+        found = asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]
         return "scope.broker_well" in signals(found) or "scope.unbound" in signals(found)
 
     brokers.until(well, "a quorum of every group", 120)
@@ -319,14 +328,16 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
     first, second = (name for name in cluster.nodes if name != leader)
     with steps.bound(cluster.nodes[leader].url):
         found = brokers.until(
-            lambda: (f := asked(cluster, "2.3")["2.3"]).status is Status.OK and f, "all to be as expected", 120
+            lambda: (f := asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]).status is Status.OK and f,
+            "all to be as expected",
+            120,
         )
         assert "scope.broker_well" in signals(found)
         assert {m.group for m in rows.each(found.frames["replicas"], Member)} >= {applications.STREAM, META}
         # The client of the leader's node is seen from all three, and from that one alone; not from another.
-        everywhere = asked(cluster, "4.1.2")["4.1.2"]
+        everywhere = asked(cluster.url, cluster.monitor_url, "4.1.2")["4.1.2"]
         assert everywhere.frames["clients"]["bound"].any()
-        elsewhere = asked(cluster, "4.1.2", nats_monitor_url=cluster.nodes[first].monitor_url)["4.1.2"]
+        elsewhere = asked(cluster.url, cluster.nodes[first].monitor_url, "4.1.2")["4.1.2"]
         assert not elsewhere.frames["clients"]["bound"].any()
         assert rows.one(elsewhere.frames["nodes"], Nodes) == Nodes(1, 3)
         assert "1 of the cluster's 3 nodes" in noted(elsewhere)
@@ -334,7 +345,10 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         cluster.nodes[first].stop()
 
         def missed() -> Any:
-            found = {**asked(cluster, "2.3"), **asked(cluster, "4.1.2")}
+            found = {
+                **asked(cluster.url, cluster.monitor_url, "2.3"),
+                **asked(cluster.url, cluster.monitor_url, "4.1.2"),
+            }
             return all(f.status is Status.WARNING for f in found.values()) and found
 
         thin = brokers.until(missed, "a warning of both steps", 120)
@@ -348,7 +362,10 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         try:
             # At once the leader answers as if nothing were; nobody says OK from the moment on that it may not be.
             def lost() -> Any:
-                found = {**asked(cluster, "2.3"), **asked(cluster, "4.1.2")}
+                found = {
+                    **asked(cluster.url, cluster.monitor_url, "2.3"),
+                    **asked(cluster.url, cluster.monitor_url, "4.1.2"),
+                }
                 return all(f.status is Status.CRITICAL for f in found.values()) and found
 
             gone = brokers.until(lost, "both steps to see that nothing can be written", 120)
@@ -365,3 +382,199 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
 
 def noted(finding: Finding) -> str:
     return " ".join(messages.text(n, "en") for n in finding.notes)
+
+
+def replicas(*members: Member) -> pd.DataFrame:
+    return rows.frame([Member(applications.STREAM, "n0", leader=True, current=True), *members], Member)
+
+
+def member(node: str, active_s: float | None, *, current: bool = True, offline: bool = False) -> Member:
+    return Member(applications.STREAM, node, current=current, offline=offline, active_s=active_s)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "writes"),
+    [
+        (member("n1", 0.4), member("n2", 0.4), True),
+        (member("n1", 0.4), member("n2", None, current=False, offline=True), True),
+        (member("n1", 0.4), member("n2", 0.4, current=False), True),  # one is behind
+        (member("n1", 0.4, current=False), member("n2", 20.0, current=False), None),  # the other one too
+        (member("n1", 7.0), member("n2", 7.0), None),  # silent, and not yet for long
+        (member("n1", None), member("n2", None), None),  # a server that does not say since when
+        (member("n1", 11.0, current=False), member("n2", None, current=False), False),
+        (member("n1", None, offline=True), member("n2", 12.0, current=False), False),
+    ],
+)
+@pytest.mark.parametrize("error", ["Timeout or no response waiting for NATS JetStream server", "503 No Responders"])
+def test_publishes_that_fail_in_a_cluster(first: Member, second: Member, writes: bool | None, error: str) -> None:
+    due = {"now": NOW, "due": 40, "oldest_due_s": 20.0, "tried": 40, "waiting_retry": 40, "last_published": ago(60)}
+    frames = {
+        "delay": pd.DataFrame([{"n": 0}]),
+        "unprocessed": pd.DataFrame(),
+        "backlog": pd.DataFrame([due]),
+        "errors": pd.DataFrame([{"status": "PENDING", "last_error": error, "n": 40, "newest": NOW}]),
+        "broker": pd.DataFrame([{"answers": True, "last_seq": 9}]),
+        "replicas": replicas(first, second),
+    }
+    assert quorum.writes(frames, steps.make_given(), applications.STREAM, "broker") is writes
+    found = publish.judge(frames, steps.make_given())
+    words(found)
+    verdict = conclude([found], catalog.load())
+    if writes is True:
+        assert "FM-NATS-07" not in {s.about for s in found.signals}
+    elif writes is False:
+        assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-07")
+    else:
+        assert verdict.stuck_at is None
+        assert {"relay", "jetstream"} <= set(verdict.undecided)
+    if not writes:
+        assert not [p for p in found.proposals if p.name.startswith("restart")]
+
+
+def scope_frames(members: list[Member], seen: int) -> Frames:
+    return broker_frames() | {
+        "replicas": rows.frame(members, Member),
+        "nodes": pd.DataFrame([{"seen": seen, "of": 3}]),
+    }
+
+
+def test_nobody_leads_the_cluster() -> None:
+    silent = [Member(META, f"n{n}", active_s=30.0) for n in range(3)]
+    found = CHECKS["2.3"].judge(scope_frames(silent, 3), steps.make_given())
+    assert (found.status, signals(found)) == (Status.CRITICAL, {"scope.no_meta_leader"})
+    assert "an application that is restarted now does not come up" in noted(found)
+    assert "no leader" in words(found)
+    # One node alone may be cut off from two that have elected one.
+    alone = CHECKS["2.3"].judge(scope_frames(silent, 1), steps.make_given())
+    assert (alone.status, signals(alone)) == (Status.UNKNOWN, {"scope.quorum_unclear"})
+
+
+# What other servers say -------------------------------------------------------------------------------------
+
+#: What a server of 2.10 says, and no more.
+OLD: dict[str, dict[str, Any]] = {
+    "STREAM.INFO": {
+        "type": "io.nats.jetstream.api.v1.stream_info_response",
+        "config": {"name": "s", "subjects": [applications.SUBJECT], "retention": "limits", "max_msgs": -1,
+                   "storage": "file", "discard": "old", "num_replicas": 1, "duplicate_window": 120_000_000_000},
+        "created": "2024-01-01T00:00:00Z",
+        "state": {"messages": 3, "bytes": 90, "first_seq": 1, "last_seq": 3, "consumer_count": 1},
+    },
+    "CONSUMER.INFO": {
+        "type": "io.nats.jetstream.api.v1.consumer_info_response",
+        "stream_name": "s", "name": "d", "created": "2024-01-01T00:00:00Z",
+        "config": {"durable_name": "d", "deliver_subject": "_INBOX.x", "deliver_policy": "all",
+                   "ack_wait": 10_000_000_000, "max_deliver": 10, "max_ack_pending": 1000},
+        "delivered": {"consumer_seq": 3, "stream_seq": 3}, "ack_floor": {"consumer_seq": 3, "stream_seq": 3},
+        "num_ack_pending": 0, "num_redelivered": 0, "num_waiting": 0, "num_pending": 0, "push_bound": True,
+    },
+}  # fmt: skip
+
+
+@contextmanager
+def answering(url: str, answers: dict[str, dict[str, Any]]) -> Iterator[None]:
+    """Somebody answers JetStream's questions at a broker that has none, by their first two words."""
+    loop, ready, done = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        client = await nats.connect(url)
+
+        async def answer(message: Msg) -> None:
+            call = ".".join(message.subject.split(".")[2:4])
+            await message.respond(json.dumps(answers[call]).encode())
+
+        await client.subscribe("$JS.API.>", cb=answer)
+        await client.flush()
+        ready.set()
+        await done.wait()
+        await client.close()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(60)
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with brokers.node(tmp_path_factory.mktemp("bare"), "") as one:
+        yield one
+
+
+def test_an_older_server_says_less(bare: Node) -> None:
+    with answering(bare.url, OLD), monitoring({"varz": {"version": "2.10.0"}, "connz": {}, "jsz": {}}) as http:
+        found = {s: asked_of(bare.url, http, s) for s in ("2.3", "4.1.2")}
+    assert found["2.3"].status is Status.OK, words(found["2.3"])
+    assert found["2.3"].value("broker.clients") is None
+    assert found["4.1.2"].value("consumer.bound") == "yes"
+    assert found["4.1.2"].value("subscriber.lag") == 0
+    assert not found["4.1.2"].frames["replicas"].size
+
+
+@pytest.mark.parametrize("field", ["num_pending", "num_ack_pending", "ack_floor", "delivered"])
+def test_what_a_server_does_not_say_is_no_zero(bare: Node, field: str) -> None:
+    consumer = {k: v for k, v in OLD["CONSUMER.INFO"].items() if k != field}
+    with answering(bare.url, OLD | {"CONSUMER.INFO": consumer}), monitoring({}) as http:
+        found = asked_of(bare.url, http, "4.1.2")
+    assert found.status is Status.UNKNOWN
+    assert found.value("subscriber.lag") is None
+    assert not [s for s in found.signals if s.weight > 0]
+
+
+def asked_of(url: str, monitor: str, step: str) -> Finding:
+    return asked(url, monitor, step)[step]
+
+
+@contextmanager
+def monitoring(answers: dict[str, Any], word: str = "") -> Iterator[str]:
+    """An HTTP server with these documents; with a word for those alone who have it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            page = self.path.partition("?")[0].strip("/")
+            may = not word or self.headers.get("Authorization") == "Basic " + b64encode(word.encode()).decode()
+            self.send_response(401 if not may else 200 if page in answers else 404)
+            self.end_headers()
+            if may and page in answers:
+                self.wfile.write(json.dumps(answers[page]).encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def test_monitoring_behind_a_password() -> None:
+    with monitoring({"varz": {"version": "2.15.1"}}, f"ops:{PASSWORD}") as http:
+        known = http.replace("://", f"://ops:{quote(PASSWORD, safe='')}@")
+        ledger = a_read_cost()
+        assert NatsMonitor(f"http://127.0.0.1:9,{known}", ledger).servers() == [{"version": "2.15.1"}]
+        assert PASSWORD not in str(ledger.questions)
+        with refused("nats_monitor", Reason.DENIED, "401", within=SOON):
+            NatsMonitor(http, a_read_cost()).servers()
+
+
+def test_monitoring_behind_tls(secured: Node, authority: Authority, stranger: Authority, tmp_path: Path) -> None:
+    url = secured.monitor_url.replace("http:", "https:")
+    certificate, key = authority.sign("monitor")
+    own = {"cert_file": certificate, "key_file": key}
+    known = NatsAccess(ca_file=authority.file, **own)
+    assert NatsMonitor(url, a_read_cost(), known).servers()[0]["version"].startswith("2.")
+    for access, code in (
+        (NatsAccess(**own), "no_tls"),
+        (NatsAccess(ca_file=stranger.file, **own), "no_tls"),
+        (NatsAccess(ca_file=tmp_path / "nowhere.pem", **own), "no_file"),
+    ):
+        with refused("nats_monitor", Reason.DENIED, code, within=SOON) as caught:
+            NatsMonitor(url, a_read_cost(), access).servers()
+        assert "\n" not in caught.value.detail

@@ -89,15 +89,18 @@ class JetStream:
         return self._access.user or (unquote(parts.username or "") if parts.password else "")
 
     def stream(self, stream: str) -> dict[str, Any]:
-        """STREAM.INFO: config, state{messages, first_seq, last_seq, last_ts}, ts."""
-        return self._api(f"STREAM.INFO.{stream}")
+        """STREAM.INFO: config, state{messages, first_seq, last_seq, last_ts}; where the server has them ts, cluster."""
+        return _whole(self._api(f"STREAM.INFO.{stream}"), "config", "state")
 
     def consumer(self, stream: str, durable: str) -> dict[str, Any]:
-        """CONSUMER.INFO: config, delivered, ack_floor, num_pending, num_ack_pending, push_bound, ts.
+        """CONSUMER.INFO: config, delivered, ack_floor, num_pending, num_ack_pending, num_redelivered.
+
+        Where the server has them push_bound, paused, ts, cluster.
 
         `push_bound` is absent when nobody is bound; treat it as False.
         """
-        return self._api(f"CONSUMER.INFO.{stream}.{durable}")
+        counts = ("num_pending", "num_ack_pending", "num_redelivered")
+        return _whole(self._api(f"CONSUMER.INFO.{stream}.{durable}"), "config", "delivered", "ack_floor", *counts)
 
     def message(self, stream: str, seq: int, subject: str | None = None) -> Message | None:
         """The stored message at that sequence, or with `subject` the next one at or after it; None if gone."""
@@ -341,6 +344,13 @@ def _message(reply: dict[str, Any]) -> Message:
         headers_of(base64.b64decode(reply.get("hdrs", "")).decode(errors="replace")),
         base64.b64decode(reply.get("data", "")),
     )
+
+
+def _whole(reply: dict[str, Any], *fields: str) -> dict[str, Any]:
+    """The answer, where it holds what everybody relies on: what a server does not say is not seen, and no zero."""
+    if lacking := [field for field in fields if field not in reply]:
+        raise SourceError("jetstream", Reason.NO_DATA, f"this server does not say {', '.join(lacking)}", "unsaid")
+    return reply
 
 
 def _refusal(error: dict[str, Any]) -> SourceError:

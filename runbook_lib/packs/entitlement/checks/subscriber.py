@@ -285,7 +285,8 @@ def _consumer(rb: Context) -> Frames:
         subject = config.get("filter_subject") or ">"
         message = rb.jetstream.message(names.events, seen["ack_floor_seq"] + 1, subject)
         if message is not None:
-            age = (pd.Timestamp(seen["ts"]) - pd.Timestamp(message.time)).total_seconds()
+            now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
+            age = (now - pd.Timestamp(message.time)).total_seconds()
             frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=max(age, 0.0))
     return frames
 
