@@ -13,7 +13,7 @@ import re
 import tomllib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import (
@@ -65,6 +65,8 @@ class Workloads(_Strict):
     #: psql: the database, and its owner of the same name.
     database: str = "postgres"
     supervisorctl: list[str] = ["supervisorctl"]
+    #: kubectl: what `runbook connect` forwards an address to, such as {"nats_url": "deploy/nats:4222"}.
+    forwards: dict[str, Annotated[str, Field(pattern=r"^(?:svc|deploy|pod|statefulset)/[a-z0-9.-]+:[0-9]{1,5}$")]] = {}
     #: kubectl: a workload's own container, where its name is not the workload's.
     containers: dict[str, str] = {}
     #: supervisorctl: a workload's log file, and the file of NAME=VALUE lines that its programs read at their start.
@@ -244,6 +246,10 @@ class Target(_Strict):
         """Where a service of the system answers, in the clear; for the sources alone."""
         secret = self.services.get(name)
         return secret.get_secret_value() if secret else None
+
+    def address(self, name: str) -> str | None:
+        """The URL of that name in the clear, of a service as well; None where there is none."""
+        return self.url(name) if name in (*URLS, *ACTION_URLS) else self.service(name.removesuffix("_url"))
 
     def urls(self) -> list[str]:
         """Every configured URL in the clear, for the masker; passwords and tokens that stand apart as one."""
