@@ -354,6 +354,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         thin = brokers.until(missed, "a warning of both steps", 120)
         assert first in noted(thin["2.3"])
         assert "scope.broker_well" in signals(thin["2.3"])
+        brokers.until(lambda: ready(cluster.url), "a meta leader", 120)
         assert "subscriber.no_quorum" not in signals(thin["4.1.2"])
 
         survivor = leads()
@@ -374,10 +375,19 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
                 verdict = conclude([finding], catalog.load())
                 assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-07")
                 assert {p.name for p in verdict.proposals} <= {"pods", "logs"}
+            brokers.until(lambda: not ready(cluster.url), "a restart to be refused", 120)
         finally:
             cluster.nodes[second].signal(signal.SIGCONT)
     cluster.nodes[first].start()
     brokers.until(well, "the cluster to be whole again", 120)
+
+
+def ready(url: str) -> bool:
+    try:
+        JetStream(url, "x", a_read_cost()).ready()
+    except SourceError:
+        return False
+    return True
 
 
 def noted(finding: Finding) -> str:

@@ -160,6 +160,15 @@ class JetStream:
             asked.rows = 1
         return reply
 
+    def ready(self) -> None:
+        """Whether streams and consumers could be made; in a cluster that takes a leader. Raises SourceError if not."""
+        try:
+            self._api("INFO")
+        except SourceError as e:
+            if e.code != "permission_denied":
+                raise
+            self.server()  # as far as this user can tell
+
     def _api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         subject = f"{self._prefix}.{call}"
 

@@ -49,7 +49,12 @@ REFUSED = (
 GONE = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
 #: What it does not say: nothing at all, or nothing of its cluster.
 SILENT = ("hung", "unanswered")
-_BROKER = {"hung": "alive.no_answer", "stream_not_found": "alive.no_stream", "no_jetstream": "alive.no_stream"}
+_BROKER = {
+    "hung": "alive.no_answer",
+    "unanswered": "alive.no_answer",
+    "stream_not_found": "alive.no_stream",
+    "no_jetstream": "alive.no_stream",
+}
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
