@@ -18,7 +18,7 @@ import pandas as pd
 from runbook_lib import messages
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.masking import Masker
-from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Window, say
+from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Facts, Settings, Target, facts_of
 from runbook_lib.sources import ReadCost, SourceError
@@ -31,8 +31,6 @@ from runbook_lib.sources.redis import Redis
 from runbook_lib.sources.workloads import Runner, runner_of
 from runbook_lib.store import Archive
 
-#: An `as_of` nearer to the database's clock than this is the present.
-PRESENT_S = 30.0
 #: For so long, what one step has asked also serves the steps after it.
 SHARED_S = 15.0
 
@@ -43,10 +41,18 @@ Progress = Callable[[float, Text], None]
 
 @dataclass(frozen=True)
 class Clock:
-    """How far a server's clock is ahead of this machine's, in seconds, and the bound of the error."""
+    """How far a server's clock is ahead of this machine's, in seconds, and the bound of the error.
+
+    `behind_s` is how far what it shows is behind its own clock: a replica's lag.
+    """
 
     offset_s: float
     error_s: float
+    behind_s: float = 0.0
+
+    def now(self) -> pd.Timestamp:
+        """The moment that the server shows."""
+        return pd.Timestamp.now("UTC") + pd.Timedelta(seconds=self.offset_s - self.behind_s)
 
 
 class Sources:
@@ -54,7 +60,11 @@ class Sources:
 
     def __init__(self, target: Target, name: str, budget: Budget, read_cost: ReadCost) -> None:
         url = target.url
-        self._postgres = Postgres(db, name, budget, read_cost) if (db := url("database_url")) else None
+        replica = Postgres(db, name, budget, read_cost) if (db := url("replica_url")) else None
+        db, command = url("database_url"), target.database_url_command
+        self._postgres = (
+            Postgres(db or "", name, budget, read_cost, command=command, replica=replica) if db or command else None
+        )
         self._jetstream = JetStream(nats, name, read_cost, target.nats) if (nats := url("nats_url")) else None
         self._monitor = NatsMonitor(http, read_cost, target.nats) if (http := url("nats_monitor_url")) else None
         self._redis = Redis(redis, read_cost) if (redis := url("redis_url")) else None
@@ -253,9 +263,8 @@ class Context:
         return self.catalog.numbers[name]
 
     def now(self) -> pd.Timestamp:
-        """The database's clock at this moment, by the offset measured at the start."""
-        clock = self.clocks.get("postgres")
-        return pd.Timestamp.now("UTC") + pd.Timedelta(seconds=clock.offset_s if clock else 0.0)
+        """The moment that the database shows by now, by what was measured at the start."""
+        return self.clocks.get("postgres", Clock(0.0, 0.0)).now()
 
     def present(self) -> Context:
         """The same with a window that ends now, to look at an action's effect."""
@@ -303,9 +312,8 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(target, name, config.budget, read_cost)
-    here = pd.Timestamp.now("UTC")
     clocks = _clocks(sources, target.facts.clock_stream)
-    now = here + pd.Timedelta(seconds=clocks["postgres"].offset_s) if "postgres" in clocks else here
+    now = clocks.get("postgres", Clock(0.0, 0.0)).now()
     as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
     past = (now - as_of).total_seconds() > PRESENT_S
     return Context(
@@ -327,7 +335,7 @@ def _clocks(sources: Sources, stream: str | None) -> dict[str, Clock]:
     """How far the servers' clocks are ahead of this machine's, of those that answer."""
     clocks: dict[str, Clock] = {}
     with suppress(SourceError), sources.postgres.snapshot() as db:
-        clocks["postgres"] = Clock(*db.clock_offset())
+        clocks["postgres"] = Clock(*db.clock_offset(), db.place.behind_s or 0.0)
     with suppress(SourceError, KeyError):
         if stream is None:
             return clocks

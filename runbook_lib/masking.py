@@ -6,10 +6,11 @@ Everything that a run prints, writes or logs passes through one `Masker`.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pandas as pd
 
@@ -38,8 +39,9 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     for url in urls:
         parts = urlsplit(url)
         password = parts.password or (parts.username if parts.scheme in ("nats", "tls") else None)
-        if password:
-            found |= {password, unquote(password), quote(password, safe="")}
+        asked = [v for k, v in parse_qsl(parts.query) if "password" in k]  # PostgreSQL's: password, sslpassword
+        for secret in filter(None, (password, *asked)):
+            found |= {secret, unquote(secret), quote(secret, safe="")}
     return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
 
 
@@ -109,9 +111,42 @@ class Masker:
                 masked[column] = [self.scrub(v) if isinstance(v, str) else v for v in frame[column]]
         return masked
 
+    def own(self, frame: pd.DataFrame, columns: Sequence[str | None], written: str) -> pd.DataFrame:
+        """A copy of what a person has asked in words of their own, masked by where each column comes from.
+
+        `columns` are the tables' columns behind the frame's. A text that is computed (None) may hold anybody: it is a
+        token, unless it stands in the question as it was `written`.
+        """
+        literals = set(re.findall(r"'([^']*)'", written))
+        shown = {}
+        for n, name in enumerate(columns):
+            column = frame.iloc[:, n]
+            texts = [_as_text(v) for v in column]
+            if not any(isinstance(v, str) for v in texts):
+                shown[n] = column
+            elif name is None:
+                shown[n] = pd.Series([self.person(v) if v not in literals else v for v in texts], dtype=object)
+            else:
+                own = self.frame(pd.DataFrame({name: pd.Series(texts, dtype=object)}))[name]
+                shown[n] = own.map(lambda v: self.scrub(v) if isinstance(v, str) else v)
+        masked = pd.DataFrame(shown).set_axis(frame.columns, axis=1)
+        masked.attrs = frame.attrs
+        return masked
+
+    def named(self, value: object) -> object:
+        """Who a token stands for, where that is remembered; anything else as it is."""
+        return (self.people or {}).get(value, value) if isinstance(value, str) else value
+
     def frames(self, frames: Frames) -> Frames:
         """All frames of a finding, masked."""
         return {name: self.frame(frame) for name, frame in frames.items()}
+
+
+def _as_text(value: object) -> object:
+    """What may hold a text, as one; numbers and times as they are."""
+    if isinstance(value, dict | list):
+        return json.dumps(value, default=str)
+    return str(value) if isinstance(value, tuple | bytes) else value
 
 
 def _keyed(masker: Masker, value: object) -> object:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from getpass import getpass
 from typing import Any
 
 import pandas as pd
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import settings
+from runbook_lib import questions, settings
 from runbook_lib.actions import action
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
@@ -27,6 +29,7 @@ from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Finding, Reason, Verdict, complete, say
 from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import validate
+from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 from runbook_lib.view import render
 from runbook_lib.view.answer import Answer
@@ -91,6 +94,39 @@ class Session:
             else:
                 shown = [bundle | render.mark(self.opened) for bundle in figure.display(self.lang)]
                 display(*shown, raw=True, metadata=figure.metadata(self.lang))
+
+    def ask(self, question: str, **params: Any) -> pd.DataFrame:
+        """Ask the database: a question of the packs (`"queue/backlog"`), or a SELECT of one's own with `:name` in it.
+
+        Read-only, with the limits, the cost gate and the cap on rows that the steps have; it stands in the run's read
+        cost. People are tokens in what comes back, and so is text that the question computes from columns. A token as
+        a parameter means its person; `person` makes one. Raises UsageError, one line, for whatever goes wrong.
+        """
+        masker = self.context.masker
+        params = {name: masker.named(value) for name, value in params.items()}
+        own = bool(re.search(r"\s", question.strip()))
+        if not own and question not in questions.names():
+            raise UsageError(f"unknown question '{question}': {did_you_mean(question, questions.names())}")
+        try:
+            with self.context.snapshot() as db:
+                if not own:
+                    return masker.frame(db.ask(question, **params))
+                frame = db.ask_own(question, **params)
+        except SourceError as e:
+            detail = e.detail
+            for value in params.values():
+                detail = detail.replace(str(value), "...") if isinstance(value, str) and value else detail
+            raise UsageError(masker.scrub(f"{e.source}: {detail}")) from None
+        return masker.own(frame, frame.attrs["columns"], question)
+
+    def person(self) -> str:
+        """Ask for a user id, which no file keeps, and give the token that stands for it in this incident.
+
+        Raises UsageError outside `runbook lab`, where nobody may be remembered.
+        """
+        if self.context.masker.people is None:
+            raise UsageError("only `runbook lab` remembers who stands behind a token")
+        return str(self.context.masker.person(getpass("user id: ").strip()))
 
     def first_response(self) -> render.Proposals:
         """The proposals that the findings so far justify, with the exact commands. Nothing is run."""
@@ -238,6 +274,7 @@ class Session:
             as_of=self.context.as_of,
             window_minutes=self.context.parameters.window_minutes,
             clocks={name: (c.offset_s, c.error_s) for name, c in self.context.clocks.items()},
+            behind_s=max((c.behind_s for c in self.context.clocks.values()), default=0.0),
             by=whoami(),
             given=self.context.given().record(),
             parameters=self.context.parameters.model_dump(exclude_unset=True),

@@ -32,7 +32,7 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 from runbook_lib import pack
 from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_folder, did_you_mean, sandbox_folder
 
-URLS = ("database_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
+URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
 #: Credentials that may change something: for actions alone, so that whatever reads can not write.
 ACTION_URLS = ("action_database_url", "action_nats_url")
 #: Of these there may be several, with commas between them or as a list.
@@ -40,6 +40,7 @@ SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
 #: How each is written, and with which schemes.
 _WRITTEN = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
+    "replica_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
     "nats_url": ("nats://USER@HOST:4222", ("nats", "tls", "ws", "wss")),
     "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
     "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
@@ -177,6 +178,10 @@ class Target(_Strict):
     """One system to investigate: where its parts answer, and the facts that its settings fix."""
 
     database_url: SecretStr | None = None
+    #: An argument vector that prints the URL, or the password alone for the URL that stands beside it.
+    database_url_command: list[str] | None = Field(None, min_length=1)
+    #: A streaming replica of it, for questions about the window.
+    replica_url: SecretStr | None = None
     nats_url: SecretStr | None = None
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
@@ -217,7 +222,7 @@ class Target(_Strict):
             data |= {"nats": own, "action_nats": {f: own[f] for f in _SHARED if f in own} | acting}
         services = {name: data.pop(f"{name}_url") for name in _facts().services if data.get(f"{name}_url")}
         for name, address in services.items():
-            if wrong := _wrong_with(str(address), "service_url"):
+            if wrong := wrong_with(str(address), "service_url"):
                 raise ValueError(f"{name}_url: {wrong}: write it like {_WRITTEN['service_url'][0]}")
         return data | ({"services": services} if services else {})
 
@@ -227,14 +232,16 @@ class Target(_Strict):
         if value:
             written, kind = value.get_secret_value(), str(info.field_name).removeprefix("action_")
             for url in several(written) if info.field_name in SEVERAL else [written]:
-                if wrong := _wrong_with(url, kind):
+                if wrong := wrong_with(url, kind):
                     raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
         return value
 
     @model_validator(mode="after")
     def _needs_a_source(self) -> Target:
-        if not self.database_url and not self.nats_url:
+        if not self.database_url and not self.database_url_command and not self.nats_url:
             raise ValueError("neither database_url nor nats_url is set")
+        if self.replica_url and not self.database_url and not self.database_url_command:
+            raise ValueError("replica_url stands beside database_url: a replica alone is the database_url")
         return self
 
     def url(self, name: str) -> str | None:
@@ -322,6 +329,7 @@ class Settings(BaseSettings):
     routes: list[Route] = []
     # The environment's one target.
     database_url: SecretStr | None = None
+    replica_url: SecretStr | None = None
     nats_url: SecretStr | None = None
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
@@ -389,7 +397,7 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
         with suppress(ValueError):  # what cannot be read is refused below
             value = written.get(url)
             if any(
-                urlsplit(str(u)).password and str(u) in text for u in (value if isinstance(value, list) else [value])
+                u and _has_password(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
             ):
                 raise UsageError(
                     f"targets.{name}.{url} has a password in {file}: "
@@ -406,7 +414,8 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
-    addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")} | {*_NATS_KEYS}
+    addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
+    addresses |= {*_NATS_KEYS, "database_url_command"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)
@@ -414,12 +423,20 @@ def _target(where: str, values: dict[str, Any]) -> Target:
         raise UsageError(_first_problem(where, e)) from None
 
 
-def _wrong_with(url: str, kind: str) -> str:
+def _has_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return bool(parts.password) or "password=" in parts.query
+
+
+def wrong_with(url: str, kind: str) -> str:
     """What is wrong with a URL, without a word of it: it may hold a password."""
     _, schemes = _WRITTEN[kind]
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
+        # PostgreSQL's may name several hosts, each with its port.
+        several = parts.netloc.rpartition("@")[2].split(",") if "postgresql" in schemes else [parts.netloc]
+        hosts = [urlsplit(f"//{one}") for one in several]
+        host, _ = all(one.hostname for one in hosts), [one.port for one in hosts]
     except ValueError:
         return "its host or its port cannot be read (in a password, / ? # @ : [ are written %2F %3F %23 %40 %3A %5B)"
     if parts.scheme.partition("+")[0] not in schemes:
@@ -427,7 +444,8 @@ def _wrong_with(url: str, kind: str) -> str:
     if any(c.isspace() or not c.isprintable() for c in url):
         return "it holds a space, or what cannot be seen"
     # A PostgreSQL or a Redis on this machine may be found by the folder, or the file, of its socket.
-    local = (kind == "database_url" and (not parts.netloc or "host=" in parts.query)) or parts.scheme == "unix"
+    asked = "host=" in parts.query or "service=" in parts.query
+    local = ("postgresql" in schemes and (not parts.netloc or asked)) or parts.scheme == "unix"
     return "" if host or local else "it names no host"
 
 

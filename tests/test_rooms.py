@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = {"papermill", "IPython", "ipykernel", "matplotlib", "sqlalchemy", "psycopg", "nats", "nbconvert", "jupyterlab"}
+HEAVY = {"papermill", "IPython", "ipykernel", "matplotlib", "psycopg", "nats", "nbconvert", "jupyterlab"}
 
 
 def loaded_by(*modules: str) -> set[str]:

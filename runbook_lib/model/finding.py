@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Frames: TypeAlias = "dict[str, pd.DataFrame]"
 """What a check collected, by name. One-row frames hold single values."""
 
+#: A moment nearer to the database's clock than this, in seconds, is the present.
+PRESENT_S = 30.0
 #: The name, or its end, of a value that says in how many seconds a look is worth while.
 LOOK_AGAIN = "look_again"
 

@@ -1,8 +1,8 @@
 """PostgreSQL, read within a budget: short read-only snapshots on one connection, bounded on both sides.
 
-The budget is enforced by the server (timeouts set at connect, read-only) and by this client (a watchdog for a
-server that no longer answers, the cost gate, the row cap). Measured facts behind each: docs/architecture.md,
-"The read budget".
+The budget is enforced by the server (limits that each transaction begins with, read-only) and by this client (a
+watchdog for a server that no longer answers, the cost gate, the row cap). Measured facts behind each:
+docs/architecture.md, "The read budget". What may stand between, and what was tried: docs/surroundings.md.
 """
 
 from __future__ import annotations
@@ -10,54 +10,106 @@ from __future__ import annotations
 import random
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from runbook_lib.model.finding import Reason, Window
+from runbook_lib.model.finding import PRESENT_S, Reason, Window
 from runbook_lib.questions import Query, query
-from runbook_lib.settings import Budget
+from runbook_lib.settings import Budget, wrong_with
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.usage import UsageError
 
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
+#: What a command has printed is used for so long, and it may take so long: seconds.
+_COMMAND_KEPT_S, _COMMAND_TIMEOUT_S = 60.0, 10.0
+#: A replica that is behind by more than this is not asked about the window: its last minutes would be too few.
+_REPLICA_S = 1.0
+
+# Who answers, how far behind it is, and whether there is a turn. Where all that was received is applied, a replica is
+# not behind, though its last transaction may be old. One that has applied none knows its last checkpoint.
+_TURN = """
+SELECT pg_backend_pid(),
+    CASE
+        WHEN NOT pg_is_in_recovery() THEN NULL
+        WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
+        ELSE greatest(0, extract(epoch FROM clock_timestamp() - coalesce(
+            pg_last_xact_replay_timestamp(), (SELECT checkpoint_time FROM pg_control_checkpoint()))))
+    END,
+    EXISTS (SELECT FROM (SELECT generate_series(1, :readers) AS seat OFFSET 0) seats
+            WHERE pg_try_advisory_xact_lock(:class, seat) LIMIT 1)
+"""
+#: What a question in a person's own words is called.
+OWN = "own"
+_COLUMNS = "SELECT attrelid, attnum, attname FROM pg_attribute WHERE attrelid = ANY (:tables) AND attnum > 0"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Who answers at the address.
+
+    `pooled`: a pooler stands between, since the server's own process is another than the connection was told of.
+    `behind_s`: on a replica, how far what it shows is behind its own clock, in seconds; None on a primary.
+    """
+
+    pooled: bool = False
+    behind_s: float | None = None
+
+    @property
+    def replica(self) -> bool:
+        """Whether it is a replica."""
+        return self.behind_s is not None
 
 
 class Postgres:
-    """A database that is asked in short snapshots; no connection is held between them."""
+    """A database that is asked in short snapshots; no connection is held between them.
 
-    def __init__(self, url: str, application_name: str, budget: Budget, read_cost: ReadCost) -> None:
-        self._budget, self._read_cost = budget, read_cost
+    `command` prints the password, or the whole URL. `replica` is asked about the window instead, while it keeps up.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        application_name: str,
+        budget: Budget,
+        read_cost: ReadCost,
+        *,
+        command: list[str] | None = None,
+        replica: Postgres | None = None,
+    ) -> None:
+        self.budget, self.read_cost, self.replica = budget, read_cost, replica
+        self._url = libpq_url(url, "database_url") if url else ""
+        self._command, self._printed = command, ("", 0.0)
         self._down: tuple[float, SourceError] | None = None
-        settings = {
-            "default_transaction_read_only": "on",
+        self._seen: tuple[float, float] | None = None
+        self._name = application_name[:63]
+        limits = {
             "statement_timeout": budget.statement_timeout_ms,
             "lock_timeout": budget.lock_timeout_ms,
             "idle_in_transaction_session_timeout": budget.idle_timeout_ms,
             "max_parallel_workers_per_gather": 0,
             "jit": "off",
             "timezone": "UTC",
+            "application_name": self._name,
         }
-        try:
-            parsed = sa.make_url(url)
-        except sa.exc.ArgumentError:
-            raise UsageError("database_url is not a URL like postgresql://user@host:5432/database") from None
-        self._engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"),
-            poolclass=NullPool,
-            isolation_level="REPEATABLE READ",
-            connect_args={
-                "connect_timeout": budget.connect_timeout_s,
-                "application_name": application_name[:63],
-                "options": " ".join(f"-c {k}={v}" for k, v in settings.items()),
-            },
+        # In each transaction and not at connect: a pooler takes no such parameters, and gives each another session.
+        self.begin = sql.SQL("; ").join(
+            [
+                sql.SQL("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"),
+                *(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(k), v) for k, v in limits.items()),
+            ]
         )
 
     @contextmanager
@@ -68,99 +120,197 @@ class Postgres:
         """
         if self._down and time.monotonic() - self._down[0] < 15:
             raise self._down[1]
-        try:
-            connection = self._connect()
-        except SourceError as e:
-            if e.reason is not Reason.NO_DATA:
-                self._down = (time.monotonic(), e)
-            raise
-        try:
-            snapshot = Snapshot(connection, window, self._budget, self._read_cost)
-            snapshot.wait_for_turn()
-            yield snapshot
-        finally:
-            # A connection that the watchdog cut cannot say goodbye.
-            with suppress(Exception):
-                connection.rollback()
-            with suppress(Exception):
-                connection.close()
-
-    def _connect(self) -> sa.Connection:
-        with self._read_cost.question("postgres", "connect", "CONNECT"):
+        with ExitStack() as open_ones:
             try:
-                return self._engine.connect()
-            except sa.exc.SQLAlchemyError as e:
-                raise source_error(e) from None
+                snapshot = Snapshot(self, window, open_ones)
+                open_ones.callback(snapshot.end)
+                snapshot.start()
+            except SourceError as e:
+                if e.code != "readers":
+                    self._down = (time.monotonic(), e)
+                raise
+            yield snapshot
+
+    def pools(self) -> pd.DataFrame:
+        """PgBouncer's own console: the pools of this database, the longest wait first.
+
+        Frame: pooler, role, mode (text); clients, waiting, servers_active, servers_idle (number); longest_wait_s (s).
+        Raises SourceError, denied where this role may not ask it.
+        """
+        text = "SHOW POOLS"
+        with self.read_cost.question("postgres", "pools", text) as asked, ExitStack() as ends:
+            console = self._open(dbname="pgbouncer")
+            ends.callback(console.close)
+            with cut_when_hung(console, self.budget):
+                try:
+                    version = console.execute("SHOW VERSION").fetchone()
+                    found = console.execute(text)
+                    names = [c.name for c in found.description or ()]
+                    pools = [dict(zip(names, r, strict=True)) for r in found]
+                except psycopg.Error as e:
+                    raise source_error(e) from None
+            asked.rows = len(pools)
+        database = conninfo_to_dict(self._address()[0]).get("dbname")
+        columns = {
+            "role": "user",
+            "mode": "pool_mode",
+            "clients": "cl_active",
+            "waiting": "cl_waiting",
+            "servers_active": "sv_active",
+            "servers_idle": "sv_idle",
+        }
+        rows = [
+            {"pooler": str(version[0]) if version else "PgBouncer"}
+            | {ours: p[theirs] for ours, theirs in columns.items()}
+            | {"longest_wait_s": p["maxwait"] + p["maxwait_us"] / 1e6}
+            for p in pools
+            if p["database"] == database or (not database and p["database"] != "pgbouncer")
+        ]
+        frame = pd.DataFrame(rows, columns=["pooler", *columns, "longest_wait_s"])
+        return frame.sort_values(["longest_wait_s", "waiting"], ascending=False, ignore_index=True)
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection without limits: whoever opens a transaction on it begins with `begin`. Raises SourceError."""
+        with self.read_cost.question("postgres", "connect", "CONNECT"):
+            return self._open()
+
+    def _open(self, **other: str) -> psycopg.Connection[Any]:
+        url, password = self._address()
+        if password:
+            other["password"] = password
+        try:
+            return psycopg.connect(
+                url,
+                autocommit=True,
+                prepare_threshold=None,  # a pooler gives the next transaction to another session
+                connect_timeout=self.budget.connect_timeout_s,
+                application_name=self._name,
+                **other,  # type: ignore[arg-type]
+            )
+        except psycopg.Error as e:
+            self._printed = ("", 0.0)  # a password that is refused is not tried again
+            raise source_error(e) from None
+
+    def stalls(self, behind_s: float) -> bool:
+        """Whether a replica has hardly gone on since an earlier snapshot: two looks would see nobody at work."""
+        now = time.monotonic()
+        at, shown = self._seen or (now, now - behind_s)
+        apart = now - at
+        if self._seen is None or apart >= 1:
+            self._seen = (now, now - behind_s)
+        return apart >= 1 and now - behind_s - shown < apart / 2
+
+    def _address(self) -> tuple[str, str]:
+        """The URL, and the password where a command gives it alone. Raises SourceError."""
+        if not self._command:
+            return self._url, ""
+        printed, at = self._printed
+        if not printed or time.monotonic() - at > _COMMAND_KEPT_S:
+            printed = _output(self._command)
+            self._printed = (printed, time.monotonic())
+        if re.match(r"postgres(ql)?(\+\w+)?://", printed):
+            if wrong := wrong_with(printed, "database_url"):
+                raise _command_failed(f"it prints a URL, and {wrong}")
+            return libpq_url(printed, "database_url_command"), ""
+        if not self._url:
+            raise _command_failed("it prints no URL like postgresql://..., and there is no database_url beside it")
+        return self._url, printed
 
 
 class Snapshot:
     """The questions of one moment."""
 
-    def __init__(self, connection: sa.Connection, window: Window | None, budget: Budget, read_cost: ReadCost) -> None:
-        self._connection, self._window, self._budget, self._read_cost = connection, window, budget, read_cost
+    def __init__(self, source: Postgres, window: Window | None, open_ones: ExitStack) -> None:
+        self._source, self._window, self._open_ones = source, window, open_ones
+        self._budget, self._read_cost = source.budget, source.read_cost
+        self._connection = source.connect()
         self._gone: SourceError | None = None
+        self._replica: Snapshot | None = None
+        self._stalls = self._repeated = False
+        self.place = Place()
+
+    def start(self) -> None:
+        """Begin, and wait for a turn: only `readers` runs read one database at once, since a burst of alerts must not
+        add to its load. Raises SourceError.
+        """
+        until = time.monotonic() + 5
+        while True:
+            with suppress(psycopg.Error):
+                self._connection.rollback()
+            try:
+                self._execute(self._source.begin)
+            except SourceError as e:
+                if e.code != "hung":
+                    raise
+                # The server forks a process that answers, or none. This waits in the queue of what stands between.
+                detail = "connected, and no answer to the first statement: a pooler may have no connection to give"
+                raise SourceError("postgres", Reason.TIMEOUT, detail, "queued") from None
+            pid, behind_s, turn = self._row(_TURN, {"readers": self._budget.readers, "class": _READERS_LOCK})
+            if turn:
+                break
+            if time.monotonic() > until:
+                raise SourceError(
+                    "postgres", Reason.TIMEOUT, "other runs of the runbook are reading; try again", "readers"
+                )
+            time.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - spreads the readers out
+        self.place = Place(pid != self._connection.info.backend_pid, None if behind_s is None else float(behind_s))
+        self._stalls = self.place.replica and self._source.stalls(self.place.behind_s or 0.0)
+
+    def end(self) -> None:
+        """Give the connection back; one that the watchdog cut cannot say goodbye."""
+        with suppress(Exception):
+            self._connection.rollback()
+        with suppress(Exception):
+            self._connection.close()
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
         """The answer to a question of the packs' sql folders as a frame, at most `max_rows` rows.
 
         `:as_of`, `:since` and `:max_rows` are bound for every question. `frame.attrs["capped"]` tells that
-        there were more rows. Raises SourceError: timeout, denied, error, or no_data for a question about the
-        present when the run looks at a past moment.
+        there were more rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied,
+        error, or no_data for a question about the present when the run looks at a past moment, or the replica does.
         """
         q = query(name)
-        bound = {
-            "as_of": self._window and self._window.as_of,
-            "since": self._window and self._window.since,
-            "max_rows": self._budget.max_rows + 1,
-        } | params
-        used = {k: v for k, v in bound.items() if re.search(rf"(?<![:\w]):{k}\b", q.sql)}
-        with self._read_cost.question("postgres", name, _as_sent(q.sql, used)) as asked:
-            if q.answers == "present" and self._window and self._window.past:
-                raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
-            if q.cost == "scan":
-                asked.plan_cost = self._plan_cost(q, used)
-                if asked.plan_cost > self._budget.max_plan_cost:
-                    raise SourceError(
-                        "postgres",
-                        Reason.DENIED,
-                        f"plan cost {asked.plan_cost:,.0f} is over the limit of {self._budget.max_plan_cost:,.0f}",
-                        "cost_gate",
-                    )
-            result = self._execute(q.sql, used)
-            rows = result.fetchmany(self._budget.max_rows + 1)
-            asked.rows = len(rows)
-            frame = pd.DataFrame([tuple(r) for r in rows[: self._budget.max_rows]], columns=list(result.keys()))
-            frame.attrs["capped"] = len(rows) > self._budget.max_rows
-            result.close()
-        return _typed(frame)
+        return self._who_answers(q)._answer(q, params)
+
+    def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
+        """The answer to a SELECT of one's own, within the same limits and through the cost gate. Raises SourceError.
+
+        `frame.attrs["columns"]` has the table's column behind each of the frame's, None where it is computed.
+        """
+        inner = text.strip().rstrip(";")
+        # As a part of ours it is one statement whatever it holds, and the rows beyond the cap are never made.
+        wrapped = f"SELECT * FROM (\n{inner}\n) AS own LIMIT :max_rows"  # noqa: S608 - whoever asks may ask anything
+        own = Query(OWN, wrapped, question=OWN, index="scan", cost="scan", answers="window", columns={})
+        one = self._who_answers(own)
+        frame = one._answer(own, params)
+        origins = frame.attrs["origins"]
+        known = {
+            (r[0], r[1]): r[2]
+            for r in one._execute(_COLUMNS, {"tables": [oid for oid, _ in origins if oid]}).fetchall()
+        }
+        frame.attrs["columns"] = [known.get(o) for o in origins]
+        return frame
 
     def try_ask(self, name: str, **params: Any) -> pd.DataFrame | None:
         """As `ask`, but None where the question may not or cannot be answered; the rest goes on."""
-        self._execute("SAVEPOINT question", {})
+        q = query(name)
+        one = self._who_answers(q)
         try:
-            frame = self.ask(name, **params)
+            frame = one._answer(q, params, apart=True)
         except SourceError:
-            if self._gone:
+            if one._gone:
                 raise
-            self._execute("ROLLBACK TO SAVEPOINT question", {})
+            one._execute("ROLLBACK TO SAVEPOINT question")
             return None
-        self._execute("RELEASE SAVEPOINT question", {})
+        one._execute("RELEASE SAVEPOINT question")
         return frame
 
-    def wait_for_turn(self) -> None:
-        """Let only `readers` runs read one database at once: a burst of alerts must not add to its load."""
-        taken = (
-            "SELECT EXISTS (SELECT FROM (SELECT generate_series(1, :readers) AS seat OFFSET 0) seats "
-            "WHERE pg_try_advisory_xact_lock(:class, seat) LIMIT 1)"
-        )
-        until = time.monotonic() + 5
-        while not self._execute(taken, {"readers": self._budget.readers, "class": _READERS_LOCK}).scalar():
-            if time.monotonic() > until:
-                raise SourceError(
-                    "postgres", Reason.TIMEOUT, "other runs of the runbook are reading; try again", "readers"
-                )
-            self._connection.rollback()
-            time.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - spreads the readers out
+    @property
+    def of_the_window(self) -> Place | None:
+        """The replica that answers about the window; None where this server does."""
+        one = self._at_replica()
+        return None if one is None else one.place
 
     def clock_offset(self, rounds: int = 9) -> tuple[float, float]:
         """Seconds that the database's clock is ahead of this machine's, and the error bound.
@@ -171,24 +321,110 @@ class Snapshot:
         with self._read_cost.question("postgres", "clock_offset", "SELECT clock_timestamp()") as asked:
             for _ in range(rounds):
                 sent = time.time()
-                server = self._execute("SELECT extract(epoch FROM clock_timestamp())", {}).scalar_one()
+                (server,) = self._row("SELECT extract(epoch FROM clock_timestamp())", {})
                 received = time.time()
                 samples.append((received - sent, float(server) - (sent + received) / 2))
             asked.rows = rounds
         rtt, offset = min(samples)
         return offset, rtt / 2
 
-    def _plan_cost(self, q: Query, params: dict[str, Any]) -> float:
-        plan = self._execute(f"EXPLAIN (FORMAT JSON) {q.sql}", params).scalar_one()
+    def _answer(self, q: Query, params: dict[str, Any], *, apart: bool = False) -> pd.DataFrame:
+        """What `ask` says, of this server; a replica that cancels it for its own recovery is asked once more.
+
+        That is another moment than of the answers before: the one that they were of is no longer there.
+        """
+        while True:
+            try:
+                if apart:
+                    self._execute("SAVEPOINT question")
+                return self._once(q, params)
+            except SourceError as e:
+                if e.code != "recovery_conflict":
+                    raise
+                if self._repeated:
+                    detail = "the replica has cancelled this twice for its own recovery: try again, or ask the primary"
+                    raise SourceError("postgres", Reason.TIMEOUT, detail, e.code) from None
+            self._repeated = True
+            if self._gone:
+                self.end()
+                self._connection, self._gone = self._source.connect(), None
+            self.start()
+
+    def _once(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
+        bound = {
+            "as_of": self._window and self._window.as_of,
+            "since": self._window and self._window.since,
+            "max_rows": self._budget.max_rows + 1,
+        } | params
+        text = q.sql
+        if self.place.behind_s and q.cost != "catalog":  # the catalog's views are of this very moment on a replica too
+            text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
+            bound["behind_s"] = self.place.behind_s
+        used = {k: bound[k] for k in _compiled(text)[1] if k in bound}
+        # What a person has filled in may be a person.
+        shown = dict.fromkeys(used, "...") if q.name == OWN else used
+        with self._read_cost.question("postgres", q.name, _as_sent(text, shown)) as asked:
+            if q.answers == "present" and self._window and self._window.past:
+                raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
+            if q.answers == "present" and q.cost != "catalog":
+                self._shows_the_present()
+            if q.cost == "scan":
+                asked.plan_cost = self._plan_cost(text, used)
+                if asked.plan_cost > self._budget.max_plan_cost:
+                    raise SourceError(
+                        "postgres",
+                        Reason.DENIED,
+                        f"plan cost {asked.plan_cost:,.0f} is over the limit of {self._budget.max_plan_cost:,.0f}",
+                        "cost_gate",
+                    )
+            with self._execute(text, used) as result:
+                rows = result.fetchmany(self._budget.max_rows + 1)
+                columns = [c.name for c in result.description or ()]
+                sent = result.pgresult
+            asked.rows = len(rows)
+            frame = pd.DataFrame(rows[: self._budget.max_rows], columns=columns)
+            frame.attrs["capped"] = len(rows) > self._budget.max_rows
+            if q.name == OWN and sent:
+                frame.attrs["origins"] = [(sent.ftable(n), sent.ftablecol(n)) for n in range(sent.nfields)]
+        return _typed(frame)
+
+    def _shows_the_present(self) -> None:
+        behind_s = self.place.behind_s or 0.0
+        if self._stalls or behind_s > PRESENT_S:
+            how = "stands still at a moment" if self._stalls else "shows a moment"
+            detail = f"this replica {how} {behind_s:,.0f} s ago, which says nothing of the present: ask the primary"
+            raise SourceError("postgres", Reason.NO_DATA, detail, "replica_behind")
+
+    def _who_answers(self, q: Query) -> Snapshot:
+        return (self._at_replica() if q.answers == "window" else None) or self
+
+    def _at_replica(self) -> Snapshot | None:
+        """A snapshot of the replica, of this window, if there is one that keeps up."""
+        if self._replica is None and self._source.replica is not None:
+            self._replica = self
+            with suppress(SourceError):
+                one = self._open_ones.enter_context(self._source.replica.snapshot(self._window))
+                if one.place.behind_s is None or one.place.behind_s <= _REPLICA_S:
+                    self._replica = one
+        return None if self._replica is self else self._replica
+
+    def _plan_cost(self, text: str, params: dict[str, Any]) -> float:
+        (plan,) = self._row(f"EXPLAIN (FORMAT JSON) {text}", params)
         return float(plan[0]["Plan"]["Total Cost"])
 
-    def _execute(self, sql: str, params: dict[str, Any]) -> sa.CursorResult[Any]:
+    def _row(self, text: str, params: dict[str, Any]) -> tuple[Any, ...]:
+        with self._execute(text, params) as result:
+            row: tuple[Any, ...] = result.fetchone() or ()
+        return row
+
+    def _execute(self, text: str | sql.Composed, params: dict[str, Any] | None = None) -> psycopg.Cursor[Any]:
         if self._gone:
             raise self._gone
-        with cut_when_hung(self._connection.connection.driver_connection, self._budget) as cut:
+        with cut_when_hung(self._connection, self._budget) as cut:
             try:
-                return self._connection.execute(sa.text(sql), params)
-            except sa.exc.SQLAlchemyError as e:
+                asked = text if isinstance(text, sql.Composed) else _compiled(text)[0] if params else text.encode()
+                return self._connection.execute(asked, params or None)
+            except psycopg.Error as e:
                 error = source_error(e)
                 if cut.is_set():
                     error = SourceError(
@@ -197,7 +433,7 @@ class Snapshot:
                         "the server accepted the question and never answered",
                         "hung",
                     )
-                if self._connection.invalidated:
+                if self._connection.closed:
                     self._gone = error
                 raise error from None
 
@@ -226,9 +462,52 @@ def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
         timer.cancel()
 
 
-def _as_sent(sql: str, params: dict[str, Any]) -> str:
+_NOW = re.compile(r"\b(?:now|clock_timestamp)\(\)")
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
+
+
+@cache
+def _compiled(text: str) -> tuple[bytes, frozenset[str]]:
+    """A question as the driver takes it, and the names that are bound in it."""
+    compiled = sa.text(text).compile(dialect=_DIALECT)
+    return str(compiled).encode(), frozenset(compiled.params)
+
+
+def libpq_url(url: str, setting: str) -> str:
+    """A URL as libpq reads it: without the name of a driver.
+
+    Raises UsageError where it can not read it, without a word of it: it may hold a password.
+    """
+    url = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
+    try:
+        conninfo_to_dict(url)
+    except psycopg.Error:
+        raise UsageError(f"{setting} is not a URL like postgresql://user@host:5432/database") from None
+    return url
+
+
+def _command_failed(why: str) -> SourceError:
+    return SourceError("postgres", Reason.DENIED, f"database_url_command: {why}", "no_password")
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints, without its end of line; nothing of it is ever shown. Raises SourceError."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise _command_failed(f"no answer within {_COMMAND_TIMEOUT_S:.0f} s") from None
+    except (OSError, ValueError) as e:
+        raise _command_failed(f"it cannot be started ({getattr(e, 'strerror', None) or 'not a command'})") from None
+    if done.returncode or not done.stdout.strip():
+        raise _command_failed(f"it ended with exit code {done.returncode} and printed {len(done.stdout.split())} words")
+    return done.stdout.strip()
+
+
+def _as_sent(text: str, params: dict[str, Any]) -> str:
     shown = ", ".join(f"{k}={v}" for k, v in params.items())
-    return f"{sql}\n-- {shown}" if shown else sql
+    return f"{text}\n-- {shown}" if shown else text
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
@@ -249,6 +528,9 @@ _SQLSTATE = {
     "57014": (Reason.TIMEOUT, "statement_timeout"),
     "55P03": (Reason.TIMEOUT, "lock_not_available"),
     "25P03": (Reason.TIMEOUT, "idle_timeout"),
+    # A read-only snapshot conflicts with nobody but a replica's recovery.
+    "40001": (Reason.TIMEOUT, "recovery_conflict"),
+    "40P01": (Reason.TIMEOUT, "recovery_conflict"),
     "42501": (Reason.DENIED, "permission_denied"),
     "28P01": (Reason.DENIED, "wrong_password"),
     "28000": (Reason.DENIED, "not_authorised"),
@@ -265,33 +547,36 @@ _AT_CONNECT = (
     ("too many clients", "53300"),
     ("remaining connection slots are reserved", "53300"),
     ("too many connections", "53300"),
+    ("no more connections allowed", "53300"),
+    ("cannot connect to server", "08006"),
     ("password authentication failed", "28P01"),
+    ("sasl authentication failed", "28P01"),
     ("no password supplied", "28P01"),
     ("no pg_hba.conf entry", "28000"),
     ("permission denied for database", "28000"),
     ("does not exist", "3D000"),
+    ("conflict with recovery", "40001"),
     ("starting up", "57P03"),
     ("shutting down", "57P03"),
 )
 
 
-def source_error(e: sa.exc.SQLAlchemyError | psycopg.Error) -> SourceError:
+def source_error(e: psycopg.Error) -> SourceError:
     """What a driver's error means for whoever reads the runbook; its words, without addresses."""
-    original = getattr(e, "orig", None) or e
-    message = str(original).strip()
-    state = getattr(original, "sqlstate", None)
-    if state is None and isinstance(original, psycopg.Error):
+    message = str(e).strip()
+    state = e.sqlstate
+    if state is None:
         lowered = message.lower()
-        if "timeout" in lowered or "timed out" in lowered:
+        if "timeout expired" in lowered or "timed out" in lowered:
             return SourceError("postgres", Reason.TIMEOUT, "no answer to the connection", "no_connection")
         state = next((code for phrase, code in _AT_CONNECT if phrase in lowered), None)
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.
     sentences = re.findall(r"(?:FATAL|ERROR):\s+(.+)", message)
-    detail = sentences[-1] if sentences else message.splitlines()[0] if message else type(original).__name__
+    detail = sentences[-1] if sentences else message.splitlines()[0] if message else type(e).__name__
     if state in _SQLSTATE:
         reason, code = _SQLSTATE[state]
         return SourceError("postgres", reason, detail, code)
-    if isinstance(original, psycopg.OperationalError):
+    if isinstance(e, psycopg.OperationalError):
         if sentences and state is None:  # whoever answers there, a pooler for example, does not take this connection
             return SourceError("postgres", Reason.DENIED, detail, "not_admitted")
         return SourceError("postgres", Reason.UNREACHABLE, detail, state or "no_connection")

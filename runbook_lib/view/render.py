@@ -41,6 +41,8 @@ class Header:
     as_of: pd.Timestamp
     window_minutes: int
     clocks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    #: How far a replica that was asked is behind, in seconds.
+    behind_s: float = 0.0
     by: str = ""
     given: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)

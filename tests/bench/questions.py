@@ -63,8 +63,8 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
     """Ask those named, or all, each in a connection of its own, with the settings and the role of the runbook."""
     source = Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
-        now = pd.Timestamp(db._execute("SELECT now()", {}).scalar_one())
-        event = db._execute(_EVENT, {}).scalar()
+        now = pd.Timestamp(*db._row("SELECT now()", {}))
+        (event,) = db._row(_EVENT, {}) or (None,)
     values = {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
@@ -97,7 +97,7 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
 
 def _row(source: Postgres, q: Query, values: dict[str, Any]) -> Row:
     with source.snapshot() as db:
-        plan_cost = db._plan_cost(q, _used(q.sql, values))
+        plan_cost = db._plan_cost(q.sql, _used(q.sql, values))
         refused = q.cost == "scan" and plan_cost > BUDGET.max_plan_cost
         beside = obvious.QUERIES.get(q.name)
         tuned: list[Cost] = []
@@ -112,7 +112,7 @@ def _row(source: Postgres, q: Query, values: dict[str, Any]) -> Row:
 
 def _explain(db: Snapshot, text: str, values: dict[str, Any]) -> Cost:
     explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {text}"
-    answer = db._execute(explained, _used(text, values)).scalar_one()[0]
+    ((answer,),) = db._row(explained, _used(text, values))
     plan = answer["Plan"]
     scanned = {n["Relation Name"] for n in _nodes(plan) if n["Node Type"] == "Seq Scan"} & _LARGE
     return Cost(answer["Execution Time"], plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], frozenset(scanned))

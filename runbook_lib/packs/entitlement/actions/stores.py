@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import psycopg
-import sqlalchemy as sa
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
@@ -27,8 +26,7 @@ from runbook_lib.questions import statement
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message
-from runbook_lib.sources.postgres import cut_when_hung, source_error
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.postgres import cut_when_hung, libpq_url, source_error
 
 if TYPE_CHECKING:
     from runbook_lib.catalog import RedrivePolicy
@@ -84,14 +82,11 @@ def connect(rb: Context) -> Iterator[Writer]:
         "idle_in_transaction_session_timeout": budget.idle_timeout_ms,
         "timezone": "UTC",
     }
-    try:
-        url = sa.make_url(rb.target.url("action_database_url") or "").set(drivername="postgresql")
-    except sa.exc.ArgumentError:
-        raise UsageError("action_database_url is not a URL like postgresql://user@host:5432/database") from None
+    url = libpq_url(rb.target.url("action_database_url") or "", "action_database_url")
     with rb.read_cost.question("postgres", "connect", "CONNECT, to act"):
         try:
             connection = psycopg.connect(
-                url.render_as_string(hide_password=False),
+                url,
                 autocommit=True,
                 row_factory=dict_row,
                 connect_timeout=budget.connect_timeout_s,
@@ -101,6 +96,10 @@ def connect(rb: Context) -> Iterator[Writer]:
         except psycopg.Error as e:
             raise source_error(e) from None
     try:
+        if connection.execute("SELECT pg_backend_pid() AS pid").fetchone() != {"pid": connection.info.backend_pid}:
+            # "One redrive at a time" is a lock of a session, and a pooler gives sessions to whoever comes.
+            detail = "a pooler stands between: action_database_url needs the server's own address"
+            raise SourceError("postgres", Reason.DENIED, detail, "pooled")
         yield Writer(connection, budget, rb.read_cost)
     finally:
         with suppress(psycopg.Error):

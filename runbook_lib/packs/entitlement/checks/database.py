@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,8 +17,20 @@ from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, could_not_ask
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Proposal, Signal, Status, Value, judged, say
-from runbook_lib.model.frames import table
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Proposal,
+    Reason,
+    Signal,
+    Status,
+    Text,
+    Value,
+    judged,
+    say,
+    unknown,
+)
+from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import Facts, facts_of
 from runbook_lib.packs.entitlement.rows import Application
@@ -26,6 +39,7 @@ from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
+    from runbook_lib.sources.postgres import Snapshot
 
 QUESTIONS = ("connections", "sessions", "blocked", "blockers", "long_transactions")
 
@@ -100,15 +114,65 @@ class Transaction:
     transaction_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Place:
+    """Who answers at the address: through a pooler, and on a replica how far behind it is."""
+
+    pooled: bool = False
+    behind_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool of PgBouncer: the clients of a role, and the server's connections that they share."""
+
+    pooler: str = ""
+    role: str = ""
+    mode: str = ""
+    waiting: int = 0
+    servers_active: int = 0
+    servers_idle: int = 0
+    longest_wait_s: float = 0.0
+
+
+def surroundings(rb: Context, db: Snapshot) -> Frames:
+    """What stands between, and which server it is.
+
+    Frames: place (fields of `Place`), pools (`sources.postgres.Postgres.pools`) where a pooler's console answers.
+    """
+    frames = {"place": row(pooled=db.place.pooled, behind_s=db.place.behind_s)}
+    if db.place.pooled:
+        with suppress(SourceError):
+            frames["pools"] = rb.postgres.pools()
+    return frames
+
+
 def collect(rb: Context) -> Frames:
-    """Catalog views: they answer under an ACCESS EXCLUSIVE lock too. Frames: `QUESTIONS`, application, row_locks."""
+    """Catalog views: they answer under an ACCESS EXCLUSIVE lock too.
+
+    Frames: `QUESTIONS`, application, row_locks, those of `surroundings`; pools alone where all wait in its queue.
+    """
     parts = Parts()
-    with rb.snapshot() as db:
-        parts.answers |= {name: db.ask(f"database/{name}") for name in QUESTIONS}
-        parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+    try:
+        with rb.snapshot() as db:
+            parts.answers |= {name: db.ask(f"database/{name}") for name in QUESTIONS}
+            parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+            parts.answers |= surroundings(rb, db)
+    except SourceError as e:
+        if e.code == "queued":
+            with suppress(SourceError):
+                pools = rb.postgres.pools()
+                if any(p.waiting for p in _of_the_services(pools, facts_of(rb).database_role)):
+                    return {"pools": pools}
+        raise
     with parts.part("rows") as answers, rb.snapshot() as db:
         answers["row_locks"] = db.ask(RowHolder.QUESTION)
     return parts.frames()
+
+
+def _of_the_services(pools: pd.DataFrame | None, role: str) -> list[Pool]:
+    """Only who waits for the services' connections holds them up; the runbook may wait for its own."""
+    return [p for p in rows.each(pools, Pool) if p.role == role]
 
 
 def judge(frames: Frames, given: Given) -> Finding:
@@ -121,6 +185,16 @@ def judge(frames: Frames, given: Given) -> Finding:
     used, usable, limits = connections.used, connections.usable, given.limits
     most, share_of_most = _biggest(frames, used)
     held_s = holder.transaction_s or 0.0
+    place = rows.one(frames.get("place"), Place)
+    if place.behind_s is not None:
+        return _of_a_replica(used, usable, len(blocked))
+    pools = _of_the_services(frames.get("pools"), facts_of(given).database_role)
+    pool = max(pools, key=lambda p: p.longest_wait_s, default=Pool())
+    queue = limits.value("pool.wait", pool.longest_wait_s)
+    if "connections" not in frames and pool.waiting:
+        # Nobody gets through, the runbook included, which has waited for its whole time.
+        exhausted = given.speaks("database.pool_exhausted")
+        return judged(_waits_in(pool), [queue], at_least=Status.CRITICAL, signals=exhausted, show=("pools",))
     wait = limits.value("locks.wait", max([held_s, *(b.wait_s for b in blocked)]))
     share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
     waits, full = wait.status is not Status.OK, share.status in (Status.WARNING, Status.CRITICAL)
@@ -133,12 +207,18 @@ def judge(frames: Frames, given: Given) -> Finding:
     kept = Status.CRITICAL if kept_from else Status.OK
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     held = _proposals(given, waits, full, blocker, _in_front(blocked), most, share_of_most)
-    shown = [n for n in ("blockers", "blocked", "row_locks", "sessions", "long_transactions") if len(table(frames, n))]
+    queues = queue.status is not Status.OK
+    tables = ("pools", "blockers", "blocked", "row_locks", "sessions", "long_transactions")
+    shown = [n for n in tables if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
+    if place.pooled and "pools" not in frames:
+        notes.append(say("database.pool_closed"))
     if longest >= facts_of(given).lease_s:
         notes.append(say("database.long_transaction", longest=longest))
     return judged(
-        say(
+        _waits_in(pool)
+        if queues and key == "free" and not kept_from
+        else say(
             f"database.{kept_from or key}",
             blocked=len(blocked),
             wait=wait.value,
@@ -158,13 +238,14 @@ def judge(frames: Frames, given: Given) -> Finding:
         [
             wait,
             share,
+            *((queue,) if pools else ()),
             Value("locks.blocked_sessions", len(blocked), "sessions"),
             Value("connections.used_of_usable", f"{used:.0f} / {usable:.0f}"),
             Value("transactions.longest", longest, "s"),
         ],
         at_least=kept,
         notes=tuple(notes),
-        signals=tuple(_signals(wait, share, kept_from, blamed, given)),
+        signals=tuple(_signals(wait, share, queue, kept_from, blamed, given)),
         proposals=(remedies.look_at_role(given),) if kept_from else held or (_logs(given) if blamed else ()),
         next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
         show=(*(["application"] if kept_from else []), *shown),
@@ -199,8 +280,30 @@ def _logs(given: Given) -> tuple[Proposal, ...]:
     return tuple(proposals.logs(given, service) for service in Facts.services)
 
 
-def _signals(wait: Value, share: Value, kept_from: str, blamed: bool, given: Given) -> list[Signal]:
-    free = wait.status is share.status is Status.OK
+def _waits_in(pool: Pool) -> Text:
+    servers = pool.servers_active + pool.servers_idle
+    return say(
+        "database.pool_waits",
+        waiting=pool.waiting,
+        role=pool.role,
+        pooler=pool.pooler,
+        wait=pool.longest_wait_s,
+        servers=servers,
+    )
+
+
+def _of_a_replica(used: float, usable: float, blocked: int) -> Finding:
+    """Nobody who writes is there: it says nothing of the primary, which the target does not declare."""
+    return unknown(
+        "",
+        Reason.NOT_CONFIGURED,
+        say("database.replica", used=used, usable=usable, blocked=blocked),
+        show=("blockers", "blocked", "sessions", "long_transactions"),
+    )
+
+
+def _signals(wait: Value, share: Value, queue: Value, kept_from: str, blamed: bool, given: Given) -> list[Signal]:
+    free = wait.status is share.status is queue.status is Status.OK
     observed = {
         "database.read_only": kept_from == "read_only",
         "database.shut_out": kept_from == "shut_out",
@@ -210,6 +313,8 @@ def _signals(wait: Value, share: Value, kept_from: str, blamed: bool, given: Giv
         # Many connections are a warning; none left is an outage.
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
+        "database.pool_exhausted": queue.status is Status.CRITICAL,
+        "database.pool_waits": queue.status is Status.WARNING,
         "database.free": free,
         # It may be free and refuse all the same: what the services themselves were told counts more.
         "database.takes_all": free and not kept_from and not blamed,

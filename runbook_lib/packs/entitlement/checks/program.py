@@ -163,7 +163,7 @@ def look_twice(rb: Context) -> Frames:
 
 def _look(rb: Context) -> Frames:
     frames = services.look(rb)
-    with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it
+    with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it, or it says nothing
         frames |= sessions.look(db)
     return frames
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,7 +31,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import quorum
-from runbook_lib.packs.entitlement.checks.database import Connections
+from runbook_lib.packs.entitlement.checks.database import Connections, Place, Pool, surroundings
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, LastEvent, Notifications, Outbox
 from runbook_lib.sources import SourceError
@@ -108,19 +108,31 @@ class Migration:
     success: bool = False
 
 
+@dataclass(frozen=True)
+class Partitioned:
+    """A table with a partition for each stretch of time, and in how many days the last of them ends."""
+
+    QUESTION: ClassVar[str] = "scope/partitions"
+    table_name: str = ""
+    partitions: int = 0
+    ahead_d: float | None = None
+    takes_the_rest: bool = False
+
+
 def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
     """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment.
 
-    Frames: tables, indexes, migrations, and those of the questions by their names.
+    Frames: tables, indexes, migrations, partitions, and those of the questions by their names.
     """
     with rb.snapshot() as db:
         frames = {
             "tables": db.ask("scope/columns", schema=schema),
             "indexes": db.ask("scope/indexes", schema=schema),
         }
-        migrations = db.try_ask(f"scope/migrations_{schema}")
-        if migrations is not None:
-            frames["migrations"] = migrations
+        for name, question in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUESTION)):
+            answer = db.try_ask(question, schema=schema)
+            if answer is not None:
+                frames[name] = answer
         parts = Parts(frames)
         with parts.part("activity") as answers:
             answers |= {name: db.ask(question) for name, question in questions.items()}
@@ -142,12 +154,19 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     slow = [i for i in INDEXES[schema].split() if i not in usable]
     migrations = rows.each(frames.get("migrations"), Migration)
     failed = not all(m.success for m in migrations)
+    partitioned = rows.each(frames.get("partitions"), Partitioned)
+    bounded = [p for p in partitioned if p.ahead_d is not None and not p.takes_the_rest]
+    shortest = min(bounded, key=lambda p: p.ahead_d or 0.0, default=Partitioned())
+    ahead = given.limits.value("partitions.ahead", shortest.ahead_d)
+    ended = bool(bounded) and (shortest.ahead_d or 0.0) <= 0
     if lacking:
         problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:5]), n=len(lacking))
     elif unprotected:
         problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
     elif failed:
         problem = say("scope.migration_failed", schema=schema)
+    elif bounded and ahead.status is not Status.OK:
+        problem = say("scope.partition_missing", schema=schema, table=shortest.table_name, days=shortest.ahead_d)
     else:
         problem = say("scope.schema_as_expected", schema=schema, tables=len(TABLES[schema]), indexes=len(indexes))
     return judged(
@@ -156,16 +175,19 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
             Value(f"{schema}.tables", len(TABLES[schema]) - sum(t not in seen for t in TABLES[schema])),
             Value(f"{schema}.indexes_usable", len(usable)),
             Value(f"{schema}.migration", migrations[0].version if migrations else None),
+            *((ahead,) if bounded else ()),
         ],
         at_least=Status.CRITICAL if lacking or unprotected or failed else Status.WARNING if slow else Status.OK,
         notes=(
             *(() if "migrations" in frames else (say("scope.no_flyway", schema=schema),)),
             *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not lacking else ()),
+            *(say("scope.partitioned", table=p.table_name, n=p.partitions) for p in partitioned),
         ),
         signals=(
             *(given.speaks("scope.schema_differs") if lacking or failed else ()),
             *(given.speaks("scope.key_unusable") if "processed_events_pkey" in unprotected else ()),
             *(given.speaks("scope.index_unusable") if slow else ()),
+            *(given.speaks("scope.partition_missing") if ended else ()),
         ),
         show=("migrations",),
     )
@@ -572,15 +594,24 @@ def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def collect_database(rb: Context) -> Frames:
     """2.5: which server, who we are and what we may; the catalog alone is asked.
 
-    Frames: server, rights, connections, sessions.
+    Frames: server, rights, connections, sessions, those of `database.surroundings`; window (asked: flag; behind_s: s)
+    where a replica is declared for the window's questions.
     """
     with rb.snapshot() as db:
-        return {
-            "server": db.ask("scope/server"),
-            "rights": db.ask("scope/rights"),
-            "connections": db.ask("database/connections"),
-            "sessions": db.ask("database/sessions"),
-        }
+        window = {}
+        if rb.target.replica_url is not None:
+            at = db.of_the_window
+            window["window"] = row(asked=at is not None, behind_s=at and at.behind_s)
+        return (
+            window
+            | {
+                "server": db.ask("scope/server"),
+                "rights": db.ask("scope/rights"),
+                "connections": db.ask("database/connections"),
+                "sessions": db.ask("database/sessions"),
+            }
+            | surroundings(rb, db)
+        )
 
 
 @dataclass(frozen=True)
@@ -597,6 +628,14 @@ class Database:
     may_use_reserved: bool = False
     read_only: str | None = None
     track_commit_timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Whether the declared replica is asked about the window, and how far behind it is."""
+
+    asked: bool = False
+    behind_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -625,6 +664,8 @@ def judge_database(frames: Frames, given: Given) -> Finding:
     else:
         reserved = say("scope.not_reserved")
     can = say("scope.may_write" if writable else "scope.may_read")
+    place = rows.one(frames.get("place"), Place)
+    window = rows.first(frames.get("window"), Window)
     return judged(
         say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
@@ -636,18 +677,32 @@ def judge_database(frames: Frames, given: Given) -> Finding:
             Value("postgres.read_only", server.read_only),
             Value("postgres.may_write", len(writable), "tables"),
             Value("postgres.unreadable", len(unreadable), "tables"),
+            *((given.limits.value("replica.behind", place.behind_s),) if place.behind_s is not None else ()),
         ],
-        at_least=Status.WARNING if unreadable else Status.OK,
+        at_least=Status.WARNING if unreadable or (window and not window.asked) else Status.OK,
         notes=(
             *((say("scope.unreadable", names=", ".join(unreadable)),) if unreadable else ()),
             *((say("scope.grants", database=server.database),) if writable else ()),
             *(() if server.monitor else (say("scope.no_pg_monitor", role=server.role),)),
             reserved,
             *(() if server.track_commit_timestamp == "on" else (say("scope.no_commit_timestamps"),)),
-            *((say("scope.replica"),) if server.is_replica else ()),
+            *_between(place, rows.each(frames.get("pools"), Pool), window),
         ),
-        show=("server", "rights", "sessions"),
+        show=("server", "rights", "pools", "sessions"),
     )
+
+
+def _between(place: Place, pools: list[Pool], window: Window | None) -> Iterator[Text]:
+    """What stands between, and which server it is, where that is not simply the primary."""
+    if pools:
+        modes = ", ".join(sorted({p.mode for p in pools}))
+        yield say("scope.pooler", pooler=pools[0].pooler, modes=modes, waiting=sum(p.waiting for p in pools))
+    elif place.pooled:
+        yield say("database.pool_closed")
+    if place.behind_s is not None:
+        yield say("scope.replica", behind=place.behind_s)
+    if window:
+        yield say("scope.window_asked", behind=window.behind_s) if window.asked else say("scope.window_away")
 
 
 def database_refused(e: SourceError, given: Given) -> Finding:

@@ -14,9 +14,10 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames
+from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.packs.entitlement.facts import Facts, facts_of
 from runbook_lib.rows import each
+from runbook_lib.sources import SourceError
 from runbook_lib.sources.postgres import Snapshot
 
 Confidence = Literal["high", "medium", "low", "none"]
@@ -103,7 +104,9 @@ class Numbers:
 
 
 def look(db: Snapshot) -> Frames:
-    """One look: `service_sessions`, `transactions`. Raises SourceError."""
+    """One look: `service_sessions`, `transactions`. Raises SourceError, also where the sessions are not a pool each."""
+    if db.place.replica or db.place.pooled:
+        raise SourceError("postgres", Reason.NO_DATA, "these are not the services' own sessions", "not_theirs")
     return {"service_sessions": db.ask(Sessions.QUESTION), "transactions": db.ask(Transactions.QUESTION)}
 
 

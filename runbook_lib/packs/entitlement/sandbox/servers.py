@@ -172,7 +172,9 @@ def create_database(addresses: Addresses) -> None:
         for role in (DATABASE, "runbook"):
             admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(role), passwords[role]))
         # Reserved slots: the runbook still gets in when the applications have taken every other one.
-        admin.execute("GRANT pg_monitor, pg_use_reserved_connections TO runbook")
+        admin.execute("GRANT pg_monitor TO runbook")
+        if admin.info.server_version >= 160000:
+            admin.execute("GRANT pg_use_reserved_connections TO runbook")
         admin.execute("ALTER ROLE runbook SET default_transaction_read_only = on")
         admin.execute(f"CREATE DATABASE {DATABASE} OWNER {DATABASE}")
     with psycopg.connect(addresses.app_url) as owner:

@@ -9,6 +9,6 @@ FROM pg_catalog.pg_index x
 JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
 JOIN pg_catalog.pg_class t ON t.oid = x.indrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace
-WHERE n.nspname = CAST(:schema AS text)
+WHERE n.nspname = CAST(:schema AS text) AND NOT t.relispartition
 ORDER BY t.relname, i.relname
 LIMIT :max_rows;

@@ -12,6 +12,6 @@ SELECT
         OR has_table_privilege(c.oid, 'DELETE') OR has_table_privilege(c.oid, 'TRUNCATE') AS may_write
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname IN ('entitlement', 'notification') AND c.relkind IN ('r', 'p')
+WHERE n.nspname IN ('entitlement', 'notification') AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 ORDER BY 1
 LIMIT :max_rows;
