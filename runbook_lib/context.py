@@ -65,8 +65,8 @@ class Sources:
         self._postgres = (
             Postgres(db or "", name, budget, read_cost, command=command, replica=replica) if db or command else None
         )
-        self._jetstream = JetStream(nats, name, read_cost) if (nats := url("nats_url")) else None
-        self._monitor = NatsMonitor(http, read_cost) if (http := url("nats_monitor_url")) else None
+        self._jetstream = JetStream(nats, name, read_cost, target.nats) if (nats := url("nats_url")) else None
+        self._monitor = NatsMonitor(http, read_cost, target.nats) if (http := url("nats_monitor_url")) else None
         self._redis = Redis(redis, read_cost) if (redis := url("redis_url")) else None
         self._prometheus = Prometheus(prom, read_cost) if (prom := url("prometheus_url")) else None
         self._services = {s: Exposition(s, target.service(s) or "", read_cost) for s in target.services}

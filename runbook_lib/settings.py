@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from contextlib import suppress
-from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import quote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -33,6 +35,8 @@ from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_fo
 URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
 #: Credentials that may change something: for actions alone, so that whatever reads can not write.
 ACTION_URLS = ("action_database_url", "action_nats_url")
+#: Of these there may be several, with commas between them or as a list.
+SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
 #: How each is written, and with which schemes.
 _WRITTEN = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
@@ -62,6 +66,8 @@ class Workloads(_Strict):
     #: psql: the database, and its owner of the same name.
     database: str = "postgres"
     supervisorctl: list[str] = ["supervisorctl"]
+    #: kubectl: what `runbook connect` forwards an address to, such as {"nats_url": "deploy/nats:4222"}.
+    forwards: dict[str, Annotated[str, Field(pattern=r"^(?:svc|deploy|pod|statefulset)/[a-z0-9.-]+:[0-9]{1,5}$")]] = {}
     #: kubectl: a workload's own container, where its name is not the workload's.
     containers: dict[str, str] = {}
     #: supervisorctl: a workload's log file, and the file of NAME=VALUE lines that its programs read at their start.
@@ -90,6 +96,67 @@ class Facts(_Strict):
     def clock_stream(self) -> str | None:
         """A stream whose answers carry the broker's clock, if the system has one."""
         return None
+
+
+class NatsAccess(_Strict):
+    """How a broker lets one in, beside what its URLs say, and where its JetStream is; `nats_*` in a target's table.
+
+    Files are read when they are used, so that one that is missing hides the broker alone.
+    """
+
+    creds_file: Path | None = None
+    nkey_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    user: str = ""
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    domain: str = Field("", pattern=r"^[^\s.*>]*$")
+    api_prefix: str = Field("", pattern=r"^[^\s*>]*$")
+
+    @field_validator("creds_file", "nkey_file", "ca_file", "cert_file", "key_file")
+    @classmethod
+    def _from_the_configuration(cls, file: Path | None) -> Path | None:
+        return file and config_folder() / file.expanduser()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> NatsAccess:
+        ways = {
+            "creds_file": self.creds_file,
+            "nkey_file": self.nkey_file,
+            "token": self.token,
+            "user": self.user or self.password,
+        }
+        if len(given := [f"nats_{name}" for name, value in ways.items() if value]) > 1:
+            raise ValueError(f"{' and '.join(given)} are set: a broker takes one of them")
+        for a, b in (("user", "password"), ("cert_file", "key_file")):
+            if bool(getattr(self, a)) != bool(getattr(self, b)):
+                raise ValueError(f"nats_{a} and nats_{b} go together")
+        if self.domain and self.api_prefix:
+            raise ValueError("nats_domain and nats_api_prefix both say where JetStream is: set one of them")
+        return self
+
+    def secret(self) -> str:
+        """Its password or token as a URL would hold it, for the masker; "" where there is none."""
+        word = self.password or self.token
+        return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
+
+
+#: What may stand in a target's table of each broker, the readers' and that of actions; some of it is a secret.
+_NATS_KEYS = tuple(f"{who}nats_{field}" for who in ("", "action_") for field in NatsAccess.model_fields)
+_SECRETS = tuple(key for key in _NATS_KEYS if key.endswith(("_password", "_token")))
+#: What an action's user shares with the readers', unless it has its own.
+_SHARED = ("ca_file", "cert_file", "key_file", "domain", "api_prefix")
+
+
+def several(urls: str) -> list[str]:
+    """The URLs of a setting that may name several.
+
+    >>> several("nats://a:4222, nats://b:4222")
+    ['nats://a:4222', 'nats://b:4222']
+    """
+    return [url.strip() for url in re.split(r",(?=\s*[a-z]+://)", urls)]
 
 
 def facts_of(values: dict[str, Any]) -> Facts:
@@ -121,6 +188,8 @@ class Target(_Strict):
     prometheus_url: SecretStr | None = None
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
+    nats: NatsAccess = NatsAccess()
+    action_nats: NatsAccess = NatsAccess()
     #: Where the system's services answer over HTTP, by name.
     services: dict[str, SecretStr] = {}
     facts: Facts = Facts()
@@ -131,7 +200,7 @@ class Target(_Strict):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for url in _addresses():
+        for url in (*_addresses(), *_SECRETS):
             env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
             if env is not None:
                 if not os.environ.get(env):
@@ -142,6 +211,15 @@ class Target(_Strict):
                     data[url] = (config_folder() / file).read_text(encoding="utf-8").strip()
                 except OSError as e:
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
+        for url in SEVERAL:
+            if isinstance(data.get(url), list):
+                data[url] = ",".join(map(str, data[url]))
+        own, acting = (
+            {f: data.pop(f"{who}nats_{f}") for f in NatsAccess.model_fields if data.get(f"{who}nats_{f}")}
+            for who in ("", "action_")
+        )
+        if own or acting:
+            data |= {"nats": own, "action_nats": {f: own[f] for f in _SHARED if f in own} | acting}
         services = {name: data.pop(f"{name}_url") for name in _facts().services if data.get(f"{name}_url")}
         for name, address in services.items():
             if wrong := wrong_with(str(address), "service_url"):
@@ -152,9 +230,10 @@ class Target(_Strict):
     @classmethod
     def _is_a_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value:
-            kind = str(info.field_name).removeprefix("action_")
-            if wrong := wrong_with(value.get_secret_value(), kind):
-                raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
+            written, kind = value.get_secret_value(), str(info.field_name).removeprefix("action_")
+            for url in several(written) if info.field_name in SEVERAL else [written]:
+                if wrong := wrong_with(url, kind):
+                    raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
         return value
 
     @model_validator(mode="after")
@@ -175,10 +254,18 @@ class Target(_Strict):
         secret = self.services.get(name)
         return secret.get_secret_value() if secret else None
 
+    def address(self, name: str) -> str | None:
+        """The URL of that name in the clear, of a service as well; None where there is none."""
+        return self.url(name) if name in (*URLS, *ACTION_URLS) else self.service(name.removesuffix("_url"))
+
     def urls(self) -> list[str]:
-        """Every configured URL in the clear, for the masker."""
-        own = [self.url(name) for name in (*URLS, *ACTION_URLS)]
-        return [u for u in (*own, *map(self.service, self.services)) if u]
+        """Every configured URL in the clear, for the masker; passwords and tokens that stand apart as one."""
+        own = [(name, self.url(name)) for name in (*URLS, *ACTION_URLS)]
+        each = [u for name, urls in own if urls for u in (several(urls) if name in SEVERAL else [urls])]
+        return [u for u in (*each, *map(self.service, self.services), *self._apart()) if u]
+
+    def _apart(self) -> tuple[str, ...]:
+        return self.nats.secret(), self.action_nats.secret()
 
 
 class Budget(_Strict):
@@ -274,7 +361,8 @@ class Settings(BaseSettings):
         if name == "default":
             urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                named = {f"{s}_url": os.environ.get(f"RUNBOOK_{s.upper()}_URL") for s in _facts().services}
+                others = [f"{s}_url" for s in _facts().services] + [*_NATS_KEYS, *(f"{k}_file" for k in _SECRETS)]
+                named = {name: os.environ.get(f"RUNBOOK_{name.upper()}") for name in others}
                 return _target("settings", urls | {u: v for u, v in named.items() if v})
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
             raise UsageError(
@@ -307,17 +395,27 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
     text = file.read_text(encoding="utf-8") if file else ""
     for url in _addresses():
         with suppress(ValueError):  # what cannot be read is refused below
-            if (value := written.get(url)) and _has_password(str(value)) and str(value) in text:
+            value = written.get(url)
+            if any(
+                u and _has_password(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
+            ):
                 raise UsageError(
                     f"targets.{name}.{url} has a password in {file}: "
                     f"name an environment variable ({url}_env) or a file ({url}_file) instead"
                 )
+    for secret in _SECRETS:
+        if (value := written.get(secret)) and str(value) in text:
+            raise UsageError(
+                f"targets.{name}.{secret} stands in {file}: "
+                f"name an environment variable ({secret}_env) or a file ({secret}_file) instead"
+            )
     return _target(f"settings: targets.{name}", written)
 
 
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
-    addresses = {f"{url}{how}" for url in _addresses() for how in ("", "_env", "_file")} | {"database_url_command"}
+    addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
+    addresses |= {*_NATS_KEYS, "database_url_command"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)

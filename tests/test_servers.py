@@ -48,11 +48,13 @@ def broker_reader(url: str, read_cost: ReadCost | None = None) -> JetStream:
 
 
 @contextmanager
-def refused(source: str, reason: Reason, code: str, *, within: float = 2.0) -> Iterator[None]:
+def refused(
+    source: str, reason: Reason, code: str, *, within: float = 2.0
+) -> Iterator[pytest.ExceptionInfo[SourceError]]:
     """The block raises this SourceError, soon enough, and no password of the run is in it."""
     start = time.monotonic()
     with pytest.raises(SourceError) as caught:
-        yield
+        yield caught
     error = caught.value
     assert (error.source, error.reason, error.code) == (source, reason, code), error
     assert time.monotonic() - start < within
@@ -386,7 +388,7 @@ def test_the_broker_is_down(servers: Servers) -> None:
         with refused("jetstream", Reason.UNREACHABLE, "no_connection"):
             broker_reader(servers.nats_url).stream(STREAM)
         with refused("nats_monitor", Reason.UNREACHABLE, "no_connection"):
-            NatsMonitor(servers.nats_monitor_url, a_read_cost()).server()
+            NatsMonitor(servers.nats_monitor_url, a_read_cost()).servers()
     finally:
         servers.start_nats()
     assert broker_reader(servers.nats_url).stream(STREAM)
@@ -401,7 +403,7 @@ def test_the_broker_hangs(embedded: Servers) -> None:
         with refused("jetstream", Reason.TIMEOUT, "no_connection", within=0.1):
             source.stream(STREAM)  # not asked again
         with refused("nats_monitor", Reason.TIMEOUT, "hung", within=5):
-            NatsMonitor(embedded.nats_monitor_url, a_read_cost()).server()
+            NatsMonitor(embedded.nats_monitor_url, a_read_cost()).servers()
 
 
 # The broker's monitoring port -------------------------------------------------------------------------------
@@ -426,7 +428,7 @@ def test_connections_and_why_they_closed(servers: Servers) -> None:
     asyncio.run(come_and_go())
     with pytest.raises(SourceError):
         broker_reader(servers.nats_url.replace("runbook:", "nobody:")).server()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not open_connections("a pod").empty or monitor.closed()["reason"][0] != "Authentication Failure":
         assert time.monotonic() < deadline, "the broker does not notice that the clients went"
         time.sleep(0.02)
@@ -434,7 +436,7 @@ def test_connections_and_why_they_closed(servers: Servers) -> None:
     pod = closed[closed["name"] == "a pod"].iloc[0]
     assert pod["reason"] == "Client Closed"
     assert pod["start"] <= pod["stop"]
-    assert monitor.server()["version"]
+    assert monitor.servers()[0]["version"]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -338,6 +338,16 @@ def _print(came: dict[str, Any]) -> None:
 
 
 @cli.command()
+@click.argument("target", default="default")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+def connect(target: str, lang: str | None) -> None:
+    """Open the ways into a cluster that section 2 needs (kubectl port-forward), and hold them until Ctrl-C."""
+    from runbook_lib.cli.connect import hold
+
+    hold(target, lang)
+
+
+@cli.command()
 @click.argument("incident")
 @click.argument("text", type=words)
 @click.option("--new", is_flag=True, help="the incident's folder is not there yet: begin it")

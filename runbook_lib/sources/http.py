@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -17,18 +19,47 @@ TIMEOUT_S = (2.0, 3.0)
 WHOLE_S = 6.0
 MOST_BYTES = 16_000_000
 _CODES = {404: "not_found"}
+#: The settings that TLS with a source goes by.
+SETTINGS = {"nats_monitor": "nats_ca_file, nats_cert_file"}
 
 
-def get_json(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str, str] | None = None) -> Any:
+@dataclass(frozen=True)
+class Trust:
+    """Which CA is trusted, where it is not one of this machine's, and our own certificate with its key; files."""
+
+    authority: Path | None = None
+    certificate: tuple[Path, Path] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As `requests` takes it."""
+        own = self.certificate and tuple(map(str, self.certificate))
+        return {"verify": str(self.authority) if self.authority else True, "cert": own}
+
+
+def get_json(
+    source: str,
+    read_cost: ReadCost,
+    url: str,
+    path: str,
+    params: dict[str, str] | None = None,
+    trust: Trust | None = None,
+) -> Any:
     """The JSON that `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error."""
-    body = get(source, read_cost, url, path, params)
+    body = get(source, read_cost, url, path, params, trust)
     try:
         return json.loads(body)
     except ValueError:
         raise unfit(source) from None
 
 
-def get(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str, str] | None = None) -> bytes:
+def get(
+    source: str,
+    read_cost: ReadCost,
+    url: str,
+    path: str,
+    params: dict[str, str] | None = None,
+    trust: Trust | None = None,
+) -> bytes:
     """What `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error.
 
     Its `code` tells "hung" (the connection was taken and nothing came) from "no_answer" (nor was that), and
@@ -38,7 +69,12 @@ def get(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str,
     with read_cost.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
         try:
             with requests.get(
-                f"{url.rstrip('/')}/{path}", params=params, timeout=TIMEOUT_S, stream=True, allow_redirects=False
+                f"{url.rstrip('/')}/{path}",
+                params=params,
+                timeout=TIMEOUT_S,
+                stream=True,
+                allow_redirects=False,
+                **(trust or Trust()).options(),
             ) as reply:
                 reply.raise_for_status()
                 if reply.is_redirect:
@@ -48,6 +84,9 @@ def get(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str,
             raise SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer") from None
         except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
             raise SourceError(source, Reason.TIMEOUT, "no answer in time", "hung") from None
+        except requests.exceptions.SSLError:
+            detail = f"no TLS with it: the CA of its certificate, or ours, does not fit ({SETTINGS.get(source, 'CA')})"
+            raise SourceError(source, Reason.DENIED, detail, "no_tls") from None
         except requests.ConnectionError:
             raise SourceError(source, Reason.UNREACHABLE, "connection refused", "no_connection") from None
         except requests.HTTPError as e:
@@ -56,6 +95,8 @@ def get(source: str, read_cost: ReadCost, url: str, path: str, params: dict[str,
             raise SourceError(source, reason, f"HTTP {status}", _CODES.get(status, str(status))) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError):
             raise unfit(source) from None
+        except OSError as e:  # of a file that `trust` names
+            raise SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file") from None
         asked.rows = 1
     return body
 

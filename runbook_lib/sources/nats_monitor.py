@@ -1,4 +1,4 @@
-"""The broker's monitoring port: who is connected, who was, and why they went."""
+"""The brokers' monitoring ports: who is connected, who was, and why they went; and what nodes say of their cluster."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.sources import ReadCost
-from runbook_lib.sources.http import get_json
+from runbook_lib.model.finding import Reason
+from runbook_lib.settings import NatsAccess, several
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.http import Trust, get_json
 
 _COLUMNS = [
     "cid",
@@ -21,38 +23,60 @@ _COLUMNS = [
     "lang",
     "pending_bytes",
     "subjects",
+    "now",
 ]
 
 
 class NatsMonitor:
-    """GETs to /varz and /connz."""
+    """GETs to /varz, /connz and /jsz of one or several nodes; a node knows its own clients alone."""
 
-    def __init__(self, url: str, read_cost: ReadCost) -> None:
-        self._url, self._read_cost = url, read_cost
+    def __init__(self, urls: str, read_cost: ReadCost, access: NatsAccess | None = None) -> None:
+        access = access or NatsAccess()
+        own = (access.cert_file, access.key_file) if access.cert_file and access.key_file else None
+        self._urls, self._read_cost, self._trust = several(urls), read_cost, Trust(access.ca_file, own)
 
-    def server(self) -> dict[str, Any]:
-        """/varz: version, now, uptime, connections, slow_consumers, config_load_time."""
-        return dict(get_json("nats_monitor", self._read_cost, self._url, "varz"))
+    def servers(self) -> list[dict[str, Any]]:
+        """/varz of each node that answers: version, now, start, connections, slow_consumers."""
+        return self._each("varz")
+
+    def cluster(self) -> list[dict[str, Any]]:
+        """/jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}, as it sees it."""
+        return self._each("jsz")
 
     def connections(self, limit: int = 256) -> pd.DataFrame:
-        """Open connections with what they subscribe to; one row each."""
+        """Open connections with what they subscribe to; one row each, `now` is its node's clock."""
         return self._connz({"subs": "1", "auth": "1", "limit": str(limit)})
 
     def closed(self, limit: int = 256) -> pd.DataFrame:
-        """Closed connections, newest first, with the server's reason; one row each."""
+        """Closed connections, newest first, with the server's reason; one row each, `now` is its node's clock."""
         return self._connz({"state": "closed", "sort": "stop", "auth": "1", "limit": str(limit)})
 
+    def _each(self, path: str, params: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        """What every node answers, each once. Raises the SourceError of one of them where none does."""
+        answers: dict[str, dict[str, Any]] = {}
+        silent: list[SourceError] = []
+        for url in self._urls:
+            try:
+                answer = dict(get_json("nats_monitor", self._read_cost, url, path, params, self._trust))
+                answers[answer.get("server_id") or url] = answer
+            except SourceError as e:
+                silent.append(e)
+        if not answers:
+            raise min(silent, key=lambda e: e.reason is Reason.UNREACHABLE)
+        return list(answers.values())
+
     def _connz(self, params: dict[str, str]) -> pd.DataFrame:
-        reply = get_json("nats_monitor", self._read_cost, self._url, "connz", params)
         rows = [
             {
                 **{c: row.get(c) for c in _COLUMNS},
                 "user": row.get("authorized_user"),
                 "subjects": " ".join(row.get("subscriptions_list") or []),
+                "now": reply.get("now"),
             }
-            for row in reply.get("connections", [])
+            for reply in self._each("connz", params)
+            for row in reply.get("connections") or []
         ]
         frame = pd.DataFrame(rows, columns=_COLUMNS)
-        for column in ("start", "stop"):
+        for column in ("start", "stop", "now"):
             frame[column] = pd.to_datetime(frame[column], utc=True, format="ISO8601")
         return frame

@@ -34,6 +34,15 @@ class Workloads(settings.Workloads):
     entitlement: str = "entitlement"
     notification: str = "notification"
     nats: str = "nats"
+    forwards: dict[str, str] = Field(
+        {
+            "database_url": "svc/postgres:5432",
+            "nats_url": "deploy/nats:4222",
+            "nats_monitor_url": "deploy/nats:8222",
+            "prometheus_url": "svc/prometheus:9090",
+        },
+        description="what `runbook connect` opens",
+    )
 
 
 class Facts(settings.Facts):

@@ -138,10 +138,13 @@ def look_until_settled(
 
 
 def servers_answer(rb: Context) -> list[Precondition]:
-    """Both servers answer and let the services work: a pod that does not reach them at its start aborts."""
+    """Both servers answer and let the services work: a pod that does not reach them at its start aborts.
+
+    So does one that cannot make its streams, which a cluster without a leader refuses.
+    """
     return [
         _answers("postgres", lambda: _ask_database(rb)),
-        _answers("jetstream", lambda: rb.jetstream.server()),
+        _answers("jetstream", rb.jetstream.ready),
         _may_work(rb),
     ]
 

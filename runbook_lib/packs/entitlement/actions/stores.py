@@ -221,7 +221,7 @@ class BrokerLetters:
         #: A message that was stored so long after "its" failure is another one: the stream began anew.
         self._other_s = rb.number("dead_letters.clocks_apart")
         name = f"runbook/act/{rb.parameters.incident_id}"
-        self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.read_cost)
+        self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.read_cost, rb.target.action_nats)
 
     def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
         """The newest sequences of both records, less those whose event has been processed since."""

