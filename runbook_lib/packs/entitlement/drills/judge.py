@@ -127,8 +127,8 @@ def changes(command: str) -> bool:
 def helped(acted: Seen, alone: Seen) -> Help:
     """How the flow is after the proposal, against a twin of the same seed that was left alone.
 
-    What is given up or doubled, or no longer taken in, is harm whatever else gets better; less of the former, or what is
-    taken in again, is help whatever waits for it. Then what counts is what waits and what is sent.
+    What is given up or doubled, or no longer taken in, is harm whatever else gets better; less of the former is help
+    whatever waits for it, and so is what is taken in again. Then what counts is what waits and what is sent.
     """
 
     def gain(name: str, slack: float, *, more: bool = False) -> int:
