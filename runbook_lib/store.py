@@ -30,12 +30,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import get_native_id
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from runbook_lib import messages
 from runbook_lib.model.finding import Text, say
 from runbook_lib.usage import UsageError
 
@@ -159,11 +159,14 @@ class Archive:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] where there is none."""
+        return [json.loads(line) for line in self.raw(name) if line]
+
+    def raw(self, name: str) -> list[bytes]:
+        """The lines of a log as they are; [] where there is none. Raises OSError."""
         try:
-            text = self.read(name).decode()
+            return self.read(name).splitlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.splitlines() if line]
 
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
         """Write an artifact's files, then its line in the manifest, sealed to the line before.
@@ -171,7 +174,7 @@ class Archive:
         A `job` leaves one artifact per section and one verdict: where that is there already, nothing is left and
         its line comes back. Raises OSError; FileExistsError where the files must be `new` and one is not.
         """
-        with self._locked():
+        with self.locked():
             if before := _left(self.manifest(), entry):
                 return before
             for name, content in files.items():
@@ -190,7 +193,7 @@ class Archive:
 
     def add_line(self, name: str, entry: dict[str, Any]) -> None:
         """Add a line to a log, sealed to the line before. Raises OSError."""
-        with self._locked():
+        with self.locked():
             self._add_line(name, entry)
 
     def _add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
@@ -254,21 +257,17 @@ class Archive:
         with self._asked(name):
             self._filesystem.rm_file(self._path(name))
 
-    def problems(self, lang: str = "en") -> list[str]:
-        """What the seal finds: files changed or missing, lines taken out or altered. [] is whole."""
-        found: list[Text] = []
-        present = [j for j in SEALED if j in self.names()]
-        if not present:
-            found.append(say("seal.none", place=self.place, name=MANIFEST))
-        for log in present:
-            lines = self.read(log).splitlines()
+    def problems(self) -> list[Text]:
+        """What the chain shows: files changed or missing, lines taken out or altered; [] is nothing. Raises OSError."""
+        logs = {log: lines for log in SEALED if (lines := self.raw(log))}
+        found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
+        for log, lines in logs.items():
             for n, line in enumerate(lines):
-                try:
-                    entry = json.loads(line)
-                except ValueError:
+                entry = entry_of(line)
+                if entry is None:
                     found.append(say("seal.not_json", log=log, n=n + 1))
                     continue
-                if entry["previous"] != (digest(lines[n - 1]) if n else None):
+                if entry.get("previous") != (digest(lines[n - 1]) if n else None):
                     found.append(say("seal.apart", log=log, n=n + 1, before=n))
                 for name, expected in entry.get("sha256", {}).items():
                     try:
@@ -276,11 +275,11 @@ class Archive:
                             found.append(say("seal.changed", name=name))
                     except FileNotFoundError:
                         found.append(say("seal.missing", name=name))
-        return [messages.text(t, lang) for t in found]
+        return found
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One writer at a time on this machine.
+    def locked(self) -> Iterator[None]:
+        """One writer at a time on this machine; also for who reads files and their lines together.
 
         A folder is locked itself: whoever may write there may lock it, and nothing is left of it. For a store stands a
         file of this user's, which is taken away again.
@@ -365,6 +364,16 @@ def _shared(folder: Path) -> None:
             folder.chmod(folder.stat().st_mode | around.st_mode & (stat.S_ISGID | stat.S_IRWXG))
 
 
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """What a line of a log says; None where no writer of ours has written it."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    fit = isinstance(entry, dict) and isinstance(entry.get("sha256", {}), dict)
+    return entry if fit else None
+
+
 def _left(manifest: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, Any] | None:
     """The line that the job of `entry` has left for the same section; None for what has no job."""
     same = (entry.get("job"), entry.get("section"))
@@ -385,7 +394,7 @@ def digest(content: bytes) -> str:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that whoever reads it sees the old or the new content, never a part."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
     try:
         new.write_bytes(content)
         new.replace(path)

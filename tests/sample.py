@@ -1,11 +1,12 @@
 """Makes the sample dossier that git keeps: a seeded incident on the embedded servers, triaged by the command.
 
-python tests/sample.py      writes outputs/sample anew
+python tests/sample.py      writes outputs/sample anew, and its seal into outputs/README.md
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from runbook_lib.packs.entitlement.sandbox.servers import Servers
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, INCIDENT = "outputs", "sample"
+#: Beside the dossier, in git: holds its seal.
+WITNESS = f"{OUTPUT}/README.md"
 #: What stands still, and how much past there is: enough for every window, little to keep.
 STATE, HOURS, RATE = "worker_stopped", 1.0, 1.0
 
@@ -61,6 +64,8 @@ def main() -> None:
     print(done.stdout, done.stderr, sep="\n")
     if done.returncode != 2:
         sys.exit(f"the sample is CRITICAL by its making, and the command said {done.returncode}")
+    text = (ROOT / WITNESS).read_text(encoding="utf-8")
+    (ROOT / WITNESS).write_text(re.sub(r"seal:sample:[\w.:]+", done.stdout.splitlines()[-1], text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from runbook_lib.model.finding import say
 from runbook_lib.store import MANIFEST, Archive
 from runbook_lib.usage import UsageError
 
@@ -39,7 +40,7 @@ def test_whole(archive: Archive) -> None:
 def test_a_changed_file_is_found(archive: Archive) -> None:
     fill(archive)
     archive.write("a1.ipynb", b"altered")
-    assert archive.problems() == ["a1.ipynb was changed after it was sealed"]
+    assert archive.problems() == [say("seal.changed", name="a1.ipynb")]
 
 
 @pytest.mark.parametrize("line", [0, 1])
@@ -47,7 +48,7 @@ def test_a_line_taken_out_is_found(archive: Archive, line: int) -> None:
     fill(archive)
     lines = archive.read(MANIFEST).splitlines(keepends=True)
     archive.write(MANIFEST, b"".join(lines[:line] + lines[line + 1 :]))
-    assert any("does not follow" in p for p in archive.problems())
+    assert any(p.key == "seal.apart" for p in archive.problems())
 
 
 def test_an_altered_line_is_found(archive: Archive) -> None:
@@ -55,7 +56,7 @@ def test_an_altered_line_is_found(archive: Archive) -> None:
     lines = archive.read(MANIFEST).splitlines()
     entry = json.loads(lines[0]) | {"status": "OK"}
     archive.write(MANIFEST, b"\n".join([json.dumps(entry).encode(), *lines[1:]]) + b"\n")
-    assert any("line 2 does not follow" in p for p in archive.problems())
+    assert say("seal.apart", log=MANIFEST, n=2, before=1) in archive.problems()
 
 
 def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:

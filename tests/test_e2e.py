@@ -114,6 +114,6 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(fresh: Sandbox, t
 
 
 def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:
-    runbook(sandbox, tmp_path, "run", "4.1", "4.3")
-    done = command("verify", "E2E", "--output", str(tmp_path), env=os.environ)
+    told = runbook(sandbox, tmp_path, "run", "4.1", "4.3")["seal"]
+    done = command("verify", "E2E", "--output", str(tmp_path), "--witness", told, env=os.environ)
     assert done.returncode == 0, done.stderr

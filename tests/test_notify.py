@@ -260,17 +260,21 @@ def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str
         "lines": ["✖ CRITICAL  Stuck at relay  (confidence high)", "", "Next section: 4.1"],
         "document": {"as_of": "2026-01-31T03:00:00.5+00:00", "runs": [{"section": "3"}, {"section": "4.1"}]},
     }
-    title, body = notify.compose(job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", lang)
+    title, body = notify.compose(
+        job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", lang, "seal:x"
+    )
     assert title == "✖ CRITICAL Stuck at relay (confidence high) · INC-1"
     lines = body.splitlines()
     assert lines[0] == "Late firing: slow"
     assert lines[1].startswith(looked) and "2026-01-31 03:00:00Z" in lines[1]
     assert "Next section: 4.1" in lines and "disk full" in body
-    assert lines[-1] == "http://127.0.0.1/incidents/INC-1/index.html"
+    assert lines[-2:] == ["seal:x", "http://127.0.0.1/incidents/INC-1/index.html"]
 
 
 def test_a_message_is_not_too_long_and_keeps_its_link() -> None:
     document = {"as_of": "2026-01-31T03:00:00Z", "runs": []}
-    title, body = notify.compose(job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "en")
+    title, body = notify.compose(
+        job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "en", "seal:x"
+    )
     assert len(title) <= notify.TITLE and title.endswith(" · INC-1")
-    assert len(body) <= notify.BODY + 2 and body.endswith("\n\nlink")
+    assert len(body) <= notify.BODY + 2 and body.endswith("\n\nseal:x\nlink")

@@ -85,11 +85,12 @@ def test_everything_works_as_in_a_folder(place: str) -> None:
     assert all(r["artifact"]["html"].startswith(f"{place}/I/") and not r["problem"] for r in said["runs"])
     assert runbook("note", "I", "called them", *where).returncode == 0
     assert "DRY RUN" in runbook("act", "restart", "notification", "--target", "shut", "--incident", "I", *where).stdout
-    assert f"{place}/I/postmortem.md" in runbook("postmortem", "I", "--deadline", "90", *where).stdout
+    drafted = runbook("postmortem", "I", "--deadline", "90", *where).stdout
+    assert f"{place}/I/postmortem.md" in drafted
     assert "measures" in runbook("postmortem", "I", "--check", *where).stderr
     assert runbook("dossier", "I", *where).stdout.strip() == f"{place}/I/index.html"
-    verified = runbook("verify", "I", *where)
-    assert verified.returncode == 0 and "6 sealed entries" in verified.stdout
+    verified = runbook("verify", "I", "--witness", drafted.splitlines()[-1], *where)
+    assert verified.returncode == 0 and "6 sealed entries" in verified.stdout, verified.stderr
     page = Archive(place, "I").read("index.html").decode()
     assert "called them" in page and all(r["artifact"]["html"].rpartition("/")[2] in page for r in said["runs"])
     assert Archive(place, "I").partials() == []

@@ -69,7 +69,7 @@ def test_a_new_section_runs_like_those_of_the_system(here: Path, embedded: Serve
     assert (done.returncode, said["runs"][0]["findings"][0]["step"]) == (0, "8.1.1"), done.stderr
     assert "Nobody waits" in said["runs"][0]["findings"][0]["headline"]
     assert "Our own" in (here / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
-    assert runbook("verify", "INC-1", env=env, cwd=here).returncode == 0
+    assert runbook("verify", "INC-1", "--witness", said["seal"], env=env, cwd=here).returncode == 0
 
 
 def test_a_new_section_is_in_the_lab_with_its_own_documents(here: Path) -> None:

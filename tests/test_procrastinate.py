@@ -866,9 +866,10 @@ def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str,
 
         done = command("run", "6", "--target", "shop")
         assert done.returncode == 0, done.stdout
+    told = done.stdout.splitlines()[-1]
     assert runbook("dossier", "INC-1", env=env, cwd=tmp_path).returncode == 0
     assert "worker" in (tmp_path / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
-    assert runbook("verify", "INC-1", env=env, cwd=tmp_path).returncode == 0
+    assert runbook("verify", "INC-1", "--witness", told, env=env, cwd=tmp_path).returncode == 0
 
 
 def proposed(shown: CompletedProcess[str]) -> str:

@@ -40,6 +40,7 @@ from runbook_lib.alerts.journal import Journal
 from runbook_lib.alerts.metrics import Metrics
 from runbook_lib.alerts.receiver import Receiver
 from runbook_lib.alerts.server import Tls
+from runbook_lib.archive import seal
 from runbook_lib.cli import main as cli
 from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
@@ -834,6 +835,12 @@ def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
         assert shown.status_code == 200 and "4.1.1" in shown.text
         assert requests.get(f"{url}readyz", timeout=10).json() == {"ready": True}
         assert "NotDelivered firing" in index.text  # the timeline names the alert
+        eventually(lambda: "<code>seal:" in page(), "the seal on the page", 60)
+        incident = link.split("/")[1]
+        kept = seal.witnessed(incident, f"{url.replace('://', f'://x:{TOKEN}@')}seals/{incident}")
+        assert f"<code>{kept[-1]}</code>" in page()
+        report = seal.check(Archive(str(tmp_path / "kept"), incident), kept)
+        assert (report.changed, report.loose) == ((), ())
     finally:
         serving.terminate()
         code = serving.wait(40)

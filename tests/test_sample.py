@@ -51,9 +51,18 @@ def test_the_same_state_gives_the_same_verdict(tmp_path: Path) -> None:
 
 
 def test_the_committed_dossier_verifies() -> None:
-    done = runbook("verify", sample.INCIDENT, "--output", sample.OUTPUT, env=os.environ, cwd=sample.ROOT)
+    done = runbook(
+        "verify",
+        sample.INCIDENT,
+        "--witness",
+        sample.WITNESS,
+        "--output",
+        sample.OUTPUT,
+        env=os.environ,
+        cwd=sample.ROOT,
+    )
     assert done.returncode == 0, done.stderr
-    assert "all the same" in done.stdout
+    assert "14 steps judged again" in done.stdout
 
 
 def test_small_and_complete() -> None:

@@ -296,4 +296,4 @@ def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: 
     assert (begun["result"], ended["result"]) == ("begun", "failed") and "interrupted" in ended["why"]["en"]
     (kept,) = archive.manifest()
     assert (kept["section"], kept["problem"]) == ("5.1", "it was interrupted")
-    assert archive.partials() == archive.problems() == []
+    assert archive.partials() == [] and archive.problems() == []

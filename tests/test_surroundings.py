@@ -411,14 +411,15 @@ def test_a_group_without_a_command_is_its_help_and_nothing_else(own: Servers, gr
 def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Path) -> None:
     env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
     assert runbook(env, "note", "INC-1", "it began", "--new").returncode == 0
-    assert runbook(env, "note", "INC-1", "called them").returncode == 0
+    noted = runbook(env, "note", "INC-1", "called them")
+    assert noted.returncode == 0
     wrong = runbook(env, "note", "INC-typo", "called them")
     assert (wrong.returncode, wrong.stdout) == (64, "")
     assert (
         wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? (--new begins one)\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
-    whole = runbook(env, "verify", "INC-1")
+    whole = runbook(env, "verify", "INC-1", "--witness", noted.stdout.splitlines()[-1])
     assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
     runbook(env, "note", "INC-2", "alone", "--new")
     assert "1 sealed entry, 0 steps" in runbook(env, "verify", "INC-2").stdout

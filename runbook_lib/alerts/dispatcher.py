@@ -19,7 +19,7 @@ from runbook_lib.alerts import notify
 from runbook_lib.alerts.journal import Job, Journal
 from runbook_lib.alerts.loop import Loop
 from runbook_lib.alerts.metrics import Metrics
-from runbook_lib.archive import dossier
+from runbook_lib.archive import dossier, seal
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, say
 from runbook_lib.model.order import Order
@@ -141,13 +141,15 @@ class Dispatcher(Loop):
 
     def _failed(self, job: Job, problem: str) -> None:
         _log.error("%s is given up: %s", job.key, problem)
-        message = self._scrubbed(job, notify.not_done(job, problem, self._link(job, None), self._lang))
-        self.keep(lambda: self._journal.failed(job, time.time(), problem, self._places, message))
+        sealed = self._seal(job)
+        message = self._scrubbed(job, notify.not_done(job, problem, self._link(job, None), self._lang, sealed))
+        self.keep(lambda: self._journal.failed(job, time.time(), problem, self._places, message, seal=sealed))
         self._metrics.failed.inc()
 
     def _concluded(self, job: Job, came: dict[str, Any], problem: str, again: float | None) -> None:
         link = self._link(job, came["index"])
-        message = self._scrubbed(job, notify.compose(job, came, problem, link, self._lang))
+        sealed = self._seal(job)
+        message = self._scrubbed(job, notify.compose(job, came, problem, link, self._lang, sealed))
         verdict = came["document"]["verdict"]
         second_look = None
         if (wait_s := verdict.get("look_again_s")) is not None:
@@ -163,12 +165,17 @@ class Dispatcher(Loop):
                 problem=problem,
                 again=again,
                 second_look=second_look,
+                seal=sealed,
             )
         )
         if again is not None:
             return
         self._metrics.finished.labels(verdict["status"]).inc()
         self._metrics.seconds.observe(time.time() - job.accepted)
+
+    def _seal(self, job: Job) -> str:
+        """The dossier's head at this moment: later than the run's own, because the timeline has gone on."""
+        return seal.told(Archive(self._output, job.incident))
 
     def _link(self, job: Job, index: str | None) -> str:
         """The dossier as somebody else can open it, else where it lies."""

@@ -88,6 +88,12 @@ CREATE TABLE IF NOT EXISTS messages (
     problem TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, due);
+CREATE TABLE IF NOT EXISTS seals (
+    incident TEXT NOT NULL REFERENCES incidents,
+    seal TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (incident, seal)
+);
 """
 
 Kind = Literal["firing", "resolved"]
@@ -159,6 +165,8 @@ class Incident:
     alerts: int
     repeats: int
     jobs: tuple[Job, ...]
+    seal: str = ""
+    """The dossier's head as it was told last; "" before the first."""
 
 
 class Journal:
@@ -258,13 +266,14 @@ class Journal:
         problem: str = "",
         again: float | None = None,
         second_look: tuple[float, str] | None = None,
+        seal: str = "",
     ) -> bool:
         """A job came to its end: keep the verdict; a changed one is a message (title, body) to each place.
 
         The last one of an incident whose alerts have ended closes it. With `again`, a time, the verdict is there but
         its artifacts could not be kept: people are told, and the job is tried again. With `second_look`, a time and a
-        line for the timeline, the same is looked at once more then, as long as an alert fires. Returns whether the
-        verdict changed. Raises JournalError.
+        line for the timeline, the same is looked at once more then, as long as an alert fires. The dossier's `seal` is
+        kept here, away from it. Returns whether the verdict changed. Raises JournalError.
         """
         signature = _signature(verdict)
         with self._transaction() as db:
@@ -282,6 +291,7 @@ class Journal:
                 (json.dumps(verdict, ensure_ascii=False), signature, now, job.incident),
             )
             self._close(db, job.incident, now)
+            self._witness(db, job.incident, seal, now)
             if changed:
                 self._tell(db, job.incident, places, message, verdict["status"], now)
         return changed
@@ -291,11 +301,14 @@ class Journal:
         with self._transaction() as db:
             self._wait(db, job, due, problem)
 
-    def failed(self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str]) -> None:
+    def failed(
+        self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str], seal: str = ""
+    ) -> None:
         """A job could not be done and is given up; people are told. Raises JournalError."""
         with self._transaction() as db:
             db.execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", (now, problem, job.id))
             self._close(db, job.incident, now)
+            self._witness(db, job.incident, seal, now)
             self._tell(db, job.incident, places, message, "UNKNOWN", now)
 
     # Messages.
@@ -350,6 +363,12 @@ class Journal:
         rows = self._rows("SELECT * FROM incidents WHERE id = ?", id_)
         return self._whole(rows[0]) if rows else None
 
+    def seals(self, incident: str) -> list[tuple[float, str]]:
+        """The heads of an incident's dossier as they were told, oldest first. Raises JournalError."""
+        return [
+            (r["at"], r["seal"]) for r in self._rows("SELECT * FROM seals WHERE incident = ? ORDER BY at", incident)
+        ]
+
     def _whole(self, row: sqlite3.Row) -> Incident:
         jobs = self._rows("SELECT * FROM jobs WHERE incident = ? ORDER BY id", row["id"])
         seen = self._rows(
@@ -368,6 +387,7 @@ class Journal:
             alerts=seen["alerts"],
             repeats=seen["repeats"],
             jobs=tuple(_job(j) for j in jobs),
+            seal=next((seal for _, seal in reversed(self.seals(row["id"]))), ""),
         )
 
     # Inside a transaction.
@@ -501,6 +521,10 @@ class Journal:
             " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
             (now, incident),
         )
+
+    def _witness(self, db: sqlite3.Connection, incident: str, seal: str, now: float) -> None:
+        if seal:
+            db.execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", (incident, seal, now))
 
     def _wait(self, db: sqlite3.Connection, job: Job, due: float, problem: str) -> None:
         db.execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", (due, problem, job.id))

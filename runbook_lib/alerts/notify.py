@@ -55,8 +55,8 @@ def places(config: Settings) -> dict[str, str]:
     return found
 
 
-def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str) -> tuple[str, str]:
-    """Title and body of what a job concluded; `came` as from `investigation.summary`."""
+def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
+    """Title and body of what a job concluded; `came` as from `investigation.summary`, `seal` as it is told."""
     first, *rest = came["lines"]
     document = came["document"]
     sections = ", ".join(r["section"] for r in document["runs"])
@@ -65,13 +65,13 @@ def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str) 
     lines = [job.alert, messages.text(looked, lang), *rest]
     if problem:
         lines.append(messages.text(say("notify.problem", problem=problem), lang))
-    return _cut(first, job.incident, lines, link)
+    return _cut(first, job.incident, lines, seal, link)
 
 
-def not_done(job: Job, problem: str, link: str, lang: str) -> tuple[str, str]:
+def not_done(job: Job, problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
     """Title and body where a job is given up."""
     lines = [job.alert, messages.text(say("notify.problem", problem=problem), lang)]
-    return _cut(messages.text(say("notify.not_done"), lang), job.incident, lines, link)
+    return _cut(messages.text(say("notify.not_done"), lang), job.incident, lines, seal, link)
 
 
 class Notifier(Loop):
@@ -167,7 +167,7 @@ def _place(url: str) -> Any:
     return Apprise.instantiate(url, asset=_asset())
 
 
-def _cut(first: str, incident: str, lines: Sequence[str], link: str) -> tuple[str, str]:
-    """A title in one line, and a body that is not too long, the incident and the link at their ends."""
-    end, body = f" · {incident}", "\n".join(lines).strip()
-    return f"{' '.join(first.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(link)]}\n\n{link}"
+def _cut(first: str, incident: str, lines: Sequence[str], seal: str, link: str) -> tuple[str, str]:
+    """A title in one line, and a body that is not too long, the incident, the seal and the link at their ends."""
+    end, body, last = f" · {incident}", "\n".join(lines).strip(), f"{seal}\n{link}".strip()
+    return f"{' '.join(first.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(last)]}\n\n{last}"

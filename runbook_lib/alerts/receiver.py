@@ -124,6 +124,7 @@ class Receiver:
                 Route("/readyz", self.readyz),
                 Route("/metrics", self.shown_metrics),
                 Route("/", self.page),
+                Route("/seals/{incident}", self.seals),
                 Route("/incidents/{incident}", self.incident),
                 Route("/incidents/{incident}/{name:path}", self.file),
             ],
@@ -258,6 +259,18 @@ class Receiver:
             raise HTTPException(404, "no such dossier")
         # Relative, so that it also holds behind a proxy that has put a folder in front.
         return RedirectResponse(f"{id_}/{dossier.INDEX}", 307)
+
+    def seals(self, request: Request) -> Response:
+        """What was told of an incident's seal and when, a line each: a witness for `runbook verify`."""
+        self._reader(request)
+        try:
+            told = self.journal.seals(request.path_params["incident"])
+        except JournalError as e:
+            _log.warning("%s", e)
+            raise HTTPException(503, "the journal cannot be read now", {"retry-after": str(RETRY_S)}) from None
+        if not told:
+            raise HTTPException(404, "no seal of this incident is known")
+        return PlainTextResponse("".join(f"{_moment(at)} {seal}\n" for at, seal in told))
 
     def file(self, request: Request) -> Response:
         """A file of an incident's dossier, as the archive lists it."""

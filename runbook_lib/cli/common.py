@@ -79,7 +79,7 @@ def act(
     as_json: bool,
 ) -> int:
     """Carry out an action of the runbook in force from within a section, and say what came of it; its exit code."""
-    from runbook_lib.archive import dossier
+    from runbook_lib.archive import dossier, seal
     from runbook_lib.session import quiet_session
     from runbook_lib.view import record, render
 
@@ -91,10 +91,11 @@ def act(
     rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
     rb.context.archive.prepare()
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
+    sealed = seal.told(rb.context.archive)
     if as_json:
-        say_json(record.outcome(outcome))
+        say_json(record.outcome(outcome) | {"seal": sealed})
     else:
-        for line in render.action_lines(outcome, lang):
+        for line in [*render.action_lines(outcome, lang), sealed]:
             click.echo(line)
     try:
         dossier.write_index(rb.context.archive, lang)

@@ -202,6 +202,8 @@ def _triage_many(
             if not as_json:
                 verdict = click.style(came["lines"][0], fg=_COLOURS[document["status"]])
                 click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
+                if document.get("seal"):
+                    click.echo(f"  {document['seal']}")
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
     return _worst([said[o.target] for o in orders], as_json, several=True)
@@ -335,6 +337,8 @@ def _print(came: dict[str, Any]) -> None:
         click.secho(line, fg=_COLOURS.get(status))
     if came["index"]:
         click.echo(f"\n{came['index']}")
+    if came["document"]["seal"]:
+        click.echo(came["document"]["seal"])
 
 
 @cli.command()
@@ -355,6 +359,7 @@ def connect(target: str, lang: str | None) -> None:
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
+    from runbook_lib.archive import seal
     from runbook_lib.masking import Masker
     from runbook_lib.notes import keep_note, whoami
     from runbook_lib.parameters import validate
@@ -370,6 +375,7 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     kept = keep_note(archive, Masker().scrub(text), whoami())
     click.echo(messages.text(kept, config.lang))
+    click.echo(seal.told(archive))
     return 0
 
 
@@ -389,35 +395,42 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 
 @cli.command()
 @click.argument("incident")
+@click.option("--witness", "witnesses", multiple=True, metavar="SEAL|FILE|URL", help="a seal that was kept elsewhere")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
-def verify(incident: str, output: str | None, lang: str | None) -> int:
-    """Check an incident's seal, and judge its stored evidence once more."""
-    from runbook_lib import messages
-    from runbook_lib.archive import artifact, rejudge
-    from runbook_lib.store import SEALED
+def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: str | None) -> int:
+    """Hold an incident's dossier against its seal and against witnesses, and judge its evidence once more.
 
-    archive = _existing(incident, output)
+    Exit code 0: whole; 1: whole, and judged otherwise today; 3: some of it no witness has seen; 2: changed.
+    """
+    from runbook_lib import messages
+    from runbook_lib.archive import rejudge, seal
+    from runbook_lib.parameters import validate
+    from runbook_lib.store import SEALED, Archive
+
+    validate({"incident_id": incident})
     lang = lang or settings.load().lang
-    problems = archive.problems(lang)
-    book, judged = catalog.load(), 0
-    for entry in archive.manifest():
-        if "section" not in entry or any(entry["name"] in p for p in problems):
-            continue
-        nb = artifact.notebook(archive.read(f"{entry['name']}.ipynb"))
-        run = artifact.read(nb, book.sections[entry["section"]])
-        if run.concluded:
-            judged += sum(1 for f in run.findings if f.frames)
-            problems += [
-                messages.text(say("seal.judged_apart", name=entry["name"], step=step, was=was.name, now=now.name), lang)
-                for step, was, now in rejudge.judge_again(run)
-            ]
-    for problem in problems:
-        click.echo(problem, err=True)
-    if not problems:
-        sealed = sum(len(archive.lines(j)) for j in SEALED)
-        click.echo(messages.text(say("seal.whole", place=archive.place, sealed=sealed, judged=judged), lang))
-    return 2 if problems else 0
+    kept = [head for witness in witnesses for head in seal.witnessed(incident, witness)]
+    # Where all of it is gone, a witness still says what was there.
+    archive = Archive(output or settings.load().output, incident) if kept else _existing(incident, output)
+    report = seal.check(archive, kept)
+    judged, apart = rejudge.judge_all(archive)
+    for text in (*report.changed, *report.loose, *apart):
+        click.echo(messages.text(text, lang), err=True)
+    if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.anchored, strict=True) if n):
+        click.echo(messages.text(say("seal.anchored", upto=upto), lang))
+    states: tuple[tuple[object, str, int], ...] = (
+        (report.changed, "changed", 2),
+        (report.loose, "not_witnessed", 3),
+        (apart, "apart", 1),
+        (True, "whole", 0),
+    )
+    state, code = next((state, code) for found, state, code in states if found)
+    what = {"place": archive.place, "sealed": sum(report.head.lines), "judged": judged}
+    click.echo(messages.text(say("seal.said", state=say(f"seal.state.{state}"), **what), lang))
+    if not report.changed:
+        click.echo(str(report.head))
+    return code
 
 
 @cli.command(name="postmortem")
@@ -475,7 +488,7 @@ def _draft_postmortem(
 
     forks.context()
     from runbook_lib import messages
-    from runbook_lib.archive import dossier, postmortem
+    from runbook_lib.archive import dossier, postmortem, seal
     from runbook_lib.runs import batch
     from runbook_lib.view import render
 
@@ -496,13 +509,13 @@ def _draft_postmortem(
         ) from None
     if as_json:
         said = dossier.document(archive.incident, target, results, verdict, lang)
-        say_json(said | {"postmortem": vars(written)})
+        say_json(said | {"postmortem": vars(written), "seal": seal.told(archive)})
     else:
         for finding in result.run.findings:
             click.echo(render.finding_line(finding, lang))
         if written.kept:
             click.echo(messages.text(say("postmortem.kept", names=", ".join(written.kept)), lang))
-        click.echo(f"\n{written.markdown}\n{written.page}")
+        click.echo(f"\n{written.markdown}\n{written.page}\n{seal.told(archive)}")
     if written.backup:
         click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup), lang)}", err=True)
     if result.problem:

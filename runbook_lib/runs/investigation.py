@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runbook_lib import catalog, parameters
-from runbook_lib.archive import dossier
+from runbook_lib.archive import dossier, seal
 from runbook_lib.archive.artifact import Result
 from runbook_lib.model.finding import Verdict
 from runbook_lib.model.order import Order
@@ -34,6 +34,8 @@ class Conclusion:
     """The dossier's page; None where it could not be written."""
     problem: str = ""
     """Why what was found is not in the archive, one line; "" when it is."""
+    seal: str = ""
+    """The dossier's head (`seal.told`), to be kept outside of it."""
 
 
 def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Conclusion:
@@ -66,15 +68,15 @@ def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Co
         dossier.write_index(archive, order.lang)
     except OSError as e:
         problem = f"the dossier could not be written to {archive.place}: {e.strerror or e}"
-        return Conclusion(said, verdict, tuple(results), None, problem)
-    return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost)
+        return Conclusion(said, verdict, tuple(results), None, problem, seal.told(archive))
+    return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive))
 
 
 def summary(order: Order, progress: Steps = lambda section, state: None) -> dict[str, Any]:
     """Carry an order out, on whatever machine this is; without frames, small enough to travel.
 
-    `document`, `index` and `problem` as in `Conclusion`; `lines`, the verdict as text; `details`, what was found
-    section by section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
+    `document` (with its `seal`), `index` and `problem` as in `Conclusion`; `lines`, the verdict as text; `details`,
+    what was found section by section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
     """
     came = carry_out(order, progress)
     details: list[tuple[str, str]] = []
@@ -86,7 +88,7 @@ def summary(order: Order, progress: Steps = lambda section, state: None) -> dict
     details += [("", line) for line in render.explained(came.document["verdict"], order.lang)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
-        "document": json.loads(json.dumps(came.document)),
+        "document": json.loads(json.dumps(came.document)) | {"seal": came.seal},
         "index": came.index,
         "problem": came.problem,
         "lines": render.verdict_lines(came.verdict, order.lang),
