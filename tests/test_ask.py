@@ -18,14 +18,14 @@ WHO = "alice@example.org"
 
 
 @pytest.fixture
-def rb(embedded: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Session:
+def rb(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Session:
     """A session in `runbook lab`, on a database with three notifications of one user."""
     events(db, 3, 60, status="PENDING")
     db.execute("UPDATE notification.notifications SET user_id = %s, locked_by = 'pod-1'", (WHO,))
     db.execute("UPDATE notification.notifications SET payload_json = jsonb_build_object('userId', user_id, 'n', 1)")
     monkeypatch.setenv("RUNBOOK_LAB", "4711")
     monkeypatch.setenv("JPY_PARENT_PID", "4711")
-    return opened(embedded)
+    return opened(servers)
 
 
 def opened(servers: Servers, **budget: int) -> Session:
@@ -89,17 +89,17 @@ def test_who_is_meant_is_typed_where_no_file_keeps_it(rb: Session, monkeypatch: 
         ("notifications/backlogs", "did you mean 'notifications/backlog'?"),
     ],
 )
-def test_what_goes_wrong_is_a_line_without_people(embedded: Servers, rb: Session, asked: str, said: str) -> None:
-    rb = opened(embedded, statement_timeout_ms=300)
+def test_what_goes_wrong_is_a_line_without_people(servers: Servers, rb: Session, asked: str, said: str) -> None:
+    rb = opened(servers, statement_timeout_ms=300)
     with pytest.raises(UsageError) as error:
         rb.ask(asked, u=WHO)
     assert said in str(error.value) and "\n" not in str(error.value) and "alice" not in str(error.value)
     assert len(rb.ask("SELECT status FROM notification.notifications")) == 3
 
 
-def test_what_could_scan_goes_through_the_gate_and_rows_are_capped(embedded: Servers, rb: Session) -> None:
+def test_what_could_scan_goes_through_the_gate_and_rows_are_capped(servers: Servers, rb: Session) -> None:
     several = "SELECT count(*) FROM pg_class a, pg_class b, pg_class c"
     with pytest.raises(UsageError, match=r"plan cost .* is over the limit"):
-        opened(embedded, max_plan_cost=1000).ask(several)
-    frame = opened(embedded, max_rows=5).ask("SELECT n FROM generate_series(1, 100) n")
+        opened(servers, max_plan_cost=1000).ask(several)
+    frame = opened(servers, max_rows=5).ask("SELECT n FROM generate_series(1, 100) n")
     assert list(frame["n"]) == [1, 2, 3, 4, 5] and frame.attrs["capped"]

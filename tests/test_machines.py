@@ -65,10 +65,10 @@ def test_types_are_those_of_the_python_at_hand() -> None:
 
 # .ci/run -------------------------------------------------------------------------------------------------------
 
-PROGRAMS = ("kubectl", "promtool", "amtool", "chromium", "docker")
+PROGRAMS = ("kubectl", "promtool", "amtool", "chromium", "docker", "pgbouncer", "postgres")
 TRIXIE = {
     **dict.fromkeys(("kubernetes-client", "promtool", "prometheus", "prometheus-alertmanager", "chromium"), "2"),
-    **dict.fromkeys(("docker.io", "docker-cli", "debootstrap", "nats-server", "tini"), "1"),
+    **dict.fromkeys(("docker.io", "docker-cli", "debootstrap", "nats-server", "tini", "pgbouncer"), "1"),
     "postgresql": "17+278",
 }
 BOOKWORM = {k: v for k, v in TRIXIE.items() if k not in ("promtool", "docker-cli")} | {"postgresql": "15+248"}
@@ -92,7 +92,7 @@ def wanted(folder: Path, offered: dict[str, str], *there: str) -> tuple[set[str]
     return set(packages), {r.removesuffix('="1"') for r in required}, [x for x in lines if "LEFT OUT" in x]
 
 
-ALL = {"KUBECTL", "PROMTOOL", "ALERTMANAGER", "BROWSER", "DOCKER"}
+ALL = {"KUBECTL", "PROMTOOL", "ALERTMANAGER", "BROWSER", "DOCKER", "PGBOUNCER", "POSTGRESQL"}
 
 
 def test_a_system_that_has_everything_leaves_nothing_out(tmp_path: Path) -> None:

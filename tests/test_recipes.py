@@ -1,0 +1,64 @@
+"""docs/notebook.md: each recipe runs as it stands, in the cells of a notebook, and names nobody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from steps import events
+
+from runbook_lib import session
+from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.session import Session, quiet_session
+
+PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
+RECIPES = re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def rb(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A run in `runbook lab`, on rows of each state."""
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RUNBOOK_LAB", "4711")
+    monkeypatch.setenv("JPY_PARENT_PID", "4711")
+    monkeypatch.setattr(session, "getpass", lambda prompt: "user-3")
+    events(db, 20, 300)
+    events(db, 10, 900, status="PENDING")
+    events(db, 5, 120, status="PROCESSING", by="notification-1", locked=20, over=-10)
+    events(
+        db,
+        5,
+        60,
+        outbox="PENDING",
+        publish_tries=3,
+        publish_again=30,
+        error="Connection is Closed",
+        processed=False,
+        status=None,
+    )
+    return quiet_session("4.1")
+
+
+@pytest.fixture
+def shell(rb: Session) -> Iterator[InteractiveShell]:
+    shell = InteractiveShell.instance()
+    shell.user_ns["rb"] = rb
+    yield shell
+    InteractiveShell.clear_instance()
+
+
+def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
+    assert len(RECIPES) == 10
+    for title, recipe in RECIPES:
+        with capture_output() as shown:
+            done = shell.run_cell(recipe, store_history=True)
+        done.raise_error()
+        assert done.result is not None and len(done.result), title
+        said = repr(done.result) + shown.stdout + repr([o.data for o in shown.outputs])
+        assert not re.search(r"\buser-\d{1,2}\b", said), title
