@@ -21,7 +21,11 @@ PERSON_COLUMNS = ("user_id",)
 KEYED_COLUMNS = ("aggregate_key",)  # "<user_id>:<sku>"
 TEXT_COLUMNS = ("last_error", "error_message", "reason", "query", "detail")
 
-_USER_IN_TEXT = re.compile(r"(?P<key>\buser_?id\s*[=:]\s*)(?!<user>)(?P<user>[^\s,;)}\"']+)", re.IGNORECASE)
+# Not the place of a parameter in a question.
+_USER_IN_TEXT = re.compile(
+    r"(?P<key>\buser_?id\s*[=:]\s*['\"]?)(?!<user>|[:$%]\w|%\()(?P<user>[^\s,;)}\"']+)",
+    re.IGNORECASE,
+)
 # As JSON, and as JSON within a text within JSON: the token is a string, so that the line stays what it was.
 _USER_IN_JSON = re.compile(
     r"(?P<key>\buser_?id(?P<quote>\\?[\"'])\s*:\s*)(?P<open>\\?[\"'])?(?P<user>(?!null\b)[^\s,;)}\"'\\]+)",

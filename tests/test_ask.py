@@ -52,6 +52,13 @@ def test_nobody_is_named_however_it_is_asked(rb: Session, asked: str) -> None:
     assert "alice" not in repr(rb.context.read_cost.questions)
 
 
+def test_who_is_written_into_a_question_is_in_no_record_of_it(rb: Session) -> None:
+    assert len(rb.ask(f"SELECT user_id FROM notification.notifications WHERE user_id IN ('{WHO}', 'x')")) == 3
+    assert "alice" not in repr(rb.context.read_cost.questions)
+    source = rb.context.masker.scrub(f"rb.ask(\"... WHERE user_id = '{WHO}' OR user_id = :u\", u='x')")
+    assert "alice" not in source and "user_id = :u" in source
+
+
 def test_what_names_nobody_stays_as_it_is(rb: Session) -> None:
     frame = rb.ask(
         "WITH s AS (SELECT status, locked_by, user_id, created_at FROM notification.notifications)"

@@ -361,9 +361,10 @@ class Snapshot:
             text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
             bound["behind_s"] = self.place.behind_s
         used = {k: bound[k] for k in _compiled(text)[1] if k in bound}
-        # What a person has filled in may be a person.
-        shown = dict.fromkeys(used, "...") if q.name == OWN else used
-        with self._read_cost.question("postgres", q.name, _as_sent(text, shown)) as asked:
+        sent = _as_sent(text, used)
+        if q.name == OWN:  # what a person has written or filled in may be a person
+            sent = _as_sent(re.sub(r"'[^']*'", "'...'", text), dict.fromkeys(used, "..."))
+        with self._read_cost.question("postgres", q.name, sent) as asked:
             if q.answers == "present" and self._window and self._window.past:
                 raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
             if q.answers == "present" and q.cost != "catalog":
@@ -380,12 +381,12 @@ class Snapshot:
             with self._execute(text, used) as result:
                 rows = result.fetchmany(self._budget.max_rows + 1)
                 columns = [c.name for c in result.description or ()]
-                sent = result.pgresult
+                answer = result.pgresult
             asked.rows = len(rows)
             frame = pd.DataFrame(rows[: self._budget.max_rows], columns=columns)
             frame.attrs["capped"] = len(rows) > self._budget.max_rows
-            if q.name == OWN and sent:
-                frame.attrs["origins"] = [(sent.ftable(n), sent.ftablecol(n)) for n in range(sent.nfields)]
+            if q.name == OWN and answer:
+                frame.attrs["origins"] = [(answer.ftable(n), answer.ftablecol(n)) for n in range(answer.nfields)]
         return _typed(frame)
 
     def _shows_the_present(self) -> None:
