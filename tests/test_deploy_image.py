@@ -68,13 +68,17 @@ def index_of(docker: Any, folder: Path) -> Iterator[str]:
         *("--python-version", version, "--python-platform", "linux", "--no-emit-package", "runbook-notebooks"),
         *("--quiet", "--no-annotate", "--no-header"),
     ]
-    # The build's own: uv installs, hatchling makes the wheel.
-    pinned = subprocess.run(resolve, cwd=ROOT, input="uv\nhatchling\n", capture_output=True, text=True, check=True)
+    # The build's own: uv installs, hatchling makes our wheel, setuptools those of what comes without one.
+    own = "uv\nhatchling\nsetuptools\n"
+    pinned = subprocess.run(resolve, cwd=ROOT, input=own, capture_output=True, text=True, check=True)
     names = re.findall(r"^([a-z0-9][\w.-]*==[^\s;]+)", pinned.stdout, re.MULTILINE)
+    sources, wheels = ([n for n in names if n.startswith("nkeys==") is is_] for is_ in (True, False))
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    fetch += ["--only-binary=:all:", f"--python-version={version}", f"--dest={folder / 'files'}"]
+    fetch += [f"--dest={folder / 'files'}"]
+    binary = ["--only-binary=:all:", f"--python-version={version}"]
+    parts = [*([*binary, *wheels[n::8]] for n in range(8)), ["--no-binary=:all:", *sources]]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda part: subprocess.run([*fetch, *part], check=True), [names[n::8] for n in range(8)]))
+        list(pool.map(lambda part: subprocess.run([*fetch, *part], check=True), parts))
     for wheel in (folder / "files").iterdir():
         project = folder / "simple" / re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower()
         project.mkdir(parents=True, exist_ok=True)

@@ -133,6 +133,13 @@ def triage(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str
     return runbook("triage", *arguments, env=os.environ | cluster.env, cwd=cluster.folder)
 
 
+def told(stdout: str) -> tuple[list[str], list[str]]:
+    """A line for each target, and the seal that stands beneath it."""
+    lines = stdout.splitlines()
+    assert [line.startswith("  seal:") for line in lines] == [False, True] * (len(lines) // 2), stdout
+    return lines[::2], [line.strip() for line in lines[1::2]]
+
+
 def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,8 +151,9 @@ def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
     done = triage(cluster, "--targets", ",".join(names), "--incident", "S", *on)
     assert done.returncode == 3, done.stderr
     assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    lines, seals = told(done.stdout)
     assert sorted(line.split()[0] for line in lines) == sorted(names)
+    assert [s.partition(":S-")[2].partition(":")[0] for s in seals] == [line.split()[0] for line in lines]
     assert all(line.endswith(f"{output}/S-{line.split()[0]}/index.html") for line in lines)
     assert not lines[0].startswith("silent")
     for name in names:
@@ -242,7 +250,7 @@ def test_here_too(folder: Path) -> None:
 
     done = here("--targets", "t0,t1")
     assert done.returncode == 3 and done.stderr == ""
-    assert {line.split()[0] for line in done.stdout.splitlines()} == {"t0", "t1"}
+    assert {line.split()[0] for line in told(done.stdout)[0]} == {"t0", "t1"}
     done = here("--targets", "odd,t0", "--json")
     odd, t0 = json.loads(done.stdout)
     assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "UNKNOWN", 3)
