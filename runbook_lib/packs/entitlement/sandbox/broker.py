@@ -107,13 +107,17 @@ def visit(url: str, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
     """Do something on a short connection of one's own."""
 
     async def play() -> T:
-        client = await nats.connect(url, allow_reconnect=False)
+        client = await nats.connect(url, allow_reconnect=False, error_cb=silent)
         try:
             return await scene(client.jetstream())
         finally:
             await client.close()
 
     return asyncio.run(play())
+
+
+async def silent(_: Exception) -> None:
+    """The client would print what it raises as well."""
 
 
 def is_listening(port: int) -> bool:

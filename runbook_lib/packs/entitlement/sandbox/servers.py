@@ -146,7 +146,9 @@ def wait_for_nats(addresses: Addresses, alive: Callable[[], bool] = lambda: True
     """Return when nats-server answers and JetStream is on; SandboxError when not."""
 
     async def ask() -> None:
-        client = await nats.connect(addresses.nats_url, allow_reconnect=False, connect_timeout=1)
+        client = await nats.connect(
+            addresses.nats_url, allow_reconnect=False, connect_timeout=1, error_cb=broker.silent
+        )
         try:
             await client.jetstream().account_info()
         finally:
