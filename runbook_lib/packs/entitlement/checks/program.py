@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from runbook_lib import rows
 from runbook_lib.actions.proposals import logs, restart, start, undo_settings
 from runbook_lib.checks.parts import Parts
@@ -115,23 +117,32 @@ def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
     """Ask the services and the database what each process does, at two looks that the steps of a run share.
 
     Where something is `late`, or that says that the loop does not work, the runner is asked about its workload as well,
-    and where that has just been started, its log.
+    and where that has just been started, its log. Where neither has a word of it the runner may: nobody is asked for
+    anything while both services are stopped.
     Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
     parts.answers |= rb.shared(step, look_twice)
-    if late or stands(parts.answers, rb.given(), side).wrong:
-        name = rb.facts.workloads.program(change.SIDES[side][0])
+    seen = stands(parts.answers, rb.given(), side)
+    if late or seen.wrong:
         with parts.part("program") as answers:
-            settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-            pods, young, failed = _instances(rb, name)
-            answers["program"] = row(
-                enabled=settings[f"{side}.enabled"],
-                poll_s=settings[f"{side}.poll_interval"],
-                ready=sum(pod["ready"] for pod in pods),
-                wanted=rb.workloads.replicas(name),
-                young=young,
-                failed=failed,
-            )
+            answers["program"] = _program(rb, side)
+    elif seen == NOTHING:
+        with suppress(SourceError):
+            parts.answers["program"] = _program(rb, side)
+
+
+def _program(rb: Context, side: str) -> pd.DataFrame:
+    name = rb.facts.workloads.program(change.SIDES[side][0])
+    settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
+    pods, young, failed = _instances(rb, name)
+    return row(
+        enabled=settings[f"{side}.enabled"],
+        poll_s=settings[f"{side}.poll_interval"],
+        ready=sum(pod["ready"] for pod in pods),
+        wanted=rb.workloads.replicas(name),
+        young=young,
+        failed=failed,
+    )
 
 
 def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool]:
