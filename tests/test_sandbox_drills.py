@@ -18,6 +18,7 @@ from drills import ask, consumer, streams
 from nats.js import JetStreamContext
 from psycopg.rows import DictRow
 
+from runbook_lib import catalog
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.sandbox import broker, database, entitlement, matchmaking, notification
 from runbook_lib.packs.entitlement.sandbox.database import Connection
@@ -266,6 +267,7 @@ def test_what_a_crash_left_leased_is_taken_back_when_the_lease_is_over(
 
 
 def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: Sandbox, tmp_path: Path) -> None:
+    time.sleep(catalog.load().numbers["program.young"])  # what a test before has restarted is coming up no more
     words = ["workload=notification", "execute=true", "approved_by=drill", "reason=to be interrupted"]
     env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(quiet.directory), "RUNBOOK_OUTPUT": str(tmp_path)}
     run = subprocess.Popen(
