@@ -52,6 +52,21 @@ def test_nobody_is_named_however_it_is_asked(rb: Session, asked: str) -> None:
     assert "alice" not in repr(rb.context.read_cost.questions)
 
 
+def test_nor_by_a_view_or_the_statistics(rb: Session, db: psycopg.Connection) -> None:
+    db.execute("CREATE OR REPLACE VIEW notification.renamed AS SELECT user_id AS sku FROM notification.notifications")
+    db.execute("GRANT SELECT ON notification.renamed TO PUBLIC")
+    db.execute("ANALYZE notification.notifications")
+    try:
+        shown = [
+            rb.ask("SELECT sku FROM notification.renamed"),
+            rb.ask("SELECT most_common_vals FROM pg_stats WHERE attname = 'user_id' AND tablename = 'notifications'"),
+        ]
+    finally:
+        db.execute("DROP VIEW notification.renamed")
+    assert [len(frame) for frame in shown] == [3, 1]
+    assert "alice" not in repr([frame.to_dict() for frame in shown])
+
+
 def test_who_is_written_into_a_question_is_in_no_record_of_it(rb: Session) -> None:
     assert len(rb.ask(f"SELECT user_id FROM notification.notifications WHERE user_id IN ('{WHO}', 'x')")) == 3
     assert "alice" not in repr(rb.context.read_cost.questions)

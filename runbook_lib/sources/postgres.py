@@ -53,7 +53,12 @@ SELECT pg_backend_pid(),
 """
 #: What a question in a person's own words is called.
 OWN = "own"
-_COLUMNS = "SELECT attrelid, attnum, attname FROM pg_attribute WHERE attrelid = ANY (:tables) AND attnum > 0"
+# Of tables alone: a view may call a person's column anything, and the catalog's statistics hold values of every column.
+_COLUMNS = """
+SELECT attrelid, attnum, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+WHERE attrelid = ANY (:tables) AND attnum > 0 AND relkind IN ('r', 'p')
+  AND relnamespace <> CAST('pg_catalog' AS regnamespace)
+"""
 
 
 @dataclass(frozen=True)
