@@ -50,7 +50,9 @@ def run(command: list[str], folder: Path, **environment: str) -> subprocess.Comp
 
 
 @pytest.mark.e2e
-def test_the_wheel_runs_away_from_the_checkout(installed: Path, embedded: Servers, tmp_path: Path) -> None:
+def test_the_wheel_runs_away_from_the_checkout(
+    installed: Path, servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
     where = run([str(installed / "python"), "-c", "import runbook_lib as r; print(r.__file__)"], tmp_path)
     assert Path(where.stdout.strip()).is_relative_to(installed.parent), where.stdout + where.stderr
 
@@ -58,9 +60,9 @@ def test_the_wheel_runs_away_from_the_checkout(installed: Path, embedded: Server
     assert listed.returncode == 0, listed.stderr
     assert "04_1_not_delivered.ipynb" in listed.stdout and "4.1.4" in listed.stdout
 
-    with bound(embedded.app_nats_url), psycopg.connect(embedded.admin_url, autocommit=True) as db:
+    with bound(broker):
         history.seed_state(db, datetime.now(UTC), "worker_stopped")
-        done = run([str(installed / "runbook"), "run", "4.1", "--json"], tmp_path, **embedded.env)
+        done = run([str(installed / "runbook"), "run", "4.1", "--json"], tmp_path, **servers.env)
     assert done.returncode == 2, done.stdout + done.stderr
     said = json.loads(done.stdout)
     assert said["verdict"]["stuck_at"] == "delivery_worker"
