@@ -21,7 +21,6 @@ from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
-    Proposal,
     Reason,
     Signal,
     Status,
@@ -117,15 +116,9 @@ def judge_key(frames: Frames, given: Given) -> Finding:
             *((say("duplicates.key_left", names=", ".join(left)),) if left and not broken else ()),
         ),
         signals=given.speaks("duplicates.key_broken" if broken else seen),
-        proposals=_hold(given) if broken else (),
         next_sections=("5.3",) if broken else (),
         show=("key",),
     )
-
-
-def _hold(given: Given) -> tuple[Proposal, ...]:
-    """Suppression is broken: nothing more is sent until it is whole again and the tables agree."""
-    return (remedies.hold_delivery(given), remedies.resume_delivery(given))
 
 
 # 4.2.2 Is the event registered before work is done, in one transaction?
@@ -212,7 +205,10 @@ def judge_order(frames: Frames, given: Given) -> Finding:
         at_least=Status.UNKNOWN if unasked else Status.WARNING if found["replays"] or found["close"] else Status.OK,
         notes=tuple(_notes(frames, unasked, found, facts)),
         signals=_order_signals(given, key, still, bool(unasked)),
-        proposals=_hold(given) if still else (),
+        # Holding makes everybody wait: for copies that it still keeps from somebody, and not for those that are out.
+        proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
+        if unsent or _keep_coming(frames, given)
+        else (),
         next_sections=("5.3",) if key else (),
         show=tuple(name for name, n in shown.items() if n and len(frames.get(name, ()))),
     )
@@ -225,6 +221,13 @@ def _copies(frames: Frames) -> pd.DataFrame:
     again = table(frames, "again", *columns, "earlier_id")
     both = [copies[copies.duplicated("event_id")][columns], again[again["earlier_id"].notna()][columns]]
     return pd.concat([f for f in both if len(f)] or [copies[columns]]).drop_duplicates("notification_id")
+
+
+def _keep_coming(frames: Frames, given: Given) -> bool:
+    """Whether copies were made lately, and over longer than one burst of redeliveries that may be over."""
+    made = pd.to_datetime(_copies(frames)["created_at"].dropna(), utc=True)
+    lately = made[made > given.as_of - pd.Timedelta(seconds=given.number("duplicates.look_back"))]
+    return len(lately) > 0 and (lately.max() - made.min()).total_seconds() >= given.number("duplicates.burst")
 
 
 def _unsent(frames: Frames) -> int:
@@ -606,10 +609,7 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
                 alive=None if second is None else say("alive.bound" if second.bound else "alive.not_bound"),
             ),
         ),
-        proposals=(
-            *(_hold(given) if later.doubled else ()),
-            *((proposals.pods(given, "notification"),) if race or recent else ()),
-        ),
+        proposals=(proposals.pods(given, "notification"),) if race or recent else (),
         next_sections=(*(("5.3",) if later.doubled else ()), *(("4.3",) if race or recent else ())),
         show=(
             *(("sent_twice",) if len(frames.get("sent_twice", ())) else ()),
