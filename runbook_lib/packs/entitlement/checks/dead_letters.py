@@ -563,8 +563,10 @@ def _transient_signals(seen: Transient, frames: Frames, given: Given) -> Iterabl
         spoke.append("dead_letters.no_stream")
     elif cause in ("timeout", "closed"):
         spoke.append("dead_letters.relay_cut_off")
-    if seen.unpublished_now or seen.counts["outbox"]:
+    if seen.unpublished_now:
         spoke.append("dead_letters.unpublished")
+    elif seen.counts["outbox"]:
+        spoke.append("publish.gave_up")
     return [signal for observation in spoke for signal in given.speaks(observation)]
 
 

@@ -331,8 +331,9 @@ def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
             found += given.speaks("publish.failed_payload" if failed == "payload" else "publish.failed_otherwise")
             if recent:
                 found += given.speaks("publish.failed_beside" if held_up else "publish.failed_lately")
-        elif recent:
-            found += given.speaks("publish.failed_on_the_way")
+        elif not held_up:
+            # Beside what holds the others up they are its consequence; alone, whatever it was is over and they stay.
+            found += given.speaks("publish.gave_up")
     return found
 
 
