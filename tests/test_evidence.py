@@ -374,6 +374,19 @@ def test_none_is_not_said_while_somebody_unnamed_is_there() -> None:
     assert held(silent, replace(NOBODY, sessions=2, newest=0.3)).confidence == "medium"
 
 
+def test_sessions_that_a_pooler_lends_to_all_tell_nothing() -> None:
+    silent = replace(AT_WORK, sessions=3, newest=90.0, poll=90.5)
+    others = replace(AT_WORK, service="entitlement", sessions=2)
+
+    def read(*found: Sessions) -> Says:
+        return sessions.read({"service_sessions": pd.DataFrame(map(vars, found))}, SEEN_BY)["notification"].says
+
+    assert read(silent, others) is Says.NOT_SEEN
+    assert read(replace(silent, sessions=0), others) is Says.NOT_SEEN
+    assert read(silent, others, replace(NOBODY, sessions=14)) is Says.FROZEN  # who is not told apart counts as well
+    assert read(replace(silent, sessions=10), replace(others, sessions=0)) is Says.FROZEN
+
+
 @pytest.mark.parametrize(
     ("transactions", "says"),
     [

@@ -7,6 +7,7 @@ transactions that the database rolls back, which are those of everybody: it need
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Literal
@@ -88,6 +89,7 @@ class Numbers:
     sure_s: float
     failing: float
     few: float
+    pool: float
 
     @classmethod
     def of(cls, given: Given) -> Numbers:
@@ -100,6 +102,7 @@ class Numbers:
             given.number("sessions.sure"),
             given.number("sessions.failing"),
             given.number("sessions.few"),
+            given.number("sessions.pool"),
         )
 
 
@@ -118,7 +121,19 @@ def read(frames: Frames, numbers: Numbers) -> dict[str, SessionsSeen]:
     found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}  # the last of each
     share = rolled_back(frames, numbers)
     either = found.get("either", Sessions())
+    if not _each_its_own(found.values(), numbers):
+        return {s: SessionsSeen(s) for s in Facts.services}
     return {s: _one(found.get(s), either, share, numbers) or SessionsSeen(s) for s in Facts.services}
+
+
+def _each_its_own(rows: Iterable[Sessions], numbers: Numbers) -> bool:
+    """Whether the sessions that are there can be a pool for each service that has any.
+
+    Fewer are those of a pooler between, that lends the same ones to all: what one shows last tells nothing then.
+    """
+    there = [row for row in rows if row.sessions]
+    services = sum(row.service in Facts.services for row in there)
+    return sum(row.sessions for row in there) >= numbers.pool * services
 
 
 def rolled_back(frames: Frames, numbers: Numbers) -> float | None:
