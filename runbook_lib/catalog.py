@@ -7,12 +7,12 @@ described at the head of each document; a malformed one is a `CatalogError` that
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
@@ -26,6 +26,8 @@ from runbook_lib.pack import Pack
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: What a pack's documents are called.
+DOCUMENTS = ("runbook", "slo", "failure-modes", "operations")
 #: Tables without which there is nothing to run, to compare with or to name.
 _NEEDED = ("Step", "Threshold", "Hop")
 #: What the sections of every runbook with such a number are for: the engine points to them.
@@ -241,6 +243,18 @@ class Limits(dict[str, Threshold]):
         return Value(name, None if observed is None or observed != observed else observed, threshold.unit, threshold)
 
 
+class _Watched(Limits):
+    """A table that puts the name of each row that is read into `read`."""
+
+    def __init__(self, rows: Mapping[str, Any], read: set[str]) -> None:
+        super().__init__(rows)
+        self._read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return super().__getitem__(name)
+
+
 @dataclass(frozen=True)
 class Catalog:
     """What the documents say."""
@@ -261,6 +275,15 @@ class Catalog:
     def hops(self) -> tuple[str, ...]:
         """The hops of the pipeline, upstream first."""
         return tuple(p.name for p in self.places.values() if not p.under)
+
+    def decides(self, name: str) -> object:
+        """The number, threshold or objective of docs/slo.md of that name; None where there is none."""
+        return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
+
+    def watched(self, read: set[str]) -> Catalog:
+        """The same; what is read of numbers, thresholds and objectives puts its name into `read`."""
+        numbers, limits, slos = (_Watched(rows, read) for rows in (self.numbers, self.limits, self.slos))
+        return replace(self, numbers=cast(Any, numbers), limits=limits, slos=cast(Any, slos))
 
     def runnable(self) -> dict[str, Section]:
         """The sections that have a notebook."""

@@ -182,9 +182,11 @@ class Archive:
                     self.write(name, content)
             sha256 = {name: digest(content) for name, content in files.items()}
             before = self._add_line(MANIFEST, entry | {"sha256": sha256})
-            for name in files if before else ():
-                with suppress(OSError):
-                    self._remove(name)
+            if before:
+                named = {name for e in self.manifest() for name in e.get("sha256", {})}
+                for name in files.keys() - named:
+                    with suppress(OSError):
+                        self._remove(name)
         return before
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import policy
 from runbook_lib.masking import Masker
 from runbook_lib.messages import LANGUAGES
 from runbook_lib.model.finding import Finding, Status, Verdict, complete
@@ -40,8 +41,11 @@ class Run:
         return self.verdict.status
 
 
-def read(nb: Notebook, section: catalog.Section) -> Run:
-    """Read a run out of its notebook; steps that a run did not reach are not_run."""
+def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = None) -> Run:
+    """Read a run out of its notebook; steps that a run did not reach are not_run.
+
+    It is concluded by `book`, the documents in force if None.
+    """
     found = {f["step"]: record.finding_from_json(f) for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
     end = _end(nb)
     findings = complete([s.id for s in section.steps], found)
@@ -49,7 +53,7 @@ def read(nb: Notebook, section: catalog.Section) -> Run:
     return Run(
         section.number,
         tuple(findings),
-        diagnosis.conclude(findings, catalog.load()),
+        diagnosis.conclude(findings, book or catalog.load()),
         end.get("header", {}),
         cost,
         bool(end),
@@ -223,6 +227,7 @@ def make(
         f"{name}.ipynb": nbformat.writes(nb).encode(),
         f"{name}.html": html(nb, title, parameters.get("lang", "en")).encode(),
         f"evidence/{name}.json": json.dumps(evidence(run), ensure_ascii=False).encode(),
+        **policy.in_force(),
     }
     entry = {
         "name": name,

@@ -57,8 +57,9 @@ class Check:
         first = len(rb.read_cost.questions)
         given = rb.given(self.step)
         frames: Frames = {}
+        shaped_by = set[str]()
         try:
-            frames = rb.masker.frames(self.collect(rb))
+            frames = rb.masker.frames(self.collect(replace(rb, catalog=rb.catalog.watched(shaped_by))))
             finding = self.finding(frames, given)
         except SourceError as e:
             finding = self.silence(e, given)
@@ -70,12 +71,19 @@ class Check:
             )
             if os.environ.get("RUNBOOK_DEBUG"):
                 raise
-        return replace(finding, frames=frames | finding.frames, questions=tuple(rb.read_cost.questions[first:]))
+        return replace(
+            finding,
+            frames=frames | finding.frames,
+            questions=tuple(rb.read_cost.questions[first:]),
+            shaped_by=tuple(sorted(shaped_by)),
+        )
 
     def judge_again(self, found: Finding, given: Given) -> Finding:
-        """The same evidence, judged beside other findings."""
+        """The same evidence, judged beside other findings, or by another policy."""
         finding = self.finding(found.frames, given)
-        return replace(finding, frames=found.frames | finding.frames, questions=found.questions)
+        return replace(
+            finding, frames=found.frames | finding.frames, questions=found.questions, shaped_by=found.shaped_by
+        )
 
     def finding(self, frames: Frames, given: Given) -> Finding:
         """What the judge says, with the sources that were not seen, and a headline that names what decided."""

@@ -394,6 +394,32 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
 
 
 @cli.command()
+@click.argument("incidents", nargs=-1, metavar="[INCIDENT]...")
+@click.option(
+    "--policy",
+    "given",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    metavar="FILE|DIR",
+    help="other documents: slo.md, failure-modes.md, or a folder with such",
+)
+@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
+@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="what differs, as a page")
+@click.option("--json", "as_json", is_flag=True, help="all of it as JSON on standard output")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+def backtest(
+    incidents: tuple[str, ...], given: Path, output: str | None, page: Path | None, as_json: bool, lang: str | None
+) -> int:
+    """Say what the dossiers of the past would have concluded by other documents. All incidents if none is named.
+
+    Exit code 0: nothing would be otherwise; 1: something would, or can not be told.
+    """
+    from runbook_lib.cli.backtest import told
+
+    return told([_existing(i, output).incident for i in incidents], given, output, page, as_json, lang)
+
+
+@cli.command()
 @click.argument("incident")
 @click.option("--witness", "witnesses", multiple=True, metavar="SEAL|FILE|URL", help="a seal that was kept elsewhere")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")

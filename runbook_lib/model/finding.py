@@ -198,6 +198,8 @@ class Finding:
     show: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     unseen: tuple[Unseen, ...] = ()
+    shaped_by: tuple[str, ...] = ()
+    """Names of docs/slo.md whose numbers went into the questions: with others, other rows might have come back."""
 
     @property
     def counts(self) -> bool:

@@ -59,6 +59,7 @@ def finding(f: Finding) -> dict[str, Any]:
         "frames": {name: frame_to_json(frame) for name, frame in f.frames.items()},
         "show": list(f.show),
         "unseen": [asdict(u) for u in f.unseen],
+        "shaped_by": list(f.shaped_by),
     }
 
 
@@ -79,6 +80,7 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         show=tuple(stored["show"]),
         questions=tuple(Question(**q) for q in stored["questions"]),
         unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
+        shaped_by=tuple(stored.get("shaped_by", ())),
     )
 
 
@@ -160,20 +162,24 @@ def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
 
 def frame_from_json(stored: dict[str, Any]) -> pd.DataFrame:
     """The inverse of `frame_to_json`."""
-    names = [c["name"] for c in stored["columns"]]
-    frame = pd.DataFrame(stored["rows"], columns=names)
-    for column in stored["columns"]:
-        name, kind = column["name"], column["type"]
-        if kind == "time":
-            frame[name] = pd.to_datetime(frame[name], utc=True, format="ISO8601")
-        elif kind == "text":
-            frame[name] = frame[name].astype(object)
-        elif kind in ("float", "int", "bool") and not frame[name].isna().any():
-            frame[name] = frame[name].astype({"float": "float64", "int": "int64", "bool": "bool"}[kind])
-        elif kind == "float":
-            frame[name] = frame[name].astype("float64")
+    columns, rows = stored["columns"], stored["rows"]
+    cells = zip(*rows, strict=True) if rows else ([] for _ in columns)
+    typed = {c["name"]: _column(c["type"], list(values)) for c, values in zip(columns, cells, strict=True)}
+    frame = pd.DataFrame(typed, columns=[c["name"] for c in columns])
     frame.attrs = dict(stored.get("attrs", {}))
     return frame.set_index(stored["index"]) if stored.get("index") else frame
+
+
+def _column(kind: str, values: list[Any]) -> pd.Series[Any]:
+    if kind == "time":
+        return pd.Series(pd.to_datetime(pd.Series(values, dtype=object), utc=True, format="ISO8601"))
+    if kind == "text":
+        return pd.Series(values, dtype=object)
+    if kind == "float":
+        return pd.Series(values, dtype="float64")
+    if kind in ("int", "bool") and None not in values:
+        return pd.Series(values, dtype={"int": "int64", "bool": "bool"}[kind])
+    return pd.Series(values, dtype=None if values else object)
 
 
 def _kind(column: pd.Series[Any]) -> str:
