@@ -116,7 +116,7 @@ class FailureMode:
     """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
 
     One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names;
-    `told_by` are the steps whose answer tells it from its neighbours.
+    `told_by` are the steps whose answer tells it from its neighbours; `follows` are the modes that leave it behind.
     """
 
     id: str
@@ -131,6 +131,7 @@ class FailureMode:
     excluded_by: tuple[str, ...]
     remedies: tuple[str, ...]
     told_by: tuple[str, ...]
+    follows: tuple[str, ...] = ()
 
 
 def duration(text: str) -> float | None:
@@ -413,6 +414,7 @@ def _read_failure_modes(
     steps: Collection[str],
 ) -> dict[str, FailureMode]:
     modes: dict[str, FailureMode] = {}
+    read: list[_Record] = []
     form = (3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題")
     for (id_, en, ja), facts, _ in (found for d in documents for found in d.headings(*form)):
         if id_ in modes:
@@ -421,8 +423,12 @@ def _read_failure_modes(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
             facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
             facts.words("Excluded by", observations, "an observation of this document"), facts.words("Remedies"),
-            facts.words("Told by", steps, "in runbook.md"),
+            facts.words("Told by", steps, "in runbook.md"), facts.words("Follows") if "Follows" in facts else (),
         )  # fmt: skip
+        read.append(facts)
+    for facts in read:
+        if "Follows" in facts:
+            facts.words("Follows", modes, "a heading of this document")
     return modes
 
 

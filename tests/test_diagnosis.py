@@ -207,6 +207,19 @@ def test_two_that_call_for_different_remedies_are_undecided_with_what_would_sett
     assert f"Undecided between: {DEAD}" in text and "This would settle it: 5.1.1" in text
 
 
+def test_what_the_first_leaves_behind_is_no_rival_and_its_remedy_comes_afterwards() -> None:
+    lost = {"remedies": ("redrive",), "follows": (DEAD,)}
+    book = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: lost})
+    told = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.8, "b"), proposals=("redrive", "restart"))
+    verdict = diagnosis.conclude([told], book)
+    assert verdict.between == () and {p.name for p in verdict.proposals} == {"restart", "redrive"}
+    # Where it is the likelier one, the cause may be over: whether it is calls for something else.
+    assert diagnosis.conclude([seen("4.1.1", Signal(DEAD, 0.7, "a"), Signal(OFF, 0.8, "b"))], book).between == (
+        OFF,
+        DEAD,
+    )
+
+
 def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
     told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on"))
     same = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("restart", "switch_on")}})

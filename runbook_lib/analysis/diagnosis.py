@@ -225,8 +225,9 @@ def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
     """The modes that stand beside the first and call for something else than it does; () where it is decided.
 
     Where nothing of the runbook's helps a mode, what is to be done is in its own words, and not in those of another.
+    What the first leaves behind is no rival: its remedy comes afterwards.
     """
-    apart = [m for m in stand[1:] if not {*m.remedies} & {*stand[0].remedies}]
+    apart = [m for m in stand[1:] if not {*m.remedies} & {*stand[0].remedies} and stand[0].id not in m.follows]
     return (stand[0], *apart) if apart else ()
 
 
