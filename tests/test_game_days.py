@@ -243,7 +243,7 @@ def line(
 RIGHT = verdict("delivery_worker", "FM-NOTI-06")
 LINES = [
     line(1, RIGHT, "worker_stopped", acted=FLOWS),
-    line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK),
+    line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK) | {"cause": "a person's word."},
     line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung"),
     line(4, RIGHT, "worker_stopped", alone=FLOWS),
     line(5, verdict(**OK), alone=FLOWS, noise="deploy"),
@@ -267,6 +267,7 @@ def test_the_page_of_many_drills() -> None:
     assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page
     assert (
         "Right: delivery_worker, FM-NOTI-06. restart_notification: nothing" in misses[0]
+        and "Cause: a person's word." in misses[0]
         and "seed 6, no fault" in misses[0]
         and "seed 1," not in page
     )

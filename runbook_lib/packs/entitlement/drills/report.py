@@ -180,9 +180,11 @@ def _miss(drill: Drill) -> str:
         allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
         done = f" Right: {', '.join(allowed)}.{done}"
     around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
+    # What a person found out afterwards, and wrote into the line of the results.
+    cause = f" Cause: {line['cause']}" if line.get("cause") else ""
     return (
         f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "
-        f"confidence {drill.confidence}: {', '.join(said)}.{done} “{line['headline']}”"
+        f"confidence {drill.confidence}: {', '.join(said)}.{done} “{line['headline']}”{cause}"
     )
 
 
