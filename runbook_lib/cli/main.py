@@ -42,6 +42,7 @@ _COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "m
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+FORMATS = ("text", "json", "nagios", "openmetrics")
 _DEADLINE = Number(min=0, min_open=True, max=settings.DAY_S)
 
 
@@ -90,8 +91,12 @@ def _run_options(f: Any) -> Any:
         click.option("--output", metavar="DIR|URL", help="where artifacts go  [default: outputs]"),
         click.option("--deadline", type=_DEADLINE, metavar="SECONDS", help="for the whole run  [default: 180]"),
         click.option("--lang", type=click.Choice(["ja", "en"]), help="of the artifacts  [default: en]"),
-        click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
-    ):
+        click.option(
+            "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
+            help="of what is said: nagios is a plugin's line, openmetrics a textfile for node_exporter",
+        ),
+        click.option("--json", "form", flag_value="json", help="one JSON document and nothing else: --format json"),
+    ):  # fmt: skip
         f = option(f)
     return f
 
@@ -167,7 +172,7 @@ def _triage_many(
     target: str,
     incident: str,
     output: str | None,
-    as_json: bool,
+    form: str,
     **options: Any,
 ) -> int:
     """A line for each system when it is done, or one JSON list of what each has come to; the worst decides."""
@@ -199,20 +204,26 @@ def _triage_many(
                 document = what | {"status": unknown.name, "exit_code": unknown.value}
                 came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
             said[order.target] = document = came["document"]
-            if not as_json:
+            if form == "text":
                 verdict = click.style(came["lines"][0], fg=_COLOURS[document["status"]])
                 click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
+            else:
+                _tell(came | {"lines": [f"{order.target} {came['lines'][0]}"]}, form)
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
-    return _worst([said[o.target] for o in orders], as_json, several=True)
+    return _worst([said[o.target] for o in orders], form, several=True)
 
 
-def _worst(said: list[dict[str, Any]], as_json: bool, *, several: bool) -> int:
-    """The exit code of what was concluded; with --json the documents, a list where there are several."""
-    if as_json:
+def _worst(said: list[dict[str, Any]], form: str, *, several: bool) -> int:
+    """The exit code of what was concluded; as JSON the documents, a list where there are several, or as gauges."""
+    if form == "json":
         say_json(said if several else said[0])
+    elif form == "openmetrics":
+        from runbook_lib.view import formats
+
+        click.echo(formats.openmetrics(said), nl=False)
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
@@ -228,7 +239,7 @@ def _several(targets: str, config: settings.Settings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: Any) -> int:
+def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any) -> int:
     from runbook_lib.runs import forks
 
     forks.context()
@@ -250,14 +261,14 @@ def _triage_alert(file: BinaryIO, given: set[str], *, as_json: bool, **options: 
         masker = Masker.of(config.target(order.target).urls(), order.incident)
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
         keep_note(Archive(order.output, order.incident), masker.scrub(own[0].line + more), "alert")
-    return _carry_out([order for order, _ in orders], as_json)
+    return _carry_out([order for order, _ in orders], form)
 
 
-def _run(numbers: list[str], *, follow: bool, as_json: bool, wait_s: float = 0.0, **options: Any) -> int:
+def _run(numbers: list[str], *, follow: bool, form: str, wait_s: float = 0.0, **options: Any) -> int:
     from runbook_lib.runs import forks
 
     forks.context()
-    return _carry_out([_order(numbers, follow=follow, **options)], as_json, wait_s)
+    return _carry_out([_order(numbers, follow=follow, **options)], form, wait_s)
 
 
 def _order(
@@ -287,8 +298,8 @@ def _order(
     )
 
 
-def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
-    """Say what comes of each, with --json as one document (a list where there are several); the worst decides.
+def _carry_out(orders: list[Order], form: str, wait_s: float = 0.0) -> int:
+    """Say what comes of each; as JSON one document (a list where there are several). The worst decides.
 
     With `wait_s` each is carried out again until it is OK; what the last look found is said.
     """
@@ -307,11 +318,19 @@ def _carry_out(orders: list[Order], as_json: bool, wait_s: float = 0.0) -> int:
                 f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
             ) from None
         said.append(came["document"])
-        if not as_json:
-            _print(came)
+        _tell(came, form)
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
-    return _worst(said, as_json, several=len(said) > 1)
+    return _worst(said, form, several=len(said) > 1)
+
+
+def _tell(came: dict[str, Any], form: str) -> None:
+    if form == "text":
+        _print(came)
+    elif form == "nagios":
+        from runbook_lib.view import formats
+
+        click.echo(formats.nagios(came["lines"][0], came["document"]))
 
 
 def _pause(document: dict[str, Any], until: float, lang: str) -> bool:
