@@ -46,8 +46,14 @@ UNITS: dict[str, Callable[[Any], bool]] = {
 }
 
 #: What has no row here: a transaction that has been open for seconds, an event whose key the table does not hold to,
-#: a table in partitions (tests/test_postgres_surroundings.py has one).
-UNSEEN = {"database/long_transactions", "database/row_locks", "duplicates/registered_twice", "scope/partitions"}
+#: a table in partitions (tests/test_postgres_surroundings.py has one), a setting of the role.
+UNSEEN = {
+    "changed/settings",
+    "database/long_transactions",
+    "database/row_locks",
+    "duplicates/registered_twice",
+    "scope/partitions",
+}
 
 
 def parameters(now: pd.Timestamp) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from runbook_lib.checks.check import Check
 from runbook_lib.packs.entitlement.checks import (
     backlog,
+    changed,
     consistency,
     database,
     dead_letters,
@@ -24,6 +25,7 @@ from runbook_lib.packs.entitlement.checks import (
 _TOPICS = (
     scope,
     response,
+    changed,
     backlog,
     subscriber,
     publish,

@@ -1,0 +1,7 @@
+-- question: since when does this server run, and when has it read its configuration last?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: started_at time
+-- column: loaded_at time
+SELECT pg_postmaster_start_time() AS started_at, pg_conf_load_time() AS loaded_at;
