@@ -54,7 +54,6 @@ def look(**backlog_values: Any) -> Frames:
         ),
         "attempts": pd.DataFrame({"attempt_count": [0], "n": [1], "waiting": [0]}),
         "held": held(),
-        "open": pd.DataFrame([{"now": NOW, "n": 0, "oldest": pd.NaT}]),
     }  # fmt: skip
 
 
@@ -195,22 +194,17 @@ def test_a_loop_that_runs_and_takes_nothing_of_what_is_due_is_not_restarted() ->
         words(found)
 
 
-def test_the_past_is_rebuilt_and_never_green() -> None:
-    minutes = pd.date_range(NOW.floor("min") - pd.Timedelta(minutes=9), periods=10, freq="min")
-    frames: Frames = {
-        "open": pd.DataFrame([{"now": NOW + pd.Timedelta(minutes=5), "n": 20, "oldest": ago(3600)}]),
-        "arrivals": pd.DataFrame({"minute": minutes, "n": [5] * 10}),
-        "sent": pd.DataFrame({"minute": minutes, "n": [5] * 10}),
-    }
-    found = backlog.judge(frames, make_given())
+def test_the_past_is_exact_and_never_green() -> None:
+    def waiting(n: int) -> Frames:
+        flows = {"piece": 0, "bucket": [-1, 9], "came": [n, 5], "gone": [0, 5], "least": [0, n], "most": [n, n + 5]}
+        return {"waiting.notifications": pd.DataFrame(flows)}
+
+    found = backlog.judge(waiting(20), make_given())
     assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
     assert found.value("backlog.open") == 20
     words(found)
-    rebuilt = backlog.rebuild(frames, make_given())
-    assert rebuilt is not None
-    assert len(rebuilt) == 15
-    frames["open"] = frames["open"].assign(n=900)
-    assert backlog.judge(frames, make_given()).status is Status.CRITICAL
+    assert backlog.draw_history(waiting(20), make_given()) is not None
+    assert backlog.judge(waiting(900), make_given()).status is Status.CRITICAL
 
 
 def consumer(**changes: Any) -> Frames:
@@ -766,18 +760,17 @@ def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
 
 # Whatever the frames are, a judge and its charts answer.
 
+WAITING = pd.DataFrame({"piece": 0, "bucket": [2], "came": [3], "gone": [3], "least": [0], "most": [3]})
+
 SHAPES: dict[str, Callable[[], Frames]] = {
     "4.1.1": lambda: later(look(due=9, oldest_due_s=20.0)) | pool("notification", 90) | {
         "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
         "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
-        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
-        "sent": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "waiting.notifications": WAITING,
         "failed": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]})},
     "4.1.2": lambda: consumer() | {"oldest": pd.DataFrame([{"seq": 1, "age_s": 3.0}])},
     "4.1.3": lambda: outbox([("PENDING", TIMEOUT, 5)], due=4, tried=3) | {
-        "open": pd.DataFrame([{"now": NOW, "n": 3, "oldest": ago(9)}]),
-        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
-        "published": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]}),
+        "waiting.outbox": WAITING,
         "delays": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3], "p50": [0.5], "p95": [1.0]})},
     "4.1.4": sessions,
     "4.3.1": lambda: {"holders": holders(("w", 2, 1, 3.0)),

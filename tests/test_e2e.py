@@ -13,7 +13,7 @@ import pytest
 from command import runbook as command
 from drills import OUTAGES, runbook, shown
 
-from runbook_lib.packs.entitlement.checks import postmortem as checks
+from runbook_lib.packs.entitlement.checks import incident
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import Archive
 from runbook_lib.view import record
@@ -102,14 +102,14 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(fresh: Sandbox, t
 
     archive = Archive(str(tmp_path), "E2E")
     name = next(e["name"] for e in archive.manifest() if e.get("section") == "3")
-    seen = record.frame_from_json(checks.said(archive, name)["findings"]["3.1"]["frames"]["slis"])
+    seen = record.frame_from_json(incident.said(archive, name)["findings"]["3.1"]["frames"]["slis"])
     missed = {str(r["slo"]) for r in seen.to_dict("records") if r["met"] is False}
     assert "NOTI-C" in missed
     values = found["7.1"]["values"]
     assert missed <= {slo for slo in seen["slo"] if (values.get(f"{slo}.breach") or {"value": 0})["value"]}, shown(said)
     assert abs((pd.Timestamp(values["onset"]["value"]) - broken).total_seconds()) < 2, (broken, values["onset"])
     assert abs(found["7.3"]["values"]["ttd"]["value"] - (alert - broken).total_seconds()) < 2
-    onset = checks.said(archive, name)["findings"]["3.1"]["values"]["impact.onset"]["value"]
+    onset = incident.said(archive, name)["findings"]["3.1"]["values"]["impact.onset"]["value"]
     assert abs((pd.Timestamp(onset) - broken).total_seconds()) < 2, (broken, onset)
 
 

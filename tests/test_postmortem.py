@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
-from runbook_lib import catalog, mandatory, messages
+from runbook_lib import catalog, mandatory, messages, rows
 from runbook_lib.archive import artifact, postmortem, rejudge
 from runbook_lib.model.finding import (
     Finding,
@@ -35,7 +35,7 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
-from runbook_lib.packs.entitlement.checks import postmortem as checks
+from runbook_lib.packs.entitlement.checks import course, impact, incident, measures, origin, past, timeline
 from runbook_lib.packs.entitlement.sandbox import history
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
@@ -165,16 +165,18 @@ def outage(began: int = 20, lasted: int = 4, until: int = 30) -> Frames:
     came = [0.0] + [300.0] * until
     sent = [0.0] + [300.0] * began + [0.0] * lasted + [300.0 * (lasted + 1)] + [300.0] * (until - began - lasted - 1)
     late = [0.0] + [0.0] * began + [300.0] * lasted + [0.0] * (until - began - lasted)
-    first = [pd.NaT] + [
-        span(until)["since"][0] + i * MINUTE + MINUTE / 4 if n else pd.NaT for i, n in enumerate(late[1:])
-    ]
-    notifications = buckets(came=came, ended=sent, sent=sent, failed=[0.0], n=came, late=late)
-    outbox = buckets(came=came, opened=came, published=came, old_in=[0.0], old_out=[0.0], n=came, late=[0.0], old=[0.0])
+    none = [0.0] * (until + 1)
+    since = span(until)["since"][0]
     return {
         "span": span(until),
+        "steps": span(until),
         "runs": pd.DataFrame([run_row("3", "CRITICAL", ago((until - began - 3) * 60), detected_by="alert")]),
-        "notifications": notifications.assign(first_late=pd.to_datetime(first, utc=True)),
-        "outbox": outbox.assign(first_late=pd.Series([None] * (until + 1), dtype="datetime64[ns, UTC]")),
+        "notifications": buckets(sent=sent, failed=none, n=came, late=late),
+        "outbox": buckets(opened=came, published=came, old_in=none, old_out=none, n=came, late=none, old=none),
+        "waiting.notifications": waiting(came, sent, low={began + lasted: 10}, since=since).assign(
+            slow=late, tried=none
+        ),
+        "waiting.outbox": waiting(came, came, low={}, since=since),
         "letters": buckets(delivery=[0.0], subscriber=[0.0]),
         "unprocessed": buckets(n=[0.0]),
         "outbox_failed": pd.DataFrame([{"total": 0, "timed": None, "n": 0, "first_failed": None}]),
@@ -185,8 +187,25 @@ def outage(began: int = 20, lasted: int = 4, until: int = 30) -> Frames:
     }
 
 
+def waiting(came: list[float], gone: list[float], low: dict[int, float], since: pd.Timestamp) -> pd.DataFrame:
+    """A queue that is emptied `low` seconds into each minute in which something leaves it, and else but fills."""
+    frame = buckets(came=came, gone=gone)
+    level = (frame["came"] - frame["gone"]).cumsum()
+    emptied = frame["gone"] > 0
+    before = level.shift(fill_value=0.0)
+    seconds = [low.get(b, 59.0) if e else 0.0 for b, e in zip(frame["bucket"], emptied, strict=True)]
+    times = since + pd.to_timedelta(frame["bucket"] * 60.0 + seconds, unit="s")
+    return frame.assign(
+        piece=0,
+        least=before.where(~emptied, 0.0),
+        most=np.maximum(np.maximum(before, level), 5.0),
+        low_first=times,
+        low_last=times,
+    )
+
+
 def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[str, Any]:
-    usual = dict.fromkeys(checks.RUN) | {
+    usual = dict.fromkeys(incident.RUN) | {
         "name": f"{section}-{status}",
         "section": section,
         "status": status,
@@ -197,8 +216,12 @@ def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[st
     return usual | {"detected_at": pd.NaT, "onset": pd.NaT} | more
 
 
+def rows_of(kind: type[Any], *found: Any) -> pd.DataFrame:
+    return rows.frame(found, kind)
+
+
 def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
-    frame = pd.DataFrame(list(rows), columns=checks.RUN)
+    frame = pd.DataFrame(list(rows), columns=incident.RUN)
     for column in ("started", "ended", "looked_at", "detected_at", "onset"):
         frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
@@ -209,45 +232,41 @@ def by_slo(found: Finding) -> dict[str, dict[Any, Any]]:
 
 
 def test_the_impact_of_an_outage() -> None:
-    found = checks.judge_impact(outage(), make_given())
+    found = impact.judge_impact(outage(), make_given())
     assert found.status is Status.OK
     rows = by_slo(found)
     assert (rows["NOTI-B"]["minutes"], rows["NOTI-B"]["bad"]) == (4, 1200)
-    assert rows["NOTI-C"]["peak"] == 1200 and rows["NOTI-C"]["minutes"] == 4
+    assert rows["NOTI-C"]["peak"] == 1200 and rows["NOTI-C"]["minutes"] == 5  # in the fifth it is sent
     assert rows["ENT-C"]["minutes"] == 0 and rows["ENT-C"]["total"] == rows["NOTI-B"]["total"]
     # 1,200 of the 50,000 that may be late in 28 days.
     assert (rows["NOTI-B"]["budget"], rows["NOTI-B"]["counted"]) == (2.4, "counted")
     assert rows["ENT-C"]["counted"] == "projected"
-    assert found.value("onset") == (span()["since"][0] + 20 * MINUTE + MINUTE / 4).isoformat()
+    since = span()["since"][0]
+    assert found.value("onset") == (since + 20 * MINUTE).isoformat()
+    assert found.value("recovered") == (since + 24 * MINUTE + pd.Timedelta(seconds=10)).isoformat()
+    assert found.value("onset_how") == "notifications"
     assert "NOTI-B 4 min" in words(found)
 
 
 def test_a_backlog_that_came_and_went_within_a_minute_is_a_breach() -> None:
-    frames = outage()
-    flows = [0.0] + [300.0] * 30
-    brief = buckets(came=flows, ended=flows, sent=flows, failed=[0.0], n=flows, late=[0.0])
-    slow = pd.Series([0.0] * 21 + [60.0] + [0.0] * 9)
-    began = span()["since"][0] + 20 * MINUTE + pd.Timedelta(seconds=17)
-    frames["notifications"] = brief.assign(
-        rise=[5.0] * 21 + [96.0] + [5.0] * 9,
-        slow=slow,
-        first_slow=pd.Series([began] * 31).where(slow > 0),
-    )
-    found = checks.judge_impact(frames, make_given())
+    frames = outage(lasted=0)
+    brief = frames["waiting.notifications"]
+    frames["waiting.notifications"] = brief.assign(most=brief["most"].where(brief["bucket"] != 20, 96.0))
+    found = impact.judge_impact(frames, make_given())
     row = by_slo(found)["NOTI-C"]
     assert (row["minutes"], row["peak"]) == (1, 96)
-    assert (found.value("onset"), found.value("onset_how")) == (began.isoformat(), "slow")
+    assert found.value("onset") is None  # a minute's least does not show it, and so it is not claimed
 
 
 def test_what_section_3_saw_missed_is_named_although_the_tables_do_not_show_it() -> None:
     frames = outage()
     frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(300), "name": "3-CRITICAL"}])
-    found = checks.judge_impact(frames, make_given())
+    found = impact.judge_impact(frames, make_given())
     row = by_slo(found)["ENT-D"]
     assert (row["why"], row["name"]) == ("seen", "3-CRITICAL") and pd.isna(row["minutes"])
     assert found.status is Status.WARNING and "ENT-D" in words(found)
     frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(-300), "name": "3-CRITICAL"}])
-    assert by_slo(checks.judge_impact(frames, make_given()))["ENT-D"]["why"] == ""  # after the recovery: another story
+    assert by_slo(impact.judge_impact(frames, make_given()))["ENT-D"]["why"] == ""  # after the recovery: another story
 
 
 def test_the_age_of_the_unpublished() -> None:
@@ -260,7 +279,7 @@ def test_the_age_of_the_unpublished() -> None:
         old=[0.0] * 11 + [300.0] + [0.0] * 19,
         late=[0.0] * 11 + [300.0] + [0.0] * 19,
     )
-    level = checks.levels(frames, make_given())["ENT-D"]
+    level = impact.levels(frames, make_given())["ENT-D"]
     assert list(level.index[level["breach"]]) == [10]
     assert level["level"].max() == 250
 
@@ -277,21 +296,21 @@ def test_the_age_of_the_unpublished() -> None:
     ],
 )
 def test_budget(bad: float, share: float | None, events: float | None, expected: float | None) -> None:
-    assert checks.budget_share(bad, share, events) == expected
+    assert impact.budget_share(bad, share, events) == expected
 
 
 def test_what_an_objective_allows() -> None:
     slos = catalog.load().slos
-    assert checks.allowed(slos["NOTI-A"]) == pytest.approx(0.001)
-    assert checks.allowed(slos["NOTI-B"]) == 0.05
-    assert checks.allowed(slos["NOTI-C"]) is None and checks.allowed(slos["NOTI-D"]) is None
+    assert impact.allowed(slos["NOTI-A"]) == pytest.approx(0.001)
+    assert impact.allowed(slos["NOTI-B"]) == 0.05
+    assert impact.allowed(slos["NOTI-C"]) is None and impact.allowed(slos["NOTI-D"]) is None
 
 
 def test_retention_is_said_and_is_never_0() -> None:
     frames = outage()
     frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(-60)}])
     week_later = replace(make_given(), as_of=NOW + pd.Timedelta(days=7))
-    found = checks.judge_impact(frames, week_later)
+    found = impact.judge_impact(frames, week_later)
     rows = by_slo(found)
     assert rows["ENT-C"]["why"] == rows["ENT-D"]["why"] == "retention"
     assert pd.isna(rows["ENT-C"]["minutes"]) and pd.isna(rows["ENT-C"]["bad"])
@@ -300,11 +319,11 @@ def test_retention_is_said_and_is_never_0() -> None:
     # An earlier run had measured it.
     frames["earlier"] = pd.DataFrame(
         [
-            dict.fromkeys(checks.IMPACT)
+            dict.fromkeys(impact.IMPACT)
             | {"slo": "ENT-C", "minutes": 3.0, "bad": 9.0, "total": 99.0, "why": "", "name": "x-7-OK"}
         ]
     )
-    again = by_slo(checks.judge_impact(frames, week_later))
+    again = by_slo(impact.judge_impact(frames, week_later))
     assert (again["ENT-C"]["minutes"], again["ENT-C"]["why"], again["ENT-C"]["name"]) == (
         3,
         "earlier",
@@ -313,35 +332,35 @@ def test_retention_is_said_and_is_never_0() -> None:
     # Of a part that is left, the numbers are a lower bound.
     del frames["earlier"]
     frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(300)}])
-    assert by_slo(checks.judge_impact(frames, week_later))["ENT-C"]["why"] == "partly"
+    assert by_slo(impact.judge_impact(frames, week_later))["ENT-C"]["why"] == "partly"
 
 
 def test_rows_given_up_have_no_time_without_commit_times() -> None:
     frames = outage()
     frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": False, "n": 3, "first_failed": None}])
-    row = by_slo(checks.judge_impact(frames, make_given()))["ENT-E"]
+    row = by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]
     assert row["why"] == "no_time" and row["bad"] == 3 and pd.isna(row["minutes"])
     frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": True, "n": 3, "first_failed": ago(300)}])
-    assert by_slo(checks.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
+    assert by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
 
 
 @settings(max_examples=40)
 @given(data=st.data())
 def test_judging_is_total(data: st.DataObject) -> None:
     frames = data.draw(odd_frames(outage()))
-    words(checks.judge_impact(frames, make_given()))
-    checks.draw_impact(frames, make_given())
-    for judge in (checks.judge_origin, checks.judge_timeline, checks.judge_measures):
+    words(impact.judge_impact(frames, make_given()))
+    impact.draw_impact(frames, make_given())
+    for judge in (origin.judge_origin, timeline.judge_timeline, measures.judge_measures):
         words(judge(frames, make_given()))
-    for judge in (checks.judge_impact, checks.judge_origin, checks.judge_timeline):
+    for judge in (impact.judge_impact, origin.judge_origin, timeline.judge_timeline):
         assert judge({}, make_given()).status is Status.UNKNOWN
 
 
 def test_the_chart_shades_what_was_in_breach() -> None:
-    chart = checks.draw_impact(outage(), make_given())
+    chart = impact.draw_impact(outage(), make_given())
     assert isinstance(chart, Chart)
     assert "NOTI-B 4 min" in chart.alt.params["breached"]
-    assert checks.draw_impact({}, make_given()) is None
+    assert impact.draw_impact({}, make_given()) is None
 
 
 # Times -------------------------------------------------------------------------------------------------------
@@ -359,47 +378,133 @@ def test_the_chart_shades_what_was_in_breach() -> None:
     ],
 )
 def test_the_strongest_change(counts: list[float], up: bool, bucket: int | None) -> None:
-    assert checks.strongest(counts, up=up) == bucket
+    assert course.strongest(counts, up=up) == bucket
 
 
 def test_a_rise_begins_with_what_leads_up_to_it() -> None:
-    assert checks.rise(np.array([0.0] * 10 + [2, 1, 30, 30, 30])) == 10
-    assert checks.rise(np.array([3.0, 2, 4, 3, 3, 2, 3, 3, 40, 40])) == 8
-    assert checks.rise(np.array([0.0] * 10)) is None
-
-
-def test_a_flow_that_dries_up_with_its_source_is_no_onset() -> None:
-    frames = outage()
-    quiet = [0.0] + [300.0] * 20 + [20.0] * 10
-    frames["notifications"] = buckets(came=quiet, ended=quiet, sent=quiet, failed=[0.0], n=quiet, late=[0.0])
-    frames["outbox"] = buckets(
-        came=quiet, opened=quiet, published=quiet, old_in=[0.0], old_out=[0.0], n=quiet, late=[0.0], old=[0.0]
-    )
-    assert checks.judge_impact(frames, make_given()).value("onset") is None
+    assert course.rise(np.array([0.0] * 10 + [2, 1, 30, 30, 30])) == 10
+    assert course.rise(np.array([3.0, 2, 4, 3, 3, 2, 3, 3, 40, 40])) == 8
+    assert course.rise(np.array([0.0] * 10)) is None
 
 
 def test_the_onset_falls_back_on_what_section_3_saw() -> None:
     row = run_row("3", "CRITICAL", ago(60), onset=ago(90))
-    found = checks.onset({"runs": runs_of(row)}, make_given(), checks.Moment(ago(60)))
+    found = course.course({"runs": runs_of(row)}, make_given(), incident.Moment(ago(60))).began
     assert (found.at, found.how, found.name) == (ago(90), "run", "3-CRITICAL")
+
+
+def quiet(*spells: tuple[str, int, int, float]) -> Frames:
+    """A span of 60 minutes without runs, in which queues stood from one minute to another with so many rows."""
+    frames = outage(lasted=0, until=60)
+    del frames["runs"]
+    for queue, first, end, n in spells:
+        flat = [0.0] * 62
+        came = flat.copy()
+        gone = flat.copy()
+        came[first + 1], gone[end + 1] = n, n
+        frames[f"waiting.{queue}"] = waiting(came, gone, low={}, since=span(60)["since"][0]).assign(
+            slow=came, tried=flat
+        )
+    return frames
+
+
+def minute_of(text: Any) -> int:
+    at: float = (pd.Timestamp(str(text)) - span(60)["since"][0]) / MINUTE
+    return round(at)
+
+
+def test_an_incident_that_nobody_looked_at_is_found_by_itself() -> None:
+    found = impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), make_given())
+    assert (minute_of(found.value("onset")), found.value("onset_how")) == (20, "notifications")
+    assert minute_of(found.value("recovered")) == 31
+    assert list(found.frames["spells"]["queue"]) == ["notifications"]
+    assert any("Another incident of this window" in messages.text(note, "en") for note in found.notes)
+    # What was noticed is the one that is meant.
+    later = make_given(detected_at=span(60)["since"][0] + 42 * MINUTE)
+    assert minute_of(impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), later).value(
+        "onset")) == 40  # fmt: skip
+
+
+def test_spells_side_by_side_are_one_incident() -> None:
+    found = impact.judge_impact(quiet(("outbox", 20, 30, 200), ("broker", 31, 33, 90)), make_given())
+    assert (minute_of(found.value("onset")), minute_of(found.value("recovered"))) == (20, 34)
+
+
+def test_what_stands_at_an_end_of_the_span_has_bounds_only() -> None:
+    found = impact.judge_impact(quiet(("notifications", 50, 60, 200)), make_given())
+    assert found.value("recovered") is None and minute_of(found.value("onset")) == 50
+    found = impact.judge_impact(quiet(("notifications", -1, 9, 200)), make_given())
+    assert found.value("onset_how") == "before"
+
+
+def test_a_window_that_is_full_of_it_is_said_to_be_too_short() -> None:
+    found = impact.judge_impact(quiet(("notifications", 0, 60, 200)), make_given())
+    assert found.value("onset") is None
+    assert any("cannot be told: look at a longer window" in messages.text(n, "en") for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("begun", "tried", "observation"),
+    [
+        (("outbox",), 0, "past.nobody_published"),
+        (("outbox",), 60, "past.publish_failed"),
+        (("broker",), 0, "past.nobody_processed"),
+        (("notifications",), 5, "past.nobody_sent"),
+        (("notifications",), 60, "past.send_failed"),
+        (("outbox", "notifications"), 0, "past.both_stood"),
+    ],
+)
+def test_without_a_verdict_the_tables_tell_a_place_at_best(
+    begun: tuple[str, ...], tried: int, observation: str
+) -> None:
+    spells = [past.Spell(queue, ago(300), ago(200), slow=90.0, tried=float(tried)) for queue in begun]
+    frames = {"spells": rows_of(past.Spell, *spells, past.Spell("notifications", ago(250), ago(200), slow=500.0))}
+    seen = origin.by_the_past(frames, make_given())
+    assert seen and seen[0] == observation
+    found = origin.judge_origin(frames, make_given())
+    assert found.status is Status.WARNING and found.value("origin") is None and found.value("undecided")
+    assert len(found.frames["candidates"]) > 1 and "Undecided" in words(found) and "判定不能" in words(found, "ja")
+
+
+BEGAN = pd.DataFrame([{"onset": ago(900).isoformat(), "onset_how": "outbox", "recovered": ago(700).isoformat()}])
+
+
+def test_nobody_looked_while_it_lasted() -> None:
+    late = run_row("3", "OK", ago(100))
+    for runs in (runs_of(), runs_of(late)):
+        found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
+        assert (found.value("lasted"), found.value("ttr"), found.status) == (200, None, Status.WARNING)
+        assert "Nobody looked while it lasted, which was 200 s" in words(found)
+
+
+def test_the_end_is_the_tables_and_what_a_run_saw_is_a_mark() -> None:
+    runs = runs_of(run_row("3", "CRITICAL", ago(850)), run_row("6", "OK", ago(600)))
+    found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
+    assert (found.value("ttd"), found.value("ttr")) == (50, 150)
+    times = found.frames["times"].set_index("what")
+    assert (times["how"]["recovery"], times["how"]["confirmed"], times["time"]["confirmed"]) == (
+        "returned",
+        "green",
+        ago(600),
+    )
 
 
 def test_detection() -> None:
     told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
     first = run_row("4.1", "CRITICAL", ago(80))
-    assert checks.detection({"runs": runs_of(first, told)}, make_given()) == checks.Moment(
+    assert incident.detection({"runs": runs_of(first, told)}, make_given()) == incident.Moment(
         ago(100), "alert", "3-CRITICAL"
     )
-    assert checks.detection({"runs": runs_of(first)}, make_given()) == checks.Moment(
+    assert incident.detection({"runs": runs_of(first)}, make_given()) == incident.Moment(
         ago(80), "first_run", "4.1-CRITICAL"
     )
     by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
-    assert checks.detection({"runs": runs_of(first, by)}, make_given()) == checks.Moment(
+    assert incident.detection({"runs": runs_of(first, by)}, make_given()) == incident.Moment(
         ago(70), "user_report", "3-CRITICAL"
     )
     here = make_given(detected_at=ago(300), detected_by="slo")
-    assert checks.detection({"runs": runs_of(first, told)}, here) == checks.Moment(ago(300), "slo")
-    assert checks.detection({"runs": runs_of()}, make_given()) == checks.Moment()
+    assert incident.detection({"runs": runs_of(first, told)}, here) == incident.Moment(ago(300), "slo")
+    assert incident.detection({"runs": runs_of()}, make_given()) == incident.Moment()
 
 
 @pytest.mark.parametrize(
@@ -416,14 +521,14 @@ def test_detection() -> None:
     ],
 )
 def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
-    found = checks.recovery({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
+    found = incident.green({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
     assert found.at == (None if at is None else ago(at))
 
 
 def test_lengths_of_time() -> None:
-    assert checks.lasted(ago(90), ago(30)) == 60
-    assert checks.lasted(ago(30), ago(90)) == 0  # a clock's error is not a detection before the onset
-    assert checks.lasted(None, ago(30)) is None
+    assert timeline.lasted(ago(90), ago(30)) == 60
+    assert timeline.lasted(ago(30), ago(90)) == 0  # a clock's error is not a detection before the onset
+    assert timeline.lasted(None, ago(30)) is None
     assert postmortem.duration(59) == "59 s"
     assert postmortem.duration(3725) == "3725 s (1 h 2 min 5 s)"
 
@@ -434,9 +539,9 @@ def test_lengths_of_time() -> None:
 def origin_of(*verdicts: tuple[str, str, list[tuple[str, float]]]) -> Finding:
     rows = [(f"v{i}", ago(100 - i), status, None, sure) for i, (status, sure, _) in enumerate(verdicts)]
     modes = [(f"v{i}", id_, score) for i, (_, _, named) in enumerate(verdicts) for id_, score in named]
-    return checks.judge_origin(
+    return origin.judge_origin(
         {
-            "verdicts": pd.DataFrame(rows, columns=checks.VERDICT),
+            "verdicts": pd.DataFrame(rows, columns=origin.VERDICT),
             "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
             "known": pd.DataFrame([("FM-NOTI-06", "stopped", "停止")], columns=["id", "en", "ja"]),
         },
@@ -481,10 +586,10 @@ def test_inconclusive_stays_inconclusive(verdict: tuple[str, str, list[tuple[str
 # What a person wrote -----------------------------------------------------------------------------------------
 
 
-def findings(origin: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list[Finding]:
-    impact = checks.judge_impact(outage(), make_given())
+def findings(mode: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list[Finding]:
+    hit = impact.judge_impact(outage(), make_given())
     times = [
-        ("onset", ago(500), "late", ""),
+        ("onset", ago(500), "notifications", ""),
         ("detection", ago(460), "alert", "3-C"),
         ("recovery", ago(60), "green", "6-O"),
     ]
@@ -493,15 +598,15 @@ def findings(origin: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> li
         [Value("ttd", 40.0, "s"), Value("ttr", ttr, "s")],
         frames={
             "times": pd.DataFrame(times, columns=["what", "time", "how", "name"]),
-            "timeline": checks.timeline({}, checks.Moment(ago(500), "late"), *[checks.Moment()] * 2),
+            "timeline": timeline.timeline({}, {"onset": incident.Moment(ago(500), "notifications")}),
         },
     )
     suggested = pd.DataFrame(
         [("FM-NOTI-06", "measure", "silence | while rows are due")], columns=["id", "kind", "text"]
     )
     return [
-        replace(impact, step="7.1"),
-        replace(origin_of(("CRITICAL", "high", [(origin, 0.9)] if origin else [])), step="7.2"),
+        replace(hit, step="7.1"),
+        replace(origin_of(("CRITICAL", "high", [(mode, 0.9)] if mode else [])), step="7.2"),
         replace(timed, step="7.3"),
         replace(judged(say("postmortem.no_measures", suggested=1), frames={"suggested": suggested}), step="7.4"),
     ]
@@ -606,7 +711,7 @@ def test_a_block_that_a_person_added_is_kept(archive: Archive) -> None:
 def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
     note = {"time": ago(60), "kind": "note", "who": HOSTILE, "detail_en": HOSTILE, "detail_ja": HOSTILE}
     found = findings()
-    entries = pd.DataFrame([dict.fromkeys(checks.ENTRY, "") | note], columns=checks.ENTRY)
+    entries = pd.DataFrame([dict.fromkeys(timeline.ENTRY, "") | note], columns=timeline.ENTRY)
     found[2] = replace(found[2], frames=found[2].frames | {"timeline": entries})
     make(archive, found=found)
     text = text_of(archive)
@@ -714,7 +819,7 @@ def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None
         for m in missing(postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31"))
     ] == [4]
     open_ = postmortem.draft(
-        findings(origin=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
+        findings(mode=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
     )
     assert [m.number for m in missing(open_)] == [2, 3, 4]
     assert [m.number for m in missing("")] == [1, 2, 3, 4]
@@ -833,9 +938,10 @@ def test_an_incident_on_real_tables(
     evidence = found["7.2"].frames["evidence"]
     assert list(evidence["step"]) == ["4.1.1"] and evidence["name"][0].endswith("-3-CRITICAL")
     assert found["7.3"].value("ttd") == pytest.approx(120, abs=20)
-    assert found["7.3"].value("ttr") == pytest.approx(360, abs=5)
+    # The backlog was as usual again 5 minutes ago; that a run of section 6 saw it is a mark on the timeline.
+    assert found["7.3"].value("ttr") == pytest.approx(180, abs=25)
     kinds = list(found["7.3"].frames["timeline"]["kind"])
-    assert kinds[:2] == ["onset", "detection"] and kinds[-1] in ("recovery", "run", "verdict")
+    assert kinds[:2] == ["onset", "detection"] and {"recovery", "confirmed"} <= set(kinds)
     assert {"dry", "note", "died", "run", "verdict"} <= set(kinds)
     assert found["7.3"].frames["timeline"]["time"].is_monotonic_increasing
     assert found["7.4"].status is Status.WARNING and len(found["7.4"].frames["suggested"]) == 2

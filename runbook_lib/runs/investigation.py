@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from runbook_lib import catalog, parameters
-from runbook_lib.archive import dossier, seal
+from runbook_lib import catalog, mandatory, parameters
+from runbook_lib.archive import dossier, postmortem, seal
 from runbook_lib.archive.artifact import Result
 from runbook_lib.model.finding import Verdict
 from runbook_lib.model.order import Order
@@ -36,6 +36,8 @@ class Conclusion:
     """Why what was found is not in the archive, one line; "" when it is."""
     seal: str = ""
     """The dossier's head (`seal.told`), to be kept outside of it."""
+    draft: str | None = None
+    """The postmortem's draft, where the section of it was run."""
 
 
 def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Conclusion:
@@ -60,16 +62,20 @@ def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Co
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     said = dossier.document(order.incident, order.target, results, verdict, order.lang)
     place = f"{archive.place}/"
+    draft = None
     lost = next((r.problem for r in results if not (r.html or "").startswith(place)), "")
     if lost and order.again:
         return Conclusion(said, verdict, tuple(results), None, lost)
     try:
         dossier.keep(archive, results, said, order.job)
+        looked_back = next((r for r in results if r.run.section == mandatory.SECTION), None)
+        if looked_back:
+            draft = postmortem.write_of(archive, looked_back, order.lang, order.target).markdown
         dossier.write_index(archive, order.lang)
     except OSError as e:
         problem = f"the dossier could not be written to {archive.place}: {e.strerror or e}"
         return Conclusion(said, verdict, tuple(results), None, problem, seal.told(archive))
-    return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive))
+    return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive), draft)
 
 
 def summary(order: Order, progress: Steps = lambda section, state: None) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def summary(order: Order, progress: Steps = lambda section, state: None) -> dict
         details.append(("", f"\n{section} {render.section_title(section, order.lang)}"))
         details += [(f.status.name, f"  {render.finding_line(f, order.lang)}") for f in result.run.findings]
         details += [("", f"  {result.html}")] if result.html else []
+    details += [("", f"  {came.draft}")] if came.draft else []
     details += [("", line) for line in render.explained(came.document["verdict"], order.lang)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.

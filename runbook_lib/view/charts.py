@@ -91,14 +91,15 @@ def clock_ticks(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
 
 
-def flows(ax: Axes, series: pd.DataFrame, names: tuple[str, str, str]) -> None:
-    """Draw what `history.backlog_series` gives: the backlog at each minute's end, what came, what left."""
-    ends = pd.DatetimeIndex(series.index).shift(1, freq=pd.Timedelta(minutes=1))
-    full = ~series["partial"].astype(bool)  # a minute that still fills would look like a collapse
+def flows(
+    ax: Axes, ends: Sequence[pd.Timestamp], waiting: pd.Series, rates: pd.DataFrame, names: tuple[str, str, str]
+) -> None:
+    """Draw what waited at each of these times, and `came` and `gone` per minute of the stretches that are over."""
     backlog, came, left = names
-    ax.plot(ends, series["backlog"], color=BLUE, linewidth=1.8, label=backlog)
-    ax.plot(ends[full], series["arrivals"][full], color=GREY, linewidth=0.9, label=came)
-    ax.plot(ends[full], series["departures"][full], color=GREEN, linewidth=0.9, linestyle="--", label=left)
+    times = pd.DatetimeIndex(list(ends))
+    ax.plot(times, waiting, color=BLUE, linewidth=1.8, label=backlog)
+    ax.plot(times[: len(rates)], rates["came"], color=GREY, linewidth=0.9, label=came)
+    ax.plot(times[: len(rates)], rates["gone"], color=GREEN, linewidth=0.9, linestyle="--", label=left)
     ax.set_ylim(bottom=0)
     clock_ticks(ax)
 

@@ -57,9 +57,6 @@ _NOTIFICATIONS = {
     "leases": """
         SELECT width_bucket(extract(epoch FROM lease_until - now()), -120, 120, 48), count(*)
         FROM notification.notifications WHERE lease_until IS NOT NULL GROUP BY 1 ORDER BY 1""",
-    "open": """
-        SELECT count(*), min(created_at) FROM notification.notifications
-        WHERE status NOT IN ('SENT', 'FAILED')""",
     "sent_per_minute": """
         SELECT date_trunc('minute', sent_at), count(*) FROM notification.notifications
         WHERE sent_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC""",
@@ -92,9 +89,6 @@ _OUTBOX = {
     "holders": """
         SELECT locked_by, count(*), max(locked_at) FROM entitlement.outbox_events
         WHERE locked_by IS NOT NULL GROUP BY 1""",
-    "open": """
-        SELECT count(*), min(created_at) FROM entitlement.outbox_events
-        WHERE status NOT IN ('PUBLISHED', 'FAILED')""",
     "published_per_minute": """
         SELECT date_trunc('minute', published_at), count(*) FROM entitlement.outbox_events
         WHERE published_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC""",

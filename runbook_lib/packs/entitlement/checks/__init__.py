@@ -11,8 +11,10 @@ from runbook_lib.packs.entitlement.checks import (
     dead_letters,
     duplicates,
     exceptions,
+    impact,
     leases,
-    postmortem,
+    measures,
+    origin,
     publish,
     recovery,
     response,
@@ -20,6 +22,7 @@ from runbook_lib.packs.entitlement.checks import (
     scope,
     subscriber,
     throttle,
+    timeline,
 )
 
 _TOPICS = (
@@ -38,7 +41,10 @@ _TOPICS = (
     restart,
     throttle,
     recovery,
-    postmortem,
+    impact,
+    origin,
+    timeline,
+    measures,
 )
 
 CHECKS: tuple[Check, ...] = tuple(check for topic in _TOPICS for check in topic.CHECKS)

@@ -36,7 +36,6 @@ from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
-    from runbook_lib.sources.postgres import Snapshot
 
 
 @dataclass(frozen=True)
@@ -69,37 +68,26 @@ def collect(rb: Context) -> Frames:
 
     Unless a row was sent a moment ago, the process is asked about (see `program.ask`).
 
-    Frames: those of `delivery.look` and `delivery.second_look`; ages, open; older_than_10min, arrivals, sent, failed
+    Frames: those of `delivery.look` and `delivery.second_look`; ages; older_than_10min, failed and that of `past.ask`
     where cheap; by_status (status: text, count: text, one that begins with ≈ is an estimate).
     """
     parts = Parts()
     with rb.snapshot() as db:
         if rb.past:
-            return {"open": db.ask("notifications/open")} | _flows(db)
+            return past.ask(rb, db, past.window(rb.given()), ["notifications"])
         frames = delivery.look(rb, db)
         frames["by_status"] = _as_in_the_runbook(
             db.ask("notifications/by_status"), db.try_ask("notifications/count_by_status")
         )
-        frames |= {name: db.ask(f"notifications/{name}") for name in ("ages", "open")}
-        older = db.try_ask("notifications/older_than_10min")
-        if older is not None:
-            frames["older_than_10min"] = older
-        frames |= _flows(db)
+        frames["ages"] = db.ask("notifications/ages")
+        for name, question in (("older_than_10min", "older_than_10min"), ("failed", "failed_per_minute")):
+            if (answer := db.try_ask(f"notifications/{question}")) is not None:
+                frames[name] = answer
+        frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
     late = rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0)
     if late or not delivery.delivery(frames).sends(rb.given()):
         program.ask(rb, "4.1.1", parts, "delivery", late)
     return frames | delivery.second_look(rb, frames) | parts.frames()
-
-
-def _flows(db: Snapshot) -> Frames:
-    # Up to the present, also when the run looks at a past moment: the series is anchored at what is open now.
-    until = pd.Timestamp.now("UTC") + pd.Timedelta(hours=1)
-    asked = {
-        "arrivals": db.try_ask("notifications/arrivals_per_minute", as_of=until),
-        "sent": db.try_ask("notifications/sent_per_minute", as_of=until),
-        "failed": db.try_ask("notifications/failed_per_minute", as_of=until),
-    }
-    return {name: frame for name, frame in asked.items() if frame is not None}
 
 
 def _as_in_the_runbook(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -256,37 +244,33 @@ def _hold(given: Given, seen: Seen) -> tuple[Proposal, ...]:
 
 
 def _rebuilt(frames: Frames, given: Given) -> Finding:
-    series = rebuild(frames, given)
-    if series is None:
+    level = past.levels(frames, "notifications", past.window(given))
+    if level is None:
         return unknown("", Reason.NO_DATA, say("backlog.nothing_rebuilt"))
-    waiting = float(series["backlog"].iloc[-1])
+    waiting = float(level["waiting"].iloc[-1])
     status = given.limits["backlog.due"].status(waiting)
     return judged(
-        say("backlog.rebuilt", n=waiting, peak=float(series["backlog"].max()), minutes=len(series)),
+        say("backlog.rebuilt", n=waiting, peak=float(level["most"].max()), minutes=given.window_minutes),
         [Value("backlog.open", waiting, "rows")],
         # What was due, leased or waiting then is not kept: without a large number it is not known to be well.
         at_least=Status.UNKNOWN if status is Status.OK else status,
-        notes=_blind_spots(frames, given),
+        notes=_blind_spots(given),
     )
 
 
-def rebuild(frames: Frames, given: Given) -> pd.DataFrame | None:
-    """Unfinished notifications per minute of the window, anchored at those of now."""
-    return past.rebuild(frames, given, "sent", "failed")
-
-
-def _blind_spots(frames: Frames, given: Given) -> tuple[Text, ...]:
-    return past.blind_spots(frames, given, pd.Timedelta(days=given.number("retention.notifications")))
+def _blind_spots(given: Given) -> tuple[Text, ...]:
+    return past.blind_spots(given, pd.Timedelta(days=given.number("retention.notifications")))
 
 
 def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
     """The backlog of the window, with what came and what left."""
     return past.draw(
-        rebuild(frames, given),
-        "Unfinished notifications, rebuilt from timestamps",
+        past.levels(frames, "notifications", past.window(given)),
+        past.window(given),
+        "Unfinished notifications, by the rows' own timestamps",
         ("unfinished at the minute's end", "created per min", "sent or given up per min"),
         "backlog.alt_history",
-        _blind_spots(frames, given),
+        _blind_spots(given),
         given.limits["backlog.due"],
     )
 

@@ -103,22 +103,18 @@ class Relay:
 def collect(rb: Context) -> Frames:
     """The outbox first; then whether the broker answers us, to tell the relay's failure from the broker's.
 
-    Frames: delay, delay_now (of the last minute), unprocessed, open, backlog, errors; arrivals, published, delays where
+    Frames: delay, delay_now (of the last minute), unprocessed, backlog, errors; delays and that of `past.ask` where
     cheap; broker (answers: flag, last_seq: number), replicas (fields of `quorum.Member`) in a cluster.
     """
     parts = Parts()
     with rb.snapshot() as db:
-        frames = {name: db.ask(f"outbox/{name}") for name in ("delay", "unprocessed", "open")}
+        frames = {name: db.ask(f"outbox/{name}") for name in ("delay", "unprocessed")}
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
-        until = pd.Timestamp.now("UTC") + pd.Timedelta(hours=1)
-        asked = {
-            "arrivals": db.try_ask("outbox/arrivals_per_minute", as_of=until),
-            "published": db.try_ask("outbox/published_per_minute", as_of=until),
-            "delays": db.try_ask("outbox/delay_per_minute"),
-        }
-    frames |= {name: frame for name, frame in asked.items() if frame is not None}
+        if (delays := db.try_ask("outbox/delay_per_minute")) is not None:
+            frames["delays"] = delays
+        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)
         late = queue.oldest_s >= (rb.catalog.limits["outbox.oldest_due"].warning or 0)
@@ -375,12 +371,14 @@ def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
 
 def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
     """The outbox's backlog over the window."""
+    retention = pd.Timedelta(hours=given.number("retention.outbox"))
     return past.draw(
-        past.rebuild(frames, given, "published"),
-        "Unpublished outbox events, rebuilt from timestamps",
+        past.levels(frames, "outbox", past.window(given)),
+        past.window(given),
+        "Unpublished outbox events, by the rows' own timestamps",
         ("unpublished at the minute's end", "created per min", "published per min"),
         "publish.alt_history",
-        past.blind_spots(frames, given, pd.Timedelta(hours=given.number("retention.outbox")), without="one_status"),
+        past.blind_spots(given, retention, without="one_status"),
     )
 
 

@@ -1,9 +1,8 @@
--- question: bucket by bucket of an incident: how many events came, were published, and were late (of a span of publishing)?
+-- question: bucket by bucket of an incident: how many events were published, and were late (of a span of publishing)?
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: scan
 -- answers: window
 -- column: bucket number
--- column: came rows
 -- column: opened rows
 -- column: published rows
 -- column: old_in rows
@@ -11,7 +10,6 @@
 -- column: n rows
 -- column: late rows
 -- column: old rows
--- column: first_late time
 -- column: most_old rows
 -- column: aged number
 -- An event is old from `old_s` after its creation until it is published. Bucket -1 is all before. `aged`: at some
@@ -31,20 +29,20 @@ WITH found AS MATERIALIZED (
         coalesce(published_at, CAST(:until AS timestamptz)) - created_at AS took
     FROM found
 ), flows AS (
-    SELECT created_at AS at, 1 AS came, CAST(status <> 'FAILED' AS integer) AS opened, 0 AS published, 0 AS old_in,
-        0 AS old_out, 0 AS n, 0 AS late, 0 AS old, CAST(NULL AS timestamptz) AS first_late
+    SELECT created_at AS at, CAST(status <> 'FAILED' AS integer) AS opened, 0 AS published, 0 AS old_in, 0 AS old_out,
+        0 AS n, 0 AS late, 0 AS old
     FROM aged
     UNION ALL
-    SELECT published_at, 0, 0, 1, 0, CAST(published_at > old_at AS integer), 0, 0, 0, NULL
+    SELECT published_at, 0, 1, 0, CAST(published_at > old_at AS integer), 0, 0, 0
     FROM aged
     WHERE published_at IS NOT NULL
     UNION ALL
     -- When a row became FAILED is not kept, so it takes no part in how old the unpublished were.
-    SELECT old_at, 0, 0, 0, 1, 0, 0, 0, 0, NULL
+    SELECT old_at, 0, 0, 1, 0, 0, 0, 0
     FROM aged
     WHERE status <> 'FAILED' AND coalesce(published_at, CAST(:until AS timestamptz)) > old_at
     UNION ALL
-    SELECT created_at, 0, 0, 0, 0, 0, 1, CAST(late AS integer), CAST(old AS integer), CASE WHEN late THEN created_at END
+    SELECT created_at, 0, 0, 0, 0, 1, CAST(late AS integer), CAST(old AS integer)
     FROM (
         SELECT created_at, published_at,
             status = 'FAILED' OR took >= interval '1 second' * CAST(:limit_s AS double precision) AS late,
@@ -59,9 +57,8 @@ WITH found AS MATERIALIZED (
 )
 SELECT CAST(greatest(floor(extract(epoch FROM at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)), -1)
         AS integer) AS bucket,
-    sum(came) AS came, sum(opened) AS opened, sum(published) AS published, sum(old_in) AS old_in,
-    sum(old_out) AS old_out, sum(n) AS n, sum(late) AS late, sum(old) AS old, min(first_late) AS first_late,
-    max(aging) AS most_old,
+    sum(opened) AS opened, sum(published) AS published, sum(old_in) AS old_in, sum(old_out) AS old_out, sum(n) AS n,
+    sum(late) AS late, sum(old) AS old, max(aging) AS most_old,
     max(CAST(aging > 0 AND aging > CAST(:share AS double precision) * unpublished AS integer)) AS aged
 FROM leveled
 GROUP BY 1

@@ -1,0 +1,549 @@
+"""7.1: what an incident cost, when it began and when it was over, out of its dossier and the tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from runbook_lib import rows
+from runbook_lib.analysis import history
+from runbook_lib.catalog import Slo
+from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import past
+from runbook_lib.packs.entitlement.checks.course import Course, course
+from runbook_lib.packs.entitlement.checks.incident import (
+    OWN,
+    collect_runs,
+    detection,
+    green,
+    lines,
+    runs_of,
+    said,
+    timed,
+)
+from runbook_lib.packs.entitlement.checks.past import Span, span_of
+from runbook_lib.packs.entitlement.rows import Count
+from runbook_lib.store import Archive
+from runbook_lib.view import charts, record
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+    from runbook_lib.sources.postgres import Snapshot
+
+#: Objectives of requests to the API, which leave no row where they fail.
+NOT_IN_TABLES = ("ENT-A", "ENT-B")
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What an objective suffered; `why` says what has no number, and `name` which artifact tells it."""
+
+    slo: str = ""
+    objective: str = ""
+    minutes: float | None = None
+    bad: float | None = None
+    total: float | None = None
+    percent: float | None = None
+    budget: float | None = None
+    counted: str | None = None
+    peak: float | None = None
+    why: str = ""
+    since: pd.Timestamp | None = None
+    name: str = ""
+
+    @property
+    def hit(self) -> bool:
+        """Whether the objective was in breach: by the tables, or as section 3 saw it at its moment."""
+        return (self.minutes or 0) > 0 or ((self.bad or 0) > 0 and self.why == "no_time") or self.why == "seen"
+
+    @property
+    def words(self) -> str:
+        """Its numbers in short."""
+        words = [self.slo + (f" {self.minutes:g} min" if self.minutes is not None else "")]
+        if self.bad is not None:
+            words.append(f"{self.bad:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else ""))
+        words += [f"≈{self.budget:g} %"] if self.budget is not None else []
+        return " ".join(words)
+
+
+IMPACT = [f.name for f in fields(Impact)]
+
+
+def collect_impact(rb: Context) -> Frames:
+    """7.1: the runs, and what the tables say of the incident, bucket by bucket.
+
+    Frames: those of `collect_runs`; earlier (fields of `Impact`), missed (slo: id; looked_at: time; name: text), span
+    and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's questions reach, size, month,
+    day, outbox_failed, letters, unprocessed, outbox, notifications.
+    """
+    parts, given = Parts(), rb.given()
+    with parts.part("archive") as answers:
+        answers |= collect_runs(rb) | _earlier_impact(rb)
+        answers |= _missed(rb.archive, answers["runs"])
+    detected = detection(parts.answers, given)
+    until = green(parts.answers, detected.at).at or rb.as_of
+    begins = [detected.at, *(r.started for r in runs_of(parts.answers)[:1])]
+    first = min([*(t for t in begins if t is not None), until])
+    longest = pd.Timedelta(days=rb.number("window.longest"))
+    since = max(first - pd.Timedelta(minutes=given.window_minutes), until - longest).floor("min")
+    minutes = math.ceil((until - since).total_seconds() / 60 / rb.number("postmortem.buckets"))
+    span = Span(since, until, 60 * max(minutes, 1))
+    steps = past.fine_span(span, given)
+    parts.answers |= {name: row(**vars(of)) for name, of in (("span", span), ("steps", steps))}
+    with parts.part("tables") as answers, rb.snapshot() as db:
+        asked = _ask(rb, db, span)
+        answers |= {name: frame for name, frame in asked.items() if frame is not None} | past.ask(rb, db, steps)
+    return parts.frames()
+
+
+def _ask(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None]:
+    slos, since, until, stretch = rb.catalog.slos, span.since, span.until, vars(span)
+    e2e = slos["NOTI-B"].number
+    late = {"limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
+    tries_s, margin = rb.number("publish.tries_longest"), pd.Timedelta(hours=rb.number("postmortem.margin"))
+    outbox = past.in_pieces(rb, db, "postmortem/outbox", since, until + margin, **stretch, **late)
+    sent = past.in_pieces(
+        rb, db, "postmortem/notifications", since - margin, until + margin, **stretch, limit_s=e2e
+    )  # fmt: skip
+    return {
+        "reach": db.ask("postmortem/reach"),
+        "size": db.try_ask("postmortem/size"),
+        "month": db.try_ask("postmortem/month"),
+        "day": db.try_ask("postmortem/day"),
+        "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
+        "letters": db.try_ask("postmortem/dead_letters", **stretch),
+        "unprocessed": db.try_ask("postmortem/unprocessed", **stretch, limit_s=e2e),
+        "outbox": _added_up(outbox),
+        "notifications": _added_up(sent),
+    }
+
+
+def _added_up(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
+    """The pieces of an answer by bucket."""
+    if not pieces:
+        return None
+    every, how = pd.concat(pieces), {"most_old": "max", "aged": "max"}
+    whole = every.groupby("bucket").agg({c: how.get(c, "sum") for c in every.columns if c != "bucket"})
+    return pd.DataFrame(whole).reset_index()
+
+
+def _earlier_impact(rb: Context) -> Frames:
+    """What earlier runs of this section measured: rows are deleted, so it may be all that is left."""
+    measured: dict[str, Impact] = {}
+    for entry in lines(rb.archive):
+        if entry.get("section") == OWN:
+            found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {}).get("frames", {}).get("impact")
+            for r in rows.each(record.frame_from_json(found), Impact) if found else ():
+                if r.why == "":
+                    measured[r.slo] = replace(r, name=entry["name"])
+    return {"earlier": rows.frame(measured.values(), Impact)}
+
+
+def _missed(archive: Archive, runs: pd.DataFrame) -> Frames:
+    """The objectives that section 3 saw missed at its moment, and the run that did."""
+    found: list[dict[str, Any]] = []
+    for run in runs.to_dict("records"):
+        kept = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
+        for r in record.frame_from_json(kept).to_dict("records") if kept else ():
+            if r.get("met") is False:
+                found.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
+    return {"missed": timed(pd.DataFrame(found, columns=["slo", "looked_at", "name"]), "looked_at")}
+
+
+def allowed(slo: Slo) -> float | None:
+    """The share of events that may be bad; None where the objective is a level, or zero."""
+    if slo.unit == "%":
+        return 1 - slo.number / 100
+    percentile = re.match(r"p(\d+)", slo.sli)
+    return (100 - int(percentile[1])) / 100 if percentile else None
+
+
+def budget_share(bad: float, share: float | None, events: float | None) -> float | None:
+    """How much of a budget `bad` events have used, in percent, where `share` of all `events` may be bad.
+
+    >>> budget_share(30, 0.001, 1_000_000)
+    3.0
+    """
+    if share is None or not events or events != events:
+        return None
+    return round(100 * bad / (share * events), 2)
+
+
+def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
+    """Each objective bucket by bucket: `bad` of `total` events, its `level`, and whether it was in `breach`."""
+    span = span_of(frames)
+    if span is None:
+        return {}
+    outbox = span.counts(frames, "outbox", "opened", "published", "old_in", "old_out", "n", "late", "old")
+    sent = span.counts(frames, "notifications", "sent", "failed", "n", "late")
+    letters = span.counts(frames, "letters", "delivery", "subscriber")
+    never = span.counts(frames, "unprocessed", "n")
+    found: dict[str, pd.DataFrame] = {}
+    if outbox is not None:
+        found["ENT-C"] = _shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
+        # More of those unpublished than may be are older than the limit: so is their p95.
+        unpublished = (outbox["opened"] - outbox["published"]).cumsum()
+        old = (outbox["old_in"] - outbox["old_out"]).cumsum()
+        within = _within(frames, span)
+        breach = (old > (allowed(given.slos["ENT-D"]) or 0.0) * unpublished) & (unpublished > 0) | (within["aged"] > 0)
+        level = np.maximum(old.clip(lower=0), within["most_old"])
+        found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
+    if sent is not None:
+        found["NOTI-A"] = _shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
+        lost = never["n"] if never is not None else 0.0
+        found["NOTI-B"] = _shares(sent["late"] + lost, sent["n"] + lost, given.slos["NOTI-B"])
+    if (waiting := _most_waiting(frames, span)) is not None:
+        breach = pd.Series([not given.slos["NOTI-C"].met(v) for v in waiting], waiting.index)
+        found["NOTI-C"] = pd.DataFrame({"bad": math.nan, "total": math.nan, "level": waiting, "breach": breach})
+    if letters is not None:
+        new = letters["delivery"] + letters["subscriber"]
+        found["NOTI-D"] = pd.DataFrame({"bad": new, "total": math.nan, "level": new, "breach": new > 0})
+    return {name: frame.loc[0:] for name, frame in found.items()}
+
+
+def _within(frames: Frames, span: Span) -> pd.DataFrame:
+    """The highest that was reached within each bucket; 0 in an artifact that did not ask."""
+    found = span.counts(frames, "outbox", "most_old", "aged")
+    return pd.DataFrame(0.0, range(-1, span.buckets), ["most_old", "aged"]) if found is None else found.clip(lower=0)
+
+
+def _most_waiting(frames: Frames, span: Span) -> pd.Series[float] | None:
+    """How many notifications were unfinished at most within each bucket."""
+    steps = past.span_of(frames, "steps")
+    level = None if steps is None else past.levels(frames, "notifications", steps)
+    if steps is None or level is None:
+        return None
+    most = level["most"].groupby([span.of(steps.at(i)) for i in level.index]).max()
+    return most.reindex(range(-1, span.buckets), fill_value=0.0)
+
+
+def _shares(bad: pd.Series[float], total: pd.Series[float], slo: Slo) -> pd.DataFrame:
+    share = (100 * bad / total.where(total > 0)).fillna(0.0)
+    return pd.DataFrame(
+        {"bad": bad, "total": total, "level": share, "breach": bad > (allowed(slo) or 0.0) * total}
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Missed:
+    """An objective that section 3 saw missed."""
+
+    slo: str = ""
+    looked_at: pd.Timestamp | None = None
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Events that the relay gave up: in the incident, in all, and when the first of them."""
+
+    QUESTION: ClassVar[str] = "postmortem/outbox_failed"
+    n: float = 0.0
+    total: float = 0.0
+    first_failed: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far back the rows of a side reach, and how long they are kept."""
+
+    oldest: pd.Timestamp | None
+    kept: pd.Timedelta
+    known: float | None
+
+
+@dataclass(frozen=True)
+class Oldest:
+    """The oldest rows that were sent, or published."""
+
+    QUESTION: ClassVar[str] = "postmortem/reach"
+    ended_since: pd.Timestamp | None = None
+    published_since: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows the planner knows of."""
+
+    QUESTION: ClassVar[str] = "postmortem/size"
+    ended: float | None = None
+    published: float | None = None
+
+
+def _reach(frames: Frames, given: Given, slo: str) -> Reach:
+    """Of the side that an objective is about."""
+    oldest, size = rows.one(frames.get("reach"), Oldest), rows.one(frames.get("size"), Size)
+    if slo.startswith("ENT"):
+        return Reach(oldest.published_since, pd.Timedelta(hours=given.number("retention.outbox")), size.published)
+    return Reach(oldest.ended_since, pd.Timedelta(days=given.number("retention.notifications")), size.ended)
+
+
+def impact(frames: Frames, given: Given, went: Course) -> list[Impact]:
+    """What each objective suffered from the beginning to the end of the span, or to the next incident in it."""
+    span, found, begin = span_of(frames), levels(frames, given), went.began.at
+    next_one = min((i.since for i in went.others if begin is not None and i.since > begin), default=None)
+    silent = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
+    earlier = {r.slo: r for r in rows.each(frames.get("earlier"), Impact)}
+    missed = rows.each(frames.get("missed"), Missed)
+    seen = {m.slo: m.name for m in missed if span is None or (m.looked_at and m.looked_at <= span.until)}
+    impacts = []
+    for name, slo in given.slos.items():
+        r = Impact(name, slo.objective, why=silent)
+        if name in NOT_IN_TABLES:
+            r = replace(r, why="not_in_tables")
+        elif span is not None and name == "ENT-E" and "outbox_failed" in frames:
+            r = _given_up(r, rows.one(frames["outbox_failed"], Failed), span)
+        elif span is not None and name in found:
+            first = max(span.of(begin), 0) if begin is not None else 0
+            last = span.buckets if next_one is None else max(span.of(next_one), first + 1)
+            r = _suffered(r, found[name].loc[first : last - 1], slo, span)
+            events, counted = _month_events(frames, given, name)
+            r = replace(r, budget=budget_share(r.bad or 0.0, allowed(slo), events), counted=counted)
+            if name != "NOTI-D":  # dead letters are never cleaned
+                r = _hidden(r, given.as_of, _reach(frames, given, name), begin or span.since, span.until)
+        if r.why not in ("", "no_events") and name in earlier:
+            r = replace(earlier[name], why="earlier")
+        if name in seen and not r.hit:
+            r = replace(r, why="seen", minutes=None, name=seen[name])
+        impacts.append(r)
+    return impacts
+
+
+def _suffered(r: Impact, part: pd.DataFrame, slo: Slo, span: Span) -> Impact:
+    bad, total = part["bad"].sum(min_count=1), part["total"].sum(min_count=1)
+    counted = allowed(slo) is not None
+    return replace(
+        r,
+        minutes=float(part["breach"].sum()) * span.bucket_s / 60,
+        bad=None if bad != bad else float(bad),
+        total=float(total) if counted else None,
+        percent=round(100 * bad / total, 2) if counted and total else None,
+        peak=float(part["level"].max()) if len(part) else 0.0,
+        why="no_events" if counted and not total else "",
+    )
+
+
+def _given_up(r: Impact, failed: Failed, span: Span) -> Impact:
+    """ENT-E: rows in FAILED, from the first of the incident on, since nothing takes them out."""
+    r = replace(r, bad=failed.n, peak=failed.total)
+    if failed.n and failed.first_failed is None:
+        return replace(r, why="no_time")
+    began = failed.first_failed
+    minutes = 0.0 if began is None else math.ceil((span.until - began).total_seconds() / 60)
+    return replace(r, minutes=minutes, why="")
+
+
+def _hidden(r: Impact, as_of: pd.Timestamp, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
+    """What retention has taken of the incident: all, a part, or nothing."""
+    horizon = as_of - reach.kept
+    if begin >= horizon or (reach.oldest is not None and reach.oldest <= begin):
+        return r
+    visible = reach.oldest or horizon
+    if visible >= until:
+        return Impact(r.slo, r.objective, counted=r.counted, why="retention")
+    return replace(r, why="partly", since=visible)
+
+
+def _month_events(frames: Frames, given: Given, name: str) -> tuple[float | None, str]:
+    """The events of an objective's window that a budget is a share of: counted, or projected from what is known."""
+    outbox, month = name.startswith("ENT"), given.number("slo.window")
+    reach, exact = _reach(frames, given, name), rows.one(frames.get("day" if outbox else "month"), Count).n
+    if reach.oldest is None:
+        return None, ""
+    days = (given.as_of - reach.oldest) / pd.Timedelta(days=1)
+    if exact is not None:
+        days = min(days, 1.0 if outbox else month)
+    events = reach.known if exact is None else exact
+    if events is None or events < 0 or days < 1 / 24:
+        return None, ""
+    return float(events) * month / days, "counted" if days == month else "projected"
+
+
+def judge_impact(frames: Frames, given: Given) -> Finding:
+    """7.1: which objectives were hit, for how long, how many events, and what that is of the budget."""
+    span = span_of(frames)
+    if span is None:
+        return no_data("span")
+    detected = detection(frames, given)
+    went = course(frames, given, detected)
+    began = went.began
+    impacts = impact(frames, given, went)
+    shown = timed(rows.frame(impacts, Impact), "since")
+    shown = shown.astype(dict.fromkeys(("minutes", "bad", "total", "percent", "budget", "peak"), "float64"))
+    spells = timed(rows.frame(went.incident.spells if went.incident else (), past.Spell), "since", "until")
+    hit = [r for r in impacts if r.hit]
+    unseen = [r for r in impacts if r.why not in ("", "no_events", "earlier", "not_in_tables")]
+    seen = [r for r in impacts if r.why in ("", "no_events", "earlier", "partly", "no_time")]
+    notes = [say("postmortem.counted", minutes=span.bucket_s / 60)] if seen else []
+    for why in dict.fromkeys(r.why for r in unseen):
+        names = ", ".join(r.slo for r in unseen if r.why == why)
+        notes.append(say("postmortem.unmeasured", slo=names, why=say(f"postmortem.why.{why}")))
+    notes.append(say("postmortem.not_in_tables", names=", ".join(NOT_IN_TABLES)))
+    if "unprocessed" not in frames and "notifications" in frames:
+        notes.append(say("postmortem.lost_unseen"))
+    notes += _waiting_notes(frames, given, went)
+    values = [
+        Value("onset", None if began.at is None else began.at.isoformat()),
+        Value("onset_how", began.how or None),
+        Value("onset_from", began.name or None),
+        Value("recovered", None if went.recovered.at is None else went.recovered.at.isoformat()),
+        *(Value(f"{r.slo}.breach", r.minutes, "min") for r in impacts if r.why != "not_in_tables"),
+        *(Value(f"{r.slo}.budget", r.budget, "%") for r in impacts if r.budget),
+    ]
+    if not seen:
+        e = next((e for e in failures(frames).values() if e.source == "postgres"), None)
+        reason = e.reason if e else Reason.NO_DATA
+        return unknown(
+            "", reason, say("postmortem.impact_unknown"), values=tuple(values), notes=tuple(notes),
+            frames={"impact": shown, "spells": spells}, show=("impact",),
+        )  # fmt: skip
+    return judged(
+        say(
+            f"postmortem.{'hit' if hit else 'not_hit'}{'_in_part' if unseen else ''}",
+            n=len(hit),
+            since=f"{began.at or span.since:%Y-%m-%d %H:%M:%SZ}",
+            until=f"{went.recovered.at or span.until:%Y-%m-%d %H:%M:%SZ}",
+            list="; ".join(r.words for r in hit),
+            unseen=", ".join(r.slo for r in unseen),
+        ),
+        values,
+        at_least=Status.WARNING if unseen else Status.OK,
+        notes=tuple(notes),
+        frames={"impact": shown, "spells": spells},
+        show=("impact", "spells") if len(spells) else ("impact",),
+    )
+
+
+def _waiting_notes(frames: Frames, given: Given, went: Course) -> list[Text]:
+    """What the beginning and the end rest on, and what they do not tell."""
+    steps, notes = past.span_of(frames, "steps"), []
+    if steps is not None and went.incident:
+        notes.append(say("postmortem.steps", s=steps.bucket_s))
+    for queue in past.always_waits(frames, given):
+        notes.append(say("postmortem.always", queue=say(f"postmortem.queue.{queue}")))
+    for queue in past.QUEUES:
+        if untimed := sum(f.untimed for f in rows.each(frames.get(f"waiting.{queue}"), past.Flow)):
+            notes.append(say("postmortem.untimed", n=untimed, queue=say(f"postmortem.queue.{queue}")))
+    if unread := [queue for queue in past.QUEUES if "reach" in frames and f"waiting.{queue}" not in frames]:
+        texts = [say(f"postmortem.queue.{queue}") for queue in unread]
+        notes += [say("postmortem.queue_unread", queue=text) for text in texts]
+    for other in went.others:
+        until = None if other.until is None else f"{other.until:%Y-%m-%d %H:%M:%SZ}"
+        notes.append(say("postmortem.other_incident", since=f"{other.since:%Y-%m-%d %H:%M:%SZ}", until=until))
+    return notes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: values between edges, the limit, and where it was in breach.
+
+    Of a queue they are the most that waited in a step, above the `least`; what lies before `gone_before` is deleted.
+    """
+
+    title: str
+    unit: str
+    limit: float
+    colour: str
+    edges: list[pd.Timestamp]
+    values: pd.Series[float]
+    breach: pd.Series[bool]
+    least: pd.Series[float] | float = 0.0
+    gone_before: pd.Timestamp | None = None
+    fill: bool = False
+
+
+def drawn_panels(frames: Frames, given: Given, span: Span) -> list[Panel]:
+    """Three objectives, and the queues that left their ordinary range; that of the notifications always."""
+    found = levels(frames, given)
+    edges = [span.at(i) for i in range(span.buckets + 1)]
+    panels = [
+        Panel(f"{slo}: {title}", unit, limit, colour, edges, of["level"], of["breach"].astype(bool), fill=rows_only)
+        for slo, title, unit, limit, colour, rows_only in (
+            ("NOTI-B", "late deliveries", "% of events", 5.0, charts.BLUE, False),
+            ("ENT-C", "late publishing", "% of events", 5.0, charts.GREEN, False),
+            ("NOTI-D", "new dead letters", "rows", 1.0, charts.RED, True),
+        )
+        if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any())
+    ]
+    steps = past.span_of(frames, "steps")
+    if steps is None:
+        return panels
+    edges = [steps.at(i) for i in range(steps.buckets + 1)]
+    named = ("unpublished events", "published, not processed events", "NOTI-C: unfinished notifications")
+    out = {spell.queue for spell in past.spells(frames, given)}
+    for queue, title in zip(past.QUEUES, named, strict=True):
+        level = past.levels(frames, queue, steps)
+        if level is None or (queue not in out and queue != "notifications"):
+            continue
+        reach = _reach(frames, given, "ENT" if queue != "notifications" else "NOTI")
+        gone = reach.oldest if steps.since < given.as_of - reach.kept else None
+        limit = past.limit(level, given, steps)
+        left = level["least"] > limit
+        panels.append(
+            Panel(title, "rows", limit, charts.GREY, edges, level["most"], left, level["least"], gone, fill=True)
+        )
+    return panels
+
+
+def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
+    """SLIs and queues over time, each with its limit; what was in breach, or not as usual, is shaded."""
+    span = span_of(frames)
+    panels = [] if span is None else drawn_panels(frames, given, span)
+    if span is None or not panels:
+        return None
+    detected = detection(frames, given)
+    went = course(frames, given, detected)
+    marks = (
+        ("began", went.began.at, "-."),
+        ("noticed", detected.at, "--"),
+        ("recovered", went.recovered.at, "-"),
+        ("section 6 OK", green(frames, detected.at).at, ":"),
+    )
+    figure = Figure(figsize=(8.0, 1.3 + 1.35 * len(panels)), dpi=100, layout="constrained")
+    every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+    began, over = went.began.at or span.since, went.recovered.at or span.until
+    # As much around the incident as it lasted, ten minutes at least.
+    around = max(over - began, pd.Timedelta(minutes=10))
+    begin, end = max(began - around, span.since), min(max(over + around, *(m[1] or over for m in marks)), span.until)
+    shaded = False
+    for ax, panel in zip(every[:, 0], panels, strict=True):
+        ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, linewidth=1.5, fill=panel.fill)
+        ax.axhline(panel.limit, color=charts.ORANGE, linestyle=":", linewidth=1.4)
+        for first, last in history.spells(panel.breach.to_numpy(dtype=float), 0.5, 0):
+            ax.axvspan(panel.edges[first], panel.edges[last], facecolor=charts.RED, alpha=0.18, hatch="//",
+                       edgecolor=charts.RED, linewidth=0, label=None if shaded else "beyond its limit")  # fmt: skip
+            shaded = True
+        if panel.gone_before is not None and panel.gone_before > begin:
+            ax.axvspan(begin, panel.gone_before, color=charts.GREY, alpha=0.25, label="removed by retention")
+        for label, at, dash in marks:
+            if at is not None and span.since <= at <= span.until:
+                ax.axvline(at, color="black", linestyle=dash, linewidth=1.2, label=label if ax is every[0, 0] else None)
+        ax.set_title(panel.title, loc="left", fontweight="bold", fontsize=9)
+        ax.set_ylabel(panel.unit)
+        ax.set_ylim(0, max(1.15 * float(panel.values.max()), 1.6 * panel.limit))
+        ax.spines[["top", "right"]].set_visible(False)
+        charts.clock_ticks(ax)
+    every[-1, 0].set_xlabel(f"UTC, {begin:%Y-%m-%d}")
+    every[-1, 0].set_xlim(begin, end + (end - begin) / 40)
+    every[0, 0].plot([], [], color=charts.ORANGE, linestyle=":", label="limit")
+    figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
+    found = levels(frames, given)
+    slos = [slo for slo in ("NOTI-B", "ENT-C", "NOTI-C", "NOTI-D") if slo in found]
+    breached = ", ".join(f"{slo} {float(found[slo]['breach'].sum()) * span.bucket_s / 60:g} min" for slo in slos)
+    times = {"since": f"{span.since:%Y-%m-%d %H:%M}", "until": f"{span.until:%Y-%m-%d %H:%M}"}
+    return charts.Chart(
+        figure, say("postmortem.alt_impact", breached=breached, **times), (say("postmortem.impact_caption"),)
+    )
+
+
+CHECKS: tuple[Check, ...] = (Check("7.1", collect_impact, judge_impact, (draw_impact,)),)

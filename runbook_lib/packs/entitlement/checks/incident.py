@@ -1,0 +1,142 @@
+"""What an incident's dossier tells of it: its runs, when it was noticed, and when a run saw it recovered."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib import mandatory, rows
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.parameters import moment
+from runbook_lib.sources import SourceError
+from runbook_lib.store import Archive
+from runbook_lib.view import record
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+OWN = mandatory.SECTION
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the incident, as its manifest and its findings tell it."""
+
+    name: str = ""
+    section: str = ""
+    started: pd.Timestamp | None = None
+    ended: pd.Timestamp | None = None
+    looked_at: pd.Timestamp | None = None
+    status: str = ""
+    stuck_at: str | None = None
+    confidence: str | None = None
+    detail: str | None = None
+    detected_by: str | None = None
+    detected_at: pd.Timestamp | None = None
+    onset: pd.Timestamp | None = None
+
+
+RUN = [f.name for f in fields(Run)]
+
+
+@lru_cache(maxsize=100)
+def said(archive: Archive, name: str) -> dict[str, Any]:
+    """What an artifact says: its findings as they are stored, its moment, its verdict; {} where it can not be read."""
+    try:
+        nb = json.loads(archive.read(f"{name}.ipynb"))
+        shown = [out["data"] for c in nb["cells"] for out in c.get("outputs", []) if "data" in out]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    found = {f["step"]: f for data in shown if (f := data.get(record.FINDING_MIME))}
+    ends = [data[record.VERDICT_MIME] for data in shown if record.VERDICT_MIME in data]
+    end = ends[-1] if ends else {}
+    return {"findings": found, "as_of": end.get("header", {}).get("as_of"), "verdict": end.get("verdict")}
+
+
+def collect_runs(rb: Context) -> Frames:
+    """The runs of the incident, this section's own left out. Frame: runs (fields of `Run`)."""
+    found = []
+    for entry in lines(rb.archive):
+        if entry.get("section", OWN) == OWN:
+            continue
+        given, seen = entry.get("parameters") or {}, said(rb.archive, entry["name"])
+        onset = seen.get("findings", {}).get("3.1", {}).get("values", {}).get("impact.onset", {}).get("value")
+        at = given.get("detected_at")
+        found.append(
+            {c: entry.get(c) for c in RUN}
+            | {
+                "looked_at": seen.get("as_of") or entry.get("started"),
+                "detail": entry.get("problem"),
+                "detected_by": given.get("detected_by"),
+                "detected_at": moment(at).isoformat() if at else None,
+                "onset": onset,
+            }
+        )
+    return {"runs": timed(pd.DataFrame(found, columns=RUN), "started", "ended", "looked_at", "detected_at", "onset")}
+
+
+def lines(archive: Archive, name: str = "") -> list[dict[str, Any]]:
+    """The lines of one of the dossier's journals, the manifest by default. Raises SourceError."""
+    try:
+        return archive.lines(name) if name else archive.manifest()
+    except (OSError, ValueError) as e:
+        raise SourceError("archive", Reason.ERROR, f"{name or 'manifest'}: {e}") from None
+
+
+def timed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The frame with these columns read as times in UTC; what is none becomes NaT."""
+    for column in columns:
+        frame[column] = pd.to_datetime(frame[column], utc=True, format="ISO8601", errors="coerce")
+    return frame
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time of the incident, how it is known, and the artifact that says so."""
+
+    at: pd.Timestamp | None = None
+    how: str = ""
+    name: str = ""
+
+
+def runs_of(frames: Frames) -> list[Run]:
+    """The runs in the order in which they were begun."""
+    begun = [(r.started, r) for r in rows.each(frames.get("runs"), Run) if r.started is not None]
+    return [run for _, run in sorted(begun, key=lambda b: b[0])]
+
+
+def detection(frames: Frames, given: Given) -> Moment:
+    """When it was noticed: as it was told to this run, else to an earlier one, else when somebody first looked."""
+    if given.detected_at is not None:
+        return Moment(given.detected_at, given.detected_by or "told")
+    runs = runs_of(frames)
+    first = next((r for r in runs if r.detected_at is not None), None) or next(
+        (r for r in runs if r.detected_by), runs[0] if runs else None
+    )
+    if first is None:
+        return Moment()
+    how = first.detected_by or ("first_run" if first.detected_at is None else "told")
+    return Moment(first.started if first.detected_at is None else first.detected_at, how, first.name)
+
+
+def green(frames: Frames, since: pd.Timestamp | None) -> Moment:
+    """The first run of section 6 that was OK after the last bad run: CRITICAL in 3 or 4, anything but OK in 6."""
+    last = None
+    for run in runs_of(frames):
+        if run.section == "6" and run.status == "OK":
+            late_enough = since is None or (run.looked_at is not None and run.looked_at >= since)
+            last = run if last is None and late_enough else last
+        elif run.section == "6" or (run.section.startswith(("3", "4")) and run.status == "CRITICAL"):
+            last = None
+    return Moment(last.looked_at, "green", last.name) if last else Moment()
+
+
+def onset_kept(frames: Frames) -> Moment:
+    """When it began by what section 3 saw: the oldest event that waited, or a change in a flow."""
+    told = next((r for r in runs_of(frames) if r.onset is not None), None)
+    return Moment(told.onset, "run", told.name) if told else Moment()

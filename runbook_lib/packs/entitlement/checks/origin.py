@@ -1,0 +1,216 @@
+"""7.2: which failure mode was the origin, by what the runs concluded, or undecided by what the tables keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib import rows
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Given
+from runbook_lib.messages import VERBATIM
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
+from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement.checks import past
+from runbook_lib.packs.entitlement.checks.incident import OWN, lines, said, timed
+from runbook_lib.store import Archive
+
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+#: How sure a verdict is, the least sure first.
+SURE = ("none", "low", "medium", "high")
+STEP = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a command concluded."""
+
+    name: str = ""
+    started: pd.Timestamp | None = None
+    status: str = ""
+    stuck_at: str | None = None
+    confidence: str = "none"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A failure mode that a verdict ranked."""
+
+    name: str = ""
+    id: str = ""
+    score: float = 0.0
+
+
+VERDICT = [f.name for f in fields(Verdict)]
+
+
+def collect_origin(rb: Context) -> Frames:
+    """7.2: what every command concluded, and every finding that speaks for or against a failure mode.
+
+    Frames: verdicts (fields of `Verdict`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en, ja:
+    text), spells (those of 7.1).
+    """
+    manifest = lines(rb.archive)
+    runs = [e for e in manifest if e.get("section", OWN) != OWN]
+    told = [
+        (e["name"], e.get("started"), e["verdict"]) for e in manifest if "verdict" in e and e.get("sections") != [OWN]
+    ]
+    if not told:
+        read = ((e, said(rb.archive, e["name"]).get("verdict")) for e in runs)
+        told = [(e["name"], e.get("started"), v) for e, v in read if v]
+    verdicts = [{"name": n, "started": t} | {c: v.get(c) for c in VERDICT[2:]} for n, t, v in told]
+    modes = [
+        {"name": n, "id": m["id"], "score": m["score"]} for n, _, v in told for m in v.get("failure_modes", ())
+    ]  # fmt: skip
+    frames = {
+        "verdicts": timed(pd.DataFrame(verdicts, columns=VERDICT), "started"),
+        "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
+        "steps": pd.DataFrame(list(_spoken(rb.archive, runs)), columns=STEP),
+        "unread": pd.DataFrame({"name": [e["name"] for e in runs if not said(rb.archive, e["name"])]}, dtype=object),
+    }
+    if impact := next((f for f in rb.given().earlier if f.step == "7.1"), None):
+        frames["spells"] = impact.frames.get("spells", pd.DataFrame())
+    return frames | {"known": pd.DataFrame([(m.id, m.en, m.ja) for m in rb.catalog.failure_modes.values()],
+                                           columns=["id", "en", "ja"])}  # fmt: skip
+
+
+def _spoken(archive: Archive, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for entry in runs:
+        for step, f in said(archive, entry["name"]).get("findings", {}).items():
+            for signal in f.get("signals", ()):
+                if signal["about"].startswith("FM-"):
+                    words = {f"headline_{lang}": f["headline"].get(lang, "") for lang in ("en", "ja")}
+                    yield {"name": entry["name"], "section": entry["section"], "step": step, "id": signal["about"],
+                           "weight": float(signal["weight"]), "status": f["status"], **words}  # fmt: skip
+
+
+def located(verdicts: list[Verdict]) -> Verdict | None:
+    """The verdict that names the incident: the worst, of these the surest, of these the first."""
+    bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
+    bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
+    return max(bad, key=lambda v: (Status[v.status].rank, SURE.index(v.confidence)), default=None)
+
+
+def judge_origin(frames: Frames, given: Given) -> Finding:
+    """7.2: the failure mode that stands out in the worst and surest verdict, with the evidence on both sides."""
+    verdicts = rows.each(frames.get("verdicts"), Verdict)
+    first = located(verdicts) or Verdict()
+    if not any(m.name == first.name for m in rows.each(frames.get("modes"), Mode)) and (
+        seen := by_the_past(frames, given)
+    ):
+        return _of_the_past(given, *seen)
+    if not verdicts:
+        return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
+    modes = sorted(rows.each(frames.get("modes"), Mode), key=lambda m: -m.score)
+    top = [m for m in modes if m.name == first.name]
+    lead = top[0].score - (top[1].score if len(top) > 1 else 0.0) if top else 0.0
+    stands_out = (
+        bool(top)
+        and top[0].score >= given.number("origin.score")
+        and lead >= given.number("origin.lead")
+        and first.confidence in ("medium", "high")
+    )
+    top = top[: int(given.number("origin.candidates"))]
+    candidates = [m.id for m in top]
+    named = {m.name: m.id for m in reversed(modes)}  # the first of each verdict
+    others = [m.id for m in modes if named[m.name] == m.id and m.id not in candidates]
+    elsewhere = [(id_, "named_elsewhere", next(m.score for m in modes if m.id == id_)) for id_ in dict.fromkeys(others)]
+    shown = pd.DataFrame(
+        [(m.id, "origin" if stands_out and m is top[0] else "candidate", m.score) for m in top] + elsewhere,
+        columns=["id", "role", "score"],
+    )
+    steps = table(frames, "steps", *STEP)
+    evidence = steps[steps["id"].isin([*candidates, *others])].drop_duplicates(["name", "step", "id"])
+    unread = table(frames, "unread", "name")
+    key = "origin" if stands_out else "inconclusive" if top else "no_mode"
+    return judged(
+        say(
+            f"postmortem.{key}",
+            mode=_mode(frames, candidates[0]) if top else "-",
+            confidence=say(f"confidence.{first.confidence}"),
+            candidates=", ".join(f"{m.id} {m.score:.2f}" for m in top) or "-",
+            score=top[0].score if top else 0.0,
+        ),
+        [
+            Value("origin", candidates[0] if stands_out else None),
+            Value("candidates", ", ".join(candidates) or None),
+            Value("confidence", first.confidence),
+            Value("stuck_at", first.stuck_at or None),
+            Value("located", first.name or None),
+        ],
+        at_least=Status.OK if stands_out else Status.WARNING,
+        notes=(
+            say("postmortem.origin_note"),
+            *((say("postmortem.unread", names=", ".join(unread["name"].astype(str))),) if len(unread) else ()),
+        ),
+        frames={"candidates": shown, "evidence": evidence.reset_index(drop=True)},
+        show=("candidates", "evidence"),
+    )
+
+
+def by_the_past(frames: Frames, given: Given) -> tuple[str, past.Spell] | None:
+    """The observation that the first spell of an incident is, and that spell; None where no queue had one.
+
+    A row that was tried in vain keeps the number of its tries, one that nobody took has none.
+    """
+    found = rows.each(frames.get("spells"), past.Spell)
+    first = next((s for s in found if s.since is not None), None)
+    if first is None or first.since is None:
+        return None
+    together = first.since + pd.Timedelta(seconds=given.number("past.together"))
+    begun = {s.queue: s for s in found if s.since is not None and s.since <= together}
+    if {"outbox", "notifications"} <= begun.keys():
+        return "past.both_stood", first
+    queue = next(queue for queue in past.QUEUES if queue in begun)
+    if queue == "broker":
+        return "past.nobody_processed", begun[queue]
+    tried = begun[queue].slow and begun[queue].tried >= given.number("past.tried") * begun[queue].slow
+    names = {"outbox": ("past.nobody_published", "past.publish_failed"),
+             "notifications": ("past.nobody_sent", "past.send_failed")}  # fmt: skip
+    return names[queue][bool(tried)], begun[queue]
+
+
+def _of_the_past(given: Given, observation: str, spell: past.Spell) -> Finding:
+    """What the tables alone can tell: in front of what it waited first, and whether it was tried; never which mode."""
+    signals = sorted(given.speaks(observation), key=lambda s: -s.weight)
+    modes = [s for s in signals if s.about in given.catalog.failure_modes and s.weight > 0]
+    places = [s.about for s in signals if s.about in given.catalog.places]
+    shown = pd.DataFrame([(s.about, "candidate", s.weight) for s in modes], columns=["id", "role", "score"])
+    facts = {"n": spell.slow, "tried": spell.tried, "queue": say(f"postmortem.queue.{spell.queue}")}
+    return judged(
+        say("postmortem.by_the_past", why=say(f"postmortem.{observation}", **facts),
+            candidates=", ".join(s.about for s in modes)),
+        [
+            Value("origin", None),
+            Value("candidates", ", ".join(s.about for s in modes)),
+            Value("confidence", "low"),
+            Value("stuck_at", None),
+            Value("undecided", ", ".join(places)),
+        ],
+        at_least=Status.WARNING,
+        notes=(say("postmortem.past_note"),),
+        frames={"candidates": shown},
+        show=("candidates",),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """A failure mode's title."""
+
+    id: str = ""
+    en: str = ""
+    ja: str = ""
+
+
+def _mode(frames: Frames, id_: str) -> Text:
+    title = next((k for k in rows.each(frames.get("known"), Known) if k.id == id_), Known())
+    return say(VERBATIM, en=f"{id_} {title.en}".strip(), ja=f"{id_} {title.ja}".strip())
+
+
+CHECKS: tuple[Check, ...] = (Check("7.2", collect_origin, judge_origin),)
