@@ -313,6 +313,7 @@ def test_retention_is_said_and_is_never_0() -> None:
     found = impact.judge_impact(frames, week_later)
     rows = by_slo(found)
     assert rows["ENT-C"]["why"] == rows["ENT-D"]["why"] == "retention"
+    assert any("What waited in the outbox before" in messages.text(n, "en") for n in found.notes)
     assert pd.isna(rows["ENT-C"]["minutes"]) and pd.isna(rows["ENT-C"]["bad"])
     assert rows["NOTI-B"]["minutes"] == 4
     assert found.status is Status.WARNING and "ENT-C" in words(found)
@@ -446,11 +447,11 @@ def test_a_window_that_is_full_of_it_is_said_to_be_too_short() -> None:
 @pytest.mark.parametrize(
     ("begun", "tried", "observation"),
     [
-        (("outbox",), 0, "past.nobody_published"),
-        (("outbox",), 60, "past.publish_failed"),
-        (("broker",), 0, "past.nobody_processed"),
-        (("notifications",), 5, "past.nobody_sent"),
-        (("notifications",), 60, "past.send_failed"),
+        (("outbox",), 1, "past.publishing_stood"),
+        (("outbox",), 11, "past.publishing_failed"),
+        (("broker",), 0, "past.processing_stood"),
+        (("notifications",), 0, "past.sending_stood"),
+        (("notifications",), 60, "past.sending_failed"),
         (("outbox", "notifications"), 0, "past.both_stood"),
     ],
 )
@@ -1059,6 +1060,26 @@ def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp
     assert 'href="postmortem.html"' in archive.read("index.html").decode()
     # A look back is not how things stand.
     assert not any(e.get("sections") == ["7"] for e in archive.manifest())
+
+
+def test_a_draft_of_what_nobody_looked_at(
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive
+) -> None:
+    """The section alone, and only a window: the incident is found, its times are the rows' own, its cause is open."""
+    traffic(db, seconds=2400, until=600, per_second=2)
+    for second in range(480, 600):
+        events(db, 2, second, sent_after=180.0, tries=2)
+    traffic(db, seconds=478, until=0, per_second=2)
+    asked = ("run", "7", "--incident", "INC", "-p", "window_minutes=30", "--output", archive.output)
+    done = runbook(*asked, env={**os.environ, **servers.env})
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert f"{archive.place}/{mandatory.MARKDOWN}" in done.stdout
+    times = {r["what"]: pd.Timestamp(r["time"]) for r in mandatory.record_of(text_of(archive))["timeline"]["entries"]}
+    assert abs((times["Onset"] - (now - 10 * MINUTE)).total_seconds()) < 20
+    assert abs((times["Recovery"] - (now - 5 * MINUTE)).total_seconds()) < 20
+    assert "FM-NOTI-03" in text_of(archive) and "\norigin: ''\n" in text_of(archive)
+    assert [m.number for m in missing(text_of(archive))] == [2, 3, 4]
+    assert archive.problems() == []
 
 
 def test_the_command_on_what_is_not_there(servers: Servers, archive: Archive, now: pd.Timestamp) -> None:

@@ -111,10 +111,10 @@ def _ask(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None
     e2e = slos["NOTI-B"].number
     late = {"limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
     tries_s, margin = rb.number("publish.tries_longest"), pd.Timedelta(hours=rb.number("postmortem.margin"))
-    outbox = past.in_pieces(rb, db, "postmortem/outbox", since, until + margin, **stretch, **late)
+    outbox = past.in_pieces(rb, db, "postmortem/outbox", since, until + margin, "postmortem.piece", **stretch, **late)
     sent = past.in_pieces(
-        rb, db, "postmortem/notifications", since - margin, until + margin, **stretch, limit_s=e2e
-    )  # fmt: skip
+        rb, db, "postmortem/notifications", since - margin, until + margin, "postmortem.piece", **stretch, limit_s=e2e
+    )
     return {
         "reach": db.ask("postmortem/reach"),
         "size": db.try_ask("postmortem/size"),
@@ -255,18 +255,19 @@ class Failed:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back the rows of a side reach, and how long they are kept."""
+    """How far back the rows of a side reach, and to when they are kept today, whatever moment is looked at."""
 
     oldest: pd.Timestamp | None
-    kept: pd.Timedelta
+    horizon: pd.Timestamp
     known: float | None
 
 
 @dataclass(frozen=True)
 class Oldest:
-    """The oldest rows that were sent, or published."""
+    """The oldest rows that were sent, or published, and when that was asked."""
 
     QUESTION: ClassVar[str] = "postmortem/reach"
+    now: pd.Timestamp | None = None
     ended_since: pd.Timestamp | None = None
     published_since: pd.Timestamp | None = None
 
@@ -283,9 +284,10 @@ class Size:
 def _reach(frames: Frames, given: Given, slo: str) -> Reach:
     """Of the side that an objective is about."""
     oldest, size = rows.one(frames.get("reach"), Oldest), rows.one(frames.get("size"), Size)
+    now = oldest.now or given.as_of
     if slo.startswith("ENT"):
-        return Reach(oldest.published_since, pd.Timedelta(hours=given.number("retention.outbox")), size.published)
-    return Reach(oldest.ended_since, pd.Timedelta(days=given.number("retention.notifications")), size.ended)
+        return Reach(oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published)
+    return Reach(oldest.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")), size.ended)
 
 
 def impact(frames: Frames, given: Given, went: Course) -> list[Impact]:
@@ -310,7 +312,7 @@ def impact(frames: Frames, given: Given, went: Course) -> list[Impact]:
             events, counted = _month_events(frames, given, name)
             r = replace(r, budget=budget_share(r.bad or 0.0, allowed(slo), events), counted=counted)
             if name != "NOTI-D":  # dead letters are never cleaned
-                r = _hidden(r, given.as_of, _reach(frames, given, name), begin or span.since, span.until)
+                r = _hidden(r, _reach(frames, given, name), begin or span.since, span.until)
         if r.why not in ("", "no_events") and name in earlier:
             r = replace(earlier[name], why="earlier")
         if name in seen and not r.hit:
@@ -343,12 +345,11 @@ def _given_up(r: Impact, failed: Failed, span: Span) -> Impact:
     return replace(r, minutes=minutes, why="")
 
 
-def _hidden(r: Impact, as_of: pd.Timestamp, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
+def _hidden(r: Impact, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
     """What retention has taken of the incident: all, a part, or nothing."""
-    horizon = as_of - reach.kept
-    if begin >= horizon or (reach.oldest is not None and reach.oldest <= begin):
+    if begin >= reach.horizon or (reach.oldest is not None and reach.oldest <= begin):
         return r
-    visible = reach.oldest or horizon
+    visible = reach.oldest or reach.horizon
     if visible >= until:
         return Impact(r.slo, r.objective, counted=r.counted, why="retention")
     return replace(r, why="partly", since=visible)
@@ -429,6 +430,10 @@ def _waiting_notes(frames: Frames, given: Given, went: Course) -> list[Text]:
     steps, notes = past.span_of(frames, "steps"), []
     if steps is not None and went.incident:
         notes.append(say("postmortem.steps", s=steps.bucket_s))
+    for queue in past.QUEUES:
+        if steps and (gone := _gone_before(frames, given, queue, steps.since)) is not None:
+            at = f"{gone:%Y-%m-%d %H:%M:%SZ}"
+            notes.append(say("postmortem.queue_gone", queue=say(f"postmortem.queue.{queue}"), at=at))
     for queue in past.always_waits(frames, given):
         notes.append(say("postmortem.always", queue=say(f"postmortem.queue.{queue}")))
     for queue in past.QUEUES:
@@ -441,6 +446,13 @@ def _waiting_notes(frames: Frames, given: Given, went: Course) -> list[Text]:
         until = None if other.until is None else f"{other.until:%Y-%m-%d %H:%M:%SZ}"
         notes.append(say("postmortem.other_incident", since=f"{other.since:%Y-%m-%d %H:%M:%SZ}", until=until))
     return notes
+
+
+def _gone_before(frames: Frames, given: Given, queue: str, since: pd.Timestamp) -> pd.Timestamp | None:
+    """Before when a queue's rows have been removed by retention; None where that is before the span."""
+    reach = _reach(frames, given, "NOTI" if queue == "notifications" else "ENT")
+    taken = since < reach.horizon and (reach.oldest is None or reach.oldest > since)
+    return (reach.oldest or reach.horizon) if taken else None
 
 
 @dataclass(frozen=True)
@@ -485,8 +497,7 @@ def drawn_panels(frames: Frames, given: Given, span: Span) -> list[Panel]:
         level = past.levels(frames, queue, steps)
         if level is None or (queue not in out and queue != "notifications"):
             continue
-        reach = _reach(frames, given, "ENT" if queue != "notifications" else "NOTI")
-        gone = reach.oldest if steps.since < given.as_of - reach.kept else None
+        gone = _gone_before(frames, given, queue, steps.since)
         limit = past.limit(level, given, steps)
         left = level["least"] > limit
         panels.append(
@@ -517,7 +528,9 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
     begin, end = max(began - around, span.since), min(max(over + around, *(m[1] or over for m in marks)), span.until)
     shaded = False
     for ax, panel in zip(every[:, 0], panels, strict=True):
-        ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, linewidth=1.5, fill=panel.fill)
+        ax.stairs(panel.values, panel.edges, color=panel.colour, linewidth=1.5)
+        if panel.fill:
+            ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, alpha=0.6, fill=True)
         ax.axhline(panel.limit, color=charts.ORANGE, linestyle=":", linewidth=1.4)
         for first, last in history.spells(panel.breach.to_numpy(dtype=float), 0.5, 0):
             ax.axvspan(panel.edges[first], panel.edges[last], facecolor=charts.RED, alpha=0.18, hatch="//",

@@ -156,7 +156,7 @@ def judge_origin(frames: Frames, given: Given) -> Finding:
 def by_the_past(frames: Frames, given: Given) -> tuple[str, past.Spell] | None:
     """The observation that the first spell of an incident is, and that spell; None where no queue had one.
 
-    A row that was tried in vain keeps the number of its tries, one that nobody took has none.
+    A row keeps the number of its tries that failed; one that nobody took has none, and so has one whose try hung.
     """
     found = rows.each(frames.get("spells"), past.Spell)
     first = next((s for s in found if s.since is not None), None)
@@ -168,11 +168,11 @@ def by_the_past(frames: Frames, given: Given) -> tuple[str, past.Spell] | None:
         return "past.both_stood", first
     queue = next(queue for queue in past.QUEUES if queue in begun)
     if queue == "broker":
-        return "past.nobody_processed", begun[queue]
-    tried = begun[queue].slow and begun[queue].tried >= given.number("past.tried") * begun[queue].slow
-    names = {"outbox": ("past.nobody_published", "past.publish_failed"),
-             "notifications": ("past.nobody_sent", "past.send_failed")}  # fmt: skip
-    return names[queue][bool(tried)], begun[queue]
+        return "past.processing_stood", begun[queue]
+    failed = begun[queue].tried >= given.number("tries.pattern")
+    names = {"outbox": ("past.publishing_stood", "past.publishing_failed"),
+             "notifications": ("past.sending_stood", "past.sending_failed")}  # fmt: skip
+    return names[queue][failed], begun[queue]
 
 
 def _of_the_past(given: Given, observation: str, spell: past.Spell) -> Finding:

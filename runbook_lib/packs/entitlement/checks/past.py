@@ -94,25 +94,25 @@ def window(given: Given) -> Span:
 def ask(rb: Context, db: Snapshot, span: Span, queues: Iterable[str] = QUEUES) -> Frames:
     """What came, left and waited in each queue. Frames waiting.QUEUE (`Flow`, piece), where it could be read."""
     margin = pd.Timedelta(hours=rb.number("postmortem.margin"))
-    limits = {"slow_s": rb.catalog.limits["backlog.oldest_due"].warning, "bucket_s": span.bucket_s}
+    given = vars(span) | {"slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
     found = {}
     for queue in queues:
         low, high = (span.since, span.until + margin)
         if queue == "notifications":  # found by when they came, not by when they left
             low, high = (span.since - margin, span.until)
-        parts = in_pieces(rb, db, f"past/{queue}", low, high, since=span.since, until=span.until, **limits)
+        parts = in_pieces(rb, db, f"past/{queue}", low, high, "past.piece", **given)
         if parts is not None:
             found[f"waiting.{queue}"] = pd.concat(p.assign(piece=i) for i, p in enumerate(parts))
     return found
 
 
 def in_pieces(
-    rb: Context, db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, **params: Any
+    rb: Context, db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, piece: str, **params: Any
 ) -> list[pd.DataFrame] | None:
-    """One question in pieces, so that each stays within the read budget; None where one was not answered whole."""
+    """One question in pieces, so many hours each (a number of slo.md); None where one was not answered whole."""
     answers: list[pd.DataFrame] = []
     while low < high:
-        end = min(low + pd.Timedelta(hours=rb.number("postmortem.piece")), high)
+        end = min(low + pd.Timedelta(hours=rb.number(piece)), high)
         found = db.try_ask(name, low=low, high=end, with_open=not answers, **params)
         if found is None or found.attrs.get("capped"):
             return None
