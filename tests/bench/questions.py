@@ -82,6 +82,7 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "bucket_s": 60,
         "old_s": 10.0,
         "slow_s": 10.0,
+        "few": 4.0,
         "share": 0.05,
         "tries_s": 420.0,
         "role": "miniserversystem",

@@ -95,6 +95,7 @@ def ask(rb: Context, db: Snapshot, span: Span, queues: Iterable[str] = QUEUES) -
     """What came, left and waited in each queue. Frames waiting.QUEUE (`Flow`, piece), where it could be read."""
     margin = pd.Timedelta(hours=rb.number("postmortem.margin"))
     given = vars(span) | {"slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
+    given["few"] = _chance(rb.number("past.usual"), rb.number("past.spread"))
     found = {}
     for queue in queues:
         low, high = (span.since, span.until + margin)
@@ -104,6 +105,11 @@ def ask(rb: Context, db: Snapshot, span: Span, queues: Iterable[str] = QUEUES) -
         if parts is not None:
             found[f"waiting.{queue}"] = pd.concat(p.assign(piece=i) for i, p in enumerate(parts))
     return found
+
+
+def _chance(usual: float, spread: float) -> float:
+    """How much may wait by chance where usually nothing does."""
+    return history.ordinary([0.0], usual, spread)[1]
 
 
 def in_pieces(
@@ -210,7 +216,7 @@ def always_waits(frames: Frames, given: Given) -> list[str]:
     """The queues in which so much waits nearly all the time that an incident as long as the span would not show."""
     span = span_of(frames, "steps")
     known = {} if span is None else {q: level for q in QUEUES if (level := levels(frames, q, span)) is not None}
-    nothing = history.ordinary([0.0], given.number("past.usual"), given.number("past.spread"))[1]
+    nothing = _chance(given.number("past.usual"), given.number("past.spread"))
     return [queue for queue, level in known.items() if span and _ordinary(level, given, span)[0] > nothing]
 
 

@@ -14,8 +14,8 @@
 -- column: untimed rows
 -- An event waits from its creation to the batch start in which it was published, or to when it was given up where commit
 -- times are kept. Those that wait to this day are there `with_open`.
--- `least` and `most` waited at some moment of the bucket; the first and the last at which it was `least` are `low_first`
--- and `low_last`. `slow` came in it and waited `slow_s`, `tried` of these were tried in vain. `untimed` were given up, and
+-- `least` and `most` waited at some moment of the bucket. `low_first` and `low_last` are the first and the last at which one
+-- left and no more than `few` still waited, or else at which it was `least`. `slow` came in it and waited `slow_s`, `tried` of these were tried in vain. `untimed` were given up, and
 -- when is not kept: they are in no other count. Bucket -1 is all before.
 WITH found AS (
     SELECT created_at, published_at AS ended_at, attempt_count, false AS given_up
@@ -51,9 +51,12 @@ WITH found AS (
     WHERE at < CAST(:until AS timestamptz)
 )
 SELECT bucket, count(*) FILTER (WHERE step > 0) AS came, count(*) FILTER (WHERE step < 0) AS gone,
-    min(level) AS least, max(level) AS most, to_timestamp((min(ARRAY[level, second]))[2]) AS low_first,
-    to_timestamp(-(min(ARRAY[level, -second]))[2]) AS low_last, sum(slow) AS slow, sum(tried) AS tried,
-    sum(untimed) AS untimed
+    min(level) AS least, max(level) AS most,
+    to_timestamp(coalesce(min(second) FILTER (WHERE step < 0 AND level <= CAST(:few AS double precision)),
+        (min(ARRAY[level, second]))[2])) AS low_first,
+    to_timestamp(coalesce(max(second) FILTER (WHERE step < 0 AND level <= CAST(:few AS double precision)),
+        -(min(ARRAY[level, -second]))[2])) AS low_last,
+    sum(slow) AS slow, sum(tried) AS tried, sum(untimed) AS untimed
 FROM leveled
 GROUP BY 1
 ORDER BY 1
