@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
+from psycopg.rows import dict_row
 from steps import events, run, statuses, weight, words
 
 from runbook_lib import messages
@@ -850,3 +852,64 @@ def test_a_table_in_parts_is_known_and_the_next_part_is_missed(embedded: Servers
             assert found["2.4"].status is Status.CRITICAL and weight(found["2.4"], "FM-DB-03") > 0
     finally:
         db.execute("DROP DATABASE parted WITH (FORCE)")
+
+
+# A migration that waits --------------------------------------------------------------------------------------
+
+WAITING = """
+SELECT application_name, pid, cardinality(waits_for) > 0 AS waits, waits_for, now() - query_start AS age
+FROM (SELECT *, pg_blocking_pids(pid) AS waits_for FROM pg_stat_activity WHERE datname = current_database()) sessions
+"""
+
+
+def test_behind_a_migration_that_waits_the_runbook_leaves_the_queue_and_stands_before_nobody(
+    embedded: Servers, db: psycopg.Connection
+) -> None:
+    events(db, 20, 60)
+
+    def waits(connection: psycopg.Connection) -> bool:
+        found = db.execute("SELECT cardinality(pg_blocking_pids(%s))", [connection.info.backend_pid]).fetchone()
+        return found is not None and found[0] > 0
+
+    def blocked(connection: psycopg.Connection, statement: str) -> threading.Thread:
+        thread = threading.Thread(target=connection.execute, args=[statement])
+        thread.start()
+        until(lambda: waits(connection))
+        return thread
+
+    seen: list[dict[str, Any]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        with psycopg.connect(embedded.admin_url, autocommit=True, row_factory=dict_row) as watcher:
+            while not over.wait(0.02):
+                seen.extend(watcher.execute(WAITING.encode()))
+
+    watcher = threading.Thread(target=watch)
+    threads = [watcher]
+    with (
+        psycopg.connect(embedded.admin_url, autocommit=True) as migration,
+        psycopg.connect(embedded.app_url, autocommit=True) as worker,
+        psycopg.connect(embedded.admin_url) as reading,
+    ):
+        reading.execute("SELECT FROM notification.notifications")
+        try:
+            threads.append(
+                blocked(migration, "ALTER TABLE notification.notifications ALTER COLUMN locked_by SET DEFAULT NULL")
+            )
+            threads.append(blocked(worker, "UPDATE notification.notifications SET locked_by = locked_by"))
+            watcher.start()
+            found = run(embedded, "4.1.1", "4.1.4")
+            assert waits(migration) and waits(worker), "they were in the queue all the while"
+        finally:
+            over.set()
+            reading.rollback()
+            for thread in threads:
+                if thread.ident:
+                    thread.join(60)
+    assert found["4.1.1"].reason is Reason.TIMEOUT, "it did stand in the queue"
+    ours = {s["pid"] for s in seen if s["application_name"].startswith("runbook/")}
+    assert ours, "it was seen"
+    assert not [s for s in seen if s["pid"] not in ours and set(s["waits_for"]) & ours]
+    # The server's own limit is 0.2 s; whoever watches on a busy machine may come late, but not by a statement's limit.
+    assert not [s for s in seen if s["pid"] in ours and s["waits"] and s["age"] >= timedelta(seconds=2)]

@@ -36,7 +36,7 @@ ONE = ("4.1",)
 TOKEN = "bench"
 #: At most so much of papermill's time (median of the rounds' ratios), by case.
 TARGETS = {("cold", "one"): 0.60, ("cold", "ten"): 0.15, ("warm", "one"): 0.25, ("warm", "ten"): 0.10}
-_BIN = Path(sys.executable).parent
+BIN = Path(sys.executable).parent
 _TIMEOUT_S = 300.0
 
 
@@ -80,7 +80,7 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
     with ExitStack() as stack:
         envs = {id(s): _environment(s, scratch) for s in (standing, delivered)}
         receivers = {
-            key: stack.enter_context(_receiver(env, scratch / f"receiver-{n}"))
+            key: stack.enter_context(receiver(env, scratch / f"receiver-{n}"))
             for n, (key, env) in enumerate(envs.items())
         }
         for n in range(rounds + 1):
@@ -110,7 +110,7 @@ def _environment(servers: Servers, scratch: Path) -> dict[str, str]:
 def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
     for section in sections:
         notebook = catalog.load().sections[section].notebook
-        command = [str(_BIN / "papermill"), str(notebook), str(scratch / f"{section}.ipynb"), "--no-progress-bar"]
+        command = [str(BIN / "papermill"), str(notebook), str(scratch / f"{section}.ipynb"), "--no-progress-bar"]
         done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
         if done.returncode:
             raise RuntimeError(f"papermill, section {section}: {done.stderr.decode()[-500:]}")
@@ -118,7 +118,7 @@ def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> s
 
 
 def _runbook(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
-    command = [str(_BIN / "runbook"), "run", *sections, "--output", str(scratch / "cold"), "--json"]
+    command = [str(BIN / "runbook"), "run", *sections, "--output", str(scratch / "cold"), "--json"]
     done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
     runs = json.loads(done.stdout)["runs"]
     if [r["section"] for r in runs if r["artifact"]["html"]] != list(sections):
@@ -132,7 +132,7 @@ def _alert(sections: Sequence[str], url: str, output: Path) -> str:
     labels = {"alertname": _name(sections), "incident": incident}
     alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
     body = {"version": "4", "groupKey": incident, "alerts": [alert]}
-    requests.post(f"{url}/alertmanager", json=body, headers=_token(), timeout=10).raise_for_status()
+    requests.post(f"{url}/alertmanager", json=body, headers=token(), timeout=10).raise_for_status()
     archive = Archive(str(output), incident)
     until = time.monotonic() + _TIMEOUT_S
     while not set(sections) <= {e.get("section") for e in archive.manifest()}:
@@ -164,21 +164,26 @@ def _name(sections: Sequence[str]) -> str:
     return f"Bench{len(sections)}"
 
 
-def _token() -> dict[str, str]:
+def token() -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKEN}"}
 
 
 @contextmanager
-def _receiver(env: dict[str, str], scratch: Path) -> Iterator[tuple[str, Path, psutil.Process]]:
+def receiver(
+    env: dict[str, str], scratch: Path, first: Callable[[], None] | None = None
+) -> Iterator[tuple[str, Path, psutil.Process]]:
+    """A receiver that is up: where it listens, where it leaves its artifacts. `first` is called in its process."""
     scratch.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     output = scratch / "warm"
-    command = [str(_BIN / "runbook"), "serve", "--port", str(port), "--output", str(output)]
+    command = [str(BIN / "runbook"), "serve", "--port", str(port), "--output", str(output)]
     url = f"http://127.0.0.1:{port}"
     with (scratch / "receiver.log").open("wb") as log:
-        process = psutil.Popen(command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = psutil.Popen(
+            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=first
+        )
         try:
             _until_ready(url, process, scratch)
             yield url, output, process
