@@ -215,6 +215,8 @@ def _print_speed(cases: list[speed.Case]) -> None:
         if case.outside:
             share = statistics.median(case.outside)
             _say(f"Of an alert's time, {case.name}: {share:.0%} is not the notebook's own work.")
+        verdict = statistics.median(case.verdicts)
+        _say(f"From an alert to its verdict, before pages are rendered, {case.name}: {verdict:.1f} s")
     _say("\nTargets")
     for case in cases:
         for name in ("cold", "warm"):
@@ -223,6 +225,12 @@ def _print_speed(cases: list[speed.Case]) -> None:
                 _target(
                     f"{case.name}, {name}: at most {limit} of papermill's time ({got:.2f})",
                     [f"{got:.2f}"] if got > limit else [],
+                )
+            if case.name == "ten":
+                peak: float = getattr(case, name).mebibytes
+                _target(
+                    f"ten, {name}: at most {speed.MEBIBYTES} MiB ({peak:.0f})",
+                    [f"{peak:.0f}"] if peak > speed.MEBIBYTES else [],
                 )
 
 
