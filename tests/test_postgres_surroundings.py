@@ -328,7 +328,9 @@ def certificate(folder: Path, name: str, subject: str, *, signed_by: str = "") -
 
 
 def of_the_system() -> Path:
-    """The programs of the newest PostgreSQL that is installed beside the wheel's."""
+    """The programs of the newest PostgreSQL that is installed beside the wheel's, or those of RUNBOOK_TEST_POSTGRES."""
+    if named := os.environ.get("RUNBOOK_TEST_POSTGRES"):
+        return Path(named)
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[-3]))
     other = shutil.which("postgres")
     if found or other:

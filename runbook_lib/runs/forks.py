@@ -29,7 +29,7 @@ R = TypeVar("R")
 LEAVE_S = 10.0
 
 #: By how much those are nicer than whoever starts them.
-NICE = 10
+NICE = 5
 #: What the process that others are forked from imports, in this order.
 PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.warm"]
 

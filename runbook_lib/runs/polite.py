@@ -1,7 +1,8 @@
 """Imported first by the process that others are forked from: whoever else is on this machine goes before them.
 
-The database above all, where it is on the same one. On a machine without an idle core the runs get a tenth of what
-others get, which is enough to end within their deadline.
+The database above all, where it is on the same one. On a machine without an idle core all runs together get a third of
+what another session gets: with much less they would not end within their deadline, and an answer that never comes helps
+nobody either.
 """
 
 from __future__ import annotations
