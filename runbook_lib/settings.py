@@ -51,6 +51,11 @@ _WRITTEN = {
 DAY_S = 86_400
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class _Strict(BaseModel):
     """What is not known is refused, and so is what is no number."""
 
@@ -294,7 +299,12 @@ class ReceiverSettings(_Strict):
     """How alerts are received; secrets come from the environment or a file (docs/operations.md)."""
 
     window_minutes: float = Field(30.0, gt=0, le=7 * 24 * 60, description="a repeat within it is only counted")
-    workers: int = Field(4, ge=1, le=64, description="investigations at once, one per target")
+    workers: int = Field(
+        default_factory=lambda: max(2, min(cores(), 4)),
+        ge=1,
+        le=64,
+        description="investigations at once, one per target",
+    )
     public_url: str = Field("", description="what links in messages start with")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
     notify_urls_file: str = ""

@@ -7,6 +7,7 @@ incident.
 # ruff: noqa: E402, F401, I001
 from __future__ import annotations
 
+import ctypes
 import gc
 from contextlib import suppress
 
@@ -16,15 +17,22 @@ gc.disable()
 from runbook_lib.runs import quick
 from runbook_lib.cli import main as command  # runners
 from runbook_lib.runs import engine, investigation
-import ipykernel.ipkernel  # the kernels that runners fork
+import IPython.core.completerlib  # the kernels that runners fork
+import IPython.core.debugger
+import IPython.core.oinspect
+import IPython.extensions.storemagic
+import ipykernel.debugger
+import ipykernel.ipkernel
 import ipykernel.kernelapp
 import ipykernel.zmqshell
+import psutil
+import tornado.platform.asyncio
+import tornado.queues
 import matplotlib.backends.backend_agg
 import nbconvert
 import nbformat
 import pandas as pd
 import papermill.execute
-import sqlalchemy
 from runbook_lib import catalog, checks, session
 from runbook_lib.catalog import CatalogError
 from runbook_lib.usage import UsageError
@@ -35,7 +43,6 @@ from runbook_lib.model.finding import say
 
 def _once() -> None:
     """Use each of them; a slip in a document or a pack is told by whoever is asked to run something."""
-    sqlalchemy.create_engine("postgresql+psycopg://").dispose()
     figure, ax = charts.axes("waiting", "rows", "time (UTC)")
     ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
     charts.clock_ticks(ax)
@@ -50,6 +57,9 @@ def _once() -> None:
 
 _once()
 
+# What the imports took and gave back is the system's again: each page that stays is one that forks may copy.
+with suppress(OSError, AttributeError):  # glibc's alone
+    ctypes.CDLL(None).malloc_trim(0)
 # What is here stays: a fork that looks for garbage need not touch, and thereby copy, all of it.
 gc.freeze()
 gc.enable()

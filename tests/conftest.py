@@ -29,6 +29,9 @@ from runbook_lib.runs import forks
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
 
+# Of their processes some start a sandbox, which is no headless run; tests/test_engine.py has a process without this.
+forks.PRELOADED.remove("runbook_lib.runs.polite")
+
 # How fast an example is made says more about the machine than about the test.
 hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("any")

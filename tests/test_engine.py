@@ -166,3 +166,38 @@ def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
 def test_what_is_forked_forks_its_own() -> None:
     """And starts no second origin, which would import everything once more."""
     assert forks.call(forks.context).get_start_method() == "fork"
+
+
+POLITE = """
+import os
+from pathlib import Path
+import nbformat
+from runbook_lib.runs import forks
+
+def look():
+    from papermill.execute import execute_notebook
+    from runbook_lib.runs import engine, kernels
+    kernels.fork_one()
+    cell = "import os; print(os.nice(0), open('/proc/self/autogroup').read().split()[-1], os.getsid(0))"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
+    kept = []
+    execute_notebook(nb, None, engine_name=engine.NAME, progress_bar=False, partial=Path("run.ipynb"), kept=kept)
+    return f"{os.nice(0)} {os.getsid(0)} {kept[0].cells[0].outputs[0].text}"
+
+if __name__ == "__main__":
+    before = os.nice(0)
+    print(before, os.nice(0), os.getsid(0), forks.call(look))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel shares cores by processes alone")
+def test_runs_let_others_go_first_and_slow_down_nobody_else(tmp_path: Path) -> None:
+    """As processes and, where Linux shares the cores among sessions first, as a session of their own."""
+    script = tmp_path / "look.py"
+    script.write_text(POLITE)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+    before, after, session, runner, of_runner, kernel, group, of_kernel = map(int, done.stdout.split())
+    assert before == after and runner == kernel == min(before + forks.NICE, 19)
+    assert group == forks.NICE and of_runner == of_kernel != session

@@ -160,7 +160,7 @@ def triage(
         raise UsageError("--alert says which system it is about: --targets is for several")
     if "target" in given:
         raise UsageError("--target names one system, --targets several: give one of them")
-    return _triage_many(targets, executor, scheduler, workers or os.cpu_count() or 1, **options)
+    return _triage_many(targets, executor, scheduler, workers or settings.cores(), **options)
 
 
 def _triage_many(
@@ -610,7 +610,7 @@ def lab(target: str, incident: str, output: str | None, arguments: tuple[str, ..
 )
 @click.option("--tls-cert", type=_FILE, help="a certificate with its chain, PEM: listen with TLS")
 @click.option("--tls-key", type=_FILE, help="its key, PEM")
-@click.option("--workers", type=click.IntRange(1, 64), help="investigations at once  [default: 4]")
+@click.option("--workers", type=click.IntRange(1, 64), help="investigations at once  [default: per core, 2 to 4]")
 @click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
 @click.option("--scheduler", metavar="URL", help="of Dask, such as tcp://scheduler:8786")
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of the page and the artifacts  [default: en]")

@@ -28,8 +28,8 @@ from runbook_lib.usage import UsageError, did_you_mean
 #: Seconds that a runner is given beyond its deadline to save what it has, before it is killed.
 GRACE_S = 8.0
 
-#: Sections that are run at once: they wait more than they work. A database is read by fewer, see `Budget.readers`.
-AT_ONCE = max(os.cpu_count() or 1, 6)
+#: Sections that are run at once: one more than there are cores, since each waits at times; no more than six.
+AT_ONCE = min(settings.cores() + 1, 6)
 
 #: Seconds that a run which acts is given beyond its deadline: a rollout must not be left in the middle.
 ACTING_S = 240.0

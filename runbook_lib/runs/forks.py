@@ -28,6 +28,11 @@ R = TypeVar("R")
 #: Seconds in which whoever is told to end must have left in order; who has begun others waits for them first.
 LEAVE_S = 10.0
 
+#: By how much those are nicer than whoever starts them.
+NICE = 5
+#: What the process that others are forked from imports, in this order.
+PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.warm"]
+
 _is_fork = False
 
 
@@ -68,7 +73,7 @@ def context() -> BaseContext:
         return get_context("fork")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork takes one thread with it, and no more are needed
     origin = get_context("forkserver")
-    origin.set_forkserver_preload(["runbook_lib.warm"])
+    origin.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # it leaves SIGINT unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

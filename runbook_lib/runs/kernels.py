@@ -118,7 +118,7 @@ def end() -> None:
 
 def _become_a_kernel(order: int) -> NoReturn:
     try:
-        os.setsid()
+        os.setpgid(0, 0)  # and no session of its own, which would not be as polite
         parent = os.getppid()
         # Signals are for the runner until here; from here on the kernel decides when it can be interrupted.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import sys
 
-# jsonschema imports a grammar of international URIs where JupyterLab has brought one: a second for each process, to
-# check a format that no notebook has.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+# What others would import where it is installed, and nobody here has a use for.
+for unused in (
+    "rfc3987_syntax",  # jsonschema: a grammar of international URIs, a second, to check a format that no notebook has
+    "isoduration",  # jsonschema: the same of durations
+    "debugpy",  # ipykernel: a debugger, half a second and 20 MB in each kernel; JupyterLab's own kernels keep it
+    "boto3",  # papermill: the client of a store that is reached through fsspec here
+):
+    sys.modules.setdefault(unused, None)  # type: ignore[arg-type]

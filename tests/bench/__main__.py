@@ -1,4 +1,5 @@
-"""`make bench`: what the runbook costs a table of millions of rows, and how long an alert waits for its artifact.
+"""`make bench`: what the runbook costs a table of millions of rows and the application beside it, and how long an alert
+waits for its artifact.
 
 Judges in words, never by its exit code.
 """
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import obvious, questions, runs, speed
+from . import harm, load, obvious, questions, runs, speed
 from .fill import Filled
 from .questions import Row
 from .runs import Measured
@@ -31,14 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000, help="notifications  [default: 5,000,000]")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="fill this folder, or use what it already holds")
-    parser.add_argument("--speed", action="store_true", help="only the times, on a hundredth of the rows")
+    parser.add_argument(
+        "only",
+        nargs="?",
+        choices=("speed", "harm"),
+        help="the times and memory alone, or what it does to the application",
+    )
     options = parser.parse_args(arguments)
     began = time.monotonic()
-    if options.speed:
+    if options.only:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
             small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
-            _print_speed(_speed(small, scratch, options.rows))
+            if options.only == "speed":
+                _print_speed(_speed(small, scratch, options.rows))
+            else:
+                _print_harm(harm.measure(small, scratch / "harm"))
         return
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
@@ -47,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size = large.table_size("notification.notifications") / 2**30
         _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
         fast = _speed(small, scratch, options.rows)
+        harmed = harm.measure(small, scratch / "harm")
         measured = _notebooks(large, small, scratch)
         large.renew_leases()
         rows = list(questions.measure(large.database_url))
@@ -60,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
     _print_speed(fast)
+    _print_harm(harmed)
     _say(f"\nThe bench took {_since(began)} s.")
 
 
@@ -204,6 +215,8 @@ def _print_speed(cases: list[speed.Case]) -> None:
         if case.outside:
             share = statistics.median(case.outside)
             _say(f"Of an alert's time, {case.name}: {share:.0%} is not the notebook's own work.")
+        verdict = statistics.median(case.verdicts)
+        _say(f"From an alert to its verdict, before pages are rendered, {case.name}: {verdict:.1f} s")
     _say("\nTargets")
     for case in cases:
         for name in ("cold", "warm"):
@@ -213,6 +226,42 @@ def _print_speed(cases: list[speed.Case]) -> None:
                     f"{case.name}, {name}: at most {limit} of papermill's time ({got:.2f})",
                     [f"{got:.2f}"] if got > limit else [],
                 )
+            if case.name == "ten":
+                peak: float = getattr(case, name).mebibytes
+                _target(
+                    f"ten, {name}: at most {speed.MEBIBYTES} MiB ({peak:.0f})",
+                    [f"{peak:.0f}"] if peak > speed.MEBIBYTES else [],
+                )
+
+
+def _print_harm(ways: list[harm.Way]) -> None:
+    _say(
+        f"\nWhat the application's statements take at {1 / load.EVERY_S:.0f} of each kind a second, in ms (against the"
+        "\nidle time of the same round): medians of the rounds. `as shipped` all share the cores; for `the database's"
+        "\nshare` the runbook has the last core and everything else the others."
+    )
+    lines = []
+    for way in ways:
+        for phase in harm.PHASES:
+            cells = [
+                f"{way.ms(phase, kind, p):.2f}" + ("" if phase == "idle" else f" (x{way.ratio(phase, kind, p):.2f})")
+                for kind in harm.KINDS
+                for p in harm.PERCENTILES
+            ]
+            lines.append((way.name, phase, str(way.statements[phase]), *cells))
+    head = [f"{kind} p{p}" for kind in harm.KINDS for p in harm.PERCENTILES]
+    _table(("way", "meanwhile", "statements", *head), lines, left={0, 1})
+    _say("\nTargets")
+    if len(ways) < len(harm.TARGETS):
+        _say("    not measured on one core: the database's share")
+    for way in ways:
+        for p in harm.PERCENTILES:
+            limit = harm.TARGETS[way.name]
+            ratios = {(phase, kind): way.ratio(phase, kind, p) for phase in harm.PHASES[1:] for kind in harm.KINDS}
+            _target(
+                f"{way.name}: p{p} at most x{limit} of idle (x{max(ratios.values()):.2f})",
+                [f"{kind} with {phase} x{r:.2f}" for (phase, kind), r in ratios.items() if r > limit],
+            )
 
 
 def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:

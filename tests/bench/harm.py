@@ -1,0 +1,170 @@
+"""What a running runbook does to the application: how long claim, mark and enqueue take at a steady load.
+
+Once as shipped, all on the same cores; and once with the runbook alone on the last core and the servers with the
+application on the others, so that what is left is the database's share. Each against the idle time of the same round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+
+from . import speed
+from .fill import Filled
+
+#: At most so many times the idle percentile, by way.
+TARGETS = {"as shipped": 1.5, "the database's share": 1.2}
+KINDS = ("enqueue", "claim", "mark")
+PERCENTILES = (95, 99)
+IDLE_S = 10.0
+ALERTS = 20
+_TIMEOUT_S = 300.0
+
+
+@dataclass
+class Way:
+    """One way to share the cores: percentiles by phase and kind, a number per round, in ms."""
+
+    name: str
+    rounds: dict[tuple[str, str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
+    statements: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def ms(self, phase: str, kind: str, percentile: int) -> float:
+        """Median of the rounds."""
+        return statistics.median(self.rounds[phase, kind, percentile])
+
+    def ratio(self, phase: str, kind: str, percentile: int) -> float:
+        """Against the idle time of the same round, median of the rounds."""
+        pairs = zip(self.rounds[phase, kind, percentile], self.rounds["idle", kind, percentile], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+PHASES = ("idle", "one triage", "eight sections", f"{ALERTS} alerts")
+
+
+def measure(servers: Filled, scratch: Path, rounds: int = 3) -> list[Way]:
+    """Phase by phase, way by way, round by round, so that whatever else the machine does meets all of them."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    cores = sorted(os.sched_getaffinity(0))
+    ways = [(Way("as shipped"), cores, cores)]
+    if len(cores) > 1:
+        ways.append((Way("the database's share"), cores[:-1], cores[-1:]))
+    env = _environment(servers, scratch)
+    with ExitStack() as stack:
+        receivers = [
+            stack.enter_context(speed.receiver(env, scratch / f"receiver-{n}", _on(own)))[:2]
+            for n, (_, _, own) in enumerate(ways)
+        ]
+        for _ in range(rounds):
+            for (way, others, own), (url, output) in zip(ways, receivers, strict=True):
+                _pin(servers, others)
+                with _load(servers.app_url, scratch / "load.json", others) as took:
+                    moments = {"idle": _span(time.sleep, IDLE_S)}
+                    moments[PHASES[1]] = _span(_command, ["triage"], env, scratch, own)
+                    moments[PHASES[2]] = _span(_command, ["run", *eight()], env, scratch, own)
+                    moments[PHASES[3]] = _span(_alerts, url, output)
+                _sort(way, moments, took)
+    _pin(servers, cores)
+    return [way for way, _, _ in ways]
+
+
+def eight() -> list[str]:
+    """The sections that look and do not act."""
+    return [n for n in speed.ten() if n not in ("5.1", "5.2")]
+
+
+def _sort(way: Way, moments: dict[str, tuple[float, float]], took: list[tuple[str, float, float]]) -> None:
+    for phase, (began, ended) in moments.items():
+        for kind in KINDS:
+            ms = [1000 * s for what, at, s in took if what == kind and began <= at < ended]
+            way.statements[phase] += len(ms)
+            cuts = statistics.quantiles(ms, n=100)
+            for percentile in PERCENTILES:
+                way.rounds[phase, kind, percentile].append(cuts[percentile - 1])
+
+
+def _span(run: Callable[..., None], *arguments: Any) -> tuple[float, float]:
+    began = time.monotonic()
+    run(*arguments)
+    return began, time.monotonic()
+
+
+@contextmanager
+def _load(url: str, file: Path, cores: list[int]) -> Iterator[list[tuple[str, float, float]]]:
+    """A load that has begun; what it has measured is there when it has ended."""
+    took: list[tuple[str, float, float]] = []
+    command = [sys.executable, "-m", "tests.bench.load", url, str(file)]
+    process = subprocess.Popen(command, preexec_fn=_on(cores))
+    try:
+        time.sleep(3)  # its first statements warm up
+        yield took
+    finally:
+        process.terminate()
+        process.wait(30)
+    took += json.loads(file.read_text())
+
+
+def _on(cores: list[int]) -> Callable[[], None]:
+    return partial(os.sched_setaffinity, 0, cores)
+
+
+def _pin(servers: Filled, cores: list[int]) -> None:
+    postgres = psutil.Process(int((servers.directory / "postgres" / "postmaster.pid").read_text().split()[0]))
+    for process in [postgres, *postgres.children(recursive=True)]:
+        process.cpu_affinity(cores)
+
+
+def _command(arguments: list[str], env: dict[str, str], scratch: Path, cores: list[int]) -> None:
+    command = [str(speed.BIN / "runbook"), *arguments, "--incident", uuid.uuid4().hex[:8], "--json"]
+    done = subprocess.run(
+        [*command, "--output", str(scratch / "runs")],
+        env=env,
+        cwd=scratch,
+        capture_output=True,
+        timeout=_TIMEOUT_S,
+        preexec_fn=_on(cores),
+    )
+    if any(not run["artifact"]["html"] for run in json.loads(done.stdout)["runs"]):
+        raise RuntimeError(f"runbook {' '.join(arguments)}: {done.stderr.decode()[-500:]}")
+
+
+def _environment(servers: Filled, scratch: Path) -> dict[str, str]:
+    """Four systems at the same servers, so that the receiver works at as many at once as it will."""
+    names = {key: f"HARM_{key.removeprefix('RUNBOOK_')}" for key in servers.env}
+    lines = [f"{key.removeprefix('RUNBOOK_').lower()}_env = {json.dumps(name)}" for key, name in names.items()]
+    file = scratch / "harm.toml"
+    file.write_text("\n".join(f"[targets.system-{n}]\n" + "\n".join(lines) for n in range(4)))
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env
+    secrets = {names[key]: value for key, value in servers.env.items()}
+    return env | secrets | {"RUNBOOK_RECEIVER_TOKEN": speed.TOKEN, "RUNBOOK_CONFIG": str(file)}
+
+
+def _alerts(url: str, output: Path) -> None:
+    """A burst of incidents, and all of their artifacts."""
+    burst = uuid.uuid4().hex[:8]
+    incidents = [f"{burst}-{n}" for n in range(ALERTS)]
+    for n, incident in enumerate(incidents):
+        labels = {"alertname": "Harm", "incident": incident, "runbook_target": f"system-{n % 4}"}
+        alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
+        body = {"version": "4", "groupKey": incident, "alerts": [alert]}
+        requests.post(f"{url}/alertmanager", json=body, headers=speed.token(), timeout=30).raise_for_status()
+    until = time.monotonic() + _TIMEOUT_S
+    while not all(list(Path(output, i).glob("*-verdict-*.json")) for i in incidents):
+        if time.monotonic() > until:
+            raise RuntimeError(f"no verdict of {ALERTS} alerts within {_TIMEOUT_S:.0f} s")
+        time.sleep(0.2)

@@ -1,0 +1,66 @@
+"""A steady load of the notification service: enqueue, claim, mark, a hundred times a second, each timed.
+
+    python -m tests.bench.load URL FILE
+
+Ends by SIGTERM and leaves FILE: a JSON list of (what, moment of its begin on the monotonic clock in s, seconds).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import psycopg
+from psycopg.rows import dict_row
+
+from runbook_lib.packs.entitlement.sandbox import notification
+from runbook_lib.packs.entitlement.sandbox.settings import WorkerSettings
+from runbook_lib.packs.entitlement.wire import EntitlementEvent
+
+EVERY_S = 0.01
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def main() -> None:
+    """Until it is told to end."""
+    url, file = sys.argv[1], Path(sys.argv[2])
+    took: list[tuple[str, float, float]] = []
+
+    def timed(what: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        began = time.monotonic()
+        value = call(*args, **kwargs)
+        took.append((what, began, time.monotonic() - began))
+        return value
+
+    def leave(*_: object) -> None:
+        file.write_text(json.dumps(took))
+        sys.exit(0)
+
+    gc.disable()  # the database is measured, not this
+    signal.signal(signal.SIGTERM, leave)
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+        worker = notification.Deliveries(connection, WorkerSettings(batch_size=1), "notification-bench")
+        due = time.monotonic()
+        while True:
+            now = datetime.now(UTC)
+            event = EntitlementEvent(
+                str(uuid.uuid4()), "EntitlementGranted", now.isoformat(), "user", "sku", "bench", "bench", 1, ""
+            )
+            timed("enqueue", notification.accept, connection, event, now)
+            for row in timed("claim", worker.claim, now):
+                timed("mark", worker.sent, row, now)
+            due = max(due + EVERY_S, time.monotonic() - EVERY_S)  # what it could not do is not made up for
+            time.sleep(max(due - time.monotonic(), 0))
+
+
+if __name__ == "__main__":
+    main()
