@@ -33,6 +33,7 @@ import nbconvert
 import nbformat
 import pandas as pd
 import papermill.execute
+import sqlalchemy
 from runbook_lib import catalog, checks, session
 from runbook_lib.catalog import CatalogError
 from runbook_lib.usage import UsageError

@@ -239,7 +239,7 @@ def make(
         "started": started,
         "ended": ended,
         "problem": problem,
-        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "psycopg", "nats-py")},
+        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
         **more,
     }
     return Artifact(name, files, entry)

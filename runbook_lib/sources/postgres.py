@@ -21,8 +21,10 @@ from typing import Any
 
 import pandas as pd
 import psycopg
+import sqlalchemy as sa
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
 from runbook_lib.questions import Query, query
@@ -467,14 +469,14 @@ def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
 
 
 _NOW = re.compile(r"\b(?:now|clock_timestamp)\(\)")
-_BOUND = re.compile(r"(?<![:\w\\]):(\w+)(?![:\w])")
+_DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @cache
 def _compiled(text: str) -> tuple[bytes, frozenset[str]]:
-    """A question as the driver takes it, and the names that are bound in it: `:name`, which `\\:name` is not."""
-    bound = _BOUND.sub(r"%(\1)s", text.replace("%", "%%"))
-    return re.sub(r"\\(:\w*)", r"\1", bound).encode(), frozenset(_BOUND.findall(text))
+    """A question as the driver takes it, and the names that are bound in it."""
+    compiled = sa.text(text).compile(dialect=_DIALECT)
+    return str(compiled).encode(), frozenset(compiled.params)
 
 
 def libpq_url(url: str, setting: str) -> str:
