@@ -28,10 +28,7 @@ _EVENT = """
 SELECT event_id FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED' AND published_at < now() - interval '10 minutes' ORDER BY published_at DESC LIMIT 1
 """
-_CHANGE = """
-SELECT audit_id, occurred_at, user_id FROM entitlement.entitlement_audit
-ORDER BY ctid DESC LIMIT 1
-"""
+_CHANGE = "SELECT audit_id, occurred_at, user_id FROM entitlement.entitlement_audit LIMIT 1"
 _LARGE = {"notifications", "outbox_events"}
 
 

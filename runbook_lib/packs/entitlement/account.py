@@ -142,18 +142,16 @@ def collect(rb: Context) -> Frames:
         before = stream.held(rb)
     with rb.snapshot() as db:
         states = parts.answers["states"] = db.ask("account/states")
+    published = [
+        (event, *(pd.Timestamp(float(t), unit="s", tz="UTC") for t in at))
+        for row in rows.each(states, Counted)
+        for times in [row.times.split()]
+        for event, *at in zip(row.names, times[::2], times[1::2], strict=False)
+    ]
     with parts.part("stream") as answers:
-        spans = {
-            event: stream.spans_of(rb, *(pd.Timestamp(float(t), unit="s", tz="UTC") for t in at))
-            for row in rows.each(states, Counted)
-            for times in [row.times.split()]
-            for event, *at in zip(row.names, times[::2], times[1::2], strict=False)
-        }
-        if spans and before:
-            most = int(rb.number("ledger.messages"))
-            seen = stream.find(rb, spans, most)
-            places = stream.whereabouts(rb, seen, before, spans, most)
-            answers["broker"] = pd.DataFrame(places.items(), columns=["event_id", "place"])
+        if before:
+            columns = ["event_id", "created_at", "published_at"]
+            answers["broker"] = stream.places(rb, pd.DataFrame(published, columns=columns), before)
     return parts.frames()
 
 

@@ -39,6 +39,9 @@ class Followed(render.Shown):
     notes: Sequence[Text]
     lang: str
 
+    def __len__(self) -> int:
+        return len(self.journeys)
+
     @property
     def status(self) -> Status:
         """The worst of the journeys; UNKNOWN where there is none."""
@@ -130,49 +133,59 @@ def event(rb: Session, id: str | None = None, *, user: str | None = None) -> Fol
 
 
 def _follow(rb: Context, id: str, user: str) -> tuple[list[Journey], list[Text]]:
-    parts = Parts()
-    # The consumer first: what it does not hold now, and is not processed a moment later, is nobody's.
-    before = None
-    with parts.part("consumer"):
-        before = stream.held(rb)
     with rb.snapshot() as db:
         if user:
             person = str(rb.masker.named(user))
             person = _person(rb, db, person) if TOKEN.fullmatch(person) else person
             events = list(db.ask("journey/by_user", typed_user=person)["event_id"])
             if id:
-                events = [e for e in events if e in _events(db, id)]
+                own = _events(db, id)
+                events = [e for e in events if e in own]
         else:
             events = _events(db, id)
-        found = _rows(db, events[:MOST], id)
-    now, given = rb.now(), rb.given()
+            change = {} if events else {"change": db.ask("journey/audit_row", id=_uuid(id))}
     notes = [say("journey.more", most=MOST, n=len(events))] if len(events) > MOST else []
-    if not events:
-        change = None if user else journey.of_change(rb.masker.frames(found), given, now)
-        days = {"day": int(given.number("retention.outbox")), "days": int(given.number("retention.notifications"))}
-        minutes = rb.parameters.window_minutes
-        nothing = (
-            say("journey.nobody", minutes=minutes, **days) if user else say("journey.nothing", minutes=minutes, **days)
-        )
-        return ([change], []) if change else ([], [nothing])
+    if events:
+        journeys, unseen = journeys_of(rb, events[:MOST], id)
+        return journeys, [*notes, *unseen]
+    alone = None if user else journey.of_change(rb.masker.frames(change), rb.given(), rb.now())
+    days = {"day": int(rb.number("retention.outbox")), "days": int(rb.number("retention.notifications"))}
+    key = "journey.nobody" if user else "journey.nothing"
+    return ([alone], []) if alone else ([], [say(key, minutes=rb.parameters.window_minutes, **days)])
+
+
+def journeys_of(rb: Context, events: Sequence[str], id: str = "") -> tuple[list[Journey], list[Text]]:
+    """The journeys of these events, as many as a question may answer, and what was not seen. Raises SourceError."""
+    parts = Parts()
+    before = None
+    # The consumer first: what it does not hold now, and is not processed a moment later, is nobody's.
+    with parts.part("consumer"):
+        before = stream.held(rb)
+    with rb.snapshot() as db:
+        found = _rows(db, list(events), id)
+    now, given = rb.now(), rb.given()
     with parts.part("stream"):
         found["stored"] = _stored(rb, found, before)
-    if failed := {e.source: e for e in (parts.failure("consumer"), parts.failure("stream")) if e}:
-        why = next(iter(failed.values()))
-        notes.append(
-            say("journey.broker_unseen", why=say(f"unknown.{why.reason}", source=why.source, detail=why.detail))
-        )
+    failed = parts.failure("consumer") or parts.failure("stream")
+    notes = []
+    if failed:
+        why = say(f"unknown.{failed.reason}", source=failed.source, detail=failed.detail)
+        notes.append(say("journey.broker_unseen", why=why))
     masked = rb.masker.frames(found)
-    return [j for e in events[:MOST] if (j := journey.of(e, masked, given, now))], notes
+    return [j for e in events if (j := journey.of(e, masked, given, now))], notes
 
 
 def _events(db: Snapshot, id: str) -> list[str]:
     """The events that an id means: an id of the tables, or else a trace's."""
-    try:
-        known = list(db.ask("journey/by_id", id=str(uuid.UUID(id)))["event_id"])
-    except ValueError:
-        known = []
+    known = list(db.ask("journey/by_id", id=own)["event_id"]) if (own := _uuid(id)) else []
     return known or list(db.ask("journey/by_trace", typed_id=id)["event_id"])
+
+
+def _uuid(id: str) -> str | None:
+    try:
+        return str(uuid.UUID(id))
+    except ValueError:
+        return None
 
 
 def _person(rb: Context, db: Snapshot, token: str) -> str:
@@ -182,17 +195,11 @@ def _person(rb: Context, db: Snapshot, token: str) -> str:
 
 
 def _rows(db: Snapshot, events: list[str], id: str) -> Frames:
-    """All that the tables have of these events; of an id without any, the change of a right that it may be."""
-    try:
-        own = str(uuid.UUID(id))
-    except ValueError:
-        own = None
-    if not events:
-        return {"change": db.ask("journey/audit_row", id=own)}
+    """All that the tables have of these events; the id that led to them may be a notification's."""
     found = {
         "outbox": db.ask("journey/outbox", ids=events, fields=OF_EVENT),
         "processed": db.ask("journey/processed", ids=events),
-        "notifications": db.ask("journey/notifications", ids=events, id=own, fields=OF_EVENT),
+        "notifications": db.ask("journey/notifications", ids=events, id=_uuid(id), fields=OF_EVENT),
         "letters": db.ask("journey/letters", ids=events),
     }
     instants = [*found["outbox"]["created_at"], *found["notifications"]["occurred_at"]]

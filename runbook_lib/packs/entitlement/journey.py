@@ -67,7 +67,7 @@ class Outbox(Leased):
     @property
     def permanent(self) -> bool:
         """Whether another try would fail again, by the publisher's own words for what is wrong with an event."""
-        words = ("outbox payload parse failure", "text", "unknown error")
+        words = ("", "outbox payload parse failure", "text", "unknown error")
         return self.lacks > 0 or self.last_error in words or self.last_error.startswith("unknown event type: ")
 
 
@@ -190,7 +190,8 @@ def of(event_id: str, frames: Frames, given: Given, now: pd.Timestamp) -> Journe
         outbox=box.status if box else "",
         outbox_wait=box.wait(now) if box else "due",
         processed=bool(registered),
-        notification=main.status if main else "FAILED" if letter else "",
+        # Registration and notification are deleted at the same age, and the letter never.
+        notification=main.status if main else "FAILED" if letter and not registered else "",
         notification_wait=main.wait(now) if main else "due",
         broker=stored.broker,
     )
@@ -323,7 +324,7 @@ def _delivery(
 ) -> Iterable[Stop]:
     if main is not None and main.status == "SENT":
         yield Stop("receiver", main.sent_at, say("journey.sent", n=main.attempt_count or None))
-    elif state.notification == "FAILED":
+    elif state.notification == "FAILED" or (main is None and letter is not None):
         n, error = main.attempt_count if main else None, letter.error_message if letter else None
         at = letter.created_at if letter else None
         yield Stop("delivery_worker", at, say("journey.failed", n=n, error=error), "failed")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Around the time that its row says a message is looked for first.
 SOON = pd.Timedelta(seconds=1), pd.Timedelta(seconds=5)
+#: Each costs a search for both of its ends.
+SPANS = 16
 Span = tuple[pd.Timestamp, pd.Timestamp]
 
 
@@ -34,6 +36,12 @@ class Held:
     unanswered: int = 0
     there: bool = True
 
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> Held:
+        """What CONSUMER.INFO says."""
+        delivered, floor = int(info["delivered"]["stream_seq"]), int(info["ack_floor"]["stream_seq"])
+        return cls(delivered, floor, int(info["num_ack_pending"]))
+
 
 @dataclass
 class Found:
@@ -47,13 +55,11 @@ def held(rb: Context) -> Held:
     """Ask the consumer. Raises SourceError, but not for a consumer that is not there: nobody has taken anything."""
     names = facts_of(rb).streams
     try:
-        info = rb.jetstream.consumer(names.events, names.consumer)
+        return Held.of(rb.jetstream.consumer(names.events, names.consumer))
     except SourceError as e:
         if e.code != "consumer_not_found":
             raise
         return Held(there=False)
-    delivered, floor = int(info["delivered"]["stream_seq"]), int(info["ack_floor"]["stream_seq"])
-    return Held(delivered, floor, int(info["num_ack_pending"]))
 
 
 def find(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> Found:
@@ -75,6 +81,18 @@ def find(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> Found:
                 found.complete |= {e for e in inside if nth == len(spans[e]) - 1}
             left -= min(end - first, left)
     return found
+
+
+def places(rb: Context, published: pd.DataFrame, before: Held) -> pd.DataFrame:
+    """Where the broker has what was published and not processed (event_id, created_at, published_at): event_id, place.
+
+    The place is that of `State.broker`; what could not be told is left out. Raises SourceError.
+    """
+    rows = published.to_dict("records")
+    spans = {str(r["event_id"]): spans_of(rb, r["created_at"], r["published_at"]) for r in rows}
+    most = int(rb.number("ledger.messages"))
+    told = whereabouts(rb, find(rb, spans, most), before, spans, most) if spans else {}
+    return pd.DataFrame(told.items(), columns=["event_id", "place"])
 
 
 def whereabouts(rb: Context, seen: Found, before: Held, events: Iterable[str], most: int) -> dict[str, str]:
@@ -163,10 +181,14 @@ def _events_of(message: Message) -> set[str]:
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
+    """The spans without what overlaps, and no more than `SPANS`: those with the least between them become one."""
     merged: list[Span] = []
     for since, until in sorted(spans):
         if merged and since <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], until))
         else:
             merged.append((since, until))
+    while len(merged) > SPANS:
+        nearest = min(range(1, len(merged)), key=lambda n: merged[n][0] - merged[n - 1][1])
+        merged[nearest - 1 : nearest + 1] = [(merged[nearest - 1][0], merged[nearest][1])]
     return merged
