@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -105,9 +104,10 @@ class Tagged:
                 seen, since = now, time.monotonic()
         return seen
 
-    def all_sent(self) -> bool:
-        """Whether all that were not destroyed have arrived."""
-        return Counter(self.record().values())["sent"] == len(self.audits) - len(self.destroyed)
+    def flow(self) -> None:
+        """Return when one that is granted now has arrived: a pod that was restarted may be coming up."""
+        (event,) = self.grant(1)
+        self.sandbox.wait_for("an event to arrive", lambda: self.record()[event] == "sent", 90)
 
     def _refresh(self) -> None:
         """All that were granted, here or by the sandbox, and not forgotten by the end of a fault."""
