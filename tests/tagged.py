@@ -38,17 +38,19 @@ class Tagged:
 
     def grant(self, n: int) -> list[str]:
         """So many rights are granted, as the API would; their events. Raises psycopg.Error where it could not."""
+        made = [f"tag-{uuid.uuid4().hex[:12]}" for _ in range(n)]
         with database.connect(self.sandbox.state.addresses.app_url) as connection:
-            for _ in range(n):
-                tag = f"tag-{uuid.uuid4().hex[:12]}"
+            for tag in made:
                 sku, purchase = entitlement.STOCK_KEEPING_UNITS[0], f"purchase-{tag}"
                 command = entitlement.Command(
                     "GRANT", tag, sku, "purchase", purchase, str(uuid.uuid4()), uuid.uuid4().hex
                 )
                 assert entitlement.execute(connection, command, database.now())[0] == 200
-        known = set(self.audits)
         self._refresh()
-        return [e for e in self.audits if e not in known]
+        keys = dict(
+            self._ask("SELECT split_part(aggregate_key, ':', 1), CAST(event_id AS text) FROM entitlement.outbox_events")
+        )
+        return [keys[tag] for tag in made]
 
     def last_try(self, events: Iterable[str]) -> None:
         """These have one try left, wherever they wait."""

@@ -239,12 +239,16 @@ def test_the_command_says_it_in_one_document(
 
 # On a sandbox -----------------------------------------------------------------------------------------------------
 
-#: In these nothing can be read, or the record itself can not be.
-BLIND = {"database_down", "runbook_locked_out", "table_lock", "outbox_locked", "broker_frozen", "broker_refusing"}
+#: In these nothing can be read, the record itself can not be, traffic is needed to begin them, or what was destroyed
+#: comes back: a consumer that is made anew delivers all again.
+LEFT_OUT = {
+    *("database_down", "runbook_locked_out", "table_lock", "outbox_locked", "broker_frozen", "broker_refusing"),
+    *("events_lost", "exhausted_outbox", "consumer_deleted"),
+}
 #: Some of them, and so many events each; all with RUNBOOK_ALL_DRILLS. What one has left, the next finds as well.
 FAULTS, N = ["relay_stopped", "subscriber_deaf", "receiver_outage"], 60
 if os.environ.get("RUNBOOK_ALL_DRILLS"):
-    FAULTS, N = [fault.name for fault in CATALOGUE if fault.name not in BLIND], 125
+    FAULTS, N = [fault.name for fault in CATALOGUE if fault.name not in LEFT_OUT], 125
 
 #: As the record has them.
 COARSE = {"stream": "broker", "subscriber": "broker"} | {
@@ -303,8 +307,8 @@ def agrees(tagged: Tagged, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_event_is_where_the_sandbox_has_it(tagged: Tagged, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when some are taken out of where they are: these are unaccounted for, and no others."""
     tagged.flow()
-    tagged.sandbox.fault(name)
     try:
+        tagged.sandbox.fault(name)
         granted: list[str] = []
         with suppress(psycopg.Error):  # some faults let nobody write
             granted = tagged.grant(N)

@@ -440,6 +440,10 @@ def draw(journey: Journey) -> charts.Chart | None:
         before = stop.at or before
     ax.set_yticks(range(len(hops)), [h.replace("_", " ") for h in reversed(hops)])
     ax.set_ylim(-0.6, len(hops) - 0.4)
+    times = [s.at for s in known if s.at] + ([journey.now] if journey.stops[-1].mark == "here" else [])
+    # Half a second beside it, so that one moment alone is no century.
+    margin = max((max(times) - min(times)) * 0.03, pd.Timedelta(milliseconds=500))
+    ax.set_xlim(*date2num([min(times) - margin, max(times) + margin]))
     ax.xaxis_date()
     ax.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
     charts.legend(figure)
