@@ -18,7 +18,7 @@ import pandas as pd
 import psycopg
 import pytest
 from command import runbook
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import events
 from tagged import Tagged
@@ -56,15 +56,18 @@ STATES = st.builds(
 BROKER = st.sampled_from(["", "waits", "delivered", "given_up", "gone"])
 
 
+@settings(max_examples=60)
 @given(STATES, BROKER)
 def test_each_state_has_a_place_with_words(row: Counted, broker: str) -> None:
     place = row.state(broker).place
     assert place in PLACES
     assert {f"account.place.{place}", f"journey.at.{place}"} <= set(messages.catalogue("en"))
-    if PLACES[place].fate in ("lost", "given_up") and not row.processed:
-        assert row.outbox != "PENDING"
+    assert (PLACES[place].fate == "done") == (row.notification == "SENT")
+    if PLACES[place].fate == "lost":
+        assert not row.notification and (row.processed or broker == "gone" or not row.outbox)
 
 
+@settings(max_examples=60)
 @given(st.lists(STATES, max_size=8), st.data())
 def test_the_sums_agree_from_hop_to_hop(found: list[Counted], data: st.DataObject) -> None:
     named = [
