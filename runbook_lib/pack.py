@@ -56,6 +56,8 @@ class Pack:
     """What its notebooks accept beyond the engine's own: a subclass of `parameters.Parameters`."""
     commands: Mapping[str, str] = field(default_factory=dict)
     """Commands of its own beside the engine's, by name: click commands or groups."""
+    asks: Mapping[str, str] = field(default_factory=dict)
+    """What a notebook may ask beyond the steps, by name (`rb.<name>`): functions of a `session.Session`."""
     module: str = ""
     """Its name as a module; whoever finds the pack fills it in."""
 
@@ -92,6 +94,18 @@ class Runbook:
         if pack is None:
             raise KeyError(name)
         return pack.get(pack.commands[name])
+
+    def ask(self, name: str) -> Any:
+        """What a pack lets a notebook ask under that name. Raises KeyError."""
+        pack = next((p for p in self.packs if name in p.asks), None)
+        if pack is None:
+            raise KeyError(name)
+        return pack.get(pack.asks[name])
+
+    @property
+    def asks(self) -> list[str]:
+        """The names of what the packs let a notebook ask."""
+        return [name for p in self.packs for name in p.asks]
 
     @property
     def commands(self) -> list[str]:

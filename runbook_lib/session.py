@@ -9,17 +9,18 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from getpass import getpass
+from types import MethodType
 from typing import Any
 
 import pandas as pd
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import questions, settings
+from runbook_lib import pack, questions, settings
 from runbook_lib.actions import action
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
@@ -51,6 +52,15 @@ class Session:
         self._cards: dict[str, DisplayHandle | None] = {}
         self._bottom: DisplayHandle | None = None
         self.shows = False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """What the packs let a notebook ask beyond the steps, such as `rb.event`."""
+        if name not in pack.in_force().asks:
+            raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
+        return MethodType(pack.in_force().ask(name), self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *pack.in_force().asks]
 
     @property
     def findings(self) -> dict[str, Finding]:

@@ -64,7 +64,23 @@ def parameters(now: pd.Timestamp) -> dict[str, Any]:
         "slow_s": 10.0, "few": 4.0, "limit_s": 30.0, "old_s": 10.0, "tries_s": 420.0, "bucket_s": 60, "share": 0.05,
         "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",
         "event": str(uuid4()), "seqs": [7], "with_open": True, "role": "miniserversystem",
+        "id": str(uuid4()), "ids": [], "instants": [], "typed_id": "", "typed_user": "",
     }  # fmt: skip
+
+
+def of_what_is_there(db: psycopg.Connection) -> dict[str, Any]:
+    """What the others are asked with, as far as there are rows."""
+    asked: dict[str, Any] = {"event_ids": [str(i) for (i,) in db.execute(
+        "SELECT event_id FROM notification.processed_events LIMIT 9")]}  # fmt: skip
+    change = db.execute(
+        "SELECT audit_id, occurred_at, user_id, payload->>'trace_id' FROM entitlement.entitlement_audit JOIN"
+        " entitlement.outbox_events ON created_at = occurred_at WHERE payload->>'trace_id' <> '' LIMIT 1"
+    ).fetchone()
+    letter = db.execute("SELECT event_id FROM notification.notification_dlq LIMIT 1").fetchone()
+    if change and letter:
+        asked |= {"id": str(change[0]), "instants": [change[1]], "typed_user": change[2], "typed_id": change[3]}
+        asked["ids"] = [*asked["event_ids"], str(letter[0])]
+    return asked
 
 
 @contextmanager
@@ -119,6 +135,12 @@ def fill(db: psycopg.Connection) -> None:
         " status, created_at + interval '2 minutes', sent_at FROM notification.notifications"
         " WHERE status = 'SENT' AND sent_at < now() - interval '5 minutes' ORDER BY created_at DESC LIMIT 3"
     )
+    db.execute(
+        "INSERT INTO runbook.redriven"
+        " (store, decision, state, event_id, incident, action, approved_by, reason, archived)"
+        " SELECT 'delivery', 'redrive', 'waiting', event_id, 'A', 'a', 'me', 'why', '{}'"
+        " FROM notification.notification_dlq"
+    )
     db.execute("ANALYZE")
 
 
@@ -136,11 +158,11 @@ def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connect
     if full:
         fill(db)
     empty, now = set(), pd.Timestamp.now("UTC")
-    processed = [str(id_) for (id_,) in db.execute("SELECT event_id FROM notification.processed_events LIMIT 9")]
+    there = of_what_is_there(db)
     source = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker()))
     with a_lock_that_is_waited_for(servers), source.snapshot(Window.before(now, 60)) as snapshot:
         for name in NAMES:
-            frame = snapshot.ask(name, **parameters(now) | {"event_ids": processed})
+            frame = snapshot.ask(name, **parameters(now) | there)
             check(name, frame)
             if frame.empty:
                 empty.add(name)

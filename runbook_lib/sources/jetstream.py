@@ -31,6 +31,8 @@ from runbook_lib.sources import ReadCost, SourceError
 CONNECT_TIMEOUT_S = 3
 REQUEST_TIMEOUT_S = 2
 _NO_MESSAGE = "10037"
+#: Places of a stream that are looked at together while a moment is searched in it.
+_PROBES = 16
 _NO_TLS = "no TLS"
 #: A user's seed, as it stands in a creds or in an nkey file.
 _SEED = re.compile(r"\bSU[A-Z2-7]{56}\b")
@@ -136,6 +138,48 @@ class JetStream:
             found = [_message(reply["message"]) for reply in replies if "message" in reply]
             asked.rows = len(found)
         return found
+
+    def positions(self, stream: str, times: Sequence[datetime]) -> list[int]:
+        """For each moment a sequence: all that the stream stored before it lies below, all from it on at or above."""
+
+        async def search(client: Client) -> list[list[int]] | dict[str, Any]:
+            async def ask(call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+                payload = json.dumps(body).encode() if body else b""
+                subject = f"{self._prefix}.{call}.{stream}"
+                return dict(json.loads((await client.request(subject, payload, timeout=REQUEST_TIMEOUT_S)).data))
+
+            info = await ask("STREAM.INFO")
+            if "error" in info:
+                return dict(info["error"])
+            found = [[int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1] for _ in times]
+            while open_ := [(t, at) for t, at in zip(times, found, strict=True) if at[0] < at[1]]:
+                probes = sorted({lo + (hi - lo) * n // _PROBES for _, (lo, hi) in open_ for n in range(_PROBES)})
+                # The next one there is: messages may have been deleted.
+                asked = (ask("STREAM.MSG.GET", {"seq": probe, "next_by_subj": ">"}) for probe in probes)
+                replies = await asyncio.gather(*asked)
+                for probe, reply in zip(probes, replies, strict=True):
+                    if "error" in reply and str(reply["error"].get("err_code")) != _NO_MESSAGE:
+                        return dict(reply["error"])
+                    message = _message(reply["message"]) if "message" in reply else None
+                    for moment, at in open_:
+                        if not at[0] <= probe < at[1]:
+                            continue
+                        if message is None or message.time >= moment:
+                            at[1] = probe
+                        else:
+                            at[0] = message.seq + 1
+            return found
+
+        if not times:
+            return []
+        with self._read_cost.question(
+            "jetstream", f"STREAM.MSG.GET.{stream}", f"by time, {min(times)} to {max(times)}, {len(times)} of them"
+        ) as asked:
+            found = self._run(search)
+            if isinstance(found, dict):
+                raise _refusal(found)
+            asked.rows = len(found)
+        return [at[0] for at in found]
 
     def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Publish and wait until a stream has it: its sequence there. For actions alone, with their own user."""

@@ -53,6 +53,8 @@ SELECT pg_backend_pid(),
 """
 #: What a question in a person's own words is called.
 OWN = "own"
+#: So begins the name of a parameter that a person has filled in: it may be a person, and is in no record.
+TYPED = "typed_"
 # Of tables alone: a view may call a person's column anything, and the catalog's statistics hold values of every column.
 _COLUMNS = """
 SELECT attrelid, attnum, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
@@ -366,7 +368,7 @@ class Snapshot:
             text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
             bound["behind_s"] = self.place.behind_s
         used = {k: bound[k] for k in _compiled(text)[1] if k in bound}
-        sent = _as_sent(text, used)
+        sent = _as_sent(text, {k: "..." if k.startswith(TYPED) else v for k, v in used.items()})
         if q.name == OWN:  # what a person has written or filled in may be a person
             sent = _as_sent(re.sub(r"'[^']*'", "'...'", text), dict.fromkeys(used, "..."))
         with self._read_cost.question("postgres", q.name, sent) as asked:

@@ -36,13 +36,17 @@ class Chart:
     alt: Text
     caption: tuple[Text, ...] = ()
 
-    def display(self, lang: str) -> list[dict[str, Any]]:
-        """The figure, and its caption below, as mime bundles."""
+    def png(self) -> bytes:
+        """The figure alone."""
         buffer = io.BytesIO()
         FigureCanvasAgg(self.figure).print_png(buffer, metadata={"Software": None})
+        return buffer.getvalue()
+
+    def display(self, lang: str) -> list[dict[str, Any]]:
+        """The figure, and its caption below, as mime bundles."""
         words = " ".join(messages.text(t, lang) for t in self.caption)
         image = {
-            "image/png": base64.b64encode(buffer.getvalue()).decode(),
+            "image/png": base64.b64encode(self.png()).decode(),
             "text/plain": messages.text(self.alt, lang),
         }
         return [image] + ([{"text/html": f"<p><small>{words}</small></p>", "text/plain": words}] if words else [])

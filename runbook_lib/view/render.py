@@ -370,15 +370,18 @@ def strip_lines(verdict: Verdict, lang: str) -> list[str]:
                 _alive(hop.alive, lang) or "·",
             ]
         )
-    widths = [max(_width(r[i]) for r in rows) for i in range(len(names))]
     stuck = next((i + 1 for i, h in enumerate(hops) if h.name == verdict.stuck_at), None)
-    lines = []
-    for i, row in enumerate(rows):
-        cells = [_pad(c, w, left=n in (0, 5)) for n, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append(f"  {'✖ ' if i == stuck else '  '}{'  '.join(cells)}".rstrip())
+    lines = [f"  {'✖ ' if i == stuck else '  '}{line}" for i, line in enumerate(columns(rows, right=(1, 2, 3, 4)))]
     if verdict.stuck_at and stuck is None:  # what lies under all of them
         lines.append(f"  ✖ {messages.text(say(f'hop.{verdict.stuck_at}'), lang)}")
     return lines
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """A table as text, a line a row; the columns whose numbers are `right` end together."""
+    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
+    padded = ([_pad(c, w, left=n not in right) for n, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows)
+    return ["  ".join(cells).rstrip() for cells in padded]
 
 
 def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:

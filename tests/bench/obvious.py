@@ -10,6 +10,7 @@ ITSELF = {
     "notifications/count_by_status": "the runbook's own wording, behind the cost gate",
     "notifications/older_than_10min": "the runbook's own wording, behind the cost gate",
     "notifications/processing_oldest": "the runbook's own wording, behind the cost gate",
+    "journey/by_trace": "no trace has an index, behind the cost gate",
     "consistency/sent_dirty": "the runbook's own wording, behind the cost gate",
     "consistency/unprocessed_day": "a whole day has no cheaper form, behind the cost gate",
     "consistency/audit_without_event_day": "the audit has no index on the time, behind the cost gate",
@@ -134,6 +135,22 @@ _OTHERS = {
         SELECT pid, application_name, state, now() - xact_start, query FROM pg_stat_activity
         WHERE now() - xact_start > interval '5 seconds' ORDER BY xact_start""",
     "database/sessions": "SELECT application_name, state, count(*) FROM pg_stat_activity GROUP BY 1, 2",
+    "account/states": """
+        SELECT o.status, p.event_id IS NOT NULL, n.status, count(*) FROM entitlement.entitlement_audit a
+        LEFT JOIN entitlement.outbox_events o
+            ON o.aggregate_key = a.user_id || ':' || a.stock_keeping_unit AND o.created_at = a.occurred_at
+        LEFT JOIN notification.processed_events p ON p.event_id = o.event_id
+        LEFT JOIN notification.notifications n ON n.event_id = o.event_id
+        WHERE a.occurred_at >= CAST(:since AS timestamptz) GROUP BY 1, 2, 3""",
+    "journey/audit": """
+        SELECT * FROM entitlement.entitlement_audit WHERE occurred_at = ANY (CAST(:instants AS timestamptz[]))""",
+    "journey/by_user": """
+        SELECT event_id, occurred_at FROM notification.notifications
+        WHERE payload_json ->> 'user_id' = :typed_user AND occurred_at >= CAST(:since AS timestamptz)""",
+    "journey/notifications": """
+        SELECT * FROM notification.notifications WHERE event_id = ANY (CAST(:ids AS uuid[]))""",
+    "journey/users": """
+        SELECT DISTINCT user_id FROM notification.notifications WHERE created_at >= CAST(:since AS timestamptz)""",
     "processed/activity": """
         SELECT max(processed_at), count(*) FILTER (WHERE processed_at > now() - interval '1 minute')
         FROM notification.processed_events""",

@@ -28,6 +28,7 @@ _EVENT = """
 SELECT event_id FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED' AND published_at < now() - interval '10 minutes' ORDER BY published_at DESC LIMIT 1
 """
+_CHANGE = "SELECT audit_id, occurred_at, user_id FROM entitlement.entitlement_audit LIMIT 1"
 _LARGE = {"notifications", "outbox_events"}
 
 
@@ -65,6 +66,7 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
     with source.snapshot() as db:
         now = pd.Timestamp(*db._row("SELECT now()", {}))
         (event,) = db._row(_EVENT, {}) or (None,)
+        audit, instant, user = db._row(_CHANGE, {}) or (None, now, "")
     values = {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
@@ -76,6 +78,12 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
         "limit_s": 30.0,
         "schema": "notification",
         "event": event,
+        "id": audit,
+        "ids": [event] if event else [],
+        "event_ids": [event] if event else [],
+        "instants": [instant],
+        "typed_id": "0" * 32,
+        "typed_user": user,
         "low": now - pd.Timedelta(hours=1),
         "high": now,
         "with_open": True,

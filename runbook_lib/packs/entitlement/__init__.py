@@ -19,5 +19,12 @@ PACK = Pack(
     actions="actions:ACTIONS",
     facts="facts:Facts",
     parameters="facts:Parameters",
-    commands={"act": "cli.act:act", "drill": "cli.drill:drill", "sandbox": "cli.sandbox:sandbox"},
+    commands={
+        "account": "cli.event:account",
+        "act": "cli.act:act",
+        "drill": "cli.drill:drill",
+        "event": "cli.event:event",
+        "sandbox": "cli.sandbox:sandbox",
+    },
+    asks={"account": "account:account", "event": "follow:event"},
 )

@@ -64,8 +64,10 @@ class Facts(settings.Facts):
 
 
 class Parameters(parameters.Parameters):
-    """What sections 4.2, 5.1 and 5.2 are asked to do."""
+    """What sections 4.2, 5.1 and 5.2 are asked to do, and the one event that section 3 follows."""
 
+    # Kept in the notebook, so nothing that may be a person.
+    event: str | None = Field(None, pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$|^[0-9a-fA-F]{32}$")
     workload: Literal["notification", "entitlement"] = "notification"
     delivery_batch_size: int | None = None
     delivery_poll_interval_s: float | None = None

@@ -300,7 +300,7 @@ class BrokerLetters:
         seqs = range(max(int(state["first_seq"]), last - self.most + 1, 1), last + 1)
         found: dict[int, pd.Timestamp] = {}
         for message in self._messages(self._streams.advisory, seqs):
-            if (seq := _advised(message)) is not None:
+            if (seq := advised(message)) is not None:
                 found.setdefault(seq, pd.Timestamp(message.time))
         return found
 
@@ -354,7 +354,8 @@ def read_event(message: Message) -> tuple[uuid.UUID, str] | None:
         return None
 
 
-def _advised(message: Message) -> int | None:
+def advised(message: Message) -> int | None:
+    """The sequence that an advisory of the broker is about; None where it names none."""
     try:
         seq = json.loads(message.body)["stream_seq"]
     except (ValueError, KeyError, TypeError):

@@ -12,7 +12,8 @@ from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, needs_the_present, no_data
 from runbook_lib.context import Given
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
-from runbook_lib.model.frames import row
+from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import stream
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 
@@ -92,20 +93,25 @@ def judge_sent(frames: Frames, given: Given) -> Finding:
 def collect_lost(rb: Context, day: bool = True) -> Frames:
     """5.3.2: events without a trace behind the broker, and what the consumer still holds.
 
-    Frames: unprocessed, given_up; consumer (pending, unacknowledged: messages), scope (hours: h, refused: flag).
+    Frames: unprocessed, given_up; consumer (pending, unacknowledged: messages), scope (hours: h, refused: flag), broker
+    (event_id: id; place: text).
     """
-    parts = Parts()
+    parts, before = Parts(), None
     # The consumer first: what it does not hold now, and is not processed a moment later, is nobody's.
     with parts.part("consumer") as answers:
         needs_the_present(rb, "jetstream")
         names = facts_of(rb).streams
         info = rb.jetstream.consumer(names.events, names.consumer)
-        answers["consumer"] = row(pending=info.get("num_pending"), unacknowledged=info.get("num_ack_pending"))
+        answers["consumer"] = row(pending=info["num_pending"], unacknowledged=info["num_ack_pending"])
+        before = stream.Held.of(info)
     with rb.snapshot() as db:
         events = db.try_ask("consistency/unprocessed_day") if day else None
         parts.answers["scope"] = row(hours=24.0 if events is not None else None, refused=day and events is None)
         parts.answers["unprocessed"] = db.ask("outbox/unprocessed") if events is None else events
         parts.answers |= _if_cheap(db, given_up="processed/nats_dlq")
+    with parts.part("broker") as answers:
+        if before:
+            answers["broker"] = stream.places(rb, answers["unprocessed"], before)
     return parts.frames()
 
 
@@ -115,8 +121,10 @@ def judge_lost(frames: Frames, given: Given) -> Finding:
         return no_data("outbox/unprocessed")
     found = len(frames["unprocessed"])
     lag = rows.one(frames.get("consumer"), Consumer).lag
-    # Each event that the consumer holds may be one of those without a trace; the rest is held by nobody.
-    lost = max(found - lag, 0) if lag is not None else 0
+    told = table(frames, "broker", "event_id", "place")["place"]
+    # Of those whose message was not looked at, each that the consumer holds beside may be one; the rest is nobody's.
+    held = max(lag - int(told.isin(["waits", "delivered"]).sum()), 0) if lag is not None else found
+    lost = int(told.isin(["gone", "given_up"]).sum()) + max(found - len(told) - held, 0)
     waiting = found - lost
     scope, recorded = rows.one(frames.get("scope"), Scope), rows.one(frames.get("given_up"), Count).n
     read = say("consistency.day" if scope.hours else "consistency.last_events", minutes=given.window_minutes)

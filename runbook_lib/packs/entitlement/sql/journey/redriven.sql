@@ -1,0 +1,15 @@
+-- question: when were these events sent again or discarded, and what came of it?
+-- index: redriven_event_idx
+-- cost: index
+-- answers: window
+-- column: event_id id
+-- column: store text
+-- column: decision text
+-- column: state text
+-- column: at time
+-- column: published_seq number
+SELECT event_id, store, decision, state, at, published_seq
+FROM runbook.redriven
+WHERE store IN ('delivery', 'outbox', 'broker') AND event_id = ANY (CAST(:ids AS uuid[]))
+ORDER BY id
+LIMIT :max_rows;
