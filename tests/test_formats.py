@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -10,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from command import runbook
 from sample import ROOT
 
-from runbook_lib.cli.main import cli
 from runbook_lib.view import formats
 
 DOCUMENT: dict[str, Any] = json.loads(next((ROOT / "outputs" / "sample").glob("*-verdict-*.json")).read_text())
@@ -60,8 +60,8 @@ def test_prometheus_takes_the_gauges() -> None:
 def test_the_command_says_one_of_them(tmp_path: Path, command: list[str]) -> None:
     def said(form: str) -> str:
         asked = [*command, "--output", str(tmp_path), "--incident", form]
-        done = CliRunner(env=NOWHERE).invoke(cli, [*asked, "--format", form], standalone_mode=False)
-        assert done.return_value == 3, done.output
+        done = runbook(*asked, "--format", form, env={"PATH": os.environ["PATH"], **NOWHERE}, cwd=tmp_path)
+        assert done.returncode == 3, done.stdout + done.stderr
         return done.stdout
 
     (line,) = said("nagios").splitlines()

@@ -62,7 +62,7 @@ def test_the_committed_dossier_verifies() -> None:
         cwd=sample.ROOT,
     )
     assert done.returncode == 0, done.stderr
-    assert "14 steps judged again" in done.stdout
+    assert "15 steps judged again" in done.stdout
 
 
 def test_small_and_complete() -> None:
@@ -76,10 +76,11 @@ def test_small_and_complete() -> None:
 def test_nothing_of_the_machine_it_was_made_on() -> None:
     picture = re.compile(r'(?:base64,|"image/png": ")[A-Za-z0-9+/=\\n]+')
     for path in files():
+        if path.name.startswith("policy-"):
+            continue  # the documents, which say what an address and a path look like
         text = picture.sub("", path.read_text(encoding="utf-8"))
         assert not re.search(r"(?<![\w<.])/(?:work|root|tmp|home|usr|opt|var|Users)/", text), path
-        documents = path.name.startswith("policy-")  # they tell what an address looks like
-        assert documents or not re.search(r"(?:postgresql|nats|redis)://|password", text), path
+        assert not re.search(r"(?:postgresql|nats|redis)://|password", text), path
         assert set(re.findall(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", text)) <= {"127.0.0.1"}, path
     for document in [said(COMMITTED), *map(json.loads, (COMMITTED / "manifest.jsonl").read_text().splitlines())]:
         assert document.get("parameters", document).get("target", "default") == "default"

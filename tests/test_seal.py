@@ -19,10 +19,14 @@ from hypothesis import strategies as st
 
 from runbook_lib import catalog
 from runbook_lib.alerts.journal import Journal
-from runbook_lib.archive import seal
+from runbook_lib.archive import rejudge, seal
 from runbook_lib.archive.seal import Head, Report, check, head
 from runbook_lib.catalog import Limits
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import Judge
 from runbook_lib.cli import main
+from runbook_lib.context import Given
+from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, digest
 from runbook_lib.usage import UsageError
 
@@ -272,27 +276,32 @@ def test_the_command_tells_whole_changed_and_not_witnessed_apart(
     assert verify(archive)[0] == verify(archive, "--witness", "nothing-here")[0] == 64
 
 
-def test_another_policy_is_no_change_of_the_evidence(
+def test_other_code_is_no_change_of_the_evidence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    book = catalog.load()
-    given = book.limits["delivery.silence"]
-    looser = Limits(book.limits | {given.name: replace(given, warning=5000.0, critical=9000.0)})
     arguments = ["verify", sample.INCIDENT, "--output", str(sample.ROOT / sample.OUTPUT)]
     witness = ["--witness", str(sample.ROOT / sample.WITNESS)]
-    monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=looser))
+    known = checks()
+
+    def judged_by(judge: Judge) -> None:
+        others = known | {"4.3.2": replace(known["4.3.2"], judge=judge)}
+        monkeypatch.setattr(rejudge, "checks", lambda: others)
+
+    def no_more(frames: Frames, given: Given) -> Finding:
+        raise KeyError("of another time")
+
+    judged_by(lambda frames, given: replace(known["4.3.2"].judge(frames, given), status=Status.OK))
     assert main._main([*arguments, *witness]) == 1
     said = capsys.readouterr()
-    assert "step 4.3.2: was CRITICAL, is judged" in said.err and "judged otherwise today" in said.out
+    assert "step 4.3.2: was CRITICAL, is judged OK" in said.err and "judged otherwise today" in said.out
     assert main._main(arguments) == 3, "what nobody has witnessed is worse"
-    without = {n: s for n, s in book.sections.items() if n != "4.3"}
-    monkeypatch.setattr(catalog, "load", lambda: replace(book, sections=without))
-    assert main._main([*arguments, *witness]) == 1
-    assert "section 4.3 is not in the runbook of today" in capsys.readouterr().err
-    monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=Limits()))
+    judged_by(no_more)
     assert main._main([*arguments, *witness]) == 1
     assert "can not be judged by the code of today: KeyError" in capsys.readouterr().err
-    monkeypatch.setattr(catalog, "load", lambda: book)
+    monkeypatch.setattr(rejudge, "checks", lambda: known)
+    # Each run is judged by the documents that were kept with it, whatever those of today say.
+    book = catalog.load()
+    monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=Limits(), sections={}))
     assert main._main([*arguments, *witness]) == 0
 
 
