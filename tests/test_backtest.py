@@ -109,10 +109,17 @@ def test_what_was_swapped_is_no_policy(output: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("notes.txt", "is none of runbook.md, slo.md"), ("empty", "holds none"), ("slo.md", "slo.md:1")],
+    [
+        ("notes.txt", "is none of runbook.md, slo.md"),
+        ("empty", "holds none"),
+        ("slo.md", "slo.md:1"),
+        ("bytes", "not UTF-8"),
+    ],
 )
 def test_what_is_no_policy_is_said_in_a_line(output: Path, tmp_path: Path, path: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "slo.md").write_bytes(b"\xff\xfe")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "slo.md").write_text("# nothing\n")
     with pytest.raises((UsageError, CatalogError), match=re.escape(said)):

@@ -55,10 +55,13 @@ def read(content: bytes) -> Catalog:
 def changed(given: Path) -> Catalog:
     """The documents in force with those in their places that `given` is, or holds: a file or a folder.
 
-    Raises UsageError where there is none of them, CatalogError for one that is malformed.
+    Raises UsageError where there is none of them or one cannot be read, CatalogError for one that is malformed.
     """
     files = [given] if given.is_file() else [given / f"{name}.md" for name in DOCUMENTS]
-    found = {f.stem: f.read_text(encoding="utf-8") for f in files if f.is_file() and f.stem in DOCUMENTS}
+    try:
+        found = {f.stem: f.read_text(encoding="utf-8") for f in files if f.is_file() and f.stem in DOCUMENTS}
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"{given} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8'}") from None
     if not found:
         raise UsageError(f"{given} is none of {', '.join(f'{name}.md' for name in DOCUMENTS)}, and holds none")
     texts = _texts(packs := pack.in_force().packs)
