@@ -258,7 +258,7 @@ class _Watched(Limits):
 
 @dataclass(frozen=True)
 class Catalog:
-    """What the documents say."""
+    """What the documents say; `forbids` are the proposals that make it worse while an observation is there."""
 
     sections: dict[str, Section]
     slos: dict[str, Slo]
@@ -266,6 +266,7 @@ class Catalog:
     numbers: dict[str, float]
     places: dict[str, Place]
     observations: dict[str, tuple[Signal, ...]]
+    forbids: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
@@ -335,12 +336,15 @@ def read(packs: Sequence[Pack]) -> Catalog:
         numbers=_table(slo, "Number", lambda row: row.number("Value") or 0.0),
         places=places,
         observations=_table(failures, "Observation", lambda row: row.signals(known)),
+        forbids=_table(failures, "While", lambda row: row.words("Not proposed")),
         failure_modes=modes,
         phrases=_table(failures, "Log phrase", lambda row: _phrase(row, modes)),
         settings=_table(operations, "Setting", _setting),
         forbidden_variables=_table(operations, "Never set", lambda row: row["Why"]),
         redrive=_table(operations, "Redrive", _policy),
     )
+    for row in (row for document in failures for row in document.rows("While")):
+        row.words("While", names, "an observation of this document")
     for document in slo:
         for row in document.rows("Threshold"):
             row.words("Steps", steps, "in runbook.md")

@@ -194,6 +194,20 @@ def test_a_loop_that_runs_and_takes_nothing_of_what_is_due_is_not_restarted() ->
         words(found)
 
 
+@pytest.mark.parametrize(("claimed_ago", "two"), [(3, True), (90, False)])
+def test_a_second_worker_is_no_reason_to_restart_the_first(claimed_ago: float, two: bool) -> None:
+    """Claims of a pod that was there before the newest one tell of no second worker."""
+    frames = look(due=75, oldest_due_s=15.2) | {
+        "held": held(("a", "one", 5, 25), ("b", "two", claimed_ago, 25)),
+        "program": pd.DataFrame([{"ready": 1, "wanted": 1, "started": ago(60)}]),
+    }
+    found = backlog.judge(later(frames), make_given())
+    assert ("leases.two_workers" in {s.observation for s in found.signals}) is two
+    if two:
+        assert weight(found, "FM-NOTI-02") > 0.5 and "one, two" in messages.text(found.headline, "en")
+    words(found)
+
+
 def test_the_past_is_exact_and_never_green() -> None:
     def waiting(n: int) -> Frames:
         flows = {"piece": 0, "bucket": [-1, 9], "came": [n, 5], "gone": [0, 5], "least": [0, n], "most": [n, n + 5]}

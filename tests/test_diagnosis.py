@@ -220,6 +220,14 @@ def test_what_the_first_leaves_behind_is_no_rival_and_its_remedy_comes_afterward
     )
 
 
+def test_what_an_observation_forbids_is_not_proposed_whatever_stands() -> None:
+    book = hypotheses({DEAD: {"remedies": ("restart",)}})
+    told = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal("", 0.0, "two"), proposals=("restart", "look"))
+    for observation, left in (("two", {"look"}), ("other", {"restart", "look"})):
+        verdict = diagnosis.conclude([told], replace(book, forbids={observation: ("restart",)}))
+        assert {p.name for p in verdict.proposals} == left
+
+
 def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
     told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on"))
     same = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("restart", "switch_on")}})

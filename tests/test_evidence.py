@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
-from runbook_lib import catalog, questions
+from runbook_lib import catalog, messages, questions
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
@@ -320,6 +320,14 @@ LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
 def test_how_a_loop_stands(frames: Frames, program_seen: dict[str, Any], observation: str) -> None:
     asked = frames | ({"program": row(**program_seen)} if program_seen else {})
     assert program.stands(asked, make_given(), "delivery").observation == observation
+
+
+def test_who_works_where_nobody_is_wanted_is_found_before_another_is_started() -> None:
+    asked = of_sessions() | {"program": row(ready=0, wanted=0)}
+    stands = program.stands(asked, make_given(), "delivery")
+    assert stands.observations == ("delivery.taken_down", "delivery.elsewhere")
+    assert [p.name for p in program.proposals(make_given(), stands, "delivery")] == ["pods"]
+    assert "10 of its sessions" in messages.text(stands.headline(due=0), "en")
 
 
 def test_only_what_hangs_is_restarted() -> None:

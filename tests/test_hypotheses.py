@@ -83,6 +83,19 @@ def test_a_frozen_process_is_restarted_before_anything_waits_for_long(
     assert f"restart {name.partition('_')[0]}" in verdict["proposals"][0]["command"], verdict["proposals"]
 
 
+def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.fault("second_worker")
+    try:
+        time.sleep(12)
+        verdict = triage(sandbox, tmp_path)
+        act = runbook(sandbox, tmp_path, "act", "restart", "notification", target="sandbox")
+    finally:
+        sandbox.heal(60)
+    assert "FM-NOTI-02" in [m["id"] for m in verdict["failure_modes"]], verdict
+    assert not any("restart" in p["command"] for p in verdict["proposals"]), verdict["proposals"]
+    assert [p["ok"] for p in act["preconditions"] if "claims rows" in p["text"]["en"]] == [False]
+
+
 @pytest.mark.parametrize("name", ["nats_disabled", "wrong_nats_address"])
 def test_a_service_that_its_own_settings_keep_from_the_broker_is_not_restarted(
     sandbox: Sandbox, tmp_path: Path, name: str

@@ -67,6 +67,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     pointed = (*(step.rpartition(".")[0] for step in settled_by), *(n for f in findings for n in f.next_sections))
     if status is Status.CRITICAL and not pointed:
         pointed = _reads_on(findings, ranked, book)
+    seen = {s.observation for f in findings for s in f.signals}
     again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
     confidence = _confidence(findings, scores, stuck_at, undecided, ranked, between)
     return Verdict(
@@ -80,7 +81,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
-        proposals=_helping(_first_response(findings, stuck_at, stand), stand, between, ranked, book),
+        proposals=_helping(_first_response(findings, stuck_at, stand), stand, between, ranked, seen, book),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
     )
@@ -250,16 +251,20 @@ def _helping(
     stand: Sequence[FailureMode],
     between: Sequence[FailureMode],
     ranked: Sequence[RankedMode],
+    seen: set[str],
     book: Catalog,
 ) -> tuple[Proposal, ...]:
     """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
 
     Where nothing helps the likeliest, that of one less likely is none either. Where nothing stands a step may know
-    better: only what helps nothing but excluded modes goes.
+    better: only what helps nothing but excluded modes goes. What an observation forbids goes whatever stands.
     """
     out = {m.id for m in ranked if m.excluded_by}
+    forbidden = {name for observation in seen for name in book.forbids.get(observation, ())}
 
     def helps(p: Proposal) -> bool:
+        if p.name in forbidden:
+            return False
         modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
         if not modes:
             return True

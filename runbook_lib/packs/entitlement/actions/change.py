@@ -17,7 +17,12 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.actions.restart import look_until_settled, not_just_acted, servers_answer
+from runbook_lib.packs.entitlement.actions.restart import (
+    claims_alone,
+    look_until_settled,
+    not_just_acted,
+    servers_answer,
+)
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Count, Queue
 from runbook_lib.sources import SourceError
@@ -109,7 +114,7 @@ class Change:
             found.append(
                 Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
             )
-            found.append(durable_agrees(rb, environment))
+            found += [durable_agrees(rb, environment), claims_alone(rb, self.program)]
         else:
             found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
         found.append(not_just_acted(rb))

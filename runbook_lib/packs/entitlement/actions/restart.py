@@ -15,7 +15,7 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Application, Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import Activity, Application, Held, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
@@ -57,6 +57,7 @@ class Restart:
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
+            found.append(claims_alone(rb, self.program))
         found += [_not_coming_up(rb, self.program), not_just_acted(rb, self.program)]
         return found
 
@@ -166,6 +167,26 @@ def coming_up(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: flo
     """Whether all of a workload's instances, as `Runner.pods` gives them, were started a moment ago; none are not."""
     ages = ((now - pd.Timestamp(pod["started"])).total_seconds() if pod["started"] else 0.0 for pod in pods)
     return bool(pods) and all(age < young_s for age in ages)
+
+
+def newest_start(pods: Sequence[Mapping[str, Any]]) -> pd.Timestamp | None:
+    """When the newest of these instances came up; None where there is none, or the runner does not say."""
+    return max((pd.Timestamp(pod["started"]) for pod in pods if pod["started"]), default=None)
+
+
+def two_claim(held: pd.DataFrame | None, started: pd.Timestamp | None) -> tuple[str, ...]:
+    """Who claims, by the rows claimed since the newest instance came up, where several do: at most one is its own."""
+    after = (h for h in rows.each(held, Held) if h.locked_by and h.locked_at and started and h.locked_at > started)
+    names = tuple(sorted({h.locked_by for h in after if h.locked_by}))
+    return names if len(names) > 1 else ()
+
+
+def claims_alone(rb: Context, name: str) -> Precondition:
+    """Nobody claims whom the runner does not know: of two workers each sends what the other does."""
+    with rb.snapshot() as db:
+        held = db.ask(Held.QUESTION)
+    beside = two_claim(held, newest_start(rb.workloads.pods(name)))
+    return Precondition(say("action.restart.claims_alone", name=name), not beside)
 
 
 def _not_coming_up(rb: Context, name: str) -> Precondition:

@@ -27,9 +27,11 @@ from runbook_lib.model.finding import (
     judged,
     say,
     unknown,
+    worst,
 )
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
+from runbook_lib.packs.entitlement.actions.restart import two_claim
 from runbook_lib.packs.entitlement.checks import delivery, past, program
 from runbook_lib.packs.entitlement.rows import Notifications
 from runbook_lib.view import charts
@@ -49,13 +51,28 @@ class Counted:
 
 @dataclass(frozen=True)
 class Seen:
-    """What 4.1.1 reads: the worker, the rows given up lately, and the observations that this is, "" for none."""
+    """What 4.1.1 reads: the worker, the rows given up lately, the observations that this is, "" for none, and `workers`
+    that claim side by side."""
 
     worker: delivery.Delivery
     given_up: float
     stopping: str
     refusing: str
     stands: program.Stands
+    workers: tuple[str, ...]
+
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """How the loop stands, and the worker; one that claims beside another is 4.3.3's."""
+        beside = "leases.two_workers" if self.workers else ""
+        return tuple(filter(None, (*self.stands.observations, self.stopping, self.refusing, beside)))
+
+    @property
+    def read_on(self) -> tuple[str, ...]:
+        """The sections that tell more."""
+        if self.stopping or self.stands.wrong or self.workers:
+            return ("4.3", "5.1")
+        return ("4.4", "5.2") if self.refusing else ()
 
     @property
     def gone(self) -> bool:
@@ -84,7 +101,9 @@ def collect(rb: Context) -> Frames:
             if (answer := db.try_ask(f"notifications/{question}")) is not None:
                 frames[name] = answer
         frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
-    late = rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0)
+    queue = rows.one(frames["backlog"], Notifications)
+    # A lease that is over while its worker lives may be somebody else's: then too the runner is asked.
+    late = queue.oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0) or queue.expired > 0
     if late or not delivery.delivery(frames).sends(rb.given()):
         program.ask(rb, "4.1.1", parts, "delivery", late)
     return frames | delivery.second_look(rb, frames) | parts.frames()
@@ -122,12 +141,12 @@ def judge(frames: Frames, given: Given) -> Finding:
     return judged(
         _headline(seen, late),
         values,
-        at_least=seen.stands.status,
+        at_least=worst([seen.stands.status, Status.WARNING if seen.workers else Status.OK]),
         notes=(*_notes(frames), *worker.notes(given)),
         signals=tuple(_signals(seen, given)),
         hops=_hops(seen, late),
         proposals=_proposals(given, seen),
-        next_sections=("4.3", "5.1") if seen.stopping or seen.stands.wrong else ("4.4", "5.2") if seen.refusing else (),
+        next_sections=seen.read_on,
         show=("by_status", "attempts") if worker.tried else ("by_status",),
     )
 
@@ -140,12 +159,14 @@ def _seen(frames: Frames, given: Given) -> Seen:
     given_up = float(failed[failed.index >= since].sum())
     if given_up >= given.number("tries.pattern") and not stopping:
         refusing = max(refusing, "delivery.gave_up", key=lambda name: given.speaks(name)[0].weight if name else 0)
+    started = rows.one(frames.get("program"), program.Program).started
     return Seen(
         worker,
         given_up,
         stopping,
         refusing,
         program.beside(program.stands(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"),
+        two_claim(frames.get("held"), started),
     )
 
 
@@ -162,11 +183,12 @@ def _headline(seen: Seen, late: bool) -> Text:
         "sent": worker.activity.sent_1m,
     }
     if seen.stands.wrong:
-        why = {"exception": seen.stands.exception, "quiet": seen.stands.silent_s, "due": queue.ready or None}
-        return say(seen.stands.text, **facts | why)
+        return seen.stands.headline(**facts)
     if seen.stopping or seen.refusing:
         refused = "backlog.refused_some" if seen.refusing == "delivery.refused_some" else "backlog.refused"
         return say("backlog.stopped" if seen.gone else refused, **facts)
+    if seen.workers:
+        return say("leases.two_workers", who=", ".join(seen.workers))
     if not worker.total:
         return say("backlog.empty")
     return say("backlog.behind" if late else "backlog.flowing", **facts)
@@ -181,12 +203,7 @@ def _notes(frames: Frames) -> list[Text]:
 
 
 def _signals(seen: Seen, given: Given) -> list[Signal]:
-    found = [
-        signal
-        for name in (seen.stands.observation, seen.stopping, seen.refusing)
-        if name
-        for signal in given.speaks(name)
-    ]
+    found = [signal for name in seen.observations for signal in given.speaks(name)]
     if seen.stopping in delivery.GONE:
         found += given.speaks("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib import rows
-from runbook_lib.actions.proposals import logs, restart, start, undo_settings
+from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames, Proposal, Status
+from runbook_lib.model.finding import Frames, Proposal, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
-from runbook_lib.packs.entitlement.actions.restart import coming_up
+from runbook_lib.packs.entitlement.actions.restart import coming_up, newest_start
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
 from runbook_lib.packs.entitlement.evidence.sessions import Says
@@ -37,6 +37,7 @@ PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
 HELD = {"delivery": "delivery.held", "relay": "relay.held"}
 TAKEN_DOWN = {"delivery": "delivery.taken_down", "relay": "relay.taken_down"}
+ELSEWHERE = {"delivery": "delivery.elsewhere", "relay": "relay.elsewhere"}
 STARTING = {"delivery": "delivery.starting", "relay": "relay.starting"}
 NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
 FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
@@ -71,7 +72,7 @@ class Program:
     """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read.
 
     `young` tells that its instances came up a moment ago, `failed` that one before them ended at its start; `wanted`
-    how many there should be.
+    how many there should be, `started` when the newest came up.
     """
 
     enabled: bool | None = None
@@ -80,15 +81,20 @@ class Program:
     young: bool | None = None
     failed: bool | None = None
     wanted: int | None = None
+    started: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True)
 class Stands:
-    """How a loop stands: an observation, the exception that its runs end in, and since when its process is silent."""
+    """How a loop stands: an observation, the exception that its runs end in, and since when its process is silent.
+
+    `others` is how many of its sessions work on where the runner knows of no instance.
+    """
 
     observation: str = ""
     exception: str = ""
     silent_s: float | None = None
+    others: int | None = None
 
     @property
     def wrong(self) -> bool:
@@ -104,10 +110,17 @@ class Stands:
         return Status.WARNING if any(self.observation in d.values() for d in doubtful) else Status.CRITICAL
 
     @property
-    def text(self) -> str:
-        """The key of the sentence that says so."""
+    def observations(self) -> tuple[str, ...]:
+        """What is seen; that somebody else works in its place is one of its own."""
+        side = self.observation.partition(".")[0]
+        return (*filter(None, (self.observation,)), *((ELSEWHERE[side],) if self.others else ()))
+
+    def headline(self, due: float | None, **facts: Any) -> Text:
+        """The sentence that says so, beside what is `due`."""
         side, _, what = self.observation.partition(".")
-        return f"program.{side}_{'fails' if self.exception and what != 'kept_out' else what}"
+        key = f"program.{side}_{'fails' if self.exception and what != 'kept_out' else what}"
+        why = {"exception": self.exception, "quiet": self.silent_s, "others": self.others}
+        return say(key, **facts | why, due=due or None)
 
 
 NOTHING = Stands()
@@ -142,6 +155,7 @@ def _program(rb: Context, side: str) -> pd.DataFrame:
         wanted=rb.workloads.replicas(name),
         young=young,
         failed=failed,
+        started=newest_start(pods),
     )
 
 
@@ -197,7 +211,8 @@ def stands(frames: Frames, given: Given, side: str) -> Stands:
         meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
         return Stands(meant[side], loop.exception)
     if program.wanted == 0:
-        return Stands(TAKEN_DOWN[side])
+        # Its sessions end with it: whose are these, then?
+        return Stands(TAKEN_DOWN[side], others=own.sessions or None)
     if loop.doing is Doing.OFF or program.enabled is False:
         return Stands(SWITCHED_OFF[side])
     if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
@@ -244,6 +259,8 @@ def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
     """
     if any(s.about == "database" and s.weight > 0 for s in given.speaks(seen.observation)):
         return ()
+    if seen.others:
+        return (pods(given, change.SIDES[side][0]),)
     if seen.observation == TAKEN_DOWN[side]:
         return (start(given, change.SIDES[side][0]),)
     if seen.observation == SWITCHED_OFF[side]:

@@ -277,8 +277,7 @@ def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Give
     elif seen.failing:
         key = "broker_gone" if seen.gone else "failing"
     elif seen.stands.wrong:
-        why = {"exception": seen.stands.exception, "quiet": seen.stands.silent_s, "due": seen.queue.ready or None}
-        return say(seen.stands.text, **facts | why)
+        return seen.stands.headline(**facts | {"due": seen.queue.ready})
     elif seen.stopped:
         key = "undecided" if seen.away else "stopped"
     elif seen.late:
@@ -316,7 +315,7 @@ def _holds_up(seen: Relay, given: Given) -> str:
 
 def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
     held_up = _holds_up(seen, given)
-    found = [signal for name in (seen.stands.observation, held_up) if name for signal in given.speaks(name)]
+    found = [signal for name in (*seen.stands.observations, held_up) if name for signal in given.speaks(name)]
     if not held_up and not seen.late and not seen.stands.wrong and seen.publishes:
         found += given.speaks("publish.flows")
     # What the broker itself says it has lost may have been there for the last publishes.

@@ -517,7 +517,7 @@ def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
     elif not seen.bound and seen.switched_off:
         key = "switched_off"
     elif seen.not_there:
-        return say(seen.stands.text, **facts | {"due": None, "quiet": seen.stands.silent_s})
+        return seen.stands.headline(**facts | {"due": None})
     elif not seen.bound:
         key = "deaf" if seen.lag else "deaf_idle"
     elif seen.holds:
@@ -584,7 +584,7 @@ def _connection(seen: Seen) -> Iterator[str]:
     elif seen.bound is False and seen.switched_off:
         yield "subscriber.switched_off"
     elif seen.not_there:
-        yield seen.stands.observation
+        yield from seen.stands.observations
     elif seen.bound is False:
         # Without the monitoring port nobody knows whether it is kept out or just does not listen, without a word of
         # its process not whether it is there; and while nothing waits for it, what is late now is late somewhere else.

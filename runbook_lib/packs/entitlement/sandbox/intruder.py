@@ -11,7 +11,8 @@ from pathlib import Path
 
 import psycopg
 
-from .java import DRIVER
+from .database import Pooled
+from .java import DRIVER, POOL_SIZE
 from .notification import run_worker
 from .pod import pod_name, set_up_logging
 from .settings import read_env
@@ -61,10 +62,13 @@ def hold_connections(directory: Path) -> None:
 
 
 def deliver_too(directory: Path) -> None:
-    """Work on the same rows as the notification pod, under a name of its own."""
+    """Work on the same rows as the notification pod, under a name and with a pool of its own."""
     set_up_logging("notification")
     own = {"HOSTNAME": pod_name("notification"), "SERVICE": "notification"}
-    run_worker({**os.environ, **read_env(directory / "pods.env"), **own})
+    env = {**os.environ, **read_env(directory / "pods.env"), **own}
+    for n in range(POOL_SIZE - 1):
+        Pooled(env, f"spare-{n}")
+    run_worker(env)
 
 
 #: Whoever may be started beside the pods, for a fault.
