@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import runbook as command
 from drills import runbook
 
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
@@ -84,12 +87,17 @@ def test_a_frozen_process_is_restarted_before_anything_waits_for_long(
 
 
 def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path: Path) -> None:
+    rate = sandbox.state.rate
+    sandbox.configure({"SANDBOX_RATE": "20"})  # so that both always hold rows
     sandbox.fault("second_worker")
     try:
         time.sleep(12)
         verdict = triage(sandbox, tmp_path)
-        act = runbook(sandbox, tmp_path, "act", "restart", "notification", target="sandbox")
+        environment = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory)}
+        where = ("--target", "sandbox", "--incident", "E2E", "--output", str(tmp_path), "--json")
+        act = json.loads(command("act", "restart", "notification", *where, env=environment).stdout)
     finally:
+        sandbox.configure({"SANDBOX_RATE": f"{rate:g}"})
         sandbox.heal(60)
     assert "FM-NOTI-02" in [m["id"] for m in verdict["failure_modes"]], verdict
     assert not any("restart" in p["command"] for p in verdict["proposals"]), verdict["proposals"]

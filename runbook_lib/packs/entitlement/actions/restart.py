@@ -174,18 +174,24 @@ def newest_start(pods: Sequence[Mapping[str, Any]]) -> pd.Timestamp | None:
     return max((pd.Timestamp(pod["started"]) for pod in pods if pod["started"]), default=None)
 
 
-def two_claim(held: pd.DataFrame | None, started: pd.Timestamp | None) -> tuple[str, ...]:
-    """Who claims, by the rows claimed since the newest instance came up, where several do: at most one is its own."""
-    after = (h for h in rows.each(held, Held) if h.locked_by and h.locked_at and started and h.locked_at > started)
-    names = tuple(sorted({h.locked_by for h in after if h.locked_by}))
-    return names if len(names) > 1 else ()
+def two_claim(started: pd.Timestamp | None, *looks: pd.DataFrame | None) -> tuple[str, ...]:
+    """Who claims, by the rows claimed since the newest instance came up, where several do: at most one is its own.
+
+    Of two workers each takes what the other holds, so that one look may show all rows in one hand.
+    """
+    held = (h for look in looks for h in rows.each(look, Held))
+    names = {h.locked_by for h in held if h.locked_by and h.locked_at and started and h.locked_at > started}
+    return tuple(sorted(names)) if len(names) > 1 else ()
 
 
 def claims_alone(rb: Context, name: str) -> Precondition:
     """Nobody claims whom the runner does not know: of two workers each sends what the other does."""
-    with rb.snapshot() as db:
-        held = db.ask(Held.QUESTION)
-    beside = two_claim(held, newest_start(rb.workloads.pods(name)))
+    looks = []
+    for pause_s in (rb.number("looks.apart"), 0.0):
+        with rb.snapshot() as db:
+            looks.append(db.ask(Held.QUESTION))
+        time.sleep(pause_s)
+    beside = two_claim(newest_start(rb.workloads.pods(name)), *looks)
     return Precondition(say("action.restart.claims_alone", name=name), not beside)
 
 

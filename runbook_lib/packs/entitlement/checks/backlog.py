@@ -33,7 +33,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import two_claim
 from runbook_lib.packs.entitlement.checks import delivery, past, program
-from runbook_lib.packs.entitlement.rows import Notifications
+from runbook_lib.packs.entitlement.rows import Held, Notifications
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def collect(rb: Context) -> Frames:
             if (answer := db.try_ask(f"notifications/{question}")) is not None:
                 frames[name] = answer
         frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
-    queue = rows.one(frames["backlog"], Notifications)
-    # A lease that is over while its worker lives may be somebody else's: then too the runner is asked.
-    late = queue.oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0) or queue.expired > 0
+    late = rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0)
+    # A second name is that of an instance that has gone, or of a second worker: the runner knows.
+    late = late or len({h.locked_by for h in rows.each(frames["held"], Held)}) > 1
     if late or not delivery.delivery(frames).sends(rb.given()):
         program.ask(rb, "4.1.1", parts, "delivery", late)
     return frames | delivery.second_look(rb, frames) | parts.frames()
@@ -166,7 +166,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
         stopping,
         refusing,
         program.beside(program.stands(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"),
-        two_claim(frames.get("held"), started),
+        two_claim(started, frames.get("held"), frames.get("held_later")),
     )
 
 
