@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from runbook_lib.model.finding import (
     Reason,
     Signal,
     Status,
+    Threshold,
     Unseen,
     Value,
     Verdict,
@@ -26,7 +28,7 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.sources import SourceError
-from runbook_lib.view import render
+from runbook_lib.view import record, render
 
 BOOK = catalog.load()
 HOPS, DATABASE = BOOK.hops, "database"
@@ -218,6 +220,17 @@ def test_what_the_first_leaves_behind_is_no_rival_and_its_remedy_comes_afterward
         OFF,
         DEAD,
     )
+
+
+def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> None:
+    limit = Threshold("outbox.oldest_due", "s", 2, 10)
+    values = (Value("outbox.due", 7, "rows"), Value("outbox.oldest_due", 96.9, "s", limit))
+    at = pd.Timestamp("2026-07-01T03:12:40Z")
+    told = replace(finding("4.1.3", ("FM-OB-01", 0.9)), values=values, at=at)
+    (line,) = record.verdict(conclude([told]))["failure_modes"][0]["because"]
+    assert (line["at"], line["value"]["name"], line["value"]["value"]) == (at.isoformat(), "outbox.oldest_due", 96.9)
+    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines({"because": [line]}, "en"))
+    assert record.finding_from_json(record.finding(told)).at == at
 
 
 def test_what_an_observation_forbids_is_not_proposed_whatever_stands() -> None:

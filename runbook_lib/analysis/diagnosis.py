@@ -114,7 +114,9 @@ def _because(
     weight: float = 0.0,
 ) -> Because:
     told = list(findings)
-    return Because(kind, _unique(f.step for f in told), observation, weight, told[-1].headline)
+    last = told[-1]
+    steps = _unique(f.step for f in told)
+    return Because(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
 
 
 def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:

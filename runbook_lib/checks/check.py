@@ -56,6 +56,7 @@ class Check:
         """Ask and judge. Never raises: what goes wrong becomes the finding."""
         first = len(rb.read_cost.questions)
         given = rb.given(self.step)
+        at = rb.as_of if rb.past else rb.now()
         frames: Frames = {}
         shaped_by = set[str]()
         try:
@@ -76,14 +77,16 @@ class Check:
             frames=frames | finding.frames,
             questions=tuple(rb.read_cost.questions[first:]),
             shaped_by=tuple(sorted(shaped_by)),
+            at=at,
         )
 
     def judge_again(self, found: Finding, given: Given) -> Finding:
         """The same evidence, judged beside other findings, or by another policy."""
         finding = self.finding(found.frames, given)
         return replace(
-            finding, frames=found.frames | finding.frames, questions=found.questions, shaped_by=found.shaped_by
-        )
+            finding, frames=found.frames | finding.frames, questions=found.questions, shaped_by=found.shaped_by,
+            at=found.at,
+        )  # fmt: skip
 
     def finding(self, frames: Frames, given: Given) -> Finding:
         """What the judge says, with the sources that were not seen, and a headline that names what decided."""
@@ -126,7 +129,7 @@ def could_not_ask(e: SourceError) -> Finding:
 
 def naming(f: Finding) -> Text:
     """The headline; where it leaves out the value that decided the status, with that value behind it."""
-    deciding = [v for v in f.values if v.threshold and v.status is f.status is not Status.OK]
+    deciding = f.deciding
     if f.status is Status.UNKNOWN or not deciding:
         return f.headline
     named = [n for n in messages.shown(f.headline) if isinstance(n, int | float)]

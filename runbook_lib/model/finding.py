@@ -200,11 +200,18 @@ class Finding:
     unseen: tuple[Unseen, ...] = ()
     shaped_by: tuple[str, ...] = ()
     """Names of docs/slo.md whose numbers went into the questions: with others, other rows might have come back."""
+    at: pd.Timestamp | None = None
+    """The moment that it tells of, by the database's clock."""
 
     @property
     def counts(self) -> bool:
         """Whether it takes part in the worst-of: a source the target never declared does not."""
         return self.reason is not Reason.NOT_CONFIGURED
+
+    @property
+    def deciding(self) -> tuple[Value, ...]:
+        """The values that have its status, where that is not OK."""
+        return tuple(v for v in self.values if v.threshold and v.status is self.status is not Status.OK)
 
     def value(self, name: str) -> float | int | str | None:
         """The observed value of that name, or None."""
@@ -256,7 +263,8 @@ Confidence = Literal["high", "medium", "low", "none"]
 
 @dataclass(frozen=True)
 class Because:
-    """One line of why a failure mode has its score: what was observed, by which steps, in the words of the last.
+    """One line of why a failure mode has its score: what was observed, by which steps, in the words of the last, at
+    what moment, and the `value` that decided there, if one did.
 
     `weight` is how strongly that speaks, negative where it speaks against. What "excludes" has none, nor has what was
     "unseen": a step that would tell and could not be answered, or in part, with the sources. A mode that belongs
@@ -268,6 +276,8 @@ class Because:
     observation: str
     weight: float
     headline: Text
+    at: pd.Timestamp | None = None
+    value: Value | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from runbook_lib import messages
 from runbook_lib.model.finding import (
+    Because,
     Finding,
     Frames,
     Hop,
@@ -60,6 +61,7 @@ def finding(f: Finding) -> dict[str, Any]:
         "show": list(f.show),
         "unseen": [asdict(u) for u in f.unseen],
         "shaped_by": list(f.shaped_by),
+        "at": plain(f.at),
     }
 
 
@@ -81,6 +83,7 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         questions=tuple(Question(**q) for q in stored["questions"]),
         unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
         shaped_by=tuple(stored.get("shaped_by", ())),
+        at=pd.Timestamp(stored["at"]) if stored.get("at") else None,
     )
 
 
@@ -125,7 +128,7 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "stuck_at": v.stuck_at,
         "confidence": v.confidence,
         "failure_modes": [
-            asdict(m) | {"because": [vars(b) | {"headline": text(b.headline)} for b in m.because]}
+            {"id": m.id, "score": m.score, "because": [_because(b) for b in m.because], "excluded_by": m.excluded_by}
             for m in v.failure_modes
         ],
         "hops": [_hop(h) for h in v.hops],
@@ -137,6 +140,11 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "between": list(v.between),
         "settled_by": list(v.settled_by),
     }
+
+
+def _because(b: Because) -> dict[str, Any]:
+    value = {"name": b.value.name, **_value(b.value)} if b.value else None
+    return vars(b) | {"headline": text(b.headline), "at": plain(b.at), "value": value}
 
 
 def proposal(p: Proposal) -> dict[str, Any]:

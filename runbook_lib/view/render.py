@@ -338,6 +338,7 @@ def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
                 weight=b["weight"],
                 observation=b["observation"],
                 steps=", ".join(b["steps"]),
+                at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
                 headline=b["headline"][lang],
             ),
             lang,
