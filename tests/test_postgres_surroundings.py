@@ -23,10 +23,11 @@ import pytest
 from psycopg.rows import dict_row
 from steps import events, run, statuses, weight, words
 
-from runbook_lib import messages
+from runbook_lib import messages, rows
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.packs.entitlement.actions import stores
+from runbook_lib.packs.entitlement.checks import database
 from runbook_lib.packs.entitlement.sandbox import servers as embedded_servers
 from runbook_lib.packs.entitlement.sandbox.servers import Servers, _unprivileged
 from runbook_lib.packs.entitlement.sandbox.state import DATABASE
@@ -368,6 +369,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
         "ssl_cert_file": folder / "server.pem",
         "ssl_key_file": folder / "server.key",
     }
+    if keeps_statements := (binaries.parent / "lib" / "pg_stat_statements.so").exists():
+        settings["shared_preload_libraries"] = "pg_stat_statements"
     command = [
         *_unprivileged(),
         str(binaries / "postgres"),
@@ -387,6 +390,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
                 ) as admin:
                     admin.execute(f"CREATE ROLE runbook LOGIN PASSWORD '{SECRET}'")
                     admin.execute("CREATE ROLE certain LOGIN")
+                    if keeps_statements:
+                        admin.execute("CREATE EXTENSION pg_stat_statements")
+                        admin.execute("GRANT pg_read_all_stats TO runbook")
                 return True
             return False
 
@@ -414,17 +420,36 @@ WAYS = {
 }
 
 
+def way_in(tls: tuple[Path, int], way: str, tmp_path: Path) -> str:
+    folder, port = tls
+    return "postgresql://" + WAYS[way].format(secret=SECRET, port=port, tls=folder, tmp=tmp_path)
+
+
+def test_the_slowest_statements_where_they_are_kept(tls: tuple[Path, int], tmp_path: Path) -> None:
+    with psycopg.connect(way_in(tls, "client certificate", tmp_path)) as service:
+        service.execute("SELECT pg_sleep(0.05), 'of a person'")
+    source = reader(declared(way_in(tls, "private authority", tmp_path)))
+    with source.snapshot() as db:
+        if not rows.one(db.ask(database.Connections.QUESTION), database.Connections).keeps_statements:
+            pytest.skip("this PostgreSQL comes without pg_stat_statements")
+        frame = db.ask(database.Statement.QUESTION, role="certain")
+    assert list(frame.columns) == list(query(database.Statement.QUESTION).columns)
+    (slept,) = [s for s in rows.each(frame, database.Statement) if "pg_sleep" in s.statement]
+    assert "of a person" not in slept.statement and slept.calls == 1 and slept.mean_s >= 0.05
+    assert slept.since is not None
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_ways_in_that_libpq_knows(
     tls: tuple[Path, int], tmp_path: Path, ask_for: Callable[..., str], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    folder, port = tls
+    port = tls[1]
     (tmp_path / "passfile").write_text(f"127.0.0.1:{port}:*:runbook:{SECRET}\n")
     (tmp_path / "passfile").chmod(0o600)
     service = {"host": "127.0.0.1", "port": port, "dbname": "postgres", "user": "runbook", "password": SECRET}
     (tmp_path / "services").write_text("[of-the-test]\n" + "".join(f"{k}={v}\n" for k, v in service.items()))
     monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
-    url = declared("postgresql://" + WAYS[way].format(secret=SECRET, port=port, tls=folder, tmp=tmp_path))
+    url = declared(way_in(tls, way, tmp_path))
     with reader(url).snapshot() as snapshot:
         asked = snapshot.ask(ask_for("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
         assert asked["ssl"].tolist() == [True]

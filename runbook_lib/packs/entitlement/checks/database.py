@@ -54,6 +54,7 @@ class Connections:
     superuser_reserved: int = 0
     reserved: int = 0
     sees_others: bool = False
+    keeps_statements: bool = False
     used: float = 0.0
 
     @property
@@ -115,6 +116,19 @@ class Transaction:
 
 
 @dataclass(frozen=True)
+class Statement:
+    """What the services ask the database, without its values, and how long that took since the statistics began."""
+
+    QUESTION: ClassVar[str] = "database/statements"
+
+    statement: str = ""
+    calls: float = 0.0
+    total_s: float = 0.0
+    mean_s: float = 0.0
+    since: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
 class Place:
     """Who answers at the address: through a pooler, and on a replica how far behind it is."""
 
@@ -150,13 +164,16 @@ def surroundings(rb: Context, db: Snapshot) -> Frames:
 def collect(rb: Context) -> Frames:
     """Catalog views: they answer under an ACCESS EXCLUSIVE lock too.
 
-    Frames: `QUESTIONS`, application, row_locks, those of `surroundings`; pools alone where all wait in its queue.
+    Frames: `QUESTIONS`, application, row_locks, those of `surroundings`; statements where pg_stat_statements keeps
+    them; pools alone where all wait in its queue.
     """
     parts = Parts()
     try:
         with rb.snapshot() as db:
             parts.answers |= {name: db.ask(f"database/{name}") for name in QUESTIONS}
             parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+            if rows.one(parts.answers["connections"], Connections).keeps_statements:
+                parts.answers["statements"] = db.ask(Statement.QUESTION, role=facts_of(rb).database_role)
             parts.answers |= surroundings(rb, db)
     except SourceError as e:
         if e.code == "queued":
@@ -209,11 +226,13 @@ def judge(frames: Frames, given: Given) -> Finding:
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     held = _proposals(given, waits and not own_work, full, blocker, _in_front(blocked), most, share_of_most)
     queues = queue.status is not Status.OK
-    tables = ("pools", "blockers", "blocked", "row_locks", "sessions", "long_transactions")
+    tables = ("pools", "blockers", "blocked", "row_locks", "sessions", "long_transactions", "statements")
     shown = [n for n in tables if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
     if place.pooled and "pools" not in frames:
         notes.append(say("database.pool_closed"))
+    if slowest := rows.each(frames.get("statements"), Statement):
+        notes.append(_slowest(max(slowest, key=lambda s: s.mean_s)))
     if longest >= facts_of(given).lease_s:
         notes.append(say("database.long_transaction", longest=longest))
     return judged(
@@ -281,6 +300,11 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
 def _logs(given: Given) -> tuple[Proposal, ...]:
     """Nothing here says why the services are refused: their logs do, in the database's own words."""
     return tuple(proposals.logs(given, service) for service in Facts.services)
+
+
+def _slowest(s: Statement) -> Text:
+    since = f"{s.since:%Y-%m-%d %H:%MZ}" if s.since is not None else None
+    return say("database.slowest", statement=s.statement[:80], mean=1000 * s.mean_s, calls=s.calls, since=since)
 
 
 def _waits_in(pool: Pool) -> Text:
