@@ -75,6 +75,15 @@ class Pack:
         return getattr(importlib.import_module(f"{self.module}.{module}"), name)
 
 
+#: What a notebook may ask of any system; it stands above the session that it is asked of.
+_ENGINE = Pack(
+    "engine",
+    Path(__file__).parent,
+    asks={"compare": "archive.compare:compare", "watch": "archive.compare:watch"},
+    module=__name__.rpartition(".")[0],
+)
+
+
 @dataclass(frozen=True, eq=False)
 class Runbook:
     """The runbook in force: the system's pack first, then those that extend it."""
@@ -96,16 +105,16 @@ class Runbook:
         return pack.get(pack.commands[name])
 
     def ask(self, name: str) -> Any:
-        """What a pack lets a notebook ask under that name. Raises KeyError."""
-        pack = next((p for p in self.packs if name in p.asks), None)
+        """What a notebook may ask under that name. Raises KeyError."""
+        pack = next((p for p in (_ENGINE, *self.packs) if name in p.asks), None)
         if pack is None:
             raise KeyError(name)
         return pack.get(pack.asks[name])
 
     @property
     def asks(self) -> list[str]:
-        """The names of what the packs let a notebook ask."""
-        return [name for p in self.packs for name in p.asks]
+        """The names of what a notebook may ask beyond the steps: of any system, and of this one."""
+        return [name for p in (_ENGINE, *self.packs) for name in p.asks]
 
     @property
     def commands(self) -> list[str]:

@@ -54,7 +54,7 @@ class Session:
         self.shows = False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """What the packs let a notebook ask beyond the steps, such as `rb.event`."""
+        """What a notebook may ask beyond the steps, such as `rb.compare`; `rb.event` and others are the packs'."""
         if name not in pack.in_force().asks:
             raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
         return MethodType(pack.in_force().ask(name), self)
@@ -209,6 +209,12 @@ class Session:
         self._bottom = display(self._conclusion(), display_id=True)
         if self._top is not None:
             self._top.update(self._banner(self.verdict()))
+
+    def look(self) -> Verdict:
+        """Answer every step of the section and show nothing; the verdict."""
+        for step in self.context.section.steps:
+            self._answer(step.id)
+        return self.verdict()
 
     def verdict(self) -> Verdict:
         """The verdict so far."""

@@ -198,7 +198,7 @@ def draft(
         "duration": duration,
         "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
         "number": lambda v: Md("–" if v is None or v != v else f"{v:,.4g}" if v < 1000 else f"{v:,.0f}"),
-        "mode": lambda id_: md(f"{id_} {render._mode(str(id_), lang)}"),
+        "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_), lang)}"),
         "section": lambda number: md(f"{number} {render.section_title(str(number), lang)}"),
         "hop": lambda name: md(messages.text(say(f"hop.{name}"), lang)) if name else Md(""),
         "lang": lang,

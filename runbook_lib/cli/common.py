@@ -46,6 +46,24 @@ def say_json(said: object) -> None:
     click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
 
 
+def existing(incident: str, output: str | None) -> Any:
+    """The archive of an incident. Raises UsageError where there is none."""
+    from runbook_lib.parameters import validate
+    from runbook_lib.store import SEALED, Archive
+
+    validate({"incident_id": incident})
+    archive = Archive(output or settings.load().output, incident)
+    if not set(SEALED) & set(archive.names()) and not archive.partials():
+        raise UsageError(no_incident(archive))
+    return archive
+
+
+def no_incident(archive: Any) -> str:
+    """The line that says so, with what was perhaps meant."""
+    known = type(archive)(archive.output, "").names()
+    return f"no incident '{archive.incident}' under {archive.output}: {did_you_mean(archive.incident, known)}"
+
+
 def action_options(f: Any) -> Any:
     """The options of every action."""
     for option in (

@@ -21,7 +21,8 @@ from click.core import ParameterSource
 
 from runbook_lib import catalog, interrupts, pack, settings
 from runbook_lib.catalog import CatalogError
-from runbook_lib.cli.common import Group, pairs_of, say_json, words
+from runbook_lib.cli.common import Group, existing, no_incident, pairs_of, say_json, words
+from runbook_lib.cli.compare import baseline, diff, watch
 from runbook_lib.cli.new import new
 from runbook_lib.cli.numbers import Number
 from runbook_lib.model.finding import Status, say
@@ -77,7 +78,8 @@ def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
 
 
-cli.add_command(new)
+for _command in (baseline, diff, new, watch):
+    cli.add_command(_command)
 
 
 def _run_options(f: Any) -> Any:
@@ -389,7 +391,7 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
     archive = Archive(output or config.output, incident)
     try:
         if not new and not archive.names():
-            raise UsageError(f"{_no_incident(archive)} (--new begins one)")
+            raise UsageError(f"{no_incident(archive)} (--new begins one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     kept = keep_note(archive, Masker().scrub(text), whoami())
@@ -406,7 +408,7 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
     """Make an incident's index page again and print where it is."""
     from runbook_lib.archive import dossier
 
-    archive = _existing(incident, output)
+    archive = existing(incident, output)
     dossier.write_index(archive, lang or settings.load().lang)
     click.echo(f"{archive.place}/{dossier.INDEX}")
     return 0
@@ -435,7 +437,7 @@ def backtest(
     """
     from runbook_lib.cli.backtest import told
 
-    return told([_existing(i, output).incident for i in incidents], given, output, page, as_json, lang)
+    return told([existing(i, output).incident for i in incidents], given, output, page, as_json, lang)
 
 
 @cli.command()
@@ -457,7 +459,7 @@ def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: 
     lang = lang or settings.load().lang
     kept = [head for witness in witnesses for head in seal.witnessed(incident, witness)]
     # Where all of it is gone, a witness still says what was there.
-    archive = Archive(output or settings.load().output, incident) if kept else _existing(incident, output)
+    archive = Archive(output or settings.load().output, incident) if kept else existing(incident, output)
     report = seal.check(archive, kept)
     judged, apart = rejudge.judge_all(archive)
     for text in (*report.changed, *report.loose, *apart):
@@ -490,7 +492,7 @@ def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: 
 def postmortem_(incident: str, check: bool, lang: str | None, output: str | None, as_json: bool, **options: Any) -> int:
     """Draft an incident's postmortem (section 7), keeping what a person wrote into it; or check it."""
     lang = lang or settings.load().lang
-    archive = _existing(incident, output)
+    archive = existing(incident, output)
     if check:
         return _check_postmortem(archive, lang, as_json)
     return _draft_postmortem(archive, lang, as_json, **options)
@@ -566,22 +568,6 @@ def _draft_postmortem(
     if result.problem:
         click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
     return int(verdict.status.value)
-
-
-def _existing(incident: str, output: str | None) -> Any:
-    from runbook_lib.parameters import validate
-    from runbook_lib.store import SEALED, Archive
-
-    validate({"incident_id": incident})
-    archive = Archive(output or settings.load().output, incident)
-    if not set(SEALED) & set(archive.names()) and not archive.partials():
-        raise UsageError(_no_incident(archive))
-    return archive
-
-
-def _no_incident(archive: Any) -> str:
-    known = type(archive)(archive.output, "").names()
-    return f"no incident '{archive.incident}' under {archive.output}: {did_you_mean(archive.incident, known)}"
 
 
 @cli.command()

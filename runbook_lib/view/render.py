@@ -167,6 +167,17 @@ class Proposals(Shown):
 
 
 @dataclass(frozen=True)
+class Plain(Shown):
+    """Lines of text as a terminal shows them."""
+
+    lines: Sequence[str]
+
+    def _bundle(self) -> dict[str, Any]:
+        text = "\n".join(self.lines)
+        return {"text/html": Markup("<pre class='rb'>{}</pre>").format(text), "text/plain": text}
+
+
+@dataclass(frozen=True)
 class Line(Shown):
     """One sentence in a notebook."""
 
@@ -282,7 +293,7 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
         return t("ui.stuck_at", hop=t(f"hop.{seen['stuck_at']}"))
     modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
     if modes and seen["status"] != "OK":
-        return t("ui.harmed_by", id=modes[0]["id"], title=_mode(modes[0]["id"], lang))
+        return t("ui.harmed_by", id=modes[0]["id"], title=mode_title(modes[0]["id"], lang))
     unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in REQUIRED}
     again = seen.get("look_again_s")
     if undecided := seen.get("undecided"):
@@ -323,7 +334,7 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
 
 def undecided_lines(between: Sequence[str], settled_by: Iterable[str], lang: str) -> list[str]:
     """Between which failure modes it is undecided, and what would settle it, in words."""
-    modes = " / ".join(f"{id_} {_mode(id_, lang)}" for id_ in between)
+    modes = " / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in between)
     lines = [messages.text(say("ui.between", modes=modes), lang)]
     steps = ((s, _question(s, lang)) for s in settled_by)
     return lines + [messages.text(say("ui.settled_by", step=s, question=asked), lang) for s, asked in steps]
@@ -351,7 +362,8 @@ def explained(verdict: Mapping[str, Any], lang: str) -> list[str]:
     """Each failure mode of a verdict's JSON, and why it has its score, as text."""
     lines = []
     for m in verdict["failure_modes"]:
-        lines += [f"  {m['score']:.2f}  {m['id']} {_mode(m['id'], lang)}", *(f"    {w}" for w in why_lines(m, lang))]
+        lines.append(f"  {m['score']:.2f}  {m['id']} {mode_title(m['id'], lang)}")
+        lines += [f"    {why}" for why in why_lines(m, lang)]
     return [f"\n{messages.text(say('ui.failure_modes'), lang)}", *lines] if lines else []
 
 
@@ -412,7 +424,7 @@ def html(template: str, lang: str, **values: Any) -> str:
             say=lambda text: messages.text(text, lang),
             alive=lambda seen: _alive(seen, lang),
             location=lambda v: location(v, lang),
-            mode=lambda id_: _mode(id_, lang),
+            mode=lambda id_: mode_title(id_, lang),
             why=lambda mode: why_lines(mode, lang),
             undecided=lambda between, settled_by: undecided_lines(between, settled_by, lang),
             section_title=lambda number: section_title(number, lang),
@@ -445,7 +457,8 @@ def when(time: pd.Timestamp | str) -> str:
     return f"{pd.Timestamp(time):%Y-%m-%d %H:%M:%SZ}"
 
 
-def _mode(id_: str, lang: str) -> str:
+def mode_title(id_: str, lang: str) -> str:
+    """A failure mode's title; "" for one that the documents do not have."""
     mode = catalog.load().failure_modes.get(id_)
     return "" if mode is None else mode.ja if lang == "ja" else mode.en
 
