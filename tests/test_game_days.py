@@ -183,6 +183,7 @@ STUCK = seen(sent=0, waiting=300, oldest_s=60)
         (seen(created=None), seen(created=None), "nothing"),
         # What was not taken in at all waits now, and helps those who ask.
         (seen(waiting=60, oldest_s=20), seen(created=0, sent=0, waiting=0), "helps"),
+        (seen(created=0, sent=0, waiting=1, oldest_s=195), seen(created=0, sent=0, waiting=0, oldest_s=0), "nothing"),
         (seen(s=30, created=0.5, sent=0.5, waiting=1), seen(created=0.5, sent=0, waiting=20, oldest_s=40), "helps"),
         (seen(sent=0, waiting=90, doubled=2), seen(doubled=40), "helps"),  # held, so that nobody gets it twice
     ],

@@ -147,7 +147,10 @@ def helped(acted: Seen, alone: Seen) -> Help:
         return "harms"
     if max(kept) > 0:
         return "helps"
-    flow = gain("waiting", max(load * _LOAD_S, _ROWS)) + gain("oldest_s", _AGE_S)
+    flow = gain("waiting", max(load * _LOAD_S, _ROWS))
+    # What had just been on its way when the flow broke, in one sandbox and not in the other, is chance.
+    if max(acted.waiting or 0.0, alone.waiting or 0.0) > _ROWS:
+        flow += gain("oldest_s", _AGE_S)
     flow += gain("sent", rate, more=True) + gain("published", rate, more=True)
     return "helps" if flow > 0 else "harms" if flow < 0 else "nothing"
 
