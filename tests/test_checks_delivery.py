@@ -17,13 +17,13 @@ import steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
-from steps import NOW, ago, make_given, run, weight, words
+from steps import NOW, ago, make_given, run, traffic, weight, words
 
-from runbook_lib import catalog, messages, questions
+from runbook_lib import catalog, messages, questions, session
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
-from runbook_lib.packs.entitlement.checks import backlog, database, leases, publish, subscriber
+from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import delivery
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions
 from runbook_lib.packs.entitlement.facts import Facts
@@ -1166,3 +1166,31 @@ def test_a_worker_clock_that_is_ahead(servers: Servers, db: psycopg.Connection, 
     assert found["4.3.5"].status is Status.CRITICAL
     assert 44 < found["4.3.5"].headline.params["skew"] < 46
     assert found["4.3.4"].status is not Status.OK
+
+
+def test_of_a_busy_system_the_history_is_asked_in_smaller_pieces(
+    servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them passes the cost gate that the whole does not; together they say the same."""
+    traffic(db, seconds=3000, per_second=1)
+    db.execute("ANALYZE notification.notifications")
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    plans: list[float] = []
+
+    def asked() -> tuple[pd.DataFrame, int]:
+        rb = session.quiet_session("4.1").context
+        span = past.Span(rb.as_of.floor("min") - pd.Timedelta(minutes=60), rb.as_of.floor("min"), 60)
+        with rb.snapshot() as snapshot:
+            found = past.ask(rb, snapshot, span, ["notifications"])
+        plans.extend(q.plan_cost or 0.0 for q in rb.read_cost.questions if q.name == "past/notifications")
+        levels = past.levels(found, "notifications", span)
+        assert levels is not None
+        return levels, found["waiting.notifications"]["piece"].nunique()
+
+    whole, pieces = asked()
+    assert pieces == 1
+    monkeypatch.setenv("RUNBOOK_BUDGET__MAX_PLAN_COST", str(plans[-1] * 0.7))
+    parts, pieces = asked()
+    assert pieces in (2, 4)
+    assert parts[["came", "gone", "waiting"]].equals(whole[["came", "gone", "waiting"]])

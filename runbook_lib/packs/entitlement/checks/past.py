@@ -115,16 +115,26 @@ def _chance(usual: float, spread: float) -> float:
 def in_pieces(
     rb: Context, db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, piece: str, **params: Any
 ) -> list[pd.DataFrame] | None:
-    """One question in pieces, so many hours each (a number of slo.md); None where one was not answered whole."""
-    answers: list[pd.DataFrame] = []
-    while low < high:
-        end = min(low + pd.Timedelta(hours=rb.number(piece)), high)
-        found = db.try_ask(name, low=low, high=end, with_open=not answers, **params)
-        if found is None or found.attrs.get("capped"):
+    """One question in pieces, so many hours each (a number of slo.md); None where one was not answered whole.
+
+    Of a busy system the cost gate refuses such a piece: then smaller ones are asked, down to a quarter.
+    """
+    whole = min(pd.Timedelta(hours=rb.number(piece)), high - low)
+    for length in (whole, whole / 2, whole / 4):
+        answers: list[pd.DataFrame] = []
+        begin = low
+        while begin < high:
+            end = min(begin + length, high)
+            found = db.try_ask(name, low=begin, high=end, with_open=not answers, **params)
+            if found is None or found.attrs.get("capped"):
+                break
+            answers.append(found)
+            begin = end
+        else:
+            return answers
+        if not rb.read_cost.questions[-1].refused:
             return None
-        answers.append(found)
-        low = end
-    return answers
+    return None
 
 
 @dataclass(frozen=True)
