@@ -43,7 +43,7 @@ def test_the_engine_knows_no_system() -> None:
 def test_the_system_s_own_pack_is_found_like_any_other(here: Path) -> None:
     (own,) = pack.in_force().packs
     assert own.name == "entitlement" and own.module == "runbook_lib.packs.entitlement"
-    assert set(action.actions()) == {"restart", "scale", "set", "redrive"}
+    assert set(action.actions()) == {"restart", "scale", "set", "redrive", "canary"}
 
 
 def test_a_new_section_is_whole_and_its_tests_pass(here: Path) -> None:

@@ -177,3 +177,31 @@ def test_no_restart_while_a_server_is_away(sandbox: Sandbox, tmp_path: Path) -> 
     assert code == Status.CRITICAL.value
     answer = json.loads(said)
     assert answer["result"] == "refused" and "jetstream" in answer["why"]["en"]
+
+
+@pytest.mark.e2e
+def test_a_canary_is_delivered_or_tells_where_it_stays(sandbox: Sandbox, tmp_path: Path) -> None:
+    word = ("--execute", "--approved-by", "Aoki", "--reason", "is it over?")
+    code, said = runbook(sandbox, tmp_path, "act", "canary", *word)
+    assert code == Status.OK.value, said
+    assert "2 events of the canary delivered" in json.loads(said)["effect"]["en"]
+    sandbox.fault("relay_stopped")
+    try:
+        code, said = runbook(sandbox, tmp_path, "act", "canary", *word, "--wait", "6")
+    finally:
+        sandbox.heal()
+    assert code == Status.CRITICAL.value and "In the outbox" in json.loads(said)["effect"]["en"]
+    with psycopg.connect(sandbox.state.addresses.admin_url, autocommit=True) as admin:
+        admin.execute("REVOKE INSERT ON entitlement.outbox_events FROM miniserversystem")
+        try:
+            code, said = runbook(sandbox, tmp_path, "act", "canary", *word)
+        finally:
+            admin.execute("GRANT INSERT ON entitlement.outbox_events TO miniserversystem")
+    assert code == Status.CRITICAL.value and "the API answered the grant with HTTP 500" in json.loads(said)["why"]["en"]
+    assert [a["result"] for a in actions(tmp_path)] == ["begun", "done", "begun", "done", "begun", "failed"]
+    assert b'"canary"' not in (tmp_path / "R-1" / ACTION_LOG).read_bytes().replace(b'"action": "canary"', b"")
+
+
+def test_no_canary_without_an_account_for_it() -> None:
+    done = command("act", "canary", env={**os.environ, "RUNBOOK_DATABASE_URL": "postgresql://a@127.0.0.1:9/b"})
+    assert done.returncode == 64 and "has no canary_user" in done.stderr and len(done.stderr.splitlines()) == 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
 from runbook_lib.sources import ReadCost
-from runbook_lib.sources.http import get, unfit
+from runbook_lib.sources.http import get, post_json, unfit
 
 
 class Exposition:
@@ -23,6 +24,10 @@ class Exposition:
         Columns: `__name__`, the labels, `value`; empty if there is none. Raises SourceError.
         """
         return rows(self._name, get(self._name, self._read_cost, self._url, path), wanted)
+
+    def post(self, path: str, content: object, headers: dict[str, str]) -> tuple[int, Any]:
+        """Have it do something: the status of its answer, and the JSON in it. Raises SourceError."""
+        return post_json(self._name, self._read_cost, self._url, path, content, headers)
 
 
 def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFrame:

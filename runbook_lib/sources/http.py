@@ -1,4 +1,4 @@
-"""One GET, bounded in time and in size, that turns whatever goes wrong into a SourceError."""
+"""One request, bounded in time and in size, that turns whatever goes wrong into a SourceError."""
 
 from __future__ import annotations
 
@@ -65,18 +65,40 @@ def get(
     Its `code` tells "hung" (the connection was taken and nothing came) from "no_answer" (nor was that), and
     "not_found" (whoever answers there has no such page) from any other HTTP status.
     """
-    query = "&".join(f"{k}={v}" for k, v in (params or {}).items())
-    with read_cost.question(source, path, f"GET /{path}{'?' + query if query else ''}") as asked:
+    return _answer("GET", source, read_cost, url, path, trust, params=params)[1]
+
+
+def post_json(
+    source: str, read_cost: ReadCost, url: str, path: str, content: object, headers: dict[str, str]
+) -> tuple[int, Any]:
+    """The status of an action's request, and the JSON of its answer, whatever it is; None for none.
+
+    Raises SourceError as `get` does, but for a status.
+    """
+    status, body = _answer("POST", source, read_cost, url, path, None, json=content, headers=headers)
+    try:
+        return status, json.loads(body)
+    except ValueError:
+        return status, None
+
+
+def _answer(
+    method: str, source: str, read_cost: ReadCost, url: str, path: str, trust: Trust | None, **more: Any
+) -> tuple[int, bytes]:
+    query = "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
+    with read_cost.question(source, path, f"{method} /{path}{'?' + query if query else ''}") as asked:
         try:
-            with requests.get(
+            with requests.request(
+                method,
                 f"{url.rstrip('/')}/{path}",
-                params=params,
                 timeout=TIMEOUT_S,
                 stream=True,
                 allow_redirects=False,
                 **(trust or Trust()).options(),
+                **more,
             ) as reply:
-                reply.raise_for_status()
+                if method == "GET":
+                    reply.raise_for_status()
                 if reply.is_redirect:
                     raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
                 body = _read(source, reply)
@@ -98,7 +120,7 @@ def get(
         except OSError as e:  # of a file that `trust` names
             raise SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file") from None
         asked.rows = 1
-    return body
+    return reply.status_code, body
 
 
 def unfit(source: str) -> SourceError:

@@ -57,6 +57,9 @@ class Facts(settings.Facts):
     batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
     poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")
 
+    canary_user: str = Field("", max_length=128, description="a test account that `act canary` may grant a right")
+    canary_sku: str = Field("runbook-canary", min_length=1, max_length=64, description="the right that it grants")
+
     @property
     def clock_stream(self) -> str:
         """Its answers carry the broker's clock."""

@@ -22,5 +22,6 @@ ACTIONS: dict[str, Callable[..., Action]] = {
     "scale": partial(_make, "scale", "Scale"),
     "set": partial(_make, "change", "Change"),
     "redrive": partial(_make, "redrive", "Redrive"),
+    "canary": partial(_make, "canary", "Canary"),
 }
 """Makes an action for a context. Raises UsageError for an argument that is not acceptable."""

@@ -144,8 +144,8 @@ def servers_answer(rb: Context) -> list[Precondition]:
     So does one that cannot make its streams, which a cluster without a leader refuses.
     """
     return [
-        _answers("postgres", lambda: _ask_database(rb)),
-        _answers("jetstream", rb.jetstream.ready),
+        answers("postgres", lambda: _ask_database(rb)),
+        answers("jetstream", rb.jetstream.ready),
         _may_work(rb),
     ]
 
@@ -222,7 +222,8 @@ def not_just_acted(rb: Context, program: str | None = None) -> Precondition:
     return Precondition(text, not recent)
 
 
-def _answers(source: str, ask: Callable[[], object]) -> Precondition:
+def answers(source: str, ask: Callable[[], object]) -> Precondition:
+    """A source answers a question."""
     text = say("action.restart.answers", source=source)
     try:
         ask()

@@ -44,6 +44,13 @@ def set_(settings: tuple[str, ...], **options: Any) -> int:
 
 
 @act.command()
+@action_options
+def canary(**options: Any) -> int:
+    """Grant and revoke one right of a test account through the API, and follow both to the receiver (runbook 6)."""
+    return common.act("6", "canary", {}, **options)
+
+
+@act.command()
 @click.argument("store")
 @click.option("--limit", type=int, default=50, show_default=True, help="rows of this portion")
 @click.option("--event", "events", multiple=True, metavar="ID", help="only these events, also permanent ones")

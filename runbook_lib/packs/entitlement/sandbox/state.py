@@ -16,6 +16,8 @@ from runbook_lib.usage import SANDBOX_TARGET, sandbox_folder
 
 DATABASE = "miniserversystem"
 SERVICES = ("entitlement", "notification")
+#: Nobody else is called so: `act canary` grants it a right and takes it away again.
+CANARY = "canary"
 FILE_NAME = "sandbox.json"
 
 
@@ -148,12 +150,13 @@ class SandboxState:
         urls = {name.removeprefix("RUNBOOK_").lower(): value for name, value in self.env.items()}
         logs = {app: str(self.directory / "log" / f"{app}.log") for app in SERVICES}
         return urls | {
+            "canary_user": CANARY,
             "workloads": {
                 "runner": "supervisorctl",
                 "supervisorctl": self.supervisorctl,
                 "log_files": logs,
                 "env_file": str(self.directory / "pods.env"),
-            }
+            },
         }
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
