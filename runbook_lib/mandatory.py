@@ -33,6 +33,7 @@ SECTION = "7"
 MARKDOWN = "postmortem.md"
 MEASURE = ("kind", "measure", "owner", "due", "whole")
 
+_DONE = re.compile(r"\s*(\d{4}-\d\d-\d\d|yes\b|true\b)", re.IGNORECASE)
 _OPEN = r"(?-i:\bTODO\b|\bTBD\b)|to be filled in|^null$|要記入|未記入|未定"  # Todo is a name, too
 
 
@@ -169,10 +170,11 @@ def _problem(item: str, said: Any, names: list[str]) -> Text:
 
 
 def measures_of(draft: str) -> list[dict[str, Any]]:
-    """The measures that a draft holds; those are `whole` that have all that is asked for."""
+    """The measures that a draft holds; `whole` that have all that is asked for, `done` that say when."""
     rows = record_of(draft).get("measures")
     return [
-        {name: str(r.get(name) or "") for name in Measure.model_fields} | {"whole": not _lacks(r)}
+        {name: str(r.get(name) or "") for name in Measure.model_fields}
+        | {"whole": not _lacks(r), "done": bool(_DONE.match(unicodedata.normalize("NFKC", str(r.get("done")))))}
         for r in (rows if isinstance(rows, list) else ())
         if isinstance(r, dict) and (r.get("owner") or r.get("due"))
     ]

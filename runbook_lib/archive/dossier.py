@@ -7,7 +7,7 @@ and the index page is made of them alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -98,7 +98,7 @@ def write_index(archive: Archive, lang: str) -> None:
         lang,
         incident=archive.incident,
         now=verdicts[-1] if verdicts else None,
-        located=_located(verdicts),
+        located=located(verdicts),
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
@@ -115,8 +115,8 @@ def _died(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
     return [a["id"] for a in actions].count(begun["id"]) == 1
 
 
-def _located(verdicts: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The verdict that names the incident: the worst, of these the surest, of these the first."""
+def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The verdict that names the incident: the worst, of these the surest, of these the first; None if all are OK."""
     sure = ("none", "low", "medium", "high")
     found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
     return max(

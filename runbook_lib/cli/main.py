@@ -25,6 +25,7 @@ from runbook_lib.cli.common import Group, existing, no_incident, pairs_of, say_j
 from runbook_lib.cli.compare import baseline, diff, watch
 from runbook_lib.cli.new import new
 from runbook_lib.cli.numbers import Number
+from runbook_lib.cli.report import report
 from runbook_lib.model.finding import Status, say
 from runbook_lib.usage import UsageError, did_you_mean
 
@@ -78,7 +79,7 @@ def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
 
 
-for _command in (baseline, diff, new, watch):
+for _command in (baseline, diff, new, report, watch):
     cli.add_command(_command)
 
 

@@ -1,0 +1,103 @@
+"""The command `runbook report`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runbook_lib import settings
+from runbook_lib.cli.common import say_json
+from runbook_lib.usage import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_AGO = re.compile(r"([0-9]{1,4}) *([hdw])")
+_HOURS = {"h": 1, "d": 24, "w": 168}
+
+
+@click.command()
+@click.option("--since", metavar="DATE|30d", help="what began since a day (UTC) or a time with its offset, or 30d ago")
+@click.option("--until", metavar="DATE|30d", help="what began before a time; a day is included")
+@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
+@click.option("--page", type=_FILE, help="all of it as a page")
+@click.option("--csv", "table", type=_FILE, help="one row an incident")
+@click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
+@click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+def report(
+    since: str | None,
+    until: str | None,
+    output: str | None,
+    page: Path | None,
+    table: Path | None,
+    as_json: bool,
+    lang: str | None,
+) -> int:
+    """Say of the incidents of a period what they came to, what helped, what alarmed for nothing, and what is open.
+
+    From their dossiers alone: no system is asked. Exit code 0.
+    """
+    import pandas as pd
+
+    from runbook_lib import messages
+    from runbook_lib.archive import report as period
+    from runbook_lib.model.finding import say
+    from runbook_lib.view import render
+
+    config, now = settings.load(), pd.Timestamp.now("UTC")
+    output, lang = output or config.output, lang or config.lang
+    begin, end = _moment("--since", since, now), _moment("--until", until, now)
+    if begin is not None and end is not None and begin >= end:
+        raise UsageError(f"--since {since} is not before --until {until}")
+    incidents, unread = period.read(output, begin, end)
+    said = period.report(incidents)
+    shown = [t if t is None else render.when(t) for t in (begin, end)]
+    title = say("report.title", output=output, since=shown[0], until=shown[1])
+    if page:
+        told = {"sums": period.sums(said), "tables": period.tables(incidents, said, lang)}
+        _write(page, render.html("report", lang, title=title, unread=unread, **told))
+    if table:
+        _write(table, period.frame(incidents).to_csv(index=False))
+    if as_json:
+        period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
+        say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
+    else:
+        click.echo("\n".join([messages.text(title, lang), *period.lines(incidents, said, lang)]))
+    for text in unread:
+        click.echo(messages.text(text, lang), err=True)
+    return 0
+
+
+def _moment(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | None:
+    """A day, which is --until's last, a time with its offset, or how long ago. Raises UsageError."""
+    import pandas as pd
+
+    from runbook_lib.parameters import moment
+
+    if text is None:
+        return None
+    if ago := _AGO.fullmatch(text):
+        return now - pd.Timedelta(hours=int(ago[1]) * _HOURS[ago[2]])
+    try:
+        time = moment(text)
+    except ValueError:
+        like = f"a day as {now:%Y-%m-%d}, a time as {now:%Y-%m-%dT%H:%M}Z, or how long ago as 12h, 30d or 4w"
+        raise UsageError(f"{option} {text}: write {like}") from None
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        return time + pd.Timedelta(days=int(option == "--until"))
+    if pd.Timestamp(text).tzinfo is None:
+        raise UsageError(f"{option} {text} has no offset: write {time:%Y-%m-%dT%H:%M:%S}Z, or a day")
+    return time
+
+
+def _write(path: Path, content: str) -> None:
+    from runbook_lib.store import OutputError, write_whole
+
+    try:
+        write_whole(path.absolute(), content.encode())
+    except OSError as e:
+        raise OutputError(f"{path} could not be written: {e.strerror}") from None
