@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample import ROOT
 
-from runbook_lib.archive import report
+from runbook_lib.archive import dossier, report
 from runbook_lib.archive.report import Incident
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _moment
@@ -383,3 +383,20 @@ def test_two_hundred_dossiers_are_no_wait(tmp_path: Path) -> None:
     begun = time.process_time()
     assert len(read(tmp_path)) == 200
     assert time.process_time() - begun < 8
+
+
+def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> None:
+    def incident(name: str, minutes: float, place: str, *modes: str, **logs: Any) -> None:
+        run = ran("3", "CRITICAL", minutes, place)
+        keep(tmp_path, name, runs=concluded(run, failure_modes=[mode(m) for m in modes]), **logs)
+
+    incident("SAME", 0, "relay", "FM-OB-01", actions=[acted("a", 5, "done", True)])
+    incident("ELSEWHERE", 10, "receiver", "FM-NOTI-03")
+    incident("NOW", 60, "relay", "FM-OB-01")
+    incident("LATER", 90, "relay", "FM-OB-01")
+    now = Archive(str(tmp_path), "NOW")
+    assert [i.incident for i in report.seen_before(now)] == ["SAME"]
+    assert report.seen_before(Archive(str(tmp_path), "NOBODY")) == []
+    dossier.write_index(now, "en")
+    page = now.read(dossier.INDEX).decode()
+    assert 'href="../SAME/index.html"' in page and "✔ restart worker" in page and "../ELSEWHERE" not in page

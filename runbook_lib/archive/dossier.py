@@ -7,15 +7,15 @@ and the index page is made of them alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
 
 from runbook_lib import mandatory
-from runbook_lib.archive import postmortem
+from runbook_lib.archive import postmortem, report
 from runbook_lib.archive.artifact import Result, stamp
-from runbook_lib.model.finding import Status, Verdict
+from runbook_lib.model.finding import Verdict
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.view import record, render
 
@@ -98,13 +98,14 @@ def write_index(archive: Archive, lang: str) -> None:
         lang,
         incident=archive.incident,
         now=verdicts[-1] if verdicts else None,
-        located=located(verdicts),
+        located=report.located(verdicts),
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
         actions=[a | {"what": record.what(a["what"])} for a in actions if a["result"] != "begun" or _died(a, actions)],
         notes=archive.lines(NOTES),
         partials=archive.partials(),
+        seen_before=report.seen_before(archive),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
     archive.write(INDEX, page.encode())
@@ -113,17 +114,6 @@ def write_index(archive: Archive, lang: str) -> None:
 def _died(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
     """An action that has no second line: whoever carried it out was stopped in the middle."""
     return [a["id"] for a in actions].count(begun["id"]) == 1
-
-
-def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The verdict that names the incident: the worst, of these the surest, of these the first; None if all are OK."""
-    sure = ("none", "low", "medium", "high")
-    found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
-    return max(
-        found,
-        key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
-        default=None,
-    )
 
 
 def _proposals(verdicts: list[dict[str, Any]], lang: str) -> list[dict[str, str]]:

@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from runbook_lib import catalog, mandatory, messages
 from runbook_lib.analysis.diagnosis import BROKEN
-from runbook_lib.archive import dossier
 from runbook_lib.model.finding import Status, Text, say, worst
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
@@ -26,6 +25,8 @@ Lines = Sequence[Mapping[str, Any]]
 #: What says how long something took: a postmortem's record, or a run's `detected_at` and the run that saw the recovery.
 By = Literal["", "postmortem", "detected_at"]
 
+#: Among so many dossiers beside one those that are like it are looked for, from this share of places and modes on.
+NEWEST, ALIKE = 200, 0.5
 _ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
 _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
 _MARKS = {True: "✔", False: "✖", None: "?"}
@@ -89,13 +90,15 @@ class Incident:
 # What is read -----------------------------------------------------------------------------------------------
 
 
-def read(output: str, since: pd.Timestamp | None, until: pd.Timestamp | None) -> tuple[list[Incident], list[Text]]:
+def read(
+    output: str, since: pd.Timestamp | None, until: pd.Timestamp | None, only: Iterable[str] | None = None
+) -> tuple[list[Incident], list[Text]]:
     """The incidents that began in [since, until), the oldest first, and a line for each dossier that can not be read.
 
     Raises OSError where the output itself can not.
     """
     found, unread = list[Incident](), list[Text]()
-    for name in Archive(output, "").names():
+    for name in Archive(output, "").names() if only is None else only:
         archive = Archive(output, name)
         try:
             manifest, actions, notes = (archive.lines(log) for log in (MANIFEST, ACTION_LOG, NOTES))
@@ -120,8 +123,8 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
     runs = [e for e in looks if "section" in e]
     statuses = [Status[e.get("verdict", e)["status"]] for e in looks]
     # A run from a browser is in no command's verdict; of two that are as bad, that has the failure modes.
-    located = dossier.located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
-    verdict = located["verdict"] if located else {}
+    worst_of = located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
+    verdict = worst_of["verdict"] if worst_of else {}
     given = [p for e in manifest if (p := e.get("parameters"))]
 
     def told(name: str, *more: Mapping[str, Any]) -> Any:
@@ -157,6 +160,17 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
     )
 
 
+def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The verdict that names the incident: the worst, of these the surest, of these the first; None if all are OK."""
+    sure = ("none", "low", "medium", "high")
+    found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
+    return max(
+        found,
+        key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
+        default=None,
+    )
+
+
 def _modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
     """The postmortem's origin; else the modes that it stayed undecided between, or the likeliest that stands."""
     if isinstance(origin, str) and origin in catalog.load().failure_modes:
@@ -188,6 +202,27 @@ def _seen(runs: Lines, detected_at: str | None) -> float | None:
 def _acted(a: Mapping[str, Any]) -> Acted:
     helped = {"done": a.get("verified"), "failed": False}.get(a["result"])
     return Acted(a["action"], record.what(a.get("what") or {}), a["result"], helped)
+
+
+def seen_before(archive: Archive, most: int = 3) -> list[Incident]:
+    """The incidents before this one whose place and failure modes are most like its own, the likest first.
+
+    Of the newest dossiers beside it, as far as they can be read. Raises OSError.
+    """
+    own = next((i for i in read(archive.output, None, None, only=[archive.incident])[0]), None)
+    if own is None or not own.modes:
+        return []
+    others = [n for n in Archive(archive.output, "").names() if n != archive.incident][-NEWEST:]
+    found, _ = read(archive.output, None, own.begun, only=others)
+    like = {i.incident: _alike(i, own) for i in found}
+    likest = sorted((i for i in found if like[i.incident] >= ALIKE), key=lambda i: (-like[i.incident], -i.begun.value))
+    return likest[:most]
+
+
+def _alike(one: Incident, other: Incident) -> float:
+    """The share of what both have of what either has, places and failure modes, 0 to 1."""
+    ours, theirs = ({*i.modes, *i.place} for i in (one, other))
+    return len(ours & theirs) / len(ours | theirs)
 
 
 # What it comes to -------------------------------------------------------------------------------------------
