@@ -23,9 +23,10 @@ from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _moment
 from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.messages import LANGUAGES
-from runbook_lib.model.finding import Status
+from runbook_lib.model.finding import RankedMode, Status, Verdict
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.usage import UsageError
+from runbook_lib.view import record
 
 T0 = pd.Timestamp("2026-03-01T12:00:00Z")
 NOW = pd.Timestamp("2026-03-31T15:30:00Z")
@@ -387,8 +388,9 @@ def test_two_hundred_dossiers_are_no_wait(tmp_path: Path) -> None:
 
 def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> None:
     def incident(name: str, minutes: float, place: str, *modes: str, **logs: Any) -> None:
-        run = ran("3", "CRITICAL", minutes, place)
-        keep(tmp_path, name, runs=concluded(run, failure_modes=[mode(m) for m in modes]), **logs)
+        verdict = Verdict(Status.CRITICAL, place, "high", tuple(RankedMode(m, 0.9) for m in modes))
+        told = concluded(ran("3", "CRITICAL", minutes, place), **record.verdict(verdict))[-1:]
+        keep(tmp_path, name, runs=told, **logs)
 
     incident("SAME", 0, "relay", "FM-OB-01", actions=[acted("a", 5, "done", True)])
     incident("ELSEWHERE", 10, "receiver", "FM-NOTI-03")
