@@ -15,15 +15,19 @@ Became = Literal["dry", "refused", "done", "failed"]
 
 @dataclass(frozen=True)
 class Precondition:
-    """One thing that must hold before an action; `ok` is None where it could not be seen."""
+    """One thing that must hold before an action; `ok` is None where it could not be seen.
+
+    `waived`: it does not hold, and somebody broke the glass.
+    """
 
     text: Text
     ok: bool | None
+    waived: bool = False
 
     @property
     def holds(self) -> bool:
-        """Whether it was seen to hold: what could not be seen does not."""
-        return self.ok is True
+        """Whether it stops nothing: what could not be seen does."""
+        return self.ok is True or self.waived
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Outcome:
     effect: Text | None = None
     approved_by: str = ""
     reason: str = ""
+
+    @property
+    def break_glass(self) -> bool:
+        """Whether a rule of the target was waived for it."""
+        return any(p.waived for p in self.preconditions)
 
     @property
     def status(self) -> Status:

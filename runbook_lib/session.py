@@ -150,11 +150,13 @@ class Session:
         execute: bool = False,
         approved_by: str | None = None,
         reason: str | None = None,
+        break_glass: bool = False,
         **what: Any,
     ) -> render.Acted:
         """Carry out an action (`restart`, `set`, `redrive`), or show what it would do.
 
         Without `execute` nothing is changed. Whatever becomes of it is a line in the incident's actions.jsonl.
+        `break_glass` passes a freeze or the limit of an hour, where the target allows that.
         Raises UsageError for an action, or an argument, that does not exist.
         """
         known = action.actions()
@@ -167,6 +169,7 @@ class Session:
                 execute=execute,
                 approved_by=approved_by,
                 reason=reason,
+                break_glass=break_glass,
                 progress=progress,
             )
         self.context.outcomes[name] = outcome

@@ -12,6 +12,7 @@ import os
 import re
 import tomllib
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
@@ -29,7 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
-from runbook_lib import pack
+from runbook_lib import freeze, pack
 from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_folder, did_you_mean, sandbox_folder
 
 URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
@@ -37,6 +38,8 @@ URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_ur
 ACTION_URLS = ("action_database_url", "action_nats_url")
 #: Of these there may be several, with commas between them or as a list.
 SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
+#: What a target says to every action (actions/guard.py).
+_RULES = ("freeze", "actions_per_hour", "break_glass")
 #: How each is written, and with which schemes.
 _WRITTEN = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
@@ -198,6 +201,10 @@ class Target(_Strict):
     #: Where the system's services answer over HTTP, by name.
     services: dict[str, SecretStr] = {}
     facts: Facts = Facts()
+    #: When no action is carried out (freeze.py), and how many in an hour; whether `--break-glass` may pass both.
+    freeze: list[str] = []
+    actions_per_hour: int | None = Field(None, ge=1, le=1000)
+    break_glass: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -240,6 +247,12 @@ class Target(_Strict):
                 if wrong := wrong_with(url, kind):
                     raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
         return value
+
+    @field_validator("freeze")
+    @classmethod
+    def _are_windows(cls, windows: list[str]) -> list[str]:
+        freeze.until(windows, datetime.now(UTC))
+        return windows
 
     @model_validator(mode="after")
     def _needs_a_source(self) -> Target:
@@ -425,7 +438,7 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
     addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, "database_url_command"}
+    addresses |= {*_NATS_KEYS, *_RULES, "database_url_command"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)

@@ -26,6 +26,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -167,6 +168,17 @@ class Archive:
             return self.read(name).splitlines()
         except FileNotFoundError:
             return []
+
+    def everywhere(self, name: str) -> list[bytes]:
+        """The lines of a log, this incident's and of every other under the same output. Raises OSError."""
+
+        def lines(incident: str) -> list[bytes]:
+            with suppress(NotADirectoryError):  # a file beside the incidents
+                return Archive(self.output, incident).raw(name)
+            return []
+
+        with ThreadPoolExecutor(16) as pool:  # in a store each is a question
+            return [line for own in pool.map(lines, Archive(self.output, "").names()) for line in own]
 
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
         """Write an artifact's files, then its line in the manifest, sealed to the line before.

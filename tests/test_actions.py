@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import runbook
 
+from runbook_lib import freeze, settings
 from runbook_lib.actions.action import Action, ActionError, Word, perform
+from runbook_lib.archive import dossier
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Reason, Status, Text, say
 from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.packs.entitlement.checks.timeline import _acted
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTION_LOG, NOTES
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.view import record, render
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
 
@@ -158,6 +163,206 @@ def test_what_cannot_be_written_down_is_not_done(rb: Context) -> None:
     outcome = perform(counter, rb, execute=True, **WORD)
     assert (outcome.result, counter.n) == ("refused", 0)
     assert "action log" in record.text(outcome.why)["en"]
+
+
+# The rules of the target -------------------------------------------------------------------------------------
+
+CHRISTMAS = "2026-12-24T00:00+09:00/2026-12-27T00:00+09:00"
+WEEKEND = "Fri 18:00/Mon 08:00 Asia/Tokyo"
+SPRING = "Sat 22:00/Sun 06:00 Europe/Berlin"
+
+
+@pytest.mark.parametrize(
+    ("windows", "at", "until"),
+    [
+        ([CHRISTMAS], "2026-12-23T14:59:59.999999+00:00", None),
+        ([CHRISTMAS], "2026-12-23T15:00:00+00:00", "2026-12-26T15:00:00+00:00"),
+        ([CHRISTMAS], "2026-12-26T14:59:59.999999+00:00", "2026-12-26T15:00:00+00:00"),
+        ([CHRISTMAS], "2026-12-26T15:00:00+00:00", None),
+        ([WEEKEND], "2026-11-27T08:59:59.999999+00:00", None),
+        ([WEEKEND], "2026-11-27T09:00:00+00:00", "2026-11-29T23:00:00+00:00"),
+        ([WEEKEND], "2026-11-29T22:59:59.999999+00:00", "2026-11-29T23:00:00+00:00"),
+        ([WEEKEND], "2026-11-29T23:00:00+00:00", None),
+        (["Mon 09:00/Mon 10:00 UTC"], "2026-11-30T09:30:00+00:00", "2026-11-30T10:00:00+00:00"),
+        (["Mon 09:00/Mon 10:00 UTC"], "2026-11-30T10:00:00+00:00", None),
+        ([SPRING], "2026-03-28T20:59:00+00:00", None),
+        ([SPRING], "2026-03-28T21:30:00+00:00", "2026-03-29T04:00:00+00:00"),  # summer time begins in it
+        ([WEEKEND, CHRISTMAS], "2026-12-25T10:00:00+00:00", "2026-12-27T23:00:00+00:00"),  # one leads into the other
+        (["Mon 00:00/Fri 00:00 UTC", "Fri 00:00/Mon 00:00 UTC"], "2026-11-30T00:00Z", "2026-12-07T00:00:00+00:00"),
+        ([], "2026-12-25T00:00:00+00:00", None),
+    ],
+)  # fmt: skip
+def test_a_window_holds_its_beginning_and_not_its_end(windows: list[str], at: str, until: str | None) -> None:
+    expected = until and datetime.fromisoformat(until)
+    assert freeze.until(windows, datetime.fromisoformat(at)) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ('freeze = ["Fri 18:00/Mon 08:00"]', "targets.x.freeze: 'Fri 18:00/Mon 08:00' is no window: write it like"),
+        ('freeze = ["2026-12-24T00:00/2026-12-27T00:00"]', "is no window"),  # whose midnight?
+        ('freeze = ["2026-12-24T00:00+09:00"]', "is no window"),
+        ('freeze = ["2026-12-27T00:00Z/2026-12-24T00:00Z"]', "ends where it begins, or before"),
+        ('freeze = ["Fri 18:00/Fri 18:00 Asia/Tokyo"]', "ends where it begins, or before"),
+        ('freeze = ["Fri 24:00/Mon 08:00 Asia/Tokyo"]', "is no window"),
+        ('freeze = ["Fri 18:00/Mon 08:00 Asia/Tokio"]', "unknown time zone 'Asia/Tokio'"),
+        ('freeze = ["Fri 18:00/Mon 08:00 ../etc/passwd"]', "unknown time zone"),
+        ('freeze = "Fri 18:00/Mon 08:00 Asia/Tokyo"', "freeze: Input should be a valid list"),
+        ("actions_per_hour = 0", "actions_per_hour: Input should be greater than or equal to 1"),
+        ('break_glass = "perhaps"', "break_glass: Input should be a valid boolean"),
+    ],
+)
+def test_a_rule_that_is_none_is_one_line(
+    written: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runbook.toml").write_text(f'[targets.x]\nnats_url = "nats://127.0.0.1"\n{written}\n')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as e:
+        settings.load().target("x")
+    assert says in str(e.value) and "\n" not in str(e.value)
+
+
+def around(at: datetime, minutes: float = 30) -> str:
+    half = timedelta(minutes=minutes)
+    return f"{(at - half).isoformat()}/{(at + half).isoformat()}"
+
+
+def ruled(rb: Context, **rules: Any) -> Context:
+    return replace(rb, target=rb.target.model_copy(update=rules))
+
+
+def was_done(rb: Context, minutes_ago: float, result: str = "done", incident: str = "A-1", **line: Any) -> None:
+    """A line of an action log, some minutes ago by the clock of then."""
+    archive = Archive(rb.archive.output, incident)
+    archive.prepare()
+    time = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    entry = {"id": f"{incident}-{minutes_ago}", "result": result, "time": time.isoformat(), "target": "default"}
+    archive.add_line(ACTION_LOG, entry | line)
+
+
+def test_a_frozen_target_refuses_and_says_until_when(rb: Context) -> None:
+    window, counter = around(datetime.now(UTC)), Counter()
+    frozen = ruled(rb, freeze=[window])
+    outcome = perform(counter, frozen, execute=True, **WORD)
+    assert (outcome.result, outcome.status, counter.n) == ("refused", Status.CRITICAL, 0)
+    (line,) = lines(rb)
+    end = datetime.fromisoformat(window.split("/")[1])
+    assert line["result"] == "refused" and line["break_glass"] is False
+    assert line["why"]["en"] == f"a precondition does not hold: target default is frozen until {render.when(end)}"  # type: ignore[arg-type]
+    dry = perform(counter, frozen)
+    assert (dry.result, dry.status) == ("dry", Status.WARNING)
+    assert [p.holds for p in dry.preconditions] == [False, True]
+    unseen = perform(Counter(fails="state"), frozen, execute=True, **WORD)
+    assert "is frozen until" in record.text(unseen.why)["en"], "also where the system does not answer"
+    free = perform(counter, ruled(rb, freeze=["2020-01-01T00:00Z/2020-01-02T00:00Z"]), execute=True, **WORD)
+    assert (free.result, counter.n) == ("done", 1)
+
+
+def test_a_clock_that_was_set_back_ends_no_freeze(rb: Context) -> None:
+    """The newest line is of a frozen moment, and the clock shows one before it; or is of one long after, by mistake."""
+    ahead = datetime.now(UTC) + timedelta(hours=3)
+    was_done(rb, -3 * 60, "refused")
+    assert perform(Counter(), ruled(rb, freeze=[around(ahead)]), execute=True, **WORD).result == "refused"
+    assert perform(Counter(), ruled(rb, freeze=[around(datetime.now(UTC))]), execute=True, **WORD).result == "refused"
+    assert (
+        perform(Counter(), ruled(rb, freeze=[around(ahead + timedelta(hours=1))]), execute=True, **WORD).result
+        == "done"
+    )
+
+
+def test_the_limit_counts_what_was_begun_on_the_target_anywhere(rb: Context, tmp_path: Path) -> None:
+    limited = ruled(rb, actions_per_hour=3)
+    (tmp_path / "a-file.txt").write_text("beside the incidents")
+    was_done(rb, 60.1)  # over an hour ago
+    was_done(rb, 59, "begun")  # two lines, one action
+    was_done(rb, 59, "failed")
+    was_done(rb, 30, "begun", incident="B-2")  # died
+    for result in ("dry", "refused"):
+        was_done(rb, 20, result)
+    was_done(rb, 10, target="staging")
+    third = perform(Counter(), limited, execute=True, **WORD)
+    assert third.result == "done"
+    counter = Counter()
+    fourth = perform(counter, limited, execute=True, **WORD)
+    assert (fourth.result, counter.n) == ("refused", 0)
+    said = record.text(fourth.why)["en"]
+    assert "3 of 3 actions on target default within an hour; the next is possible from " in said
+    possible = datetime.fromisoformat(said.rpartition("from ")[2])
+    assert timedelta(0) < possible - datetime.now(UTC) <= timedelta(minutes=1, seconds=1)
+    assert "次は" in record.text(fourth.why)["ja"]
+    (dry,) = [p for p in perform(Counter(), limited).preconditions if "limit" in p.text.key]
+    assert not dry.holds
+
+
+def test_a_clock_that_was_set_back_forgets_no_action(rb: Context) -> None:
+    was_done(rb, -120)  # in two hours, as the clock shows it now
+    assert perform(Counter(), ruled(rb, actions_per_hour=1), execute=True, **WORD).result == "refused"
+    assert perform(Counter(), ruled(rb, actions_per_hour=2), execute=True, **WORD).result == "done"
+
+
+def test_a_log_that_cannot_be_read_is_no_empty_log(rb: Context) -> None:
+    other = Archive(rb.archive.output, "B-2")
+    other.prepare()
+    assert other.local
+    (other.local / ACTION_LOG).mkdir()
+    limited = ruled(rb, actions_per_hour=9, break_glass=True)
+    outcome = perform(Counter(), limited, execute=True, **WORD)
+    assert outcome.result == "refused" and "within an hour: " in record.text(outcome.why)["en"]
+    assert perform(Counter(), limited, execute=True, break_glass=True, **WORD).result == "done"
+    (other.local / ACTION_LOG).rmdir()
+    other.write(ACTION_LOG, b'not JSON\n[]\n{"target": "default"}\n{"target": "default", "time": 7, "id": []}\n')
+    assert perform(Counter(), limited, execute=True, **WORD).result == "done", "what is no action is none"
+
+
+def test_broken_glass_is_loud_everywhere(rb: Context) -> None:
+    frozen = ruled(rb, freeze=[around(datetime.now(UTC))], actions_per_hour=1, break_glass=True)
+    outcome = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)
+    assert (outcome.result, outcome.status) == ("done", Status.OK)
+    assert [(line["result"], line["break_glass"]) for line in lines(rb)] == [("begun", True), ("done", True)]
+    for line in lines(rb):
+        in_the_postmortem = _acted(line)
+        assert in_the_postmortem.why_en.startswith("BREAK-GLASS although target default is frozen until ")
+        assert "緊急解除" in in_the_postmortem.why_ja
+    assert render.action_lines(outcome, "en")[0] == "▲ BREAK-GLASS"
+    assert "BREAK-GLASS</span>" in render.Acted(outcome, "en", run="")._bundle()["text/html"]
+    dossier.write_index(rb.archive, "en")
+    assert b'<span class="rb-tag rb-CRITICAL">BREAK-GLASS</span>' in rb.archive.read("index.html")
+    both = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)
+    assert record.text(both.why)["en"].count("BREAK-GLASS although") == 2, "the freeze and the limit"
+
+
+def test_glass_is_broken_where_the_target_allows_it_and_for_its_rules_alone(
+    rb: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = ruled(rb, freeze=[around(datetime.now(UTC))])
+    allowed = ruled(frozen, break_glass=True)
+    refused: list[tuple[Context, Counter, Any, str]] = [
+        (frozen, Counter(), WORD, "lets nobody break the glass"),
+        (allowed, Counter(), {"approved_by": "Aoki"}, "reason"),
+        (allowed, Counter(holds=False), WORD, "answers"),
+        (allowed, Counter(fails="state"), WORD, "no route"),
+    ]
+    for context, counter, word, says in refused:
+        outcome = perform(counter, context, execute=True, break_glass=True, **word)
+        assert (outcome.result, counter.n) == ("refused", 0) and says in record.text(outcome.why)["en"]
+    assert perform(Counter(), allowed, execute=True, **WORD).result == "refused", "nobody has asked for it"
+    needless = perform(Counter(), ruled(rb, freeze=[], break_glass=True), execute=True, break_glass=True, **WORD)
+    assert (needless.result, needless.break_glass) == ("done", False)
+    assert perform(Counter(), allowed, break_glass=True).status is Status.OK, "dry: it could be done"
+    monkeypatch.setenv("RUNBOOK_UNATTENDED", "1")
+    assert perform(Counter(), allowed, execute=True, break_glass=True, **WORD).result == "refused"
+
+
+def test_the_command_is_refused_and_says_when(rb: Context, tmp_path: Path) -> None:
+    (tmp_path / "runbook.toml").write_text(
+        f'[targets.x]\ndatabase_url_env = "RUNBOOK_DATABASE_URL"\nfreeze = ["{around(datetime.now(UTC))}"]\n'
+    )
+    word = ["--execute", "--approved-by", "Aoki", "--reason", "the worker hangs"]
+    for more, says in (([], "target x is frozen until"), (["--break-glass"], "lets nobody break the glass")):
+        env = os.environ | {"RUNBOOK_CONFIG": str(tmp_path / "runbook.toml")}
+        done = runbook("act", "restart", "notification", "--target", "x", *word, *more, env=env)
+        assert done.returncode == 2 and says in done.stdout.splitlines()[0], done.stderr
 
 
 def test_the_outcome_is_evidence(rb: Context) -> None:

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import pandas as pd
 
 from runbook_lib import pack
+from runbook_lib.actions import guard
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
-from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.outcome import Became, Outcome, Precondition
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
@@ -76,9 +77,13 @@ def perform(
     execute: bool = False,
     approved_by: str | None = None,
     reason: str | None = None,
+    break_glass: bool = False,
     progress: Progress = lambda share, text: None,
 ) -> Outcome:
-    """Carry an action out, or show what it would do; never raises for a source that fails."""
+    """Carry an action out, or show what it would do; never raises for a source that fails.
+
+    `break_glass` waives what `guard.rules` asks for, nothing else, and only on a target that allows it.
+    """
     id_ = uuid.uuid4().hex[:12]
     common: dict[str, Any] = {
         "id": id_,
@@ -88,49 +93,59 @@ def perform(
         "approved_by": approved_by or "",
         "reason": rb.masker.scrub(reason or ""),
     }
+    rules = guard.rules(rb, break_glass=break_glass and rb.target.break_glass)
+    refusal = _unattended() or _may_not_break(break_glass, rb) or _does_not_hold(rules)
     try:
-        conditions, before = tuple(action.preconditions(rb)), action.state(rb)
-        refusal = _unattended() or _does_not_hold(conditions)
+        conditions, before = (*rules, *action.preconditions(rb)), action.state(rb)
+        refusal = refusal or _does_not_hold(conditions)
     except SourceError as e:
         conditions, before = (), {}
-        unseen = say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
-        refusal = _unattended() or unseen
+        refusal = refusal or say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
     common |= {"preconditions": conditions, "before": before}
+    waived = tuple(c.text for c in conditions if c.waived)
+
+    def became(result: Became, why: Text, **more: Any) -> Outcome:
+        for text in waived:
+            why = say("action.glass_broken", text=text, why=why)
+        return Outcome(result=result, why=why, **common, **more)
+
     # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
     if not execute or getattr(action, "only_shown", False):
         why = say("action.dry", refusal=refusal) if refusal else say("action.dry_ready")
-        return _kept(rb, Outcome(result="dry", why=why, **common))
+        return _kept(rb, became("dry", why))
     refusal = refusal or _lacks_a_word(approved_by, reason)
     if refusal:
-        return _kept(rb, Outcome(result="refused", why=refusal, **common))
+        return _kept(rb, became("refused", refusal))
     try:
         # Before anything is changed: what can not be written down is not done.
-        _write(rb, Outcome(result="done", why=say("action.begun"), **common), "begun")
+        _write(rb, became("done", say("action.begun")), "begun")
     except (OSError, UsageError) as e:
-        return Outcome(result="refused", why=say("action.refused.log", detail=str(e)), **common)
+        return became("refused", say("action.refused.log", detail=str(e)))
     try:
         did = action.run(rb, Word(id_, common["approved_by"], common["reason"]), progress)
     except (ActionError, SourceError) as e:
         detail = e.detail if isinstance(e, SourceError) else str(e)
         why = say("action.failed", detail=rb.masker.scrub(detail))
-        return _kept(rb, Outcome(result="failed", why=why, after=_after(action, rb), **common))
+        return _kept(rb, became("failed", why, after=_after(action, rb)))
     except KeyboardInterrupt:
-        why = say("action.failed", detail="interrupted")
-        _kept(rb, Outcome(result="failed", why=why, after=_after(action, rb), **common))
+        _kept(rb, became("failed", say("action.failed", detail="interrupted"), after=_after(action, rb)))
         raise
     try:
         verified, effect = action.verify(rb, did, progress)
     except SourceError as e:
         verified, effect = False, say("action.not_seen", detail=rb.masker.scrub(e.detail))
-    done = Outcome(
-        result="done", why=say("action.done"), after=_after(action, rb), did=did, verified=verified, effect=effect,
-        **common,
-    )  # fmt: skip
-    return _kept(rb, done)
+    seen: dict[str, Any] = {"after": _after(action, rb), "did": did, "verified": verified, "effect": effect}
+    return _kept(rb, became("done", say("action.done"), **seen))
 
 
 def _unattended() -> Text | None:
     return say("action.refused.unattended") if os.environ.get("RUNBOOK_UNATTENDED") == "1" else None
+
+
+def _may_not_break(break_glass: bool, rb: Context) -> Text | None:
+    if break_glass and not rb.target.break_glass:
+        return say("action.refused.break_glass", target=rb.parameters.target)
+    return None
 
 
 def _does_not_hold(conditions: tuple[Precondition, ...]) -> Text | None:

@@ -97,6 +97,7 @@ def outcome(o: Outcome) -> dict[str, Any]:
         "command": o.command,
         "approved_by": o.approved_by,
         "reason": o.reason,
+        "break_glass": o.break_glass,
         "why": text(o.why),
         "preconditions": [{"text": text(p.text), "ok": p.ok} for p in o.preconditions],
         "before": plain(o.before),

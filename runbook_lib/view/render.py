@@ -248,7 +248,8 @@ def action_lines(o: Outcome, lang: str) -> list[str]:
     def t(text: Text) -> str:
         return messages.text(text, lang)
 
-    lines = [f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
+    loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
+    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
     lines += [f"  {'✔' if p.ok else '✖' if p.ok is False else '?'} {t(p.text)}" for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
