@@ -171,10 +171,12 @@ class Archive:
 
     def everywhere(self, name: str) -> list[bytes]:
         """The lines of a log, this incident's and of every other under the same output. Raises OSError."""
+        filesystem, folder = self._store
+        root = folder.rpartition("/")[0]
 
         def lines(incident: str) -> list[bytes]:
-            with suppress(NotADirectoryError):  # a file beside the incidents
-                return Archive(self.output, incident).raw(name)
+            with suppress(FileNotFoundError, NotADirectoryError), self._asked(name):
+                return bytes(filesystem.cat_file(f"{root}/{incident}/{name}")).splitlines()
             return []
 
         with ThreadPoolExecutor(16) as pool:  # in a store each is a question

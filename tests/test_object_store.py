@@ -19,7 +19,7 @@ import pytest
 import requests
 from store import BUCKET, Store
 
-from runbook_lib.store import NOTES, PARTIAL, Archive, OutputError
+from runbook_lib.store import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
 
 TARGETS = """
 [targets.shut]
@@ -94,6 +94,14 @@ def test_everything_works_as_in_a_folder(place: str) -> None:
     page = Archive(place, "I").read("index.html").decode()
     assert "called them" in page and all(r["artifact"]["html"].rpartition("/")[2] in page for r in said["runs"])
     assert Archive(place, "I").partials() == []
+
+
+def test_the_logs_of_all_incidents_are_read(place: str) -> None:
+    for n in range(30):
+        Archive(place, f"INC-{n}").add_line(NOTES if n % 3 else ACTION_LOG, {"n": n})
+    found = [json.loads(line)["n"] for line in Archive(place, "INC-1").everywhere(ACTION_LOG)]
+    assert sorted(found) == list(range(0, 30, 3))
+    assert Archive(f"{place}-2", "INC-1").everywhere(ACTION_LOG) == []
 
 
 def test_nothing_is_read_from_an_old_listing(place: str, store: Store) -> None:
