@@ -94,7 +94,7 @@ def perform(
         "reason": rb.masker.scrub(reason or ""),
     }
     rules = guard.rules(rb, break_glass=break_glass and rb.target.break_glass)
-    refusal = _unattended() or _may_not_break(break_glass, rb) or _does_not_hold(rules)
+    refusal = _unattended() or _ruled_out(rules, break_glass)
     try:
         conditions, before = (*rules, *action.preconditions(rb)), action.state(rb)
         refusal = refusal or _does_not_hold(conditions)
@@ -142,10 +142,9 @@ def _unattended() -> Text | None:
     return say("action.refused.unattended") if os.environ.get("RUNBOOK_UNATTENDED") == "1" else None
 
 
-def _may_not_break(break_glass: bool, rb: Context) -> Text | None:
-    if break_glass and not rb.target.break_glass:
-        return say("action.refused.break_glass", target=rb.parameters.target)
-    return None
+def _ruled_out(rules: tuple[Precondition, ...], break_glass: bool) -> Text | None:
+    refusal = _does_not_hold(rules)  # what was asked for and is not waived, the target does not allow
+    return say("action.refused.break_glass", refusal=refusal) if refusal and break_glass else refusal
 
 
 def _does_not_hold(conditions: tuple[Precondition, ...]) -> Text | None:
