@@ -7,6 +7,7 @@ target, named `default`; a sandbox that is up is the target `sandbox`.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -335,6 +336,51 @@ class ReceiverSettings(_Strict):
         return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 
+#: An Ed25519 public key as DER begins so; 32 bytes follow.
+_ED25519 = bytes.fromhex("302a300506032b6570032100")
+
+
+def raw_key(public: str) -> bytes:
+    """The 32 bytes of a public key that is written as in PEM, without its first and last line. Raises ValueError."""
+    der = b""
+    with suppress(ValueError):
+        der = base64.b64decode(public, validate=True)
+    if not der.startswith(_ED25519) or len(der) != len(_ED25519) + 32:
+        raise ValueError("no Ed25519 public key: write the middle line of `openssl pkey -in key.pem -pubout`")
+    return der.removeprefix(_ED25519)
+
+
+class Signing(_Strict):
+    """Who signs seals here, and whose signatures are known (docs/operations.md)."""
+
+    #: Where the private key is, PEM: a file, or an argument vector that prints it.
+    key_file: Path | None = None
+    key_command: list[str] | None = Field(None, min_length=1)
+    #: Public keys by the name of whoever holds the other half.
+    keys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], str] = {}
+
+    @field_validator("key_file")
+    @classmethod
+    def _from_the_configuration(cls, file: Path | None) -> Path | None:
+        return file and config_folder() / file.expanduser()
+
+    @field_validator("keys")
+    @classmethod
+    def _are_keys(cls, keys: dict[str, str]) -> dict[str, str]:
+        for name, public in keys.items():
+            try:
+                raw_key(public)
+            except ValueError as e:
+                raise ValueError(f"{name}: {e}") from None
+        return keys
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Signing:
+        if self.key_file and self.key_command:
+            raise ValueError("key_file and key_command are set: a key is in one place")
+        return self
+
+
 class Settings(BaseSettings):
     """Everything configurable; `load()` makes it."""
 
@@ -349,6 +395,7 @@ class Settings(BaseSettings):
     #: As written: a target is checked when it is used, so that one in disorder does not block another.
     targets: dict[str, dict[str, Any]] = {}
     receiver: ReceiverSettings = ReceiverSettings()
+    sign: Signing = Signing()
     routes: list[Route] = []
     # The environment's one target.
     database_url: SecretStr | None = None

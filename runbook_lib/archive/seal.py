@@ -4,6 +4,8 @@ Each line of a journal is chained to the line before. That shows a careless chan
 shorten a journal, or write it anew with its chain. So the head is told outside the folder, as one short word:
 
     seal:<incident>:<lines of manifest, actions and notes>:<digest over these lines>
+
+Where a key is at hand (`sign`), the name of whoever has it and a signature over all of that follow.
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runbook_lib.archive import postmortem
+from runbook_lib import settings
+from runbook_lib.archive import postmortem, sign
 from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Text, say
@@ -26,7 +29,10 @@ from runbook_lib.usage import UsageError
 
 #: Hexadecimal digits of a head's digest: 128 bits of SHA-256, so that it fits into a line of a message.
 DIGITS = 32
-_HEAD = re.compile(rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])")
+_HEAD = re.compile(
+    rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])"
+    r"(?::([A-Za-z0-9_-]+):?([A-Za-z0-9_-]*))?"  # cut off within its signature, it stays a signed one: it does not hold
+)
 #: What is made anew, or written by people, and therefore not sealed.
 _UNSEALED = re.compile(rf"index\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
 _SQLITE = b"SQLite format 3\0"
@@ -40,9 +46,18 @@ class Head:
     lines: tuple[int, ...]
     """Of each journal, in the order of `store.SEALED`."""
     digest: str
+    by: str = ""
+    """Who is said to have signed it, and the signature; "" where nobody has."""
+    signature: str = ""
+
+    @property
+    def bare(self) -> Head:
+        """The same without its signature: what was signed."""
+        return replace(self, by="", signature="")
 
     def __str__(self) -> str:
-        return f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
+        bare = f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
+        return f"{bare}:{self.by}:{self.signature}" if self.by else bare
 
 
 @dataclass(frozen=True)
@@ -70,14 +85,26 @@ def head(archive: Archive) -> Head:
 def told(archive: Archive) -> str:
     """The head in a word, for whoever keeps it outside; "" where the archive does not answer."""
     try:
-        return str(head(archive))
+        return signed(head(archive))
     except (OSError, UsageError):
         return ""
 
 
+def signed(bare: Head) -> str:
+    """A head in a word, signed where [sign] of runbook.toml has a key; why it is not follows in brackets."""
+    try:
+        signing = settings.load().sign
+        if not signing.key_file and not signing.key_command:
+            return str(bare)
+        by, signature = sign.sign(str(bare), signing)
+        return str(replace(bare, by=by, signature=signature))
+    except UsageError as e:
+        return f"{bare} (not signed: {e})"
+
+
 def heads(text: str) -> list[Head]:
     """The heads that stand in a text."""
-    return [Head(i, (int(a), int(b), int(c)), d) for i, a, b, c, d in _HEAD.findall(text)]
+    return [Head(i, (int(a), int(b), int(c)), *more) for i, a, b, c, *more in _HEAD.findall(text)]
 
 
 def witnessed(incident: str, witness: str) -> list[Head]:
@@ -94,6 +121,25 @@ def witnessed(incident: str, witness: str) -> list[Head]:
     return own
 
 
+def vouched(witnesses: Sequence[Head], keys: Mapping[str, str], *, only: bool) -> tuple[list[Head], list[Text]]:
+    """The witnesses that count, and why others do not: a signature must hold, and with `only` be there.
+
+    `keys` are public ones by name. Raises UsageError where something is signed and the package is missing.
+    """
+    count, doubted = list[Head](), list[Text]()
+    for seen in witnesses:
+        if not seen.by and not only:
+            count.append(seen)
+        elif seen.by not in keys:
+            key = "seal.unknown_signer" if seen.by else "seal.unsigned"
+            doubted.append(say(key, seal=str(seen.bare), by=seen.by))
+        elif not sign.holds(str(seen.bare), seen.by, seen.signature, keys):
+            doubted.append(say("seal.forged", seal=str(seen.bare), by=seen.by))
+        else:
+            count.append(seen)
+    return count, doubted
+
+
 def check(archive: Archive, witnesses: Sequence[Head] = ()) -> Report:
     """Hold a dossier against its own chain and against heads that were kept outside. Raises OSError."""
     with archive.locked() if archive.names() else nullcontext():  # a file is there before its line
@@ -103,9 +149,9 @@ def check(archive: Archive, witnesses: Sequence[Head] = ()) -> Report:
     anchored, changed, loose = [0] * len(SEALED), archive.problems(), list[Text]()
     for seen in sorted(witnesses, key=lambda w: sum(w.lines)):
         if short := [(log, was, n) for log, was, n in zip(SEALED, seen.lines, now, strict=True) if was > n]:
-            changed += [say("seal.cut", seal=str(seen), log=log, was=was, n=n) for log, was, n in short]
-        elif _head(archive.incident, lines, seen.lines) != seen:
-            changed.append(say("seal.other", seal=str(seen), since=_ranges(anchored)))
+            changed += [say("seal.cut", seal=str(seen.bare), log=log, was=was, n=n) for log, was, n in short]
+        elif _head(archive.incident, lines, seen.lines) != seen.bare:
+            changed.append(say("seal.other", seal=str(seen.bare), since=_ranges(anchored)))
         else:
             anchored = [max(a, b) for a, b in zip(anchored, seen.lines, strict=True)]
     for log, upto, n in zip(SEALED, anchored, now, strict=True):

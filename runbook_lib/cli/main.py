@@ -444,9 +444,10 @@ def backtest(
 @cli.command()
 @click.argument("incident")
 @click.option("--witness", "witnesses", multiple=True, metavar="SEAL|FILE|URL", help="a seal that was kept elsewhere")
+@click.option("--signed", is_flag=True, help="only a seal counts whose signature holds ([sign.keys] in runbook.toml)")
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 @click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
-def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: str | None) -> int:
+def verify(incident: str, witnesses: tuple[str, ...], signed: bool, output: str | None, lang: str | None) -> int:
     """Hold an incident's dossier against its seal and against witnesses, and judge its evidence once more.
 
     Exit code 0: whole; 1: whole, and judged otherwise today; 3: some of it no witness has seen; 2: changed.
@@ -457,19 +458,23 @@ def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: 
     from runbook_lib.store import SEALED, Archive
 
     validate({"incident_id": incident})
-    lang = lang or settings.load().lang
+    config = settings.load()
+    lang = lang or config.lang
     kept = [head for witness in witnesses for head in seal.witnessed(incident, witness)]
+    counted, doubted = seal.vouched(kept, config.sign.keys, only=signed)
     # Where all of it is gone, a witness still says what was there.
-    archive = Archive(output or settings.load().output, incident) if kept else existing(incident, output)
-    report = seal.check(archive, kept)
+    archive = Archive(output or config.output, incident) if kept else existing(incident, output)
+    report = seal.check(archive, counted)
     judged, apart = rejudge.judge_all(archive)
-    for text in (*report.changed, *report.loose, *apart):
+    for text in (*report.changed, *doubted, *report.loose, *apart):
         click.echo(messages.text(text, lang), err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.anchored, strict=True) if n):
         click.echo(messages.text(say("seal.anchored", upto=upto), lang))
+    for by, last in {h.by: h.bare for h in sorted(counted, key=lambda h: sum(h.lines)) if h.by}.items():
+        click.echo(messages.text(say("seal.signed", by=by, seal=str(last)), lang))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "changed", 2),
-        (report.loose, "not_witnessed", 3),
+        (report.loose or doubted, "not_witnessed", 3),
         (apart, "apart", 1),
         (True, "whole", 0),
     )
@@ -477,7 +482,7 @@ def verify(incident: str, witnesses: tuple[str, ...], output: str | None, lang: 
     what = {"place": archive.place, "sealed": sum(report.head.lines), "judged": judged}
     click.echo(messages.text(say("seal.said", state=say(f"seal.state.{state}"), **what), lang))
     if not report.changed:
-        click.echo(str(report.head))
+        click.echo(seal.signed(report.head))
     return code
 
 
