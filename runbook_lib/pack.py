@@ -57,7 +57,7 @@ class Pack:
     commands: Mapping[str, str] = field(default_factory=dict)
     """Commands of its own beside the engine's, by name: click commands or groups."""
     asks: Mapping[str, str] = field(default_factory=dict)
-    """What a notebook may ask beyond the steps, by name (`rb.<name>`): functions of a `session.Session`."""
+    """What a notebook may ask beyond the steps, by name (`rb.<name>`): functions or classes of a `session.Session`."""
     module: str = ""
     """Its name as a module; whoever finds the pack fills it in."""
 

@@ -9,31 +9,34 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from getpass import getpass
 from types import MethodType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import pack, questions, settings
+from runbook_lib import messages, pack, questions, settings
 from runbook_lib.actions import action
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, Progress, open_context
 from runbook_lib.masking import TOKEN
-from runbook_lib.model.finding import Finding, Reason, Verdict, complete, say
+from runbook_lib.model.finding import Finding, Reason, Text, Verdict, complete, say
 from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import validate
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 from runbook_lib.view import render
 from runbook_lib.view.answer import Answer
+
+if TYPE_CHECKING:
+    from runbook_lib.view.charts import Chart
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
 OLD_S = 120.0
@@ -53,11 +56,15 @@ class Session:
         self._bottom: DisplayHandle | None = None
         self.shows = False
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        """What a notebook may ask beyond the steps, such as `rb.compare`; `rb.event` and others are the packs'."""
+    def __getattr__(self, name: str) -> Any:
+        """What a notebook may ask beyond the steps, such as `rb.compare`; others are the packs'.
+
+        A function that takes a session is a method of this one, a class that takes one is an attribute.
+        """
         if name not in pack.in_force().asks:
             raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
-        return MethodType(pack.in_force().ask(name), self)
+        ask = pack.in_force().ask(name)
+        return ask(self) if isinstance(ask, type) else MethodType(ask, self)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *pack.in_force().asks]
@@ -85,25 +92,49 @@ class Session:
         self._follow(step)
         return Answer(lambda: self._card(step), inspect.getdoc(self._check(step).collect) or "")
 
-    def chart(self, step: str) -> None:
-        """Draw what the step collected; a step that was not answered yet is answered first."""
-        if step not in self.findings:
-            self._answer(step)
-        finding = self.findings[step]
-        for draw in self._check(step).charts:
+    def chart(
+        self,
+        what: str | pd.DataFrame,
+        *,
+        x: str = "",
+        y: str | Sequence[str] = (),
+        kind: str = "line",
+        title: str = "",
+    ) -> None:
+        """Draw what a step collected, which is answered first if it was not yet, or columns of a frame of one's own.
+
+        Of a frame `y` over `x` as "line", "bar" or "scatter", or how often each value of `x` occurs as "hist". Raises
+        UsageError, one line, for a step, column or kind that does not exist or cannot be drawn.
+        """
+        if isinstance(what, pd.DataFrame):
+            from runbook_lib.view import charts  # half a second for whoever only asks
+
+            own = charts.of_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
+            # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
+            self._draw(own, say("chart.no_rows"), {})
+            return
+        if not isinstance(what, str):
+            raise UsageError("rb.chart draws a step of this section, or a frame")
+        if what not in self.findings:
+            self._answer(what)
+        finding = self.findings[what]
+        for draw in self._check(what).charts:
             try:
-                figure = draw(finding.frames, self.context.given(step))
+                figure = draw(finding.frames, self.context.given(what))
             except Exception as e:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
                 display(render.Line(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
-            if figure is None:
-                display(render.Line(say("chart.no_data"), self.lang, run=self.opened))
-            else:
-                shown = [bundle | render.mark(self.opened) for bundle in figure.display(self.lang)]
-                display(*shown, raw=True, metadata=figure.metadata(self.lang))
+            self._draw(figure, say("chart.no_data"), render.mark(self.opened))
+
+    def _draw(self, figure: Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
+        if figure is None:
+            display(mark | {"text/plain": messages.text(nothing, self.lang)}, raw=True)
+        else:
+            shown = [bundle | mark for bundle in figure.display(self.lang)]
+            display(*shown, raw=True, metadata=figure.metadata(self.lang))
 
     def ask(self, question: str, **params: Any) -> pd.DataFrame:
         """Ask the database: a question of the packs (`"queue/backlog"`), or a SELECT of one's own with `:name` in it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -13,16 +14,21 @@ from IPython.utils.capture import capture_output
 from steps import events
 
 from runbook_lib import session
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.session import Session, quiet_session
 
 PAGE = Path(__file__).parents[1] / "docs" / "notebook.md"
 RECIPES = re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
+EVENT = wire.EntitlementEvent(str(UUID(int=1)), wire.GRANTED, "2025-01-31T03:00:00Z", "user-3", "sku", "", "", 1, "")
+HEADERS = {"Nats-Msg-Id": EVENT.event_id, "aggregate_key": "user-3:sku"}
+
 
 @pytest.fixture
-def rb(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> Session:
-    """A run in `runbook lab`, on rows of each state."""
+def rb(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A run in `runbook lab`, on rows of each state and a message that nobody has taken."""
     for name, value in servers.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RUNBOOK_LAB", "4711")
@@ -42,6 +48,7 @@ def rb(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
         processed=False,
         status=None,
     )
+    applications.visit(broker, lambda js: js.publish(applications.SUBJECT, wire.encode(EVENT), headers=HEADERS))
     return quiet_session("4.1")
 
 
@@ -54,7 +61,7 @@ def shell(rb: Session) -> Iterator[InteractiveShell]:
 
 
 def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
-    assert len(RECIPES) == 11
+    assert len(RECIPES) == 14
     for title, recipe in RECIPES:
         with capture_output() as shown:
             done = shell.run_cell(recipe, store_history=True)

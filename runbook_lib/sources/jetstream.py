@@ -104,6 +104,11 @@ class JetStream:
         counts = ("num_pending", "num_ack_pending", "num_redelivered")
         return _whole(self._api(f"CONSUMER.INFO.{stream}.{durable}"), "config", "delivered", "ack_floor", *counts)
 
+    def names(self, stream: str | None = None) -> list[str]:
+        """STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
+        call, kind = (f"CONSUMER.NAMES.{stream}", "consumers") if stream else ("STREAM.NAMES", "streams")
+        return list(self._api(call).get(kind) or [])
+
     def message(self, stream: str, seq: int, subject: str | None = None) -> Message | None:
         """The stored message at that sequence, or with `subject` the next one at or after it; None if gone."""
         ask: dict[str, Any] = {"seq": seq}

@@ -10,20 +10,31 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 import matplotlib
 import matplotlib.dates
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from runbook_lib import messages
-from runbook_lib.model.finding import Text, Threshold
+from runbook_lib.model.finding import Text, Threshold, say
+from runbook_lib.usage import UsageError, did_you_mean
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
+#: How several columns are told apart: by dash, marker or hatch as well as by colour.
+_LOOKS = ((BLUE, "-", "o", ""), (RED, "--", "s", "//"), (GREEN, "-.", "^", ".."), (GREY, ":", "D", "xx"))
+KINDS = ("line", "bar", "scatter", "hist")
+#: So many points have a marker each, so many letters stand beside each other.
+FEW = 60
+#: What pandas says that a column is.
+_NUMBERS = ("integer", "floating", "decimal", "mixed-integer-float", "boolean", "empty")
+_SPANS = ("timedelta64", "timedelta")
 
 matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
 
@@ -111,3 +122,96 @@ def flows(
 def legend(figure: Figure) -> None:
     """Name what is drawn, below the axes, where it hides no data."""
     figure.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+
+
+# A person's own frame ----------------------------------------------------------------------------------------
+
+
+def of_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", title: str = "") -> Chart | None:
+    """Columns `y` over `x`, or for "hist" how often the values of `x` occur; None where no row can be drawn.
+
+    Times in UTC, spans in s, rows by `x` unless it is text. Raises UsageError.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind '{kind}': {did_you_mean(kind, list(KINDS))}")
+    if (kind == "hist" and y) or (kind != "hist" and not 0 < len(y) <= len(_LOOKS)):
+        takes = "x alone" if kind == "hist" else f"x, and one to {len(_LOOKS)} columns as y"
+        raise UsageError(f"a chart of kind '{kind}' takes {takes}")
+    columns = {name: _column(frame, name) for name in (x, *y)}
+    for name in y or [x]:
+        if columns[name].dtype.kind not in ("f" if y else "fM"):
+            raise UsageError(f"column '{name}' cannot be drawn as '{kind}': it has no numbers")
+    data = pd.DataFrame(columns).dropna(subset=[x])
+    data = data.dropna(subset=list(y), how="all") if y else data
+    if data.empty:
+        return None
+    texts = data[x].dtype.kind == "O"
+    data = data if texts else data.sort_values(x, kind="stable")
+    title = title or (f"{', '.join(y)} by {x}" if y else f"How often each {x} occurs")
+    ylabel = ("value" if y[1:] else _label(frame, y[0])) if y else "rows"
+    figure, ax = axes(_plain(title), ylabel, _label(frame, x))
+    at = _places(ax, data[x])
+    width = 0.8 * (np.diff(np.unique(at)).min() if len(set(at)) > 1 else 1.0) / max(len(y), 1)
+    for n, (name, (colour, dash, marker, hatch)) in enumerate(zip(y, _LOOKS, strict=False)):
+        look: dict[str, Any] = {"color": colour, "label": _label(frame, name)}
+        if kind == "line":
+            ax.plot(at, data[name], linestyle=dash, marker=marker, markersize=3 if len(at) <= FEW else 0, **look)
+        elif kind == "scatter":
+            ax.scatter(at, data[name], s=14, marker=marker, **look)
+        else:
+            ax.bar(at + (n - (len(y) - 1) / 2) * width, data[name], width, hatch=hatch, **look)
+    if not y:
+        ax.hist(at, bins=min(FEW // 2, len(at)), color=BLUE)
+    if len(y) > 1:
+        legend(figure)
+    shown = {name: (_told(c.min()), _told(c.max())) for name, c in data.items() if c.dtype.kind != "O"}
+    spans = ", ".join(f"{name} {low} - {high}" for name, (low, high) in shown.items())
+    return Chart(figure, say("chart.own", title=title, n=len(data), spans=spans))
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column as floats, as times in UTC, or else as text; what is not known is missing."""
+    if (n := list(frame.columns).count(name)) != 1:
+        meant = f"{n} columns have that name" if n else did_you_mean(str(name), [str(c) for c in frame.columns])
+        raise UsageError(f"the frame has no one column '{name}': {meant}")
+    column, kind = frame[name].astype(object), pd.api.types.infer_dtype(frame[name])
+    if kind in ("datetime64", "datetime", "date"):
+        return pd.to_datetime(column, utc=True)
+    if kind in _SPANS:
+        return pd.to_timedelta(column).dt.total_seconds()
+    if kind in _NUMBERS:
+        return pd.to_numeric(column, errors="coerce").astype(float).replace([np.inf, -np.inf], np.nan)
+    return column.map(str, na_action="ignore").astype(object)
+
+
+def _label(frame: pd.DataFrame, name: str) -> str:
+    """A column's name with its unit, where the values have one."""
+    kind = pd.api.types.infer_dtype(frame[name])
+    unit = " (UTC)" if kind.startswith("date") else " (s)" if kind in _SPANS else ""
+    return _plain(name + unit)
+
+
+def _places(ax: Axes, column: pd.Series) -> np.ndarray:
+    """Where the values of a column stand on the x axis, whose ticks are made for them."""
+    if column.dtype.kind == "M":
+        locator = matplotlib.dates.AutoDateLocator(tz=UTC)
+        ax.xaxis.set_major_locator(locator)
+        ax.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, tz=UTC))
+        return np.asarray(matplotlib.dates.date2num(column.dt.tz_convert(None).to_numpy()))
+    if column.dtype.kind == "f":
+        return column.to_numpy()
+    places, names = pd.factorize(column)
+    every = -(-len(names) // 30)
+    ax.set_xticks(range(0, len(names), every), [_plain(name[:30]) for name in names[::every]])
+    if sum(map(len, names)) > FEW:
+        ax.tick_params(axis="x", rotation=30)
+    return np.asarray(places)
+
+
+def _told(value: Any) -> str:
+    return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, pd.Timestamp) else f"{value:,.6g}"
+
+
+def _plain(text: str) -> str:
+    """A person's words as they are: between dollars would be mathematics."""
+    return text.replace("$", r"\$")

@@ -26,5 +26,5 @@ PACK = Pack(
         "event": "cli.event:event",
         "sandbox": "cli.sandbox:sandbox",
     },
-    asks={"account": "account:account", "event": "follow:event"},
+    asks={"account": "account:account", "event": "follow:event", "nats": "broker:Nats"},
 )

@@ -25,6 +25,15 @@ class Streams(BaseModel):
     terminated: str = "notification-terminated-advisory-dlq"
     terminated_consumer: str = "notification-terminated-advisory-consumer"
 
+    @property
+    def durables(self) -> dict[str, str]:
+        """The durable of each stream."""
+        return {
+            self.events: self.consumer,
+            self.advisory: self.advisory_consumer,
+            self.terminated: self.terminated_consumer,
+        }
+
 
 class Workloads(settings.Workloads):
     """The names of the three workloads."""

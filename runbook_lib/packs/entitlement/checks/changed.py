@@ -72,13 +72,7 @@ def _database(rb: Context, answers: Frames) -> Iterator[Change]:
 
 
 def _streams(rb: Context) -> Iterator[Change]:
-    names = facts_of(rb).streams
-    durables = {
-        names.events: names.consumer,
-        names.advisory: names.advisory_consumer,
-        names.terminated: names.terminated_consumer,
-    }
-    for stream, durable in durables.items():
+    for stream, durable in facts_of(rb).streams.durables.items():
         for what, ask in (
             (f"stream {stream} made", partial(rb.jetstream.stream, stream)),
             (f"consumer {durable} made", partial(rb.jetstream.consumer, stream, durable)),

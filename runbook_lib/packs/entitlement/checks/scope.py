@@ -392,13 +392,8 @@ def collect_broker(rb: Context) -> Frames:
         }
         answers["nodes"] = quorum.nodes(cluster)
         members += quorum.meta(cluster)
-    wanted = (
-        (names.events, names.consumer),
-        (names.advisory, names.advisory_consumer),
-        (names.terminated, names.terminated_consumer),
-    )
     streams, consumers = [], []
-    for stream, durable in wanted:
+    for stream, durable in names.durables.items():
         found = _or_missing(partial(rb.jetstream.stream, stream))
         config, state = found.get("config", {}), found.get("state", {})
         members += quorum.members(stream, found)
