@@ -92,7 +92,10 @@ def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path:
     sandbox.fault("second_worker")
     try:
         time.sleep(12)
-        verdict = triage(sandbox, tmp_path)
+        for _ in range(3):  # until both have had their turn
+            verdict = triage(sandbox, tmp_path)
+            if verdict["failure_modes"]:
+                break
         environment = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(sandbox.directory)}
         where = ("--target", "sandbox", "--incident", "E2E", "--output", str(tmp_path), "--json")
         act = json.loads(command("act", "restart", "notification", *where, env=environment).stdout)

@@ -117,10 +117,11 @@ def in_pieces(
 ) -> list[pd.DataFrame] | None:
     """One question in pieces, so many hours each (a number of slo.md); None where one was not answered whole.
 
-    Of a busy system the cost gate refuses such a piece: then smaller ones are asked, down to a quarter.
+    Of a busy system the cost gate refuses such a piece: then its halves are asked, or theirs.
     """
     whole = min(pd.Timedelta(hours=rb.number(piece)), high - low)
-    for length in (whole, whole / 2, whole / 4):
+    for halved in range(int(rb.number("past.halved")) + 1):
+        length = whole / 2**halved
         answers: list[pd.DataFrame] = []
         begin = low
         while begin < high:
