@@ -36,10 +36,11 @@ bench: venv
 	$(RUN)/python -m tests.bench
 
 # Incidents at random, a night's worth, and the page of what they show. Interrupted, it goes on where it was.
-SEEDS ?= 1000:1200
+SEEDS ?= 1327:1540
+DRILLS := tests/drills.jsonl
 drills: venv
-	$(RUN)/runbook drill --seeds $(SEEDS) --at-once 3
-	$(RUN)/runbook drill report drills.jsonl --write docs/truth.md
+	$(RUN)/runbook drill --seeds $(SEEDS) --results $(DRILLS) --at-once 3
+	$(RUN)/runbook drill report $(DRILLS) --write docs/truth.md
 
 # The dossier that git keeps; after a change that alters verdicts or pages.
 sample: venv
