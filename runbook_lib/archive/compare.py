@@ -8,7 +8,6 @@ What is usual is kept per target, in a folder beside the incidents':
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -32,8 +31,6 @@ HEALTHY = "healthy"
 USUAL = "usual.jsonl"
 #: How long what is usual is remembered, and how many looks within an hour of the week's say what is usual then.
 KEPT, ENOUGH = pd.Timedelta(weeks=8), 5
-_AGO = re.compile(r"(\d+(?:\.\d+)?) *(s|m|h|d) +ago")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,9 @@ def compare(rb: Session, other: str = "10m ago") -> Compared:
     after = of(rb)
     if other == HEALTHY:
         return against_usual(rb, after)
-    if ago := _AGO.fullmatch(other.strip()):
-        before = _then(rb, pd.Timedelta(seconds=float(ago[1]) * _SECONDS[ago[2]]))
+    ago_s = catalog.duration(other.removesuffix("ago")) if other.endswith("ago") else None
+    if ago_s is not None:
+        before = _then(rb, pd.Timedelta(seconds=ago_s))
     else:
         before = run(rb.context.archive, other)
     return between(before, after, rb.lang, opened=rb.opened)
