@@ -104,10 +104,7 @@ def compare(rb: Session, other: str = "10m ago") -> Compared:
     if other == HEALTHY:
         return against_usual(rb, after)
     ago_s = catalog.duration(other.removesuffix("ago")) if other.endswith("ago") else None
-    if ago_s is not None:
-        before = _then(rb, pd.Timedelta(seconds=ago_s))
-    else:
-        before = run(rb.context.archive, other)
+    before = _then(rb, pd.Timedelta(seconds=ago_s)) if ago_s is not None else run(rb.context.archive, other)
     return between(before, after, rb.lang, opened=rb.opened)
 
 
