@@ -79,7 +79,11 @@ class Pack:
 _ENGINE = Pack(
     "engine",
     Path(__file__).parent,
-    asks={"compare": "archive.compare:compare", "watch": "archive.compare:watch"},
+    asks={
+        "compare": "archive.compare:compare",
+        "watch": "archive.compare:watch",
+        "seen_before": "archive.report:of_run",
+    },
     module=__name__.rpartition(".")[0],
 )
 

@@ -89,6 +89,11 @@ def test_a_number_beyond_its_limit_has_moved_however_near() -> None:
     assert ("value", "4.1.1", "oldest") in said(look(finding(oldest=9.9)), look(finding(oldest=10.1)))
 
 
+def test_that_one_looks_back_further_is_said_first() -> None:
+    changes = compare(replace(look(finding(due=400)), window_minutes=15), look(finding(due=100)))
+    assert (changes[0].name, changes[0].before, changes[0].after) == ("window_minutes", 15, 60)
+
+
 def test_what_was_not_seen_before_has_not_changed() -> None:
     silent = unknown("4.1.1", Reason.NO_DATA, say("compare.same"))
     assert [c for c in compare(look(silent), look(finding(due=900))) if c.kind != "verdict"] == []

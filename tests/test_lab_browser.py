@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import barriers
 import psutil
 import psycopg
 import pytest
@@ -28,6 +29,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
 
 from runbook_lib import catalog
+from runbook_lib.notes import keep_note
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.store import NOTES, Archive
 
@@ -174,25 +176,26 @@ def prompt(of: Locator) -> str:
     return of.locator(".jp-InputPrompt").first.inner_text()
 
 
-def run(page: Page, source: str) -> Locator:
-    """Run one cell as a person does; returns it when it is done."""
+def run(page: Page, source: str, *, done: bool = True) -> Locator:
+    """Run one cell as a person does; returns it when it is `done`, or at once."""
     found = cell(page, source)
     before = prompt(found)
     found.locator(".cm-content").click()
     page.keyboard.press("Control+Enter")
-    done = re.compile(rf"^(?!{re.escape(before)}$)\[\d+\]:$")
-    found.locator(".jp-InputPrompt").filter(has_text=done).first.wait_for()
+    ended = re.compile(rf"^(?!{re.escape(before)}$)\[\d+\]:$")
+    if done:
+        found.locator(".jp-InputPrompt").filter(has_text=ended).first.wait_for()
     return found
 
 
-def add(page: Page, source: str) -> Locator:
+def add(page: Page, source: str, *, done: bool = True) -> Locator:
     """Run a responder's own cell, below all others."""
     page.locator(".jp-CodeCell").last.locator(".cm-content").click()
     page.keyboard.press("Escape")
     page.keyboard.press("b")
     page.keyboard.press("Enter")
     page.keyboard.insert_text(source)
-    return run(page, source)
+    return run(page, source, done=done)
 
 
 def run_all(page: Page) -> None:
@@ -237,6 +240,24 @@ def test_the_verdict_stands_on_top_and_the_charts_below(page: Page) -> None:
     charts = page.locator(".jp-OutputArea-output img")
     assert charts.count() >= 4
     assert all(charts.nth(i).evaluate("e => e.naturalWidth > 100") for i in range(charts.count()))
+
+
+def test_the_start_page_leads_on_by_keyboard_alone(opened: Page, server: Server) -> None:
+    page = opened.context.browser.new_page(viewport={"width": 1280, "height": 800})  # type: ignore[union-attr]
+    keep_note(server.archive, "the payments desk is awake", "oncall")
+    page.goto(f"{server.url}/?token={server.token}")
+    assert page.url.startswith(f"{server.url}/runbook/{INCIDENT}/") and "payments desk" in page.inner_text("body")
+    rows = page.locator("tr", has=page.locator('a[href^="/lab/tree/"]'))
+    assert rows.count() == len(catalog.load().runnable())
+    assert rows.filter(has_text="run this").all_inner_texts()[0].startswith("3 ")
+    barriers.none_on(page)
+    while page.evaluate("document.activeElement.innerText || ''").split(" ")[0] != "4.1":
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/lab/tree/{NOTEBOOK}")
+    page.close()
+    anyone = requests.get(f"{server.url}/runbook/{INCIDENT}/", timeout=5)
+    assert "login" in anyone.url and "payments" not in anyone.text
 
 
 def test_an_idle_kernel_holds_no_connection(page: Page, sandbox: Sandbox) -> None:
@@ -338,3 +359,17 @@ def test_the_verdict_follows_a_parameter_and_a_step(page: Page, server: Server, 
         run_all(page)
         shot(page, cell(page, "open_section("), 800, Path(pictures) / "lab.png")
         shot(page, cell(page, f'rb.step("{FIRST}")'), 1060, Path(pictures) / "lab-step.png")
+        with psycopg.connect(sandbox.state.addresses.admin_url) as db:
+            row = db.execute("SELECT event_id FROM notification.notifications ORDER BY created_at DESC LIMIT 1")
+            (waiting,) = row.fetchone() or ("",)
+        for name, source, height in (
+            ("journey", f'rb.event("{waiting}")', 760),
+            ("compare", f'rb.compare("{runs(server)[0]}")', 520),
+        ):
+            shot(page, add(page, source), height, Path(pictures) / f"{name}.png")
+        watching = add(page, "rb.watch(every_s=5)", done=False)
+        page.wait_for_timeout(15_000)
+        shot(page, watching, 460, Path(pictures) / "watch.png")
+        page.set_viewport_size({"width": 1280, "height": 860})
+        page.goto(f"{server.url}/runbook/{INCIDENT}/")
+        shot(page, page.locator("h1"), 860, Path(pictures) / "lab-start.png")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import barriers
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -125,6 +126,15 @@ def test_from_the_page_to_the_evidence(page: Page, receiver: Running) -> None:
     with page.expect_download() as download:
         page.get_by_role("link", name="ipynb").last.click()
     assert download.value.suggested_filename.endswith(".ipynb")
+
+
+def test_nobody_is_kept_out(page: Page, receiver: Running) -> None:
+    page.goto(receiver.url)
+    barriers.none_on(page)
+    page.locator("#INC-1 a.dossier").click()
+    barriers.none_on(page)
+    page.locator('a[href*="-4.1-"]', has_text="html").click()
+    barriers.none_on(page)
 
 
 def test_what_stands_in_a_dossier_runs_nothing_and_loads_nothing(browser: str, receiver: Running) -> None:

@@ -8,7 +8,8 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -24,6 +25,7 @@ from runbook_lib.cli.report import _moment
 from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.messages import LANGUAGES
 from runbook_lib.model.finding import RankedMode, Status, Verdict
+from runbook_lib.session import Session
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
@@ -402,3 +404,14 @@ def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> No
     dossier.write_index(now, "en")
     page = now.read(dossier.INDEX).decode()
     assert 'href="../SAME/index.html"' in page and "✔ restart worker" in page and "../ELSEWHERE" not in page
+
+    def shown(place: str, *modes: str, lang: str = "en") -> str:
+        said = Verdict(Status.CRITICAL, place, "high", tuple(RankedMode(m, 0.9) for m in modes))
+        rb = SimpleNamespace(verdict=lambda: said, context=SimpleNamespace(archive=now), lang=lang, opened="x")
+        found = report.of_run(cast(Session, rb))
+        return "\n".join(map(str, found._repr_mimebundle_().values())) if found else ""
+
+    assert "ELSEWHERE" in shown("receiver", "FM-NOTI-03") and "SAME" not in shown("receiver", "FM-NOTI-03")
+    likely = shown("relay", "FM-OB-01", lang="ja")
+    assert "✔ restart worker" in likely and "過去の類似" in likely and "href" not in likely
+    assert shown("relay") == shown("subscriber", "FM-NATS-01") == ""

@@ -37,6 +37,7 @@ class Look:
     at: pd.Timestamp | None
     findings: tuple[Finding, ...]
     verdict: Verdict
+    window_minutes: int = 60
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,11 @@ def _usual(values: Sequence[float]) -> Usual:
 
 
 def compare(before: Look, after: Look) -> tuple[Change, ...]:
-    """What differs between two looks, the verdict first."""
+    """What differs between two looks, the verdict first; that one looks back further explains much of the rest."""
     was, now = before.verdict, after.verdict
     found = []
+    if before.window_minutes != after.window_minutes:
+        found.append(Change("value", "", before.window_minutes, after.window_minutes, "window_minutes", "min"))
     if (was.status, was.stuck_at) != (now.status, now.stuck_at):
         found.append(Change("verdict", "", _place(was), _place(now)))
     old, new = ({m.id: m.score for m in v.failure_modes if m.score} for v in (was, now))

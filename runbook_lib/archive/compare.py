@@ -117,7 +117,8 @@ def between(before: Look, after: Look, lang: str, opened: str = "") -> Compared:
 def of(rb: Session) -> Look:
     """What a run has found so far."""
     findings = tuple(rb.findings[step.id] for step in rb.context.section.steps if step.id in rb.findings)
-    return Look(render.when(rb.context.as_of), rb.context.as_of, findings, rb.verdict())
+    at, window = rb.context.as_of, rb.context.parameters.window_minutes
+    return Look(render.when(at), at, findings, rb.verdict(), window)
 
 
 def run(archive: Archive, name: str) -> Look:
@@ -139,7 +140,8 @@ def _read(archive: Archive, name: str) -> Look:
         kept = artifact.read(artifact.notebook(archive.read(f"{name}.ipynb")), section)
     except (OSError, ValueError) as e:
         raise UsageError(f"{archive.incident}: {name} can not be read: {e}") from None
-    return Look(name, pd.Timestamp(kept.header["as_of"]), kept.findings, kept.verdict)
+    at, window = pd.Timestamp(kept.header["as_of"]), kept.header["window_minutes"]
+    return Look(name, at, kept.findings, kept.verdict, window)
 
 
 def _then(rb: Session, ago: pd.Timedelta) -> Look:
@@ -182,6 +184,7 @@ def keep(rb: Session, output: str) -> None:
     line = {
         "at": rb.context.as_of.isoformat(),
         "section": rb.context.section.number,
+        "window_minutes": look.window_minutes,
         "numbers": [[*key, number.value] for key, number in seen.items()],
     }
     archive.prepare()
@@ -196,7 +199,8 @@ def against_usual(rb: Session, look: Look) -> Compared:
     Raises UsageError where there is none at all.
     """
     target, section = rb.context.parameters.target, rb.context.section.number
-    kept = [e for e in baseline(rb.context.archive.output, target).lines(USUAL) if e["section"] == section]
+    alike = {"section": section, "window_minutes": look.window_minutes}
+    kept = [e for e in baseline(rb.context.archive.output, target).lines(USUAL) if alike.items() <= e.items()]
     near = [e for e in kept if _apart_h(pd.Timestamp(e["at"]), rb.context.as_of) <= 1]
     enough = len(near) >= ENOUGH
     if not kept:

@@ -7,12 +7,12 @@ and the index page is made of them alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from runbook_lib import mandatory
+from runbook_lib import catalog, mandatory
 from runbook_lib.archive import postmortem, report
 from runbook_lib.archive.artifact import Result, stamp
 from runbook_lib.model.finding import Verdict
@@ -89,15 +89,24 @@ def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
 
 def write_index(archive: Archive, lang: str) -> None:
     """Make index.html from the logs. Raises OSError."""
+    archive.write(INDEX, page(archive, lang).encode())
+
+
+def page(archive: Archive, lang: str, copies: Mapping[str, str] | None = None) -> str:
+    """The incident's page from its logs, with links to a responder's own notebooks by section. Raises OSError."""
     entries, actions = archive.manifest(), archive.lines(ACTION_LOG)
     # A look back says nothing of how things stand.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
     artifacts = [e for e in entries if "section" in e]
-    page = render.html(
+    now = verdicts[-1] if verdicts else None
+    return render.html(
         "dossier",
         lang,
         incident=archive.incident,
-        now=verdicts[-1] if verdicts else None,
+        now=now,
+        copies=copies or {},
+        last={a["section"]: a for a in artifacts},
+        following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
         located=report.located(verdicts),
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
@@ -108,7 +117,6 @@ def write_index(archive: Archive, lang: str) -> None:
         seen_before=report.seen_before(archive),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
-    archive.write(INDEX, page.encode())
 
 
 def _died(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:

@@ -18,6 +18,7 @@ from runbook_lib import catalog, mandatory, messages
 from runbook_lib.analysis.diagnosis import BROKEN
 from runbook_lib.model.finding import Status, Text, say, worst
 from runbook_lib.parameters import moment
+from runbook_lib.session import Session
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.view import record, render
 
@@ -27,6 +28,8 @@ By = Literal["", "postmortem", "detected_at"]
 
 #: Among so many dossiers beside one those that are like it are looked for, from this share of places and modes on.
 NEWEST, ALIKE = 200, 0.5
+#: So many of them are named.
+MOST = 3
 _ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
 _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
 _MARKS = {True: "✔", False: "✖", None: "?"}
@@ -146,7 +149,7 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
         alert=rule[1] if rule else "",
         worst=worst(statuses).name if statuses else "",
         last=statuses[-1].name if statuses else "",
-        place=(verdict["stuck_at"],) if verdict.get("stuck_at") else tuple(verdict.get("undecided", ())),
+        place=_place(verdict),
         modes=_modes(verdict, held.get("origin")),
         ttd_s=ttd,
         ttd_by="" if ttd is None else "postmortem",
@@ -169,6 +172,10 @@ def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
         default=None,
     )
+
+
+def _place(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    return (verdict["stuck_at"],) if verdict.get("stuck_at") else tuple(verdict.get("undecided", ()))
 
 
 def _modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
@@ -204,25 +211,56 @@ def _acted(a: Mapping[str, Any]) -> Acted:
     return Acted(a["action"], record.what(a.get("what") or {}), a["result"], helped)
 
 
-def seen_before(archive: Archive, most: int = 3) -> list[Incident]:
+@dataclass(frozen=True)
+class SeenBefore(render.Shown):
+    """Past incidents, with what was done and whether it helped."""
+
+    incidents: Sequence[Incident]
+    lang: str
+
+    def _bundle(self) -> dict[str, Any]:
+        shown = [*self.incidents]
+        title = messages.text(say("dossier.seen_before"), self.lang)
+        rows = [
+            [_cell(i.row(), c, self.lang) for c in ("begun", "incident", "place", "modes", "actions")] for i in shown
+        ]
+        return {
+            "text/html": render.html("seen_before", self.lang, incidents=shown, linked=False),
+            "text/plain": "\n".join([title, *(f"  {line}" for line in render.columns(rows))]),
+        }
+
+
+def of_run(rb: Session) -> SeenBefore | None:
+    """The past incidents most like what this run has found so far, and what helped then; None where none is.
+
+    Of the newest dossiers under the same output, as far as they can be read at once. Only looks, and never raises.
+    """
+    verdict = record.verdict(rb.verdict())
+    own = {*_place(verdict), *_modes(verdict, None)}
+    try:
+        found = _likest(rb.context.archive, own, pd.Timestamp.now("UTC")) if _modes(verdict, None) else []
+    except OSError:
+        found = []
+    return SeenBefore(found, rb.lang, run=rb.opened) if found else None
+
+
+def seen_before(archive: Archive) -> list[Incident]:
     """The incidents before this one whose place and failure modes are most like its own, the likest first.
 
-    Of the newest dossiers beside it, as far as they can be read. Raises OSError.
+    Raises OSError.
     """
     own = next((i for i in read(archive.output, None, None, only=[archive.incident])[0]), None)
-    if own is None or not own.modes:
-        return []
+    return _likest(archive, {*own.place, *own.modes}, own.begun) if own and own.modes else []
+
+
+def _likest(archive: Archive, own: set[str], before: pd.Timestamp) -> list[Incident]:
+    """Of the newest dossiers beside it, as far as they can be read. Raises OSError."""
     others = [n for n in Archive(archive.output, "").names() if n != archive.incident][-NEWEST:]
-    found, _ = read(archive.output, None, own.begun, only=others)
-    like = {i.incident: _alike(i, own) for i in found}
-    likest = sorted((i for i in found if like[i.incident] >= ALIKE), key=lambda i: (-like[i.incident], -i.begun.value))
-    return likest[:most]
-
-
-def _alike(one: Incident, other: Incident) -> float:
-    """The share of what both have of what either has, places and failure modes, 0 to 1."""
-    ours, theirs = ({*i.modes, *i.place} for i in (one, other))
-    return len(ours & theirs) / len(ours | theirs)
+    like = {
+        i: len(own & {*i.modes, *i.place}) / len(own | {*i.modes, *i.place})
+        for i in read(archive.output, None, before, only=others)[0]
+    }
+    return sorted((i for i in like if like[i] >= ALIKE), key=lambda i: (-like[i], -i.begun.value))[:MOST]
 
 
 # What it comes to -------------------------------------------------------------------------------------------

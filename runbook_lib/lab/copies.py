@@ -83,7 +83,9 @@ def open_lab(output: str, incident: str, target: str, arguments: Sequence[str] =
     archive = Archive(output, incident)
     archive.prepare()
     folder = prepare_copies(archive, target)
-    command = [sys.executable, "-m", "jupyterlab", *arguments, *_OPTIONS, f"--ServerApp.root_dir={folder}"]
+    start = f"--LabApp.default_url=/runbook/{incident}/"  # before a person's own: it need not hold
+    own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
+    command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
     os.execve(sys.executable, command, os.environ | _found_here(archive))  # noqa: S606 - no shell
 
 

@@ -1,5 +1,7 @@
 """What `runbook lab` adds to the Jupyter server: a saved notebook holds nothing that must not leave, and is archived.
 
+And the page that it opens on: the incident's own, with what is to be run next, made anew at each reload.
+
 An extension instead of `pre_save_hook` in the configuration: it stands beside whatever hooks a person has configured.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,33 @@ def _load_jupyter_server_extension(app: Any) -> None:
     app.contents_manager.register_post_save_hook(after_save)
     # Kernels know by it that they may reveal: the hooks are in place.
     os.environ["RUNBOOK_LAB"] = str(os.getpid())
+    _serve_the_incident(app.web_app, Path(app.root_dir))
+
+
+def _serve_the_incident(web_app: Any, folder: Path) -> None:
+    """The incident's page under /runbook/INCIDENT/, and what it links to; for whoever the server lets in."""
+    from jupyter_server.base.handlers import AuthenticatedFileHandler, JupyterHandler
+    from jupyter_server.utils import url_path_join
+    from tornado.web import authenticated
+
+    archive = Archive(str(folder.parent.parent), folder.parent.name)
+    base = web_app.settings["base_url"]
+
+    class Start(JupyterHandler):
+        @authenticated
+        def get(self) -> None:
+            own = {n: s.notebook.name for n, s in catalog.load().runnable().items() if s.notebook}
+            links = {n: url_path_join(base, "lab/tree", name) for n, name in own.items() if (folder / name).is_file()}
+            self.finish(dossier.page(archive, settings.load().lang, links))
+
+    root = url_path_join(base, "runbook")
+    web_app.add_handlers(
+        ".*$",
+        [
+            (rf"{root}/{re.escape(archive.incident)}/(?:{dossier.INDEX})?", Start),
+            (rf"{root}/(.*)", AuthenticatedFileHandler, {"path": str(folder.parent.parent)}),
+        ],
+    )
 
 
 def before_save(model: dict[str, Any], **_: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pandas as pd
-from matplotlib.dates import DateFormatter, date2num
+from matplotlib.dates import DateFormatter, date2num, num2date
 
 from runbook_lib import rows
 from runbook_lib.checks.parts import seconds_between
@@ -445,6 +445,9 @@ def draw(journey: Journey) -> charts.Chart | None:
     margin = max((max(times) - min(times)) * 0.03, pd.Timedelta(milliseconds=500))
     ax.set_xlim(*date2num([min(times) - margin, max(times) + margin]))
     ax.xaxis_date()
-    ax.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
+    if max(times) - min(times) < pd.Timedelta(seconds=5):  # several ticks within a second
+        ax.xaxis.set_major_formatter(lambda at, _: f"{num2date(at):%H:%M:%S.%f}"[:-5])
+    else:
+        ax.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
     charts.legend(figure)
     return charts.Chart(figure, say("journey.alt", headline=journey.headline, n=len(journey.stops)))

@@ -1,0 +1,17 @@
+"""What keeps somebody from using a page: axe-core's rules, in a browser."""
+
+from __future__ import annotations
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+
+def none_on(page: Page) -> None:
+    """Fail with each barrier and where it stands. Looked at is a copy: some pages reload, or run no JavaScript."""
+    browser = page.context.browser
+    assert browser
+    copy = browser.new_page()
+    copy.set_content(page.content().replace('http-equiv="refresh"', ""))
+    found = Axe().run(copy)
+    copy.close()
+    assert found.violations_count == 0, found.generate_report()
