@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import nbformat
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -80,6 +79,8 @@ def _time(text: str) -> pd.Timestamp:
 
 def declared(notebook: Path) -> list[str]:
     """The names that the notebook's `parameters` cell assigns."""
+    import nbformat  # its schema takes longer than all else that a question needs
+
     nb = nbformat.read(notebook, as_version=4)
     cells = [c for c in nb.cells if "parameters" in c.metadata.get("tags", [])]
     if not cells:

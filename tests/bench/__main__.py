@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import harm, load, obvious, questions, runs, speed
+from . import by_hand, harm, load, obvious, questions, runs, speed
 from .fill import Filled
 from .questions import Row
 from .runs import Measured
@@ -64,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: sorted(s for s, how in measured.items() if name in how["runbook"].questions) for name in _names(rows)
         }
         late = [r for r in _judged(rows, asked) if _late(r)]
+        typed = by_hand.measure(large, scratch / "by-hand")
         large.vacuum()
         vacuumed = list(questions.measure(large.database_url, _names(late)))
     _print_questions(rows, asked)
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
+    _print_by_hand(typed)
     _print_speed(fast)
     _print_harm(harmed)
     _say(f"\nThe bench took {_since(began)} s.")
@@ -195,6 +197,22 @@ def _print_targets(rows: list[Row], vacuumed: list[Row], asked: dict[str, list[s
         ]
         + ([] if measured else ["no notebook was run"]),
     )
+
+
+def _print_by_hand(asked: list[by_hand.Asked]) -> None:
+    _say("\nAsked by hand, in ms: as a command, in a cell of an open notebook, and the bare or obvious query.")
+    lines = []
+    for a in asked:
+        cells = (a.command_s, a.cell_s, a.beside_s)
+        lines.append((a.name, *("-" if s is None else f"{s * 1000:,.0f}" for s in cells)))
+    _table(("", "command", "cell", "query"), lines, left={0})
+    _say("\nTargets")
+    for a in asked:
+        took = f"{a.counted_s * 1000:,.0f} ms"
+        over = "over the bare query " if a.command_s is None else ""
+        _target(
+            f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})", [took] if a.counted_s > a.target_s else []
+        )
 
 
 def _print_speed(cases: list[speed.Case]) -> None:

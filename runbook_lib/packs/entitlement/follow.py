@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.session import Session
     from runbook_lib.sources.postgres import Snapshot
+    from runbook_lib.view.charts import Chart
 
 #: So many of a user's events are followed, the newest.
 MOST = 20
@@ -90,11 +91,16 @@ class Followed(render.Shown):
 
     def picture(self) -> bytes | None:
         """The timeline of the first as a PNG; None where no time is known."""
-        chart = journey.draw(self.journeys[0]) if self.journeys else None
+        chart = self._drawn() if self.journeys else None
         return chart.png() if chart else None
 
+    def _drawn(self) -> Chart | None:
+        from runbook_lib.packs.entitlement.journey_chart import draw
+
+        return draw(self.journeys[0])
+
     def _bundle(self) -> dict[str, Any]:
-        chart = journey.draw(self.journeys[0]) if len(self.journeys) == 1 else None
+        chart = self._drawn() if len(self.journeys) == 1 else None
         shown = [(j, [self._cells(s) for s in j.stops]) for j in self.journeys]
         image = chart and (base64.b64encode(chart.png()).decode(), self._t(chart.alt))
         return {
