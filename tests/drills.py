@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import requests
 from command import runbook as command
+from schemas import valid
 
 from runbook_lib import catalog, messages
 from runbook_lib.archive import artifact
@@ -52,7 +53,7 @@ def runbook(
     done = command(*arguments, *where, env=environment)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.stdout, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
+    said: dict[str, Any] = valid(json.loads(done.stdout), "run")
     assert done.returncode == said["exit_code"]
     kept = b"".join(p.read_bytes() for p in output.rglob("*") if p.is_file()).decode(errors="replace")
     for secret in sandbox.state.addresses.passwords.values():

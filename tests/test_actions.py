@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from command import runbook
+from schemas import valid
 
 from runbook_lib import freeze, settings
 from runbook_lib.actions.action import Action, ActionError, Word, perform
@@ -84,7 +85,7 @@ def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:  #
 
 
 def lines(rb: Context) -> list[dict[str, Any]]:
-    return rb.archive.lines(ACTION_LOG)
+    return [valid(line, "action") for line in rb.archive.lines(ACTION_LOG)]
 
 
 def test_done_has_two_lines_and_was_seen_to_work(rb: Context) -> None:

@@ -14,6 +14,7 @@ import pytest
 from command import runbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemas import valid, valid_dossier
 
 from runbook_lib.alerts import alert, routes
 from runbook_lib.alerts.alert import Alert, BadAlert
@@ -243,11 +244,12 @@ def test_a_file_is_triaged_as_its_routes_say(tmp_path: Path) -> None:
         webhook(one(labels={"alertname": "Db"}), one(fingerprint="2", status="resolved"))
     )
     done = triaged(tmp_path, "alert.json", "--json")
-    said = json.loads(done.stdout)
+    said = valid(json.loads(done.stdout), "run")
     assert done.returncode == said["exit_code"] == 3
     assert (said["target"], [r["section"] for r in said["runs"]]) == ("main", ["2"])
     assert said["incident"].startswith("Db-20260131T030000-")
     (note,) = Archive(str(tmp_path / "outputs"), said["incident"]).lines(NOTES)
+    valid_dossier(tmp_path / "outputs" / said["incident"])
     assert (note["who"], note["text"]) == ("alert", "Db firing: p99 is 45 s")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from sample import ROOT
+from schemas import valid
 
 from runbook_lib import pack
 from runbook_lib.archive import backtest, policy, rejudge
@@ -141,5 +142,5 @@ def test_the_command(output: Path, edited: Edited, tmp_path: Path) -> None:
     assert "2 incidents, 6 runs" in lines and "step 4.3.2: CRITICAL -> OK" in lines
     assert "can not be replayed (2 runs)" in lines
     assert "<td>4.3.2</td>" in (tmp_path / "page.html").read_text()
-    report: dict[str, Any] = json.loads(said("sample", "--policy", given, "--json", code=1))
+    report: dict[str, Any] = valid(json.loads(said("sample", "--policy", given, "--json", code=1)), "backtest")
     assert report["alarms"] == {"was": 3, "now": 2} and {f["incident"] for f in report["flips"]} == {"sample"}

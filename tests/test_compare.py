@@ -18,6 +18,7 @@ from command import runbook
 from hypothesis import given
 from hypothesis import strategies as st
 from sample import ROOT
+from schemas import valid
 from steps import events, traffic
 
 from runbook_lib.analysis.compare import Look, Usual, beside, compare, numbers
@@ -139,9 +140,7 @@ def test_now_against_then_and_against_what_is_usual(
     assert "this hour of the week (5 healthy looks)" in found.lines()[0]
     assert "outbox.due" in {c.name for c in found.changes if c.where == "4.1.3"}
     assert any("400 rows" in line for line in found.lines())
-    assert {"kind", "where", "name", "unit", "before", "after"} == {
-        *json.loads(json.dumps(found.record()))["changes"][0]
-    }
+    valid([json.loads(json.dumps(found.record()))], "diff")
     assert "400 rows" in found._repr_mimebundle_()["text/html"]
     # What waited then is not kept; what was published is.
     assert {c.name for c in now.compare("90s ago").changes if c.where == "4.1.3"} >= {"outbox.published"}
@@ -201,7 +200,8 @@ def test_two_runs_of_dossiers(output: Path) -> None:
     assert same.returncode == 0 and "Nothing differs by more than chance" in same.stdout
     assert "Nothing differs" in (output / "page.html").read_text()
     first, *_, last = (e["name"] for e in Archive(str(output), "sample").manifest() if e.get("section"))
-    (document,) = json.loads(runbook("diff", "sample", first, last, "--json", *where[:2], env=os.environ).stdout)
+    done = runbook("diff", "sample", first, last, "--json", *where[:2], env=os.environ)
+    (document,) = valid(json.loads(done.stdout), "diff")
     assert document["changes"] == [] and first in document["title"]
 
 

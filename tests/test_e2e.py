@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from command import runbook as command
 from drills import OUTAGES, runbook, shown
+from schemas import valid, valid_dossier
 
 from runbook_lib.packs.entitlement.checks import incident
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
@@ -97,7 +98,7 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(fresh: Sandbox, t
     assert recovered["status"] == "OK", shown(recovered)
     env = {**os.environ, **sandbox.state.env}
     done = command("postmortem", "E2E", "--json", "--output", str(tmp_path), env=env)
-    said = json.loads(done.stdout)
+    said = valid(json.loads(done.stdout), "run")
     found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
 
     archive = Archive(str(tmp_path), "E2E")
@@ -117,3 +118,4 @@ def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:
     told = runbook(sandbox, tmp_path, "run", "4.1", "4.3")["seal"]
     done = command("verify", "E2E", "--output", str(tmp_path), "--witness", told, env=os.environ)
     assert done.returncode == 0, done.stderr
+    valid_dossier(tmp_path / "E2E")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import uuid
@@ -20,6 +21,7 @@ import pytest
 from command import runbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemas import valid
 from steps import events
 from tagged import Tagged
 
@@ -237,6 +239,8 @@ def test_the_command_says_it_in_one_document(
     assert done.returncode == 2 and "runbook act redrive delivery --event" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     document = runbook("account", "--json", env=env)
+    valid(json.loads(document.stdout), "account")
+    valid(json.loads(runbook("event", *ids(db), "--json", env=env).stdout), "event")
     assert re.search(r'"unaccounted": \[\]', document.stdout) and document.returncode == 1
 
 

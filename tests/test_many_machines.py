@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command import runbook
+from schemas import valid
 from store import BUCKET, Store
 
 from runbook_lib.model.order import Order
@@ -167,7 +168,7 @@ def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
 def test_as_json_it_is_one_list_in_the_order_of_the_names(cluster: Cluster) -> None:
     on = ("--executor", "dask", "--scheduler", cluster.url)
     done = triage(cluster, "--targets", "t1,t0", "--incident", "J", "--json", *on)
-    said = json.loads(done.stdout)
+    said = valid(json.loads(done.stdout), "run")
     assert [d["target"] for d in said] == ["t1", "t0"]
     assert [d["incident"] for d in said] == ["J-t1", "J-t0"]
     assert done.returncode == 3 == said[0]["exit_code"]
@@ -252,7 +253,7 @@ def test_here_too(folder: Path) -> None:
     assert done.returncode == 3 and done.stderr == ""
     assert {line.split()[0] for line in told(done.stdout)[0]} == {"t0", "t1"}
     done = here("--targets", "odd,t0", "--json")
-    odd, t0 = json.loads(done.stdout)
+    odd, t0 = valid(json.loads(done.stdout), "run")
     assert (odd["status"], t0["status"], done.returncode) == ("UNKNOWN", "UNKNOWN", 3)
     assert "NOT_SET" in odd["problem"] and done.stderr == f"runbook: odd: {odd['problem']}\n"
     for wrong in (("--targets", "t0", "--target", "t1"), ("--workers", "2"), ("--targets", "tt0"), ("--targets", ",")):

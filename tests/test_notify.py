@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from schemas import valid
 
 from runbook_lib.alerts import loop, notify
 from runbook_lib.alerts.alert import Alert
@@ -152,7 +153,7 @@ def test_each_status_has_its_kind_and_is_sent_once(tmp_path: Path, http: Callabl
     assert [(m["title"], m["type"]) for m in place.taken] == list(
         zip([f"{s} here" for s in statuses], ["success", "warning", "failure", "info"], strict=True)
     )
-    assert place.taken[0]["message"] == "what was found"
+    assert valid(place.taken[0], "message")["message"] == "what was found"
     assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "sent"}) == 4
 
 

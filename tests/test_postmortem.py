@@ -18,6 +18,7 @@ import pytest
 from command import runbook
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemas import valid
 from steps import NOW, ago, events, make_given, odd_frames, run, traffic, words
 
 from runbook_lib import catalog, mandatory, messages, rows
@@ -1034,7 +1035,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp
     seed(db)
     an_incident(archive, now)
     done = command(servers, archive, "INC", "--json")
-    said = json.loads(done.stdout)
+    said = valid(json.loads(done.stdout), "run")
     assert done.returncode == said["exit_code"] == 1, done.stderr
     assert said["postmortem"]["backup"] is None
     assert archive.problems() == []
@@ -1050,13 +1051,19 @@ def test_the_command(servers: Servers, db: psycopg.Connection, now: pd.Timestamp
     # A person fills it in; it is made again in the other language, and nothing of theirs is lost.
     checked = command(servers, archive, "INC", "--check")
     assert checked.returncode == 2 and checked.stderr.startswith("4 measures"), checked.stderr
+    lacks = valid(json.loads(command(servers, archive, "INC", "--check", "--json").stdout), "mandatory")
+    assert [m["number"] for m in lacks["missing"]] == [4]
     archive.write(mandatory.MARKDOWN, fill(text, "data-measures", data("measures", f"\n{MEASURES['en']}")).encode())
     assert command(servers, archive, "INC", "--check").returncode == 0
     again = command(servers, archive, "INC", "--lang", "ja")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "restart by a probe" in text_of(archive) and "\norigin: FM-NOTI-06\n" in text_of(archive)
     passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
-    assert passed.returncode == 0 and json.loads(passed.stdout) == {"incident": "INC", "complete": True, "missing": []}
+    assert passed.returncode == 0 and valid(json.loads(passed.stdout), "mandatory") == {
+        "incident": "INC",
+        "complete": True,
+        "missing": [],
+    }
     assert 'href="postmortem.html"' in archive.read("index.html").decode()
     # A look back is not how things stand.
     assert not any(e.get("sections") == ["7"] for e in archive.manifest())

@@ -27,6 +27,7 @@ import pytest
 from command import runbook
 from procrastinate import schema
 from psycopg import sql
+from schemas import valid
 
 from runbook_lib import catalog, messages, pack, questions, rows
 from runbook_lib.analysis import diagnosis
@@ -899,6 +900,6 @@ def test_undecided_stays_so_when_it_is_told_twice(system: System, env: dict[str,
     system.defer("send", 3)
     system.passes(90)
     done = runbook("triage", "--target", "shop", "--incident", "INC-1", "--json", env=env, cwd=tmp_path)
-    verdict = json.loads(done.stdout)["verdict"]
+    verdict = valid(json.loads(done.stdout), "run")["verdict"]
     assert verdict["stuck_at"] is None
     assert max(mode["score"] for mode in verdict["failure_modes"]) < 0.5

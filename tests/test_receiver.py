@@ -31,6 +31,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from requests.auth import HTTPBasicAuth
+from schemas import valid
 
 from runbook_lib.alerts import alert, auth, journal, receiver, server
 from runbook_lib.alerts.alert import BadAlert
@@ -160,7 +161,7 @@ def eventually(holds: Callable[[], bool], what: str, timeout: float = 30) -> Non
 
 def test_an_alert_is_on_disk_before_it_is_answered(here: Running) -> None:
     first = here.post(webhook(one(), one("Other")))
-    assert (first.status_code, first.json()) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
+    assert (first.status_code, valid(first.json(), "receiver")) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
     with sqlite3.connect(f"file:{here.journal.file}?mode=ro", uri=True) as db:
         assert db.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
     again = here.post(webhook(one(), one("Other")))
@@ -460,7 +461,7 @@ def test_metrics_are_those_of_prometheus(here: Running) -> None:
 
 def ready(here: Running) -> tuple[int, dict[str, Any]]:
     came = here.get("readyz")
-    return came.status_code, came.json().get("problems", {})
+    return came.status_code, valid(came.json(), "receiver").get("problems", {})
 
 
 def test_ready_names_what_is_not(here: Running) -> None:

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from sample import ROOT
+from schemas import valid
 
 from runbook_lib.archive import dossier, report
 from runbook_lib.archive.report import Incident
@@ -313,7 +314,7 @@ def test_the_command_on_the_sample(tmp_path: Path) -> None:
     done = said(tmp_path)
     assert done.return_value == 0 and not done.stderr
     assert "1 incident\n" in done.output and "CRITICAL" in done.output and "delivery worker" in done.output
-    (one,) = json.loads(said(tmp_path, "--json").stdout)["incidents"]
+    (one,) = valid(json.loads(said(tmp_path, "--json").stdout), "report")["incidents"]
     assert one["modes"] == ["FM-NOTI-06"] and one["begun_by"] == "alert" and one["ttr_s"] is None
     assert one["begun"].startswith("2026-11-26T11:43:22") and one["sections"] == ["3", "4.3", "4.1"]
 
@@ -353,7 +354,7 @@ def test_a_dossier_that_can_not_be_read_is_one_line(output: Path, broken: bytes)
     (output / "INC-2" / MANIFEST).write_bytes(broken + b"\n")
     done = said(output, "--json")
     assert done.return_value == 0
-    document = json.loads(done.stdout)
+    document = valid(json.loads(done.stdout), "report")
     assert [i["incident"] for i in document["incidents"]] == ["INC-1", "INC-3", "INC-4"]
     assert document["unread"] == ["INC-2"]
     assert done.stderr.startswith("INC-2 could not be read: ") and done.stderr.count("\n") == 1

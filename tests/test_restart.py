@@ -14,6 +14,7 @@ import pytest
 from command import runbook as command
 from hypothesis import given as drawn
 from hypothesis import strategies as st
+from schemas import valid
 
 from runbook_lib import catalog
 from runbook_lib.checks import checks
@@ -93,6 +94,7 @@ def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str)
     where = ("--target", "sandbox", "--incident", "R-1", "--output", str(output), "--json")
     done = command(*arguments, *where, env=env)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    valid(json.loads(done.stdout), "action" if arguments[0] == "act" else "run")
     return done.returncode, done.stdout
 
 
