@@ -27,12 +27,13 @@ from runbook_lib.checks import checks
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, Progress, open_context
 from runbook_lib.masking import TOKEN
-from runbook_lib.model.finding import Finding, Reason, Text, Verdict, complete, say
+from runbook_lib.model.finding import Finding, Reason, Status, Text, Verdict, complete, say
 from runbook_lib.notes import keep_note, whoami
+from runbook_lib.outcome import Outcome
 from runbook_lib.parameters import validate
-from runbook_lib.sources import SourceError
+from runbook_lib.sources import SourceError, grafana
 from runbook_lib.usage import UsageError, did_you_mean
-from runbook_lib.view import render
+from runbook_lib.view import record, render
 from runbook_lib.view.answer import Answer
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class Session:
         known = action.actions()
         if name not in known:
             raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
+        begun = pd.Timestamp.now("UTC")
         with self.progress() as progress:
             outcome = action.perform(
                 known[name](self.context, **what),
@@ -204,6 +206,7 @@ class Session:
                 progress=progress,
             )
         self.context.outcomes[name] = outcome
+        self._annotate(outcome, begun)
         return render.Acted(outcome, self.lang, run=self.opened)
 
     def note(self, text: str) -> render.Line:
@@ -274,7 +277,10 @@ class Session:
         return render.Banner(self._header(), verdict, self.lang, run=self.opened)
 
     def _card(self, step: str) -> render.Card:
-        return render.Card(self.findings[step], self._titles()[step], self.lang, run=self.opened)
+        found = self.findings[step]
+        hop = _hop(found, self.context.catalog.hops)
+        dashboard = "" if found.status is Status.OK else render.at_hop(self._dashboard, hop)
+        return render.Card(found, self._titles()[step], self.lang, dashboard, run=self.opened)
 
     def _answer(self, step: str) -> None:
         self.findings[step] = self._check(step).run(self.context)
@@ -329,7 +335,34 @@ class Session:
             given=self.context.given().record(),
             parameters=self.context.parameters.model_dump(exclude_unset=True),
             opened=self.opened,
+            dashboard=self._dashboard,
         )
+
+    @property
+    def _dashboard(self) -> str:
+        return grafana.link(self.context.target, *self._named, self.context.window)
+
+    @property
+    def _named(self) -> tuple[str, str]:
+        return self.context.parameters.target, self.context.parameters.incident_id
+
+    def _annotate(self, outcome: Outcome, begun: pd.Timestamp) -> None:
+        if outcome.result in ("done", "failed"):
+            title, became = (
+                messages.text(say(key), self.lang)
+                for key in (f"action.title.{outcome.action}", f"action.result.{outcome.result}")
+            )
+            text = self.context.masker.scrub(f"{title} {record.what(outcome.what)}: {became}")
+            done = grafana.Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))
+            grafana.annotate(self.context.target, *self._named, [done], self.lang)
+
+
+def _hop(finding: Finding, hops: Sequence[str]) -> str | None:
+    """The place that a finding tells of: what it speaks for most, else where something is late, else any."""
+    spoken = [s for s in finding.signals if s.about in hops and s.weight > 0]
+    if spoken:
+        return max(spoken, key=lambda s: s.weight).about
+    return next((h.name for h in sorted(finding.hops, key=lambda h: not h.late)), None)
 
 
 def open_section(section: str, **parameters: Any) -> Session:

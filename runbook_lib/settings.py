@@ -34,7 +34,7 @@ from pydantic_settings import TomlConfigSettingsSource as TomlSource
 from runbook_lib import freeze, pack
 from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_folder, did_you_mean, sandbox_folder
 
-URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url")
+URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url", "grafana_url")
 #: Credentials that may change something: for actions alone, so that whatever reads can not write.
 ACTION_URLS = ("action_database_url", "action_nats_url")
 #: Of these there may be several, with commas between them or as a list.
@@ -49,6 +49,8 @@ _WRITTEN = {
     "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
     "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
     "prometheus_url": ("http://HOST:9090", ("http", "https")),
+    "grafana_url": ("https://HOST", ("http", "https")),
+    "grafana_link": ("https://HOST/d/UID?from={from_ms}&to={to_ms}&var-hop={hop}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
 }
 #: The longest that anything may be told to take, in seconds.
@@ -152,9 +154,12 @@ class NatsAccess(_Strict):
         return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
 
 
+_GRAFANA_KEYS = ("grafana_token", "grafana_link")
 #: What may stand in a target's table of each broker, the readers' and that of actions; some of it is a secret.
 _NATS_KEYS = tuple(f"{who}nats_{field}" for who in ("", "action_") for field in NatsAccess.model_fields)
-_SECRETS = tuple(key for key in _NATS_KEYS if key.endswith(("_password", "_token")))
+_SECRETS = (*(key for key in _NATS_KEYS if key.endswith(("_password", "_token"))), "grafana_token")
+#: What a link to a dashboard may name in braces.
+LINKED = ("from_ms", "to_ms", "hop", "target", "incident")
 #: What an action's user shares with the readers', unless it has its own.
 _SHARED = ("ca_file", "cert_file", "key_file", "domain", "api_prefix")
 
@@ -195,10 +200,14 @@ class Target(_Strict):
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     prometheus_url: SecretStr | None = None
+    grafana_url: SecretStr | None = None
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
     nats: NatsAccess = NatsAccess()
     action_nats: NatsAccess = NatsAccess()
+    #: What may write annotations there, and nothing else; a link to a dashboard, with places for `LINKED`.
+    grafana_token: SecretStr | None = None
+    grafana_link: str = ""
     #: Where the system's services answer over HTTP, by name.
     services: dict[str, SecretStr] = {}
     facts: Facts = Facts()
@@ -249,6 +258,15 @@ class Target(_Strict):
                     raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
         return value
 
+    @field_validator("grafana_link")
+    @classmethod
+    def _is_a_link(cls, link: str) -> str:
+        if link and (wrong := wrong_with(link, "grafana_link") or ("it has a password" if _has_password(link) else "")):
+            raise ValueError(f"{wrong}: write it like {_WRITTEN['grafana_link'][0]}")
+        if unknown := set(re.findall(r"\{(\w+)\}", link)) - {*LINKED}:
+            raise ValueError(f"it names {', '.join(sorted(unknown))}: known are {', '.join(LINKED)}")
+        return link
+
     @field_validator("freeze")
     @classmethod
     def _are_windows(cls, windows: list[str]) -> list[str]:
@@ -261,6 +279,8 @@ class Target(_Strict):
             raise ValueError("neither database_url nor nats_url is set")
         if self.replica_url and not self.database_url and not self.database_url_command:
             raise ValueError("replica_url stands beside database_url: a replica alone is the database_url")
+        if bool(self.grafana_url) != bool(self.grafana_token):
+            raise ValueError("grafana_url and grafana_token go together")
         return self
 
     def url(self, name: str) -> str | None:
@@ -284,7 +304,9 @@ class Target(_Strict):
         return [u for u in (*each, *map(self.service, self.services), *self._apart()) if u]
 
     def _apart(self) -> tuple[str, ...]:
-        return self.nats.secret(), self.action_nats.secret()
+        token = self.grafana_token.get_secret_value() if self.grafana_token else ""
+        grafana = f"https://:{quote(token, safe='')}@grafana" if token else ""
+        return self.nats.secret(), self.action_nats.secret(), grafana
 
 
 class Budget(_Strict):
@@ -404,6 +426,7 @@ class Settings(BaseSettings):
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     prometheus_url: SecretStr | None = None
+    grafana_url: SecretStr | None = None
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
 
@@ -431,7 +454,8 @@ class Settings(BaseSettings):
         if name == "default":
             urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                others = [f"{s}_url" for s in _facts().services] + [*_NATS_KEYS, *(f"{k}_file" for k in _SECRETS)]
+                others = [*(f"{s}_url" for s in _facts().services), *_NATS_KEYS, *_GRAFANA_KEYS]
+                others += [f"{k}_file" for k in _SECRETS]
                 named = {name: os.environ.get(f"RUNBOOK_{name.upper()}") for name in others}
                 return _target("settings", urls | {u: v for u, v in named.items() if v})
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
@@ -485,7 +509,7 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
     addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_RULES, "database_url_command"}
+    addresses |= {*_NATS_KEYS, *_GRAFANA_KEYS, *_RULES, "database_url_command"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)

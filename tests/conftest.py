@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from progress import pytest_sessionstart  # noqa: F401 - how far a run is
 from psycopg import sql
+from recording import Http
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
@@ -182,3 +183,16 @@ def browser() -> str:
     if os.environ.get("RUNBOOK_REQUIRE_BROWSER") == "1":
         pytest.fail("RUNBOOK_REQUIRE_BROWSER=1 and no chromium is installed", pytrace=False)
     pytest.skip("no chromium is installed")
+
+
+@pytest.fixture
+def http() -> Iterator[Callable[..., Http]]:
+    made: list[Http] = []
+
+    def make(*answers: int) -> Http:
+        made.append(Http(*answers))
+        return made[-1]
+
+    yield make
+    for place in made:
+        place.close()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import email
 import email.policy
-import json
 import logging
 import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from recording import SECRET, Http
 from schemas import valid
 
 from runbook_lib.alerts import loop, notify
@@ -28,7 +27,6 @@ from runbook_lib.settings import Settings
 from runbook_lib.usage import UsageError
 
 CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
-SECRET = "s3cret-token"
 
 
 @pytest.fixture(autouse=True)
@@ -52,41 +50,6 @@ def heard() -> Iterator[list[str]]:
     logging.getLogger().removeHandler(listener)
 
 
-class Http:
-    """Answers each request in turn with a status, 0 for never; the last one stays."""
-
-    def __init__(self, *answers: int) -> None:
-        self.taken: list[dict[str, Any]] = []
-        self.asked = 0
-        self.released = threading.Event()
-        turns = list(answers)
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:
-                self.asked += 1
-                answer = turns.pop(0) if len(turns) > 1 else turns[0]
-                said = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-                if not answer:
-                    self.released.wait(30)
-                elif answer == 200:
-                    self.taken.append(said)
-                with suppress(OSError):
-                    handler.send_response(answer or 500)
-                    handler.end_headers()
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"json://user:{SECRET}@127.0.0.1:{self.server.server_port}/{SECRET}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.released.set()
-        self.server.shutdown()
-        self.server.server_close()
-
-
 class _Smtp(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         self.wfile.write(b"220 here\r\n")
@@ -98,19 +61,6 @@ class _Smtp(socketserver.StreamRequestHandler):
                     email.message_from_bytes(b"".join(lines), policy=email.policy.default)
                 )
             self.wfile.write(b"250 ok\r\n")
-
-
-@pytest.fixture
-def http() -> Iterator[Callable[..., Http]]:
-    made: list[Http] = []
-
-    def make(*answers: int) -> Http:
-        made.append(Http(*answers))
-        return made[-1]
-
-    yield make
-    for place in made:
-        place.close()
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from runbook_lib.alerts import routes
 from runbook_lib.alerts.alert import Alert, digest
 from runbook_lib.settings import Settings
 from runbook_lib.usage import UsageError
+from runbook_lib.view import record
 
 #: Seconds that a write waits for somebody else's; then the alert's sender is asked to try again.
 BUSY_S = 5.0
@@ -275,7 +276,7 @@ class Journal:
         line for the timeline, the same is looked at once more then, as long as an alert fires. The dossier's `seal` is
         kept here, away from it. Returns whether the verdict changed. Raises JournalError.
         """
-        signature = _signature(verdict)
+        signature = record.signature(verdict)
         with self._transaction() as db:
             before = db.execute("SELECT signature FROM incidents WHERE id = ?", (job.incident,)).fetchone()
             changed: bool = before["signature"] != signature
@@ -571,9 +572,3 @@ def _job(row: sqlite3.Row) -> Job:
     plain = {k: row[k] for k in Job.__dataclass_fields__}
     sections, parameters = tuple(row["sections"].split(",")), json.loads(row["parameters"])
     return Job(**(plain | {"sections": sections, "parameters": parameters}))
-
-
-def _signature(verdict: dict[str, Any]) -> str:
-    """What of a verdict makes it another one: the status, the place, the first failure mode."""
-    modes = verdict.get("failure_modes") or [{}]
-    return f"{verdict['status']} {verdict['stuck_at']} {modes[0].get('id')}"

@@ -117,8 +117,10 @@ def keep(path: Path) -> str | None:
     place = f"{archive.place}/{made.name}"
     result = artifact.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
     lang = parameters.get("lang", "en")
-    dossier.keep(archive, [result], dossier.document(archive.incident, header["target"], [result], run.verdict, lang))
+    said = dossier.document(archive.incident, header["target"], [result], run.verdict, lang)
+    kept = dossier.keep(archive, [result], said)
     dossier.write_index(archive, lang)
+    dossier.annotate(archive, [result], said, kept, lang)
     return made.name
 
 

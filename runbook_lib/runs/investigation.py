@@ -67,7 +67,7 @@ def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Co
     if lost and order.again:
         return Conclusion(said, verdict, tuple(results), None, lost)
     try:
-        dossier.keep(archive, results, said, order.job)
+        kept = dossier.keep(archive, results, said, order.job)
         looked_back = next((r for r in results if r.run.section == mandatory.SECTION), None)
         if looked_back:
             draft = postmortem.write_of(archive, looked_back, order.lang, order.target).markdown
@@ -75,6 +75,7 @@ def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Co
     except OSError as e:
         problem = f"the dossier could not be written to {archive.place}: {e.strerror or e}"
         return Conclusion(said, verdict, tuple(results), None, problem, seal.told(archive))
+    dossier.annotate(archive, results, said, kept, order.lang)
     return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive), draft)
 
 

@@ -7,6 +7,7 @@ kept with their types, so that a judge can be run again on what it was given.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,12 @@ def verdict(v: Verdict) -> dict[str, Any]:
         "between": list(v.between),
         "settled_by": list(v.settled_by),
     }
+
+
+def signature(verdict: Mapping[str, Any]) -> str:
+    """What of a verdict makes it another one: the status, the place, the first failure mode."""
+    modes = verdict.get("failure_modes") or [{}]
+    return f"{verdict['status']} {verdict['stuck_at']} {modes[0].get('id')}"
 
 
 def _because(b: Because) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -47,6 +48,8 @@ class Header:
     given: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     opened: str = ""
+    #: A link to the target's dashboard over the window, for `at_hop`; "" where there is none.
+    dashboard: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,11 @@ class Shown(ABC):
     def _bundle(self) -> dict[str, Any]: ...
 
 
+def at_hop(dashboard: str, hop: str | None) -> str:
+    """A link to a dashboard with the place of the pipeline put in for `{hop}`."""
+    return dashboard.replace("{hop}", quote(hop or "", safe=""))
+
+
 def mark(run: str) -> dict[str, Any]:
     """The part of a mime bundle that says of which run it is."""
     return {record.RUN_MIME: {"opened": run}}
@@ -74,6 +82,8 @@ class Card(Shown):
     finding: Finding
     title: str
     lang: str
+    dashboard: str = ""
+    """Where more of it is seen, if anywhere."""
 
     def _bundle(self) -> dict[str, Any]:
         f = self.finding
@@ -83,7 +93,7 @@ class Card(Shown):
             if name in f.frames and not f.frames[name].empty
         ]
         return {
-            "text/html": html("finding", self.lang, f=f, tables=tables),
+            "text/html": html("finding", self.lang, f=f, tables=tables, dashboard=self.dashboard),
             "text/plain": finding_line(f, self.lang),
             record.FINDING_MIME: record.finding(f),
         }
@@ -106,6 +116,7 @@ class Banner(Shown):
                 header=self.header,
                 verdict=shown and record.verdict(shown),
                 proposals=worded(shown.proposals if shown else (), self.lang),
+                dashboard=at_hop(self.header.dashboard, shown.stuck_at if shown else None),
             ),
             record.BANNER_MIME: {},
             "text/plain": "\n".join(verdict_lines(shown, self.lang))
