@@ -48,6 +48,8 @@ class Outcome:
     effect: Text | None = None
     approved_by: str = ""
     reason: str = ""
+    approval: str = ""
+    """The approval that was given with it, whatever it was worth; "" for none."""
 
     @property
     def break_glass(self) -> bool:

@@ -183,12 +183,14 @@ class Session:
         approved_by: str | None = None,
         reason: str | None = None,
         break_glass: bool = False,
+        approval: str | None = None,
         **what: Any,
     ) -> render.Acted:
         """Carry out an action (`restart`, `set`, `redrive`), or show what it would do.
 
         Without `execute` nothing is changed. Whatever becomes of it is a line in the incident's actions.jsonl.
-        `break_glass` passes a freeze or the limit of an hour, where the target allows that.
+        `approval` is what a second person's `runbook approve` has printed, or a file with it, where the target asks
+        for one. `break_glass` passes that, a freeze or the limit of an hour, where the target allows it.
         Raises UsageError for an action, or an argument, that does not exist.
         """
         known = action.actions()
@@ -203,6 +205,7 @@ class Session:
                 approved_by=approved_by,
                 reason=reason,
                 break_glass=break_glass,
+                approved=approval,
                 progress=progress,
             )
         self.context.outcomes[name] = outcome

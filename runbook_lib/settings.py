@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -39,8 +40,8 @@ URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_ur
 ACTION_URLS = ("action_database_url", "action_nats_url")
 #: Of these there may be several, with commas between them or as a list.
 SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
-#: What a target says to every action (actions/guard.py).
-_RULES = ("freeze", "actions_per_hour", "break_glass")
+#: What a target says to every action (actions/guard.py, actions/approval.py).
+_RULES = ("freeze", "actions_per_hour", "approval", "break_glass")
 #: How each is written, and with which schemes.
 _WRITTEN = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
@@ -211,9 +212,11 @@ class Target(_Strict):
     #: Where the system's services answer over HTTP, by name.
     services: dict[str, SecretStr] = {}
     facts: Facts = Facts()
-    #: When no action is carried out (freeze.py), and how many in an hour; whether `--break-glass` may pass both.
+    #: When no action is carried out (freeze.py), how many in an hour, whether a second person has to approve each;
+    #: whether `--break-glass` may pass all of these.
     freeze: list[str] = []
     actions_per_hour: int | None = Field(None, ge=1, le=1000)
+    approval: bool = False
     break_glass: bool = False
 
     @model_validator(mode="before")
@@ -372,29 +375,34 @@ def raw_key(public: str) -> bytes:
     return der.removeprefix(_ED25519)
 
 
+def _are_keys(keys: dict[str, str]) -> dict[str, str]:
+    for name, public in keys.items():
+        try:
+            raw_key(public)
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from None
+    return keys
+
+
+#: Public keys by the name of whoever holds the other half.
+_Keys = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], str],
+    AfterValidator(_are_keys),
+]
+
+
 class Signing(_Strict):
     """Who signs seals here, and whose signatures are known (docs/operations.md)."""
 
     #: Where the private key is, PEM: a file, or an argument vector that prints it.
     key_file: Path | None = None
     key_command: list[str] | None = Field(None, min_length=1)
-    #: Public keys by the name of whoever holds the other half.
-    keys: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], str] = {}
+    keys: _Keys = {}
 
     @field_validator("key_file")
     @classmethod
     def _from_the_configuration(cls, file: Path | None) -> Path | None:
         return file and config_folder() / file.expanduser()
-
-    @field_validator("keys")
-    @classmethod
-    def _are_keys(cls, keys: dict[str, str]) -> dict[str, str]:
-        for name, public in keys.items():
-            try:
-                raw_key(public)
-            except ValueError as e:
-                raise ValueError(f"{name}: {e}") from None
-        return keys
 
     @model_validator(mode="after")
     def _one_key(self) -> Signing:
@@ -418,6 +426,8 @@ class Settings(BaseSettings):
     targets: dict[str, dict[str, Any]] = {}
     receiver: ReceiverSettings = ReceiverSettings()
     sign: Signing = Signing()
+    #: Who may approve an action of somebody else, by login.
+    approvers: _Keys = {}
     routes: list[Route] = []
     # The environment's one target.
     database_url: SecretStr | None = None

@@ -207,10 +207,13 @@ class Archive:
         """What a job has left so far: lines of the manifest by section, "" for its verdict. Raises OSError."""
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
-    def add_line(self, name: str, entry: dict[str, Any]) -> None:
-        """Add a line to a log, sealed to the line before. Raises OSError."""
+    def add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
+        """Add a line to a log, sealed to the line before. Raises OSError.
+
+        A `job` leaves one per section: where that is there already, nothing is added and it comes back.
+        """
         with self.locked():
-            self._add_line(name, entry)
+            return self._add_line(name, entry)
 
     def _add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
         """Add a line, or find the one that the entry's job has left.

@@ -211,6 +211,7 @@ def test_a_window_holds_its_beginning_and_not_its_end(windows: list[str], at: st
         ('freeze = ["Fri 18:00/Mon 08:00 ../etc/passwd"]', "unknown time zone"),
         ('freeze = "Fri 18:00/Mon 08:00 Asia/Tokyo"', "freeze: Input should be a valid list"),
         ("actions_per_hour = 0", "actions_per_hour: Input should be greater than or equal to 1"),
+        ('approval = "perhaps"', "approval: Input should be a valid boolean"),
         ('break_glass = "perhaps"', "break_glass: Input should be a valid boolean"),
     ],
 )

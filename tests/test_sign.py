@@ -181,6 +181,7 @@ def test_a_command_may_print_the_key(archive: Archive, tmp_path: Path) -> None:
         ('[sign.keys]\naoki = "not base64!"', "sign.keys: aoki: no Ed25519 public key"),
         (f'[sign.keys]\naoki = "{KNOWN["aoki"][:-8]}"', "no Ed25519 public key"),
         (f'[sign.keys]\naoki = "{public(ec.derive_private_key(7, ec.SECP256R1()))}"', "no Ed25519 public key"),
+        ('[approvers]\naoki = "not base64!"', "approvers: aoki: no Ed25519 public key"),
         (f'[sign.keys]\n"a:b" = "{KNOWN["aoki"]}"', "sign.keys.a:b"),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from runbook_lib import pack
-from runbook_lib.actions import guard
+from runbook_lib.actions import approval, guard
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
@@ -78,13 +78,15 @@ def perform(
     approved_by: str | None = None,
     reason: str | None = None,
     break_glass: bool = False,
+    approved: str | None = None,
     progress: Progress = lambda share, text: None,
 ) -> Outcome:
     """Carry an action out, or show what it would do; never raises for a source that fails.
 
-    `break_glass` waives what `guard.rules` asks for, nothing else, and only on a target that allows it.
+    `break_glass` waives what `guard.rules` and `approval.rule` ask for, nothing else, and only on a target that allows
+    it. `approved` is a second person's word, or a file with one.
     """
-    id_ = uuid.uuid4().hex[:12]
+    id_, word = uuid.uuid4().hex[:12], approval.read(approved)
     common: dict[str, Any] = {
         "id": id_,
         "action": action.name,
@@ -92,12 +94,24 @@ def perform(
         "command": action.command(),
         "approved_by": approved_by or "",
         "reason": rb.masker.scrub(reason or ""),
+        "approval": str(word or ""),
     }
-    rules = guard.rules(rb, break_glass=break_glass and rb.target.break_glass)
+    # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
+    only_shown = getattr(action, "only_shown", False)
+    waive = break_glass and rb.target.break_glass
+    rules, job = guard.rules(rb, break_glass=waive), ""
     refusal = _unattended() or _ruled_out(rules, break_glass)
     try:
         conditions, before = (*rules, *action.preconditions(rb)), action.state(rb)
         refusal = refusal or _does_not_hold(conditions)
+        if (rb.target.approval or approved) and not only_shown:
+            stood = {"preconditions": [record.precondition(c) for c in conditions]}
+            asked = _placed(rb) | common | {"what": record.plain(common["what"])} | stood
+            rule = approval.rule(rb, id_, asked, approved, word, break_glass=waive)
+            refusal = refusal or _ruled_out((rule,), break_glass)
+            conditions = (*conditions, rule)
+            if word and rule.ok:
+                common["approved_by"], job = word.by, word.job
     except SourceError as e:
         conditions, before = (), {}
         refusal = refusal or say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
@@ -109,16 +123,16 @@ def perform(
             why = say("action.glass_broken", text=text, why=why)
         return Outcome(result=result, why=why, **common, **more)
 
-    # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
-    if not execute or getattr(action, "only_shown", False):
+    if not execute or only_shown:
         why = say("action.dry", refusal=refusal) if refusal else say("action.dry_ready")
         return _kept(rb, became("dry", why))
-    refusal = refusal or _lacks_a_word(approved_by, reason)
+    refusal = refusal or _lacks_a_word(common["approved_by"], reason)
     if refusal:
         return _kept(rb, became("refused", refusal))
     try:
         # Before anything is changed: what can not be written down is not done.
-        _write(rb, became("done", say("action.begun")), "begun")
+        if not _write(rb, became("done", say("action.begun")), "begun", job):
+            return _kept(rb, became("refused", approval.used(word)))
     except (OSError, UsageError) as e:
         return became("refused", say("action.refused.log", detail=str(e)))
     try:
@@ -180,12 +194,14 @@ def _kept(rb: Context, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _write(rb: Context, o: Outcome, result: str) -> None:
+def _write(rb: Context, o: Outcome, result: str, job: str = "") -> bool:
+    """Whether the line is there: of two with the same `job` the second is not written."""
     rb.archive.prepare()
-    context = {
-        "time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
-        "target": rb.parameters.target,
-        "section": rb.section.number,
-        "who": whoami(),
-    }
-    rb.archive.add_line(ACTION_LOG, record.outcome(o) | context | {"result": result})
+    time = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")}
+    line = record.outcome(o) | time | _placed(rb) | {"result": result} | ({"job": job} if job else {})
+    return rb.archive.add_line(ACTION_LOG, line) is None
+
+
+def _placed(rb: Context) -> dict[str, Any]:
+    """Where an action belongs, and whose it is, as it stands in the action log."""
+    return {"target": rb.parameters.target, "section": rb.section.number, "who": whoami()}

@@ -26,12 +26,12 @@ def rules(rb: Context, *, break_glass: bool = False) -> tuple[Precondition, ...]
     if not target.freeze and not target.actions_per_hour:
         return ()
     try:
-        log = _log(rb)
+        log = logged(rb)
     except (OSError, UsageError) as e:
         return (Precondition(say("action.rule.unseen", detail=str(e)), None, waived=break_glass),)
     now, found = pd.Timestamp.now("UTC"), []
     if target.freeze:
-        moments = (at.to_pydatetime(warn=False) for at in (now, max([now, *log["time"].dropna()])))
+        moments = (at.to_pydatetime(warn=False) for at in (now, latest(log)))
         ends = max((end for at in moments if (end := freeze.until(target.freeze, at))), default=None)
         said = say("action.rule.frozen", target=name, until=when(pd.Timestamp(ends))) if ends else None
         found.append((said or say("action.rule.not_frozen", target=name), ends is None))
@@ -44,9 +44,15 @@ def rules(rb: Context, *, break_glass: bool = False) -> tuple[Precondition, ...]
     return tuple(Precondition(text, ok, waived=break_glass and not ok) for text, ok in found)
 
 
-def _log(rb: Context) -> pd.DataFrame:
-    """The lines about this target of every incident: id, result, time (UTC). Raises OSError."""
+def latest(log: pd.DataFrame) -> pd.Timestamp:
+    """The moment that it is at least: a clock that was set back does not undo what is in the log."""
+    moments: list[pd.Timestamp] = [pd.Timestamp.now("UTC"), *log["time"].dropna()]
+    return max(moments)
+
+
+def logged(rb: Context) -> pd.DataFrame:
+    """The lines about this target of every incident: id, result, time (UTC), job. Raises OSError."""
     entries = (entry_of(line) for line in rb.archive.everywhere(ACTION_LOG))
     own = [e for e in entries if e and e.get("target") == rb.parameters.target]
-    log = pd.DataFrame(own, columns=["id", "result", "time"], dtype=object).astype(str)
+    log = pd.DataFrame(own, columns=["id", "result", "time", "job"], dtype=object).astype(str)
     return log.assign(time=pd.to_datetime(log["time"], utc=True, errors="coerce", format="ISO8601"))

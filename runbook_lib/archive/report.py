@@ -30,6 +30,8 @@ By = Literal["", "postmortem", "detected_at"]
 NEWEST, ALIKE = 200, 0.5
 #: So many of them are named.
 MOST = 3
+#: What becomes of an action before it is one.
+_NOT_YET = ("dry", "approved")
 _ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
 _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
 _MARKS = {True: "✔", False: "✖", None: "?"}
@@ -156,7 +158,7 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
         ttr_s=seen if ttr is None else ttr,
         ttr_by="postmortem" if ttr is not None else "" if seen is None else "detected_at",
         sections=tuple(dict.fromkeys(e["section"] for e in manifest if "section" in e)),
-        actions=tuple(_acted(a) for a in {a["id"]: a for a in actions}.values() if a["result"] != "dry"),
+        actions=tuple(_acted(a) for a in {a["id"]: a for a in actions}.values() if a["result"] not in _NOT_YET),
         measures=tuple(
             Measure(*(m[f.name] for f in fields(Measure))) for m in mandatory.measures_of(draft) if not m["done"]
         ),

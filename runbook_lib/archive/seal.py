@@ -18,8 +18,8 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runbook_lib import settings
-from runbook_lib.archive import postmortem, sign
+from runbook_lib import settings, sign
+from runbook_lib.archive import postmortem
 from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Text, say

@@ -72,7 +72,8 @@ def action_options(f: Any) -> Any:
         click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
         click.option("--approved-by", type=words, metavar="NAME", help="who gave the word"),
         click.option("--reason", type=words, metavar="TEXT", help="why, for the postmortem"),
-        click.option("--break-glass", is_flag=True, help="although the target is frozen, or its limit is reached"),
+        click.option("--break-glass", is_flag=True, help="although frozen, over the limit, or not approved"),
+        click.option("--approval", metavar="WORD|FILE", help="what `runbook approve` has printed for the dry run"),
         click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="for the effect  [default: 60]"),
         click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]"),
         click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
@@ -93,6 +94,7 @@ def act(
     approved_by: str | None,
     reason: str | None,
     break_glass: bool,
+    approval: str | None,
     wait_s: float | None,
     output: str | None,
     lang: str | None,
@@ -110,7 +112,7 @@ def act(
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
     rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
     rb.context.archive.prepare()
-    what |= {"break_glass": break_glass}
+    what |= {"break_glass": break_glass, "approval": approval}
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
     sealed = seal.told(rb.context.archive)
     if as_json:

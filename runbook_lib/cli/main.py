@@ -21,6 +21,7 @@ from click.core import ParameterSource
 
 from runbook_lib import catalog, interrupts, pack, settings
 from runbook_lib.catalog import CatalogError
+from runbook_lib.cli.approve import approve
 from runbook_lib.cli.common import Group, existing, no_incident, pairs_of, say_json, words
 from runbook_lib.cli.compare import baseline, diff, watch
 from runbook_lib.cli.new import new
@@ -79,7 +80,7 @@ def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
 
 
-for _command in (baseline, diff, new, report, watch):
+for _command in (approve, baseline, diff, new, report, watch):
     cli.add_command(_command)
 
 

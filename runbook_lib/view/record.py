@@ -32,7 +32,7 @@ from runbook_lib.model.finding import (
 )
 
 if TYPE_CHECKING:
-    from runbook_lib.outcome import Outcome
+    from runbook_lib.outcome import Outcome, Precondition
 
 FINDING_MIME = "application/vnd.runbook.finding+json"
 VERDICT_MIME = "application/vnd.runbook.verdict+json"
@@ -100,13 +100,19 @@ def outcome(o: Outcome) -> dict[str, Any]:
         "reason": o.reason,
         "break_glass": o.break_glass,
         "why": text(o.why),
-        "preconditions": [{"text": text(p.text), "ok": p.ok} for p in o.preconditions],
+        "approval": o.approval,
+        "preconditions": [precondition(p) for p in o.preconditions],
         "before": plain(o.before),
         "after": plain(o.after),
         "did": plain(o.did),
         "verified": o.verified,
         "effect": text(o.effect) if o.effect else None,
     }
+
+
+def precondition(p: Precondition) -> dict[str, Any]:
+    """A precondition as JSON: what it is and how it stands, and with its numbers in every language."""
+    return {"key": p.text.key, "ok": p.ok, "waived": p.waived, "text": text(p.text)}
 
 
 def what(asked: dict[str, Any]) -> str:

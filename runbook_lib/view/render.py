@@ -5,6 +5,7 @@ Shapes and words carry every status; colour only repeats it.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,8 @@ from runbook_lib.view import record
 if TYPE_CHECKING:
     from runbook_lib.outcome import Outcome
 
-ACTION_MARKS = {"dry": "○", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
+_STOOD = {True: "✔", False: "✖", None: "?"}
+ACTION_MARKS = {"dry": "○", "approved": "✔", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
 _TEMPLATES = Path(__file__).parent / "templates"
 _PROPOSAL_TEXTS = ("title", "preconditions", "effect", "risk", "undo", "verify")
@@ -261,10 +263,25 @@ def action_lines(o: Outcome, lang: str) -> list[str]:
 
     loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
     lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
-    lines += [f"  {'✔' if p.ok else '✖' if p.ok is False else '?'} {t(p.text)}" for p in o.preconditions]
+    lines += [f"  {_STOOD[p.ok]} {t(p.text)}" for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
     return lines
+
+
+def asked_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str]:
+    """What a line of the action log asks for, as text: for whom, where, what, and how its preconditions stood."""
+    about = {name: line[name] for name in ("who", "action", "target", "section")}
+    what = json.dumps(line["what"], ensure_ascii=False)
+    asked = say("action.approval.asked", what=what, incident=incident, time=when(line["time"]), **about)
+    stood = [p for p in line["preconditions"] if not p["key"].startswith("action.approval.")]
+    lines = [
+        messages.text(asked, lang),
+        f"    {line['command']}",
+        *(f"  {_STOOD[p['ok']]} {p['text'][lang]}" for p in stood),
+    ]
+    # Whoever asks may have written the line by hand, and a terminal obeys what it does not show.
+    return ["".join(c if c.isprintable() else "\ufffd" for c in shown) for shown in lines]
 
 
 def read_cost(questions: Iterable[Question]) -> dict[str, Any]:

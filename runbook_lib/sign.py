@@ -1,4 +1,4 @@
-"""Who vouches for a seal: an Ed25519 signature over it, by a key of runbook.toml's [sign]."""
+"""Who vouches for a text, a seal or an approval: an Ed25519 signature over it, by a key that runbook.toml knows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from runbook_lib.usage import UsageError
 _TIMEOUT_S = 10.0
 
 
-def sign(text: str, signing: Signing) -> tuple[str, str]:
-    """The name of the key in `signing.keys`, and its signature in base64url. Raises UsageError, without the key."""
+def sign(text: str, signing: Signing, where: str = "[sign]", listed: str = "[sign.keys]") -> tuple[str, str]:
+    """The name of the key in `signing.keys`, and its signature in base64url. Raises UsageError, without the key.
+
+    `where` and `listed` say in that error where the key, and where its public half ought to be.
+    """
     crypto = _ed25519()
     pem = _printed(signing.key_command) if signing.key_command else _read(signing)
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -25,11 +28,11 @@ def sign(text: str, signing: Signing) -> tuple[str, str]:
     except Exception:  # of whatever kind: what is said of it must not hold the key
         key = None
     if not isinstance(key, crypto.Ed25519PrivateKey):
-        raise UsageError("[sign] has no unencrypted Ed25519 key in PEM: openssl genpkey -algorithm ed25519")
+        raise UsageError(f"{where} has no unencrypted Ed25519 key in PEM: openssl genpkey -algorithm ed25519")
     own = key.public_key().public_bytes_raw()
     by = next((name for name, public in signing.keys.items() if raw_key(public) == own), None)
     if by is None:
-        raise UsageError("the public half of the key of [sign] is under no name in [sign.keys]")
+        raise UsageError(f"the public half of the key of {where} is under no name in {listed}")
     return by, base64.urlsafe_b64encode(key.sign(text.encode())).decode().rstrip("=")
 
 
