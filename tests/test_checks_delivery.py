@@ -23,6 +23,7 @@ from runbook_lib import catalog, messages, questions, session
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
+from runbook_lib.packs.entitlement.actions.restart import servers_answer
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import delivery
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions
@@ -1011,8 +1012,8 @@ def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker:
     servers.ensure_streams()
 
 
-def test_refused_logins_are_counted_with_the_server_s_reason(
-    servers: Servers, db: psycopg.Connection, broker: str
+def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(
+    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def knock() -> None:
         for _ in range(4):
@@ -1025,6 +1026,11 @@ def test_refused_logins_are_counted_with_the_server_s_reason(
     assert weight(found, "jetstream") > 0.9
     assert weight(found, "FM-NATS-05") >= 0.9
     assert found.headline.params["reason"] == "Authentication Failure"
+    assert not any("restart" in p.name for p in conclude([found], catalog.load()).proposals), found.proposals
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    told = {p.text.key: p.ok for p in servers_answer(session.quiet_session("5.1").context)}
+    assert told["action.restart.lets_in"] is False and told["action.restart.answers"]
 
 
 #: What keeps the services' role from its work, and what lets it again; the restart that "nobody claims" would suggest.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -12,8 +12,9 @@ from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Word
 from runbook_lib.context import Context, Progress
-from runbook_lib.model.finding import Text, say
+from runbook_lib.model.finding import Reason, Text, say
 from runbook_lib.outcome import Precondition
+from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Application, Held, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
@@ -147,7 +148,20 @@ def servers_answer(rb: Context) -> list[Precondition]:
         answers("postgres", lambda: _ask_database(rb)),
         answers("jetstream", rb.jetstream.ready),
         _may_work(rb),
+        *_lets_in(rb),
     ]
+
+
+def _lets_in(rb: Context) -> Iterator[Precondition]:
+    """The broker turns no client away, where its port is known: a pod that it keeps out ends at its start."""
+    n, why = None, ""
+    try:
+        n, why = logins.refused({"closed": logins.closed_of(rb.nats_monitor.closed())}, rb.given())
+    except SourceError as e:
+        if e.reason is Reason.NOT_CONFIGURED:
+            return
+    ok = None if n is None else n < rb.number("refused.loop")
+    yield Precondition(say("action.restart.lets_in", n=None if ok else n, why=why), ok)
 
 
 def _may_work(rb: Context) -> Precondition:

@@ -31,6 +31,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program, quorum
+from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Letters
 from runbook_lib.sources import SourceError
@@ -40,13 +41,6 @@ if TYPE_CHECKING:
 
 #: The process of notification is not at work, and so neither is its subscriber.
 NOT_THERE = tuple(d["delivery"] for d in (program.TAKEN_DOWN, program.STARTING, program.NOT_UP, program.FROZEN))
-#: The server's words for a client that it did not let in.
-REFUSED = (
-    "Authentication Failure",
-    "Authentication Timeout",
-    "Authorization Violation",
-    "TLS Handshake Failure",
-)
 #: What the broker itself says it does not have.
 GONE = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
 #: What it does not say: nothing at all, or nothing of its cluster.
@@ -57,8 +51,6 @@ _BROKER = {
     "stream_not_found": "alive.no_stream",
     "no_jetstream": "alive.no_stream",
 }
-#: Reasons of a healthy life, or of the runbook's own visits.
-QUIET = ("Client Closed", "Server Shutdown")
 
 
 @dataclass(frozen=True)
@@ -123,15 +115,6 @@ class Client:
     ip: str = ""
     port: int = 0
     bound: bool = False
-
-
-@dataclass(frozen=True)
-class Closed:
-    """Connections that were closed for one reason."""
-
-    reason: str = ""
-    last_minute: float = 0.0
-    last_s_ago: float | None = None
 
 
 @dataclass(frozen=True)
@@ -241,7 +224,7 @@ def collect(rb: Context) -> Frames:
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
     stream_created: time, deliver_subject: text, paused, full: flag); replicas (fields of `quorum.Member`) in a cluster;
-    oldest (seq: number, stored: time, age_s: s) where something waits; those of `clients_of`, `closed_of` and
+    oldest (seq: number, stored: time, age_s: s) where something waits; those of `clients_of`, `logins.closed_of` and
     `quorum.nodes`; where nobody is bound own_settings (listens: flag) and those of `program.ask`; unprocessed;
     nats_dlq and activity where cheap.
     """
@@ -311,7 +294,7 @@ def _clients(rb: Context, inbox: str) -> Frames:
     clients, closed = monitor.connections(), monitor.closed()
     return {
         "clients": clients_of(clients, inbox),
-        "closed": closed_of(closed),
+        "closed": logins.closed_of(closed),
         "nodes": quorum.nodes(monitor.cluster()),
     }
 
@@ -325,28 +308,6 @@ def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
     others = connections[~connections["name"].fillna("").str.startswith("runbook/")]
     listens = [bool(inbox) and inbox in str(subjects).split() for subjects in others["subjects"]]
     return others[["cid", "name", "ip", "port", "start", "user", "pending_bytes"]].assign(bound=listens)
-
-
-def closed_of(connections: pd.DataFrame) -> pd.DataFrame:
-    """Why connections were closed, by client and reason: how often, in the last minute, when last.
-
-    Frame closed (client: text, ip: text, reason: text, n: number, last_minute: 1/min, last_s_ago: s).
-    """
-    columns = ["client", "ip", "reason", "n", "last_minute", "last_s_ago"]
-    others = connections[
-        ~connections["name"].fillna("").str.startswith("runbook/") & ~connections["reason"].isin(QUIET)
-    ]
-    if others.empty:
-        return pd.DataFrame(columns=columns)
-    client = others["name"].replace("", None).fillna(others["user"]).fillna("-")
-    ago = (others["now"] - others["stop"]).dt.total_seconds().round(1)
-    grouped = (
-        others.assign(client=client, recent=ago < 60, ago=ago)
-        .groupby(["client", "ip", "reason"], dropna=False)
-        .agg(n=("reason", "size"), last_minute=("recent", "sum"), last_s_ago=("ago", "min"))
-        .reset_index()
-    )
-    return grouped[columns].sort_values("last_s_ago").head(50).reset_index(drop=True)
 
 
 def judge(frames: Frames, given: Given) -> Finding:
@@ -428,7 +389,7 @@ def _seen(frames: Frames, given: Given) -> Seen:
     )
     missed = rows.each(frames.get("unprocessed"), Unprocessed)
     since = given.as_of - pd.Timedelta(seconds=given.number("subscriber.losing"))
-    refused, reason = _refused(frames, given)
+    refused, reason = logins.refused(frames, given)
     loop = refused >= given.number("refused.loop")
     activity = rows.one(frames.get("activity"), Activity)
     last_s = seconds_between(activity.last_processed, activity.now)
@@ -484,19 +445,6 @@ def _at_least(seen: Seen) -> Status:
     if seen.bound is None or seen.broken:
         return Status.UNKNOWN
     return Status.WARNING if seen.stalled or seen.loop or seen.thin else Status.OK
-
-
-def _refused(frames: Frames, given: Given) -> tuple[float, str]:
-    """Logins refused within the last minute, and the server's most frequent word for it."""
-    quiet_s = given.number("refused.quiet")
-    refused = [
-        closed
-        for closed in rows.each(frames.get("closed"), Closed)
-        # A loop that has gone quiet is over: who is kept out tries again every 2 s.
-        if closed.reason in REFUSED and closed.last_s_ago is not None and closed.last_s_ago < quiet_s
-    ]
-    most = max(refused, key=lambda closed: closed.last_minute, default=Closed())
-    return sum(closed.last_minute for closed in refused), most.reason
 
 
 def _bound_client(frames: Frames) -> str:
