@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
@@ -19,8 +19,9 @@ from markdown_it.rules_block.table import escapedSplit
 from markdown_it.tree import SyntaxTreeNode
 
 from runbook_lib import pack
-from runbook_lib.model.finding import Signal, Threshold, Value
+from runbook_lib.model.finding import OWN, Signal, Threshold, Value
 from runbook_lib.pack import Pack
+from runbook_lib.usage import did_you_mean
 
 #: Blocks and the lines they stand on; what is within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
@@ -272,6 +273,8 @@ class Catalog:
     settings: dict[str, Setting]
     forbidden_variables: dict[str, str]
     redrive: dict[str, RedrivePolicy]
+    own: dict[str, str] = field(default_factory=dict)
+    """The thresholds that a target has for itself, as they were written (`tuned`)."""
 
     @property
     def hops(self) -> tuple[str, ...]:
@@ -281,6 +284,30 @@ class Catalog:
     def decides(self, name: str) -> object:
         """The number, threshold or objective of docs/slo.md of that name; None where there is none."""
         return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
+
+    def tuned(self, own: Mapping[str, Any]) -> Catalog:
+        """The same with a target's own thresholds: `{"backlog.due": "100 / 500 rows"}`, warning and critical.
+
+        A name may be nested, as TOML reads one with dots. Raises ValueError, one line.
+        """
+        flat = dict(_flat(own))
+        limits = {name: self._tuned(name, text) for name, text in flat.items()}
+        return replace(self, limits=Limits(self.limits | limits), own=self.own | flat) if flat else self
+
+    def _tuned(self, name: str, text: str) -> Threshold:
+        if name not in self.limits:
+            raise ValueError(f"there is no threshold '{name}' in docs/slo.md: {did_you_mean(name, list(self.limits))}")
+        limit = self.limits[name]
+        m = re.fullmatch(r"(-|\d+\.?\d*) */ *(-|\d+\.?\d*) +(\S+)", text.strip())
+        warning, critical = (None if n == "-" else float(n) for n in m.groups()[:2]) if m else (None, None)
+        there = [(n is None) == (d is None) for n, d in ((warning, limit.warning), (critical, limit.critical))]
+        if not m or m[3] != limit.unit or not all(there):
+            # Questions rest on a limit that the document has: the numbers alone may be others.
+            raise ValueError(f"{name}: '{text}' has not the form of docs/slo.md: write it like '{_spelt(limit)}'")
+        if warning is not None and critical is not None and (warning < critical if limit.below else warning > critical):
+            side = "below" if limit.below else "above"
+            raise ValueError(f"{name}: '{text}': what is {side} {critical:g} would be critical before it is a warning")
+        return replace(limit, warning=warning, critical=critical, origin=f"{OWN} `{name}`")
 
     def watched(self, read: set[str]) -> Catalog:
         """The same; what is read of numbers, thresholds and objectives puts its name into `read`."""
@@ -294,6 +321,19 @@ class Catalog:
     def speaks(self, observation: str) -> tuple[Signal, ...]:
         """What an observation speaks for and against, and how strongly. Raises KeyError for one that has no row."""
         return self.observations[observation]
+
+
+def _flat(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in own.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", str(value)
+
+
+def _spelt(limit: Threshold) -> str:
+    """The two limits of a threshold as a target may have its own."""
+    return f"{' / '.join('-' if n is None else f'{n:g}' for n in (limit.warning, limit.critical))} {limit.unit}"
 
 
 V = TypeVar("V")

@@ -140,12 +140,14 @@ class Given:
         return self.facts.model_dump() | {
             "detected_by": self.detected_by,
             "detected_at": None if self.detected_at is None else self.detected_at.isoformat(),
+            "thresholds": self.catalog.own,
         }
 
     @classmethod
     def recorded(cls, book: Catalog, header: dict[str, Any], earlier: tuple[Finding, ...]) -> Given:
-        """What the judges of a stored run were given, from its header."""
+        """What the judges of a stored run were given, from its header; its own thresholds are in the book."""
         given = dict(header.get("given", {}))
+        given.pop("thresholds", None)
         detected_at = given.pop("detected_at", None)
         return cls(
             catalog=book,
@@ -320,7 +322,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         section=section,
         parameters=parameters,
         target=target,
-        catalog=book,
+        catalog=book.tuned(target.thresholds),
         budget=config.budget,
         archive=Archive(config.output, parameters.incident_id),
         masker=masker,

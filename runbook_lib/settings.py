@@ -218,6 +218,8 @@ class Target(_Strict):
     actions_per_hour: int | None = Field(None, ge=1, le=1000)
     approval: bool = False
     break_glass: bool = False
+    #: Its own in the place of docs/slo.md's, by name (`Catalog.tuned`).
+    thresholds: dict[str, str] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -269,6 +271,15 @@ class Target(_Strict):
         if unknown := set(re.findall(r"\{(\w+)\}", link)) - {*LINKED}:
             raise ValueError(f"it names {', '.join(sorted(unknown))}: known are {', '.join(LINKED)}")
         return link
+
+    @field_validator("thresholds", mode="before")
+    @classmethod
+    def _are_thresholds(cls, own: Any) -> Any:
+        if not isinstance(own, dict) or not own:
+            return own
+        from runbook_lib import catalog  # the documents are read for a target that needs them
+
+        return catalog.load().tuned(own).own
 
     @field_validator("freeze")
     @classmethod
@@ -519,7 +530,7 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
 def _target(where: str, values: dict[str, Any]) -> Target:
     """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
     addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_GRAFANA_KEYS, *_RULES, "database_url_command"}
+    addresses |= {*_NATS_KEYS, *_GRAFANA_KEYS, *_RULES, "database_url_command", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,8 @@ from runbook_lib.checks import checks
 from runbook_lib.pack import Pack
 from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
 
 CHECKS = checks()
 
@@ -37,6 +40,38 @@ def test_a_value_carries_its_threshold_and_where_it_comes_from() -> None:
     value = catalog.load().limits.value("backlog.oldest_due", 12)
     assert value.threshold
     assert value.threshold.origin == "docs/slo.md `backlog.oldest_due`"
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"backlog.deu": "1 / 2 rows"}, "no threshold 'backlog.deu' in docs/slo.md: did you mean 'backlog.due'?"),
+        ({"SLO": "1 / 2 rows"}, "known: backlog.due, "),
+        ({"backlog.due": "100 / 500 s"}, "write it like '50 / 500 rows'"),
+        ({"backlog.due": "100 / - rows"}, "write it like '50 / 500 rows'"),  # questions rest on what is there
+        ({"drain.z": "2 / 1 ratio"}, "write it like '2.33 / - ratio'"),
+        ({"backlog": {"due": [100, 500]}}, "write it like '50 / 500 rows'"),
+        ({"backlog.due": "-1 / 5 rows"}, "write it like"),
+        ({"backlog": {"due": "600 / 500 rows"}}, "above 500 would be critical before it is a warning"),
+        ({"delivery.success": "99 / 99.5 %"}, "below 99.5 would be critical before it is a warning"),
+    ],
+)
+def test_a_targets_own_threshold_that_is_none_is_one_line(own: dict[str, Any], says: str) -> None:
+    config = Settings(targets={"x": {"nats_url": "nats://127.0.0.1", "thresholds": own}})
+    with pytest.raises(UsageError) as e:
+        config.target("x")
+    assert str(e.value).startswith("settings: targets.x.thresholds: ") and says in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_targets_own_threshold_changes_its_numbers_and_nothing_else() -> None:
+    book = catalog.load()
+    tuned = book.tuned({"delivery": {"success": "99 / 98.5 %"}, "backlog.due": "50 / 500 rows"})
+    success = tuned.limits["delivery.success"]
+    assert (success.warning, success.critical, success.below, success.unit) == (99, 98.5, True, "%")
+    assert success.own and success.origin == "runbook.toml `delivery.success`"
+    assert {n for n in book.limits if tuned.limits[n] != book.limits[n]} == {"delivery.success"}
+    assert not any(limit.own for limit in book.limits.values()) and book.tuned({}) is book
 
 
 def test_objectives() -> None:

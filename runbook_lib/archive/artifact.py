@@ -227,7 +227,7 @@ def make(
         f"{name}.ipynb": nbformat.writes(nb).encode(),
         f"{name}.html": html(nb, title, parameters.get("lang", "en")).encode(),
         f"evidence/{name}.json": json.dumps(evidence(run), ensure_ascii=False).encode(),
-        **policy.in_force(),
+        **policy.in_force(run.header.get("given", {}).get("thresholds", {})),
     }
     entry = {
         "name": name,

@@ -73,7 +73,7 @@ def run(output: str, incidents: Iterable[str], given: Path) -> list[Tested]:
 
 
 def _tested(output: str, given: Path, incident: str) -> Tested:
-    other = policy.changed(given)
+    changed = policy.changed(given)
     runs = judged = bare = 0
     flips, unsure, unread = list[Flip](), list[NotReplayable](), list[Text]()
     bad: tuple[list[float], list[float]] = [], []
@@ -82,7 +82,7 @@ def _tested(output: str, given: Path, incident: str) -> Tested:
         if isinstance(kept, Text):
             unread.append(kept)
             continue
-        name = kept.entry["name"]
+        name, other = kept.entry["name"], changed.of(kept.run.header["target"], kept.policy)
         first = rejudge.judge(kept.run, kept.policy) if kept.policy else (kept.run.findings, kept.run.verdict)
         second = rejudge.judge(kept.run, other)
         runs += 1

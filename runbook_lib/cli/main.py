@@ -424,7 +424,7 @@ def dossier_(incident: str, output: str | None, lang: str | None) -> int:
     type=click.Path(exists=True, path_type=Path),
     required=True,
     metavar="FILE|DIR",
-    help="other documents: slo.md, failure-modes.md, or a folder with such",
+    help="others: slo.md, failure-modes.md, runbook.toml for targets' own thresholds, or a folder with such",
 )
 @click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
 @click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="what differs, as a page")

@@ -78,16 +78,25 @@ def say(key: str, **params: Any) -> Text:
     return Text(key, params)
 
 
+#: The origin of a target's own threshold begins so.
+OWN = "runbook.toml"
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """A limit from docs/slo.md. `below` tells that small values are the bad ones."""
+    """A limit from docs/slo.md, or a target's own. `below` tells that small values are the bad ones."""
 
     name: str
     unit: str
     warning: float | None = None
     critical: float | None = None
     below: bool = False
-    origin: str = ""
+    origin: str = field(default="", compare=False)
+
+    @property
+    def own(self) -> bool:
+        """Whether the target has it for itself."""
+        return self.origin.startswith(OWN)
 
     def status(self, value: float | None) -> Status:
         """Compare a value with the limits; a missing value is UNKNOWN, never green."""
