@@ -334,6 +334,31 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
     assert rows[0]["actions"] == "✖ restart worker / ✔ restart worker / ? restart worker / ? restart worker"
 
 
+def test_broken_glass_is_marked_wherever_the_action_stands(output: Path, tmp_path: Path) -> None:
+    broken = [
+        acted("x", 1, result, verified) | {"break_glass": True}
+        for result, verified in (("begun", None), ("done", True))
+    ]
+    keep(
+        output,
+        "INC-5",
+        runs=[ran("3", "OK", 0)],
+        actions=[*broken, acted("y", 2, "done", True) | {"break_glass": False}],
+    )
+    page, table = tmp_path / "page.html", tmp_path / "table.csv"
+    for lang, title in (("en", "▲ BREAK-GLASS: actions although"), ("ja", "▲ 緊急解除(break-glass)による操作")):
+        lines = said(output, "--lang", lang, "--page", str(page), "--csv", str(table)).output
+        assert title in lines and title in page.read_text()
+        for told in (lines, page.read_text(), table.read_text()):
+            assert "✔ restart worker ▲ BREAK-GLASS / ✔ restart worker" in told and told.count("▲ BREAK-GLASS /") == 1
+    told = json.loads(said(output, "--json").output)
+    assert [(a["incident"], a["action"], a["result"]) for a in told["break_glass"]] == [("INC-5", "restart", "done")]
+    assert [a["break_glass"] for i in told["incidents"] for a in i["actions"] if i["incident"] == "INC-5"] == [
+        True,
+        False,
+    ]
+
+
 def test_no_incident_is_no_mistake(tmp_path: Path) -> None:
     (tmp_path / "baseline-production").mkdir()
     (tmp_path / "baseline-production" / "usual.jsonl").write_text('{"at": 1}\n')

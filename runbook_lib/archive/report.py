@@ -39,15 +39,20 @@ _MARKS = {True: "✔", False: "✖", None: "?"}
 
 @dataclass(frozen=True)
 class Acted:
-    """An action that was asked for; `helped` is None where it was refused, or nobody saw how it ended."""
+    """An action that was asked for; `helped` is None where it was refused, or nobody saw how it ended.
+
+    `break_glass`: a freeze or a limit of the target was waived for it.
+    """
 
     action: str
     what: str
     result: str
     helped: bool | None
+    break_glass: bool = False
 
     def __str__(self) -> str:
-        return f"{_MARKS[self.helped]} {self.action} {self.what}".rstrip()
+        loud = " ▲ BREAK-GLASS" if self.break_glass else ""
+        return f"{_MARKS[self.helped]} {self.action} {self.what}".rstrip() + loud
 
 
 @dataclass(frozen=True)
@@ -210,7 +215,7 @@ def _seen(runs: Lines, detected_at: str | None) -> float | None:
 
 def _acted(a: Mapping[str, Any]) -> Acted:
     helped = {"done": a.get("verified"), "failed": False}.get(a["result"])
-    return Acted(a["action"], record.what(a.get("what") or {}), a["result"], helped)
+    return Acted(a["action"], record.what(a.get("what") or {}), a["result"], helped, bool(a.get("break_glass")))
 
 
 @dataclass(frozen=True)
@@ -292,6 +297,7 @@ def report(incidents: Sequence[Incident]) -> dict[str, Any]:
         "actions_not_helped": [
             {"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.helped is False
         ],
+        "break_glass": [{"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.break_glass],
         "open_measures": sorted(
             ({"incident": i.incident} | asdict(m) for i in incidents for m in i.measures),
             key=lambda m: (m["due"] or "~", m["incident"]),
@@ -322,6 +328,7 @@ _COLUMNS = {
     "modes": ("n", "mode", "place", "incidents"),
     "alerts_for_nothing": ("alert", "n", "of", "incidents"),
     "actions_not_helped": ("incident", "action", "what", "result"),
+    "break_glass": ("incident", "action", "what", "result"),
     "open_measures": ("incident", "kind", "measure", "owner", "due"),
 }
 
