@@ -19,6 +19,7 @@ import pandas as pd
 from runbook_lib.archive import policy, rejudge
 from runbook_lib.catalog import Catalog
 from runbook_lib.model.finding import Finding, Status, Text, Verdict
+from runbook_lib.settings import cores
 from runbook_lib.store import Archive
 
 
@@ -68,7 +69,7 @@ def run(output: str, incidents: Iterable[str], given: Path) -> list[Tested]:
     incidents = list(incidents)
     if len(incidents) < 2:
         return [_tested(output, given, incident) for incident in incidents]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         return list(pool.map(partial(_tested, output, given), incidents, chunksize=max(1, len(incidents) // 16)))
 
 

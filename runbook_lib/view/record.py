@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from runbook_lib import messages
@@ -192,15 +193,15 @@ def frame_from_json(stored: dict[str, Any]) -> pd.DataFrame:
     return frame.set_index(stored["index"]) if stored.get("index") else frame
 
 
-def _column(kind: str, values: list[Any]) -> pd.Series[Any]:
+def _column(kind: str, values: list[Any]) -> pd.Series[Any] | np.ndarray[Any, Any]:
     if kind == "time":
         return pd.Series(pd.to_datetime(pd.Series(values, dtype=object), utc=True, format="ISO8601"))
     if kind == "text":
         return pd.Series(values, dtype=object)
     if kind == "float":
-        return pd.Series(values, dtype="float64")
+        return np.array(values, dtype="float64")
     if kind in ("int", "bool") and None not in values:
-        return pd.Series(values, dtype={"int": "int64", "bool": "bool"}[kind])
+        return np.array(values, dtype={"int": "int64", "bool": "bool"}[kind])
     return pd.Series(values, dtype=None if values else object)
 
 

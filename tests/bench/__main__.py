@@ -1,5 +1,5 @@
-"""`make bench`: what the runbook costs a table of millions of rows and the application beside it, and how long an alert
-waits for its artifact.
+"""`make bench`: what the runbook costs a table of millions of rows and the application beside it, how long an alert
+waits for its artifact, and how long another policy takes to be tested on the past.
 
 Judges in words, never by its exit code.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import by_hand, harm, load, obvious, questions, runs, speed
+from . import by_hand, harm, load, obvious, past, questions, runs, speed
 from .fill import Filled
 from .questions import Row
 from .runs import Measured
@@ -35,14 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "only",
         nargs="?",
-        choices=("speed", "harm"),
-        help="the times and memory alone, or what it does to the application",
+        choices=("speed", "harm", "past"),
+        help="the times and memory alone, what it does to the application, or the backtest of many dossiers",
     )
     options = parser.parse_args(arguments)
     began = time.monotonic()
     if options.only:
         with ExitStack() as stack:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
+            if options.only == "past":
+                return _print_past(past.measure(scratch / "past"))
             small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
             if options.only == "speed":
                 _print_speed(_speed(small, scratch, options.rows))
@@ -67,12 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typed = by_hand.measure(large, scratch / "by-hand")
         large.vacuum()
         vacuumed = list(questions.measure(large.database_url, _names(late)))
+        tested = past.measure(scratch / "past")
     _print_questions(rows, asked)
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
     _print_by_hand(typed)
     _print_speed(fast)
     _print_harm(harmed)
+    _print_past(tested)
     _say(f"\nThe bench took {_since(began)} s.")
 
 
@@ -280,6 +284,17 @@ def _print_harm(ways: list[harm.Way]) -> None:
                 f"{way.name}: p{p} at most x{limit} of idle (x{max(ratios.values()):.2f})",
                 [f"{kind} with {phase} x{r:.2f}" for (phase, kind), r in ratios.items() if r > limit],
             )
+
+
+def _print_past(tested: past.Tested) -> None:
+    took = f"{tested.seconds:.0f} s by the clock, {tested.cpu_s:.0f} s of the cores"
+    _say(f"\nA backtest of {past.DOSSIERS} dossiers: {took}")
+    late = tested.problem or (f"{tested.alone_s:.0f} s" if tested.alone_s > past.SECONDS else "")
+    _target(
+        f"{past.DOSSIERS} dossiers tested in at most {past.SECONDS:.0f} s of each of {past.CORES} cores"
+        f" ({tested.alone_s / past.SECONDS:.2f} of it)",
+        [late] if late else [],
+    )
 
 
 def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:
