@@ -41,7 +41,7 @@ _MARKS = {True: "✔", False: "✖", None: "?"}
 class Acted:
     """An action that was asked for; `helped` is None where it was refused, or nobody saw how it ended.
 
-    `break_glass`: a freeze or a limit of the target was waived for it.
+    `break_glass`: a rule of the target was waived for it.
     """
 
     action: str
