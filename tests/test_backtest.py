@@ -118,7 +118,7 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
     assert limits["delivery.silence"].status(400) is Status.OK is not book.limits["delivery.silence"].status(400)
     found = replace(judged(say("hop.relay"), [limits.value("delivery.silence", 400)]), step="4.3.2")
     again = record.finding_from_json(record.finding(found))
-    shown = [render.html("finding", lang, f=again, tables=[]) for lang in ("en", "ja")]
+    shown = [render.html("finding", lang, f=again, tables=[], dashboard="") for lang in ("en", "ja")]
     assert "5,000 / 15,000</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
     ran = artifact.Run("4.3", (found,), diagnosis.conclude([found], book), vars(rb._header()), {}, True)
     made = artifact.make(
