@@ -310,7 +310,8 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     Raises UsageError for a target that does not exist; nothing for a source that is silent: the steps say so.
     """
     target = config.target(parameters.target)
-    masker = Masker.of(target.urls(), parameters.incident_id, remembers=in_lab())
+    archive = Archive(config.output, parameters.incident_id)
+    masker = Masker.of(target.urls(), parameters.incident_id, archive.salts, remembers=in_lab())
     read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(target, name, config.budget, read_cost)
@@ -324,7 +325,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         target=target,
         catalog=book.tuned(target.thresholds),
         budget=config.budget,
-        archive=Archive(config.output, parameters.incident_id),
+        archive=archive,
         masker=masker,
         read_cost=read_cost,
         sources=sources,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pandas as pd
@@ -53,31 +55,58 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
 TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
 #: So many people a masker remembers, the latest of them.
 REMEMBERED = 10_000
+#: So many salts an incident has, each of so many bytes. Whose are replaced can not be told from the salts themselves.
+SALTS, SALT_BYTES = 4096, 16
+
+
+def fresh_salts() -> bytes:
+    """Salts of an incident that begins."""
+    return os.urandom(SALTS * SALT_BYTES)
+
+
+def without(salts: bytes, user: str) -> bytes:
+    """The same salts with a fresh one for a person: the token so far follows from nothing any more.
+
+    So does that of whoever shares the salt, one in 4096.
+    """
+    at = _salt_of(user)
+    return salts[: at.start] + os.urandom(SALT_BYTES) + salts[at.stop :]
+
+
+def _salt_of(user: str) -> slice:
+    """Where a person's salt is; by no secret, so that it is found when the target's passwords have changed."""
+    number = int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest()) % SALTS
+    return slice(number * SALT_BYTES, (number + 1) * SALT_BYTES)
 
 
 @dataclass(frozen=True)
 class Masker:
     """Scrubs the secrets of one target and gives people stable tokens within one incident.
 
-    `people` is who stands behind each token, in memory only; None where nobody may ask.
+    `people` is who stands behind each token, in memory only; None where nobody may ask. `salts` are asked for when
+    somebody is met: those of the incident, or b"" where it has none and tokens follow from `key` alone.
     """
 
     secrets: tuple[str, ...] = ()
     key: bytes = b""
+    salts: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
     people: dict[str, str] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def of(cls, urls: Iterable[str], incident_id: str, *, remembers: bool = False) -> Masker:
+    def of(
+        cls, urls: Iterable[str], incident_id: str, salts: Callable[[], bytes] = bytes, *, remembers: bool = False
+    ) -> Masker:
         """Key the tokens by the target's own secrets: nobody without them can guess a user back."""
         urls = list(urls)
         key = hashlib.sha256("\n".join([*sorted(urls), incident_id]).encode()).digest()
-        return cls(secrets_of(urls), key, {} if remembers else None)
+        return cls(secrets_of(urls), key, cache(salts), {} if remembers else None)
 
     def person(self, user: object) -> object:
         """The token that stands for a user in this incident; empty values stay as they are."""
         if user is None or user != user or user == "":
             return user
-        token = "user-" + hashlib.blake2b(str(user).encode(), key=self.key, digest_size=4).hexdigest()
+        key = self.key + self.salts()[_salt_of(str(user))]
+        token = "user-" + hashlib.blake2b(str(user).encode(), key=key, digest_size=4).hexdigest()
         if self.people is not None:
             self.people[token] = str(user)
             if len(self.people) > REMEMBERED:

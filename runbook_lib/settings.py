@@ -23,6 +23,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -40,8 +41,8 @@ URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_ur
 ACTION_URLS = ("action_database_url", "action_nats_url")
 #: Of these there may be several, with commas between them or as a list.
 SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
-#: What a target says to every action (actions/guard.py, actions/approval.py).
-_RULES = ("freeze", "actions_per_hour", "approval", "break_glass")
+#: What a target says to every action (actions/guard.py, actions/approval.py), and of its dossiers (archive/keeping.py).
+_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "keep_days")
 #: How each is written, and with which schemes.
 _WRITTEN = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
@@ -220,6 +221,8 @@ class Target(_Strict):
     break_glass: bool = False
     #: Its own in the place of docs/slo.md's, by name (`Catalog.tuned`).
     thresholds: dict[str, str] = {}
+    #: Days after its last line in which a dossier is kept; without it, for ever.
+    keep_days: int | None = Field(None, ge=1, le=36_500)
 
     @model_validator(mode="before")
     @classmethod
@@ -358,6 +361,21 @@ class ReceiverSettings(_Strict):
     public_url: str = Field("", description="what links in messages start with")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
     notify_urls_file: str = ""
+    user_header: str = Field("", pattern=r"^[A-Za-z0-9-]*$", description="in which a reverse proxy says who reads")
+    trusted_proxies: list[IPvAnyNetwork] = Field([], description="where that proxy asks from; no other is believed")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_few(cls, networks: list[IPvAnyNetwork]) -> list[IPvAnyNetwork]:
+        if any(network.prefixlen == 0 for network in networks):
+            raise ValueError("this trusts everybody: name the proxy's own addresses")
+        return networks
+
+    @model_validator(mode="after")
+    def _go_together(self) -> ReceiverSettings:
+        if bool(self.user_header) != bool(self.trusted_proxies):
+            raise ValueError("user_header and trusted_proxies go together")
+        return self
 
     def notify_urls(self) -> list[str]:
         """Where messages go, one apprise URL a line; each may hold a secret. Raises UsageError."""

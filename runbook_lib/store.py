@@ -6,6 +6,7 @@
     <output>/<incident>/actions.jsonl      one line per action that was asked for, sealed likewise
     <output>/<incident>/notes.jsonl        one line per responder's note, sealed likewise
     <output>/<incident>/index.html         the dossier
+    <output>/<incident>/.salts             what its people's tokens are made with; not sealed, so that it can change
 
 A name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
 
@@ -22,6 +23,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import stat
 import tempfile
 import time
@@ -37,6 +39,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from runbook_lib.masking import fresh_salts, without
 from runbook_lib.model.finding import Text, say
 from runbook_lib.usage import UsageError
 
@@ -45,6 +48,7 @@ ACTION_LOG = "actions.jsonl"
 NOTES = "notes.jsonl"
 SEALED = (MANIFEST, ACTION_LOG, NOTES)
 PARTIAL = ".partial.ipynb"
+SALTS = ".salts"
 
 #: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -80,8 +84,11 @@ class Archive:
         folder = self.local
         return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
 
-    def prepare(self) -> None:
-        """Make the folder and try to write. Raises OutputError, one line, when that fails."""
+    def prepare(self, *, people: bool = True) -> None:
+        """Make the folder and try to write; with `people`, give an incident that begins its salts.
+
+        Raises OutputError, one line, when that fails.
+        """
         try:
             if self.local:
                 _shared(self.local)
@@ -93,11 +100,61 @@ class Archive:
                     if not _BUCKETS & self._protocols:
                         self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
                 self.write("evidence/.keep", b"")
+            if people:
+                self._begin_salts()
         except OSError as e:
             reason = e.strerror or type(e).__name__
             raise OutputError(
                 f"output folder {self.place} cannot be written: {reason}; choose another with --output"
             ) from None
+
+    def _begin_salts(self) -> None:
+        """Of an incident that has lines and none, the tokens must stay as they are."""
+        with self.locked():
+            if self._current(SALTS)[0] or any(self.raw(log) for log in SEALED):
+                return
+            try:
+                if self.local or not self._create(SALTS, fresh_salts()):
+                    self.write(SALTS, fresh_salts())
+            except OSError as e:
+                if not _is_conflict(e):  # another machine has begun them
+                    raise
+
+    def salts(self) -> bytes:
+        """What the tokens of this incident's people are made with (`Masker`); b"" where it has none.
+
+        Where the store does not answer: salts that nobody has, because a token must never be easier to lead back.
+        """
+        try:
+            return self._current(SALTS)[0]
+        except (OSError, UsageError):
+            return fresh_salts()
+
+    def forget(self, user: str) -> None:
+        """Make the token of a person follow from nothing any more. Raises OSError, also where there are no salts."""
+        with self.locked():
+            salts, etag = self._current(SALTS)
+            if not salts:
+                raise FileNotFoundError(errno.ENOENT, "the incident has no salts", f"{self.place}/{SALTS}")
+            self._replace(SALTS, without(salts, user), etag)
+
+    def remove(self) -> None:
+        """Take the incident away, its manifest last, so that what is interrupted can be done again. Raises OSError.
+
+        For who holds the lock.
+        """
+        if folder := self.local:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "it is a link: remove by hand what it leads to", str(folder))
+            for there in folder.iterdir():
+                if there.is_dir() and not there.is_symlink():
+                    shutil.rmtree(there)
+                elif there.name != MANIFEST:
+                    there.unlink()
+            shutil.rmtree(folder)
+        else:
+            for name in sorted(self.files(), key=lambda name: name == MANIFEST):
+                self._remove(name)
 
     def reserve(self, stem: str) -> str:
         """A stem that no artifact of this incident has yet, and a partial file that keeps it.
@@ -142,17 +199,23 @@ class Archive:
             return bytes(self._filesystem.cat_file(self._path(name)))
 
     def names(self) -> list[str]:
-        """The files in the incident's folder, sorted; [] where there is none. Raises OSError."""
+        """The files in the incident's folder that are for people, sorted; [] where there is none. Raises OSError."""
         try:
             with self._asked(""):
                 found = self._filesystem.ls(self._path(""), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+        names = (str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+        return sorted(n for n in names if not n.startswith("."))
+
+    def files(self) -> list[str]:
+        """Every file of the incident, those in its folders and hidden ones too. Raises OSError."""
+        with self._asked(""):
+            return [str(f).removeprefix(f"{self._path('')}/") for f in self._filesystem.find(self._path(""))]
 
     def partials(self) -> list[str]:
         """The artifacts of runs that died, or are still running."""
-        return [n for n in self.names() if n.endswith(PARTIAL) and not n.startswith(".")]
+        return [n for n in self.names() if n.endswith(PARTIAL)]
 
     def manifest(self) -> list[dict[str, Any]]:
         """The manifest's entries, oldest first."""
@@ -232,11 +295,8 @@ class Archive:
             added = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
             content = b"".join([before, added, b"\n"])
             try:
-                if etag:
-                    with self._asked(name):
-                        self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
-                elif before or not self._create(name, content):
-                    self.write(name, content)
+                if etag or before or not self._create(name, content):
+                    self._replace(name, content, etag)
                 return None
             except OSError as e:
                 if not _is_conflict(e):
@@ -254,6 +314,13 @@ class Archive:
             return self.read(name), etag
         except FileNotFoundError:
             return b"", ""
+
+    def _replace(self, name: str, content: bytes, etag: str) -> None:
+        """Write a file, where the store compares only if it is still the one of that ETag. Raises OSError."""
+        if not etag:
+            return self.write(name, content)
+        with self._asked(name):
+            self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
 
     def _create(self, name: str, content: bytes) -> bool:
         """Write a file that must not be there yet; False, and nothing done, where the store can not promise that.

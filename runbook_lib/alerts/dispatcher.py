@@ -127,6 +127,7 @@ class Dispatcher(Loop):
     def _note(self, archive: Archive, job: Job, text: str, mark: str) -> str:
         """Put a line into the timeline, once; why it could not be, "" where it is. An investigation goes on without."""
         try:
+            archive.prepare()  # before somebody is given a token
             keep_note(archive, self._masker(job).scrub(text), WHO, job=mark)
         except OutputError as e:
             return str(e)
@@ -193,7 +194,7 @@ class Dispatcher(Loop):
             urls = self._config.target(job.target).urls()
         except UsageError:
             urls = []
-        return Masker.of(urls, job.incident)
+        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salts)
 
 
 def _seen(document: dict[str, Any]) -> bool:

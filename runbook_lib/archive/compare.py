@@ -187,7 +187,7 @@ def keep(rb: Session, output: str) -> None:
         "window_minutes": look.window_minutes,
         "numbers": [[*key, number.value] for key, number in seen.items()],
     }
-    archive.prepare()
+    archive.prepare(people=False)
     with archive.locked():
         kept = [e for e in archive.lines(USUAL) if pd.Timestamp(e["at"]) >= oldest]
         archive.write(USUAL, "".join(json.dumps(e) + "\n" for e in [*kept, line]).encode())

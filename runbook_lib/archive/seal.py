@@ -178,7 +178,7 @@ def _files(archive: Archive) -> list[str]:
     """What lies there and ought to be sealed."""
     evidence = Archive(archive.output, f"{archive.incident}/evidence").names()
     there = [n for n in archive.names() if n not in (*SEALED, "evidence", "lab") and not _UNSEALED.fullmatch(n)]
-    return [n for n in there if not n.startswith(".")] + [f"evidence/{n}" for n in evidence if not n.startswith(".")]
+    return there + [f"evidence/{n}" for n in evidence]
 
 
 def _ranges(upto: Sequence[int]) -> str:

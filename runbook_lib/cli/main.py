@@ -24,6 +24,7 @@ from runbook_lib.catalog import CatalogError
 from runbook_lib.cli.approve import approve
 from runbook_lib.cli.common import Group, existing, no_incident, pairs_of, say_json, words
 from runbook_lib.cli.compare import baseline, diff, watch
+from runbook_lib.cli.keeping import erase, hold, retain
 from runbook_lib.cli.new import new
 from runbook_lib.cli.numbers import Number
 from runbook_lib.cli.report import report
@@ -80,7 +81,7 @@ def cli() -> None:
     """An incident runbook that runs: notebooks that ask where the flow is stuck, and keep the evidence."""
 
 
-for _command in (approve, baseline, diff, new, report, watch):
+for _command in (approve, baseline, diff, erase, hold, new, report, retain, watch):
     cli.add_command(_command)
 
 
@@ -262,9 +263,11 @@ def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any)
     like = _order(["3"], follow=True, **options)
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
     for order, own in orders:
-        masker = Masker.of(config.target(order.target).urls(), order.incident)
+        archive = Archive(order.output, order.incident)
+        archive.prepare()  # before somebody is given a token
+        masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salts)
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
-        keep_note(Archive(order.output, order.incident), masker.scrub(own[0].line + more), "alert")
+        keep_note(archive, masker.scrub(own[0].line + more), "alert")
     return _carry_out([order for order, _ in orders], form)
 
 
@@ -396,7 +399,8 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
             raise UsageError(f"{no_incident(archive)} (--new begins one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
-    kept = keep_note(archive, Masker().scrub(text), whoami())
+    archive.prepare()  # before somebody is given a token
+    kept = keep_note(archive, Masker.of((), incident, archive.salts).scrub(text), whoami())
     click.echo(messages.text(kept, config.lang))
     click.echo(seal.told(archive))
     return 0

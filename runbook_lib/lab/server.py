@@ -99,12 +99,12 @@ def keep(path: Path) -> str | None:
     shown = digest(json.dumps([o for c in nb.cells for o in c.get("outputs", [])], sort_keys=True).encode())
     if any(entry.get("outputs") == shown for entry in archive.manifest()):
         return None
-    masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"])
+    archive.prepare()
+    masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
     artifact.scrub(nb, masker)
     for cell in nb.cells:
         cell.source = masker.scrub(cell.source)
     run = artifact.read(nb, catalog.load().sections[header["section"]])
-    archive.prepare()
     started, ended = header["opened"], pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
     stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
     try:

@@ -209,7 +209,7 @@ def _execute(r: Request, scratch: Path) -> Result:
 def _keep(r: Request, archive: Archive, stem: str, nb: Any, started: str, problem: str) -> Result:
     """Turn the executed notebook into the artifact: notebook, page, evidence, manifest line."""
     target = settings.load().target(r.parameters["target"])
-    masker = Masker.of(target.urls(), r.parameters["incident_id"])
+    masker = Masker.of(target.urls(), r.parameters["incident_id"], archive.salts)
     problem = masker.scrub(problem)
     nb = nb if nb is not None else nbformat.v4.new_notebook()
     artifact.scrub(nb, masker)
