@@ -30,8 +30,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
 from schemas import valid
+from starlette.datastructures import Headers
 
 from runbook_lib.alerts import alert, auth, journal, receiver, server
 from runbook_lib.alerts.alert import BadAlert
@@ -43,8 +45,8 @@ from runbook_lib.alerts.receiver import Receiver
 from runbook_lib.alerts.server import Tls
 from runbook_lib.archive import seal
 from runbook_lib.cli import main as cli
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive
+from runbook_lib.settings import ReceiverSettings, Settings
+from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -395,6 +397,65 @@ def test_who_may_send_and_who_may_read(
         assert here.get("healthz", headers={"host": "runbook.example"}).status_code == 200
         if secrets.key:  # taken once more it only counts
             assert here.post(BODY, headers=JSON | signed(BODY)).json()["jobs"] == []
+
+
+PROXIED = {"user_header": "X-User", "trusted_proxies": ["127.0.0.1", "10.1.0.0/16", "2001:db8::/32"]}
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "who"),
+    [
+        ("10.1.2.3", ["aoki"], "user aoki"),
+        ("::ffff:10.1.2.3", ["aoki"], "user aoki"),
+        ("2001:db8::1", ["青木"], "user 青木"),
+        ("10.2.0.1", ["aoki"], None),
+        ("2001:db9::1", ["aoki"], None),
+        ("", ["aoki"], None),
+        ("testclient", ["aoki"], None),
+        ("10.1.2.3", ["aoki", "mallory"], None),
+        ("10.1.2.3", [" "], None),
+        ("10.1.2.3", [], None),
+    ],
+)
+def test_a_named_reader_is_believed_from_the_proxy_alone(address: str, named: list[str], who: str | None) -> None:
+    proxy = ReceiverSettings.model_validate(PROXIED)
+    known = Auth(TOKEN, "", proxy.user_header, tuple(proxy.trusted_proxies))
+    sent = [(b"x-user", name.encode()) for name in named] + [(b"x-forwarded-for", b"10.1.2.3")]
+    assert known.reader(Headers(raw=sent), address) == who
+    assert Auth(TOKEN).reader(Headers(raw=sent), address) is None
+    assert not known.may_send(Headers(raw=sent), BODY)
+    assert known.reader(Headers(bearer()), address) == "token"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"user_header": ""}, {"trusted_proxies": []}, {"trusted_proxies": ["0.0.0.0/0"]}, {"user_header": "a: b"}],
+    ids=["no header", "no proxy", "everybody", "no name"],
+)
+def test_a_proxy_is_named_with_care(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ReceiverSettings.model_validate(PROXIED | wrong)
+    with pytest.raises(UsageError, match="RUNBOOK_RECEIVER_TOKEN"):
+        auth.load(ReceiverSettings.model_validate(PROXIED))
+
+
+def test_each_read_stands_in_a_sealed_log(tmp_path: Path) -> None:
+    proxy = ReceiverSettings.model_validate(PROXIED)
+    with running(tmp_path, Auth(TOKEN, "", proxy.user_header, tuple(proxy.trusted_proxies))) as here:
+        assert here.get("incidents/x y/index.html", headers={"X-User": "aoki"}).status_code == 404
+        assert here.get("?secret=1", headers=bearer()).status_code == 200
+        assert {here.get("metrics", headers=bearer()).status_code, here.get().status_code} == {200, 401}
+        (told,) = seal.heads(here.get("reads", headers=bearer()).text)
+        day = Archive(str(tmp_path / "receiver.reads"), told.incident)
+        lines = [(e["who"], e["what"], e["from"]) for e in day.lines(NOTES)]
+        reads = [("user aoki", "/incidents/x%20y/index.html"), ("token", "/"), ("token", "/reads")]
+        assert lines == [(*read, "127.0.0.1") for read in reads]
+        assert not seal.check(day, [told]).changed
+        day.write(NOTES, b"\n".join(day.raw(NOTES)[:1]) + b"\n")
+        assert seal.check(day, [told]).changed
+        (tmp_path / "receiver.reads").rename(tmp_path / "aside")
+        (tmp_path / "receiver.reads").touch()
+        assert here.get(headers=bearer()).status_code == 503
 
 
 def test_without_a_secret_only_names_of_this_machine_are_answered(here: Running) -> None:

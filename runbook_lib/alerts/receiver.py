@@ -35,6 +35,7 @@ from runbook_lib.alerts.alert import Alert, BadAlert, from_alertmanager, from_cl
 from runbook_lib.alerts.auth import Auth
 from runbook_lib.alerts.journal import Accepted, Journal, JournalError
 from runbook_lib.alerts.metrics import Metrics
+from runbook_lib.alerts.reads import Reads
 from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Settings
@@ -111,6 +112,7 @@ class Receiver:
     ) -> None:
         self.journal, self.dispatcher, self.config = journal, dispatcher, config
         self.output, self.metrics, self.auth, self.lang = output, metrics, auth, lang
+        self.reads = Reads(journal.file)
         self._turn = asyncio.Lock()
         self._looks = [
             _Look("journal", self._journal_is_writable, look_s),
@@ -125,6 +127,7 @@ class Receiver:
                 Route("/metrics", self.shown_metrics),
                 Route("/", self.page),
                 Route("/seals/{incident}", self.seals),
+                Route("/reads", self.seals_of_reads),
                 Route("/incidents/{incident}", self.incident),
                 Route("/incidents/{incident}/{name:path}", self.file),
             ],
@@ -203,7 +206,7 @@ class Receiver:
 
     def shown_metrics(self, request: Request) -> Response:
         """What Prometheus scrapes."""
-        self._reader(request)
+        self._may_read(request)
         try:
             counts: Mapping[str, float] = self.journal.counts()
         except JournalError:
@@ -272,6 +275,11 @@ class Receiver:
             raise HTTPException(404, "no seal of this incident is known")
         return PlainTextResponse("".join(f"{_moment(at)} {seal}\n" for at, seal in told))
 
+    def seals_of_reads(self, request: Request) -> Response:
+        """How far the access log has come, of its two newest days: a witness, as above."""
+        self._reader(request)
+        return PlainTextResponse("".join(f"{told}\n" for told in self.reads.seals()))
+
     def file(self, request: Request) -> Response:
         """A file of an incident's dossier, as the archive lists it."""
         self._reader(request)
@@ -321,9 +329,20 @@ class Receiver:
     # Who may.
 
     def _reader(self, request: Request) -> None:
+        """Let nobody read who may not, and nothing be read that is not in the access log."""
+        who = self._may_read(request)
+        try:
+            self.reads.keep(who, _path(request.scope["path"]), _address(request))
+        except OSError as e:
+            _log.warning("the access log cannot be written: %s", _one_line(e))
+            raise HTTPException(503, "the access log cannot be written", {"retry-after": str(RETRY_S)}) from None
+
+    def _may_read(self, request: Request) -> str:
         self._known_host(request)
-        if not self.auth.may_read(request.headers):
+        who = self.auth.reader(request.headers, _address(request))
+        if who is None:
             raise HTTPException(401, "a token is needed", {"www-authenticate": 'Basic realm="runbook"'})
+        return who
 
     def _known_host(self, request: Request) -> None:
         if not self.auth.needed and _host(request.headers.get("host", "")) not in _OWN_NAMES:
@@ -368,7 +387,7 @@ class _Guard:
             _log.error("%s line %s: %s", Path(where.filename).name, where.lineno, _one_line(e))
         finally:
             # Neither headers nor what stands behind "?": a secret could.
-            path, ms = quote(scope["path"], safe="/:")[:200], (time.monotonic() - began) * 1000
+            path, ms = _path(scope["path"]), (time.monotonic() - began) * 1000
             level = logging.DEBUG if path in _PROBES and status == 200 else logging.INFO
             _log.log(level, "%s %s %s %d %.0f ms", (scope["client"] or ["-"])[0], scope["method"], path, status, ms)
 
@@ -428,6 +447,16 @@ async def _body(request: Request) -> bytes:
     if size > MAX_BODY:
         raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes", _CLOSE)
     return bytes(kept)
+
+
+def _path(path: str) -> str:
+    """A path as it may stand in a log."""
+    return quote(path, safe="/:")[:200]
+
+
+def _address(request: Request) -> str:
+    """Who is at the other end of the connection, whatever a header says."""
+    return request.client.host if request.client else ""
 
 
 def _host(header: str) -> str | None:

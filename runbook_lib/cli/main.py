@@ -646,7 +646,7 @@ def _serve(
     lang, output = lang or config.lang, output or config.output
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
     routes.check(config)
-    places, secrets = notify.places(config), auth.load()
+    places, secrets = notify.places(config), auth.load(config.receiver)
     if bool(tls_cert) != bool(tls_key):
         raise UsageError("--tls-cert and --tls-key belong together")
     tls = server.Tls(tls_cert, tls_key) if tls_cert and tls_key else None
