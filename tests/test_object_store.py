@@ -19,6 +19,8 @@ import pytest
 import requests
 from store import BUCKET, Store
 
+from runbook_lib.archive import keeping
+from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
 
 TARGETS = """
@@ -102,6 +104,22 @@ def test_the_logs_of_all_incidents_are_read(place: str) -> None:
     found = [json.loads(line)["n"] for line in Archive(place, "INC-1").everywhere(ACTION_LOG)]
     assert sorted(found) == list(range(0, 30, 3))
     assert Archive(f"{place}-2", "INC-1").everywhere(ACTION_LOG) == []
+
+
+def test_a_person_is_forgotten_and_an_incident_removed(place: str) -> None:
+    archive, beside = Archive(place, "I"), Archive(place, "I-2")
+    for each in (archive, beside):
+        each.prepare()
+        each.append({"name": "a"}, {"a.txt": b"a", "evidence/a.json": b"{}"})
+    salts = archive.salts()
+    archive.prepare()
+    assert archive.salts() == salts
+    archive.forget("somebody")
+    assert len(archive.salts()) == len(salts) and archive.salts() != salts
+    assert keeping.trace(archive, "somebody", Settings()).salted
+    with archive.locked():
+        archive.remove()
+    assert archive.files() == [] and beside.read("a.txt") == b"a"
 
 
 def test_nothing_is_read_from_an_old_listing(place: str, store: Store) -> None:
