@@ -55,13 +55,13 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
 TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
 #: So many people a masker remembers, the latest of them.
 REMEMBERED = 10_000
-#: So many salts an incident has, each of so many bytes. Whose are replaced can not be told from the salts themselves.
-SALTS, SALT_BYTES = 4096, 16
+#: So many salts an incident has, each of so many hexadecimal digits. Whose was replaced, they do not tell.
+SALTS, DIGITS = 4096, 32
 
 
 def fresh_salts() -> bytes:
     """Salts of an incident that begins."""
-    return os.urandom(SALTS * SALT_BYTES)
+    return _random(SALTS)
 
 
 def without(salts: bytes, user: str) -> bytes:
@@ -70,13 +70,17 @@ def without(salts: bytes, user: str) -> bytes:
     So does that of whoever shares the salt, one in 4096.
     """
     at = _salt_of(user)
-    return salts[: at.start] + os.urandom(SALT_BYTES) + salts[at.stop :]
+    return salts[: at.start] + _random(1) + salts[at.stop :]
 
 
 def _salt_of(user: str) -> slice:
     """Where a person's salt is; by no secret, so that it is found when the target's passwords have changed."""
     number = int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest()) % SALTS
-    return slice(number * SALT_BYTES, (number + 1) * SALT_BYTES)
+    return slice(number * DIGITS, (number + 1) * DIGITS)
+
+
+def _random(count: int) -> bytes:
+    return os.urandom(count * DIGITS // 2).hex().encode()
 
 
 @dataclass(frozen=True)

@@ -264,8 +264,8 @@ def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any)
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
     for order, own in orders:
         archive = Archive(order.output, order.incident)
-        archive.prepare()  # before somebody is given a token
         masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salts)
+        archive.prepare()  # before somebody is given a token
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
         keep_note(archive, masker.scrub(own[0].line + more), "alert")
     return _carry_out([order for order, _ in orders], form)
@@ -399,7 +399,8 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
             raise UsageError(f"{no_incident(archive)} (--new begins one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
-    archive.prepare()  # before somebody is given a token
+    if text.strip():
+        archive.prepare()  # before somebody is given a token
     kept = keep_note(archive, Masker.of((), incident, archive.salts).scrub(text), whoami())
     click.echo(messages.text(kept, config.lang))
     click.echo(seal.told(archive))
