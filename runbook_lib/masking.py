@@ -55,8 +55,9 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
 TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
 #: So many people a masker remembers, the latest of them.
 REMEMBERED = 10_000
-#: So many salts an incident has, each of so many hexadecimal digits. Whose was replaced, they do not tell.
-SALTS, DIGITS = 4096, 32
+#: So many salts an incident has, each of as many hexadecimal digits as a token: then each token follows from some salt,
+#: and trying all of them tells nothing. Whose was replaced, they do not tell.
+SALTS, DIGITS = 4096, 8
 
 
 def fresh_salts() -> bytes:

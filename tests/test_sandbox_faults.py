@@ -12,6 +12,7 @@ from runbook_lib.packs.entitlement.drills import probe
 from runbook_lib.packs.entitlement.drills.judge import took_effect
 from runbook_lib.packs.entitlement.sandbox import faults
 from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.sandbox.state import SandboxError
 
 #: What the probe must see worsen, of all that a fault does to the flow: nothing that a restart does on the way.
 SHOWS = {
@@ -72,3 +73,12 @@ def test_the_runbook_is_locked_out_and_all_is_well(running: Sandbox) -> None:
 
 def test_every_way_to_break_something_is_a_fault_with_an_answer() -> None:
     assert {*faults._ACTS} == {fault.name for fault in faults.CATALOGUE}
+
+
+def test_a_locked_table_is_waited_for_no_longer_than_asked(running: Sandbox) -> None:
+    with psycopg.connect(running.state.addresses.admin_url) as admin:
+        admin.execute("LOCK TABLE entitlement.outbox_events")
+        with pytest.raises(SandboxError, match="waited 1 s"):
+            running.wait_for_flow(1)
+        admin.rollback()
+    running.wait_for_flow(30)

@@ -283,7 +283,8 @@ class Programs:
         )
 
         def flows() -> bool:
-            with psycopg.connect(state.addresses.admin_url, connect_timeout=2) as connection:
+            bounded = "-c statement_timeout=2000"  # a table may be locked
+            with psycopg.connect(state.addresses.admin_url, connect_timeout=2, options=bounded) as connection:
                 row = connection.execute(query, {"since": since}).fetchone()
                 return bool(row and row[0])
 
