@@ -73,7 +73,7 @@ def report(lines: Iterable[Line]) -> str:
     calm = [d for d in drills if not d.kind]
     seeds = [line["seed"] for line in lines]
     versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
-    span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
+    span = ", ".join(_spans(seeds)) or "none"
     parts = [
         "# What the drills show",
         "Written by `runbook drill report`: incidents made at random from a seed on the sandbox's real servers, a "
@@ -101,6 +101,21 @@ def report(lines: Iterable[Line]) -> str:
         _not_counted(lines, drills),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _spans(numbers: Iterable[int]) -> list[str]:
+    """Which these are, in rising order.
+
+    >>> _spans([3, 4, 5, 9])
+    ['3 to 5', '9']
+    """
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return [f"{r[0]} to {r[-1]}" if len(r) > 1 else str(r[0]) for r in runs]
 
 
 def _in_short(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
