@@ -17,6 +17,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 #: After so long a step that is run again is told that its run looks at an earlier moment.
 OLD_S = 120.0
+#: A parameter of a question; `::` is a cast.
+_VARIABLE = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
 
 class Session:
@@ -375,8 +378,29 @@ def open_section(section: str, **parameters: Any) -> Session:
     one line, for a section, parameter or target that does not exist; nothing for a source that is silent.
     """
     rb = quiet_session(section, **parameters)
+    sql_cells(rb)
     rb.show_header()
     return rb
+
+
+def sql_cells(rb: Session) -> None:
+    """Ask a cell that begins with `%%sql` by `rb.ask`: `:name` in it is the notebook's variable of that name.
+
+    What comes back is the cell's result; `%%sql frame` keeps it under a name instead.
+    """
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def sql(name: str, question: str) -> pd.DataFrame | None:
+        own = shell.user_ns
+        frame = rb.ask(question, **{n: own[n] for n in set(_VARIABLE.findall(question)) & own.keys()})
+        if not name.strip():
+            return frame
+        own[name.strip()] = frame
+        return None
+
+    shell.register_magic_function(sql, "cell", "sql")  # type: ignore[arg-type]
 
 
 def quiet_session(section: str, **parameters: Any) -> Session:

@@ -56,12 +56,13 @@ def rb(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytes
 def shell(rb: Session) -> Iterator[InteractiveShell]:
     shell = InteractiveShell.instance()
     shell.user_ns["rb"] = rb
+    session.sql_cells(rb)
     yield shell
     InteractiveShell.clear_instance()
 
 
 def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
-    assert len(RECIPES) == 14
+    assert len(RECIPES) == 15
     for title, recipe in RECIPES:
         with capture_output() as shown:
             done = shell.run_cell(recipe, store_history=True)
@@ -69,3 +70,13 @@ def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
         assert done.result is not None and len(done.result), title
         said = repr(done.result) + shown.stdout + repr([o.data for o in shown.outputs])
         assert not re.search(r"\buser-\d{1,2}\b", said), title
+
+
+def test_an_sql_cell_is_asked_like_any_question(shell: InteractiveShell) -> None:
+    shell.user_ns["wanted"] = "SENT"
+    shell.run_cell("%%sql found\nSELECT user_id, 1::int AS one FROM notification.notifications WHERE status = :wanted")
+    found = shell.user_ns["found"]
+    assert len(found) == 20 and found["user_id"].str.match(r"user-[0-9a-f]{8}$").all()
+    with capture_output() as shown:
+        wrong = shell.run_cell("%%sql\nSELECT pg_sleep(9)")
+    assert "statement timeout" in str(wrong.error_in_exec) and not shown.outputs
