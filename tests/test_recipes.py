@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import nbformat
 import psycopg
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -14,6 +16,7 @@ from IPython.utils.capture import capture_output
 from steps import events
 
 from runbook_lib import session
+from runbook_lib.lab import server as lab_server
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.sandbox import broker as applications
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
@@ -80,3 +83,30 @@ def test_an_sql_cell_is_asked_like_any_question(shell: InteractiveShell) -> None
     with capture_output() as shown:
         wrong = shell.run_cell("%%sql\nSELECT pg_sleep(9)")
     assert "statement timeout" in str(wrong.error_in_exec) and not shown.outputs
+
+
+#: What a person tries: in answers, in what goes wrong, in what is made of an answer.
+TRIED = [
+    *(recipe for _, recipe in RECIPES),
+    'rb.ask("SELECT CAST(user_id AS int) AS n FROM notification.notifications")',
+    "%%sql\nSELECT 1 / (length(user_id) - length(user_id)) AS n, user_id FROM notification.notifications",
+    "rb.ask(\"SELECT user_id::date AS n FROM notification.notifications WHERE user_id = 'user-3'\")",
+    'frame = rb.ask("SELECT user_id, payload_json FROM notification.notifications")\nraise ValueError(repr(frame))',
+    "rb.event(user=rb.person())",
+    'print(rb.ask("SELECT jsonb_agg(user_id) AS everybody FROM notification.notifications"))',
+]
+
+
+def test_a_saved_notebook_full_of_questions_names_nobody(shell: InteractiveShell) -> None:
+    nb = nbformat.v4.new_notebook()
+    for tried in TRIED:
+        with capture_output() as shown:
+            shell.run_cell(tried, store_history=True)
+        outputs = [nbformat.v4.new_output("display_data", data=o.data) for o in shown.outputs]
+        outputs.append(nbformat.v4.new_output("stream", text=shown.stdout + shown.stderr))
+        nb.cells.append(nbformat.v4.new_code_cell("...", outputs=outputs))
+    said = json.dumps(nb)
+    assert "Traceback" in said and said.count("postgres: ") >= 3 and len(re.findall(r"\buser-[0-9a-f]{8}\b", said)) > 50
+    model = {"type": "notebook", "content": json.loads(said)}
+    lab_server.before_save(model=model, path="x.ipynb")
+    assert re.findall(r".{0,90}\buser-\d{1,2}\b", json.dumps(model["content"])) == []

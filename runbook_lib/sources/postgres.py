@@ -581,6 +581,8 @@ def source_error(e: psycopg.Error) -> SourceError:
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.
     sentences = re.findall(r"(?:FATAL|ERROR):\s+(.+)", message)
     detail = sentences[-1] if sentences else message.splitlines()[0] if message else type(e).__name__
+    if (state or "").startswith("22"):  # a value that does not fit is quoted, whoever's it is
+        detail = re.sub('".*"', '"..."', detail)
     if state in _SQLSTATE:
         reason, code = _SQLSTATE[state]
         return SourceError("postgres", reason, detail, code)
