@@ -49,6 +49,7 @@ NOTES = "notes.jsonl"
 SEALED = (MANIFEST, ACTION_LOG, NOTES)
 PARTIAL = ".partial.ipynb"
 SALTS = ".salts"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 #: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
@@ -117,7 +118,8 @@ class Archive:
                 if self.local or not self._create(SALTS, fresh_salts()):
                     self.write(SALTS, fresh_salts())
             except OSError as e:
-                if not _is_conflict(e):  # another machine has begun them
+                # Another machine has begun them; or the disk is full, and a verdict is worth more than salts.
+                if not _is_conflict(e) and e.errno not in _FULL:
                     raise
 
     def salts(self) -> bytes:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import TypeAdapter, ValidationError
@@ -18,9 +18,11 @@ from runbook_lib import catalog, mandatory, messages
 from runbook_lib.analysis.diagnosis import BROKEN
 from runbook_lib.model.finding import Status, Text, say, worst
 from runbook_lib.parameters import moment
-from runbook_lib.session import Session
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.view import record, render
+
+if TYPE_CHECKING:
+    from runbook_lib.session import Session
 
 Lines = Sequence[Mapping[str, Any]]
 #: What says how long something took: a postmortem's record, or a run's `detected_at` and the run that saw the recovery.
