@@ -19,7 +19,7 @@ from test_actions import WORD, Counter
 
 from runbook_lib import settings
 from runbook_lib.actions import action
-from runbook_lib.archive import dossier
+from runbook_lib.archive import news
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Hop, Signal, Status, Window, say
 from runbook_lib.session import _hop, quiet_session
@@ -185,7 +185,7 @@ def test_only_what_is_news_is_told() -> None:
         kept = line(n, *look, onset=SINCE if look[:1] != ("OK",) and look[2:] == () else "")
         concluded.append(kept)
         if kinds is not None:
-            found = dossier.news(kept, concluded, AT.isoformat(), "en")
+            found = news.of(kept, concluded, AT.isoformat(), "en")
             assert [a.kind for a in found] == kinds, (n, look)
             for a in found:
                 begin = SINCE if a.kind in ("onset", "recovery") else AT
@@ -203,8 +203,8 @@ def test_only_what_is_news_is_told() -> None:
 )
 def test_an_onset_is_a_time(values: dict[str, Any], onset: str | None) -> None:
     finding = {"values": {name: {"value": value, "unit": ""} for name, value in values.items()}}
-    assert dossier._onset({"status": "CRITICAL", "runs": [{"findings": [finding]}]}) == onset
-    assert dossier._onset({"status": "OK", "runs": [{"findings": [finding]}]}) is None
+    assert news.onset({"status": "CRITICAL", "runs": [{"findings": [finding]}]}) == onset
+    assert news.onset({"status": "OK", "runs": [{"findings": [finding]}]}) is None
 
 
 def test_a_run_tells_its_verdict_and_leads_to_the_dashboard(http: Callable[..., Http], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import nbformat
 import pandas as pd
 
 from runbook_lib import catalog, settings
-from runbook_lib.archive import artifact, dossier
+from runbook_lib.archive import artifact, dossier, news
 from runbook_lib.masking import Masker, secrets_of
 from runbook_lib.parameters import validate
 from runbook_lib.store import Archive, digest
@@ -120,7 +120,7 @@ def keep(path: Path) -> str | None:
     said = dossier.document(archive.incident, header["target"], [result], run.verdict, lang)
     kept = dossier.keep(archive, [result], said)
     dossier.write_index(archive, lang)
-    dossier.annotate(archive, [result], said, kept, lang)
+    news.tell(archive, [result], said, kept, lang)
     return made.name
 
 

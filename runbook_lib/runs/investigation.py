@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from runbook_lib import catalog, mandatory, parameters
-from runbook_lib.archive import dossier, postmortem, seal
+from runbook_lib.archive import dossier, news, postmortem, seal
 from runbook_lib.archive.artifact import Result
 from runbook_lib.model.finding import Verdict
 from runbook_lib.model.order import Order
@@ -75,7 +75,7 @@ def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Co
     except OSError as e:
         problem = f"the dossier could not be written to {archive.place}: {e.strerror or e}"
         return Conclusion(said, verdict, tuple(results), None, problem, seal.told(archive))
-    dossier.annotate(archive, results, said, kept, order.lang)
+    news.tell(archive, results, said, kept, order.lang)
     return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive), draft)
 
 
