@@ -57,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         large = stack.enter_context(Filled(options.keep or scratch / "large", options.rows))
         size = large.table_size("notification.notifications") / 2**30
         _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
-        fast = _speed(small, scratch, options.rows)
-        harmed = harm.measure(small, scratch / "harm")
+        # Each is printed when it is known: a bench that is ended loses none.
+        _print_speed(_speed(small, scratch, options.rows))
+        _print_harm(harm.measure(small, scratch / "harm"))
         measured = _notebooks(large, small, scratch)
         large.renew_leases()
         rows = list(questions.measure(large.database_url))
@@ -74,8 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
     _print_by_hand(typed)
-    _print_speed(fast)
-    _print_harm(harmed)
     _print_past(tested)
     _say(f"\nThe bench took {_since(began)} s.")
 
