@@ -23,7 +23,8 @@ import pytest
 from psycopg.rows import dict_row
 from steps import events, run, statuses, weight, words
 
-from runbook_lib import messages, rows
+from runbook_lib import catalog, messages, rows
+from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.packs.entitlement.actions import stores
@@ -792,14 +793,15 @@ STATES: dict[str, list[dict[str, Any]]] = {
 
 
 def verdicts(servers: Servers) -> dict[str, dict[str, Status]]:
-    """What sections 2, 3 and 4.1 say of each state."""
+    """What every section that looks at the system says of each state."""
+    sections = [[step.id for step in s.steps] for s in catalog.load().runnable().values() if s.number != POSTMORTEM]
     found: dict[str, dict[str, Status]] = {}
     with psycopg.connect(servers.admin_url, autocommit=True) as admin:
         for name, rows in STATES.items():
             admin.execute(f"TRUNCATE {EMPTIED}".encode())
             for given in rows:
                 events(admin, **given)
-            found[name] = {s: f.status for steps in SECTIONS.values() for s, f in run(servers, *steps).items()}
+            found[name] = {s: f.status for steps in sections for s, f in run(servers, *steps).items()}
         admin.execute(f"TRUNCATE {EMPTIED}".encode())
     return found
 

@@ -24,6 +24,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
@@ -35,6 +36,8 @@ from runbook_lib.usage import UsageError
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 #: What a command has printed is used for so long, and it may take so long: seconds.
 _COMMAND_KEPT_S, _COMMAND_TIMEOUT_S = 60.0, 10.0
+#: A connection that nobody asks over for so long is closed: seconds.
+_IDLE_S = 5.0
 #: A replica that is behind by more than this is not asked about the window: its last minutes would be too few.
 _REPLICA_S = 1.0
 
@@ -81,9 +84,11 @@ class Place:
 
 
 class Postgres:
-    """A database that is asked in short snapshots; no connection is held between them.
+    """A database that is asked in short snapshots, over one connection while they follow each other.
 
-    `command` prints the password, or the whole URL. `replica` is asked about the window instead, while it keeps up.
+    To connect is the dearest part of a small question: the server forks a process, which learns the tables anew. What
+    nobody asks over for `_IDLE_S` is closed. `command` prints the password, or the whole URL. `replica` is asked about
+    the window instead, while it keeps up.
     """
 
     def __init__(
@@ -100,6 +105,8 @@ class Postgres:
         self._url = libpq_url(url, "database_url") if url else ""
         self._command, self._printed = command, ("", 0.0)
         self._down: tuple[float, SourceError] | None = None
+        self._idle: list[psycopg.Connection[Any]] = []
+        self._closing: threading.Timer | None = None
         self._seen: tuple[float, float] | None = None
         self._name = application_name[:63]
         limits = {
@@ -176,6 +183,34 @@ class Postgres:
         frame = pd.DataFrame(rows, columns=["pooler", *columns, "longest_wait_s"])
         return frame.sort_values(["longest_wait_s", "waiting"], ascending=False, ignore_index=True)
 
+    def take(self) -> psycopg.Connection[Any] | None:
+        """The connection that was given back last, if it is still there; it may have died since."""
+        if self._closing:
+            self._closing.cancel()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def give_back(self, connection: psycopg.Connection[Any]) -> None:
+        """End its transaction, and keep it for whoever asks soon; one that the watchdog cut cannot say goodbye."""
+        with suppress(Exception):
+            connection.rollback()
+        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE or self._idle:
+            with suppress(Exception):
+                connection.close()
+            return
+        self._idle.append(connection)
+        self._closing = threading.Timer(_IDLE_S, self.close)
+        self._closing.daemon = True
+        self._closing.start()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        if (connection := self.take()) is not None:
+            with suppress(Exception):
+                connection.close()
+
     def connect(self) -> psycopg.Connection[Any]:
         """A connection without limits: whoever opens a transaction on it begins with `begin`. Raises SourceError."""
         with self.read_cost.question("postgres", "connect", "CONNECT"):
@@ -230,7 +265,9 @@ class Snapshot:
     def __init__(self, source: Postgres, window: Window | None, open_ones: ExitStack) -> None:
         self._source, self._window, self._open_ones = source, window, open_ones
         self._budget, self._read_cost = source.budget, source.read_cost
-        self._connection = source.connect()
+        kept = source.take()
+        self._was_kept = kept is not None
+        self._connection = kept or source.connect()
         self._gone: SourceError | None = None
         self._replica: Snapshot | None = None
         self._stalls = self._repeated = False
@@ -247,6 +284,9 @@ class Snapshot:
             try:
                 self._execute(self._source.begin)
             except SourceError as e:
+                if self._was_kept:  # whether one can connect is told by a new one
+                    self._connect_anew()
+                    continue
                 if e.code != "hung":
                     raise
                 # The server forks a process that answers, or none. This waits in the queue of what stands between.
@@ -264,11 +304,14 @@ class Snapshot:
         self._stalls = self.place.replica and self._source.stalls(self.place.behind_s or 0.0)
 
     def end(self) -> None:
-        """Give the connection back; one that the watchdog cut cannot say goodbye."""
-        with suppress(Exception):
-            self._connection.rollback()
+        """Give the connection back."""
+        self._source.give_back(self._connection)
+
+    def _connect_anew(self) -> None:
         with suppress(Exception):
             self._connection.close()
+        self._was_kept, self._gone = False, None
+        self._connection = self._source.connect()
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
         """The answer to a question of the packs' sql folders as a frame, at most `max_rows` rows.
@@ -353,8 +396,7 @@ class Snapshot:
                     raise SourceError("postgres", Reason.TIMEOUT, detail, e.code) from None
             self._repeated = True
             if self._gone:
-                self.end()
-                self._connection, self._gone = self._source.connect(), None
+                self._connect_anew()
             self.start()
 
     def _once(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
