@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from . import by_hand, harm, load, obvious, past, questions, runs, speed
-from .fill import Filled
+from . import by_hand, harm, load, many, obvious, past, questions, runs, speed
+from .fill import DAYS, Filled
 from .questions import Row
 from .runs import Measured
 
 SMALLER = 100  # the small server has this many times fewer rows
 MEMORY_SLACK = 0.10
 RATIO = 0.1
+TENFOLD = 10
+GROWTH, FEW = 1.5, 20  # buffers: one more level of an index is no growth
 SECTIONS = ("4.1", "4.3")  # whose questions have the target
 
 Runs = dict[str, dict[str, Measured]]  # by section, then by how
@@ -35,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "only",
         nargs="?",
-        choices=("speed", "harm", "past"),
-        help="the times and memory alone, what it does to the application, or the backtest of many dossiers",
+        choices=("speed", "harm", "past", "many", "growth"),
+        help="the times and memory alone, what it does to the application, the backtest of many dossiers, the triage of"
+        " many systems, or what ten times the rows cost each question (not part of the whole)",
     )
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -45,9 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
             if options.only == "past":
                 return _print_past(past.measure(scratch / "past"))
+            if options.only == "growth":
+                return _growth(stack, scratch, options.keep or scratch / "large", options.rows)
             small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
             if options.only == "speed":
                 _print_speed(_speed(small, scratch, options.rows))
+            elif options.only == "many":
+                small.deliver()
+                _print_many(many.measure(small, scratch / "many"))
             else:
                 _print_harm(harm.measure(small, scratch / "harm"))
         return
@@ -71,12 +79,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         large.vacuum()
         vacuumed = list(questions.measure(large.database_url, _names(late)))
         tested = past.measure(scratch / "past")
+        small.deliver()
+        course = many.measure(small, scratch / "many")
     _print_questions(rows, asked)
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
     _print_by_hand(typed)
     _print_past(tested)
+    _print_many(course)
     _say(f"\nThe bench took {_since(began)} s.")
+
+
+def _growth(stack: ExitStack, scratch: Path, folder: Path, rows: int) -> None:
+    """As many rows a day, ten times the days."""
+    few = stack.enter_context(Filled(scratch / "few", rows // TENFOLD))
+    before = {r.query.name: r for r in questions.measure(few.database_url, besides=False)}
+    large = stack.enter_context(Filled(folder, rows, DAYS * TENFOLD))
+    large.vacuum()
+    after = list(questions.measure(large.database_url, besides=False))
+    _say(
+        f"\nBuffers of each question at {rows // TENFOLD:,} notifications in {DAYS} days, and at {rows:,} in ten times as"
+        " many.\nThose of tier `scan` read a table that has no index for them; the gate refuses them where that is dear."
+    )
+    lines, grown = [], []
+    for r in after:
+        was = before[r.query.name]
+        if not r.tuned or not was.tuned:
+            lines.append((r.query.name, r.query.cost, "-", "-", "refused" if r.refused else r.error or "-"))
+            continue
+        ratio = r.tuned.buffers / max(was.tuned.buffers, 1)
+        lines.append((r.query.name, r.query.cost, f"{was.tuned.buffers:,}", f"{r.tuned.buffers:,}", f"{ratio:.2f}"))
+        if ratio > GROWTH and r.tuned.buffers > was.tuned.buffers + FEW:
+            grown.append(f"{r.query.name} ({r.query.cost}, {ratio:.2f})")
+    _table(("question", "tier", "before", "after", "ratio"), lines, left={0, 1})
+    _target(f"each question at most {GROWTH} times the buffers (or {FEW} more)", grown)
 
 
 def _speed(small: Filled, scratch: Path, rows: int) -> list[speed.Case]:
@@ -294,6 +330,19 @@ def _print_past(tested: past.Tested) -> None:
         f" ({tested.alone_s / past.SECONDS:.2f} of it)",
         [late] if late else [],
     )
+
+
+def _print_many(course: many.Course) -> None:
+    parts = ", ".join(f"{s:.0f}" for s in course.seconds)
+    grown = (course.scheduler_mib[-1] - course.scheduler_mib[0]) * 1024 / many.SYSTEMS
+    _say(
+        f"\nTriage of {many.SYSTEMS:,} systems over Dask, two workers of two threads, one killed after the first fifth:"
+        f"\n{parts} s by fifths. The scheduler's memory: {course.scheduler_mib[0]:.0f} MiB before,"
+        f" {course.scheduler_mib[-1]:.0f} after, {grown:.1f} KiB a system. Sent {course.sent / many.SYSTEMS:,.0f} bytes"
+        f" a system, and {course.came / many.SYSTEMS:,.0f} came back."
+    )
+    _target(f"{many.SYSTEMS:,} systems, each once", course.wrong[:5])
+    _target("time and memory grow with their number alone", course.bends)
 
 
 def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:

@@ -1,7 +1,7 @@
 """Servers with a table of millions of notifications, filled in bulk, kept between two benches if wanted.
 
-Events are numbered and evenly spaced over 28 days; every hop agrees with the next. Of the last 8 hours every second
-notification still waits, so that both halves of each question (what is finished, what is not) have work to do.
+Events are numbered and evenly spaced over 28 days, or more; every hop agrees with the next. Of the last 8 hours every
+second notification still waits, so that both halves of each question (what is finished, what is not) have work to do.
 
 The last 34 hours are written after the VACUUM, so that their pages are not all-visible: two updates per row reach
 autovacuum's fifth of the table every 67 hours, and half of that is what an index-only scan meets on average.
@@ -128,10 +128,10 @@ class _Kept:
 
 
 class Filled(Servers):
-    """Both servers with `rows` notifications; what `directory` already holds is brought up to now."""
+    """Both servers with `rows` notifications of so many days; what `directory` already holds is brought up to now."""
 
-    def __init__(self, directory: Path, rows: int) -> None:
-        self._rows = rows
+    def __init__(self, directory: Path, rows: int, days: int = DAYS) -> None:
+        self._rows, self._days = rows, days
         self._kept: _Kept | None = None
         file = directory / FILE_NAME
         if file.is_file():
@@ -202,9 +202,9 @@ class Filled(Servers):
 
     def _write_history(self) -> _Kept:
         now = datetime.now(UTC)
-        step = timedelta(days=DAYS) / self._rows
-        start = now - timedelta(days=DAYS)
-        last = int((timedelta(days=DAYS) - RECENT) / step)
+        over = timedelta(days=self._days)
+        step, start = over / self._rows, now - over
+        last = int((over - RECENT) / step)
         kept = _Kept(asdict(self.addresses), start.isoformat(), step.total_seconds(), last)
         values = _values(kept, 1, last, now)
         # The two large halves side by side: notifications, and everything else.

@@ -60,8 +60,8 @@ class Row:
         return self.tuned.buffers / max(self.obvious.buffers, 1)
 
 
-def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[Row]:
-    """Ask those named, or all, each in a connection of its own, with the settings and the role of the runbook."""
+def measure(database_url: str, names: Iterable[str] | None = None, *, besides: bool = True) -> Iterator[Row]:
+    """Ask those named, or all, and the obvious ones beside them; each with the settings and the role of the runbook."""
     source = Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
         now = pd.Timestamp(*db._row("SELECT now()", {}))
@@ -99,16 +99,15 @@ def measure(database_url: str, names: Iterable[str] | None = None) -> Iterator[R
     for name in questions.names() if names is None else names:
         q = questions.query(name)
         try:
-            yield _row(source, q, values)
+            yield _row(source, q, values, obvious.QUERIES.get(q.name) if besides else None)
         except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
             yield Row(q, 0.0, False, None, None, str(e.args[0]))
 
 
-def _row(source: Postgres, q: Query, values: dict[str, Any]) -> Row:
+def _row(source: Postgres, q: Query, values: dict[str, Any], beside: str | None) -> Row:
     with source.snapshot() as db:
         plan_cost = db._plan_cost(q.sql, _used(q.sql, values))
         refused = q.cost == "scan" and plan_cost > BUDGET.max_plan_cost
-        beside = obvious.QUERIES.get(q.name)
         tuned: list[Cost] = []
         typed: list[Cost] = []
         for _ in range(REPETITIONS + 1):  # the first warms the cache
