@@ -98,8 +98,8 @@ def _growth(stack: ExitStack, scratch: Path, folder: Path, rows: int) -> None:
     large.vacuum()
     after = list(questions.measure(large.database_url, besides=False))
     _say(
-        f"\nBuffers of each question at {rows // TENFOLD:,} notifications in {DAYS} days, and at {rows:,} in ten times as"
-        " many.\nThose of tier `scan` read a table that has no index for them; the gate refuses them where that is dear."
+        f"\nBuffers of each question at {rows // TENFOLD:,} notifications in {DAYS} days, and at {rows:,} in ten times"
+        " as many.\nThose of tier `scan` read a table without an index for them; the gate refuses what is too dear."
     )
     lines, grown = [], []
     for r in after:
