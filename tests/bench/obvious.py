@@ -16,6 +16,7 @@ ITSELF = {
     "consistency/audit_without_event_day": "the audit has no index on the time, behind the cost gate",
     "consistency/dead_letter_not_failed": "dead letters have no index on the time, behind the cost gate",
     "notifications/failed_per_minute": "dead letters have no index on the time, behind the cost gate",
+    "database/row_locks": "reads no row while nobody holds a transaction's id, and so does the obvious query",
     "processed/nats_dlq": "dead letters have no index on the time, behind the cost gate",
     "processed/per_minute": "the index on processed_at serves the obvious query too",
 }
@@ -151,6 +152,21 @@ _OTHERS = {
         SELECT * FROM notification.notifications WHERE event_id = ANY (CAST(:ids AS uuid[]))""",
     "journey/users": """
         SELECT DISTINCT user_id FROM notification.notifications WHERE created_at >= CAST(:since AS timestamptz)""",
+    "past/broker": """
+        SELECT date_trunc('minute', at), sum(step), sum(sum(step)) OVER (ORDER BY date_trunc('minute', at)) FROM (
+            SELECT published_at AS at, 1 AS step FROM entitlement.outbox_events WHERE published_at IS NOT NULL
+            UNION ALL SELECT processed_at, -1 FROM notification.processed_events) steps
+        GROUP BY 1 ORDER BY 1""",
+    "past/notifications": """
+        SELECT date_trunc('minute', at), sum(step), sum(sum(step)) OVER (ORDER BY date_trunc('minute', at)) FROM (
+            SELECT created_at AS at, 1 AS step FROM notification.notifications
+            UNION ALL SELECT sent_at, -1 FROM notification.notifications WHERE sent_at IS NOT NULL) steps
+        GROUP BY 1 ORDER BY 1""",
+    "past/outbox": """
+        SELECT date_trunc('minute', at), sum(step), sum(sum(step)) OVER (ORDER BY date_trunc('minute', at)) FROM (
+            SELECT created_at AS at, 1 AS step FROM entitlement.outbox_events
+            UNION ALL SELECT published_at, -1 FROM entitlement.outbox_events WHERE published_at IS NOT NULL) steps
+        GROUP BY 1 ORDER BY 1""",
     "processed/activity": """
         SELECT max(processed_at), count(*) FILTER (WHERE processed_at > now() - interval '1 minute')
         FROM notification.processed_events""",
