@@ -7,6 +7,7 @@ The header comment of each file says:
     -- cost: catalog | index | scan      (scan: goes through the cost gate first)
     -- answers: present | window         (present: only the state of this moment)
     -- column: name unit                 (a line for each column of the answer, in its order)
+    -- continued in: topic/name          (where several questions end alike: the file that has the rest, columns too)
 
 Units are those of a `Value` (rows, s, 1/min, ratio, bytes), or number, text, id, time (UTC), flag. What an action
 asks and writes, on credentials of its own, has no such header: it is a `statement`.
@@ -23,6 +24,7 @@ from runbook_lib import pack
 
 _HEADER = re.compile(r"^-- (question|index|cost|answers): *(.+?) *$", re.MULTILINE)
 _COLUMN = re.compile(r"^-- column: *(\S+) +(\S+) *$", re.MULTILINE)
+_CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def query(name: str) -> Query:
 @cache
 def _query(name: str, file: Path) -> Query:
     text = file.read_text(encoding="utf-8")
+    for rest in _CONTINUED.findall(text):
+        text += statement(rest)
     head, columns = dict(_HEADER.findall(text)), dict(_COLUMN.findall(text))
     body = "\n".join(line for line in text.splitlines() if not (_HEADER.match(line) or _COLUMN.match(line)))
     return Query(
