@@ -302,6 +302,56 @@ def test_a_server_that_hangs_at_connect(embedded: Servers) -> None:
         pass
 
 
+def test_one_connection_serves_snapshots_that_follow_each_other(
+    servers: Servers, ask_for: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = ask_for("SELECT pg_backend_pid() AS pid")
+    source = reader(servers.database_url)
+
+    def pid() -> int:
+        with source.snapshot() as snapshot:
+            return int(snapshot.ask(name)["pid"][0])
+
+    with psycopg.connect(servers.admin_url, autocommit=True) as admin:
+
+        def there(backend: int) -> bool:
+            return bool(admin.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).fetchone())
+
+        def gone(backend: int) -> None:
+            until = time.monotonic() + 10
+            while there(backend):
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
+        first = pid()
+        assert pid() == first
+        with source.snapshot() as outer:
+            assert pid() != int(outer.ask(name)["pid"][0]) == first, "two at once have one each"
+        admin.execute("SELECT pg_terminate_backend(%s)", [first])
+        gone(first)
+        monkeypatch.setattr(postgres, "_IDLE_S", 0.2)
+        second = pid()
+        gone(second)
+        assert pid() not in (first, second)
+
+
+def test_a_kept_connection_to_a_server_that_hangs_tells_nothing(embedded: Servers) -> None:
+    """Whether one can connect is told by a new connection."""
+    assert embedded._postgres is not None
+    source = reader(embedded.database_url, connect_timeout_s=2, statement_timeout_ms=300)
+    with source.snapshot():
+        pass
+    assert source._idle
+    backend = source._idle[0].info.backend_pid
+    with (
+        stopped(embedded._postgres.pid),
+        stopped(backend),
+        refused("postgres", Reason.TIMEOUT, "no_connection", within=8),
+        source.snapshot(),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("method", ["ask", "try_ask"])
 def test_a_server_that_hangs_under_a_snapshot(embedded: Servers, ask_for: Callable[..., str], method: str) -> None:
     """A stopped backend does not enforce its own timeout; the client has to cut the line."""
