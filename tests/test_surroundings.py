@@ -30,8 +30,10 @@ from drills import unfit
 from steps import bound
 
 from runbook_lib import settings
+from runbook_lib.masking import Masker
 from runbook_lib.packs.entitlement.sandbox import broker
 from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
 
 pytestmark = pytest.mark.e2e
@@ -423,6 +425,19 @@ def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Pat
     assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
     runbook(env, "note", "INC-2", "alone", "--new")
     assert "1 sealed entry, 0 steps" in runbook(env, "verify", "INC-2").stdout
+
+
+def test_a_note_names_people_as_the_runs_do(own: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
+    runbook(env, "run", "2", "--incident", "INC-1")
+    password = own.addresses.passwords["runbook"]
+    assert runbook(env, "note", "INC-1", f"user_id=anna waits; tried {password}").returncode == 0
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    archive = Archive(str(tmp_path), "INC-1")
+    token = Masker.of(settings.load().target("default").urls(), "INC-1", archive.salts).person("anna")
+    (noted,) = archive.lines(NOTES)
+    assert noted["text"] == f"user_id={token} waits; tried ***"
 
 
 @pytest.mark.parametrize("broken", [c.broken for c in CASES if c.name in ("wrong database", "wrong password")])

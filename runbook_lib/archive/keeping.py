@@ -51,7 +51,7 @@ def dossiers(output: str) -> Iterator[Archive]:
                 yield archive
 
 
-def _targets(archive: Archive) -> set[str]:
+def targets(archive: Archive) -> set[str]:
     """The systems that an incident's runs and actions were about. Raises OSError and ValueError."""
     given = [*(e.get("parameters") or {} for e in archive.lines(MANIFEST)), *archive.lines(ACTION_LOG)]
     return {str(values["target"]) for values in given if values.get("target")}
@@ -86,7 +86,7 @@ def trace(archive: Archive, user: str, config: Settings) -> Trace:
     """Look for a person in a dossier, by the targets' addresses as they are today. Raises OSError."""
     urls: list[Sequence[str]] = [()]  # of a note
     with suppress(ValueError):  # a line that is broken
-        for target in _targets(archive):
+        for target in targets(archive):
             with suppress(UsageError):  # a target that is gone, or whose secrets are not here
                 urls.append(config.target(target).urls())
     salts = archive.read(SALTS) if SALTS in (names := archive.files()) else b""
@@ -156,8 +156,8 @@ def hold(archive: Archive, reason: str, *, release: bool = False) -> None:
 def old(archive: Archive, config: Settings, now: pd.Timestamp) -> Old | Text | None:
     """A dossier whose time is over; None for one that is kept, and why where that can not be told. Raises OSError."""
     try:
-        targets = sorted(_targets(archive))
-        days = [config.target(target).keep_days for target in targets]
+        known = sorted(targets(archive))
+        days = [config.target(target).keep_days for target in known]
         lines = [line for log in SEALED for line in archive.lines(log)]
         moments = [moment(line[name]) for line in lines for name in _MOMENTS if line.get(name)]
         moments += [moment(name.partition("-")[0]) for name in archive.partials()]
@@ -166,7 +166,7 @@ def old(archive: Archive, config: Settings, now: pd.Timestamp) -> Old | Text | N
     keep = [d for d in days if d is not None]
     if not moments or not keep or len(keep) < len(days) or now - max(moments) <= pd.Timedelta(days=max(keep)):
         return None
-    return Old(archive, ", ".join(targets), max(keep), max(moments))
+    return Old(archive, ", ".join(known), max(keep), max(moments))
 
 
 def remove(found: Old, config: Settings, now: pd.Timestamp) -> bool:

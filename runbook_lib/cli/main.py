@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
@@ -385,7 +386,7 @@ def connect(target: str, lang: str | None) -> None:
 def note(incident: str, text: str, new: bool, output: str | None) -> int:
     """Put a line into an incident's timeline."""
     from runbook_lib import messages
-    from runbook_lib.archive import seal
+    from runbook_lib.archive import keeping, seal
     from runbook_lib.masking import Masker
     from runbook_lib.notes import keep_note, whoami
     from runbook_lib.parameters import validate
@@ -401,7 +402,12 @@ def note(incident: str, text: str, new: bool, output: str | None) -> int:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     if text.strip():
         archive.prepare()  # before somebody is given a token
-    kept = keep_note(archive, Masker.of((), incident, archive.salts).scrub(text), whoami())
+    # People under the tokens of the incident's runs, which are of one target as a rule.
+    urls: list[str] = []
+    with suppress(UsageError, ValueError):
+        if len(about := keeping.targets(archive)) == 1:
+            urls = config.target(about.pop()).urls()
+    kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub(text), whoami())
     click.echo(messages.text(kept, config.lang))
     click.echo(seal.told(archive))
     return 0
