@@ -11,6 +11,7 @@ import psutil
 import pytest
 from command import runbook as command
 
+from runbook_lib.packs.entitlement.drills import play
 from runbook_lib.packs.entitlement.drills.play import Clock, drill
 from runbook_lib.packs.entitlement.drills.report import judged
 from runbook_lib.packs.entitlement.drills.scenario import Scenario, draw
@@ -51,7 +52,10 @@ PLAYED = SEEDS if os.environ.get("RUNBOOK_ALL_DRILLS") else SEEDS[::4]
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", PLAYED)
-def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(seed: int) -> None:
+def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(play, "LATER_S", 2 * SHORT_S)
     line = drill(draw(seed, KINDS, SHORT_S), Clock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     found = judged(json.loads(json.dumps(line)))
@@ -68,8 +72,13 @@ def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> N
     assert left_behind(temporary) == []
 
 
-def test_the_first_proposal_of_a_person_s_database_is_given_to_psql() -> None:
-    """A lock's holder is ended by the superuser's psql; without a fault's code, and without the runbook's role."""
+def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock's holder is ended by the superuser's psql; without a fault's code, and without the runbook's role.
+
+    As if it had shown no difference: both sandboxes are looked at once more.
+    """
+    monkeypatch.setattr(play, "helped", lambda acted, alone: "nothing")
+    monkeypatch.setattr(play, "LATER_S", 25.0)
     line = drill(Scenario(8, ("table_lock",), 1.0, "spike", "", 14.0), Clock(), after_s=15)
     found = judged(line)
     assert found.judged.place == "right", line
@@ -77,6 +86,7 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql() -> None:
     assert line["alone"]["sent"] == 0, line
     if line["proposal"]:  # what it is worth is the flow's to say; that it could be carried out is ours
         assert line["proposal"]["exit"] == 0, line
+        assert line["after_s"] == 25 and judged(line).help == "helps", line
 
 
 def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:

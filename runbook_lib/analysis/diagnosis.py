@@ -150,13 +150,16 @@ def _stuck_at(scores: dict[str, float], book: Catalog) -> str | None:
 
 
 def _undecided(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
-    """What may hold up that which has waited too long: the hops where it waits and what they depend on."""
+    """What may hold up that which has waited too long: what the hops where it waits depend on and nothing has cleared.
+
+    Where nothing speaks for any of these, those hops too: who works may all the same have lost what waits.
+    """
     late = [hop.name for hop in strip(findings, book.hops) if hop.late]
     under = [name for name, place in book.places.items() if place.under]
     against = {s.about for f in findings for s in f.signals if s.weight <= -SUSPECT}
     may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
     suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
-    return tuple(hop for hop in (*book.hops, *under) if hop in (may_be | suspected or late))
+    return tuple(hop for hop in (*book.hops, *under) if hop in may_be | (suspected or {*late}))
 
 
 def _confidence(

@@ -14,6 +14,9 @@ Help = Literal["helps", "nothing", "harms"]
 
 #: From this score on a failure mode is named rather than only considered.
 NAMED = 0.5
+#: What shows no difference after a proposal is looked at once more so many seconds after it: ten tries, which take four
+#: minutes, are used up by then, and what is given up tells.
+LATER_S = 240.0
 #: Differences below these are chance: a share of the larger value, seconds of the load, rows, seconds of age.
 _SHARE, _LOAD_S, _ROWS, _AGE_S = 0.2, 3.0, 2.0, 5.0
 

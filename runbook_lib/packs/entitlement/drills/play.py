@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.sandbox.state import SandboxError
 
 from . import probe
-from .judge import Truth, changing
+from .judge import LATER_S, Truth, changing, helped
 from .scenario import LOADS, Scenario
 
 #: How long the flow is looked at before anything breaks, and how long a new load has had by then.
@@ -163,25 +164,32 @@ def drill(scenario: Scenario, clock: Clock, after_s: float = 40.0, keep: Path | 
 
 def _drill(scenario: Scenario, scratch: Path, clock: Clock, after_s: float, keep: Path | None) -> dict[str, Any]:
     right = truth(scenario)
-    age_s: Future[float] = Future()
-    with ThreadPoolExecutor(1) as lane:
-        twin = lane.submit(_left_alone, scenario, scratch / "twin", clock, after_s, age_s)
-        try:
-            with incident(scenario, scratch / "sandbox", clock) as it:
-                onset = time.monotonic()
-                clock.wait(scenario.look_after_s)
-                document, seconds, problem = triage(it.sandbox, scenario, keep or scratch, clock)
-                verdict = document["verdict"] if document else None
-                proposal = changing(verdict["proposals"]) if verdict else None
-                done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
-                if done:
-                    age_s.set_result(time.monotonic() - onset + after_s)
-                age_s.cancel()  # where nothing was done this sandbox is itself left alone
-                clock.wait(after_s)
-                acted = probe.look(it.sandbox, after_s)
-        finally:
-            age_s.cancel()
-        alone = twin.result() if done else acted
+    later = False
+    with (
+        _twin(scenario, scratch / "twin", clock, after_s) as twin,
+        incident(scenario, scratch / "sandbox", clock) as it,
+    ):
+        onset = time.monotonic()
+        clock.wait(scenario.look_after_s)
+        document, seconds, problem = triage(it.sandbox, scenario, keep or scratch, clock)
+        verdict = document["verdict"] if document else None
+        proposal = changing(verdict["proposals"]) if verdict else None
+        done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
+        if not done:
+            twin.end()  # this sandbox is itself left alone
+        acted_at = time.monotonic()
+
+        def look(s: float) -> tuple[probe.Seen, probe.Seen]:
+            if done:
+                twin.look_at(acted_at + s - onset)
+            clock.wait(acted_at + s - time.monotonic())
+            acted = probe.look(it.sandbox, after_s)
+            return acted, twin.seen() if done else acted
+
+        acted, alone = look(after_s)
+        if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
+            later = True
+            acted, alone = look(LATER_S)
     return {
         "problems": it.problems,
         "truth": {"places": sorted(right.places, key=str), "modes": sorted(right.modes)} if right else None,
@@ -192,17 +200,60 @@ def _drill(scenario: Scenario, scratch: Path, clock: Clock, after_s: float, keep
         "before": asdict(it.before),
         "acted": asdict(acted),
         "alone": asdict(alone),
+        **({"after_s": LATER_S} if later else {}),
     }
 
 
-def _left_alone(scenario: Scenario, directory: Path, clock: Clock, after_s: float, age_s: Future[float]) -> probe.Seen:
-    """The twin, side by side with the incident; looked at when it is as old, or thrown away when that is cancelled."""
-    with incident(scenario, directory, clock) as twin:
-        onset = time.monotonic()
-        while not age_s.done():
-            clock.wait(0.2)
-        clock.wait(onset + age_s.result() - time.monotonic())
-        return probe.look(twin.sandbox, after_s)
+class _Twin:
+    """The same incident, left alone, in a thread of its own: looked at when it has some ages, in s."""
+
+    def __init__(self) -> None:
+        self._ages: queue.Queue[float | None] = queue.Queue()
+        self._seen: queue.Queue[probe.Seen] = queue.Queue()
+        self.lane: Future[None] = Future()
+
+    def look_at(self, age_s: float) -> None:
+        """How it is at that age is `seen`."""
+        self._ages.put(age_s)
+
+    def end(self) -> None:
+        """It is not needed any more."""
+        self._ages.put(None)
+
+    def seen(self) -> probe.Seen:
+        """The next look, waited for. Raises what has ended it."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._seen.get(timeout=0.2)
+            if self.lane.done():
+                self.lane.result()
+                raise Stopped
+
+    def run(self, scenario: Scenario, directory: Path, clock: Clock, after_s: float) -> None:
+        """From its start to its end."""
+        with incident(scenario, directory, clock) as it:
+            onset = time.monotonic()
+            while True:
+                try:
+                    age_s = self._ages.get_nowait()
+                except queue.Empty:
+                    clock.wait(0.2)
+                    continue
+                if age_s is None:
+                    return
+                clock.wait(onset + age_s - time.monotonic())
+                self._seen.put(probe.look(it.sandbox, after_s))
+
+
+@contextlib.contextmanager
+def _twin(scenario: Scenario, directory: Path, clock: Clock, after_s: float) -> Iterator[_Twin]:
+    twin = _Twin()
+    with ThreadPoolExecutor(1) as lane:
+        twin.lane = lane.submit(twin.run, scenario, directory, clock, after_s)
+        try:
+            yield twin
+        finally:
+            twin.end()
 
 
 def triage(

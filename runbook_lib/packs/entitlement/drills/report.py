@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .judge import Answer, Help, Judged, Truth, alarms, helped, judge, took_effect, wilson
+from .judge import LATER_S, Answer, Help, Judged, Truth, alarms, helped, judge, took_effect, wilson
 from .probe import Seen
 
 Line = Mapping[str, Any]
@@ -82,8 +82,9 @@ def report(lines: Iterable[Line]) -> str:
         f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows, *undecided* if it names "
         "several with such a one among them, or nothing and does not call it well. Whether a proposal *helps*, does "
-        "*nothing* or *harms* is the flow of the two sandboxes. Of two faults at once, either may be named; "
-        "where only the runbook's own view is broken, none, and all is not well.",
+        "*nothing* or *harms* is the flow of the two sandboxes; where they do not differ yet, they are looked at once "
+        f"more {LATER_S:.0f} s after the proposal, when ten tries are used up. Of two faults at once, either may be "
+        "named; where only the runbook's own view is broken, none, and all is not well.",
         "## In short",
         _in_short(real, calm),
         "## By kind of fault",
