@@ -306,6 +306,15 @@ def test_what_is_too_early_to_tell_or_undecided_is_not_sure() -> None:
     assert (verdict.stuck_at, verdict.confidence) == (None, "low") and verdict.undecided
 
 
+def test_what_is_left_by_elimination_alone_is_not_the_only_one_named() -> None:
+    """Those at work are cleared of standing still, and may have lost the very one that waits."""
+    at_work = tuple(Signal(hop, -0.5, f"{hop} works") for hop in ("jetstream", "subscriber", "relay"))
+    waits = replace(seen("3.1", *at_work), hops=(Hop("subscriber", late=True),))
+    assert conclude([waits]).undecided == ("subscriber", DATABASE)
+    suspected = seen("3.2", Signal(DATABASE, 0.3, "slow"))
+    assert conclude([waits, suspected]).undecided == (DATABASE,)
+
+
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:
     assert conclude([seen("4.1.2", Signal("FM-NATS-02", 0.9, "a"))]).next_sections == ("4.4",)
     assert conclude([seen("6.2")]).next_sections == ("3",)
