@@ -245,7 +245,7 @@ RIGHT = verdict("delivery_worker", "FM-NOTI-06")
 LINES = [
     line(1, RIGHT, "worker_stopped", acted=FLOWS),
     line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK) | {"cause": "a person's word."},
-    line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung"),
+    line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung") | {"before_that": "it was told to wait."},
     line(4, RIGHT, "worker_stopped", alone=FLOWS),
     line(5, verdict(**OK), alone=FLOWS, noise="deploy"),
     line(6, RIGHT, alone=FLOWS, noise="backup"),
@@ -272,6 +272,7 @@ def test_the_page_of_many_drills() -> None:
         and "seed 6, no fault" in misses[0]
         and "seed 1," not in page
     )
+    assert "seed 3, played before: it was told to wait." in misses[1]
     assert "seed 4, worker_stopped: took no effect" in misses[1] and "seed 7: the sandbox" in misses[1]
     assert "for the first time" not in page
 

@@ -206,6 +206,8 @@ def _miss(drill: Drill) -> str:
 
 def _not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
     found = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+    # What a person wrote of a play that this line stands in the place of.
+    found += [f"- seed {line['seed']}, played before: {line['before_that']}" for line in lines if "before_that" in line]
     found += [
         f"- seed {d.line['seed']}, {' + '.join(d.line['scenario']['faults'])}: took no effect"
         + "".join(f"; {problem}" for problem in d.line["problems"])
