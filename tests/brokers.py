@@ -29,11 +29,11 @@ from runbook_lib.packs.entitlement.sandbox.state import free_ports
 START_S = 60.0
 
 
-def until(holds: Callable[[], Any], what: str, within: float = START_S) -> Any:
-    """The first true answer; a machine that is busy is waited for."""
+def until(holds: Callable[[], Any], what: str | Callable[[], str], within: float = START_S) -> Any:
+    """The first true answer; a machine that is busy is waited for. `what` is waited for, in words."""
     end = time.monotonic() + within
     while not (found := holds()):
-        assert time.monotonic() < end, f"waited for {what}"
+        assert time.monotonic() < end, f"waited for {what if isinstance(what, str) else what()}"
         time.sleep(0.1)
     return found
 

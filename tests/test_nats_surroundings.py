@@ -327,9 +327,13 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
     leader = brokers.until(leads, "a leader")
     first, second = (name for name in cluster.nodes if name != leader)
     with steps.bound(cluster.nodes[leader].url):
+
+        def looked() -> Finding:
+            return asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]
+
         found = brokers.until(
-            lambda: (f := asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]).status is Status.OK and f,
-            "all to be as expected",
+            lambda: (f := looked()).status is Status.OK and f,
+            lambda: f"all to be as expected: {messages.text(looked().headline, 'en')}",
             120,
         )
         assert "scope.broker_well" in signals(found)
