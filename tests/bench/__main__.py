@@ -34,12 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000, help="notifications  [default: 5,000,000]")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="fill this folder, or use what it already holds")
+    parser.add_argument("--systems", type=int, default=many.SYSTEMS, help="for `many`  [default: 1,000]")
     parser.add_argument(
         "only",
         nargs="?",
         choices=("speed", "harm", "past", "many", "growth"),
-        help="the times and memory alone, what it does to the application, the backtest of many dossiers, the triage of"
-        " many systems, or what ten times the rows cost each question (not part of the whole)",
+        help="the times and memory alone, what it does to the application, or the backtest of many dossiers; not part"
+        " of the whole: the triage of many systems, and what ten times the rows cost each question",
     )
     options = parser.parse_args(arguments)
     began = time.monotonic()
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _print_speed(_speed(small, scratch, options.rows))
             elif options.only == "many":
                 small.deliver()
-                _print_many(many.measure(small, scratch / "many"))
+                _print_many(many.measure(small, scratch / "many", options.systems))
             else:
                 _print_harm(harm.measure(small, scratch / "harm"))
         return
@@ -79,14 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         large.vacuum()
         vacuumed = list(questions.measure(large.database_url, _names(late)))
         tested = past.measure(scratch / "past")
-        small.deliver()
-        course = many.measure(small, scratch / "many")
     _print_questions(rows, asked)
     _print_notebooks(measured, options.rows)
     _print_targets(rows, vacuumed, asked, measured)
     _print_by_hand(typed)
     _print_past(tested)
-    _print_many(course)
     _say(f"\nThe bench took {_since(began)} s.")
 
 
@@ -336,14 +334,15 @@ def _print_past(tested: past.Tested) -> None:
 
 def _print_many(course: many.Course) -> None:
     parts = ", ".join(f"{s:.0f}" for s in course.seconds)
-    grown = (course.scheduler_mib[-1] - course.scheduler_mib[0]) * 1024 / many.SYSTEMS
+    grown = (course.scheduler_mib[-1] - course.scheduler_mib[0]) * 1024 / course.systems
+    sent, came = (n / course.systems for n in (course.sent, course.came))
     _say(
-        f"\nTriage of {many.SYSTEMS:,} systems over Dask, two workers of two threads, one killed after the first fifth:"
-        f"\n{parts} s by fifths. The scheduler's memory: {course.scheduler_mib[0]:.0f} MiB before,"
-        f" {course.scheduler_mib[-1]:.0f} after, {grown:.1f} KiB a system. Sent {course.sent / many.SYSTEMS:,.0f} bytes"
-        f" a system, and {course.came / many.SYSTEMS:,.0f} came back."
+        f"\nTriage of {course.systems:,} systems over Dask, two workers of two threads, one killed after the first"
+        f"\nfifth: {parts} s by fifths. The scheduler's memory: {course.scheduler_mib[0]:.0f} MiB before,"
+        f" {course.scheduler_mib[-1]:.0f} after, {grown:.1f} KiB\na system. Sent {sent:,.0f} bytes a system, and"
+        f" {came:,.0f} came back."
     )
-    _target(f"{many.SYSTEMS:,} systems, each once", course.wrong[:5])
+    _target(f"{course.systems:,} systems, each once", course.wrong[:5])
     _target("time and memory grow with their number alone", course.bends)
 
 

@@ -34,6 +34,7 @@ _DEADLINE_S = 180.0
 class Course:
     """How it went: a number for each part of the systems."""
 
+    systems: int
     seconds: list[float] = field(default_factory=list)
     scheduler_mib: list[float] = field(default_factory=list)
     """At the end of each part; the first is before any."""
@@ -67,7 +68,7 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Course:
         Order(("3",), output, target=f"t{n}", incident=f"M-t{n}", job=f"job-{n}", follow=True, deadline_s=_DEADLINE_S)
         for n in range(systems)
     ]
-    course = Course(sent=sum(len(pickle.dumps(order)) for order in orders))
+    course = Course(systems, sent=sum(len(pickle.dumps(order)) for order in orders))
     cluster = Cluster(scratch, env)
     try:
         victim = cluster.worker("--no-nanny")
