@@ -179,7 +179,7 @@ def test_watch_shows_look_after_look_until_it_is_interrupted(target: dict[str, s
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (Status.CRITICAL.value, "")
-    assert "Stuck at outbox relay" in shown and shown.count("CRITICAL") >= 2
+    assert shown.count("Stuck at outbox relay") == 2
 
 
 # Dossiers ---------------------------------------------------------------------------------------------------
