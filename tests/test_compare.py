@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ def test_only_what_is_healthy_is_kept(target: dict[str, str], db: psycopg.Connec
 
 def test_watch_shows_look_after_look_until_it_is_interrupted(target: dict[str, str], db: psycopg.Connection) -> None:
     events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    time.sleep(6)  # what the fixture has published is as new as this test, and whoever published within 5 s is at work
     command = [sys.executable, "-m", "runbook_lib", "watch", "--every", "2"]
     process = subprocess.Popen(command, env=target, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
