@@ -1,12 +1,15 @@
-# The two commands of the README are `make demo` and `make test`; each does all its own set-up.
+# The README's two commands are `make demo` and `make test`. Each target sets up what it needs.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench drills sample lock clean
+# Tests and runs start hundreds of processes: none compiles the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
-# What is missing is said in one line, before anything is made: a command that must succeed, and what is said if not.
+.PHONY: venv demo test quick-tests test-all slow-tests lint bench docs drills record sample lock clean
+
+# Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
 
 venv: $(STAMP)
@@ -22,8 +25,18 @@ $(STAMP): requirements.lock pyproject.toml
 demo: venv
 	$(RUN)/runbook sandbox demo
 
-test: venv lint
-	$(RUN)/pytest -n 4
+# Lint and tests side by side, in minutes. The rest is `make test-all`. More workers than cores, because most tests wait;
+# fewer for the slow ones, whose sandboxes and servers are busy.
+test: venv
+	@$(MAKE) --no-print-directory -j2 lint quick-tests
+quick-tests: venv
+	$(RUN)/pytest -n 7 -m "not slow and not docker"
+
+# Everything: also each fault live, long property tests, containers, other versions of the servers and of Python.
+test-all: test slow-tests
+slow-tests: venv
+	.ci/lanes
+	RUNBOOK_TEST_ALL=1 $(RUN)/pytest -n 5 -m "slow or docker or hypothesis"
 
 lint: venv
 	$(RUN)/ruff check .
@@ -35,15 +48,25 @@ lint: venv
 bench: venv
 	$(RUN)/python -m tests.bench
 
-# Incidents at random, a night's worth, and the page of what they show. Interrupted, it goes on where it was. The file also holds
-# seeds before and after these: of kinds that had come up fewer than three times. `make drills SEEDS=N:M` plays others.
-SEEDS ?= 1758:1945
+# The documents as a site in build/site, without the network; a broken link is an error.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
+
+# Random incidents for one night, half of them of settings and people, and the page of their results. Seeds that have a line in the file
+# are not played again.
+SEEDS ?= 3000:3240
+FAMILY ?= people
 DRILLS := tests/drills.jsonl
 drills: venv
-	$(RUN)/runbook drill --seeds $(SEEDS) --results $(DRILLS) --at-once 3
+	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
 	$(RUN)/runbook drill report $(DRILLS) --write docs/truth.md
 
-# The dossier that git keeps; after a change that alters verdicts or pages.
+# Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
+# CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts.
+record: venv
+	$(RUN)/python tests/make_recordings.py $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
+
+# Renew the sample dossier in outputs/, after a change of verdicts or pages.
 sample: venv
 	$(RUN)/python tests/sample.py
 

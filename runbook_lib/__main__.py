@@ -5,7 +5,7 @@ from runbook_lib import interrupts
 
 def main() -> None:
     """Run it. From the first moment it can be interrupted: what it imports takes its time."""
-    interrupts.watch()
+    interrupts.exit_on_signal()
     from runbook_lib.cli import main as command
 
     command.main()

@@ -6,6 +6,7 @@ described at the head of each document; a malformed one is a `CatalogError` that
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,20 +21,21 @@ from markdown_it.tree import SyntaxTreeNode
 
 from runbook_lib import pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
+from runbook_lib.model.unread import known
 from runbook_lib.pack import Pack
 from runbook_lib.usage import did_you_mean
 
-#: Blocks and the lines they stand on; what is within a line is read as it is written.
+#: Parses blocks with their lines; the text within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-#: What a pack's documents are called.
+#: The names of a pack's documents.
 DOCUMENTS = ("runbook", "slo", "failure-modes", "operations")
-#: Tables without which there is nothing to run, to compare with or to name.
+#: First columns of the tables that every system must have.
 _NEEDED = ("Step", "Threshold", "Hop")
-#: What the sections of every runbook with such a number are for: the engine points to them.
-REACHABILITY, FIRST_RESPONSE, RECOVERY, POSTMORTEM = "2", "3", "6", "7"
-#: The levels of a log that mean something here.
+#: Sections that the engine itself points to, by number.
+REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"
+#: The log levels that are known here.
 LEVELS = ("INFO", "WARN", "ERROR")
 
 
@@ -47,8 +49,19 @@ class CatalogError(Exception):
         return "{}:{}: {}".format(*self.args)
 
 
+class Bilingual:
+    """A text of a document in English and in Japanese."""
+
+    en: str
+    ja: str
+
+    def words(self, lang: str) -> str:
+        """Return the text in a language."""
+        return self.ja if lang == "ja" else self.en
+
+
 @dataclass(frozen=True)
-class Step:
+class Step(Bilingual):
     """One step of a section, with its question in both languages."""
 
     id: str
@@ -57,7 +70,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Section:
+class Section(Bilingual):
     """One section of docs/runbook.md; `notebook` is None where it is done by hand."""
 
     number: str
@@ -67,6 +80,12 @@ class Section:
     reads: str
     takes: str
     steps: tuple[Step, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Return the first number of `takes`; infinity if it has none."""
+        found = re.search(r"\d+", self.takes)
+        return float(found[0]) if found else math.inf
 
 
 @dataclass(frozen=True)
@@ -102,8 +121,8 @@ class Slo:
 class Place:
     """A hop of the pipeline, or what lies under all of them.
 
-    `waits_for` is what may hold up whatever waits here. What is `shared` explains by its own failure those of others;
-    what lies `under` all hops may hold up each, and is not on the strip.
+    `waits_for` are the hops and dependencies that may block rows waiting here. The failure of a `shared` one explains
+    failures of others; one that is `under` all hops may block each of them, and is not on the strip.
     """
 
     name: str
@@ -113,11 +132,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class FailureMode:
+class FailureMode(Bilingual):
     """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
 
-    One observation of `excluded_by` takes it out. `remedies` are the proposals that help if it is so, by their names;
-    `told_by` are the steps whose answer tells it from its neighbours; `follows` are the modes that leave it behind.
+    Any observation of `excluded_by` excludes it. `remedies` are the names of the proposals that help; `told_by` are the
+    steps whose result distinguishes it from similar modes; `follows` are the modes that cause it as an aftermath.
     """
 
     id: str
@@ -149,8 +168,8 @@ SettingValue = bool | int | float
 
 
 @dataclass(frozen=True)
-class Phrase:
-    """What a phrase in a workload's log means; without `failure_modes` it is normal, or too common to tell."""
+class Phrase(Bilingual):
+    """The meaning of a phrase in a workload's log; without `failure_modes` it is no evidence."""
 
     text: str
     workloads: tuple[str, ...]
@@ -162,7 +181,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that an action may change, within what range; docs/operations.md."""
+    """A setting that an action may change, and its range; docs/operations.md."""
 
     name: str
     workload: str
@@ -188,7 +207,7 @@ class Setting:
         return ""
 
     def read(self, text: str) -> bool | float | str | None:
-        """A value as it was typed: a number, true or false, None for `default`; what is neither stays a text."""
+        """Parse a typed value: a number, true or false, None for `default`; any other text is returned as it is."""
         if text in ("default", "true", "false"):
             return {"default": None, "true": True, "false": False}[text]
         try:
@@ -197,7 +216,7 @@ class Setting:
             return text
 
     def spelt(self, value: SettingValue) -> str:
-        """The value as the application's variable takes it."""
+        """Format the value as the application's variable takes it."""
         if isinstance(value, bool):
             return str(value).lower()
         if self.unit == "s":
@@ -210,7 +229,7 @@ class Setting:
         return self.default == "true" if self.unit == "flag" else float(self.default)
 
     def understood(self, text: str) -> SettingValue | None:
-        """What the application makes of a variable's text; None where it would not start with it.
+        """Parse a variable's text as the application does; None if the application would not start with it.
 
         >>> Setting("worker.poll_interval", "worker", "X", "1", 0.2, 30, "s").understood("500ms")
         0.5
@@ -226,7 +245,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class RedrivePolicy:
-    """Who may send dead letters of one store again, and how; docs/operations.md."""
+    """The rules for sending dead letters of one store again; docs/operations.md."""
 
     store: str
     who: str
@@ -240,13 +259,13 @@ class Limits(dict[str, Threshold]):
     """The thresholds of docs/slo.md by name; what a judge compares with."""
 
     def value(self, name: str, observed: float | int | None) -> Value:
-        """An observed value beside the threshold of the same name."""
-        threshold = self[name]
+        """Return an observed value with the threshold of the same name."""
+        threshold, observed = self[name], known(observed)
         return Value(name, None if observed is None or observed != observed else observed, threshold.unit, threshold)
 
 
-class _Watched(Limits):
-    """A table that puts the name of each row that is read into `read`."""
+class _RecordingTable(Limits):
+    """A table that adds the name of each row that is read to `read`."""
 
     def __init__(self, rows: Mapping[str, Any], read: set[str]) -> None:
         super().__init__(rows)
@@ -259,7 +278,12 @@ class _Watched(Limits):
 
 @dataclass(frozen=True)
 class Catalog:
-    """What the documents say; `forbids` are the proposals that make it worse while an observation is there."""
+    """The content of the documents.
+
+    `seen_by` has, by step, the observations that it makes, or how their names begin. `firm` has how the names of those
+    begin that no evidence against reduces. `forbids` has, by observation, the proposals that would make the situation
+    worse.
+    """
 
     sections: dict[str, Section]
     slos: dict[str, Slo]
@@ -267,6 +291,8 @@ class Catalog:
     numbers: dict[str, float]
     places: dict[str, Place]
     observations: dict[str, tuple[Signal, ...]]
+    seen_by: dict[str, tuple[str, ...]]
+    firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
@@ -282,19 +308,19 @@ class Catalog:
         return tuple(p.name for p in self.places.values() if not p.under)
 
     def decides(self, name: str) -> object:
-        """The number, threshold or objective of docs/slo.md of that name; None where there is none."""
+        """Return the number, threshold or objective of docs/slo.md of that name; None if there is none."""
         return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
 
     def tuned(self, own: Mapping[str, Any]) -> Catalog:
-        """The same with a target's own thresholds: `{"backlog.due": "100 / 500 rows"}`, warning and critical.
+        """Return a copy with a target's own thresholds: `{"backlog.due": "100 / 500 rows"}`, warning and critical.
 
         A name may be nested, as TOML reads one with dots. Raises ValueError, one line.
         """
-        flat = dict(_flat(own))
-        limits = {name: self._tuned(name, text) for name, text in flat.items()}
+        flat = dict(_flatten(own))
+        limits = {name: self._parse_own_threshold(name, text) for name, text in flat.items()}
         return replace(self, limits=Limits(self.limits | limits), own=self.own | flat) if flat else self
 
-    def _tuned(self, name: str, text: str) -> Threshold:
+    def _parse_own_threshold(self, name: str, text: str) -> Threshold:
         if name not in self.limits:
             raise ValueError(f"there is no threshold '{name}' in docs/slo.md: {did_you_mean(name, list(self.limits))}")
         limit = self.limits[name]
@@ -303,36 +329,63 @@ class Catalog:
         there = [(n is None) == (d is None) for n, d in ((warning, limit.warning), (critical, limit.critical))]
         if not m or m[3] != limit.unit or not all(there):
             # Questions rest on a limit that the document has: the numbers alone may be others.
-            raise ValueError(f"{name}: '{text}' has not the form of docs/slo.md: write it like '{_spelt(limit)}'")
+            raise ValueError(
+                f"{name}: '{text}' has not the form of docs/slo.md: write it like '{_format_limits(limit)}'"
+            )
         if warning is not None and critical is not None and (warning < critical if limit.below else warning > critical):
             side = "below" if limit.below else "above"
             raise ValueError(f"{name}: '{text}': what is {side} {critical:g} would be critical before it is a warning")
         return replace(limit, warning=warning, critical=critical, origin=f"{OWN} `{name}`")
 
+    def completed(self, later: Catalog) -> Catalog:
+        """Return a copy, completed with the numbers, thresholds and observations that only `later` has."""
+        return replace(
+            self,
+            numbers=later.numbers | self.numbers,
+            limits=Limits(later.limits | self.limits),
+            observations=later.observations | self.observations,
+        )
+
     def watched(self, read: set[str]) -> Catalog:
-        """The same; what is read of numbers, thresholds and objectives puts its name into `read`."""
-        numbers, limits, slos = (_Watched(rows, read) for rows in (self.numbers, self.limits, self.slos))
+        """Return a copy that adds the name of each number, threshold and objective that is read to `read`."""
+        numbers, limits, slos = (_RecordingTable(rows, read) for rows in (self.numbers, self.limits, self.slos))
         return replace(self, numbers=cast(Any, numbers), limits=limits, slos=cast(Any, slos))
 
     def runnable(self) -> dict[str, Section]:
-        """The sections that have a notebook."""
+        """Return the sections that have a notebook."""
         return {n: s for n, s in self.sections.items() if s.notebook}
 
-    def speaks(self, observation: str) -> tuple[Signal, ...]:
-        """What an observation speaks for and against, and how strongly. Raises KeyError for one that has no row."""
+    def evidence(self, observation: str) -> tuple[Signal, ...]:
+        """Return the evidence of an observation: what it supports or contradicts, with weights. Raises KeyError."""
         return self.observations[observation]
 
+    def step_of(self, observation: str) -> str:
+        """Return the step that makes an observation; "" if any step may, as with the error of a source."""
+        return next((step for step, names in self.seen_by.items() if observation.startswith(names)), "")
 
-def _flat(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
+        """Return the evidence of a log phrase for a failure mode.
+
+        Raises KeyError for a mode that its row does not name.
+        """
+        if mode not in self.phrases[phrase].failure_modes:
+            raise KeyError(mode)
+        return Signal(mode, weight, phrase)
+
+    #: `phrase_evidence` by its earlier name, for packs.
+    phrase_speaks = phrase_evidence
+
+
+def _flatten(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for key, value in own.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
+            yield from _flatten(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", str(value)
 
 
-def _spelt(limit: Threshold) -> str:
-    """The two limits of a threshold as a target may have its own."""
+def _format_limits(limit: Threshold) -> str:
+    """Format the two limits of a threshold as runbook.toml writes them."""
     return f"{' / '.join('-' if n is None else f'{n:g}' for n in (limit.warning, limit.critical))} {limit.unit}"
 
 
@@ -340,11 +393,11 @@ V = TypeVar("V")
 
 
 def load() -> Catalog:
-    """What the documents of the runbook in force say.
+    """Read the documents of the active runbook.
 
     Raises CatalogError when one is missing, malformed or refers to what does not exist.
     """
-    return _load(pack.in_force())
+    return _load(pack.active_runbook())
 
 
 @lru_cache(maxsize=8)
@@ -361,9 +414,9 @@ def read(packs: Sequence[Pack]) -> Catalog:
 
     slo, failures, runbook = documents("slo"), documents("failure-modes"), documents("runbook")
     operations = documents("operations", needed=False)
-    places = _table(failures, "Hop", _place)
-    slos = _table(slo, "SLO", _slo)
-    limits = Limits(_table(slo, "Threshold", _threshold))
+    places = _read_table(failures, "Hop", _read_place)
+    slos = _read_table(slo, "SLO", _read_slo)
+    limits = Limits(_read_table(slo, "Threshold", _read_threshold))
     sections = _read_runbook(runbook)
     steps = {step.id for section in sections.values() for step in section.steps}
     names = {row["Observation"] for document in failures for row in document.rows("Observation")}
@@ -373,16 +426,20 @@ def read(packs: Sequence[Pack]) -> Catalog:
         sections=sections,
         slos=slos,
         limits=limits,
-        numbers=_table(slo, "Number", lambda row: row.number("Value") or 0.0),
+        numbers=_read_table(slo, "Number", lambda row: row.given("Value")),
         places=places,
-        observations=_table(failures, "Observation", lambda row: row.signals(known)),
-        forbids=_table(failures, "While", lambda row: row.words("Not proposed")),
+        observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
+        seen_by=_read_table(failures, "Seen by", lambda row: row.words("Observations")),
+        firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
+        forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
         failure_modes=modes,
-        phrases=_table(failures, "Log phrase", lambda row: _phrase(row, modes)),
-        settings=_table(operations, "Setting", _setting),
-        forbidden_variables=_table(operations, "Never set", lambda row: row["Why"]),
-        redrive=_table(operations, "Redrive", _policy),
+        phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
+        settings=_read_table(operations, "Setting", _read_setting),
+        forbidden_variables=_read_table(operations, "Never set", lambda row: row["Why"]),
+        redrive=_read_table(operations, "Redrive", _read_policy),
     )
+    for row in (row for document in failures for row in document.rows("Seen by")):
+        row.words("Seen by", steps, "in runbook.md")
     for row in (row for document in failures for row in document.rows("While")):
         row.words("While", names, "an observation of this document")
     for document in slo:
@@ -393,8 +450,8 @@ def read(packs: Sequence[Pack]) -> Catalog:
     return catalog
 
 
-def _table(documents: Iterable[_Document], first: str, read: Callable[[_Record], V]) -> dict[str, V]:
-    """What the rows under the column `first` say, by what stands in it."""
+def _read_table(documents: Iterable[_Document], first: str, read: Callable[[_Record], V]) -> dict[str, V]:
+    """Read the rows of the tables whose first column is `first`, by the text in that column."""
     found: dict[str, V] = {}
     for row in (row for document in documents for row in document.rows(first)):
         if row[first] in found:
@@ -403,28 +460,28 @@ def _table(documents: Iterable[_Document], first: str, read: Callable[[_Record],
     return found
 
 
-def _place(row: _Record) -> Place:
+def _read_place(row: _Record) -> Place:
     role = row["Role"]
     if role not in ("hop", "shared", "under all"):
         raise row.error(f"role '{role}' is not among hop, shared, under all")
     return Place(row["Hop"], row.words("Waits for"), role != "hop", role == "under all")
 
 
-def _setting(row: _Record) -> Setting:
+def _read_setting(row: _Record) -> Setting:
     return Setting(
         row["Setting"], row["Workload"], row["Variable"], row["Default"], row.number("From"), row.number("To"),
         row["Unit"],
     )  # fmt: skip
 
 
-def _policy(row: _Record) -> RedrivePolicy:
+def _read_policy(row: _Record) -> RedrivePolicy:
     return RedrivePolicy(
-        row["Redrive"], row["Who"], int(row.number("At once") or 0), row.words("Kinds"),
-        int(row.number("Times per event") or 0), row.number("Pause") or 0.0,
+        row["Redrive"], row["Who"], int(row.given("At once")), row.words("Kinds"),
+        int(row.given("Times per event")), row.given("Pause"),
     )  # fmt: skip
 
 
-def _slo(row: _Record) -> Slo:
+def _read_slo(row: _Record) -> Slo:
     m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
     if not m:
         raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
@@ -433,7 +490,7 @@ def _slo(row: _Record) -> Slo:
     )
 
 
-def _threshold(row: _Record) -> Threshold:
+def _read_threshold(row: _Record) -> Threshold:
     name = row["Threshold"]
     (warning, below_w), (critical, below_c) = row.limit("Warning"), row.limit("Critical")
     if warning is not None and critical is not None and below_w != below_c:
@@ -441,7 +498,7 @@ def _threshold(row: _Record) -> Threshold:
     return Threshold(name, row["Unit"], warning, critical, below_w or below_c, f"docs/slo.md `{name}`")
 
 
-def _phrase(row: _Record, modes: Collection[str]) -> Phrase:
+def _read_phrase(row: _Record, modes: Collection[str]) -> Phrase:
     if row["Level"] not in LEVELS:
         raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
     return Phrase(
@@ -494,7 +551,7 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
 
 
 class _Record(dict[str, str]):
-    """A table's row by its columns, or a heading's bullets by their names, and where it stands."""
+    """A table's row by its columns, or a heading's bullets by their names, with its file and line."""
 
     def __init__(self, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
         super().__init__(values)
@@ -507,7 +564,7 @@ class _Record(dict[str, str]):
         raise self.error(f"{self.kind.format(name)} is missing here")
 
     def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
-        """The words between commas, '-' being none; each must be `known`."""
+        """Split a cell at its commas; '-' is (). Raises CatalogError for a word that is not in `known`."""
         words = () if self[column] == "-" else tuple(w.strip() for w in self[column].split(",") if w.strip())
         for word in words:
             if known is not None and word not in known:
@@ -515,14 +572,21 @@ class _Record(dict[str, str]):
         return words
 
     def number(self, column: str) -> float | None:
-        """A number, or None for '-'."""
+        """Return a cell as a number; None for '-'."""
         try:
             return None if self[column] == "-" else float(self[column])
         except ValueError:
             raise self.error(f"'{self[column]}' is not a number or '-'") from None
 
+    def given(self, column: str) -> float:
+        """Return a cell as a number. Raises CatalogError for '-'."""
+        number = self.number(column)
+        if number is None:
+            raise self.error(f"{column.lower()} is missing: '-' is no number")
+        return number
+
     def signals(self, known: Collection[str]) -> tuple[Signal, ...]:
-        """What stands in the two columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
+        """Read the two evidence columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
         found = []
         for column, sign in (("Speaks for", 1), ("Speaks against", -1)):
             for words in self.words(column):
@@ -530,11 +594,11 @@ class _Record(dict[str, str]):
                 if not m or m[1] not in known:
                     raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
                 found.append(Signal(m[1], sign * float(m[2]), self["Observation"]))
-        # What speaks for nothing by itself may exclude a failure mode: it is told all the same.
+        # An observation that supports nothing may still exclude a failure mode, so it is a signal without weight.
         return tuple(found) or (Signal("", 0.0, self["Observation"]),)
 
     def limit(self, column: str) -> tuple[float | None, bool]:
-        """A limit, and whether it is one from below."""
+        """Read a limit, and whether it is a lower limit ('< number')."""
         m = re.fullmatch(r"-|(<)? *(\d+\.?\d*)", self[column])
         if not m:
             raise self.error(f"limit '{self[column]}' is not a number, '< number' or '-'")
@@ -543,7 +607,7 @@ class _Record(dict[str, str]):
 
 @dataclass(frozen=True)
 class _Document:
-    """A pack's document, or what stands in it under one heading."""
+    """A pack's document, or the part of it under one heading."""
 
     pack: Pack
     path: Path
@@ -561,42 +625,47 @@ class _Document:
         return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
 
     def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
-        """The parts of each such heading, the bullets `- Name: text` under it, and all down to the next heading."""
-        starts = [i for i, b in enumerate(self.blocks) if _depth(b) == level and re.fullmatch(pattern, _text(b))]
+        """Yield each such heading: its parts, its bullets `- Name: text`, and the text up to the next heading."""
+        starts = [
+            i for i, b in enumerate(self.blocks) if _heading_level(b) == level and re.fullmatch(pattern, _block_text(b))
+        ]
         if not starts and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no heading like '{like}'")
         for i in starts:
-            under = list(takewhile(lambda b: _depth(b) > level, self.blocks[i + 1 :]))
+            under = list(takewhile(lambda b: _heading_level(b) > level, self.blocks[i + 1 :]))
             items = (item.children[:1] for b in under if b.type == "bullet_list" for item in b.children)
-            named = (" ".join(_text(first).split()).partition(": ")[::2] for item in items for first in item)
+            named = (" ".join(_block_text(first).split()).partition(": ")[::2] for item in items for first in item)
             part = replace(self, line=(self.blocks[i].map or (0,))[0] + 1, blocks=under)
             facts = _Record(self.path, part.line, "the bullet '- {}: ...'", named)
-            yield re.findall(pattern, _text(self.blocks[i]))[0], facts, part
+            yield re.findall(pattern, _block_text(self.blocks[i]))[0], facts, part
 
     def rows(self, first: str) -> Iterator[_Record]:
-        """The rows of the tables whose first column is named `first`; those of `_NEEDED` every system has."""
+        """Yield the rows of the tables whose first column is `first`.
+
+        Raises CatalogError if a table of `_NEEDED` is missing.
+        """
         spans = (b.map for b in self.blocks if b.type == "table" and b.map)
-        tables = [(begin, end) for begin, end in spans if _cells(self.lines[begin])[0] == first]
+        tables = [(begin, end) for begin, end in spans if _split_cells(self.lines[begin])[0] == first]
         if not tables and first in _NEEDED and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
-            header, _, *rows = map(_cells, self.lines[begin:end])
+            header, _, *rows = map(_split_cells, self.lines[begin:end])
             for line, cells in enumerate(rows, start=begin + 3):
                 if len(cells) != len(header):
                     raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")
                 yield _Record(self.path, line, "the column '{}'", zip(header, cells, strict=True))
 
 
-def _cells(line: str) -> list[str]:
-    """The cells of a table's line; one that is nothing but code stands without its marks."""
+def _split_cells(line: str) -> list[str]:
+    """Split a table's line into cells; a cell that is only code loses its backquotes."""
     cells = escapedSplit(line.strip().removeprefix("|").removesuffix("|"))
     return [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in cells]
 
 
-def _depth(block: SyntaxTreeNode) -> int:
+def _heading_level(block: SyntaxTreeNode) -> int:
     return int(block.tag[1]) if block.type == "heading" else 7
 
 
-def _text(block: SyntaxTreeNode) -> str:
-    """The words of a heading or a paragraph, as they are written."""
+def _block_text(block: SyntaxTreeNode) -> str:
+    """Return the source text of a heading or a paragraph."""
     return block.children[0].content if block.children else ""

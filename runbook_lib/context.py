@@ -1,116 +1,94 @@
-"""What a check or an action may use: the sources, the moment that is looked at, and what this run already knows.
+"""The input of checks and actions: the sources, the moment of the run, and the findings so far.
 
-Opening a context measures the clocks once; making one asks nobody. To look at another moment is another context
-(`at`), never a change of this one.
+Opening a context measures the clocks once; constructing one reads nothing. Another moment needs another context; a
+context never changes its moment.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import pandas as pd
 
-from runbook_lib import messages
+from runbook_lib import messages, pack, recording, samples
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.parameters import Parameters, moment
-from runbook_lib.settings import Budget, Facts, Settings, Target, facts_of
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.settings import Budget, Settings, Target, TargetFacts, facts_of
+from runbook_lib.sources import ClockOffset, HasClock, Opening, ReadCost, SourceError
 from runbook_lib.sources.exposition import Exposition
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
 from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.sources.redis import Redis
-from runbook_lib.sources.workloads import Runner, runner_of
+from runbook_lib.sources.workloads import Runner
 from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
 
-#: For so long, what one step has asked also serves the steps after it.
+#: Seconds for which the frames of one step are shared with the steps after it.
 SHARED_S = 15.0
 
 S = TypeVar("S")
 Progress = Callable[[float, Text], None]
-"""Called with the share that is done (0 to 1) and what is being waited for."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """How far a server's clock is ahead of this machine's, in seconds, and the bound of the error.
-
-    `behind_s` is how far what it shows is behind its own clock: a replica's lag.
-    """
-
-    offset_s: float
-    error_s: float
-    behind_s: float = 0.0
-
-    def now(self) -> pd.Timestamp:
-        """The moment that the server shows."""
-        return pd.Timestamp.now("UTC") + pd.Timedelta(seconds=self.offset_s - self.behind_s)
+"""Called with the share of the work that is done (0 to 1) and a text."""
 
 
 class Sources:
-    """The sources of a target. Asking one that the target does not declare is an answer too: not_configured."""
+    """The sources of a target by name, each opened on first use.
 
-    def __init__(self, target: Target, name: str, budget: Budget, read_cost: ReadCost) -> None:
-        url = target.url
-        replica = Postgres(db, name, budget, read_cost) if (db := url("replica_url")) else None
-        db, command = url("database_url"), target.database_url_command
-        self._postgres = (
-            Postgres(db or "", name, budget, read_cost, command=command, replica=replica) if db or command else None
-        )
-        self._jetstream = JetStream(nats, name, read_cost, target.nats) if (nats := url("nats_url")) else None
-        self._monitor = NatsMonitor(http, read_cost, target.nats) if (http := url("nats_monitor_url")) else None
-        self._redis = Redis(redis, read_cost) if (redis := url("redis_url")) else None
-        self._prometheus = Prometheus(prom, read_cost) if (prom := url("prometheus_url")) else None
-        self._services = {s: Exposition(s, target.service(s) or "", read_cost) for s in target.services}
-        #: The workloads, through the tool that runs them; a tool that is not there shows when it is asked.
-        self.workloads: Runner = runner_of(target.facts.workloads, read_cost)
+    A source that the target does not declare raises SourceError (not_configured).
+    """
 
-    @property
-    def postgres(self) -> Postgres:
-        """The system's database."""
-        return _declared(self._postgres, "postgres")
+    def __init__(self, opening: Opening) -> None:
+        self._opening, self._opened = opening, dict[str, Any]()
 
-    @property
-    def jetstream(self) -> JetStream:
-        """The broker's own API."""
-        return _declared(self._jetstream, "jetstream")
-
-    @property
-    def nats_monitor(self) -> NatsMonitor:
-        """The broker's monitoring port."""
-        return _declared(self._monitor, "nats_monitor")
-
-    @property
-    def redis(self) -> Redis:
-        """Redis, where used."""
-        return _declared(self._redis, "redis")
-
-    @property
-    def prometheus(self) -> Prometheus:
-        """Prometheus, where used."""
-        return _declared(self._prometheus, "prometheus")
+    def get(self, name: str) -> Any:
+        """Return a source (`Pack.sources`). Raises SourceError, and KeyError for an unknown name."""
+        if name not in self._opened:
+            self._opened[name] = pack.active_runbook().source(name).declared(self._opening)
+        return _require_declared(self._opened[name], name)
 
     def service(self, name: str) -> Exposition:
-        """A service of the system, asked for what it says of itself."""
-        return _declared(self._services.get(name), name)
+        """Return a service of the system, asked for what it says of itself. Raises SourceError."""
+        url = self._opening.target.service(name)
+        return _require_declared(Exposition(name, url, self._opening.read_cost) if url else None, name)
+
+    def clocks(self) -> dict[str, ClockOffset]:
+        """Measure the clocks of the servers that have one and answer."""
+        clocks: dict[str, ClockOffset] = {}
+        for name in pack.active_runbook().sources:
+            with suppress(SourceError):
+                if isinstance(source := self.get(name), HasClock):
+                    clocks |= source.clock(self._opening.target.facts)
+        return clocks
+
+
+class ReplayedSources:
+    """The sources of a replay: using one raises SourceError."""
+
+    def get(self, name: str) -> Any:
+        """Raise SourceError."""
+        raise SourceError(name, Reason.NO_DATA, messages.text(say("unknown.replayed"), "en"), "replayed")
+
+    service = get
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a judge is given beside the frames: what the documents say, facts of the target and of the run."""
+class JudgeInput:
+    """The input of a judge beside the frames: the documents, the facts of the target and of the run."""
 
     catalog: Catalog
     as_of: pd.Timestamp
     window_minutes: int
-    facts: Facts = field(default_factory=Facts)
+    facts: TargetFacts = field(default_factory=TargetFacts)
     detected_by: str = ""
     detected_at: pd.Timestamp | None = None
     earlier: tuple[Finding, ...] = ()
@@ -128,15 +106,19 @@ class Given:
         return self.catalog.slos
 
     def number(self, name: str) -> float:
-        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        """Return a number of docs/slo.md that is not a threshold. Raises KeyError."""
         return self.catalog.numbers[name]
 
-    def speaks(self, observation: str) -> tuple[Signal, ...]:
-        """What an observation speaks for and against; docs/failure-modes.md has the weights."""
-        return self.catalog.speaks(observation)
+    def evidence(self, observation: str) -> tuple[Signal, ...]:
+        """Return the evidence of an observation, with the weights of docs/failure-modes.md."""
+        return self.catalog.evidence(observation)
+
+    def evidence_of(self, observations: Iterable[str]) -> tuple[Signal, ...]:
+        """Return the evidence of several observations."""
+        return tuple(signal for name in observations for signal in self.evidence(name))
 
     def record(self) -> dict[str, Any]:
-        """The facts of the target and of the run as JSON, for the record that it is judged again from (`recorded`)."""
+        """Return the facts of the target and of the run as JSON; `recorded` reads them back."""
         return self.facts.model_dump() | {
             "detected_by": self.detected_by,
             "detected_at": None if self.detected_at is None else self.detected_at.isoformat(),
@@ -144,8 +126,8 @@ class Given:
         }
 
     @classmethod
-    def recorded(cls, book: Catalog, header: dict[str, Any], earlier: tuple[Finding, ...]) -> Given:
-        """What the judges of a stored run were given, from its header; its own thresholds are in the book."""
+    def recorded(cls, book: Catalog, header: dict[str, Any], earlier: tuple[Finding, ...]) -> JudgeInput:
+        """Return the input of a stored run's judges, from its header; the target's thresholds are already in `book`."""
         given = dict(header.get("given", {}))
         given.pop("thresholds", None)
         detected_at = given.pop("detected_at", None)
@@ -163,8 +145,8 @@ class Given:
 
 
 @dataclass
-class Shared:
-    """What several steps look at, and which of them have had it."""
+class SharedFrames:
+    """Frames that several steps use, and the steps that have received them."""
 
     frames: Frames
     until: float
@@ -175,8 +157,8 @@ class Shared:
 class Context:
     """One run of one section, as its checks and actions see it. Make it with `open_context`.
 
-    `findings` are those of this run so far by step, `outcomes` those of its actions by name: whoever conducts the
-    run fills them.
+    `findings` are those of this run so far by step, `outcomes` those of its actions by name; the session
+    fills them.
     """
 
     section: Section
@@ -189,25 +171,27 @@ class Context:
     read_cost: ReadCost
     sources: Sources
     window: Window
-    clocks: dict[str, Clock] = field(default_factory=dict)
+    clocks: dict[str, ClockOffset] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
     progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
-    asked: dict[Callable[[Context], Frames], Shared] = field(default_factory=dict)
+    asked: dict[Callable[[Context], Frames], SharedFrames] = field(default_factory=dict)
+    recorded: Mapping[str, Finding] | None = None
+    """The findings of a recording by step, where one is replayed: no server is asked then."""
 
     @property
     def as_of(self) -> pd.Timestamp:
-        """The moment that is looked at."""
+        """The moment of the run."""
         return self.window.as_of
 
     @property
     def since(self) -> pd.Timestamp:
-        """Where the window before it begins."""
+        """The start of the window before that moment."""
         return self.window.since
 
     @property
     def past(self) -> bool:
-        """Whether the moment is not the present, so that only timestamps can answer."""
+        """Whether the moment is in the past, so that only stored timestamps can be read."""
         return self.window.past
 
     @property
@@ -216,71 +200,75 @@ class Context:
         return self.parameters.lang
 
     @property
-    def facts(self) -> Facts:
-        """What the target's settings say of the system."""
+    def facts(self) -> TargetFacts:
+        """The facts of the system in the target's settings."""
         return self.target.facts
+
+    def source(self, name: str) -> Any:
+        """Return a source by its name, of the engine or of a pack's own. Raises SourceError, KeyError."""
+        return self.sources.get(name)
 
     @property
     def postgres(self) -> Postgres:
-        """The system's database; its questions go through `snapshot`."""
-        return self.sources.postgres
+        """The system's database; queries go through `snapshot`."""
+        return cast(Postgres, self.source("postgres"))
 
     @property
     def jetstream(self) -> JetStream:
         """The broker's own API."""
-        return self.sources.jetstream
+        return cast(JetStream, self.source("jetstream"))
 
     @property
     def nats_monitor(self) -> NatsMonitor:
         """The broker's monitoring port."""
-        return self.sources.nats_monitor
+        return cast(NatsMonitor, self.source("nats_monitor"))
 
     @property
     def redis(self) -> Redis:
         """Redis, where used."""
-        return self.sources.redis
+        return cast(Redis, self.source("redis"))
 
     @property
     def prometheus(self) -> Prometheus:
         """Prometheus, where used."""
-        return self.sources.prometheus
+        return cast(Prometheus, self.source("prometheus"))
 
     def service(self, name: str) -> Exposition:
-        """A service of the system, asked for what it says of itself."""
+        """Return a service of the system, to read its metrics."""
         return self.sources.service(name)
 
     @property
     def workloads(self) -> Runner:
         """The workloads, through the tool that runs them."""
-        return self.sources.workloads
+        return cast(Runner, self.source("workloads"))
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """One short read-only transaction whose questions are about this window. Raises SourceError."""
+        """Open one short read-only transaction for queries about this window. Raises SourceError."""
         with self.postgres.snapshot(self.window) as db:
             yield db
 
     def number(self, name: str) -> float:
-        """A number of docs/slo.md that decides and is no threshold. Raises KeyError."""
+        """Return a number of docs/slo.md that is not a threshold. Raises KeyError."""
         return self.catalog.numbers[name]
 
     def now(self) -> pd.Timestamp:
-        """The moment that the database shows by now, by what was measured at the start."""
-        return self.clocks.get("postgres", Clock(0.0, 0.0)).now()
+        """Return the database's present time, from the clock offset measured at the start."""
+        return self.clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
 
     def present(self) -> Context:
-        """The same with a window that ends now, to look at an action's effect."""
+        """Return a copy whose window ends now, to measure an action's effect."""
         return replace(self, window=Window.before(self.now(), self.parameters.window_minutes, past=self.past))
 
-    def given(self, step: str | None = None) -> Given:
-        """What the judge of a step is given beside its frames: of the findings, those of the steps before it.
+    def given(self, step: str | None = None) -> JudgeInput:
+        """Return the input of a step's judge beside its frames, with the findings of the steps before it.
 
         Not those that were answered before it: cells may be run in any order, and the verdict must not depend on it.
         """
         detected_at = self.parameters.detected_at
         order = [s.id for s in self.section.steps]
         before = order[: order.index(step)] if step in order else order
-        return Given(
+        return JudgeInput(
             catalog=self.catalog,
             as_of=self.as_of,
             window_minutes=self.parameters.window_minutes,
@@ -293,30 +281,33 @@ class Context:
         )
 
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
-        """What several steps of a run look at together, asked once: frames that whoever gets them may add to.
+        """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
         A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
         """
         shared = self.asked.get(ask)
         if shared is None or step in shared.served or time.monotonic() > shared.until:
-            shared = self.asked[ask] = Shared(ask(self), time.monotonic() + SHARED_S)
+            shared = self.asked[ask] = SharedFrames(ask(self), time.monotonic() + SHARED_S)
         shared.served.add(step)
         return shared.frames
 
 
 def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
-    """A context whose clocks are measured: its moment is the database's clock, or a past one that was asked for.
+    """Open a context: measure the clocks; its moment is the database's clock, or the past moment `as_of`.
 
     Raises UsageError for a target that does not exist; nothing for a source that is silent: the steps say so.
     """
+    if config.replay:
+        return _open_replayed(section, parameters, config, book)
     target = config.target(parameters.target)
     archive = Archive(config.output, parameters.incident_id)
     masker = Masker.of(target.urls(), parameters.incident_id, archive.salts, remembers=in_lab())
     read_cost = ReadCost(masker)
+    read_cost.queries += samples.queries_before(section.number)
     name = f"runbook/{section.number}/{parameters.incident_id}"
-    sources = Sources(target, name, config.budget, read_cost)
-    clocks = _clocks(sources, target.facts.clock_stream)
-    now = clocks.get("postgres", Clock(0.0, 0.0)).now()
+    sources = Sources(Opening(target, name, config.budget, read_cost))
+    clocks = sources.clocks()
+    now = clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
     as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
     past = (now - as_of).total_seconds() > PRESENT_S
     return Context(
@@ -334,19 +325,41 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     )
 
 
-def _clocks(sources: Sources, stream: str | None) -> dict[str, Clock]:
-    """How far the servers' clocks are ahead of this machine's, of those that answer."""
-    clocks: dict[str, Clock] = {}
-    with suppress(SourceError), sources.postgres.snapshot() as db:
-        clocks["postgres"] = Clock(*db.clock_offset(), db.place.behind_s or 0.0)
-    with suppress(SourceError, KeyError):
-        if stream is None:
-            return clocks
-        sent = pd.Timestamp.now("UTC")
-        server = pd.Timestamp(sources.jetstream.stream(stream)["ts"])
-        rtt = (pd.Timestamp.now("UTC") - sent).total_seconds()
-        clocks["nats"] = Clock((server - sent).total_seconds() - rtt / 2, rtt / 2)
-    return clocks
+def _open_replayed(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
+    """Return a context over a recording's run of the section, at the recording's moment. Raises UsageError."""
+    recorded = recording.read(Path(config.replay))
+    run = recorded.runs.get(section.number)
+    if run is None:
+        raise UsageError(
+            f"{config.replay} holds no run of section {section.number}; it holds {', '.join(recorded.runs)}"
+        )
+    header = run.header
+    given = JudgeInput.recorded(book, header, ())
+    minutes = given.window_minutes
+    detected_at = given.detected_at.isoformat() if given.detected_at is not None else None
+    masker = Masker()
+    read_cost = ReadCost(masker)
+    return Context(
+        section=section,
+        parameters=parameters.model_copy(
+            update={
+                "window_minutes": minutes,
+                "target": given.target,
+                "detected_by": given.detected_by or None,
+                "detected_at": detected_at,
+            }
+        ),
+        target=Target.model_construct(facts=given.facts),
+        catalog=book.tuned(header.get("given", {}).get("thresholds", {})),
+        budget=config.budget,
+        archive=Archive(config.output, parameters.incident_id),
+        masker=masker,
+        read_cost=read_cost,
+        sources=cast(Sources, ReplayedSources()),
+        window=Window.before(given.as_of, minutes, past=True),
+        clocks={name: ClockOffset(*offset) for name, offset in header.get("clocks", {}).items()},
+        recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.findings.items()},
+    )
 
 
 def in_lab() -> bool:
@@ -355,7 +368,7 @@ def in_lab() -> bool:
     return bool(server) and server == os.environ.get("JPY_PARENT_PID")
 
 
-def _declared(source: S | None, name: str) -> S:
+def _require_declared(source: S | None, name: str) -> S:
     if source is None:
         raise SourceError(name, Reason.NOT_CONFIGURED, messages.text(say("unknown.undeclared", source=name), "en"))
     return source

@@ -1,8 +1,9 @@
-"""What Ctrl-C and SIGTERM do to the command at any moment: one line, exit code 130 or 143, nothing left behind.
+"""Signal handling: Ctrl-C and SIGTERM end the command at any moment with one line and exit code 130 or 143.
 
-An exception that is raised in the middle of an import, or of a callback, becomes a traceback or is lost. So the command
-ends at once, from within the handler; only where something has to be undone by the one who does it, it is raised.
-This module is imported before all others and imports next to nothing, so that the moment before `watch` is short.
+An exception raised in the middle of an import or of a callback becomes a traceback or is lost. So the handler ends the
+command itself; an exception is raised only where work has to be undone by its owner.
+
+This module is imported first and imports almost nothing, so that the time before `exit_on_signal` is short.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
-def watch() -> None:
+def exit_on_signal() -> None:
     """From now on they end this process, once what was registered with `atexit` is done; a second one does at once."""
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts what runs behind others
             signal.signal(number, _end)
 
 
-def unwind() -> None:
+def raise_on_signal() -> None:
     """From now on the first of them is raised as a KeyboardInterrupt with its number; in a process that `watch`es."""
     for number in _NUMBERS:
         if signal.getsignal(number) is _end:
@@ -33,7 +34,7 @@ def unwind() -> None:
 
 
 def _end(number: int, _: object) -> NoReturn:
-    _every(signal.SIG_DFL)
+    _set_handlers(signal.SIG_DFL)
     try:
         os.write(2, b"runbook: interrupted\n")
     finally:
@@ -42,10 +43,10 @@ def _end(number: int, _: object) -> NoReturn:
 
 
 def _raise(number: int, _: object) -> NoReturn:
-    _every(signal.SIG_IGN)  # what is undone now is bounded, and must not be left in its middle
+    _set_handlers(signal.SIG_IGN)  # what is undone now is bounded, and must not be left in its middle
     raise KeyboardInterrupt(number)
 
 
-def _every(handler: signal.Handlers) -> None:
+def _set_handlers(handler: signal.Handlers) -> None:
     for number in _NUMBERS:
         signal.signal(number, handler)

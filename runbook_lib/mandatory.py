@@ -1,6 +1,6 @@
-"""What a postmortem must hold: the record that a person confirms or fills in, read from its draft's YAML.
+"""The mandatory items of a postmortem: parse and check the record in its draft's YAML blocks.
 
-Four items, those of section 7 of docs/runbook.md, one fenced block each.
+There are four items, as in section 7 of docs/runbook.md, with one fenced block each.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DONE = re.compile(r"\s*(\d{4}-\d\d-\d\d|yes\b|true\b)", re.IGNORECASE)
 _OPEN = r"(?-i:\bTODO\b|\bTBD\b)|to be filled in|^null$|要記入|未記入|未定"  # Todo is a name, too
 
 
-def _lacks(row: Any) -> int:
+def _count_missing(row: Any) -> int:
     try:
         Measure.model_validate(row)
     except ValidationError as e:
@@ -45,20 +45,20 @@ def _lacks(row: Any) -> int:
     return 0
 
 
-#: What was typed in full width is read all the same.
+#: Full-width characters are accepted.
 _NARROW = BeforeValidator(lambda v: unicodedata.normalize("NFKC", v) if isinstance(v, str) else v)
-Said = Annotated[str, Predicate(lambda t: bool(re.search(r"\w", t)) and not re.search(_OPEN, t, re.IGNORECASE))]
+FilledIn = Annotated[str, Predicate(lambda t: bool(re.search(r"\w", t)) and not re.search(_OPEN, t, re.IGNORECASE))]
 Amount = Annotated[float, _NARROW, Field(ge=0, allow_inf_nan=False)]
 
 
 class Unmeasurable(BaseModel):
-    """Why something can not be known."""
+    """The reason why a value cannot be measured."""
 
-    not_measurable: Said
+    not_measurable: FilledIn
 
 
 class Hit(BaseModel):
-    """What an objective suffered: minutes in breach, bad events of a total, rows at the peak."""
+    """The impact on an objective: minutes in breach, bad events of a total, rows at the peak."""
 
     model_config = ConfigDict(extra="forbid")
     minutes: Amount | None = None
@@ -67,34 +67,34 @@ class Hit(BaseModel):
     peak: Amount | None = None
 
 
-class Entry(BaseModel):
+class TimelineEntry(BaseModel):
     """One line of the timeline, in UTC."""
 
     time: Annotated[datetime, _NARROW]
-    what: Said
+    what: FilledIn
 
 
 class Timeline(BaseModel):
-    """How long it took to detect and to recover, and what happened when."""
+    """The times to detect and to recover, in seconds, and the events with their times."""
 
     ttd_seconds: Amount | Unmeasurable
     ttr_seconds: Amount | Unmeasurable
-    entries: list[Entry] = Field(min_length=1)
+    entries: list[TimelineEntry] = Field(min_length=1)
 
 
 class Measure(BaseModel):
-    """What will be changed for good, by whom and by when."""
+    """A permanent measure, with its owner and due date."""
 
     kind: Literal["measure", "control", "design"]
-    measure: Said
-    owner: Said
+    measure: FilledIn
+    owner: FilledIn
     due: Annotated[date, _NARROW]
 
 
-class Record(BaseModel):
+class IncidentRecord(BaseModel):
     """The four mandatory items, in the order of section 7; one objective and one measure are enough.
 
-    It is validated with the catalog as pydantic's context, which knows the objectives and the failure modes.
+    Validation needs the catalog as pydantic's context, for the objectives and the failure modes.
     """
 
     impact: dict[str, Hit | Unmeasurable] = Field(min_length=1)
@@ -104,38 +104,38 @@ class Record(BaseModel):
 
     @field_validator("impact", mode="before")
     @classmethod
-    def _answered(cls, hits: Any, info: ValidationInfo[Catalog]) -> Any:
+    def _drop_empty(cls, hits: Any, info: ValidationInfo[Catalog]) -> Any:
         return {slo: hits[slo] for slo in info.context.slos if hits.get(slo)} if isinstance(hits, dict) else hits
 
     @field_validator("origin")
     @classmethod
-    def _known(cls, id_: str, info: ValidationInfo[Catalog]) -> str:
+    def _check_mode(cls, id_: str, info: ValidationInfo[Catalog]) -> str:
         if id_ not in info.context.failure_modes:
             raise ValueError(id_)
         return id_
 
     @field_validator("measures", mode="before")
     @classmethod
-    def _nearest(cls, rows: Any) -> Any:
-        return sorted(rows, key=_lacks)[:1] if isinstance(rows, list) else rows
+    def _keep_most_complete(cls, rows: Any) -> Any:
+        return sorted(rows, key=_count_missing)[:1] if isinstance(rows, list) else rows
 
 
 @dataclass(frozen=True)
-class Missing:
-    """A mandatory item that is not there, and what is wrong with it."""
+class MissingItem:
+    """A mandatory item that is missing or invalid, and its problem."""
 
     number: int
     item: str
     problem: Text
 
 
-def record_of(draft: str) -> dict[str, Any]:
-    """What a draft's YAML holds, as it was typed; for what can not be read, the number of the line."""
+def parse_record(draft: str) -> dict[str, Any]:
+    """Return the data of a draft's YAML blocks, all values as text; for an unreadable block, its line number."""
     found: dict[str, Any] = {}
     for fence in MarkdownIt("commonmark").parse(draft):
         if fence.type == "fence" and fence.map and fence.info.strip() == "yaml":
             try:
-                data = yaml.load(fence.content, Loader=yaml.BaseLoader)  # noqa: S506 - makes nothing but text
+                data = yaml.load(fence.content, Loader=yaml.BaseLoader)  # noqa: S506 - it makes only text
             except yaml.YAMLError as e:
                 line = fence.map[0] + 2 + getattr(getattr(e, "problem_mark", None), "line", 0)
                 data = dict.fromkeys(re.findall(r"^(\w+):", fence.content, re.MULTILINE), line)
@@ -143,38 +143,52 @@ def record_of(draft: str) -> dict[str, Any]:
     return found
 
 
-def old_form(draft: str) -> bool:
-    """Whether a draft is of the time when its tables were read: it holds no record."""
-    return bool(draft) and not Record.model_fields.keys() & record_of(draft)
+def is_old_form(draft: str) -> bool:
+    """Return whether a draft has the form of an earlier version, without a record."""
+    return bool(draft) and not IncidentRecord.model_fields.keys() & parse_record(draft)
 
 
-def missing(draft: str, book: Catalog) -> list[Missing]:
-    """The mandatory items that a postmortem lacks; [] is complete."""
-    record = record_of(draft)
+def missing(draft: str, book: Catalog) -> list[MissingItem]:
+    """Return the mandatory items that a postmortem lacks; [] if it is complete."""
+    record = parse_record(draft)
     lacking: dict[str, list[str]] = {}
     try:
-        Record.model_validate(record, context=book)
+        IncidentRecord.model_validate(record, context=book)
     except ValidationError as e:
         for item, *inside in (error["loc"] for error in e.errors()):
             lacking.setdefault(str(item), []).extend([n for n in inside if isinstance(n, str)][:1])
-    order = [*Record.model_fields]
-    return [Missing(order.index(item) + 1, item, _problem(item, record.get(item), lacking[item])) for item in lacking]
+    order = [*IncidentRecord.model_fields]
+    return [
+        MissingItem(order.index(item) + 1, item, _describe_problem(item, record.get(item), lacking[item]))
+        for item in lacking
+    ]
 
 
-def _problem(item: str, said: Any, names: list[str]) -> Text:
-    if said is None:
+def _describe_problem(item: str, value: Any, names: list[str]) -> Text:
+    if value is None:
         return say("postmortem.missing.block", item=item)
-    if isinstance(said, int):
-        return say("postmortem.missing.unreadable", line=said)
-    return say(f"postmortem.missing.{item}", names=", ".join(dict.fromkeys(names)) or None, said=str(said) or None)
+    if isinstance(value, int):
+        return say("postmortem.missing.unreadable", line=value)
+    return say(_PROBLEM_KEYS[item], names=", ".join(dict.fromkeys(names)) or None, said=str(value) or None)
 
 
-def measures_of(draft: str) -> list[dict[str, Any]]:
-    """The measures that a draft holds; `whole` that have all that is asked for, `done` that say when."""
-    rows = record_of(draft).get("measures")
+_PROBLEM_KEYS = {
+    "impact": "postmortem.missing.impact",
+    "origin": "postmortem.missing.origin",
+    "timeline": "postmortem.missing.timeline",
+    "measures": "postmortem.missing.measures",
+}
+
+
+def measures_of(draft: str, *, suggested: bool = False) -> list[dict[str, Any]]:
+    """Return the measures of a draft; `whole`: it has every mandatory field, `done`: it has a date or "yes" there.
+
+    `suggested`: also those with neither owner nor due date.
+    """
+    rows = parse_record(draft).get("measures")
     return [
         {name: str(r.get(name) or "") for name in Measure.model_fields}
-        | {"whole": not _lacks(r), "done": bool(_DONE.match(unicodedata.normalize("NFKC", str(r.get("done")))))}
+        | {"whole": not _count_missing(r), "done": bool(_DONE.match(unicodedata.normalize("NFKC", str(r.get("done")))))}
         for r in (rows if isinstance(rows, list) else ())
-        if isinstance(r, dict) and (r.get("owner") or r.get("due"))
+        if isinstance(r, dict) and (suggested or r.get("owner") or r.get("due"))
     ]

@@ -1,46 +1,38 @@
-"""What must not leave: secrets are scrubbed, people are replaced by tokens.
+"""Masking: secrets are removed, user ids are replaced by tokens.
 
-Everything that a run prints, writes or logs passes through one `Masker`.
+Everything that a run prints, writes or logs passes through one `Masker`. What leaves the machine in a recording also
+passes through `hide_names`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import pandas as pd
 
+from runbook_lib import redaction
 from runbook_lib.model.finding import Frames
 
-#: Columns that name a person, and columns of free text in which a person or a secret may stand.
+#: Columns of user ids, of keys that contain one, and of SQL statements.
 PERSON_COLUMNS = ("user_id",)
 KEYED_COLUMNS = ("aggregate_key",)  # "<user_id>:<sku>"
-TEXT_COLUMNS = ("last_error", "error_message", "reason", "query", "detail")
-
-# Not the place of a parameter in a question.
-_USER_IN_TEXT = re.compile(
-    r"(?P<key>\buser_?id\s*[=:]\s*['\"]?)(?!<user>|[:$%]\w|%\()(?P<user>[^\s,;)}\"']+)",
-    re.IGNORECASE,
-)
-# As JSON, and as JSON within a text within JSON: the token is a string, so that the line stays what it was.
-_USER_IN_JSON = re.compile(
-    r"(?P<key>\buser_?id(?P<quote>\\?[\"'])\s*:\s*)(?P<open>\\?[\"'])?(?P<user>(?!null\b)[^\s,;)}\"'\\]+)",
-    re.IGNORECASE,
-)
-_URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@/]+@", re.IGNORECASE)
-_WORD_PASSWORD = re.compile(
-    r"(?P<key>(?:\b|_)(?:password|passwd|token|secret)\s*[=:]\s*)(?!\*\*\*)[^\s,;&'\"]+", re.IGNORECASE
-)
+SQL_COLUMNS = ("query", "statement")
+#: Columns of responders and field names, and of texts that were masked when they were written.
+OWN_COLUMNS = ("who", "approved_by", "text", "detail_en", "detail_ja", "shape", "fields")
 
 
 def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
-    """The passwords and tokens that stand in the given URLs, as written and decoded."""
+    """Return the passwords and tokens of the given URLs, as written and decoded."""
     found: set[str] = set()
     for url in urls:
         parts = urlsplit(url)
@@ -51,36 +43,36 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
 
 
-#: What `Masker.person` makes of a person.
+#: The form of the tokens of `Masker.person`.
 TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
-#: So many people a masker remembers, the latest of them.
+#: How many user ids a masker remembers, the latest.
 REMEMBERED = 10_000
-#: So many salts an incident has, each of as many hexadecimal digits as a token: then each token follows from some salt,
-#: and trying all of them tells nothing. Whose was replaced, they do not tell.
+#: Number of salts of an incident, and hexadecimal digits of each, as many as a token has: each token then follows from
+#: some salt, so trying all salts reveals nothing, nor whose salt was replaced.
 SALTS, DIGITS = 4096, 8
 
 
-def fresh_salts() -> bytes:
+def new_salts() -> bytes:
     """Salts of an incident that begins."""
-    return _random(SALTS)
+    return _random_salts(SALTS)
 
 
-def without(salts: bytes, user: str) -> bytes:
-    """The same salts with a fresh one for a person: the token so far follows from nothing any more.
+def replace_salt(salts: bytes, user: str) -> bytes:
+    """Return the salts with a new one for this user, whose present token then follows from no salt.
 
-    So does that of whoever shares the salt, one in 4096.
+    The token of any other user with the same salt, one in 4096, changes too.
     """
-    at = _salt_of(user)
-    return salts[: at.start] + _random(1) + salts[at.stop :]
+    at = _salt_position(user)
+    return salts[: at.start] + _random_salts(1) + salts[at.stop :]
 
 
-def _salt_of(user: str) -> slice:
-    """Where a person's salt is; by no secret, so that it is found when the target's passwords have changed."""
+def _salt_position(user: str) -> slice:
+    """Return the position of a user's salt; no secret decides it, so it stays when the target's passwords change."""
     number = int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest()) % SALTS
     return slice(number * DIGITS, (number + 1) * DIGITS)
 
 
-def _random(count: int) -> bytes:
+def _random_salts(count: int) -> bytes:
     return os.urandom(count * DIGITS // 2).hex().encode()
 
 
@@ -88,30 +80,32 @@ def _random(count: int) -> bytes:
 class Masker:
     """Scrubs the secrets of one target and gives people stable tokens within one incident.
 
-    `people` is who stands behind each token, in memory only; None where nobody may ask. `salts` are asked for when
-    somebody is met: those of the incident, or b"" where it has none and tokens follow from `key` alone.
+    `people` has the user id of each token, in memory only; None if it may not be revealed. `salts` returns the salts of
+    the incident when the first token is made, or b"" if it has none, and tokens then depend on `key` alone.
     """
 
     secrets: tuple[str, ...] = ()
     key: bytes = b""
     salts: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
     people: dict[str, str] | None = field(default=None, compare=False, repr=False)
+    _issued: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @classmethod
     def of(
         cls, urls: Iterable[str], incident_id: str, salts: Callable[[], bytes] = bytes, *, remembers: bool = False
     ) -> Masker:
-        """Key the tokens by the target's own secrets: nobody without them can guess a user back."""
+        """Make a masker whose tokens depend on the target's secrets, so that nobody else can guess a user id."""
         urls = list(urls)
         key = hashlib.sha256("\n".join([*sorted(urls), incident_id]).encode()).digest()
         return cls(secrets_of(urls), key, cache(salts), {} if remembers else None)
 
     def person(self, user: object) -> object:
-        """The token that stands for a user in this incident; empty values stay as they are."""
-        if user is None or user != user or user == "":
+        """Return the token of a user in this incident; empty values and tokens of this masker stay as they are."""
+        if user is None or user != user or user == "" or user in self._issued:
             return user
-        key = self.key + self.salts()[_salt_of(str(user))]
+        key = self.key + self.salts()[_salt_position(str(user))]
         token = "user-" + hashlib.blake2b(str(user).encode(), key=key, digest_size=4).hexdigest()
+        self._issued.add(token)
         if self.people is not None:
             self.people[token] = str(user)
             if len(self.people) > REMEMBERED:
@@ -120,46 +114,64 @@ class Masker:
 
     def without_secrets(self, text: str) -> str:
         """Take secrets out of a text; once more changes nothing."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        text = _URL_PASSWORD.sub(r"\g<head>:***@", text)
-        return _WORD_PASSWORD.sub(r"\g<key>***", text)
+        return redaction.redact_secrets(self._remove_own_secrets(text))
 
     def scrub(self, text: str) -> str:
-        """Take secrets and user ids out of a text."""
-        text = self.without_secrets(text)
-        text = _USER_IN_JSON.sub(self._in_json, text)
-        return _USER_IN_TEXT.sub(lambda m: m["key"] + str(self.person(m["user"])), text)
+        """Take secrets and user ids out of a text; once more changes nothing."""
+        return redaction.redact(self._remove_own_secrets(text), self._person_token)
 
-    def _in_json(self, found: re.Match[str]) -> str:
-        token = str(self.person(found["user"]))
-        quote = "" if found["open"] else found["quote"]
-        return f"{found['key']}{found['open'] or quote}{token}{quote}"
+    def statement(self, text: str) -> str:
+        """Take the literals out of an SQL statement; user ids among them become tokens."""
+        return redaction.redact_sql(self._remove_own_secrets(text), self._person_token)
+
+    def bound(self, name: str, value: object) -> str:
+        """Return the value of a query parameter as it may be shown."""
+        if "user" in name:
+            return str([self.person(v) for v in value] if isinstance(value, list) else self.person(value))
+        return self.scrub(str(value))
+
+    def _remove_own_secrets(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, redaction.SECRET)
+        return text
+
+    def _person_token(self, user: str) -> str:
+        return str(self.person(user))
 
     def frame(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """A copy with people replaced and free text scrubbed."""
+        """Return a copy with user ids masked and every text scrubbed."""
         masked = frame.copy()
         for column in masked.columns:
-            name = str(column)
-            if name in PERSON_COLUMNS:
-                masked[column] = pd.Series([self.person(v) for v in frame[column]], frame.index, object)
-            elif name in KEYED_COLUMNS:
-                masked[column] = pd.Series([_keyed(self, v) for v in frame[column]], frame.index, object)
-            elif name in TEXT_COLUMNS:
-                masked[column] = [self.scrub(v) if isinstance(v, str) else v for v in frame[column]]
+            if (of := self._column_masker(str(column))) is self.person:
+                masked[column] = pd.Series([of(v) for v in frame[column]], frame.index, object)
+            elif any(isinstance(v, str) for v in frame[column]):
+                shown = {v: of(v) for v in frame[column] if isinstance(v, str)}
+                masked[column] = pd.Series(
+                    [shown[v] if isinstance(v, str) else v for v in frame[column]], frame.index, frame[column].dtype
+                )
         return masked
 
-    def own(self, frame: pd.DataFrame, columns: Sequence[str | None], written: str) -> pd.DataFrame:
-        """A copy of what a person has asked in words of their own, masked by where each column comes from.
+    def _column_masker(self, name: str) -> Callable[[Any], Any]:
+        if name in PERSON_COLUMNS:
+            return self.person
+        if name in KEYED_COLUMNS:
+            return lambda key: redaction.key_token(name, key, self._person_token)
+        if name in SQL_COLUMNS:
+            return self.statement
+        return self.without_secrets if name in OWN_COLUMNS else self.scrub
 
-        `columns` are the tables' columns behind the frame's. A text that is computed (None) may hold anybody: it is a
-        token, unless it stands in the question as it was `written`.
+    def own(self, frame: pd.DataFrame, columns: Sequence[str | None], written: str) -> pd.DataFrame:
+        """Return a masked copy of the result of a person's own query.
+
+        The origin of each column decides how it is masked: `columns` has the table column behind each column of the
+        frame. A computed text (None) may contain any user id and becomes a token, unless it is a literal of the query
+        as `written`.
         """
         literals = set(re.findall(r"'([^']*)'", written))
         shown = {}
         for n, name in enumerate(columns):
             column = frame.iloc[:, n]
-            texts = [_as_text(v) for v in column]
+            texts = [_to_text(v) for v in column]
             if not any(isinstance(v, str) for v in texts):
                 shown[n] = column
             elif name is None:
@@ -172,7 +184,7 @@ class Masker:
         return masked
 
     def named(self, value: object) -> object:
-        """Who a token stands for, where that is remembered; anything else as it is."""
+        """Return the user id of a token, if it is remembered; any other value as it is."""
         return (self.people or {}).get(value, value) if isinstance(value, str) else value
 
     def frames(self, frames: Frames) -> Frames:
@@ -180,15 +192,122 @@ class Masker:
         return {name: self.frame(frame) for name, frame in frames.items()}
 
 
-def _as_text(value: object) -> object:
-    """What may hold a text, as one; numbers and times as they are."""
+def _to_text(value: object) -> object:
+    """Return a value that may contain text as a string; numbers and times as they are."""
     if isinstance(value, dict | list):
         return json.dumps(value, default=str)
     return str(value) if isinstance(value, tuple | bytes) else value
 
 
-def _keyed(masker: Masker, value: object) -> object:
-    if not isinstance(value, str):
+# Names of machines, pods and people ----------------------------------------------------------------------------
+
+#: What a column of a frame, or a key of a JSON object, names.
+_KINDS = {
+    **dict.fromkeys(("locked_by", "worker", "workers", "pod", "holder", "instance"), "pod"),
+    **dict.fromkeys(("host", "hostname", "server", "server_name", "node", "leader", "peer", "context"), "host"),
+    **dict.fromkeys(("who", "approved_by", "role", "usename", "user"), "person"),
+}
+_KUBERNETES = "[bcdfghjklmnpqrstvwxz2456789]"  # the characters of its random suffixes
+_HOST = r"[A-Za-z0-9](?:[\w.-]*\w)?"
+_DOMAINS = "com|net|org|io|dev|cloud|jp|uk|de|fr|eu|cn|kr|local|internal|intranet|corp|lan|svc|example|invalid"
+#: The name of a group is a kind and a number.
+_NAMES = re.compile(
+    rf"""
+    (?<![\w.-])(?P<pod1>[a-z][a-z0-9-]*-{_KUBERNETES}{{6,10}}-{_KUBERNETES}{{5}})(?![A-Za-z0-9_-])
+    | ://(?:[^\s/@"'<>]*@)?(?P<host1>{_HOST})
+    | (?<![\w.])(?P<host2>(?:\d{{1,3}}\.){{3}}\d{{1,3}})(?![A-Za-z0-9_]|\.\d)
+    | (?<![\w:.])(?P<host3>(?=[0-9a-f:]*\d)[0-9a-f]{{0,4}}(?::[0-9a-f]{{0,4}}){{2,8}})(?![\w:])
+    | (?P<person1>(?<![\w.+/@-])[\w.+-]+@(?:[a-z0-9-]+\.)+[a-z]{{2,}}\b)
+    | (?<![\w.@/-])(?P<host4>(?:[a-z0-9-]+\.)+(?:{_DOMAINS}))(?![A-Za-z0-9_-]|\.\w)
+    | \b(?:server\ at|host(?:\ name)?|server|address|node)\ ["'](?P<host5>{_HOST})["']
+    | (?:\bhost(?:name|addr)?=|UnknownHostException:\ |\blookup\ (?=\S+\ on\ ))(?P<host6>{_HOST})
+    | (?<![\w./:-])(?!(?:cid|id|line|n|offset|pid|port|seq):)(?P<host7>[a-z][\w.-]*)(?=:\d{{4,5}}(?!\d))
+    | \b(?P<host8>ip-\d+-\d+-\d+-\d+|N[A-Z2-7]{{55}})\b
+    | /(?:home|Users)/(?P<person2>[^/\s"']+)
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_POD_SUFFIX = re.compile(rf"-{_KUBERNETES}{{6,10}}-{_KUBERNETES}{{5}}$")
+#: Roles and users of programs, and words of the runbook, which are no names.
+_COMMON_NAMES = frozenset(
+    ("", "-", "?", "admin", "app", "broker", "database", "localhost", "nats", "postgres", "root", "runbook", "service")
+)
+
+
+def hide_names(content: Any, known: Mapping[str, Iterable[str]], keep: Container[str]) -> tuple[Any, dict[str, int]]:
+    """Return JSON in which tokens replace the names of hosts, pods and people, and how many of each kind were hidden.
+
+    The names are `known` ones by kind ("host", "pod", "person"), those of columns that hold names, and those that their
+    form shows. Tokens are numbered in the order of the names: what is equal stays equal, and what is sorted stays
+    sorted. A host of one plain word, such as "primary", is replaced where it is known to be one, not in every text.
+    `keep` has the words that stay: streams, workloads, service accounts.
+    """
+    names: dict[str, dict[str, None]] = {"host": {}, "pod": {}, "person": {}}
+
+    def add(kind: str, name: str) -> None:
+        if name.lower() not in _COMMON_NAMES and name not in keep and not TOKEN.fullmatch(name):
+            names[kind][name] = None
+
+    def collect(text: str, kind: str) -> str:
+        for name in filter(None, re.split(r"[,\s]+", text) if kind == "pod" else [text] if kind else []):
+            add(kind, name)
+        for found in _NAMES.finditer(text):
+            if _is_name(found):
+                add(_kind(found), found[str(found.lastgroup)])
+        return text
+
+    for kind, given in known.items():
+        for name in given:
+            add(kind, name)
+    _change_texts(content, cache(collect))
+    tokens: dict[str, str] = {}
+    for kind, found in names.items():
+        for n, name in enumerate(sorted(found), 1):
+            workload = f"{name[: suffix.start()]}-" if (suffix := _POD_SUFFIX.search(name)) else ""
+            tokens.setdefault(name, f"{workload}{kind}-{n:0{len(str(len(found)))}}")
+    everywhere = [n for n in tokens if n in names["person"] or re.search(r"[\d.-]", n)]
+    listed = "|".join(map(re.escape, sorted(everywhere, key=len, reverse=True))) or r"(?!)"
+    words = re.compile(rf"(?<![A-Za-z0-9_-])(?:{listed})(?![A-Za-z0-9_-])")
+    used = set[str]()
+
+    def token(name: str) -> str:
+        used.add(name)
+        return tokens.get(name, name)
+
+    def replace(text: str, kind: str) -> str:
+        if kind and text in tokens:
+            return token(text)
+        text = words.sub(lambda m: token(str(m[0])), redaction.redact_secrets(text))
+        return _NAMES.sub(lambda m: str(m[0]).replace(n := m[str(m.lastgroup)], token(n)), text)
+
+    return _change_texts(content, cache(replace)), {kind: len(used & found.keys()) for kind, found in names.items()}
+
+
+def _kind(found: re.Match[str]) -> str:
+    return str(found.lastgroup).rstrip("0123456789")
+
+
+def _is_name(found: re.Match[str]) -> bool:
+    """Return whether what looks like an IPv6 address is one; other matches are names."""
+    if found.lastgroup != "host3":
+        return True
+    with suppress(ValueError):
+        return bool(ipaddress.IPv6Address(found["host3"]))
+    return False
+
+
+def _change_texts(value: Any, change: Callable[[str, str], str], kind: str = "") -> Any:
+    """Return JSON with each text changed; `change` gets the text and the kind of names in its column or key."""
+    if isinstance(value, str):
+        return change(value, kind)
+    if isinstance(value, list):
+        return [_change_texts(v, change, kind) for v in value]
+    if not isinstance(value, dict):
         return value
-    user, sep, rest = value.rpartition(":")
-    return f"{masker.person(user)}{sep}{rest}" if sep else masker.person(value)
+    if not {"columns", "rows"} <= value.keys():
+        return {change(k, ""): _change_texts(v, change, _KINDS.get(k, "")) for k, v in value.items()}
+    columns = [c["name"] for c in value["columns"]]
+    # A role is a database's only beside its sessions.
+    kinds = ["" if c == "role" and "score" in columns else _KINDS.get(c, "") for c in columns]
+    rows = [[_change_texts(v, change, k) for k, v in zip(kinds, row, strict=True)] for row in value["rows"]]
+    return value | {"rows": rows, "attrs": _change_texts(value.get("attrs", {}), change)}

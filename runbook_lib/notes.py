@@ -1,40 +1,35 @@
-"""What responders note: lines of the incident's timeline, and by whom."""
+"""Add notes to the incident's timeline."""
 
 from __future__ import annotations
 
 import getpass
 
-import pandas as pd
-
 from runbook_lib.model.finding import Text, say
+from runbook_lib.parameters import now
 from runbook_lib.store import NOTES, Archive, OutputError
 from runbook_lib.usage import UsageError
 from runbook_lib.view.render import when
 
 
 def keep_note(archive: Archive, text: str, who: str, section: str = "", job: str = "") -> Text:
-    """Put a line into an incident's timeline; what was kept, as a sentence.
+    """Add a line to an incident's timeline; return the stored line as a text.
 
-    A `job` leaves one: where that is there already, it is what comes back. Raises UsageError for an empty note, and
-    OutputError when it can not be written.
+    A `job` adds one line only: if it exists, that line is returned. Raises UsageError for an empty note, and
+    OutputError if it cannot be written.
     """
     if not text.strip():
-        raise UsageError("an empty note says nothing")
+        raise UsageError("the note is empty")
     archive.prepare()
-    entry = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"), "who": who, "text": text.strip()}
+    entry = {"time": now(), "who": who, "text": text.strip(), "section": section} | ({"job": job} if job else {})
     try:
-        before = next((e for e in archive.lines(NOTES) if job and e.get("job") == job), None)
-        if before:
-            entry = before
-        else:
-            archive.add_line(NOTES, entry | {"section": section} | ({"job": job} if job else {}))
+        entry = archive.add_line(NOTES, entry) or entry
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     return say("ui.noted", time=when(entry["time"]), who=who, text=entry["text"])
 
 
 def whoami() -> str:
-    """The login name of whoever runs this."""
+    """Return the login name of the present user; "unknown" if it has none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

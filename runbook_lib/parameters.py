@@ -1,4 +1,4 @@
-"""What a notebook accepts, validated before a kernel starts.
+"""The parameters of notebooks, validated before a kernel starts.
 
 The names are those of the notebook's `parameters` cell, read with `ast`; an unknown one is refused, because a
 misspelt parameter would silently mean the default. Values are checked by type and range.
@@ -16,11 +16,14 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib import pack
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.masking import TOKEN, Masker
+from runbook_lib.usage import UsageError, did_you_mean, first_problem
 
 #: How far another machine's clock may be ahead of this one's: what it tells is not yet the future.
 SKEW = pd.Timedelta(minutes=5)
 
+#: Texts that name or date something.
+_CHECKED = ("incident_id", "target", "as_of", "detected_at")
 _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -54,7 +57,7 @@ class Parameters(BaseModel):
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None:
-            time, now = _time(value), pd.Timestamp.now("UTC")
+            time, now = _parse_time(value), pd.Timestamp.now("UTC")
             if time.tzinfo is None:
                 here = pd.Timestamp(time.to_pydatetime(warn=False).astimezone()).isoformat()
                 raise ValueError(f"it has no offset: write {here} (this machine's zone) or {time.isoformat()}Z")
@@ -63,13 +66,18 @@ class Parameters(BaseModel):
         return value
 
 
+def now() -> str:
+    """Return the present time in ISO 8601 with milliseconds, as the logs write it."""
+    return pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+
+
 def moment(text: str) -> pd.Timestamp:
-    """A time as UTC. Earlier versions took, and kept in artifacts, one without an offset for UTC. Raises ValueError."""
-    time = _time(text)
+    """Parse a time and convert it to UTC; a time without an offset is UTC, as in older artifacts. Raises ValueError."""
+    time = _parse_time(text)
     return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
 
 
-def _time(text: str) -> pd.Timestamp:
+def _parse_time(text: str) -> pd.Timestamp:
     with suppress(ValueError, TypeError, OverflowError):
         time = pd.Timestamp(text)
         if not pd.isna(time) and 1970 < time.year < 9999:
@@ -77,8 +85,8 @@ def _time(text: str) -> pd.Timestamp:
     raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
-def declared(notebook: Path) -> list[str]:
-    """The names that the notebook's `parameters` cell assigns."""
+def declared_names(notebook: Path) -> list[str]:
+    """Return the names that the notebook's `parameters` cell assigns."""
     import nbformat  # its schema takes longer than all else that a question needs
 
     nb = nbformat.read(notebook, as_version=4)
@@ -94,10 +102,36 @@ def declared(notebook: Path) -> list[str]:
     return names
 
 
-def accepted() -> type[Parameters]:
-    """What the notebooks of the runbook in force accept: the engine's parameters, and those of its packs."""
-    own = pack.in_force().every("parameters")
+def parameters_class() -> type[Parameters]:
+    """Return the class of the parameters of the active runbook: the engine's and those of its packs."""
+    own = pack.active_runbook().every("parameters")
     return type("Parameters", own, {}) if len(own) > 1 else own[0] if own else Parameters
+
+
+def free_texts() -> tuple[str, ...]:
+    """Return the parameters that are free text, in which a person may name anybody."""
+    fields = parameters_class().model_fields.items()
+    return tuple(
+        name
+        for name, field in fields
+        if name not in _CHECKED
+        and field.annotation in (str, str | None)
+        and not any(getattr(rule, "pattern", None) for rule in field.metadata)
+    )
+
+
+def mask_free_texts(values: dict[str, Any], masker: Masker) -> dict[str, Any]:
+    """Return the values with user ids and secrets removed from their free texts."""
+    texts = {name: text for name in free_texts() if isinstance(text := values.get(name), str)}
+    return values | {name: scrub_once(masker, text) for name, text in texts.items()}
+
+
+def scrub_once(masker: Masker, text: str) -> str:
+    """Scrub a text that another process may have scrubbed: the tokens in it stay, so that a person has one."""
+    scrubbed = masker.scrub(text)
+    for token in TOKEN.findall(text):
+        scrubbed = scrubbed.replace(str(masker.person(token)), token)
+    return scrubbed
 
 
 def validate(values: dict[str, Any], names: list[str] | None = None) -> Parameters:
@@ -105,7 +139,7 @@ def validate(values: dict[str, Any], names: list[str] | None = None) -> Paramete
 
     Raises UsageError with one line that says which parameter, what is wrong and what was meant.
     """
-    model = accepted()
+    model = parameters_class()
     known = names if names is not None else list(model.model_fields)
     for name in values:
         if name not in known:
@@ -113,6 +147,5 @@ def validate(values: dict[str, Any], names: list[str] | None = None) -> Paramete
     try:
         return model(**{k: v for k, v in values.items() if v is not None})
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"parameter {first['loc'][0]}={first['input']!r:.80}: {message}") from None
+        name, problem = first_problem(e)
+        raise UsageError(f"parameter {name}={values.get(name)!r:.80}: {problem}") from None

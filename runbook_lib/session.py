@@ -1,4 +1,4 @@
-"""One run of one section: its sources, its moment, its findings, its conclusion.
+"""Sessions: one run of one section in a notebook, from the sources to the verdict.
 
 A notebook calls `open_section`, then `step` and `chart` for each step of the runbook, then `conclude`.
 The same cells give the same verdict in JupyterLab, under papermill and in a drill.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from getpass import getpass
@@ -21,61 +22,64 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import messages, pack, questions, settings
+from runbook_lib import messages, pack, queries, settings
 from runbook_lib.actions import action
-from runbook_lib.analysis import diagnosis
+from runbook_lib.analysis import counterfactual, diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, Progress, open_context
 from runbook_lib.masking import TOKEN
-from runbook_lib.model.finding import Finding, Reason, Status, Text, Verdict, complete, say
+from runbook_lib.model.finding import Answer, Finding, Reason, Status, Text, Verdict, complete, say
 from runbook_lib.notes import keep_note, whoami
-from runbook_lib.outcome import Outcome
-from runbook_lib.parameters import validate
-from runbook_lib.sources import SourceError, grafana
+from runbook_lib.parameters import declared_names, mask_free_texts, now, parameters_class, validate
+from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
-from runbook_lib.view import record, render
-from runbook_lib.view.answer import Answer
+from runbook_lib.view import render
+from runbook_lib.view.answer import StepResult
+from runbook_lib.view.queries import StepQueries, queries_of
 
 if TYPE_CHECKING:
     from runbook_lib.view.charts import Chart
 
-#: After so long a step that is run again is told that its run looks at an earlier moment.
+#: Seconds after which a step that is run again warns that the run shows an earlier moment.
 OLD_S = 120.0
-#: A parameter of a question; `::` is a cast.
+#: Parameters that a cell passes on by itself (`rb.act`, `rb.event`), and never to the whole section.
+_OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
+#: A parameter of a query; `::` is a cast.
 _VARIABLE = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
 
 class Session:
-    """What the cells of one notebook share: it conducts steps, charts, actions and the verdict over a context.
+    """The state shared by the cells of one notebook: it runs steps, charts, actions and the verdict over a context.
 
     Make it with `open_section`.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = replace(context, progress=self.progress)
-        self.opened = pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+        self.opened = now()
         self._top: DisplayHandle | None = None
         self._cards: dict[str, DisplayHandle | None] = {}
         self._bottom: DisplayHandle | None = None
         self.shows = False
+        self.answers: tuple[Answer, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        """What a notebook may ask beyond the steps, such as `rb.compare`; others are the packs'.
+        """Return a function or class that a pack adds to sessions (`Pack.asks`), such as `rb.compare`.
 
         A function that takes a session is a method of this one, a class that takes one is an attribute.
         """
-        if name not in pack.in_force().asks:
+        if name not in pack.active_runbook().asks:
             raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
-        ask = pack.in_force().ask(name)
+        ask = pack.active_runbook().ask(name)
         return ask(self) if isinstance(ask, type) else MethodType(ask, self)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *pack.in_force().asks]
+        return [*super().__dir__(), *pack.active_runbook().asks]
 
     @property
     def findings(self) -> dict[str, Finding]:
-        """What was found so far, by step."""
+        """The findings so far, by step."""
         return self.context.findings
 
     @property
@@ -85,16 +89,16 @@ class Session:
 
     # What the cells of a notebook call.
 
-    def step(self, step: str) -> Answer:
-        """Answer one step of the runbook and show it; what it has found is returned, to go on with.
+    def step(self, step: str) -> StepResult:
+        """Run one step of the runbook, show its card, and return its result for your own cells.
 
         Never raises for a source that fails.
         """
-        self._answer(step)
+        self._run_step(step)
         self._warn_of_age()
         self._cards[step] = display(self._card(step), display_id=True)
-        self._follow(step)
-        return Answer(lambda: self._card(step), inspect.getdoc(self._check(step).collect) or "")
+        self._update_dependents(step)
+        return StepResult(lambda: self._card(step), inspect.getdoc(self._find_check(step).collect) or "")
 
     def chart(
         self,
@@ -105,24 +109,24 @@ class Session:
         kind: str = "line",
         title: str = "",
     ) -> None:
-        """Draw what a step collected, which is answered first if it was not yet, or columns of a frame of one's own.
+        """Draw the charts of a step (run first if it has not run yet), or columns of a frame of your own.
 
         Of a frame `y` over `x` as "line", "bar" or "scatter", or how often each value of `x` occurs as "hist". Raises
         UsageError, one line, for a step, column or kind that does not exist or cannot be drawn.
         """
         if isinstance(what, pd.DataFrame):
-            from runbook_lib.view import charts  # half a second for whoever only asks
+            from runbook_lib.view import charts  # takes half a second, which other commands save
 
-            own = charts.of_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
+            own = charts.chart_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
             # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
             self._draw(own, say("chart.no_rows"), {})
             return
         if not isinstance(what, str):
-            raise UsageError("rb.chart draws a step of this section, or a frame")
+            raise UsageError("rb.chart needs a step of this section, or a frame")
         if what not in self.findings:
-            self._answer(what)
+            self._run_step(what)
         finding = self.findings[what]
-        for draw in self._check(what).charts:
+        for draw in self._find_check(what).charts:
             try:
                 figure = draw(finding.frames, self.context.given(what))
             except Exception as e:
@@ -131,7 +135,7 @@ class Session:
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
                 display(render.Line(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
-            self._draw(figure, say("chart.no_data"), render.mark(self.opened))
+            self._draw(figure, say("chart.no_data"), render.run_mark(self.opened))
 
     def _draw(self, figure: Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
         if figure is None:
@@ -140,18 +144,24 @@ class Session:
             shown = [bundle | mark for bundle in figure.display(self.lang)]
             display(*shown, raw=True, metadata=figure.metadata(self.lang))
 
-    def ask(self, question: str, **params: Any) -> pd.DataFrame:
-        """Ask the database: a question of the packs (`"queue/backlog"`), or a SELECT of one's own with `:name` in it.
+    def queries(self, step: str) -> StepQueries:
+        """Return what a step of any section asks: SQL or call, index, cost class and columns. No source is asked."""
+        if step not in checks():
+            raise UsageError(f"unknown step '{step}': {did_you_mean(step, list(checks()))}")
+        return queries_of(step, self.lang)
 
-        Read-only, with the limits, the cost gate and the cap on rows that the steps have; it stands in the run's read
-        cost. People are tokens in what comes back, and so is text that the question computes from columns. A token as
-        a parameter means its person; `person` makes one. Raises UsageError, one line, for whatever goes wrong.
+    def ask(self, question: str, **params: Any) -> pd.DataFrame:
+        """Run a query of the packs (`"queue/backlog"`), or a SELECT of your own with `:name` parameters.
+
+        Read-only, with the limits, the cost gate and the row cap of the steps; the query is part of the run's read
+        cost. User ids are masked in the result, and so is text that the query computes from columns. A token as a
+        parameter stands for its user id; `person` makes one. Raises UsageError, one line, for every failure.
         """
         masker = self.context.masker
         params = {name: masker.named(value) for name, value in params.items()}
         own = bool(re.search(r"\s", question.strip()))
-        if not own and question not in questions.names():
-            raise UsageError(f"unknown question '{question}': {did_you_mean(question, questions.names())}")
+        if not own and question not in queries.names():
+            raise UsageError(f"unknown query '{question}': {did_you_mean(question, queries.names())}")
         try:
             with self.context.snapshot() as db:
                 if not own:
@@ -165,16 +175,16 @@ class Session:
         return masker.own(frame, frame.attrs["columns"], question)
 
     def person(self) -> str:
-        """Ask for a user id, which no file keeps, and give the token that stands for it in this incident.
+        """Prompt for a user id, which is stored in no file, and return its token in this incident.
 
-        Raises UsageError outside `runbook lab`, where nobody may be remembered.
+        Raises UsageError outside `runbook lab`, where no user id is stored.
         """
         if self.context.masker.people is None:
-            raise UsageError("only `runbook lab` remembers who stands behind a token")
+            raise UsageError("only `runbook lab` stores the user id of a token")
         return str(self.context.masker.person(getpass("user id: ").strip()))
 
     def first_response(self) -> render.Proposals:
-        """The proposals that the findings so far justify, with the exact commands. Nothing is run."""
+        """Return the proposals that the findings so far justify, with the exact commands. Nothing is run."""
         found = diagnosis.conclude(self.findings.values(), self.context.catalog)
         return render.Proposals(found.proposals, self.lang, run=self.opened)
 
@@ -188,12 +198,12 @@ class Session:
         break_glass: bool = False,
         approval: str | None = None,
         **what: Any,
-    ) -> render.Acted:
-        """Carry out an action (`restart`, `set`, `redrive`), or show what it would do.
+    ) -> render.ActionCard:
+        """Run an action (`restart`, `set`, `redrive`); a dry run unless `execute` is set.
 
-        Without `execute` nothing is changed. Whatever becomes of it is a line in the incident's actions.jsonl.
-        `approval` is what a second person's `runbook approve` has printed, or a file with it, where the target asks
-        for one. `break_glass` passes that, a freeze or the limit of an hour, where the target allows it.
+        Without `execute` nothing is changed. Each call is a line in the incident's actions.jsonl. `approval` is the
+        output of a second person's `runbook approve`, or a file with it, if the target requires one. `break_glass`
+        bypasses the approval, a freeze and the hourly limit, if the target allows it.
         Raises UsageError for an action, or an argument, that does not exist.
         """
         known = action.actions()
@@ -212,8 +222,29 @@ class Session:
                 progress=progress,
             )
         self.context.outcomes[name] = outcome
-        self._annotate(outcome, begun)
-        return render.Acted(outcome, self.lang, run=self.opened)
+        if self.context.target.grafana_url:
+            pack.hook("acted")(self.context, outcome, begun, self.lang)
+        return render.ActionCard(outcome, self.lang, run=self.opened)
+
+    def settle(self) -> render.Settled:
+        """Ask the steps, of any section, that may decide an undecided verdict; return what each showed.
+
+        It ends when the verdict is decided, no question is left, or the budget of docs/slo.md is used up. A step of a
+        section that can act is not asked.
+        """
+        numbers, begun = self.context.catalog.numbers, time.monotonic()
+        asked = 0
+        while asked < numbers.get("settle.questions", 0) and time.monotonic() - begun < numbers.get("settle.time", 0):
+            before, earlier = self.verdict(), list(self.findings.values())
+            step = next((s for s in before.settled_by if s not in self.findings and self._only_reads(s)), None)
+            if step is None:
+                break
+            asked += 1
+            self.findings[step] = found = checks()[step].run(self.context)
+            self.answers += diagnosis.read_answers(before, earlier, [found], self.context.catalog)
+            self._cards[step] = display(self._card(step), display_id=True)
+        self._update_verdict()
+        return render.Settled(self.verdict(), asked, self.lang, run=self.opened)
 
     def note(self, text: str) -> render.Line:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
@@ -221,7 +252,7 @@ class Session:
         return render.Line(kept, self.lang, run=self.opened)
 
     def reveal(self, *texts: str) -> render.Revealed:
-        """Show who stands behind the tokens in `texts`, on this screen alone: it is in nothing that is saved.
+        """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
 
         Raises UsageError outside `runbook lab`, whose server keeps it out of the file.
         """
@@ -234,7 +265,7 @@ class Session:
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
-        """A bar in the notebook for what takes its time; it is gone when it is over."""
+        """Show a progress bar in the notebook; it disappears at the end."""
         if not self.shows:
             yield lambda share, text: None
             return
@@ -245,36 +276,43 @@ class Session:
             handle.update(render.Bar(None, say("ui.looking"), self.lang, run=self.opened))
 
     def conclude(self) -> None:
-        """Show the verdict of the section, every planned step exactly once, and what the questions cost.
+        """Show the verdict of the section, every planned step exactly once, and the cost of the queries.
 
-        A step that is run again afterwards brings it up to date.
+        It is updated when a step is run again.
         """
         self._bottom = display(self._conclusion(), display_id=True)
         if self._top is not None:
             self._top.update(self._banner(self.verdict()))
 
-    def look(self) -> Verdict:
-        """Answer every step of the section and show nothing; the verdict."""
+    def run_steps(self) -> Verdict:
+        """Run every step of the section without showing it; return the verdict."""
         for step in self.context.section.steps:
-            self._answer(step.id)
+            self._run_step(step.id)
         return self.verdict()
 
+    #: `run_steps` by its earlier name.
+    look = run_steps
+
     def verdict(self) -> Verdict:
-        """The verdict so far."""
-        return diagnosis.conclude(self._complete(), self.context.catalog)
+        """Return the verdict so far."""
+        return replace(diagnosis.conclude(self._planned_findings(), self.context.catalog), asked=self.answers)
 
     def show_header(self) -> None:
-        """Show what this run looks at; `conclude` puts the verdict in its place."""
+        """Show the target, the moment and the window of this run; `conclude` replaces it with the verdict."""
         self.shows = True
+        if self.context.recorded is not None:
+            said = say("lab.replayed", as_of=render.when(self.context.as_of))
+            display(render.Line(said, self.lang, run=self.opened))
         self._top = display(self._banner(None), display_id=True)
 
     def _conclusion(self) -> render.Concluded:
+        findings = self._planned_findings()
         return render.Concluded(
             self._header(),
-            self.verdict(),
-            self._complete(),
-            self._titles(),
-            self.context.read_cost.questions,
+            counterfactual.explain(self.verdict(), findings, self.context.catalog),
+            findings,
+            self._step_titles(),
+            self.context.read_cost.queries,
             self.lang,
             run=self.opened,
         )
@@ -284,53 +322,62 @@ class Session:
 
     def _card(self, step: str) -> render.Card:
         found = self.findings[step]
-        hop = _hop(found, self.context.catalog.hops)
-        dashboard = "" if found.status is Status.OK else render.at_hop(self._dashboard, hop)
-        return render.Card(found, self._titles()[step], self.lang, dashboard, run=self.opened)
+        hop = _find_hop(found, self.context.catalog.hops)
+        dashboard = "" if found.status is Status.OK else render.link_to_hop(self._dashboard, hop)
+        return render.Card(found, self._step_titles()[step], self.lang, dashboard, run=self.opened)
 
-    def _answer(self, step: str) -> None:
-        self.findings[step] = self._check(step).run(self.context)
+    def _run_step(self, step: str) -> None:
+        self.findings[step] = self._find_check(step).run(self.context)
 
-    def _follow(self, step: str) -> None:
-        """Bring up to date what is shown already and rests on this step: later steps, and the verdict."""
+    def _update_dependents(self, step: str) -> None:
+        """Update what is already shown and depends on this step: later steps and the verdict."""
         order = [s.id for s in self.context.section.steps]
         for later in order[order.index(step) + 1 :]:
             before = self.findings.get(later)
             if before is None or not before.frames or before.reason is Reason.ERROR:
                 continue
-            self.findings[later] = self._check(later).judge_again(before, self.context.given(later))
+            self.findings[later] = self._find_check(later).judge_again(before, self.context.given(later))
             if (card := self._cards.get(later)) is not None:
                 card.update(self._card(later))
+        self._update_verdict()
+
+    def _update_verdict(self) -> None:
         if self._bottom is not None:
             self._bottom.update(self._conclusion())
             if self._top is not None:
                 self._top.update(self._banner(self.verdict()))
 
     def _warn_of_age(self) -> None:
-        """One run is of one moment; a step that is asked much later can not be of the same."""
+        """Warn if the run is older than `OLD_S`: a step that is run now reads a later state than the others."""
         age_s = (self.context.now() - self.context.as_of).total_seconds()
         if self.shows and not self.context.past and age_s > OLD_S:
             text = say("lab.old", as_of=render.when(self.context.as_of), minutes=age_s / 60)
             display(render.Line(text, self.lang, run=self.opened))
 
-    def _check(self, step: str) -> Check:
+    def _find_check(self, step: str) -> Check:
         if step not in {s.id for s in self.context.section.steps}:
             known = [s.id for s in self.context.section.steps]
-            raise UsageError(
-                f"step '{step}' is not of section {self.context.section.number}: {did_you_mean(step, known)}"
-            )
+            raise UsageError(f"section {self.context.section.number} has no step '{step}': {did_you_mean(step, known)}")
         return checks()[step]
 
-    def _complete(self) -> list[Finding]:
-        return complete([s.id for s in self.context.section.steps], self.findings)
+    def _only_reads(self, step: str) -> bool:
+        """Return whether the step's section has a notebook, and that notebook no action."""
+        (section,) = diagnosis.sections_of([step])
+        notebook = self.context.catalog.sections[section].notebook
+        return notebook is not None and "execute" not in declared_names(notebook)
 
-    def _titles(self) -> dict[str, str]:
-        return {s.id: s.ja if self.lang == "ja" else s.en for s in self.context.section.steps}
+    def _planned_findings(self) -> list[Finding]:
+        """Return the findings of the section's steps, and of those that `settle` asked."""
+        own = [s.id for s in self.context.section.steps]
+        return complete(dict.fromkeys([*own, *self.findings]), self.findings)
+
+    def _step_titles(self) -> dict[str, str]:
+        return {s.id: s.words(self.lang) for section in self.context.catalog.sections.values() for s in section.steps}
 
     def _header(self) -> render.Header:
         return render.Header(
             section=self.context.section.number,
-            title=self.context.section.ja if self.lang == "ja" else self.context.section.en,
+            title=self.context.section.words(self.lang),
             incident=self.context.parameters.incident_id,
             target=self.context.parameters.target,
             as_of=self.context.as_of,
@@ -339,45 +386,42 @@ class Session:
             behind_s=max((c.behind_s for c in self.context.clocks.values()), default=0.0),
             by=whoami(),
             given=self.context.given().record(),
-            parameters=self.context.parameters.model_dump(exclude_unset=True),
+            parameters=mask_free_texts(self.context.parameters.model_dump(exclude_unset=True), self.context.masker),
             opened=self.opened,
             dashboard=self._dashboard,
         )
 
     @property
     def _dashboard(self) -> str:
-        return grafana.link(self.context.target, *self._named, self.context.window)
+        target = self.context.target
+        return (
+            pack.hook("dashboard")(target, *self._target_and_incident, self.context.window)
+            if target.grafana_link
+            else ""
+        )
 
     @property
-    def _named(self) -> tuple[str, str]:
+    def _target_and_incident(self) -> tuple[str, str]:
         return self.context.parameters.target, self.context.parameters.incident_id
 
-    def _annotate(self, outcome: Outcome, begun: pd.Timestamp) -> None:
-        if outcome.result in ("done", "failed"):
-            title, became = (
-                messages.text(say(key), self.lang)
-                for key in (f"action.title.{outcome.action}", f"action.result.{outcome.result}")
-            )
-            text = self.context.masker.scrub(f"{title} {record.what(outcome.what)}: {became}")
-            done = grafana.Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))
-            grafana.annotate(self.context.target, *self._named, [done], self.lang)
 
-
-def _hop(finding: Finding, hops: Sequence[str]) -> str | None:
-    """The place that a finding tells of: what it speaks for most, else where something is late, else any."""
+def _find_hop(finding: Finding, hops: Sequence[str]) -> str | None:
+    """Return the hop of a finding: the one with most evidence, else one that is late, else any; None if it has none."""
     spoken = [s for s in finding.signals if s.about in hops and s.weight > 0]
     if spoken:
         return max(spoken, key=lambda s: s.weight).about
     return next((h.name for h in sorted(finding.hops, key=lambda h: not h.late)), None)
 
 
-def open_section(section: str, **parameters: Any) -> Session:
+def open_section(section: str, variables: Mapping[str, Any] | None = None, /, **parameters: Any) -> Session:
     """Open a section of the runbook on a target.
 
-    `parameters` are those of the notebook's parameters cell (see `parameters.Parameters`). Raises UsageError,
-    one line, for a section, parameter or target that does not exist; nothing for a source that is silent.
+    A notebook passes its `globals()`: those that are parameters (see `parameters.Parameters`) count, but for those
+    that a cell passes on by itself. `parameters` name them one by one. Raises UsageError, one line, for a section,
+    parameter or target that does not exist; nothing for a source that is silent.
     """
-    rb = quiet_session(section, **parameters)
+    names = parameters_class().model_fields.keys() - _OF_CELLS
+    rb = quiet_session(section, **{k: v for k, v in (variables or {}).items() if k in names} | parameters)
     sql_cells(rb)
     rb.show_header()
     return rb
@@ -386,7 +430,7 @@ def open_section(section: str, **parameters: Any) -> Session:
 def sql_cells(rb: Session) -> None:
     """Ask a cell that begins with `%%sql` by `rb.ask`: `:name` in it is the notebook's variable of that name.
 
-    What comes back is the cell's result; `%%sql frame` keeps it under a name instead.
+    The result is the cell's result; `%%sql frame` assigns it to the variable `frame` instead.
     """
     shell = get_ipython()
     if shell is None:
@@ -404,7 +448,7 @@ def sql_cells(rb: Session) -> None:
 
 
 def quiet_session(section: str, **parameters: Any) -> Session:
-    """The same without a notebook to show anything in: for the command. Raises UsageError."""
+    """Open a section without a notebook to show anything in, for the command. Raises UsageError."""
     book = catalogs.load()
     if section not in book.sections:
         raise UsageError(f"unknown section '{section}': {did_you_mean(section, list(book.sections))}")

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,18 +34,23 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
 
-from runbook_lib import freeze, pack
-from runbook_lib.usage import SANDBOX_TARGET, UsageError, config_file, config_folder, did_you_mean, sandbox_folder
+from runbook_lib import pack
+from runbook_lib.usage import (
+    SANDBOX_TARGET,
+    UsageError,
+    config_file,
+    config_folder,
+    did_you_mean,
+    first_problem,
+    sandbox_folder,
+)
 
-URLS = ("database_url", "replica_url", "nats_url", "nats_monitor_url", "redis_url", "prometheus_url", "grafana_url")
-#: Credentials that may change something: for actions alone, so that whatever reads can not write.
-ACTION_URLS = ("action_database_url", "action_nats_url")
-#: Of these there may be several, with commas between them or as a list.
-SEVERAL = ("nats_url", "nats_monitor_url", "action_nats_url")
-#: What a target says to every action (actions/guard.py, actions/approval.py), and of its dossiers (archive/keeping.py).
-_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "keep_days")
-#: How each is written, and with which schemes.
-_WRITTEN = {
+#: Settings that may hold several URLs, separated by commas or as a list.
+MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
+#: Rules of a target for actions (governance/guard.py, approval.py, ledger.py) and for dossiers (governance/keeping.py).
+_ACTION_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "ledger", "keep_days")
+#: The form of each address, and its schemes.
+_ADDRESS_FORMS = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
     "replica_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
     "nats_url": ("nats://USER@HOST:4222", ("nats", "tls", "ws", "wss")),
@@ -53,25 +59,54 @@ _WRITTEN = {
     "prometheus_url": ("http://HOST:9090", ("http", "https")),
     "grafana_url": ("https://HOST", ("http", "https")),
     "grafana_link": ("https://HOST/d/UID?from={from_ms}&to={to_ms}&var-hop={hop}", ("http", "https")),
+    "trace_link": ("https://HOST/trace/{trace_id}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
 }
-#: The longest that anything may be told to take, in seconds.
+#: The upper limit of every duration setting, in seconds.
 DAY_S = 86_400
 
 
-def cores() -> int:
-    """Those that this process may use."""
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Strict(BaseModel):
-    """What is not known is refused, and so is what is no number."""
+    """A model that rejects unknown keys, and infinite or NaN numbers."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    def _require_together(self, *names: str, prefix: str = "") -> None:
+        """Raise ValueError where one of two fields is set and the other is not."""
+        if len({bool(getattr(self, name)) for name in names}) > 1:
+            raise ValueError(f"{prefix}{f' and {prefix}'.join(names)} go together")
 
-class Workloads(_Strict):
-    """How the system's parts are run, so that a proposal is an exact command; a pack adds its workloads' names."""
+
+#: A file by its name: a relative one is beside runbook.toml.
+_File = Annotated[Path, AfterValidator(lambda file: config_folder() / file.expanduser())]
+
+
+class _Addresses(BaseModel):
+    """The addresses of a system's parts; those of one target may come from the environment alone."""
+
+    database_url: SecretStr | None = None
+    #: A streaming replica, for queries about the window.
+    replica_url: SecretStr | None = None
+    nats_url: SecretStr | None = None
+    nats_monitor_url: SecretStr | None = None
+    redis_url: SecretStr | None = None
+    prometheus_url: SecretStr | None = None
+    grafana_url: SecretStr | None = None
+    #: Credentials with write access, for actions only; readers cannot write.
+    action_database_url: SecretStr | None = None
+    action_nats_url: SecretStr | None = None
+
+
+URLS = (*_Addresses.model_fields,)
+
+
+class WorkloadSettings(_Strict):
+    """How the workloads are run, so that a proposal is an exact command; a pack adds the names of its workloads."""
 
     runner: Literal["kubectl", "supervisorctl"] = "kubectl"
     namespace: str = "default"
@@ -90,20 +125,26 @@ class Workloads(_Strict):
     @property
     def programs(self) -> dict[str, str]:
         """The names of the system's workloads, by what the pack calls them."""
-        return {which: getattr(self, which) for which in type(self).model_fields if which not in Workloads.model_fields}
+        return {
+            which: getattr(self, which)
+            for which in type(self).model_fields
+            if which not in WorkloadSettings.model_fields
+        }
 
     def program(self, which: str) -> str:
-        """The name of one workload. Raises KeyError."""
+        """Return the name of one workload. Raises KeyError."""
         return self.programs[which]
 
 
-class Facts(_Strict):
-    """What a target's settings say of the system itself, in the same table as its addresses; a pack adds its own."""
+class TargetFacts(_Strict):
+    """The facts of the system in a target's settings, in the same table as its addresses; a pack adds its own."""
 
-    #: The system's services that say of themselves how they are: each may have an address, `<name>_url`.
+    #: The system's services with metrics: each may have an address, `<name>_url`.
     services: ClassVar[tuple[str, ...]] = ()
+    #: Addresses of the pack's own sources (`Pack.sources`), such as kafka_url: how each is written, and its schemes.
+    addresses: ClassVar[Mapping[str, tuple[str, tuple[str, ...]]]] = {}
 
-    workloads: Workloads = Workloads()
+    workloads: WorkloadSettings = WorkloadSettings()
 
     @property
     def clock_stream(self) -> str | None:
@@ -111,30 +152,29 @@ class Facts(_Strict):
         return None
 
 
+#: `TargetFacts` by its earlier name, for packs.
+Facts = TargetFacts
+
+
 class NatsAccess(_Strict):
-    """How a broker lets one in, beside what its URLs say, and where its JetStream is; `nats_*` in a target's table.
+    """Login and TLS of a broker, beside its URLs, and the prefix of its JetStream API; `nats_*` in a target's table.
 
     Files are read when they are used, so that one that is missing hides the broker alone.
     """
 
-    creds_file: Path | None = None
-    nkey_file: Path | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
+    creds_file: _File | None = None
+    nkey_file: _File | None = None
+    ca_file: _File | None = None
+    cert_file: _File | None = None
+    key_file: _File | None = None
     user: str = ""
     password: SecretStr | None = None
     token: SecretStr | None = None
     domain: str = Field("", pattern=r"^[^\s.*>]*$")
     api_prefix: str = Field("", pattern=r"^[^\s*>]*$")
 
-    @field_validator("creds_file", "nkey_file", "ca_file", "cert_file", "key_file")
-    @classmethod
-    def _from_the_configuration(cls, file: Path | None) -> Path | None:
-        return file and config_folder() / file.expanduser()
-
     @model_validator(mode="after")
-    def _one_way(self) -> NatsAccess:
+    def _check_login(self) -> NatsAccess:
         ways = {
             "creds_file": self.creds_file,
             "nkey_file": self.nkey_file,
@@ -142,12 +182,11 @@ class NatsAccess(_Strict):
             "user": self.user or self.password,
         }
         if len(given := [f"nats_{name}" for name, value in ways.items() if value]) > 1:
-            raise ValueError(f"{' and '.join(given)} are set: a broker takes one of them")
-        for a, b in (("user", "password"), ("cert_file", "key_file")):
-            if bool(getattr(self, a)) != bool(getattr(self, b)):
-                raise ValueError(f"nats_{a} and nats_{b} go together")
+            raise ValueError(f"{' and '.join(given)} are set: a broker accepts one login method, set only one")
+        self._require_together("user", "password", prefix="nats_")
+        self._require_together("cert_file", "key_file", prefix="nats_")
         if self.domain and self.api_prefix:
-            raise ValueError("nats_domain and nats_api_prefix both say where JetStream is: set one of them")
+            raise ValueError("nats_domain and nats_api_prefix both set the prefix of JetStream: set only one of them")
         return self
 
     def secret(self) -> str:
@@ -156,72 +195,78 @@ class NatsAccess(_Strict):
         return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
 
 
-_GRAFANA_KEYS = ("grafana_token", "grafana_link")
-#: What may stand in a target's table of each broker, the readers' and that of actions; some of it is a secret.
+_LINK_KEYS = ("grafana_token", "grafana_link", "trace_link")
+#: The login settings of a target's broker, for readers and for actions; some are secrets.
 _NATS_KEYS = tuple(f"{who}nats_{field}" for who in ("", "action_") for field in NatsAccess.model_fields)
 _SECRETS = (*(key for key in _NATS_KEYS if key.endswith(("_password", "_token"))), "grafana_token")
-#: What a link to a dashboard may name in braces.
-LINKED = ("from_ms", "to_ms", "hop", "target", "incident")
-#: What an action's user shares with the readers', unless it has its own.
-_SHARED = ("ca_file", "cert_file", "key_file", "domain", "api_prefix")
+#: The fields of a link to a dashboard, written in braces.
+LINK_FIELDS = {
+    "grafana_link": ("from_ms", "to_ms", "hop", "target", "incident"),
+    "trace_link": ("trace_id",),
+}
+#: Settings that an action's user inherits from the readers' user.
+_SHARED_NATS_KEYS = ("ca_file", "cert_file", "key_file", "domain", "api_prefix")
 
 
-def several(urls: str) -> list[str]:
-    """The URLs of a setting that may name several.
+def split_urls(urls: str) -> list[str]:
+    """Split a setting that may hold several URLs.
 
-    >>> several("nats://a:4222, nats://b:4222")
+    >>> split_urls("nats://a:4222, nats://b:4222")
     ['nats://a:4222', 'nats://b:4222']
     """
     return [url.strip() for url in re.split(r",(?=\s*[a-z]+://)", urls)]
 
 
-def facts_of(values: dict[str, Any]) -> Facts:
-    """The facts of a target, as the system's pack has them. Raises ValidationError."""
-    return _facts()(**values)
+def facts_of(values: dict[str, Any]) -> TargetFacts:
+    """Build the facts of a target with the class of the system's pack. Raises ValidationError."""
+    return _facts_class()(**values)
 
 
-def _facts() -> type[Facts]:
-    kind: type[Facts] = next(iter(pack.in_force().every("facts")), Facts)
+def _facts_class() -> type[TargetFacts]:
+    kind: type[TargetFacts] = next(iter(pack.active_runbook().every("facts")), TargetFacts)
     return kind
 
 
-def _addresses() -> tuple[str, ...]:
-    """Every address that a target may have, those of the system's services among them."""
-    return (*URLS, *ACTION_URLS, *(f"{name}_url" for name in _facts().services))
+def _pack_addresses() -> dict[str, str]:
+    """Return the addresses that the system's pack knows, by name, with the form of each."""
+    facts = _facts_class()
+    return {f"{name}_url": "service_url" for name in facts.services} | {url: url for url in facts.addresses}
 
 
-class Target(_Strict):
+def _address_names() -> tuple[str, ...]:
+    """Every address that a target may have, those of the system's pack among them."""
+    return (*URLS, *_pack_addresses())
+
+
+def _address_form(kind: str) -> tuple[str, tuple[str, ...]]:
+    return _ADDRESS_FORMS[kind] if kind in _ADDRESS_FORMS else _facts_class().addresses[kind]
+
+
+class Target(_Addresses, _Strict):
     """One system to investigate: where its parts answer, and the facts that its settings fix."""
 
-    database_url: SecretStr | None = None
     #: An argument vector that prints the URL, or the password alone for the URL that stands beside it.
     database_url_command: list[str] | None = Field(None, min_length=1)
-    #: A streaming replica of it, for questions about the window.
-    replica_url: SecretStr | None = None
-    nats_url: SecretStr | None = None
-    nats_monitor_url: SecretStr | None = None
-    redis_url: SecretStr | None = None
-    prometheus_url: SecretStr | None = None
-    grafana_url: SecretStr | None = None
-    action_database_url: SecretStr | None = None
-    action_nats_url: SecretStr | None = None
     nats: NatsAccess = NatsAccess()
     action_nats: NatsAccess = NatsAccess()
-    #: What may write annotations there, and nothing else; a link to a dashboard, with places for `LINKED`.
+    #: A token that may only write annotations; links to a dashboard and to an event's trace, with `LINK_FIELDS`.
     grafana_token: SecretStr | None = None
     grafana_link: str = ""
-    #: Where the system's services answer over HTTP, by name.
+    trace_link: str = ""
+    #: The URLs of the system's services, and of the sources of its pack, by name.
     services: dict[str, SecretStr] = {}
-    facts: Facts = Facts()
-    #: When no action is carried out (freeze.py), how many in an hour, whether a second person has to approve each;
-    #: whether `--break-glass` may pass all of these.
+    facts: TargetFacts = TargetFacts()
+    #: When actions are frozen (governance/freeze.py), their limit per hour, whether a second person must approve each,
+    #: and whether `--break-glass` may bypass all of these.
     freeze: list[str] = []
     actions_per_hour: int | None = Field(None, ge=1, le=1000)
     approval: bool = False
     break_glass: bool = False
-    #: Its own in the place of docs/slo.md's, by name (`Catalog.tuned`).
+    #: The ledger of actions and used approvals (governance/ledger.py): a folder, or a URL that fsspec knows.
+    ledger: str = Field("", validate_default=True)
+    #: The target's own thresholds, which replace those of docs/slo.md (`Catalog.tuned`).
     thresholds: dict[str, str] = {}
-    #: Days after its last line in which a dossier is kept; without it, for ever.
+    #: Days that a dossier is retained after its last line; None is forever.
     keep_days: int | None = Field(None, ge=1, le=36_500)
 
     @model_validator(mode="before")
@@ -230,7 +275,7 @@ class Target(_Strict):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for url in (*_addresses(), *_SECRETS):
+        for url in (*_address_names(), *_SECRETS):
             env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
             if env is not None:
                 if not os.environ.get(env):
@@ -241,7 +286,7 @@ class Target(_Strict):
                     data[url] = (config_folder() / file).read_text(encoding="utf-8").strip()
                 except OSError as e:
                     raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
-        for url in SEVERAL:
+        for url in MULTI_URLS:
             if isinstance(data.get(url), list):
                 data[url] = ",".join(map(str, data[url]))
         own, acting = (
@@ -249,85 +294,106 @@ class Target(_Strict):
             for who in ("", "action_")
         )
         if own or acting:
-            data |= {"nats": own, "action_nats": {f: own[f] for f in _SHARED if f in own} | acting}
-        services = {name: data.pop(f"{name}_url") for name in _facts().services if data.get(f"{name}_url")}
-        for name, address in services.items():
-            if wrong := wrong_with(str(address), "service_url"):
-                raise ValueError(f"{name}_url: {wrong}: write it like {_WRITTEN['service_url'][0]}")
+            data |= {"nats": own, "action_nats": {f: own[f] for f in _SHARED_NATS_KEYS if f in own} | acting}
+        services = {}
+        for url, kind in _pack_addresses().items():
+            if not (address := data.pop(url, None)):
+                continue
+            if wrong := url_problem(str(address), kind):
+                raise ValueError(f"{url}: {wrong}: write it like {_address_form(kind)[0]}")
+            services[url.removesuffix("_url")] = address
         return data | ({"services": services} if services else {})
 
-    @field_validator(*URLS, *ACTION_URLS)
+    @field_validator(*URLS)
     @classmethod
-    def _is_a_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+    def _check_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value:
             written, kind = value.get_secret_value(), str(info.field_name).removeprefix("action_")
-            for url in several(written) if info.field_name in SEVERAL else [written]:
-                if wrong := wrong_with(url, kind):
-                    raise ValueError(f"{wrong}: write it like {_WRITTEN[kind][0]}")
+            for url in split_urls(written) if info.field_name in MULTI_URLS else [written]:
+                if wrong := url_problem(url, kind):
+                    raise ValueError(f"{wrong}: write it like {_ADDRESS_FORMS[kind][0]}")
         return value
 
-    @field_validator("grafana_link")
+    @field_validator(*LINK_FIELDS)
     @classmethod
-    def _is_a_link(cls, link: str) -> str:
-        if link and (wrong := wrong_with(link, "grafana_link") or ("it has a password" if _has_password(link) else "")):
-            raise ValueError(f"{wrong}: write it like {_WRITTEN['grafana_link'][0]}")
-        if unknown := set(re.findall(r"\{(\w+)\}", link)) - {*LINKED}:
-            raise ValueError(f"it names {', '.join(sorted(unknown))}: known are {', '.join(LINKED)}")
+    def _check_link(cls, link: str, info: ValidationInfo) -> str:
+        kind = str(info.field_name)
+        if link and (wrong := url_problem(link, kind) or ("it has a password" if _has_password(link) else "")):
+            raise ValueError(f"{wrong}: write it like {_ADDRESS_FORMS[kind][0]}")
+        if unknown := set(re.findall(r"\{(\w+)\}", link)) - {*LINK_FIELDS[kind]}:
+            raise ValueError(f"it names {', '.join(sorted(unknown))}: known are {', '.join(LINK_FIELDS[kind])}")
         return link
 
     @field_validator("thresholds", mode="before")
     @classmethod
-    def _are_thresholds(cls, own: Any) -> Any:
+    def _check_thresholds(cls, own: Any) -> Any:
         if not isinstance(own, dict) or not own:
             return own
         from runbook_lib import catalog  # the documents are read for a target that needs them
 
         return catalog.load().tuned(own).own
 
+    @field_validator("ledger")
+    @classmethod
+    def _resolve_ledger(cls, place: str) -> str:
+        if "://" in place:
+            return place
+        return str((config_folder() / Path(place).expanduser() if place else _default_ledger()).absolute())
+
     @field_validator("freeze")
     @classmethod
-    def _are_windows(cls, windows: list[str]) -> list[str]:
-        freeze.until(windows, datetime.now(UTC))
+    def _check_freeze(cls, windows: list[str]) -> list[str]:
+        if windows:
+            pack.hook("frozen_until")(windows, datetime.now(UTC))
         return windows
 
     @model_validator(mode="after")
-    def _needs_a_source(self) -> Target:
+    def _check_sources(self) -> Target:
         if not self.database_url and not self.database_url_command and not self.nats_url:
             raise ValueError("neither database_url nor nats_url is set")
         if self.replica_url and not self.database_url and not self.database_url_command:
-            raise ValueError("replica_url stands beside database_url: a replica alone is the database_url")
-        if bool(self.grafana_url) != bool(self.grafana_token):
-            raise ValueError("grafana_url and grafana_token go together")
+            raise ValueError("replica_url needs database_url beside it; for a replica alone, set database_url")
+        self._require_together("grafana_url", "grafana_token")
         return self
 
     def url(self, name: str) -> str | None:
-        """The URL of one of `URLS` or `ACTION_URLS` in the clear; for the sources and actions alone."""
+        """Return the URL of one of `URLS` with its secrets; for the sources and actions only."""
         secret: SecretStr | None = getattr(self, name)
         return secret.get_secret_value() if secret else None
 
     def service(self, name: str) -> str | None:
-        """Where a service of the system answers, in the clear; for the sources alone."""
+        """Return the URL of a service, or of a source of the pack, with its secrets; for the sources only."""
         secret = self.services.get(name)
         return secret.get_secret_value() if secret else None
 
     def address(self, name: str) -> str | None:
-        """The URL of that name in the clear, of a service as well; None where there is none."""
-        return self.url(name) if name in (*URLS, *ACTION_URLS) else self.service(name.removesuffix("_url"))
+        """Return the URL of that name, or of that service, with its secrets; None if there is none."""
+        return self.url(name) if name in URLS else self.service(name.removesuffix("_url"))
 
     def urls(self) -> list[str]:
         """Every configured URL in the clear, for the masker; passwords and tokens that stand apart as one."""
-        own = [(name, self.url(name)) for name in (*URLS, *ACTION_URLS)]
-        each = [u for name, urls in own if urls for u in (several(urls) if name in SEVERAL else [urls])]
-        return [u for u in (*each, *map(self.service, self.services), *self._apart()) if u]
+        own = [(name, self.url(name)) for name in URLS]
+        each = [u for name, urls in own if urls for u in (split_urls(urls) if name in MULTI_URLS else [urls])]
+        return [u for u in (*each, *map(self.service, self.services), *self._separate_secrets()) if u]
 
-    def _apart(self) -> tuple[str, ...]:
+    def _separate_secrets(self) -> tuple[str, ...]:
         token = self.grafana_token.get_secret_value() if self.grafana_token else ""
         grafana = f"https://:{quote(token, safe='')}@grafana" if token else ""
         return self.nats.secret(), self.action_nats.secret(), grafana
 
 
+def _default_ledger() -> Path:
+    """Return the default ledger: beside runbook.toml, else in the user's state folder."""
+    if config_file():
+        return config_folder() / "runbook-ledger"
+    try:
+        return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "runbook" / "ledger"
+    except RuntimeError:  # a user without a home
+        return Path("runbook-ledger")
+
+
 class Budget(_Strict):
-    """What a run may ask of a database that may be struggling."""
+    """The limits of a run's queries, since the database may already be overloaded."""
 
     statement_timeout_ms: int = Field(3000, ge=50, le=DAY_S * 1000)
     lock_timeout_ms: int = Field(200, ge=10, le=DAY_S * 1000)
@@ -339,7 +405,7 @@ class Budget(_Strict):
 
 
 class Route(_Strict):
-    """Which sections an alert runs: the first route that fits; none is section 3 and what it points to."""
+    """The sections that an alert runs: those of the first matching route, else section 3 and those it points to."""
 
     alertname: str = ""
     labels: dict[str, str] = {}
@@ -349,36 +415,41 @@ class Route(_Strict):
 
 
 class ReceiverSettings(_Strict):
-    """How alerts are received; secrets come from the environment or a file (docs/operations.md)."""
+    """Settings of the alert receiver; secrets come from the environment or a file (docs/operations.md)."""
 
     window_minutes: float = Field(30.0, gt=0, le=7 * 24 * 60, description="a repeat within it is only counted")
     workers: int = Field(
-        default_factory=lambda: max(2, min(cores(), 4)),
+        default_factory=lambda: max(2, min(available_cores(), 4)),
         ge=1,
         le=64,
         description="investigations at once, one per target",
     )
-    public_url: str = Field("", description="what links in messages start with")
+    public_url: str = Field("", description="base URL of links in messages")
+    keep_runs: int = Field(10_000, ge=100, description="runs, messages and seals that the journal retains, the newest")
+    keep_access_days: int = Field(400, ge=2, description="days with reads whose access logs are retained, the newest")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
     notify_urls_file: str = ""
-    user_header: str = Field("", pattern=r"^[A-Za-z0-9-]*$", description="in which a reverse proxy says who reads")
-    trusted_proxies: list[IPvAnyNetwork] = Field([], description="where that proxy asks from; no other is believed")
+    user_header: str = Field(
+        "", pattern=r"^[A-Za-z0-9-]*$", description="header in which a reverse proxy names the user"
+    )
+    trusted_proxies: list[IPvAnyNetwork] = Field(
+        [], description="addresses of that proxy; the header is ignored from all others"
+    )
 
     @field_validator("trusted_proxies")
     @classmethod
-    def _are_few(cls, networks: list[IPvAnyNetwork]) -> list[IPvAnyNetwork]:
+    def _check_proxies(cls, networks: list[IPvAnyNetwork]) -> list[IPvAnyNetwork]:
         if any(network.prefixlen == 0 for network in networks):
-            raise ValueError("this trusts everybody: name the proxy's own addresses")
+            raise ValueError("this trusts every address: set only the proxy's own addresses")
         return networks
 
     @model_validator(mode="after")
-    def _go_together(self) -> ReceiverSettings:
-        if bool(self.user_header) != bool(self.trusted_proxies):
-            raise ValueError("user_header and trusted_proxies go together")
+    def _check_proxy_settings(self) -> ReceiverSettings:
+        self._require_together("user_header", "trusted_proxies")
         return self
 
     def notify_urls(self) -> list[str]:
-        """Where messages go, one apprise URL a line; each may hold a secret. Raises UsageError."""
+        """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
         text = os.environ.get(self.notify_urls_env, "")
         if self.notify_urls_file:
             try:
@@ -395,7 +466,7 @@ _ED25519 = bytes.fromhex("302a300506032b6570032100")
 
 
 def raw_key(public: str) -> bytes:
-    """The 32 bytes of a public key that is written as in PEM, without its first and last line. Raises ValueError."""
+    """Decode a public key, written as the middle line of its PEM, to its 32 bytes. Raises ValueError."""
     der = b""
     with suppress(ValueError):
         der = base64.b64decode(public, validate=True)
@@ -404,7 +475,7 @@ def raw_key(public: str) -> bytes:
     return der.removeprefix(_ED25519)
 
 
-def _are_keys(keys: dict[str, str]) -> dict[str, str]:
+def _check_keys(keys: dict[str, str]) -> dict[str, str]:
     for name, public in keys.items():
         try:
             raw_key(public)
@@ -413,34 +484,35 @@ def _are_keys(keys: dict[str, str]) -> dict[str, str]:
     return keys
 
 
-#: Public keys by the name of whoever holds the other half.
+#: Public keys by the name of the private key's owner.
 _Keys = Annotated[
     dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], str],
-    AfterValidator(_are_keys),
+    AfterValidator(_check_keys),
 ]
 
 
 class Signing(_Strict):
-    """Who signs seals here, and whose signatures are known (docs/operations.md)."""
+    """The key that signs seals here, and the known public keys (docs/operations.md)."""
 
     #: Where the private key is, PEM: a file, or an argument vector that prints it.
-    key_file: Path | None = None
+    key_file: _File | None = None
     key_command: list[str] | None = Field(None, min_length=1)
     keys: _Keys = {}
 
-    @field_validator("key_file")
-    @classmethod
-    def _from_the_configuration(cls, file: Path | None) -> Path | None:
-        return file and config_folder() / file.expanduser()
-
     @model_validator(mode="after")
-    def _one_key(self) -> Signing:
+    def _check_one_key(self) -> Signing:
         if self.key_file and self.key_command:
-            raise ValueError("key_file and key_command are set: a key is in one place")
+            raise ValueError("key_file and key_command are both set: set only one")
         return self
 
 
-class Settings(BaseSettings):
+def locale_language() -> Literal["ja", "en"]:
+    """Return the language of this machine's locale: "ja" for a Japanese one, otherwise "en"."""
+    named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
+    return "ja" if named.startswith("ja") else "en"
+
+
+class Settings(_Addresses, BaseSettings):
     """Everything configurable; `load()` makes it."""
 
     model_config = SettingsConfigDict(
@@ -448,26 +520,18 @@ class Settings(BaseSettings):
     )
 
     output: str = "outputs"
-    lang: Literal["ja", "en"] = "en"
+    lang: Literal["ja", "en"] = Field(default_factory=locale_language)
     deadline_s: float = Field(180.0, gt=0, le=DAY_S, description="a whole run, all its sections")
     budget: Budget = Budget()
-    #: As written: a target is checked when it is used, so that one in disorder does not block another.
+    #: As written: a target is checked when it is used, so that an invalid one does not block another.
     targets: dict[str, dict[str, Any]] = {}
     receiver: ReceiverSettings = ReceiverSettings()
     sign: Signing = Signing()
-    #: Who may approve an action of somebody else, by login.
+    #: A recording that replaces every source (`runbook lab --replay`).
+    replay: str = ""
+    #: The public keys of those who may approve another person's action, by login.
     approvers: _Keys = {}
     routes: list[Route] = []
-    # The environment's one target.
-    database_url: SecretStr | None = None
-    replica_url: SecretStr | None = None
-    nats_url: SecretStr | None = None
-    nats_monitor_url: SecretStr | None = None
-    redis_url: SecretStr | None = None
-    prometheus_url: SecretStr | None = None
-    grafana_url: SecretStr | None = None
-    action_database_url: SecretStr | None = None
-    action_nats_url: SecretStr | None = None
 
     @classmethod
     def settings_customise_sources(
@@ -484,19 +548,19 @@ class Settings(BaseSettings):
         return (init_settings, env_settings, *toml)
 
     def target(self, name: str) -> Target:
-        """The target of that name.
+        """Return the target of that name.
 
         Raises UsageError when it is not known or not complete.
         """
         if name in self.targets:
-            return _written_target(name, self.targets[name])
+            return _target_from_table(name, self.targets[name])
         if name == "default":
-            urls = {u: getattr(self, u) for u in (*URLS, *ACTION_URLS) if getattr(self, u)}
+            urls = {u: getattr(self, u) for u in URLS if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                others = [*(f"{s}_url" for s in _facts().services), *_NATS_KEYS, *_GRAFANA_KEYS]
-                others += [f"{k}_file" for k in _SECRETS]
+                others = [*_pack_addresses(), *_NATS_KEYS, *_LINK_KEYS]
+                others += [*(f"{k}_file" for k in _SECRETS), "ledger"]
                 named = {name: os.environ.get(f"RUNBOOK_{name.upper()}") for name in others}
-                return _target("settings", urls | {u: v for u, v in named.items() if v})
+                return _build_target("settings", urls | {u: v for u, v in named.items() if v})
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
             raise UsageError(
                 "target 'default' has no address: set RUNBOOK_DATABASE_URL, RUNBOOK_NATS_URL and "
@@ -518,15 +582,15 @@ def load() -> Settings:
     try:
         return Settings()
     except ValidationError as e:
-        raise UsageError(_first_problem("settings", e)) from None
+        raise UsageError(_format_problem("settings", e)) from None
     except tomllib.TOMLDecodeError as e:
         raise UsageError(f"{config_file()}: not valid TOML: {e}") from None
 
 
-def _written_target(name: str, written: dict[str, Any]) -> Target:
+def _target_from_table(name: str, written: dict[str, Any]) -> Target:
     file = config_file()
     text = file.read_text(encoding="utf-8") if file else ""
-    for url in _addresses():
+    for url in _address_names():
         with suppress(ValueError):  # what cannot be read is refused below
             value = written.get(url)
             if any(
@@ -542,18 +606,18 @@ def _written_target(name: str, written: dict[str, Any]) -> Target:
                 f"targets.{name}.{secret} stands in {file}: "
                 f"name an environment variable ({secret}_env) or a file ({secret}_file) instead"
             )
-    return _target(f"settings: targets.{name}", written)
+    return _build_target(f"settings: targets.{name}", written)
 
 
-def _target(where: str, values: dict[str, Any]) -> Target:
-    """A target of what is written: its addresses are the engine's, all else is for the pack to know."""
-    addresses = {f"{url}{how}" for url in (*_addresses(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_GRAFANA_KEYS, *_RULES, "database_url_command", "thresholds"}
+def _build_target(where: str, values: dict[str, Any]) -> Target:
+    """Build a target from its settings; those that are not addresses or rules of the engine are the pack's facts."""
+    addresses = {f"{url}{how}" for url in (*_address_names(), *_SECRETS) for how in ("", "_env", "_file")}
+    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_ACTION_RULES, "database_url_command", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)
     except ValidationError as e:
-        raise UsageError(_first_problem(where, e)) from None
+        raise UsageError(_format_problem(where, e)) from None
 
 
 def _has_password(url: str) -> bool:
@@ -561,40 +625,39 @@ def _has_password(url: str) -> bool:
     return bool(parts.password) or "password=" in parts.query
 
 
-def wrong_with(url: str, kind: str) -> str:
-    """What is wrong with a URL, without a word of it: it may hold a password."""
-    _, schemes = _WRITTEN[kind]
+def url_problem(url: str, kind: str) -> str:
+    """Return what is wrong with a URL, without any part of it, since it may contain a password; "" if nothing is."""
+    _, schemes = _address_form(kind)
     try:
         parts = urlsplit(url)
         # PostgreSQL's may name several hosts, each with its port.
-        several = parts.netloc.rpartition("@")[2].split(",") if "postgresql" in schemes else [parts.netloc]
-        hosts = [urlsplit(f"//{one}") for one in several]
+        addresses = parts.netloc.rpartition("@")[2].split(",") if "postgresql" in schemes else [parts.netloc]
+        hosts = [urlsplit(f"//{one}") for one in addresses]
         host, _ = all(one.hostname for one in hosts), [one.port for one in hosts]
     except ValueError:
         return "its host or its port cannot be read (in a password, / ? # @ : [ are written %2F %3F %23 %40 %3A %5B)"
     if parts.scheme.partition("+")[0] not in schemes:
         return f"it does not begin with {' or '.join(f'{s}://' for s in schemes)}"
     if any(c.isspace() or not c.isprintable() for c in url):
-        return "it holds a space, or what cannot be seen"
+        return "it contains a space or an invisible character"
     # A PostgreSQL or a Redis on this machine may be found by the folder, or the file, of its socket.
     asked = "host=" in parts.query or "service=" in parts.query
     local = ("postgresql" in schemes and (not parts.netloc or asked)) or parts.scheme == "unix"
     return "" if host or local else "it names no host"
 
 
-def _first_problem(where: str, e: ValidationError) -> str:
-    first = e.errors(include_url=False, include_input=False)[0]
-    path = ".".join(str(p) for p in first["loc"])
+def _format_problem(where: str, e: ValidationError) -> str:
+    path, problem = first_problem(e)
     joint = ": " if where == "settings" else "."
-    return f"{where}{joint + path if path else ''}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{where}{joint + path if path else ''}: {problem}"
 
 
 def sandbox_target() -> Target | None:
-    """The sandbox that is up in this folder (or in RUNBOOK_SANDBOX_DIR), as the target that it has left there."""
+    """Return the target of the sandbox that runs in this folder (or in RUNBOOK_SANDBOX_DIR); None if none runs."""
     try:
         written = json.loads((sandbox_folder() / SANDBOX_TARGET).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as e:
         raise UsageError(f"the sandbox's {SANDBOX_TARGET} cannot be read: {e}") from None
-    return _target("the sandbox", written)
+    return _build_target("the sandbox", {"ledger": str(sandbox_folder().absolute() / "runbook-ledger")} | written)

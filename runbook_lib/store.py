@@ -1,17 +1,17 @@
-"""Where artifacts land: one folder per incident, in a local folder or under any fsspec URL.
+"""The archive of artifacts: one folder per incident, in a local folder or under any fsspec URL.
 
     <output>/<incident>/<UTC time>-<section>-<status>.ipynb and .html
     <output>/<incident>/evidence/<same name>.json
-    <output>/<incident>/manifest.jsonl     one line per artifact, each sealed to the line before
-    <output>/<incident>/actions.jsonl      one line per action that was asked for, sealed likewise
-    <output>/<incident>/notes.jsonl        one line per responder's note, sealed likewise
-    <output>/<incident>/index.html         the dossier
-    <output>/<incident>/.salts             what its people's tokens are made with; not sealed, so that it can change
+    <output>/<incident>/manifest.jsonl     one line per artifact; each line has the digest of the line before
+    <output>/<incident>/actions.jsonl      the action log, hash-chained in the same way
+    <output>/<incident>/notes.jsonl        the responders' notes, hash-chained in the same way
+    <output>/<incident>/index.html         the index page
+    <output>/<incident>/.salts             the salts of the user ids' tokens; not sealed, because an erasure changes it
 
-A name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
+A file name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
 
-Whatever a store raises is an OSError here, with one line as its `strerror`; an output that can not be opened at all is
-an OutputError.
+Every exception of a store becomes an OSError with one line as its `strerror`; an output that cannot be opened at all
+raises OutputError.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import hashlib
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import get_native_id
 from typing import Any
@@ -39,7 +39,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from runbook_lib.masking import fresh_salts, without
+from runbook_lib.masking import new_salts, replace_salt
 from runbook_lib.model.finding import Text, say
 from runbook_lib.usage import UsageError
 
@@ -49,22 +49,35 @@ NOTES = "notes.jsonl"
 SEALED = (MANIFEST, ACTION_LOG, NOTES)
 PARTIAL = ".partial.ipynb"
 SALTS = ".salts"
+#: Valid names of files in a log line, and their maximum length in bytes.
+_NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
+_MAX_NAME_BYTES = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of file systems without hard links, and of those that cannot fsync a folder.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
-#: Stores without folders. `makedirs` would make a bucket there, also one whose name is misspelt.
+#: The entries of a log, oldest first.
+Entries = list[dict[str, Any]]
+
+#: Stores without folders: `makedirs` would create a bucket there, also one with a misspelt name.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
-#: Seconds and tries, so that a store that does not answer is given up within half a minute; FSSPEC_S3 has precedence.
+#: Timeouts in seconds and attempts, so that an unreachable store fails within 30 s; FSSPEC_S3 has precedence.
 _S3 = {
     "connect_timeout": 3,
     "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
-#: What was opened is never closed: a fork that closed its copy would cut the connections of its parent.
+#: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
 _opened: list[Any] = []
 
 
 class OutputError(UsageError):
-    """The output cannot be written: perhaps the wrong one was named, perhaps it can be later."""
+    """The output cannot be written now: it is wrong, or temporarily not available."""
+
+
+class LogError(OSError, ValueError):
+    """A log has a line that the runbook did not write."""
 
 
 @dataclass(frozen=True)
@@ -76,78 +89,82 @@ class Archive:
 
     @property
     def local(self) -> Path | None:
-        """The incident's folder where the archive is a local one."""
+        """Return the incident's folder; None if the archive is not local."""
         return Path(self._path("")) if isinstance(self._filesystem, LocalFileSystem) else None
 
     @property
     def place(self) -> str:
-        """The incident's folder as a person would open it."""
+        """Return the incident's folder or URL as text for people."""
         folder = self.local
         return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
 
     def prepare(self, *, people: bool = True) -> None:
-        """Make the folder and try to write; with `people`, give an incident that begins its salts.
+        """Make the folder and test that it is writable; with `people`, create the salts of a new incident.
 
-        Raises OutputError, one line, when that fails.
+        Raises OutputError, one line, if that fails.
         """
         try:
-            if self.local:
-                _shared(self.local)
-                _shared(self.local / "evidence")
-                with tempfile.TemporaryFile(dir=self.local):
-                    pass
-            else:
-                with self._asked("evidence"):
-                    if not _BUCKETS & self._protocols:
-                        self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
-                self.write("evidence/.keep", b"")
+            self.make()
             if people:
-                self._begin_salts()
+                self._create_salts()
         except OSError as e:
             reason = e.strerror or type(e).__name__
             raise OutputError(
                 f"output folder {self.place} cannot be written: {reason}; choose another with --output"
             ) from None
 
-    def _begin_salts(self) -> None:
-        """Of an incident that has lines and none, the tokens must stay as they are."""
+    def make(self) -> None:
+        """Make the folder and test that it is writable. Raises OSError and UsageError."""
+        if self.local:
+            _make_folder(self.local)
+            _make_folder(self.local / "evidence")
+            with tempfile.TemporaryFile(dir=self.local):
+                pass
+        else:
+            with self._store_errors("evidence"):
+                if not _BUCKETS & self._protocols:
+                    self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
+            self.write("evidence/.keep", b"")
+
+    def _create_salts(self) -> None:
+        """Create the salts of a new incident; never for one that has lines already: its tokens must not change."""
         with self.locked():
-            if self._current(SALTS)[0] or any(self.raw(log) for log in SEALED):
+            if self._read_with_etag(SALTS)[0] or any(self.raw(log) for log in SEALED):
                 return
             try:
-                if self.local or not self._create(SALTS, fresh_salts()):
-                    self.write(SALTS, fresh_salts())
+                if self.local or not self._create(SALTS, new_salts()):
+                    self.write(SALTS, new_salts())
             except OSError as e:
-                # Another machine has begun them; or the disk is full, and a verdict is worth more than salts.
+                # Another machine has created them; or the disk is full: then the run goes on without salts.
                 if not _is_conflict(e) and e.errno not in _FULL:
                     raise
 
     def salts(self) -> bytes:
-        """What the tokens of this incident's people are made with (`Masker`); b"" where it has none.
+        """Return the salts for the tokens of user ids (`Masker`); b"" if the incident has none.
 
-        Where the store does not answer: salts that nobody has, because a token must never be easier to lead back.
+        If the store cannot be read, returns random salts: a token must never be easier to trace than with real ones.
         """
         try:
-            return self._current(SALTS)[0]
+            return self._read_with_etag(SALTS)[0] or b""
         except (OSError, UsageError):
-            return fresh_salts()
+            return new_salts()
 
     def forget(self, user: str) -> None:
-        """Make the token of a person follow from nothing any more. Raises OSError, also where there are no salts."""
+        """Erase a user's salt, so that the token cannot be derived from the id. Raises OSError, also without salts."""
         with self.locked():
-            salts, etag = self._current(SALTS)
+            salts, etag = self._read_with_etag(SALTS)
             if not salts:
                 raise FileNotFoundError(errno.ENOENT, "the incident has no salts", f"{self.place}/{SALTS}")
-            self._replace(SALTS, without(salts, user), etag)
+            self._replace(SALTS, replace_salt(salts, user), etag)
 
     def remove(self) -> None:
-        """Take the incident away, its manifest last, so that what is interrupted can be done again. Raises OSError.
+        """Remove the incident, its manifest last, so that an interrupted removal can be repeated. Raises OSError.
 
-        For who holds the lock.
+        The caller must hold the lock.
         """
         if folder := self.local:
             if folder.is_symlink():
-                raise OSError(errno.ELOOP, "it is a link: remove by hand what it leads to", str(folder))
+                raise OSError(errno.ELOOP, "it is a symbolic link: remove its target by hand", str(folder))
             for there in folder.iterdir():
                 if there.is_dir() and not there.is_symlink():
                     shutil.rmtree(there)
@@ -159,16 +176,16 @@ class Archive:
                 self._remove(name)
 
     def reserve(self, stem: str) -> str:
-        """A stem that no artifact of this incident has yet, and a partial file that keeps it.
+        """Reserve an unused stem for an artifact by creating its partial file, and return the stem.
 
-        Where the store can not keep it, or does not answer for now, the stem is one that nobody else thinks of.
+        If the store cannot create it exclusively, or is not reachable now, the stem has a random suffix.
         """
         for n in range(1, 1000):
             name = stem if n == 1 else f"{stem}.{n}"
             try:
                 if not self._create(f"{name}{PARTIAL}", b""):
                     break
-                # Only now: a run of that name that ended meanwhile has left its artifact before it gave up the stem.
+                # Checked after the creation: a run that used this stem leaves its artifact before it releases the stem.
                 if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
                     return name
                 self.release(name)
@@ -177,33 +194,33 @@ class Archive:
             except OSError:
                 break
         else:
-            raise UsageError(f"{self.place} holds too many artifacts named {stem}")
+            raise UsageError(f"{self.place} has too many artifacts named {stem}")
         return f"{stem}.{secrets.token_hex(4)}"
 
     def release(self, stem: str) -> None:
-        """Take the partial file of a stem away, if it can be done: the artifact is there, or there is none to come."""
+        """Remove the partial file of a stem, if possible: the run has ended, with or without an artifact."""
         with suppress(OSError):
             self._remove(f"{stem}{PARTIAL}")
             for half in self.local.glob(f".{stem}{PARTIAL}.*.new") if self.local else ():
-                half.unlink(missing_ok=True)  # of a run that was killed while it wrote
+                half.unlink(missing_ok=True)  # of a run that was killed during a write
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the incident; whole or not at all. Raises OSError."""
+        """Write a file of the incident atomically. Raises OSError."""
         if self.local:
             write_whole(self.local / name, content)
         else:
-            with self._asked(name):
+            with self._store_errors(name):
                 self._filesystem.pipe_file(self._path(name), content)
 
     def read(self, name: str) -> bytes:
-        """A file of the incident. Raises OSError: FileNotFoundError where there is none."""
-        with self._asked(name):
+        """Return a file of the incident. Raises OSError; FileNotFoundError if it does not exist."""
+        with self._store_errors(name):
             return bytes(self._filesystem.cat_file(self._path(name)))
 
     def names(self) -> list[str]:
-        """The files in the incident's folder that are for people, sorted; [] where there is none. Raises OSError."""
+        """Return the visible names in the incident's folder, sorted; [] if there is no folder. Raises OSError."""
         try:
-            with self._asked(""):
+            with self._store_errors(""):
                 found = self._filesystem.ls(self._path(""), detail=False)
         except FileNotFoundError:
             return []
@@ -211,50 +228,58 @@ class Archive:
         return sorted(n for n in names if not n.startswith("."))
 
     def files(self) -> list[str]:
-        """Every file of the incident, those in its folders and hidden ones too. Raises OSError."""
-        with self._asked(""):
+        """Return every file of the incident, including subfolders and hidden files. Raises OSError."""
+        with self._store_errors(""):
             return [str(f).removeprefix(f"{self._path('')}/") for f in self._filesystem.find(self._path(""))]
 
     def partials(self) -> list[str]:
-        """The artifacts of runs that died, or are still running."""
+        """Return the partial artifacts of runs that died or are still running."""
         return [n for n in self.names() if n.endswith(PARTIAL)]
 
     def manifest(self) -> list[dict[str, Any]]:
-        """The manifest's entries, oldest first."""
+        """Return the manifest's entries, oldest first."""
         return self.lines(MANIFEST)
 
+    def targets(self) -> set[str]:
+        """Return the targets of its runs and actions. Raises OSError and ValueError."""
+        parameters = (e.get("parameters") for e in self.manifest())
+        given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION_LOG)]
+        return {str(values["target"]) for values in given if values.get("target")}
+
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] where there is none."""
-        return [json.loads(line) for line in self.raw(name) if line]
+        """Return the entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] if there is no log.
+
+        Raises OSError; LogError for an invalid line.
+        """
+        entries = []
+        for n, line in enumerate(self.raw(name), 1):
+            if not line:
+                continue
+            if (entry := entry_of(line)) is None:
+                wrong = f"line {n} is not a valid log entry: run `runbook verify`"
+                raise LogError(errno.EBADMSG, wrong, f"{self.place}/{name}")
+            entries.append(entry)
+        return entries
 
     def raw(self, name: str) -> list[bytes]:
-        """The lines of a log as they are; [] where there is none. Raises OSError."""
+        """Return the raw lines of a log; [] if there is no log. Raises OSError."""
+        return _split_lines(self._read_or_none(name))
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        """Return a file's content; None if there is no file. Raises OSError."""
         try:
-            return self.read(name).splitlines()
+            return self.read(name)
         except FileNotFoundError:
-            return []
-
-    def everywhere(self, name: str) -> list[bytes]:
-        """The lines of a log, this incident's and of every other under the same output. Raises OSError."""
-        filesystem, folder = self._store
-        root = folder.rpartition("/")[0]
-
-        def lines(incident: str) -> list[bytes]:
-            with suppress(FileNotFoundError, NotADirectoryError), self._asked(name):
-                return bytes(filesystem.cat_file(f"{root}/{incident}/{name}")).splitlines()
-            return []
-
-        with ThreadPoolExecutor(16) as pool:  # in a store each is a question
-            return [line for own in pool.map(lines, Archive(self.output, "").names()) for line in own]
+            return None
 
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
-        """Write an artifact's files, then its line in the manifest, sealed to the line before.
+        """Write an artifact's files, then its hash-chained line in the manifest; return None.
 
-        A `job` leaves one artifact per section and one verdict: where that is there already, nothing is left and
-        its line comes back. Raises OSError; FileExistsError where the files must be `new` and one is not.
+        A `job` has one artifact per section and one verdict: if it exists already, nothing is written and its line is
+        returned. Raises OSError; FileExistsError if the files must be `new` and one exists.
         """
         with self.locked():
-            if before := _left(self.manifest(), entry):
+            if before := _find_of_job(entry, self.manifest()):
                 return before
             for name, content in files.items():
                 if not (new and self._create(name, content)):
@@ -269,72 +294,75 @@ class Archive:
         return before
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
-        """What a job has left so far: lines of the manifest by section, "" for its verdict. Raises OSError."""
+        """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
-    def add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """Add a line to a log, sealed to the line before. Raises OSError.
+    def add_line(
+        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+    ) -> dict[str, Any] | None:
+        """Add a hash-chained line to a log; return None. Raises OSError.
 
-        A `job` leaves one per section: where that is there already, nothing is added and it comes back.
+        A `job` has one line per section: if it exists already, nothing is added and that line is returned. `stops`
+        replaces this check: it gets the log's entries at the moment of the write, and what it returns stops the write.
         """
         with self.locked():
-            return self._add_line(name, entry)
+            return self._add_line(name, entry, stops)
 
-    def _add_line(self, name: str, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """Add a line, or find the one that the entry's job has left.
+    def _add_line(
+        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+    ) -> dict[str, Any] | None:
+        """Add a line, or return what stops it: by default an existing line of the entry's job.
 
-        In S3 a log is replaced only if it still is what was read, so that no other machine's line is lost.
+        In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost.
         """
-        added = b""
+        stops = stops or partial(_find_of_job, entry)
+        added = None
         for tries in range(1, 21):
-            before, etag = self._current(name)
-            lines = before.splitlines()
+            before, etag = self._read_with_etag(name)
+            lines = _split_lines(before)
             if added in lines:
-                return None  # it was written, and only the answer was lost: no two entries are of the same moment
-            if there := _left([json.loads(line) for line in lines], entry):
+                return None  # it was written and only the answer was lost: times make entries unique
+            if there := stops([e for line in lines if (e := entry_of(line))]):
                 return there
-            sealed = entry | {"previous": digest(lines[-1]) if lines else None}
-            added = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode()
-            content = b"".join([before, added, b"\n"])
+            added = _encode_line(entry | {"previous": digest(lines[-1]) if lines else None})
+            content = b"".join(line + b"\n" for line in (*lines, added))
             try:
-                if etag or before or not self._create(name, content):
+                if before is not None or not self._create(name, content):
                     self._replace(name, content, etag)
                 return None
             except OSError as e:
                 if not _is_conflict(e):
                     raise
-            time.sleep(random.uniform(0, 0.05 * tries))  # noqa: S311 - spreads the writers out
-        raise OSError(errno.EBUSY, "others write to it all the time", name)
+            time.sleep(random.uniform(0, 0.05 * tries))  # noqa: S311 - spreads out the writers
+        raise OSError(errno.EBUSY, "too many concurrent writers", name)
 
-    def _current(self, name: str) -> tuple[bytes, str]:
-        """A log's content and its ETag; b"" where there is none, "" where the store compares none."""
-        try:
-            etag = ""
-            if "s3" in self._protocols:
-                with self._asked(name):  # before the content: what is newer than that is not replaced
+    def _read_with_etag(self, name: str) -> tuple[bytes | None, str]:
+        """Return a log's content (None if there is none) and its ETag ("" if the store has no conditional writes)."""
+        etag = ""
+        if "s3" in self._protocols:
+            try:
+                with self._store_errors(name):  # before the content, so that a newer version is never replaced
                     etag = self._filesystem.info(self._path(name))["ETag"]
-            return self.read(name), etag
-        except FileNotFoundError:
-            return b"", ""
+            except FileNotFoundError:
+                return None, ""
+        return self._read_or_none(name), etag
 
     def _replace(self, name: str, content: bytes, etag: str) -> None:
-        """Write a file, where the store compares only if it is still the one of that ETag. Raises OSError."""
+        """Replace a file, with an ETag only if the file still has it. Raises OSError."""
         if not etag:
             return self.write(name, content)
-        with self._asked(name):
+        with self._store_errors(name):
             self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
 
     def _create(self, name: str, content: bytes) -> bool:
-        """Write a file that must not be there yet; False, and nothing done, where the store can not promise that.
+        """Create a file exclusively; return False, and write nothing, if the store does not support that.
 
-        Raises OSError: FileExistsError when it is there.
+        Raises OSError; FileExistsError if the file exists.
         """
         if self.local:
-            (self.local / name).open("xb").close()
-            if content:
-                write_whole(self.local / name, content)
+            create_whole(self.local / name, content)
             return True
-        with self._asked(name):
+        with self._store_errors(name):
             try:
                 self._filesystem.pipe_file(self._path(name), content, mode="create")
             except (NotImplementedError, TypeError, ValueError):
@@ -342,35 +370,46 @@ class Archive:
         return True
 
     def _remove(self, name: str) -> None:
-        with self._asked(name):
+        with self._store_errors(name):
             self._filesystem.rm_file(self._path(name))
 
     def problems(self) -> list[Text]:
-        """What the chain shows: files changed or missing, lines taken out or altered; [] is nothing. Raises OSError."""
-        logs = {log: lines for log in SEALED if (lines := self.raw(log))}
+        """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
+        logs = {log: content for log in SEALED if (content := self._read_or_none(log))}
         found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
-        for log, lines in logs.items():
-            for n, line in enumerate(lines):
-                entry = entry_of(line)
-                if entry is None:
-                    found.append(say("seal.not_json", log=log, n=n + 1))
-                    continue
-                if entry.get("previous") != (digest(lines[n - 1]) if n else None):
-                    found.append(say("seal.apart", log=log, n=n + 1, before=n))
-                for name, expected in entry.get("sha256", {}).items():
-                    try:
-                        if digest(self.read(name)) != expected:
-                            found.append(say("seal.changed", name=name))
-                    except FileNotFoundError:
-                        found.append(say("seal.missing", name=name))
+        for log, content in logs.items():
+            lines = _split_lines(content)
+            for n, line in enumerate(lines, 1):
+                found += self._find_line_problems(log, n, line, digest(lines[n - 2]) if n > 1 else None)
+            if not content.endswith(b"\n"):
+                found.append(say("seal.cut_off", log=log, n=len(lines)))
         return found
+
+    def _find_line_problems(self, log: str, n: int, line: bytes, previous: str | None) -> Iterator[Text]:
+        """Return the problems of line `n` (from 1) of a log, and of the files that it names."""
+        entry = entry_of(line)
+        if entry is None:
+            yield say("seal.not_json", log=log, n=n)
+            return
+        if "previous" not in entry or entry["previous"] != previous:
+            yield say("seal.apart", log=log, n=n, before=n - 1)
+        if not _is_own_form(entry, line):
+            yield say("seal.other_form", log=log, n=n)
+        if log == MANIFEST and not entry.get("sha256"):
+            yield say("seal.no_files", log=log, n=n)
+        for name, expected in entry.get("sha256", {}).items():
+            try:
+                if digest(self.read(name)) != expected:
+                    yield say("seal.changed", name=name)
+            except (FileNotFoundError, IsADirectoryError):
+                yield say("seal.missing", name=name)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """One writer at a time on this machine; also for who reads files and their lines together.
+        """Lock the incident on this machine, for writers and for readers who need files and lines to match.
 
-        A folder is locked itself: whoever may write there may lock it, and nothing is left of it. For a store stands a
-        file of this user's, which is taken away again.
+        A local folder is locked itself: every user who may write there can lock it, and no file is left. For a store
+        the lock is a temporary file of this user, which is removed afterwards.
         """
         folder = self.local
         named = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
@@ -380,7 +419,7 @@ class Archive:
             fcntl.flock(held, fcntl.LOCK_EX)
             if os.fstat(held).st_nlink:
                 break
-            os.close(held)  # whoever held it has taken it away
+            os.close(held)  # the previous holder has removed the file
         try:
             yield
         finally:
@@ -389,8 +428,8 @@ class Archive:
             os.close(held)
 
     @contextmanager
-    def _asked(self, name: str) -> Iterator[None]:
-        """Whatever a store raises, be it of its own kind, is an OSError with one line."""
+    def _store_errors(self, name: str) -> Iterator[None]:
+        """Convert every exception of a store into an OSError with one line."""
         try:
             yield
         except Exception as e:
@@ -404,7 +443,7 @@ class Archive:
 
     @cached_property
     def _store(self) -> tuple[Any, str]:
-        """The filesystem and the incident's folder in it; opened when it is needed: it must not cross a fork."""
+        """Return the filesystem and the incident's folder; opened on first use, because it must not cross a fork."""
         protocol = fsspec.utils.get_protocol(self.output)
         options: dict[str, Any] = {} if protocol in LocalFileSystem.protocol else {"use_listings_cache": False}
         if s3 := protocol in {"s3", "s3a"}:
@@ -421,7 +460,7 @@ class Archive:
         if path.encode(errors="replace").decode() != path:
             raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
         if s3:
-            fs.retries = 1  # `_S3` has the tries already
+            fs.retries = 1  # `_S3` has the retries already
         if not any(fs is o for o in _opened):
             _opened.append(fs)
         return fs, f"{path.rstrip('/')}/{self.incident}"
@@ -439,8 +478,8 @@ class Archive:
         return f"{self._store[1]}/{name}".rstrip("/")
 
 
-def _shared(folder: Path) -> None:
-    """Make a folder, as open to its group as the one it lies in, so that two people may write to one incident."""
+def _make_folder(folder: Path) -> None:
+    """Make a folder with its parent's group permissions, so that two people can write to one incident."""
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
@@ -450,42 +489,106 @@ def _shared(folder: Path) -> None:
         around = folder.parent.stat()
         if around.st_mode & stat.S_ISGID:
             folder.chmod(folder.stat().st_mode | around.st_mode & (stat.S_ISGID | stat.S_IRWXG))
+        _sync_folder(folder.parent)
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:
-    """What a line of a log says; None where no writer of ours has written it."""
+    """Parse a line of a log; return None if it is not a valid entry."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    fit = isinstance(entry, dict) and isinstance(entry.get("sha256", {}), dict)
-    return entry if fit else None
+    named = entry.get("sha256", {}) if isinstance(entry, dict) else None
+    return entry if isinstance(named, dict) and all(map(_is_allowed_name, named)) else None
 
 
-def _left(manifest: list[dict[str, Any]], entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The line that the job of `entry` has left for the same section; None for what has no job."""
+def _is_allowed_name(name: str) -> bool:
+    """Return whether a log line may have this file name: inside the incident's folder, printable, not too long."""
+    return bool(_NAME.fullmatch(name)) and name.isprintable() and len(name.encode()) <= _MAX_NAME_BYTES
+
+
+def _encode_line(entry: dict[str, Any]) -> bytes:
+    """Return an entry as a line of a log, without its newline."""
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _is_own_form(entry: dict[str, Any], line: bytes) -> bool:
+    try:
+        return _encode_line(entry) == line
+    except (ValueError, RecursionError):
+        return False
+
+
+def _split_lines(content: bytes | None) -> list[bytes]:
+    """Split a log into lines; text after the last newline is a line, too."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def _find_of_job(entry: dict[str, Any], there: Entries) -> dict[str, Any] | None:
+    """Return the existing line of the entry's job for the same section; None if the entry has no job."""
     same = (entry.get("job"), entry.get("section"))
-    return next((e for e in manifest if entry.get("job") and (e.get("job"), e.get("section")) == same), None)
+    return next((e for e in there if entry.get("job") and (e.get("job"), e.get("section")) == same), None)
 
 
 def _is_conflict(e: OSError) -> bool:
-    """Whether a file was not written because another machine has written it meanwhile."""
+    """Return whether a write failed because another machine wrote the file meanwhile."""
     answer = getattr(e.__cause__, "response", None) or {}
     code = answer.get("Error", {}).get("Code")
     return isinstance(e, FileExistsError) or code in {"PreconditionFailed", "ConditionalRequestConflict"}
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it sees the old or the new content, never a part."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
+def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically: a reader sees the old or the new content, never a part.
+
+    If `durable`, the new content survives a power failure when this returns.
+    """
+    with _temporary_file(path, content, durable=durable) as draft:
+        draft.replace(path)
+    if durable:
+        _sync_folder(path.parent)
+
+
+def create_whole(path: Path, content: bytes) -> None:
+    """Create a file atomically and durably. Raises OSError; FileExistsError if it exists."""
+    with _temporary_file(path, content) as draft:
+        try:
+            path.hardlink_to(draft)
+        except OSError as e:
+            if e.errno not in _NO_LINKS:
+                raise
+            path.open("xb").close()  # if killed here, it leaves an empty file, which is a valid empty log
+            draft.replace(path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def _temporary_file(path: Path, content: bytes, *, durable: bool = True) -> Iterator[Path]:
+    """Make a temporary file beside `path` with its future content; it is removed afterwards."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
     try:
-        new.write_bytes(content)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
+        with draft.open("wb") as file:
+            file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable (fsync), if the file system supports it."""
+    with suppress(PermissionError):  # write permission does not imply read permission
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as e:
+            if e.errno not in _NO_SYNC:
+                raise
+        finally:
+            os.close(descriptor)

@@ -1,4 +1,4 @@
-"""For the tests of a pack: is it whole, and what does a judge of it say? No database is needed."""
+"""Helpers for the tests of a pack: find inconsistencies, and run a judge. No database is needed."""
 
 from __future__ import annotations
 
@@ -10,54 +10,57 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from runbook_lib import catalog, messages, pack, questions
+from runbook_lib import catalog, messages, pack, queries
 from runbook_lib.catalog import Catalog, CatalogError
 from runbook_lib.checks import checks
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import PROPOSAL_PARTS, Finding, proposal_text
 from runbook_lib.pack import Pack
 from runbook_lib.settings import facts_of
-
-#: What a proposal says beside its command.
-PROPOSED = ("title", "preconditions", "effect", "risk", "undo", "verify")
+from runbook_lib.view.queries import FILE, declared
 
 
 def judge(folder: Path, step: str, **frames: pd.DataFrame) -> Finding:
-    """What the judge of a step says of these frames, at this moment; its words exist in both languages."""
-    with pack.tried(folder):
-        given = Given(catalog.load(), pd.Timestamp.now("UTC"), 60, facts_of({}))
+    """Return the finding of a step's judge for these frames, now; check that its texts exist in both languages."""
+    with pack.use_pack(folder):
+        given = JudgeInput(catalog.load(), pd.Timestamp.now("UTC"), 60, facts_of({}))
         found = checks()[step].finding(frames, given)
         for lang in messages.LANGUAGES:
             for text in (found.headline, *found.notes):
                 messages.text(text, lang)
             for proposal in found.proposals:
-                for part in PROPOSED:
-                    messages.text(say(f"proposal.{proposal.name}.{part}", **proposal.params), lang)
+                for part in PROPOSAL_PARTS:
+                    messages.text(proposal_text(proposal, part), lang)
         return found
 
 
 def problems(folder: Path) -> list[str]:
-    """What does not fit together in a pack's folder, one line each; [] is whole."""
-    with pack.tried(folder) as runbook:
+    """Return the inconsistencies in a pack's folder, one line each; [] if there are none."""
+    with pack.use_pack(folder) as runbook:
         own = next(p for p in runbook.packs if p.folder == folder.resolve())
         try:
             book = catalog.load()
         except CatalogError as e:
             return [str(e)]
         return [
-            *_steps(own, book), *_notebooks(own, book), *_modes(book), *_words(own), *_questions(own),
-            *_names(own, book),
-        ]  # fmt: skip
+            *_step_problems(own, book),
+            *_notebook_problems(own, book),
+            *_mode_problems(book),
+            *_message_problems(own),
+            *_query_problems(own),
+            *_declaration_problems(own, book),
+            *_name_problems(own, book),
+        ]
 
 
-def _steps(own: Pack, book: Catalog) -> Iterator[str]:
+def _step_problems(own: Pack, book: Catalog) -> Iterator[str]:
     planned = {step.id for section in book.runnable().values() for step in section.steps}
     answered = [c.step for c in own.get(own.checks)]
     yield from (f"step {s} has a check and is in no notebook's section" for s in answered if s not in planned)
     yield from (f"step {s} has no check" for s in sorted(planned - checks().keys()))
 
 
-def _notebooks(own: Pack, book: Catalog) -> Iterator[str]:
+def _notebook_problems(own: Pack, book: Catalog) -> Iterator[str]:
     for section in book.runnable().values():
         if section.notebook is None or section.notebook.parent != own.notebook("x").parent:
             continue
@@ -81,18 +84,18 @@ def _notebooks(own: Pack, book: Catalog) -> Iterator[str]:
             yield f"{name} has the steps {steps}, and docs/runbook.md {[s.id for s in section.steps]}"
 
 
-def _modes(book: Catalog) -> Iterator[str]:
-    """A failure mode that nothing can name, and a remedy that nothing can propose."""
-    spoken_for = {s.about for signals in book.observations.values() for s in signals if s.weight > 0}
+def _mode_problems(book: Catalog) -> Iterator[str]:
+    """Yield the failure modes that no observation supports, and the remedies that are no proposal."""
+    supported = {s.about for signals in book.observations.values() for s in signals if s.weight > 0}
     for mode in book.failure_modes.values():
-        if mode.id not in spoken_for:
-            yield f"no observation speaks for {mode.id}"
+        if mode.id not in supported:
+            yield f"no observation supports {mode.id}"
         for name in mode.remedies:
             if f"proposal.{name}.title" not in messages.catalogue("en"):
                 yield f"{mode.id}: the remedy {name} is no proposal"
 
 
-def _words(own: Pack) -> Iterator[str]:
+def _message_problems(own: Pack) -> Iterator[str]:
     keys = {
         lang: set(messages.flat(tomllib.loads(file.read_text(encoding="utf-8"))))
         for lang in messages.LANGUAGES
@@ -103,23 +106,33 @@ def _words(own: Pack) -> Iterator[str]:
         yield from (f"messages/{lang}.toml has no {key}" for key in sorted(every - keys.get(lang, set())))
 
 
-def _questions(own: Pack) -> Iterator[str]:
+def _query_problems(own: Pack) -> Iterator[str]:
     for file in sorted((own.folder / "sql").rglob("*.sql")):
         name = str(file.relative_to(own.folder / "sql").with_suffix(""))
-        if name not in questions.names():
+        if name not in queries.names():
             continue  # a statement of an action
         try:
-            if not questions.query(name).columns:
+            if not queries.query(name).columns:
                 yield f"sql/{name}.sql names no column"
         except KeyError as e:
             yield f"sql/{name}.sql has no line '-- {e.args[0]}: ...'"
 
 
-def _names(own: Pack, book: Catalog) -> Iterator[str]:
-    """What the code says by name, and what no document or catalogue has."""
+def _declaration_problems(own: Pack, book: Catalog) -> Iterator[str]:
+    """Yield the names of `queries.toml` that no section or sql folder has."""
+    steps = {s.id for section in book.sections.values() for s in section.steps}
+    for step, names in declared(own.folder / FILE).items():
+        if step not in steps:
+            yield f"{FILE}: step {step} is in no section"
+        known = queries.names()
+        yield from (f"{FILE}: step {step}: no query '{n}' in sql/" for n in names if " " not in n and n not in known)
+
+
+def _name_problems(own: Pack, book: Catalog) -> Iterator[str]:
+    """Yield the names in the code that no document or catalogue has."""
     known: dict[str, Collection[str]] = {
         "say": messages.catalogue("en"),
-        "speaks": book.observations,
+        "evidence": book.observations,
         "number": book.numbers,
     }
     for file in sorted(own.folder.rglob("*.py")):

@@ -1,10 +1,11 @@
-"""What a person gave: which runbook.toml and which sandbox are meant, and how a mistake is told."""
+"""User input: the paths of runbook.toml and of the sandbox, and the texts of usage errors."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 #: What a sandbox that is up leaves in its folder: its target, as JSON.
 SANDBOX_TARGET = "target.json"
@@ -18,16 +19,42 @@ class UsageError(Exception):
         return [f"runbook: {self}"]
 
 
+def first_problem(e: Any) -> tuple[str, str]:
+    """Return the path (with dots) and the text of the first problem of a pydantic ValidationError."""
+    first = e.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
-    """The closest known word as a question, or the list of all; a long one only begins."""
+    """Return the closest known word as a question, or the list of known words, cut after 50."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
     return f"known: {', '.join(known[:50]) or 'none'}{', ...' if len(known) > 50 else ''}"
 
 
+def printed(command: list[str], within_s: float) -> str:
+    """Return what a command that gives a secret prints.
+
+    Raises ValueError with the reason, without any of the output.
+    """
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"no answer within {within_s:.0f} s") from None
+    except (OSError, ValueError) as e:
+        raise ValueError(f"it cannot be started ({getattr(e, 'strerror', None) or 'not a command'})") from None
+    if done.returncode:
+        raise ValueError(f"it ended with exit code {done.returncode} and printed {len(done.stdout.split())} words")
+    return done.stdout.strip()
+
+
 def config_file() -> Path | None:
-    """The runbook.toml in force: RUNBOOK_CONFIG, else the one in the working folder, else none."""
+    """Return the active runbook.toml: RUNBOOK_CONFIG, else the one in the working folder, else None."""
     named = os.environ.get("RUNBOOK_CONFIG")
     path = Path(named or "runbook.toml")
     if path.is_file():
@@ -38,11 +65,11 @@ def config_file() -> Path | None:
 
 
 def config_folder() -> Path:
-    """What a relative path in runbook.toml starts from: its own folder."""
+    """Return the folder that relative paths in runbook.toml start from: its own."""
     file = config_file()
     return file.parent if file else Path()
 
 
 def sandbox_folder() -> Path:
-    """Where a sandbox is, or would be: RUNBOOK_SANDBOX_DIR, else `.sandbox` here."""
+    """Return the sandbox's folder: RUNBOOK_SANDBOX_DIR, else `.sandbox` in the working folder."""
     return Path(os.environ.get("RUNBOOK_SANDBOX_DIR") or ".sandbox")

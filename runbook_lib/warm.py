@@ -28,35 +28,17 @@ import ipykernel.zmqshell
 import psutil
 import tornado.platform.asyncio
 import tornado.queues
-import matplotlib.backends.backend_agg
-import nbconvert
-import nbformat
-import pandas as pd
 import papermill.execute
-import sqlalchemy
-from runbook_lib import catalog, checks, session
+from runbook_lib import catalog, checks, pack, session
 from runbook_lib.catalog import CatalogError
 from runbook_lib.usage import UsageError
-from runbook_lib.archive import artifact
-from runbook_lib.view import charts
-from runbook_lib.model.finding import say
+from runbook_lib.runs import pages
 
-
-def _once() -> None:
-    """Use each of them; a slip in a document or a pack is told by whoever is asked to run something."""
-    figure, ax = charts.axes("waiting", "rows", "time (UTC)")
-    ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
-    charts.clock_ticks(ax)
-    charts.legend(figure)
-    with suppress(UsageError, CatalogError):
-        catalog.load()
-        checks.checks()  # those of the packs, with what they import
-        charts.Chart(figure, say("chart.no_data")).display("en")
-        cells = [nbformat.v4.new_markdown_cell("# words\n\n[a](b) `c`"), nbformat.v4.new_code_cell("rb = 1  # code")]
-        artifact.html(nbformat.v4.new_notebook(cells=cells), "", "en")
-
-
-_once()
+with suppress(UsageError, CatalogError):  # reported later, by the command that needs the document or pack
+    catalog.load()
+    checks.checks()  # those of the packs, with what they import
+    pack.hook("rules"), pack.hook("concluded")
+    pages.use()
 
 # What the imports took and gave back is the system's again: each page that stays is one that forks may copy.
 with suppress(OSError, AttributeError):  # glibc's alone

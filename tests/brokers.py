@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,21 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from waiting import until
 
-from runbook_lib.packs.entitlement.sandbox.broker import is_listening
-from runbook_lib.packs.entitlement.sandbox.servers import nats_binary
-from runbook_lib.packs.entitlement.sandbox.state import free_ports
-
-START_S = 60.0
-
-
-def until(holds: Callable[[], Any], what: str | Callable[[], str], within: float = START_S) -> Any:
-    """The first true answer; a machine that is busy is waited for. `what` is waited for, in words."""
-    end = time.monotonic() + within
-    while not (found := holds()):
-        assert time.monotonic() < end, f"waited for {what if isinstance(what, str) else what()}"
-        time.sleep(0.1)
-    return found
+from runbook_lib.gameday.sandbox.broker import is_listening
+from runbook_lib.gameday.sandbox.servers import nats_binary
+from runbook_lib.gameday.sandbox.state import free_ports
 
 
 @dataclass

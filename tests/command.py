@@ -26,7 +26,7 @@ def runbook(
         streams[0].write_text(stdin, encoding="utf-8")
         running = forks.start(_main, arguments, dict(env), str(cwd or Path.cwd()), [str(path) for path in streams])
         try:
-            if not forks.ready([running], time.time() + timeout):
+            if not forks.wait_for_any([running], time.monotonic() + timeout):
                 raise TimeoutExpired(arguments, timeout)
             code = running.result()
         finally:

@@ -1,8 +1,18 @@
 """Real servers for the integration tests, started once from the wheels and once from container images."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
-import asyncio
+import signal
+import sys
+
+# A shell that starts this behind itself has Ctrl-C ignored, and so would every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# jsonschema parses a grammar of international URIs, for seconds, to check a format that nothing here has.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,22 +20,24 @@ from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
-import nats
-import nats.js.errors
 import psycopg
 import pytest
-from progress import pytest_sessionstart  # noqa: F401 - how far a run is
+from effort import examples
+from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 from psycopg import sql
 from recording import Http
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
-from runbook_lib.packs.entitlement.sandbox import broker as applications
-from runbook_lib.packs.entitlement.sandbox import servers as embedded_servers
-from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.cli import main
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox import servers as embedded_servers
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.runs import forks
+from runbook_lib.store import Archive
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
@@ -34,8 +46,24 @@ NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
 forks.PRELOADED.remove("runbook_lib.runs.polite")
 
 # How fast an example is made says more about the machine than about the test.
-hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "any",
+    deadline=None,
+    max_examples=examples(100),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("any")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Keep tests that share a fixture of their module on one worker, unless they name another group."""
+    for item in items:
+        known = getattr(item, "_fixtureinfo", None)
+        shares = known and any(d.scope == "module" for defs in known.name2fixturedefs.values() for d in defs)
+        if shares and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    yield  # first of all: xdist, whose hook is early as well, reads the groups
 
 
 class Containers(Servers):
@@ -109,6 +137,14 @@ def engine_problem() -> Exception | None:
     return None
 
 
+@pytest.fixture(autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the ledger of a target lies that has no runbook.toml: nobody's home, and another one in each test."""
+    folder = tmp_path_factory.mktemp("state", numbered=True)
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The servers from the wheels, for what needs their processes."""
@@ -150,16 +186,12 @@ def db(servers: Servers) -> Iterator[psycopg.Connection]:
 def broker(servers: Servers) -> str:
     """Empty streams and fresh durables; the value is the URL of the applications' broker user."""
 
-    async def delete() -> None:
-        client = await nats.connect(servers.app_nats_url)
-        try:
-            for stream in {stream for stream, _ in applications.CONSUMERS.values()}:
-                with suppress(nats.js.errors.NotFoundError):
-                    await client.jetstream().delete_stream(stream)
-        finally:
-            await client.close()
+    async def delete(js: JetStreamContext) -> None:
+        for stream in {stream for stream, _ in applications.CONSUMERS.values()}:
+            with suppress(NotFoundError):
+                await js.delete_stream(stream)
 
-    asyncio.run(delete())
+    applications.visit(servers.app_nats_url, delete)
     servers.ensure_streams()
     return servers.app_nats_url
 
@@ -172,6 +204,18 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     sandbox.up(hours=3)
     yield sandbox
     sandbox.down()
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`runbook verify` of a dossier, in this process: its exit code, what it said and what it complained of."""
+
+    def ask(archive: Archive, *arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main._run_command(["verify", archive.incident, "--output", archive.output, *arguments])
+        return code, *capsys.readouterr()
+
+    return ask
 
 
 @pytest.fixture(scope="session")

@@ -15,15 +15,8 @@ from schemas import valid
 
 from runbook_lib import catalog, messages
 from runbook_lib.archive import artifact
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.model.finding import say
-from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
-
-#: Faults that stop the flow as a whole: triage is to find them. The others are found by the section for them.
-OUTAGES = (
-    *("worker_stopped", "worker_hung", "subscriber_deaf", "relay_stopped", "broker_down", "broker_refusing"),
-    *("table_lock", "connections_exhausted", "receiver_outage"),
-)
-
 
 #: What a sentence must not show: a word for what is not known ("p95 ? s", "for: -"), a number of the machine's
 #: ("9999.0"), more than one of 1 ("1 events").

@@ -15,9 +15,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from runbook_lib import settings
-from runbook_lib.alerts import dispatcher, notify
-from runbook_lib.alerts.journal import Journal
-from runbook_lib.alerts.metrics import Metrics
+from runbook_lib.receiver import dispatcher, notify
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs import forks
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     forks.context()
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     config, metrics = settings.load(), Metrics()
-    journal, places = Journal("journal.db"), notify.places(config)
+    journal, places = Journal("journal.db"), notify.urls_by_digest(config)
     workers = ThreadPoolExecutor(config.receiver.workers)
     jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places), lang="en")
     told = notify.Notifier(journal, places, metrics)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+import web
 
 SECRET = "s3cret-token"
 
@@ -21,29 +22,21 @@ class Http:
         self.released = threading.Event()
         turns = list(answers)
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(handler) -> None:
-                self.asked += 1
-                self.heads.append((handler.path, dict(handler.headers)))
-                answer = turns.pop(0) if len(turns) > 1 else turns[0]
-                said = json.loads(handler.rfile.read(int(handler.headers["content-length"])))
-                if not answer:
-                    self.released.wait(30)
-                elif answer == 200:
-                    self.taken.append(said)
-                with suppress(OSError):
-                    handler.send_response(answer or 500)
-                    handler.end_headers()
+        def answer(request: BaseHTTPRequestHandler) -> None:
+            self.asked += 1
+            self.heads.append((request.path, dict(request.headers)))
+            status, said = turns.pop(0) if len(turns) > 1 else turns[0], web.told(request)
+            if not status:
+                self.released.wait(30)
+            elif status == 200:
+                self.taken.append(said)
+            with suppress(OSError):
+                web.reply(request, status or 500)
 
-            def log_message(self, format: str, *arguments: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        self.url = f"json://user:{SECRET}@127.0.0.1:{self.server.server_port}/{SECRET}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self._open = ExitStack()
+        self.address = self._open.enter_context(web.web(answer))
+        self.url = f"{self.address.replace('http://', f'json://user:{SECRET}@')}/{SECRET}"
 
     def close(self) -> None:
         self.released.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self._open.close()

@@ -19,16 +19,16 @@ from pathlib import Path
 import psycopg
 from steps import bound
 
-from runbook_lib.packs.entitlement.sandbox import history
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox import history
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store import SALTS
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, INCIDENT = "outputs", "sample"
 #: Beside the dossier, in git: holds its seal.
-WITNESS = f"{OUTPUT}/README.md"
+CHECKPOINT = f"{OUTPUT}/README.md"
 #: What stands still, and how much past there is: enough for every window, little to keep.
-STATE, HOURS, RATE = "worker_stopped", 1.0, 1.0
+STOPPED, HOURS, RATE = "worker", 1.0, 1.0
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def incident(directory: Path) -> Iterator[Servers]:
     with Servers(directory) as servers:
         servers.ensure_streams()
         with bound(servers.app_nats_url), psycopg.connect(servers.admin_url, autocommit=True) as connection:
-            history.seed_state(connection, datetime.now(UTC), STATE, hours=HOURS, rate=RATE)
+            history.backfill(connection, datetime.now(UTC), HOURS, RATE, stopped=STOPPED)
             yield servers
 
 
@@ -61,13 +61,16 @@ def main() -> None:
     """Replace outputs/sample."""
     shutil.rmtree(ROOT / OUTPUT / INCIDENT, ignore_errors=True)
     with tempfile.TemporaryDirectory() as directory, incident(Path(directory) / "servers") as servers:
-        done = triage(servers, OUTPUT, INCIDENT, ROOT)
+        work = Path(directory) / "work"  # without other incidents: the dossier names those that are alike
+        work.mkdir()
+        done = triage(servers, OUTPUT, INCIDENT, work)
+        shutil.move(work / OUTPUT / INCIDENT, ROOT / OUTPUT / INCIDENT)
     print(done.stdout, done.stderr, sep="\n")
     (ROOT / OUTPUT / INCIDENT / SALTS).unlink()  # nobody is behind these tokens who could be erased
     if done.returncode != 2:
         sys.exit(f"the sample is CRITICAL by its making, and the command said {done.returncode}")
-    text = (ROOT / WITNESS).read_text(encoding="utf-8")
-    (ROOT / WITNESS).write_text(re.sub(r"seal:sample:[\w.:]+", done.stdout.splitlines()[-1], text), encoding="utf-8")
+    text = (ROOT / CHECKPOINT).read_text(encoding="utf-8")
+    (ROOT / CHECKPOINT).write_text(re.sub(r"seal:sample:[\w.:]+", done.stdout.splitlines()[-1], text), encoding="utf-8")
 
 
 if __name__ == "__main__":

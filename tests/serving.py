@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import requests
+import web
 
 from runbook_lib.store import Archive
 
@@ -52,43 +50,26 @@ def serving(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serving
     """Serve `runbook.toml` of a folder, artifacts into `kept`."""
     told: list[dict[str, Any]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(handler) -> None:
-            told.append(json.loads(handler.rfile.read(int(handler.headers["content-length"]))))
-            handler.send_response(200)
-            handler.end_headers()
+    def take(request: BaseHTTPRequestHandler) -> None:
+        told.append(web.told(request))
+        web.reply(request)
 
-        def log_message(self, format: str, *arguments: Any) -> None:
-            pass
-
-    place = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=place.serve_forever, daemon=True).start()
-    own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | (env or {})
-    own |= {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "RUNBOOK_RECEIVER_TOKEN": TOKEN,
-        "RUNBOOK_NOTIFY_URLS": f"json://127.0.0.1:{place.server_address[1]}",
-    }
-    command = [sys.executable, "-m", "runbook_lib", "serve", "--port", "0", "--output", "kept"]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            assert process.stdout
-            line = process.stdout.readline()
-            found = re.search(r"http://127\.0\.0\.1:\d+/", line)
-            assert found, line + (folder / "log").read_text()
-            yield Serving(found[0], folder, told)
-        finally:
-            process.terminate()
-            process.wait(60)
-            place.shutdown()
-            place.server_close()
-
-
-def eventually(holds: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        if found := holds():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not seen within {timeout_s:.0f} s: {what}")
+    with web.web(take) as place:
+        own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | (env or {})
+        own |= {
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "RUNBOOK_RECEIVER_TOKEN": TOKEN,
+            "RUNBOOK_NOTIFY_URLS": place.replace("http:", "json:"),
+        }
+        command = [sys.executable, "-m", "runbook_lib", "serve", "--port", "0", "--output", "kept"]
+        with (folder / "log").open("w") as log:
+            process = subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=log, text=True)
+            try:
+                assert process.stdout
+                line = process.stdout.readline()
+                found = re.search(r"http://127\.0\.0\.1:\d+/", line)
+                assert found, line + (folder / "log").read_text()
+                yield Serving(found[0], folder, told)
+            finally:
+                process.terminate()
+                process.wait(60)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,14 +13,16 @@ import pandas as pd
 import psycopg
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 
 from runbook_lib import catalog, messages
 from runbook_lib.checks import checks
-from runbook_lib.context import Given, open_context
+from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.context import JudgeInput, open_context
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
-from runbook_lib.packs.entitlement.facts import Facts
-from runbook_lib.packs.entitlement.sandbox import broker as applications
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Settings
 
@@ -28,10 +31,10 @@ CHECKS = checks()
 NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
 
 
-def make_given(**changes: Any) -> Given:
+def make_given(**changes: Any) -> JudgeInput:
     book = catalog.load()
-    usual: dict[str, Any] = {"catalog": book, "as_of": NOW, "window_minutes": 15, "facts": Facts()}
-    return Given(**(usual | changes))
+    usual: dict[str, Any] = {"catalog": book, "as_of": NOW, "window_minutes": 15, "facts": EntitlementFacts()}
+    return JudgeInput(**(usual | changes))
 
 
 def ago(seconds: float) -> pd.Timestamp:
@@ -53,6 +56,59 @@ def words(finding: Finding, lang: str = "en") -> str:
     return messages.text(finding.headline, lang)
 
 
+COMPARED = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq}
+
+
+def expect(
+    finding: Finding,
+    status: Status | None = None,
+    key: str | None = None,
+    *,
+    reason: Reason | None = None,
+    proposals: list[str] | None = None,
+    sections: tuple[str, ...] | None = None,
+    values: Mapping[str, Any] | None = None,
+    weights: Mapping[str, str] | None = None,
+    notes: Iterable[str] = (),
+) -> None:
+    """Hold a finding against what is said of it, and see that its texts exist; a weight is compared, as in "> 0.5"."""
+    said = words(finding)
+    assert status in (None, finding.status), (finding.status, said)
+    assert key in (None, finding.headline.key), (finding.headline.key, said)
+    assert reason in (None, finding.reason), (finding.reason, said)
+    assert proposals in (None, [p.name for p in finding.proposals]), [p.name for p in finding.proposals]
+    assert sections in (None, finding.next_sections), finding.next_sections
+    for name, value in (values or {}).items():
+        assert finding.value(name) == value, name
+    for about, limits in (weights or {}).items():
+        for sign, limit in zip(limits.split()[::2], limits.split()[1::2], strict=True):
+            assert COMPARED[sign](weight(finding, about), float(limit)), (about, weight(finding, about))
+    assert {*notes} <= {n.key for n in finding.notes}
+
+
+def through(
+    *late_ago: float, flowing: bool = True, of: str = "sent", tried: int = 0, single: tuple[float, ...] = ()
+) -> pd.DataFrame:
+    """Five minutes in steps of ten seconds, 50 rows each: ten late at each of these moments, one at `single` ones."""
+    rows = []
+    for n in range(0 if flowing else 1, 30):
+        late = [at for at in (*(late_ago * 10), *single) if at // 10 == n]
+        rows.append((of, n, 50.0, float(len(late)), float(tried * len(late)), ago(min(late)) if late else None))
+    frame = pd.DataFrame(rows, columns=["what", "tens_ago", "n", "late", "tried", "last_late"])
+    return frame.assign(last_late=pd.to_datetime(frame["last_late"], utc=True))
+
+
+def got_through(*late_ago: float, published: tuple[float, ...] = (), **how: Any) -> Frames:
+    """Both flows; what was sent was late at these moments."""
+    return {"sent_steps": through(*late_ago, **how), "published_steps": through(*published, of="published")}
+
+
+def documented(finding: Finding) -> bool:
+    """Whether each piece of evidence has the name of an observation, or of a log phrase, of the documents."""
+    book = catalog.load()
+    return {s.observation for s in finding.signals} <= {*book.observations, *book.phrases}
+
+
 def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
     """The steps of one section, as its notebook would ask them."""
     urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
@@ -66,10 +122,16 @@ def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **paramete
     for step in steps:
         rb.findings[step] = CHECKS[step].run(rb)
         words(rb.findings[step])
+        assert documented(rb.findings[step]), rb.findings[step].signals
         assert rb.findings[step].reason is not Reason.ERROR, rb.findings[step].headline
         for draw in CHECKS[step].charts:
             draw(rb.findings[step].frames, rb.given())
     return rb.findings
+
+
+def failures(*rows: tuple[str, str, str, str, str]) -> pd.DataFrame:
+    """What could not be read: part, source, reason, detail, code."""
+    return pd.DataFrame(rows, columns=FAILED_COLUMNS)
 
 
 def statuses(found: dict[str, Finding]) -> dict[str, Status]:
@@ -127,6 +189,27 @@ def traffic(db: psycopg.Connection, seconds: int = 300, until: int = 0, per_seco
         events(db, per_second, second)
 
 
+def publish(
+    url: str, *bodies: bytes, headers: dict[str, str] | None = None, subject: str = applications.SUBJECT
+) -> list[int]:
+    """Publish messages; their sequences."""
+
+    async def scene(js: JetStreamContext) -> list[int]:
+        return [(await js.publish(subject, body, headers=headers)).seq for body in bodies]
+
+    return applications.visit(url, scene)
+
+
+def publish_ids(url: str, ids: Iterable[str | None], subject: str = applications.SUBJECT) -> None:
+    """Publish an empty message for each id; None goes without one."""
+
+    async def scene(js: JetStreamContext) -> None:
+        for id_ in ids:
+            await js.publish(subject, b"", headers={"Nats-Msg-Id": id_} if id_ else None)
+
+    applications.visit(url, scene)
+
+
 @contextmanager
 def bound(url: str) -> Iterator[None]:
     """Somebody is bound to all three consumers and acknowledges nothing."""
@@ -151,21 +234,24 @@ def bound(url: str) -> Iterator[None]:
 # Frames of every shape ---------------------------------------------------------------------------------------
 
 
-def odd_frames(frames: Frames) -> st.SearchStrategy[Frames]:
-    """The given frames with some missing, emptied, or with cells of one-row frames replaced."""
+MODEST = st.none() | st.floats(-5, 1e6)
+NUMBERS = st.one_of(st.none(), st.just(float("nan")), st.floats(-1e9, 1e9), st.integers(-(10**9), 10**12))
 
-    def strange(name: str) -> st.SearchStrategy[pd.DataFrame | None]:
-        frame = frames[name]
-        shapes: list[st.SearchStrategy[pd.DataFrame | None]] = [st.just(frame), st.just(None), st.just(frame.iloc[:0])]
+
+def odd_frames(frames: Frames, columns: bool = False) -> st.SearchStrategy[Frames]:
+    """The given frames with some missing, emptied, or with other numbers, and some without columns if wanted."""
+
+    def strange(frame: pd.DataFrame) -> st.SearchStrategy[pd.DataFrame | None]:
+        shapes: list[st.SearchStrategy[pd.DataFrame | None]] = [st.sampled_from([frame, None, frame.head(0)])]
+        if columns and len(frame.columns):
+            shapes.append(st.just(pd.DataFrame()))
+            shapes.append(st.sampled_from(list(frame.columns)).map(lambda name: frame.drop(columns=name)))
         numbers = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c]) and frame[c].dtype != bool]
-        if len(frame) == 1 and numbers:
-            shapes.append(
-                st.fixed_dictionaries({c: st.one_of(st.none(), st.floats(-5, 1e6)) for c in numbers}).map(
-                    lambda cells: pd.DataFrame([frame.iloc[0].to_dict() | cells])
-                )
-            )
+        if (columns or len(frame) == 1) and (numbers := [c for c in numbers if c != "bucket"]):
+            cells = st.fixed_dictionaries({str(c): NUMBERS if columns else MODEST for c in numbers})
+            shapes.append(cells.map(lambda cells: frame.assign(**cells)))
         return st.one_of(shapes)
 
-    return st.fixed_dictionaries({name: strange(name) for name in frames}).map(
+    return st.fixed_dictionaries({name: strange(frame) for name, frame in frames.items()}).map(
         lambda found: {name: f for name, f in found.items() if f is not None}
     )

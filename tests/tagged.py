@@ -15,14 +15,15 @@ from typing import Any
 import psycopg
 from nats.js import JetStreamContext
 
-from runbook_lib.packs.entitlement.sandbox import broker, damage, database, entitlement
-from runbook_lib.packs.entitlement.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox import broker, damage, database, entitlement
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
 
 _DESTROY = {
-    "no_event": "DELETE FROM entitlement.outbox_events WHERE event_id = ANY (%(ids)s)",
-    "registered": "DELETE FROM notification.notifications WHERE event_id = ANY (%(ids)s)",
+    "no_event": "DELETE FROM entitlement.outbox_events WHERE event_id = ANY (%(ids)s) AND status = 'PENDING'"
+    " RETURNING event_id",
+    "registered": "DELETE FROM notification.notifications WHERE event_id = ANY (%(ids)s) RETURNING event_id",
     "lost": "WITH n AS (DELETE FROM notification.notifications WHERE event_id = ANY (%(ids)s))"
-    " DELETE FROM notification.processed_events WHERE event_id = ANY (%(ids)s)",
+    " DELETE FROM notification.processed_events WHERE event_id = ANY (%(ids)s) RETURNING event_id",
 }
 #: What may be destroyed of an event by where it is, and where it is then.
 _THEN = {"outbox": "no_event", "broker": "message", "queue": "registered", "sent": "lost", "failed": "registered"}
@@ -41,10 +42,8 @@ class Tagged:
         made = [f"tag-{uuid.uuid4().hex[:12]}" for _ in range(n)]
         with database.connect(self.sandbox.state.addresses.app_url) as connection:
             for tag in made:
-                sku, purchase = entitlement.STOCK_KEEPING_UNITS[0], f"purchase-{tag}"
-                command = entitlement.Command(
-                    "GRANT", tag, sku, "purchase", purchase, str(uuid.uuid4()), uuid.uuid4().hex
-                )
+                sku = entitlement.STOCK_KEEPING_UNITS[0]
+                command = entitlement.GrantRequest("GRANT", tag, sku, "purchase", f"purchase-{tag}")
                 assert entitlement.execute(connection, command, database.now())[0] == 200
         self._refresh()
         keys = dict(
@@ -66,15 +65,15 @@ class Tagged:
             if not broker.is_listening(self.sandbox.state.addresses.nats_port):
                 return
             seq = self._messages()[event]
-            broker.visit(self.sandbox.state.addresses.app_nats_url, lambda js: js.delete_msg(broker.STREAM, seq))
+            self.sandbox.visit(lambda js: js.delete_msg(broker.STREAM, seq))
             how = "lost"
-        else:
-            self._ask(_DESTROY[how], ids=[event])
+        elif not self._ask(_DESTROY[how], ids=[event]):
+            return  # it has moved on meanwhile
         self.destroyed[event] = how
 
     def record(self) -> dict[str, str]:
         """Where each is: outbox, outbox_failed, broker, refused, queue, failed, sent; or what was destroyed of it."""
-        received = (self.sandbox.directory / "log" / "receiver.log").read_text(encoding="utf-8", errors="replace")
+        received = self.sandbox.log("receiver")
         sent = {
             json.loads(line)["message"].rpartition("eventId=")[2]
             for line in received.splitlines()
@@ -129,7 +128,7 @@ class Tagged:
 
         if not broker.is_listening(self.sandbox.state.addresses.nats_port):
             return set()  # a broker that is away says nothing of what it has given up
-        dead = set(broker.visit(self.sandbox.state.addresses.app_nats_url, seqs))
+        dead = set(self.sandbox.visit(seqs))
         return {event for event, seq in self._messages().items() if seq in dead} if dead else set()
 
     def _messages(self) -> dict[str, int]:
@@ -140,7 +139,7 @@ class Tagged:
                     found[((await js.get_msg(broker.STREAM, seq)).headers or {})["Nats-Msg-Id"]] = seq
             return found
 
-        return broker.visit(self.sandbox.state.addresses.app_nats_url, read)
+        return self.sandbox.visit(read)
 
     def _ask(self, question: str, **values: Any) -> list[Any]:
         with psycopg.connect(self.sandbox.state.addresses.admin_url, autocommit=True, connect_timeout=3) as admin:

@@ -1,4 +1,4 @@
-"""A runbook for procrastinate, a job queue in PostgreSQL: a pack for a system that others wrote."""
+"""A runbook for procrastinate, a job queue in PostgreSQL: a pack for a third-party system."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 from runbook_lib.pack import Pack
 
-PACK = Pack("procrastinate", Path(__file__).parent, facts="facts:Facts")
+PACK = Pack("procrastinate", Path(__file__).parent, facts="facts:Facts", required=("postgres",))

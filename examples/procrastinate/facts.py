@@ -1,4 +1,4 @@
-"""What a target's settings say of this system: how its workers are set, and where they run."""
+"""The facts of this system in a target's settings: the workers' settings, and where they run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 from pydantic import Field
 
 from runbook_lib import settings
-from runbook_lib.context import Context, Given
+from runbook_lib.context import Context, JudgeInput
 from runbook_lib.settings import DAY_S
 
 
-class Workloads(settings.Workloads):
+class Workloads(settings.WorkloadSettings):
     """The name of the one workload."""
 
     worker: str = "worker"
 
 
-class Facts(settings.Facts):
-    """The workers' settings, as procrastinate has them unless they are told otherwise."""
+class Facts(settings.TargetFacts):
+    """The workers' settings; the defaults are procrastinate's own."""
 
     workloads: Workloads = Workloads()
     concurrency: int = Field(1, ge=1, le=10_000, description="jobs that one worker runs at once")
@@ -31,7 +31,7 @@ class Facts(settings.Facts):
     delete_jobs: Literal["never", "successful", "always"] = Field("never", description="which jobs leave no trace")
 
 
-def facts(of: Context | Given) -> Facts:
-    """The facts of the target that is looked at."""
+def facts(of: Context | JudgeInput) -> Facts:
+    """Return the facts of the target."""
     assert isinstance(of.facts, Facts)  # noqa: S101 - this pack's runbook is in force
     return of.facts

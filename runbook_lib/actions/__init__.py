@@ -1,5 +1,5 @@
-"""What a responder may do next.
+"""Proposals and actions for a responder.
 
-`proposals` are exact commands that a notebook shows and does not run. `action.perform` carries out one of the
-actions of the runbook in force, under the rules of docs/operations.md.
+`proposals` are exact commands that a notebook shows and does not run. `action.perform` runs an action of the active
+runbook under the rules of docs/operations.md.
 """

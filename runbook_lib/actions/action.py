@@ -1,8 +1,8 @@
-"""An action: a proposal that is carried out, and written down whatever becomes of it.
+"""Run actions: proposals that change the system, with an audit trail.
 
-`perform` is the only way: it looks at the preconditions again, refuses what lacks a word or a condition, writes a
-line into the incident's action log before the first change and another after the last, and looks at the effect.
-The rules are those of docs/operations.md.
+`perform` is the only entry point. It checks the preconditions again, refuses an action without an authorization or a
+precondition, writes a line into the target's ledger and the incident's action log before the first change and another
+one after the last, and verifies the effect. docs/operations.md describes the rules.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import pandas as pd
-
 from runbook_lib import pack
-from runbook_lib.actions import approval, guard
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
-from runbook_lib.outcome import Became, Outcome, Precondition
+from runbook_lib.outcome import ActionStatus, Outcome, Precondition
+from runbook_lib.parameters import now, scrub_once
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
@@ -28,8 +26,8 @@ from runbook_lib.view import record
 
 
 @dataclass(frozen=True)
-class Word:
-    """On whose word an action is carried out, and its id in the action log."""
+class Authorization:
+    """Who approved an action and why, and the action's id in the action log."""
 
     action: str
     approved_by: str
@@ -37,37 +35,68 @@ class Word:
 
 
 class ActionError(Exception):
-    """The action was begun and did not succeed; one line."""
+    """The action began and failed; the message is one line."""
 
 
 class Action(Protocol):
-    """One thing that can be done to the system. Reading methods may raise SourceError."""
+    """One change of the system. Methods that read may raise SourceError."""
 
     #: "restart", "set" or "redrive"; `action.<name>` is its title among the messages.
     name: str
 
     def what(self) -> dict[str, Any]:
-        """What exactly, as it stands in the action log."""
+        """Return the action's arguments as in the action log."""
 
     def command(self) -> str:
-        """The same as a person would type it."""
+        """Return the equivalent shell command for a person."""
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """What must hold, looked at now."""
+        """Check the preconditions now."""
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """What the action changes, as it is now: the action log's before and after."""
+        """Return the present state of what the action changes: `before` and `after` of the action log."""
 
-    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
-        """Do it, on that word. Raises ActionError or SourceError."""
+    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
+        """Run the action and return what it did. Raises ActionError or SourceError."""
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        """Whether the effect is there, within the session's `wait_s`, and a sentence about it."""
+        """Return whether the effect appeared within the session's `wait_s`, and a text about it."""
+
+
+class Rules(Protocol):
+    """The rules of a target for one action.
+
+    `pack.hook("rules")` makes them for a context and a second person's approval (or a file with one, or None); with
+    `waive` (break-glass) a rule that does not hold is waived.
+    """
+
+    #: The approval that was given; "" if none can be read.
+    word: str
+    #: Who approved, and the job key of the action that uses the approval; "" until `approval` holds.
+    by: str
+    job: str
+
+    def standing(self) -> tuple[Precondition, ...]:
+        """Return the target's freeze and hourly limit as preconditions."""
+
+    def approval(self, id_: str, asked: Mapping[str, Any]) -> Precondition | None:
+        """Check the approval of `asked`, a future line of the action log; None if no approval is needed."""
+
+    def begin(self, entry: dict[str, Any]) -> tuple[Text | None, str]:
+        """Add an action to the ledger before it begins; return (refusal, "") or (None, error of the ledger)."""
+
+    def end(self, entry: dict[str, Any]) -> str:
+        """Add the end of an action, or that it did not begin, to the ledger; return the error or ""."""
+
+    def used(self) -> Text:
+        """Return the refusal for an approval that was used before."""
 
 
 def actions() -> dict[str, Callable[..., Action]]:
-    """What can be done, by name: each makes an action for a context. Raises UsageError where two have one name."""
-    return pack.joined("action", (a for brought in pack.in_force().every("actions") for a in brought.items()))
+    """Return the actions by name: each is called to make one. Raises UsageError if two packs use one name."""
+    return pack.merge_unique(
+        "action", (a for brought in pack.active_runbook().every("actions") for a in brought.items())
+    )
 
 
 def perform(
@@ -81,95 +110,164 @@ def perform(
     approved: str | None = None,
     progress: Progress = lambda share, text: None,
 ) -> Outcome:
-    """Carry an action out, or show what it would do; never raises for a source that fails.
+    """Run an action, or only show what it would do (default); never raises for a source that fails.
 
-    `break_glass` waives what `guard.rules` and `approval.rule` ask for, nothing else, and only on a target that allows
-    it. `approved` is a second person's word, or a file with one.
+    `break_glass` waives the target's `Rules` only, and only on a target that allows it. `approved` is a second person's
+    approval, or a file with one.
     """
-    id_, word = uuid.uuid4().hex[:12], approval.read(approved)
+    id_ = uuid.uuid4().hex[:12]
+    rules: Rules = pack.hook("rules")(rb, approved, waive=break_glass and rb.target.break_glass)
     common: dict[str, Any] = {
         "id": id_,
         "action": action.name,
         "what": action.what(),
         "command": action.command(),
-        "approved_by": approved_by or "",
-        "reason": rb.masker.scrub(reason or ""),
-        "approval": str(word or ""),
+        "approved_by": scrub_once(rb.masker, approved_by or ""),
+        "reason": scrub_once(rb.masker, reason or ""),
+        "approval": rules.word,
     }
-    # What stands beside an action as a proposal, nobody asked for: it is shown, also in a run that acts.
+    # An action shown beside another one as a proposal is never executed.
     only_shown = getattr(action, "only_shown", False)
-    waive = break_glass and rb.target.break_glass
-    rules, job = guard.rules(rb, break_glass=waive), ""
-    refusal = _unattended() or _ruled_out(rules, break_glass)
+    standing = rules.standing()
+    refusal = _refuse_run(rb) or _refuse_by_rules(standing, break_glass)
     try:
-        conditions, before = (*rules, *action.preconditions(rb)), action.state(rb)
-        refusal = refusal or _does_not_hold(conditions)
-        if (rb.target.approval or approved) and not only_shown:
-            stood = {"preconditions": [record.precondition(c) for c in conditions]}
-            asked = _placed(rb) | common | {"what": record.plain(common["what"])} | stood
-            rule = approval.rule(rb, id_, asked, approved, word, break_glass=waive)
-            refusal = refusal or _ruled_out((rule,), break_glass)
+        conditions, before = (*standing, *action.preconditions(rb)), action.state(rb)
+        refusal = refusal or _refuse_by_condition(conditions)
+        stood = {"preconditions": [record.precondition(c) for c in conditions]}
+        asked = _context_fields(rb) | common | {"what": record.plain(common["what"])} | stood
+        if not only_shown and (rule := rules.approval(id_, asked)):
+            refusal = refusal or _refuse_by_rules((rule,), break_glass)
             conditions = (*conditions, rule)
-            if word and rule.ok:
-                common["approved_by"], job = word.by, word.job
-    except SourceError as e:
+            common["approved_by"] = rules.by or common["approved_by"]
+    except Exception as e:
+        if _must_reraise(e):
+            raise
         conditions, before = (), {}
-        refusal = refusal or say("action.refused.unseen", detail=rb.masker.scrub(f"{e.source}: {e.detail}"))
+        refusal = refusal or say("action.refused.unseen", detail=_describe_error(rb, e))
     common |= {"preconditions": conditions, "before": before}
     waived = tuple(c.text for c in conditions if c.waived)
 
-    def became(result: Became, why: Text, **more: Any) -> Outcome:
+    def became(result: ActionStatus, why: Text, **more: Any) -> Outcome:
         for text in waived:
             why = say("action.glass_broken", text=text, why=why)
         return Outcome(result=result, why=why, **common, **more)
 
     if not execute or only_shown:
-        why = say("action.dry", refusal=refusal) if refusal else say("action.dry_ready")
-        return _kept(rb, became("dry", why))
-    refusal = refusal or _lacks_a_word(common["approved_by"], reason)
+        warned = next((c.text for c in conditions if c.warned), None)
+        ready = say("action.dry_warned", text=warned) if warned else say("action.dry_ready")
+        why = say("action.dry", refusal=refusal) if refusal else ready
+        return _write_outcome(rb, became("dry", why))
+    refusal = refusal or _refuse_without_authorization(common["approved_by"], reason)
     if refusal:
-        return _kept(rb, became("refused", refusal))
+        return _write_outcome(rb, became("refused", refusal))
+    entry = _ledger_entry(rb, common, rules.job, broken=bool(waived))
     try:
-        # Before anything is changed: what can not be written down is not done.
-        if not _write(rb, became("done", say("action.begun")), "begun", job):
-            return _kept(rb, became("refused", approval.used(word)))
+        stopped, unentered = _write_begin(rb, rules, entry, became("done", say("action.begun")))
     except (OSError, UsageError) as e:
         return became("refused", say("action.refused.log", detail=str(e)))
+    if stopped:
+        return _write_outcome(rb, became("refused", stopped))
+    came, problem = _run_and_verify(action, rb, Authorization(id_, common["approved_by"], common["reason"]), progress)
+    outcome = _write_outcome(rb, became(**came))
+    unentered = unentered or rules.end(entry | {"result": outcome.result, "time": now()})
+    if problem and _must_reraise(problem):
+        raise problem
+    if unentered:
+        return replace(outcome, why=say("action.unentered", why=outcome.why, detail=unentered))
+    return outcome
+
+
+def _write_begin(rb: Context, rules: Rules, entry: dict[str, Any], begun: Outcome) -> tuple[Text | None, str]:
+    """Log that an action begins, before anything is changed: without a log line nothing is done.
+
+    Returns (refusal, "") or (None, error of the ledger). Raises OSError and UsageError if the action log cannot be
+    written.
+    """
+    rb.archive.prepare()
+    stopped, unentered = rules.begin(entry)
+    if stopped:
+        return stopped, ""
     try:
-        did = action.run(rb, Word(id_, common["approved_by"], common["reason"]), progress)
-    except (ActionError, SourceError) as e:
-        detail = e.detail if isinstance(e, SourceError) else str(e)
-        why = say("action.failed", detail=rb.masker.scrub(detail))
-        return _kept(rb, became("failed", why, after=_after(action, rb)))
-    except KeyboardInterrupt:
-        _kept(rb, became("failed", say("action.failed", detail="interrupted"), after=_after(action, rb)))
+        if _write_line(rb, begun, "begun", entry.get("job", "")):
+            return None, unentered
+    except (OSError, UsageError):
+        rules.end(entry | {"result": "refused", "time": now()})
         raise
+    rules.end(entry | {"result": "refused", "time": now()})
+    return rules.used(), ""
+
+
+def _ledger_entry(rb: Context, common: Mapping[str, Any], job: str, *, broken: bool) -> dict[str, Any]:
+    """Return the ledger's line for an action that begins, with the dossier's place and who approved it."""
+    named = {name: common[name] for name in ("id", "action", "approved_by", "approval")}
+    placed = _context_fields(rb) | {"incident": rb.archive.incident, "place": rb.archive.place}
+    about = {"time": now(), "what": record.plain(common["what"]), "break_glass": broken, "result": "begun"}
+    return named | placed | about | ({"job": job} if job else {})
+
+
+def _run_and_verify(
+    action: Action, rb: Context, word: Authorization, progress: Progress
+) -> tuple[dict[str, Any], BaseException | None]:
+    """Run the action and verify its effect; return fields of the Outcome, and the exception or interrupt if any."""
+    did: dict[str, Any] | None = None
+    problem: BaseException | None = None
+    came: dict[str, Any] = {"result": "done", "why": say("action.done")}
     try:
-        verified, effect = action.verify(rb, did, progress)
-    except SourceError as e:
-        verified, effect = False, say("action.not_seen", detail=rb.masker.scrub(e.detail))
-    seen: dict[str, Any] = {"after": _after(action, rb), "did": did, "verified": verified, "effect": effect}
-    return _kept(rb, became("done", say("action.done"), **seen))
+        did = action.run(rb, word, progress)
+        came["verified"], came["effect"] = action.verify(rb, did, progress)
+    except BaseException as e:
+        problem = e
+        if did is None:
+            came = {"result": "failed", "why": say("action.failed", detail=_describe_error(rb, e))}
+        elif isinstance(e, Exception):
+            came |= {"verified": False, "effect": say("action.not_seen", detail=_describe_error(rb, e))}
+        else:
+            came |= {"verified": None, "effect": say("action.not_waited_for")}
+    return came | {"did": did or {}, "after": _read_state_after(action, rb)}, problem
 
 
-def _unattended() -> Text | None:
+def _describe_error(rb: Context, e: BaseException) -> str:
+    """Return an error in one line without user ids and secrets."""
+    if isinstance(e, SourceError):
+        text = f"{e.source}: {e.detail}"
+    elif isinstance(e, ActionError):
+        text = str(e)
+    elif isinstance(e, Exception):
+        text = f"{type(e).__name__}: {e}"
+    else:
+        text = "interrupted"
+    return " ".join(rb.masker.scrub(text).split())
+
+
+def _must_reraise(e: BaseException) -> bool:
+    """Return whether to raise an exception again after logging: an interrupt, or with RUNBOOK_DEBUG a bug."""
+    if isinstance(e, SourceError | ActionError):
+        return False
+    return not isinstance(e, Exception) or bool(os.environ.get("RUNBOOK_DEBUG"))
+
+
+def _refuse_run(rb: Context) -> Text | None:
+    """Return why this run must not change anything; None if it may."""
+    if rb.recorded is not None:
+        return say("action.refused.replayed")
     return say("action.refused.unattended") if os.environ.get("RUNBOOK_UNATTENDED") == "1" else None
 
 
-def _ruled_out(rules: tuple[Precondition, ...], break_glass: bool) -> Text | None:
-    refusal = _does_not_hold(rules)  # what was asked for and is not waived, the target does not allow
+def _refuse_by_rules(rules: tuple[Precondition, ...], break_glass: bool) -> Text | None:
+    refusal = _refuse_by_condition(rules)  # not waived although asked for: the target does not allow break-glass
     return say("action.refused.break_glass", refusal=refusal) if refusal and break_glass else refusal
 
 
-def _does_not_hold(conditions: tuple[Precondition, ...]) -> Text | None:
+def _refuse_by_condition(conditions: tuple[Precondition, ...]) -> Text | None:
     for condition in conditions:
         if not condition.holds:
-            word = "precondition" if condition.ok is False else "unseen_precondition"
-            return say(f"action.refused.{word}", text=condition.text)
+            if condition.ok is False:
+                return say("action.refused.precondition", text=condition.text)
+            return say("action.refused.unseen_precondition", text=condition.text)
     return None
 
 
-def _lacks_a_word(approved_by: str | None, reason: str | None) -> Text | None:
+def _refuse_without_authorization(approved_by: str | None, reason: str | None) -> Text | None:
     if not approved_by:
         return say("action.refused.approval")
     if not reason:
@@ -177,31 +275,32 @@ def _lacks_a_word(approved_by: str | None, reason: str | None) -> Text | None:
     return None
 
 
-def _after(action: Action, rb: Context) -> dict[str, Any]:
+def _read_state_after(action: Action, rb: Context) -> dict[str, Any]:
+    """Return the state after the action; an error or interrupt here must not lose the log line."""
     try:
         return action.state(rb)
-    except SourceError as e:
-        return {"unseen": rb.masker.scrub(e.detail)}
+    except BaseException as e:
+        return {"unseen": _describe_error(rb, e)}
 
 
-def _kept(rb: Context, outcome: Outcome) -> Outcome:
-    """Write the outcome's line; one that can not be written is said, and loses nothing of what was done."""
+def _write_outcome(rb: Context, outcome: Outcome) -> Outcome:
+    """Log the outcome and return it; if the line cannot be written, add that to the outcome's text."""
     try:
-        _write(rb, outcome, outcome.result)
+        _write_line(rb, outcome, outcome.result)
     except (OSError, UsageError) as e:
         unwritten = say("action.unwritten", why=outcome.why, detail=str(e))
-        return Outcome(**{**outcome.__dict__, "why": unwritten})
+        return replace(outcome, why=unwritten)
     return outcome
 
 
-def _write(rb: Context, o: Outcome, result: str, job: str = "") -> bool:
-    """Whether the line is there: of two with the same `job` the second is not written."""
+def _write_line(rb: Context, o: Outcome, result: str, job: str = "") -> bool:
+    """Add a line; return False, and add nothing, if one with the same `job` exists."""
     rb.archive.prepare()
-    time = {"time": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")}
-    line = record.outcome(o) | time | _placed(rb) | {"result": result} | ({"job": job} if job else {})
+    line = record.outcome(o) | {"time": now()} | _context_fields(rb) | {"result": result}
+    line |= {"job": job} if job else {}
     return rb.archive.add_line(ACTION_LOG, line) is None
 
 
-def _placed(rb: Context) -> dict[str, Any]:
-    """Where an action belongs, and whose it is, as it stands in the action log."""
+def _context_fields(rb: Context) -> dict[str, Any]:
+    """Return the target, section and user of an action, as fields of the action log."""
     return {"target": rb.parameters.target, "section": rb.section.number, "who": whoami()}

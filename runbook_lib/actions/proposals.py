@@ -1,45 +1,40 @@
-"""The minimal safe recoveries of a runbook (sections 3 and 5), spelt for the target's own runner.
+"""The minimal safe recoveries of a runbook (sections 3 and 5), as commands for the target's runner.
 
-The texts of each (what it does, preconditions, effect, risk, undo, verify) are messages `proposal.<name>.*`. `of` is
-the run, or what its judge was given: the target's workloads, and the documents.
+The texts of each (title, preconditions, effect, risk, undo, verify) are messages `proposal.<name>.*`. `of` is the run's
+context or its judge's input: it has the target's workloads and the documents.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from runbook_lib.catalog import SettingValue
-from runbook_lib.context import Context, Given
+from runbook_lib.context import Context, JudgeInput
 from runbook_lib.model.finding import Proposal
 
-Of = Context | Given
+Of = Context | JudgeInput
+
+#: The section that reads the logs, by number.
+LOGS = "4.5"
 
 
 def restart(of: Of, which: str) -> Proposal:
     """Restart one workload, by the name that the settings give it (5.1)."""
-    workloads = of.facts.workloads
-    name = workloads.program(which)
-    if workloads.runner == "kubectl":
-        command = kubectl(of, "rollout", "restart", f"deploy/{name}")
-    else:
-        command = supervisorctl(of, "restart", name)
+    name = of.facts.workloads.program(which)
+    command = _by_runner(of, ["rollout", "restart", f"deploy/{name}"], ["restart", name])
     return Proposal(f"restart_{which}", command, "5.1", {"name": name})
 
 
 def start(of: Of, which: str) -> Proposal:
-    """Start one workload that somebody has stopped (5.1)."""
-    workloads = of.facts.workloads
-    name = workloads.program(which)
-    if workloads.runner == "kubectl":
-        command = kubectl(of, "scale", f"deploy/{name}", "--replicas=1")
-    else:
-        command = supervisorctl(of, "start", name)
+    """Start one workload that was stopped (5.1)."""
+    name = of.facts.workloads.program(which)
+    command = _by_runner(of, ["scale", f"deploy/{name}", "--replicas=1"], ["start", name])
     return Proposal(f"start_{which}", command, "5.1", {"name": name})
 
 
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
-    """Change settings of docs/operations.md (None is back to the default); `proposal` has the texts (5.2)."""
+    """Change settings of docs/operations.md (None resets to the default); `proposal` names the texts (5.2)."""
     workloads, known = of.facts.workloads, of.catalog.settings
     changed = [(known[name], value) for name, value in values.items()]
     name = workloads.program(changed[0][0].workload)
@@ -49,62 +44,56 @@ def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -
         command = kubectl(of, "set", "env", f"deploy/{name}", "-c", container, *words)
     else:
         words = [f"{s.variable}={s.spelt(s.standard if value is None else value)}" for s, value in changed]
-        command = _written(of, name, words)
+        command = _env_file_command(of, name, words)
     return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(words)})
 
 
-def _written(of: Of, name: str, words: list[str]) -> str:
-    """Write variables where the program reads them at its start, the last line of a name in force, and restart it."""
+def _env_file_command(of: Of, name: str, words: list[str]) -> str:
+    """Return the command that adds variables to the program's environment file and restarts the program."""
     if file := of.facts.workloads.env_file:
         return f"printf '%s\\n' {shlex.join(words)} >> {shlex.quote(file)} && {supervisorctl(of, 'restart', name)}"
     return f"{supervisorctl(of, 'update', name)}  # once environment= of [program:{name}] has {', '.join(words)}"
 
 
 def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
-    """Take settings of one workload back to their defaults (5.2)."""
+    """Reset settings of one workload to their defaults (5.2)."""
     return settings("undo_settings", of, dict.fromkeys(names))
 
 
 def pods(of: Of, which: str) -> Proposal:
-    """See how many of a workload run (4.2)."""
+    """Count the running instances of a workload (4.2)."""
     name = of.facts.workloads.program(which)
-    if of.facts.workloads.runner == "kubectl":
-        command = kubectl(of, "get", "pods", "-l", f"app={name}", "-o", "wide")
-    else:
-        command = supervisorctl(of, "status")
+    command = _by_runner(of, ["get", "pods", "-l", f"app={name}", "-o", "wide"], ["status"])
     return Proposal("pods", command, "4.3", {"name": name})
 
 
 def look(name: str, command: str, section: str, **params: object) -> Proposal:
-    """A step for the responder that only looks, or that only a person may decide on."""
+    """Propose a step that only reads, or that only a person may decide on."""
     return Proposal(name, command, section, params)
 
 
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
     name = of.facts.workloads.program(which)
-    if of.facts.workloads.runner == "kubectl":
-        command = kubectl(of, "logs", f"deploy/{name}", "-c", name, "--since=15m")
-    else:
-        command = supervisorctl(of, "tail", name)
-    return Proposal("logs", command, "5.1", {"name": name})
+    command = _by_runner(of, ["logs", f"deploy/{name}", "-c", name, "--since=15m"], ["tail", name])
+    return Proposal("logs", command, LOGS, {"name": name})
 
 
 def end_blocker(of: Of, pid: int, application: str, *, idle: bool) -> Proposal:
-    """End the one session that others wait for; only with its owner's word (5.2)."""
+    """End the one session that blocks others; only with its owner's approval (5.2)."""
     # A session that sits idle in its transaction has no statement to cancel.
     sql = f"SELECT pg_{'terminate' if idle else 'cancel'}_backend({pid})"
     return Proposal("end_blocker", psql(of, sql), "5.2", {"pid": pid, "application": application})
 
 
 def cancel_waiting(of: Of, pid: int, application: str) -> Proposal:
-    """Cancel the statement that waits for a strong lock and lets nobody past meanwhile (5.2)."""
+    """Cancel the statement that waits for a strong lock and blocks all others meanwhile (5.2)."""
     sql = f"SELECT pg_cancel_backend({pid})"
     return Proposal("cancel_waiting", psql(of, sql), "5.2", {"pid": pid, "application": application})
 
 
 def end_sessions(of: Of, application: str) -> Proposal:
-    """End the idle sessions of one application that holds most connections; only with its owner's word (5.2)."""
+    """End the idle sessions of the application with most connections; only with its owner's approval (5.2)."""
     name = application.replace("'", "''")
     sql = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "  # noqa: S608 - shown, not run; quoted
@@ -114,7 +103,7 @@ def end_sessions(of: Of, application: str) -> Proposal:
 
 
 def list_sessions(of: Of) -> Proposal:
-    """See who holds the connections, as the superuser, for whom three are kept free (4.1)."""
+    """List the connections as the superuser, for whom PostgreSQL reserves some (4.1)."""
     sql = (
         "SELECT application_name, client_addr, state, count(*) FROM pg_stat_activity "
         "GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 20"
@@ -123,7 +112,7 @@ def list_sessions(of: Of) -> Proposal:
 
 
 def psql(of: Of, sql: str) -> str:
-    """The command that gives a statement to the target's database, with credentials of whoever types it."""
+    """Return the psql command for a statement, with the credentials of the user who runs it."""
     workloads = of.facts.workloads
     if workloads.runner == "kubectl":
         role = ["psql", "-U", workloads.database, "-d", workloads.database, "-c", sql]
@@ -131,13 +120,20 @@ def psql(of: Of, sql: str) -> str:
     return shlex.join(["psql", "-d", workloads.database, "-c", sql])
 
 
+def _by_runner(of: Of, of_kubectl: Sequence[str], of_supervisorctl: Sequence[str]) -> str:
+    """Return the command for the target's runner."""
+    if of.facts.workloads.runner == "kubectl":
+        return kubectl(of, *of_kubectl)
+    return supervisorctl(of, *of_supervisorctl)
+
+
 def kubectl(of: Of, *arguments: str) -> str:
-    """The command for the target's cluster and namespace."""
+    """Return the kubectl command for the target's cluster and namespace."""
     workloads = of.facts.workloads
     context = ["--context", workloads.context] if workloads.context else []
     return shlex.join(["kubectl", *context, "-n", workloads.namespace, *arguments])
 
 
 def supervisorctl(of: Of, *arguments: str) -> str:
-    """The command for the target's supervisor."""
+    """Return the command for the target's supervisor."""
     return shlex.join([*of.facts.workloads.supervisorctl, *arguments])

@@ -1,1 +1,1 @@
-"""What judges count and weigh with; pure."""
+"""Statistics and the weighing of evidence for judges; pure functions."""

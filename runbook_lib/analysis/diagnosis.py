@@ -1,39 +1,45 @@
-"""Findings -> where the flow breaks, which failure mode, how sure. Pure.
+"""Diagnosis: from findings to the stuck hop, the failure modes and the confidence; pure functions.
 
-Every finding carries signals: how strongly it speaks for or against a hop or a failure mode. Those for are joined as
-independent evidence (noisy-or), one observation once; those against discount it. The first hop, upstream first, whose
-score stands out is where the flow is stuck, unless what more than one hop depends on explains it better. Where
-something waits too long and none stands out, it is undecided between those that it may be. A failure mode of another
-place than that is a consequence rather than the cause, and counts for less; one that an observation excludes is out.
+Every finding carries signals: weighted evidence for or against a hop or a failure mode. Evidence for it is combined as
+independent (noisy-or), each observation once; evidence against discounts it, except what is firm: a hop that works may
+still be configured otherwise than before. The first hop, upstream first, whose score
+stands out is where the flow is stuck, unless a dependency of several hops explains it better. If rows wait too long and
+no hop stands out, the verdict is undecided between the candidates. A failure mode of another hop is a consequence
+rather than the cause and counts for less; a mode that an observation excludes is out.
 
-A failure mode is a hypothesis, and remedies belong to hypotheses: what helps none of those that stand is not proposed,
-and where two stand that call for different remedies, both are named with the step that would settle it.
+A failure mode is a hypothesis, and remedies belong to hypotheses: a proposal that helps none of the remaining modes is
+dropped. If two remaining modes need different remedies, both are named with the step that would decide.
 
-What was only not seen speaks for nothing: a source that cannot be reached from here may be in the best of order.
+A source that cannot be read is no evidence: it may be healthy, and only unreachable from here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Literal, TypeVar
 
+from runbook_lib import pack
 from runbook_lib.analysis.stats import combine
-from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, Catalog, FailureMode
+from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
-    Because,
+    Answer,
     Confidence,
     Finding,
     Hop,
+    OutageEnd,
     Proposal,
     RankedMode,
+    Reason,
+    ScoreReason,
     Signal,
     Status,
     Verdict,
+    hop_text,
     overall,
     replace,
-    say,
     worst,
 )
 from runbook_lib.sources import SourceError
@@ -46,30 +52,40 @@ BROKEN = 0.5
 NEAR = 0.7
 #: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
 SUSPECT = 0.3
-#: The sources without which no verdict can be complete.
-REQUIRED = ("postgres", "jetstream", "nats_monitor")
+#: Why a source was not read that may be away for everybody.
+OUT_OF_REACH = (Reason.UNREACHABLE, Reason.TIMEOUT)
 #: What the score of a failure mode elsewhere is worth once the place is known.
 CONSEQUENCE = 0.6
 
 
 def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
-    """The verdict of a section, or of all sections of a triage together, over the places and modes of the catalog."""
+    """Return the verdict of a section, or of all sections of a triage together."""
     findings = list(findings)
-    scores = {place: score(findings, place).score for place in book.places}
-    stuck_at = _stuck_at(scores, book)
-    undecided = () if stuck_at else _undecided(findings, scores, book)
-    ranked = _ranked(findings, stuck_at, book)
-    stand = [book.failure_modes[m.id] for m in ranked if m.score >= max(BROKEN, NEAR * ranked[0].score)]
-    between = _between(stand)
-    settled_by = _unsettled(between, findings)
+    scores = {place: score(findings, place, book).score for place in book.places}
+    stuck_at = find_stuck_hop(scores, book)
+    undecided = () if stuck_at else _find_candidates(findings, scores, book)
+    ranked = _rank_modes(findings, stuck_at, book)
+    stand = find_standing({m.id: m.score for m in ranked}, book)
+    between = find_rivals(stand)
+    seen = {s.observation for f in findings for s in f.signals}
+    confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
+    doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
+    away = not stuck_at and not undecided and _misses_a_required_source(findings, OUT_OF_REACH)
+    if away:
+        doubtful = tuple(name for name, place in book.places.items() if place.under)
+    settled_by = _find_settling_steps(between or _find_modes_at(doubtful, seen, book), findings, book)
+    if away:
+        # Other sources tell whether it is away for everybody; further steps would not reach it either.
+        settled_by = tuple(s for s in settled_by if sections_of([s]) == sections_of(settled_by[:1]))
     # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
     status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
-    pointed = (*(step.rpartition(".")[0] for step in settled_by), *(n for f in findings for n in f.next_sections))
+    pointed = (*sections_of(settled_by[:1] if between else ()), *(n for f in findings for n in f.next_sections))
     if status is Status.CRITICAL and not pointed:
-        pointed = _reads_on(findings, ranked, book)
-    seen = {s.observation for f in findings for s in f.signals}
+        pointed = _suggest_section(findings, ranked, book)
     again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
-    confidence = _confidence(findings, scores, stuck_at, undecided, ranked, between)
+    ended = None if stuck_at or undecided or again else _find_outage_end(findings, status)
+    if ended and RECOVERY in book.sections:
+        pointed = (RECOVERY, *pointed)
     return Verdict(
         status=status,
         stuck_at=stuck_at,
@@ -81,17 +97,26 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
-        proposals=_helping(_first_response(findings, stuck_at, stand), stand, between, ranked, seen, book),
+        proposals=_filter_proposals(_order_proposals(findings, stuck_at, stand), stand, between, ranked, seen, book),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
+        ended=ended,
     )
 
 
-def score(findings: Iterable[Finding], about: str) -> RankedMode:
-    """How strongly the findings speak for a hop or failure mode, and why.
+def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
+    """Return the end of an outage if each finding that is not OK only shows what the outage left, else None."""
+    left = [f.ended for f in findings if f.counts and f.status is not Status.OK]
+    if status is not Status.WARNING or None in left:
+        return None
+    last = max((e for e in left if e), key=lambda e: e.since, default=None)
+    return last and replace(last, after=next((f.ended.after for f in findings if f.ended and f.ended.after), None))
 
-    What several steps tell of one observation is one piece of evidence: a section that asks what another has asked
-    makes nothing surer.
+
+def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
+    """Return the score of a hop or failure mode from the findings, and the reasons for it.
+
+    Several reports of one observation are one piece of evidence: repeating a step does not raise the confidence.
     """
     once: dict[object, list[tuple[Finding, Signal]]] = {}
     for f in findings:
@@ -101,26 +126,36 @@ def score(findings: Iterable[Finding], about: str) -> RankedMode:
     because = []
     for told in once.values():
         strongest = max((s for _, s in told), key=lambda s: abs(s.weight))
-        because.append(_because("observed", (f for f, _ in told), strongest.observation, strongest.weight))
-    weights = [b.weight for b in because]
-    whole = combine([w for w in weights if w > 0], [-w for w in weights if w < 0])
-    return RankedMode(about, round(whole, 3), tuple(sorted(because, key=lambda b: -b.weight)))
+        because.append(_score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight))
+    whole = combine_weights(((b.observation, b.weight) for b in because), book)
+    return RankedMode(about, whole, tuple(sorted(because, key=lambda b: -b.weight)))
 
 
-def _because(
+def combine_weights(weights: Iterable[tuple[str, float]], book: Catalog) -> float:
+    """Return the score of observations and their weights: positive ones are for it, negative ones against it.
+
+    What is against it does not reduce firm evidence.
+    """
+    weights = list(weights)
+    firm = [w for name, w in weights if w > 0 and name.startswith(book.firm)]
+    others = [w for name, w in weights if w > 0 and not name.startswith(book.firm)]
+    return round(combine([combine(others, [-w for _, w in weights if w < 0]), *firm], []), 3)
+
+
+def _score_reason(
     kind: Literal["observed", "excludes", "unseen"],
     findings: Iterable[Finding],
     observation: str,
     weight: float = 0.0,
-) -> Because:
+) -> ScoreReason:
     told = list(findings)
     last = told[-1]
     steps = _unique(f.step for f in told)
-    return Because(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
+    return ScoreReason(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
 
 
 def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
-    """The pipeline, each hop with all that the findings know of it; what nobody asked stays None."""
+    """Return the hops of the pipeline with all that the findings know of each; a number that no step read is None."""
     hops = {name: Hop(name) for name in names}
     for finding in findings:
         for seen in finding.hops:
@@ -130,16 +165,17 @@ def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
     return tuple(hops.values())
 
 
-def signals_of_silence(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
-    """What a source's failure says of the source: only what it has told itself, or left unanswered once it was reached.
+def evidence_from_error(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
+    """Return the evidence that a source's failure is about the source itself.
 
-    That it cannot be reached from here, a refusal of the runbook's own credentials, and a question that the cost gate
-    held back say nothing about it: docs/failure-modes.md has no observation `source.code` for them.
+    A source that cannot be reached, a refusal of the runbook's own credentials, and a query that the cost gate stopped
+    are no evidence about it: docs/failure-modes.md has no observation `source.code` for them.
     """
     return book.observations.get(f"{e.source}.{e.code}", ())
 
 
-def _stuck_at(scores: dict[str, float], book: Catalog) -> str | None:
+def find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
+    """Return the hop that stands out by its score; None if there is none."""
     best = max(scores.values())
     if best < BROKEN:
         return None
@@ -149,10 +185,11 @@ def _stuck_at(scores: dict[str, float], book: Catalog) -> str | None:
     return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
 
 
-def _undecided(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
-    """What may hold up that which has waited too long: what the hops where it waits depend on and nothing has cleared.
+def _find_candidates(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
+    """Return the hops that may block the rows which have waited too long.
 
-    Where nothing speaks for any of these, those hops too: who works may all the same have lost what waits.
+    The rows wait for these, unless evidence clears them. If there is no evidence for any of them, the hops where the
+    rows wait are candidates too, since a running worker may have lost rows.
     """
     late = [hop.name for hop in strip(findings, book.hops) if hop.late]
     under = [name for name, place in book.places.items() if place.under]
@@ -162,13 +199,14 @@ def _undecided(findings: list[Finding], scores: dict[str, float], book: Catalog)
     return tuple(hop for hop in (*book.hops, *under) if hop in may_be | (suspected or {*late}))
 
 
-def _confidence(
+def _rate_confidence(
     findings: list[Finding],
     scores: dict[str, float],
     stuck_at: str | None,
     undecided: tuple[str, ...],
     ranked: tuple[RankedMode, ...],
     between: Sequence[FailureMode],
+    book: Catalog,
 ) -> Confidence:
     # What harms without stopping the flow (a doubled event) is told by its failure mode alone.
     told_by = stuck_at or (ranked[0].id if ranked and ranked[0].score >= BROKEN else None)
@@ -176,8 +214,9 @@ def _confidence(
     # for the place.
     others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
     unanswered = [f for f in others if f.status is Status.UNKNOWN]
-    in_part = any(q.error and not q.refused and q.source in REQUIRED for f in others for q in f.questions)
-    in_part = in_part or any(u.source in REQUIRED for f in others for u in f.unseen)
+    required = pack.active_runbook().required
+    in_part = any(q.error and not q.refused and q.source in required for f in others for q in f.queries)
+    in_part = in_part or _misses_a_required_source(others)
     levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
     if told_by is None:
         answered = len(findings) - len(unanswered)
@@ -185,6 +224,8 @@ def _confidence(
     else:
         told = scores[stuck_at] if stuck_at else ranked[0].score
         level = 3 if told >= 0.85 else 2 if told >= 0.65 else 1
+        if stuck_at and not any(m.score > BROKEN and stuck_at in book.failure_modes[m.id].hops for m in ranked):
+            level = 1  # where it is, and not what
     if unanswered:
         level -= 1 if len(unanswered) * 2 < len(findings) else 2
     elif in_part:
@@ -194,21 +235,27 @@ def _confidence(
     return levels[max(level, 1 if told_by or undecided else 0)]
 
 
-def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
-    """The failure modes that something speaks for, the likeliest first; those that are excluded stand at the end."""
+def _misses_a_required_source(findings: Iterable[Finding], reasons: Collection[Reason] | None = None) -> bool:
+    required = pack.active_runbook().required
+    unseen = (u for f in findings for u in f.unseen if u.source in required)
+    return any(reasons is None or u.reason in reasons for u in unseen)
+
+
+def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
+    """Return the failure modes that have evidence, the likeliest first and the excluded ones last."""
     seen: dict[str, list[Finding]] = {}
     for f in findings:
         for s in f.signals:
             seen.setdefault(s.observation, []).append(f)
 
     def weighed(id_: str) -> RankedMode:
-        found, mode = score(findings, id_), book.failure_modes[id_]
+        found, mode = score(findings, id_, book), book.failure_modes[id_]
         told = {step for b in found.because for step in b.steps}
         because = [
             *found.because,
-            *(_because("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
+            *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
             *(
-                _because("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
+                _score_reason("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
                 for f in findings
                 if f.step in mode.told_by and f.step not in told and (f.unseen or f.status is Status.UNKNOWN)
             ),
@@ -216,8 +263,8 @@ def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tup
         if excluded := next((o for o in mode.excluded_by if o in seen), ""):
             return replace(found, score=0.0, because=tuple(because), excluded_by=excluded)
         if stuck_at is not None and stuck_at not in mode.hops:
-            because.append(Because("elsewhere", (), stuck_at, CONSEQUENCE, say(f"hop.{stuck_at}")))
-            found = replace(found, score=round(found.score * CONSEQUENCE, 3))
+            because.append(ScoreReason("elsewhere", (), stuck_at, CONSEQUENCE, hop_text(stuck_at)))
+            found = replace(found, score=score_elsewhere(found.score))
         return replace(found, because=tuple(because))
 
     ranked = [
@@ -227,31 +274,86 @@ def _ranked(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tup
     return tuple(sorted(said, key=lambda m: -m.score))
 
 
-def _between(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
-    """The modes that stand beside the first and call for something else than it does; () where it is decided.
+def score_elsewhere(score: float) -> float:
+    """Return the score of a failure mode of another hop than the stuck one."""
+    return round(score * CONSEQUENCE, 3)
 
-    Where nothing of the runbook's helps a mode, what is to be done is in its own words, and not in those of another.
-    What the first leaves behind is no rival: its remedy comes afterwards.
+
+def find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMode]:
+    """Return the modes whose score stands beside that of the first one; the scores are ranked.
+
+    The first one may be the aftermath of another, which shows less: such a mode stands from `BROKEN` on.
+    """
+    least = max([BROKEN, *(NEAR * score for score in scores.values())])
+    causes = book.failure_modes[next(iter(scores))].follows if scores else ()
+    return [book.failure_modes[id_] for id_, score in scores.items() if score >= (BROKEN if id_ in causes else least)]
+
+
+def find_rivals(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
+    """Return the first mode and those that need a different remedy; () if the first one is decided.
+
+    A mode without remedies has its mitigation in its own text, so it differs from every other mode. A mode that follows
+    from the first one is no rival: its remedy comes afterwards.
     """
     apart = [m for m in stand[1:] if not {*m.remedies} & {*stand[0].remedies} and stand[0].id not in m.follows]
     return (stand[0], *apart) if apart else ()
 
 
-def _unsettled(between: Sequence[FailureMode], findings: Iterable[Finding]) -> tuple[str, ...]:
-    """The steps that would tell these modes apart and have not been answered."""
+def _find_modes_at(undecided: Collection[str], seen: set[str], book: Catalog) -> tuple[FailureMode, ...]:
+    """Return the modes that usually sit at one of these hops and that no observation excludes."""
+    modes = book.failure_modes.values()
+    return tuple(m for m in modes if m.hops[0] in undecided and not seen & {*m.excluded_by})
+
+
+def _find_settling_steps(
+    candidates: Sequence[FailureMode], findings: Iterable[Finding], book: Catalog
+) -> tuple[str, ...]:
+    """Return the steps that can tell these modes apart and have no answer yet.
+
+    The first one tells most candidates per second that its section takes.
+    """
     answered = {f.step for f in findings if f.status is not Status.UNKNOWN}
-    return _unique(step for mode in between for step in mode.told_by if step not in answered)
+    told = Counter(step for mode in candidates for step in mode.told_by if step not in answered)
+    seconds = {step: book.sections[section].seconds for step in told for section in sections_of([step])}
+    return tuple(sorted(told, key=lambda step: seconds[step] / told[step]))
 
 
-def _reads_on(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: Catalog) -> tuple[str, ...]:
-    """Where to read on when no finding says so: whoever is told CRITICAL is not left alone with it."""
+def sections_of(steps: Iterable[str]) -> tuple[str, ...]:
+    """Return the sections of steps, each once."""
+    return _unique(step.rpartition(".")[0] for step in steps)
+
+
+def read_answers(
+    before: Verdict, earlier: Iterable[Finding], new: Iterable[Finding], book: Catalog
+) -> tuple[Answer, ...]:
+    """Return what new findings support and exclude by observations that the earlier ones did not have.
+
+    A step that was asked to decide is listed even if it shows nothing new.
+    """
+    known = {s.observation for f in earlier for s in f.signals}
+    candidates = _unique((before.stuck_at, *before.undecided, *(m.id for m in before.failure_modes if m.score)))
+    answers = []
+    for f in new:
+        signals = sorted((s for s in f.signals if s.observation not in known), key=lambda s: -s.weight)
+        seen = {s.observation for s in signals}
+        against = {s.about for s in signals if s.weight <= -SUSPECT}
+        against |= {m.id for m in book.failure_modes.values() if seen & {*m.excluded_by}}
+        supports = _unique(s.about for s in signals if s.weight > 0 and s.about not in against)
+        answer = Answer(f.step, supports, tuple(c for c in candidates if c and c in against))
+        if answer.supports or answer.excludes or f.step in before.settled_by:
+            answers.append(answer)
+    return tuple(answers)
+
+
+def _suggest_section(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: Catalog) -> tuple[str, ...]:
+    """Return the section to read next if no finding names one: CRITICAL never stands without a next section."""
     ran = {f.step.rpartition(".")[0] for f in findings}
     modes = (n for m in ranked for n in book.failure_modes[m.id].sections)
     further = (n for n in (*modes, FIRST_RESPONSE, REACHABILITY) if n in book.sections and n not in ran)
     return tuple(islice(further, 1))
 
 
-def _helping(
+def _filter_proposals(
     proposals: Iterable[Proposal],
     stand: Sequence[FailureMode],
     between: Sequence[FailureMode],
@@ -261,8 +363,8 @@ def _helping(
 ) -> tuple[Proposal, ...]:
     """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
 
-    Where nothing helps the likeliest, that of one less likely is none either. Where nothing stands a step may know
-    better: only what helps nothing but excluded modes goes. What an observation forbids goes whatever stands.
+    If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, only the
+    proposals that help excluded modes alone are dropped. A proposal that an observation forbids is always dropped.
     """
     out = {m.id for m in ranked if m.excluded_by}
     forbidden = {name for observation in seen for name in book.forbids.get(observation, ())}
@@ -280,17 +382,24 @@ def _helping(
     return tuple(filter(helps, proposals))
 
 
-def _first_response(
+def _order_proposals(
     findings: list[Finding], stuck_at: str | None, stand: Sequence[FailureMode]
 ) -> tuple[Proposal, ...]:
-    """Each proposal once; first those of steps that know a remedy of the likeliest mode or speak for the broken hop."""
+    """Each proposal once; first those of steps that know a remedy of the likeliest mode or speak for the broken hop.
+
+    That mode's remedies stand among themselves as its entry lists them: what another needs at its start comes first.
+    """
+    remedies = stand[0].remedies if stand else ()
 
     def later(f: Finding) -> tuple[bool, bool]:
-        knows = any(p.name in mode.remedies for mode in stand[:1] for p in f.proposals)
+        knows = any(p.name in remedies for p in f.proposals)
         return not knows, not any(s.about == stuck_at and s.weight > 0 for s in f.signals)
 
-    ordered = [p for f in sorted(findings, key=later) for p in f.proposals]
-    return tuple({p.command: p for p in reversed(ordered)}[c] for c in dict.fromkeys(p.command for p in ordered))
+    once: dict[str, Proposal] = {}
+    for p in (p for f in sorted(findings, key=later) for p in f.proposals):
+        once.setdefault(p.command, p)
+    steps = iter(sorted((p for p in once.values() if p.name in remedies), key=lambda p: remedies.index(p.name)))
+    return tuple(next(steps) if p.name in remedies else p for p in once.values())
 
 
 def _unique(items: Iterable[T]) -> tuple[T, ...]:

@@ -11,7 +11,7 @@ MINUTE = pd.Timedelta(minutes=1)
 
 
 def levels(flows: pd.DataFrame, buckets: int) -> pd.DataFrame:
-    """What waited in each of so many buckets.
+    """Return how many rows waited in each of `buckets` buckets.
 
     `flows` has rows (piece, bucket, came, gone, least, most): what came and went in a bucket, and the least and the
     most that waited in it after one of these. A bucket that is missing had none, bucket -1 is all before, and pieces
@@ -37,7 +37,7 @@ def levels(flows: pd.DataFrame, buckets: int) -> pd.DataFrame:
 
 
 def ordinary(least: ArrayLike, share: float, spread: float) -> tuple[float, float]:
-    """What usually waits at least, and up to which level that is chance.
+    """Return the usual number of waiting rows, and the limit up to which more is chance.
 
     `share` of the buckets are taken to be usual, so that an incident may fill all the others; the limit is `spread`
     standard deviations of a Poisson count above.
@@ -50,10 +50,10 @@ def ordinary(least: ArrayLike, share: float, spread: float) -> tuple[float, floa
     return usual, usual + spread * float(np.sqrt(usual + 1))
 
 
-def spells(least: ArrayLike, limit: float, gap: int) -> list[tuple[int, int]]:
-    """Where more than `limit` waited all through: the first bucket, and the first one after; `gap` apart is one.
+def episodes(least: ArrayLike, limit: float, gap: int) -> list[tuple[int, int]]:
+    """Return the intervals in which more than `limit` waited throughout, as (first bucket, first bucket after).
 
-    >>> spells([0, 9, 0, 8, 9, 0, 0, 0, 7], limit=4, gap=1)
+    >>> episodes([0, 9, 0, 8, 9, 0, 0, 0, 7], limit=4, gap=1)
     [(1, 5), (8, 9)]
     """
     found: list[tuple[int, int]] = []
@@ -66,7 +66,7 @@ def spells(least: ArrayLike, limit: float, gap: int) -> list[tuple[int, int]]:
 
 
 def counts(frame: pd.DataFrame | None) -> pd.Series:
-    """The counts of a frame with the columns `minute` and `n`, by minute; empty for none."""
+    """Return the counts of a frame with the columns `minute` and `n`, by minute; empty if there is none."""
     if frame is None or frame.empty or not {"minute", "n"} <= set(frame.columns):
         return pd.Series(dtype=float, index=pd.DatetimeIndex([], tz="UTC"))
     return pd.Series(frame["n"].to_numpy(dtype=float), index=pd.DatetimeIndex(frame["minute"]))

@@ -42,7 +42,7 @@ class FlowTest:
 
 @dataclass(frozen=True, slots=True)
 class ChangePoint:
-    """Where the rate changed: `index` is the first bucket at the new rate, None when no change is proven.
+    """The change of a rate: `index` is the first bucket at the new rate, None if no change is proven.
 
     `ratio` is the likelihood ratio of the best split; `before` and `after` are its mean counts per bucket.
     """
@@ -113,7 +113,7 @@ def top_share(counts: ArrayLike, k: int = 3) -> float:
     >>> top_share([])
     nan
     """
-    c = np.sort(_counts(counts))[::-1]
+    c = np.sort(_clean_counts(counts))[::-1]
     return float(c[:k].sum() / c.sum()) if c.any() else math.nan
 
 
@@ -132,7 +132,7 @@ def change_point(counts: ArrayLike) -> ChangePoint:
     >>> change_point([5])
     ChangePoint(index=None, ratio=0.0, before=5.0, after=5.0)
     """
-    c = _counts(counts)
+    c = _clean_counts(counts)
     n = c.size
     if n < MIN_BUCKETS or not c.any():
         mean = float(c.mean()) if n else math.nan
@@ -140,7 +140,7 @@ def change_point(counts: ArrayLike) -> ChangePoint:
     splits = np.arange(1, n)
     left = c.cumsum()[:-1]
     total = c.sum()
-    ratios = 2 * (_fit(left, splits) + _fit(total - left, n - splits) - _fit(total, n))
+    ratios = 2 * (_log_likelihood(left, splits) + _log_likelihood(total - left, n - splits) - _log_likelihood(total, n))
     at = int(splits[ratios.argmax()])
     before, after = float(c[:at].mean()), float(c[at:].mean())
     mean_of = np.where(np.arange(n) < at, before, after)
@@ -170,7 +170,7 @@ def trend_kind(counts: ArrayLike) -> Trend:
     >>> trend_kind([0, 0, 0, 0, 0])
     Trend(kind='none', onset=None)
     """
-    c = _counts(counts)
+    c = _clean_counts(counts)
     if c.size < MIN_BUCKETS or not c.any():
         return Trend("none", None)
     usual = float(np.median(c))
@@ -220,8 +220,8 @@ def burn_rate(bad: float, total: float, objective: float) -> float:
 def combine(weights_for: Iterable[float], weights_against: Iterable[float]) -> float:
     """Weigh evidence for and against one explanation into a score in 0..1.
 
-    Each weight is how strongly one finding speaks, 0 (not at all) to 1 (proof); outside values are clipped
-    and `nan` says nothing. Evidence for adds up as a noisy-or, 1 - product(1 - w); each piece against scales
+    Each weight is the strength of one finding's evidence, 0 (none) to 1 (proof); outside values are clipped
+    and `nan` is ignored. Evidence for adds up as a noisy-or, 1 - product(1 - w); each piece against scales
     that by 1 - w. Nothing for is 0, whatever is against.
 
     >>> combine([0.5, 0.5], [])
@@ -231,21 +231,21 @@ def combine(weights_for: Iterable[float], weights_against: Iterable[float]) -> f
     >>> combine([], [0.3])
     0.0
     """
-    return (1 - _doubt(weights_for)) * _doubt(weights_against)
+    return (1 - _joint_doubt(weights_for)) * _joint_doubt(weights_against)
 
 
-def _counts(counts: ArrayLike) -> NDArray[np.float64]:
-    """Counts as one float array: missing and negative ones are 0."""
+def _clean_counts(counts: ArrayLike) -> NDArray[np.float64]:
+    """Convert counts to one float array; missing and negative counts are 0."""
     c = np.asarray(counts, dtype=float).ravel()
     return np.asarray(np.where(np.isfinite(c), np.maximum(c, 0.0), 0.0))
 
 
-def _fit(events: ArrayLike, buckets: ArrayLike) -> NDArray[np.float64]:
+def _log_likelihood(events: ArrayLike, buckets: ArrayLike) -> NDArray[np.float64]:
     """Log-likelihood of a Poisson rate fitted to its own segment, up to what all splits share."""
     e = np.maximum(np.asarray(events, dtype=float), 0.0)
     return np.asarray(e * np.log(np.where(e > 0, e, 1.0) / np.asarray(buckets, dtype=float)))
 
 
-def _doubt(weights: Iterable[float]) -> float:
+def _joint_doubt(weights: Iterable[float]) -> float:
     """Product of 1 - w."""
     return math.prod(1 - min(max(w, 0.0), 1.0) for w in weights if not math.isnan(w))

@@ -1,1 +1,1 @@
-"""What is kept of an incident: the store and its seal, artifacts read back, the dossier, the postmortem."""
+"""The dossier of an incident: seal, artifacts, index page, postmortem, comparison, backtest and report."""

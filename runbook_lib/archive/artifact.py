@@ -1,4 +1,4 @@
-"""An executed notebook as the record of its run: read back, judged again, turned into what is kept."""
+"""Read a run out of an executed notebook, and make the artifact's files from it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+from markdown_it import MarkdownIt
+from markupsafe import escape
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
@@ -19,14 +21,18 @@ from runbook_lib.archive import policy
 from runbook_lib.masking import Masker
 from runbook_lib.messages import LANGUAGES
 from runbook_lib.model.finding import Finding, Status, Verdict, complete
+from runbook_lib.store import digest
 from runbook_lib.view import record, render
 
 Notebook = nbformat.NotebookNode
 
+#: What colours a terminal's text.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
 
 @dataclass(frozen=True)
 class Run:
-    """What one executed notebook says: every planned step exactly once, and the verdict over them."""
+    """The run of one executed notebook: a finding for every planned step, and the verdict."""
 
     section: str
     findings: tuple[Finding, ...]
@@ -37,19 +43,19 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """The run's overall status."""
+        """Return the run's overall status."""
         return self.verdict.status
 
 
 def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = None) -> Run:
-    """Read a run out of its notebook; steps that a run did not reach are not_run.
+    """Read a run out of its notebook, with steps of other sections that it asked; steps not reached are not_run.
 
-    It is concluded by `book`, the documents in force if None.
+    `book` decides the verdict; None is the active documents.
     """
     found = {f["step"]: record.finding_from_json(f) for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
-    end = _end(nb)
-    findings = complete([s.id for s in section.steps], found)
-    cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.questions)
+    end = _read_conclusion(nb)
+    findings = complete(dict.fromkeys([*(s.id for s in section.steps), *found]), found)
+    cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.queries)
     return Run(
         section.number,
         tuple(findings),
@@ -61,13 +67,13 @@ def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = 
 
 
 def scrub(nb: Notebook, masker: Masker) -> None:
-    """Take out secrets and what was revealed: the library's own outputs hold no secret already."""
-    drop_revealed(nb)
+    """Remove secrets and unmasked outputs from a notebook; the library's own outputs contain no secret."""
+    drop_outputs(nb, record.REVEALED_MIME)
     clean_texts(nb, masker.scrub)
 
 
 def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
-    """Pass what cells printed or raised, and what other code than the library's has shown, through `clean`."""
+    """Apply `clean` to printed texts, errors, and outputs of other code than the library's."""
 
     def cleaned(text: Any) -> Any:
         return [cleaned(line) for line in text] if isinstance(text, list) else clean(str(text))
@@ -82,17 +88,17 @@ def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
                     data[kind] = cleaned(data[kind])
 
 
-def drop_revealed(nb: dict[str, Any]) -> None:
-    """Take out what was unmasked for the eye."""
+def drop_outputs(nb: dict[str, Any], kind: str) -> None:
+    """Remove the outputs of a MIME type, such as unmasked user ids (`record.REVEALED_MIME`)."""
     for cell in nb["cells"]:
         if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if record.REVEALED_MIME not in o.get("data", {})]
+            cell["outputs"] = [o for o in cell["outputs"] if kind not in o.get("data", {})]
 
 
-def of_last_run(nb: Notebook) -> Notebook | None:
-    """A copy that holds what the run opened last has shown, and nothing else; None unless it is concluded.
+def keep_last_run(nb: Notebook) -> Notebook | None:
+    """Return a copy with the outputs of the last run only; None if that run is not concluded.
 
-    A notebook in a browser also holds outputs of earlier runs, and whatever a responder's own cells printed.
+    A notebook in a browser also has outputs of earlier runs and of the responder's own cells.
     """
     opened = [data[record.RUN_MIME]["opened"] for _, data in _outputs(nb) if record.RUN_MIME in data]
     last = {"opened": max(opened, default="")}
@@ -101,24 +107,24 @@ def of_last_run(nb: Notebook) -> Notebook | None:
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("data", {}).get(record.RUN_MIME) == last]
     found = {f["step"]: f["status"] for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
-    return nb if found.items() <= _end(nb).get("steps", {}).items() and found else None
+    return nb if found.items() <= _read_conclusion(nb).get("steps", {}).items() and found else None
 
 
 def header(nb: Notebook) -> dict[str, Any]:
-    """What a concluded run looked at."""
-    return dict(_end(nb)["header"])
+    """Return the header of a concluded run: target, window, thresholds."""
+    return dict(_read_conclusion(nb)["header"])
 
 
-def html(nb: Notebook, title: str, lang: str) -> str:
-    """The notebook as one HTML page that loads nothing from anywhere; the verdict stands first."""
-    body, _ = _exporter().from_notebook_node(_without_banner(nb))
+def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
+    """Return the notebook as one self-contained HTML page, the verdict first, the digest of its evidence last."""
+    cells = [(_source(c), [_output(o) for o in c.get("outputs", []) if not _is_banner(o)]) for c in nb.cells]
     return render.html(
         "artifact",
         lang if lang in LANGUAGES else "en",
         title=title,
-        banner=_safe(_banner(nb)),
-        body=_safe(_offline(body)),
-        highlight=_safe(_highlight_css()),
+        banner=_mark_safe(_read_banner(nb)),
+        body=_mark_safe("\n".join(_remove_external(part) for source, shown in cells for part in (source, *shown))),
+        evidence=evidence,
     )
 
 
@@ -129,53 +135,67 @@ def _outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
                 yield output, output["data"]
 
 
-def _end(nb: Notebook) -> dict[str, Any]:
-    """What `conclude` has said last; {} when it has not."""
-    said = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
-    return said[-1] if said else {}
+def _read_conclusion(nb: Notebook) -> dict[str, Any]:
+    """Return the last output of `conclude`; {} if there is none."""
+    found = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
+    return found[-1] if found else {}
 
 
-def _banner(nb: Notebook) -> str:
-    return next((str(d["text/html"]) for _, d in _outputs(nb) if record.BANNER_MIME in d), "")
+def _read_banner(nb: Notebook) -> str:
+    found = next((str(d["text/html"]) for _, d in _outputs(nb) if record.BANNER_MIME in d), "")
+    return re.sub(r"<style>.*?</style>", "", found, count=1, flags=re.DOTALL)  # the page has it
 
 
-def _without_banner(nb: Notebook) -> Notebook:
-    nb = nbformat.from_dict(nb)
-    for cell in nb.cells:
-        if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if record.BANNER_MIME not in o.get("data", {})]
-    return nb
+def _is_banner(output: dict[str, Any]) -> bool:
+    return record.BANNER_MIME in output.get("data", {})
+
+
+def _source(cell: Any) -> str:
+    if cell.cell_type == "markdown":
+        return str(_markdown().render(cell.source))
+    return _preformatted(cell.source, "source") if cell.source.strip() else ""
+
+
+def _output(output: dict[str, Any]) -> str:
+    """Return the HTML of one output, of its most telling form."""
+    if "data" not in output:  # printed text, or an error
+        text = output.get("text", "") or "\n".join(output.get("traceback", []))
+        return _preformatted(_COLOURS.sub("", text), "printed")
+    data = output["data"]
+    if html := data.get("text/html") or data.get("image/svg+xml"):
+        return str(html)
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            alt = escape(output.get("metadata", {}).get(kind, {}).get("alt") or data.get("text/plain", ""))
+            return f'<p><img src="data:{kind};base64,{data[kind].strip()}" alt="{alt}"></p>'
+    if "text/markdown" in data:
+        return str(_markdown().render(data["text/markdown"]))
+    return _preformatted(data["text/plain"], "printed") if "text/plain" in data else ""
+
+
+def _preformatted(text: str, kind: str) -> str:
+    return f'<pre class="{kind}">{escape(text)}</pre>'
 
 
 @cache
-def _exporter() -> Any:
-    from nbconvert import HTMLExporter
-
-    return HTMLExporter(template_name="basic", mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
+def _markdown() -> MarkdownIt:
+    return MarkdownIt("commonmark").enable("table")  # it keeps HTML
 
 
-@cache
-def _highlight_css() -> str:
-    from pygments.formatters import HtmlFormatter
-
-    return str(HtmlFormatter().get_style_defs(".highlight"))
-
-
-def _offline(body: str) -> str:
-    # A page may lie anywhere: what leads to the checkout's own files is words there.
+def _remove_external(body: str) -> str:
+    # The page may be moved anywhere: links to files of the checkout become plain text.
     body = re.sub(r'<a\b[^>]*\bhref="(?:\.\./docs/|\d\d_)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.DOTALL)
-    # The basic template links its permalink anchors only; anything that would load is taken out all the same.
     return re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
 
 
-def _safe(markup: str) -> Any:
+def _mark_safe(markup: str) -> Any:
     from markupsafe import Markup
 
     return Markup(markup)  # noqa: S704 - our own rendering
 
 
 def evidence(run: Run) -> dict[str, Any]:
-    """The masked frames of a run by step, apart from the notebook's prose."""
+    """Return the status and the masked frames of a run by step."""
     return {
         f.step: {"status": f.status.name, "frames": {n: record.frame_to_json(x) for n, x in f.frames.items()}}
         for f in run.findings
@@ -183,14 +203,14 @@ def evidence(run: Run) -> dict[str, Any]:
 
 
 def notebook(content: bytes) -> Notebook:
-    """An executed notebook from its bytes. Raises ValueError."""
+    """Parse an executed notebook. Raises ValueError."""
     nb: Notebook = nbformat.reads(content.decode(), as_version=4)
     return nb
 
 
 @dataclass(frozen=True)
 class Result:
-    """One section that was run: what it found, and where its artifact lies."""
+    """The run of one section, and the paths of its artifact."""
 
     run: Run
     started: str
@@ -202,7 +222,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What a run leaves behind: its files by name, and its line of the manifest."""
+    """An artifact: its files by name, and its line of the manifest."""
 
     name: str
     files: dict[str, bytes]
@@ -220,14 +240,16 @@ def make(
     problem: str = "",
     **more: Any,
 ) -> Artifact:
-    """Notebook, page and evidence of a run; `more` goes into its line of the manifest."""
+    """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the manifest."""
     name = f"{stem}-{run.status.name}"
     title = f"{run.section} {run.status.name} {parameters['incident_id']}"
+    judged = json.dumps(evidence(run), ensure_ascii=False).encode()
+    language = parameters.get("lang", "en")
     files = {
         f"{name}.ipynb": nbformat.writes(nb).encode(),
-        f"{name}.html": html(nb, title, parameters.get("lang", "en")).encode(),
-        f"evidence/{name}.json": json.dumps(evidence(run), ensure_ascii=False).encode(),
-        **policy.in_force(run.header.get("given", {}).get("thresholds", {})),
+        f"{name}.html": html(nb, title, language, f"{name}.json {digest(judged)}").encode(),
+        f"evidence/{name}.json": judged,
+        **policy.current_policy(run.header.get("given", {}).get("thresholds", {})),
     }
     entry = {
         "name": name,
@@ -246,5 +268,5 @@ def make(
 
 
 def stamp(time: str) -> str:
-    """A moment as it stands in file names."""
+    """Return a time in the form of file names."""
     return f"{pd.Timestamp(time):%Y%m%dT%H%M%SZ}"

@@ -1,12 +1,12 @@
-"""What would have been concluded of dossiers by another policy: the same evidence, other documents.
+"""Backtest another policy on archived dossiers: judge the same evidence by other documents.
 
-Each run is judged twice by the code of today, by the policy that was kept with it and by the other one, so that what
-differs is the policy's doing alone. A run that has none kept is compared with what was said then.
+Each run is judged twice by the present code, by its archived policy and by the other one: a difference can only come
+from the policy. A run without an archived policy is compared with its original verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,132 +16,107 @@ from typing import Any
 
 import pandas as pd
 
+from runbook_lib.analysis.snapshots import difference
 from runbook_lib.archive import policy, rejudge
 from runbook_lib.catalog import Catalog
-from runbook_lib.model.finding import Finding, Status, Text, Verdict
-from runbook_lib.settings import cores
+from runbook_lib.model.finding import Finding, Status, Text
+from runbook_lib.settings import available_cores
 from runbook_lib.store import Archive
+from runbook_lib.view import differences
 
 
 @dataclass(frozen=True)
-class Flip:
-    """What one run says otherwise: `step` is "" for the verdict of its section."""
+class BacktestedRun:
+    """A run judged by two policies: its start (Unix time), its status by each, and the differences."""
 
     incident: str
-    run: str
-    step: str
-    was: str
-    now: str
+    started: float
+    statuses: tuple[Status, Status]
+    judged: int
+    flips: list[dict[str, Any]]
+    not_replayable: list[dict[str, Any]]
+    """Steps whose queries depend on a value that differs: the other policy might have read other rows."""
+    without_policy: bool
 
 
-@dataclass(frozen=True)
-class NotReplayable:
-    """A step whose questions were shaped by numbers that differ: with the others, other rows might have come back."""
+def run(output: str, incidents: Iterable[str], given: Path) -> tuple[dict[str, Any], list[Text]]:
+    """Judge the incidents by the documents in `given`, on all cores; return the report and the unreadable runs.
 
-    incident: str
-    run: str
-    step: str
-    numbers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Tested:
-    """An incident: how many runs and steps were judged, what differs, and from when on something was amiss.
-
-    `detected` are the seconds from the first run to the first that is not OK, by each policy; None where none is.
+    Raises UsageError, CatalogError.
     """
-
-    incident: str
-    runs: int = 0
-    judged: int = 0
-    flips: tuple[Flip, ...] = ()
-    not_replayable: tuple[NotReplayable, ...] = ()
-    unread: tuple[Text, ...] = ()
-    detected: tuple[float | None, float | None] = (None, None)
-    alarms: tuple[int, int] = (0, 0)
-    """Runs that call for somebody (CRITICAL), by each policy."""
-    without_policy: int = 0
-
-
-def run(output: str, incidents: Iterable[str], given: Path) -> list[Tested]:
-    """The incidents by the documents in `given`, in their order, on all cores. Raises UsageError, CatalogError."""
-    policy.changed(given)  # refused once, here
+    policy.load_other(given)  # raises here, once, if it is invalid
     incidents = list(incidents)
+    judge = partial(_backtest_incident, output, given)
     if len(incidents) < 2:
-        return [_tested(output, given, incident) for incident in incidents]
-    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
-        return list(pool.map(partial(_tested, output, given), incidents, chunksize=max(1, len(incidents) // 16)))
+        found = [*map(judge, incidents)]
+    else:
+        with ProcessPoolExecutor(available_cores(), mp_context=get_context("spawn")) as pool:
+            found = [*pool.map(judge, incidents, chunksize=max(1, len(incidents) // 16))]
+    tested = [[t for t in own if isinstance(t, BacktestedRun)] for own in found]
+    return _build_report(tested), [t for own in found for t in own if isinstance(t, Text)]
 
 
-def _tested(output: str, given: Path, incident: str) -> Tested:
-    changed = policy.changed(given)
-    runs = judged = bare = 0
-    flips, unsure, unread = list[Flip](), list[NotReplayable](), list[Text]()
-    bad: tuple[list[float], list[float]] = [], []
-    alarms, began = [0, 0], None
+def _backtest_incident(output: str, given: Path, incident: str) -> list[BacktestedRun | Text]:
+    changed, found = policy.load_other(given), list[BacktestedRun | Text]()
     for kept in rejudge.runs(Archive(output, incident)):
         if isinstance(kept, Text):
-            unread.append(kept)
+            found.append(kept)
             continue
-        name, other = kept.entry["name"], changed.of(kept.run.header["target"], kept.policy)
-        first = rejudge.judge(kept.run, kept.policy) if kept.policy else (kept.run.findings, kept.run.verdict)
-        second = rejudge.judge(kept.run, other)
-        runs += 1
-        bare += kept.policy is None
-        at = pd.Timestamp(kept.entry["started"]).timestamp()
-        began = at if began is None else min(began, at)
-        for n, (_, verdict) in enumerate((first, second)):
-            alarms[n] += verdict.status is Status.CRITICAL
-            bad[n].extend([at] if verdict.status is not Status.OK else [])
-        for was, now in zip(first[0], second[0], strict=True):
-            judged += bool(was.frames)
-            if shaped := _shaped(was, kept.policy, other):
-                unsure.append(NotReplayable(incident, name, was.step, shaped))
-            elif was.status is not now.status:
-                flips.append(Flip(incident, name, was.step, was.status.name, now.status.name))
-        was_said, said = _said(first[1]), _said(second[1])
-        if was_said != said:
-            flips.append(Flip(incident, name, "", was_said, said))
-    detected = [min(times) - began if times and began is not None else None for times in bad]
-    return Tested(
+        try:
+            found.append(_backtest_run(incident, kept, changed))
+        except Exception as e:
+            found.append(rejudge.not_judged(kept.entry["name"], e))
+    return found
+
+
+def _backtest_run(incident: str, kept: rejudge.SealedRun, changed: policy.OtherPolicy) -> BacktestedRun:
+    other = changed.of(kept.run.header["target"], kept.policy)
+    before, after = rejudge.look(kept.run, kept.policy), rejudge.look(kept.run, other)
+    shaped = {f.step: names for f in kept.run.findings if (names := _changed_inputs(f, kept.policy, other))}
+    changes = sorted(difference(before, after, same_evidence=True), key=lambda c: c.kind)  # the steps, then the verdict
+    where = {"incident": incident, "run": kept.entry["name"]}
+    return BacktestedRun(
         incident,
-        runs,
-        judged,
-        tuple(flips),
-        tuple(unsure),
-        tuple(unread),
-        (detected[0], detected[1]),
-        (alarms[0], alarms[1]),
-        bare,
+        pd.Timestamp(kept.entry["started"]).timestamp(),
+        (before.status, after.status),
+        sum(1 for f in kept.run.findings if f.frames),
+        [
+            where | differences.changed_judgement(c)
+            for c in changes
+            if c.kind in ("step", "verdict") and c.where not in shaped
+        ],
+        [where | {"step": step, "numbers": names} for step, names in shaped.items()],
+        kept.policy is None,
     )
 
 
-def _shaped(finding: Finding, own: Catalog | None, other: Catalog) -> tuple[str, ...]:
-    """The names that shaped its questions and are different now; whatever they were where no policy was kept."""
+def _changed_inputs(finding: Finding, own: Catalog | None, other: Catalog) -> tuple[str, ...]:
+    """Return the names of values that its queries depend on and that differ; all of them without an archived policy."""
     return tuple(name for name in finding.shaped_by if own is None or own.decides(name) != other.decides(name))
 
 
-def _said(verdict: Verdict) -> str:
-    """A verdict in a line: status, place, first mode, confidence."""
-    mode = next((m.id for m in verdict.failure_modes if m.score > 0), "")
-    place = verdict.stuck_at or " / ".join(verdict.undecided)
-    return ", ".join(filter(None, (verdict.status.name, place, mode, verdict.confidence)))
-
-
-def report(tested: Iterable[Tested]) -> dict[str, Any]:
-    """The whole as plain data: sums, and each incident that differs."""
-    tested = list(tested)
+def _build_report(incidents: Sequence[Sequence[BacktestedRun]]) -> dict[str, Any]:
+    """Return the report as plain data: sums, and each incident that differs."""
+    tested = [t for own in incidents for t in own]
+    detected = [
+        {"incident": own[0].incident, "was_s": _detected_s(own, 0), "now_s": _detected_s(own, 1)}
+        for own in incidents
+        if own
+    ]
+    alarms = [sum(t.statuses[n] is Status.CRITICAL for t in tested) for n in (0, 1)]
     return {
-        "incidents": len(tested),
-        "runs": sum(t.runs for t in tested),
+        "incidents": len(incidents),
+        "runs": len(tested),
         "steps": sum(t.judged for t in tested),
-        "alarms": {"was": sum(t.alarms[0] for t in tested), "now": sum(t.alarms[1] for t in tested)},
+        "alarms": {"was": alarms[0], "now": alarms[1]},
         "without_policy": sum(t.without_policy for t in tested),
-        "flips": [vars(f) for t in tested for f in t.flips],
-        "not_replayable": [vars(n) for t in tested for n in t.not_replayable],
-        "detected": [
-            {"incident": t.incident, "was_s": t.detected[0], "now_s": t.detected[1]}
-            for t in tested
-            if t.detected[0] != t.detected[1]
-        ],
+        "flips": [flip for t in tested for flip in t.flips],
+        "not_replayable": [step for t in tested for step in t.not_replayable],
+        "detected": [d for d in detected if d["was_s"] != d["now_s"]],
     }
+
+
+def _detected_s(tested: Sequence[BacktestedRun], n: int) -> float | None:
+    """Return seconds from an incident's first run to its first run that is not OK by policy `n`; None if all are OK."""
+    bad = [t.started for t in tested if t.statuses[n] is not Status.OK]
+    return min(bad) - min(t.started for t in tested) if bad else None

@@ -1,38 +1,46 @@
-"""The incident's dossier: what was concluded, when, and every artifact it was concluded from.
+"""The incident's dossier: its verdicts, their times, and the artifacts behind them.
 
-`document` is what one command says (and prints with --json); each is kept and sealed with the artifacts,
-and the index page is made of them alone.
+`document` is the result of one command (printed with --json); each is archived and sealed with the artifacts, and the
+index page is made only from them.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from markupsafe import Markup
+
 from runbook_lib import catalog, mandatory
-from runbook_lib.archive import news, postmortem, report
+from runbook_lib.analysis import counterfactual
+from runbook_lib.archive import course, postmortem, report
 from runbook_lib.archive.artifact import Result, stamp
-from runbook_lib.model.finding import Verdict
-from runbook_lib.store import ACTION_LOG, NOTES, Archive
-from runbook_lib.view import record, render
+from runbook_lib.model.finding import Status, Verdict
+from runbook_lib.parameters import moment
+from runbook_lib.store import ACTION_LOG, NOTES, Archive, LogError
+from runbook_lib.view import record, render, timeline
 
 INDEX = "index.html"
 
 
 def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict, lang: str) -> dict[str, Any]:
-    """What a command concluded, as the contract has it (docs/architecture.md, "The command")."""
+    """Return a command's result as its JSON contract defines it (docs/architecture.md, "The command")."""
+    findings = [f for r in results for f in r.run.findings]
     header = next((r.run.header for r in results if r.run.header), {})
     as_of = header.get("as_of", results[0].started)
-    dashboard = render.at_hop(header.get("dashboard", ""), verdict.stuck_at)
+    dashboard = render.link_to_hop(header.get("dashboard", ""), verdict.stuck_at)
     return {
         "incident": incident,
         "target": target,
         "as_of": as_of,
         "status": verdict.status.name,
         "exit_code": verdict.status.value,
-        "verdict": record.verdict(verdict),
+        "verdict": record.verdict(counterfactual.explain(verdict, findings, catalog.load())),
         "runs": [
             {
                 "section": r.run.section,
@@ -60,12 +68,13 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
 
 
 def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job: str = "") -> dict[str, Any] | None:
-    """Seal what a command concluded beside its artifacts; its line, None where its job has left one. Raises OSError."""
-    onset = news.onset(said)
+    """Archive a command's document; return its manifest line, None if its job has one already. Raises OSError."""
+    onset = onset_of(said)
     stem = f"{stamp(results[0].started)}-verdict"
-    content = json.dumps(_inside(archive, said), ensure_ascii=False, indent=1).encode()
+    content = json.dumps(_with_relative_paths(archive, said), ensure_ascii=False, indent=1).encode()
     entry = {
         "verdict": said["verdict"],
+        "as_of": said["as_of"],
         "sections": [r.run.section for r in results],
         "started": results[0].started,
         "ended": results[-1].ended,
@@ -84,8 +93,8 @@ def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job:
                 return None if archive.append(entry, {name: content}, new=True) else entry
 
 
-def _inside(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
-    """The document with its artifacts as names within the dossier: a folder may be moved."""
+def _with_relative_paths(archive: Archive, said: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with its artifacts' paths relative to the dossier: the folder may be moved."""
 
     def inside(path: str | None) -> str | None:
         return path and path.removeprefix(f"{archive.place}/")
@@ -100,38 +109,88 @@ def write_index(archive: Archive, lang: str) -> None:
 
 
 def page(archive: Archive, lang: str, copies: Mapping[str, str] | None = None) -> str:
-    """The incident's page from its logs, with links to a responder's own notebooks by section. Raises OSError."""
-    entries, actions = archive.manifest(), archive.lines(ACTION_LOG)
-    # A look back says nothing of how things stand.
+    """Return the incident's page from its logs, with links to a responder's own notebooks by section.
+
+    Raises OSError, also if a changed line of a log cannot be shown: callers handle only OSError and must go on.
+    """
+    try:
+        return _render_page(archive, lang, copies)
+    except OSError:
+        raise
+    except Exception as e:
+        if os.environ.get("RUNBOOK_DEBUG"):
+            raise
+        wrong = f"a line of its logs cannot be shown ({type(e).__name__}: {e}): run `runbook verify`"
+        raise LogError(errno.EBADMSG, wrong, archive.place) from e
+
+
+def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) -> str:
+    entries, actions, notes = archive.manifest(), archive.lines(ACTION_LOG), archive.lines(NOTES)
+    # A section 7 run looks back: it says nothing about the present state.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
     artifacts = [e for e in entries if "section" in e]
     now = verdicts[-1] if verdicts else None
+    last = {a["section"]: a for a in artifacts}
+    read = course.read_findings(archive, artifacts[-course.MAX_READ :])
+    shown = [(run, f) for run, f in read if now and run is last[run["section"]] and run["section"] in now["sections"]]
+    lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read), lang)
+    span = course.span(lanes)
     return render.html(
         "dossier",
         lang,
         incident=archive.incident,
         now=now,
         copies=copies or {},
-        last={a["section"]: a for a in artifacts},
+        last=last,
+        timeline=Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
+        findings=sorted(shown, key=lambda e: -Status[e[1]["status"]].rank),
+        steps=_steps_of_hops(f for _, f in shown),
         following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
         located=report.located(verdicts),
         proposals=_proposals(verdicts, lang),
         verdicts=verdicts,
         artifacts=artifacts,
-        actions=[a | {"what": record.what(a["what"])} for a in actions if a["result"] != "begun" or _died(a, actions)],
-        notes=archive.lines(NOTES),
+        actions=[
+            a | {"what": record.describe_action(a["what"])}
+            for a in actions
+            if a["result"] != "begun" or _has_no_end(a, actions)
+        ],
+        notes=notes,
         partials=archive.partials(),
         seen_before=report.seen_before(archive),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
 
 
-def _died(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
-    """An action that has no second line: whoever carried it out was stopped in the middle."""
+def _steps_of_hops(findings: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Return the step from which each hop of the strip has its numbers: the last that knows one."""
+    return {
+        hop["name"]: f["step"]
+        for f in findings
+        for hop in f["hops"]
+        if any(hop[name] is not None for name in ("waiting", "rate_in", "rate_out", "oldest_s"))
+    }
+
+
+def _has_no_end(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
+    """Return whether an action has no second line: it was interrupted."""
     return [a["id"] for a in actions].count(begun["id"]) == 1
 
 
 def _proposals(verdicts: list[dict[str, Any]], lang: str) -> list[dict[str, str]]:
     from runbook_lib.model.finding import Proposal
 
-    return render.worded((Proposal(**p) for p in verdicts[-1]["verdict"]["proposals"]), lang) if verdicts else []
+    return (
+        render.proposal_texts((Proposal(**p) for p in verdicts[-1]["verdict"]["proposals"]), lang) if verdicts else []
+    )
+
+
+def onset_of(said: dict[str, Any]) -> str | None:
+    """Return the onset: the value `onset` or `....onset` of a step; None if the status is OK."""
+    values = (v for r in said["runs"] for f in r["findings"] for v in f["values"].items())
+    told = (v["value"] for name, v in values if name.rpartition(".")[2] == "onset")
+    for time in told if said["status"] != Status.OK.name else ():
+        with suppress(ValueError):  # a pack may use this name for any value
+            if re.match(r"\d{4}-\d\d-\d\d[T ]", str(time)):
+                return moment(str(time)).isoformat()
+    return None

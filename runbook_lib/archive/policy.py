@@ -1,7 +1,7 @@
-"""The policy that a run was judged by: the documents in force, and the target's own thresholds if it has any.
+"""Archive and read policies: the documents that a run was judged by, and the target's own thresholds.
 
-They are kept once beside an incident's evidence, so that an old verdict can be judged, and explained, by what held
-then, whatever the documents and runbook.toml say today.
+A policy is archived once beside an incident's evidence, so that an old verdict can be explained and judged again by the
+rules of its time.
 """
 
 from __future__ import annotations
@@ -25,63 +25,63 @@ from runbook_lib.usage import UsageError
 _PREFIX = "evidence/policy-"
 
 
-def in_force(own: Mapping[str, str]) -> dict[str, bytes]:
-    """The file that keeps the documents in force, and a target's own thresholds, by its name: that of its content."""
-    return _file(pack.in_force(), tuple(own.items()))
+def current_policy(own: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the policy file, by name: the active documents and a target's own thresholds. Its name is its digest."""
+    return _policy_file(pack.active_runbook(), tuple(own.items()))
 
 
 @cache
-def _file(runbook: pack.Runbook, own: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
-    texts = _texts(runbook.packs) | ({OWN: dict(own)} if own else {})
+def _policy_file(runbook: pack.Runbook, own: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
+    texts = _read_documents(runbook.packs) | ({OWN: dict(own)} if own else {})
     content = json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True).encode()
     return {f"{_PREFIX}{digest(content)[:16]}.json": content}
 
 
-def _texts(packs: Iterable[pack.Pack]) -> dict[str, dict[str, str]]:
-    """The documents by pack and name."""
-    there = {p.name: [(name, p.document(name)) for name in DOCUMENTS] for p in packs}
-    return {
-        name: {document: path.read_text(encoding="utf-8") for document, path in files if path.is_file()}
-        for name, files in there.items()
-    }
+def _read_documents(packs: Iterable[pack.Pack]) -> dict[str, dict[str, str]]:
+    """Return the documents' texts by pack and name, for packs that have any."""
+    files = {p.name: {name: p.document(name) for name in DOCUMENTS if p.document(name).is_file()} for p in packs}
+    return {p: {n: path.read_text(encoding="utf-8") for n, path in own.items()} for p, own in files.items() if own}
 
 
-def of_run(entry: dict[str, Any]) -> str | None:
-    """The file with the policy of a run, from its line of the manifest; None where none was kept."""
+def policy_file_of(entry: dict[str, Any]) -> str | None:
+    """Return the name of a run's policy file from its manifest line; None if it has none."""
     return next((name for name in entry.get("sha256", {}) if name.startswith(_PREFIX)), None)
 
 
 @lru_cache(maxsize=32)
 def read(content: bytes) -> Catalog:
-    """A policy that was kept. Raises CatalogError or ValueError where the program of today can not read it."""
+    """Read an archived policy; values that it lacks and present judges need are today's.
+
+    Raises CatalogError or ValueError if this version cannot read it.
+    """
     texts = json.loads(content)
     own = texts.pop(OWN, {})
-    return _catalog(texts).tuned(own)
+    return _build_catalog(texts).completed(catalog.load()).tuned(own)
 
 
 @dataclass(frozen=True)
-class Other:
-    """Another policy: documents, and thresholds by target, or None where each run keeps those of its own."""
+class OtherPolicy:
+    """Another policy: documents, and thresholds by target; None if each run keeps its own thresholds."""
 
     book: Catalog
     thresholds: Mapping[str, Mapping[str, str]] | None = None
 
     def of(self, target: str, own: Catalog | None) -> Catalog:
-        """What a run on the target would have been judged by; `own` is what it was."""
+        """Return the catalog for a run on the target; `own` is the run's archived policy."""
         if self.thresholds is not None:
             return self.book.tuned(self.thresholds.get(target, {}))
         book = self.book
         for name, text in (own.own if own else {}).items():
-            with suppress(ValueError):  # these documents have no such threshold any more, or another unit
+            with suppress(ValueError):  # these documents do not have the threshold, or it has another unit
                 book = book.tuned({name: text})
         return book
 
 
-def changed(given: Path) -> Other:
-    """The documents in force with those in their places that `given` is, or holds: a file or a folder.
+def load_other(given: Path) -> OtherPolicy:
+    """Load the active documents with replacements from `given`, a document or a folder of documents.
 
-    A runbook.toml among them says what thresholds targets have for themselves. Raises UsageError where there is none
-    of them or one cannot be read, CatalogError for one that is malformed.
+    A runbook.toml in the folder gives the targets' own thresholds. Raises UsageError if there is no document or one
+    cannot be read, CatalogError for a malformed one.
     """
     names = [*(f"{name}.md" for name in DOCUMENTS), OWN]
     files = [given] if given.is_file() else [given / name for name in names]
@@ -90,26 +90,26 @@ def changed(given: Path) -> Other:
     except (OSError, UnicodeDecodeError) as e:
         raise UsageError(f"{given} cannot be read: {getattr(e, 'strerror', None) or 'it is not UTF-8'}") from None
     if not found:
-        raise UsageError(f"{given} is none of {', '.join(names)}, and holds none")
+        raise UsageError(f"{given} is neither one of {', '.join(names)} nor a folder with one of them")
     toml = found.pop(OWN, None)
-    texts = _texts(packs := pack.in_force().packs)
+    texts = _read_documents(packs := pack.active_runbook().packs)
     texts[packs[0].name] |= {name.removesuffix(".md"): text for name, text in found.items()}
     book = read(json.dumps(texts).encode())
-    return Other(book, None if toml is None else _thresholds(toml, book))
+    return OtherPolicy(book, None if toml is None else _parse_thresholds(toml, book))
 
 
-def _thresholds(toml: str, book: Catalog) -> dict[str, dict[str, str]]:
+def _parse_thresholds(toml: str, book: Catalog) -> dict[str, dict[str, str]]:
     try:
         targets = tomllib.loads(toml).get("targets", {})
         return {name: book.tuned(target.get("thresholds", {})).own for name, target in targets.items()}
     except (ValueError, AttributeError) as e:
-        wrong = e if isinstance(e, ValueError) else "targets, and their thresholds, are tables"
+        wrong = e if isinstance(e, ValueError) else "targets and their thresholds must be tables"
         raise UsageError(f"{OWN}: {wrong}") from None
 
 
-def _catalog(texts: dict[str, dict[str, str]]) -> Catalog:
+def _build_catalog(texts: dict[str, dict[str, str]]) -> Catalog:
     with tempfile.TemporaryDirectory(prefix="runbook-policy-") as folder:
-        packs = [replace(p, docs=Path(folder, p.name)) for p in pack.in_force().packs if p.name in texts]
+        packs = [replace(p, docs=Path(folder, p.name)) for p in pack.active_runbook().packs if p.name in texts]
         for name, documents in texts.items():
             for document, text in documents.items():
                 file = Path(folder, Path(name).name, f"{Path(document).name}.md")

@@ -1,9 +1,10 @@
-"""The draft of a postmortem: made from a run of section 7, completed by a person, checked before it is closed.
+"""The draft of a postmortem: generated from a run of section 7, completed by a person.
 
-The draft is Markdown. What a person writes stands between `<!-- person:NAME -->` and `<!-- /person -->` and is kept
-when the draft is made again, in whatever language; all else is generated, and an edited generated part is set aside
-as `postmortem.md.bak-<time>`. What a person answers for stands in fenced YAML, one block for each mandatory item: that
-is the `Record`, and only that is checked. The page beside it is the same text as HTML that loads nothing.
+The draft is Markdown. Text between `<!-- person:NAME -->` and `<!-- /person -->` is written by a person and preserved
+when the draft is generated again, also in another language. Everything else is generated; if a generated part was
+edited, the old file is saved as `postmortem.md.bak-<time>`. The mandatory items are fenced YAML blocks: together they
+are the `IncidentRecord`, and only they are checked. The HTML page beside the draft has the same text and is
+self-contained.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages
-from runbook_lib.mandatory import MARKDOWN, Hit, old_form
-from runbook_lib.model.finding import Finding, Text, say
+from runbook_lib.mandatory import MARKDOWN, Hit, is_old_form
+from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import PARTIAL, Archive, digest
 from runbook_lib.view import render
 
@@ -43,48 +44,48 @@ _HEAD = re.compile(r"<!-- runbook postmortem, generated=(\w+) -->")
 _CHART = "<!-- chart -->"
 
 
-# What a person wrote ----------------------------------------------------------------------------------------
+# A person's text --------------------------------------------------------------------------------------------
 
 
-def _lines(text: str) -> str:
-    """A text without what an editor changes by itself: line ends, trailing blanks, empty lines."""
+def _normalize(text: str) -> str:
+    """Return a text without what an editor changes by itself: line ends, trailing blanks, empty lines."""
     lines = (line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
     return "\n".join(line for line in lines if line)
 
 
-def _mark(text: str) -> str:
-    return digest(_lines(text).encode())[:12]
+def _short_digest(text: str) -> str:
+    return digest(_normalize(text).encode())[:12]
 
 
 def block(name: str, text: str, default: str) -> str:
-    """A person's block; `default` is what stands there as long as nobody has written."""
-    return f"<!-- person:{name} default={_mark(default)} -->\n{text}\n<!-- /person -->"
+    """Return a person's block; `default` is its initial text."""
+    return f"<!-- person:{name} default={_short_digest(default)} -->\n{text}\n<!-- /person -->"
 
 
-def written(draft: str) -> dict[str, str]:
-    """What a person wrote, by block; blocks that still hold their default are left out."""
+def person_blocks(draft: str) -> dict[str, str]:
+    """Return a person's texts by block; blocks with their default text are left out."""
     found: dict[str, str] = {}
     for m in _BLOCK.finditer(draft.replace("\r\n", "\n")):
         text = m["text"].strip("\n")
-        if _mark(text) != m["default"]:
+        if _short_digest(text) != m["default"]:
             found[m["name"]] = f"{found[m['name']]}\n\n{text}" if m["name"] in found else text
     return found
 
 
-def _generated(draft: str) -> str:
-    """The draft without what stands in a person's blocks, and without its own seal."""
+def _generated_part(draft: str) -> str:
+    """Return the generated part of a draft: without the text of a person's blocks and without its digest line."""
     without = _BLOCK.sub(lambda m: f"<!-- person:{m['name']} -->", draft)
-    return _lines(_HEAD.sub("", without, count=1))
+    return _normalize(_HEAD.sub("", without, count=1))
 
 
-def edited(draft: str) -> bool:
-    """Whether somebody changed a generated part: it would be lost when the draft is made again."""
+def is_edited(draft: str) -> bool:
+    """Return whether a generated part was edited: the edit would be lost when the draft is generated again."""
     head = _HEAD.search(draft)
-    return head is None or head[1] != _mark(_generated(draft))
+    return head is None or head[1] != _short_digest(_generated_part(draft))
 
 
 def compose(draft: str, kept: Mapping[str, str]) -> str:
-    """A new draft with what a person wrote into an earlier one, sealed over its generated parts."""
+    """Return a new draft with a person's texts of an earlier one, and with a digest over its generated parts."""
     names = {m["name"] for m in _BLOCK.finditer(draft)}
 
     def filled(m: re.Match[str]) -> str:
@@ -95,7 +96,12 @@ def compose(draft: str, kept: Mapping[str, str]) -> str:
     for name, text in kept.items():
         if name not in names:
             body += f"\n\n{block(name, text, '')}"
-    return f"<!-- runbook postmortem, generated={_mark(_generated(body))} -->\n{body}\n"
+    return f"<!-- runbook postmortem, generated={_short_digest(_generated_part(body))} -->\n{body}\n"
+
+
+def without_markers(draft: str) -> str:
+    """Return a draft without its digest, chart and the markers of a person's blocks."""
+    return _BLOCK.sub(lambda m: m["text"].strip("\n"), _HEAD.sub("", draft, count=1).replace(_CHART, ""))
 
 
 # The draft --------------------------------------------------------------------------------------------------
@@ -108,7 +114,7 @@ class Md(str):
 
 
 def md(value: Any) -> Md:
-    """Any text as Markdown that shows it and does nothing else, on one line."""
+    """Escape a value as one line of Markdown text."""
     if isinstance(value, Md):
         return value
     text = " ".join(str("" if value is None or value != value else value).split())
@@ -117,8 +123,8 @@ def md(value: Any) -> Md:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of a draft: its files, what was kept of a person's, and where edited parts were set aside."""
+class WrittenDraft:
+    """The written draft: its files, the names of preserved person blocks, and the backup of an edited file."""
 
     markdown: str
     page: str
@@ -129,8 +135,8 @@ class Written:
 def write(
     archive: Archive, findings: Iterable[Finding], lang: str, *, target: str, artifact: str | None, chart: str | None,
     made: str,
-) -> Written:  # fmt: skip
-    """Make the draft from a run of section 7, keeping what a person wrote. Raises OSError.
+) -> WrittenDraft:  # fmt: skip
+    """Write the draft from a run of section 7 and preserve a person's texts. Raises OSError.
 
     `artifact` is that run's name, `chart` its picture (PNG in base64).
     """
@@ -139,68 +145,97 @@ def write(
     except FileNotFoundError:
         before = None
     old = (before or b"").decode(errors="replace")
-    kept = written(old)
+    kept = person_blocks(old)
     text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
     backup = None
-    if before is not None and (edited(old) or old.encode() != before or old_form(old)):
+    if before is not None and (is_edited(old) or old.encode() != before or is_old_form(old)):
         taken = set(archive.names())
         stem = f"{MARKDOWN}.bak-{pd.Timestamp(made):%Y%m%dT%H%M%SZ}"
         backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
         archive.write(backup, before)
     archive.write(MARKDOWN, text.encode())
     archive.write(PAGE, page(text, archive.incident, lang, chart).encode())
-    return Written(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
+    return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
 
 
 def target_of(archive: Archive) -> str:
-    """The system that the incident's first run looked at."""
-    told = (e["parameters"].get("target") for e in archive.manifest() if e.get("parameters"))
-    return str(next((t for t in told if t), "default"))
+    """Return the target of the incident's first run."""
+    targets = (e["parameters"].get("target") for e in archive.manifest() if e.get("parameters"))
+    return str(next((t for t in targets if t), "default"))
 
 
-def write_of(archive: Archive, result: Result, lang: str, target: str) -> Written:
-    """Make the draft from what a headless run of section 7 left. Raises OSError."""
+def write_from_result(archive: Archive, result: Result, lang: str, target: str) -> WrittenDraft:
+    """Write the draft from the result of a headless run of section 7. Raises OSError."""
     artifact = chart = None
     if result.ipynb and result.ipynb.startswith(archive.place) and not result.ipynb.endswith(PARTIAL):
         artifact = result.ipynb.rpartition("/")[2].removesuffix(".ipynb")
-        chart = _chart(archive.read(f"{artifact}.ipynb"))
+        chart = _find_chart(archive.read(f"{artifact}.ipynb"))
     return write(archive, result.run.findings, lang, target=target, artifact=artifact, chart=chart, made=result.ended)
 
 
-def _chart(notebook: bytes) -> str | None:
+def _find_chart(notebook: bytes) -> str | None:
     outputs = (o for c in json.loads(notebook)["cells"] for o in c.get("outputs", ()))
     return next((str(p).replace("\n", "") for o in outputs if (p := o.get("data", {}).get("image/png"))), None)
+
+
+_HINT_KEYS = {
+    "impact": "postmortem.hint.impact",
+    "origin": "postmortem.hint.origin",
+    "timeline": "postmortem.hint.timeline",
+    "measures": "postmortem.hint.measures",
+}
+_KIND_KEYS = {
+    "onset": "postmortem.kind.onset",
+    "detection": "postmortem.kind.detection",
+    "recovery": "postmortem.kind.recovery",
+    "confirmed": "postmortem.kind.confirmed",
+    "run": "postmortem.kind.run",
+    "verdict": "postmortem.kind.verdict",
+    "action": "postmortem.kind.action",
+    "dry": "postmortem.kind.dry",
+    "note": "postmortem.kind.note",
+    "died": "postmortem.kind.died",
+}
+_ROLE_KEYS = {
+    "origin": "postmortem.role.origin",
+    "candidate": "postmortem.role.candidate",
+    "named_elsewhere": "postmortem.role.named_elsewhere",
+}
 
 
 def draft(
     findings: Iterable[Finding], lang: str, *, incident: str, target: str, artifact: str | None, made: str
 ) -> str:
-    """The draft as nobody has touched it yet."""
+    """Return the generated draft without a person's texts."""
     steps = {f.step: f for f in findings}
 
     def t(key: str, **params: Any) -> Md:
         shown = {k: v if v is None or isinstance(v, int | float | Text) else md(v) for k, v in params.items()}
-        return Md(messages.text(say(f"postmortem.{key}", **shown), lang))
+        return Md(messages.text(say(key, **shown), lang))
 
     def person(name: str, default: str) -> Md:
         return Md(block(name, default, default))
 
-    answers = _answers(steps, lang)
+    answers = _prefill_record(steps, lang)
     values: dict[str, Any] = {
         "t": t,
         "person": person,
-        "data": lambda item: person(f"data-{item}", _fence(item, answers[item], t(f"hint.{item}"))),
-        "headline": lambda step: md(messages.text(steps[step].headline, lang)) if step in steps else t("not_run"),
+        "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(_HINT_KEYS[item]))),
+        "headline": lambda step: (
+            md(messages.text(steps[step].headline, lang)) if step in steps else t("postmortem.not_run")
+        ),
         "notes": lambda step: [md(messages.text(n, lang)) for n in steps[step].notes] if step in steps else [],
-        "rows": lambda step, frame: _rows(steps.get(step), frame),
+        "rows": lambda step, frame: _frame_rows(steps.get(step), frame),
         "value": lambda step, name: steps[step].value(name) if step in steps else None,
-        "link": lambda name, words=None: _link(name, words),
+        "link": lambda name, words=None: _artifact_link(name, words),
         "duration": duration,
         "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
         "number": lambda v: Md("–" if v is None or v != v else f"{v:,.4g}" if v < 1000 else f"{v:,.0f}"),
         "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_), lang)}"),
         "section": lambda number: md(f"{number} {render.section_title(str(number), lang)}"),
-        "hop": lambda name: md(messages.text(say(f"hop.{name}"), lang)) if name else Md(""),
+        "hop": lambda name: md(messages.text(hop_text(name), lang)) if name else Md(""),
+        "KIND_KEYS": _KIND_KEYS,
+        "ROLE_KEYS": _ROLE_KEYS,
         "lang": lang,
         "incident": incident,
         "target": target,
@@ -219,37 +254,38 @@ def _templates() -> jinja2.Environment:
     )  # fmt: skip
 
 
-def _rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
+def _frame_rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
     found = None if finding is None else finding.frames.get(frame)
     if found is None:
         return []
     return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in found.to_dict("records")]
 
 
-def _answers(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
-    """The record as far as a run can tell it; what is open is '' or {}."""
+def _prefill_record(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
+    """Return the record as far as a run can fill it in; open values are '' or {}."""
 
     def value(step: str, name: str) -> Any:
         return steps[step].value(name) if step in steps else None
 
     def words(key: str, **params: Any) -> str:
-        return messages.text(say(f"postmortem.{key}", **params), lang)
+        return messages.text(say(key, **params), lang)
 
     def short(number: Any) -> float | str:
         return "" if number is None else int(number) if number == int(number) else round(float(number), 1)
 
     impact: dict[str, dict[str, float | str]] = {slo: {} for slo in catalog.load().slos}
-    for r in _rows(steps.get("7.1"), "impact"):
+    for r in _frame_rows(steps.get("7.1"), "impact"):
         if r["minutes"] is not None or r["bad"] is not None:
             impact[r["slo"]] = {name: short(r[name]) for name in Hit.model_fields if r[name] is not None}
     times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
     entries = [
-        {"time": render.when(r["time"]), "what": words(f"kind.{r['what']}")}
-        for r in _rows(steps.get("7.3"), "times")
+        {"time": render.when(r["time"]), "what": words(_KIND_KEYS[r["what"]])}
+        for r in _frame_rows(steps.get("7.3"), "times")
         if r["time"] is not None
     ]
     measures = [
-        (r["kind"], words("suggested", id=r["id"], text=r["text"])) for r in _rows(steps.get("7.4"), "suggested")
+        (r["kind"], words("postmortem.suggested", id=r["id"], text=r["text"]))
+        for r in _frame_rows(steps.get("7.4"), "suggested")
     ]
     return {
         "impact": impact,
@@ -257,20 +293,20 @@ def _answers(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
         "timeline": times | {"entries": entries},
         "measures": [
             {"kind": kind, "measure": measure, "owner": "", "due": ""}
-            for kind, measure in [*measures, ("design", words("suggested_design"))]
+            for kind, measure in [*measures, ("design", words("postmortem.suggested_design"))]
         ],
     }
 
 
-def _fence(item: str, data: Any, hint: str) -> str:
-    """One item of the record as a person meets it."""
-    flow = None if item in ("impact", "timeline") else False  # a text stands better on a line of its own
+def _yaml_block(item: str, data: Any, hint: str) -> str:
+    """Return one item of the record as a fenced YAML block."""
+    flow = None if item in ("impact", "timeline") else False  # a long text is easier to read on its own line
     text = yaml.safe_dump({item: data}, allow_unicode=True, sort_keys=False, width=110, default_flow_style=flow)
     return f"```yaml\n# {hint}\n{text}```"
 
 
-def _link(name: Any, words: Any = None) -> Md:
-    """A link to an artifact of this dossier, relative so that the folder may be moved."""
+def _artifact_link(name: Any, words: Any = None) -> Md:
+    """Return a relative link to an artifact of this dossier."""
     if not name:
         return Md("")
     file = str(name) if str(name).endswith((".json", ".ipynb")) else f"{name}.html"
@@ -278,7 +314,7 @@ def _link(name: Any, words: Any = None) -> Md:
 
 
 def duration(seconds: float | None) -> Md:
-    """A length of time as seconds, and in larger units where it has them."""
+    """Format a duration in seconds, and from 60 s on also in larger units."""
     if seconds is None:
         return Md("")
     whole = round(seconds)
@@ -295,13 +331,13 @@ def duration(seconds: float | None) -> Md:
 # The page ---------------------------------------------------------------------------------------------------
 
 
-#: HTML in the text is shown as text; a picture would be loaded from somewhere, so only its words stand.
+#: HTML in the text is escaped; a picture would be loaded from elsewhere, so only its alternative text is shown.
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
 def page(text: str, incident: str, lang: str, chart: str | None) -> str:
-    """The draft as one HTML page that opens offline; what a person still has to fill in is marked."""
+    """Return the draft as one self-contained HTML page; blocks that a person must still fill in are marked."""
 
     def html(part: str) -> Any:
         return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
@@ -311,7 +347,7 @@ def page(text: str, incident: str, lang: str, chart: str | None) -> str:
     text = _HEAD.sub("", text, count=1)
     for m in _BLOCK.finditer(text):
         parts.append(("", [html(part) for part in text[end : m.start()].split(_CHART)]))
-        parts.append(("todo" if _mark(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
+        parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
         end = m.end()
     parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
     return render.html("postmortem", lang, incident=incident, parts=parts, chart=chart)

@@ -1,68 +1,78 @@
-"""The stored evidence of a dossier, judged once more: by the policy that was kept with it, or by another."""
+"""Read the concluded runs of a dossier, and judge their archived evidence again, by their own or another policy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from runbook_lib import catalog
-from runbook_lib.analysis import diagnosis
+from runbook_lib.analysis import diagnosis, snapshots
+from runbook_lib.analysis.snapshots import Difference, RunSnapshot
 from runbook_lib.archive import artifact, policy
 from runbook_lib.catalog import Catalog
 from runbook_lib.checks import checks
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Status, Text, Verdict, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Finding, Text, Verdict, say
+from runbook_lib.parameters import moment
 from runbook_lib.store import MANIFEST, Archive, digest, entry_of
+from runbook_lib.view import differences
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A concluded run as it was sealed, with the policy that it was judged by; None where none was kept with it."""
+class SealedRun:
+    """A concluded run as it was sealed, with its archived policy; None if it has none."""
 
     entry: dict[str, Any]
     run: artifact.Run
     policy: Catalog | None
 
 
-def runs(archive: Archive) -> Iterator[Kept | Text]:
-    """The concluded runs of a dossier, oldest first; a text for one that can not be read. Raises OSError.
+def runs(archive: Archive) -> Iterator[SealedRun | Text]:
+    """Iterate over the concluded runs of a dossier, oldest first; a text stands for an unreadable run. Raises OSError.
 
-    What is not as it was sealed is left out: that is the seal's to say.
+    Runs that were changed after they were sealed are left out: `seal.check` reports them.
     """
     for entry in filter(None, map(entry_of, archive.raw(MANIFEST))):
         name, section = entry.get("name"), entry.get("section")
-        if not section:
+        if not section or not isinstance(name, str):
             continue
         try:
-            content = _sealed(archive, entry, f"{name}.ipynb")
-            kept = policy.of_run(entry)
-            documents = _sealed(archive, entry, kept) if kept else b""
-        except (FileNotFoundError, ValueError):
+            content = read_sealed(archive, entry, f"{name}.ipynb")
+            kept = policy.policy_file_of(entry)
+            documents = read_sealed(archive, entry, kept) if kept else b""
+        except (FileNotFoundError, IsADirectoryError, ValueError):
             continue
         try:
+            moment(entry["started"])
             own = policy.read(documents) if kept else None
             book = own or catalog.load()
             if section not in book.sections:
                 yield say("seal.no_section", name=name, section=section)
                 continue
             run = artifact.read(artifact.notebook(content), book.sections[section], book)
-        except Exception as e:  # the code of today may not know what the one of then has written
-            yield say("seal.not_judged", name=name, detail=f"{type(e).__name__}: {e}")
+        except Exception as e:  # this version may not be able to read what an earlier one wrote
+            yield not_judged(name, e)
             continue
         if run.concluded:
-            yield Kept(entry, run, own)
+            yield SealedRun(entry, run, own)
 
 
-def _sealed(archive: Archive, entry: dict[str, Any], name: str) -> bytes:
-    content = archive.read(name)
-    if digest(content) != entry["sha256"].get(name):
+def read_sealed(archive: Archive, entry: Mapping[str, Any], name: str) -> bytes:
+    """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not match."""
+    expected = entry.get("sha256", {}).get(name)
+    if expected is None or digest(content := archive.read(name)) != expected:
         raise ValueError(name)
     return content
 
 
+def not_judged(name: str, e: Exception) -> Text:
+    """Return a text about a run that this version cannot judge."""
+    return say("seal.not_judged", name=name, detail=f"{type(e).__name__}: {e}")
+
+
 def judge_all(archive: Archive) -> tuple[int, list[Text]]:
-    """Judge every concluded run once more, by its own policy: how many steps, and what comes out otherwise.
+    """Judge every concluded run again by its own policy; return the number of steps and the differences.
 
     Raises OSError.
     """
@@ -73,43 +83,30 @@ def judge_all(archive: Archive) -> tuple[int, list[Text]]:
             continue
         name = kept.entry["name"]
         try:
-            differ = judge_again(kept.run, kept.policy)
+            changes = judge_again(kept.run, kept.policy)
         except Exception as e:
-            apart.append(say("seal.not_judged", name=name, detail=f"{type(e).__name__}: {e}"))
+            apart.append(not_judged(name, e))
             continue
         judged += sum(1 for f in kept.run.findings if f.frames)
-        apart += [
-            say("seal.judged_apart", name=name, step=step, was=was.name, now=now.name) for step, was, now in differ
-        ]
+        apart += [say("seal.judged_apart", name=name, **differences.changed_judgement(c)) for c in changes]
     return judged, apart
 
 
-def judge_again(run: artifact.Run, book: Catalog | None = None) -> list[tuple[str, Status, Status]]:
-    """Judge the stored frames once more: (step, stored status, status now) of those that differ.
-
-    Steps whose source did not answer have no frames to judge and are left out.
-    """
-    again, _ = judge(run, book or catalog.load())
-    return [
-        (was.step, was.status, now.status)
-        for was, now in zip(run.findings, again, strict=True)
-        if now.status is not was.status
-    ]
+def judge_again(run: artifact.Run, book: Catalog | None = None) -> list[Difference]:
+    """Return the steps whose evidence is judged differently now, by the active documents if `book` is None."""
+    again = look(run, book or catalog.load())
+    return [c for c in snapshots.difference(look(run), again, same_evidence=True) if c.kind == "step"]
 
 
-def judge(run: artifact.Run, book: Catalog) -> tuple[tuple[Finding, ...], Verdict]:
-    """The findings of a run, and its verdict, as this policy has them.
+def look(run: artifact.Run, book: Catalog | None = None, name: str = "") -> RunSnapshot:
+    """Return a run as a sample: with its original verdict, or as the policy `book` judges its evidence."""
+    findings, verdict = judge(run.findings, run.header, book) if book else (run.findings, run.verdict)
+    return snapshots.take_snapshot(name, findings, verdict, run.header.get("window_minutes"))
 
-    A step whose source did not answer stays as it is; what its silence speaks for is the policy's.
-    """
+
+def judge(findings: Iterable[Finding], header: dict[str, Any], book: Catalog) -> tuple[tuple[Finding, ...], Verdict]:
+    """Judge the findings of a run by a policy; return the new findings and the verdict."""
     known, again = checks(), tuple[Finding, ...]()
-    for finding in run.findings:
-        if finding.frames:
-            found = known[finding.step].judge_again(finding, Given.recorded(book, run.header, again))
-        else:
-            spoken = dict.fromkeys(s.observation for s in finding.signals if s.observation)
-            now = [s for s in finding.signals if not s.observation]
-            now += [s for observation in spoken for s in book.observations.get(observation, ())]
-            found = replace(finding, signals=tuple(now))
-        again += (found,)
+    for finding in findings:
+        again += (known[finding.step].judge_again(finding, JudgeInput.recorded(book, header, again)),)
     return again, diagnosis.conclude(again, book)

@@ -1,6 +1,6 @@
-"""The incidents of a period, for whoever looks after the runbook: from the dossiers' logs and postmortems alone.
+"""Summarise the incidents of a period, from the dossiers' logs and postmortems only.
 
-What is not written there is not known: no notebook is opened, no system is asked, nothing is guessed.
+No notebook is opened and no system is queried; a value that the logs and postmortems lack is unknown.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from runbook_lib.session import Session
 
 Lines = Sequence[Mapping[str, Any]]
-#: What says how long something took: a postmortem's record, or a run's `detected_at` and the run that saw the recovery.
+#: The source of a duration: the postmortem, or `detected_at` and the run that confirmed the recovery.
 By = Literal["", "postmortem", "detected_at"]
 
-#: Among so many dossiers beside one those that are like it are looked for, from this share of places and modes on.
-NEWEST, ALIKE = 200, 0.5
-#: So many of them are named.
-MOST = 3
-#: What becomes of an action before it is one.
+#: How many of the newest dossiers are searched for similar ones, and the minimum share of common hops and modes.
+MAX_SEARCHED, MIN_SIMILARITY = 200, 0.5
+#: How many similar incidents are shown.
+MAX_SHOWN = 3
+#: Results of actions that were not executed.
 _NOT_YET = ("dry", "approved")
 _ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
 _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
@@ -40,8 +40,8 @@ _MARKS = {True: "✔", False: "✖", None: "?"}
 
 
 @dataclass(frozen=True)
-class Acted:
-    """An action that was asked for; `helped` is None where it was refused, or nobody saw how it ended.
+class ActionSummary:
+    """An action; `helped` is None if it was refused or its effect is not known.
 
     `break_glass`: a rule of the target was waived for it.
     """
@@ -58,8 +58,8 @@ class Acted:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A measure of a postmortem that is not done yet, as it was typed."""
+class OpenMeasure:
+    """A measure of a postmortem that is not done yet, as typed."""
 
     kind: str
     measure: str
@@ -71,10 +71,10 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Incident:
-    """What a dossier says of its incident; `worst` and `last` are "" where nothing was concluded.
+class IncidentSummary:
+    """The summary of a dossier; `worst` and `last` are "" without a verdict.
 
-    `alert` is the rule's name where it was noted; `place` and `modes` are several where it stayed undecided.
+    `alert` is the alerting rule's name, if noted; `place` (hops) and `modes` have several values if undecided.
     """
 
     incident: str
@@ -91,50 +91,50 @@ class Incident:
     ttr_s: float | None
     ttr_by: By
     sections: tuple[str, ...]
-    actions: tuple[Acted, ...]
-    measures: tuple[Measure, ...]
+    actions: tuple[ActionSummary, ...]
+    measures: tuple[OpenMeasure, ...]
 
     def row(self) -> dict[str, Any]:
-        """The same, flat."""
+        """Return the fields as a flat row."""
         return {name: " / ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
-# What is read -----------------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------
 
 
 def read(
     output: str, since: pd.Timestamp | None, until: pd.Timestamp | None, only: Iterable[str] | None = None
-) -> tuple[list[Incident], list[Text]]:
-    """The incidents that began in [since, until), the oldest first, and a line for each dossier that can not be read.
+) -> tuple[list[IncidentSummary], list[Text]]:
+    """Return the incidents that began in [since, until), oldest first, and a text for each unreadable dossier.
 
-    Raises OSError where the output itself can not.
+    Raises OSError if the output itself cannot be read.
     """
-    found, unread = list[Incident](), list[Text]()
+    found, unread = list[IncidentSummary](), list[Text]()
     for name in Archive(output, "").names() if only is None else only:
         archive = Archive(output, name)
         try:
             manifest, actions, notes = (archive.lines(log) for log in (MANIFEST, ACTION_LOG, NOTES))
             if manifest or actions or notes:
                 draft = b"\n".join(archive.raw(mandatory.MARKDOWN)).decode(errors="replace")
-                found.append(of(name, manifest, actions, notes, draft))
+                found.append(summarise(name, manifest, actions, notes, draft))
         except NotADirectoryError:
             continue
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken line is
-            said = e.strerror if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
-            unread.append(say("report.unread", incident=name, detail=said))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken line raises
+            detail = e.strerror if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
+            unread.append(say("report.unread", incident=name, detail=detail))
     found = [i for i in found if (since is None or since <= i.begun) and (until is None or i.begun < until)]
     return sorted(found, key=lambda i: (i.begun, i.incident)), unread
 
 
-def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str = "") -> Incident:
-    """An incident by its logs, which hold a line at least, and its postmortem. Raises what a broken line does."""
+def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str = "") -> IncidentSummary:
+    """Summarise an incident from its logs (one line at least) and its postmortem. A broken line may raise anything."""
     logs = ((manifest, "started"), (actions, "time"), (notes, "time"))
     begun = min(moment(line[name]) for log, name in logs for line in log)
-    # A look back says nothing of how things stood.
+    # A section 7 run looks back: it says nothing about the state at its time.
     looks = [e for e in manifest if e.get("section") != mandatory.SECTION and e.get("sections") != [mandatory.SECTION]]
     runs = [e for e in looks if "section" in e]
     statuses = [Status[e.get("verdict", e)["status"]] for e in looks]
-    # A run from a browser is in no command's verdict; of two that are as bad, that has the failure modes.
+    # Only a command's verdict has failure modes; a run from a browser has no such verdict.
     worst_of = located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
     verdict = worst_of["verdict"] if worst_of else {}
     given = [p for e in manifest if (p := e.get("parameters"))]
@@ -147,10 +147,10 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
         noted and not told("detected_by") and moment(noted["time"]) == begun
     )
     rule = _ALERT.match(noted["text"]) if alerted and noted else None
-    held = mandatory.record_of(draft) if draft else {}
-    ttd, ttr = (_took(held.get("timeline"), name) for name in ("ttd_seconds", "ttr_seconds"))
-    seen = _seen(runs, told("detected_at")) if ttr is None else None
-    return Incident(
+    held = mandatory.parse_record(draft) if draft else {}
+    ttd, ttr = (_recorded_seconds(held.get("timeline"), name) for name in ("ttd_seconds", "ttr_seconds"))
+    seen = _observed_recovery_s(runs, told("detected_at")) if ttr is None else None
+    return IncidentSummary(
         incident=incident,
         begun=begun,
         target=told("target", *actions) or "default",
@@ -158,22 +158,26 @@ def of(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str 
         alert=rule[1] if rule else "",
         worst=worst(statuses).name if statuses else "",
         last=statuses[-1].name if statuses else "",
-        place=_place(verdict),
-        modes=_modes(verdict, held.get("origin")),
+        place=_list_hops(verdict),
+        modes=_list_modes(verdict, held.get("origin")),
         ttd_s=ttd,
         ttd_by="" if ttd is None else "postmortem",
         ttr_s=seen if ttr is None else ttr,
         ttr_by="postmortem" if ttr is not None else "" if seen is None else "detected_at",
         sections=tuple(dict.fromkeys(e["section"] for e in manifest if "section" in e)),
-        actions=tuple(_acted(a) for a in {a["id"]: a for a in actions}.values() if a["result"] not in _NOT_YET),
+        actions=tuple(
+            _summarise_action(a) for a in {a["id"]: a for a in actions}.values() if a["result"] not in _NOT_YET
+        ),
         measures=tuple(
-            Measure(*(m[f.name] for f in fields(Measure))) for m in mandatory.measures_of(draft) if not m["done"]
+            OpenMeasure(*(m[f.name] for f in fields(OpenMeasure)))
+            for m in mandatory.measures_of(draft)
+            if not m["done"]
         ),
     )
 
 
 def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The verdict that names the incident: the worst, of these the surest, of these the first; None if all are OK."""
+    """Return the main verdict: the worst, then the one with the highest confidence, then the first; None if all OK."""
     sure = ("none", "low", "medium", "high")
     found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
     return max(
@@ -183,27 +187,27 @@ def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     )
 
 
-def _place(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+def _list_hops(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     return (verdict["stuck_at"],) if verdict.get("stuck_at") else tuple(verdict.get("undecided", ()))
 
 
-def _modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
-    """The postmortem's origin; else the modes that it stayed undecided between, or the likeliest that stands."""
+def _list_modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
+    """Return the postmortem's origin; else the undecided failure modes; else the most likely supported one."""
     if isinstance(origin, str) and origin in catalog.load().failure_modes:
         return (origin,)
     likeliest = [m["id"] for m in verdict.get("failure_modes", ()) if m["score"] >= BROKEN]
     return tuple(verdict.get("between") or likeliest[:1])
 
 
-def _took(timeline: Any, name: str) -> float | None:
+def _recorded_seconds(timeline: Any, name: str) -> float | None:
     try:
         return _SECONDS.validate_python(timeline[name])
     except (LookupError, TypeError, ValidationError):
         return None
 
 
-def _seen(runs: Lines, detected_at: str | None) -> float | None:
-    """Seconds from the detection to the first run of section 6 that was OK after the last bad run."""
+def _observed_recovery_s(runs: Lines, detected_at: str | None) -> float | None:
+    """Return seconds from the detection to the first OK run of section 6 after the last bad run; None if unknown."""
     good: pd.Timestamp | None = None
     for e in sorted(runs, key=lambda e: moment(e["started"])):
         recovery = e["section"] == catalog.RECOVERY
@@ -215,23 +219,26 @@ def _seen(runs: Lines, detected_at: str | None) -> float | None:
     return seconds if seconds >= 0 else None
 
 
-def _acted(a: Mapping[str, Any]) -> Acted:
+def _summarise_action(a: Mapping[str, Any]) -> ActionSummary:
     helped = {"done": a.get("verified"), "failed": False}.get(a["result"])
-    return Acted(a["action"], record.what(a.get("what") or {}), a["result"], helped, bool(a.get("break_glass")))
+    return ActionSummary(
+        a["action"], record.describe_action(a.get("what") or {}), a["result"], helped, bool(a.get("break_glass"))
+    )
 
 
 @dataclass(frozen=True)
 class SeenBefore(render.Shown):
-    """Past incidents, with what was done and whether it helped."""
+    """Past incidents, with their actions and whether these helped."""
 
-    incidents: Sequence[Incident]
+    incidents: Sequence[IncidentSummary]
     lang: str
 
     def _bundle(self) -> dict[str, Any]:
         shown = [*self.incidents]
         title = messages.text(say("dossier.seen_before"), self.lang)
         rows = [
-            [_cell(i.row(), c, self.lang) for c in ("begun", "incident", "place", "modes", "actions")] for i in shown
+            [_format_cell(i.row(), c, self.lang) for c in ("begun", "incident", "place", "modes", "actions")]
+            for i in shown
         ]
         return {
             "text/html": render.html("seen_before", self.lang, incidents=shown, linked=False),
@@ -239,46 +246,43 @@ class SeenBefore(render.Shown):
         }
 
 
-def of_run(rb: Session) -> SeenBefore | None:
-    """The past incidents most like what this run has found so far, and what helped then; None where none is.
+def similar_incidents(rb: Session) -> SeenBefore | None:
+    """Return the past incidents most similar to this run's findings, with their actions; None if there are none.
 
-    Of the newest dossiers under the same output, as far as they can be read at once. Only looks, and never raises.
+    Searches the newest readable dossiers of the same output. Reads only, and does not raise OSError.
     """
     verdict = record.verdict(rb.verdict())
-    own = {*_place(verdict), *_modes(verdict, None)}
+    own = {*_list_hops(verdict), *_list_modes(verdict, None)}
     try:
-        found = _likest(rb.context.archive, own, pd.Timestamp.now("UTC")) if _modes(verdict, None) else []
+        found = _find_similar(rb.context.archive, own, pd.Timestamp.now("UTC")) if _list_modes(verdict, None) else []
     except OSError:
         found = []
     return SeenBefore(found, rb.lang, run=rb.opened) if found else None
 
 
-def seen_before(archive: Archive) -> list[Incident]:
-    """The incidents before this one whose place and failure modes are most like its own, the likest first.
-
-    Raises OSError.
-    """
+def seen_before(archive: Archive) -> list[IncidentSummary]:
+    """Return the earlier incidents with the most similar hops and failure modes, most similar first. Raises OSError."""
     own = next((i for i in read(archive.output, None, None, only=[archive.incident])[0]), None)
-    return _likest(archive, {*own.place, *own.modes}, own.begun) if own and own.modes else []
+    return _find_similar(archive, {*own.place, *own.modes}, own.begun) if own and own.modes else []
 
 
-def _likest(archive: Archive, own: set[str], before: pd.Timestamp) -> list[Incident]:
-    """Of the newest dossiers beside it, as far as they can be read. Raises OSError."""
-    others = [n for n in Archive(archive.output, "").names() if n != archive.incident][-NEWEST:]
+def _find_similar(archive: Archive, own: set[str], before: pd.Timestamp) -> list[IncidentSummary]:
+    """Search the newest readable dossiers of the same output. Raises OSError."""
+    others = [n for n in Archive(archive.output, "").names() if n != archive.incident][-MAX_SEARCHED:]
     like = {
         i: len(own & {*i.modes, *i.place}) / len(own | {*i.modes, *i.place})
         for i in read(archive.output, None, before, only=others)[0]
     }
-    return sorted((i for i in like if like[i] >= ALIKE), key=lambda i: (-like[i], -i.begun.value))[:MOST]
+    return sorted((i for i in like if like[i] >= MIN_SIMILARITY), key=lambda i: (-like[i], -i.begun.value))[:MAX_SHOWN]
 
 
-# What it comes to -------------------------------------------------------------------------------------------
+# Sums -------------------------------------------------------------------------------------------------------
 
 
-def report(incidents: Sequence[Incident]) -> dict[str, Any]:
-    """The incidents and their sums as plain data."""
+def report(incidents: Sequence[IncidentSummary]) -> dict[str, Any]:
+    """Return the incidents and their sums as plain data."""
     kinds: dict[tuple[str, str], list[str]] = {}
-    rules: dict[str, list[Incident]] = {}
+    rules: dict[str, list[IncidentSummary]] = {}
     for i in incidents:
         for mode in i.modes or ("",) * bool(i.place):
             kinds.setdefault((mode, " / ".join(i.place)), []).append(i.incident)
@@ -314,14 +318,14 @@ def _median(times: Iterable[float | None]) -> dict[str, Any]:
     return {"median_s": median(known) if known else None, "known": len(known)}
 
 
-def frame(incidents: Iterable[Incident]) -> pd.DataFrame:
-    """A row an incident; columns: the fields of `Incident`."""
-    return pd.DataFrame([i.row() for i in incidents], columns=[f.name for f in fields(Incident)])
+def frame(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
+    """Return one row per incident; the columns are the fields of `IncidentSummary`."""
+    return pd.DataFrame([i.row() for i in incidents], columns=[f.name for f in fields(IncidentSummary)])
 
 
-# In words ---------------------------------------------------------------------------------------------------
+# As text ----------------------------------------------------------------------------------------------------
 
-#: Its title, the heads of its columns, its rows.
+#: Title, column headings, rows.
 Table = tuple[str, list[str], list[list[str]]]
 
 _COLUMNS = {
@@ -335,36 +339,89 @@ _COLUMNS = {
 }
 
 
-def sums(said: Mapping[str, Any]) -> list[Text]:
-    """How many there were, and how long they took to be detected and to be over."""
-    times = (say(f"report.median_{name}", s=said[name]["median_s"], n=said[name]["known"]) for name in ("ttd", "ttr"))
-    return [say("report.incidents", n=len(said["incidents"])), *times]
+_TITLE_KEYS = {
+    "list": "report.list",
+    "course": "report.course",
+    "modes": "report.modes",
+    "alerts_for_nothing": "report.alerts_for_nothing",
+    "actions_not_helped": "report.actions_not_helped",
+    "break_glass": "report.break_glass",
+    "open_measures": "report.open_measures",
+}
+_HEADING_KEYS = {
+    "action": "report.col.action",
+    "actions": "report.col.actions",
+    "alert": "report.col.alert",
+    "begun": "report.col.begun",
+    "begun_by": "report.col.begun_by",
+    "due": "report.col.due",
+    "incident": "report.col.incident",
+    "incidents": "report.col.incidents",
+    "kind": "report.col.kind",
+    "last": "report.col.last",
+    "measure": "report.col.measure",
+    "measures": "report.col.measures",
+    "mode": "report.col.mode",
+    "modes": "report.col.modes",
+    "n": "report.col.n",
+    "of": "report.col.of",
+    "owner": "report.col.owner",
+    "place": "report.col.place",
+    "result": "report.col.result",
+    "sections": "report.col.sections",
+    "target": "report.col.target",
+    "ttd": "report.col.ttd",
+    "ttr": "report.col.ttr",
+    "what": "report.col.what",
+    "worst": "report.col.worst",
+}
+_DURATION_KEYS = {
+    "postmortem": "report.took.postmortem",
+    "detected_at": "report.took.detected_at",
+    "": "report.took.not_known",
+}
+_RESULT_KEYS = {
+    "begun": "action.result.begun",
+    "refused": "action.result.refused",
+    "done": "action.result.done",
+    "failed": "action.result.failed",
+}
 
 
-def tables(incidents: Iterable[Incident], said: Mapping[str, Any], lang: str) -> list[Table]:
-    """The incidents and what `report` says of them; what would be empty is left out."""
+def summary_lines(said: Mapping[str, Any]) -> list[Text]:
+    """Return the number of incidents and the median times to detect and to recover."""
+    ttd, ttr = said["ttd"], said["ttr"]
+    return [
+        say("report.incidents", n=len(said["incidents"])),
+        say("report.median_ttd", s=ttd["median_s"], n=ttd["known"]),
+        say("report.median_ttr", s=ttr["median_s"], n=ttr["known"]),
+    ]
+
+
+def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[Table]:
+    """Return the tables of the incidents and of `report`'s data; empty tables are left out."""
     flat = [i.row() for i in incidents]
     rows = dict(said) | {"list": flat, "course": flat}
     return [
         (
-            messages.text(say(f"report.{name}"), lang),
-            [messages.text(say(f"report.col.{c}"), lang) for c in columns],
-            [[_cell(row, c, lang) for c in columns] for row in rows[name]],
+            messages.text(say(_TITLE_KEYS[name]), lang),
+            [messages.text(say(_HEADING_KEYS[c]), lang) for c in columns],
+            [[_format_cell(row, c, lang) for c in columns] for row in rows[name]],
         )
         for name, columns in _COLUMNS.items()
         if rows[name]
     ]
 
 
-def lines(incidents: Iterable[Incident], said: Mapping[str, Any], lang: str) -> list[str]:
-    """The same as text."""
-    told = [messages.text(line, lang) for line in sums(said)]
+def lines(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[str]:
+    """Return the summary and the tables as lines of text."""
+    found = [messages.text(line, lang) for line in summary_lines(said)]
     for name, heads, rows in tables(incidents, said, lang):
-        told += ["", name, *(f"  {line}" for line in render.columns([heads, *rows]))]
-    return told
+        found += ["", name, *(f"  {line}" for line in render.columns([heads, *rows]))]
+    return found
 
 
-def _cell(row: Mapping[str, Any], column: str, lang: str) -> str:
+def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params), lang)
 
@@ -375,7 +432,7 @@ def _cell(row: Mapping[str, Any], column: str, lang: str) -> str:
         case "begun":
             return render.when(row[column])
         case "begun_by":
-            return t(f"report.by.{value}", alert=row["alert"])
+            return t("report.by.alert" if value == "alert" else "report.by.person", alert=row["alert"])
         case "alert":
             return value or t("report.unnamed")
         case "place":
@@ -384,7 +441,7 @@ def _cell(row: Mapping[str, Any], column: str, lang: str) -> str:
         case "mode" | "modes":
             return " / ".join(f"{m} {render.mode_title(m, lang)}".strip() for m in row[column].split(" / "))
         case "ttd" | "ttr":
-            return t(f"report.took.{row[f'{column}_by'] or 'not_known'}", s=row[f"{column}_s"])
+            return t(_DURATION_KEYS[row[f"{column}_by"]], s=row[f"{column}_s"])
         case "result":
-            return t(f"action.result.{value}")
+            return t(_RESULT_KEYS[row[column]])
     return ", ".join(value) if isinstance(value, list) else str(value)

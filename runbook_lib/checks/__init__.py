@@ -1,4 +1,4 @@
-"""How a step of a runbook is answered: `check` has its form, `parts` those that ask several things."""
+"""Checks, which answer the steps of a runbook: `check` has their form, `parts` those that read several things."""
 
 from __future__ import annotations
 
@@ -7,5 +7,7 @@ from runbook_lib.checks.check import Check
 
 
 def checks() -> dict[str, Check]:
-    """Every check of the runbook in force by its step's id. Raises UsageError where two answer one step."""
-    return pack.joined("step", ((c.step, c) for brought in pack.in_force().every("checks") for c in brought))
+    """Return every check of the active runbook by its step's id. Raises UsageError if two answer one step."""
+    return pack.merge_unique(
+        "step", ((c.step, c) for brought in pack.active_runbook().every("checks") for c in brought)
+    )

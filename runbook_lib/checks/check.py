@@ -1,49 +1,63 @@
-"""A check: `collect` asks the sources, `judge` decides from the frames alone.
+"""A check: `collect` reads the sources, `judge` decides from the frames alone.
 
-`judge` is pure and total: it knows neither a database nor a clock, so a verdict can be derived again from the
-frames that an artifact keeps.
+`judge` is a pure function: it reads neither a database nor a clock, so a stored run can be judged again from its
+frames.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib import messages
-from runbook_lib.analysis.diagnosis import signals_of_silence
-from runbook_lib.catalog import REACHABILITY
-from runbook_lib.context import Context, Given
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
+from runbook_lib.analysis.diagnosis import evidence_from_error
+from runbook_lib.catalog import REACHABILITY, Limits
+from runbook_lib.context import Context, JudgeInput
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Reason,
+    Status,
+    Text,
+    Threshold,
+    Unseen,
+    Value,
+    say,
+    unknown,
+)
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.view.charts import Chart
 
 
-#: The frame of what could not be asked, a row a part.
+#: The frame of the failures, a row per part; the part WHOLE is the step itself.
 FAILED = "failed"
 FAILED_COLUMNS = ["part", "source", "why", "detail", "code"]
+WHOLE = ""
 
 
 Collect = Callable[[Context], Frames]
-Judge = Callable[[Frames, Given], Finding]
-Draw = Callable[[Frames, Given], "Chart | None"]
-OnError = Callable[[SourceError, Given], Finding]
+Judge = Callable[[Frames, JudgeInput], Finding]
+Draw = Callable[[Frames, JudgeInput], "Chart | None"]
+OnError = Callable[[SourceError, JudgeInput], Finding]
 
 
 @dataclass(frozen=True)
 class Check:
-    """How one step of the runbook is answered.
+    """The check that answers one step of the runbook.
 
-    What a judge derives for people to read it may add as frames of its own; they are kept beside those collected.
+    A judge may add frames for people to read; they are stored with the collected ones.
 
-    `on_error` turns a source's failure into an answer where the failure is itself one ("too many clients" is
-    CRITICAL for the step about connections); it may return an UNKNOWN.
+    `on_error` turns a source's failure into a finding if the failure is itself the result ("too many clients" is
+    CRITICAL for the step about connections); it may return UNKNOWN.
     """
 
     step: str
@@ -53,9 +67,11 @@ class Check:
     on_error: OnError | None = None
 
     def run(self, rb: Context) -> Finding:
-        """Ask and judge. Never raises: what goes wrong becomes the finding."""
-        first = len(rb.read_cost.questions)
+        """Collect and judge. Never raises: a failure becomes the finding."""
         given = rb.given(self.step)
+        if rb.recorded is not None:
+            return self._replay(rb.recorded.get(self.step), given)
+        first = len(rb.read_cost.queries)
         at = rb.as_of if rb.past else rb.now()
         frames: Frames = {}
         shaped_by = set[str]()
@@ -63,7 +79,9 @@ class Check:
             frames = rb.masker.frames(self.collect(replace(rb, catalog=rb.catalog.watched(shaped_by))))
             finding = self.finding(frames, given)
         except SourceError as e:
-            finding = self.silence(e, given)
+            e.detail = rb.masker.scrub(e.detail)
+            frames = rb.masker.frames({FAILED: failure_frame({WHOLE: e})})
+            finding = self.on_source_error(e, given)
         except Exception as e:
             finding = unknown(
                 self.step,
@@ -72,63 +90,149 @@ class Check:
             )
             if os.environ.get("RUNBOOK_DEBUG"):
                 raise
-        return replace(
+        finding = replace(
             finding,
             frames=frames | finding.frames,
-            questions=tuple(rb.read_cost.questions[first:]),
+            queries=tuple(rb.read_cost.queries[first:]),
             shaped_by=tuple(sorted(shaped_by)),
             at=at,
         )
+        with suppress(Exception):  # a judge that cannot decide by other limits has decided by these
+            finding = replace(finding, made_from=self.find_limits(finding, given))
+        return finding
 
-    def judge_again(self, found: Finding, given: Given) -> Finding:
-        """The same evidence, judged beside other findings, or by another policy."""
-        finding = self.finding(found.frames, given)
+    def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
+        """Judge the same evidence again, with other earlier findings or by another policy."""
+        if not found.frames:
+            return _reweigh(found, given)
+        failed = failures(found.frames).get(WHOLE)
+        finding = self.on_source_error(failed, given) if failed else self.finding(found.frames, given)
         return replace(
-            finding, frames=found.frames | finding.frames, questions=found.questions, shaped_by=found.shaped_by,
+            finding, frames=found.frames | finding.frames, queries=found.queries, shaped_by=found.shaped_by,
             at=found.at,
         )  # fmt: skip
 
-    def finding(self, frames: Frames, given: Given) -> Finding:
-        """What the judge says, with the sources that were not seen, and a headline that names what decided."""
-        judged = self.judge(frames, given)
-        unseen = judged.unseen or tuple(Unseen(e.source, e.reason) for e in failures(frames).values())
-        return replace(judged, step=self.step, unseen=unseen, headline=naming(judged))
+    def find_limits(self, found: Finding, given: JudgeInput) -> dict[str, tuple[str, float]]:
+        """Return the observations that are made from a value beyond its limit: the value's name, and that limit.
 
-    def silence(self, e: SourceError, given: Given) -> Finding:
-        """What it means for this step that a source did not answer it."""
-        finding = self.on_error(e, given) if self.on_error else could_not_ask(e)
+        The observed value is part of the frames, so the limit is moved to its other side instead.
+        """
+        limits: dict[str, tuple[str, float]] = {}
+        made = dict.fromkeys(s.observation for s in found.signals if s.observation)
+        for value, moved, limit in _move_limits(found.values) if made else ():
+            book = replace(given.catalog, limits=Limits(given.limits | {moved.name: moved}))
+            again = self.judge_again(found, replace(given, catalog=book)).signals
+            supported = {s.about for s in again if s.weight > 0 and s.observation not in made}
+            gone = made.keys() - limits.keys() - {s.observation for s in again}
+            # An observation that another one replaces, which supports the same, does not end at this limit.
+            gone -= {s.observation for s in found.signals if s.weight > 0 and s.about in supported}
+            limits |= dict.fromkeys(gone, (value, limit))
+        return limits
+
+    def _replay(self, recorded: Finding | None, given: JudgeInput) -> Finding:
+        """Judge the recorded frames of the step."""
+        if recorded is None:
+            return unknown(self.step, Reason.NO_DATA, say("unknown.not_recorded", step=self.step))
+        return self.judge_again(recorded, given)
+
+    def finding(self, frames: Frames, given: JudgeInput) -> Finding:
+        """Judge the frames; add the sources that failed, and the deciding value to the headline.
+
+        If the judge needs a value that was not read, the finding is UNKNOWN.
+        """
+        try:
+            judged = self.judge(frames, given)
+        except UnreadError as e:
+            judged = unknown("", Reason.NO_DATA, say("unknown.unread", detail=str(e)))
+        unseen = judged.unseen or tuple(Unseen(e.source, e.reason) for e in failures(frames).values())
+        return replace(judged, step=self.step, unseen=unseen, headline=with_deciding_value(judged))
+
+    def on_source_error(self, e: SourceError, given: JudgeInput) -> Finding:
+        """Return the finding of this step if its source failed."""
+        finding = self.on_error(e, given) if self.on_error else unknown_from_error(e)
         return replace(
             finding,
             step=self.step,
-            signals=finding.signals + signals_of_silence(e, given.catalog),
+            signals=finding.signals + evidence_from_error(e, given.catalog),
             unseen=(*finding.unseen, Unseen(e.source, e.reason)),
         )
 
 
+def _move_limits(values: Iterable[Value]) -> Iterator[tuple[str, Threshold, float]]:
+    """Yield the values beyond a limit, with a threshold that they do not reach: the critical limit, then both."""
+    for v in values:
+        t = v.threshold
+        if t is None or not isinstance(v.value, int | float) or v.status not in (Status.WARNING, Status.CRITICAL):
+            continue
+        beyond = v.value + (-1 if t.below else 1) * (abs(v.value) + 1)
+        if t.critical is not None and v.status is Status.CRITICAL:
+            yield v.name, replace(t, critical=beyond), t.critical
+        if t.warning is not None:
+            yield v.name, replace(t, warning=beyond, critical=None if t.critical is None else beyond), t.warning
+
+
+def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:
+    """Return failures by part as a frame: what `failures` reads back."""
+    rows = [[part, e.source, e.reason.value, e.detail, e.code] for part, e in failed.items()]
+    return pd.DataFrame(rows, columns=FAILED_COLUMNS)
+
+
 def failures(frames: Frames) -> dict[str, SourceError]:
-    """The failures that `parts.Parts` kept, by part."""
-    kept = frames.get(FAILED, pd.DataFrame())
-    if not {*FAILED_COLUMNS} <= {*kept.columns}:
-        return {}  # a frame of that name, of a check whose parts do not fail alone
+    """Return the failures that `parts.Parts` stored, by part."""
+    kept = frames.get(FAILED)
+    if kept is None or kept.empty or not {*FAILED_COLUMNS} <= {*kept.columns}:
+        return {}  # none, or a frame of that name, of a check whose parts do not fail alone
     return {
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
         for r in kept.to_dict("records")
     }
 
 
-def could_not_ask(e: SourceError) -> Finding:
-    """The UNKNOWN that a source's failure is; what cannot be reached, or turns the runbook away, is for section 2."""
+def _reweigh(found: Finding, given: JudgeInput) -> Finding:
+    """Return a finding without frames with the weights of this policy; artifacts before 0.5 stored no failures."""
+    named = dict.fromkeys(s.observation for s in found.signals if s.observation)
+    signals = [s for s in found.signals if not s.observation]
+    signals += [s for observation in named for s in given.catalog.observations.get(observation, ())]
+    return replace(found, signals=tuple(signals))
+
+
+#: The message of a source's failure, by its reason.
+_ERROR_KEYS = {
+    Reason.UNREACHABLE: "unknown.unreachable",
+    Reason.TIMEOUT: "unknown.timeout",
+    Reason.DENIED: "unknown.denied",
+    Reason.NO_DATA: "unknown.no_data",
+    Reason.SKIPPED: "unknown.skipped",
+    Reason.NOT_RUN: "unknown.not_run",
+    Reason.ERROR: "unknown.error",
+    Reason.NOT_CONFIGURED: "unknown.not_configured",
+}
+
+
+def source_error_text(e: SourceError) -> Text:
+    """Return the sentence that says why a source did not answer."""
+    return say(_ERROR_KEYS[e.reason], source=e.source, detail=e.detail)
+
+
+def unknown_from_error(e: SourceError) -> Finding:
+    """Return the UNKNOWN finding of a source's failure.
+
+    It points to section 2 if the source is unreachable or refuses.
+    """
     away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code == "no_connection"
     return unknown(
         "",
         e.reason,
-        say(f"unknown.{e.reason}", source=e.source, detail=e.detail),
+        source_error_text(e),
         next_sections=(REACHABILITY,) if away and e.code != "cost_gate" else (),
     )
 
 
-def naming(f: Finding) -> Text:
-    """The headline; where it leaves out the value that decided the status, with that value behind it."""
+def with_deciding_value(f: Finding) -> Text:
+    """Return the headline.
+
+    If it does not contain the value that decided the status, append that value and its limit.
+    """
     deciding = f.deciding
     if f.status is Status.UNKNOWN or not deciding:
         return f.headline
@@ -140,5 +244,5 @@ def naming(f: Finding) -> Text:
         return f.headline
     v = deciding[0]
     limit = v.threshold and (v.threshold.critical if f.status is Status.CRITICAL else v.threshold.warning)
-    side = "below" if v.threshold and v.threshold.below else "above"
-    return say(f"ui.decided_{side}", headline=f.headline, name=v.name, value=v.value, unit=v.unit, limit=limit)
+    key = "ui.decided_below" if v.threshold and v.threshold.below else "ui.decided_above"
+    return say(key, headline=f.headline, name=v.name, value=v.value, unit=v.unit, limit=limit)

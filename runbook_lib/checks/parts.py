@@ -1,6 +1,6 @@
-"""Steps that ask several things: each part may fail alone, and its failure is a frame like its answer.
+"""Steps that read several things: each part may fail alone, and its failure is stored as a frame.
 
-So a judge sees what could not be seen, and a verdict can be derived again from the frames.
+So a judge knows which parts failed, and a verdict can be derived again from the frames.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib import rows
-from runbook_lib.checks.check import FAILED, FAILED_COLUMNS, Check, failures
-from runbook_lib.context import Given
+from runbook_lib.analysis.diagnosis import evidence_from_error
+from runbook_lib.checks.check import FAILED, Check, failure_frame, failures
+from runbook_lib.context import JudgeInput
 from runbook_lib.messages import VERBATIM
-from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
+from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, replace, say, unknown
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
+    from runbook_lib.sources.postgres import Snapshot
 
 _ASKED = "asked"
 
@@ -30,7 +32,7 @@ class Parts:
     """Collects frames part by part."""
 
     answers: Frames = field(default_factory=dict)
-    failures: list[dict[str, str]] = field(default_factory=list)
+    failures: dict[str, SourceError] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[Frames]:
@@ -38,27 +40,52 @@ class Parts:
         try:
             yield self.answers
         except SourceError as e:
-            self.failures.append(
-                {"part": name, "source": e.source, "why": e.reason.value, "detail": e.detail, "code": e.code}
-            )
+            self.failures[name] = e
+
+    def ask(self, db: Snapshot, part: str, queries: Mapping[str, str], **params: Any) -> None:
+        """Run these queries in a snapshot as one part; a failure ends this part and the snapshot stays usable.
+
+        `queries` maps the name of each frame to the name of its query. A lock on one table, for example, fails only the
+        parts whose queries read that table.
+        """
+        with self.part(part) as answers:
+            for name, query in queries.items():
+                answers[name] = db.ask_apart(query, **params)
 
     def failure(self, name: str) -> SourceError | None:
-        """What went wrong with that part, if anything did."""
-        return failures(self.frames()).get(name)
+        """Return the failure of that part; None if it did not fail."""
+        return self.failures.get(name)
+
+    def any_answer(self) -> Frames:
+        """Return `frames`; if no part was answered, raise the SourceError of the first part."""
+        if not self.answers:
+            for e in failures(self.frames()).values():
+                raise e
+        return self.frames()
 
     def frames(self) -> Frames:
-        """What was answered, and beside it what was not."""
-        return {**self.answers, FAILED: pd.DataFrame(self.failures, columns=FAILED_COLUMNS)}
+        """Return the frames of the parts that were read, and the frame of the failures."""
+        return {**self.answers, FAILED: failure_frame(self.failures)}
 
 
-def needs_the_present(rb: Context, source: str) -> None:
-    """For what only the present can answer; raises SourceError where the run looks at a past moment."""
+def signals_of_failures(failed: Mapping[str, SourceError], given: JudgeInput) -> tuple[Signal, ...]:
+    """Return the evidence of the failed parts about their sources; see `evidence_from_error`."""
+    return tuple(s for e in failed.values() for s in evidence_from_error(e, given.catalog))
+
+
+def notes_of_failures(failed: Mapping[str, SourceError]) -> tuple[Text, ...]:
+    """One note for each part that was not answered."""
+    return tuple(say("unknown.part", part=part, source=e.source, detail=e.detail) for part, e in failed.items())
+
+
+def require_present(rb: Context, source: str) -> None:
+    """Raise SourceError if the run is about a past moment: this query can only answer for the present."""
     if rb.past:
         raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
 
 
 def no_data(question: str) -> Finding:
-    """The UNKNOWN of a step whose question has no answer among its frames."""
+    """Return the UNKNOWN finding of a step whose query has no result among its frames."""
     return unknown("", Reason.NO_DATA, say("unknown.no_data", detail=question))
 
 
@@ -69,9 +96,8 @@ def seconds_between(earlier: Any, later: Any) -> float | None:
     return max(float((pd.Timestamp(later) - pd.Timestamp(earlier)).total_seconds()), 0.0)
 
 
-@dataclass(frozen=True)
-class Became:
-    """What an action's outcome, or one of its preconditions, says in its frame."""
+class OutcomeRow(rows.Row):
+    """The row of an action's outcome, or of one of its preconditions, in its frame."""
 
     result: str = ""
     verified: bool = False
@@ -88,23 +114,30 @@ class Became:
 
     @property
     def effect(self) -> Text:
-        """What was seen of its effect."""
+        """The observed effect."""
         return say(VERBATIM, en=self.effect_en, ja=self.effect_ja)
 
 
-@dataclass(frozen=True)
-class _Condition:
+class _Condition(rows.Row):
+    precondition: str = ""
     holds: bool | None = None
+    warns: bool = False
 
 
-def hold(frames: Frames) -> bool | None:
-    """Whether an action's preconditions hold; None where one of them, or all, could not be seen."""
-    seen = [c.holds for c in rows.each(frames.get("preconditions"), _Condition)]
+def preconditions_hold(frames: Frames) -> bool | None:
+    """Whether an action's preconditions hold; None where one that stops it, or all, could not be seen."""
+    seen = [c.holds for c in rows.each(frames.get("preconditions"), _Condition) if not (c.holds is None and c.warns)]
     return None if not seen or None in seen else all(seen)
 
 
+def warnings(frames: Frames) -> list[str]:
+    """Return the preconditions that could not be checked and do not stop the action, in the words of the run."""
+    conditions = rows.each(frames.get("preconditions"), _Condition)
+    return [c.precondition for c in conditions if c.holds is None and c.warns]
+
+
 def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
-    """The frames of several checks in one step, named "part.frame"; each may fail for itself."""
+    """Collect the frames of several checks in one step, named "part.frame"; each check may fail alone."""
     parts = Parts()
     for name, check in checks.items():
         with parts.part(name) as answers:
@@ -113,17 +146,17 @@ def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
     return parts.frames()
 
 
-def judge_each(frames: Frames, given: Given, checks: Mapping[str, Check]) -> dict[str, Finding]:
-    """The finding of each part: judged, or what its source's failure means."""
+def judge_each(frames: Frames, given: JudgeInput, checks: Mapping[str, Check]) -> dict[str, Finding]:
+    """Return the finding of each part: the judgement of its frames, or the finding of its source's failure."""
     failed = failures(frames)
     found: dict[str, Finding] = {}
     for name, check in checks.items():
         prefix = f"{name}."
         if name in failed:
-            finding = check.silence(failed[name], given)
+            finding = check.on_source_error(failed[name], given)
         elif prefix + _ASKED in frames:
             own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
-            # A later part may look at what an earlier one found, as in a section of its own.
+            # A later part may use the findings of earlier parts, as in a section.
             finding = check.finding(own, replace(given, earlier=(*given.earlier, *found.values())))
         else:
             finding = unknown(check.step, Reason.NOT_RUN, say("unknown.not_run", step=check.step))

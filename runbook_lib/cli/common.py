@@ -1,36 +1,61 @@
-"""What commands share: of the engine, and of packs that bring their own."""
+"""Options and helpers that the commands of the engine and of packs share."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from runbook_lib import interrupts, settings
+from runbook_lib.cli.numbers import NumberRange
 from runbook_lib.usage import UsageError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
+FILE = click.Path(dir_okay=False, path_type=Path)
+DEADLINE = NumberRange(min=0, min_open=True, max=settings.DAY_S)
+
+
+#: What a command prints with --json.
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
+
+
+def output_option(what: str = "folder or URL of the artifacts") -> Callable[[F], F]:
+    """Return the option --output; its default is the setting `output`."""
+    default = lambda: settings.load().output  # noqa: E731 - read when the command is called
+    return click.option("--output", metavar="DIR|URL", default=default, help=f"{what}  [default: outputs]")
+
+
+def lang_option(what: str = "language of the output") -> Callable[[F], F]:
+    """Return the option --lang; its default is the setting `lang`."""
+    default = lambda: settings.load().lang  # noqa: E731 - read when the command is called
+    return click.option(
+        "--lang", type=click.Choice(["ja", "en"]), default=default, help=f"{what}  [default: as the locale]"
+    )
 
 
 def words(value: str) -> str:
-    """Text for people and files: bytes that are not in the terminal's encoding are kept as \\xNN."""
+    """Decode text for people and files: bytes outside the terminal's encoding become \\xNN."""
     return os.fsencode(value).decode(errors="backslashreplace")
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A hint for a misspelt command."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """As click does. Raises UsageError."""
-        known = self.list_commands(ctx)
-        if args and not args[0].startswith("-") and args[0] not in known:
-            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], known)}")
+        """Find the command. Raises UsageError with the closest name for an unknown one."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UsageError(f"unknown command '{args[0]}': {did_you_mean(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 
 
-def pairs_of(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
-    """What was given as NAME=VALUE, by name. Raises UsageError."""
+def parse_pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
+    """Parse options written as NAME=VALUE into a dict. Raises UsageError."""
     values: dict[str, Any] = {}
     for pair in pairs:
         name, sep, value = pair.partition("=")
@@ -46,38 +71,44 @@ def say_json(said: object) -> None:
     click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
 
 
-def existing(incident: str, output: str | None) -> Any:
-    """The archive of an incident. Raises UsageError where there is none."""
+def existing_archive(incident: str, output: str | None) -> Any:
+    """Return the archive of an incident. Raises UsageError if there is none."""
     from runbook_lib.parameters import validate
     from runbook_lib.store import SEALED, Archive
 
     validate({"incident_id": incident})
     archive = Archive(output or settings.load().output, incident)
     if not set(SEALED) & set(archive.names()) and not archive.partials():
-        raise UsageError(no_incident(archive))
+        raise UsageError(unknown_incident_text(archive))
     return archive
 
 
-def no_incident(archive: Any) -> str:
-    """The line that says so, with what was perhaps meant."""
+def unknown_incident_text(archive: Any) -> str:
+    """Return the error line for an unknown incident, with the closest known name."""
     known = type(archive)(archive.output, "").names()
     return f"no incident '{archive.incident}' under {archive.output}: {did_you_mean(archive.incident, known)}"
 
 
 def action_options(f: Any) -> Any:
-    """The options of every action."""
+    """Add the options that every action has."""
     for option in (
-        click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
-        click.option("--incident", default="adhoc", show_default=True, help="whose dossier the action belongs to"),
-        click.option("--execute", is_flag=True, help="do it; without this it is a dry run"),
-        click.option("--approved-by", type=words, metavar="NAME", help="who gave the word"),
-        click.option("--reason", type=words, metavar="TEXT", help="why, for the postmortem"),
-        click.option("--break-glass", is_flag=True, help="although frozen, over the limit, or not approved"),
-        click.option("--approval", metavar="WORD|FILE", help="what `runbook approve` has printed for the dry run"),
-        click.option("--wait", "wait_s", type=float, metavar="SECONDS", help="for the effect  [default: 60]"),
-        click.option("--output", metavar="DIR|URL", help="where the incident's folder is  [default: outputs]"),
-        click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
-        click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
+        click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml"),
+        click.option(
+            "--incident", default="adhoc", show_default=True, help="the incident whose dossier records the action"
+        ),
+        click.option("--execute", is_flag=True, help="run the action; without this it is a dry run"),
+        click.option("--approved-by", type=words, metavar="NAME", help="the person who approved the action"),
+        click.option("--reason", type=words, metavar="TEXT", help="the reason, for the postmortem"),
+        click.option(
+            "--break-glass", is_flag=True, help="run it despite a freeze, the hourly limit or a missing approval"
+        ),
+        click.option("--approval", metavar="WORD|FILE", help="the output of `runbook approve` for the dry run"),
+        click.option(
+            "--wait", "wait_s", type=float, metavar="SECONDS", help="time to wait for the effect  [default: 60]"
+        ),
+        output_option("folder or URL of the incidents"),
+        lang_option(),
+        AS_JSON,
     ):
         f = option(f)
     return f
@@ -96,25 +127,24 @@ def act(
     break_glass: bool,
     approval: str | None,
     wait_s: float | None,
-    output: str | None,
-    lang: str | None,
+    output: str,
+    lang: str,
     as_json: bool,
 ) -> int:
-    """Carry out an action of the runbook in force from within a section, and say what came of it; its exit code."""
+    """Run an action of the active runbook from within a section, print its outcome, and return the exit code."""
     from runbook_lib.archive import dossier, seal
     from runbook_lib.session import quiet_session
     from runbook_lib.view import record, render
 
-    interrupts.unwind()  # what has been done is written down
-    if output:
+    interrupts.raise_on_signal()  # what has been done is written down
+    if output != settings.load().output:
         os.environ["RUNBOOK_OUTPUT"] = output
-    lang = lang or settings.load().lang
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
     rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
     rb.context.archive.prepare()
     what |= {"break_glass": break_glass, "approval": approval}
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
-    sealed = seal.told(rb.context.archive)
+    sealed = seal.seal_text(rb.context.archive)
     if as_json:
         say_json(record.outcome(outcome) | {"seal": sealed})
     else:

@@ -1,18 +1,20 @@
-"""The commands `runbook diff`, `runbook baseline` and `runbook watch`."""
+"""The commands `runbook diff`, `runbook baseline`, `runbook watch` and `runbook backtest`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from runbook_lib import interrupts, settings
-from runbook_lib.cli.common import existing, say_json
-from runbook_lib.cli.numbers import Number
+from runbook_lib import interrupts, messages, settings
+from runbook_lib.cli.common import FILE, existing_archive, say_json
+from runbook_lib.cli.numbers import NumberRange
 
 _TARGET = click.option("--target", default="default", show_default=True, help="which system, from runbook.toml")
 _OUTPUT = click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
-_LANG = click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+_PAGE = click.option("--page", type=FILE, help="write the differences as an HTML page")
+_LANG = click.option("--lang", type=click.Choice(["ja", "en"]), help="language of the output  [default: en]")
 
 
 @click.command()
@@ -20,7 +22,7 @@ _LANG = click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is
 @click.argument("before", required=False)
 @click.argument("after", required=False)
 @_OUTPUT
-@click.option("--page", type=click.Path(dir_okay=False, path_type=Path), help="what differs, as a page")
+@_PAGE
 @click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
 @_LANG
 def diff(
@@ -32,26 +34,25 @@ def diff(
     as_json: bool,
     lang: str | None,
 ) -> int:
-    """Say what differs between two runs of an incident: by their names, or of each section the first and the last.
+    """Show the differences between two runs of an incident, by name, or the first and last run of each section.
 
     A name may be shortened, and have another incident before it: OTHER/20261126T0312.
     """
     from runbook_lib.archive import compare
-    from runbook_lib.store import OutputError, write_whole
     from runbook_lib.usage import UsageError
     from runbook_lib.view import render
+    from runbook_lib.view.differences import Comparison
 
     if before and not after:
-        raise UsageError("two runs are compared: name both, or none for the first and the last of each section")
-    archive, lang = existing(incident, output), lang or settings.load().lang
-    pairs = [(before, after)] if before and after else compare.first_and_last(archive)
-    told = [compare.between(compare.run(archive, a), compare.run(archive, b), lang) for a, b in pairs]
+        raise UsageError("name two runs to compare, or none to compare the first and the last run of each section")
+    archive, lang = existing_archive(incident, output), lang or settings.load().lang
+    if before and after:
+        pairs = [(compare.archived(archive, before), compare.archived(archive, after))]
+    else:
+        pairs = compare.first_and_last(archive)
+    told = [Comparison(*pair, lang) for pair in pairs]
     if page:
-        content = render.html("compared", lang, incident=incident, told=told).encode()
-        try:
-            write_whole(page.absolute(), content)
-        except OSError as e:
-            raise OutputError(f"the page could not be written to {page}: {e.strerror}") from None
+        _write_page(page, render.html("compared", lang, incident=incident, told=told))
     if as_json:
         say_json([c.record() for c in told])
     else:
@@ -65,11 +66,12 @@ def diff(
 @_OUTPUT
 @_LANG
 def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: str | None) -> int:
-    """Keep what is usual for a target: the numbers of these sections (3 and 4.1), if they are OK. For a scheduler.
+    """Store the usual values of a target: the numbers of these sections (3 and 4.1), if they are OK.
 
-    `rb.compare("healthy")` holds a run against what was kept at the same hour of the week. Exit code: that of a run.
+    Run it from a scheduler.
+
+    `rb.compare("healthy")` compares a run with the values of the same hour of the week. Exit code: that of a run.
     """
-    from runbook_lib import messages
     from runbook_lib.archive import compare
     from runbook_lib.model.finding import Status, say, worst
     from runbook_lib.store import OutputError
@@ -78,14 +80,14 @@ def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: s
     output, lang = output or config.output, lang or config.lang
     found = []
     for section in sections or ("3", "4.1"):
-        rb = compare.answered(section, target=target, incident_id=f"baseline-{target}")
+        rb = compare.run_section(section, target=target, incident_id=f"baseline-{target}")
         status = rb.verdict().status
         found.append(status)
         if status is Status.OK:
             try:
                 compare.keep(rb, output)
             except OSError as e:
-                raise OutputError(f"what is usual could not be kept in {output}: {e.strerror or e}") from None
+                raise OutputError(f"the usual values could not be stored in {output}: {e.strerror or e}") from None
         key = "compare.kept" if status is Status.OK else "compare.not_kept"
         click.echo(messages.text(say(key, section=section, target=target, status=status.name), lang))
     return int(worst(found).value)
@@ -94,16 +96,16 @@ def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: s
 @click.command()
 @click.argument("section", default="4.1")
 @_TARGET
-@click.option("--every", "every_s", type=Number(min=2, max=3600), default=10, show_default=True, metavar="SECONDS")
+@click.option("--every", "every_s", type=NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS")
 @_LANG
 def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
-    """Look again and again until Ctrl-C: the strip, and what has changed since the last look. Nothing is kept.
+    """Run a section repeatedly until Ctrl-C: show the strip, and what changed since the last sample. Nothing is saved.
 
-    Exit code: that of the last look.
+    Exit code: that of the last sample.
     """
     from runbook_lib.archive import compare
 
-    interrupts.unwind()
+    interrupts.raise_on_signal()
     lang = lang or settings.load().lang
     code: int | None = None
     try:
@@ -115,3 +117,54 @@ def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
         if code is None:
             raise
     return code or 0
+
+
+@click.command()
+@click.argument("incidents", nargs=-1, metavar="[INCIDENT]...")
+@click.option(
+    "--policy",
+    "given",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    metavar="FILE|DIR",
+    help="the other documents: slo.md, failure-modes.md, runbook.toml for targets' own thresholds, or their folder",
+)
+@_OUTPUT
+@_PAGE
+@click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
+@_LANG
+def backtest(
+    incidents: tuple[str, ...], given: Path, output: str | None, page: Path | None, as_json: bool, lang: str | None
+) -> int:
+    """Judge the stored runs of past incidents by other documents. All incidents if none is named.
+
+    Exit code 0: no result changes; 1: a result changes, or cannot be judged again.
+    """
+    from runbook_lib.archive import backtest as past
+    from runbook_lib.store import SEALED, Archive
+    from runbook_lib.view import differences
+
+    config = settings.load()
+    output, lang = output or config.output, lang or config.lang
+    every = Archive(output, "").names()
+    named = [existing_archive(i, output).incident for i in incidents]
+    asked = named or [i for i in every if {*SEALED} & {*Archive(output, i).names()}]
+    report, unread = past.run(output, asked, given)
+    if page:
+        _write_page(page, differences.backtest_page(report, str(given), lang))
+    if as_json:
+        click.echo(json.dumps(report, ensure_ascii=False))
+    else:
+        click.echo("\n".join(differences.backtest_lines(report, lang)))
+    for text in unread:
+        click.echo(messages.text(text, lang), err=True)
+    return int(bool(report["flips"] or report["not_replayable"]))
+
+
+def _write_page(page: Path, content: str) -> None:
+    from runbook_lib.store import OutputError, write_whole
+
+    try:
+        write_whole(page.absolute(), content.encode())
+    except OSError as e:
+        raise OutputError(f"the page could not be written to {page}: {e.strerror}") from None

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 
-class Number(click.FloatRange):
+class NumberRange(click.FloatRange):
     """A number within limits, which `nan` is not."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:

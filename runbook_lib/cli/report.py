@@ -8,38 +8,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runbook_lib import settings
-from runbook_lib.cli.common import say_json
+from runbook_lib.cli.common import AS_JSON, FILE, lang_option, output_option, say_json
 from runbook_lib.usage import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _AGO = re.compile(r"([0-9]{1,4}) *([hdw])")
 _HOURS = {"h": 1, "d": 24, "w": 168}
 
 
 @click.command()
-@click.option("--since", metavar="DATE|30d", help="what began since a day (UTC) or a time with its offset, or 30d ago")
-@click.option("--until", metavar="DATE|30d", help="what began before a time; a day is included")
-@click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
-@click.option("--page", type=_FILE, help="all of it as a page")
-@click.option("--csv", "table", type=_FILE, help="one row an incident")
-@click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
-@click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]")
+@click.option(
+    "--since", metavar="DATE|30d", help="incidents that began since a day (UTC), a time with its offset, or 30d ago"
+)
+@click.option("--until", metavar="DATE|30d", help="incidents that began before a time; a day is included")
+@output_option()
+@click.option("--page", type=FILE, help="write the report as an HTML page")
+@click.option("--csv", "table", type=FILE, help="write a CSV file, one row per incident")
+@AS_JSON
+@lang_option()
 def report(
     since: str | None,
     until: str | None,
-    output: str | None,
+    output: str,
     page: Path | None,
     table: Path | None,
     as_json: bool,
-    lang: str | None,
+    lang: str,
 ) -> int:
-    """Say of the incidents of a period what they came to, what helped, what alarmed for nothing, and what is open.
+    """Summarise the incidents of a period: results, effective actions, false alarms, open work.
 
-    From their dossiers alone: no system is asked. Exit code 0.
+    It reads only the dossiers, no system. Exit code 0.
     """
     import pandas as pd
 
@@ -48,9 +48,8 @@ def report(
     from runbook_lib.model.finding import say
     from runbook_lib.view import render
 
-    config, now = settings.load(), pd.Timestamp.now("UTC")
-    output, lang = output or config.output, lang or config.lang
-    begin, end = _moment("--since", since, now), _moment("--until", until, now)
+    now = pd.Timestamp.now("UTC")
+    begin, end = _parse_limit("--since", since, now), _parse_limit("--until", until, now)
     if begin is not None and end is not None and begin >= end:
         raise UsageError(f"--since {since} is not before --until {until}")
     incidents, unread = period.read(output, begin, end)
@@ -58,10 +57,10 @@ def report(
     shown = [t if t is None else render.when(t) for t in (begin, end)]
     title = say("report.title", output=output, since=shown[0], until=shown[1])
     if page:
-        told = {"sums": period.sums(said), "tables": period.tables(incidents, said, lang)}
-        _write(page, render.html("report", lang, title=title, unread=unread, **told))
+        told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said, lang)}
+        _write_file(page, render.html("report", lang, title=title, unread=unread, **told))
     if table:
-        _write(table, period.frame(incidents).to_csv(index=False))
+        _write_file(table, period.frame(incidents).to_csv(index=False))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
@@ -72,8 +71,11 @@ def report(
     return 0
 
 
-def _moment(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | None:
-    """A day, which is --until's last, a time with its offset, or how long ago. Raises UsageError."""
+def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | None:
+    """Parse a limit of the period: a day (for --until its end), a time with its offset, or an age such as 30d.
+
+    Raises UsageError.
+    """
     import pandas as pd
 
     from runbook_lib.parameters import moment
@@ -94,7 +96,7 @@ def _moment(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | 
     return time
 
 
-def _write(path: Path, content: str) -> None:
+def _write_file(path: Path, content: str) -> None:
     from runbook_lib.store import OutputError, write_whole
 
     try:

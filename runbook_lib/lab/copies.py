@@ -7,57 +7,70 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import nbformat
 
-from runbook_lib import catalog, pack
+from runbook_lib import catalog, pack, recording
 from runbook_lib.parameters import validate
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError, config_file, sandbox_folder
+from runbook_lib.view import prose
 
-#: Behind a person's own, so that they hold.
+#: Placed after the user's own options, so that these win.
 _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
     "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
 
 
-_PICTURES = shutil.ignore_patterns("images")
+#: A link to a document from a committed notebook, or the definition of one.
+_TO_DOCUMENTS = re.compile(r"(\]\(|^\[[^\]]+\]: )\.\./docs/", re.MULTILINE)
+_PICTURES = shutil.ignore_patterns("images", "hooks")
 
 
-def prepare_copies(archive: Archive, target: str) -> str:
+def prepare_copies(archive: Archive, target: str, sections: Container[str] | None = None, lang: str = "en") -> str:
     """Copy the notebooks into the incident's folder; those there are kept. In each, fill in target and incident.
 
-    Returns the folder. Raises UsageError when the archive is not a local folder.
+    With `sections` only theirs. A new copy's text is in `lang`. Returns the folder. Raises UsageError when the archive
+    is not a local folder.
     """
     if archive.local is None:
-        raise UsageError("`runbook lab` needs a local --output folder: a responder's copies live beside the artifacts")
+        raise UsageError("`runbook lab` needs a local folder as --output, for the copies of the notebooks")
     folder = archive.local / "lab"
     # The documents that the notebooks link to come along, so that the links lead somewhere here as well.
-    for own in pack.in_force().packs:
+    for own in pack.active_runbook().packs:
         copied = folder / "docs" / (own.name if own.extends else "")
-        shutil.copytree(own.document("runbook").parent, copied, dirs_exist_ok=True, ignore=_PICTURES)
+        if (documents := own.document("runbook").parent).is_dir():
+            shutil.copytree(documents, copied, dirs_exist_ok=True, ignore=_PICTURES)
     for section in catalog.load().runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
-        own = next(p for p in pack.in_force().packs if p.notebook(section.notebook.name) == section.notebook)
+        if sections is not None and section.number not in sections:
+            continue
+        own = next(p for p in pack.active_runbook().packs if p.notebook(section.notebook.name) == section.notebook)
         docs = f"docs/{own.name}" if own.extends else "docs"
         copy = folder / section.notebook.name
+        values = {"incident_id": archive.incident, "target": target}
+        new = not copy.exists()
         try:
-            nb = nbformat.read(copy if copy.exists() else section.notebook, as_version=4)
+            nb = nbformat.read(section.notebook if new else copy, as_version=4)
         except ValueError:
             continue  # somebody's own file
+        if new:
+            prose.set_language(nb, lang)
+            values["lang"] = lang
         for cell in nb.cells:
             if cell.cell_type == "markdown":
-                cell.source = cell.source.replace("](../docs/", f"]({docs}/")
-        if _fill_in(nb, {"incident_id": archive.incident, "target": target}) or not copy.exists():
+                cell.source = _TO_DOCUMENTS.sub(rf"\g<1>{docs}/", cell.source)
+        if _fill_in(nb, values) or new:
             nbformat.write(nb, copy)
     return str(folder)
 
 
 def _fill_in(nb: nbformat.NotebookNode, values: dict[str, str]) -> bool:
-    """Set values in the parameters cell itself, so that running it again keeps them; was there anything to set?"""
+    """Set values in the parameters cell itself, so that running it again keeps them; return whether any changed."""
     changed = False
     for cell in nb.cells:
         if "parameters" in cell.metadata.get("tags", []):
@@ -69,28 +82,36 @@ def _fill_in(nb: nbformat.NotebookNode, values: dict[str, str]) -> bool:
     return changed
 
 
-def open_lab(output: str, incident: str, target: str, arguments: Sequence[str] = ()) -> NoReturn:
-    """Become JupyterLab on the copies, with further arguments of its own.
+def open_lab(
+    output: str,
+    incident: str,
+    target: str,
+    arguments: Sequence[str] = (),
+    replay: Path | None = None,
+    lang: str = "en",
+) -> NoReturn:
+    """Become JupyterLab on the copies, with further arguments of its own; with `replay` on a recording's frames.
 
-    It listens on this machine alone: whoever reaches it can run anything. It takes the place of this process, so
-    that Ctrl-C and its question whether to stop are its own.
+    It listens on this machine only, since anybody who reaches it can run any code. It replaces this process, so that it
+    handles Ctrl-C and asks its own question whether to stop.
     """
     if shutil.which("jupyter-lab", path=f"{sys.prefix}/bin") is None:
         raise UsageError("JupyterLab is not installed: pip install 'runbook-notebooks[lab]'")
     if any(re.match(r"--(ServerApp\.|LabApp\.|NotebookApp\.)?ip\b", a) for a in arguments):
-        raise UsageError("JupyterLab listens on this machine only: reach it from another one through `ssh -L`")
+        raise UsageError("JupyterLab listens only on this machine: use `ssh -L` to reach it from another one")
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     archive.prepare()
-    folder = prepare_copies(archive, target)
+    folder = prepare_copies(archive, target, recording.read(replay).runs if replay else None, lang)
     start = f"--LabApp.default_url=/runbook/{incident}/"  # before a person's own: it need not hold
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
-    os.execve(sys.executable, command, os.environ | _found_here(archive))  # noqa: S606 - no shell
+    replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
+    os.execve(sys.executable, command, os.environ | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 
-def _found_here(archive: Archive) -> dict[str, str]:
-    """Where this folder's settings, sandbox and artifacts are, for kernels that run in another one."""
+def _kernel_environment(archive: Archive) -> dict[str, str]:
+    """Return the paths of this folder's settings, sandbox and artifacts, for kernels that run in another folder."""
     assert archive.local is not None  # noqa: S101 - `prepare_copies` has checked it
     found = {
         "RUNBOOK_SANDBOX_DIR": str(sandbox_folder().resolve()),

@@ -1,8 +1,8 @@
-"""What `runbook lab` adds to the Jupyter server: a saved notebook holds nothing that must not leave, and is archived.
+"""The Jupyter server extension of `runbook lab`: a saved notebook is cleaned of secrets and archived.
 
-And the page that it opens on: the incident's own, with what is to be run next, made anew at each reload.
+It also serves the start page: the incident's page with the sections to run next, rebuilt at each reload.
 
-An extension instead of `pre_save_hook` in the configuration: it stands beside whatever hooks a person has configured.
+It is an extension instead of a `pre_save_hook` in the configuration, so that it works beside a person's own hooks.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 
-from runbook_lib import catalog, settings
-from runbook_lib.archive import artifact, dossier, news
+from runbook_lib import catalog, pack, settings
+from runbook_lib.archive import artifact, dossier
 from runbook_lib.masking import Masker, secrets_of
-from runbook_lib.parameters import validate
+from runbook_lib.parameters import mask_free_texts, now, validate
 from runbook_lib.store import Archive, digest
 from runbook_lib.usage import UsageError
+from runbook_lib.view import record
 
 
 def _load_jupyter_server_extension(app: Any) -> None:
@@ -30,11 +30,11 @@ def _load_jupyter_server_extension(app: Any) -> None:
     app.contents_manager.register_post_save_hook(after_save)
     # Kernels know by it that they may reveal: the hooks are in place.
     os.environ["RUNBOOK_LAB"] = str(os.getpid())
-    _serve_the_incident(app.web_app, Path(app.root_dir))
+    _serve_incident_page(app.web_app, Path(app.root_dir))
 
 
-def _serve_the_incident(web_app: Any, folder: Path) -> None:
-    """The incident's page under /runbook/INCIDENT/, and what it links to; for whoever the server lets in."""
+def _serve_incident_page(web_app: Any, folder: Path) -> None:
+    """Serve the incident's page under /runbook/INCIDENT/ and what it links to, with the server's authentication."""
     from jupyter_server.base.handlers import AuthenticatedFileHandler, JupyterHandler
     from jupyter_server.utils import url_path_join
     from tornado.web import authenticated
@@ -64,8 +64,8 @@ def before_save(model: dict[str, Any], **_: Any) -> None:
     if model.get("type") != "notebook" or not model.get("content"):
         return
     try:
-        artifact.drop_revealed(model["content"])
-        artifact.clean_texts(model["content"], Masker(_secrets()).without_secrets)
+        artifact.drop_outputs(model["content"], record.REVEALED_MIME)
+        artifact.clean_texts(model["content"], Masker(_target_secrets()).without_secrets)
     except Exception as e:
         from tornado.web import HTTPError
 
@@ -77,20 +77,20 @@ def after_save(model: dict[str, Any], os_path: str, contents_manager: Any, **_: 
     if model.get("type") != "notebook":
         return
     try:
-        if name := keep(Path(os_path)):
+        if name := archive_notebook(Path(os_path)):
             contents_manager.log.info("runbook: archived %s", name)
     except Exception as e:
         detail = str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {e}"
         contents_manager.log.warning("runbook: %s could not be archived: %s", Path(os_path).name, detail)
 
 
-def keep(path: Path) -> str | None:
+def archive_notebook(path: Path) -> str | None:
     """Archive the last run in a notebook like a headless one; its name, or None when there is nothing new.
 
     Raises UsageError and OSError.
     """
-    nb = artifact.of_last_run(nbformat.read(path, as_version=4))
-    if nb is None:
+    nb = artifact.keep_last_run(nbformat.read(path, as_version=4))
+    if nb is None or settings.load().replay:
         return None
     header = artifact.header(nb)
     parameters = {"incident_id": header["incident"], "target": header["target"]} | header["parameters"]
@@ -100,12 +100,13 @@ def keep(path: Path) -> str | None:
     if any(entry.get("outputs") == shown for entry in archive.manifest()):
         return None
     masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
-    archive.prepare()  # before somebody is given a token
+    archive.prepare()  # before the first token is made
+    parameters = mask_free_texts(parameters, masker)
     artifact.scrub(nb, masker)
     for cell in nb.cells:
         cell.source = masker.scrub(cell.source)
     run = artifact.read(nb, catalog.load().sections[header["section"]])
-    started, ended = header["opened"], pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
+    started, ended = header["opened"], now()
     stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
     try:
         made = artifact.make(
@@ -120,12 +121,12 @@ def keep(path: Path) -> str | None:
     said = dossier.document(archive.incident, header["target"], [result], run.verdict, lang)
     kept = dossier.keep(archive, [result], said)
     dossier.write_index(archive, lang)
-    news.tell(archive, [result], said, kept, lang)
+    pack.hook("concluded")(archive, [result], said, kept, lang)
     return made.name
 
 
-def _secrets() -> tuple[str, ...]:
-    """The secrets of every target; one in disorder must not keep a notebook from being saved."""
+def _target_secrets() -> tuple[str, ...]:
+    """Return the secrets of every target; a target with invalid settings is skipped, so that the save goes on."""
     urls: list[str] = []
     with suppress(Exception):
         config = settings.load()

@@ -27,8 +27,8 @@ _PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
 
 
 def catalogue(lang: str) -> dict[str, str]:
-    """Every text of a language by its dotted key: the engine's own, and those of the packs in force."""
-    return _catalogue(lang, pack.in_force())
+    """Return every text of a language by its dotted key: the engine's and those of the active packs."""
+    return _catalogue(lang, pack.active_runbook())
 
 
 @lru_cache(maxsize=8)
@@ -41,7 +41,7 @@ def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
 
 
 def text(message: Text, lang: str) -> str:
-    """The message in that language. A parameter that is itself a message is translated too."""
+    """Return the message in that language. A parameter that is itself a message is translated too."""
     if message.key == VERBATIM:
         return str(message.params[lang])
     params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}
@@ -54,7 +54,7 @@ def text(message: Text, lang: str) -> str:
 
 
 def shown(message: Text) -> Iterator[Any]:
-    """The parameters that the message's words show, those of messages inside it too."""
+    """Return the parameters that the message's text shows, including those of messages inside it."""
     if message.key == VERBATIM:
         return
     for _, field, spec, _ in string.Formatter().parse(catalogue(LANGUAGES[0])[message.key]):
@@ -81,7 +81,7 @@ class _Sentence(string.Formatter):
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The texts of a catalogue's file by their dotted keys."""
+    """Return the texts of a catalogue's file by their dotted keys."""
     texts: dict[str, str] = {}
     for key, value in table.items():
         texts |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

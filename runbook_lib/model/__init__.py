@@ -1,1 +1,1 @@
-"""Plain data that everything else speaks: findings, outcomes of actions, orders, frames."""
+"""Plain data that all layers use: findings, outcomes of actions, orders, frames."""

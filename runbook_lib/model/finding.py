@@ -1,4 +1,4 @@
-"""What a check found: the vocabulary that everything else speaks.
+"""The result of a check: statuses, findings, verdicts and their parts.
 
 Status and exit codes are those of Nagios and Icinga. A `Finding` is plain data: it knows no database,
 no clock and no language; `messages` turns its texts into words and `render` shows it.
@@ -7,10 +7,13 @@ no clock and no language; `messages` turns its texts into words and `render` sho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from dataclasses import replace as replace
 from datetime import timedelta
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+
+from runbook_lib.model.unread import known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +23,7 @@ Frames: TypeAlias = "dict[str, pd.DataFrame]"
 
 #: A moment nearer to the database's clock than this, in seconds, is the present.
 PRESENT_S = 30.0
-#: The name, or its end, of a value that says in how many seconds a look is worth while.
+#: The name, or its end, of a value in seconds after which another sample is worth while.
 LOOK_AGAIN = "look_again"
 
 
@@ -34,7 +37,7 @@ class Status(Enum):
 
     @property
     def rank(self) -> int:
-        """Order of badness: UNKNOWN stands between WARNING and CRITICAL."""
+        """The order of badness: UNKNOWN is between WARNING and CRITICAL."""
         return (Status.OK, Status.WARNING, Status.UNKNOWN, Status.CRITICAL).index(self)
 
 
@@ -53,7 +56,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Window:
-    """The moment that is looked at, and where the stretch before it begins; `past` if it is not the present."""
+    """The moment of a run, and the start of the window before it; `past` if the moment is not the present."""
 
     as_of: pd.Timestamp
     since: pd.Timestamp
@@ -61,7 +64,7 @@ class Window:
 
     @classmethod
     def before(cls, as_of: pd.Timestamp, minutes: float, *, past: bool = False) -> Window:
-        """So many minutes before a moment."""
+        """Return the window of so many minutes before a moment."""
         return cls(as_of, as_of - timedelta(minutes=minutes), past)
 
 
@@ -74,8 +77,22 @@ class Text:
 
 
 def say(key: str, **params: Any) -> Text:
-    """Name a message of `messages/*.toml`, with its parameters."""
-    return Text(key, params)
+    """Name a message of `messages/*.toml`, with its parameters; those that were not read are None."""
+    return Text(key, {name: known(value) for name, value in params.items()})
+
+
+def hop_text(name: str) -> Text:
+    """Return the message `hop.<name>`, which names a hop of docs/failure-modes.md."""
+    return say(f"hop.{name}")
+
+
+#: The messages that each proposal has, `proposal.<name>.<part>`.
+PROPOSAL_PARTS = ("title", "preconditions", "effect", "risk", "undo", "verify")
+
+
+def proposal_text(proposal: Proposal, part: str) -> Text:
+    """Return one of `PROPOSAL_PARTS` of a proposal as a message."""
+    return say(f"proposal.{proposal.name}.{part}", **proposal.params)
 
 
 #: The origin of a target's own threshold begins so.
@@ -84,7 +101,7 @@ OWN = "runbook.toml"
 
 @dataclass(frozen=True)
 class Threshold:
-    """A limit from docs/slo.md, or a target's own. `below` tells that small values are the bad ones."""
+    """A limit from docs/slo.md, or a target's own. With `below`, small values are the bad ones."""
 
     name: str
     unit: str
@@ -99,23 +116,34 @@ class Threshold:
         return self.origin.startswith(OWN)
 
     def status(self, value: float | None) -> Status:
-        """Compare a value with the limits; a missing value is UNKNOWN, never green."""
-        if value is None or value != value:
+        """Compare a value with the limits; a missing value is UNKNOWN, never OK."""
+        if (value := known(value)) is None or value != value:
             return Status.UNKNOWN
         for limit, status in ((self.critical, Status.CRITICAL), (self.warning, Status.WARNING)):
             if limit is not None and (value < limit if self.below else value >= limit):
                 return status
         return Status.OK
 
+    def reached(self, value: float | None, level: Status = Status.WARNING) -> bool:
+        """Whether a value is known and as bad as `level`, WARNING or CRITICAL, or worse; never where there is no such.
+
+        >>> Threshold("age", "s", warning=5, critical=15).reached(7), Threshold("age", "s").reached(7)
+        (True, False)
+        """
+        return self.status(value) in (Status.CRITICAL, level)
+
 
 @dataclass(frozen=True)
 class Value:
-    """An observed value beside the threshold it was compared with, if any."""
+    """An observed value (None if it was not read) and the threshold that it was compared with, if any."""
 
     name: str
     value: float | int | str | None
     unit: str = ""
     threshold: Threshold | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", known(self.value))
 
     @property
     def status(self) -> Status | None:
@@ -127,9 +155,9 @@ class Value:
 
 @dataclass(frozen=True)
 class Signal:
-    """How strongly a finding speaks for (weight > 0) or against (< 0) a hop or a failure mode.
+    """Evidence of a finding for (weight > 0) or against (weight < 0) a hop or a failure mode.
 
-    `observation` is what it was read from, by its name in docs/failure-modes.md. Several steps may tell of one.
+    `observation` is its name in docs/failure-modes.md. Several steps may report the same observation.
     """
 
     about: str
@@ -138,11 +166,30 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class HopHistory:
+    """What waited at a hop at the end of each interval of `step_s` seconds, and what came and left per minute in it.
+
+    The first interval begins at `since`. An empty series was not read; None in one is not known. `limit` is the
+    number of waiting rows that docs/slo.md allows.
+    """
+
+    #: How many intervals are kept: three hours of minutes.
+    MOST: ClassVar[int] = 180
+
+    since: pd.Timestamp
+    step_s: float
+    waiting: tuple[float | None, ...] = ()
+    came: tuple[float | None, ...] = ()
+    gone: tuple[float | None, ...] = ()
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
 class Hop:
     """One hop of the pipeline strip: rates per minute, rows waiting, seconds of age, who is alive.
 
-    `alive` is a message, or the name of whoever is at work. `late` tells that something has waited here for
-    longer than docs/slo.md allows.
+    `alive` is a message, or the name of the running worker. `late` means that a row has waited here for longer than
+    docs/slo.md allows. `past` is the time before.
     """
 
     name: str
@@ -152,11 +199,16 @@ class Hop:
     oldest_s: float | None = None
     alive: Text | str | None = None
     late: bool = False
+    past: HopHistory | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rate_in", "rate_out", "waiting", "oldest_s", "alive"):
+            object.__setattr__(self, name, known(getattr(self, name)))
 
 
 @dataclass(frozen=True)
 class Unseen:
-    """A source that did not answer, and why. It says nothing of what the source would have told."""
+    """A source that did not answer, and the reason. It is no evidence about what the source would have answered."""
 
     source: str
     reason: Reason
@@ -173,8 +225,26 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question as it was sent, and what it cost."""
+class OutageEnd:
+    """The end of an outage: the time of the last row that it harmed, what shows it, and the change just before it."""
+
+    since: pd.Timestamp
+    by: Text
+    after: Text | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The case of a step's table that holds, the `nearest` case above it, and the values that kept that one out."""
+
+    case: str
+    nearest: str = ""
+    kept_by: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SentQuery:
+    """One query as it was sent, and its cost."""
 
     source: str
     name: str
@@ -183,7 +253,8 @@ class Question:
     rows: int = 0
     plan_cost: float | None = None
     error: str = ""
-    refused: bool = False  # by our own cost gate, which says nothing of the source
+    refused: bool = False  # by our own cost gate, which is no evidence about the source
+    started: str = ""  # by this machine's clock; "" in records of earlier versions
 
 
 @dataclass(frozen=True)
@@ -205,12 +276,23 @@ class Finding:
     next_sections: tuple[str, ...] = ()
     frames: Frames = field(default_factory=dict)
     show: tuple[str, ...] = ()
-    questions: tuple[Question, ...] = ()
+    queries: tuple[SentQuery, ...] = ()
     unseen: tuple[Unseen, ...] = ()
     shaped_by: tuple[str, ...] = ()
-    """Names of docs/slo.md whose numbers went into the questions: with others, other rows might have come back."""
+    """Names of docs/slo.md whose numbers are parameters of the queries: other numbers could return other rows."""
     at: pd.Timestamp | None = None
-    """The moment that it tells of, by the database's clock."""
+    """The moment of the finding, by the database's clock."""
+    ended: OutageEnd | None = None
+    """Set if the status is only the aftermath of an outage that is over."""
+    decision: Decision | None = None
+    """Set if the step decides by a table of cases."""
+    made_from: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    """By observation: the name of a value, and its limit that was passed; before it the observation is not made."""
+
+    @property
+    def questions(self) -> tuple[SentQuery, ...]:
+        """`queries` by its earlier name."""
+        return self.queries
 
     @property
     def counts(self) -> bool:
@@ -223,7 +305,7 @@ class Finding:
         return tuple(v for v in self.values if v.threshold and v.status is self.status is not Status.OK)
 
     def value(self, name: str) -> float | int | str | None:
-        """The observed value of that name, or None."""
+        """Return the observed value of that name; None if there is none."""
         return next((v.value for v in self.values if v.name == name), None)
 
 
@@ -236,8 +318,8 @@ def judged(
 ) -> Finding:
     """Build a judge's answer: its status is the worst of its values' and of `at_least`.
 
-    The step is filled in by the check that the judge belongs to. A value that could not be seen makes
-    the finding UNKNOWN (no_data) unless something else in it is CRITICAL.
+    The step is filled in by the check that the judge belongs to. A value that was not read
+    makes the finding UNKNOWN (no_data) unless another value is CRITICAL.
     """
     values = tuple(values)
     status = worst([at_least, *(v.status for v in values if v.status is not None)])
@@ -253,12 +335,12 @@ def unknown(step: str, reason: Reason, headline: Text, **rest: Any) -> Finding:
 
 
 def worst(statuses: Iterable[Status]) -> Status:
-    """The worst of the statuses; UNKNOWN for none at all, because nothing looked is not green."""
+    """Return the worst of the statuses; UNKNOWN if there is none, because an unchecked system is not OK."""
     return max(statuses, key=lambda s: s.rank, default=Status.UNKNOWN)
 
 
 def overall(findings: Iterable[Finding]) -> Status:
-    """The worst status of the findings that count."""
+    """Return the worst status of the findings that count."""
     return worst(f.status for f in findings if f.counts)
 
 
@@ -271,13 +353,13 @@ Confidence = Literal["high", "medium", "low", "none"]
 
 
 @dataclass(frozen=True)
-class Because:
+class ScoreReason:
     """One line of why a failure mode has its score: what was observed, by which steps, in the words of the last, at
     what moment, and the `value` that decided there, if one did.
 
-    `weight` is how strongly that speaks, negative where it speaks against. What "excludes" has none, nor has what was
-    "unseen": a step that would tell and could not be answered, or in part, with the sources. A mode that belongs
-    "elsewhere" than where it is stuck counts for `weight` of its score.
+    `weight` is the strength of the evidence, negative if it is against the mode. "excludes" and "unseen" have none;
+    "unseen" is a step that could decide and was not, or only partly, answered, with its sources. For a mode that
+    belongs "elsewhere" than the stuck hop, the score is multiplied by `weight`.
     """
 
     kind: Literal["observed", "excludes", "unseen", "elsewhere"]
@@ -290,22 +372,58 @@ class Because:
 
 
 @dataclass(frozen=True)
+class EvidenceChange:
+    """An observation that would have to be `seen`, or not, by one of `steps`, to change the verdict.
+
+    `whole` is its largest weight, of which `weight` is enough. `then` is the place or failure mode that the verdict
+    would name: several modes if it would be undecided. `value` would have to be on the other side of `limit`.
+    """
+
+    observation: str
+    seen: bool
+    weight: float
+    whole: float
+    steps: tuple[str, ...]
+    then: tuple[str, ...]
+    value: Value | None = None
+    limit: float | None = None
+
+
+@dataclass(frozen=True)
 class RankedMode:
-    """A failure mode with its score (0 to 1), why it has that, and the observation that excludes it if any."""
+    """A failure mode or place with its score (0 to 1), the reasons for it, and the observation that excludes it.
+
+    `changes` is the smallest change of the evidence with which the verdict names it, or no longer names it.
+    """
 
     id: str
     score: float
-    because: tuple[Because, ...] = ()
+    because: tuple[ScoreReason, ...] = ()
     excluded_by: str = ""
+    changes: tuple[EvidenceChange, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a step that was asked after the first verdict: the hops and failure modes that it newly supports,
+    and the candidates that it speaks against.
+    """
+
+    step: str
+    supports: tuple[str, ...] = ()
+    excludes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a section, or a triage, concludes from its findings.
+    """The conclusion of a section, or of a triage, from its findings.
 
-    Where something waits or is wrong and no hop stands out, `undecided` has those that it may be, upstream first.
-    What is recovering has `look_again_s`: seconds until another look can tell more. Where failure modes stand whose
-    remedies differ, `between` has them, and `settled_by` the steps that would tell which it is.
+    `undecided` has the candidate hops, upstream first, if rows wait or a check fails and no hop stands out.
+    `look_again_s` is the number of seconds until another sample can show more, during a recovery. `between` has the
+    failure modes that remain and need different remedies, and `settled_by` the steps that would decide, the next
+    question first. `asked` has the answers to the questions so far, in their order. `ended` is set if all findings are
+    the aftermath of an outage that is over. `places` has the stuck hop, or the candidates, as far as
+    `analysis.counterfactual` explained them.
     """
 
     status: Status
@@ -320,32 +438,6 @@ class Verdict:
     look_again_s: float | None = None
     between: tuple[str, ...] = ()
     settled_by: tuple[str, ...] = ()
-
-
-__all__ = [
-    "LOOK_AGAIN",
-    "Because",
-    "Confidence",
-    "Finding",
-    "Frames",
-    "Hop",
-    "Proposal",
-    "Question",
-    "RankedMode",
-    "Reason",
-    "Signal",
-    "Status",
-    "Text",
-    "Threshold",
-    "Unseen",
-    "Value",
-    "Verdict",
-    "Window",
-    "complete",
-    "judged",
-    "overall",
-    "replace",
-    "say",
-    "unknown",
-    "worst",
-]
+    asked: tuple[Answer, ...] = ()
+    ended: OutageEnd | None = None
+    places: tuple[RankedMode, ...] = ()

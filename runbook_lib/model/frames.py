@@ -10,12 +10,12 @@ from runbook_lib.model.finding import Frames
 
 
 def row(**values: Any) -> pd.DataFrame:
-    """A one-row frame of single values."""
+    """Return a one-row frame of single values."""
     return pd.DataFrame([values])
 
 
 def table(frames: Frames, name: str, *columns: str) -> pd.DataFrame:
-    """The frame of that name; an empty one with these columns where it, or one of them, is missing."""
+    """Return the frame of that name; an empty one with these columns if it, or one of them, is missing."""
     frame = frames.get(name)
     if frame is None or not set(columns) <= set(frame.columns):
         return pd.DataFrame(columns=list(columns))

@@ -1,7 +1,7 @@
-"""An order to look at something: plain values and no secret, so that it can be sent to any process or machine.
+"""An order to run sections: plain values and no secret, so that it can be sent to any process or machine.
 
-The target's addresses are read where it is carried out. Nothing heavy is imported here: whoever sends an order does not
-need what carries it out.
+The target's addresses are read where the order is carried out. This module imports nothing heavy, so that a sender
+does not need the packages of the runner.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Order:
-    """What to look at, where, and for whom."""
+    """The sections to run, the target, and the incident."""
 
     sections: tuple[str, ...]
     output: str
@@ -21,11 +21,24 @@ class Order:
     lang: str = "en"
     deadline_s: float = 180.0
     follow: bool = False
-    """Then also the sections that these point to."""
+    """Run also the sections that these point to."""
     parameters: dict[str, Any] = field(default_factory=dict)
     job: str = ""
-    """A mark under which each artifact is left once, however often the order is carried out; "" for none."""
+    """A mark that makes the order idempotent: each artifact is stored once per mark; "" for none."""
     again: bool = False
-    """Somebody will carry it out again if an artifact is lost: no verdict is kept then."""
+    """The order will be repeated if an artifact is lost, so no verdict is stored then."""
     unattended: bool = False
-    """Nobody watches: nothing is executed, also where `parameters` ask for it."""
+    """No person watches: no action is executed, even if `parameters` ask for it."""
+    samples: str = ""
+    """A folder of this machine for the samples that the sections share; "" for one of the run's own."""
+
+
+@dataclass(frozen=True)
+class RunProgress:
+    """What a run has found so far, as text: one more line, the provisional strip, and what is waited for."""
+
+    line: str = ""
+    status: str = ""
+    """The status of that line."""
+    strip: tuple[str, ...] = ()
+    waits: str = ""

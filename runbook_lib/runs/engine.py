@@ -1,4 +1,4 @@
-"""The papermill engine of the runbook: an artifact tells the truth about a run that did not end well.
+"""The papermill engine of the runbook: the artifact of a failed run shows where it failed.
 
 papermill's own engine marks every cell "completed" after a timeout or a dead kernel, and rewrites the
 file in place.
@@ -18,8 +18,9 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 from traitlets import Unicode
 
-from runbook_lib.runs import kernels
+from runbook_lib.runs import forks, kernels
 from runbook_lib.store import write_whole
+from runbook_lib.view import record
 
 #: Under which papermill knows the engine, once this module is imported.
 NAME = "runbook"
@@ -33,17 +34,17 @@ class _Manager(NotebookExecutionManager):  # type: ignore[misc]
     def save(self, **_: Any) -> None:
         with contextlib.suppress(OSError):
             # In one line: written twice for every cell, and a tenth of the time of the usual form.
-            write_whole(Path(self.output_path), json.dumps(self.nb, ensure_ascii=False).encode())
+            write_whole(Path(self.output_path), json.dumps(self.nb, ensure_ascii=False).encode(), durable=False)
         self.last_save_time = self.now()
 
 
-class _Client(PapermillNotebookClient):  # type: ignore[misc]
-    """Marks the cell in which a run ended as failed, whatever ended it."""
+class _MarkingClient(PapermillNotebookClient):  # type: ignore[misc]
+    """Marks the cell in which a run ended as failed, including timeouts and dead kernels."""
 
     sockets = Unicode()
 
     def create_kernel_manager(self) -> Any:
-        """Talk over ipc: it needs no ports and nobody else listens; a folder of its own keeps kernels apart."""
+        """Connect over ipc, which needs no ports and is private; a folder per kernel keeps kernels apart."""
         km = super().create_kernel_manager()
         km.transport, km.ip, km.connection_file = "ipc", f"{self.sockets}/ipc", f"{self.sockets}/kernel.json"
         km.kernel_spec.metadata["kernel_provisioner"] = {"provisioner_name": kernels.PROVISIONER}
@@ -61,6 +62,14 @@ class _Client(PapermillNotebookClient):  # type: ignore[misc]
                 return
             finally:
                 self.nb_man.cell_complete(cell, cell_index=index)
+                _report_findings(cell)
+
+
+def _report_findings(cell: Any) -> None:
+    """Report what the steps of a cell have found, without its evidence."""
+    for output in cell.get("outputs", ()):
+        if found := output.get("data", {}).get(record.FINDING_MIME):
+            forks.report(record.finding_from_json(found | {"frames": {}}))
 
 
 class Engine(NBClientEngine):  # type: ignore[misc]
@@ -77,9 +86,9 @@ class Engine(NBClientEngine):  # type: ignore[misc]
         scratch: Path | None = None,
         **options: Any,
     ) -> Notebook:
-        """Run; `kept` holds the notebook as far as it came, also when this raises.
+        """Execute the notebook; `kept` holds it as far as it ran, even if this raises.
 
-        What the kernel needs a folder for lies in `scratch`, or in the temporary directory.
+        The kernel's files are in `scratch`, or in the temporary directory.
         """
         for name in ("output_path", "progress_bar", "log_output", "input_path"):
             options.pop(name, None)
@@ -93,7 +102,7 @@ class Engine(NBClientEngine):  # type: ignore[misc]
                 if scratch
                 else tempfile.TemporaryDirectory(prefix="runbook-") as sockets
             ):
-                _Client(
+                _MarkingClient(
                     manager,
                     sockets=str(sockets),
                     kernel_name=kernel_name,

@@ -1,11 +1,11 @@
 """Processes that are forked from one that has imported what they all need, and nothing else.
 
-That one is started first of all, so that it imports while the command itself still does. A process that comes from it
-may fork further ones itself: it has the same imports, and one thread. Each is told apart by its pipe, and ends with
-whoever asked for it, so that nothing runs on that nobody waits for.
+The origin process is started first, so that it imports while the command itself still does. A forked process may fork
+further ones: it has the same imports, and one thread. The caller identifies each by its pipe, and each ends with its
+caller, so that no process runs on without one.
 
-Ctrl-C in a terminal reaches all of them, and is for the command alone. It, and whoever has begun others, tells these to
-end by SIGTERM, which they take while they wait: in between they finish what they do.
+Ctrl-C in a terminal reaches all of them, but only the command handles it. The command, and every process that has
+forked others, ends these by SIGTERM, which they accept while they wait; between waits they finish their work.
 """
 
 from __future__ import annotations
@@ -17,23 +17,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing import active_children, connection, forkserver, get_context, parent_process, resource_tracker
+from multiprocessing import active_children, connection, forkserver, get_context, parent_process, resource_tracker, util
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
+Hear = Callable[[Any], None]
 
-#: Seconds in which whoever is told to end must have left in order; who has begun others waits for them first.
+#: Seconds that a process has to end in order, after its own children have ended.
 LEAVE_S = 10.0
 
-#: By how much those are nicer than whoever starts them.
+#: By how much the niceness of these processes is raised.
 NICE = 5
-#: What the process that others are forked from imports, in this order.
+#: The imports, in order, of the process that others are forked from.
 PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.warm"]
 
 _is_fork = False
+#: Where this process reports to the one that began it.
+_pipe: connection.Connection | None = None
 
 
 class Killed(Exception):
@@ -41,42 +44,62 @@ class Killed(Exception):
 
 
 class Forked(Generic[R]):
-    """A process that works on one call."""
+    """A process that runs one call; `hear` is called with what it reports meanwhile."""
 
-    def __init__(self, process: BaseProcess, pipe: connection.Connection) -> None:
-        self.process, self.pipe = process, pipe
+    def __init__(self, process: BaseProcess, pipe: connection.Connection, hear: Hear) -> None:
+        self.process, self.pipe, self._hear = process, pipe, hear
+        self._answer: tuple[bool | None, Any] | None = None
 
-    def result(self) -> R:
-        """What the call returned, or raised. Waits for it. Raises Killed for a process that has died."""
+    def receive(self) -> bool:
+        """Read one report, or the answer; return whether this was the answer, or the process has died."""
         try:
             done, value = self.pipe.recv()
         except (EOFError, OSError):
-            raise Killed("the process was killed") from None
+            done, value = False, Killed("the process was killed")
+        if done is None:
+            self._hear(value)
+            return False
+        self._answer = done, value
+        return True
+
+    def result(self) -> R:
+        """Wait for the call; return what it returned or raise what it raised. Raises Killed if the process died."""
+        try:
+            while self._answer is None:
+                self.receive()
         finally:
             self.end()
+        done, value = self._answer
         if not done:
             raise value
         result: R = value
         return result
 
     def end(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
 
 
+def is_fork() -> bool:
+    """Return whether this process was forked; it must have one thread when it forks further ones."""
+    return _is_fork
+
+
 @cache
 def context() -> BaseContext:
-    """Where processes come from; the first call starts it. A process that came from there has what its own need."""
+    """Return the context that processes are forked from; the first call starts it."""
     if _is_fork:
         return get_context("fork")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # a fork takes one thread with it, and no more are needed
     origin = get_context("forkserver")
     origin.set_forkserver_preload(PRELOADED)
     resource_tracker.ensure_running()  # it leaves SIGINT unblocked
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
+        util.get_temp_dir()  # made, and registered to be removed, in two steps
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM} - before)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -84,44 +107,56 @@ def context() -> BaseContext:
     return origin
 
 
-def start(function: Callable[..., R], *arguments: Any) -> Forked[R]:
-    """Begin a call in a process of its own."""
+def start(function: Callable[..., R], *arguments: Any, hear: Hear = lambda said: None) -> Forked[R]:
+    """Begin a call in a process of its own; `hear` is called with what the call reports, while this one waits."""
     origin: Any = context()
     ours, theirs = origin.Pipe(duplex=False)
-    process = origin.Process(target=_answer, args=(theirs, function, arguments))
+    process = origin.Process(target=_run_call, args=(theirs, function, arguments))
     process.start()
     theirs.close()
-    return Forked(process, ours)
+    return Forked(process, ours, hear)
 
 
-def call(function: Callable[..., R], *arguments: Any) -> R:
-    """What a function returns, or raises, in a process of its own, which has ended when this does."""
-    forked = start(function, *arguments)
+def call(function: Callable[..., R], *arguments: Any, hear: Hear = lambda said: None) -> R:
+    """Call a function in a process of its own; return what it returns or raise what it raises.
+
+    The process has then ended.
+    """
+    forked = start(function, *arguments, hear=hear)
     try:
-        ready([forked], None)
+        while not wait_for_any([forked], None):
+            pass
         return forked.result()
     finally:
-        leave([forked])
+        end_in_order([forked])
 
 
-def ready(running: Iterable[Forked[R]], until: float | None) -> list[Forked[R]]:
-    """Those that have an answer or have died, waited for until a time (seconds since 1970).
+def wait_for_any(running: Iterable[Forked[R]], until: float | None) -> list[Forked[R]]:
+    """Wait for any that has an answer or has died, until a time (of `time.monotonic`), and return these.
 
-    Raises KeyboardInterrupt in a process from here that is told to end, or whose parent is gone.
+    When one has reported something, it is heard, and this returns too: what was heard may change what is waited for.
+    Raises KeyboardInterrupt in a forked process that gets SIGTERM, or whose parent is gone.
     """
     by_pipe: dict[Any, Forked[R]] = {f.pipe: f for f in running}
     parent = parent_process() if _is_fork else None
     watched = [*by_pipe, *([parent.sentinel] if parent else [])]
     with interruptible():
-        found = connection.wait(watched, None if until is None else max(until - time.time(), 0))
+        found = connection.wait(watched, None if until is None else max(until - time.monotonic(), 0))
     if parent and parent.sentinel in found:
         raise KeyboardInterrupt
-    return [by_pipe[p] for p in found if p in by_pipe]
+    return [f for p in found if (f := by_pipe.get(p)) and f.receive()]
+
+
+def report(said: object) -> None:
+    """Tell the process that began this one; nothing in a process that no other one waits for."""
+    if _pipe is not None:
+        with suppress(OSError):  # the caller is gone
+            _pipe.send((None, said))
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Where a process from here takes the word to end."""
+    """Allow SIGTERM to interrupt this block, in a forked process."""
     try:
         if _is_fork:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -131,15 +166,15 @@ def interruptible() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
 
-def leave(running: Iterable[Forked[Any]]) -> None:
+def end_in_order(running: Iterable[Forked[Any]]) -> None:
     """Tell them to end, wait until they have left in order, and end those that have not."""
     running = list(running)
-    _leave([f.process for f in running])
+    _terminate_and_join([f.process for f in running])
     for forked in running:
         forked.end()
 
 
-def _leave(processes: Iterable[BaseProcess]) -> None:
+def _terminate_and_join(processes: Iterable[BaseProcess]) -> None:
     processes = [p for p in processes if p.is_alive()]
     for process in processes:
         process.terminate()
@@ -151,13 +186,13 @@ def _leave(processes: Iterable[BaseProcess]) -> None:
 
 def _end_all() -> None:
     """At the end of a process: of all that it has begun, and of where they come from."""
-    _leave(active_children())
+    _terminate_and_join(active_children())
     with suppress(OSError, TypeError):
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)  # type: ignore[attr-defined]
 
 
 def end_with_parent() -> None:
-    """In a process from here that will not wait with `ready`: end when whoever asked for it is gone."""
+    """End this process when its parent is gone, for a forked process that does not use `wait_for_any`."""
     parent = parent_process()
 
     def watch(sentinel: int) -> None:
@@ -168,9 +203,9 @@ def end_with_parent() -> None:
         Thread(target=watch, args=(parent.sentinel,), daemon=True).start()
 
 
-def _answer(pipe: connection.Connection, function: Callable[..., R], arguments: tuple[Any, ...]) -> None:
-    global _is_fork
-    _is_fork = True
+def _run_call(pipe: connection.Connection, function: Callable[..., R], arguments: tuple[Any, ...]) -> None:
+    global _is_fork, _pipe
+    _is_fork, _pipe = True, pipe
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -179,6 +214,6 @@ def _answer(pipe: connection.Connection, function: Callable[..., R], arguments: 
         answer = (False, e)
     except KeyboardInterrupt:
         return
-    with suppress(BrokenPipeError):  # nobody waits for it any more
+    with suppress(BrokenPipeError):  # the caller is gone
         pipe.send(answer)
     pipe.close()

@@ -1,128 +1,191 @@
 """An investigation: sections of the runbook over one target, for one incident, and what they conclude together.
 
-What the command, an alert and another machine do alike.
+The command, the alert receiver and Dask workers all use it.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from runbook_lib import catalog, mandatory, parameters
-from runbook_lib.archive import dossier, news, postmortem, seal
+from runbook_lib import catalog, mandatory, messages, pack, parameters
+from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import dossier, postmortem, seal
 from runbook_lib.archive.artifact import Result
-from runbook_lib.model.finding import Verdict
-from runbook_lib.model.order import Order
+from runbook_lib.model.finding import Finding, Verdict, say
+from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store import Archive
 from runbook_lib.view import render
 
 
-@dataclass(frozen=True)
-class Conclusion:
-    """What came of an order."""
+def summary(order: Order, progress: Steps = lambda section, found: None) -> dict[str, Any]:
+    """Run the sections, keep artifacts, verdict and dossier; what came of it as plain data, small enough to travel.
 
-    document: dict[str, Any]
-    """As --json prints it (docs/architecture.md, "The command")."""
-    verdict: Verdict
-    results: tuple[Result, ...]
-    index: str | None
-    """The dossier's page; None where it could not be written."""
-    problem: str = ""
-    """Why what was found is not in the archive, one line; "" when it is."""
-    seal: str = ""
-    """The dossier's head (`seal.told`), to be kept outside of it."""
-    draft: str | None = None
-    """The postmortem's draft, where the section of it was run."""
-
-
-def carry_out(order: Order, progress: Steps = lambda section, state: None) -> Conclusion:
-    """Run the sections, keep artifacts, verdict and dossier.
+    `document`, as --json prints it (docs/architecture.md, "The command"), with its `seal`: the dossier's head, to be
+    kept outside of it. `index`, the dossier's page; None where it could not be written. `problem`, one line: why what
+    was found is not in the archive; "" when it is. `lines`, the verdict as text; `details`, what was found section by
+    section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
 
     Raises UsageError before anything has started when the order, or the target, is not in order.
     """
-    until = time.time() + order.deadline_s
-    values = order.parameters | {"target": order.target, "incident_id": order.incident, "lang": order.lang}
-    requests = [_request(n, values, order, until) for n in order.sections]
     archive = Archive(order.output, order.incident)
-    archive.prepare()
-    results = _run(archive, order, requests, progress)
-    if order.follow:
-        requests = [
-            _request(n, {k: v for k, v in values.items() if k in declared}, order, until)
-            for n, declared in _pointed_to(results, order.sections).items()
-        ]
-        results += _run(archive, order, requests, progress)
+    with tempfile.TemporaryDirectory(prefix="runbook-") as folder:
+        results, verdict = _run_order(archive, replace(order, samples=order.samples or folder), progress)
     ran = {r.run.section for r in results}
-    verdict = batch.combined(results)
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     said = dossier.document(order.incident, order.target, results, verdict, order.lang)
-    place = f"{archive.place}/"
-    draft = None
-    lost = next((r.problem for r in results if not (r.html or "").startswith(place)), "")
-    if lost and order.again:
-        return Conclusion(said, verdict, tuple(results), None, lost)
-    try:
-        kept = dossier.keep(archive, results, said, order.job)
-        looked_back = next((r for r in results if r.run.section == mandatory.SECTION), None)
-        if looked_back:
-            draft = postmortem.write_of(archive, looked_back, order.lang, order.target).markdown
-        dossier.write_index(archive, order.lang)
-    except OSError as e:
-        problem = f"the dossier could not be written to {archive.place}: {e.strerror or e}"
-        return Conclusion(said, verdict, tuple(results), None, problem, seal.told(archive))
-    news.tell(archive, results, said, kept, order.lang)
-    return Conclusion(said, verdict, tuple(results), f"{place}{dossier.INDEX}", lost, seal.told(archive), draft)
-
-
-def summary(order: Order, progress: Steps = lambda section, state: None) -> dict[str, Any]:
-    """Carry an order out, on whatever machine this is; without frames, small enough to travel.
-
-    `document` (with its `seal`), `index` and `problem` as in `Conclusion`; `lines`, the verdict as text; `details`,
-    what was found section by section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
-    """
-    came = carry_out(order, progress)
-    details: list[tuple[str, str]] = []
-    for result in came.results:
-        section = result.run.section
-        details.append(("", f"\n{section} {render.section_title(section, order.lang)}"))
-        details += [(f.status.name, f"  {render.finding_line(f, order.lang)}") for f in result.run.findings]
-        details += [("", f"  {result.html}")] if result.html else []
-    details += [("", f"  {came.draft}")] if came.draft else []
-    details += [("", line) for line in render.explained(came.document["verdict"], order.lang)]
+    index = draft = None
+    problem = next((r.problem for r in results if not (r.html or "").startswith(f"{archive.place}/")), "")
+    lost = bool(problem) and order.again
+    if not lost:
+        try:
+            kept = dossier.keep(archive, results, said, order.job)
+            if looked_back := next((r for r in results if r.run.section == mandatory.SECTION), None):
+                draft = postmortem.write_from_result(archive, looked_back, order.lang, order.target).markdown
+            dossier.write_index(archive, order.lang)
+        except OSError as e:
+            problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
+        else:
+            pack.hook("concluded")(archive, results, said, kept, order.lang)
+            if kept:
+                pack.hook("traced")(results, said, order.lang)
+            index = f"{archive.place}/{dossier.INDEX}"
+    details = [line for r in results for line in _detail_lines(r, order.lang)]
+    details += [("", f"  {draft}")] if draft else []
+    details += [("", line) for line in render.failure_mode_lines(said["verdict"], order.lang)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
-        "document": json.loads(json.dumps(came.document)) | {"seal": came.seal},
-        "index": came.index,
-        "problem": came.problem,
-        "lines": render.verdict_lines(came.verdict, order.lang),
+        "document": json.loads(json.dumps(said)) | {"seal": "" if lost else seal.seal_text(archive)},
+        "index": index,
+        "problem": problem,
+        "lines": render.verdict_lines(verdict, order.lang),
         "details": details,
-        "problems": [f"section {r.run.section}: {r.problem}" for r in came.results if r.problem],
+        "problems": [f"section {r.run.section}: {r.problem}" for r in results if r.problem],
     }
 
 
-def _request(section: str, values: dict[str, Any], order: Order, until: float) -> Request:
-    return batch.request(section, values, order.output, until, job=order.job, unattended=order.unattended)
+def _detail_lines(result: Result, lang: str) -> Iterator[tuple[str, str]]:
+    section = result.run.section
+    yield "", f"\n{section} {render.section_title(section, lang)}"
+    yield from ((f.status.name, f"  {render.finding_line(f, lang)}") for f in result.run.findings)
+    if result.html:
+        yield "", f"  {result.html}"
 
 
-def _run(archive: Archive, order: Order, requests: Sequence[Request], progress: Steps) -> list[Result]:
-    """Run what is not there yet: an order that was interrupted goes on where it was."""
+def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Result], Verdict]:
+    """Run the sections, and with `follow` those that they point to, each as soon as a finding of theirs names it.
+
+    What is there already is not run: an order that was interrupted goes on where it was.
+    """
+    until = time.monotonic() + order.deadline_s
+    values = order.parameters | {"target": order.target, "incident_id": order.incident, "lang": order.lang}
+
+    def request(section: str, given: dict[str, Any]) -> Request:
+        return batch.request(
+            section, given, order.output, until, job=order.job, unattended=order.unattended, samples=order.samples
+        )
+
+    requests = [request(n, values) for n in order.sections]
+    archive.prepare()
     there = archive.of_job(order.job) if order.job else {}
-    new = batch.run_sections([r for r in requests if r.section not in there], progress)
-    results = {r.run.section: r for r in new}
-    return [results.get(r.section) or batch.kept(archive, there[r.section]) for r in requests]
+    begun, ended = {*order.sections, *there}, dict[str, Result]()
+
+    def follow(opened: dict[str, list[str]]) -> list[Request]:
+        new = {n: names for n, names in opened.items() if n not in begun}
+        begun.update(new)
+        return [request(n, {k: v for k, v in values.items() if k in names}) for n, names in new.items()]
+
+    def follow_finding(section: str, found: Finding) -> list[Request]:
+        if not order.follow or section not in order.sections:
+            return []
+        return follow(sections_to_follow(found.next_sections, begun))
+
+    def run(requests: Iterable[Request]) -> None:
+        ended.update({r.run.section: r for r in batch.run_sections(requests, progress, follow_finding)})
+
+    def result(section: str) -> Result:
+        return ended.get(section) or batch.kept(archive, there[section])
+
+    def run_opened(opened: dict[str, list[str]]) -> list[Result]:
+        run(follow(opened))
+        had = {r.run.section for r in results}
+        return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
+
+    run(r for r in requests if r.section not in there)
+    results = [result(n) for n in order.sections]
+    verdict = batch.combine_verdict(results)
+    if order.follow:
+        verdict = _follow(results, verdict, run_opened, past="as_of" in order.parameters)
+    return results, verdict
 
 
-def _pointed_to(results: Sequence[Result], had: Sequence[str]) -> dict[str, list[str]]:
-    """The sections that these point to and their parameters; without those that can act: a person opens them."""
+def _follow(
+    results: list[Result], verdict: Verdict, run: Callable[[dict[str, list[str]]], list[Result]], *, past: bool
+) -> Verdict:
+    """Run the sections to which the first verdict points; then, while it is undecided, the next one that may decide.
+
+    Extend `results`. The time and the number of questions are limited (docs/slo.md). Of a past moment no more is asked.
+    """
+    book, asked, begun = catalog.load(), 0, math.inf
+    opened = sections_to_follow(verdict.next_sections, [r.run.section for r in results])
+    while opened:
+        new = run(opened)
+        begun = min(begun, time.monotonic())
+        earlier, later = ([f for r in part for f in r.run.findings] for part in (results, new))
+        answers = diagnosis.read_answers(verdict, earlier, later, book)
+        results += new
+        verdict = replace(batch.combine_verdict(results), asked=(*verdict.asked, *answers))
+        late = time.monotonic() - begun >= book.numbers.get("settle.time", 0)
+        left = {} if past or late or asked >= book.numbers.get("settle.questions", 0) else verdict.settled_by
+        further = sections_to_follow(diagnosis.sections_of(left), [r.run.section for r in results])
+        opened = dict(islice(further.items(), 1))
+        asked += 1
+    return verdict
+
+
+def tell_progress(lang: str, tell: Callable[[RunProgress], None]) -> Steps:
+    """Return a callback for a run's steps that tells what is known so far in words. It is never a verdict."""
+    found: list[Finding] = []
+    steps: dict[str, list[str]] = {}
+    book = catalog.load()
+
+    def progress(section: str, finding: Finding | None) -> None:
+        own = steps.setdefault(section, [s.id for s in book.sections[section].steps])
+        if finding is not None:
+            found.append(finding)
+            own[:] = (step for step in own if step != finding.step)
+        left = [step for own in steps.values() for step in own[:1]]
+        done, of = len(found), len(found) + sum(map(len, steps.values()))
+        waits = say("ui.waits_for", steps=", ".join(left)) if left else say("ui.waits_for_pages")
+        hops, title = diagnosis.strip(found, book.hops), say("ui.provisional_of", done=done, of=of)
+        # The first numbers stay until the steps know most of the hops.
+        knows_most = 2 * len({h.name for f in found for h in f.hops}) > len(hops)
+        tell(
+            RunProgress(
+                line="" if finding is None else render.finding_line(finding, lang),
+                status="" if finding is None else finding.status.name,
+                strip=tuple(render.provisional_lines(title, hops, lang)) if knows_most else (),
+                waits=messages.text(waits, lang),
+            )
+        )
+
+    return progress
+
+
+def sections_to_follow(next_sections: Iterable[str], had: Collection[str]) -> dict[str, list[str]]:
+    """Return the sections that triage opens next with their parameters, without those that can act or that it had."""
     runnable = catalog.load().runnable()
     found: dict[str, list[str]] = {}
-    for section in batch.combined(results).next_sections:
+    for section in next_sections:
         notebook = runnable[section].notebook if section in runnable else None
-        if notebook and section not in had and "execute" not in (names := parameters.declared(notebook)):
+        if notebook and section not in had and "execute" not in (names := parameters.declared_names(notebook)):
             found[section] = names
     return found

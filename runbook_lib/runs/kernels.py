@@ -1,7 +1,7 @@
 """Kernels that are forked from a process that has imported what notebooks need, instead of started from nothing.
 
-A runner forks one at its very beginning, while it has one thread, no event loop and no connection; the child waits
-for its connection file and then becomes an IPython kernel. Where nothing was forked, a kernel starts as usual.
+A runner forks one at its very beginning, while it has one thread, no event loop and no connection; the child waits for
+its connection file and then becomes an IPython kernel. If no kernel was forked, one starts as usual.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Child:
             json.dump({"command": command, "environment": dict(environment)}, pipe)
 
     def give_up(self) -> None:
-        """End a child that was never told."""
+        """End a child that no notebook has taken."""
         with suppress(OSError):
             os.close(self._order)
         self.wait()
@@ -89,12 +89,12 @@ def fork_one() -> None:
     pid = os.fork()
     if pid == 0:
         os.close(told)
-        _become_a_kernel(order)
+        _run_kernel(order)
     os.close(order)
     _waiting = _forked = _Child(pid, told)
 
 
-def none_waits() -> None:
+def end_unused_kernel() -> None:
     """End a forked kernel that no notebook has taken."""
     global _waiting
     if _waiting is not None:
@@ -108,7 +108,7 @@ def interrupt() -> None:
         _forked.send_signal(signal.SIGINT)
 
 
-def end() -> None:
+def kill_kernel() -> None:
     """End the forked kernel, and what it has started, at once."""
     if _forked is not None and _forked.returncode is None:
         for kill in (os.killpg, os.kill):  # it may not be the first of its own group yet
@@ -116,7 +116,7 @@ def end() -> None:
                 kill(_forked.pid, signal.SIGKILL)
 
 
-def _become_a_kernel(order: int) -> NoReturn:
+def _run_kernel(order: int) -> NoReturn:
     try:
         os.setpgid(0, 0)  # and no session of its own, which would not be as polite
         parent = os.getppid()
@@ -130,14 +130,14 @@ def _become_a_kernel(order: int) -> NoReturn:
         with os.fdopen(order, encoding="utf-8") as pipe:
             text = pipe.read()
         if not text:
-            os._exit(0)  # nobody needs a kernel
+            os._exit(0)  # no notebook needs a kernel
         said = json.loads(text)
         os.environ.update(said["environment"])
         random.seed()  # or all of them would wait in step
         asyncio.set_event_loop(asyncio.new_event_loop())
         arguments = said["command"][said["command"].index("-f") :]
         arguments.append(f"--IPKernelApp.parent_handle={parent}")  # it ends when this one is gone
-        # Its log is the terminal's: being interrupted at the end, as every kernel is, is nobody's concern.
+        # Its log goes to the terminal: the interrupt at the end of every kernel is not worth a line.
         arguments.append("--IPKernelApp.log_level=CRITICAL")
         sys.argv = ["ipykernel_launcher", *arguments]
         from ipykernel.kernelapp import IPKernelApp

@@ -1,8 +1,7 @@
-"""Imported first by the process that others are forked from: whoever else is on this machine goes before them.
+"""Lower the priority of forked processes; imported first by the process that they are forked from.
 
-The database above all, where it is on the same one. On a machine without an idle core all runs together get a third of
-what another session gets: with much less they would not end within their deadline, and an answer that never comes helps
-nobody either.
+Other processes on this machine, above all a database, go first. On a machine without an idle core all runs together get
+a third of the CPU time of another session: with much less they would miss their deadline.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-# What others would import where it is installed, and nobody here has a use for.
+# Optional imports of our dependencies that are not used here.
 for unused in (
     "rfc3987_syntax",  # jsonschema: a grammar of international URIs, a second, to check a format that no notebook has
     "isoduration",  # jsonschema: the same of durations

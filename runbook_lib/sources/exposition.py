@@ -1,4 +1,4 @@
-"""What a process says of itself, in the text format that Prometheus reads; no Prometheus is needed."""
+"""Metrics of a process in Prometheus' text format, read directly; no Prometheus is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
 from runbook_lib.sources import ReadCost
-from runbook_lib.sources.http import get, post_json, unfit
+from runbook_lib.sources.http import get, post_json, unexpected_answer
 
 
 class Exposition:
@@ -19,7 +19,7 @@ class Exposition:
         self._name, self._url, self._read_cost = name, url, read_cost
 
     def samples(self, path: str, wanted: Callable[[str], bool]) -> pd.DataFrame:
-        """The series of `wanted` names at this moment: one row each, as `Prometheus.instant` has them.
+        """Return the series of `wanted` names at this moment: one row each, as `Prometheus.instant` returns them.
 
         Columns: `__name__`, the labels, `value`; empty if there is none. Raises SourceError.
         """
@@ -31,7 +31,7 @@ class Exposition:
 
 
 def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFrame:
-    """The samples of a text; SourceError where it is another text."""
+    """Parse the samples of a text in Prometheus' format. Raises SourceError for another text."""
     try:
         found = [
             {"__name__": sample.name, **sample.labels, "value": float(sample.value)}
@@ -40,5 +40,5 @@ def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFram
             if wanted(sample.name)
         ]
     except Exception:  # the parser has no error of its own: ValueError, KeyError, IndexError, by the kind of text
-        raise unfit(source) from None
+        raise unexpected_answer(source) from None
     return pd.DataFrame(found)

@@ -1,4 +1,4 @@
-"""One request, bounded in time and in size, that turns whatever goes wrong into a SourceError."""
+"""HTTP requests that are limited in time and size; every failure is a SourceError."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Trust:
     certificate: tuple[Path, Path] | None = None
 
     def options(self) -> dict[str, Any]:
-        """As `requests` takes it."""
+        """Return the options for `requests`."""
         own = self.certificate and tuple(map(str, self.certificate))
         return {"verify": str(self.authority) if self.authority else True, "cert": own}
 
@@ -44,12 +44,12 @@ def get_json(
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
 ) -> Any:
-    """The JSON that `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error."""
+    """Return the JSON at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error."""
     body = get(source, read_cost, url, path, params, trust)
     try:
         return json.loads(body)
     except ValueError:
-        raise unfit(source) from None
+        raise unexpected_answer(source) from None
 
 
 def get(
@@ -60,33 +60,33 @@ def get(
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
 ) -> bytes:
-    """What `url`/`path` answers. Raises SourceError: unreachable, timeout, denied, error.
+    """Return the body at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error.
 
-    Its `code` tells "hung" (the connection was taken and nothing came) from "no_answer" (nor was that), and
-    "not_found" (whoever answers there has no such page) from any other HTTP status.
+    Its `code` is "hung" (the connection was accepted and no answer came), "no_answer" (the connection was not
+    accepted), "not_found" (the server has no such page), or another HTTP status.
     """
-    return _answer("GET", source, read_cost, url, path, trust, params=params)[1]
+    return _request("GET", source, read_cost, url, path, trust, params=params)[1]
 
 
 def post_json(
     source: str, read_cost: ReadCost, url: str, path: str, content: object, headers: dict[str, str]
 ) -> tuple[int, Any]:
-    """The status of an action's request, and the JSON of its answer, whatever it is; None for none.
+    """Post JSON; return the status and the JSON of the answer (None if it is not JSON), whatever the status.
 
     Raises SourceError as `get` does, but for a status.
     """
-    status, body = _answer("POST", source, read_cost, url, path, None, json=content, headers=headers)
+    status, body = _request("POST", source, read_cost, url, path, None, json=content, headers=headers)
     try:
         return status, json.loads(body)
     except ValueError:
         return status, None
 
 
-def _answer(
+def _request(
     method: str, source: str, read_cost: ReadCost, url: str, path: str, trust: Trust | None, **more: Any
 ) -> tuple[int, bytes]:
     query = "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
-    with read_cost.question(source, path, f"{method} /{path}{'?' + query if query else ''}") as asked:
+    with read_cost.query(source, path, f"{method} /{path}{'?' + query if query else ''}") as asked:
         try:
             with requests.request(
                 method,
@@ -101,7 +101,7 @@ def _answer(
                     reply.raise_for_status()
                 if reply.is_redirect:
                     raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
-                body = _read(source, reply)
+                body = _read_body(source, reply)
         except requests.ConnectTimeout:
             raise SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer") from None
         except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
@@ -116,20 +116,20 @@ def _answer(
             reason = Reason.DENIED if status in (401, 403) else Reason.ERROR
             raise SourceError(source, reason, f"HTTP {status}", _CODES.get(status, str(status))) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError):
-            raise unfit(source) from None
+            raise unexpected_answer(source) from None
         except OSError as e:  # of a file that `trust` names
             raise SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file") from None
         asked.rows = 1
     return reply.status_code, body
 
 
-def unfit(source: str) -> SourceError:
+def unexpected_answer(source: str) -> SourceError:
     """Something answered, and not as this source does."""
     return SourceError(source, Reason.ERROR, "the answer is not what this source gives", "unfit")
 
 
-def _read(source: str, reply: requests.Response) -> bytes:
-    """The body as it comes, unless it has no end: a part may be as late as TIMEOUT_S, all of it WHOLE_S."""
+def _read_body(source: str, reply: requests.Response) -> bytes:
+    """Read the body within limits: each part within TIMEOUT_S, all of it within WHOLE_S and MOST_BYTES."""
     until, body = time.monotonic() + WHOLE_S, b""
     while part := reply.raw.read1(65_536, decode_content=True):
         body += part

@@ -25,55 +25,60 @@ _GOES_ON = re.compile(r"\s+\S|Caused by: |Suppressed: |Traceback |The above exce
 
 
 @dataclass(frozen=True)
-class Record:
-    """One entry of a log; `error` is the root cause of its stack trace as "class: text", or empty."""
+class LogEntry:
+    """One entry of a log.
+
+    `error` is the root cause of its stack trace as "class: text", or empty; `above` are the exceptions that it caused,
+    the outermost first.
+    """
 
     time: datetime | None
     level: str
     logger: str
     message: str
     error: str = ""
+    above: tuple[str, ...] = ()
 
 
-def read(lines: Iterable[str]) -> Iterator[Record]:
-    """The records in their order; the lines of a stack trace belong to the plain one that they follow."""
-    last: Record | None = None
+def read(lines: Iterable[str]) -> Iterator[LogEntry]:
+    """Yield the entries in their order; the lines of a stack trace belong to the plain entry before them."""
+    last: LogEntry | None = None
     stack: list[str] = []
     plain = False
     for line in lines:
-        time, text = _split(line)
-        own, rest = _split(text)  # a runner's time stands before the line's own
+        time, text = _split_time(line)
+        own, rest = _split_time(text)  # a runner's time stands before the line's own
         text, time = (rest, own) if own else (text, time)
         record = _from_json(text, time) if text.startswith("{") else None
-        if record is None and plain and not own and _goes_on(text):
+        if record is None and plain and not own and _continues_trace(text):
             stack.append(text)
         elif text.strip():
             if last is not None:
-                yield _whole(last, stack)
+                yield _with_errors(last, stack)
             plain = record is None
             last = record or _from_text(text, time or (last.time if last else None))
-            stack = [text] if plain and _goes_on(text) else []
+            stack = [text] if plain and _continues_trace(text) else []
     if last is not None:
-        yield _whole(last, stack)
+        yield _with_errors(last, stack)
 
 
-def since(lines: list[str], moment: datetime) -> list[str]:
-    """The lines from a moment on; those without a time of their own go with the one before."""
+def lines_since(lines: list[str], moment: datetime) -> list[str]:
+    """Return the lines from a moment on; a line without a time belongs to the one before."""
     for i, line in enumerate(lines):
         found = _TIME.search(line, 0, 80)
-        if found and (time := _moment(found)) and time >= moment:
+        if found and (time := _parse_time(found)) and time >= moment:
             return lines[i:]
     return []
 
 
-def _split(line: str) -> tuple[datetime | None, str]:
+def _split_time(line: str) -> tuple[datetime | None, str]:
     found = _TIME.match(line)
     if found is None:
         return None, line
-    return _moment(found), line[found.end() :].removeprefix(" ")
+    return _parse_time(found), line[found.end() :].removeprefix(" ")
 
 
-def _moment(found: re.Match[str]) -> datetime | None:
+def _parse_time(found: re.Match[str]) -> datetime | None:
     day, clock, zone = found.groups()
     try:
         time = datetime.fromisoformat(f"{day}T{clock.replace(',', '.')}{zone or ''}")
@@ -82,7 +87,7 @@ def _moment(found: re.Match[str]) -> datetime | None:
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _from_json(text: str, time: datetime | None) -> Record | None:
+def _from_json(text: str, time: datetime | None) -> LogEntry | None:
     try:
         fields: dict[str, Any] = json.loads(text)
     except ValueError:
@@ -91,41 +96,41 @@ def _from_json(text: str, time: datetime | None) -> Record | None:
     def field(*names: str) -> str:
         return next((str(fields[n]) for n in names if fields.get(n) is not None), "")
 
-    written, _ = _split(field("@timestamp", "timestamp", "time"))
+    written, _ = _split_time(field("@timestamp", "timestamp", "time"))
     level = field("severity", "level", "log.level").upper()
-    return Record(
-        written or time,
-        _LEVELS.get(level, level),
-        field("logger", "logger_name"),
-        field("message", "msg")[:LONGEST],
-        _error(field("stack_trace").splitlines()),
-    )
+    error, above = _find_root_cause(field("stack_trace").splitlines())
+    message = field("message", "msg")[:LONGEST]
+    return LogEntry(written or time, _LEVELS.get(level, level), field("logger", "logger_name"), message, error, above)
 
 
-def _from_text(text: str, time: datetime | None) -> Record:
+def _from_text(text: str, time: datetime | None) -> LogEntry:
     found = _LEVEL.search(text, 0, 60)
     level = found[1] if found else ""
     rest = text[found.end() :] if found else text
     spring = _SPRING.match(rest)
     logger, message = (spring["logger"], spring["message"]) if spring else ("", rest.lstrip(" :]-") or text)
-    return Record(time, _LEVELS.get(level, level), logger, message[:LONGEST])
+    return LogEntry(time, _LEVELS.get(level, level), logger, message[:LONGEST])
 
 
-def _goes_on(text: str) -> bool:
+def _continues_trace(text: str) -> bool:
     """Whether a line belongs to a stack trace. A level right behind the time is the head of an entry."""
     return not _LEVEL.match(text.lstrip()) and bool(_GOES_ON.match(text) or _ERROR.fullmatch(text))
 
 
-def _whole(record: Record, stack: list[str]) -> Record:
-    error = record.error or _error(stack)
-    return replace(record, error=error, level=record.level or "ERROR") if error else record
+def _with_errors(record: LogEntry, stack: list[str]) -> LogEntry:
+    error, above = (record.error, record.above) if record.error else _find_root_cause(stack)
+    return replace(record, error=error, above=above, level=record.level or "ERROR") if error else record
 
 
-def _error(stack: list[str]) -> str:
-    """Java writes the root cause last, behind "Caused by"; Python writes the error itself last."""
+def _find_root_cause(stack: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the root cause and the exceptions that it caused. Java writes "Caused by" last, Python the error."""
     if any(line.startswith("Traceback ") for line in stack):
         found = [line for line in stack if _PYTHON_LAST.fullmatch(line)]
-        return found[-1][:LONGEST] if found else ""
+        return (found[-1][:LONGEST] if found else ""), ()
     found = [line.strip() for line in stack if _ERROR.fullmatch(line.strip())]
-    causes = [line.removeprefix("Caused by: ") for line in found if line.startswith("Caused by: ")]
-    return (causes[-1] if causes else found[0] if found else "")[:LONGEST]
+    chain = [
+        line.removeprefix("Caused by: ")[:LONGEST]
+        for n, line in enumerate(found)
+        if n == 0 or line.startswith("Caused by: ")
+    ]
+    return (chain[-1], tuple(chain[:-1])) if chain else ("", ())

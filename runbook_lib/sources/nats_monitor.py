@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import NatsAccess, several
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.settings import NatsAccess, split_urls
+from runbook_lib.sources import Opening, ReadCost, SourceError
 from runbook_lib.sources.http import Trust, get_json
 
 _COLUMNS = [
@@ -33,26 +33,35 @@ class NatsMonitor:
     def __init__(self, urls: str, read_cost: ReadCost, access: NatsAccess | None = None) -> None:
         access = access or NatsAccess()
         own = (access.cert_file, access.key_file) if access.cert_file and access.key_file else None
-        self._urls, self._read_cost, self._trust = several(urls), read_cost, Trust(access.ca_file, own)
+        self._urls, self._read_cost, self._trust = split_urls(urls), read_cost, Trust(access.ca_file, own)
+
+    @classmethod
+    def declared(cls, opening: Opening) -> NatsMonitor | None:
+        """Return the monitoring port of the target's broker; None where it declares none."""
+        url = opening.target.url("nats_monitor_url")
+        return cls(url, opening.read_cost, opening.target.nats) if url else None
 
     def servers(self) -> list[dict[str, Any]]:
         """/varz of each node that answers: version, now, start, connections, slow_consumers."""
-        return self._each("varz")
+        return self._ask_each_node("varz")
 
     def cluster(self) -> list[dict[str, Any]]:
         """/jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}, as it sees it."""
-        return self._each("jsz")
+        return self._ask_each_node("jsz")
 
     def connections(self, limit: int = 256) -> pd.DataFrame:
         """Open connections with what they subscribe to; one row each, `now` is its node's clock."""
-        return self._connz({"subs": "1", "auth": "1", "limit": str(limit)})
+        return self._read_connections({"subs": "1", "auth": "1", "limit": str(limit)})
 
     def closed(self, limit: int = 256) -> pd.DataFrame:
-        """Closed connections, newest first, with the server's reason; one row each, `now` is its node's clock."""
-        return self._connz({"state": "closed", "sort": "stop", "auth": "1", "limit": str(limit)})
+        """Return closed connections, newest first, with the server's reason.
 
-    def _each(self, path: str, params: dict[str, str] | None = None) -> list[dict[str, Any]]:
-        """What every node answers, each once. Raises the SourceError of one of them where none does."""
+        One row each, `now` is its node's clock.
+        """
+        return self._read_connections({"state": "closed", "sort": "stop", "auth": "1", "limit": str(limit)})
+
+    def _ask_each_node(self, path: str, params: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        """Return the answer of every node, each node once. Raises the SourceError of one node if none answers."""
         answers: dict[str, dict[str, Any]] = {}
         silent: list[SourceError] = []
         for url in self._urls:
@@ -65,7 +74,7 @@ class NatsMonitor:
             raise min(silent, key=lambda e: e.reason is Reason.UNREACHABLE)
         return list(answers.values())
 
-    def _connz(self, params: dict[str, str]) -> pd.DataFrame:
+    def _read_connections(self, params: dict[str, str]) -> pd.DataFrame:
         rows = [
             {
                 **{c: row.get(c) for c in _COLUMNS},
@@ -73,7 +82,7 @@ class NatsMonitor:
                 "subjects": " ".join(row.get("subscriptions_list") or []),
                 "now": reply.get("now"),
             }
-            for reply in self._each("connz", params)
+            for reply in self._ask_each_node("connz", params)
             for row in reply.get("connections") or []
         ]
         frame = pd.DataFrame(rows, columns=_COLUMNS)

@@ -1,8 +1,8 @@
 """PostgreSQL, read within a budget: short read-only snapshots on one connection, bounded on both sides.
 
-The budget is enforced by the server (limits that each transaction begins with, read-only) and by this client (a
-watchdog for a server that no longer answers, the cost gate, the row cap). Measured facts behind each:
-docs/architecture.md, "The read budget". What may stand between, and what was tried: docs/surroundings.md.
+The budget is enforced by the server (limits at the start of each transaction, read-only) and by this client (a watchdog
+for a server that no longer answers, the cost gate, the row cap). The measurements behind each: docs/architecture.md,
+"The read budget". Poolers and replicas: docs/surroundings.md.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import random
 import re
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -27,21 +26,23 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
+from runbook_lib import usage
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
-from runbook_lib.questions import Query, query
-from runbook_lib.settings import Budget, wrong_with
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.queries import Query, query
+from runbook_lib.settings import Budget, TargetFacts, url_problem
+from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError
 from runbook_lib.usage import UsageError
 
+_error = partial(SourceError, "postgres")
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
-#: What a command has printed is used for so long, and it may take so long: seconds.
+#: Seconds that the output of a command is reused, and that the command may take.
 _COMMAND_KEPT_S, _COMMAND_TIMEOUT_S = 60.0, 10.0
-#: A connection that nobody asks over for so long is closed: seconds.
+#: Seconds after which an idle connection is closed.
 _IDLE_S = 5.0
-#: A replica that is behind by more than this is not asked about the window: its last minutes would be too few.
+#: Seconds of lag above which a replica is not used for the window: its last minutes would be incomplete.
 _REPLICA_S = 1.0
 
-# Who answers, how far behind it is, and whether there is a turn. Where all that was received is applied, a replica is
+# The server's pid, its lag, and whether a reader's slot is free. Where all that was received is applied, a replica is
 # not behind, though its last transaction may be old. One that has applied none knows its last checkpoint.
 _TURN = """
 SELECT pg_backend_pid(),
@@ -54,9 +55,9 @@ SELECT pg_backend_pid(),
     EXISTS (SELECT FROM (SELECT generate_series(1, :readers) AS seat OFFSET 0) seats
             WHERE pg_try_advisory_xact_lock(:class, seat) LIMIT 1)
 """
-#: What a question in a person's own words is called.
+#: The name of a person's own query.
 OWN = "own"
-#: So begins the name of a parameter that a person has filled in: it may be a person, and is in no record.
+#: Prefix of parameters that a person has filled in: they may be user ids and are never recorded.
 TYPED = "typed_"
 # Of tables alone: a view may call a person's column anything, and the catalog's statistics hold values of every column.
 _COLUMNS = """
@@ -67,11 +68,11 @@ WHERE attrelid = ANY (:tables) AND attnum > 0 AND relkind IN ('r', 'p')
 
 
 @dataclass(frozen=True)
-class Place:
-    """Who answers at the address.
+class ServerIdentity:
+    """The server that answers at the address.
 
-    `pooled`: a pooler stands between, since the server's own process is another than the connection was told of.
-    `behind_s`: on a replica, how far what it shows is behind its own clock, in seconds; None on a primary.
+    `pooled`: a pooler is in between, since the server's process is not the one that the connection was told of.
+    `behind_s`: on a replica, its lag behind its own clock, in seconds; None on a primary.
     """
 
     pooled: bool = False
@@ -84,11 +85,11 @@ class Place:
 
 
 class Postgres:
-    """A database that is asked in short snapshots, over one connection while they follow each other.
+    """A database, read in short snapshots over one connection that is reused for a few seconds.
 
-    To connect is the dearest part of a small question: the server forks a process, which learns the tables anew. What
-    nobody asks over for `_IDLE_S` is closed. `command` prints the password, or the whole URL. `replica` is asked about
-    the window instead, while it keeps up.
+    Connecting is the most expensive part of a small query: the server forks a process, which loads the catalog anew. A
+    connection that is idle for `_IDLE_S` is closed. `command` prints the password, or the whole URL. `replica` is used
+    for queries about the window while it keeps up.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Postgres:
         self._down: tuple[float, SourceError] | None = None
         self._idle: list[psycopg.Connection[Any]] = []
         self._closing: threading.Timer | None = None
-        self._seen: tuple[float, float] | None = None
+        self._last_lag: tuple[float, float] | None = None
         self._name = application_name[:63]
         limits = {
             "statement_timeout": budget.statement_timeout_ms,
@@ -125,6 +126,19 @@ class Postgres:
                 *(sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(k), v) for k, v in limits.items()),
             ]
         )
+
+    @classmethod
+    def declared(cls, opening: Opening) -> Postgres | None:
+        """Return the target's database, with its replica; None where it declares none."""
+        target, limits = opening.target, (opening.run, opening.budget, opening.read_cost)
+        url, command = target.url("database_url"), target.database_url_command
+        replica = cls(beside, *limits) if (beside := target.url("replica_url")) else None
+        return cls(url or "", *limits, command=command, replica=replica) if url or command else None
+
+    def clock(self, facts: TargetFacts) -> dict[str, ClockOffset]:
+        """Measure the database's clock, and how far behind it what it shows is."""
+        with self.snapshot() as db:
+            return {"postgres": ClockOffset(*db.clock_offset(), db.place.behind_s or 0.0)}
 
     @contextmanager
     def snapshot(self, window: Window | None = None) -> Iterator[Snapshot]:
@@ -152,7 +166,7 @@ class Postgres:
         Raises SourceError, denied where this role may not ask it.
         """
         text = "SHOW POOLS"
-        with self.read_cost.question("postgres", "pools", text) as asked, ExitStack() as ends:
+        with self.read_cost.query("postgres", "pools", text) as asked, ExitStack() as ends:
             console = self._open(dbname="pgbouncer")
             ends.callback(console.close)
             with cut_when_hung(console, self.budget):
@@ -184,7 +198,7 @@ class Postgres:
         return frame.sort_values(["longest_wait_s", "waiting"], ascending=False, ignore_index=True)
 
     def take(self) -> psycopg.Connection[Any] | None:
-        """The connection that was given back last, if it is still there; it may have died since."""
+        """Return the connection that was given back last, which may have died since; None if there is none."""
         if self._closing:
             self._closing.cancel()
         try:
@@ -193,7 +207,7 @@ class Postgres:
             return None
 
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
-        """End its transaction, and keep it for whoever asks soon; one that the watchdog cut cannot say goodbye."""
+        """End the transaction and keep the connection for the next snapshot; close it if it was cut."""
         with suppress(Exception):
             connection.rollback()
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE or self._idle:
@@ -206,14 +220,14 @@ class Postgres:
         self._closing.start()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the kept connection."""
         if (connection := self.take()) is not None:
             with suppress(Exception):
                 connection.close()
 
     def connect(self) -> psycopg.Connection[Any]:
-        """A connection without limits: whoever opens a transaction on it begins with `begin`. Raises SourceError."""
-        with self.read_cost.question("postgres", "connect", "CONNECT"):
+        """Open a connection without limits; the caller begins each transaction with `begin`. Raises SourceError."""
+        with self.read_cost.query("postgres", "connect", "CONNECT"):
             return self._open()
 
     def _open(self, **other: str) -> psycopg.Connection[Any]:
@@ -234,24 +248,29 @@ class Postgres:
             raise source_error(e) from None
 
     def stalls(self, behind_s: float) -> bool:
-        """Whether a replica has hardly gone on since an earlier snapshot: two looks would see nobody at work."""
+        """Return whether a replica has hardly advanced since an earlier snapshot: two samples would show no work."""
         now = time.monotonic()
-        at, shown = self._seen or (now, now - behind_s)
+        at, shown = self._last_lag or (now, now - behind_s)
         apart = now - at
-        if self._seen is None or apart >= 1:
-            self._seen = (now, now - behind_s)
+        if self._last_lag is None or apart >= 1:
+            self._last_lag = (now, now - behind_s)
         return apart >= 1 and now - behind_s - shown < apart / 2
 
     def _address(self) -> tuple[str, str]:
-        """The URL, and the password where a command gives it alone. Raises SourceError."""
+        """Return the URL, and the password if a command prints it alone. Raises SourceError."""
         if not self._command:
             return self._url, ""
         printed, at = self._printed
         if not printed or time.monotonic() - at > _COMMAND_KEPT_S:
-            printed = _output(self._command)
+            try:
+                printed = usage.printed(self._command, _COMMAND_TIMEOUT_S)
+            except ValueError as e:
+                raise _command_failed(str(e)) from None
+            if not printed:
+                raise _command_failed("it ended with exit code 0 and printed 0 words")
             self._printed = (printed, time.monotonic())
         if re.match(r"postgres(ql)?(\+\w+)?://", printed):
-            if wrong := wrong_with(printed, "database_url"):
+            if wrong := url_problem(printed, "database_url"):
                 raise _command_failed(f"it prints a URL, and {wrong}")
             return libpq_url(printed, "database_url_command"), ""
         if not self._url:
@@ -260,7 +279,7 @@ class Postgres:
 
 
 class Snapshot:
-    """The questions of one moment."""
+    """Queries of one moment, in one transaction."""
 
     def __init__(self, source: Postgres, window: Window | None, open_ones: ExitStack) -> None:
         self._source, self._window, self._open_ones = source, window, open_ones
@@ -268,10 +287,10 @@ class Snapshot:
         kept = source.take()
         self._was_kept = kept is not None
         self._connection = kept or source.connect()
-        self._gone: SourceError | None = None
+        self._failure: SourceError | None = None
         self._replica: Snapshot | None = None
         self._stalls = self._repeated = False
-        self.place = Place()
+        self.place = ServerIdentity()
 
     def start(self) -> None:
         """Begin, and wait for a turn: only `readers` runs read one database at once, since a burst of alerts must not
@@ -291,16 +310,16 @@ class Snapshot:
                     raise
                 # The server forks a process that answers, or none. This waits in the queue of what stands between.
                 detail = "connected, and no answer to the first statement: a pooler may have no connection to give"
-                raise SourceError("postgres", Reason.TIMEOUT, detail, "queued") from None
-            pid, behind_s, turn = self._row(_TURN, {"readers": self._budget.readers, "class": _READERS_LOCK})
+                raise _error(Reason.TIMEOUT, detail, "queued") from None
+            pid, behind_s, turn = self._fetch_row(_TURN, {"readers": self._budget.readers, "class": _READERS_LOCK})
             if turn:
                 break
             if time.monotonic() > until:
-                raise SourceError(
-                    "postgres", Reason.TIMEOUT, "other runs of the runbook are reading; try again", "readers"
-                )
+                raise _error(Reason.TIMEOUT, "other runs of the runbook are reading; try again", "readers")
             time.sleep(random.uniform(0.05, 0.2))  # noqa: S311 - spreads the readers out
-        self.place = Place(pid != self._connection.info.backend_pid, None if behind_s is None else float(behind_s))
+        self.place = ServerIdentity(
+            pid != self._connection.info.backend_pid, None if behind_s is None else float(behind_s)
+        )
         self._stalls = self.place.replica and self._source.stalls(self.place.behind_s or 0.0)
 
     def end(self) -> None:
@@ -310,30 +329,30 @@ class Snapshot:
     def _connect_anew(self) -> None:
         with suppress(Exception):
             self._connection.close()
-        self._was_kept, self._gone = False, None
+        self._was_kept, self._failure = False, None
         self._connection = self._source.connect()
 
     def ask(self, name: str, **params: Any) -> pd.DataFrame:
-        """The answer to a question of the packs' sql folders as a frame, at most `max_rows` rows.
+        """Run a query of the packs' sql folders and return its result, at most `max_rows` rows.
 
-        `:as_of`, `:since` and `:max_rows` are bound for every question. `frame.attrs["capped"]` tells that
-        there were more rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied,
-        error, or no_data for a question about the present when the run looks at a past moment, or the replica does.
+        `:as_of`, `:since` and `:max_rows` are bound for every query. `frame.attrs["capped"]` is true if there were more
+        rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied, error, or
+        no_data for a query about the present if the run, or the replica, shows a past moment.
         """
         q = query(name)
-        return self._who_answers(q)._answer(q, params)
+        return self._pick_server(q)._query_with_retry(q, params)
 
     def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
-        """The answer to a SELECT of one's own, within the same limits and through the cost gate. Raises SourceError.
+        """Run a person's own SELECT within the same limits and through the cost gate. Raises SourceError.
 
         `frame.attrs["columns"]` has the table's column behind each of the frame's, None where it is computed.
         """
         inner = text.strip().rstrip(";")
         # As a part of ours it is one statement whatever it holds, and the rows beyond the cap are never made.
-        wrapped = f"SELECT * FROM (\n{inner}\n) AS own LIMIT :max_rows"  # noqa: S608 - whoever asks may ask anything
+        wrapped = f"SELECT * FROM (\n{inner}\n) AS own LIMIT :max_rows"  # noqa: S608 - the person may run any SELECT
         own = Query(OWN, wrapped, question=OWN, index="scan", cost="scan", answers="window", columns={})
-        one = self._who_answers(own)
-        frame = one._answer(own, params)
+        one = self._pick_server(own)
+        frame = one._query_with_retry(own, params)
         origins = frame.attrs["origins"]
         known = {
             (r[0], r[1]): r[2]
@@ -343,23 +362,31 @@ class Snapshot:
         return frame
 
     def try_ask(self, name: str, **params: Any) -> pd.DataFrame | None:
-        """As `ask`, but None where the question may not or cannot be answered; the rest goes on."""
-        q = query(name)
-        one = self._who_answers(q)
+        """Run a query as `ask`; return None if it is not allowed or fails. The snapshot stays usable."""
         try:
-            frame = one._answer(q, params, apart=True)
+            return self.ask_apart(name, **params)
         except SourceError:
-            if one._gone:
+            if self._pick_server(query(name))._failure:
                 raise
-            one._execute("ROLLBACK TO SAVEPOINT question")
             return None
+
+    def ask_apart(self, name: str, **params: Any) -> pd.DataFrame:
+        """Run a query as `ask`; the snapshot stays usable if it fails. Raises SourceError."""
+        q = query(name)
+        one = self._pick_server(q)
+        try:
+            frame = one._query_with_retry(q, params, apart=True)
+        except SourceError:
+            if not one._failure:
+                one._execute("ROLLBACK TO SAVEPOINT question")
+            raise
         one._execute("RELEASE SAVEPOINT question")
         return frame
 
     @property
-    def of_the_window(self) -> Place | None:
+    def of_the_window(self) -> ServerIdentity | None:
         """The replica that answers about the window; None where this server does."""
-        one = self._at_replica()
+        one = self._replica_snapshot()
         return None if one is None else one.place
 
     def clock_offset(self, rounds: int = 9) -> tuple[float, float]:
@@ -368,18 +395,18 @@ class Snapshot:
         Of nine round trips the shortest counts; its midpoint is taken as the moment of the server's answer.
         """
         samples = []
-        with self._read_cost.question("postgres", "clock_offset", "SELECT clock_timestamp()") as asked:
+        with self._read_cost.query("postgres", "clock_offset", "SELECT clock_timestamp()") as asked:
             for _ in range(rounds):
                 sent = time.time()
-                (server,) = self._row("SELECT extract(epoch FROM clock_timestamp())", {})
+                (server,) = self._fetch_row("SELECT extract(epoch FROM clock_timestamp())", {})
                 received = time.time()
                 samples.append((received - sent, float(server) - (sent + received) / 2))
             asked.rows = rounds
         rtt, offset = min(samples)
         return offset, rtt / 2
 
-    def _answer(self, q: Query, params: dict[str, Any], *, apart: bool = False) -> pd.DataFrame:
-        """What `ask` says, of this server; a replica that cancels it for its own recovery is asked once more.
+    def _query_with_retry(self, q: Query, params: dict[str, Any], *, apart: bool = False) -> pd.DataFrame:
+        """Run a query on this server; repeat it once if a replica cancels it for its own recovery.
 
         That is another moment than of the answers before: the one that they were of is no longer there.
         """
@@ -387,19 +414,19 @@ class Snapshot:
             try:
                 if apart:
                     self._execute("SAVEPOINT question")
-                return self._once(q, params)
+                return self._run_query(q, params)
             except SourceError as e:
                 if e.code != "recovery_conflict":
                     raise
                 if self._repeated:
                     detail = "the replica has cancelled this twice for its own recovery: try again, or ask the primary"
-                    raise SourceError("postgres", Reason.TIMEOUT, detail, e.code) from None
+                    raise _error(Reason.TIMEOUT, detail, e.code) from None
             self._repeated = True
-            if self._gone:
+            if self._failure:
                 self._connect_anew()
             self.start()
 
-    def _once(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
+    def _run_query(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
         bound = {
             "as_of": self._window and self._window.as_of,
             "since": self._window and self._window.since,
@@ -409,15 +436,15 @@ class Snapshot:
         if self.place.behind_s and q.cost != "catalog":  # the catalog's views are of this very moment on a replica too
             text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
             bound["behind_s"] = self.place.behind_s
-        used = {k: bound[k] for k in _compiled(text)[1] if k in bound}
-        sent = _as_sent(text, {k: "..." if k.startswith(TYPED) else v for k, v in used.items()})
-        if q.name == OWN:  # what a person has written or filled in may be a person
-            sent = _as_sent(re.sub(r"'[^']*'", "'...'", text), dict.fromkeys(used, "..."))
-        with self._read_cost.question("postgres", q.name, sent) as asked:
+        used = {k: bound[k] for k in _compile(text)[1] if k in bound}
+        own = q.name == OWN  # what a responder has written or filled in may be a user
+        sent = self._read_cost.masker.statement(text) if own else text
+        shown = {k: "..." if own or k.startswith(TYPED) else v for k, v in used.items()}
+        with self._read_cost.query("postgres", q.name, sent, shown) as asked:
             if q.answers == "present" and self._window and self._window.past:
-                raise SourceError("postgres", Reason.NO_DATA, f"'{q.question}' can only be asked of the present")
+                raise _error(Reason.NO_DATA, f"'{q.question}' can only be run for the present")
             if q.answers == "present" and q.cost != "catalog":
-                self._shows_the_present()
+                self._require_present_data()
             if q.cost == "scan":
                 asked.plan_cost = self._plan_cost(text, used)
                 if asked.plan_cost > self._budget.max_plan_cost:
@@ -436,20 +463,20 @@ class Snapshot:
             frame.attrs["capped"] = len(rows) > self._budget.max_rows
             if q.name == OWN and answer:
                 frame.attrs["origins"] = [(answer.ftable(n), answer.ftablecol(n)) for n in range(answer.nfields)]
-        return _typed(frame)
+        return _convert_types(frame)
 
-    def _shows_the_present(self) -> None:
+    def _require_present_data(self) -> None:
         behind_s = self.place.behind_s or 0.0
         if self._stalls or behind_s > PRESENT_S:
             how = "stands still at a moment" if self._stalls else "shows a moment"
             detail = f"this replica {how} {behind_s:,.0f} s ago, which says nothing of the present: ask the primary"
-            raise SourceError("postgres", Reason.NO_DATA, detail, "replica_behind")
+            raise _error(Reason.NO_DATA, detail, "replica_behind")
 
-    def _who_answers(self, q: Query) -> Snapshot:
-        return (self._at_replica() if q.answers == "window" else None) or self
+    def _pick_server(self, q: Query) -> Snapshot:
+        return (self._replica_snapshot() if q.answers == "window" else None) or self
 
-    def _at_replica(self) -> Snapshot | None:
-        """A snapshot of the replica, of this window, if there is one that keeps up."""
+    def _replica_snapshot(self) -> Snapshot | None:
+        """Return a snapshot of the replica for this window; None if there is no replica, or it lags."""
         if self._replica is None and self._source.replica is not None:
             self._replica = self
             with suppress(SourceError):
@@ -459,20 +486,20 @@ class Snapshot:
         return None if self._replica is self else self._replica
 
     def _plan_cost(self, text: str, params: dict[str, Any]) -> float:
-        (plan,) = self._row(f"EXPLAIN (FORMAT JSON) {text}", params)
+        (plan,) = self._fetch_row(f"EXPLAIN (FORMAT JSON) {text}", params)
         return float(plan[0]["Plan"]["Total Cost"])
 
-    def _row(self, text: str, params: dict[str, Any]) -> tuple[Any, ...]:
+    def _fetch_row(self, text: str, params: dict[str, Any]) -> tuple[Any, ...]:
         with self._execute(text, params) as result:
             row: tuple[Any, ...] = result.fetchone() or ()
         return row
 
     def _execute(self, text: str | sql.Composed, params: dict[str, Any] | None = None) -> psycopg.Cursor[Any]:
-        if self._gone:
-            raise self._gone
+        if self._failure:
+            raise self._failure
         with cut_when_hung(self._connection, self._budget) as cut:
             try:
-                asked = text if isinstance(text, sql.Composed) else _compiled(text)[0] if params else text.encode()
+                asked = text if isinstance(text, sql.Composed) else _compile(text)[0] if params else text.encode()
                 return self._connection.execute(asked, params or None)
             except psycopg.Error as e:
                 error = source_error(e)
@@ -480,11 +507,11 @@ class Snapshot:
                     error = SourceError(
                         "postgres",
                         Reason.TIMEOUT,
-                        "the server accepted the question and never answered",
+                        "the server accepted the query and never answered",
                         "hung",
                     )
                 if self._connection.closed:
-                    self._gone = error
+                    self._failure = error
                 raise error from None
 
 
@@ -517,14 +544,14 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @cache
-def _compiled(text: str) -> tuple[bytes, frozenset[str]]:
-    """A question as the driver takes it, and the names that are bound in it."""
+def _compile(text: str) -> tuple[bytes, frozenset[str]]:
+    """Compile a query for the driver; return it with the names of its parameters."""
     compiled = sa.text(text).compile(dialect=_DIALECT)
     return str(compiled).encode(), frozenset(compiled.params)
 
 
 def libpq_url(url: str, setting: str) -> str:
-    """A URL as libpq reads it: without the name of a driver.
+    """Convert a URL to libpq's form: without the name of a driver.
 
     Raises UsageError where it can not read it, without a word of it: it may hold a password.
     """
@@ -537,30 +564,10 @@ def libpq_url(url: str, setting: str) -> str:
 
 
 def _command_failed(why: str) -> SourceError:
-    return SourceError("postgres", Reason.DENIED, f"database_url_command: {why}", "no_password")
+    return _error(Reason.DENIED, f"database_url_command: {why}", "no_password")
 
 
-def _output(command: list[str]) -> str:
-    """What a command prints, without its end of line; nothing of it is ever shown. Raises SourceError."""
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise _command_failed(f"no answer within {_COMMAND_TIMEOUT_S:.0f} s") from None
-    except (OSError, ValueError) as e:
-        raise _command_failed(f"it cannot be started ({getattr(e, 'strerror', None) or 'not a command'})") from None
-    if done.returncode or not done.stdout.strip():
-        raise _command_failed(f"it ended with exit code {done.returncode} and printed {len(done.stdout.split())} words")
-    return done.stdout.strip()
-
-
-def _as_sent(text: str, params: dict[str, Any]) -> str:
-    shown = ", ".join(f"{k}={v}" for k, v in params.items())
-    return f"{text}\n-- {shown}" if shown else text
-
-
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def _convert_types(frame: pd.DataFrame) -> pd.DataFrame:
     """Decimals to floats, timestamps to UTC: what pandas would otherwise leave as objects."""
     for column in frame.columns:
         kinds = {type(v).__name__ for v in frame[column] if v is not None}
@@ -573,12 +580,12 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-#: What the server's own codes mean for whoever reads the runbook.
+#: Reason and code by the server's SQLSTATE.
 _SQLSTATE = {
     "57014": (Reason.TIMEOUT, "statement_timeout"),
     "55P03": (Reason.TIMEOUT, "lock_not_available"),
     "25P03": (Reason.TIMEOUT, "idle_timeout"),
-    # A read-only snapshot conflicts with nobody but a replica's recovery.
+    # A read-only snapshot conflicts only with a replica's recovery.
     "40001": (Reason.TIMEOUT, "recovery_conflict"),
     "40P01": (Reason.TIMEOUT, "recovery_conflict"),
     "42501": (Reason.DENIED, "permission_denied"),
@@ -604,7 +611,8 @@ _AT_CONNECT = (
     ("no password supplied", "28P01"),
     ("no pg_hba.conf entry", "28000"),
     ("permission denied for database", "28000"),
-    ("does not exist", "3D000"),
+    ("database does not exist", "3D000"),
+    ("role does not exist", "28000"),
     ("conflict with recovery", "40001"),
     ("starting up", "57P03"),
     ("shutting down", "57P03"),
@@ -612,24 +620,24 @@ _AT_CONNECT = (
 
 
 def source_error(e: psycopg.Error) -> SourceError:
-    """What a driver's error means for whoever reads the runbook; its words, without addresses."""
+    """Return the SourceError of a driver's error, with the server's reason and without addresses."""
     message = str(e).strip()
     state = e.sqlstate
     if state is None:
-        lowered = message.lower()
+        lowered = re.sub(' "[^"]*"', "", message).lower()  # a name is anybody's choice
         if "timeout expired" in lowered or "timed out" in lowered:
-            return SourceError("postgres", Reason.TIMEOUT, "no answer to the connection", "no_connection")
+            return _error(Reason.TIMEOUT, "no answer to the connection", "no_connection")
         state = next((code for phrase, code in _AT_CONNECT if phrase in lowered), None)
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.
     sentences = re.findall(r"(?:FATAL|ERROR):\s+(.+)", message)
     detail = sentences[-1] if sentences else message.splitlines()[0] if message else type(e).__name__
-    if (state or "").startswith("22"):  # a value that does not fit is quoted, whoever's it is
+    if (state or "").startswith("22"):  # the message quotes the invalid value, which may be a user id
         detail = re.sub('".*"', '"..."', detail)
     if state in _SQLSTATE:
         reason, code = _SQLSTATE[state]
-        return SourceError("postgres", reason, detail, code)
+        return _error(reason, detail, code)
     if isinstance(e, psycopg.OperationalError):
-        if sentences and state is None:  # whoever answers there, a pooler for example, does not take this connection
-            return SourceError("postgres", Reason.DENIED, detail, "not_admitted")
-        return SourceError("postgres", Reason.UNREACHABLE, detail, state or "no_connection")
-    return SourceError("postgres", Reason.ERROR, detail, state or "")
+        if sentences and state is None:  # the peer, a pooler for example, refuses this connection
+            return _error(Reason.DENIED, detail, "not_admitted")
+        return _error(Reason.UNREACHABLE, detail, state or "no_connection")
+    return _error(Reason.ERROR, detail, state or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from runbook_lib.sources import ReadCost
+from runbook_lib.sources import Opening, ReadCost
 from runbook_lib.sources.http import get_json
 
 
@@ -14,8 +14,14 @@ class Prometheus:
     def __init__(self, url: str, read_cost: ReadCost) -> None:
         self._url, self._read_cost = url, read_cost
 
+    @classmethod
+    def declared(cls, opening: Opening) -> Prometheus | None:
+        """Return the target's Prometheus; None where it declares none."""
+        url = opening.target.url("prometheus_url")
+        return cls(url, opening.read_cost) if url else None
+
     def instant(self, promql: str, at: pd.Timestamp) -> pd.DataFrame:
-        """The vector at a moment: one row per series, its labels as columns and `value`; empty if absent."""
+        """Return the vector at a moment: one row per series, its labels as columns and `value`; empty if absent."""
         reply = get_json(
             "prometheus", self._read_cost, self._url, "api/v1/query", {"query": promql, "time": at.isoformat()}
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources import Opening, ReadCost, SourceError
 
 
 class Redis:
@@ -14,11 +14,17 @@ class Redis:
     def __init__(self, url: str, read_cost: ReadCost) -> None:
         self._url, self._read_cost = url, read_cost
 
+    @classmethod
+    def declared(cls, opening: Opening) -> Redis | None:
+        """Return the target's Redis; None where it declares none."""
+        url = opening.target.url("redis_url")
+        return cls(url, opening.read_cost) if url else None
+
     def info(self) -> dict[str, Any]:
         """INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
         import redis  # few targets have one
 
-        with self._read_cost.question("redis", "info", "INFO") as asked:
+        with self._read_cost.query("redis", "info", "INFO") as asked:
             client = redis.Redis.from_url(self._url, socket_connect_timeout=2, socket_timeout=2)
             try:
                 reply: dict[str, Any] = client.info()

@@ -1,7 +1,7 @@
 """The system's workloads through the tool that runs them: logs, pods, variables, a restart.
 
-Argument vectors only, no shell. What may be started at all is the list `Runner.verbs`, which is looked at in one
-place, `Runner._ask`; what comes back is bounded, scrubbed and counted in the read cost.
+Argument vectors only, no shell. The allowed commands are the list `Runner.verbs`, checked in one place, `Runner._ask`;
+output is limited, scrubbed and counted in the read cost.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import Workloads
-from runbook_lib.sources import ReadCost, SourceError, logs
+from runbook_lib.settings import WorkloadSettings
+from runbook_lib.sources import Opening, ReadCost, SourceError, logs
 
+_error = partial(SourceError, "workloads")
 READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
 LOG_BYTES, OTHER_BYTES = 20_000_000, 4_000_000
 #: The newest lines of a log; less where they are more than LOG_BYTES.
@@ -37,7 +39,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*=[A-Za-z0-9._-]*,?)+")
-_SECRET = re.compile(r"passw|secret|token|credential|(?:^|_)key$", re.IGNORECASE)
+_SECRET = re.compile(r"passw|passphrase|secret|token|credential|(?:^|_)(?:pass|pwd|jwt|seed|key)$", re.IGNORECASE)
 _MASKED = "***"
 #: How supervisorctl says that something is wrong.
 _COMPLAINT = re.compile(
@@ -46,8 +48,8 @@ _COMPLAINT = re.compile(
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a command printed, scrubbed, and how it ended; `size` counts the bytes as they came."""
+class CommandOutput:
+    """The output of a command, scrubbed, and its exit code; `size` is the output's size in bytes before scrubbing."""
 
     code: int
     out: str
@@ -67,12 +69,17 @@ class Runner(ABC):
     #: The first words of every command that may be started.
     verbs: ClassVar[frozenset[tuple[str, ...]]]
 
-    def __init__(self, settings: Workloads, read_cost: ReadCost) -> None:
+    def __init__(self, settings: WorkloadSettings, read_cost: ReadCost) -> None:
         self._settings, self._read_cost = settings, read_cost
+
+    @classmethod
+    def declared(cls, opening: Opening) -> Runner:
+        """Return the runner of the target's workloads."""
+        return runner_of(opening.target.facts.workloads, opening.read_cost)
 
     @abstractmethod
     def logs(self, name: str, minutes: float) -> list[str]:
-        """The lines of the workload's log in these minutes, newest last; at most about LOG_BYTES."""
+        """Return the lines of the workload's log in these minutes, newest last; at most about LOG_BYTES."""
 
     @abstractmethod
     def pods(self, name: str) -> list[dict[str, Any]]:
@@ -80,15 +87,15 @@ class Runner(ABC):
 
     @abstractmethod
     def replicas(self, name: str) -> int:
-        """How many instances there should be."""
+        """Return how many instances there should be."""
 
     @abstractmethod
     def strategy(self, name: str) -> str:
-        """How a restart replaces them: "Recreate", "RollingUpdate", or "" where that is not known."""
+        """Return how a restart replaces instances: "Recreate", "RollingUpdate", or "" if that is not known."""
 
     @abstractmethod
     def environment(self, name: str) -> dict[str, str]:
-        """The variables that are set for the workload; those that are secrets are masked."""
+        """Return the variables that are set for the workload; secrets are masked."""
 
     @abstractmethod
     def restart(self, name: str) -> str:
@@ -108,13 +115,13 @@ class Runner(ABC):
 
     @abstractmethod
     def _command(self, words: tuple[str, ...]) -> list[str]:
-        """The argument vector that these words stand behind."""
+        """Return the argument vector of a command that ends with these words."""
 
     @abstractmethod
-    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
-        """What a failed command's words mean; None where it did not fail."""
+    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
+        """Return the reason and code of a failed command; None if it did not fail."""
 
-    def _ask(self, *words: str, timeout_s: float = READ_TIMEOUT_S, most: int = OTHER_BYTES) -> Answer:
+    def _ask(self, *words: str, timeout_s: float = READ_TIMEOUT_S, most: int = OTHER_BYTES) -> CommandOutput:
         """Start one command, if it is one of the list, and wait for its end.
 
         Raises SourceError: denied (not on the list, or the tool's own refusal), unreachable, timeout, error.
@@ -123,23 +130,25 @@ class Runner(ABC):
         if verb is None:
             raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
         command = self._command(words)
-        with self._read_cost.question("workloads", " ".join(verb), shlex.join(command)) as asked:
-            code, out, err = _run(command, timeout_s, most)
+        with self._read_cost.query("workloads", " ".join(verb), shlex.join(command)) as asked:
+            code, out, err = _run_command(command, timeout_s, most)
             scrub = self._read_cost.masker.scrub
-            answer = Answer(code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out))
+            answer = CommandOutput(
+                code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out)
+            )
             asked.rows = answer.out.count("\n")
             if failed := self._failure(answer):
                 raise _error(failed[0], answer.problem, failed[1])
         return answer
 
-    def _known(self, name: str) -> str:
-        """The name, if it is one of the target's workloads and looks like one."""
+    def _check_name(self, name: str) -> str:
+        """Return the name if it is a valid workload of the target. Raises SourceError."""
         known = self._settings.programs.values()
         if name not in known or not _NAME.fullmatch(name) or name == "all":
             raise _error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
         return name
 
-    def _masked(self, variables: Mapping[str, str]) -> dict[str, str]:
+    def _mask_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
         scrub = self._read_cost.masker.scrub
         return {k: _MASKED if v and _SECRET.search(k) else scrub(v) for k, v in variables.items()}
 
@@ -167,7 +176,7 @@ class KubectlRunner(Runner):
         lines = answer.out.splitlines()
         written = [line for line in lines if line[:4].isdigit()]
         if lines and not written:  # errors of single pods are among the lines
-            failed = self._failure(Answer(1, "", answer.out, 0)) or (Reason.ERROR, "")
+            failed = self._failure(CommandOutput(1, "", answer.out, 0)) or (Reason.ERROR, "")
             raise _error(failed[0], lines[-1].removeprefix("error: "), failed[1])
         return sorted(written, key=lambda line: line[:30])
 
@@ -187,13 +196,13 @@ class KubectlRunner(Runner):
             pods.append({
                 "name": str(pod["metadata"]["name"]),
                 "ready": bool(own.get("ready")),
-                "restarts": int(own.get("restartCount", 0)),
+                "restarts": own.get("restartCount"),
                 "started": str(running.get("startedAt") or status.get("startTime") or ""),
             })  # fmt: skip
         return pods
 
     def replicas(self, name: str) -> int:
-        """As the deployment asks for."""
+        """Return the deployment's replicas."""
         return int(self._deployment(name)["spec"].get("replicas", 1))
 
     def strategy(self, name: str) -> str:
@@ -202,24 +211,28 @@ class KubectlRunner(Runner):
 
     def environment(self, name: str) -> dict[str, str]:
         """Of the workload's own container; a value that comes from elsewhere is left out."""
-        return self._masked({e["name"]: str(e.get("value", "")) for e in self._env(name) if "valueFrom" not in e})
+        return self._mask_variables(
+            {e["name"]: str(e.get("value", "")) for e in self._env(name) if "valueFrom" not in e}
+        )
 
     def restart(self, name: str) -> str:
-        """A rollout restart."""
-        return self._ask("rollout", "restart", f"deploy/{self._known(name)}").out.strip()
+        """Restart the rollout."""
+        return self._ask("rollout", "restart", f"deploy/{self._check_name(name)}").out.strip()
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
-        """The rollout's end."""
-        words = ("rollout", "status", f"deploy/{self._known(name)}", f"--timeout={max(int(timeout_s), 1)}s")
+        """Wait for the end of the rollout."""
+        words = ("rollout", "status", f"deploy/{self._check_name(name)}", f"--timeout={max(int(timeout_s), 1)}s")
         return self._ask(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
 
     def scale(self, name: str, replicas: int) -> str:
-        """The deployment's replicas."""
-        return self._ask("scale", f"deploy/{self._known(name)}", f"--replicas={_none_or_one(replicas)}").out.strip()
+        """Set the deployment's replicas."""
+        return self._ask(
+            "scale", f"deploy/{self._check_name(name)}", f"--replicas={_check_replicas(replicas)}"
+        ).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """In the workload's own container only: a sidecar has its own."""
-        changes = _checked(variables)
+        changes = _check_variables(variables)
         elsewhere = {e["name"] for e in self._env(name) if "valueFrom" in e} & set(changes)
         if elsewhere:  # it could not be put back
             raise _error(
@@ -232,7 +245,7 @@ class KubectlRunner(Runner):
         context = ["--context", self._settings.context] if self._settings.context else []
         return ["kubectl", *context, "-n", self._settings.namespace, *words]
 
-    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
+    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
         if answer.code == 0:
             return None
         said = answer.err.lower()
@@ -258,10 +271,10 @@ class KubectlRunner(Runner):
             raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
     def _deployment(self, name: str) -> dict[str, Any]:
-        return self._json("get", "deploy", self._known(name))
+        return self._json("get", "deploy", self._check_name(name))
 
     def _container(self, name: str) -> str:
-        return self._settings.containers.get(name, self._known(name))
+        return self._settings.containers.get(name, self._check_name(name))
 
     def _env(self, name: str) -> list[dict[str, Any]]:
         container = self._container(name)
@@ -287,12 +300,12 @@ class SupervisorctlRunner(Runner):
 
     def logs(self, name: str, minutes: float) -> list[str]:
         """From the file where the settings name it, else as supervisord keeps it."""
-        file = self._settings.log_files.get(self._known(name))
+        file = self._settings.log_files.get(self._check_name(name))
         text = self._tail(Path(file)) if file else self._ask("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).out
-        return logs.since(text.splitlines(), datetime.now(UTC) - timedelta(minutes=minutes))
+        return logs.lines_since(text.splitlines(), datetime.now(UTC) - timedelta(minutes=minutes))
 
     def pods(self, name: str) -> list[dict[str, Any]]:
-        """The program, while it runs or tries to."""
+        """Return the program as one instance, while it runs or tries to start."""
         state, rest = self._status(name)
         if state in ("STOPPED", "EXITED", "FATAL"):
             return []
@@ -305,25 +318,25 @@ class SupervisorctlRunner(Runner):
         return [{"name": name, "ready": state == "RUNNING", "restarts": restarts, "started": started}]
 
     def replicas(self, name: str) -> int:
-        """One, unless somebody stopped it."""
+        """Return 1, or 0 if the program was stopped."""
         return 0 if self._status(name)[0] == "STOPPED" else 1
 
     def strategy(self, name: str) -> str:
-        """The old process is stopped before the new one starts."""
-        self._known(name)
+        """Return "Recreate": the old process is stopped before the new one starts."""
+        self._check_name(name)
         return "Recreate"
 
     def environment(self, name: str) -> dict[str, str]:
         """Of the file that the programs read when they start."""
-        self._known(name)
-        return self._masked(dict(line.split("=", 1) for line in self._read_env() if _assigns(line)))
+        self._check_name(name)
+        return self._mask_variables(dict(line.split("=", 1) for line in self._read_env() if _is_assignment(line)))
 
     def restart(self, name: str) -> str:
         """Stop and start."""
-        return self._ask("restart", self._known(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        return self._ask("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
-        """RUNNING: it has stayed up for its `startsecs`."""
+        """Wait until the program is RUNNING, that is, has stayed up for its `startsecs`."""
         deadline, pause = time.monotonic() + timeout_s, 0.5
         while (status := self._status(name))[0] != "RUNNING":
             if time.monotonic() + pause > deadline:
@@ -334,19 +347,19 @@ class SupervisorctlRunner(Runner):
 
     def scale(self, name: str, replicas: int) -> str:
         """Stop or start it."""
-        verb = "start" if _none_or_one(replicas) else "stop"
-        return self._ask(verb, self._known(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        verb = "start" if _check_replicas(replicas) else "stop"
+        return self._ask(verb, self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Rewrite the file and restart the one program."""
-        self._known(name)
-        changes = _checked(variables)
+        self._check_name(name)
+        changes = _check_variables(variables)
         kept = [line for line in self._read_env() if line.partition("=")[0] not in changes]
         lines = [*kept, *(f"{k}={v}" for k, v in changes.items() if v is not None)]
         words = " ".join(f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items())
-        with self._read_cost.question("workloads", "set environment", f"{self._settings.env_file}: {words}"):
+        with self._read_cost.query("workloads", "set environment", f"{self._settings.env_file}: {words}"):
             try:
-                _write(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
+                _write_env(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
             except OSError as e:
                 raise _error(Reason.DENIED, f"cannot write {self._settings.env_file}: {e.strerror}", "file") from None
         return self.restart(name)
@@ -354,7 +367,7 @@ class SupervisorctlRunner(Runner):
     def _command(self, words: tuple[str, ...]) -> list[str]:
         return [*self._settings.supervisorctl, *words]
 
-    def _failure(self, answer: Answer) -> tuple[Reason, str] | None:
+    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
         # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.
         said = " ".join(_COMPLAINT.findall(f"{answer.err}\n{answer.out[:500]}")).lower()
         for reason, code, signs in (
@@ -368,13 +381,13 @@ class SupervisorctlRunner(Runner):
         return (Reason.ERROR, "") if answer.code and not answer.out.strip() else None
 
     def _status(self, name: str) -> tuple[str, str]:
-        words = self._ask("status", self._known(name)).out.split(maxsplit=2)
+        words = self._ask("status", self._check_name(name)).out.split(maxsplit=2)
         if len(words) < 2:
             raise _error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
         return words[1], words[2].strip() if len(words) > 2 else ""
 
     def _tail(self, path: Path) -> str:
-        with self._read_cost.question("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
+        with self._read_cost.query("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
             try:
                 with path.open("rb") as file:
                     start = max(file.seek(0, os.SEEK_END) - LOG_BYTES, 0)
@@ -390,7 +403,7 @@ class SupervisorctlRunner(Runner):
     def _read_env(self) -> list[str]:
         if not self._settings.env_file:
             raise _error(Reason.NOT_CONFIGURED, "workloads.env_file is not set", "")
-        with self._read_cost.question("workloads", "environment", f"read {self._settings.env_file}"):
+        with self._read_cost.query("workloads", "environment", f"read {self._settings.env_file}"):
             try:
                 return Path(self._settings.env_file).read_text(encoding="utf-8").splitlines()
             except OSError as e:
@@ -402,22 +415,18 @@ class SupervisorctlRunner(Runner):
 RUNNERS: dict[str, type[Runner]] = {"kubectl": KubectlRunner, "supervisorctl": SupervisorctlRunner}
 
 
-def runner_of(settings: Workloads, read_cost: ReadCost) -> Runner:
-    """The runner that the settings choose. Whether its tool is there shows when it is asked."""
+def runner_of(settings: WorkloadSettings, read_cost: ReadCost) -> Runner:
+    """Return the runner that the settings choose; a missing tool is reported on first use."""
     return RUNNERS[settings.runner](settings, read_cost)
 
 
-def _error(reason: Reason, detail: str, code: str) -> SourceError:
-    return SourceError("workloads", reason, detail, code)
-
-
-def _none_or_one(replicas: int) -> int:
+def _check_replicas(replicas: int) -> int:
     if replicas not in (0, 1):
         raise _error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
     return replicas
 
 
-def _checked(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+def _check_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     for name, value in variables.items():
         if not _VARIABLE.fullmatch(name):
             raise _error(Reason.DENIED, f"{name!r} is not a variable's name", "not_allowed")
@@ -428,11 +437,11 @@ def _checked(variables: Mapping[str, str | None]) -> dict[str, str | None]:
     return dict(variables)
 
 
-def _assigns(line: str) -> bool:
+def _is_assignment(line: str) -> bool:
     return bool(_VARIABLE.fullmatch(line.partition("=")[0])) and "=" in line
 
 
-def _write(path: Path, text: str) -> None:
+def _write_env(path: Path, text: str) -> None:
     """Replace a file in one step, readable by its owner only."""
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
@@ -446,7 +455,7 @@ def _write(path: Path, text: str) -> None:
         raise
 
 
-def _run(command: list[str], timeout_s: float, most: int) -> tuple[int, bytes, bytes]:
+def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, bytes, bytes]:
     """Run a command to its end and keep the first bytes of what it prints; it does not outlive the timeout."""
     # The runbook's own addresses are no business of the tool; its messages are read, so in one language.
     env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {"LC_ALL": "C.UTF-8"}

@@ -1,4 +1,4 @@
-"""What a step has found, in the hands of whoever investigates: plain values and frames."""
+"""The result of a step for a person's own cells: plain values and frames."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.view import render
 
 
-class Answer:
-    """A step's finding, as it stands now: a step that is asked again brings it up to date.
+class StepResult:
+    """A step's present finding; it is updated when the step runs again.
 
-    It shows its card where a cell ends with it, but for the cell in which the step itself has shown it. People are
-    tokens in all of it (see `Session.reveal`).
+    A cell that ends with it shows its card, except the cell in which the step has shown it. User ids are masked in all
+    of it (see `Session.reveal`).
     """
 
     def __init__(self, card: Callable[[], render.Card], about: str) -> None:
         """`card` is asked for the finding each time; `about` says which frames there are."""
-        self._card, self._shown_in = card, _cell()
+        self._card, self._shown_in = card, _current_cell()
         self.about = about
         """The frames with their columns and units, in words."""
 
@@ -30,7 +30,7 @@ class Answer:
         return render.finding_line(self._finding, self._card().lang)
 
     def _ipython_display_(self) -> None:
-        if _cell() != self._shown_in:
+        if _current_cell() != self._shown_in:
             display(self._card())
 
     @property
@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def values(self) -> pd.DataFrame:
-        """What was observed, by name: value, unit, warning and critical (the limits of docs/slo.md), status."""
+        """The observed values by name: value, unit, warning and critical (the limits of docs/slo.md), status."""
         rows = [
             {
                 "name": v.name,
@@ -66,22 +66,30 @@ class Answer:
 
     @property
     def frames(self) -> Frames:
-        """What it was judged from, by name; `about` has their columns and units."""
+        """The frames that were judged, by name; `about` has their columns and units."""
         return dict(self._finding.frames)
 
     @property
-    def questions(self) -> pd.DataFrame:
-        """What was asked for it: source, name, ms, rows, plan_cost, error, and the text as it was sent."""
+    def queries(self) -> pd.DataFrame:
+        """The queries of the step: source, name, ms, rows, plan_cost, error, and the text as it was sent."""
         columns = ["source", "name", "ms", "rows", "plan_cost", "error", "text"]
-        return pd.DataFrame([{c: getattr(q, c) for c in columns} for q in self._finding.questions], columns=columns)
+        return pd.DataFrame([{c: getattr(q, c) for c in columns} for q in self._finding.queries], columns=columns)
+
+    @property
+    def questions(self) -> pd.DataFrame:
+        """`queries` by its earlier name."""
+        return self.queries
 
     def explain(self) -> pd.DataFrame:
-        """What it means: each observation of docs/failure-modes.md, and how strongly (-1 to 1) it speaks about what."""
+        """Return the evidence.
+
+        Each observation of docs/failure-modes.md, what it is about, and its weight (-1 to 1).
+        """
         rows = [(s.observation, s.about, s.weight) for s in self._finding.signals]
         return pd.DataFrame(rows, columns=["observation", "about", "weight"])
 
 
-def _cell() -> int | None:
-    """The number of the cell that runs; None outside a notebook."""
+def _current_cell() -> int | None:
+    """Return the number of the running cell; None outside a notebook."""
     shell = get_ipython()
     return None if shell is None else int(shell.execution_count)

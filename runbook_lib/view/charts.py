@@ -11,7 +11,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import matplotlib.dates
@@ -28,10 +28,14 @@ from runbook_lib.usage import UsageError, did_you_mean
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
 #: How several columns are told apart: by dash, marker or hatch as well as by colour.
-_LOOKS = ((BLUE, "-", "o", ""), (RED, "--", "s", "//"), (GREEN, "-.", "^", ".."), (GREY, ":", "D", "xx"))
+_STYLES = ((BLUE, "-", "o", ""), (RED, "--", "s", "//"), (GREEN, "-.", "^", ".."), (GREY, ":", "D", "xx"))
+#: How the name of a line begins that is a limit.
+_LIMITS = ("warning ", "critical ", "usable ", "configured lease ", "objective ")
 KINDS = ("line", "bar", "scatter", "hist")
 #: So many points have a marker each, so many letters stand beside each other.
 FEW = 60
+#: In days, as matplotlib counts.
+HALF_SECOND = 0.5 / 86400
 #: What pandas says that a column is.
 _NUMBERS = ("integer", "floating", "decimal", "mixed-integer-float", "boolean", "empty")
 _SPANS = ("timedelta64", "timedelta")
@@ -48,27 +52,36 @@ class Chart:
     caption: tuple[Text, ...] = ()
 
     def png(self) -> bytes:
-        """The figure alone."""
+        """Return the figure as PNG."""
         buffer = io.BytesIO()
         FigureCanvasAgg(self.figure).print_png(buffer, metadata={"Software": None})
         return buffer.getvalue()
 
     def display(self, lang: str) -> list[dict[str, Any]]:
-        """The figure, and its caption below, as mime bundles."""
+        """Return the figure, and its caption below, as mime bundles."""
         words = " ".join(messages.text(t, lang) for t in self.caption)
         image = {
             "image/png": base64.b64encode(self.png()).decode(),
-            "text/plain": messages.text(self.alt, lang),
+            "text/plain": self.described(lang),
         }
         return [image] + ([{"text/html": f"<p><small>{words}</small></p>", "text/plain": words}] if words else [])
 
     def metadata(self, lang: str) -> dict[str, Any]:
-        """The alt text where notebook front ends look for it."""
-        return {"image/png": {"alt": messages.text(self.alt, lang)}}
+        """Return the alt text as the metadata that notebook front ends read."""
+        return {"image/png": {"alt": self.described(lang)}}
+
+    def described(self, lang: str) -> str:
+        """Return the alt text with the axis of the values, which names the unit, and the limits that are drawn."""
+        axes = self.figure.axes
+        labels = [self.figure.get_supylabel(), *(a.get_ylabel() for a in axes), *(a.get_xlabel() for a in axes)]
+        axis = next(filter(None, labels), "")
+        lines = (str(line.get_label()) for ax in axes for line in ax.lines)
+        limits = ", ".join(dict.fromkeys(name for name in lines if name.startswith(_LIMITS)))
+        return messages.text(say("chart.described", alt=self.alt, axis=axis, limits=limits), lang)
 
 
 def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = (8.0, 2.8)) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes, a title that says what is seen, and units on the axes."""
+    """Return a figure with one pair of axes, a title, and units on the axes."""
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     ax = figure.add_subplot()
     ax.set_title(title, loc="left", fontweight="bold")
@@ -102,8 +115,13 @@ def thresholds(ax: Axes, limit: Threshold) -> None:
 
 
 def clock_ticks(ax: Axes) -> None:
-    """Write the times of the x axis as hours and minutes, UTC."""
-    ax.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
+    """Write the times of the x axis, in UTC and as finely as their span asks for; after they are drawn."""
+    low, high = ax.dataLim.intervalx
+    if ax.get_autoscalex_on() and 0 <= high - low < 1e-9:  # a moment alone would be amid four years
+        ax.set_xlim(low - HALF_SECOND, high + HALF_SECOND)
+    locator = matplotlib.dates.AutoDateLocator(tz=UTC)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, tz=UTC))
 
 
 def flows(
@@ -127,17 +145,17 @@ def legend(figure: Figure) -> None:
 # A person's own frame ----------------------------------------------------------------------------------------
 
 
-def of_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", title: str = "") -> Chart | None:
+def chart_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", title: str = "") -> Chart | None:
     """Columns `y` over `x`, or for "hist" how often the values of `x` occur; None where no row can be drawn.
 
     Times in UTC, spans in s, rows by `x` unless it is text. Raises UsageError.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind '{kind}': {did_you_mean(kind, list(KINDS))}")
-    if (kind == "hist" and y) or (kind != "hist" and not 0 < len(y) <= len(_LOOKS)):
-        takes = "x alone" if kind == "hist" else f"x, and one to {len(_LOOKS)} columns as y"
+    if (kind == "hist" and y) or (kind != "hist" and not 0 < len(y) <= len(_STYLES)):
+        takes = "x alone" if kind == "hist" else f"x, and one to {len(_STYLES)} columns as y"
         raise UsageError(f"a chart of kind '{kind}' takes {takes}")
-    columns = {name: _column(frame, name) for name in (x, *y)}
+    columns = {name: _typed_column(frame, name) for name in (x, *y)}
     for name in y or [x]:
         if columns[name].dtype.kind not in ("f" if y else "fM"):
             raise UsageError(f"column '{name}' cannot be drawn as '{kind}': it has no numbers")
@@ -148,12 +166,12 @@ def of_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", 
     texts = data[x].dtype.kind == "O"
     data = data if texts else data.sort_values(x, kind="stable")
     title = title or (f"{', '.join(y)} by {x}" if y else f"How often each {x} occurs")
-    ylabel = ("value" if y[1:] else _label(frame, y[0])) if y else "rows"
-    figure, ax = axes(_plain(title), ylabel, _label(frame, x))
-    at = _places(ax, data[x])
+    ylabel = ("value" if y[1:] else _axis_label(frame, y[0])) if y else "rows"
+    figure, ax = axes(_escape_dollars(title), ylabel, _axis_label(frame, x))
+    at = _x_positions(ax, data[x])
     width = 0.8 * (np.diff(np.unique(at)).min() if len(set(at)) > 1 else 1.0) / max(len(y), 1)
-    for n, (name, (colour, dash, marker, hatch)) in enumerate(zip(y, _LOOKS, strict=False)):
-        look: dict[str, Any] = {"color": colour, "label": _label(frame, name)}
+    for n, (name, (colour, dash, marker, hatch)) in enumerate(zip(y, _STYLES, strict=False)):
+        look: dict[str, Any] = {"color": colour, "label": _axis_label(frame, name)}
         if kind == "line":
             ax.plot(at, data[name], linestyle=dash, marker=marker, markersize=3 if len(at) <= FEW else 0, **look)
         elif kind == "scatter":
@@ -162,15 +180,16 @@ def of_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", 
             ax.bar(at + (n - (len(y) - 1) / 2) * width, data[name], width, hatch=hatch, **look)
     if not y:
         ax.hist(at, bins=min(FEW // 2, len(at)), color=BLUE)
+    if data[x].dtype.kind == "M":
+        clock_ticks(ax)
     if len(y) > 1:
         legend(figure)
-    shown = {name: (_told(c.min()), _told(c.max())) for name, c in data.items() if c.dtype.kind != "O"}
-    spans = ", ".join(f"{name} {low} - {high}" for name, (low, high) in shown.items())
+    spans = ", ".join(f"{name} {_format_range(c.min(), c.max())}" for name, c in data.items() if c.dtype.kind != "O")
     return Chart(figure, say("chart.own", title=title, n=len(data), spans=spans))
 
 
-def _column(frame: pd.DataFrame, name: str) -> pd.Series:
-    """A column as floats, as times in UTC, or else as text; what is not known is missing."""
+def _typed_column(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Convert a column to floats, to times in UTC, or else to text; unknown values are missing."""
     if (n := list(frame.columns).count(name)) != 1:
         meant = f"{n} columns have that name" if n else did_you_mean(str(name), [str(c) for c in frame.columns])
         raise UsageError(f"the frame has no one column '{name}': {meant}")
@@ -184,34 +203,38 @@ def _column(frame: pd.DataFrame, name: str) -> pd.Series:
     return column.map(str, na_action="ignore").astype(object)
 
 
-def _label(frame: pd.DataFrame, name: str) -> str:
-    """A column's name with its unit, where the values have one."""
+def _axis_label(frame: pd.DataFrame, name: str) -> str:
+    """Return a column's name with its unit, if its values have one."""
     kind = pd.api.types.infer_dtype(frame[name])
     unit = " (UTC)" if kind.startswith("date") else " (s)" if kind in _SPANS else ""
-    return _plain(name + unit)
+    return _escape_dollars(name + unit)
 
 
-def _places(ax: Axes, column: pd.Series) -> np.ndarray:
-    """Where the values of a column stand on the x axis, whose ticks are made for them."""
+def _x_positions(ax: Axes, column: pd.Series) -> np.ndarray:
+    """Return the x positions of a column's values; names become ticks."""
     if column.dtype.kind == "M":
-        locator = matplotlib.dates.AutoDateLocator(tz=UTC)
-        ax.xaxis.set_major_locator(locator)
-        ax.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, tz=UTC))
         return np.asarray(matplotlib.dates.date2num(column.dt.tz_convert(None).to_numpy()))
     if column.dtype.kind == "f":
         return column.to_numpy()
     places, names = pd.factorize(column)
     every = -(-len(names) // 30)
-    ax.set_xticks(range(0, len(names), every), [_plain(name[:30]) for name in names[::every]])
+    ax.set_xticks(range(0, len(names), every), [_escape_dollars(name[:30]) for name in names[::every]])
     if sum(map(len, names)) > FEW:
         ax.tick_params(axis="x", rotation=30)
     return np.asarray(places)
 
 
-def _told(value: Any) -> str:
-    return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, pd.Timestamp) else f"{value:,.6g}"
+def _format_range(low: Any, high: Any) -> str:
+    """Format the smallest and the largest value; times as finely as needed to tell them apart."""
+    if not isinstance(low, pd.Timestamp):
+        return f"{low:,.6g} - {high:,.6g}"
+    apart_s = (high - low).total_seconds()
+    finest: Literal["seconds", "milliseconds", "microseconds"]
+    finest = "seconds" if apart_s >= 60 else "milliseconds" if apart_s >= 0.01 or not apart_s else "microseconds"
+    first, last = (t.tz_convert(None).isoformat(sep=" ", timespec=finest) for t in (low, high))
+    return f"{first} UTC - {last} UTC"
 
 
-def _plain(text: str) -> str:
-    """A person's words as they are: between dollars would be mathematics."""
+def _escape_dollars(text: str) -> str:
+    """Escape dollar signs, between which matplotlib would read mathematics."""
     return text.replace("$", r"\$")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import is_dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,13 +17,14 @@ import pandas as pd
 
 from runbook_lib import messages
 from runbook_lib.model.finding import (
-    Because,
+    Decision,
     Finding,
-    Frames,
     Hop,
+    HopHistory,
+    OutageEnd,
     Proposal,
-    Question,
     Reason,
+    SentQuery,
     Signal,
     Status,
     Text,
@@ -45,79 +47,70 @@ RUN_MIME = "application/vnd.runbook.run+json"
 REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
 
+def as_json(value: Any) -> Any:
+    """Plain data of the model as JSON: a dataclass by its fields, texts in every language, a status by its name."""
+    if isinstance(value, Text):
+        return text(value)
+    if isinstance(value, Status):
+        return value.name
+    if isinstance(value, Value):
+        return {"name": value.name, **_value_fields(value)}
+    if is_dataclass(value):
+        return {name: as_json(v) for name, v in vars(value).items()}
+    return [as_json(v) for v in value] if isinstance(value, tuple) else plain(value)
+
+
 def finding(f: Finding) -> dict[str, Any]:
-    """A finding as JSON, its texts in both languages, its frames masked as it holds them."""
-    return {
-        "step": f.step,
-        "status": f.status.name,
-        "reason": f.reason.value if f.reason else None,
-        "headline": text(f.headline),
-        "values": values(f),
-        "notes": [text(t) for t in f.notes],
-        "signals": [asdict(s) for s in f.signals],
-        "hops": [_hop(h) for h in f.hops],
-        "proposals": [proposal(p) for p in f.proposals],
-        "next_sections": list(f.next_sections),
-        "questions": [plain(asdict(q)) for q in f.questions],
-        "frames": {name: frame_to_json(frame) for name, frame in f.frames.items()},
-        "show": list(f.show),
-        "unseen": [asdict(u) for u in f.unseen],
-        "shaped_by": list(f.shaped_by),
-        "at": plain(f.at),
-    }
+    """Return a finding as JSON, its texts in both languages, its frames as they are (masked)."""
+    plain_fields = dict(as_json(replace(f, values=()))) | {"values": values(f)}
+    return {"questions" if name == "queries" else name: value for name, value in plain_fields.items()}
 
 
 def finding_from_json(stored: dict[str, Any]) -> Finding:
-    """The inverse of `finding`: texts come back as the words they were."""
+    """Restore a finding from `finding`; its texts come back as words."""
     return Finding(
         step=stored["step"],
         status=Status[stored["status"]],
-        headline=_text_from_json(stored["headline"]),
+        headline=text_from_json(stored["headline"]),
         reason=Reason(stored["reason"]) if stored["reason"] else None,
         values=tuple(_value_from_json(name, v) for name, v in stored["values"].items()),
-        notes=tuple(_text_from_json(t) for t in stored["notes"]),
+        notes=tuple(map(text_from_json, stored["notes"])),
         signals=tuple(Signal(**s) for s in stored["signals"]),
-        hops=tuple(Hop(**h | {"alive": _alive_from_json(h["alive"])}) for h in stored["hops"]),
+        hops=tuple(map(_hop_from_json, stored["hops"])),
         proposals=tuple(Proposal(**p) for p in stored["proposals"]),
         next_sections=tuple(stored["next_sections"]),
-        frames=frames_from_json(stored["frames"]),
+        frames={name: frame_from_json(frame) for name, frame in stored["frames"].items()},
         show=tuple(stored["show"]),
-        questions=tuple(Question(**q) for q in stored["questions"]),
+        queries=tuple(SentQuery(**q) for q in stored["questions"]),
         unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
         shaped_by=tuple(stored.get("shaped_by", ())),
         at=pd.Timestamp(stored["at"]) if stored.get("at") else None,
+        ended=_ended_from_json(stored.get("ended")),
+        decision=Decision(**stored["decision"]) if stored.get("decision") else None,
+        made_from={o: (value, limit) for o, (value, limit) in stored.get("made_from", {}).items()},
     )
 
 
+def verdict(v: Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON."""
+    return dict(as_json(v))
+
+
 def outcome(o: Outcome) -> dict[str, Any]:
-    """An action and what became of it, as JSON."""
-    return {
-        "id": o.id,
-        "result": o.result,
-        "action": o.action,
-        "what": plain(o.what),
-        "command": o.command,
-        "approved_by": o.approved_by,
-        "reason": o.reason,
+    """Return an action and its outcome as JSON."""
+    return dict(as_json(o)) | {
         "break_glass": o.break_glass,
-        "why": text(o.why),
-        "approval": o.approval,
         "preconditions": [precondition(p) for p in o.preconditions],
-        "before": plain(o.before),
-        "after": plain(o.after),
-        "did": plain(o.did),
-        "verified": o.verified,
-        "effect": text(o.effect) if o.effect else None,
     }
 
 
 def precondition(p: Precondition) -> dict[str, Any]:
-    """A precondition as JSON: what it is and how it stands, and with its numbers in every language."""
-    return {"key": p.text.key, "ok": p.ok, "waived": p.waived, "text": text(p.text)}
+    """Return a precondition as JSON: its key, its state, and its text in every language."""
+    return {"key": p.text.key, **as_json(p)}
 
 
-def what(asked: dict[str, Any]) -> str:
-    """What an action was about, in a few words: of its log line's `what`."""
+def describe_action(asked: dict[str, Any]) -> str:
+    """Return what an action was about, in a few words, from its log line's `what`."""
     words = [str(asked.get("name") or asked.get("store") or "")]
     words += [f"{k}={'default' if v is None else v}" for k, v in (asked.get("settings") or {}).items()]
     named = ((k, asked.get(k)) for k in ("limit", "events", "discard", "replicas"))
@@ -126,57 +119,33 @@ def what(asked: dict[str, Any]) -> str:
 
 
 def values(f: Finding) -> dict[str, Any]:
-    """The observed values by name: unit and, where compared, the limits and their origin."""
-    return {v.name: _value(v) for v in f.values}
-
-
-def verdict(v: Verdict) -> dict[str, Any]:
-    """A verdict as JSON."""
-    return {
-        "status": v.status.name,
-        "stuck_at": v.stuck_at,
-        "confidence": v.confidence,
-        "failure_modes": [
-            {"id": m.id, "score": m.score, "because": [_because(b) for b in m.because], "excluded_by": m.excluded_by}
-            for m in v.failure_modes
-        ],
-        "hops": [_hop(h) for h in v.hops],
-        "next_sections": list(v.next_sections),
-        "proposals": [proposal(p) for p in v.proposals],
-        "undecided": list(v.undecided),
-        "unseen": [asdict(u) for u in v.unseen],
-        "look_again_s": v.look_again_s,
-        "between": list(v.between),
-        "settled_by": list(v.settled_by),
-    }
+    """Return the observed values by name, with unit and, if compared, the limits and their origin."""
+    return {v.name: _value_fields(v) for v in f.values}
 
 
 def signature(verdict: Mapping[str, Any]) -> str:
-    """What of a verdict makes it another one: the status, the place, the first failure mode."""
+    """Return the parts of a verdict that make it a different one: status, hop, first failure mode."""
     modes = verdict.get("failure_modes") or [{}]
     return f"{verdict['status']} {verdict['stuck_at']} {modes[0].get('id')}"
 
 
-def _because(b: Because) -> dict[str, Any]:
-    value = {"name": b.value.name, **_value(b.value)} if b.value else None
-    return vars(b) | {"headline": text(b.headline), "at": plain(b.at), "value": value}
+def _hop_from_json(stored: dict[str, Any]) -> Hop:
+    past = stored.get("past")
+    history = HopHistory(**past | {"since": pd.Timestamp(past["since"])}) if past else None
+    return Hop(**stored | {"alive": _words_from_json(stored["alive"]), "past": history})
 
 
-def proposal(p: Proposal) -> dict[str, Any]:
-    """A proposal as JSON."""
-    return {"name": p.name, "command": p.command, "section": p.section, "params": plain(dict(p.params))}
-
-
-def frames_from_json(frames: dict[str, Any]) -> Frames:
-    """The frames that a finding's JSON carries, typed as they were."""
-    return {name: frame_from_json(frame) for name, frame in frames.items()}
+def _ended_from_json(stored: dict[str, Any] | None) -> OutageEnd | None:
+    if not stored:
+        return None
+    return OutageEnd(pd.Timestamp(stored["since"]), *(_words_from_json(stored[name]) for name in ("by", "after")))
 
 
 def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
     """Columns with their kinds, and rows of JSON values; times in ISO 8601 with their offset."""
     kept = frame.reset_index() if frame.index.name else frame
     return {
-        "columns": [{"name": str(c), "type": _kind(kept[c])} for c in kept.columns],
+        "columns": [{"name": str(c), "type": _column_type(kept[c])} for c in kept.columns],
         "rows": [[plain(v) for v in row] for row in kept.itertuples(index=False, name=None)],
         "index": frame.index.name,
         "attrs": plain(dict(frame.attrs)),
@@ -184,28 +153,35 @@ def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def frame_from_json(stored: dict[str, Any]) -> pd.DataFrame:
-    """The inverse of `frame_to_json`."""
-    columns, rows = stored["columns"], stored["rows"]
-    cells = zip(*rows, strict=True) if rows else ([] for _ in columns)
-    typed = {c["name"]: _column(c["type"], list(values)) for c, values in zip(columns, cells, strict=True)}
-    frame = pd.DataFrame(typed, columns=[c["name"] for c in columns])
+    """Restore a frame from `frame_to_json`."""
+    kinds, rows = {c["name"]: c["type"] for c in stored["columns"]}, stored["rows"]
+    frame = _build_frame(kinds, rows) if rows else _empty_frame(tuple(kinds.items())).copy()
     frame.attrs = dict(stored.get("attrs", {}))
     return frame.set_index(stored["index"]) if stored.get("index") else frame
 
 
-def _column(kind: str, values: list[Any]) -> pd.Series[Any] | np.ndarray[Any, Any]:
+def _build_frame(kinds: dict[str, str], rows: list[list[Any]]) -> pd.DataFrame:
+    cells = zip(*rows, strict=True) if rows else ([] for _ in kinds)
+    typed = {name: _build_column(kinds[name], list(values)) for name, values in zip(kinds, cells, strict=True)}
+    return pd.DataFrame(typed, columns=list(kinds))
+
+
+@lru_cache(maxsize=512)
+def _empty_frame(kinds: tuple[tuple[str, str], ...]) -> pd.DataFrame:
+    return _build_frame(dict(kinds), [])  # most frames of an artifact are empty, and of few kinds
+
+
+def _build_column(kind: str, values: list[Any]) -> pd.Series[Any] | pd.DatetimeIndex | np.ndarray[Any, Any]:
     if kind == "time":
-        return pd.Series(pd.to_datetime(pd.Series(values, dtype=object), utc=True, format="ISO8601"))
-    if kind == "text":
-        return pd.Series(values, dtype=object)
+        return pd.to_datetime(values, utc=True, format="ISO8601")
     if kind == "float":
         return np.array(values, dtype="float64")
     if kind in ("int", "bool") and None not in values:
         return np.array(values, dtype={"int": "int64", "bool": "bool"}[kind])
-    return pd.Series(values, dtype=None if values else object)
+    return pd.Series(values, dtype=object if kind == "text" or not values else None)
 
 
-def _kind(column: pd.Series[Any]) -> str:
+def _column_type(column: pd.Series[Any]) -> str:
     if pd.api.types.is_bool_dtype(column):
         return "bool"
     if pd.api.types.is_integer_dtype(column):
@@ -217,7 +193,7 @@ def _kind(column: pd.Series[Any]) -> str:
     return "text"
 
 
-def _value(v: Value) -> dict[str, Any]:
+def _value_fields(v: Value) -> dict[str, Any]:
     limits = {}
     if v.threshold:
         t = v.threshold
@@ -233,31 +209,31 @@ def _value_from_json(name: str, stored: dict[str, Any]) -> Value:
     return Value(name, stored["value"], stored["unit"], threshold)
 
 
-def _hop(h: Hop) -> dict[str, Any]:
-    return {k: text(v) if isinstance(v, Text) else plain(v) for k, v in vars(h).items()}
+def _words_from_json(stored: Any) -> Any:
+    """Restore a text; return anything else, such as the name of a worker, as it is."""
+    return text_from_json(stored) if isinstance(stored, dict) else stored
 
 
-def _alive_from_json(stored: dict[str, str] | str | None) -> Text | str | None:
-    return _text_from_json(stored) if isinstance(stored, dict) else stored
-
-
-def _text_from_json(stored: dict[str, str]) -> Text:
+def text_from_json(stored: dict[str, str]) -> Text:
+    """Restore a text from `text`."""
     return Text(messages.VERBATIM, stored)
 
 
 def text(message: Text) -> dict[str, str]:
-    """A message in every language."""
+    """Return a message in every language."""
     return {lang: messages.text(message, lang) for lang in messages.LANGUAGES}
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it; what is missing becomes null."""
+    """Convert a value to JSON types; missing values become null."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
     if isinstance(value, Text):
         return messages.text(value, "en")
+    if isinstance(value, pd.DataFrame):
+        return frame_to_json(value)
     if value is None or value is pd.NaT or value is pd.NA:
         return None
     if hasattr(value, "isoformat"):
@@ -268,4 +244,4 @@ def plain(value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if isinstance(value, str | int | float | bool) else str(value)
+    return value if isinstance(value, int | float | bool) else str(value)

@@ -6,10 +6,12 @@ Shapes and words carry every status; colour only repeats it.
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,24 +20,74 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib import catalog, messages
-from runbook_lib.analysis.diagnosis import BROKEN, REQUIRED
-from runbook_lib.model.finding import Finding, Proposal, Question, Text, Verdict, say
+from runbook_lib import catalog, messages, pack
+from runbook_lib.analysis.diagnosis import BROKEN
+from runbook_lib.model.finding import (
+    PROPOSAL_PARTS,
+    Finding,
+    Hop,
+    Proposal,
+    Reason,
+    SentQuery,
+    Text,
+    Verdict,
+    hop_text,
+    proposal_text,
+    say,
+)
 from runbook_lib.view import record
 
 if TYPE_CHECKING:
     from runbook_lib.outcome import Outcome
 
-_STOOD = {True: "✔", False: "✖", None: "?"}
+_PRECONDITION_MARKS = {True: "✔", False: "✖", None: "?"}
+#: Messages by what they name, for the text output and for the templates.
+REASON_KEYS = {
+    Reason.UNREACHABLE: "reason.unreachable",
+    Reason.TIMEOUT: "reason.timeout",
+    Reason.DENIED: "reason.denied",
+    Reason.NO_DATA: "reason.no_data",
+    Reason.SKIPPED: "reason.skipped",
+    Reason.NOT_RUN: "reason.not_run",
+    Reason.ERROR: "reason.error",
+    Reason.NOT_CONFIGURED: "reason.not_configured",
+}
+CONFIDENCE_KEYS = {
+    "high": "confidence.high",
+    "medium": "confidence.medium",
+    "low": "confidence.low",
+    "none": "confidence.none",
+}
+ACTION_RESULT_KEYS = {
+    "dry": "action.result.dry",
+    "approved": "action.result.approved",
+    "begun": "action.result.begun",
+    "refused": "action.result.refused",
+    "done": "action.result.done",
+    "failed": "action.result.failed",
+}
+_SCORE_REASON_KEYS = {
+    "observed": "ui.because_observed",
+    "excludes": "ui.because_excludes",
+    "unseen": "ui.because_unseen",
+    "elsewhere": "ui.because_elsewhere",
+}
+_STRIP_KEYS = ("ui.hop", "ui.in", "ui.out", "ui.waiting", "ui.oldest", "ui.alive")
 ACTION_MARKS = {"dry": "○", "approved": "✔", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
 _TEMPLATES = Path(__file__).parent / "templates"
-_PROPOSAL_TEXTS = ("title", "preconditions", "effect", "risk", "undo", "verify")
+#: The script of the dossier's page: a policy may name it by its digest.
+SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+#: A number in a sentence; parts of names, versions and times are none.
+_NUMBER = re.compile(r"(?<![\w.:/-])\d[\d,]*(?:\.\d+)?(?![\w:/-]|\.\d)", re.ASCII)
+#: How many intervals a sparkline shows: an hour of minutes.
+_SPARK = 60
+HISTORY_KEYS = {"waiting": "ui.waiting", "came": "timeline.came", "gone": "timeline.gone"}
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a run looked at: shown above the verdict and kept with it."""
+    """The target, moment and parameters of a run: shown above the verdict and stored with it."""
 
     section: str
     title: str
@@ -56,24 +108,24 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Shown(ABC):
-    """What a run shows in a notebook, marked with the moment at which the run was opened."""
+    """Base of everything that a run shows in a notebook, marked with the time at which the run was opened."""
 
     run: str = ""
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return self._bundle() | mark(self.run)
+        return self._bundle() | run_mark(self.run)
 
     @abstractmethod
     def _bundle(self) -> dict[str, Any]: ...
 
 
-def at_hop(dashboard: str, hop: str | None) -> str:
-    """A link to a dashboard with the place of the pipeline put in for `{hop}`."""
+def link_to_hop(dashboard: str, hop: str | None) -> str:
+    """Return a dashboard's link with the hop filled in for `{hop}`."""
     return dashboard.replace("{hop}", quote(hop or "", safe=""))
 
 
-def mark(run: str) -> dict[str, Any]:
-    """The part of a mime bundle that says of which run it is."""
+def run_mark(run: str) -> dict[str, Any]:
+    """Return the part of a mime bundle that names its run."""
     return {record.RUN_MIME: {"opened": run}}
 
 
@@ -90,7 +142,7 @@ class Card(Shown):
     def _bundle(self) -> dict[str, Any]:
         f = self.finding
         tables = [
-            (name, _table(f.frames[name]), min(len(f.frames[name]), 50), len(f.frames[name]))
+            (name, _table_html(f.frames[name]), min(len(f.frames[name]), 50), len(f.frames[name]))
             for name in f.show
             if name in f.frames and not f.frames[name].empty
         ]
@@ -103,7 +155,7 @@ class Card(Shown):
 
 @dataclass(frozen=True)
 class Banner(Shown):
-    """What the run looked at and, once it has concluded, the verdict: the first screen."""
+    """The first screen: the header of the run and, once it has concluded, the verdict."""
 
     header: Header
     verdict: Verdict | None
@@ -117,8 +169,8 @@ class Banner(Shown):
                 self.lang,
                 header=self.header,
                 verdict=shown and record.verdict(shown),
-                proposals=worded(shown.proposals if shown else (), self.lang),
-                dashboard=at_hop(self.header.dashboard, shown.stuck_at if shown else None),
+                proposals=proposal_texts(shown.proposals if shown else (), self.lang),
+                dashboard=link_to_hop(self.header.dashboard, shown.stuck_at if shown else None),
             ),
             record.BANNER_MIME: {},
             "text/plain": "\n".join(verdict_lines(shown, self.lang))
@@ -135,7 +187,7 @@ class Concluded(Shown):
     verdict: Verdict
     findings: Sequence[Finding]
     titles: Mapping[str, str]
-    questions: Sequence[Question]
+    queries: Sequence[SentQuery]
     lang: str
 
     def _bundle(self) -> dict[str, Any]:
@@ -151,14 +203,14 @@ class Concluded(Shown):
                 verdict=record.verdict(self.verdict),
                 findings=self.findings,
                 titles=self.titles,
-                cost=_cost_shown(self.questions),
+                cost=_format_cost(self.queries),
             ),
             "text/plain": "\n".join(lines),
             record.VERDICT_MIME: {
                 "header": {**asdict(self.header), "as_of": self.header.as_of.isoformat()},
                 "verdict": record.verdict(self.verdict),
                 "steps": {f.step: f.status.name for f in self.findings},
-                "read_cost": read_cost(self.questions),
+                "read_cost": read_cost(self.queries),
             },
         }
 
@@ -171,7 +223,7 @@ class Proposals(Shown):
     lang: str
 
     def _bundle(self) -> dict[str, Any]:
-        shown = worded(self.proposals, self.lang)
+        shown = proposal_texts(self.proposals, self.lang)
         plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
         return {
             "text/html": html("proposals", self.lang, proposals=shown),
@@ -202,8 +254,25 @@ class Line(Shown):
 
 
 @dataclass(frozen=True)
+class Settled(Shown):
+    """What was asked to decide a verdict, and the verdict."""
+
+    verdict: Verdict
+    asked: int
+    lang: str
+
+    def _bundle(self) -> dict[str, Any]:
+        lines = question_lines(record.verdict(self.verdict), self.lang)
+        lines += [] if self.asked else [messages.text(say("ui.not_settled"), self.lang)]
+        return {"text/plain": "\n".join([*lines, location(self.verdict, self.lang)])}
+
+    def __repr__(self) -> str:
+        return str(self._bundle()["text/plain"])
+
+
+@dataclass(frozen=True)
 class Revealed:
-    """Who stands behind tokens, for the eye only: marked so that no saved file has it, and of no run."""
+    """User ids behind tokens, for the screen only: marked so that no saved file contains them."""
 
     people: Mapping[str, str | None]
     lang: str
@@ -224,7 +293,7 @@ class Revealed:
 
 @dataclass(frozen=True)
 class Bar(Shown):
-    """How far something is; nothing once it is over (`share` None)."""
+    """A progress bar; it is empty once the work is over (`share` None)."""
 
     share: float | None
     text: Text
@@ -241,7 +310,7 @@ class Bar(Shown):
 
 
 @dataclass(frozen=True)
-class Acted(Shown):
+class ActionCard(Shown):
     """An action and what became of it."""
 
     outcome: Outcome
@@ -250,27 +319,27 @@ class Acted(Shown):
     def _bundle(self) -> dict[str, Any]:
         o = self.outcome
         return {
-            "text/html": html("action", self.lang, o=o, changes=_table(o.frames(self.lang)["changes"])),
+            "text/html": html("action", self.lang, o=o),
             "text/plain": "\n".join(action_lines(o, self.lang)),
         }
 
 
 def action_lines(o: Outcome, lang: str) -> list[str]:
-    """An action as text: what, what became of it, its preconditions, its effect."""
+    """Return an action as text: the command, its result, its preconditions, its effect."""
 
     def t(text: Text) -> str:
         return messages.text(text, lang)
 
     loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
-    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
-    lines += [f"  {_STOOD[p.ok]} {t(p.text)}" for p in o.preconditions]
+    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(ACTION_RESULT_KEYS[o.result]))}: {t(o.why)}", f"    {o.command}"]
+    lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)}" for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
     return lines
 
 
-def asked_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str]:
-    """What a line of the action log asks for, as text: for whom, where, what, and how its preconditions stood."""
+def request_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str]:
+    """Return the request in a line of the action log as text: who, where, what, and the state of its preconditions."""
     about = {name: line[name] for name in ("who", "action", "target", "section")}
     what = json.dumps(line["what"], ensure_ascii=False)
     asked = say("action.approval.asked", what=what, incident=incident, time=when(line["time"]), **about)
@@ -278,82 +347,86 @@ def asked_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str]:
     lines = [
         messages.text(asked, lang),
         f"    {line['command']}",
-        *(f"  {_STOOD[p['ok']]} {p['text'][lang]}" for p in stood),
+        *(f"  {_PRECONDITION_MARKS[p['ok']]} {p['text'][lang]}" for p in stood),
     ]
     # Whoever asks may have written the line by hand, and a terminal obeys what it does not show.
     return ["".join(c if c.isprintable() else "\ufffd" for c in shown) for shown in lines]
 
 
-def read_cost(questions: Iterable[Question]) -> dict[str, Any]:
-    """What the questions cost together: queries, ms, rows, the largest plan cost that the gate saw."""
-    questions = list(questions)
-    costs = [q.plan_cost for q in questions if q.plan_cost is not None]
+def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
+    """Return the sum of the queries' cost: queries, ms, rows, and the largest plan cost that the gate saw."""
+    queries = list(queries)
+    costs = [q.plan_cost for q in queries if q.plan_cost is not None]
     return {
-        "queries": len(questions),
-        "ms": round(sum(q.ms for q in questions), 1),
-        "rows": sum(q.rows for q in questions),
+        "queries": len(queries),
+        "ms": round(sum(q.ms for q in queries), 1),
+        "rows": sum(q.rows for q in queries),
         "max_plan_cost": max(costs, default=None),
     }
 
 
-def _cost_shown(questions: Iterable[Question]) -> dict[str, Any]:
-    cost = read_cost(questions)
+def _format_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
+    cost = read_cost(queries)
     largest = cost.pop("max_plan_cost")
     return {**cost, "cost": None if largest is None else f"{largest:,.0f}"}
 
 
-def worded(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
+def proposal_texts(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
     """Proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
     return [
         {"command": p.command, "section": p.section}
-        | {name: messages.text(say(f"proposal.{p.name}.{name}", **p.params), lang) for name in _PROPOSAL_TEXTS}
+        | {name: messages.text(proposal_text(p, name), lang) for name in PROPOSAL_PARTS}
         for p in proposals
     ]
 
 
 def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
-    """Where it is stuck, or between which places that is undecided, as a sentence; and what was not seen."""
+    """Return the place of the problem as a sentence: the stuck hop, or the candidates, and the sources that failed."""
 
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params), lang)
 
     seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
     if seen["stuck_at"]:
-        return t("ui.stuck_at", hop=t(f"hop.{seen['stuck_at']}"))
+        return t("ui.stuck_at", hop=hop_text(seen["stuck_at"]))
+    if over := seen.get("ended"):
+        since = f"{pd.Timestamp(over['since']).tz_convert('UTC'):%H:%M:%S}"
+        return t("ui.over", since=since, by=over["by"][lang], after=over["after"] and over["after"][lang])
     modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
     if modes and seen["status"] != "OK":
         return t("ui.harmed_by", id=modes[0]["id"], title=mode_title(modes[0]["id"], lang))
-    unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in REQUIRED}
+    unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in pack.active_runbook().required}
     again = seen.get("look_again_s")
     if undecided := seen.get("undecided"):
-        places = " / ".join(t(f"hop.{hop}") for hop in undecided)
+        places = " / ".join(messages.text(hop_text(hop), lang) for hop in undecided)
         where = t("ui.undecided" if len(undecided) > 1 else "ui.waits_at", places=places)
     elif seen["status"] not in ("OK", "WARNING"):
         where = t("ui.not_located")
     elif seen["status"] == "WARNING":
         where = t("ui.not_all_in_order") if again is None else t("ui.recovering", again=again)
-    elif any(v is not None for hop in seen["hops"] for name, v in hop.items() if name not in ("name", "late")):
+    elif again is not None:
+        where = t("ui.nothing_stuck_yet", again=again)
+    elif any(v is not None for hop in seen["hops"] for name, v in hop.items() if name not in ("name", "late", "past")):
         where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
-    names = ", ".join(f"{source} ({t(f'reason.{reason}')})" for source, reason in unseen.items())
+    names = ", ".join(f"{source} ({t(REASON_KEYS[Reason(reason)])})" for source, reason in unseen.items())
     return t("ui.without", where=where, names=names) if names else where
 
 
 def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
-    """The verdict as text: status and place, the strip, next section, the one safe command."""
-    sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")), lang)
+    """Return the verdict as text: status and hop, the strip, the next section, the one safe command."""
+    sure = messages.text(say("ui.confidence", level=say(CONFIDENCE_KEYS[verdict.confidence])), lang)
     lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict, lang)}  ({sure})", ""]
     lines += [*strip_lines(verdict, lang), ""]
     if any(m.score for m in verdict.failure_modes):
         top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3] if m.score)
-        lines.append(f"{messages.text(say('ui.failure_modes'), lang)}: {top}")
-    if verdict.between:
-        lines += undecided_lines(verdict.between, verdict.settled_by, lang)
+        lines.append(f"{messages.text(say('ui.why_and_why_not'), lang)}: {top}")
+    lines += question_lines(record.verdict(verdict), lang)
     if verdict.next_sections:
         lines.append(f"{messages.text(say('ui.next_sections'), lang)}: {', '.join(verdict.next_sections)}")
     if verdict.proposals:
-        first = worded(verdict.proposals[:1], lang)[0]
+        first = proposal_texts(verdict.proposals[:1], lang)[0]
         lines += [
             f"{messages.text(say('ui.safe_action'), lang)}: {first['title']}",
             f"    {first['command']}",
@@ -361,20 +434,37 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
     return lines
 
 
-def undecided_lines(between: Sequence[str], settled_by: Iterable[str], lang: str) -> list[str]:
-    """Between which failure modes it is undecided, and what would settle it, in words."""
-    modes = " / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in between)
-    lines = [messages.text(say("ui.between", modes=modes), lang)]
-    steps = ((s, _question(s, lang)) for s in settled_by)
-    return lines + [messages.text(say("ui.settled_by", step=s, question=asked), lang) for s, asked in steps]
+def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
+    """Return what was asked to decide a verdict (its JSON), between what it is undecided, and the next question."""
+
+    def names(abouts: Iterable[str]) -> str | None:
+        places = catalog.load().places
+        return ", ".join(messages.text(hop_text(a), lang) if a in places else a for a in abouts) or None
+
+    lines = [
+        say(
+            "ui.asked_step",
+            step=a["step"],
+            question=_step_title(a["step"], lang),
+            supports=names(a["supports"]),
+            excludes=names(a["excludes"]),
+            nothing=None if a["supports"] or a["excludes"] else say("ui.asked_nothing"),
+        )
+        for a in verdict.get("asked", ())
+    ]
+    if between := verdict.get("between"):
+        lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in between)))
+    following = verdict.get("settled_by", ())[:1]
+    lines += [say("ui.settled_by", step=s, question=_step_title(s, lang)) for s in following]
+    return [messages.text(line, lang) for line in lines]
 
 
 def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
-    """Why a failure mode of a verdict's JSON has its score: an observation a line, in the words of a step that told."""
+    """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
     return [
         messages.text(
             say(
-                f"ui.because_{b['kind']}",
+                _SCORE_REASON_KEYS[b["kind"]],
                 weight=b["weight"],
                 observation=b["observation"],
                 steps=", ".join(b["steps"]),
@@ -384,50 +474,83 @@ def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
             lang,
         )
         for b in mode.get("because", ())
-    ]
+    ] + _change_lines(mode, lang)
 
 
-def explained(verdict: Mapping[str, Any], lang: str) -> list[str]:
-    """Each failure mode of a verdict's JSON, and why it has its score, as text."""
+def _change_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
+    """Return the smallest change of the evidence that would change the verdict about a mode or place, as a line."""
+    if not (changes := mode.get("changes")):
+        return []
+    parts = []
+    for c in changes:
+        v = c["value"] or {}
+        number = {"name": v.get("name"), "value": v.get("value"), "unit": v.get("unit"), "limit": c["limit"]}
+        said = say(
+            "ui.change_seen" if c["seen"] else "ui.change_not_seen",
+            steps=", ".join(c["steps"]), observation=c["observation"], weight=c["weight"], whole=c["whole"],
+            side=v and (">=" if v["below"] else "<"), **number,
+        )  # fmt: skip
+        parts.append(messages.text(said, lang))
+    joined = messages.text(say("ui.change_and"), lang).join(parts)
+    if changes[0]["then"] == [mode["id"]]:
+        return [messages.text(say("ui.change_to_this", changes=joined), lang)]
+    then = " / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in changes[0]["then"])
+    instead, rivals = ("", then) if len(changes[0]["then"]) > 1 else (then, "")
+    return [messages.text(say("ui.change_from_this", changes=joined, instead=instead, rivals=rivals), lang)]
+
+
+def failure_mode_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
+    """Each place and failure mode of a verdict's JSON, and why it has its score, as text."""
     lines = []
-    for m in verdict["failure_modes"]:
-        lines.append(f"  {m['score']:.2f}  {m['id']} {mode_title(m['id'], lang)}")
+    for m in (*verdict.get("places", ()), *verdict["failure_modes"]):
+        id_ = f"{m['id']} " if m in verdict["failure_modes"] else ""
+        lines.append(f"  {m['score']:.2f}  {id_}{mode_title(m['id'], lang)}")
         lines += [f"    {why}" for why in why_lines(m, lang)]
-    return [f"\n{messages.text(say('ui.failure_modes'), lang)}", *lines] if lines else []
+    return [f"\n{messages.text(say('ui.why_and_why_not'), lang)}", *lines] if lines else []
 
 
 def strip_lines(verdict: Verdict, lang: str) -> list[str]:
-    """The pipeline strip as a table of text, the broken hop marked."""
-    names = ("hop", "in", "out", "waiting", "oldest", "alive")
-    rows = [[messages.text(say(f"ui.{n}"), lang) for n in names]]
-    hops = [*verdict.hops]
-    for hop in hops:
-        rows.append(
-            [
-                messages.text(say(f"hop.{hop.name}"), lang),
-                _rate(hop.rate_in),
-                _rate(hop.rate_out),
-                "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
-                "·" if hop.oldest_s is None else _age(hop.oldest_s),
-                _alive(hop.alive, lang) or "·",
-            ]
-        )
-    stuck = next((i + 1 for i, h in enumerate(hops) if h.name == verdict.stuck_at), None)
-    lines = [f"  {'✖ ' if i == stuck else '  '}{line}" for i, line in enumerate(columns(rows, right=(1, 2, 3, 4)))]
+    """Return the pipeline strip as a text table, with the broken hop marked."""
+    stuck = next((i + 1 for i, h in enumerate(verdict.hops) if h.name == verdict.stuck_at), None)
+    lines = [f"  {'✖ ' if i == stuck else '  '}{line}" for i, line in enumerate(_strip_table(verdict.hops, lang))]
     if verdict.stuck_at and stuck is None:  # what lies under all of them
-        lines.append(f"  ✖ {messages.text(say(f'hop.{verdict.stuck_at}'), lang)}")
+        lines.append(f"  ✖ {messages.text(hop_text(verdict.stuck_at), lang)}")
     return lines
 
 
+def provisional_lines(title: Text, hops: Iterable[Hop], lang: str) -> list[str]:
+    """Return the strip while steps are missing: numbers alone, under a title that says so, and no hop is marked."""
+    shown = [replace(h, alive=h.alive if h != Hop(h.name) else say("ui.not_known_yet")) for h in hops]
+    return [messages.text(title, lang), *(f"  ┆ {line}" for line in _strip_table(shown, lang))]
+
+
+def _strip_table(hops: Iterable[Hop], lang: str) -> list[str]:
+    rows = [[messages.text(say(key), lang) for key in _STRIP_KEYS]]
+    for hop in hops:
+        rows.append(
+            [
+                messages.text(hop_text(hop.name), lang),
+                _format_rate(hop.rate_in),
+                _format_rate(hop.rate_out),
+                "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
+                "·" if hop.oldest_s is None else _format_age(hop.oldest_s),
+                _format_alive(hop.alive, lang) or "·",
+            ]
+        )
+    return columns(rows, right=(1, 2, 3, 4))
+
+
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """A table as text, a line a row; the columns whose numbers are `right` end together."""
-    widths = [max(map(_width, column)) for column in zip(*rows, strict=True)]
-    padded = ([_pad(c, w, left=n not in right) for n, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows)
+    """Return a table as text, a line per row; the columns in `right` are aligned to the right."""
+    widths = [max(map(_display_width, column)) for column in zip(*rows, strict=True)]
+    padded = (
+        [_pad_cell(c, w, left=n not in right) for n, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows
+    )
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
-def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:
-    """Who or what is alive at a hop, of a finding's or of its JSON."""
+def _format_alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:
+    """Return the processes that are alive at a hop, of a finding or of its JSON, as text."""
     if isinstance(seen, Text):
         return messages.text(seen, lang)
     return seen[lang] if isinstance(seen, Mapping) else seen
@@ -435,12 +558,12 @@ def _alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None
 
 def finding_line(f: Finding, lang: str) -> str:
     """One step as one line."""
-    reason = f" ({messages.text(say(f'reason.{f.reason.value}'), lang)})" if f.reason else ""
+    reason = f" ({messages.text(say(REASON_KEYS[f.reason]), lang)})" if f.reason else ""
     return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
 
 
 def html(template: str, lang: str, **values: Any) -> str:
-    """A template of `templates/` in a language."""
+    """Render a template of `templates/` in a language."""
 
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params), lang)
@@ -451,11 +574,12 @@ def html(template: str, lang: str, **values: Any) -> str:
         .render(
             t=t,
             say=lambda text: messages.text(text, lang),
-            alive=lambda seen: _alive(seen, lang),
+            hop_name=lambda name: messages.text(hop_text(name), lang),
+            alive=lambda seen: _format_alive(seen, lang),
             location=lambda v: location(v, lang),
             mode=lambda id_: mode_title(id_, lang),
             why=lambda mode: why_lines(mode, lang),
-            undecided=lambda between, settled_by: undecided_lines(between, settled_by, lang),
+            questions=lambda verdict: question_lines(verdict, lang),
             section_title=lambda number: section_title(number, lang),
             lang=lang,
             **values,
@@ -472,39 +596,90 @@ def _environment() -> jinja2.Environment:
     env.globals.update(
         marks=MARKS,
         action_marks=ACTION_MARKS,
+        action_result_keys=ACTION_RESULT_KEYS,
+        confidence_keys=CONFIDENCE_KEYS,
+        reason_keys=REASON_KEYS,
+        script=Markup(SCRIPT),  # noqa: S704 - our own file
+        sources=sources,
+        mark_numbers=mark_numbers,
+        sparkline=_sparkline,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        number=_number,
-        rate=_rate,
-        age=_age,
+        number=_format_number,
+        rate=_format_rate,
+        age=_format_age,
         when=when,
     )
     return env
 
 
+def sources(f: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what the headline of a finding's JSON rests on: its queries, else frames of earlier steps."""
+    names = ("source", "name", "rows", "ms", "error")
+    asked = [{name: q[name] for name in names} for q in f["questions"]]
+    return asked or [
+        {"source": "", "name": n, "rows": len(x["rows"]), "ms": None, "error": ""} for n, x in f["frames"].items()
+    ]
+
+
+def mark_numbers(text: str) -> Markup:
+    """Return a headline with its numbers marked."""
+    marked = (Markup("<b>{}</b>").format(n) for n in _NUMBER.findall(text))
+    return Markup("").join(part for pair in zip_longest(_NUMBER.split(text), marked, fillvalue="") for part in pair)
+
+
+def _sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the lines of a sparkline in a box of 100 x 24; None where nothing is known."""
+    kind = next((k for k in ("waiting", "gone", "came") if past[k]), "")
+    values = past[kind][-_SPARK:] if kind else []
+    peak = max((v for v in values if v is not None), default=None)
+    if peak is None:
+        return None
+    limit = past["limit"] if kind == "waiting" else None
+    near = limit is not None and peak >= 0.3 * limit
+    top = max(peak, limit if near and limit else 0.0) or 1.0
+    lines, step = [""], 100 / max(len(values) - 1, 1)
+    for n, v in enumerate(values):
+        if v is None:
+            lines.append("")
+        else:
+            lines[-1] += f"{n * step:.1f},{22 - 20 * v / top:.1f} "
+    return {
+        "kind": kind,
+        "key": HISTORY_KEYS[kind],
+        "lines": [line for line in lines if line],
+        "peak": peak,
+        "limit": limit,
+        "limit_y": round(22 - 20 * limit / top, 1) if near and limit else None,
+        "minutes": round(len(values) * past["step_s"] / 60),
+    }
+
+
 def when(time: pd.Timestamp | str) -> str:
-    """A moment to the second, in UTC."""
+    """Format a moment to the second, in UTC."""
     return f"{pd.Timestamp(time):%Y-%m-%d %H:%M:%SZ}"
 
 
 def mode_title(id_: str, lang: str) -> str:
-    """A failure mode's title; "" for one that the documents do not have."""
-    mode = catalog.load().failure_modes.get(id_)
-    return "" if mode is None else mode.ja if lang == "ja" else mode.en
+    """Return the title of a failure mode or place; "" if the documents do not have it."""
+    book = catalog.load()
+    if id_ in book.places:
+        return messages.text(hop_text(id_), lang)
+    return book.failure_modes[id_].words(lang) if id_ in book.failure_modes else ""
 
 
-def _question(step: str, lang: str) -> str:
-    """What a step of the runbook asks, in a language."""
+def _step_title(step: str, lang: str) -> str:
+    """Return the question of a step of the runbook, in a language."""
     steps = (s for section in catalog.load().sections.values() for s in section.steps)
-    return next((s.ja if lang == "ja" else s.en for s in steps if s.id == step), "")
+    return next((s.words(lang) for s in steps if s.id == step), "")
 
 
 def section_title(number: str, lang: str) -> str:
-    """A section's title in a language."""
+    """Return a section's title in a language."""
     section = catalog.load().sections.get(number)
-    return "" if section is None else section.ja if lang == "ja" else section.en
+    return "" if section is None else section.words(lang)
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _table_html(frame: pd.DataFrame) -> str:
     shown = frame.head(50).copy()
     for column in shown.columns:
         if pd.api.types.is_datetime64_any_dtype(shown[column]):
@@ -512,7 +687,7 @@ def _table(frame: pd.DataFrame) -> str:
     return str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
 
 
-def _number(value: float | int | str | None) -> str:
+def _format_number(value: float | int | str | None) -> str:
     if value is None:
         return "–"
     if isinstance(value, str):
@@ -520,21 +695,21 @@ def _number(value: float | int | str | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _rate(value: float | None) -> str:
+def _format_rate(value: float | None) -> str:
     return "·" if value is None else f"{value:,.0f}"
 
 
-def _age(seconds: float) -> str:
+def _format_age(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _width(text: str) -> int:
+def _display_width(text: str) -> int:
     # East Asian characters take two columns of a terminal.
     return sum(2 if ord(c) > 0x1100 and ord(c) not in range(0x2000, 0x2E80) else 1 for c in text)
 
 
-def _pad(text: str, width: int, *, left: bool) -> str:
-    space = " " * (width - _width(text))
+def _pad_cell(text: str, width: int, *, left: bool) -> str:
+    space = " " * (width - _display_width(text))
     return text + space if left else space + text

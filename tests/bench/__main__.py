@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 return _growth(stack, scratch, options.keep or scratch / "large", options.rows)
             small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
             if options.only == "speed":
-                _print_speed(_speed(small, scratch, options.rows))
+                _speed(small, scratch, options.rows)
             elif options.only == "many":
                 small.deliver()
                 _print_many(many.measure(small, scratch / "many", options.systems))
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         size = large.table_size("notification.notifications") / 2**30
         _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
         # Each is printed when it is known: a bench that is ended loses none.
-        _print_speed(_speed(small, scratch, options.rows))
+        _speed(small, scratch, options.rows)
         _print_harm(harm.measure(small, scratch / "harm"))
         measured = _notebooks(large, small, scratch)
         large.renew_leases()
@@ -113,10 +113,11 @@ def _growth(stack: ExitStack, scratch: Path, folder: Path, rows: int) -> None:
     _target(f"each question at most {GROWTH} times the buffers (or {FEW} more)", grown)
 
 
-def _speed(small: Filled, scratch: Path, rows: int) -> list[speed.Case]:
+def _speed(small: Filled, scratch: Path, rows: int) -> None:
+    _print_triage(speed.triage(small, scratch / "triage"))
     with Filled(scratch / "delivered", rows // SMALLER) as delivered:
         delivered.deliver()
-        return speed.measure(small, delivered, scratch / "speed")
+        _print_speed(speed.measure(small, delivered, scratch / "speed"))
 
 
 def _notebooks(large: Filled, small: Filled, scratch: Path) -> Runs:
@@ -250,6 +251,20 @@ def _print_by_hand(asked: list[by_hand.Asked]) -> None:
         _target(
             f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})", [took] if a.counted_s > a.target_s else []
         )
+
+
+def _print_triage(measured: speed.Triage) -> None:
+    _say("\nImported from nothing, in ms of one core; the packages that take most of it, without what they import.")
+    for what, modules in speed.IMPORTED.items():
+        whole, packages = speed.imports(modules)
+        _say(f"  {what}: {whole:,.0f}; " + ", ".join(f"{name} {ms:,.0f}" for name, ms in packages))
+    _say("\nTriage from nothing where no worker delivers a backlog: median of the rounds. Targets")
+    for what, limit, took in (
+        ("first screen", speed.FIRST_SCREEN_S, measured.first_screen),
+        ("verdict", speed.TRIAGE_S, measured.verdict),
+    ):
+        got = statistics.median(took)
+        _target(f"{what}: at most {limit:.1f} s ({got:.1f})", [f"{got:.1f}"] if got > limit else [])
 
 
 def _print_speed(cases: list[speed.Case]) -> None:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import psycopg
 
-from runbook_lib import questions
+from runbook_lib import queries
 from runbook_lib.session import quiet_session
 
 from .fill import Filled
@@ -59,7 +59,7 @@ def measure(large: Filled, scratch: Path) -> list[Asked]:
         ).fetchall()
         events = [str(event) for (event,) in rows]
         rb = quiet_session("4.1", incident_id="bench")
-        bare = re.sub(r"(?<!:):(\w+)", r"%(\1)s", questions.query(NAMED).sql.replace("%", "%%"))
+        bare = re.sub(r"(?<!:):(\w+)", r"%(\1)s", queries.query(NAMED).sql.replace("%", "%%"))
         given = {"as_of": datetime.now(UTC)}
         found = [
             Asked(

@@ -19,8 +19,8 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
-from runbook_lib.packs.entitlement.sandbox.state import Addresses
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox.state import Addresses
 
 DAYS = 28
 WAITING = timedelta(hours=8)

@@ -21,8 +21,8 @@ from typing import ParamSpec, TypeVar
 import psycopg
 from psycopg.rows import dict_row
 
-from runbook_lib.packs.entitlement.sandbox import notification
-from runbook_lib.packs.entitlement.sandbox.settings import WorkerSettings
+from runbook_lib.gameday.sandbox import notification
+from runbook_lib.gameday.sandbox.settings import WorkerSettings
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 EVERY_S = 0.01
@@ -57,7 +57,7 @@ def main() -> None:
             )
             timed("enqueue", notification.accept, connection, event, now)
             for row in timed("claim", worker.claim, now):
-                timed("mark", worker.sent, row, now)
+                timed("mark", worker.succeeded, row, now)
             due = max(due + EVERY_S, time.monotonic() - EVERY_S)  # what it could not do is not made up for
             time.sleep(max(due - time.monotonic(), 0))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import questions
+from runbook_lib import queries
 from runbook_lib.masking import Masker
-from runbook_lib.questions import Query
+from runbook_lib.queries import Query
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.postgres import Postgres, Snapshot
@@ -64,9 +64,9 @@ def measure(database_url: str, names: Iterable[str] | None = None, *, besides: b
     """Ask those named, or all, and the obvious ones beside them; each with the settings and the role of the runbook."""
     source = Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
     with source.snapshot() as db:
-        now = pd.Timestamp(*db._row("SELECT now()", {}))
-        (event,) = db._row(_EVENT, {}) or (None,)
-        audit, instant, user = db._row(_CHANGE, {}) or (None, now, "")
+        now = pd.Timestamp(*db._fetch_row("SELECT now()", {}))
+        (event,) = db._fetch_row(_EVENT, {}) or (None,)
+        audit, instant, user = db._fetch_row(_CHANGE, {}) or (None, now, "")
     values = {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
@@ -96,8 +96,8 @@ def measure(database_url: str, names: Iterable[str] | None = None, *, besides: b
         "role": "miniserversystem",
         "max_rows": BUDGET.max_rows + 1,
     }
-    for name in questions.names() if names is None else names:
-        q = questions.query(name)
+    for name in queries.names() if names is None else names:
+        q = queries.query(name)
         try:
             yield _row(source, q, values, obvious.QUERIES.get(q.name) if besides else None)
         except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
@@ -120,7 +120,7 @@ def _row(source: Postgres, q: Query, values: dict[str, Any], beside: str | None)
 
 def _explain(db: Snapshot, text: str, values: dict[str, Any]) -> Cost:
     explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {text}"
-    ((answer,),) = db._row(explained, _used(text, values))
+    ((answer,),) = db._fetch_row(explained, _used(text, values))
     plan = answer["Plan"]
     scanned = {n["Relation Name"] for n in _nodes(plan) if n["Node Type"] == "Seq Scan"} & _LARGE
     return Cost(answer["Execution Time"], plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], frozenset(scanned))

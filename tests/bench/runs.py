@@ -17,7 +17,7 @@ import psycopg
 from runbook_lib import catalog
 from runbook_lib.archive import artifact
 from runbook_lib.catalog import Section
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox.servers import Servers
 
 TABLES = ("notification.notifications", "entitlement.outbox_events")
 _BIN = Path(sys.executable).parent
@@ -85,7 +85,7 @@ def _read(section: Section, output: Path) -> tuple[frozenset[str], str]:
     if not path.is_file():
         return frozenset(), "no notebook"
     run = artifact.read(nbformat.read(path, as_version=4), section)
-    asked = {q.name for f in run.findings for q in f.questions if q.source == "postgres"}
+    asked = {q.name for f in run.findings for q in f.queries if q.source == "postgres"}
     return frozenset(asked), "" if run.concluded else "not concluded"
 
 

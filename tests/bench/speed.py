@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ import psutil
 import requests
 
 from runbook_lib import catalog
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.mandatory import SECTION as POSTMORTEM
-from runbook_lib.packs.entitlement.sandbox.servers import Servers
 from runbook_lib.store import Archive
 
 ONE = ("4.1",)
@@ -41,6 +42,13 @@ TARGETS = {
 }
 #: At most so much memory, for ten sections.
 MEBIBYTES = 450
+#: At most so many seconds from Enter, where no worker delivers a backlog.
+FIRST_SCREEN_S, TRIAGE_S = 2.0, 6.0
+#: What is imported from nothing: until the first numbers, and by the process that runs are forked from.
+IMPORTED = {
+    "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
+    "the sections": "runbook_lib.runs.polite, runbook_lib.warm",
+}
 BIN = Path(sys.executable).parent
 _TIMEOUT_S = 300.0
 
@@ -52,6 +60,14 @@ class Way:
     seconds: list[float] = field(default_factory=list)
     mebibytes: float = 0.0
     """Peak of the summed PSS of the process tree, in a round of its own: a page that several share counts once."""
+
+
+@dataclass
+class Triage:
+    """A triage from nothing of a system whose worker is dead: seconds to the first screen and to the verdict."""
+
+    first_screen: list[float] = field(default_factory=list)
+    verdict: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -109,6 +125,41 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
                     if incident and case.sections == ONE:
                         case.outside.append(1 - _own_work(output, incident) / way.seconds[-1])
     return cases
+
+
+def triage(servers: Servers, scratch: Path, rounds: int = 3) -> Triage:
+    """Run a triage as a person does; the first round compiles and is not counted."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    env, measured = _environment(servers, scratch), Triage()
+    command = [str(BIN / "runbook"), "triage", "--lang", "en", "--output", str(scratch / "triage")]
+    for n in range(rounds + 1):
+        began = time.monotonic()
+        with subprocess.Popen(
+            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as running:
+            assert running.stdout and running.stderr
+            first = running.stderr.readline().decode()
+            screen_s = time.monotonic() - began
+            said = running.communicate(timeout=_TIMEOUT_S)
+        if not said[0]:
+            raise RuntimeError(f"runbook triage: {first}{said[1].decode()[-500:]}")
+        if n:
+            measured.verdict.append(time.monotonic() - began)
+            measured.first_screen.append(screen_s if first.startswith("Provisional") else measured.verdict[-1])
+    return measured
+
+
+def imports(what: str, most: int = 12) -> tuple[float, list[tuple[str, float]]]:
+    """Return the milliseconds of an import from nothing, and of the packages that take most of it themselves."""
+    command = [sys.executable, "-X", "importtime", "-c", f"import {what}"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    lines = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stderr.splitlines()
+    packages: Counter[str] = Counter()
+    for line in lines:
+        own, _, name = line.removeprefix("import time:").split("|")
+        if own.strip().isdigit():
+            packages[".".join(name.strip().split(".")[: 2 if "runbook_lib" in name else 1])] += int(own)
+    return packages.total() / 1000, [(name, us / 1000) for name, us in packages.most_common(most)]
 
 
 def _environment(servers: Servers, scratch: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The checks, a module per topic; `look` is what most of them look at."""
+"""The checks, a module per topic; `sample` has the sample that most of them share."""
 
 from __future__ import annotations
 

@@ -1,32 +1,30 @@
-"""4.1.4: who waits for whom in the database, and how many connections are left.
+"""Step 4.1.4: lock waits in the database, and free connections.
 
 It asks catalogs only, which answer while the jobs' table is locked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, could_not_ask
-from runbook_lib.context import Given
+from runbook_lib.checks.check import Check, unknown_from_error
+from runbook_lib.checks.parts import no_data
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.sources import SourceError
 
 from . import remedies
-from .look import Holder, Sessions
+from .sample import Holder, Sessions
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-@dataclass(frozen=True)
-class Blocked:
+class Blocked(rows.Row, query="database/blocked"):
     """A session that waits for a lock."""
 
-    QUESTION: ClassVar = "database/blocked"
     pid: int = 0
     wait_s: float | None = None
     blocked_by: str = ""
@@ -36,11 +34,9 @@ class Blocked:
     query: str = ""
 
 
-@dataclass(frozen=True)
-class Blocker:
-    """A session in the way of others that waits for nobody."""
+class Blocker(rows.Row, query="database/blockers"):
+    """A session that blocks others and waits for no lock itself."""
 
-    QUESTION: ClassVar = "database/blockers"
     pid: int = 0
     application: str = "-"
     role: str = ""
@@ -51,7 +47,7 @@ class Blocker:
 
 
 def collect(rb: Context) -> Frames:
-    """Catalog views only, so that it answers while the jobs' table is locked."""
+    """Read catalog views only, so that the step answers while the jobs' table is locked."""
     with rb.snapshot() as db:
         return {
             "blocked": db.ask("database/blocked"),
@@ -61,36 +57,47 @@ def collect(rb: Context) -> Frames:
         }
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """A lock wait that lasts, rows that somebody keeps, or no connection left."""
-    blocked, blockers = rows.each(frames.get("blocked"), Blocked), rows.each(frames.get("blockers"), Blocker)
-    holders, seen = rows.each(frames.get("holders"), Holder), rows.one(frames.get("sessions"), Sessions)
+def _longest(seconds: list[float | None]) -> float | None:
+    """Return the longest known time; 0 for no sessions, None if no time is known."""
+    known = [s for s in seconds if s is not None]
+    return max(known) if known else None if seconds else 0.0
+
+
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.4: long lock waits, rows locked for too long, or no free connection."""
+    if not {"blocked", "blockers", "holders", "sessions"} <= frames.keys():
+        return no_data("database/blocked")
+    blocked, blockers = rows.each(frames["blocked"], Blocked), rows.each(frames["blockers"], Blocker)
+    holders, seen = rows.each(frames["holders"], Holder), rows.one(frames["sessions"], Sessions)
     limits = given.limits
-    wait = limits.value("locks.wait", max((b.wait_s or 0.0 for b in blocked), default=0.0))
-    held = limits.value("transactions.held", max((h.transaction_s or 0.0 for h in holders), default=0.0))
+    wait = limits.value("locks.wait", _longest([b.wait_s for b in blocked]))
+    held = limits.value("transactions.held", _longest([h.transaction_s for h in holders]))
     used = limits.value("connections.used", 100 * seen.used / seen.usable if seen.usable else None)
     first = blockers[0] if blockers else Blocker()
-    keeper = max(holders, key=lambda h: h.transaction_s or 0.0, default=Holder())
+    keeper = next((h for h in holders if h.transaction_s == held.value), Holder())
+    waits, keeps = (v.status in (Status.WARNING, Status.CRITICAL) for v in (wait, held))
     observation = (
         "database.waits_critical"
         if wait.status is Status.CRITICAL
         else "database.waits_warning"
-        if wait.status is not Status.OK
+        if waits
         else "database.full"
         if used.status is Status.CRITICAL
         else "database.held"
-        if held.status is not Status.OK
+        if keeps
         else "database.free"
+        if wait.status is held.status is Status.OK
+        else ""
     )
     offered = []
-    if wait.status is not Status.OK and first.pid:
+    if waits and first.pid:
         idle = first.state.startswith("idle")
         offered.append(remedies.end_blocker(given, first.pid, first.application, idle=idle))
     if used.status is Status.CRITICAL:
         offered.append(proposals.list_sessions(given))
     return judged(
         say(
-            HEADLINES.get(observation, observation),
+            HEADLINES.get(observation, observation or "database.denied"),
             blocked=len(blocked),
             wait=wait.value,
             pid=first.pid or None,
@@ -103,7 +110,7 @@ def judge(frames: Frames, given: Given) -> Finding:
         ),
         [wait, used, held, Value("locks.blocked_sessions", len(blocked), "sessions")],
         notes=() if seen.sees_others else (say("database.denied"),),
-        signals=given.speaks(observation),
+        signals=given.evidence(observation) if observation else (),
         proposals=tuple(offered),
         show=tuple(n for n in ("blockers", "blocked", "holders") if n in frames and len(frames[n])),
     )
@@ -112,10 +119,10 @@ def judge(frames: Frames, given: Given) -> Finding:
 HEADLINES = dict.fromkeys(("database.waits_warning", "database.waits_critical"), "database.waits")
 
 
-def on_error(e: SourceError, given: Given) -> Finding:
-    """Being turned away for want of a connection is the answer to this step."""
+def on_error(e: SourceError, given: JudgeInput) -> Finding:
+    """Return CRITICAL if the server has no connection left: this error is itself the result of the step."""
     if e.code != "too_many_clients":
-        return could_not_ask(e)
+        return unknown_from_error(e)
     return judged(
         say("database.no_connection", detail=e.detail),
         at_least=Status.CRITICAL,

@@ -1,24 +1,23 @@
-"""4.2: jobs stay in `doing`. Is the worker that has them there, do they run too long, who waits for their lock?"""
+"""Section 4.2: jobs stay in `doing`: their worker is gone, they run too long, or they hold a lock that others need."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
 
 from ..facts import facts
-from . import look, remedies, waiting
-from .look import Job, Look, Whereabouts
-from .waiting import NO_LOOK
+from . import remedies, sample, waiting
+from .sample import Job, Sample, Whereabouts
+from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Jobs whose worker gives no sign, by what is known of it.
+#: Jobs whose worker has no heartbeat, by what is known of it.
 ORPHANED = {
     Whereabouts.GONE: "jobs.abandoned",
     Whereabouts.LIKELY_GONE: "jobs.likely_abandoned",
@@ -32,15 +31,15 @@ ORPHANED = {
 
 
 def collect_orphans(rb: Context) -> Frames:
-    """4.2.1: the look that all of them share."""
-    return look.shared(rb, "4.2.1")
+    """Collect 4.2.1: the shared sample."""
+    return sample.shared_frames(rb, "4.2.1")
 
 
-def judge_orphans(frames: Frames, given: Given) -> Finding:
-    """4.2.1: no worker takes a job back from one that died; a job of one that may live is not touched."""
-    seen = look.of(frames, given)
+def judge_orphans(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.2.1: jobs of dead workers, which no worker takes over; jobs of workers that may live are left alone."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     doing = sum(q.doing for q in seen.queues)
     orphans = doing - sum(q.served for q in seen.queues)
     gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
@@ -66,14 +65,14 @@ def judge_orphans(frames: Frames, given: Given) -> Finding:
         ),
         values,
         at_least=Status.WARNING if orphans else Status.OK,
-        signals=given.speaks(observation) if observation != "jobs.none" else (),
+        signals=given.evidence(observation) if observation != "jobs.none" else (),
         hops=(Hop("worker", waiting=doing),),
-        proposals=_of_orphans(seen, orphans, given),
+        proposals=_propose_for_orphans(seen, orphans, given),
         show=("doing",) if doing else (),
     )
 
 
-def _of_orphans(seen: Look, orphans: int, given: Given) -> tuple[Proposal, ...]:
+def _propose_for_orphans(seen: Sample, orphans: int, given: JudgeInput) -> tuple[Proposal, ...]:
     if not orphans:
         return ()
     match seen.whereabouts:
@@ -93,15 +92,15 @@ def _of_orphans(seen: Look, orphans: int, given: Given) -> tuple[Proposal, ...]:
 
 
 def collect_running(rb: Context) -> Frames:
-    """4.2.2: the look that all of them share."""
-    return look.shared(rb, "4.2.2")
+    """Collect 4.2.2: the shared sample."""
+    return sample.shared_frames(rb, "4.2.2")
 
 
-def judge_running(frames: Frames, given: Given) -> Finding:
-    """4.2.2: a job that runs too long in the hands of a worker that is well is the task's own matter."""
-    seen = look.of(frames, given)
+def judge_running(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.2.2: jobs that run too long on a healthy worker, whose cause is in the task."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     longest = _longest(seen)
     running = sum(q.served for q in seen.queues)
     share = None if longest.running_s is None else longest.running_s / facts(given).longest_job_s
@@ -118,38 +117,36 @@ def judge_running(frames: Frames, given: Given) -> Finding:
             asked=say("running.asked") if longest.abort_requested else None,
         ),
         [value, Value("jobs.longest", longest.running_s, "s"), Value("jobs.running_now", running, "rows")],
-        signals=_of_long(seen, given) if long else (),
+        signals=_evidence_of_long_job(seen, given) if long else (),
         hops=(Hop("task", alive=say("alive.long", s=longest.running_s)),) if long else (),
         proposals=(remedies.logs(given), remedies.abort(given, longest)) if long else (),
         show=("doing",) if long else (),
     )
 
 
-def _longest(seen: Look) -> Job:
-    return max(seen.running, key=lambda j: j.running_s or 0.0, default=Job())
+def _longest(seen: Sample) -> Job:
+    return max(seen.running, key=lambda j: (j.running_s is not None, j.running_s), default=Job())
 
 
-def is_long(job: Job, given: Given) -> bool:
-    """Whether a job runs longer than one that is well does."""
+def is_long(job: Job, given: JudgeInput) -> bool:
+    """Return whether a job runs longer than a healthy one."""
     if job.running_s is None:
         return False
     share = job.running_s / facts(given).longest_job_s
     return given.limits["jobs.running"].status(share) is not Status.OK
 
 
-def _of_long(seen: Look, given: Given) -> tuple[Signal, ...]:
-    """It keeps a worker busy, so that others wait for it, or it is alone with its trouble."""
-    return given.speaks("task.long_and_busy" if seen.due and seen.spare <= 0 else "task.long")
+def _evidence_of_long_job(seen: Sample, given: JudgeInput) -> tuple[Signal, ...]:
+    """Return the evidence of a long job: other jobs wait for its worker, or only this job is affected."""
+    return given.evidence("task.long_and_busy" if seen.due and seen.spare <= 0 else "task.long")
 
 
 # 4.2.3 Who waits for their lock? ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Head:
-    """A job that stands in front of others with its lock: it runs, is due, or its time comes later."""
+class Head(rows.Row, query="jobs/heads"):
+    """The first job of a lock, for which others wait: it runs, is due, or is scheduled for later."""
 
-    QUESTION: ClassVar = "jobs/heads"
     job: int = 0
     queue: str = ""
     task: str = ""
@@ -161,24 +158,24 @@ class Head:
 
 
 def collect_locks(rb: Context) -> Frames:
-    """4.2.3: who stands in front of others, and the look."""
+    """Collect 4.2.3: the first job of each lock, and the shared sample."""
     with rb.snapshot() as db:
-        heads = db.ask("jobs/heads", most=look.most(rb))
-    return {"heads": heads} | look.shared(rb, "4.2.3")
+        heads = db.ask("jobs/heads", most=sample.row_limit(rb))
+    return {"heads": heads} | sample.shared_frames(rb, "4.2.3")
 
 
-def judge_locks(frames: Frames, given: Given) -> Finding:
-    """4.2.3: jobs with one lock go one after the other; what keeps the first keeps them all."""
-    seen = look.of(frames, given)
+def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.2.3: jobs with the same lock run one after the other, so the first one blocks the rest."""
+    seen = sample.read_sample(frames, given)
     if seen is None or "heads" not in frames:
-        return NO_LOOK
+        return NO_SAMPLE
     heads = rows.each(frames["heads"], Head)
     behind = sum(h.behind for h in heads)
     oldest = max((h.oldest_behind_s for h in heads if h.oldest_behind_s is not None), default=None)
     waits = given.limits.value("lock.waits", oldest if heads else 0.0)
-    late = [h for h in heads if given.limits["lock.waits"].status(h.oldest_behind_s) is not Status.OK]
-    first = max(late or heads, key=lambda h: h.oldest_behind_s or 0.0, default=Head())
-    observation = _behind(first, seen, given) if late else None
+    late = [h for h in heads if given.limits["lock.waits"].reached(h.oldest_behind_s)]
+    first = max(late or heads, key=lambda h: (h.oldest_behind_s is not None, h.oldest_behind_s), default=Head())
+    observation = _find_cause(first, seen, given) if late else None
     return judged(
         say(
             observation or ("lock.moves" if heads else "lock.none"),
@@ -191,7 +188,7 @@ def judge_locks(frames: Frames, given: Given) -> Finding:
             begins=first.begins_in_s,
         ),
         [waits, Value("lock.jobs_behind", behind, "rows"), Value("lock.heads", len(heads), "jobs")],
-        signals=given.speaks(observation) if observation else (),
+        signals=given.evidence(observation) if observation else (),
         hops=(Hop("queue", late=bool(late)),),
         proposals=(remedies.see_job(given, first.job),) if observation == "lock.behind_later" else (),
         next_sections=("4.1",) if observation in ("lock.behind_due", "lock.behind_retry") else (),
@@ -199,8 +196,8 @@ def judge_locks(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _behind(head: Head, seen: Look, given: Given) -> str:
-    """What keeps the first keeps all: it has no worker, runs long, waits for a retry, or is just the first of many."""
+def _find_cause(head: Head, seen: Sample, given: JudgeInput) -> str:
+    """Return why the first job blocks the others: no worker, runs long, waits for a retry, or only many behind it."""
     if head.state == "doing":
         if head.job in {j.job for j in seen.orphans}:
             gone = seen.whereabouts is Whereabouts.GONE

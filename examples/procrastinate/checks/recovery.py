@@ -1,4 +1,4 @@
-"""Section 6: is it over? Judged by what happens now; 6.2 to 6.4 are the steps of 4 asked once more."""
+"""Section 6: recovery, judged by the present flow; 6.2 to 6.4 repeat steps of section 4."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import TYPE_CHECKING
 
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Value, judged, replace, say
 
-from . import held, look, waiting
-from .waiting import NO_LOOK
+from . import held, sample, waiting
+from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
 def collect_backlog(rb: Context) -> Frames:
-    """6.1: the look."""
-    return look.shared(rb, "6.1")
+    """Collect 6.1: the shared sample."""
+    return sample.shared_frames(rb, "6.1")
 
 
-def judge_backlog(frames: Frames, given: Given) -> Finding:
-    """6.1: what waits is young, or more is begun than comes."""
-    seen = look.of(frames, given)
+def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 6.1: the oldest waiting job is young, or more jobs begin than arrive."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     oldest = given.limits["queue.oldest_due"]
     waits = sum(q.due + q.behind for q in seen.queues)
     flow = stats.flow_test(seen.per_minute("deferred"), seen.per_minute("begun"), 1.0, seen.due)

@@ -1,51 +1,51 @@
-"""The commands that this system's own remedies are, beside those that every system has."""
+"""The remedies of this system as commands, beside those that every system has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from runbook_lib.actions import proposals
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Proposal, replace
 
 from ..facts import facts
-from .look import Job
+from .sample import Job
 
 #: So many jobs one command names.
 AT_ONCE = 50
 
 
-def restart(given: Given) -> Proposal:
+def restart(given: JudgeInput) -> Proposal:
     """Start the worker again; one that was stopped is started by it under a supervisor (4.1)."""
     return replace(proposals.restart(given, "worker"), section="4.1")
 
 
-def logs(given: Given) -> Proposal:
+def logs(given: JudgeInput) -> Proposal:
     """Read the worker's log: the database keeps no error."""
     return replace(proposals.logs(given, "worker"), section="4.1")
 
 
-def end_blocker(given: Given, pid: int, application: str, *, idle: bool) -> Proposal:
-    """End the session that others wait for, with its owner's word (4.1)."""
+def end_blocker(given: JudgeInput, pid: int, application: str, *, idle: bool) -> Proposal:
+    """End the session that blocks others, with its owner's consent (4.1)."""
     return replace(proposals.end_blocker(given, pid, application, idle=idle), section="4.1")
 
 
-def listens_to(given: Given, queue: str) -> Proposal:
+def listens_to(given: JudgeInput, queue: str) -> Proposal:
     """See in the worker's log which queues it was started for (4.1)."""
     command = proposals.logs(given, "worker").command
     return proposals.look("listens_to", command, "4.1", queue=queue, worker=facts(given).workloads.worker)
 
 
-def process(given: Given) -> Proposal:
+def process(given: JudgeInput) -> Proposal:
     """See whether the worker's process is there: what settles it where the database can not (4.2)."""
     command = proposals.pods(given, "worker").command
     return proposals.look("worker_process", command, "4.2", worker=facts(given).workloads.worker)
 
 
-def retry(given: Given, orphans: Iterable[Job]) -> Proposal:
+def retry(given: JudgeInput, orphans: Iterable[Job]) -> Proposal:
     """Put jobs of workers that have ended back, by procrastinate's own function (4.2).
 
-    The statement names the jobs and looks again at each: one whose worker gives signs meanwhile stays as it is.
+    The statement names the jobs and looks again at each: one whose worker has a heartbeat meanwhile stays as it is.
     """
     ids = [j.job for j in orphans][:AT_ONCE]
     # v1 is there since 3.0 and takes what is in `doing` only; v2 would put a failed job back as well.
@@ -58,13 +58,13 @@ def retry(given: Given, orphans: Iterable[Job]) -> Proposal:
     return proposals.look("retry_orphans", proposals.psql(given, sql), "4.2", n=len(ids), jobs=", ".join(map(str, ids)))
 
 
-def abort(given: Given, job: Job) -> Proposal:
-    """Ask one job to end, by procrastinate's own function; with its owner's word only (4.2)."""
+def abort(given: JudgeInput, job: Job) -> Proposal:
+    """Ask one job to end, by procrastinate's own function; with its owner's consent only (4.2)."""
     sql = f"SELECT procrastinate_cancel_job_v1({job.job}, true, false)"
     return proposals.look("abort_job", proposals.psql(given, sql), "4.2", job=job.job, task=job.task)
 
 
-def see_job(given: Given, job: int) -> Proposal:
+def see_job(given: JudgeInput, job: int) -> Proposal:
     """See the job that stands in front of others (4.2)."""
     columns = "id, queue_name, task_name, status, attempts, scheduled_at, worker_id"
     sql = f"SELECT {columns} FROM procrastinate_jobs WHERE id = {job}"  # noqa: S608 - shown, not run; a number

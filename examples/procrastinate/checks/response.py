@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,12 +10,23 @@ from runbook_lib import rows
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import collect_each, judge_each
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say, unknown
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Reason,
+    Status,
+    Value,
+    hop_text,
+    judged,
+    proposal_text,
+    say,
+    unknown,
+)
 
 from ..facts import facts
-from . import database, held, look, waiting
-from .waiting import NO_LOOK, Task
+from . import database, held, sample, waiting
+from .waiting import NO_SAMPLE, Task
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -25,11 +35,9 @@ if TYPE_CHECKING:
 PLACES = {check.step: check for check in (*waiting.CHECKS, *database.CHECKS, *held.CHECKS)}
 
 
-@dataclass(frozen=True)
-class Waits:
-    """How long jobs that were begun lately had waited."""
+class Waits(rows.Row, query="events/waits"):
+    """The waiting time of recently begun jobs."""
 
-    QUESTION: ClassVar = "events/waits"
     n: int = 0
     p50_s: float | None = None
     p95_s: float | None = None
@@ -39,20 +47,20 @@ class Waits:
 
 
 def collect_impact(rb: Context) -> Frames:
-    """3.1: waits and ends of the last minutes, and the look."""
+    """Collect 3.1: waiting times and ends of the last minutes, and the shared sample."""
     with rb.snapshot() as db:
         frames = {
             "waits": db.ask("events/waits", within_s=rb.number("lately")),
-            "tasks": db.ask("events/tasks", most=look.most(rb), within_s=rb.number("lately")),
+            "tasks": db.ask("events/tasks", most=sample.row_limit(rb), within_s=rb.number("lately")),
         }
-    return frames | look.shared(rb, "3.1")
+    return frames | sample.shared_frames(rb, "3.1")
 
 
-def judge_impact(frames: Frames, given: Given) -> Finding:
-    """3.1: which objectives are missed at this moment, how many jobs wait and since when?"""
-    seen = look.of(frames, given)
+def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 3.1: the objectives missed now, and how many jobs wait since when."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     waits, tasks = rows.one(frames.get("waits"), Waits), rows.each(frames.get("tasks"), Task)
     ended, failures = sum(t.succeeded + t.failed for t in tasks), sum(t.failed for t in tasks)
     # What still waits is in no percentile of what was begun.
@@ -93,12 +101,12 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
 
 
 def collect_place(rb: Context) -> Frames:
-    """3.2: all that 4.1 and 4.2 ask; each part may fail alone."""
+    """Collect 3.2: the frames of 4.1 and 4.2; each part may fail alone."""
     return collect_each(rb, PLACES)
 
 
-def judge_place(frames: Frames, given: Given) -> Finding:
-    """3.2: which hop do 4.1 and 4.2 together speak for?"""
+def judge_place(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 3.2: the hop that the evidence of 4.1 and 4.2 supports."""
     found = judge_each(frames, given, PLACES)
     verdict = diagnosis.conclude(found.values(), given.catalog)
     loudest = max(found.values(), key=lambda f: (_weight(f, verdict.stuck_at), f.status.rank))
@@ -109,7 +117,7 @@ def judge_place(frames: Frames, given: Given) -> Finding:
     return judged(
         say(
             key,
-            place=say(f"hop.{place}") if place else None,
+            place=hop_text(place) if place else None,
             either=" / ".join(verdict.undecided),
             why=loudest.headline,
         ),
@@ -130,7 +138,7 @@ def _weight(f: Finding, place: str | None) -> float:
 
 
 def _next(found: dict[str, Finding]) -> tuple[str, ...]:
-    """The sections whose steps were not in order; section 2 where something could not be seen."""
+    """Return the sections whose steps are not OK; section 2 if a source could not be read."""
     wrong = dict.fromkeys(step[:3] for step, f in found.items() if f.status in (Status.WARNING, Status.CRITICAL))
     silent = any("2" in f.next_sections for f in found.values())
     return (*wrong, *(["2"] if silent else []))
@@ -139,19 +147,19 @@ def _next(found: dict[str, Finding]) -> tuple[str, ...]:
 # 3.3 The smallest safe step ---------------------------------------------------------------------------------
 
 
-def _place(given: Given) -> Finding | None:
+def _place(given: JudgeInput) -> Finding | None:
     return next((f for f in given.earlier if f.step == "3.2"), None)
 
 
 def collect_step(rb: Context) -> Frames:
-    """3.3 asks nothing: it weighs what 3.2 found."""
+    """Collect 3.3: nothing, since it judges the frames of 3.2."""
     place = _place(rb.given("3.3"))
     offered = [{"command": p.command, "section": p.section} for p in place.proposals] if place else []
     return {"proposed": pd.DataFrame(offered, columns=["command", "section"])}
 
 
-def judge_step(frames: Frames, given: Given) -> Finding:
-    """3.3: the first proposal that 3.2 justifies; nothing is run."""
+def judge_step(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 3.3: the first proposal that 3.2 justifies; nothing is run."""
     place = _place(given)
     if place is None:
         return unknown("", Reason.SKIPPED, say("step.needs_place"))
@@ -164,7 +172,7 @@ def judge_step(frames: Frames, given: Given) -> Finding:
         )
     first = place.proposals[0]
     return judged(
-        say("step.do", title=say(f"proposal.{first.name}.title", **first.params), section=first.section),
+        say("step.do", title=proposal_text(first, "title"), section=first.section),
         [Value("proposals", len(place.proposals))],
         at_least=Status.WARNING,
         proposals=place.proposals,

@@ -1,29 +1,26 @@
-"""Section 2: can everything that the other sections ask be seen from here?"""
+"""Section 2: whether everything that the other sections read can be read from here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say, unknown
 
-from . import look
+from . import sample
 from .waiting import judge_workers
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-@dataclass(frozen=True)
-class Server:
-    """Who we are on the server, and what it is."""
+class Server(rows.Row, query="scope/server"):
+    """Our login on the server, and the server's version."""
 
-    QUESTION: ClassVar = "scope/server"
     version: str = ""
     role: str = ""
     database: str = ""
@@ -32,19 +29,16 @@ class Server:
     standby: bool = False
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(rows.Row, query="scope/schema"):
     """A table, column or function of procrastinate's schema, and whether it is there."""
 
-    QUESTION: ClassVar = "scope/schema"
     name: str = ""
     kind: str = ""
     there: bool = False
     readable: bool | None = None
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(rows.Row):
     """A server's clock against this machine's."""
 
     server: str = ""
@@ -53,13 +47,13 @@ class Clock:
 
 
 def collect_server(rb: Context) -> Frames:
-    """2.1: who we are, what we see."""
+    """Collect 2.1: our login and its rights."""
     with rb.snapshot() as db:
         return {"server": db.ask("scope/server")}
 
 
-def judge_server(frames: Frames, given: Given) -> Finding:
-    """2.1: without the right to see other sessions, a worker that is gone looks like one that listens."""
+def judge_server(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.1: without the right to see other sessions, a dead worker looks like one that listens."""
     server = rows.one(frames.get("server"), Server)
     if not server.version:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="server"))
@@ -73,13 +67,13 @@ def judge_server(frames: Frames, given: Given) -> Finding:
 
 
 def collect_schema(rb: Context) -> Frames:
-    """2.2: what of the schema is there."""
+    """Collect 2.2: the parts of the schema that exist."""
     with rb.snapshot() as db:
         return {"schema": db.ask("scope/schema")}
 
 
-def judge_schema(frames: Frames, given: Given) -> Finding:
-    """2.2: the tables, and the functions that proposals call."""
+def judge_schema(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.2: the tables, and the functions that proposals call."""
     parts = rows.each(frames.get("schema"), Part)
     if not parts:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="schema"))
@@ -91,24 +85,24 @@ def judge_schema(frames: Frames, given: Given) -> Finding:
         say("reach.missing" if missing else "reach.schema", names=", ".join(missing), n=len(parts)),
         [Value("schema.missing", len(missing), "parts")],
         at_least=Status.CRITICAL if missing else Status.OK,
-        signals=given.speaks("schema.missing") if missing else (),
+        signals=given.evidence("schema.missing") if missing else (),
         show=("schema",) if missing else (),
     )
 
 
 def collect_workers(rb: Context) -> Frames:
-    """2.3: the look of 4.1."""
-    return look.shared(rb, "2.3")
+    """Collect 2.3: the shared sample."""
+    return sample.shared_frames(rb, "2.3")
 
 
 def collect_clocks(rb: Context) -> Frames:
-    """2.4: the offsets that were measured when the section was opened."""
+    """Collect 2.4: the clock offsets measured when the section was opened."""
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
     return {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
 
 
-def judge_clocks(frames: Frames, given: Given) -> Finding:
-    """2.4: heartbeats are the database's own time; when a retry begins, the worker's clock has said."""
+def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.4: heartbeats have the database's time; the worker's clock decides when a retry begins."""
     clocks = rows.each(frames.get("clocks"), Clock)
     offset = max((abs(c.offset_s) for c in clocks if c.offset_s is not None), default=None)
     if offset is None:

@@ -1,13 +1,13 @@
-"""4.1.1 to 4.1.3: jobs wait. Is it the queue that nobody serves, the workers, or a task that fails?"""
+"""Steps 4.1.1 to 4.1.3: why jobs wait: an unserved queue, the workers, or a failing task."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+import math
+from typing import TYPE_CHECKING
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -27,14 +27,14 @@ from runbook_lib.model.finding import (
 from runbook_lib.view import charts
 
 from ..facts import facts
-from . import look, remedies
-from .look import Look, Queue, Whereabouts
+from . import remedies, sample
+from .sample import Queue, Sample, Whereabouts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-NO_LOOK = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
-#: Who gives no sign, by what is known of it.
+NO_SAMPLE = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
+#: Who has no heartbeat, by what is known of it.
 SILENT = {
     Whereabouts.GONE: "workers.gone",
     Whereabouts.LIKELY_GONE: "workers.likely_gone",
@@ -48,15 +48,15 @@ SILENT = {
 
 
 def collect_queues(rb: Context) -> Frames:
-    """4.1.1: the look that all of them share."""
-    return look.shared(rb, "4.1.1")
+    """Collect 4.1.1: the shared sample."""
+    return sample.shared_frames(rb, "4.1.1")
 
 
-def judge_queues(frames: Frames, given: Given) -> Finding:
-    """4.1.1: due and old is bad; whether a queue is passed over shows in what else is taken meanwhile."""
-    seen = look.of(frames, given)
+def judge_queues(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.1: old due jobs; a queue is skipped if jobs of other queues are taken meanwhile."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     oldest = given.limits.value("queue.oldest_due", seen.oldest_due_s)
     late = oldest.status is not Status.OK
     passed = passed_over(seen, given)
@@ -66,7 +66,7 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
     facts_ = {
         "due": seen.due,
         "oldest": seen.oldest_due_s,
-        "queue": passed[0].queue if passed else _oldest(seen).queue,
+        "queue": passed[0].queue if passed else _oldest_queue(seen).queue,
         "behind": sum(q.behind for q in seen.queues),
     }
     headline = "waits.empty" if not seen.due else "waits.late" if late else "waits.moves"
@@ -80,7 +80,7 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
             Value("queue.later", sum(q.later for q in seen.queues), "rows"),
         ],
         notes=_notes(seen, given),
-        signals=given.speaks(observation) if observation else (),
+        signals=given.evidence(observation) if observation else (),
         hops=(
             Hop("app", rate_out=seen.per_minute("deferred")),
             Hop(
@@ -92,7 +92,7 @@ def judge_queues(frames: Frames, given: Given) -> Finding:
                 late=late,
             ),
         ),
-        proposals=_of_passed_over(observation, passed, seen, given),
+        proposals=_propose_for_passed_over(observation, passed, seen, given),
         next_sections=("4.2",) if late and seen.orphans else (),
         show=("queues",),
     )
@@ -108,56 +108,63 @@ HEADLINES = {
 }
 
 
-def passed_over(seen: Look, given: Given) -> list[Queue]:
-    """Queues with a job that is late, of which none runs and none was begun since it came due; the oldest first."""
+def passed_over(seen: Sample, given: JudgeInput) -> list[Queue]:
+    """Return the queues with a late job, none running and none begun since it became due; the oldest first."""
     limit = given.limits["queue.oldest_due"]
     late = [
         q
         for q in seen.queues
         if q.due
         and q.oldest_due_s is not None
-        and limit.status(q.oldest_due_s) is not Status.OK
+        and limit.reached(q.oldest_due_s)
         and not q.served
         and (q.begun_s is None or q.begun_s >= q.oldest_due_s)
     ]
-    return sorted(late, key=lambda q: -(q.oldest_due_s or 0))
+    return sorted(late, key=_oldest_age, reverse=True)
 
 
-def _why_passed_over(seen: Look, queue: Queue, given: Given) -> str | None:
-    """Nobody listens to it, or everybody is busy, or somebody keeps its rows: only what can be told."""
+def _why_passed_over(seen: Sample, queue: Queue, given: JudgeInput) -> str | None:
+    """Return why a queue is skipped: no listener, all workers busy, or locked rows; None if that is not known."""
     if not seen.alive:
         return None  # nobody takes anything; 4.1.2 says who is missing
     heard = queue.taken_by_living
-    if kept(seen, given):
+    if row_holders(seen, given):
         return "queue.held" if heard and seen.spare > 0 else "queue.unserved_or_held"
     if seen.spare > 0:
         return "queue.heard_and_left" if heard else "queue.unserved"
     return None if heard else "queue.unserved_or_busy"
 
 
-def _of_passed_over(observation: str | None, passed: list[Queue], seen: Look, given: Given) -> tuple[Proposal, ...]:
+def _propose_for_passed_over(
+    observation: str | None, passed: list[Queue], seen: Sample, given: JudgeInput
+) -> tuple[Proposal, ...]:
     match observation:
         case "queue.unserved" | "queue.unserved_or_busy":
             return (remedies.listens_to(given, passed[0].queue),)
         case "queue.held":
-            first = kept(seen, given)[0]
+            first = row_holders(seen, given)[0]
             idle = first.state.startswith("idle")
             return (remedies.end_blocker(given, first.pid, first.application, idle=idle),)
         case _:
             return ()
 
 
-def kept(seen: Look, given: Given) -> list[look.Holder]:
-    """Sessions that have kept rows of the jobs' table locked for too long."""
+def row_holders(seen: Sample, given: JudgeInput) -> list[sample.Holder]:
+    """Return the sessions that have locked rows of the jobs' table for too long."""
     limit = given.limits["transactions.held"]
-    return [h for h in seen.holders if limit.status(h.transaction_s) is not Status.OK]
+    return [h for h in seen.holders if limit.reached(h.transaction_s)]
 
 
-def _oldest(seen: Look) -> Queue:
-    return max(seen.queues, key=lambda q: q.oldest_due_s or 0.0, default=Queue())
+def _oldest_queue(seen: Sample) -> Queue:
+    return max(seen.queues, key=_oldest_age, default=Queue())
 
 
-def _notes(seen: Look, given: Given) -> tuple[Text, ...]:
+def _oldest_age(queue: Queue) -> float:
+    """Return how long the oldest job waits, to sort by; a queue without a job comes last."""
+    return -math.inf if queue.oldest_due_s is None else queue.oldest_due_s
+
+
+def _notes(seen: Sample, given: JudgeInput) -> tuple[Text, ...]:
     notes = []
     if sum(q.due + q.behind + q.later for q in seen.queues) >= given.number("looked_at"):
         notes.append(say("waits.capped", most=given.number("looked_at")))
@@ -170,18 +177,18 @@ def _notes(seen: Look, given: Given) -> tuple[Text, ...]:
 
 
 def collect_workers(rb: Context) -> Frames:
-    """4.1.2: the look that all of them share."""
-    return look.shared(rb, "4.1.2")
+    """Collect 4.1.2: the shared sample."""
+    return sample.shared_frames(rb, "4.1.2")
 
 
-def judge_workers(frames: Frames, given: Given) -> Finding:
-    """4.1.2: a worker that ended in order has no row, one that was killed leaves it; a silent one may do either yet."""
-    seen = look.of(frames, given)
+def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.2: a worker that shut down has no row, a killed one leaves its row, a silent one may do either."""
+    seen = sample.read_sample(frames, given)
     if seen is None:
-        return NO_LOOK
+        return NO_SAMPLE
     limits = given.limits
     late = limits["queue.oldest_due"].status(seen.oldest_due_s) is not Status.OK
-    observation = _who(seen, late, given)
+    observation = _worker_observation(seen, late, given)
     silence = min((w.silent_s for w in seen.workers if w.silent_s is not None), default=None)
     values = [
         limits.value("workers.alive", len(seen.alive)),
@@ -207,8 +214,8 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
         ),
         values,
         at_least=_status(observation, late, seen),
-        notes=_of_silent(seen),
-        signals=given.speaks(observation),
+        notes=_silent_notes(seen),
+        signals=given.evidence(observation),
         hops=(
             Hop(
                 "worker",
@@ -224,7 +231,7 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _who(seen: Look, late: bool, given: Given) -> str:
+def _worker_observation(seen: Sample, late: bool, given: JudgeInput) -> str:
     if not seen.alive:
         if not seen.silent:
             return "workers.unregistered" if seen.instances else "workers.none" if seen.due else "workers.none_idle"
@@ -237,14 +244,14 @@ def _who(seen: Look, late: bool, given: Given) -> str:
     return "workers.at_work" if seen.running or seen.per_minute("begun") else "workers.idle"
 
 
-def _of_silent(seen: Look) -> tuple[Text, ...]:
+def _silent_notes(seen: Sample) -> tuple[Text, ...]:
     if not seen.alive or not seen.silent:
         return ()
     hangs = seen.whereabouts is Whereabouts.CONNECTED
     return (say("workers.some_connected" if hangs else "workers.some_silent", n=len(seen.silent)),)
 
 
-def _status(observation: str, late: bool, seen: Look) -> Status:
+def _status(observation: str, late: bool, seen: Sample) -> Status:
     if observation in ("workers.at_work", "workers.idle"):
         # The row that a dead one left says nothing; one that still listens is missed.
         return Status.WARNING if seen.silent and seen.whereabouts is Whereabouts.CONNECTED else Status.OK
@@ -252,7 +259,7 @@ def _status(observation: str, late: bool, seen: Look) -> Status:
     return Status.CRITICAL if nobody and late else Status.WARNING
 
 
-def _remedies(observation: str, seen: Look, given: Given) -> tuple[Proposal, ...]:
+def _remedies(observation: str, seen: Sample, given: JudgeInput) -> tuple[Proposal, ...]:
     match observation:
         case "workers.none" | "workers.gone" | "workers.likely_gone" if seen.due or seen.orphans:
             look_first = observation == "workers.likely_gone" and seen.orphans
@@ -267,22 +274,20 @@ def _remedies(observation: str, seen: Look, given: Given) -> tuple[Proposal, ...
             return ()
 
 
-def start(seen: Look, given: Given) -> tuple[Proposal, ...]:
-    """What brings a worker back that nobody is in place of."""
-    if look.full(seen, given):
+def start(seen: Sample, given: JudgeInput) -> tuple[Proposal, ...]:
+    """Return the proposals that start a worker if none runs."""
+    if sample.connections_full(seen, given):
         return ()  # it would find no connection; 4.1.4 says who has them
-    # A process that runs and gives no sign is starting, or can not: its log says so, and another start would not help.
+    # A running process without a heartbeat is starting, or fails to start: its log says which.
     return (remedies.logs(given) if seen.instances else remedies.restart(given),)
 
 
 # 4.1.3 Does a task fail? ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Task:
-    """How the tries of one task ended lately."""
+class Task(rows.Row, query="events/tasks"):
+    """The recent tries of one task, by their end."""
 
-    QUESTION: ClassVar = "events/tasks"
     task: str = ""
     begun: int = 0
     succeeded: int = 0
@@ -298,23 +303,23 @@ class Task:
 
     @property
     def share(self) -> float | None:
-        """The share of the tries that ended in an error, in per cent."""
+        """The share of tries that ended in an error, in per cent."""
         ended = self.succeeded + self.failures
         return 100 * self.failures / ended if ended else None
 
 
 def collect_errors(rb: Context) -> Frames:
-    """4.1.3: the tries of the last five minutes by task, and the look."""
+    """Collect 4.1.3: the tries of the last five minutes by task, and the shared sample."""
     with rb.snapshot() as db:
-        tasks = db.ask("events/tasks", most=look.most(rb), within_s=rb.number("lately"))
-    return {"tasks": tasks} | look.shared(rb, "4.1.3")
+        tasks = db.ask("events/tasks", most=sample.row_limit(rb), within_s=rb.number("lately"))
+    return {"tasks": tasks} | sample.shared_frames(rb, "4.1.3")
 
 
-def judge_errors(frames: Frames, given: Given) -> Finding:
-    """4.1.3: a task that fails whenever it is tried is stuck at the task, however well the workers are."""
-    seen = look.of(frames, given)
+def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.3: a task that fails at every try is stuck at the task, even if the workers are healthy."""
+    seen = sample.read_sample(frames, given)
     if seen is None or "tasks" not in frames:
-        return NO_LOOK
+        return NO_SAMPLE
     tasks = rows.each(frames["tasks"], Task)
     limits = given.limits
     failures, ended = sum(t.failures for t in tasks), sum(t.failures + t.succeeded for t in tasks)
@@ -322,7 +327,7 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
     counts_all = facts(given).delete_jobs == "never"
     tried = sum(q.tried for q in seen.queues)
     often = [t for t in tasks if limits["errors.tries"].status(t.failures) is not Status.OK]
-    worst = max(often or tasks, key=lambda t: (t.share or 0.0, t.failures), default=Task())
+    worst = max(often or tasks, key=lambda t: (t.share is not None, t.share, t.failures), default=Task())
     last = min((t.last_failed_s for t in tasks if t.last_failed_s is not None), default=None)
     over = bool(failures) and not tried and limits["errors.quiet"].status(last) is Status.OK
     values = [
@@ -332,7 +337,7 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
     ]
     if counts_all and ended and not over and often:
         values += [limits.value("errors.rate", 100 * failures / ended), limits.value("errors.task", worst.share)]
-    observation = _failing(failures, bool(often), over, counts_all, worst, given)
+    observation = _find_failing(failures, bool(often), over, counts_all, worst, given)
     return judged(
         say(
             observation or "task.well",
@@ -346,8 +351,8 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
         ),
         values,
         at_least=Status.WARNING if failures and not over else Status.OK,
-        notes=_of_tasks(tasks, counts_all, given),
-        signals=given.speaks(observation) if observation else _well(ended, given),
+        notes=_task_notes(tasks, counts_all, given),
+        signals=given.evidence(observation) if observation else _is_well(ended, given),
         hops=(
             Hop(
                 "task",
@@ -361,7 +366,7 @@ def judge_errors(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _of_tasks(tasks: list[Task], counts_all: bool, given: Given) -> tuple[Text, ...]:
+def _task_notes(tasks: list[Task], counts_all: bool, given: JudgeInput) -> tuple[Text, ...]:
     put_back = sum(t.put_back for t in tasks)
     return (
         *([say("task.put_back", n=put_back)] if put_back else []),
@@ -369,7 +374,9 @@ def _of_tasks(tasks: list[Task], counts_all: bool, given: Given) -> tuple[Text, 
     )
 
 
-def _failing(failures: int, often: bool, over: bool, counts_all: bool, worst: Task, given: Given) -> str | None:
+def _find_failing(
+    failures: int, often: bool, over: bool, counts_all: bool, worst: Task, given: JudgeInput
+) -> str | None:
     if not failures:
         return None
     if over:
@@ -381,24 +388,26 @@ def _failing(failures: int, often: bool, over: bool, counts_all: bool, worst: Ta
     return "task.fails" if given.limits["errors.task"].status(worst.share) is Status.CRITICAL else "task.fails_at_times"
 
 
-def _well(ended: int, given: Given) -> tuple[Signal, ...]:
-    return given.speaks("task.succeeds") if ended else ()
+def _is_well(ended: int, given: JudgeInput) -> tuple[Signal, ...]:
+    return given.evidence("task.succeeds") if ended else ()
 
 
-def draw_flow(frames: Frames, given: Given) -> charts.Chart | None:
-    """What was deferred, begun and ended in the last minutes, in steps of ten seconds."""
-    seen = look.of(frames, given)
+def draw_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the jobs deferred, begun and ended in the last minutes, in steps of ten seconds."""
+    seen = sample.read_sample(frames, given)
     if seen is None or not seen.flow:
         return None
     last = int(given.number("lately") // 10)
     tens = {t.tens_ago: t for t in seen.flow}
     ago = [-10 * (n + 1) for n in reversed(range(last))]
-    figure, ax = charts.axes("Deferred, begun, succeeded, failed tries", "jobs / 10 s", "seconds before the look")
+    figure, ax = charts.axes("Deferred, begun, succeeded, failed tries", "jobs / 10 s", "seconds before the sample")
     counted = {
-        "deferred": [tens.get(n, look.Ten()).deferred for n in reversed(range(last))],
-        "begun": [tens.get(n, look.Ten()).begun for n in reversed(range(last))],
-        "succeeded": [tens.get(n, look.Ten()).succeeded for n in reversed(range(last))],
-        "failed tries": [t.retried + t.failed for t in (tens.get(n, look.Ten()) for n in reversed(range(last)))],
+        "deferred": [tens.get(n, sample.TenSeconds()).deferred for n in reversed(range(last))],
+        "begun": [tens.get(n, sample.TenSeconds()).begun for n in reversed(range(last))],
+        "succeeded": [tens.get(n, sample.TenSeconds()).succeeded for n in reversed(range(last))],
+        "failed tries": [
+            t.retried + t.failed for t in (tens.get(n, sample.TenSeconds()) for n in reversed(range(last)))
+        ],
     }
     looks = zip((charts.BLUE, charts.GREY, charts.GREEN, charts.RED), (":", "-", "--", "-"), strict=True)
     for (name, counts), (colour, line) in zip(counted.items(), looks, strict=True):

@@ -1,6 +1,6 @@
-"""The balance of a window: each change of a right in exactly one place, and what is in none, by its id.
+"""Account for the events of a window: each is in exactly one place, and events without a place are listed by id.
 
-`rb.account`, `runbook account`. The window says which events; where they are is told of now.
+`rb.account`, `runbook account`. The window selects the events; their places are those of now.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import messages, rows
-from runbook_lib.checks.check import could_not_ask, failures
+from runbook_lib.checks.check import failures, unknown_from_error
 from runbook_lib.checks.parts import Parts
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import stream
-from runbook_lib.packs.entitlement.ledger import PLACES, State
+from runbook_lib.packs.entitlement.event_place import PLACES, State
+from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 from runbook_lib.view import render
 
@@ -26,18 +27,44 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.session import Session
 
-ODD = ("doubled", "unregistered", "no_letter", "no_change", "no_outbox")
+#: Inconsistencies of an event that is in a place all the same, with the note on each.
+_INCONSISTENCY_KEYS = {
+    "doubled": "account.odd_doubled",
+    "unregistered": "account.odd_unregistered",
+    "no_letter": "account.odd_no_letter",
+    "no_change": "account.odd_no_change",
+    "no_outbox": "account.odd_no_outbox",
+}
+_PLACE_KEYS = {
+    "no_event": "account.place.no_event",
+    "outbox_due": "account.place.outbox_due",
+    "outbox_retry": "account.place.outbox_retry",
+    "outbox_held": "account.place.outbox_held",
+    "outbox_failed": "account.place.outbox_failed",
+    "published": "account.place.published",
+    "stream": "account.place.stream",
+    "lost": "account.place.lost",
+    "passed_by": "account.place.passed_by",
+    "subscriber": "account.place.subscriber",
+    "refused": "account.place.refused",
+    "registered": "account.place.registered",
+    "queue_due": "account.place.queue_due",
+    "queue_retry": "account.place.queue_retry",
+    "queue_held": "account.place.queue_held",
+    "failed": "account.place.failed",
+    "sent": "account.place.sent",
+}
 HOPS = tuple(dict.fromkeys(place.hop for place in PLACES.values()))
 
 
-@dataclass(frozen=True)
-class Counted:
-    """So many events in one state; `ids` of those that do not simply go on, `times` when they were made and published.
+class StateCount(rows.Row, query="account/states"):
+    """The number of events in one state.
 
-    `audit` is None where the audit does not reach so far within the budget, `letter` where none is due.
+    `ids` has the ids of events that the services do not move on without help, and `times` when each was created and
+    published. `audit` is None if the audit table cannot be read that far back within the budget, `letter` if no dead
+    letter is expected.
     """
 
-    QUESTION: ClassVar[str] = "account/states"
     origin: str = ""
     audit: bool | None = None
     outbox: str = ""
@@ -53,46 +80,53 @@ class Counted:
 
     @property
     def names(self) -> list[str]:
-        """The ids."""
+        """Return the ids as a list."""
         return self.ids.split()
 
     def state(self, broker: str = "") -> State:
-        """What is known of each of them, with what the broker says."""
+        """Return the state of each of these events, with its place at the broker."""
         return State(self.outbox, self.outbox_wait, self.processed, self.notification, self.notification_wait, broker)
 
 
 @dataclass
 class Balance:
-    """How many events are in each place, by where they came from ("change", "match", "other"), and ids by place.
+    """The number of events in each place, by origin ("change", "match", "other"), and their ids by place.
 
-    `odd` are ids by what is amiss with events that are in a place all the same: doubled, unregistered (a notification
-    without its registration), no_letter, no_change (an event without a row of the audit), no_outbox.
+    `odd` has the ids of inconsistent events by kind: doubled (several notifications), unregistered (a notification
+    without its registration), no_letter (given up without a dead letter), no_change (no row in the audit table),
+    no_outbox (no row in the outbox).
     """
 
     places: dict[str, Counter[str]] = field(default_factory=dict)
     ids: dict[str, list[str]] = field(default_factory=dict)
     odd: dict[str, list[str]] = field(default_factory=dict)
 
-    def n(self, *fates: str) -> int:
-        """How many events, or how many of these fates."""
+    def n(self, *dispositions: str) -> int:
+        """Return the number of events, or of those with one of these dispositions."""
         return sum(
-            n for each in self.places.values() for place, n in each.items() if not fates or PLACES[place].fate in fates
+            n
+            for counts in self.places.values()
+            for place, n in counts.items()
+            if not dispositions or PLACES[place].disposition in dispositions
         )
 
     @property
     def unaccounted(self) -> list[str]:
-        """The ids of those that are nowhere; of a change without an event that of its audit row."""
-        return [i for place, ids in self.ids.items() if PLACES[place].fate == "lost" for i in ids]
+        """Return the ids of lost events; for a change without an event, the id of its audit row."""
+        return [i for place, ids in self.ids.items() if PLACES[place].disposition == "lost" for i in ids]
 
     def hops(self) -> pd.DataFrame:
-        """Hop by hop: came, stays, goes_on (rows). To the next comes what goes on, and what enters there."""
+        """Return a row for each hop: came, stays, goes_on (events).
+
+        `came` counts the events that left the previous hop and those that enter the pipeline at this one.
+        """
         enters = {"producer": self.places.get("change", Counter()).total()}
-        # Neither matches nor what came otherwise have an outbox: they begin where they are registered.
+        # Events of the origins "match" and "other" have no outbox row: they enter at the subscriber.
         enters["subscriber"] = sum(c.total() for origin, c in self.places.items() if origin != "change")
         stays = Counter[str]()
         for each in self.places.values():
             for place, n in each.items():
-                if PLACES[place].fate != "done":
+                if PLACES[place].disposition != "done":
                     stays[PLACES[place].hop] += n
         found, came = [], 0
         for hop in HOPS:
@@ -102,16 +136,16 @@ class Balance:
         return pd.DataFrame(found, columns=["hop", "came", "stays", "goes_on"])
 
     def frame(self) -> pd.DataFrame:
-        """Place by place: hop, place (text), n (rows)."""
+        """Return a row for each place: hop, place (text), n (events)."""
         total = sum(self.places.values(), Counter[str]())
         found = [(PLACES[p].hop, p, total[p]) for p in PLACES if total[p]]
         return pd.DataFrame(found, columns=["hop", "place", "n"])
 
 
-def of(states: pd.DataFrame, broker: Mapping[str, str]) -> Balance:
-    """The balance of what the tables say, and of where the broker has what was published and not processed."""
+def balance_of(states: pd.DataFrame, broker: Mapping[str, str]) -> Balance:
+    """Count the events by place, with the broker's place of those that are published and not processed."""
     balance = Balance()
-    for row in rows.each(states, Counted):
+    for row in rows.each(states, StateCount):
         counted = balance.places.setdefault(row.origin, Counter())
         if row.state().place == "published":
             for event in row.names:
@@ -134,68 +168,69 @@ def of(states: pd.DataFrame, broker: Mapping[str, str]) -> Balance:
 
 
 def collect(rb: Context) -> Frames:
-    """Frames: states; broker (event_id: id; place: text). Raises SourceError."""
+    """Query the tables and the broker. Frames: states; broker (event_id: id; place: text). Raises SourceError."""
     parts = Parts()
     before = None
-    # The consumer first: what it does not hold now, and is not processed a moment later, is nobody's.
+    # Read the consumer before the tables: an event that neither holds is lost then, not in between.
     with parts.part("consumer"):
-        before = stream.held(rb)
+        before = stream.read_consumer_position(rb)
     with rb.snapshot() as db:
         states = parts.answers["states"] = db.ask("account/states")
     published = [
         (event, *(pd.Timestamp(float(t), unit="s", tz="UTC") for t in at))
-        for row in rows.each(states, Counted)
+        for row in rows.each(states, StateCount)
         for times in [row.times.split()]
         for event, *at in zip(row.names, times[::2], times[1::2], strict=False)
     ]
     with parts.part("stream") as answers:
         if before:
             columns = ["event_id", "created_at", "published_at"]
-            answers["broker"] = stream.places(rb, pd.DataFrame(published, columns=columns), before)
+            answers["broker"] = stream.locate_events(rb, pd.DataFrame(published, columns=columns), before)
     return parts.frames()
 
 
-def judge(frames: Frames, given: Given) -> tuple[Balance, Finding]:
-    """Nothing may be lost or doubled; what was given up is known, and what was not seen is not lost."""
-    told = frames.get("broker", pd.DataFrame(columns=["event_id", "place"]))
-    balance = of(frames["states"], dict(zip(told["event_id"], told["place"], strict=True)))
+def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
+    """Judge the balance: lost and inconsistent events against their limits, given up WARNING, not located UNKNOWN."""
+    located = frames.get("broker", pd.DataFrame(columns=["event_id", "place"]))
+    balance = balance_of(frames["states"], dict(zip(located["event_id"], located["place"], strict=True)))
     lost, unseen, given_up = balance.n("lost"), balance.n("unseen"), balance.n("given_up")
-    odd = {
-        name: len(balance.odd.get(name, ()))
-        for name in ("doubled", "unregistered", "no_letter", "no_change", "no_outbox")
-    }
-    wrong = sum(odd.values())
+    odd = {name: len(balance.odd.get(name, ())) for name in _INCONSISTENCY_KEYS}
+    inconsistent = sum(odd.values())
     worst = Status.UNKNOWN if unseen else Status.WARNING if given_up else Status.OK
-    facts = {"n": balance.n(), "sent": balance.n("done"), "way": balance.n("way"), "given_up": given_up, "lost": lost}
-    why = next(iter(failures(frames).values()), None)
-    notes = [say(f"account.odd_{name}", n=n, ids=_some(balance.odd[name])) for name, n in odd.items() if n]
+    facts = {
+        "n": balance.n(),
+        "sent": balance.n("done"),
+        "way": balance.n("in_progress"),
+        "given_up": given_up,
+        "lost": lost,
+    }
+    error = next(iter(failures(frames).values()), None)
+    notes = [say(_INCONSISTENCY_KEYS[name], n=n, ids=_list_ids(balance.odd[name])) for name, n in odd.items() if n]
     if unseen:
-        seen = (
-            say(f"unknown.{why.reason}", source=why.source, detail=why.detail) if why else say("account.not_all_read")
-        )
-        notes.append(say("account.unseen", n=unseen, why=seen))
-    if any(r.origin == "change" and r.audit is None for r in rows.each(frames["states"], Counted)):
+        why = explain_error(error) if error else say("account.not_all_read")
+        notes.append(say("account.unseen", n=unseen, why=why))
+    if any(r.origin == "change" and r.audit is None for r in rows.each(frames["states"], StateCount)):
         notes.append(say("account.no_audit"))
     return balance, judged(
-        say("account.said", **facts, unseen=unseen or None, odd=wrong or None),
+        say("account.said", **facts, unseen=unseen or None, odd=inconsistent or None),
         [
             given.limits.value("integrity.lost", lost),
-            given.limits.value("integrity.rows", wrong),
+            given.limits.value("integrity.rows", inconsistent),
             *(Value(f"account.{name}", n, "rows") for name, n in odd.items()),
         ],
         at_least=worst,
-        reason=why.reason if why else None,
+        reason=error.reason if error else None,
         notes=tuple(notes),
     )
 
 
-def _some(ids: list[str], most: int = 5) -> str:
+def _list_ids(ids: list[str], most: int = 5) -> str:
     return ", ".join(ids[:most]) + (", …" if len(ids) > most else "")
 
 
 @dataclass(frozen=True)
 class Account(render.Shown):
-    """The balance, shown."""
+    """The balance, shown on screen and as JSON."""
 
     balance: Balance
     finding: Finding
@@ -204,21 +239,21 @@ class Account(render.Shown):
 
     @property
     def status(self) -> Status:
-        """The finding's."""
+        """Return the status of the finding."""
         return self.finding.status
 
     def lines(self) -> list[str]:
-        """As text: the sentence, hop by hop, place by place, then what is nowhere by its id."""
+        """Return the text: the headline, a table of hops and places, then lost and given-up events by id."""
         lines = [f"{render.MARKS[self.status.name]} {self.status.name}  {self._t(self.finding.headline)}", ""]
         lines += [f"    {line}" for line in render.columns(self._table(), right=(1, 2, 3)) if self.balance.places]
         lines += [f"  {self._t(note)}" for note in self.finding.notes]
         for place, ids in self.balance.ids.items():
-            if PLACES[place].fate in ("lost", "given_up") and ids:
-                lines += ["", f"  {self._t(say(f'account.place.{place}'))}:", *(f"    {i}" for i in ids)]
+            if PLACES[place].disposition in ("lost", "given_up") and ids:
+                lines += ["", f"  {self._t(say(_PLACE_KEYS[place]))}:", *(f"    {i}" for i in ids)]
         return lines
 
     def record(self) -> dict[str, Any]:
-        """As JSON: status, places, hops, unaccounted and other ids."""
+        """Return the JSON object: status, places, hops, and the ids of unaccounted and inconsistent events."""
         return {
             "status": self.status.name,
             "exit_code": self.status.value,
@@ -232,15 +267,15 @@ class Account(render.Shown):
         }
 
     def _table(self) -> list[list[str]]:
-        heads = [self._t(say(f"account.{name}")) for name in ("hop", "came", "stays", "goes_on", "where")]
+        keys = ("account.hop", "account.came", "account.stays", "account.goes_on", "account.where")
         places = self.balance.frame()
-        table = [heads]
+        table = [[self._t(say(key)) for key in keys]]
         for row in self.balance.hops().to_dict("records"):
             there = places[(places["hop"] == row["hop"])].to_dict("records")
-            named = ((self._t(say(f"account.place.{p['place']}")), p["n"]) for p in there)
+            named = ((self._t(say(_PLACE_KEYS[p["place"]])), p["n"]) for p in there)
             where = ", ".join(f"{name} {n:,}" for name, n in named)
             counts = [f"{row[name]:,}" for name in ("came", "stays", "goes_on")]
-            table.append([self._t(say(f"hop.{row['hop']}")), *counts, where])
+            table.append([self._t(hop_text(row["hop"])), *counts, where])
         return table
 
     def _bundle(self) -> dict[str, Any]:
@@ -256,7 +291,7 @@ class Account(render.Shown):
 
 
 def account(rb: Session) -> Account:
-    """The balance of the run's window. What could not be seen makes it UNKNOWN; nothing is raised for it."""
+    """Return the balance of the run's window; if a source does not answer, its status is UNKNOWN."""
     context = rb.context
     minutes, reach = context.parameters.window_minutes, context.number("retention.outbox")
     try:
@@ -265,5 +300,5 @@ def account(rb: Session) -> Account:
             raise SourceError("postgres", Reason.NO_DATA, detail)
         balance, finding = judge(collect(context), context.given())
     except SourceError as e:
-        balance, finding = Balance(), could_not_ask(e)
+        balance, finding = Balance(), unknown_from_error(e)
     return Account(balance, finding, minutes, rb.lang, run=rb.opened)

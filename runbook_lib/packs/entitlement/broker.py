@@ -1,4 +1,4 @@
-"""The broker, asked by hand: `rb.nats`. States and messages, and of their content only what names nobody."""
+"""Query the broker from a notebook: `rb.nats`. User ids are masked, and bodies are not shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.packs.entitlement.actions.stores import advised
+from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks.given_up import classify
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runbook_lib.session import Session
     from runbook_lib.sources.jetstream import Message
 
-#: What is told of the broker's answers, by its own names; those of `_TIMES` and `_SPANS` (in ns) are made readable.
+#: The fields that are shown, by the broker's names. Those of `_TIMES` become UTC times, those of `_SPANS` (ns) seconds.
 _STREAM = (
     "config.subjects state.messages state.bytes state.first_seq state.first_ts state.last_seq state.last_ts"
     " state.num_deleted state.consumer_count config.retention config.max_msgs config.max_bytes config.max_age"
@@ -33,9 +33,9 @@ _CONSUMER = (
 )
 _TIMES = ("first_ts", "last_ts", "last_active", "created", "ts")
 _SPANS = ("max_age", "duplicate_window", "ack_wait")
-#: What may stand in a subject of the broker's API; anything else would ask something else.
+#: Names that may stand in a subject of the broker's API; another name could address another request.
 _NAME = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}")
-#: Headers that are told where they look like this. The masker knows `_MASKED`, and any other may be anybody.
+#: Headers that are shown if their value matches. The masker handles `_MASKED`; other values are replaced by a token.
 _HEADERS = {
     "Nats-Msg-Id": r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|redrive-\d+",
     "event_type": f"{wire.GRANTED}|{wire.REVOKED}|{wire.MATCH_FOUND}",
@@ -46,81 +46,81 @@ _MASKED = ("aggregate_key", "user_id")
 
 
 class Nats:
-    """The broker of a session's target, read-only and in the run's read cost; people are tokens.
+    """The broker of a session's target, read-only and counted in the run's read cost. User ids are masked.
 
-    It tells of now, whatever moment the run looks at. UsageError, one line, is raised for whatever goes wrong.
+    It shows the present, even in a run of a past time. Every failure raises UsageError with one line.
     """
 
     def __init__(self, rb: Session) -> None:
         self._rb, self._masker, self._names = rb.context, rb.context.masker, facts_of(rb.context).streams
 
     def stream(self, name: str | None = None) -> pd.Series:
-        """What a stream holds and how it is configured, by default that of the events: counts, bytes, UTC, s (`_s`)."""
-        name = _valid(name or self._names.events)
-        with self._plainly(name):
-            return self._series(name, _told(self._rb.jetstream.stream(name), _STREAM))
+        """Return the state and configuration of a stream, by default of the events: counts, bytes, UTC, s (`_s`)."""
+        name = _check_name(name or self._names.events)
+        with self._as_usage_error(name):
+            return self._series(name, _select_fields(self._rb.jetstream.stream(name), _STREAM))
 
     def consumer(self, name: str | None = None, stream: str | None = None) -> pd.Series:
-        """What waits at a durable and who is bound to it, by default the subscriber: counts, sequences, UTC, s (`_s`).
+        """Return the state of a durable consumer, by default the subscriber's: counts, sequences, UTC, s (`_s`).
 
-        Of the streams that the target's settings know, the stream alone means its durable, and the durable its stream.
+        For a stream of the target's settings, either the stream or its durable is enough.
         """
         known = self._names.durables
-        stream = _valid(stream or next((s for s, durable in known.items() if durable == name), self._names.events))
+        stream = _check_name(stream or next((s for s, durable in known.items() if durable == name), self._names.events))
         if not (name or stream in known):
             raise UsageError(f"name a consumer of {stream}: the target's settings know none")
-        name = _valid(name or known[stream])
-        with self._plainly(stream, name):
-            info = self._rb.jetstream.consumer(stream, name)
-            # The broker leaves out what is not so.
-            return self._series(name, _told({"push_bound": False, "paused": False} | info, _CONSUMER))
+        name = _check_name(name or known[stream])
+        with self._as_usage_error(stream, name):
+            info = self._rb.jetstream.consumer(stream, name).info
+            # The broker leaves out fields that are false.
+            return self._series(name, _select_fields({"push_bound": False, "paused": False} | info, _CONSUMER))
 
     def message(self, seq: int, stream: str | None = None) -> pd.Series:
-        """A stored message: its sequence, time (UTC), subject, bytes and headers.
+        """Return a stored message: its sequence, time (UTC), subject, bytes and headers.
 
-        Of an event's body the id, the user's token and what is wrong with it (`problem`, `fields`); of an advisory the
-        sequence that it is about. No more of a body is told.
+        Of an event's body it shows the id, the user's token and what is wrong with it (`problem`, `fields`); of an
+        advisory the sequence that it names. The rest of a body is not shown.
         """
-        name, number = _valid(stream or self._names.events), _sequence(seq)
-        with self._plainly(name):
+        name, number = _check_name(stream or self._names.events), _check_sequence(seq)
+        with self._as_usage_error(name):
             info = self._rb.jetstream.stream(name)
             found = self._rb.jetstream.message(name, number)
         if found is None:
             held = info["state"]
             which = f"it holds {held['messages']:,}, of sequence {held['first_seq']} to {held['last_seq']}"
             raise UsageError(f"{name} has no message {number}: {which}")
-        # Where a stream takes many subjects, one may name anybody.
+        # The subject of a stream with a wildcard may contain a user id.
         known = found.subject in (info["config"].get("subjects") or ())
-        told: dict[str, Any] = {"seq": found.seq, "time": pd.Timestamp(found.time), "bytes": len(found.body)}
-        told["subject"] = found.subject if known else self._masker.person(found.subject)
-        return self._series(str(number), told | self._headers(found.headers) | self._body(found, name))
+        shown: dict[str, Any] = {"seq": found.seq, "time": pd.Timestamp(found.time), "bytes": len(found.body)}
+        shown["subject"] = found.subject if known else self._masker.person(found.subject)
+        return self._series(str(number), shown | self._headers(found.headers) | self._body(found, name))
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, Any]:
         def clear(name: str, value: str) -> bool:
             return name in _MASKED or bool(re.fullmatch(_HEADERS.get(name, ""), value))
 
-        told = {name: v if clear(name, v) else self._masker.person(v) for name, v in headers.items()}
-        masked = self._masker.frame(pd.DataFrame([told]))
-        return {f"headers.{name}": masked[name].iloc[0] for name in told}
+        shown = {name: v if clear(name, v) else self._masker.person(v) for name, v in headers.items()}
+        masked = self._masker.frame(pd.DataFrame([shown]))
+        return {f"headers.{name}": masked[name].iloc[0] for name in shown}
 
     def _body(self, message: Message, stream: str) -> dict[str, Any]:
         if stream in (self._names.advisory, self._names.terminated):
-            return {"about_seq": advised(message)}
+            return {"about_seq": advised_sequence(message)}
         if stream != self._names.events:
             return {}
-        told = {name: value for name, value in classify(message).items() if name in ("event_id", "problem", "fields")}
+        shown = {name: value for name, value in classify(message).items() if name in ("event_id", "problem", "fields")}
         with suppress(wire.WireError):
             event: wire.EntitlementEvent = wire.decode(message.body)
-            told["user_id"] = self._masker.person(event.user_id)
-        return told
+            shown["user_id"] = self._masker.person(event.user_id)
+        return shown
 
-    def _series(self, name: str, told: Mapping[str, Any]) -> pd.Series:
-        scrubbed = {key: self._masker.scrub(v) if isinstance(v, str) else v for key, v in told.items()}
+    def _series(self, name: str, shown: Mapping[str, Any]) -> pd.Series:
+        scrubbed = {key: self._masker.scrub(v) if isinstance(v, str) else v for key, v in shown.items()}
         return pd.Series(scrubbed, name=name, dtype=object)
 
     @contextmanager
-    def _plainly(self, stream: str, consumer: str = "") -> Iterator[None]:
-        """What a source refuses is one line, with what may have been meant where a name is not there."""
+    def _as_usage_error(self, stream: str, consumer: str = "") -> Iterator[None]:
+        """Turn a SourceError into a UsageError of one line, with similar names for a name that does not exist."""
         try:
             yield
         except SourceError as e:
@@ -133,29 +133,29 @@ class Nats:
             raise UsageError(self._masker.scrub(line)) from None
 
 
-def _told(info: Mapping[str, Any], fields: str) -> dict[str, Any]:
-    """These fields of an answer; None for what the server does not say, and for what never was (the year 1)."""
-    told: dict[str, Any] = {}
+def _select_fields(info: Mapping[str, Any], fields: str) -> dict[str, Any]:
+    """Return these fields of a reply; None for a missing field and for a time that never was (the year 1)."""
+    selected: dict[str, Any] = {}
     for field in fields.split():
         value: Any = info
         for name in field.split("."):
             value = (value or {}).get(name)
         if name in _TIMES:
-            told[field] = pd.Timestamp(value) if value and not value.startswith("0001-") else None
+            selected[field] = pd.Timestamp(value) if value and not value.startswith("0001-") else None
         elif name in _SPANS:
-            told[f"{field}_s"] = None if value is None else value / 1e9
+            selected[f"{field}_s"] = None if value is None else value / 1e9
         else:
-            told[field] = " ".join(value) if isinstance(value, list) else value
-    return told
+            selected[field] = " ".join(value) if isinstance(value, list) else value
+    return selected
 
 
-def _valid(name: object) -> str:
+def _check_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError("the name of a stream or consumer is a text without spaces, dots, slashes and wildcards")
     return name
 
 
-def _sequence(seq: Any) -> int:
+def _check_sequence(seq: Any) -> int:
     with suppress(TypeError, ValueError, OverflowError):
         if (number := int(seq)) == seq and number > 0:  # a frame's 7.0 is 7
             return number

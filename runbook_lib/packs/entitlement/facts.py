@@ -1,4 +1,4 @@
-"""What a target's settings, and a notebook's parameters, say of this system beyond what the engine knows."""
+"""The settings of a target, and the parameters of a notebook, that only this system has."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runbook_lib import parameters, settings
 from runbook_lib.settings import DAY_S
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context, Given
+    from runbook_lib.context import Context, JudgeInput
 
 
 class Streams(BaseModel):
@@ -27,7 +27,7 @@ class Streams(BaseModel):
 
     @property
     def durables(self) -> dict[str, str]:
-        """The durable of each stream."""
+        """Return the durable consumer of each stream."""
         return {
             self.events: self.consumer,
             self.advisory: self.advisory_consumer,
@@ -35,7 +35,7 @@ class Streams(BaseModel):
         }
 
 
-class Workloads(settings.Workloads):
+class EntitlementWorkloads(settings.WorkloadSettings):
     """The names of the three workloads."""
 
     namespace: str = "miniserversystem"
@@ -54,31 +54,31 @@ class Workloads(settings.Workloads):
     )
 
 
-class Facts(settings.Facts):
-    """What a target says of the system: names, and the settings of its workers."""
+class EntitlementFacts(settings.TargetFacts):
+    """The facts of a target: names, and the settings of its workers."""
 
     services: ClassVar[tuple[str, ...]] = ("entitlement", "notification")
 
     streams: Streams = Streams()
-    workloads: Workloads = Workloads()
-    database_role: str = Field("miniserversystem", min_length=1, max_length=63, description="that of both services")
-    lease_s: float = Field(30.0, gt=0, le=DAY_S, description="the workers' configured lease")
-    batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim, delivery and relay")
-    poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches")
+    workloads: EntitlementWorkloads = EntitlementWorkloads()
+    database_role: str = Field("miniserversystem", min_length=1, max_length=63, description="role of both services")
+    lease_s: float = Field(30.0, gt=0, le=DAY_S, description="duration of the workers' lease, in seconds")
+    batch_size: int = Field(50, gt=0, le=1_000_000, description="rows per claim of delivery worker and relay")
+    poll_interval_s: float = Field(1.0, gt=0, le=DAY_S, description="pause between two batches, in seconds")
 
-    canary_user: str = Field("", max_length=128, description="a test account that `act canary` may grant a right")
-    canary_sku: str = Field("runbook-canary", min_length=1, max_length=64, description="the right that it grants")
+    canary_user: str = Field("", max_length=128, description="test account to which `act canary` grants a right")
+    canary_sku: str = Field("runbook-canary", min_length=1, max_length=64, description="right that `act canary` grants")
 
     @property
     def clock_stream(self) -> str:
-        """Its answers carry the broker's clock."""
+        """Return the stream whose replies carry the broker's clock."""
         return self.streams.events
 
 
-class Parameters(parameters.Parameters):
-    """What sections 4.2, 5.1 and 5.2 are asked to do, and the one event that section 3 follows."""
+class EntitlementParameters(parameters.Parameters):
+    """Parameters of sections 4.2, 5.1 and 5.2, and the event that section 3 traces."""
 
-    # Kept in the notebook, so nothing that may be a person.
+    # The notebook stores this value, so a user id is not accepted.
     event: str | None = Field(None, pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$|^[0-9a-fA-F]{32}$")
     workload: Literal["notification", "entitlement"] = "notification"
     delivery_batch_size: int | None = None
@@ -89,13 +89,13 @@ class Parameters(parameters.Parameters):
     relay_enabled: bool | None = None
 
 
-def facts_of(of: Context | Given) -> Facts:
-    """The facts of the target that is looked at."""
-    assert isinstance(of.facts, Facts)  # noqa: S101 - this pack's runbook is in force
+def facts_of(of: Context | JudgeInput) -> EntitlementFacts:
+    """Return the facts of the target."""
+    assert isinstance(of.facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
     return of.facts
 
 
-def asked_of(rb: Context) -> Parameters:
-    """What this run was asked to do."""
-    assert isinstance(rb.parameters, Parameters)  # noqa: S101 - as above
+def parameters_of(rb: Context) -> EntitlementParameters:
+    """Return the parameters of this run."""
+    assert isinstance(rb.parameters, EntitlementParameters)  # noqa: S101 - as above
     return rb.parameters

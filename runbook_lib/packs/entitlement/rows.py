@@ -1,19 +1,15 @@
-"""Kinds of rows that several topics read (see `runbook_lib.rows`); others stand beside their judge."""
+"""Classes of rows that several topics read (see `runbook_lib.rows`); other classes are beside their judge."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import ClassVar
 
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
-from runbook_lib.rows import each
+from runbook_lib.rows import Row, each, one
 
 
-@dataclass(frozen=True)
-class Queue:
-    """What waits in a table now: rows, and seconds that the oldest has been due, or its lease over."""
+class Queue(Row):
+    """The backlog of a table now: numbers of rows, and seconds since the oldest became due or its lease expired."""
 
     now: pd.Timestamp | None = None
     due: float = 0.0
@@ -25,29 +21,23 @@ class Queue:
 
     @property
     def ready(self) -> float:
-        """What a worker may take: due, or under a lease that is over."""
+        """Return the rows that a worker may claim: due, or under an expired lease."""
         return self.due + self.expired
 
     @property
     def oldest_s(self) -> float:
-        """How long the oldest of those has been ready."""
+        """Return for how many seconds the oldest of those has been ready."""
         return max(self.oldest_due_s, self.oldest_expired_s)
 
 
-@dataclass(frozen=True)
-class Notifications(Queue):
+class Notifications(Queue, query="notifications/backlog"):
     """The delivery worker's queue."""
-
-    QUESTION: ClassVar[str] = "notifications/backlog"
 
     overdue_10min: float = 0.0
 
 
-@dataclass(frozen=True)
-class Activity:
-    """When the worker was last at work, and what came and went in the last minute."""
-
-    QUESTION: ClassVar[str] = "notifications/activity"
+class Activity(Row, query="notifications/activity"):
+    """The delivery worker's last actions, and the notifications that arrived and were sent in the last minute."""
 
     now: pd.Timestamp | None = None
     last_claim: pd.Timestamp | None = None
@@ -58,23 +48,27 @@ class Activity:
     workers: str | None = None
 
 
-@dataclass(frozen=True)
-class Attempts:
-    """Unfinished rows that were tried so often in vain."""
+class Registered(Row, query="processed/activity"):
+    """The subscriber's last registration, and the events that it registered in the last minute."""
 
-    QUESTION: ClassVar[str] = "notifications/attempts"
+    now: pd.Timestamp | None = None
+    last_processed: pd.Timestamp | None = None
+    processed_1m: float | None = None
+
+
+class Attempts(Row, query="notifications/attempts"):
+    """The number of unfinished rows with so many failed attempts, and how many of them somebody has postponed."""
 
     attempt_count: int = 0
     n: int = 0
+    postponed: int = 0
 
 
-@dataclass(frozen=True)
-class Outbox(Queue):
-    """The relay's queue, and when the relay was last at work."""
-
-    QUESTION: ClassVar[str] = "outbox/backlog"
+class Outbox(Queue, query="outbox/backlog"):
+    """The relay's queue, and the relay's last actions."""
 
     failed: float = 0.0
+    max_attempt_count: float = 0.0
     tried: float = 0.0
     last_claim: pd.Timestamp | None = None
     last_published: pd.Timestamp | None = None
@@ -82,52 +76,38 @@ class Outbox(Queue):
     arrived_1m: float = 0.0
 
 
-@dataclass(frozen=True)
-class Delay:
-    """How long events took that were published in the window, in seconds."""
+class Delay(Row, query="outbox/delay"):
+    """Delays, in seconds, of the events that were published in the window."""
 
-    QUESTION: ClassVar[str] = "outbox/delay"
-
-    n: float = 0.0
+    n: float | None = None
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
-    negative: float = 0.0
+    negative: float | None = None
 
 
-@dataclass(frozen=True)
-class LastEvent:
-    """When the newest event was written."""
+class LastEvent(Row, query="scope/last_event"):
+    """The time at which the newest event was written."""
 
-    QUESTION: ClassVar[str] = "scope/last_event"
     now: pd.Timestamp | None = None
     last_event: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Delivered:
-    """How long notifications took that were sent, in seconds."""
-
-    QUESTION: ClassVar[str] = "sli/delivered"
+class Delivered(Row, query="sli/delivered"):
+    """Delays, in seconds, of the notifications that were sent."""
 
     n: float = 0.0
     p95: float | None = None
 
 
-@dataclass(frozen=True)
-class Letters:
-    """Messages that the subscriber gave up on in the window."""
-
-    QUESTION: ClassVar[str] = "processed/nats_dlq"
+class Letters(Row, query="processed/nats_dlq"):
+    """The number of messages that the subscriber gave up in the window."""
 
     n: float = 0.0
 
 
-@dataclass(frozen=True)
-class Held:
-    """A row in a worker's hands."""
-
-    QUESTION: ClassVar[str] = "notifications/held"
+class HeldRow(Row, query="notifications/held"):
+    """A row that a worker has leased."""
 
     now: pd.Timestamp | None = None
     notification_id: str = ""
@@ -136,18 +116,28 @@ class Held:
     lease_until: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Count:
-    """A question that only counts; None where it was not answered."""
+class Holder(Row, query="notifications/holders"):
+    """The rows that one worker has leased, and since when; outbox/holders has some of these columns."""
+
+    locked_by: str | None = None
+    n: float = 0.0
+    expired: float = 0.0
+    without_lease: float = 0.0
+    expired_for_s: float = 0.0
+    since_claim_s: float | None = None
+    shortest_lease_s: float | None = None
+    longest_lease_s: float = 0.0
+    furthest_s: float | None = None
+
+
+class Count(Row):
+    """The result of a query that only counts; None if it was not answered."""
 
     n: int | None = None
 
 
-@dataclass(frozen=True)
-class Application:
-    """The role of both services: what may keep it from its work, whatever its processes do."""
-
-    QUESTION: ClassVar[str] = "database/application"
+class Application(Row, query="database/application"):
+    """The database role of both services, and the settings that can keep it from its work."""
 
     role: str | None = None
     there: bool = False
@@ -160,7 +150,7 @@ class Application:
 
     @property
     def kept_from(self) -> str:
-        """What keeps it: read_only, shut_out or lacks_rights; "" where nothing does, or there is no such role."""
+        """Return what keeps the role from its work: read_only, shut_out or lacks_rights; "" for nothing or no role."""
         full = self.connection_limit is not None and self.connection_limit <= self.sessions
         if not self.there:
             return ""
@@ -171,11 +161,8 @@ class Application:
         return "lacks_rights" if self.lacks else ""
 
 
-@dataclass(frozen=True)
-class Tries:
-    """Tries of one part that left a retry time behind."""
-
-    QUESTION: ClassVar[str] = "recovery/failed_tries"
+class Tries(Row, query="notifications/failed_tries"):
+    """Failed tries of one part that have a retry time; outbox/failed_tries has the same columns."""
 
     part: str = ""
     failed: float = 0.0
@@ -185,5 +172,11 @@ class Tries:
 
     @classmethod
     def of(cls, part: str, frames: Frames) -> Tries:
-        """Those of "delivery" or "publish" in the frame tries."""
-        return next((t for t in each(frames.get("tries"), cls) if t.part == part), cls())
+        """Return the failed tries of "delivery" or "publish", from the frames tries and publish_tries.
+
+        In older artifacts, tries has both parts. A frame without a row of the part means that no try failed.
+        """
+        names = [name for name in ("tries", "publish_tries") if name in frames]
+        if not names:
+            return one(None, cls)
+        return next((t for name in names for t in each(frames[name], cls) if t.part == part), cls())

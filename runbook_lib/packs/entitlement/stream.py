@@ -1,81 +1,108 @@
-"""Messages of the stream, found by the event that they carry: the broker itself knows only sequences and times."""
+"""Find the stream's messages by the event that they carry; the broker itself indexes only sequences and times."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
 
-from runbook_lib.packs.entitlement.actions.stores import AT_A_TIME, advised, read_event
+from runbook_lib.packs.entitlement.actions.stores import FETCH_SIZE, advised_sequence, read_event
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
-    from runbook_lib.sources.jetstream import Message
+    from runbook_lib.sources.jetstream import Consumer, Message
 
-#: Around the time that its row says a message is looked for first.
+#: A message is searched first within this time before and after the times in its row.
 SOON = pd.Timedelta(seconds=1), pd.Timedelta(seconds=5)
-#: Each costs a search for both of its ends.
+#: The largest number of spans that are searched; the broker is asked for the sequences at both ends of each.
 SPANS = 16
 Span = tuple[pd.Timestamp, pd.Timestamp]
 
 
 @dataclass(frozen=True)
-class Held:
-    """What the subscriber's consumer held before the tables were looked at. `delivered` and `answered` are sequences:
-    up to the first everything was delivered at least once, up to the second everything has its answer, or was given
-    up. `there` is False where the broker has no such consumer.
+class ConsumerPosition:
+    """The position of the subscriber's consumer before the tables were read.
+
+    Every message up to the sequence `delivered` was delivered at least once; every message up to `answered` was
+    acknowledged or given up. `unanswered` counts the delivered messages without acknowledgement. `there` is False if
+    the broker has no such consumer. `subjects` are the subjects of its filter; without any it takes all subjects.
     """
 
     delivered: int = 0
     answered: int = 0
     unanswered: int = 0
     there: bool = True
+    subjects: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> Held:
-        """What CONSUMER.INFO says."""
-        delivered, floor = int(info["delivered"]["stream_seq"]), int(info["ack_floor"]["stream_seq"])
-        return cls(delivered, floor, int(info["num_ack_pending"]))
+    def of(cls, consumer: Consumer) -> ConsumerPosition:
+        """Return the position of a consumer as the broker reports it now."""
+        delivered, answered, unanswered = consumer.delivered_seq, consumer.ack_floor_seq, consumer.num_ack_pending
+        return cls(delivered, answered, unanswered, subjects=consumer.subjects)
+
+    def takes(self, subject: str) -> bool:
+        """Return whether the consumer's filter includes this subject; it never delivers the others."""
+        return not self.subjects or any(matches(subject, wanted) for wanted in self.subjects)
+
+
+def matches(subject: str, wanted: str) -> bool:
+    """Return whether a subject matches a pattern: `*` stands for one token, `>` for one or more tokens at the end.
+
+    >>> matches("a.b", "a.*"), matches("a.b.c", "a.>"), matches("a", "a.>"), matches("a.b", "a")
+    (True, True, False, False)
+    """
+    tokens, patterns = subject.split("."), wanted.split(".")
+    if patterns[-1] == ">":
+        patterns, tokens = [*patterns[:-1], "*"], tokens[: len(patterns)]
+    return len(tokens) == len(patterns) and all(p in ("*", t) for t, p in zip(tokens, patterns, strict=True))
+
+
+class MessagePosition(NamedTuple):
+    """The position of an event's message: its sequence, its time of storage, and its subject."""
+
+    seq: int
+    time: pd.Timestamp
+    subject: str
 
 
 @dataclass
-class Found:
-    """Messages by event: sequence and time of the newest. `complete` are the events whose whole span was read."""
+class FoundMessages:
+    """The newest message of each event; `complete` has the events whose spans were read completely."""
 
-    messages: dict[str, tuple[int, pd.Timestamp]] = field(default_factory=dict)
+    messages: dict[str, MessagePosition] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
 
 
-def held(rb: Context) -> Held:
-    """Ask the consumer. Raises SourceError, but not for a consumer that is not there: nobody has taken anything."""
+def read_consumer_position(rb: Context) -> ConsumerPosition:
+    """Return the consumer's position. Raises SourceError, except for a missing consumer, which has no messages."""
     names = facts_of(rb).streams
     try:
-        return Held.of(rb.jetstream.consumer(names.events, names.consumer))
+        return ConsumerPosition.of(rb.jetstream.consumer(names.events, names.consumer))
     except SourceError as e:
         if e.code != "consumer_not_found":
             raise
-        return Held(there=False)
+        return ConsumerPosition(there=False)
 
 
-def find(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> Found:
-    """Look for these events among the messages that were stored in their spans, the first span of each first.
+def find_messages(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> FoundMessages:
+    """Find the messages of these events within their spans of time, beginning with the first span of each.
 
-    At most so many messages are read. Raises SourceError.
+    Reads at most `most` messages. Raises SourceError.
     """
-    found, left, stream = Found(), most, facts_of(rb).streams.events
+    found, left, stream = FoundMessages(), most, facts_of(rb).streams.events
     for nth in range(max((len(s) for s in spans.values()), default=0)):
         missing = {e: s[nth] for e, s in spans.items() if e not in found.messages and nth < len(s)}
-        merged = _merged(missing.values())
+        merged = _merge_spans(missing.values())
         bounds = rb.jetstream.positions(stream, [t.floor("us").to_pydatetime() for s in merged for t in s])
         for (since, until), first, end in zip(merged, bounds[::2], bounds[1::2], strict=True):
-            for message in _read(rb, stream, range(first, min(end, first + left))):
-                for event in _events_of(message):
-                    found.messages[event] = (message.seq, pd.Timestamp(message.time))
+            for message in _read_messages(rb, stream, range(first, min(end, first + left))):
+                for event in _read_event_ids(message):
+                    found.messages[event] = MessagePosition(message.seq, pd.Timestamp(message.time), message.subject)
             if end - first <= left:
                 inside = {e for e, (a, b) in missing.items() if since <= a and b <= until}
                 found.complete |= {e for e in inside if nth == len(spans[e]) - 1}
@@ -83,82 +110,95 @@ def find(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> Found:
     return found
 
 
-def places(rb: Context, published: pd.DataFrame, before: Held) -> pd.DataFrame:
-    """Where the broker has what was published and not processed (event_id, created_at, published_at): event_id, place.
+def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition) -> pd.DataFrame:
+    """Return the places at the broker of published, unprocessed events: event_id, place (as `State.broker`).
 
-    The place is that of `State.broker`; what could not be told is left out. Raises SourceError.
+    `published` has event_id, created_at, published_at. Events that could not be located are left out. Raises
+    SourceError.
     """
     rows = published.to_dict("records")
-    spans = {str(r["event_id"]): spans_of(rb, r["created_at"], r["published_at"]) for r in rows}
+    spans = {str(r["event_id"]): search_spans(rb, r["created_at"], r["published_at"]) for r in rows}
     most = int(rb.number("ledger.messages"))
-    told = whereabouts(rb, find(rb, spans, most), before, spans, most) if spans else {}
-    return pd.DataFrame(told.items(), columns=["event_id", "place"])
+    located = locate_messages(rb, find_messages(rb, spans, most), before, spans, most) if spans else {}
+    return pd.DataFrame(located.items(), columns=["event_id", "place"])
 
 
-def whereabouts(rb: Context, seen: Found, before: Held, events: Iterable[str], most: int) -> dict[str, str]:
-    """Where the messages of events are that were published and not processed: `State.broker` by event.
+def locate_messages(
+    rb: Context, seen: FoundMessages, before: ConsumerPosition, events: Iterable[str], most: int
+) -> dict[str, str]:
+    """Return the places of the messages of published, unprocessed events: `State.broker` by event.
 
-    They were not processed at a moment after `before`. Left out is what could not be told. Raises SourceError.
+    The tables must have been read after the consumer's position `before`. Events that could not be located are left
+    out. Raises SourceError.
     """
-    places: dict[str, str] = {}
+    located: dict[str, str] = {}
     doubtful: dict[int, str] = {}
     for event in events:
         if event in seen.messages:
-            seq = seen.messages[event][0]
-            if seq > before.delivered or not before.there:
-                places[event] = "waits"
+            message = seen.messages[event]
+            if message.seq > before.delivered or not before.there:
+                located[event] = "waits" if before.takes(message.subject) else "passed"
             else:
-                doubtful[seq] = event
+                doubtful[message.seq] = event
         elif event in seen.complete:
-            places[event] = "gone"
-    if "gone" in places.values() and not _is_ours(rb):
-        places = {event: place for event, place in places.items() if place != "gone"}
+            located[event] = "gone"
+    if "gone" in located.values() and not _broker_matches_database(rb):
+        located = {event: place for event, place in located.items() if place != "gone"}
     if doubtful:
-        dead = _given_up(rb, {seq: seen.messages[event][1] for seq, event in doubtful.items()}, most)
+        dead = _find_given_up(rb, {seq: seen.messages[event].time for seq, event in doubtful.items()}, most)
         for seq, event in doubtful.items():
-            # What was answered before the tables were looked at would be in them.
-            nobodys = seq <= before.answered or not before.unanswered
-            places[event] = "given_up" if seq in dead else "gone" if nobodys else "delivered"
-    return places
+            # A message that was acknowledged before the tables were read would be registered in them.
+            not_held = seq <= before.answered or not before.unanswered
+            if seq in dead:
+                located[event] = "given_up"
+            elif not before.takes(seen.messages[event].subject):
+                located[event] = "passed"
+            else:
+                located[event] = "gone" if not_held else "delivered"
+    return located
 
 
-def _is_ours(rb: Context) -> bool:
-    """Whether this is the broker that the database's events go to: it has one of those that were published last."""
+def _broker_matches_database(rb: Context) -> bool:
+    """Return whether this broker has one of the events that the database says were published last."""
     with rb.snapshot() as db:
         newest = db.ask("journey/newest")
     spans = {
-        str(r["event_id"]): [spans_of(rb, r["created_at"], r["published_at"])[0]] for r in newest.to_dict("records")
+        str(r["event_id"]): [search_spans(rb, r["created_at"], r["published_at"])[0]] for r in newest.to_dict("records")
     }
-    return bool(find(rb, spans, int(rb.number("ledger.messages"))).messages)
+    return bool(find_messages(rb, spans, int(rb.number("ledger.messages"))).messages)
 
 
-def spans_of(rb: Context, created: pd.Timestamp, published: pd.Timestamp) -> list[Span]:
-    """When the broker may have stored what was created, and marked as published, then: most likely, and at all."""
+def search_spans(rb: Context, created: pd.Timestamp, published: pd.Timestamp) -> list[Span]:
+    """Return the spans in which the broker may have stored an event, by its row's times: the likely one, the widest."""
     apart, batch = (pd.Timedelta(seconds=rb.number(n)) for n in ("dead_letters.clocks_apart", "ledger.batch"))
     soon = min(created, published)
     return [(soon - SOON[0], published + SOON[1]), (soon - apart, published + batch)]
 
 
-def _given_up(rb: Context, stored: Mapping[int, pd.Timestamp], most: int) -> set[int]:
-    """Which of these sequences, stored at these times, the broker or the subscriber says to have given up."""
-    # Of an earlier life of the stream, whose sequences began at 1 as well, a word may be older than the message.
+def _find_given_up(rb: Context, stored: Mapping[int, pd.Timestamp], most: int) -> set[int]:
+    """Return the sequences, of those stored at these times, that the broker or the subscriber has given up."""
+    # A stream that was made anew began at sequence 1 too: a record older than the message is about another one.
     apart = pd.Timedelta(seconds=rb.number("dead_letters.clocks_apart"))
     with rb.snapshot() as db:
         recorded = db.ask("dead_letters/recorded", seqs=sorted(stored))
-    said = [(int(r["stream_seq"]), r["created_at"]) for r in recorded.to_dict("records")]
+    given_up = [(int(r["stream_seq"]), r["created_at"]) for r in recorded.to_dict("records")]
     names = facts_of(rb).streams
     for stream in (names.advisory, names.terminated):
-        with _missing_is_empty():
+        with _ignore_missing_stream():
             last = int(rb.jetstream.stream(stream)["state"]["last_seq"])
             (first,) = rb.jetstream.positions(stream, [(min(stored.values()) - apart).floor("us").to_pydatetime()])
-            newest = range(max(first, last - most + 1), last + 1)
-            said += [(seq, pd.Timestamp(m.time)) for m in _read(rb, stream, newest) if (seq := advised(m)) is not None]
-    return {seq for seq, at in said if seq in stored and stored[seq] <= at + apart}
+            newest = range(max(first, last - most + 1, 1), last + 1)
+            given_up += [
+                (seq, pd.Timestamp(m.time))
+                for m in _read_messages(rb, stream, newest)
+                if (seq := advised_sequence(m)) is not None
+            ]
+    return {seq for seq, at in given_up if seq in stored and stored[seq] <= at + apart}
 
 
 @contextmanager
-def _missing_is_empty() -> Iterator[None]:
-    """A stream that is not there holds nothing."""
+def _ignore_missing_stream() -> Iterator[None]:
+    """Treat a missing stream as an empty one."""
     try:
         yield
     except SourceError as e:
@@ -166,13 +206,13 @@ def _missing_is_empty() -> Iterator[None]:
             raise
 
 
-def _read(rb: Context, stream: str, seqs: range) -> Iterable[Message]:
-    for first in range(seqs.start, seqs.stop, AT_A_TIME):
-        yield from rb.jetstream.messages(stream, range(first, min(first + AT_A_TIME, seqs.stop)))
+def _read_messages(rb: Context, stream: str, seqs: range) -> Iterable[Message]:
+    for first in range(seqs.start, seqs.stop, FETCH_SIZE):
+        yield from rb.jetstream.messages(stream, range(first, min(first + FETCH_SIZE, seqs.stop)))
 
 
-def _events_of(message: Message) -> set[str]:
-    """The event by the relay's name for the message, and by what it holds: a second copy has another name."""
+def _read_event_ids(message: Message) -> set[str]:
+    """Return the event ids in the message id of the relay and in the body: a redriven message has another id."""
     events = {message.headers.get("Nats-Msg-Id", "")}
     with suppress(TypeError):
         event = read_event(message)
@@ -180,8 +220,8 @@ def _events_of(message: Message) -> set[str]:
     return events - {""}
 
 
-def _merged(spans: Iterable[Span]) -> list[Span]:
-    """The spans without what overlaps, and no more than `SPANS`: those with the least between them become one."""
+def _merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """Merge overlapping spans, then the nearest ones until there are at most `SPANS`."""
     merged: list[Span] = []
     for since, until in sorted(spans):
         if merged and since <= merged[-1][1]:

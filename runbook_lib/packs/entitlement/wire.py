@@ -1,4 +1,4 @@
-"""Events as they travel through JetStream: protobuf here, JSON in the tables on both sides."""
+"""Encode and decode the events that JetStream carries: protobuf here, JSON in the tables of both services."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNRECOGNIZED = "Unrecognized"
 
 
 class WireError(Exception):
-    """The bytes are not an event of the expected kind."""
+    """Raised for bytes that are not an event of the expected kind."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EntitlementEvent:
     trace_id: str
 
     def payload(self) -> dict[str, Any]:
-        """The JSON of `outbox_events.payload` and `notifications.payload_json`."""
+        """Return the JSON of `outbox_events.payload` and `notifications.payload_json`."""
         return asdict(self)
 
 
@@ -51,11 +51,11 @@ class MatchmakingEvent:
 
     @property
     def user_id(self) -> str:
-        """Whom the notification is filed under: a match names no user."""
+        """Return the user id of the notification; a match itself has no user."""
         return "matchmaking-system"
 
     def payload(self) -> dict[str, Any]:
-        """The JSON of `notifications.payload_json`."""
+        """Return the JSON of `notifications.payload_json`."""
         return {"match_id": self.match_id}
 
 
@@ -91,7 +91,7 @@ _MESSAGES: dict[type, Any] = {kind: _message_class(kind) for kind in _TYPES}
 
 
 def encode(event: Event) -> bytes:
-    """To protobuf; default values (the first type, version 0) take no bytes."""
+    """Encode an event as protobuf; default values (the first type, version 0) take no bytes."""
     kind = type(event)
     if event.event_type not in _TYPES[kind]:
         raise ValueError(f"unknown event type: {event.event_type}")
@@ -101,7 +101,7 @@ def encode(event: Event) -> bytes:
 
 
 def decode(body: bytes, kind: type[_E] = EntitlementEvent) -> _E:  # type: ignore[assignment]  # the default narrows _E
-    """From protobuf; WireError when it is none. An empty body is a valid event with empty fields."""
+    """Decode an event from protobuf. An empty body is an event with empty fields. Raises WireError."""
     message = _MESSAGES[kind]()
     try:
         message.ParseFromString(body)

@@ -1,4 +1,4 @@
-"""What a responder may do here: each makes an action for a context, imported when it is asked for."""
+"""The actions that a responder may run on this system; each module is imported on first use."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def _make(module: str, kind: str, rb: Context, **what: Any) -> Action:
 ACTIONS: dict[str, Callable[..., Action]] = {
     "restart": partial(_make, "restart", "Restart"),
     "scale": partial(_make, "scale", "Scale"),
-    "set": partial(_make, "change", "Change"),
+    "set": partial(_make, "change", "SettingsChange"),
     "redrive": partial(_make, "redrive", "Redrive"),
     "canary": partial(_make, "canary", "Canary"),
 }
-"""Makes an action for a context. Raises UsageError for an argument that is not acceptable."""
+"""Factories by name: each makes an action for a context. Raises UsageError for an invalid argument."""

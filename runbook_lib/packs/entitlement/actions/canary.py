@@ -1,6 +1,6 @@
-"""One right granted and taken away again through the API, and followed to the receiver (runbook 6).
+"""Grant and revoke a right of a test account through the API, and trace both events to the receiver (runbook 6).
 
-The strongest proof that all of it works, and the only answer to "does the API still accept?".
+This is the only check that the API accepts requests, and the strongest one of the whole pipeline.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.actions.action import ActionError, Word
+from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
-from runbook_lib.packs.entitlement import follow
-from runbook_lib.packs.entitlement.actions.restart import answers, look_until_settled
+from runbook_lib.packs.entitlement import event_lookup
+from runbook_lib.packs.entitlement.actions.restart import check_answers, sample_until_settled
+from runbook_lib.packs.entitlement.event_place import PLACES
 from runbook_lib.packs.entitlement.evidence.services import PATH
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.ledger import PLACES
 from runbook_lib.usage import UsageError
 
 if TYPE_CHECKING:
-    from runbook_lib.packs.entitlement.journey import Journey
+    from runbook_lib.packs.entitlement.event_trace import EventTrace
 
 SERVICE = "entitlement"
-#: Both in this order; what an earlier one has left granted is only taken away.
+#: Sent in this order. After an interrupted canary the right is still granted: then only the revoke is accepted.
 _STEPS = {"grant": "v1/entitlements/grants", "revoke": "v1/entitlements/revokes"}
-_SO_ALREADY = "ENTITLEMENT_STATE_CONFLICT"
+_PROGRESS_KEYS = {"grant": "action.canary.grant", "revoke": "action.canary.revoke"}
+_STATE_CONFLICT = "ENTITLEMENT_STATE_CONFLICT"
 
 
 class Canary:
-    """Grant and revoke a right of the account that the target names for it, and follow both events."""
+    """Grant and revoke a right of the target's test account, and trace both events."""
 
     name = "canary"
 
@@ -44,48 +45,48 @@ class Canary:
         self.user, self.sku = facts.canary_user, facts.canary_sku
 
     def what(self) -> dict[str, Any]:
-        """Nobody, as everywhere: the account is a token."""
+        """Return the right; the account is not shown."""
         return {"name": self.sku}
 
     def command(self) -> str:
-        """Both requests as a person would send them."""
+        """Return both requests as curl commands."""
         body = {"user_id": "$CANARY_USER", "stock_keeping_unit": self.sku, "reason": "canary", "purchase_id": "canary"}
         send = "curl -fsS -H 'Content-Type: application/json' -H \"Idempotency-Key: $(uuidgen)\""
         quoted = json.dumps(json.dumps(body))
         return " && ".join(f'{send} -d {quoted} "$ENTITLEMENT_URL/{path}"' for path in _STEPS.values())
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """The API's service answers at all; whether it accepts is what the action finds out."""
-        return [answers(SERVICE, lambda: rb.service(SERVICE).samples(PATH, lambda name: False))]
+        """Check that the service of the API answers; the action itself shows whether the API accepts."""
+        return [check_answers(SERVICE, lambda: rb.service(SERVICE).samples(PATH, lambda name: False))]
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """How many events the account has had in the window."""
+        """Return the number of the account's events in the window."""
         return {"events": len(self._events(rb))}
 
-    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Send both requests."""
         did: dict[str, Any] = {"before": self._events(rb)}
         for n, (step, path) in enumerate(_STEPS.items()):
-            progress(n / len(_STEPS), say(f"action.canary.{step}", sku=self.sku))
+            progress(n / len(_STEPS), say(_PROGRESS_KEYS[step], sku=self.sku))
             did[step] = self._send(rb, step, path, word)
         return did
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        """Each of the events that they made has reached the receiver."""
+        """Check that every event of the accepted requests has reached the receiver."""
         wanted = sum(did[step] == "accepted" for step in _STEPS)
 
-        def look(spent_s: float) -> tuple[bool, bool, Text]:
+        def sample(spent_s: float) -> tuple[bool, bool, Text]:
             new = [e for e in self._events(rb) if e not in did["before"]]
-            journeys, _ = follow.journeys_of(rb.present(), new) if new else ([], [])
-            there = [j for j in journeys if PLACES[j.place].fate == "done"]
-            if wanted and len(there) >= wanted:
-                return True, True, say("action.canary.delivered", n=len(there), s=max(map(_took_s, there)))
-            stays = next((j for j in journeys if j not in there), None)
-            return False, False, stays.headline if stays else say("action.canary.no_event", n=wanted - len(new))
+            traces, _ = event_lookup.collect_traces(rb.present(), new) if new else ([], [])
+            arrived = [t for t in traces if PLACES[t.place].disposition == "done"]
+            if wanted and len(arrived) >= wanted:
+                return True, True, say("action.canary.delivered", n=len(arrived), s=max(map(_duration_s, arrived)))
+            waiting = next((t for t in traces if t not in arrived), None)
+            return False, False, waiting.headline if waiting else say("action.canary.no_event", n=wanted - len(new))
 
-        return look_until_settled(rb, progress, look)
+        return sample_until_settled(rb, progress, sample)
 
-    def _send(self, rb: Context, step: str, path: str, word: Word) -> str:
+    def _send(self, rb: Context, step: str, path: str, word: Authorization) -> str:
         body = {
             "user_id": self.user,
             "stock_keeping_unit": self.sku,
@@ -93,11 +94,11 @@ class Canary:
             "purchase_id": f"canary-{word.action}",
         }
         headers = {"Idempotency-Key": f"canary-{step}-{word.action}", "X-Trace-Id": uuid.uuid4().hex}
-        status, said = rb.service(SERVICE).post(path, body, headers)
+        status, reply = rb.service(SERVICE).post(path, body, headers)
         if status == 200:
             return "accepted"
-        code = str(said.get("code", "")) if isinstance(said, dict) else ""
-        if code != _SO_ALREADY:
+        code = str(reply.get("code", "")) if isinstance(reply, dict) else ""
+        if code != _STATE_CONFLICT:
             raise ActionError(f"the API answered the {step} with HTTP {status} {code}".rstrip())
         return "so already"
 
@@ -106,7 +107,7 @@ class Canary:
             return list(db.ask("journey/by_user", typed_user=self.user)["event_id"])
 
 
-def _took_s(j: Journey) -> float:
-    """From the first of its stages to the last, in seconds."""
-    at = j.frame()["at"].dropna()
+def _duration_s(trace: EventTrace) -> float:
+    """Return the seconds from the first stage of a trace to the last."""
+    at = trace.frame()["at"].dropna()
     return float((pd.Timestamp(at.max()) - pd.Timestamp(at.min())).total_seconds())

@@ -1,30 +1,32 @@
-"""Change the settings of one workload and see that they are in force (runbook 5.2)."""
+"""Change the settings of one workload, and verify that its claims follow them (runbook 5.2)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Word
+from runbook_lib.actions.action import Authorization
 from runbook_lib.catalog import Setting, SettingValue, duration
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
-    claims_alone,
-    look_until_settled,
-    not_just_acted,
-    servers_answer,
+    check_cooldown,
+    check_logins,
+    check_only_worker,
+    check_servers,
+    sample_until_settled,
 )
+from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Attempts, Count, Queue
+from runbook_lib.packs.entitlement.rows import Attempts, Count, Holder, Outbox, Queue
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 
@@ -32,22 +34,22 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.parameters import Parameters
 
-#: The two sides that have settings, with the workload and the table behind each.
+#: The two sides that have settings, each with its workload and its table.
 SIDES = {"delivery": ("notification", "notifications"), "relay": ("entitlement", "outbox")}
-#: What notification asks of its durable where no variable says otherwise. One that differs stops its start.
+#: The defaults of notification for its durable consumer; it does not start if the consumer differs.
 DURABLE = {
     "NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "broker.ack_wait"),
     "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "broker.max_deliver"),
 }
 
 
-class Change:
+class SettingsChange:
     """Set variables of notification or of entitlement, which restarts it.
 
-    Either `settings` by their names in docs/operations.md (None is back to the default), or `side` ("delivery" or
-    "relay"): then they are those that the session's parameters name. Where these name none it is half the batch and
-    twice the pause, or the way back from what is in force, and that is shown only: what is carried out was named by
-    a person.
+    Takes either `settings` by their names in docs/operations.md (None restores the default), or `side` ("delivery" or
+    "relay"), which takes them from the session's parameters. If the parameters have none for the side, the action
+    proposes half the batch and twice the pause, or the defaults if a change is in force. A proposal is only shown:
+    the action runs only with values that a person has named.
     """
 
     name = "set"
@@ -59,12 +61,12 @@ class Change:
         if side is not None:
             if settings is not None or side not in SIDES:
                 raise UsageError(f"'set' takes settings, or one side: {', '.join(SIDES)}")
-            asked = {s: asked_for(rb.parameters, s) for s in SIDES}
+            asked = {s: requested_settings(rb.parameters, s) for s in SIDES}
             self.named = bool(asked[side])
             self.sides = [s for s in SIDES if asked[s]] or [side]
-            #: Nobody asked for this one: it stands beside what was asked of the other side, as a proposal.
+            #: The parameters have values for the other side only: this side is shown as a proposal.
             self.only_shown = not self.named and self.sides != [side]
-            self.settings: dict[str, SettingValue | None] = {**(asked[side] or proposed(rb, side))}
+            self.settings: dict[str, SettingValue | None] = {**(asked[side] or propose_settings(rb, side))}
         else:
             if not settings:
                 raise UsageError(f"'set' needs a setting: {', '.join(self.known)}")
@@ -79,18 +81,18 @@ class Change:
         self.program = rb.facts.workloads.program(self.which)
 
     def what(self) -> dict[str, Any]:
-        """The workload, by its role and by its name, and the values by the names of their settings."""
+        """Return the workload, by role and by name, and the values by setting."""
         return {"workload": self.which, "name": self.program, "settings": self.settings}
 
     def command(self) -> str:
-        """The command of the target's own runner."""
+        """Return the command of the target's runner."""
         if len(self.sides) > 1 or any(self._problems()):
             values = (f"{name}={'default' if v is None else v}" for name, v in self.settings.items())
             return f"runbook act set {' '.join(values)}"
         return proposals.settings("", self.rb, self.settings).command
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """Each change is a restart, so what a start needs must be there; and one thing at a time."""
+        """Check the values, what a restart needs, and that no other change is under way."""
         environment = rb.workloads.environment(self.program)
         found = [
             Precondition(say("change.named"), self.named),
@@ -106,7 +108,8 @@ class Change:
         twice = [other for s in self._changed() for other in other_spellings(s, environment)]
         if twice:
             found.append(Precondition(say("change.spelt_twice", names=", ".join(twice)), ok=False))
-        found += servers_answer(rb)
+        frames = logins.collect(rb, self.which)
+        found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
         replicas = rb.workloads.replicas(self.program)
         if self.which == "notification":
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
@@ -114,48 +117,48 @@ class Change:
             found.append(
                 Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
             )
-            found += [durable_agrees(rb, environment), claims_alone(rb, self.program)]
+            found += [check_durable(rb, environment), check_only_worker(rb, self.program, frames)]
         else:
             found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
-        found.append(not_just_acted(rb))
+        found.append(check_cooldown(rb))
         return found
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """Each variable as the workload has it; one that is not set, as its default."""
+        """Return each variable of the workload, or its default if it is not set."""
         environment = rb.workloads.environment(self.program)
         return {s.variable: environment.get(s.variable, f"{s.spelt(s.standard)} (default)") for s in self._changed()}
 
-    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Set the variables, which restarts the workload, and wait until it is ready."""
         progress(0.0, say("change.setting", name=self.program))
         variables = {
             s.variable: None if value is None else s.spelt(value)
             for s, value in zip(self._changed(), self.settings.values(), strict=True)
         }
-        said = [
+        output = [
             rb.workloads.set_environment(self.program, variables),
             rb.workloads.wait_ready(self.program, max(rb.number("action.ready"), rb.parameters.wait_s)),
         ]
-        return {"output": "\n".join(s for s in said if s), "since": rb.now().isoformat()}
+        return {"output": "\n".join(s for s in output if s), "since": rb.now().isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        """The values are read back, and what is claimed since keeps to them."""
+        """Read the values back, and check that the claims since the change follow them."""
         environment, since = rb.workloads.environment(self.program), pd.Timestamp(did["since"])
         for s, value in zip(self._changed(), self.settings.values(), strict=True):
-            here = environment.get(s.variable)
-            if here != (None if value is None else s.spelt(value)):
-                return False, say("change.not_read_back", name=s.variable, value=here)
-        now = in_force(self.known, self.side, environment)
+            found = environment.get(s.variable)
+            if found != (None if value is None else s.spelt(value)):
+                return False, say("change.not_read_back", name=s.variable, value=found)
+        now = current_settings(self.known, self.side, environment)
         pods = max(rb.workloads.replicas(self.program), 1)
-        watch, looks = Watch(now, pods, since, rb.catalog.numbers), list[Frames]()
+        watch, samples = Watch(now, pods, since, rb.catalog.numbers), list[Frames]()
 
-        def look(spent_s: float) -> tuple[bool, bool, Text]:
-            looks.append(self._look(rb, since))
-            return watch.judge(looks[0], looks[-1], spent_s)
+        def sample(spent_s: float) -> tuple[bool, bool, Text]:
+            samples.append(self._query(rb, since))
+            return watch.judge(samples[0], samples[-1], spent_s)
 
-        return look_until_settled(rb, progress, look)
+        return sample_until_settled(rb, progress, sample)
 
-    def _look(self, rb: Context, since: pd.Timestamp) -> Frames:
+    def _query(self, rb: Context, since: pd.Timestamp) -> Frames:
         with rb.snapshot() as db:
             frames = {name: db.ask(f"{self.table}/{name}") for name in ("batches", "holders", "backlog")}
             frames["created"] = db.ask(f"{self.table}/created_since", moment=since)
@@ -173,58 +176,42 @@ class Change:
         s = self.known[name]
         if value is None:
             return s.variable in environment
-        return in_force(self.known, side_of(name), environment)[name] != value
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Rows in somebody's hands, and since when."""
-
-    n: float = 0.0
-    since_claim_s: float = math.inf
-
-
-@dataclass(frozen=True)
-class Failures:
-    """What changes in the outbox whenever a try fails."""
-
-    QUESTION: ClassVar[str] = "outbox/backlog"
-    tried: float = 0.0
-    max_attempt_count: float = 0.0
-    failed: float = 0.0
+        return current_settings(self.known, side_of(name), environment)[name] != value
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Do the claims since a change keep to the values `now` in force, of so many pods?"""
+    """Judge of whether the claims of `pods` pods since a change follow the values `now`."""
 
     now: Mapping[str, SettingValue | None]
     pods: int
     since: pd.Timestamp
     numbers: Mapping[str, float]
 
-    def judge(self, first: Frames, look: Frames, spent_s: float) -> tuple[bool, bool, Text]:
-        """Whether that is settled, whether they do, and a sentence."""
+    def judge(self, first: Frames, latest: Frames, spent_s: float) -> tuple[bool, bool, Text]:
+        """Return whether the result is final, whether the claims follow the values, and a text."""
         batch, pause, enabled = (next((v for k, v in self.now.items() if k.endswith(f".{x}")), None) for x in KINDS)
-        claims, queue = claims_since(look, self.since), rows.one(look.get("backlog"), Queue)
-        held, came = self._held(look, queue), rows.one(look.get("created"), Count).n or 0
-        # Without a claim for so long a worker is held; or has nothing to do, if nothing is due.
-        still = max(self.numbers["change.still"], self.numbers["change.still_polls"] * float(pause or 0))
+        claims, queue = claims_since(latest, self.since), rows.one(latest.get("backlog"), Queue)
+        held, came = self._held(latest, queue), rows.one(latest.get("created"), Count).n
+        # A worker without a claim for this long is switched off, or idle if no row is due.
+        still = self.numbers["change.still"]
+        if pause is not None:
+            still = max(still, self.numbers["change.still_polls"] * float(pause))
         if enabled is False:
             if len(claims) or held:
                 return False, False, say("change.still_claims", rows=float(claims["n"].sum()) + held)
             text = say("change.held" if came else "change.held_idle", s=spent_s, came=came)
-            return spent_s >= still and (came > 0 or spent_s >= 2 * still), True, text
+            return spent_s >= still and (bool(came) or spent_s >= 2 * still), True, text
         if batch is None or pause is None:
             return True, False, say("change.not_understood")
         allowed = self.pods * 60 * float(batch) / (float(pause) or 1 / 1000)
         if claims.empty:
-            if held or _tries(look) != _tries(first):
+            if held or _read_failed_tries(latest) != _read_failed_tries(first):
                 return True, held <= batch * self.pods, say("change.tries_only", rows=held)
             if not queue.ready:
                 return spent_s >= still, True, say("change.idle", waiting=queue.waiting_retry)
             return False, False, say("change.no_claim", due=queue.ready)
-        newest = claims.head(2 * self.pods + 1)  # what a pod that is leaving did is no longer among them
+        newest = claims.head(2 * self.pods + 1)  # recent enough to leave out the claims of the old pod
         largest, rate = float(newest["n"].max()), rate_of(newest)
         facts = {"n": len(newest), "largest": largest, "rate": rate, "allowed": allowed, "batch": batch}
         if largest > batch:
@@ -235,18 +222,19 @@ class Watch:
             return False, False, say("change.too_fast", **facts)
         return len(newest) > 2 * self.pods, True, say("change.keeps_to_it", **facts)
 
-    def _held(self, look: Frames, queue: Queue) -> float:
+    def _held(self, sample: Frames, queue: Queue) -> float:
         if queue.now is None:
-            return 0.0
+            raise UnreadError("Queue.now")
         age = (queue.now - self.since).total_seconds()
-        return sum(h.n for h in rows.each(look.get("holders"), Holder) if h.since_claim_s < age)
+        holders = rows.each(sample.get("holders"), Holder)
+        return sum(h.n for h in holders if h.since_claim_s is not None and h.since_claim_s < age)
 
 
 KINDS = ("batch_size", "poll_interval", "enabled")
 
 
-def asked_for(parameters: Parameters, side: str) -> dict[str, SettingValue]:
-    """What the parameters name of one side's settings."""
+def requested_settings(parameters: Parameters, side: str) -> dict[str, SettingValue]:
+    """Return the settings of one side that the parameters name."""
     named = {
         f"{side}.batch_size": getattr(parameters, f"{side}_batch_size"),
         f"{side}.poll_interval": getattr(parameters, f"{side}_poll_interval_s"),
@@ -255,26 +243,28 @@ def asked_for(parameters: Parameters, side: str) -> dict[str, SettingValue]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def proposed(rb: Context, side: str) -> dict[str, SettingValue | None]:
-    """Half the rows and twice the pause; where something is in force already, back to the defaults."""
+def propose_settings(rb: Context, side: str) -> dict[str, SettingValue | None]:
+    """Return half the batch and twice the pause, or the defaults if a setting already differs from its default."""
     try:
         environment = rb.workloads.environment(rb.facts.workloads.program(SIDES[side][0]))
     except SourceError:
-        return remedies.milder(rb, side, facts_of(rb).batch_size, facts_of(rb).poll_interval_s)
+        return remedies.halved_rate(rb, side, facts_of(rb).batch_size, facts_of(rb).poll_interval_s)
     known = rb.catalog.settings
-    now = in_force(known, side, environment)
+    now = current_settings(known, side, environment)
     if apart := [name for name, value in now.items() if value != known[name].standard]:
         return dict.fromkeys(apart)
-    return remedies.milder(rb, side, now[f"{side}.batch_size"] or 1, now[f"{side}.poll_interval"] or 1)
+    return remedies.halved_rate(rb, side, now[f"{side}.batch_size"] or 1, now[f"{side}.poll_interval"] or 1)
 
 
 def side_of(name: str) -> str:
-    """The side that a setting belongs to."""
+    """Return the side that a setting belongs to."""
     return name.partition(".")[0]
 
 
-def in_force(known: Mapping[str, Setting], side: str, environment: Mapping[str, str]) -> dict[str, SettingValue | None]:
-    """What a side's settings are; None where the application would not understand what is written."""
+def current_settings(
+    known: Mapping[str, Setting], side: str, environment: Mapping[str, str]
+) -> dict[str, SettingValue | None]:
+    """Return the values of a side's settings; None for a value that the application cannot parse."""
     return {
         name: s.understood(environment[s.variable]) if s.variable in environment else s.standard
         for name, s in known.items()
@@ -283,45 +273,48 @@ def in_force(known: Mapping[str, Setting], side: str, environment: Mapping[str, 
 
 
 def other_spellings(setting: Setting, environment: Mapping[str, str]) -> list[str]:
-    """Variables that the application takes for the same setting: it binds names without their dashes too."""
+    """Return other variables that the application binds to the same setting; it ignores dashes in names."""
     plain = setting.variable.replace("_", "").lower()
     return [v for v in environment if v != setting.variable and v.replace("_", "").lower() == plain]
 
 
-def durable_agrees(rb: Context, environment: Mapping[str, str]) -> Precondition:
-    """Whether notification finds its durable as it wants it: where not, its next start fails."""
+def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
+    """Check that the durable consumer has the values that notification expects; otherwise its next start fails."""
     try:
-        config = rb.jetstream.consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer)["config"]
+        config = rb.jetstream.consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer).config
     except SourceError as e:
-        made = e.code in ("stream_not_found", "consumer_not_found")  # the start makes it
+        made = e.code in ("stream_not_found", "consumer_not_found")  # the start creates it
         return Precondition(say("change.durable_agrees"), ok=True if made else None)
     for variable, (field, default) in DURABLE.items():
         wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
         number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
-        there = float(config.get(field) or 0) / (1e9 if field == "ack_wait" else 1)
+        if (configured := config.get(field)) is None:
+            return Precondition(say("change.durable_agrees"), ok=None)
+        there = float(configured) / (1e9 if field == "ack_wait" else 1)
         if number != there:
             return Precondition(say("change.durable_differs", name=variable, value=wanted, there=there), ok=False)
     return Precondition(say("change.durable_agrees"), ok=True)
 
 
-def claims_since(look: Frames, since: pd.Timestamp | None) -> pd.DataFrame:
-    """The batches that were begun after a moment, newest first."""
-    batches = look.get("batches")
+def claims_since(frames: Frames, since: pd.Timestamp | None) -> pd.DataFrame:
+    """Return the batches that began after a time, newest first."""
+    batches = frames.get("batches")
     if batches is None or not {"started", "n"} <= set(batches.columns):
         return pd.DataFrame(columns=["started", "n"])
     return batches if since is None else batches[batches["started"] > since]
 
 
 def rate_of(batches: pd.DataFrame) -> float | None:
-    """Rows per minute over the time that these batches span; the newest is still going on."""
+    """Return the rows per minute over the span of these batches; the newest may be unfinished, so it is left out."""
     if len(batches) < 2:
         return None
     span = (batches["started"].iloc[0] - batches["started"].iloc[-1]).total_seconds()
     return float(batches["n"].iloc[1:].sum()) * 60 / span if span > 0 else None
 
 
-def _tries(look: Frames) -> object:
-    """What changes whenever a try fails; failed tries leave no batch behind."""
-    if "attempts" in look:
-        return {a.attempt_count: a.n for a in rows.each(look["attempts"], Attempts) if a.attempt_count > 0}
-    return rows.one(look.get("backlog"), Failures)
+def _read_failed_tries(sample: Frames) -> object:
+    """Return a value that changes with every failed try; failed tries do not show as batches."""
+    if "attempts" in sample:
+        return {a.attempt_count: a.n for a in rows.each(sample["attempts"], Attempts) if a.attempt_count > 0}
+    queue = rows.one(sample.get("backlog"), Outbox)
+    return queue.tried, queue.max_attempt_count, queue.failed

@@ -1,4 +1,4 @@
-"""The safe recoveries that only this system has, beside the engine's `proposals`."""
+"""Make the proposals that only this system has, in addition to the engine's `proposals`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,20 @@ def scale(of: Of, replicas: int) -> Proposal:
     return Proposal("scale", command, "4.2", {"name": name})
 
 
+def make_stream(of: Of) -> tuple[Proposal, ...]:
+    """Restart entitlement, which creates the stream, then notification, which creates its consumer (5.1)."""
+    return proposals.restart(of, "entitlement"), proposals.restart(of, "notification")
+
+
 def throttle(of: Of, side: str) -> Proposal:
-    """Halve what the workers of "delivery" or "relay" claim: there is no parallelism, only batch and pause (5.2)."""
+    """Halve the batch and double the pause of "delivery" or "relay", which have no other parallelism (5.2)."""
     return proposals.settings(
-        f"throttle_{side}", of, milder(of, side, facts_of(of).batch_size, facts_of(of).poll_interval_s)
+        f"throttle_{side}", of, halved_rate(of, side, facts_of(of).batch_size, facts_of(of).poll_interval_s)
     )
 
 
-def milder(of: Of, side: str, batch_size: float, poll_interval_s: float) -> dict[str, SettingValue | None]:
-    """Half the rows and twice the pause of "delivery" or "relay", within what may be set."""
+def halved_rate(of: Of, side: str, batch_size: float, poll_interval_s: float) -> dict[str, SettingValue | None]:
+    """Return half the batch and twice the pause for "delivery" or "relay", within the range of the settings."""
     longest = of.catalog.settings[f"{side}.poll_interval"].high or poll_interval_s
     return {
         f"{side}.batch_size": max(int(batch_size // 2), 1),
@@ -39,22 +44,22 @@ def milder(of: Of, side: str, batch_size: float, poll_interval_s: float) -> dict
 
 
 def hold_delivery(of: Of) -> Proposal:
-    """Hold delivery while events are still accepted and queued (5.2); never scale to zero for it."""
+    """Switch delivery off while events are still accepted and queued (5.2); do not scale to zero for it."""
     return proposals.settings("hold_delivery", of, {"delivery.enabled": False})
 
 
 def switch_on(of: Of, side: str) -> Proposal:
-    """Let the loop of "delivery" or "relay" run again that a setting keeps from it (5.2)."""
+    """Switch the loop of "delivery" or "relay" on again (5.2)."""
     return proposals.settings(f"switch_on_{side}", of, {f"{side}.enabled": True})
 
 
 def resume_delivery(of: Of) -> Proposal:
-    """Deliver again what was held back, once the tables agree (4.2, 5.3)."""
+    """Resume delivery after the consistency checks (4.2, 5.3)."""
     return proposals.settings("resume_delivery", of, {"delivery.enabled": True})
 
 
 def check_nats_credentials(of: Of) -> Proposal:
-    """Look at the address and credentials that the clients use, before any restart (4.1)."""
+    """Show the address and credentials that the clients use, before any restart (4.1)."""
     workloads = facts_of(of).workloads
     if workloads.runner == "kubectl":
         deployments = [f"deploy/{workloads.notification}", f"deploy/{workloads.entitlement}"]
@@ -65,7 +70,7 @@ def check_nats_credentials(of: Of) -> Proposal:
 
 
 def look_at_role(of: Of) -> Proposal:
-    """See what keeps the services' role from its work: its log-in, its limit, its settings (4.1)."""
+    """Show the login right, connection limit and settings of the services' role (4.1)."""
     role = facts_of(of).database_role
     name = role.replace("'", "''")
     sql = (
@@ -86,7 +91,7 @@ def check_clocks(of: Of) -> Proposal:
     return Proposal("check_clocks", command, "4.3", {"name": name})
 
 
-#: What lists the events that a producer has to be told of, by the store they ended in; no payloads.
+#: Queries, by store, that list the failed events for the owner of the producer; without payloads.
 _GIVEN_UP = {
     "outbox": "SELECT event_id, event_type, left(last_error, 60), created_at FROM entitlement.outbox_events "
     "WHERE status = 'FAILED' ORDER BY created_at DESC LIMIT 20",
@@ -97,12 +102,12 @@ _GIVEN_UP = {
 
 
 def fix_producer(of: Of, store: str, origin: str, n: float) -> Proposal:
-    """Have what produces such events repaired; the command only lists them (4.4)."""
+    """Have the producer of such events repaired; the command only lists the events (4.4)."""
     return Proposal("fix_producer", psql(of, _GIVEN_UP[store]), "4.4", {"origin": origin, "n": n})
 
 
 def redrive(store: str, target: str, incident: str, limit: int, n: float) -> Proposal:
-    """Send dead letters of "delivery", "outbox" or "broker" again; dry as it stands, without --execute (4.4)."""
+    """Send dead letters of "delivery", "outbox" or "broker" again; a dry run without --execute (4.4)."""
     words = ["--target", target, "--incident", incident, "--limit", str(limit)]
     command = shlex.join(["runbook", "act", "redrive", store, *words, "--approved-by", "NAME", "--reason", "TEXT"])
     return Proposal(f"redrive_{store}", command, "4.4", {"limit": limit, "n": n})

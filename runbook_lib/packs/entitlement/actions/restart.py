@@ -1,22 +1,23 @@
-"""Restart one workload and see that it works again (runbook 5.1)."""
+"""Restart one workload, and verify that it works again (runbook 5.1)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.actions.action import Word
+from runbook_lib.actions.action import Authorization
 from runbook_lib.context import Context, Progress
-from runbook_lib.model.finding import Reason, Text, say
+from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.outcome import Precondition
-from runbook_lib.packs.entitlement.evidence import logins
+from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Application, Held, Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import Activity, Application, HeldRow, Notifications, Outbox, Queue
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
@@ -26,10 +27,18 @@ if TYPE_CHECKING:
 
 Which = Literal["notification", "entitlement"]
 WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
-#: Between two looks at what an action has done.
-LOOK_EVERY_S = 1.0
-#: The queue of the worker in each of them.
+#: Seconds between two samples of an action's effect.
+SAMPLE_EVERY_S = 1.0
+#: The queue of each workload's worker.
 _QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
+
+
+#: By `Application.kept_from`.
+_ROLE_KEYS = {
+    "read_only": "database.read_only",
+    "shut_out": "database.shut_out",
+    "lacks_rights": "database.lacks_rights",
+}
 
 
 class Restart:
@@ -39,31 +48,32 @@ class Restart:
 
     def __init__(self, rb: Context, *, workload: str = "notification") -> None:
         if workload not in WORKLOADS:
-            raise UsageError(f"'{workload}' can not be restarted: {did_you_mean(workload, [*WORKLOADS])}")
+            raise UsageError(f"'{workload}' cannot be restarted: {did_you_mean(workload, [*WORKLOADS])}")
         self.which = workload
         self.rb = rb
         self.program = rb.facts.workloads.program(workload)
 
     def what(self) -> dict[str, Any]:
-        """The workload, by its role and by its name."""
+        """Return the workload, by role and by name."""
         return {"workload": self.which, "name": self.program}
 
     def command(self) -> str:
-        """The command of the target's own runner."""
+        """Return the command of the target's runner."""
         return proposals.restart(self.rb, self.which).command
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """A pod that starts needs both servers; a second replica of notification dies at its start."""
-        found = [*servers_answer(rb)]
+        """Check both servers, which a start needs, and that notification has no second instance."""
+        frames = logins.collect(rb, self.which)
+        found = [*check_servers(rb), *check_logins(rb, self.which, frames)]
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            found.append(claims_alone(rb, self.program))
-        found += [_not_coming_up(rb, self.program), not_just_acted(rb, self.program)]
+            found.append(check_only_worker(rb, self.program, frames))
+        found += [_check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
         return found
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """The instances, and how much waits or is leased: leased rows stay so until their lease is over."""
+        """Return the instances, and the rows that are due, leased, or under an expired lease."""
         pods = rb.workloads.pods(self.program)
         with rb.snapshot() as db:
             queue = self._queue(db)
@@ -74,28 +84,28 @@ class Restart:
             "lease_expired": int(queue.expired),
         }
 
-    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
+    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Restart and wait until the workload is ready."""
         progress(0.0, say("action.restart.restarting", name=self.program))
         since = rb.now()
-        said = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, rb.number("action.ready"))]
-        return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
+        output = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, rb.number("action.ready"))]
+        return {"output": "\n".join(s for s in output if s), "since": since.isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        """The worker has claimed or published since, and notification's consumer is bound."""
+        """Check that the worker has claimed or published since, and that notification's consumer is bound."""
         since = pd.Timestamp(did["since"])
 
-        def look(spent_s: float) -> tuple[bool, bool, Text]:
+        def sample(spent_s: float) -> tuple[bool, bool, Text]:
             works, text = self._works(rb, since)
             return works, works, text
 
-        return look_until_settled(rb, progress, look)
+        return sample_until_settled(rb, progress, sample)
 
     def _works(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
         if self.which == "notification":
             streams = facts_of(rb).streams
             try:
-                bound = bool(rb.jetstream.consumer(streams.events, streams.consumer).get("push_bound"))
+                bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
             except SourceError as e:
                 return False, say("action.restart.not_bound", detail=e.detail)
             if not bound:
@@ -122,41 +132,43 @@ class Restart:
         return max((at for at in seen if at is not None), default=None)
 
 
-def look_until_settled(
-    rb: Context, progress: Progress, look: Callable[[float], tuple[bool, bool, Text]]
+def sample_until_settled(
+    rb: Context, progress: Progress, sample: Callable[[float], tuple[bool, bool, Text]]
 ) -> tuple[bool, Text]:
-    """What was seen of an action's effect, once that is settled or the session's patience is over.
+    """Sample an action's effect until the result is final or `wait_s` of the parameters is over.
 
-    `look` is told how many seconds have gone by, and tells whether it is settled, what was seen, and a sentence.
+    `sample` takes the seconds since the start, and returns whether the result is final, whether the effect is there,
+    and a text. Returns the last two.
     """
     begun = time.monotonic()
     while True:
         spent = time.monotonic() - begun
-        settled, seen, text = look(spent)
+        settled, effective, text = sample(spent)
         if settled or spent >= rb.parameters.wait_s:
-            return seen, text
+            return effective, text
         progress(spent / rb.parameters.wait_s, text)
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(SAMPLE_EVERY_S)
 
 
-def servers_answer(rb: Context) -> list[Precondition]:
-    """Both servers answer and let the services work: a pod that does not reach them at its start aborts.
+def check_servers(rb: Context) -> list[Precondition]:
+    """Check that both servers answer and accept the services.
 
-    So does one that cannot make its streams, which a cluster without a leader refuses.
+    A pod that does not reach them at its start aborts, and so does one that cannot create its streams, which a cluster
+    without a leader refuses.
     """
     return [
-        answers("postgres", lambda: _ask_database(rb)),
-        answers("jetstream", rb.jetstream.ready),
-        _may_work(rb),
-        *_lets_in(rb),
+        check_answers("postgres", lambda: _query_database(rb)),
+        check_answers("jetstream", rb.jetstream.ready),
+        _check_database_role(rb),
+        *_check_broker_refusals(rb),
     ]
 
 
-def _lets_in(rb: Context) -> Iterator[Precondition]:
-    """The broker turns no client away, where its port is known: a pod that it keeps out ends at its start."""
+def _check_broker_refusals(rb: Context) -> Iterator[Precondition]:
+    """Check that the broker refuses no client, if its monitoring port is known; a refused pod aborts at its start."""
     n, why = None, ""
     try:
-        n, why = logins.refused({"closed": logins.closed_of(rb.nats_monitor.closed())}, rb.given())
+        n, why = logins.count_refused({"closed": logins.count_closed(rb.nats_monitor.closed())}, rb.given())
     except SourceError as e:
         if e.reason is Reason.NOT_CONFIGURED:
             return
@@ -164,8 +176,35 @@ def _lets_in(rb: Context) -> Iterator[Precondition]:
     yield Precondition(say("action.restart.lets_in", n=None if ok else n, why=why), ok)
 
 
-def _may_work(rb: Context) -> Precondition:
-    """The database lets the services' role in, and write: a pod that it keeps out is not helped by a start."""
+def check_logins(rb: Context, workload: str, frames: Frames) -> list[Precondition]:
+    """Check that the service can log in to both servers, from the frames of `logins.collect`; unknown is a warning."""
+    name = rb.facts.workloads.program(workload)
+    seen = logins.judge(frames, rb.given(), workload)
+    database, broker = seen[logins.Server.DATABASE], seen[logins.Server.BROKER]
+    return [
+        Precondition(_describe_database_login(name, database), database.ok, warns=True),
+        Precondition(_describe_broker_login(name, broker), broker.ok, warns=True),
+    ]
+
+
+def _describe_database_login(name: str, seen: logins.LoginState) -> Text:
+    if seen.ok is None:
+        return say("action.restart.database_unseen", name=name, at=seen.at, why=seen.why or None)
+    if seen.ok:
+        return say("action.restart.database_accepts", name=name, at=seen.at)
+    return say("action.restart.database_refuses", name=name, at=seen.at, why=seen.why)
+
+
+def _describe_broker_login(name: str, seen: logins.LoginState) -> Text:
+    if seen.ok is None:
+        return say("action.restart.broker_unseen", name=name, at=seen.at, why=seen.why or None)
+    if seen.ok:
+        return say("action.restart.broker_accepts", name=name, at=seen.at)
+    return say("action.restart.broker_refuses", name=name, at=seen.at, why=seen.why)
+
+
+def _check_database_role(rb: Context) -> Precondition:
+    """Check that the database lets the services' role log in and write; otherwise a restart does not help."""
     name = facts_of(rb).database_role
     try:
         with rb.snapshot() as db:
@@ -174,55 +213,74 @@ def _may_work(rb: Context) -> Precondition:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
     if not role.kept_from:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
-    return Precondition(say(f"database.{role.kept_from}", role=role.role, lacks=role.lacks), ok=False)
+    return Precondition(say(_ROLE_KEYS[role.kept_from], role=role.role, lacks=role.lacks), ok=False)
 
 
-def coming_up(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:
-    """Whether all of a workload's instances, as `Runner.pods` gives them, were started a moment ago; none are not."""
+def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:
+    """Return whether all instances of a workload, from `Runner.pods`, are younger than `young_s`; False without any."""
     ages = ((now - pd.Timestamp(pod["started"])).total_seconds() if pod["started"] else 0.0 for pod in pods)
     return bool(pods) and all(age < young_s for age in ages)
 
 
 def newest_start(pods: Sequence[Mapping[str, Any]]) -> pd.Timestamp | None:
-    """When the newest of these instances came up; None where there is none, or the runner does not say."""
+    """Return the start of the newest instance; None without any, or if the runner does not report it."""
     return max((pd.Timestamp(pod["started"]) for pod in pods if pod["started"]), default=None)
 
 
-def two_claim(started: pd.Timestamp | None, *looks: pd.DataFrame | None) -> tuple[str, ...]:
-    """Who claims, by the rows claimed since the newest instance came up, where several do: at most one is its own.
-
-    Of two workers each takes what the other holds, so that one look may show all rows in one hand.
-    """
-    held = (h for look in looks for h in rows.each(look, Held))
+def find_competing_workers(started: pd.Timestamp | None, *samples: pd.DataFrame | None) -> tuple[str, ...]:
+    """Return the workers that claimed rows since the newest instance started, if there are several; else ()."""
+    held = (h for sample in samples for h in rows.each(sample, HeldRow))
     names = {h.locked_by for h in held if h.locked_by and h.locked_at and started and h.locked_at > started}
     return tuple(sorted(names)) if len(names) > 1 else ()
 
 
-def claims_alone(rb: Context, name: str) -> Precondition:
-    """Nobody claims whom the runner does not know: of two workers each sends what the other does."""
-    looks = []
-    for pause_s in (rb.number("looks.apart"), 0.0):
+def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
+    """Check that no worker claims rows that the runner does not know: two workers would send the same rows.
+
+    Without sessions beyond the pools of the known instances there is no other worker. Otherwise the claims are sampled
+    for longer than a batch takes: the later of two workers takes over the rows of the earlier one, so one sample shows
+    only one of them. `frames` are those of `logins.collect`.
+    """
+    pods, pool = rb.workloads.pods(name), rb.number("sessions.most")
+    ready = sum(pod["ready"] for pod in pods)
+    others = sessions.sessions_beyond_pool(frames, rb.given(), "notification", instances=ready, assumed=pool)
+    alone = Precondition(say("action.restart.claims_alone", name=name), ok=True)
+    if others == 0:
+        return alone
+    if others and not pods:
+        return replace(alone, ok=False)
+    started, samples = newest_start(pods), list[pd.DataFrame]()
+    until = time.monotonic() + rb.number("claims.watch")
+    while True:
         with rb.snapshot() as db:
-            looks.append(db.ask(Held.QUESTION))
-        time.sleep(pause_s)
-    beside = two_claim(newest_start(rb.workloads.pods(name)), *looks)
-    return Precondition(say("action.restart.claims_alone", name=name), not beside)
+            samples.append(db.ask(HeldRow.QUESTION))
+        if find_competing_workers(started, *samples):
+            return replace(alone, ok=False)
+        if len(_list_claims(samples)) >= rb.number("claims.seen") and others is None and ready:
+            return alone
+        if time.monotonic() > until:
+            return Precondition(say("action.restart.claims_unseen", name=name, n=others), ok=None, warns=True)
+        time.sleep(rb.number("claims.apart"))
 
 
-def _not_coming_up(rb: Context, name: str) -> Precondition:
-    """No rollout or restart is under way: another one would only prolong it, whoever began it."""
+def _list_claims(samples: Iterable[pd.DataFrame]) -> set[pd.Timestamp]:
+    return {held.locked_at for sample in samples for held in rows.each(sample, HeldRow) if held.locked_at is not None}
+
+
+def _check_not_starting(rb: Context, name: str) -> Precondition:
+    """Check that no rollout or restart is under way; another one would only prolong it."""
     young_s = rb.number("program.young")
     text = say("action.restart.not_coming_up", name=name, s=young_s)
-    return Precondition(text, not coming_up(rb.workloads.pods(name), rb.now(), young_s))
+    return Precondition(text, not is_starting(rb.workloads.pods(name), rb.now(), young_s))
 
 
-def _ask_database(rb: Context) -> None:
+def _query_database(rb: Context) -> None:
     with rb.snapshot() as db:
         db.clock_offset(rounds=1)
 
 
-def not_just_acted(rb: Context, program: str | None = None) -> Precondition:
-    """Nothing of this incident was carried out moments ago, on that workload or at all: each change is looked at."""
+def check_cooldown(rb: Context, program: str | None = None) -> Precondition:
+    """Check that this incident ran no action within the cooldown, on `program` or at all."""
     cooldown_s = rb.number("action.cooldown")
     times = [
         pd.Timestamp(line["time"])
@@ -236,8 +294,8 @@ def not_just_acted(rb: Context, program: str | None = None) -> Precondition:
     return Precondition(text, not recent)
 
 
-def answers(source: str, ask: Callable[[], object]) -> Precondition:
-    """A source answers a question."""
+def check_answers(source: str, ask: Callable[[], object]) -> Precondition:
+    """Check that a source answers."""
     text = say("action.restart.answers", source=source)
     try:
         ask()

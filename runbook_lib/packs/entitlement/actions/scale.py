@@ -1,27 +1,30 @@
-"""Stop notification altogether, or start it again: events wait in the stream meanwhile (runbook 4.2)."""
+"""Stop notification, or start it again; events wait in the stream meanwhile (runbook 4.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from runbook_lib.actions.action import Word
+from runbook_lib.actions.action import Authorization
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     Restart,
-    look_until_settled,
-    not_just_acted,
-    servers_answer,
+    check_cooldown,
+    check_logins,
+    check_only_worker,
+    check_servers,
+    sample_until_settled,
 )
+from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.usage import UsageError, did_you_mean
 
 
 class Scale:
-    """Set the replicas of notification: 0 or 1, since a second one can not bind to the same durable."""
+    """Set the replicas of notification to 0 or 1; a second one cannot bind to the same durable consumer."""
 
     name = "scale"
 
@@ -29,52 +32,55 @@ class Scale:
         if workload != "notification":
             hint = did_you_mean(workload, ["notification"])
             raise UsageError(
-                f"'{workload}' is not scaled: {hint} Without entitlement the API is down, with more each adds a relay"
+                f"'{workload}' cannot be scaled: {hint} Without entitlement the API is down; each replica has a relay"
             )
         if replicas not in (0, 1):
-            raise UsageError(f"notification has 0 replicas or 1, not {replicas}: a second one dies at its start")
+            raise UsageError(f"notification can have 0 replicas or 1, not {replicas}: a second one aborts at its start")
         self.replicas, self.rb = replicas, rb
         self.program = rb.facts.workloads.program("notification")
         self._restart = Restart(rb, workload=workload)
 
     def what(self) -> dict[str, Any]:
-        """The workload, by its role and by its name, and how many."""
+        """Return the workload, by role and by name, and the number of replicas."""
         return {"workload": "notification", "name": self.program, "replicas": self.replicas}
 
     def command(self) -> str:
-        """The command of the target's own runner."""
+        """Return the command of the target's runner."""
         return remedies.scale(self.rb, self.replicas).command
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """It is not so already; a pod that starts needs both servers."""
+        """Check that the number differs from the current one and, for a start, that both servers answer."""
         now = rb.workloads.replicas(self.program)
         found = [Precondition(say("action.scale.differs", n=now), now != self.replicas)]
-        found += servers_answer(rb) if self.replicas else []
-        return [*found, not_just_acted(rb, self.program)]
+        if self.replicas:
+            frames = logins.collect(rb, "notification")
+            found += [*check_servers(rb), *check_logins(rb, "notification", frames)]
+            found.append(check_only_worker(rb, self.program, frames))
+        return [*found, check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """As for a restart, and the replicas."""
+        """Return the replicas, and the state that a restart returns."""
         return {"replicas": rb.workloads.replicas(self.program), **self._restart.state(rb)}
 
-    def run(self, rb: Context, word: Word, progress: Progress) -> dict[str, Any]:
-        """Scale and, on the way up, wait until it is ready."""
+    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
+        """Scale, and after a start wait until the pod is ready."""
         progress(0.0, say("action.scale.scaling", name=self.program, n=self.replicas))
         since = rb.now()
-        said = [rb.workloads.scale(self.program, self.replicas)]
-        said += [rb.workloads.wait_ready(self.program, rb.number("action.ready"))] if self.replicas else []
-        return {"output": "\n".join(s for s in said if s), "since": since.isoformat()}
+        output = [rb.workloads.scale(self.program, self.replicas)]
+        output += [rb.workloads.wait_ready(self.program, rb.number("action.ready"))] if self.replicas else []
+        return {"output": "\n".join(s for s in output if s), "since": since.isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        """Up: at work as after a restart. Down: no instance is left, and nobody is bound to the consumer."""
+        """After a start, verify as for a restart; after a stop, that no instance is left and no client is bound."""
         if self.replicas:
             return self._restart.verify(rb, did, progress)
         streams = facts_of(rb).streams
 
-        def look(spent_s: float) -> tuple[bool, bool, Text]:
+        def sample(spent_s: float) -> tuple[bool, bool, Text]:
             pods = rb.workloads.pods(self.program)
-            bound = bool(rb.jetstream.consumer(streams.events, streams.consumer).get("push_bound"))
+            bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
             gone = not pods and not bound
             text = say("action.scale.gone" if gone else "action.scale.still_there", name=self.program, n=len(pods))
             return gone, gone, text
 
-        return look_until_settled(rb, progress, look)
+        return sample_until_settled(rb, progress, sample)

@@ -1,7 +1,7 @@
-"""The three stores of dead letters: what waits in each, what may go, how it goes back, and what became of it.
+"""Read the three stores of dead letters, send their dead letters again, and query the results.
 
-Everything here runs on the action's own credentials, with the statements of `sql/redrive`. What belongs together
-(a row, its dead letter, its line in the ledger) is changed by one statement.
+The code runs with the action's credentials, on the statements of `sql/redrive`. One statement changes a row, its dead
+letter and its line in the ledger together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from psycopg.types.json import Jsonb
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.questions import statement
+from runbook_lib.queries import statement
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
     from runbook_lib.catalog import RedrivePolicy
     from runbook_lib.context import Context
 
-#: Fields without which a notification can not be made; an event with one of them empty fails again.
-OF_EVENT = ["event_id", "event_type", "occurred_at", "user_id", "stock_keeping_unit"]
-OF_MATCH = ["match_id"]
+#: Required fields of a notification; an event with an empty one fails again.
+EVENT_FIELDS = ["event_id", "event_type", "occurred_at", "user_id", "stock_keeping_unit"]
+MATCH_FIELDS = ["match_id"]
 #: The advisory lock class of redrives, one lock per store: "RUND".
 _LOCK = 0x52554E44
-#: Bodies that are fetched over one connection.
-AT_A_TIME = 250
+#: Messages that are fetched over one connection.
+FETCH_SIZE = 250
 
 
 class Writer:
-    """One connection of the action. Each statement is a transaction of its own: it is done whole or not at all."""
+    """The action's database connection. Each statement is a transaction of its own."""
 
     def __init__(self, connection: psycopg.Connection[dict[str, Any]], budget: Budget, read_cost: ReadCost) -> None:
         self._connection, self._budget, self._read_cost = connection, budget, read_cost
 
     def ask(self, name: str, **params: Any) -> list[dict[str, Any]]:
-        """Run a statement of `sql/redrive`; its rows. Raises SourceError."""
+        """Run a statement of `sql/redrive` and return its rows. Raises SourceError."""
         return self._execute(f"redrive/{name}", statement(f"redrive/{name}"), params)
 
     def lock(self, store: str) -> bool:
-        """Be the only redrive of this store for as long as the connection lives; False when another is."""
-        asked = "SELECT pg_try_advisory_lock(%(class)s, hashtext(%(store)s)) AS taken"
-        return bool(self._execute("lock", asked, {"class": _LOCK, "store": store})[0]["taken"])
+        """Take the lock on redrives of this store until the connection ends; return False if another redrive has it."""
+        sql = "SELECT pg_try_advisory_lock(%(class)s, hashtext(%(store)s)) AS taken"
+        return bool(self._execute("lock", sql, {"class": _LOCK, "store": store})[0]["taken"])
 
     def _execute(self, name: str, sql: str, params: dict[str, Any]) -> list[dict[str, Any]]:
         with (
-            self._read_cost.question("postgres", name, sql) as asked,
+            self._read_cost.query("postgres", name, sql, {}) as asked,
             cut_when_hung(self._connection, self._budget) as cut,
         ):
             try:
@@ -74,7 +74,7 @@ class Writer:
 
 @contextmanager
 def connect(rb: Context) -> Iterator[Writer]:
-    """The database, on the credentials for actions. Raises SourceError."""
+    """Connect to the database with the credentials for actions. Raises SourceError."""
     budget = rb.budget
     settings = {
         "statement_timeout": budget.statement_timeout_ms,
@@ -83,7 +83,7 @@ def connect(rb: Context) -> Iterator[Writer]:
         "timezone": "UTC",
     }
     url = libpq_url(rb.target.url("action_database_url") or "", "action_database_url")
-    with rb.read_cost.question("postgres", "connect", "CONNECT, to act"):
+    with rb.read_cost.query("postgres", "connect", "CONNECT, to act"):
         try:
             connection = psycopg.connect(
                 url,
@@ -97,8 +97,8 @@ def connect(rb: Context) -> Iterator[Writer]:
             raise source_error(e) from None
     try:
         if connection.execute("SELECT pg_backend_pid() AS pid").fetchone() != {"pid": connection.info.backend_pid}:
-            # "One redrive at a time" is a lock of a session, and a pooler gives sessions to whoever comes.
-            detail = "a pooler stands between: action_database_url needs the server's own address"
+            # The lock on redrives belongs to a session, and a pooler shares sessions among its clients.
+            detail = "the connection goes through a pooler: action_database_url needs the server's own address"
             raise SourceError("postgres", Reason.DENIED, detail, "pooled")
         yield Writer(connection, budget, rb.read_cost)
     finally:
@@ -107,11 +107,11 @@ def connect(rb: Context) -> Iterator[Writer]:
 
 
 @dataclass(frozen=True)
-class Letter:
-    """One dead letter, and what speaks against sending it again.
+class DeadLetter:
+    """One dead letter, and whether it may be sent again.
 
-    The verdict is "eligible", "permanent" (it would fail again), "over_limit" (sent again often enough), "held"
-    (a worker has it), "doubled" (another notification of its event) or "gone" (its body is not there any more).
+    The verdict is "eligible", "permanent" (it would fail again), "over_limit" (sent again as often as the policy
+    allows), "held" (leased by a worker), "doubled" (its event has another notification) or "gone" (no body).
     """
 
     event_id: uuid.UUID | None
@@ -122,19 +122,19 @@ class Letter:
 
     @property
     def name(self) -> str:
-        """The event's id, or the sequence of a message in which none can be read."""
+        """Return the event's id, or the sequence of a message without a readable id."""
         return str(self.event_id) if self.event_id else f"seq {self.stream_seq}"
 
     def row(self) -> dict[str, Any]:
-        """As `enter.sql` takes it."""
+        """Return the dead letter in the form that `enter.sql` takes."""
         archived = dict(self.archived) | {"verdict": self.verdict}
         ids = {k: str(v) if v else None for k, v in asdict(self).items() if k in ("event_id", "notification_id")}
         return {**ids, "stream_seq": self.stream_seq, "archived": archived}
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the ledger keeps beside each row: the incident, the action's id, and on whose word."""
+class LedgerEntry:
+    """The columns of the ledger for each row: incident, action id, approver and reason."""
 
     incident: str
     action: str
@@ -143,69 +143,69 @@ class Entry:
 
 
 class Store(Protocol):
-    """A place where dead letters wait."""
+    """A store of dead letters."""
 
     name: str
-    #: The target's credentials that it needs.
+    #: The settings with the credentials that it needs.
     urls: tuple[str, ...]
-    #: (table, privilege) that they need.
+    #: The privileges that it needs: (table, privilege).
     rights: tuple[tuple[str, str], ...]
-    #: Dead letters that are looked at.
+    #: The largest number of dead letters that is read.
     most: int
 
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
-        """Dead letters that nobody discarded, oldest first; with `named` those of these events only."""
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
+        """Return dead letters that are not discarded, oldest first; with `named`, only those of these events."""
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
-        """`failed_s`: since the newest failure; `retrying`: tries that failed and wait; `works`: it goes on."""
+        """Return `failed_s` (since the last failure), `retrying` (rows that wait for a retry), `works` (flag)."""
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
-        """What became of these rows of the ledger (`id`, `event_id`, `user_id`, `outcome`); None: all open ones."""
+        """Return the outcomes of ledger rows (`id`, `event_id`, `user_id`, `outcome`); None: of all open rows."""
 
-    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
-        """Send them on their way, by one statement: the ledger's `id` and `event_id` of those that went."""
+    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
+        """Send the dead letters again, by one statement; return ledger `id` and `event_id` of those that were sent."""
 
 
 class Table:
-    """Dead letters that are rows of a worker's own table: a row is given back to its worker."""
+    """Dead letters that are rows of a worker's table: a row becomes PENDING again."""
 
     urls: tuple[str, ...] = ("action_database_url",)
-    #: The oldest; what is discarded makes room for others.
+    #: The oldest ones; discarded rows are not counted.
     most = 1000
 
     def __init__(self, name: str, rights: tuple[tuple[str, str], ...]) -> None:
         self.name, self.rights = name, rights
 
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
-        """FAILED rows."""
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
+        """Return the FAILED rows."""
         rows = db.ask(
             f"{self.name}_waiting",
             named=list(named) or None,
             per_event=policy.per_event,
-            of_event=OF_EVENT,
-            of_match=OF_MATCH,
+            of_event=EVENT_FIELDS,
+            of_match=MATCH_FIELDS,
             most=self.most,
         )
-        return [Letter(**row) for row in rows]
+        return [DeadLetter(**row) for row in rows]
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
-        """The worker takes what is due, so nothing is due for longer than a lease."""
+        """Return the flow; the worker works if no row has been due for longer than a lease."""
         (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s)
         return row | {"works": not row["overdue"]}
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
-        """As the worker's table has them."""
+        """Return the outcomes from the worker's table."""
         return db.ask(f"{self.name}_outcomes", ids=None if ids is None else list(ids))
 
-    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
-        """Row, dead letter and ledger together."""
+    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
+        """Update row, dead letter and ledger together."""
         return db.ask(
             f"{self.name}_take", keys=[letter.notification_id or letter.event_id for letter in letters], **asdict(entry)
         )
 
 
 class BrokerLetters:
-    """Messages that the broker gave up on: their stored bodies are published once more."""
+    """Messages that the broker gave up: their stored bodies are published again."""
 
     name = "broker"
     urls: tuple[str, ...] = ("action_database_url", "action_nats_url")
@@ -213,18 +213,18 @@ class BrokerLetters:
         ("notification.notification_nats_dlq", "SELECT"),
         ("notification.processed_events", "SELECT"),
     )
-    #: The newest sequences of either record: neither ever shrinks, and most of both has long been settled.
+    #: The newest sequences of both records: neither shrinks, and most of their entries are settled.
     most = 2000
 
     def __init__(self, rb: Context) -> None:
         self._streams = facts_of(rb).streams
-        #: A message that was stored so long after "its" failure is another one: the stream began anew.
+        #: A message stored this many seconds after the failure is another one: the stream was made anew.
         self._other_s = rb.number("dead_letters.clocks_apart")
         name = f"runbook/act/{rb.parameters.incident_id}"
         self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.read_cost, rb.target.action_nats)
 
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[Letter]:
-        """The newest sequences of both records, less those whose event has been processed since."""
+    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
+        """Return the newest messages of both records whose event has not been processed since."""
         given_up = self._given_up()
         for row in db.ask("broker_letters", most=self.most):
             seq, at = row["stream_seq"], pd.Timestamp(row["created_at"])
@@ -237,80 +237,80 @@ class BrokerLetters:
                 "broker_known", seqs=list(given_up), events=[(events.get(seq) or (None,))[0] for seq in given_up]
             )
         }
-        letters: dict[object, Letter] = {}
+        letters: dict[object, DeadLetter] = {}
         for seq, at in sorted(given_up.items()):
             message, event, row = bodies.get(seq), events.get(seq), known[seq]
             if row["processed"] or row["discarded"]:
                 continue
             if message is None or (pd.Timestamp(message.time) - at).total_seconds() > self._other_s:
-                letter = Letter(None, "gone", stream_seq=seq)
+                letter = DeadLetter(None, "gone", stream_seq=seq)
             elif event is None:
-                letter = Letter(None, "permanent", stream_seq=seq)
+                letter = DeadLetter(None, "permanent", stream_seq=seq)
             else:
                 event_id, user = event
                 verdict = "over_limit" if row["times"] >= policy.per_event else "eligible"
                 archived = {"subject": message.subject, "stored_at": message.time.isoformat(), "user_id": user}
-                letter = Letter(event_id, verdict, stream_seq=seq, archived=archived)
-            # An event that was given up more than once goes once.
+                letter = DeadLetter(event_id, verdict, stream_seq=seq, archived=archived)
+            # An event that was given up several times is sent once.
             letters.setdefault(letter.event_id or seq, letter)
         return [letter for letter in letters.values() if not named or letter.event_id in named]
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
-        """The subscriber is bound."""
+        """Return the flow; the subscriber works if it is bound."""
         (row,) = db.ask("broker_flow")
         consumer = self._jetstream.consumer(self._streams.events, self._streams.consumer)
-        return row | {"works": bool(consumer.get("push_bound"))}
+        return row | {"works": consumer.bound}
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
-        """Processed, given up once more, gone with its stream, or still on its way."""
+        """Return the outcomes: processed, given up again, lost with the stream, or waiting."""
         rows = db.ask("broker_outcomes", ids=None if ids is None else list(ids))
         waiting = [row for row in rows if row["outcome"] == "waiting"]
         if waiting:
-            # The advisory is there also where the subscriber could not record it.
+            # The broker's advisory exists even if the subscriber could not record the failure.
             given_up = self._given_up()
             seqs = [row["published_seq"] for row in waiting]
-            ours = {m.seq: m.headers.get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
+            message_ids = {m.seq: m.headers.get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
             for row in waiting:
-                if ours.get(row["published_seq"]) != message_id(row["id"]):
+                if message_ids.get(row["published_seq"]) != message_id(row["id"]):
                     row["outcome"] = "missing"
                 elif row["published_seq"] in given_up:
                     row["outcome"] = "failed"
         return rows
 
-    def take(self, db: Writer, letters: Sequence[Letter], entry: Entry) -> list[dict[str, Any]]:
-        """Enter them as about to be published; `publish` does it."""
-        return enter(db, self.name, "redrive", "publishing", letters, entry)
+    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
+        """Enter the dead letters as to be published; `publish` publishes them."""
+        return enter_decisions(db, self.name, "redrive", "publishing", letters, entry)
 
     def publish(self, db: Writer, row: Mapping[str, Any]) -> None:
-        """Publish a row's stored body under the row's own message id: the stream takes it once, however often."""
+        """Publish a row's stored body with the row's own message id, so that the stream stores it only once."""
         (found,) = self._messages(self._streams.events, [row["stream_seq"]]) or (None,)
         event = read_event(found) if found else None
         if found is None or event is None or event[0] != row["event_id"]:
             settle(db, [{**row, "outcome": "missing"}])
             return
-        # The stored Nats-Msg-Id would make it a duplicate of itself, and its Nats-Expected-... were for then.
+        # The stored Nats-Msg-Id would make it a duplicate, and the Nats-Expected-... headers no longer hold.
         headers = {k: v for k, v in found.headers.items() if not k.startswith("Nats-")}
         seq = self._jetstream.publish(found.subject, found.body, headers | {"Nats-Msg-Id": message_id(row["id"])})
         db.ask("published", id=row["id"], seq=seq)
 
     def _given_up(self) -> dict[int, pd.Timestamp]:
-        """Stream sequences of the newest MAX_DELIVERIES advisories, and when."""
+        """Return the sequences of the newest MAX_DELIVERIES advisories, with their times."""
         state = self._jetstream.stream(self._streams.advisory)["state"]
         last = int(state["last_seq"])
         seqs = range(max(int(state["first_seq"]), last - self.most + 1, 1), last + 1)
         found: dict[int, pd.Timestamp] = {}
         for message in self._messages(self._streams.advisory, seqs):
-            if (seq := advised(message)) is not None:
+            if (seq := advised_sequence(message)) is not None:
                 found.setdefault(seq, pd.Timestamp(message.time))
         return found
 
     def _messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
-        parts = [seqs[i : i + AT_A_TIME] for i in range(0, len(seqs), AT_A_TIME)]
+        parts = [seqs[i : i + FETCH_SIZE] for i in range(0, len(seqs), FETCH_SIZE)]
         return [message for part in parts for message in self._jetstream.messages(stream, part)]
 
 
 def store(name: str, rb: Context) -> Store:
-    """The store of that name, of those in docs/operations.md."""
+    """Return the store of this name (docs/operations.md)."""
     if name == "delivery":
         return Table(name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))
     if name == "outbox":
@@ -318,34 +318,34 @@ def store(name: str, rb: Context) -> Store:
     return BrokerLetters(rb)
 
 
-def enter(
-    db: Writer, store: str, decision: str, state: str, letters: Sequence[Letter], entry: Entry
+def enter_decisions(
+    db: Writer, store: str, decision: str, state: str, letters: Sequence[DeadLetter], entry: LedgerEntry
 ) -> list[dict[str, Any]]:
-    """Enter a decision about each letter into the ledger."""
+    """Enter a decision on each dead letter into the ledger."""
     rows = Jsonb([letter.row() for letter in letters])
     return db.ask("enter", store=store, decision=decision, state=state, letters=rows, **asdict(entry))
 
 
 def settle(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Write down which rows of the ledger have come to an end."""
+    """Enter the final outcomes into the ledger."""
     ended = [row for row in outcomes if row["outcome"] in ("succeeded", "failed", "missing")]
     db.ask("settle", ids=[row["id"] for row in ended], states=[row["outcome"] for row in ended])
 
 
-def doubled(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> int:
-    """How many of these events have more than one notification; matches, all under one user, are left out."""
+def count_duplicates(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> int:
+    """Count the events that have more than one notification; matches, which share one user id, are left out."""
     known = [row for row in outcomes if row["user_id"] is not None]
     rows = db.ask("doubled", events=[r["event_id"] for r in known], users=[r["user_id"] for r in known])
     return len({row["event_id"] for row in rows})
 
 
 def message_id(row: int) -> str:
-    """The message id of a row of the ledger: the same each time that it is published."""
+    """Return the message id for a row of the ledger; it is the same for every publish."""
     return f"redrive-{row}"
 
 
 def read_event(message: Message) -> tuple[uuid.UUID, str] | None:
-    """The event's id and user; None for what the subscriber could never take."""
+    """Return the event's id and user; None for a message that the subscriber cannot process."""
     try:
         event: wire.EntitlementEvent = wire.decode(message.body)
         at = datetime.fromisoformat(event.occurred_at)
@@ -354,8 +354,8 @@ def read_event(message: Message) -> tuple[uuid.UUID, str] | None:
         return None
 
 
-def advised(message: Message) -> int | None:
-    """The sequence that an advisory of the broker is about; None where it names none."""
+def advised_sequence(message: Message) -> int | None:
+    """Return the sequence that an advisory of the broker names; None if it names none."""
     try:
         seq = json.loads(message.body)["stream_seq"]
     except (ValueError, KeyError, TypeError):

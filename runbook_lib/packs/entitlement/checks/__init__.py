@@ -1,4 +1,4 @@
-"""The checks: one module per topic, each step of the runbook answered by exactly one."""
+"""The checks of the entitlement pack: one module per topic, exactly one check per step of the runbook."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""4.1.1: what waits to be delivered, how old it is, and whether somebody is at work on it."""
+"""4.1.1: the delivery backlog, its age, and the state of the delivery worker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,16 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
+from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import Parts
-from runbook_lib.context import Given
+from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
+    LOOK_AGAIN,
     Finding,
     Frames,
     Hop,
+    HopHistory,
     Proposal,
     Reason,
     Signal,
@@ -31,97 +34,132 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.actions.restart import two_claim
+from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
-from runbook_lib.packs.entitlement.rows import Held, Notifications
+from runbook_lib.packs.entitlement.rows import Attempts, HeldRow, Notifications
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-@dataclass(frozen=True)
-class Counted:
-    """The runbook's own count of rows that were created over ten minutes ago."""
-
-    QUESTION: ClassVar[str] = "notifications/older_than_10min"
+class OlderCount(rows.Row, query="notifications/older_than_10min"):
+    """The seed runbook's count of rows created more than ten minutes ago."""
 
     count: float = 0.0
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What 4.1.1 reads: the worker, the rows given up lately, the observations that this is, "" for none, and `workers`
-    that claim side by side."""
+class BacklogReading:
+    """The state that the cases of 4.1.1 decide on.
+
+    `given_up` is the number of rows given up recently; `send_succeeded` tells whether a send succeeded after the newest
+    of them. `stopping`, `refusing` and `spends` (what a late worker spends its time on) are observation names, "" for
+    none. `workers` are two workers that claim rows at the same time. `loop_ran` tells whether the delivery loop ran;
+    `late`, whether a due row has waited too long. `postponed` are the rows that wait for a retry time untried.
+    """
 
     worker: delivery.Delivery
     given_up: float
+    send_succeeded: bool
     stopping: str
     refusing: str
-    stands: program.Stands
+    loop: program.LoopState
     workers: tuple[str, ...]
+    loop_ran: bool
+    late: bool
+    spends: str = ""
+    postponed: int = 0
+
+    @property
+    def not_at_work(self) -> bool:
+        """Return whether the process itself reports why its loop does not work."""
+        return self.loop.wrong
+
+    @property
+    def elsewhere(self) -> bool:
+        """Return whether an instance that the runner does not know delivers too."""
+        return bool(self.loop.elsewhere)
+
+    @property
+    def nothing_waits(self) -> bool:
+        """Return whether there is no unfinished row."""
+        return not self.worker.total
+
+    @property
+    def refuses_some(self) -> bool:
+        """Return whether the receiver refuses some notifications and accepts most."""
+        return self.refusing == "delivery.refused_some"
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """How the loop stands, and the worker; one that claims beside another is 4.3.3's."""
-        beside = "leases.two_workers" if self.workers else ""
-        return tuple(filter(None, (*self.stands.observations, self.stopping, self.refusing, beside)))
+        """Return the observations of the loop, the worker, the receiver, and of a second worker."""
+        two_workers = "leases.two_workers" if self.workers else ""
+        postponed = "backlog.postponed" if self.postponed else ""
+        told = (*self.loop.observations, self.stopping, self.refusing, self.spends, two_workers, postponed)
+        return tuple(filter(None, told))
 
     @property
-    def read_on(self) -> tuple[str, ...]:
-        """The sections that tell more."""
-        if self.stopping or self.stands.wrong or self.workers:
+    def next_sections(self) -> tuple[str, ...]:
+        """Return the sections to read next."""
+        if self.stopping or self.loop.wrong or self.workers:
             return ("4.3", "5.1")
         return ("4.4", "5.2") if self.refusing else ()
 
     @property
     def gone(self) -> bool:
-        """Whether it is the worker, and not the receiver that it waits for."""
-        return self.stopping in delivery.GONE or bool(self.stopping and not self.refusing)
+        """Return whether the worker itself has stopped, as opposed to waiting for the receiver."""
+        return self.stopping in delivery.STOPPED_OBSERVATIONS or bool(self.stopping and not self.refusing)
 
 
 def collect(rb: Context) -> Frames:
-    """The backlog in its parts, the runbook's own two questions, and what the past can be rebuilt from.
+    """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
 
-    Unless a row was sent a moment ago, the process is asked about (see `program.ask`).
+    Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
+    second time.
 
-    Frames: those of `delivery.look` and `delivery.second_look`; ages; older_than_10min, failed and that of `past.ask`
-    where cheap; by_status (status: text, count: text, one that begins with ≈ is an estimate).
+    Frames: those of `delivery.collect` and `delivery.collect_again`; ages; older_than_10min, letters and that of
+    `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
     parts = Parts()
     with rb.snapshot() as db:
         if rb.past:
             return past.ask(rb, db, past.window(rb.given()), ["notifications"])
-        frames = delivery.look(rb, db)
-        frames["by_status"] = _as_in_the_runbook(
+        frames = delivery.collect(rb, db)
+        frames["by_status"] = _format_counts_by_status(
             db.ask("notifications/by_status"), db.try_ask("notifications/count_by_status")
         )
         frames["ages"] = db.ask("notifications/ages")
-        for name, question in (("older_than_10min", "older_than_10min"), ("failed", "failed_per_minute")):
-            if (answer := db.try_ask(f"notifications/{question}")) is not None:
-                frames[name] = answer
+        for name, query in (("older_than_10min", "older_than_10min"), ("letters", "failed_per_minute")):
+            if (result := db.try_ask(f"notifications/{query}")) is not None:
+                frames[name] = result
         frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
-    late = rows.one(frames["backlog"], Notifications).oldest_s >= (rb.catalog.limits["delivery.silence"].warning or 0)
-    # A second name is that of an instance that has gone, or of a second worker: the runner knows.
-    late = late or len({h.locked_by for h in rows.each(frames["held"], Held)}) > 1
-    if late or not delivery.delivery(frames).sends(rb.given()):
-        program.ask(rb, "4.1.1", parts, "delivery", late)
-    return frames | delivery.second_look(rb, frames) | parts.frames()
+    late = rb.catalog.limits["delivery.silence"].reached(rows.one(frames["backlog"], Notifications).oldest_s)
+    # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
+    late = late or len({h.locked_by for h in rows.each(frames["held"], HeldRow)}) > 1
+    worker = delivery.read_delivery(frames)
+    program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.sends(rb.given()))
+    has_work = bool(worker.total) or worker.sends(rb.given())
+    unproven = has_work and not program.seen_running(parts.answers, rb.given(), "delivery")
+    frames |= parts.frames()
+    return frames | delivery.collect_again(rb, frames, always=unproven)
 
 
-def _as_in_the_runbook(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
-    """`status, count`: as counted, or where that was refused, the active ones exactly and SENT as an estimate."""
+def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
+    """Return `status, count`: exact counts, or exact active counts and an estimate of SENT if the count was refused."""
     if counted is not None:
         return counted.assign(count=[f"{n:,}" for n in counted["count"]])
     shown = [f"{n:,}" if exact else f"≈ {n:,}" for n, exact in zip(active["n"], active["exact"], strict=True)]
     return pd.DataFrame({"status": active["status"], "count": shown})
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """Due and old is bad; whether the worker or the receiver is to blame is read from who was last at work."""
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """4.1.1: judge the age of due rows, and whether the worker or the receiver causes it."""
     if rows.first(frames.get("backlog"), Notifications) is None:
-        return _rebuilt(frames, given)
-    seen = _seen(frames, given)
+        return _judge_past(frames, given)
+    if "activity" not in frames:
+        return no_data("notifications/activity")
+    seen = _read_backlog(frames, given)
     worker, queue, limits = seen.worker, seen.worker.queue, given.limits
     values = [
         limits.value("backlog.due", queue.ready),
@@ -135,63 +173,82 @@ def judge(frames: Frames, given: Given) -> Finding:
         Value("processing.holders", len((worker.activity.workers or "").split()), "workers"),
         Value("dlq.last_3min", seen.given_up, "rows"),
     ]
-    if (older := rows.first(frames.get("older_than_10min"), Counted)) is not None:
+    if (older := rows.first(frames.get("older_than_10min"), OlderCount)) is not None:
         values.append(Value("runbook.older_than_10min", older.count, "rows"))
-    late = values[1].status is not Status.OK
+    notes = [*_notes(frames), *worker.notes(given)]
+    if not (seen.loop_ran or seen.late or seen.stopping or seen.refusing or seen.workers or seen.loop.wrong):
+        again = program.look_again_s(given, limits["delivery.silence"], worker.sign_s, queue.leased)
+        values.append(Value(f"delivery.{LOOK_AGAIN}", again, "s"))
+        notes.append(say("backlog.may_hang", ago=worker.sign_s, again=again))
+    found = CASES.of(seen)
     return judged(
-        _headline(seen, late),
+        found.headline(
+            due=queue.ready,
+            oldest=queue.oldest_s,
+            silence=worker.silence_s,
+            waiting=queue.waiting_retry,
+            tried=worker.tried,
+            given_up=seen.given_up,
+            leased=queue.leased,
+            sent=worker.activity.sent_1m,
+            samples=worker.use.samples,
+            working=worker.use.working,
+            locked=worker.use.locked,
+            outside=worker.use.outside,
+            waits_for=worker.use.waits_for or None,
+            statement=worker.use.statement,
+            finished=worker.finished,
+            seconds=given.number("looks.apart"),
+            who=", ".join(seen.workers),
+            postponed=seen.postponed,
+            others=seen.loop.others,
+            failed=worker.tried or None,
+        ),
         values,
-        at_least=worst([seen.stands.status, Status.WARNING if seen.workers else Status.OK]),
-        notes=(*_notes(frames), *worker.notes(given)),
+        at_least=worst([found.status, Status.WARNING if seen.workers else Status.OK]),
+        notes=tuple(notes),
         signals=tuple(_signals(seen, given)),
-        hops=_hops(seen, late),
-        proposals=_proposals(given, seen),
-        next_sections=seen.read_on,
+        hops=_hops(seen, _history(frames, given)),
+        proposals=found.proposals(given),
+        next_sections=seen.next_sections,
         show=("by_status", "attempts") if worker.tried else ("by_status",),
+        decision=found.decision,
     )
 
 
-def _seen(frames: Frames, given: Given) -> Seen:
-    worker = delivery.delivery(frames)
+def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
+    worker = delivery.read_delivery(frames)
     stopping, refusing = worker.stopping(given), worker.refusing(given)
-    since = (given.as_of - pd.Timedelta(minutes=given.number("dlq.recent"))).floor("min")
-    failed = history.counts(frames.get("failed"))
-    given_up = float(failed[failed.index >= since].sum())
-    if given_up >= given.number("tries.pattern") and not stopping:
-        refusing = max(refusing, "delivery.gave_up", key=lambda name: given.speaks(name)[0].weight if name else 0)
+    given_up, send_succeeded = _count_given_up(frames, given, worker)
+    if given_up >= given.number("tries.pattern") and not stopping and not send_succeeded:
+        refusing = max(refusing, "delivery.gave_up", key=lambda name: given.evidence(name)[0].weight if name else 0)
     started = rows.one(frames.get("program"), program.Program).started
-    return Seen(
+    spends = "" if stopping or refusing else worker.spends(given)
+    return BacklogReading(
         worker,
         given_up,
+        send_succeeded,
         stopping,
         refusing,
-        program.beside(program.stands(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"),
-        two_claim(started, frames.get("held"), frames.get("held_later")),
+        program.with_due_rows(
+            program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"
+        ),
+        find_competing_workers(started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
+        bool(worker.progress) or program.seen_running(frames, given, "delivery"),
+        bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
+        spends,
+        sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
     )
 
 
-def _headline(seen: Seen, late: bool) -> Text:
-    worker, queue = seen.worker, seen.worker.queue
-    facts: dict[str, Any] = {
-        "due": queue.ready,
-        "oldest": queue.oldest_s,
-        "silence": worker.silence_s,
-        "waiting": queue.waiting_retry,
-        "tried": worker.tried,
-        "given_up": seen.given_up,
-        "leased": queue.leased,
-        "sent": worker.activity.sent_1m,
-    }
-    if seen.stands.wrong:
-        return seen.stands.headline(**facts)
-    if seen.stopping or seen.refusing:
-        refused = "backlog.refused_some" if seen.refusing == "delivery.refused_some" else "backlog.refused"
-        return say("backlog.stopped" if seen.gone else refused, **facts)
-    if seen.workers:
-        return say("leases.two_workers", who=", ".join(seen.workers))
-    if not worker.total:
-        return say("backlog.empty")
-    return say("backlog.behind" if late else "backlog.flowing", **facts)
+def _count_given_up(frames: Frames, given: JudgeInput, worker: delivery.Delivery) -> tuple[float, bool]:
+    """Return how many rows were given up recently, and whether a send succeeded after the newest of them."""
+    since = (given.as_of - pd.Timedelta(minutes=given.number("dlq.recent"))).floor("min")
+    letters = history.counts(frames.get("letters"))
+    letters = letters[(letters.index >= since) & (letters > 0)]
+    sent = worker.activity.last_sent
+    after = sent is not None and (letters.empty or sent >= letters.index.max() + history.MINUTE)
+    return float(letters.sum()), after or worker.sends(given)
 
 
 def _notes(frames: Frames) -> list[Text]:
@@ -202,21 +259,27 @@ def _notes(frames: Frames) -> list[Text]:
     ]
 
 
-def _signals(seen: Seen, given: Given) -> list[Signal]:
-    found = [signal for name in seen.observations for signal in given.speaks(name)]
-    if seen.stopping in delivery.GONE:
-        found += given.speaks("backlog.nothing_is_tried")
+def _signals(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
+    found = [signal for name in seen.observations for signal in given.evidence(name)]
+    if seen.stopping in delivery.STOPPED_OBSERVATIONS:
+        found += given.evidence("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:
-        found += given.speaks("backlog.only_refused")
+        others = seen.elsewhere and seen.refuses_some
+        found += given.evidence("backlog.refused_elsewhere" if others else "backlog.only_refused")
     if seen.given_up:
-        many = seen.given_up >= given.number("tries.pattern")
-        found += given.speaks("backlog.given_up" if many else "backlog.few_given_up")
-    if not seen.stopping and not seen.refusing and not seen.stands.wrong and seen.worker.sends(given):
-        found += given.speaks("backlog.sends")
+        # After a later send succeeded, they are the rest of a failure that is over.
+        many = seen.given_up >= given.number("tries.pattern") and not seen.send_succeeded
+        found += given.evidence("backlog.given_up" if many else "backlog.few_given_up")
+    if not seen.stopping and not seen.refusing and not seen.loop.wrong and seen.worker.sends(given):
+        found += given.evidence("backlog.sends")
     return found
 
 
-def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
+def _history(frames: Frames, given: JudgeInput) -> HopHistory | None:
+    return past.hop_history(frames, given, "notifications", given.limits["backlog.due"].warning)
+
+
+def _hops(seen: BacklogReading, history: HopHistory | None) -> tuple[Hop, ...]:
     queue, activity = seen.worker.queue, seen.worker.activity
     return (
         Hop(
@@ -226,7 +289,8 @@ def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
             waiting=queue.ready,
             oldest_s=queue.oldest_s,
             alive=say("alive.silent", s=seen.worker.silence_s) if seen.stopping else activity.workers or None,
-            late=late,
+            late=seen.late,
+            past=history,
         ),
         Hop(
             "receiver",
@@ -237,30 +301,60 @@ def _hops(seen: Seen, late: bool) -> tuple[Hop, ...]:
     )
 
 
-def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    if seen.stands.wrong:
-        return program.proposals(given, seen.stands, "delivery")
-    if seen.gone:
-        return (proposals.restart(given, "notification"),)
-    logs = proposals.logs(given, "notification")
-    if seen.refusing == "delivery.refused_some":
-        return (logs,)  # most pass: fewer at a time would change nothing for those that do not
-    if not seen.refusing:
-        return ()
-    return (*_hold(given, seen), remedies.throttle(given, "delivery"), logs)
+def _propose_logs(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ...]:
+    return (proposals.logs(given, "notification"),)
 
 
-def _hold(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    """While nothing gets through, what waits keeps the tries that it has left; earlier than that it gains nothing."""
+def _propose_hold(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ...]:
+    """Propose to hold delivery if no send succeeds and rows are about to use up their tries."""
     runs_out = seen.given_up or max(seen.worker.tries, default=0) >= given.number("tries.last")
-    passes = seen.worker.sends(given) or seen.worker.accepted
-    return (remedies.hold_delivery(given),) if runs_out and not passes else ()
+    accepts = seen.worker.sends(given) or seen.worker.accepted
+    return (remedies.hold_delivery(given),) if runs_out and not accepts else ()
 
 
-# The past: only what timestamps keep.
+S = Conditions(BacklogReading)
+CASES = Cases[BacklogReading](
+    Case(
+        "backlog.not_at_work",
+        S.not_at_work,
+        lambda seen: seen.loop.status,
+        propose=lambda given, seen: program.proposals(given, seen.loop, "delivery"),
+        says=lambda seen, facts: seen.loop.headline(**facts),
+    ),
+    Case("backlog.stopped", S.gone, propose=lambda given, seen: (proposals.restart(given, "notification"),)),
+    # The tries that fail may be its own.
+    Case(
+        "backlog.elsewhere",
+        S.elsewhere,
+        Status.WARNING,
+        propose=lambda given, seen: program.proposals(given, seen.loop, "delivery"),
+    ),
+    # Throttling would not help the few that the receiver refuses.
+    Case("backlog.refused_some", S.refuses_some, propose=_propose_logs),
+    Case(
+        "backlog.refused",
+        S.refusing,
+        propose=lambda given, seen: (
+            *_propose_hold(given, seen),
+            remedies.throttle(given, "delivery"),
+            *_propose_logs(given, seen),
+        ),
+    ),
+    Case("backlog.two_workers", S.workers, Status.WARNING, says="leases.two_workers"),
+    Case("backlog.empty", S.nothing_waits),
+    Case("backlog.postponed", S.postponed, Status.WARNING),
+    Case("backlog.slow_outside", S.one_of("spends", "delivery.slow_outside")),
+    Case("backlog.slow_statements", S.one_of("spends", "delivery.slow_statements"), propose=_propose_logs),
+    Case("backlog.waits_for_lock", S.one_of("spends", "delivery.waits_for_lock")),
+    Case("backlog.behind", S.late),
+    Case("backlog.flowing"),
+)
 
 
-def _rebuilt(frames: Frames, given: Given) -> Finding:
+# A past moment: only the rows' timestamps are left.
+
+
+def _judge_past(frames: Frames, given: JudgeInput) -> Finding:
     level = past.levels(frames, "notifications", past.window(given))
     if level is None:
         return unknown("", Reason.NO_DATA, say("backlog.nothing_rebuilt"))
@@ -269,18 +363,19 @@ def _rebuilt(frames: Frames, given: Given) -> Finding:
     return judged(
         say("backlog.rebuilt", n=waiting, peak=float(level["most"].max()), minutes=given.window_minutes),
         [Value("backlog.open", waiting, "rows")],
-        # What was due, leased or waiting then is not kept: without a large number it is not known to be well.
+        # The states of that moment are not stored: a small total does not prove that delivery was OK.
         at_least=Status.UNKNOWN if status is Status.OK else status,
         notes=_blind_spots(given),
+        hops=(Hop("delivery_worker", past=_history(frames, given)),),
     )
 
 
-def _blind_spots(given: Given) -> tuple[Text, ...]:
+def _blind_spots(given: JudgeInput) -> tuple[Text, ...]:
     return past.blind_spots(given, pd.Timedelta(days=given.number("retention.notifications")))
 
 
-def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
-    """The backlog of the window, with what came and what left."""
+def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the backlog of the window, with the rates of creation and completion."""
     return past.draw(
         past.levels(frames, "notifications", past.window(given)),
         past.window(given),
@@ -292,8 +387,8 @@ def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
     )
 
 
-def draw_ages(frames: Frames, given: Given) -> charts.Chart | None:
-    """How old the unfinished notifications are."""
+def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the ages of the unfinished notifications."""
     ages = table(frames, "ages", "bucket", "n")
     if ages.empty:
         return None

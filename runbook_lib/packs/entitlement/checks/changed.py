@@ -1,19 +1,34 @@
-"""3.6: what has changed around the system in the hours before. What came before is no cause by that alone."""
+"""3.6: changes around the system in the hours before the run. A change is not a cause only because it came first."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.analysis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
+from runbook_lib.archive import baseline
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, needs_the_present, no_data, seconds_between
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Reason, Value, judged, say
+from runbook_lib.checks.parts import Parts, no_data, require_present, seconds_between
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    OutageEnd,
+    Reason,
+    Signal,
+    Status,
+    Text,
+    Value,
+    judged,
+    replace,
+    say,
+)
 from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement.evidence import configuration
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
@@ -27,13 +42,15 @@ Change = dict[str, Any]
 
 
 def collect(rb: Context) -> Frames:
-    """3.6: starts, migrations, streams and consumers made, actions of this runbook; settings of roles and database.
+    """3.6: collect starts, migrations, created streams and consumers, actions of this runbook, and the configuration.
 
-    Frames: changes (at: time; what, source: text; time: text, "exact", "of the newest" where earlier ones of its kind
-    are not told, or "zone not kept"), settings (whose, setting: text), asked (source: text).
+    Frames: changes (at: time; what, source: text; time: text, "exact", "of the newest" where only the newest of its
+    kind is known, or "zone not kept"), settings of the role and the database (whose, setting: text, "name=value" or the
+    name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline, and
+    at: time, when it was read), asked (source: text).
     """
-    needs_the_present(rb, "postgres")
-    parts, changes = Parts(), list[Change]()
+    require_present(rb, "postgres")
+    parts, changes, settings = Parts(), list[Change](), list[configuration.Row]()
 
     def part(name: str, found: Iterator[Change]) -> None:
         with parts.part(name):
@@ -41,14 +58,22 @@ def collect(rb: Context) -> Frames:
             asked.append(name)
 
     asked: list[str] = []
-    part("postgres", _database(rb, parts.answers))
-    part("jetstream", _streams(rb))
-    part("nats_monitor", _brokers(rb))
-    part("workloads", _pods(rb))
+    part("postgres", _read_database_changes(rb, parts.answers, settings))
+    part("jetstream", _read_stream_changes(rb, settings))
+    part("nats_monitor", _read_broker_changes(rb))
+    part("workloads", _read_pod_starts(rb, settings))
     with suppress(OSError):
-        changes += _actions(rb)
+        changes += _read_actions(rb)
     parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
     parts.answers["asked"] = pd.DataFrame({"source": asked})
+    # A source that answered in part would seem to have lost the rest.
+    parts.answers[CONFIGURATION] = pd.DataFrame(
+        [s for s in settings if s[0] not in parts.failures], columns=SETTING_COLUMNS
+    )
+    with suppress(OSError, ValueError, KeyError):
+        healthy = baseline.configuration(rb.archive.output, rb.parameters.target)
+        if healthy is not None:
+            parts.answers["healthy"] = healthy
     return parts.frames()
 
 
@@ -56,10 +81,13 @@ def _change(at: Any, what: str, source: str, time: str = "exact") -> Change:
     return {"at": pd.Timestamp(at), "what": what, "source": source, "time": time}
 
 
-def _database(rb: Context, answers: Frames) -> Iterator[Change]:
+def _read_database_changes(rb: Context, answers: Frames, settings: list[configuration.Row]) -> Iterator[Change]:
     with rb.snapshot() as db:
         server = db.ask("changed/server").iloc[0]
         answers["settings"] = db.ask("changed/settings", role=facts_of(rb).database_role)
+        catalog = db.try_ask("changed/catalog", schemas=list(facts_of(rb).services))
+        if catalog is not None and not catalog.attrs.get("capped"):
+            settings += configuration.of_database(answers["settings"], catalog)
         histories = {service: db.try_ask(f"scope/migrations_{service}") for service in facts_of(rb).services}
     yield _change(server["started_at"], "PostgreSQL started", "postgres", "of the newest")
     if server["loaded_at"] > server["started_at"] + pd.Timedelta(seconds=rb.number("changed.apart")):
@@ -71,23 +99,21 @@ def _database(rb: Context, answers: Frames) -> Iterator[Change]:
             yield _change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
 
 
-def _streams(rb: Context) -> Iterator[Change]:
+def _read_stream_changes(rb: Context, settings: list[configuration.Row]) -> Iterator[Change]:
     for stream, durable in facts_of(rb).streams.durables.items():
-        for what, ask in (
-            (f"stream {stream} made", partial(rb.jetstream.stream, stream)),
-            (f"consumer {durable} made", partial(rb.jetstream.consumer, stream, durable)),
-        ):
+        for what, name in ((f"stream {stream}", None), (f"consumer {durable}", durable)):
             try:
-                made = ask().get("created")
+                info = rb.jetstream.consumer(stream, name).info if name else rb.jetstream.stream(stream)
             except SourceError as e:
                 if e.code not in ("stream_not_found", "consumer_not_found"):
                     raise
                 continue
-            if made:
-                yield _change(made, what, "jetstream", "of the newest")
+            settings += configuration.of_broker(what, info.get("config", {}))
+            if created := info.get("created"):
+                yield _change(created, f"{what} created", "jetstream", "of the newest")
 
 
-def _brokers(rb: Context) -> Iterator[Change]:
+def _read_broker_changes(rb: Context) -> Iterator[Change]:
     apart = pd.Timedelta(seconds=rb.number("changed.apart"))
     for server in rb.nats_monitor.servers():
         name = server.get("server_name") or server.get("server_id")
@@ -98,23 +124,27 @@ def _brokers(rb: Context) -> Iterator[Change]:
                 yield _change(loaded, f"NATS server {name} read its configuration", "nats_monitor", "of the newest")
 
 
-def _pods(rb: Context) -> Iterator[Change]:
+def _read_pod_starts(rb: Context, settings: list[configuration.Row]) -> Iterator[Change]:
     names = facts_of(rb).workloads
     for name in (names.entitlement, names.notification):
+        settings += configuration.of_workload(rb, name)
         for pod in rb.workloads.pods(name):
             if pod["started"]:
                 again = f" ({pod['restarts']} restarts before)" if pod["restarts"] else ""
                 yield _change(pod["started"], f"{pod['name']} started{again}", "workloads", "of the newest")
 
 
-def _actions(rb: Context) -> Iterator[Change]:
+def _read_actions(rb: Context) -> Iterator[Change]:
     for line in rb.archive.lines(ACTION_LOG):
         if line.get("result") in ("done", "failed") and line.get("time"):
             yield _change(line["time"], f"action {line.get('command') or line.get('action')}", "actions.jsonl")
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """3.6: the changes of the hours before, the newest first; whether they matter a person decides."""
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """3.6: list the changes of the last hours, newest first, without judging whether one is the cause.
+
+    If 3.1 found an outage that is over, its last change before the end is named.
+    """
     if "changes" not in frames or table(frames, "asked", "source").empty:
         return no_data("changed/server")
     back = pd.Timedelta(hours=given.number("changed.look_back"))
@@ -122,37 +152,122 @@ def judge(frames: Frames, given: Given) -> Finding:
     changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
     lately = changes[(changes["at"] > given.as_of - back) & (changes["at"] <= given.as_of)]
     lately = lately.sort_values("at", ascending=False, ignore_index=True)
-    begun = _onset(given)
-    before = lately[lately["at"] <= begun] if begun is not None else lately.iloc[:0]
+    lately.attrs["since"] = (given.as_of - back).isoformat()
+    onset = _read_onset(given)
+    before = lately[lately["at"] <= onset] if onset is not None else lately.iloc[:0]
     settings = table(frames, "settings", "whose", "setting")
+    differing, healthy_at = _find_drift(frames)
     nearest = before.iloc[0] if len(before) else lately.iloc[0] if len(lately) else None
-    silent = [e for e in failures(frames).values() if e.reason is not Reason.NOT_CONFIGURED]
+    unread = [e for e in failures(frames).values() if e.reason is not Reason.NOT_CONFIGURED]
     facts = {
         "n": len(lately),
         "hours": given.number("changed.look_back"),
         "what": None if nearest is None else str(nearest["what"]),
         "ago": None if nearest is None else seconds_between(nearest["at"], given.as_of),
-        "before": seconds_between(nearest["at"], begun) if len(before) and nearest is not None else None,
+        "before": seconds_between(nearest["at"], onset) if len(before) and nearest is not None else None,
     }
     notes = [say("changed.no_cause")] if len(lately) else []
     if len(settings):
-        told = "; ".join(f"{s.whose}: {s.setting}" for s in settings.itertuples())
-        notes.append(say("changed.settings", told=told))
+        listed = "; ".join(f"{s.whose}: {s.setting}" for s in settings.itertuples())
+        notes.append(say("changed.settings", told=listed))
     notes.append(say("changed.asked", names=", ".join(table(frames, "asked", "source")["source"])))
+    headline = say("changed.some" if len(lately) else "changed.none", **facts)
+    foreign = table(frames, CONFIGURATION, *SETTING_COLUMNS).iloc[:0]
+    if healthy_at is None:
+        notes.append(say("changed.no_baseline"))
+        foreign = configuration.unexpected(table(frames, CONFIGURATION, *SETTING_COLUMNS))
+        if len(foreign):
+            headline = _describe_unexpected(foreign)
+    elif len(differing):
+        since = f"{healthy_at:%m-%d %H:%M}"
+        headline = _describe_drift(differing, since, f"{given.as_of:%H:%M}")
+        notes.append(say("changed.restore", since=since))
     return judged(
-        say("changed.some" if len(lately) else "changed.none", **facts),
-        [Value("changes", len(lately), "changes"), Value("changes.before_onset", len(before), "changes")],
-        reason=silent[0].reason if silent else None,
+        headline,
+        [
+            Value("changes", len(lately), "changes"),
+            Value("changes.before_onset", len(before), "changes"),
+            Value("changes.configuration", None if healthy_at is None else len(differing), "settings"),
+        ],
+        reason=unread[0].reason if unread else None,
+        signals=_weigh_changes(differing, healthy_at, foreign, given),
         notes=tuple(notes),
-        frames={"lately": lately},
-        show=("lately",) if len(lately) else (),
+        frames={"lately": lately, "drift": differing},
+        show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
+        ended=_add_preceding_change(given, lately, onset),
     )
 
 
-def _onset(given: Given) -> pd.Timestamp | None:
-    """When it began, as 3.1 has it."""
-    told = next((f.value("impact.onset") for f in given.earlier if f.step == "3.1"), None)
-    return pd.Timestamp(told) if isinstance(told, str) else None
+def _find_drift(frames: Frames) -> tuple[pd.DataFrame, pd.Timestamp | None]:
+    """Return what differs from the last healthy configuration, and when that was read; None where none is kept."""
+    healthy = table(frames, "healthy", *SETTING_COLUMNS, "at")
+    if healthy.empty:
+        return pd.DataFrame(columns=DRIFT_COLUMNS), None
+    now = table(frames, CONFIGURATION, *SETTING_COLUMNS)
+    return drift(healthy, now), pd.Timestamp(healthy["at"].iloc[0])
+
+
+def _describe_drift(differing: pd.DataFrame, since: str, until: str) -> Text:
+    """Return the first difference as a sentence, and how many others there are."""
+    first = {name: textwrap.shorten(str(differing.iloc[0][name]), 100) for name in DRIFT_COLUMNS}
+    key = "changed.drift"
+    if not first["before"]:
+        key = "changed.drift_added"
+    elif not first["now"]:
+        key = "changed.drift_removed"
+    return say(key, **first, others=len(differing) - 1 or None, since=since, until=until)
+
+
+def _describe_unexpected(foreign: pd.DataFrame) -> Text:
+    """Return the first definition that no migration makes as a sentence, and how many others there are."""
+    first = {name: textwrap.shorten(str(foreign.iloc[0][name]), 100) for name in ("item", "setting", "value")}
+    return say("changed.unexpected", **first, others=len(foreign) - 1 or None)
+
+
+def _weigh_changes(
+    differing: pd.DataFrame, healthy_at: pd.Timestamp | None, foreign: pd.DataFrame, given: JudgeInput
+) -> tuple[Signal, ...]:
+    """Return what the differences, and the unexpected definitions, support; nothing while nothing is late.
+
+    Differences from a configuration that was healthy long ago name no place: any of them may be harmless.
+    """
+    impact = next((f for f in given.earlier if f.step == "3.1"), None)
+    if impact is None or impact.status is Status.OK or impact.ended:
+        return ()
+    entitlement = given.facts.workloads.program("entitlement")
+    if healthy_at is not None and given.as_of - healthy_at > pd.Timedelta(hours=given.number("changed.baseline")):
+        found = ["changed.long_ago"] if len(differing) else []
+    else:
+        changes, settings = differing.to_dict("records"), given.catalog.settings.values()
+        found = [configuration.observation(change, entitlement, settings) for change in changes]
+    unexpected = ["changed.unexpected"] if len(foreign) else []
+    return given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
+
+
+def _add_preceding_change(given: JudgeInput, lately: pd.DataFrame, onset: pd.Timestamp | None) -> OutageEnd | None:
+    """Return the outage that 3.1 found over, with the last change before its end; None if there is none.
+
+    Without an onset, which a short outage may lack, only a change shortly before the end counts.
+    """
+    ended = next((f.ended for f in given.earlier if f.step == "3.1"), None)
+    if ended is None:
+        return None
+    most = pd.Timedelta(seconds=given.number("changed.last_try"))
+    since = lately[lately["at"] > (ended.since - most if onset is None else onset)]
+    before = since[since["at"] <= ended.since]
+    if before.empty:
+        # The end is the start of the last late try, and that try may itself have waited for the change.
+        before = since[since["at"] <= ended.since + most].tail(1)
+    if before.empty:
+        return None
+    newest = before.iloc[0]
+    return replace(ended, after=say("changed.before_the_end", what=str(newest["what"]), at=f"{newest['at']:%H:%M:%S}"))
+
+
+def _read_onset(given: JudgeInput) -> pd.Timestamp | None:
+    """Return the onset that 3.1 found; None if it found none."""
+    onset = next((f.value("impact.onset") for f in given.earlier if f.step == "3.1"), None)
+    return pd.Timestamp(onset) if isinstance(onset, str) else None
 
 
 CHECKS = (Check("3.6", collect, judge),)

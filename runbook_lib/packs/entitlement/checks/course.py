@@ -1,4 +1,4 @@
-"""When an incident began and when it was over, by the tables' own timestamps, and which one of a span it is."""
+"""Find when an incident began and ended from the tables' timestamps, and choose it among those of a span."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.analysis import stats
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
@@ -19,29 +19,29 @@ from runbook_lib.packs.entitlement.checks.past import span_of
 
 @dataclass(frozen=True)
 class Course:
-    """How the incident went by the tables: when it began, when all queues were as usual again, which incident it is."""
+    """The incident by the tables: its start, when all queues were back to usual, and the span's other incidents."""
 
     began: Moment = field(default_factory=Moment)
     recovered: Moment = field(default_factory=Moment)
-    incident: past.Incident | None = None
-    others: tuple[past.Incident, ...] = ()
+    incident: past.PastIncident | None = None
+    others: tuple[past.PastIncident, ...] = ()
 
 
-def course(frames: Frames, given: Given, detected: Moment) -> Course:
-    """The incident of the span: the last that had begun when it was noticed, else the one in which most waited.
+def course(frames: Frames, given: JudgeInput, detected: Moment) -> Course:
+    """Choose the incident of the span: the last one that began before `detected`, else the one with the largest queue.
 
-    It begins where a queue leaves its ordinary range, or with the first event that was lost or given up; otherwise it
-    began as section 3 saw it.
+    Its start is the moment when a queue left its usual range, or the first event that was lost or given up; if there is
+    neither, the onset that section 3 found.
     """
     gap = pd.Timedelta(seconds=given.number("past.gap"))
-    found, harmed = past.incidents(past.spells(frames, given), gap), _harmed(frames, given, detected)
+    found, harmed = past.incidents(past.episodes(frames, given), gap), _find_first_harm(frames, given, detected)
     known = [i for i in found if detected.at is None or i.since <= detected.at + gap]
     chosen = max(known, key=lambda i: i.since if detected.at is not None else i.waited, default=None)
-    if harmed.at is not None and (chosen is None or _apart(chosen, harmed.at, detected, gap)):
+    if harmed.at is not None and (chosen is None or _is_other_incident(chosen, harmed.at, detected, gap)):
         return Course(harmed, others=tuple(found))
     if chosen is None:
         return Course(onset_kept(frames), others=tuple(found))
-    first = chosen.spells[0]
+    first = chosen.episodes[0]
     began = Moment(chosen.since, "before" if first.from_before else first.queue)
     if harmed.at is not None and harmed.at < chosen.since:
         began = harmed
@@ -49,15 +49,15 @@ def course(frames: Frames, given: Given, detected: Moment) -> Course:
     return Course(began, recovered, chosen, tuple(i for i in found if i is not chosen))
 
 
-def _apart(incident: past.Incident, harmed: pd.Timestamp, detected: Moment, gap: pd.Timedelta) -> bool:
-    """Whether what was harmed is of another incident, and that the one that was noticed."""
+def _is_other_incident(incident: past.PastIncident, harmed: pd.Timestamp, detected: Moment, gap: pd.Timedelta) -> bool:
+    """Return whether the harm at `harmed` belongs to another, detected incident after this one."""
     if detected.at is None:
         return False
     return incident.until is not None and harmed > incident.until + gap
 
 
-def _harmed(frames: Frames, given: Given, detected: Moment) -> Moment:
-    """The first event of the first rise of those that were lost or given up, at the latest when it was noticed."""
+def _find_first_harm(frames: Frames, given: JudgeInput, detected: Moment) -> Moment:
+    """Return the first event of the first rise in lost or given-up events, not later than `detected`."""
     span = span_of(frames)
     if span is None:
         return Moment()
@@ -69,30 +69,35 @@ def _harmed(frames: Frames, given: Given, detected: Moment) -> Moment:
         ("letters", "subscriber", "first_letter", "letters"),
     ):
         counts = span.counts(frames, name, column)
-        at = None if counts is None else rise(counts[column].loc[0 : last - 1].to_numpy())
+        at = None if counts is None else find_rise(counts[column].loc[0 : last - 1].to_numpy())
         if at is not None:
-            found.append((_first(frames, name, at, first) or span.at(at), how))
+            found.append((_read_first_time(frames, name, at, first) or span.at(at), how))
     return Moment(*min(found)) if found else Moment()
 
 
-def strongest(counts: Any, *, up: bool) -> int | None:
-    """The bucket of the strongest change in that direction; what came after a change in the other one is left out."""
+def find_strongest_change(counts: Any, *, up: bool) -> int | None:
+    """Return the bucket of the strongest change upwards or downwards; None if there is none.
+
+    Buckets after a stronger change in the other direction are ignored.
+    """
     change = stats.change_point(counts)
     if change.index is None:
         return None
-    return change.index if (change.after > change.before) == up else strongest(counts[: change.index], up=up)
+    return (
+        change.index if (change.after > change.before) == up else find_strongest_change(counts[: change.index], up=up)
+    )
 
 
-def rise(counts: Any) -> int | None:
-    """The bucket in which a rise begins: the strongest one, and what leads up to it."""
-    at = strongest(counts, up=True)
+def find_rise(counts: Any) -> int | None:
+    """Return the bucket in which the strongest rise begins, its build-up included; None if there is none."""
+    at = find_strongest_change(counts, up=True)
     usual = float(np.median(counts[:at])) if at else 0.0
     while at and counts[at - 1] > 2 * usual:
         at -= 1
     return at
 
 
-def _first(frames: Frames, name: str, bucket: int, column: str) -> pd.Timestamp | None:
+def _read_first_time(frames: Frames, name: str, bucket: int, column: str) -> pd.Timestamp | None:
     found = table(frames, name, "bucket", column)
     times = pd.to_datetime(found.loc[found["bucket"] == bucket, column], utc=True).dropna()
     return pd.Timestamp(times.min()) if len(times) else None

@@ -1,22 +1,19 @@
-"""4.1.4: who waits for whom, and how many connections are left. From the catalogs alone, so that it answers
-while a table is locked.
-"""
+"""4.1.4: lock waits and free connections, from the system catalogs only: these answer while a table is locked."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, could_not_ask
-from runbook_lib.checks.parts import Parts
-from runbook_lib.context import Given
+from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -31,8 +28,8 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.model.frames import row, table
-from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.facts import Facts, facts_of
+from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
@@ -41,43 +38,43 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-QUESTIONS = ("connections", "sessions", "blocked", "blockers", "long_transactions")
+QUERIES = ("connections", "sessions", "blocked", "blockers", "table_locks", "long_transactions")
+#: The wait event of a commit until a synchronous standby has confirmed it.
+_WAITS_FOR_STANDBY = "IPC: SyncRep"
+#: The headline by what keeps the services' role from its work (`Application.kept_from`).
+_KEPT_FROM = {
+    "read_only": "database.read_only",
+    "shut_out": "database.shut_out",
+    "lacks_rights": "database.lacks_rights",
+}
 
 
-@dataclass(frozen=True)
-class Connections:
-    """How many connections there are, and whether we may see whose."""
-
-    QUESTION: ClassVar[str] = "database/connections"
+class Connections(rows.Row, query="database/connections"):
+    """The number of connections, and whether this role may see other roles' sessions."""
 
     max_connections: int = 0
     superuser_reserved: int = 0
     reserved: int = 0
     sees_others: bool = False
     keeps_statements: bool = False
+    standbys: str = ""
     used: float = 0.0
 
     @property
     def usable(self) -> int:
-        """Those that an ordinary role can get."""
+        """Return how many connections an ordinary role can use."""
         return self.max_connections - self.superuser_reserved - self.reserved
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """Sessions of an application in one state."""
-
-    QUESTION: ClassVar[str] = "database/sessions"
+class ApplicationSessions(rows.Row, query="database/sessions"):
+    """The number of sessions of an application in one state."""
 
     application: str | None = None
     n: float = 0.0
 
 
-@dataclass(frozen=True)
-class Blocked:
-    """A session that waits for a lock, and the pids in its way."""
-
-    QUESTION: ClassVar[str] = "database/blocked"
+class Blocked(rows.Row, query="database/blocked"):
+    """A session that waits for a lock, and the pids that block it."""
 
     pid: int | None = None
     wait_s: float = 0.0
@@ -85,11 +82,8 @@ class Blocked:
     application: str | None = None
 
 
-@dataclass(frozen=True)
-class Blocker:
-    """A session that others wait for."""
-
-    QUESTION: ClassVar[str] = "database/blockers"
+class Blocker(rows.Row, query="database/blockers"):
+    """A session that blocks others."""
 
     pid: int | None = None
     application: str | None = None
@@ -97,48 +91,44 @@ class Blocker:
     transaction_s: float | None = None
 
 
-@dataclass(frozen=True)
-class RowHolder(Blocker):
-    """A session whose open transaction holds due rows: nobody waits for it, all step over them."""
-
-    QUESTION: ClassVar[str] = "database/row_locks"
+class RowHolder(Blocker, query="database/row_locks"):
+    """A session whose open transaction has locked due rows: the workers skip these rows, so no session waits."""
 
     n: float = 0.0
 
 
-@dataclass(frozen=True)
-class Transaction:
-    """A transaction that has been open for long."""
+class TableHolder(Blocker, query="database/table_locks"):
+    """A session that holds a table lock which blocks writes, whether or not a session waits for it yet."""
 
-    QUESTION: ClassVar[str] = "database/long_transactions"
+    tables: str = ""
+    mode: str = ""
+
+
+class Transaction(rows.Row, query="database/long_transactions"):
+    """A long transaction, and the wait event of its session."""
 
     transaction_s: float = 0.0
+    waits_for: str = ""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """What the services ask the database, without its values, and how long that took since the statistics began."""
-
-    QUESTION: ClassVar[str] = "database/statements"
+class Statement(rows.Row, query="database/statements"):
+    """A normalised statement of the services, with its calls and mean time since the statistics were reset."""
 
     statement: str = ""
     calls: float = 0.0
-    total_s: float = 0.0
     mean_s: float = 0.0
     since: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Who answers at the address: through a pooler, and on a replica how far behind it is."""
+class ServerInfo(rows.Row):
+    """Whether a pooler or a replica answers at the address, and the replica's delay; None on a primary."""
 
-    pooled: bool = False
+    pooled: bool | None = None
     behind_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Pool:
-    """A pool of PgBouncer: the clients of a role, and the server's connections that they share."""
+class Pool(rows.Row):
+    """A PgBouncer pool: the clients of a role, and the server connections that they share."""
 
     pooler: str = ""
     role: str = ""
@@ -149,10 +139,10 @@ class Pool:
     longest_wait_s: float = 0.0
 
 
-def surroundings(rb: Context, db: Snapshot) -> Frames:
-    """What stands between, and which server it is.
+def collect_server_info(rb: Context, db: Snapshot) -> Frames:
+    """Collect whether a pooler or a replica is in use, and the pooler's queues.
 
-    Frames: place (fields of `Place`), pools (`sources.postgres.Postgres.pools`) where a pooler's console answers.
+    Frames: place (fields of `ServerInfo`), pools (`sources.postgres.Postgres.pools`) if the pooler's console answers.
     """
     frames = {"place": row(pooled=db.place.pooled, behind_s=db.place.behind_s)}
     if db.place.pooled:
@@ -162,24 +152,24 @@ def surroundings(rb: Context, db: Snapshot) -> Frames:
 
 
 def collect(rb: Context) -> Frames:
-    """Catalog views: they answer under an ACCESS EXCLUSIVE lock too.
+    """Collect locks, sessions and connections from catalog views; these answer under an ACCESS EXCLUSIVE lock too.
 
-    Frames: `QUESTIONS`, application, row_locks, those of `surroundings`; statements where pg_stat_statements keeps
-    them; pools alone where all wait in its queue.
+    Frames: `QUERIES`, application, row_locks, those of `collect_server_info`; statements if pg_stat_statements has
+    them; only pools if every client waits in the pooler's queue.
     """
     parts = Parts()
     try:
         with rb.snapshot() as db:
-            parts.answers |= {name: db.ask(f"database/{name}") for name in QUESTIONS}
+            parts.answers |= {name: db.ask(f"database/{name}") for name in QUERIES}
             parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
             if rows.one(parts.answers["connections"], Connections).keeps_statements:
                 parts.answers["statements"] = db.ask(Statement.QUESTION, role=facts_of(rb).database_role)
-            parts.answers |= surroundings(rb, db)
+            parts.answers |= collect_server_info(rb, db)
     except SourceError as e:
         if e.code == "queued":
             with suppress(SourceError):
                 pools = rb.postgres.pools()
-                if any(p.waiting for p in _of_the_services(pools, facts_of(rb).database_role)):
+                if any(p.waiting for p in _filter_service_pools(pools, facts_of(rb).database_role)):
                     return {"pools": pools}
         raise
     with parts.part("rows") as answers, rb.snapshot() as db:
@@ -187,97 +177,142 @@ def collect(rb: Context) -> Frames:
     return parts.frames()
 
 
-def _of_the_services(pools: pd.DataFrame | None, role: str) -> list[Pool]:
-    """Only who waits for the services' connections holds them up; the runbook may wait for its own."""
+def _filter_service_pools(pools: pd.DataFrame | None, role: str) -> list[Pool]:
+    """Return the pools of the services' role; a wait of the runbook's own role does not delay the services."""
     return [p for p in rows.each(pools, Pool) if p.role == role]
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """A lock wait that lasts, or connections that run out, hold up every hop at once."""
-    connections, blocker = rows.one(frames.get("connections"), Connections), rows.one(frames.get("blockers"), Blocker)
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """4.1.4: judge lock waits and free connections; both delay every hop at the same time."""
+    connections = rows.first(frames.get("connections"), Connections)
+    blocker, holder = rows.one(frames.get("blockers"), Blocker), rows.one(frames.get("row_locks"), RowHolder)
     blocked = rows.each(frames.get("blocked"), Blocked)
-    holder = rows.one(frames.get("row_locks"), RowHolder)
-    open_s = [t.transaction_s for t in rows.each(frames.get("long_transactions"), Transaction)]
-    longest = max(open_s, default=0.0)
-    used, usable, limits = connections.used, connections.usable, given.limits
-    most, share_of_most = _biggest(frames, used)
-    held_s = holder.transaction_s or 0.0
-    place = rows.one(frames.get("place"), Place)
-    if place.behind_s is not None:
-        return _of_a_replica(used, usable, len(blocked))
-    pools = _of_the_services(frames.get("pools"), facts_of(given).database_role)
+    table_holder = rows.one(frames.get("table_locks"), TableHolder)
+    transactions = rows.each(frames.get("long_transactions"), Transaction)
+    longest = max((t.transaction_s for t in transactions), default=None)
+    commits = [t.transaction_s for t in transactions if t.waits_for == _WAITS_FOR_STANDBY]
+    limits, place = given.limits, rows.one(frames.get("place"), ServerInfo)
+    pools = _filter_service_pools(frames.get("pools"), facts_of(given).database_role)
     pool = max(pools, key=lambda p: p.longest_wait_s, default=Pool())
     queue = limits.value("pool.wait", pool.longest_wait_s)
-    if "connections" not in frames and pool.waiting:
-        # Nobody gets through, the runbook included, which has waited for its whole time.
-        exhausted = given.speaks("database.pool_exhausted")
-        return judged(_waits_in(pool), [queue], at_least=Status.CRITICAL, signals=exhausted, show=("pools",))
-    wait = limits.value("locks.wait", max([held_s, *(b.wait_s for b in blocked)]))
+    if connections is None and pool.waiting:
+        # The pooler gave the runbook no connection within its timeout either.
+        exhausted = given.evidence("database.pool_exhausted")
+        return judged(_format_pool_wait(pool), [queue], at_least=Status.CRITICAL, signals=exhausted, show=("pools",))
+    if connections is None or "blocked" not in frames:
+        return no_data("database/connections")
+    used, usable = connections.used, connections.usable
+    if place.behind_s is not None:
+        return _report_replica(used, usable, len(blocked))
+    most, share_of_most = _find_largest_application(frames, used)
+    # The query for row locks may fail alone: then only a session that waits is proven.
+    waited = [b.wait_s for b in blocked]
+    waited += [holder.transaction_s] if holder.transaction_s is not None else []
+    wait = limits.value("locks.wait", max(waited, default=0.0))
+    if "row_locks" not in frames and wait.status is Status.OK:
+        wait = limits.value("locks.wait", None)
     share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
-    waits, full = wait.status is not Status.OK, share.status in (Status.WARNING, Status.CRITICAL)
-    if waits and blocker.pid is None and holder.pid is not None:
+    waits, full = (v.status in (Status.WARNING, Status.CRITICAL) for v in (wait, share))
+    held_for = table_holder.transaction_s
+    held = [limits.value("locks.held", held_for)] if held_for is not None else []
+    table_held = not waits and any(v.status is not Status.OK for v in held)
+    confirmed = [limits.value("commits.wait", max(commits))] if commits else []
+    unconfirmed = any(v.status is not Status.OK for v in confirmed)
+    if table_held:
+        blocker = table_holder
+    elif waits and blocker.pid is None and holder.pid is not None:
         blocker = holder
-    key = "blocked" if waits and blocker.pid is not None else "waits" if waits else "full" if full else "free"
-    own_work = waits and blocker is holder and holder.state == "active" and _is_ours(holder.application or "-")
-    key = "own_work" if own_work else "rows_held" if waits and blocker is holder else key
-    application = rows.one(frames.get("application"), Application)
-    kept_from = application.kept_from
-    kept = Status.CRITICAL if kept_from else Status.OK
+    is_service = blocker.state == "active" and _is_service(blocker.application or "-")
+    own_work = waits and blocker is holder and is_service
+    if unconfirmed:
+        key = "database.waits_for_standby"
+    elif own_work:
+        key = "database.own_work"
+    elif waits and blocker is holder:
+        key = "database.rows_held"
+    elif table_held:
+        key = "database.table_held"
+    elif waits:
+        key = "database.blocked" if blocker.pid is not None else "database.waits"
+    elif full:
+        key = "database.full"
+    elif wait.status is Status.UNKNOWN:
+        key = "database.rows_unread"
+    else:
+        key = "database.free"
+    application = rows.first(frames.get("application"), Application)
+    kept_from = application.kept_from if application else ""
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
-    held = _proposals(given, waits and not own_work, full, blocker, _in_front(blocked), most, share_of_most)
-    queues = queue.status is not Status.OK
-    tables = ("pools", "blockers", "blocked", "row_locks", "sessions", "long_transactions", "statements")
+    may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
+    proposed = _proposals(given, may_end, full, blocker, _find_waiting_blocker(blocked), most, share_of_most)
+    pool_waits = queue.status is not Status.OK
+    tables = (
+        *("pools", "blockers", "blocked", "table_locks", "row_locks"),
+        *("sessions", "long_transactions", "statements"),
+    )
     shown = [n for n in tables if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
     if place.pooled and "pools" not in frames:
         notes.append(say("database.pool_closed"))
     if slowest := rows.each(frames.get("statements"), Statement):
-        notes.append(_slowest(max(slowest, key=lambda s: s.mean_s)))
-    if longest >= facts_of(given).lease_s:
+        notes.append(_format_slowest(max(slowest, key=lambda s: s.mean_s)))
+    if longest is not None and longest >= facts_of(given).lease_s:
         notes.append(say("database.long_transaction", longest=longest))
     return judged(
-        _waits_in(pool)
-        if queues and key == "free" and not kept_from
+        _format_pool_wait(pool)
+        if pool_waits and key in ("database.free", "database.rows_unread") and not kept_from
         else say(
-            f"database.{kept_from or key}",
+            _KEPT_FROM[kept_from] if kept_from else key,
             blocked=len(blocked),
             wait=wait.value,
+            commits=len(commits),
+            commit=max(commits, default=None),
+            standbys=connections.standbys or None,
             pid=blocker.pid,
             application=blocker.application,
             state=blocker.state,
             transaction=blocker.transaction_s,
             rows=holder.n,
+            tables=table_holder.tables,
+            mode=table_holder.mode,
             used=used,
             usable=usable,
             share=share.value,
             most=most,
             share_of_most=share_of_most,
-            role=application.role,
-            lacks=application.lacks,
+            role=application.role if application else None,
+            lacks=application.lacks if application else None,
         ),
         [
             wait,
             share,
             *((queue,) if pools else ()),
+            *held,
+            *confirmed,
             Value("locks.blocked_sessions", len(blocked), "sessions"),
             Value("connections.used_of_usable", f"{used:.0f} / {usable:.0f}"),
             Value("transactions.longest", longest, "s"),
         ],
-        at_least=kept,
+        at_least=Status.CRITICAL if kept_from else Status.OK,
+        reason=next((e.reason for part, e in failures(frames).items() if part == "rows"), None),
         notes=tuple(notes),
-        signals=tuple(_signals(wait, share, queue, kept_from, blamed, given)),
+        signals=tuple(
+            _signals(
+                wait, share, queue, table_held, unconfirmed, kept_from, blamed or "application" not in frames, given
+            )
+        ),
         proposals=(remedies.look_at_role(given),)
         if kept_from
-        else held or (_logs(given) if blamed or own_work else ()),
-        next_sections=("2",) if kept_from else ("5.2",) if full or waits else (),
+        else proposed or (_propose_logs(given) if (blamed or own_work or table_held) and not unconfirmed else ()),
+        next_sections=("2",) if kept_from else ("5.2",) if (full or waits or table_held) and not unconfirmed else (),
         show=(*(["application"] if kept_from else []), *shown),
     )
 
 
-def on_error(e: SourceError, given: Given) -> Finding:
-    """Being turned away for want of a connection is the answer to this step."""
+def on_error(e: SourceError, given: JudgeInput) -> Finding:
+    """Judge a refusal for lack of a free connection as CRITICAL; any other error is UNKNOWN."""
     if e.code != "too_many_clients":
-        return could_not_ask(e)
+        return unknown_from_error(e)
     return judged(
         say("database.no_connection", detail=e.detail),
         at_least=Status.CRITICAL,
@@ -286,10 +321,10 @@ def on_error(e: SourceError, given: Given) -> Finding:
     )
 
 
-def _biggest(frames: Frames, used: float) -> tuple[str, float]:
-    """The application with most connections, and its share of all that are used, 0 to 1."""
+def _find_largest_application(frames: Frames, used: float) -> tuple[str, float]:
+    """Return the application with the most connections, and its share of all used connections, 0 to 1."""
     held: dict[str, float] = defaultdict(float)
-    for sessions in rows.each(frames.get("sessions"), Sessions):
+    for sessions in rows.each(frames.get("sessions"), ApplicationSessions):
         held[sessions.application or "-"] += sessions.n
     if not held or not used:
         return "-", 0.0
@@ -297,17 +332,22 @@ def _biggest(frames: Frames, used: float) -> tuple[str, float]:
     return application, min(n / used, 1.0)
 
 
-def _logs(given: Given) -> tuple[Proposal, ...]:
-    """Nothing here says why the services are refused: their logs do, in the database's own words."""
-    return tuple(proposals.logs(given, service) for service in Facts.services)
+def _propose_logs(given: JudgeInput) -> tuple[Proposal, ...]:
+    """Propose the logs of both services, first that of the service whose loop fails."""
+    blaming = [s.observation for f in given.earlier for s in f.signals if s.about == "database" and s.weight > 0]
+    sides = {observation.partition(".")[0] for observation in blaming}
+    failing = [service for side, (service, _) in change.SIDES.items() if side in sides]
+    return tuple(
+        proposals.logs(given, service) for service in sorted(EntitlementFacts.services, key=lambda s: s not in failing)
+    )
 
 
-def _slowest(s: Statement) -> Text:
+def _format_slowest(s: Statement) -> Text:
     since = f"{s.since:%Y-%m-%d %H:%MZ}" if s.since is not None else None
     return say("database.slowest", statement=s.statement[:80], mean=1000 * s.mean_s, calls=s.calls, since=since)
 
 
-def _waits_in(pool: Pool) -> Text:
+def _format_pool_wait(pool: Pool) -> Text:
     servers = pool.servers_active + pool.servers_idle
     return say(
         "database.pool_waits",
@@ -319,8 +359,8 @@ def _waits_in(pool: Pool) -> Text:
     )
 
 
-def _of_a_replica(used: float, usable: float, blocked: int) -> Finding:
-    """Nobody who writes is there: it says nothing of the primary, which the target does not declare."""
+def _report_replica(used: float, usable: float, blocked: int) -> Finding:
+    """Return UNKNOWN: a replica shows no writers, and the target declares no primary."""
     return unknown(
         "",
         Reason.NOT_CONFIGURED,
@@ -329,60 +369,70 @@ def _of_a_replica(used: float, usable: float, blocked: int) -> Finding:
     )
 
 
-def _signals(wait: Value, share: Value, queue: Value, kept_from: str, blamed: bool, given: Given) -> list[Signal]:
-    free = wait.status is share.status is queue.status is Status.OK
+def _signals(
+    wait: Value,
+    share: Value,
+    queue: Value,
+    table_held: bool,
+    unconfirmed: bool,
+    kept_from: str,
+    doubted: bool,
+    given: JudgeInput,
+) -> list[Signal]:
+    free = wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
     observed = {
         "database.read_only": kept_from == "read_only",
         "database.shut_out": kept_from == "shut_out",
         "database.lacks_rights": kept_from == "lacks_rights",
         "database.blocked_for_long": wait.status is Status.CRITICAL,
         "database.blocked": wait.status is Status.WARNING,
-        # Many connections are a warning; none left is an outage.
+        "database.table_held": table_held,
+        "database.waits_for_standby": unconfirmed,
         "database.no_connections": share.status is Status.CRITICAL,
         "database.few_connections": share.status is Status.WARNING,
         "database.pool_exhausted": queue.status is Status.CRITICAL,
         "database.pool_waits": queue.status is Status.WARNING,
         "database.free": free,
-        # It may be free and refuse all the same: what the services themselves were told counts more.
-        "database.takes_all": free and not kept_from and not blamed,
+        # A service that reports an error of the database outweighs these free locks and connections.
+        "database.takes_all": free and not kept_from and not doubted,
     }
-    return [signal for name, seen in observed.items() if seen for signal in given.speaks(name)]
+    return [signal for name, holds in observed.items() if holds for signal in given.evidence(name)]
 
 
-def _in_front(blocked: list[Blocked]) -> Blocked | None:
-    """Who waits itself and is all that others wait for: its strong lock stands before theirs in the queue."""
+def _find_waiting_blocker(blocked: list[Blocked]) -> Blocked | None:
+    """Return a waiting session that alone blocks another: its stronger lock is ahead in the lock queue."""
     return next((b for b in blocked if b.pid is not None and any(o.blocked_by == str(b.pid) for o in blocked)), None)
 
 
 def _proposals(
-    given: Given,
-    waits: bool,
+    given: JudgeInput,
+    may_end: bool,
     full: bool,
     blocker: Blocker,
     in_front: Blocked | None,
     most: str,
     share_of_most: float,
 ) -> tuple[Proposal, ...]:
-    if waits and blocker.pid is not None:
+    if may_end and blocker.pid is not None:
         idle = (blocker.state or "").startswith("idle")
         end = proposals.end_blocker(given, blocker.pid, str(blocker.application), idle=idle)
-        if in_front is None:
+        if in_front is None or in_front.pid is None:
             return (end,)
-        # The milder first: what has not begun loses nothing.
-        return (proposals.cancel_waiting(given, in_front.pid or 0, str(in_front.application)), end)
-    if full and share_of_most > given.number("connections.one_holder") and not _is_ours(most):
-        # Slowing down our own workers restarts them, and where none is left they would not come in again.
+        # The milder action first: a statement that still waits has done no work.
+        return (proposals.cancel_waiting(given, in_front.pid, str(in_front.application)), end)
+    if full and share_of_most > given.number("connections.one_holder") and not _is_service(most):
+        # No action if a service has them: throttling restarts it, and it might not get a connection again.
         return (proposals.end_sessions(given, most),)
     return ()
 
 
-def _is_ours(application: str) -> bool:
-    """Whether that is how the pods, which give no name, appear: by their driver or their address."""
+def _is_service(application: str) -> bool:
+    """Return whether the name is that of a service: its driver or its address, as the pods set no name."""
     return application == "PostgreSQL JDBC Driver" or bool(re.fullmatch(r"-|[0-9a-f.:]+", application))
 
 
-def draw_sessions(frames: Frames, given: Given) -> charts.Chart | None:
-    """Connections by application and state, against what an ordinary role can get."""
+def draw_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw connections by application and state, with the number that an ordinary role can use."""
     sessions = table(frames, "sessions", "application", "state", "n")
     connections = rows.first(frames.get("connections"), Connections)
     if sessions.empty or connections is None:
@@ -396,8 +446,8 @@ def draw_sessions(frames: Frames, given: Given) -> charts.Chart | None:
     )
     figure, ax = charts.axes("Connections by application", "", f"connections, of {usable:.0f} usable")
     left = pd.Series(0.0, index=matrix.index)
-    looks = zip(matrix.columns, (charts.BLUE, charts.ORANGE, charts.GREEN, charts.GREY, charts.RED), strict=False)
-    for (state, colour), hatch in zip(looks, ("", "//", "..", "xx", "\\\\"), strict=False):
+    styles = zip(matrix.columns, (charts.BLUE, charts.ORANGE, charts.GREEN, charts.GREY, charts.RED), strict=False)
+    for (state, colour), hatch in zip(styles, ("", "//", "..", "xx", "\\\\"), strict=False):
         ax.barh(
             matrix.index,
             matrix[state],

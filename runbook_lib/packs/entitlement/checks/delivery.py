@@ -1,106 +1,138 @@
-"""Is the delivery worker at work? What one look, or two a little apart, say of it; shared by 4.1.1 and 4.3."""
+"""Judge from one sample, or two samples a few seconds apart, whether the delivery worker works; for 4.1.1 and 4.3."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib import rows, samples
 from runbook_lib.checks.parts import seconds_between
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.packs.entitlement.rows import Activity, Attempts, Held, Notifications, Tries
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Frames, Status, Text, say
+from runbook_lib.packs.entitlement.evidence import sessions
+from runbook_lib.packs.entitlement.evidence.sessions import TimeUse
+from runbook_lib.packs.entitlement.first_look import DELIVERY, keep_delivery
+from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Tries
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: Observations of a worker that is gone, and not only one that may be waiting for a receiver.
-GONE = ("delivery.stopped", "delivery.seems_stopped")
+#: Observations of a worker that has stopped, as opposed to one that may wait for the receiver.
+STOPPED_OBSERVATIONS = ("delivery.stopped", "delivery.seems_stopped")
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """The worker as the tables show it.
+    """The state of the delivery worker, read from the tables.
 
-    `silence_s` is how long nobody has claimed or sent although something was ready. `tries` are rows by how often
-    they were tried in vain, `failed` and `failed_now` how many were in the last seconds. `progress` tells whether rows
-    left a worker's hands between two looks, `accepted` whether one of them was sent; None where one look was enough.
+    `silence_s` is the time without a claim or send while rows were due; `sign_s`, the time since the newest claim, send
+    or try in any case, None for none. `tries` maps a number of failed tries to the number of rows that have it;
+    `failed` and `failed_now` are the rows whose try failed in the last seconds. `progress` tells whether a row was
+    claimed, sent or tried between two samples, `accepted` whether one was sent; both are None after one sample.
+    `in_batch` tells whether both samples show a row of the same claim: the worker was inside one batch meanwhile.
+    `finished` is the number of rows that it finished meanwhile, `use` what it did in the samples between the two.
     """
 
     queue: Notifications
     activity: Activity
     tries: dict[int, int]
-    failed: float
-    failed_now: float
+    failed: float | None
+    failed_now: float | None
     silence_s: float
     progress: bool | None
     accepted: bool | None
+    sign_s: float | None = None
+    apart_s: float | None = None
+    in_batch: bool = False
+    finished: int = 0
+    use: TimeUse = field(default_factory=TimeUse)
 
     @property
     def tried(self) -> float:
-        """Rows that were tried in vain."""
+        """Return the number of rows with a failed try."""
         return float(sum(self.tries.values()))
 
     @property
     def total(self) -> float:
-        """All that has not reached an end."""
+        """Return the number of unfinished rows."""
         return self.queue.ready + self.queue.leased + self.queue.waiting_retry
 
-    def stopping(self, given: Given) -> str:
-        """The observation of a worker that is stopped or hangs; "" for none."""
+    def stopping(self, given: JudgeInput) -> str:
+        """Return the observation of a worker that has stopped or hangs; "" for none."""
         limit = given.limits["delivery.silence"]
-        if self.progress or min(self.queue.oldest_s, self.silence_s) < (limit.warning or 0):
+        if self.progress or not limit.reached(min(self.queue.oldest_s, self.silence_s)):
             return ""
         if self.queue.leased and self.tried >= given.number("tries.pattern"):
-            return "delivery.may_be_stuck"  # or one send after the other that waits for its timeout
-        sure = not self.queue.leased or self.silence_s >= (limit.critical or 0)
+            return "delivery.may_be_stuck"  # or each send waits for its timeout
+        sure = not self.queue.leased or limit.reached(self.silence_s, Status.CRITICAL)
         return "delivery.stopped" if sure else "delivery.seems_stopped"
 
-    def refusing(self, given: Given) -> str:
-        """The observation of a receiver that refuses or does not answer; "" for none."""
+    def refusing(self, given: JudgeInput) -> str:
+        """Return the observation of a receiver that refuses or does not answer; "" for none."""
         limits = given.limits
         if self._refuses_some(given):
             return "delivery.refused_some"
         if self.tried < given.number("tries.pattern") or not self._failing(given):
             return ""
-        if self.stopping(given) in GONE:
+        if self.stopping(given) in STOPPED_OBSERVATIONS:
             return "delivery.refused_before"
         many = self.tried >= given.number("delivery.refused_share") * self.total
-        if many or self.queue.waiting_retry >= (limits["backlog.waiting_retry"].warning or 0):
+        if many or limits["backlog.waiting_retry"].reached(self.queue.waiting_retry):
             return "delivery.refused"
-        # At work, behind, and some tries failed: each send may wait for its timeout.
-        if not self.progress or self.queue.oldest_s < (limits["delivery.silence"].warning or 0):
+        # The worker makes progress, is late, and some tries failed: each send may wait for its timeout.
+        if not self.progress or not limits["delivery.silence"].reached(self.queue.oldest_s):
             return ""
         return "delivery.refused_in_part" if self.accepted else "delivery.times_out"
 
-    def notes(self, given: Given) -> tuple[Text, ...]:
-        """What two looks have shown."""
+    def spends(self, given: JudgeInput) -> str:
+        """Return the observation of what a late worker spends its time on; "" for none."""
+        use, late = self.use, given.limits["backlog.oldest_due"].reached(self.queue.oldest_s)
+        if not late or use.samples < given.number("samples.least"):
+            return ""
+        most = given.number("samples.share") * use.samples
+        if use.locked >= most:
+            return "delivery.waits_for_lock"
+        if use.working >= most:
+            return "delivery.slow_statements"
+        # Between two batches a worker pauses, and runs no statement either.
+        return "delivery.slow_outside" if self.progress and self.in_batch and use.outside >= most else ""
+
+    def notes(self, given: JudgeInput) -> tuple[Text, ...]:
+        """Return a note on what two samples showed; nothing after one sample."""
         if self.progress is None:
             return ()
-        return (say("backlog.progress" if self.progress else "backlog.no_progress", s=given.number("looks.apart")),)
+        apart_s = self.apart_s or given.number("looks.apart")
+        progress = say("backlog.progress" if self.progress else "backlog.no_progress", s=round(apart_s, 1))
+        if not self.use.samples:
+            return (progress,)
+        return (progress, say("backlog.time_use", **vars(self.use), outside=self.use.outside))
 
-    def sends(self, given: Given) -> bool:
-        """Whether a row was sent just now."""
+    def sends(self, given: JudgeInput) -> bool:
+        """Return whether a row was sent within `success.lately`."""
         sent_s = seconds_between(self.activity.last_sent, self.activity.now)
         return sent_s is not None and sent_s < given.number("success.lately")
 
-    def _refuses_some(self, given: Given) -> bool:
-        """Whether most sends succeed while some fail: what fails is then special, and not the receiver."""
+    def _refuses_some(self, given: JudgeInput) -> bool:
+        """Return whether most sends succeed while some fail: then those rows are at fault, not the receiver."""
+        if self.failed is None or not self.sends(given):
+            return False
         sent = self.activity.sent_1m * given.number("recovery.recent") / 60
-        return self.sends(given) and sent > self.failed >= given.number("tries.pattern")
+        return sent > self.failed >= given.number("tries.pattern")
 
-    def _failing(self, given: Given) -> bool:
-        """Whether tries fail now. While sends succeed only a first failure tells; a full sample may have missed it."""
+    def _failing(self, given: JudgeInput) -> bool:
+        """Return whether tries fail now; while sends succeed, only rows with a first failure prove it.
+
+        A full sample of rows may have missed these, so it counts as failing.
+        """
         first = bool(self.tries.get(1) or self.failed_now)
         return not self.sends(given) or first or self.tried >= given.number("attempts.sample")
 
 
-def look(rb: Context, db: Snapshot) -> Frames:
-    """What waits, who holds what, when somebody was at work, and what failed.
+def collect(rb: Context, db: Snapshot) -> Frames:
+    """Collect the backlog, leases, last activity and failed tries.
 
     Frames: backlog, activity, attempts, held, tries.
     """
@@ -111,60 +143,96 @@ def look(rb: Context, db: Snapshot) -> Frames:
     }
 
 
-def second_look(rb: Context, first: Frames, always: bool = False) -> Frames:
-    """The same a little later, `always` or if something has been due for suspiciously long; {} if not.
+def collect_again(rb: Context, first: Frames, always: bool = False) -> Frames:
+    """Collect a second sample `looks.apart` seconds apart if a row is due for too long, or `always`; {} if not.
 
-    Waited is only what is left of the time: whatever was asked since the first look has been part of it.
-    Frames: activity_later, attempts_later, held_later.
+    An earlier step's sample of this run is the other one if it is old enough: then there is no pause, unless the worker
+    of rows that are due for too long was not watched yet. The time that passed since the first sample counts towards
+    the pause, in which the worker is watched.
+    Frames: activity, attempts and held with the suffix _later, or _earlier where that sample is an earlier step's; that
+    of `sessions.watch_worker`.
     """
-    limit = rb.catalog.limits["delivery.silence"].warning or 0
-    if not always and rows.one(first["backlog"], Notifications).oldest_s < limit:
+    late = rb.catalog.limits["delivery.silence"].reached(rows.one(first["backlog"], Notifications).oldest_s)
+    if not always and not late:
         return {}
     taken, apart_s = rows.one(first["activity"], Activity).now, rb.number("looks.apart")
-    past_s = 0.0
-    if taken is not None and "postgres" in rb.clocks:  # else its clock may not be compared with this one
-        past_s = (rb.now() - taken).total_seconds()
-    time.sleep(min(max(apart_s - past_s, 0.0), apart_s))
+    before, kept = samples.earlier("delivery", taken, apart_s, rb.number("looks.shared"))
+    keep_delivery(first)
+    earlier = {f"{name}_earlier": frame for name, frame in kept.items()}
+    watched = samples.earlier("worker", taken, 0.0, rb.number("looks.shared"))[1] | first
+    least, each_s = rb.number("samples.least"), rb.number("samples.apart")
+    must_watch = late and len(watched.get("worker_samples", ())) < least
+    between_s = seconds_between(before, taken)
+    if between_s is not None and between_s >= apart_s and not must_watch:
+        return earlier | watched
+    taken, passed_s = before or taken, 0.0
+    if taken is not None and "postgres" in rb.clocks:  # else the two clocks may differ
+        passed_s = (rb.now() - taken).total_seconds()
+    pause_s = max(apart_s - passed_s, (least + 2) * each_s if must_watch else 0.0)
+    frames = sessions.watch_worker(rb, min(pause_s, apart_s), watched)
+    samples.keep("worker", rb.now(), frames)
     with rb.snapshot() as db:
-        return {f"{name}_later": db.ask(f"notifications/{name}") for name in ("activity", "attempts", "held")}
+        later = {name: db.ask(query) for name, query in DELIVERY.items()}
+    keep_delivery(later)
+    return frames | earlier | {f"{name}_later": frame for name, frame in later.items()}
 
 
-def delivery(frames: Frames) -> Delivery:
-    """Read the frames of `look`, and of `second_look` if there was one."""
+def two_samples(frames: Frames, name: str) -> tuple[pd.DataFrame | None, pd.DataFrame | None] | None:
+    """Return the earlier and the later sample of a frame of `collect_again`; None if there is only one."""
+    if not {f"{name}_earlier", f"{name}_later"} & frames.keys():
+        return None
+    one = frames.get(name)
+    return frames.get(f"{name}_earlier", one), frames.get(f"{name}_later", one)
+
+
+def read_delivery(frames: Frames) -> Delivery:
+    """Read the frames of `collect`, and of `collect_again` if there was a second sample."""
     queue = rows.one(frames.get("backlog"), Notifications)
-    failed = Tries.of("delivery", frames)
-    activity, later = (rows.one(frames.get(name), Activity) for name in ("activity", "activity_later"))
-    tries, oldest, progress = _tries(frames, "attempts"), queue.oldest_s, None
-    accepted = _newer(activity.last_sent, later.last_sent)
-    if "held" in frames and "held_later" in frames:
-        moved = accepted or _newer(activity.last_claim, later.last_claim)
-        gone = _claims(frames["held"]) - _claims(frames["held_later"])
-        progress = moved or bool(gone) or tries != _tries(frames, "attempts_later")
+    known = Tries.of("delivery", frames) if "tries" in frames else None
+    failed, failed_now = (known.failed, known.failed_now) if known else (None, None)
+    activity = rows.one(frames.get("activity"), Activity)
+    if not {"backlog", "activity"} <= frames.keys():
+        return Delivery(queue, activity, {}, failed, failed_now, queue.oldest_due_s, None, None, None)
+    tries, oldest, progress = _count_tries(frames.get("attempts")), queue.oldest_s, None
+    accepted, apart_s = False, None
+    held, seen = two_samples(frames, "held"), two_samples(frames, "activity")
+    claims, claims_later = (_read_claims(frame) for frame in held or (None, None))
+    if held and seen:
+        before, later = (rows.one(frame, Activity) for frame in seen)
+        accepted, apart_s = _is_newer(before.last_sent, later.last_sent), seconds_between(before.now, later.now)
+        claimed = _is_newer(before.last_claim, later.last_claim)
+        tried = [_count_tries(frame) for frame in two_samples(frames, "attempts") or ()]
+        progress = accepted or claimed or bool(claims - claims_later) or tried[1:] != tried[:1]
     signs = [activity.last_claim, activity.last_sent]
     if progress is not False or queue.leased:
-        signs.append(activity.last_try)  # an upper bound only: it counts where something supports it
-    seen = [at for at in signs if at is not None]
-    silence = (activity.now - max(seen)).total_seconds() if activity.now is not None and seen else oldest
+        signs.append(activity.last_try)  # an upper bound: it counts only if a lease or progress supports it
+    sign_s = seconds_between(max((at for at in signs if at is not None), default=None), activity.now)
+    silence = oldest if sign_s is None else sign_s
     return Delivery(
         queue=queue,
         activity=activity,
         tries=tries,
-        failed=failed.failed,
-        failed_now=failed.failed_now,
+        failed=failed,
+        failed_now=failed_now,
         silence_s=0.0 if progress else max(min(silence, oldest), 0.0),
         progress=progress,
         accepted=None if progress is None else accepted,
+        sign_s=sign_s,
+        apart_s=apart_s,
+        in_batch=bool(claims & claims_later),
+        finished=len(claims - claims_later),
+        use=sessions.read_time_use(frames),
     )
 
 
-def _newer(before: pd.Timestamp | None, after: pd.Timestamp | None) -> bool:
+def _is_newer(before: pd.Timestamp | None, after: pd.Timestamp | None) -> bool:
     return after is not None and (before is None or after > before)
 
 
-def _claims(held: pd.DataFrame) -> set[tuple[str, pd.Timestamp | None]]:
-    return {(row.notification_id, row.locked_at) for row in rows.each(held, Held)}
+def _read_claims(held: pd.DataFrame | None) -> set[tuple[str, pd.Timestamp | None]]:
+    return {(row.notification_id, row.locked_at) for row in rows.each(held, HeldRow)}
 
 
-def _tries(frames: Frames, name: str) -> dict[int, int]:
-    """Rows by how often they were tried in vain, those never tried left out."""
-    return {row.attempt_count: row.n for row in rows.each(frames.get(name), Attempts) if row.attempt_count > 0}
+def _count_tries(frame: pd.DataFrame | None) -> dict[int, int]:
+    """Return the number of rows by their number of failed tries, without rows that never failed."""
+    return {row.attempt_count: row.n for row in rows.each(frame, Attempts) if row.attempt_count > 0}

@@ -1,4 +1,4 @@
-"""4.2: can an event be registered twice, is it registered before work is done, and what becomes of redeliveries?"""
+"""4.2: the unique key of processed events, the order of registration and work, and redeliveries."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.dates import date2num
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.diagnosis import signals_of_silence
-from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, needs_the_present, no_data, seconds_between
-from runbook_lib.context import Given
+from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.parts import Parts, no_data, require_present, seconds_between, signals_of_failures
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -32,7 +31,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import leases
+from runbook_lib.packs.entitlement.checks import leases, retention
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import logs
 from runbook_lib.view import charts
@@ -40,9 +39,9 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: The constraint whose violation the subscriber takes for "already done"; any other violation is an error to it.
+#: The constraint whose violation the subscriber treats as a duplicate; any other violation is an error to it.
 KEY = "processed_events_pkey"
-#: What notification writes: a mark that met no row, an event that was known, a send that succeeded.
+#: Log texts of the notification service: a lock that was lost, a duplicate that was skipped, a successful send.
 LOST = (
     "notification sent but lock was lost",
     "notification retry skipped because lock was lost",
@@ -52,14 +51,12 @@ SKIPPED, SENT = "duplicate notification event skipped", "notification simulated 
 _ID = re.compile(r"\bid=(\S+)")
 
 
-# 4.2.1 Does the key refuse a second registration?
+# 4.2.1 Whether the key refuses a second registration.
 
 
-@dataclass(frozen=True)
-class Index:
-    """An index of processed_events; without one the table is a row of nothing."""
+class KeyIndex(rows.Row, query="duplicates/key"):
+    """An index of processed_events; one empty row if the table has no index."""
 
-    QUESTION: ClassVar[str] = "duplicates/key"
     index_name: str | None = None
     constraint_name: str | None = None
     columns: str | None = None
@@ -71,21 +68,35 @@ class Index:
 
 
 def collect_key(rb: Context) -> Frames:
-    """The indexes of processed_events, from the catalog alone: it answers behind every lock. Frame: key."""
+    """4.2.1: collect the indexes of processed_events from the catalog, which answers under any lock. Frame: key."""
     with rb.snapshot() as db:
         return {"key": db.ask("duplicates/key")}
 
 
-def judge_key(frames: Frames, given: Given) -> Finding:
-    """Only a unique index on event_id alone that is valid, complete and immediate refuses a second registration."""
+#: The headline by the state of the key.
+_KEY_HEADLINES = {
+    "key_valid": "duplicates.key_valid",
+    "key_renamed": "duplicates.key_renamed",
+    "key_deferred": "duplicates.key_deferred",
+    "key_invalid": "duplicates.key_invalid",
+    "key_partial": "duplicates.key_partial",
+    "key_missing": "duplicates.key_missing",
+}
+
+
+def judge_key(frames: Frames, given: JudgeInput) -> Finding:
+    """4.2.1: judge whether an index refuses a second registration of an event.
+
+    It does if it is unique on event_id alone, valid, not partial, and checked immediately.
+    """
     if "key" not in frames:
         return no_data("duplicates/key")
-    found = rows.each(frames["key"], Index)
+    found = rows.each(frames["key"], KeyIndex)
     if not found:
         return judged(
             say("duplicates.no_table"),
             at_least=Status.CRITICAL,
-            signals=given.speaks("duplicates.no_table"),
+            signals=given.evidence("duplicates.no_table"),
             next_sections=("2",),
         )
     unique = [i for i in found if i.is_unique and i.columns == "event_id"]
@@ -98,13 +109,13 @@ def judge_key(frames: Frames, given: Given) -> Finding:
         "key_invalid": [i for i in unique if not (i.valid and i.ready)],
         "key_partial": [i for i in unique if i.partial],
     }
-    key = next((kind for kind, there in kinds.items() if there), "key_missing")
+    key = next((kind for kind, indexes in kinds.items() if indexes), "key_missing")
     chosen = kinds.get(key, [])
-    left = [i.index_name for i in found if i.is_unique and not i.valid and i not in chosen and i.index_name]
+    invalid = [i.index_name for i in found if i.is_unique and not i.valid and i not in chosen and i.index_name]
     broken = not refusing
-    seen = "duplicates.key_valid" if key == "key_valid" else "duplicates.key_differs"
+    observation = "duplicates.key_valid" if key == "key_valid" else "duplicates.key_differs"
     return judged(
-        say(f"duplicates.{key}", names=", ".join(str(i.index_name) for i in chosen)),
+        say(_KEY_HEADLINES[key], names=", ".join(str(i.index_name) for i in chosen)),
         [
             Value(KEY, key.removeprefix("key_")),
             Value("processed_events.unique_indexes", len(unique), "indexes"),
@@ -113,33 +124,42 @@ def judge_key(frames: Frames, given: Given) -> Finding:
         at_least=Status.CRITICAL if broken else Status.OK if key == "key_valid" else Status.WARNING,
         notes=(
             *((say("duplicates.key_repair"),) if broken else ()),
-            *((say("duplicates.key_left", names=", ".join(left)),) if left and not broken else ()),
+            *((say("duplicates.key_left", names=", ".join(invalid)),) if invalid and not broken else ()),
         ),
-        signals=given.speaks("duplicates.key_broken" if broken else seen),
+        signals=given.evidence("duplicates.key_broken" if broken else observation),
         next_sections=("5.3",) if broken else (),
         show=("key",),
     )
 
 
-# 4.2.2 Is the event registered before work is done, in one transaction?
+# 4.2.2 Whether each event is registered before its work, in one transaction.
 
 
-#: What may be amiss, worst first: how it is counted in a text, and the text's name.
-AMISS = {
-    "events": "doubled",
-    "queued": "unregistered",
-    "registered": "registered_only",
-    "twice": "registered_twice",
-    "elsewhere": "elsewhere",
-    "replays": "replayed",
-    "close": "close",
+#: The headline of each problem that `judge_order` counts, worst first.
+_ORDER_HEADLINES = {
+    "events": "duplicates.doubled",
+    "queued": "duplicates.unregistered",
+    "registered": "duplicates.registered_only",
+    "twice": "duplicates.registered_twice",
+    "elsewhere": "duplicates.elsewhere",
+    "replays": "duplicates.replayed",
+    "close": "duplicates.close",
+}
+#: The note of each further problem beside duplicates.
+_ALSO = {
+    "queued": "duplicates.also_unregistered",
+    "registered": "duplicates.also_registered_only",
+    "twice": "duplicates.also_registered_twice",
+    "elsewhere": "duplicates.also_elsewhere",
+    "replays": "duplicates.also_replayed",
+    "close": "duplicates.also_close",
 }
 
 
 def collect_order(rb: Context) -> Frames:
-    """The window's notifications against their registrations; copies side by side where there are any.
+    """4.2.2: collect differences between the window's notifications and their registrations, and any duplicates.
 
-    Frames: duplicates, copies, again, halves, apart, twice, arrivals.
+    Frames: duplicates, copies, again, halves, apart, twice, arrivals, oldest.
     """
     with rb.snapshot() as db:
         duplicates = db.ask("consistency/duplicates")
@@ -149,13 +169,14 @@ def collect_order(rb: Context) -> Frames:
             "apart": db.try_ask("duplicates/other_instant"),
             "twice": db.try_ask("duplicates/registered_twice"),
             "arrivals": db.try_ask("notifications/arrivals_per_minute"),
+            "oldest": db.try_ask(retention.Oldest.QUESTION),
             "copies": db.try_ask("duplicates/copies") if len(duplicates) else None,
         }
     return {"duplicates": duplicates} | {name: frame for name, frame in others.items() if frame is not None}
 
 
-def judge_order(frames: Frames, given: Given) -> Finding:
-    """One event, one registration, one notification, one instant; anything else the code can not have written."""
+def judge_order(frames: Frames, given: JudgeInput) -> Finding:
+    """4.2.2: judge whether each event has one registration and one notification, written at the same instant."""
     if "duplicates" not in frames:
         return no_data("consistency/duplicates")
     duplicates = table(frames, "duplicates", "event_id", "n", "last")
@@ -177,19 +198,25 @@ def judge_order(frames: Frames, given: Given) -> Finding:
         "replays": len(replays),
         "close": int((~elsewhere).sum()),
     }
-    unsent = _unsent(frames)
+    unsent = _count_unsent_duplicates(frames)
     newest = pd.concat([duplicates["last"], repeats["created_at"]]).max() if events else None
     ago = seconds_between(newest, given.as_of)
     still = bool(events) and (bool(unsent) or (ago is not None and ago < given.number("duplicates.still")))
     unasked = [name for name in ("halves", "apart", "again", "twice") if name not in frames]
     queued = float(table(frames, "arrivals", "n")["n"].sum()) if "arrivals" in frames else None
     facts = found | {"extra": extra, "ago": ago, "unsent": unsent, "seen": queued, "minutes": given.window_minutes}
-    key = next((AMISS[name] for name, n in found.items() if n), None)
-    well = "half_seen" if unasked else "none" if queued == 0 else "in_order"
-    # What copies explain is not shown twice.
+    problem = next((name for name, n in found.items() if n), None)
+    if problem is not None:
+        headline = _ORDER_HEADLINES[problem]
+    elif unasked:
+        headline = "duplicates.half_seen"
+    else:
+        headline = "duplicates.none" if queued == 0 else "duplicates.in_order"
+    clean_up = retention.judge_clean_up(frames, given)
+    # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"]}
     return judged(
-        say(f"duplicates.{key or well}", **facts),
+        say(headline, **facts),
         [
             given.limits.value("integrity.rows", sum(found.values()) - found["replays"] - found["close"]),
             Value("duplicates", found["events"], "events"),
@@ -201,21 +228,22 @@ def judge_order(frames: Frames, given: Given) -> Finding:
             Value("registered_at_another_instant", len(later), "rows"),
             Value("queued_after_30_days", found["replays"], "rows"),
             Value("notifications.created", queued, "rows"),
+            *clean_up.values,
         ],
         at_least=Status.UNKNOWN if unasked else Status.WARNING if found["replays"] or found["close"] else Status.OK,
-        notes=tuple(_notes(frames, unasked, found, facts)),
-        signals=_order_signals(given, key, still, bool(unasked)),
-        # Holding makes everybody wait: for copies that it still keeps from somebody, and not for those that are out.
+        notes=(*_order_notes(frames, unasked, found, facts), *clean_up.notes),
+        signals=(*_order_signals(given, problem, still, bool(unasked)), *clean_up.signals),
+        # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
-        if unsent or _keep_coming(frames, given)
+        if unsent or _is_still_duplicating(frames, given)
         else (),
-        next_sections=("5.3",) if key else (),
+        next_sections=("5.3",) if problem else (),
         show=tuple(name for name, n in shown.items() if n and len(frames.get(name, ()))),
     )
 
 
-def _copies(frames: Frames) -> pd.DataFrame:
-    """Every notification of an event but its first, as far as rows were fetched."""
+def _find_duplicates(frames: Frames) -> pd.DataFrame:
+    """Return every notification of an event except the first one, among the rows that were read."""
     columns = ["notification_id", "event_id", "status", "created_at"]
     copies = table(frames, "copies", *columns).sort_values("created_at")
     again = table(frames, "again", *columns, "earlier_id")
@@ -223,29 +251,29 @@ def _copies(frames: Frames) -> pd.DataFrame:
     return pd.concat([f for f in both if len(f)] or [copies[columns]]).drop_duplicates("notification_id")
 
 
-def _keep_coming(frames: Frames, given: Given) -> bool:
-    """Whether copies were made lately, and over longer than one burst of redeliveries that may be over."""
-    made = pd.to_datetime(_copies(frames)["created_at"].dropna(), utc=True)
+def _is_still_duplicating(frames: Frames, given: JudgeInput) -> bool:
+    """Return whether a duplicate was created recently, and longer after the first one than a burst lasts."""
+    made = pd.to_datetime(_find_duplicates(frames)["created_at"].dropna(), utc=True)
     lately = made[made > given.as_of - pd.Timedelta(seconds=given.number("duplicates.look_back"))]
     return len(lately) > 0 and (lately.max() - made.min()).total_seconds() >= given.number("duplicates.burst")
 
 
-def _unsent(frames: Frames) -> int:
-    """Rows that will be sent although another of their event was, or will be."""
+def _count_unsent_duplicates(frames: Frames) -> int:
+    """Return how many rows will be sent although another row of the same event was or will be sent."""
     copies = table(frames, "copies", "event_id", "status")
     again = table(frames, "again", "event_id", "status", "earlier_id")
     again = again[again["earlier_id"].notna() & ~again["event_id"].isin(set(copies["event_id"]))]
     waits = copies["status"].isin(["PENDING", "PROCESSING"])
-    # One of them may go out where none has been sent.
+    # If no row of the event was sent, one of the waiting rows is not a duplicate.
     sent = set(copies[copies["status"] == "SENT"]["event_id"])
     first = copies[waits & ~copies["event_id"].isin(sent)]["event_id"].nunique()
     return int(waits.sum() - first + again["status"].isin(["PENDING", "PROCESSING"]).sum())
 
 
-def _notes(frames: Frames, unasked: list[str], found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
+def _order_notes(frames: Frames, unasked: list[str], found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
     notes = []
     if found["events"]:
-        notes += [say(f"duplicates.also_{AMISS[name]}", **facts) for name, n in found.items() if n and name != "events"]
+        notes += [say(_ALSO[name], **facts) for name, n in found.items() if n and name != "events"]
     if unasked:
         notes.append(say("duplicates.not_asked", names=", ".join(unasked)))
     if any(frame.attrs.get("capped") for frame in frames.values()):
@@ -256,32 +284,32 @@ def _notes(frames: Frames, unasked: list[str], found: dict[str, int], facts: dic
     return notes
 
 
-def _order_signals(given: Given, key: str | None, still: bool, unasked: bool) -> tuple[Signal, ...]:
-    """Events flow all the same, so that no hop is spoken for."""
-    if key == "doubled":
-        # Copies of a while ago tell what was wrong, not what is.
-        return given.speaks("duplicates.doubled_now" if still else "duplicates.doubled")
-    if key == "registered_only":
-        return given.speaks("consistency.registered_only")
-    if key is not None and key != "close":
-        return given.speaks("duplicates.not_in_order")
-    return () if unasked or key else given.speaks("duplicates.in_order")
+def _order_signals(given: JudgeInput, problem: str | None, still: bool, unasked: bool) -> tuple[Signal, ...]:
+    """Return the evidence of a problem named in `_ORDER_HEADLINES`, or of its absence."""
+    if problem == "events":
+        # Older duplicates prove a past problem only.
+        return given.evidence("duplicates.doubled_now" if still else "duplicates.doubled")
+    if problem == "registered":
+        return given.evidence("consistency.registered_only")
+    if problem is not None and problem != "close":
+        return given.evidence("duplicates.not_in_order")
+    return () if unasked or problem else given.evidence("duplicates.in_order")
 
 
-def draw_order(frames: Frames, given: Given) -> charts.Chart | None:
-    """Notifications queued per minute, and how many of them repeat an earlier one."""
+def draw_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the notifications queued per minute, and the duplicates among them."""
     arrivals = table(frames, "arrivals", "minute", "n").dropna()
-    copies = _copies(frames)["created_at"].dropna()
+    copies = _find_duplicates(frames)["created_at"].dropna()
     if arrivals.empty:
         return None
     extra = pd.to_datetime(copies, utc=True).dt.floor("min").value_counts().sort_index()
-    figure, ax = charts.axes("Notifications queued per minute, and second copies among them", "1/min", "UTC")
+    figure, ax = charts.axes("Notifications queued per minute, and duplicates among them", "1/min", "UTC")
     width = 50 / 86400  # of a day: a minute, and a gap
     ax.bar(arrivals["minute"], arrivals["n"], width=width, align="edge", color=charts.GREY, alpha=0.55, label="queued")
     if len(extra):
         ax.bar(
             extra.index, extra.to_numpy(), width=width, align="edge", color=charts.RED, hatch="xx",
-            edgecolor="white", label="second copy of an event",
+            edgecolor="white", label="duplicate of an event",
         )  # fmt: skip
     ax.set_xlim(*date2num([given.as_of - pd.Timedelta(minutes=given.window_minutes), given.as_of]))
     charts.clock_ticks(ax)
@@ -290,37 +318,37 @@ def draw_order(frames: Frames, given: Given) -> charts.Chart | None:
     return charts.Chart(figure, say("duplicates.alt", **facts), (say("duplicates.caption"),))
 
 
-# 4.2.3 Are second deliveries absorbed?
+# 4.2.3 Whether redeliveries are absorbed.
 
 
 def collect_absorbed(rb: Context) -> Frames:
-    """The consumer and the tables twice over a short pause, the stream against the outbox, and the log.
+    """4.2.3: collect two samples of the consumer and the tables, the stream and outbox counts, and the log.
 
-    Frames, those of the second look with `_later` behind: held, accepted, consumer (ts, created: time; delivered,
+    Frames, those of the second sample with the suffix `_later`: held, accepted, consumer (ts, created: time; delivered,
     num_ack_pending, num_pending, num_redelivered: messages; delivered_stream_seq: id; bound: flag). Once: stream
     (from_seq: id; since: time; messages), published, and those of `log_frames`.
     """
-    needs_the_present(rb, "postgres")
+    require_present(rb, "postgres")
     parts = Parts()
     since = rb.as_of - pd.Timedelta(seconds=rb.number("duplicates.look_back"))
 
-    def look(name: str) -> None:
+    def sample_tables(name: str) -> None:
         with rb.snapshot() as db:
             parts.answers["held" + name] = db.ask("notifications/held")
             parts.answers["accepted" + name] = db.ask("duplicates/accepted", **{"from": since})
 
-    def consumer(name: str) -> None:
+    def sample_consumer(name: str) -> None:
         with parts.part("consumer") as answers:
-            answers["consumer" + name] = _consumer(rb)
+            answers["consumer" + name] = _read_consumer(rb)
 
-    # The tables first and last: what the consumer delivers between its looks, they show between theirs.
-    look("")
-    consumer("")
+    # The tables first and last: their samples then include whatever the consumer delivers between its samples.
+    sample_tables("")
+    sample_consumer("")
     time.sleep(rb.number("looks.apart"))
-    consumer("_later")
-    look("_later")
+    sample_consumer("_later")
+    sample_tables("_later")
     with parts.part("stream") as answers:
-        answers |= _stream(rb)
+        answers |= _read_stream(rb)
     with parts.part("log") as answers:
         minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
         lines = rb.workloads.logs(facts_of(rb).workloads.notification, minutes)
@@ -328,31 +356,31 @@ def collect_absorbed(rb: Context) -> Frames:
     return parts.frames()
 
 
-def _consumer(rb: Context) -> pd.DataFrame:
+def _read_consumer(rb: Context) -> pd.DataFrame:
     names = facts_of(rb).streams
-    info = rb.jetstream.consumer(names.events, names.consumer)
+    found = rb.jetstream.consumer(names.events, names.consumer)
     return row(
-        ts=info.get("ts"),
-        created=info.get("created"),
-        delivered=info["delivered"]["consumer_seq"],
-        delivered_stream_seq=info["delivered"]["stream_seq"],
-        num_pending=info["num_pending"],
-        num_ack_pending=info["num_ack_pending"],
-        num_redelivered=info["num_redelivered"],
-        bound=bool(info.get("push_bound")),
+        ts=found.info.get("ts"),
+        created=found.info.get("created"),
+        delivered=found.deliveries,
+        delivered_stream_seq=found.delivered_seq,
+        num_pending=found.num_pending,
+        num_ack_pending=found.num_ack_pending,
+        num_redelivered=found.num_redelivered,
+        bound=found.bound,
     )
 
 
-def _stream(rb: Context) -> Frames:
-    """The newest messages, as many as the window reaches, and what the outbox says of the same time."""
+def _read_stream(rb: Context) -> Frames:
+    """Count the newest messages of the window in the stream, and what the outbox published from the same batch on."""
     name = facts_of(rb).streams.events
     state = rb.jetstream.stream(name)["state"]
-    # Of what is older the outbox has removed a part, or is about to.
+    # Older rows may have been removed from the outbox.
     oldest = max(rb.since, rb.as_of - pd.Timedelta(hours=rb.number("duplicates.outbox_reach")))
     newest = int(rb.number("duplicates.newest_messages"))
     back = [min(newest, state["messages"]) >> halved for halved in range(newest.bit_length())]
     messages = rb.jetstream.messages(name, [state["last_seq"] - n + 1 for n in dict.fromkeys(back) if n])
-    # The furthest one back that belongs to the window and names its event: from its batch on, the outbox is counted.
+    # The oldest message in the window with an event id: the outbox is counted from its batch on.
     known = [(m, event) for m in messages if (event := _event_id(m.headers)) and m.time >= oldest]
     if not known:
         return {}
@@ -365,7 +393,7 @@ def _stream(rb: Context) -> Frames:
 
 
 def _event_id(headers: dict[str, str]) -> str | None:
-    """The event that the relay named as the message's id; None for what somebody else published."""
+    """Return the event id in the header that the relay sets; None for a message of another publisher."""
     try:
         return str(uuid.UUID(headers.get("Nats-Msg-Id", "")))
     except ValueError:
@@ -373,25 +401,25 @@ def _event_id(headers: dict[str, str]) -> str | None:
 
 
 def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: float) -> Frames:
-    """What the log of notification says of copies: locks lost, events skipped, notifications sent twice.
+    """Count lost locks, skipped events and notifications sent twice in the log of the notification service.
 
     Frames: log (entries, lost, lost_now, skipped, sent: entries; sent_twice: rows; since, last_lost, last_twice, now:
     time), sent_twice (notification_id: id; n: entries; first, last: time).
     """
     begin = now - pd.Timedelta(minutes=minutes)
-    said = [(pd.Timestamp(r.time), r.message) for r in logs.read(lines) if r.time and pd.Timestamp(r.time) >= begin]
-    lost = [at for at, message in said if any(phrase in message for phrase in LOST)]
-    sends = [(m[1], at) for at, message in said if SENT in message and (m := _ID.search(message))]
+    entries = [(pd.Timestamp(r.time), r.message) for r in logs.read(lines) if r.time and pd.Timestamp(r.time) >= begin]
+    lost = [at for at, message in entries if any(phrase in message for phrase in LOST)]
+    sends = [(m[1], at) for at, message in entries if SENT in message and (m := _ID.search(message))]
     sent = pd.DataFrame(sends, columns=["notification_id", "at"])
     twice = sent.groupby("notification_id")["at"].agg(n="size", first="min", last="max").reset_index()
     twice = twice[twice["n"] > 1].sort_values("last", ascending=False)
     found = row(
-        entries=len(said),
-        since=min((at for at, _ in said), default=pd.NaT),
+        entries=len(entries),
+        since=min((at for at, _ in entries), default=pd.NaT),
         lost=len(lost),
         lost_now=sum(at > now - pd.Timedelta(seconds=just_s) for at in lost),
         last_lost=max(lost, default=pd.NaT),
-        skipped=sum(SKIPPED in message for _, message in said),
+        skipped=sum(SKIPPED in message for _, message in entries),
         sent=len(sent),
         sent_twice=len(twice),
         last_twice=max(twice["last"], default=pd.NaT),
@@ -400,18 +428,15 @@ def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: floa
     return {"log": found, "sent_twice": twice.head(500).reset_index(drop=True)}
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """What was queued in the last moments."""
+class AcceptedEvents(rows.Row, query="duplicates/accepted"):
+    """The events queued in the last minute, and the rows that were queued twice."""
 
-    QUESTION: ClassVar[str] = "duplicates/accepted"
     events: float = 0.0
     doubled: float = 0.0
 
 
-@dataclass(frozen=True)
-class Consumer:
-    """One look at the subscriber's consumer."""
+class ConsumerCounters(rows.Row):
+    """One sample of the subscriber's consumer."""
 
     ts: pd.Timestamp | None = None
     created: str | None = None
@@ -424,22 +449,22 @@ class Consumer:
 
     @property
     def ever(self) -> float | None:
-        """Redeliveries in its life; None where its stream began before it, so that this can not be told."""
+        """Return the redeliveries since it was created; None if its stream is older, so that they are not known."""
         ever = self.delivered - self.delivered_stream_seq
         return ever if ever >= 0 else None
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What the consumer did between two looks: deliveries, those of them that were second ones, and answers."""
+class ConsumerProgress:
+    """Deliveries, redeliveries and acknowledgements of the consumer between two samples."""
 
     delivered: float
     again: float
     answered: float
 
     @classmethod
-    def between(cls, first: Consumer | None, second: Consumer | None) -> Moved | None:
-        """None where it was not seen twice, or was made anew in between."""
+    def between(cls, first: ConsumerCounters | None, second: ConsumerCounters | None) -> ConsumerProgress | None:
+        """Return the difference of two samples; None if one is missing or the consumer was created in between."""
         if first is None or second is None or first.created != second.created:
             return None
         delivered = second.delivered - first.delivered
@@ -449,27 +474,23 @@ class Moved:
         return cls(max(delivered, 0.0), max(again, 0.0), max(answered, 0.0))
 
 
-@dataclass(frozen=True)
-class Stream:
-    """The messages that the stream holds from a batch of the outbox on."""
+class StreamTotals(rows.Row):
+    """The number of messages in the stream from a batch of the outbox on."""
 
     since: pd.Timestamp | None = None
     messages: float = 0.0
 
 
-@dataclass(frozen=True)
-class Published:
-    """What the outbox published from the same batch on, for certain and perhaps."""
+class Published(rows.Row, query="duplicates/published"):
+    """The number of events that the outbox published from the same batch on; `perhaps` is uncertain."""
 
-    QUESTION: ClassVar[str] = "duplicates/published"
     since: pd.Timestamp | None = None
     published: float = 0.0
     perhaps: float = 0.0
 
 
-@dataclass(frozen=True)
-class Log:
-    """What the log counts, and when it was read."""
+class DuplicatesLog(rows.Row):
+    """The counts of `log_frames`, and when the log was read."""
 
     entries: float = 0.0
     lost: float = 0.0
@@ -483,22 +504,24 @@ class Log:
 
     @property
     def ago(self) -> float | None:
-        """Seconds since the newest sign of a row in two hands."""
+        """Return the seconds since the newest lost lock or double send; None if there is none."""
         signs = [at for at in (self.last_lost, self.last_twice) if at is not None]
         return seconds_between(max(signs, default=None), self.now)
 
-    def worth(self, given: Given) -> str:
-        """How much its signs are worth: "sure", "now", "recent", "ever" or ""."""
+    def strength(self, given: JudgeInput) -> str:
+        """Return how strong the evidence of a double send is: "sure", "now", "recent", "ever" or "" for none."""
         if self.ago is not None and self.ago < given.number("log.just_now"):
-            # One lost lock may be a restart; several within a minute are somebody who sends the same rows.
+            # One lost lock may come from a restart; several in a minute prove a second worker on the same rows.
             return "sure" if self.sent_twice or self.lost_now >= given.number("tries.pattern") else "now"
         if self.ago is not None and self.ago < given.number("duplicates.still"):
             return "recent"
         return "ever" if self.lost or self.sent_twice else ""
 
 
-#: What the log's signs speak for, and how bad they are.
-LOG_SPEAKS = {
+#: Observations of two workers on the same rows, from two samples.
+TWO_WORKERS = {"leases.race", "leases.takeover", "leases.two_workers"}
+#: The observation and the least status by `DuplicatesLog.strength`.
+LOG_EVIDENCE = {
     "sure": ("duplicates.log_sure", Status.CRITICAL),
     "now": ("duplicates.log_now", Status.WARNING),
     "recent": ("duplicates.log_recent", Status.WARNING),
@@ -506,27 +529,31 @@ LOG_SPEAKS = {
 }
 
 
-def judge_absorbed(frames: Frames, given: Given) -> Finding:
-    """Redeliveries are normal; wrong is what they leave behind, and a row in two workers' hands."""
+def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
+    """4.2.3: judge duplicates that redeliveries left, and rows that two workers process; redeliveries are normal."""
     if not {"accepted", "accepted_later"} <= set(frames):
         return no_data("duplicates/accepted")
-    first, second = (next(iter(rows.each(frames.get(name), Consumer)), None) for name in ("consumer", "consumer_later"))
-    tables, later = (rows.one(frames[name], Accepted) for name in ("accepted", "accepted_later"))
+    first, second = (
+        next(iter(rows.each(frames.get(name), ConsumerCounters)), None) for name in ("consumer", "consumer_later")
+    )
+    tables, later = (rows.one(frames[name], AcceptedEvents) for name in ("accepted", "accepted_later"))
     before = next((f for f in given.earlier if f.step == "4.2.2"), None)
-    reached = later.doubled or float((before.value("duplicates") if before else 0) or 0)
+    known = before.value("duplicates") if before else None
+    reached = later.doubled or known
     new = max(later.events - tables.events, 0.0)
     seconds = (first and second and seconds_between(first.ts, second.ts)) or given.number("looks.apart")
-    moved = Moved.between(first, second)
+    moved = ConsumerProgress.between(first, second)
     rate = moved.again / seconds * 60 if moved else None
-    surplus, hidden = _surplus(frames)
+    surplus, hidden = _count_surplus(frames)
     locks = leases.judge_locks(
         {name: frames[kept] for name, kept in (("first", "held"), ("second", "held_later")) if kept in frames}, given
     )
-    race = locks.status is not Status.OK and any(s.about == "FM-NOTI-02" for s in locks.signals)
+    race = bool({s.observation for s in locks.signals} & TWO_WORKERS)
     failed = failures(frames)
-    log = rows.one(frames.get("log"), Log)
-    spoken, log_status = LOG_SPEAKS.get(worth := log.worth(given), ("", Status.OK))
-    recent = worth in ("sure", "now", "recent")
+    log = rows.first(frames.get("log"), DuplicatesLog)
+    strength = log.strength(given) if log else ""
+    log_observation, log_status = LOG_EVIDENCE.get(strength, ("", Status.OK))
+    recent = strength in ("sure", "now", "recent")
     limit = given.limits.value("redelivery.rate", rate)
     storm = limit.status is Status.WARNING
     facts: dict[str, Any] = {
@@ -534,52 +561,53 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
         "reached": reached,
         "again": moved.again if moved else None,
         "rate": rate,
-        # A delivery that is neither a new notification nor still waiting for its answer was absorbed, or refused.
+        # A delivery that made no new notification and does not wait for its acknowledgement was absorbed or refused.
         "absorbed": max(moved.answered - new, moved.again, 0.0) if moved else None,
         "seconds": seconds,
         "surplus": surplus,
         "hidden": hidden,
         "ever": second.ever if second else None,
         "what": locks.headline,
-        "lost": log.lost,
-        "twice": log.sent_twice,
-        "skipped": log.skipped,
-        "entries": log.entries,
-        "log_ago": log.ago,
-        "log_since": f"{log.since:%H:%M:%S}" if log.since is not None else None,
+        "lost": log.lost if log else None,
+        "twice": log.sent_twice if log else None,
+        "skipped": log.skipped if log else None,
+        "entries": log.entries if log else None,
+        "log_ago": log.ago if log else None,
+        "log_since": f"{log.since:%H:%M:%S}" if log and log.since is not None else None,
     }
     if later.doubled:
-        key = "reaching"
+        headline = "duplicates.reaching"
     elif race:
-        key = "two_hands"
+        headline = "duplicates.two_hands"
     elif recent:
-        key = "sent_twice" if log.sent_twice else "lock_lost"
+        headline = "duplicates.sent_twice" if log and log.sent_twice else "duplicates.lock_lost"
     elif reached:
-        key = "reached"
+        headline = "duplicates.reached"
     elif storm:
-        key = "storm"
+        headline = "duplicates.storm"
     elif moved is None:
-        key = "unseen"
+        headline = "duplicates.unseen"
     else:
-        key = "absorbed" if moved.again else "no_redelivery"
-    silent = failed.get("consumer") or failed.get("stream")
+        headline = "duplicates.absorbed" if moved.again else "duplicates.no_redelivery"
+    unread = failed.get("consumer") or failed.get("stream")
     at_least = [locks.status, log_status]
     if later.doubled:
         at_least.append(Status.CRITICAL)
     elif reached and before is not None:
         at_least.append(before.status)
-    if silent is not None and silent.reason is not Reason.NOT_CONFIGURED:
+    if unread is not None and unread.reason is not Reason.NOT_CONFIGURED:
         at_least.append(Status.UNKNOWN)
+    beside = locks if race and headline != "duplicates.two_hands" else None
     logged = (("lost", "entries"), ("twice", "rows"), ("skipped", "events"))
-    spoke = {
+    observed = {
         "duplicates.doubled_now": later.doubled,
-        "duplicates.absorbed": not later.doubled and moved is not None and not reached,
+        "duplicates.absorbed": moved is not None and not reached and (before is None or known is not None),
         "duplicates.storm": storm,
         "duplicates.surplus": surplus,
-        spoken: spoken,
+        log_observation: log_observation,
     }
     return judged(
-        say(f"duplicates.{key}", **facts),
+        say(headline, **facts),
         [
             *((limit,) if moved else ()),
             Value("redelivered", facts["again"], "deliveries"),
@@ -589,16 +617,16 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
             Value("consumer.redelivered_ever", facts["ever"], "deliveries"),
             Value("consumer.num_redelivered", second.num_redelivered if second else None, "messages"),
             Value("stream.more_than_published", surplus, "messages"),
-            *(Value(f"log.{name}", facts[name], unit) for name, unit in logged if "log" in frames),
+            *(Value(f"log.{name}", facts[name], unit) for name, unit in logged if log),
             *(v for v in locks.values if v.name in ("processing.other_holder", "processing.taken_before_lease_end")),
         ],
         at_least=worst(at_least),
-        reason=silent.reason if silent else None,
-        notes=tuple(_absorbed_notes(frames, given, facts, locks if race and key != "two_hands" else None)),
+        reason=unread.reason if unread else None,
+        notes=tuple(_absorbed_notes(frames, given, facts, beside)),
         signals=(
-            *(s for observation, seen in spoke.items() if seen for s in given.speaks(observation)),
+            *(s for observation, holds in observed.items() if holds for s in given.evidence(observation)),
             *locks.signals,
-            *(s for e in failed.values() for s in signals_of_silence(e, given.catalog)),
+            *signals_of_failures(failed, given),
         ),
         hops=(
             Hop(
@@ -618,31 +646,31 @@ def judge_absorbed(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _surplus(frames: Frames) -> tuple[float | None, float | None]:
-    """Messages that the stream holds beyond what the outbox published: at least so many, and what may hide."""
+def _count_surplus(frames: Frames) -> tuple[float | None, float | None]:
+    """Return how many more messages than published the stream has at least, and how many may be hidden; or None."""
     published = rows.one(frames.get("published"), Published)
     if not len(frames.get("stream", ())) or published.since is None:
         return None, None
-    surplus = rows.one(frames["stream"], Stream).messages - published.published - published.perhaps
+    surplus = rows.one(frames["stream"], StreamTotals).messages - published.published - published.perhaps
     return max(surplus, 0.0), max(-surplus, 0.0)
 
 
-def _absorbed_notes(frames: Frames, given: Given, facts: dict[str, Any], race: Finding | None) -> list[Text]:
+def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], race: Finding | None) -> list[Text]:
     notes = [race.headline] if race else []
     for e in failures(frames).values():
-        why = say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
-        notes.append(say("duplicates.without", source=e.source, why=why))
+        notes.append(say("duplicates.without", source=e.source, why=unknown_from_error(e).headline))
     if facts["surplus"] is None:
         notes.append(say("duplicates.stream_untold"))
     else:
-        since = rows.one(frames["stream"], Stream).since
-        told = facts | {"since": since and f"{since:%H:%M:%S}"}
-        notes.append(say("duplicates.stream_more" if facts["surplus"] else "duplicates.stream_agrees", **told))
+        since = rows.one(frames["stream"], StreamTotals).since
+        compared = facts | {"since": since and f"{since:%H:%M:%S}"}
+        notes.append(say("duplicates.stream_more" if facts["surplus"] else "duplicates.stream_agrees", **compared))
     if facts["absorbed"]:
         notes.append(say("duplicates.estimate", **facts))
-    if "log" in frames:
-        read = "log_quiet" if not facts["lost"] + facts["twice"] else "log_lost"
-        notes.append(say(f"duplicates.{read if facts['entries'] else 'log_empty'}", **facts))
+    if facts["entries"] == 0:
+        notes.append(say("duplicates.log_empty", **facts))
+    elif facts["entries"] is not None:
+        notes.append(say("duplicates.log_lost" if facts["lost"] + facts["twice"] else "duplicates.log_quiet", **facts))
     notes.append(say("duplicates.double_send", seconds=given.number("looks.apart")))
     return notes
 

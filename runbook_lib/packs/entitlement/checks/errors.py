@@ -1,7 +1,7 @@
-"""Error texts of failed deliveries, sorted: what differs by chance is folded, then one text is a dependency or data.
+"""Group error texts of failed deliveries by fingerprint, and classify each group as a dependency or data error.
 
-A library for log templates (drain3) was weighed and left out: it learns its templates from the order of the lines,
-is no longer maintained, and pins old versions of its own dependencies; two dozen texts need a few patterns.
+The library drain3 (log templates) is not used: its templates depend on the order of the lines, it is no longer
+maintained, and it pins old versions of its dependencies; a few patterns are enough for two dozen texts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 
 Kind = Literal["dependency", "data", "unclear"]
 
@@ -31,24 +31,35 @@ _FOLDS = tuple(
         (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "<id>"),
     )
 )
-#: A number of three digits that stands alone is a status code, and the meaning of the text.
+#: A three-digit number that stands alone is a status code and stays in the text; other numbers are folded.
 _NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
 
+#: A status code: after a word that announces it, or at the start of a sentence.
+_STATUS = re.compile(
+    r"(?:\b(?:http(?:/\d(?:\.\d)?)?|status(?: code)?|code|answered|returned|responded(?: with)?)\b[ :=]*|^|: )"
+    r"([45]\d\d)\b(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)",
+    re.IGNORECASE,
+)
+_RETRYABLE_STATUSES = ("408", "425", "429")
+#: Names and quoted values: their words do not describe the failure.
+_NAMES_AND_QUOTES = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|\b\w*_\w*\b")
 _DEPENDENCY = re.compile(
-    r"time[d ]*-?out|did not answer|no answer|unreachable|refused|reset|unavailable|too many requests|broken pipe"
-    r"|connect|gateway|network|\bdns\b|resol|\bclosed\b|temporar|overload|throttl|rate limit|try again"
-    r"|\b5\d\d\b|\b(?:408|425|429)\b",
+    r"time[d ]*-?out|did not answer|no answer|unreachable|unavailable|not available|too many requests|broken pipe"
+    r"|connection ?(?:was |is )?(?:refused|reset|closed|aborted|lost|failed)|reset by peer|connect(?:ion)? ?exception"
+    r"|(?:can ?not|could not|unable to|failed to) connect|disconnected|bad gateway|\bnetwork\b|\bdns\b|unknown ?host"
+    r"|no such host|(?:can ?not|could not|unable to|failed to) resolve|name resolution|rejectedexecution|temporar"
+    r"|overload|throttl|rate limit|try again",
     re.IGNORECASE,
 )
 _DATA = re.compile(
-    r"invalid|malformed|missing|not found|unknown|required|illegal|unsupported|pars(?:e|ing)|null|too (?:long|large)"
-    r"|unprocessable|bad request|rejected|no such|\b4\d\d\b",
+    r"invalid|malformed|\bmissing\b|not found|\bunknown\b|\brequired\b|illegal|unsupported|pars(?:e|ing)\b"
+    r"|\bnull|too (?:long|large)|unprocessable|bad request|\brejected\b|no such",
     re.IGNORECASE,
 )
 
 
 def fingerprint(text: object) -> str:
-    """The text with ids, users, addresses, times and numbers folded; status codes stay.
+    """Return the text with ids, users, addresses, times and numbers replaced by placeholders; status codes stay.
 
     >>> fingerprint("receiver answered 503 after 1024 ms for userId=alice at 10.0.0.7:8080")
     'receiver answered 503 after <n> ms for userId=<user> at <address>'
@@ -60,19 +71,22 @@ def fingerprint(text: object) -> str:
 
 
 def text_kind(text: object) -> Kind:
-    """What the words alone say: something else was down, or this very event is not acceptable.
+    """Classify a text by its words: a failed dependency, unacceptable data, or unclear.
 
     >>> text_kind("receiver answered 503"), text_kind("receiver answered 400"), text_kind("oops")
     ('dependency', 'data', 'unclear')
     """
     words = str(text or "")
+    if status := _STATUS.search(words):
+        return "dependency" if status[1].startswith("5") or status[1] in _RETRYABLE_STATUSES else "data"
+    words = _NAMES_AND_QUOTES.sub("", words)
     if _DEPENDENCY.search(words):
         return "dependency"
     return "data" if _DATA.search(words) else "unclear"
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ErrorCluster:
     """Dead letters with one error text; `n` is an estimate where they are a sample."""
 
     error: str
@@ -87,29 +101,31 @@ class Cluster:
     top_type: str
 
 
-def clusters(letters: pd.DataFrame, given: Given, sent: pd.DataFrame | None = None) -> list[Cluster]:
-    """Sort dead letters (created_at, error_message, user_id, event_type, total) by text, most frequent first.
+def cluster_errors(letters: pd.DataFrame, given: JudgeInput, sent: pd.DataFrame | None = None) -> list[ErrorCluster]:
+    """Group dead letters (created_at, error_message, user_id, event_type, total) by text, most frequent first.
 
-    `sent` (minute, n) tells when other notifications got through.
+    `sent` (minute, n) is the number of other notifications sent per minute.
     """
     if letters.empty:
         return []
     weight = weight_of(letters)
     minutes = set(sent[sent["n"] > 0]["minute"]) if sent is not None and {"minute", "n"} <= set(sent.columns) else set()
     found = [
-        _cluster(str(error), group, weight, minutes, given)
+        _build_cluster(str(error), group, weight, minutes, given)
         for error, group in letters.groupby(letters["error_message"].map(fingerprint), sort=False)
     ]
     return sorted(found, key=lambda c: -c.n)
 
 
 def weight_of(sample: pd.DataFrame) -> float:
-    """How many rows each row of a sample stands for, from its column `total`."""
+    """Return how many rows each row of a sample represents, from its column `total`."""
     total = pd.to_numeric(sample["total"], errors="coerce").max() if len(sample) and "total" in sample else None
     return max(float(total) / len(sample), 1.0) if total is not None and total == total else 1.0
 
 
-def _cluster(error: str, letters: pd.DataFrame, weight: float, sent: set[pd.Timestamp], given: Given) -> Cluster:
+def _build_cluster(
+    error: str, letters: pd.DataFrame, weight: float, sent: set[pd.Timestamp], given: JudgeInput
+) -> ErrorCluster:
     n = len(letters) * weight
     at = pd.to_datetime(letters["created_at"], utc=True)
     letters = letters[at >= at.max() - pd.Timedelta(days=given.number("window.longest"))]
@@ -119,12 +135,12 @@ def _cluster(error: str, letters: pd.DataFrame, weight: float, sent: set[pd.Time
     top_user, top_type = (float(v.iloc[0] / v.sum()) if len(v) else 0.0 for v in (users, types))
     one_user = n >= given.number("errors.user_many") and top_user >= given.number("errors.user_share")
     one_type = n >= given.number("errors.type_many") and top_type >= given.number("errors.type_share")
-    shape = _shape(at, n, given)
+    shape = _classify_shape(at, n, given)
     between = pd.date_range(at.min().floor("min"), at.max().floor("min"), freq="min")
     others_pass = sum(minute in sent for minute in between) >= given.number("errors.pass_share") * len(between)
-    return Cluster(
+    return ErrorCluster(
         error=error,
-        kind=_kind(text_kind(error), shape, one_user, one_type, others_pass),
+        kind=_classify_kind(text_kind(error), shape, one_user, one_type, others_pass),
         shape=shape,
         n=n,
         first=at.min(),
@@ -136,10 +152,10 @@ def _cluster(error: str, letters: pd.DataFrame, weight: float, sent: set[pd.Time
     )
 
 
-def _shape(at: pd.Series[pd.Timestamp], n: float, given: Given) -> Literal["burst", "long", "few"]:
+def _classify_shape(at: pd.Series[pd.Timestamp], n: float, given: JudgeInput) -> Literal["burst", "long", "few"]:
     counts = np.bincount((at - at.min()).dt.total_seconds().to_numpy().astype(int) // 60)
     busiest = int(given.number("errors.busiest"))
-    # A burst in a long series is still a long series; a few that came late after a burst are a burst.
+    # A burst within a long series is "long"; a few late rows after a burst are still "burst".
     beside = np.sort([i for i in np.argsort(-counts, kind="stable")[busiest:] if counts[i] > 0])
     long = len(beside) >= given.number("errors.long_minutes")
     if long and beside[-1] - beside[0] >= given.number("errors.long_span"):
@@ -147,11 +163,11 @@ def _shape(at: pd.Series[pd.Timestamp], n: float, given: Given) -> Literal["burs
     return "burst" if n >= given.number("errors.user_many") else "few"
 
 
-def _kind(words: Kind, shape: str, one_user: bool, one_type: bool, others_pass: bool) -> Kind:
+def _classify_kind(words: Kind, shape: str, one_user: bool, one_type: bool, others_pass: bool) -> Kind:
     if words == "data":
         return "data"
     if words == "dependency":
-        # What is down is down for everybody; one user alone over a long time is not that.
+        # A failed dependency affects all users; errors of one user over a long time come from the data.
         return "data" if one_user and shape == "long" else "dependency"
     if one_user or (one_type and shape != "burst") or (others_pass and shape == "long"):
         return "data"

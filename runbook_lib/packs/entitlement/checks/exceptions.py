@@ -1,11 +1,11 @@
-"""5.1.1: how often a process fails, and with what; by its log, and by what the tables say of its tries."""
+"""4.5, 5.1.1: the error rate of a service and its errors, from its log and from the failed tries in the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from itertools import pairwise, starmap
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.dates
@@ -15,16 +15,16 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import stats
-from runbook_lib.analysis.diagnosis import signals_of_silence
+from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.catalog import Phrase
-from runbook_lib.checks.check import Check, could_not_ask, failures
-from runbook_lib.checks.parts import Parts, needs_the_present
-from runbook_lib.context import Given
+from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.parts import Parts, require_present
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
     Frames,
+    Proposal,
     Reason,
-    Signal,
     Status,
     Value,
     judged,
@@ -33,19 +33,21 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
-from runbook_lib.packs.entitlement.facts import asked_of, facts_of
+from runbook_lib.packs.entitlement.evidence import logins
+from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
 from runbook_lib.sources import SourceError, logs
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: What is beyond the texts that are told apart.
+#: The group of all texts beyond the limit `log.texts`.
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
-#: The phrases of a try that failed, and of one that succeeded (the relay writes none).
+#: The phrases of a failed try, and of a successful one (the relay logs none).
 FAILED_TRY = (
     "notification retry scheduled",
     "notification moved to DLQ",
@@ -53,21 +55,30 @@ FAILED_TRY = (
     "outbox publish moved to FAILED",
 )
 SENT = "notification simulated send"
-#: Of these, a try that failed and will be made again: it speaks for a cause only as strongly as tries fail.
+#: The phrases of a failed try that is retried: the weight of this evidence depends on the share of failed tries.
 RETRIED = ("notification retry scheduled", "outbox publish retry scheduled")
-#: A client that gave its connection up says so once, and is deaf until the next start.
+#: A client that has given up its connection logs this once, and stays disconnected until the next start.
 CLOSED = ("no further reconnect", "Connection is Closed")
 STARTED = ("notification stream ensured", "entitlement stream ensured")
-#: Failure modes that a restart does not end.
-NOT_CURED = ("FM-NOTI-03", "FM-NOTI-04", "FM-DB-01", "FM-OB-02", "FM-NATS-02", "FM-NATS-04")
-#: What failed tries speak for, and how strongly their phrases do.
-FAILING = {
+#: The observation of failed tries by loop and status, and the setting with their phrases' weight.
+FAILED_TRY_OBSERVATIONS = {
     ("delivery", Status.WARNING): "exceptions.some_sends_fail",
     ("delivery", Status.CRITICAL): "exceptions.sends_fail",
     ("publish", Status.WARNING): "exceptions.some_publishes_fail",
     ("publish", Status.CRITICAL): "exceptions.publishes_fail",
 }
-RETRIES_SPEAK = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
+#: The database's own words in an error, and the observation; the first row found in the text counts.
+DATABASE_SAYS = (
+    ("duplicate key", ""),  # a second delivery that was absorbed
+    ("could not serialize", ""),
+    ("read-only transaction", "exceptions.read_only"),
+    ("permission denied", "exceptions.lacks_rights"),
+    ("due to statement timeout", "exceptions.cancelled"),
+    ("does not exist", "exceptions.undefined"),
+    (" violates ", "exceptions.row_refused"),
+    ("PSQLException: ERROR: ", "exceptions.refused_otherwise"),
+)
+RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
 COLOURS = (charts.RED, charts.ORANGE, charts.BLUE, charts.GREEN, charts.GREY)
 HATCHES = ("", "//", "..", "xx", "")
 
@@ -91,36 +102,49 @@ _MINUTES = ["minute", "what", "n"]
 
 
 def collect_exceptions(rb: Context) -> Frames:
-    """5.1.1: the workload's log, its tries by the tables, and by Prometheus where there is one.
+    """5.1.1: collect the workload's log, its tries from the tables, and its results from Prometheus if declared.
 
-    Frames: those of `log_frames`, those of `recovery.collect_errors`, results (result: text; value: number), about
-    (workload, name: text; minutes: min).
+    Frames: those of `log_frames` and `logins.look_beside_the_log`, those of `recovery.collect_errors` for its part,
+    results (result: text; value: number), about (workload, name: text; minutes: min).
     """
-    which = asked_of(rb).workload
+    which = parameters_of(rb).workload
     name = str(getattr(facts_of(rb).workloads, which))
     minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
     parts = Parts()
     with parts.part("log") as found:
-        needs_the_present(rb, "workloads")
+        require_present(rb, "workloads")
+        at = rb.now().floor("us").to_pydatetime()
         lines = rb.workloads.logs(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
-        found |= log_frames(lines, known, rb.now().floor("us").to_pydatetime(), minutes, rb.number, rb.lang)
+        found |= log_frames(lines, known, at, minutes, rb.number, rb.lang)
+        found |= logins.collect_without_log(rb, which)
     with parts.part("tries") as found:
-        found |= recovery.collect_errors(rb)
+        found |= recovery.collect_errors(rb, [PART[which]])
     if which == "notification":
         with parts.part("results") as found:
             found["results"] = rb.prometheus.instant(_SUM, rb.as_of)
     return {**parts.frames(), "about": row(workload=which, name=name, minutes=minutes)}
 
 
+def collect_entitlement(rb: Context) -> Frames:
+    """4.5.1: collect what 5.1.1 does, of entitlement."""
+    return collect_exceptions(replace(rb, parameters=rb.parameters.model_copy(update={"workload": "entitlement"})))
+
+
+def collect_notification(rb: Context) -> Frames:
+    """4.5.2: collect what 5.1.1 does, of notification."""
+    return collect_exceptions(replace(rb, parameters=rb.parameters.model_copy(update={"workload": "notification"})))
+
+
 @dataclass
-class _Seen:
-    """The entries of one kind."""
+class _EntryGroup:
+    """Log entries of one phrase or text."""
 
     times: list[datetime] = field(default_factory=list)
     level: str = ""
 
     def facts(self, at: datetime, covered_min: float, number: Callable[[str], float]) -> dict[str, Any]:
+        """Return the columns that phrases and texts share; see `log_frames`."""
         ages = [(at - t).total_seconds() for t in self.times]
         return {
             "level": self.level,
@@ -134,7 +158,7 @@ class _Seen:
         }
 
     def _since(self, gap_s: float) -> datetime:
-        """Where the newest unbroken series of them begins."""
+        """Return when the newest series of entries without a gap longer than `gap_s` began."""
         newest_first = sorted(self.times, reverse=True)
         for later, earlier in pairwise(newest_first):
             if (later - earlier).total_seconds() > gap_s:
@@ -150,25 +174,27 @@ def log_frames(
     number: Callable[[str], float],
     lang: str = "en",
 ) -> Frames:
-    """Count what a log says in the minutes before a moment: known phrases, and the other errors by their text.
+    """Count the entries of the last `minutes` before `at`: known phrases, and other errors by text.
 
     Frames: log (lines, entries: number; first, last: time; late_s: s), phrases (`_PHRASES`), texts (`_TEXTS`),
-    per_minute (minute: time; what: text; n: entries). Columns `n`, `now` and `tries_now` are entries, `per_min` 1/min.
+    per_minute (minute: time; what: text; n: entries), logins (see `logins.of_log`). Columns `n`, `now` and `tries_now`
+    are entries, `per_min` 1/min.
     """
     begin = at - timedelta(minutes=minutes)
-    by_phrase: dict[str, _Seen] = {}
-    by_text: dict[tuple[str, str], _Seen] = {}
+    by_phrase: dict[str, _EntryGroup] = {}
+    by_text: dict[tuple[str, str], _EntryGroup] = {}
     per_minute: dict[tuple[datetime, str], int] = {}
     longest_first = sorted(phrases, key=len, reverse=True)
-    times = []
+    times, records = [], []
     for record in logs.read(lines):
         if record.time is None or record.time < begin:
             continue
         times.append(record.time)
+        records.append(record)
         phrase = next((p for p in longest_first if p in record.message or p in record.error), "")
         level = record.level or (phrases[phrase].level if phrase else "")
         if phrase:
-            _note(by_phrase.setdefault(phrase, _Seen()), record.time, level)
+            _add_entry(by_phrase.setdefault(phrase, _EntryGroup()), record.time, level)
         if level not in ("WARN", "ERROR"):
             continue
         text = errors.fingerprint(record.error or record.message)
@@ -176,7 +202,7 @@ def log_frames(
             key = (phrase, text)
             if key not in by_text and len(by_text) >= number("log.texts"):
                 key = ("", OTHER)
-            _note(by_text.setdefault(key, _Seen()), record.time, level)
+            _add_entry(by_text.setdefault(key, _EntryGroup()), record.time, level)
         minute = record.time.replace(second=0, microsecond=0)
         per_minute[minute, phrase or text] = per_minute.get((minute, phrase or text), 0) + 1
 
@@ -185,8 +211,8 @@ def log_frames(
         {
             "phrase": phrase,
             "failure_modes": ", ".join(phrases[phrase].failure_modes),
-            "trend": _trend(seen.times, at, covered_min),
-            "meaning": phrases[phrase].ja if lang == "ja" else phrases[phrase].en,
+            "trend": _classify_trend(seen.times, at, covered_min),
+            "meaning": phrases[phrase].words(lang),
         }
         | seen.facts(at, covered_min, number)
         for phrase, seen in by_phrase.items()
@@ -211,10 +237,11 @@ def log_frames(
             "n", ascending=False, kind="stable", ignore_index=True
         ),
         "per_minute": pd.DataFrame(minutely, columns=_MINUTES),
+        "logins": logins.read_attempts(records),
     }
 
 
-def _note(seen: _Seen, time: datetime, level: str) -> None:
+def _add_entry(seen: _EntryGroup, time: datetime, level: str) -> None:
     seen.times.append(time)
     seen.level = level
 
@@ -225,8 +252,8 @@ def _worst_first(column: pd.Series[Any]) -> pd.Series[Any]:
     return -pd.to_numeric(column)
 
 
-def _trend(times: list[datetime], at: datetime, covered_min: float) -> str:
-    """The shape over whole minutes, counted back from the moment."""
+def _classify_trend(times: list[datetime], at: datetime, covered_min: float) -> str:
+    """Return the trend of the counts per whole minute before `at`."""
     whole = int(covered_min)
     ago = np.array([(at - t).total_seconds() // 60 for t in times])
     counts = [int(np.count_nonzero(ago == minute)) for minute in reversed(range(whole))]
@@ -236,28 +263,25 @@ def _trend(times: list[datetime], at: datetime, covered_min: float) -> str:
 # ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class About:
-    """The workload that was asked about, its name, and how far back its log was read."""
+class LogSource(rows.Row):
+    """The workload, its name, and the length in minutes of the log that was requested."""
 
     workload: str = "notification"
     name: str = ""
     minutes: float | None = None
 
 
-@dataclass(frozen=True)
-class Read:
-    """What was read of its log: lines, the entries among them that have a time, and from when on."""
+class LogRead(rows.Row):
+    """The lines that were read, the entries with a time in the window, and the first of them."""
 
     lines: float | None = None
     entries: float = 0.0
     first: pd.Timestamp | None = None
-    late_s: float = 0.0
+    late_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Entries of one phrase, or of one text: in all, and of the last moments."""
+class PhraseCount(rows.Row):
+    """The number of entries of one phrase or text, in the window and in the last moments."""
 
     phrase: str = ""
     detail: str = ""
@@ -271,13 +295,13 @@ class Counted:
 
     @property
     def recent(self) -> float:
-        """Those of the last moments; tries as 6.2 counts them."""
+        """Return the recent entries; for tries, over the same time as in 6.2."""
         return self.tries_now if self.phrase in FAILED_TRY else self.now
 
 
 @dataclass(frozen=True)
-class Log:
-    """What the frames of `log_frames` come to: tries that failed, and errors that are none."""
+class LogSummary:
+    """The totals of `log_frames`: failed tries, other errors, the most frequent one, and a closed NATS connection."""
 
     failed: float
     failed_now: float
@@ -290,69 +314,86 @@ class Log:
 
     @property
     def bad(self) -> float:
-        """All that is wrong in it."""
+        """Return the number of failed tries and errors."""
         return self.failed + self.errors
 
     @property
     def bad_now(self) -> float:
-        """The same of the last moments."""
+        """Return the number of recent failed tries and errors."""
         return self.failed_now + self.errors_now
 
 
-def read_log(frames: Frames) -> Log | None:
-    """The log in numbers; None where it could not be read, or says nothing."""
-    if not rows.one(frames.get("log"), Read).entries:
+def read_log(frames: Frames) -> LogSummary | None:
+    """Return the totals of the log; None if it was not read or has no entry."""
+    read = rows.first(frames.get("log"), LogRead)
+    if read is None or not read.entries:
         return None
-    phrases, texts = (rows.each(frames.get(name), Counted) for name in ("phrases", "texts"))
+    phrases, texts = (rows.each(frames.get(name), PhraseCount) for name in ("phrases", "texts"))
     tries = [p for p in phrases if p.phrase in FAILED_TRY]
     bad = [p for p in phrases if p.level in ("WARN", "ERROR") and p.failure_modes and p.phrase not in FAILED_TRY]
-    # What no phrase explains counts when it is an error; a warning of some library is shown, and no more.
+    # An unknown text counts only at level ERROR; an unknown warning is shown and not counted.
     bad += [t for t in texts if not t.phrase and t.level == "ERROR"]
 
     def last(names: tuple[str, ...]) -> pd.Timestamp | None:
         return max((p.last for p in phrases if p.phrase in names and p.last is not None), default=None)
 
     closed, started = last(CLOSED), last(STARTED)
-    deaf = closed is not None and (started is None or started <= closed)
-    top = max([*tries, *bad], key=lambda c: (deaf and c.phrase in CLOSED, c.recent, c.n), default=Counted())
+    disconnected = closed is not None and (started is None or started <= closed)
+    # Among current phrases those with the database's words come first: they name the cause.
+    named = {t.phrase for t in texts if t.now and _match_database(t.detail)}
+
+    def rank(c: PhraseCount) -> tuple[bool, bool, float, float]:
+        return disconnected and c.phrase in CLOSED, bool(c.recent) and c.phrase in named, c.recent, c.n
+
+    top = max([*tries, *bad], key=rank, default=PhraseCount())
     cause = next((t.detail for t in texts if top.phrase and t.phrase == top.phrase), "")  # the most frequent first
-    return Log(
+    cause = cause.removeprefix("org.postgresql.util.PSQLException: ")
+    return LogSummary(
         failed=sum(t.n for t in tries),
         failed_now=sum(t.recent for t in tries),
         sent_now=sum(p.tries_now for p in phrases if p.phrase == SENT),
         errors=sum(c.n for c in bad),
         errors_now=sum(c.recent for c in bad),
-        top=f"{top.phrase}: {cause[:80]}" if cause else top.phrase or top.detail,
+        top=f"{top.phrase}: {cause[:120]}" if cause else top.phrase or top.detail,
         since=top.since,
-        closed=deaf,
+        closed=disconnected,
     )
 
 
-def judge_exceptions(frames: Frames, given: Given) -> Finding:
-    """5.1.1: does the process fail, how often, since when and with what; would a restart be the cure?"""
-    about, failed = rows.one(frames.get("about"), About), failures(frames)
+def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
+    """5.1.1: judge how often the process fails, since when and with which error, and whether a restart would help."""
+    about, failed = rows.one(frames.get("about"), LogSource), failures(frames)
     part, name = PART.get(about.workload, "delivery"), about.name or about.workload
-    log, read = read_log(frames), rows.first(frames.get("log"), Read)
-    tries = "tries" in frames and len(frames.get(recovery.TRIED[part][0], ())) > 0
+    log, read = read_log(frames), rows.first(frames.get("log"), LogRead)
+    tries = "tries" not in failed and len(frames.get(recovery.TRIED[part][0], ())) > 0
     if log is None and not tries:
         nothing = SourceError("workloads", Reason.NO_DATA, "no line in the log, and no tries", "")
-        return could_not_ask(failed.get("log") or failed.get("tries") or nothing)
+        return unknown_from_error(failed.get("log") or failed.get("tries") or nothing)
 
     texts, values, notes = [], [], []
     closed, unread = log is not None and log.closed, None if read else failed.get("log")
+    states = logins.judge(frames, given, about.workload)
+    turned_away = logins.refused_servers(states)
+    from_here = failed.get("tries")
+    # A service may have a wrong address: what counts is that nobody reaches the database.
+    away = bool(from_here and from_here.reason is Reason.UNREACHABLE) and logins.is_away(states[logins.Server.DATABASE])
     if log is not None and read is not None:
-        seen = {"name": name, "what": log.top, **vars(log), "minutes": about.minutes}
-        word = "quiet" if not log.bad else "now" if log.bad_now else "over"
-        texts.append(say(f"exceptions.{word}", **seen, lines=read.lines, now=log.bad_now))
+        facts = {"name": name, "what": log.top, **vars(log), "minutes": about.minutes}
+        facts |= {"lines": read.lines, "now": log.bad_now}
+        if not log.bad:
+            texts.append(say("exceptions.quiet", **facts))
+        else:
+            texts.append(say("exceptions.now" if log.bad_now else "exceptions.over", **facts))
         values += _log_values(log, part, given)
-        if read.late_s > given.number("log.late"):
+        if read.late_s is not None and read.late_s > given.number("log.late"):
             notes.append(say("exceptions.late", first=read.first))
     else:
         detail = failed["log"].detail if "log" in failed else None
-        silent = "exceptions.silent" if read else "exceptions.unread"
-        texts.append(say(silent, name=name, detail=detail, minutes=about.minutes))
+        headline = "exceptions.silent" if read else "exceptions.unread"
+        texts.append(say(headline, name=name, detail=detail, minutes=about.minutes))
         notes.append(say("exceptions.tables_only"))
-    at_least, failing = Status.CRITICAL if closed else Status.UNKNOWN if unread else Status.OK, Status.OK
+    failing = Status.OK
+    at_least = Status.CRITICAL if closed or turned_away or away else Status.UNKNOWN if unread else Status.OK
     if tries:
         rate = recovery.error_rate(frames, given, part)
         texts.append(rate.text)
@@ -362,39 +403,76 @@ def judge_exceptions(frames: Frames, given: Given) -> Finding:
         failing = rate.status if log is not None and log.failed_now else Status.OK
     else:
         notes.append(say("exceptions.log_only", detail=failed["tries"].detail if "tries" in failed else None))
-    values += _results(frames, given, alone=not tries)
+    values += _read_prometheus_share(frames, given, alone=not tries)
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])
-    modes = _modes(frames, given, failing, closed=closed)
+    modes = _weigh_modes(frames, given, failing, closed=closed)
     likely = given.number("phrase.now")
-    useless = [mode for mode, weight in modes.items() if mode in NOT_CURED and weight >= likely]
+    useless = [
+        mode
+        for mode, (weight, _) in modes.items()
+        if weight >= likely and not _is_cured_by_restart(given, mode, about.workload)
+    ]
     if closed:
         notes.append(say("exceptions.closed"))
     elif useless:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
-    spoken = FAILING.get((part, failing))
+    observed = [FAILED_TRY_OBSERVATIONS[part, failing]] if (part, failing) in FAILED_TRY_OBSERVATIONS else []
+    observed += [] if log is None else ["exceptions.log_read", *_read_database_errors(frames, given)]
+    if database := turned_away.get(logins.Server.DATABASE):
+        notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
+        observed.append("exceptions.database_full" if database.for_want_of_a_slot else "exceptions.database_refuses")
+    if away:
+        notes.append(say("exceptions.database_away", name=name, detail=states[logins.Server.DATABASE].why))
+        observed.append("exceptions.database_away")
+    if broker := turned_away.get(logins.Server.BROKER):
+        notes.append(say("exceptions.broker_refuses", name=name, detail=broker.why))
+        observed.append("exceptions.broker_refuses")
     return judged(
         say("recovery.both", a=texts[0], b=texts[1]) if len(texts) == 2 else texts[0],
         values,
         at_least=at_least,
-        reason=unread.reason if unread else None,
+        reason=Reason.NOT_CONFIGURED if unread and unread.code == "not_installed" else unread and unread.reason,
         notes=tuple(notes),
         signals=(
-            *starmap(Signal, modes.items()),
-            *(signals_of_silence(failed["tries"], given.catalog) if "tries" in failed else ()),
-            *(given.speaks(spoken) if spoken else ()),
+            *(given.catalog.phrase_speaks(phrase, mode, weight) for mode, (weight, phrase) in modes.items()),
+            *(evidence_from_error(failed["tries"], given.catalog) if "tries" in failed else ()),
+            *(signal for observation in observed for signal in given.evidence(observation)),
         ),
-        proposals=(proposals.restart(given, about.workload),)
-        if closed
-        else (proposals.logs(given, about.workload),)
-        if log is None
-        else (),
+        proposals=_proposals(given, about.workload, turned_away, closed=closed, unread=log is None),
         next_sections=("5.2",) if part == "delivery" and failing is not Status.OK else (),
         show=tuple(f for f in ("phrases", "texts") if f in frames and not frames[f].empty),
     )
 
 
-def _log_values(log: Log, part: str, given: Given) -> list[Value]:
+def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
+    """Return the observation of the database's words that are in most of the current errors."""
+    texts = [t for t in rows.each(frames.get("texts"), PhraseCount) if t.now >= given.number("tries.pattern")]
+    found = max(texts, key=lambda t: (bool(_match_database(t.detail)), t.now), default=PhraseCount())
+    return [o] if (o := _match_database(found.detail)) else []
+
+
+def _match_database(text: str) -> str:
+    """Return the observation of the database's words in an error; "" if it has none."""
+    return next((observation for words, observation in DATABASE_SAYS if words in text), "")
+
+
+def _proposals(
+    given: JudgeInput, workload: str, turned_away: Collection[logins.Server], *, closed: bool, unread: bool
+) -> tuple[Proposal, ...]:
+    """Propose a restart if only that helps; a read-only check instead while a server rejects the service's login."""
+    if turned_away:
+        checks = {
+            logins.Server.DATABASE: remedies.look_at_role(given),
+            logins.Server.BROKER: remedies.check_nats_credentials(given),
+        }
+        return tuple(checks[server] for server in turned_away)
+    if closed:
+        return (proposals.restart(given, workload),)
+    return (proposals.logs(given, workload),) if unread else ()
+
+
+def _log_values(log: LogSummary, part: str, given: JudgeInput) -> list[Value]:
     values = [
         Value("log.failed_tries", log.failed, "tries"),
         replace(given.limits.value("errors.logged", log.errors_now), name="log.errors"),
@@ -405,8 +483,8 @@ def _log_values(log: Log, part: str, given: Given) -> list[Value]:
     return values
 
 
-def _results(frames: Frames, given: Given, *, alone: bool) -> list[Value]:
-    """Prometheus counts the same tries, over a longer time: it decides only where the tables do not answer."""
+def _read_prometheus_share(frames: Frames, given: JudgeInput, *, alone: bool) -> list[Value]:
+    """Return the share of failed tries from Prometheus; it decides the status only if `alone`, without the tables."""
     results = table(frames, "results", "result", "value")
     by = {str(k): float(v) for k, v in zip(results["result"], pd.to_numeric(results["value"]), strict=True)}
     bad, total = by.get("failed", 0.0) + by.get("retry_scheduled", 0.0), sum(by.values())
@@ -416,26 +494,33 @@ def _results(frames: Frames, given: Given, *, alone: bool) -> list[Value]:
     return [value if alone else replace(value, threshold=None)]
 
 
-def _modes(frames: Frames, given: Given, failing: Status, *, closed: bool) -> dict[str, float]:
-    """How strongly the phrases speak for failure modes; those of failed tries, as strongly as the tries fail."""
+def _weigh_modes(frames: Frames, given: JudgeInput, failing: Status, *, closed: bool) -> dict[str, tuple[float, str]]:
+    """Return the weight of the log's evidence by failure mode, and its phrase; for retries it depends on `failing`."""
     many, likely, past = given.number("phrase.many"), given.number("phrase.now"), given.number("phrase.past")
-    weights: dict[str, float] = {}
-    for found in rows.each(frames.get("phrases"), Counted):
+    strongest: dict[str, tuple[float, str]] = {}
+    for found in rows.each(frames.get("phrases"), PhraseCount):
         weight = many if found.now >= given.number("tries.pattern") else likely if found.now else past
         if found.phrase in RETRIED:
-            weight = given.number(RETRIES_SPEAK[failing]) if failing in RETRIES_SPEAK else 0.0
+            weight = given.number(RETRY_WEIGHTS[failing]) if failing in RETRY_WEIGHTS else 0.0
         elif found.phrase in CLOSED:
             weight = given.number("phrase.closed") if closed else past
-        for mode in found.failure_modes.split(", "):
-            if mode and weight:
-                weights[mode] = max(weights.get(mode, 0.0), weight)
-    return weights
+        known = given.catalog.phrases.get(found.phrase)
+        for mode in known.failure_modes if known and weight else ():
+            strongest[mode] = max(strongest.get(mode, (0.0, "")), (weight, found.phrase), key=lambda pair: pair[0])
+    return strongest
 
 
-def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:
-    """Warnings and errors per minute, by what they say."""
-    found, about = table(frames, "per_minute", *_MINUTES), rows.one(frames.get("about"), About)
-    if not rows.one(frames.get("log"), Read).entries or found.empty:
+def _is_cured_by_restart(given: JudgeInput, mode: str, workload: str) -> bool:
+    """Return whether a restart of this process is a remedy, without another restart before the services."""
+    restarts = [r for r in given.catalog.failure_modes[mode].remedies if r.startswith("restart_")]
+    return f"restart_{workload}" in restarts and restarts[0] in {f"restart_{service}" for service in PART}
+
+
+def draw_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw warnings and errors per minute by phrase or text."""
+    found, about = table(frames, "per_minute", *_MINUTES), rows.one(frames.get("about"), LogSource)
+    read = rows.first(frames.get("log"), LogRead)
+    if read is None or not read.entries or found.empty:
         return None
     minutes = pd.to_datetime(found["minute"], utc=True)
     totals = found.groupby("what")["n"].sum().sort_values(ascending=False)
@@ -481,4 +566,8 @@ def draw_errors(frames: Frames, given: Given) -> charts.Chart | None:
     )
 
 
-CHECKS = (Check("5.1.1", collect_exceptions, judge_exceptions, charts=(draw_errors,)),)
+CHECKS = (
+    Check("4.5.1", collect_entitlement, judge_exceptions, charts=(draw_errors,)),
+    Check("4.5.2", collect_notification, judge_exceptions, charts=(draw_errors,)),
+    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(draw_errors,)),
+)

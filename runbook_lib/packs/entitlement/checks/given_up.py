@@ -1,6 +1,6 @@
-"""What was given up, read for the steps of section 4.4: advisories, messages, records and error texts.
+"""Read given-up events for section 4.4: advisories, messages, dead-letter rows and error texts.
 
-Of messages and payloads only names and types of fields are kept.
+Of messages and payloads, only the names and types of fields are stored.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import failures
-from runbook_lib.checks.parts import Parts, seconds_between
-from runbook_lib.context import Given
+from runbook_lib.checks.parts import Parts, notes_of_failures, seconds_between
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import errors
@@ -33,18 +32,18 @@ if TYPE_CHECKING:
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 
+#: The parts of 4.4 that are read from tables, named by the table.
+TABLES = ("outbox", "processed_events", "notification_nats_dlq", "notifications")
 FIELDS = tuple(EntitlementEvent.__dataclass_fields__)
-#: What a field should be; everything else is named.
-_WANTED = {name: "number" if name == "version" else "string" for name in FIELDS}
+#: The type that each field must have.
+_FIELD_TYPES = {name: "number" if name == "version" else "string" for name in FIELDS}
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*(?:Z|[+-]\d\d:\d\d)")
 
 
-@dataclass(frozen=True)
-class Failed:
-    """An event that the relay gave up."""
+class FailedEvent(rows.Row, query="dead_letters/outbox_failed"):
+    """An outbox event in status FAILED."""
 
-    QUESTION: ClassVar[str] = "dead_letters/outbox_failed"
     event_id: str | None = None
     failed_at: pd.Timestamp | None = None
     exact: bool = False
@@ -54,11 +53,9 @@ class Failed:
     shape: str | None = None
 
 
-@dataclass(frozen=True)
-class Letter:
-    """A dead letter of a delivery."""
+class DeliveryLetter(rows.Row, query="dead_letters/letters"):
+    """A dead letter of a notification."""
 
-    QUESTION: ClassVar[str] = "dead_letters/letters"
     event_id: str | None = None
     created_at: pd.Timestamp | None = None
     error_message: str | None = None
@@ -67,17 +64,15 @@ class Letter:
     shape: str | None = None
 
 
-@dataclass(frozen=True)
-class Advisory:
-    """What the broker says of a message that it gave up."""
+class Advisory(rows.Row):
+    """The broker's advisory on a message that it no longer delivers."""
 
     stream_seq: int | None = None
     time: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """What `classify` says of a message."""
+class FetchedMessage(rows.Row):
+    """The result of `classify` for a message."""
 
     stream_seq: int | None = None
     problem: str = ""
@@ -88,26 +83,25 @@ class Fetched:
     fields: str = ""
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """A stream sequence that the subscriber has recorded as given up."""
+class RecordedMessage(rows.Row):
+    """A stream sequence that the subscriber has recorded as a dead letter."""
 
     stream_seq: int | None = None
     created_at: pd.Timestamp | None = None
 
 
 def classify(message: Message) -> dict[str, Any]:
-    """What is wrong with a message that was terminated; of its content only types and names of fields.
+    """Return the error in a terminated message, with the names and types of its fields only.
 
-    `problem`: undecodable, empty_field, bad_event_id, bad_occurred_at, or decodes where nothing is wrong.
+    `problem`: undecodable, empty_field, bad_event_id, bad_occurred_at, or decodes if there is no error.
     """
     found: dict[str, Any] = {
         "stream_seq": message.seq,
         "stored_at": pd.Timestamp(message.time),
         "bytes": len(message.body),
-        # The relay always sets both; what lacks them was published by something else.
+        # The relay always sets both headers; another publisher may not.
         "by_relay": {"Nats-Msg-Id", "event_type"} <= message.headers.keys(),
-        "event_type": _word(message.headers.get("event_type")),
+        "event_type": _safe_name(message.headers.get("event_type")),
         "source": None,
         "event_id": None,
         "fields": "",
@@ -116,7 +110,7 @@ def classify(message: Message) -> dict[str, Any]:
         event: EntitlementEvent = decode(message.body)
     except WireError:
         return found | {"problem": "undecodable"}
-    found |= {"event_type": found["event_type"] or _word(event.event_type), "source": _word(event.source)}
+    found |= {"event_type": found["event_type"] or _safe_name(event.event_type), "source": _safe_name(event.source)}
     empty = [name for name in FIELDS if getattr(event, name) == ""]
     if _is_uuid(event.event_id):
         found["event_id"] = str(uuid.UUID(event.event_id))
@@ -128,8 +122,8 @@ def classify(message: Message) -> dict[str, Any]:
     return found | {"problem": "empty_field" if empty else "decodes", "fields": fields}
 
 
-def _word(text: str | None) -> str | None:
-    """A name that may be shown: a type or a source, and nothing that could be a person's."""
+def _safe_name(text: str | None) -> str | None:
+    """Return the text if it is a plain identifier, such as a type or source; None if it may be personal data."""
     return text if text and _WORD.fullmatch(text) else None
 
 
@@ -147,8 +141,8 @@ def _is_instant(text: str) -> bool:
         return False
 
 
-def advisories(rb: Context, parts: Parts) -> None:
-    """The newest advisories of both kinds: `terminated` (never again) and `exhausted` (ten deliveries).
+def collect_advisories(rb: Context, parts: Parts) -> None:
+    """Collect the newest advisories: `terminated` (not delivered again) and `exhausted` (ten deliveries used up).
 
     Frames of these names (advisory_seq, stream_seq: id; time).
     """
@@ -160,14 +154,15 @@ def advisories(rb: Context, parts: Parts) -> None:
             newest = range(first, state["last_seq"] + 1)
             found = rb.jetstream.messages(stream, newest)
             frame = pd.DataFrame(
-                [(m.seq, pd.Timestamp(m.time), _sequence(m.body)) for m in found],
+                [(m.seq, pd.Timestamp(m.time), _parse_sequence(m.body)) for m in found],
                 columns=["advisory_seq", "time", "stream_seq"],
             )
             frame.attrs["capped"] = state["messages"] > len(found)
             answers[name] = frame
 
 
-def _sequence(body: bytes) -> int | None:
+def _parse_sequence(body: bytes) -> int | None:
+    """Return the stream sequence of an advisory; None if it has no valid one."""
     try:
         seq = json.loads(body)["stream_seq"]
     except (ValueError, KeyError, TypeError):
@@ -175,124 +170,132 @@ def _sequence(body: bytes) -> int | None:
     return seq if isinstance(seq, int) and seq > 0 else None
 
 
-def fetch(rb: Context, parts: Parts, *kinds: str) -> None:
-    """The messages that the newest advisories of the window are about. Frame: messages (columns of `classify`)."""
+def fetch_messages(rb: Context, parts: Parts, *kinds: str) -> None:
+    """Collect the messages of the newest advisories of the window. Frame: messages (columns of `classify`)."""
     most = int(rb.number("dead_letters.messages"))
     with parts.part("messages") as answers:
         seqs: set[int] = set()
         for kind in kinds:
-            advisories = between(answers.get(kind), "time", rb.since, rb.as_of)
-            newest = advisories.sort_values("time")["stream_seq"].dropna().tail(most)
+            recent = rows_between(answers.get(kind), "time", rb.since, rb.as_of)
+            newest = recent.sort_values("time")["stream_seq"].dropna().tail(most)
             seqs |= {int(s) for s in newest}
         found = rb.jetstream.messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []
         columns = ["stream_seq", "stored_at", "bytes", "by_relay", "event_type", "source", "event_id", "fields"]
         answers["messages"] = pd.DataFrame([classify(m) for m in found], columns=[*columns, "problem"])
 
 
-def follow_up(db: Snapshot, answers: Frames) -> None:
-    """Which sequences the subscriber has recorded, and which of the fetched events were processed after all.
+def query_follow_up(db: Snapshot, parts: Parts) -> None:
+    """Collect the recorded sequences, and the fetched events that were processed afterwards.
 
     Frames: recorded, processed.
     """
-    seqs = {int(s) for name in ("terminated", "exhausted") for s in column(answers, name, "stream_seq")}
-    ids = [str(i) for i in column(answers, "messages", "event_id")]
-    answers["recorded"] = db.ask("dead_letters/recorded", seqs=sorted(seqs))
-    answers["processed"] = db.ask("dead_letters/processed", event_ids=ids)
+    seqs = {int(s) for name in ("terminated", "exhausted") for s in column(parts.answers, name, "stream_seq")}
+    ids = [str(i) for i in column(parts.answers, "messages", "event_id")]
+    parts.ask(db, "notification_nats_dlq", {"recorded": "dead_letters/recorded"}, seqs=sorted(seqs))
+    parts.ask(db, "processed_events", {"processed": "dead_letters/processed"}, event_ids=ids)
 
 
 def column(frames: Frames, name: str, values: str) -> Iterable[Any]:
-    """The values of one column of a frame, those missing left out."""
+    """Return the values of one column of a frame, without missing ones."""
     return table(frames, name, values)[values].dropna()
 
 
-def between(frame: pd.DataFrame | None, time: str, since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
-    """The rows whose time lies in the window; an empty frame where there is none."""
+def rows_between(frame: pd.DataFrame | None, time: str, since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
+    """Return the rows with `since` < time <= `until`; an empty frame if there is no such row or no frame."""
     if frame is None or frame.empty or time not in frame:
         return pd.DataFrame(columns=["advisory_seq", "time", "stream_seq"] if frame is None else frame.columns)
     at = pd.to_datetime(frame[time], utc=True)
     return frame[(at > since) & (at <= until)]
 
 
-def window(frames: Frames, name: str, given: Given) -> pd.DataFrame:
-    """The advisories of the window; a broker's clock may be a little ahead of the database's."""
+def advisories_in_window(frames: Frames, name: str, given: JudgeInput) -> pd.DataFrame:
+    """Return the advisories of the window, with a margin for the difference between the clocks."""
     since = given.as_of - pd.Timedelta(minutes=given.window_minutes)
     clocks = pd.Timedelta(seconds=given.number("dead_letters.clocks_apart"))
-    found = between(frames.get(name), "time", since, given.as_of + clocks)
+    found = rows_between(frames.get(name), "time", since, given.as_of + clocks)
     return found.dropna(subset=["stream_seq"]).drop_duplicates("stream_seq")
 
 
-def optional(db: Snapshot, answers: Frames, questions: Mapping[str, dict[str, Any]]) -> None:
-    """Questions that may read too much: those refused leave no frame, and the judge says so."""
-    for name, params in questions.items():
+def query_if_cheap(db: Snapshot, answers: Frames, queries: Mapping[str, dict[str, Any]]) -> None:
+    """Run queries that may exceed the cost limit; a query over the limit leaves no frame."""
+    for name, params in queries.items():
         found = db.try_ask(name, **params)
         if found is not None:
             answers[name.rpartition("/")[2]] = found
 
 
-def letters_and_sends(db: Snapshot, answers: Frames) -> None:
-    """The dead letters of deliveries, and when other notifications got through. Frames: letters, sent_per_minute."""
-    optional(db, answers, {"dead_letters/letters": {"fields": list(FIELDS)}, "notifications/sent_per_minute": {}})
+def query_letters_and_sends(db: Snapshot, answers: Frames) -> None:
+    """Collect the notifications' dead letters, and the sends per minute. Frames: letters, sent_per_minute."""
+    query_if_cheap(db, answers, {"dead_letters/letters": {"fields": list(FIELDS)}, "notifications/sent_per_minute": {}})
 
 
-def lacks(shape: object) -> str:
-    """What a payload's fields lack, from "name:type name:type": absent, empty, or of another type.
+def list_field_problems(shape: object) -> str:
+    """Return the fields that are absent, empty or of a wrong type, from "name:type name:type".
 
-    >>> lacks("event_id:string version:string user_id:absent")
+    >>> list_field_problems("event_id:string version:string user_id:absent")
     'version string, user_id absent'
     """
     pairs = [field.partition(":")[::2] for field in str(shape).split()] if isinstance(shape, str) else []
-    return ", ".join(f"{name} {kind}" for name, kind in pairs if kind != _WANTED.get(name))
+    return ", ".join(f"{name} {kind}" for name, kind in pairs if kind != _FIELD_TYPES.get(name))
 
 
-def letters(frames: Frames) -> pd.DataFrame:
-    """The dead letters of deliveries, or a sample of them."""
+def read_letters(frames: Frames) -> pd.DataFrame:
+    """Return the dead letters of notifications, or a sample of them."""
     columns = ("event_id", "created_at", "error_message", "user_id", "event_type", "source", "shape", "total")
     return table(frames, "letters", *columns)
 
 
-def clusters(frames: Frames, given: Given) -> list[errors.Cluster]:
-    """The dead letters of deliveries by error text."""
-    return errors.clusters(letters(frames), given, frames.get("sent_per_minute"))
+def cluster_letters(frames: Frames, given: JudgeInput) -> list[errors.ErrorCluster]:
+    """Return the dead letters of notifications grouped by error text."""
+    return errors.cluster_errors(read_letters(frames), given, frames.get("sent_per_minute"))
 
 
-def age(last: Any, given: Given) -> float | None:
-    """Seconds from a moment to that of the run."""
+def age_s(last: Any, given: JudgeInput) -> float | None:
+    """Return the seconds from `last` to the time of the run; None if `last` is missing."""
     return seconds_between(last, given.as_of)
 
 
-def since_last(last: Any, given: Given) -> float:
-    """The same, where nothing is for ever ago."""
-    seconds = age(last, given)
+def age_or_inf(last: Any, given: JudgeInput) -> float:
+    """Return the seconds from `last` to the time of the run; infinite if `last` is missing."""
+    seconds = age_s(last, given)
     return math.inf if seconds is None else seconds
 
 
-def quiet_s(given: Given) -> float:
-    """How long nothing may have failed before a cause is taken as over."""
-    return given.limits["dlq.quiet"].critical or 0.0
+def quiet_s(given: JudgeInput) -> float:
+    """Return the seconds without a failure after which a cause is over; infinite if there is no limit."""
+    quiet = given.limits["dlq.quiet"].critical
+    return math.inf if quiet is None else quiet
 
 
-# What the steps say of their own reading -----------------------------------------------------------------------
+# Notes on what was not read -----------------------------------------------------------------------
 
 
-def unanswered(frames: Frames, *parts: str) -> list[SourceError]:
-    """Parts that failed although their source is declared: what they would have said is missing, not zero."""
+def failed_parts(frames: Frames, *parts: str) -> list[SourceError]:
+    """Return the errors of parts whose source is declared and failed: their counts are unknown, not zero."""
     failed = failures(frames)
     return [failed[p] for p in parts if p in failed and failed[p].reason is not Reason.NOT_CONFIGURED]
 
 
-def reading_notes(frames: Frames, *questions: str) -> tuple[Text, ...]:
-    """What was read in part, was refused, did not answer, or is older than the window."""
+def unread_tables(frames: Frames) -> dict[str, SourceError]:
+    """Return the errors of the parts that are read from tables; see `TABLES`."""
+    return {part: e for part, e in failures(frames).items() if part in TABLES}
+
+
+def reading_notes(frames: Frames, *queries: str) -> tuple[Text, ...]:
+    """Return notes on samples, queries over the cost limit, failed sources, and rows older than the window."""
     notes = []
     for name in ("outbox_failed", "letters"):
         frame = table(frames, name, "total")
         if errors.weight_of(frame) > 1:
             notes.append(say("letters.sampled", shown=len(frame), of=float(frame["total"].max())))
-    if not all(f.exact for f in rows.each(frames.get("outbox_failed"), Failed)):
+    if not all(f.exact for f in rows.each(frames.get("outbox_failed"), FailedEvent)):
         notes.append(say("letters.no_failed_at"))
-    notes += [say("letters.refused", question=name) for name in questions if name not in frames]
-    sources = {e.source: e for e in failures(frames).values()}
+    notes += [say("letters.refused", question=name) for name in queries if name not in frames]
+    tables = unread_tables(frames)
+    sources = {e.source: e for part, e in failures(frames).items() if part not in tables}
     notes += [say("letters.without", source=e.source, why=e.detail) for e in sources.values()]
-    older = sum(store.n or 0 for store in rows.each(frames.get("older"), Count))
+    notes += notes_of_failures(tables)
+    older = sum(store.n for store in rows.each(frames.get("older"), Count) if store.n is not None)
     if older:
         notes.append(say("letters.older", n=older))
     return tuple(notes)

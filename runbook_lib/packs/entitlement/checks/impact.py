@@ -1,11 +1,11 @@
-"""7.1: what an incident cost, when it began and when it was over, out of its dossier and the tables."""
+"""7.1: measure the impact of an incident, its onset and its end, from its dossier and the tables."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from runbook_lib.analysis import history
 from runbook_lib.catalog import Slo
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, no_data
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import past
@@ -40,13 +40,35 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: Objectives of requests to the API, which leave no row where they fail.
+#: Objectives of requests to the API: a failed request leaves no row.
 NOT_IN_TABLES = ("ENT-A", "ENT-B")
+#: Why an objective has no number, or an incomplete one: the text of each `Impact.why`.
+_WHY_KEYS = {
+    "no_events": "postmortem.why.no_events",
+    "retention": "postmortem.why.retention",
+    "partly": "postmortem.why.partly",
+    "not_asked": "postmortem.why.not_asked",
+    "not_in_tables": "postmortem.why.not_in_tables",
+    "no_time": "postmortem.why.no_time",
+    "earlier": "postmortem.why.earlier",
+    "seen": "postmortem.why.seen",
+    Reason.UNREACHABLE.value: "postmortem.why.unreachable",
+    Reason.TIMEOUT.value: "postmortem.why.timeout",
+    Reason.DENIED.value: "postmortem.why.denied",
+    Reason.ERROR.value: "postmortem.why.error",
+    Reason.NO_DATA.value: "postmortem.why.no_data",
+    Reason.NOT_CONFIGURED.value: "postmortem.why.not_configured",
+}
 
 
-@dataclass(frozen=True)
-class Impact:
-    """What an objective suffered; `why` says what has no number, and `name` which artifact tells it."""
+class Impact(rows.Row):
+    """The impact on one objective.
+
+    The objective was in breach for `minutes`; `bad` of `total` events were bad (`percent`) and used `budget` percent of
+    the error budget. `counted` tells whether the events of the budget are "counted" or "projected"; `peak` is the
+    highest level. If a number is missing or incomplete, `why` is a key of `_WHY_KEYS`, `since` the time from which on
+    the numbers are complete, and `name` the artifact of an earlier run that measured them.
+    """
 
     slo: str = ""
     objective: str = ""
@@ -63,12 +85,14 @@ class Impact:
 
     @property
     def hit(self) -> bool:
-        """Whether the objective was in breach: by the tables, or as section 3 saw it at its moment."""
-        return (self.minutes or 0) > 0 or ((self.bad or 0) > 0 and self.why == "no_time") or self.why == "seen"
+        """Whether the objective was in breach, by the tables or by a run of section 3."""
+        lasted = self.minutes is not None and self.minutes > 0
+        untimed = self.why == "no_time" and self.bad is not None and self.bad > 0
+        return lasted or untimed or self.why == "seen"
 
     @property
-    def words(self) -> str:
-        """Its numbers in short."""
+    def summary(self) -> str:
+        """The numbers in one line."""
         words = [self.slo + (f" {self.minutes:g} min" if self.minutes is not None else "")]
         if self.bad is not None:
             words.append(f"{self.bad:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else ""))
@@ -80,16 +104,16 @@ IMPACT = [f.name for f in fields(Impact)]
 
 
 def collect_impact(rb: Context) -> Frames:
-    """7.1: the runs, and what the tables say of the incident, bucket by bucket.
+    """7.1: read the runs of the incident, and the tables bucket by bucket.
 
     Frames: those of `collect_runs`; earlier (fields of `Impact`), missed (slo: id; looked_at: time; name: text), span
-    and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's questions reach, size, month,
+    and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's queries reach, size, month,
     day, outbox_failed, letters, unprocessed, outbox, notifications.
     """
     parts, given = Parts(), rb.given()
     with parts.part("archive") as answers:
-        answers |= collect_runs(rb) | _earlier_impact(rb)
-        answers |= _missed(rb.archive, answers["runs"])
+        answers |= collect_runs(rb) | _read_earlier_impact(rb)
+        answers |= _read_missed(rb.archive, answers["runs"])
     detected = detection(parts.answers, given)
     until = green(parts.answers, detected.at).at or rb.as_of
     begins = [detected.at, *(r.started for r in runs_of(parts.answers)[:1])]
@@ -101,18 +125,20 @@ def collect_impact(rb: Context) -> Frames:
     steps = past.fine_span(span, given)
     parts.answers |= {name: row(**vars(of)) for name, of in (("span", span), ("steps", steps))}
     with parts.part("tables") as answers, rb.snapshot() as db:
-        asked = _ask(rb, db, span)
+        asked = _query_tables(rb, db, span)
         answers |= {name: frame for name, frame in asked.items() if frame is not None} | past.ask(rb, db, steps)
     return parts.frames()
 
 
-def _ask(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None]:
+def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None]:
     slos, since, until, stretch = rb.catalog.slos, span.since, span.until, vars(span)
     e2e = slos["NOTI-B"].number
-    late = {"limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed(slos["ENT-D"])}
+    late = {"limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed_share(slos["ENT-D"])}
     tries_s, margin = rb.number("publish.tries_longest"), pd.Timedelta(hours=rb.number("postmortem.margin"))
-    outbox = past.in_pieces(rb, db, "postmortem/outbox", since, until + margin, "postmortem.piece", **stretch, **late)
-    sent = past.in_pieces(
+    outbox = past.query_in_pieces(
+        rb, db, "postmortem/outbox", since, until + margin, "postmortem.piece", **stretch, **late
+    )
+    sent = past.query_in_pieces(
         rb, db, "postmortem/notifications", since - margin, until + margin, "postmortem.piece", **stretch, limit_s=e2e
     )
     return {
@@ -123,13 +149,13 @@ def _ask(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None
         "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
         "letters": db.try_ask("postmortem/dead_letters", **stretch),
         "unprocessed": db.try_ask("postmortem/unprocessed", **stretch, limit_s=e2e),
-        "outbox": _added_up(outbox),
-        "notifications": _added_up(sent),
+        "outbox": _sum_buckets(outbox),
+        "notifications": _sum_buckets(sent),
     }
 
 
-def _added_up(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
-    """The pieces of an answer by bucket."""
+def _sum_buckets(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
+    """Return the sums of a query's pieces by bucket; None without a piece."""
     if not pieces:
         return None
     every, how = pd.concat(pieces), {"most_old": "max", "aged": "max"}
@@ -137,8 +163,8 @@ def _added_up(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
     return pd.DataFrame(whole).reset_index()
 
 
-def _earlier_impact(rb: Context) -> Frames:
-    """What earlier runs of this section measured: rows are deleted, so it may be all that is left."""
+def _read_earlier_impact(rb: Context) -> Frames:
+    """Return what earlier runs of this section measured: since then retention may have deleted the rows."""
     measured: dict[str, Impact] = {}
     for entry in lines(rb.archive):
         if entry.get("section") == OWN:
@@ -149,27 +175,38 @@ def _earlier_impact(rb: Context) -> Frames:
     return {"earlier": rows.frame(measured.values(), Impact)}
 
 
-def _missed(archive: Archive, runs: pd.DataFrame) -> Frames:
-    """The objectives that section 3 saw missed at its moment, and the run that did."""
+def _read_missed(archive: Archive, runs: pd.DataFrame) -> Frames:
+    """Return the objectives that runs of section 3 found missed, each with its run."""
     found: list[dict[str, Any]] = []
     for run in runs.to_dict("records"):
-        kept = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
-        for r in record.frame_from_json(kept).to_dict("records") if kept else ():
+        slis = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
+        for r in record.frame_from_json(slis).to_dict("records") if slis else ():
             if r.get("met") is False:
                 found.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
     return {"missed": timed(pd.DataFrame(found, columns=["slo", "looked_at", "name"]), "looked_at")}
 
 
-def allowed(slo: Slo) -> float | None:
-    """The share of events that may be bad; None where the objective is a level, or zero."""
+def allowed_share(slo: Slo) -> float | None:
+    """Return the share of events that may be bad; None if the objective is a level, or zero."""
     if slo.unit == "%":
         return 1 - slo.number / 100
     percentile = re.match(r"p(\d+)", slo.sli)
     return (100 - int(percentile[1])) / 100 if percentile else None
 
 
+def _allowed_percent(given: JudgeInput, slo: str) -> float:
+    """Return the percentage of events that an objective allows to be bad."""
+    return 100 * _allowed_or_zero(given.slos[slo])
+
+
+def _allowed_or_zero(slo: Slo) -> float:
+    """Return the share of events that may be bad; 0 if the objective is a level, or zero."""
+    share = allowed_share(slo)
+    return 0.0 if share is None else share
+
+
 def budget_share(bad: float, share: float | None, events: float | None) -> float | None:
-    """How much of a budget `bad` events have used, in percent, where `share` of all `events` may be bad.
+    """Return the percentage of the error budget that `bad` events use, if `share` of all `events` may be bad.
 
     >>> budget_share(30, 0.001, 1_000_000)
     3.0
@@ -179,8 +216,8 @@ def budget_share(bad: float, share: float | None, events: float | None) -> float
     return round(100 * bad / (share * events), 2)
 
 
-def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
-    """Each objective bucket by bucket: `bad` of `total` events, its `level`, and whether it was in `breach`."""
+def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFrame]:
+    """Return each objective bucket by bucket: `bad` of `total` events, its `level`, and whether it was in `breach`."""
     span = span_of(frames)
     if span is None:
         return {}
@@ -190,19 +227,19 @@ def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
     never = span.counts(frames, "unprocessed", "n")
     found: dict[str, pd.DataFrame] = {}
     if outbox is not None:
-        found["ENT-C"] = _shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
-        # More of those unpublished than may be are older than the limit: so is their p95.
+        found["ENT-C"] = _bad_shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
+        # If more unpublished events than allowed are older than the limit, their p95 is above it too.
         unpublished = (outbox["opened"] - outbox["published"]).cumsum()
         old = (outbox["old_in"] - outbox["old_out"]).cumsum()
-        within = _within(frames, span)
-        breach = (old > (allowed(given.slos["ENT-D"]) or 0.0) * unpublished) & (unpublished > 0) | (within["aged"] > 0)
+        within = _bucket_maxima(frames, span)
+        breach = (old > _allowed_or_zero(given.slos["ENT-D"]) * unpublished) & (unpublished > 0) | (within["aged"] > 0)
         level = np.maximum(old.clip(lower=0), within["most_old"])
         found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
-        found["NOTI-A"] = _shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
-        lost = never["n"] if never is not None else 0.0
-        found["NOTI-B"] = _shares(sent["late"] + lost, sent["n"] + lost, given.slos["NOTI-B"])
-    if (waiting := _most_waiting(frames, span)) is not None:
+        found["NOTI-A"] = _bad_shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
+        lost = never["n"] if never is not None else 0.0  # without this count it is a lower bound, which a note says
+        found["NOTI-B"] = _bad_shares(sent["late"] + lost, sent["n"] + lost, given.slos["NOTI-B"])
+    if (waiting := _max_unfinished(frames, span)) is not None:
         breach = pd.Series([not given.slos["NOTI-C"].met(v) for v in waiting], waiting.index)
         found["NOTI-C"] = pd.DataFrame({"bad": math.nan, "total": math.nan, "level": waiting, "breach": breach})
     if letters is not None:
@@ -211,14 +248,14 @@ def levels(frames: Frames, given: Given) -> dict[str, pd.DataFrame]:
     return {name: frame.loc[0:] for name, frame in found.items()}
 
 
-def _within(frames: Frames, span: Span) -> pd.DataFrame:
-    """The highest that was reached within each bucket; 0 in an artifact that did not ask."""
+def _bucket_maxima(frames: Frames, span: Span) -> pd.DataFrame:
+    """Return the highest levels within each bucket; 0 in an artifact without these columns."""
     found = span.counts(frames, "outbox", "most_old", "aged")
     return pd.DataFrame(0.0, range(-1, span.buckets), ["most_old", "aged"]) if found is None else found.clip(lower=0)
 
 
-def _most_waiting(frames: Frames, span: Span) -> pd.Series[float] | None:
-    """How many notifications were unfinished at most within each bucket."""
+def _max_unfinished(frames: Frames, span: Span) -> pd.Series[float] | None:
+    """Return the largest number of unfinished notifications within each bucket; None if not known."""
     steps = past.span_of(frames, "steps")
     level = None if steps is None else past.levels(frames, "notifications", steps)
     if steps is None or level is None:
@@ -227,27 +264,24 @@ def _most_waiting(frames: Frames, span: Span) -> pd.Series[float] | None:
     return most.reindex(range(-1, span.buckets), fill_value=0.0)
 
 
-def _shares(bad: pd.Series[float], total: pd.Series[float], slo: Slo) -> pd.DataFrame:
+def _bad_shares(bad: pd.Series[float], total: pd.Series[float], slo: Slo) -> pd.DataFrame:
     share = (100 * bad / total.where(total > 0)).fillna(0.0)
     return pd.DataFrame(
-        {"bad": bad, "total": total, "level": share, "breach": bad > (allowed(slo) or 0.0) * total}
+        {"bad": bad, "total": total, "level": share, "breach": bad > _allowed_or_zero(slo) * total}
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Missed:
-    """An objective that section 3 saw missed."""
+class MissedObjective(rows.Row):
+    """An objective that a run of section 3 found missed."""
 
     slo: str = ""
     looked_at: pd.Timestamp | None = None
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Events that the relay gave up: in the incident, in all, and when the first of them."""
+class OutboxFailures(rows.Row, query="postmortem/outbox_failed"):
+    """The events that the relay gave up: in the incident, in total, and the time of the first in the incident."""
 
-    QUESTION: ClassVar[str] = "postmortem/outbox_failed"
     n: float = 0.0
     total: float = 0.0
     first_failed: pd.Timestamp | None = None
@@ -255,64 +289,61 @@ class Failed:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back the rows of a side reach, and to when they are kept today, whatever moment is looked at."""
+    """How far back the rows of a side reach: the oldest row, the retention limit now, the known number of rows."""
 
     oldest: pd.Timestamp | None
     horizon: pd.Timestamp
     known: float | None
 
 
-@dataclass(frozen=True)
-class Oldest:
-    """The oldest rows that were sent, or published, and when that was asked."""
+class OldestRows(rows.Row, query="postmortem/reach"):
+    """The oldest rows that were sent or published, and the time of the query."""
 
-    QUESTION: ClassVar[str] = "postmortem/reach"
     now: pd.Timestamp | None = None
     ended_since: pd.Timestamp | None = None
     published_since: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Size:
-    """How many rows the planner knows of."""
+class TableSizes(rows.Row, query="postmortem/size"):
+    """The number of rows by the planner's statistics."""
 
-    QUESTION: ClassVar[str] = "postmortem/size"
     ended: float | None = None
     published: float | None = None
 
 
-def _reach(frames: Frames, given: Given, slo: str) -> Reach:
-    """Of the side that an objective is about."""
-    oldest, size = rows.one(frames.get("reach"), Oldest), rows.one(frames.get("size"), Size)
+def _read_reach(frames: Frames, given: JudgeInput, slo: str) -> Reach:
+    """Return how far back the rows of an objective's side reach."""
+    oldest, size = rows.one(frames.get("reach"), OldestRows), rows.one(frames.get("size"), TableSizes)
     now = oldest.now or given.as_of
     if slo.startswith("ENT"):
         return Reach(oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published)
     return Reach(oldest.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")), size.ended)
 
 
-def impact(frames: Frames, given: Given, went: Course) -> list[Impact]:
-    """What each objective suffered from the beginning to the end of the span, or to the next incident in it."""
-    span, found, begin = span_of(frames), levels(frames, given), went.began.at
+def measure_impacts(frames: Frames, given: JudgeInput, went: Course) -> list[Impact]:
+    """Return the impact on each objective from the onset to the end of the span, or to the next incident in it."""
+    span, found, begin = span_of(frames), objective_levels(frames, given), went.began.at
     next_one = min((i.since for i in went.others if begin is not None and i.since > begin), default=None)
-    silent = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
+    failure = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
     earlier = {r.slo: r for r in rows.each(frames.get("earlier"), Impact)}
-    missed = rows.each(frames.get("missed"), Missed)
+    missed = rows.each(frames.get("missed"), MissedObjective)
     seen = {m.slo: m.name for m in missed if span is None or (m.looked_at and m.looked_at <= span.until)}
     impacts = []
     for name, slo in given.slos.items():
-        r = Impact(name, slo.objective, why=silent)
+        r = Impact(name, slo.objective, why=failure)
         if name in NOT_IN_TABLES:
             r = replace(r, why="not_in_tables")
         elif span is not None and name == "ENT-E" and "outbox_failed" in frames:
-            r = _given_up(r, rows.one(frames["outbox_failed"], Failed), span)
+            r = _measure_given_up(r, rows.one(frames["outbox_failed"], OutboxFailures), span)
         elif span is not None and name in found:
             first = max(span.of(begin), 0) if begin is not None else 0
             last = span.buckets if next_one is None else max(span.of(next_one), first + 1)
-            r = _suffered(r, found[name].loc[first : last - 1], slo, span)
-            events, counted = _month_events(frames, given, name)
-            r = replace(r, budget=budget_share(r.bad or 0.0, allowed(slo), events), counted=counted)
+            r = _measure_objective(r, found[name].loc[first : last - 1], slo, span)
+            events, counted = _count_month_events(frames, given, name)
+            spent = None if r.bad is None else budget_share(r.bad, allowed_share(slo), events)
+            r = replace(r, budget=spent, counted=counted)
             if name != "NOTI-D":  # dead letters are never cleaned
-                r = _hidden(r, _reach(frames, given, name), begin or span.since, span.until)
+                r = _apply_retention(r, _read_reach(frames, given, name), begin or span.since, span.until)
         if r.why not in ("", "no_events") and name in earlier:
             r = replace(earlier[name], why="earlier")
         if name in seen and not r.hit:
@@ -321,9 +352,9 @@ def impact(frames: Frames, given: Given, went: Course) -> list[Impact]:
     return impacts
 
 
-def _suffered(r: Impact, part: pd.DataFrame, slo: Slo, span: Span) -> Impact:
+def _measure_objective(r: Impact, part: pd.DataFrame, slo: Slo, span: Span) -> Impact:
     bad, total = part["bad"].sum(min_count=1), part["total"].sum(min_count=1)
-    counted = allowed(slo) is not None
+    counted = allowed_share(slo) is not None
     return replace(
         r,
         minutes=float(part["breach"].sum()) * span.bucket_s / 60,
@@ -335,8 +366,8 @@ def _suffered(r: Impact, part: pd.DataFrame, slo: Slo, span: Span) -> Impact:
     )
 
 
-def _given_up(r: Impact, failed: Failed, span: Span) -> Impact:
-    """ENT-E: rows in FAILED, from the first of the incident on, since nothing takes them out."""
+def _measure_given_up(r: Impact, failed: OutboxFailures, span: Span) -> Impact:
+    """Measure ENT-E: FAILED rows, from the first of the incident on, since FAILED is final."""
     r = replace(r, bad=failed.n, peak=failed.total)
     if failed.n and failed.first_failed is None:
         return replace(r, why="no_time")
@@ -345,8 +376,8 @@ def _given_up(r: Impact, failed: Failed, span: Span) -> Impact:
     return replace(r, minutes=minutes, why="")
 
 
-def _hidden(r: Impact, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
-    """What retention has taken of the incident: all, a part, or nothing."""
+def _apply_retention(r: Impact, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
+    """Return the impact with the rows considered that retention has deleted: all, some or none of the incident's."""
     if begin >= reach.horizon or (reach.oldest is not None and reach.oldest <= begin):
         return r
     visible = reach.oldest or reach.horizon
@@ -355,10 +386,10 @@ def _hidden(r: Impact, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -
     return replace(r, why="partly", since=visible)
 
 
-def _month_events(frames: Frames, given: Given, name: str) -> tuple[float | None, str]:
-    """The events of an objective's window that a budget is a share of: counted, or projected from what is known."""
+def _count_month_events(frames: Frames, given: JudgeInput, name: str) -> tuple[float | None, str]:
+    """Return the events of an objective's window, which its budget is a share of, and "counted" or "projected"."""
     outbox, month = name.startswith("ENT"), given.number("slo.window")
-    reach, exact = _reach(frames, given, name), rows.one(frames.get("day" if outbox else "month"), Count).n
+    reach, exact = _read_reach(frames, given, name), rows.one(frames.get("day" if outbox else "month"), Count).n
     if reach.oldest is None:
         return None, ""
     days = (given.as_of - reach.oldest) / pd.Timedelta(days=1)
@@ -370,29 +401,29 @@ def _month_events(frames: Frames, given: Given, name: str) -> tuple[float | None
     return float(events) * month / days, "counted" if days == month else "projected"
 
 
-def judge_impact(frames: Frames, given: Given) -> Finding:
-    """7.1: which objectives were hit, for how long, how many events, and what that is of the budget."""
+def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
+    """7.1: report which objectives were in breach, for how long, with how many events and which share of the budget."""
     span = span_of(frames)
     if span is None:
         return no_data("span")
     detected = detection(frames, given)
     went = course(frames, given, detected)
     began = went.began
-    impacts = impact(frames, given, went)
+    impacts = measure_impacts(frames, given, went)
     shown = timed(rows.frame(impacts, Impact), "since")
     shown = shown.astype(dict.fromkeys(("minutes", "bad", "total", "percent", "budget", "peak"), "float64"))
-    spells = timed(rows.frame(went.incident.spells if went.incident else (), past.Spell), "since", "until")
+    episodes = timed(rows.frame(went.incident.episodes if went.incident else (), past.Episode), "since", "until")
     hit = [r for r in impacts if r.hit]
     unseen = [r for r in impacts if r.why not in ("", "no_events", "earlier", "not_in_tables")]
     seen = [r for r in impacts if r.why in ("", "no_events", "earlier", "partly", "no_time")]
     notes = [say("postmortem.counted", minutes=span.bucket_s / 60)] if seen else []
     for why in dict.fromkeys(r.why for r in unseen):
         names = ", ".join(r.slo for r in unseen if r.why == why)
-        notes.append(say("postmortem.unmeasured", slo=names, why=say(f"postmortem.why.{why}")))
+        notes.append(say("postmortem.unmeasured", slo=names, why=say(_WHY_KEYS[why])))
     notes.append(say("postmortem.not_in_tables", names=", ".join(NOT_IN_TABLES)))
     if "unprocessed" not in frames and "notifications" in frames:
         notes.append(say("postmortem.lost_unseen"))
-    notes += _waiting_notes(frames, given, went)
+    notes += _queue_notes(frames, given, went)
     values = [
         Value("onset", None if began.at is None else began.at.isoformat()),
         Value("onset_how", began.how or None),
@@ -406,60 +437,64 @@ def judge_impact(frames: Frames, given: Given) -> Finding:
         reason = e.reason if e else Reason.NO_DATA
         return unknown(
             "", reason, say("postmortem.impact_unknown"), values=tuple(values), notes=tuple(notes),
-            frames={"impact": shown, "spells": spells}, show=("impact",),
+            frames={"impact": shown, "spells": episodes}, show=("impact",),
         )  # fmt: skip
+    if unseen:
+        key = "postmortem.hit_in_part" if hit else "postmortem.not_hit_in_part"
+    else:
+        key = "postmortem.hit" if hit else "postmortem.not_hit"
     return judged(
         say(
-            f"postmortem.{'hit' if hit else 'not_hit'}{'_in_part' if unseen else ''}",
+            key,
             n=len(hit),
             since=f"{began.at or span.since:%Y-%m-%d %H:%M:%SZ}",
             until=f"{went.recovered.at or span.until:%Y-%m-%d %H:%M:%SZ}",
-            list="; ".join(r.words for r in hit),
+            list="; ".join(r.summary for r in hit),
             unseen=", ".join(r.slo for r in unseen),
         ),
         values,
         at_least=Status.WARNING if unseen else Status.OK,
         notes=tuple(notes),
-        frames={"impact": shown, "spells": spells},
-        show=("impact", "spells") if len(spells) else ("impact",),
+        frames={"impact": shown, "spells": episodes},
+        show=("impact", "spells") if len(episodes) else ("impact",),
     )
 
 
-def _waiting_notes(frames: Frames, given: Given, went: Course) -> list[Text]:
-    """What the beginning and the end rest on, and what they do not tell."""
+def _queue_notes(frames: Frames, given: JudgeInput, went: Course) -> list[Text]:
+    """Return the notes on how onset and end were measured, and on what they do not show."""
     steps, notes = past.span_of(frames, "steps"), []
     if steps is not None and went.incident:
         notes.append(say("postmortem.steps", s=steps.bucket_s))
     for queue in past.QUEUES:
-        if steps and (gone := _gone_before(frames, given, queue, steps.since)) is not None:
+        if steps and (gone := _deleted_before(frames, given, queue, steps.since)) is not None:
             at = f"{gone:%Y-%m-%d %H:%M:%SZ}"
-            notes.append(say("postmortem.queue_gone", queue=say(f"postmortem.queue.{queue}"), at=at))
+            notes.append(say("postmortem.queue_gone", queue=past.queue_name(queue), at=at))
     for queue in past.always_waits(frames, given):
-        notes.append(say("postmortem.always", queue=say(f"postmortem.queue.{queue}")))
+        notes.append(say("postmortem.always", queue=past.queue_name(queue)))
     for queue in past.QUEUES:
-        if untimed := sum(f.untimed for f in rows.each(frames.get(f"waiting.{queue}"), past.Flow)):
-            notes.append(say("postmortem.untimed", n=untimed, queue=say(f"postmortem.queue.{queue}")))
+        if untimed := sum(f.untimed for f in rows.each(frames.get(f"waiting.{queue}"), past.QueueFlow)):
+            notes.append(say("postmortem.untimed", n=untimed, queue=past.queue_name(queue)))
     if unread := [queue for queue in past.QUEUES if "reach" in frames and f"waiting.{queue}" not in frames]:
-        texts = [say(f"postmortem.queue.{queue}") for queue in unread]
-        notes += [say("postmortem.queue_unread", queue=text) for text in texts]
+        notes += [say("postmortem.queue_unread", queue=past.queue_name(queue)) for queue in unread]
     for other in went.others:
         until = None if other.until is None else f"{other.until:%Y-%m-%d %H:%M:%SZ}"
         notes.append(say("postmortem.other_incident", since=f"{other.since:%Y-%m-%d %H:%M:%SZ}", until=until))
     return notes
 
 
-def _gone_before(frames: Frames, given: Given, queue: str, since: pd.Timestamp) -> pd.Timestamp | None:
-    """Before when a queue's rows have been removed by retention; None where that is before the span."""
-    reach = _reach(frames, given, "NOTI" if queue == "notifications" else "ENT")
+def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Timestamp) -> pd.Timestamp | None:
+    """Return the time before which retention has deleted a queue's rows; None if that is before `since`."""
+    reach = _read_reach(frames, given, "NOTI" if queue == "notifications" else "ENT")
     taken = since < reach.horizon and (reach.oldest is None or reach.oldest > since)
     return (reach.oldest or reach.horizon) if taken else None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: values between edges, the limit, and where it was in breach.
+    """One pair of axes: values between edges, the limit, and the buckets in breach.
 
-    Of a queue they are the most that waited in a step, above the `least`; what lies before `gone_before` is deleted.
+    For a queue, `values` are the most rows that waited in a step and `least` the fewest; rows before `gone_before` are
+    deleted.
     """
 
     title: str
@@ -474,15 +509,15 @@ class Panel:
     fill: bool = False
 
 
-def drawn_panels(frames: Frames, given: Given, span: Span) -> list[Panel]:
-    """Three objectives, and the queues that left their ordinary range; that of the notifications always."""
-    found = levels(frames, given)
+def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
+    """Return the panels of three objectives, of the notifications, and of each queue that left its ordinary range."""
+    found = objective_levels(frames, given)
     edges = [span.at(i) for i in range(span.buckets + 1)]
     panels = [
         Panel(f"{slo}: {title}", unit, limit, colour, edges, of["level"], of["breach"].astype(bool), fill=rows_only)
         for slo, title, unit, limit, colour, rows_only in (
-            ("NOTI-B", "late deliveries", "% of events", 5.0, charts.BLUE, False),
-            ("ENT-C", "late publishing", "% of events", 5.0, charts.GREEN, False),
+            ("NOTI-B", "late deliveries", "% of events", _allowed_percent(given, "NOTI-B"), charts.BLUE, False),
+            ("ENT-C", "late publishing", "% of events", _allowed_percent(given, "ENT-C"), charts.GREEN, False),
             ("NOTI-D", "new dead letters", "rows", 1.0, charts.RED, True),
         )
         if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any())
@@ -492,12 +527,12 @@ def drawn_panels(frames: Frames, given: Given, span: Span) -> list[Panel]:
         return panels
     edges = [steps.at(i) for i in range(steps.buckets + 1)]
     named = ("unpublished events", "published, not processed events", "NOTI-C: unfinished notifications")
-    out = {spell.queue for spell in past.spells(frames, given)}
+    out = {episode.queue for episode in past.episodes(frames, given)}
     for queue, title in zip(past.QUEUES, named, strict=True):
         level = past.levels(frames, queue, steps)
         if level is None or (queue not in out and queue != "notifications"):
             continue
-        gone = _gone_before(frames, given, queue, steps.since)
+        gone = _deleted_before(frames, given, queue, steps.since)
         limit = past.limit(level, given, steps)
         left = level["least"] > limit
         panels.append(
@@ -506,10 +541,10 @@ def drawn_panels(frames: Frames, given: Given, span: Span) -> list[Panel]:
     return panels
 
 
-def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
-    """SLIs and queues over time, each with its limit; what was in breach, or not as usual, is shaded."""
+def draw_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw SLIs and queues over time with their limits; times in breach or out of the ordinary range are shaded."""
     span = span_of(frames)
-    panels = [] if span is None else drawn_panels(frames, given, span)
+    panels = [] if span is None else build_panels(frames, given, span)
     if span is None or not panels:
         return None
     detected = detection(frames, given)
@@ -523,7 +558,7 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
     figure = Figure(figsize=(8.0, 1.3 + 1.35 * len(panels)), dpi=100, layout="constrained")
     every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
     began, over = went.began.at or span.since, went.recovered.at or span.until
-    # As much around the incident as it lasted, ten minutes at least.
+    # Show as much time around the incident as it lasted, at least ten minutes.
     around = max(over - began, pd.Timedelta(minutes=10))
     begin, end = max(began - around, span.since), min(max(over + around, *(m[1] or over for m in marks)), span.until)
     shaded = False
@@ -532,7 +567,7 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
         if panel.fill:
             ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, alpha=0.6, fill=True)
         ax.axhline(panel.limit, color=charts.ORANGE, linestyle=":", linewidth=1.4)
-        for first, last in history.spells(panel.breach.to_numpy(dtype=float), 0.5, 0):
+        for first, last in history.episodes(panel.breach.to_numpy(dtype=float), 0.5, 0):
             ax.axvspan(panel.edges[first], panel.edges[last], facecolor=charts.RED, alpha=0.18, hatch="//",
                        edgecolor=charts.RED, linewidth=0, label=None if shaded else "beyond its limit")  # fmt: skip
             shaded = True
@@ -550,7 +585,7 @@ def draw_impact(frames: Frames, given: Given) -> charts.Chart | None:
     every[-1, 0].set_xlim(begin, end + (end - begin) / 40)
     every[0, 0].plot([], [], color=charts.ORANGE, linestyle=":", label="limit")
     figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
-    found = levels(frames, given)
+    found = objective_levels(frames, given)
     slos = [slo for slo in ("NOTI-B", "ENT-C", "NOTI-C", "NOTI-D") if slo in found]
     breached = ", ".join(f"{slo} {float(found[slo]['breach'].sum()) * span.bucket_s / 60:g} min" for slo in slos)
     times = {"since": f"{span.since:%Y-%m-%d %H:%M}", "until": f"{span.until:%Y-%m-%d %H:%M}"}

@@ -1,4 +1,4 @@
-"""What an incident's dossier tells of it: its runs, when it was noticed, and when a run saw it recovered."""
+"""Read an incident's dossier: its runs, when it was detected, and the run that found it recovered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib import mandatory, rows
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.parameters import moment
 from runbook_lib.sources import SourceError
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 OWN = mandatory.SECTION
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run of the incident, as its manifest and its findings tell it."""
+class IncidentRun(rows.Row):
+    """A run of the incident, from the manifest and its findings."""
 
     name: str = ""
     section: str = ""
@@ -41,12 +40,12 @@ class Run:
     onset: pd.Timestamp | None = None
 
 
-RUN = [f.name for f in fields(Run)]
+RUN = [f.name for f in fields(IncidentRun)]
 
 
 @lru_cache(maxsize=100)
 def said(archive: Archive, name: str) -> dict[str, Any]:
-    """What an artifact says: its findings as they are stored, its moment, its verdict; {} where it can not be read."""
+    """Return an artifact's stored findings, moment and verdict; {} if it cannot be read."""
     try:
         nb = json.loads(archive.read(f"{name}.ipynb"))
         shown = [out["data"] for c in nb["cells"] for out in c.get("outputs", []) if "data" in out]
@@ -59,7 +58,7 @@ def said(archive: Archive, name: str) -> dict[str, Any]:
 
 
 def collect_runs(rb: Context) -> Frames:
-    """The runs of the incident, this section's own left out. Frame: runs (fields of `Run`)."""
+    """Return the runs of the incident without those of this section. Frame: runs (fields of `IncidentRun`)."""
     found = []
     for entry in lines(rb.archive):
         if entry.get("section", OWN) == OWN:
@@ -81,7 +80,7 @@ def collect_runs(rb: Context) -> Frames:
 
 
 def lines(archive: Archive, name: str = "") -> list[dict[str, Any]]:
-    """The lines of one of the dossier's journals, the manifest by default. Raises SourceError."""
+    """Return the lines of one of the dossier's journals, by default the manifest. Raises SourceError."""
     try:
         return archive.lines(name) if name else archive.manifest()
     except (OSError, ValueError) as e:
@@ -89,7 +88,7 @@ def lines(archive: Archive, name: str = "") -> list[dict[str, Any]]:
 
 
 def timed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The frame with these columns read as times in UTC; what is none becomes NaT."""
+    """Return the frame with these columns as times in UTC; a value that is no time becomes NaT."""
     for column in columns:
         frame[column] = pd.to_datetime(frame[column], utc=True, format="ISO8601", errors="coerce")
     return frame
@@ -97,21 +96,21 @@ def timed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Moment:
-    """A time of the incident, how it is known, and the artifact that says so."""
+    """A time of the incident, how it is known, and the artifact that has it."""
 
     at: pd.Timestamp | None = None
     how: str = ""
     name: str = ""
 
 
-def runs_of(frames: Frames) -> list[Run]:
-    """The runs in the order in which they were begun."""
-    begun = [(r.started, r) for r in rows.each(frames.get("runs"), Run) if r.started is not None]
+def runs_of(frames: Frames) -> list[IncidentRun]:
+    """Return the runs in the order of their starts."""
+    begun = [(r.started, r) for r in rows.each(frames.get("runs"), IncidentRun) if r.started is not None]
     return [run for _, run in sorted(begun, key=lambda b: b[0])]
 
 
-def detection(frames: Frames, given: Given) -> Moment:
-    """When it was noticed: as it was told to this run, else to an earlier one, else when somebody first looked."""
+def detection(frames: Frames, given: JudgeInput) -> Moment:
+    """Return when the incident was detected: by this run's parameters, else an earlier run's, else the first run."""
     if given.detected_at is not None:
         return Moment(given.detected_at, given.detected_by or "told")
     runs = runs_of(frames)
@@ -125,7 +124,7 @@ def detection(frames: Frames, given: Given) -> Moment:
 
 
 def green(frames: Frames, since: pd.Timestamp | None) -> Moment:
-    """The first run of section 6 that was OK after the last bad run: CRITICAL in 3 or 4, anything but OK in 6."""
+    """Return the first OK run of section 6 after the last bad run (CRITICAL in 3 or 4, not OK in 6)."""
     last = None
     for run in runs_of(frames):
         if run.section == "6" and run.status == "OK":
@@ -137,6 +136,6 @@ def green(frames: Frames, since: pd.Timestamp | None) -> Moment:
 
 
 def onset_kept(frames: Frames) -> Moment:
-    """When it began by what section 3 saw: the oldest event that waited, or a change in a flow."""
+    """Return the onset by section 3: the oldest event that waited, or a change of a flow."""
     told = next((r for r in runs_of(frames) if r.onset is not None), None)
     return Moment(told.onset, "run", told.name) if told else Moment()

@@ -1,25 +1,27 @@
-"""4.3: rows in PROCESSING: their leases, who holds them, whether holders lose them, lease length and clocks."""
+"""4.3: rows in PROCESSING: their leases, their holders, rows that change holders, the lease length and the clocks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis.stats import percentile
-from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import seconds_between
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Value, judged, say
+from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.parts import Parts, notes_of_failures, seconds_between, signals_of_failures
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import delivery
+from runbook_lib.packs.entitlement.checks import delivery, program
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Held
+from runbook_lib.packs.entitlement.rows import HeldRow, Holder
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -27,140 +29,163 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Holder:
-    """What one worker holds, and since when."""
-
-    QUESTION: ClassVar[str] = "notifications/holders"
-
-    locked_by: str | None = None
-    n: float = 0.0
-    expired: float = 0.0
-    without_lease: float = 0.0
-    expired_for_s: float = 0.0
-    since_claim_s: float = 0.0
-    shortest_lease_s: float | None = None
-    longest_lease_s: float = 0.0
-    furthest_s: float | None = None
-
-
-@dataclass(frozen=True)
 class Processing:
-    """What is in PROCESSING, by worker, those that hold most first; ages are those of the oldest, in seconds."""
+    """The rows in PROCESSING by worker, the worker with most rows first."""
 
     holders: list[Holder]
 
     @property
     def n(self) -> float:
-        """Rows in hand."""
+        """The number of rows in PROCESSING."""
         return sum(h.n for h in self.holders)
 
     @property
     def expired(self) -> float:
-        """Rows whose lease is over."""
+        """The number of rows whose lease has expired."""
         return sum(h.expired for h in self.holders)
 
     @property
     def without_lease(self) -> float:
-        """Rows that nobody will take back."""
+        """The number of rows without a lease."""
         return sum(h.without_lease for h in self.holders)
 
     @property
     def over_s(self) -> float:
-        """Since the first lease ended that is over."""
-        return _most(h.expired_for_s for h in self.holders)
+        """Seconds since the oldest expired lease ended."""
+        return _max_or_zero(h.expired_for_s for h in self.holders)
 
     @property
     def since_claim_s(self) -> float:
-        """Since the last claim of the worker that claimed longest ago."""
-        return _most(h.since_claim_s for h in self.holders)
+        """Seconds since the last claim of the worker whose last claim is the oldest."""
+        return _max_or_zero(h.since_claim_s for h in self.holders if h.since_claim_s is not None)
 
     @property
     def shortest_lease_s(self) -> float | None:
-        """The shortest lease as written, None without one."""
+        """The shortest lease in the rows, in seconds; None without a lease."""
         return min((h.shortest_lease_s for h in self.holders if h.shortest_lease_s is not None), default=None)
 
     def who(self, *, expired: bool = False) -> str:
-        """The workers that hold rows, or rows whose lease is over; three at most."""
+        """Return the names of at most three workers that hold rows, or `expired` rows."""
         named = [h.locked_by for h in self.holders if h.locked_by and (h.expired if expired else h.n) > 0]
         return ", ".join(named[:3])
 
 
-def _processing(frames: Frames) -> Processing:
+def _read_processing(frames: Frames) -> Processing:
     return Processing(rows.each(frames.get("holders"), Holder))
 
 
-def _most(values: Iterable[float]) -> float:
+def _max_or_zero(values: Iterable[float]) -> float:
     return max(values, default=0.0)
 
 
-def _first_look(rb: Context) -> Frames:
+def _take_first_sample(rb: Context) -> Frames:
     with rb.snapshot() as db:
-        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.look(rb, db)
+        frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.collect(rb, db)
         oldest = db.try_ask("notifications/processing_oldest")
     return frames if oldest is None else frames | {"processing_oldest": oldest}
 
 
-def _looks(rb: Context, step: str, *names: str, twice: bool = False) -> Frames:
-    """What the steps of this section look at together, once, or twice a little apart; of that, what a step needs."""
-    frames = rb.shared(step, _first_look)
-    if "held_later" not in frames:
-        frames |= delivery.second_look(rb, frames, always=twice)
-    return {name: frame for name, frame in frames.items() if name.removesuffix("_later") in names}
+def _take_samples(rb: Context, step: str, *names: str, twice: bool = False) -> Frames:
+    """Return the named frames of the sample that the steps of this section share, and of a second one.
+
+    The second sample is taken if rows are due for too long, or always if `twice`.
+    """
+    frames = rb.shared(step, _take_first_sample)
+    if delivery.two_samples(frames, "held") is None:
+        frames |= delivery.collect_again(rb, frames, always=twice)
+    return {name: frame for name, frame in frames.items() if re.sub("_(earlier|later)$", "", name) in names}
 
 
-_WORKER = ("backlog", "activity", "attempts", "held")
+_WORKER_FRAMES = ("backlog", "activity", "attempts", "held", "worker_samples")
 
 
-# 4.3.1 What is PROCESSING, and how far from its lease's end?
+# 4.3.1 Which rows are in PROCESSING, and how long do their leases last?
 
 
 def collect_leases(rb: Context) -> Frames:
-    """The leases around now, by holder, and the runbook's own list; a second look where something is over.
+    """4.3.1: read the leases around now and their holders; a second sample if rows are due for too long.
 
-    Frames: leases, holders; processing_oldest where cheap; those of `delivery.look` and `delivery.second_look`.
+    Frames: leases, holders; processing_oldest where cheap; those of `delivery.collect` and `delivery.collect_again`.
     """
-    return _looks(rb, "4.3.1", "leases", "holders", "processing_oldest", *_WORKER)
+    return _take_samples(rb, "4.3.1", "leases", "holders", "processing_oldest", *_WORKER_FRAMES)
 
 
-def judge_leases(frames: Frames, given: Given) -> Finding:
-    """Time left is work. A lease that is over and not taken back says that nobody polls, or polls in time."""
-    held, limits = _processing(frames), given.limits
-    over_value = limits.value("processing.expired_for", held.over_s)
-    over = bool(held.expired) and over_value.status is not Status.OK
-    # Rows that still leave the worker's hands belong to a batch that outlasts its lease.
-    outlasted = over and bool(delivery.delivery(frames).progress)
-    left_behind = over and not outlasted
-    if over:
-        key = "leases.outlasted" if outlasted else "leases.left_behind"
-    elif held.expired:
-        key = "leases.taken_back"
-    elif held.without_lease:
-        key = "leases.without"
-    else:
-        key = "leases.held" if held.n else "leases.none"
-    long = over_value.status is Status.CRITICAL
-    seen = "leases.outlasted" if outlasted else "leases.left_for_long" if long else "leases.left_behind"
-    bare = held.without_lease
+@dataclass(frozen=True)
+class Leases:
+    """What 4.3.1 decides by: the rows in PROCESSING, and whether the worker still finishes rows (`moves`).
+
+    `late`: a lease expired longer ago than the warning limit. `for_long`: longer ago than the critical limit.
+    """
+
+    held: Processing
+    late: bool
+    for_long: bool
+    moves: bool
+
+    @property
+    def some(self) -> bool:
+        """Whether a row is in PROCESSING."""
+        return bool(self.held.n)
+
+    @property
+    def expired(self) -> bool:
+        """Whether a lease has expired."""
+        return bool(self.held.expired)
+
+    @property
+    def bare(self) -> bool:
+        """Whether a row has no lease."""
+        return bool(self.held.without_lease)
+
+
+L = Conditions(Leases)
+LEASES = Cases[Leases](
+    # While the worker still finishes rows, its batch takes longer than the lease.
+    Case("leases.outlasted", L.late & L.moves, evidence="leases.outlasted"),
+    Case(
+        "leases.left_behind",
+        L.late,
+        evidence=lambda seen: ("leases.left_for_long" if seen.for_long else "leases.left_behind",),
+        propose=lambda given, seen: (proposals.restart(given, "notification"),),
+        read="5.1",
+    ),
+    Case("leases.taken_back", L.expired),
+    Case("leases.without", L.bare),
+    Case("leases.held", L.some),
+    Case("leases.none"),
+)
+
+
+def judge_leases(frames: Frames, given: JudgeInput) -> Finding:
+    """4.3.1: a lease that expired and was not claimed again shows that no worker polls, or not in time."""
+    if "holders" not in frames:
+        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
+    held, limits = _read_processing(frames), given.limits
+    over, bare = limits.value("processing.expired_for", held.over_s), held.without_lease
+    late = bool(held.expired) and over.status is not Status.OK
+    moves = bool(delivery.read_delivery(frames).progress)
+    found = LEASES.of(Leases(held, late, over.status is Status.CRITICAL, moves))
     return judged(
-        say(key, n=held.n, expired=held.expired, over=held.over_s, bare=bare, who=held.who(expired=True)),
+        found.headline(n=held.n, expired=held.expired, over=held.over_s, bare=bare, who=held.who(expired=True)),
         [
             Value("processing.rows", held.n, "rows"),
             limits.value("processing.expired", held.expired),
-            over_value,
+            over,
             Value("processing.without_lease", bare, "rows"),
         ],
         at_least=Status.WARNING if bare else Status.OK,
         notes=(say("leases.by_hand", bare=bare),) if bare else (),
-        signals=given.speaks(seen) if over else (),
-        hops=(Hop("delivery_worker", oldest_s=held.over_s, late=True),) if left_behind else (),
-        proposals=(proposals.restart(given, "notification"),) if left_behind else (),
-        next_sections=("5.1",) if left_behind else (),
+        signals=found.signals(given),
+        hops=(Hop("delivery_worker", oldest_s=held.over_s, late=True),) if late and not moves else (),
+        proposals=found.proposals(given),
+        next_sections=found.sections,
         show=tuple(n for n in ("holders", "processing_oldest") if len(table(frames, n))),
+        decision=found.decision,
     )
 
 
-def draw_leases(frames: Frames, given: Given) -> charts.Chart | None:
-    """Rows in PROCESSING by the time to the end of their lease."""
+def draw_leases(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the rows in PROCESSING by the time to the end of their lease."""
     leases = table(frames, "leases", "from_s", "n")
     if leases.empty:
         return None
@@ -194,20 +219,20 @@ def draw_leases(frames: Frames, given: Given) -> charts.Chart | None:
 
 
 def collect_workers(rb: Context) -> Frames:
-    """Who holds what, and whether anything moves while something is due.
+    """4.3.2: read the holders, and in two samples whether rows are finished.
 
-    Frames: holders, those of `delivery.look` and `delivery.second_look`.
+    Frames: holders, those of `delivery.collect` and `delivery.collect_again`.
     """
-    return _looks(rb, "4.3.2", "holders", *_WORKER)
+    return _take_samples(rb, "4.3.2", "holders", *_WORKER_FRAMES, twice=True)
 
 
-def judge_workers(frames: Frames, given: Given) -> Finding:
-    """A worker lives when rows leave its hands, or when nothing is due."""
-    if "backlog" not in frames:
+def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
+    """4.3.2: a worker is alive if it finishes rows, or if nothing is due."""
+    if not {"backlog", "activity", "holders"} <= frames.keys():
         return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
-    seen, held, limits = delivery.delivery(frames), _processing(frames), given.limits
+    seen, held, limits = delivery.read_delivery(frames), _read_processing(frames), given.limits
     stopping, sent = seen.stopping(given), seen.activity.sent_1m
-    dead = stopping in delivery.GONE or bool(stopping and not seen.refusing(given))
+    dead = stopping in delivery.STOPPED_OBSERVATIONS or bool(stopping and not seen.refusing(given))
     if dead:
         key = "leases.dead" if held.who() else "leases.nobody"
     elif stopping:
@@ -215,6 +240,10 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
     else:
         key = "leases.alive" if seen.total or sent else "leases.idle"
     at_work = not stopping and (bool(sent) or seen.progress)
+    spends = "" if stopping or seen.refusing(given) else seen.spends(given)
+    # A worker with due rows that finished none between two samples may hang since its last sign of life.
+    may_hang = bool(seen.total) and not (seen.progress or stopping)
+    again = program.look_again_s(given, limits["delivery.silence"], seen.sign_s, seen.queue.leased)
     facts: dict[str, Any] = {
         "silence": seen.silence_s,
         "due": seen.queue.ready,
@@ -228,17 +257,22 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
         say(key, **facts),
         [
             limits.value("delivery.silence", seen.silence_s),
-            # What is still moving belongs to a batch that is late (4.3.1, 4.3.4), not to a worker that is gone; and a
-            # long time since the claim is only bad while nothing is finished either.
+            # While rows are finished, an expired lease means a slow batch (4.3.1, 4.3.4), not a dead worker, and a
+            # claim long ago is no problem.
             limits.value("processing.expired_for", 0.0 if seen.progress else held.over_s),
             limits.value("worker.heartbeat", 0.0 if seen.progress else held.since_claim_s),
             Value("processing.holders", len(held.holders), "workers"),
             Value("processing.rows", held.n, "rows"),
             Value("delivery.progress", {None: None, True: "yes", False: "no"}[seen.progress]),
             Value("notifications.sent_last_minute", sent, "1/min"),
+            *([Value(f"delivery.{LOOK_AGAIN}", again, "s")] if may_hang else []),
         ],
-        notes=(say("leases.name_survives", lease=facts_of(given).lease_s), *seen.notes(given)),
-        signals=given.speaks(stopping) if stopping else given.speaks("leases.at_work") if at_work else (),
+        notes=(
+            say("leases.name_survives", lease=facts_of(given).lease_s),
+            *seen.notes(given),
+            *([say("backlog.may_hang", ago=seen.sign_s, again=again)] if may_hang else []),
+        ),
+        signals=given.evidence_of(filter(None, (stopping, "leases.at_work" if at_work else "", spends))),
         hops=(
             Hop(
                 "delivery_worker",
@@ -255,64 +289,98 @@ def judge_workers(frames: Frames, given: Given) -> Finding:
     )
 
 
-# 4.3.3 Does somebody lose rows to somebody else?
+# 4.3.3 Does a worker lose rows to another worker?
 
 
 def collect_locks(rb: Context) -> Frames:
-    """The same question twice: the database keeps no trace of a lock that was lost. Frames: first, second (held)."""
-    frames = _looks(rb, "4.3.3", "held", twice=True)
-    return {"first": frames["held"], "second": frames["held_later"]}
+    """4.3.3: read the held rows twice, since a lost lock leaves no trace in a table. Frames: first, second (held)."""
+    frames = _take_samples(rb, "4.3.3", "held", twice=True)
+    held = delivery.two_samples(frames, "held") or ()
+    return {name: frame for name, frame in zip(("first", "second"), held, strict=False) if frame is not None}
 
 
-def judge_locks(frames: Frames, given: Given) -> Finding:
-    """The same row in other hands before its lease was over is a race; after it, a takeover."""
+@dataclass(frozen=True)
+class HolderChanges:
+    """The rows that both samples hold, and how their holders changed between the samples.
+
+    - `rows`: rows in both samples. `taken`: with another holder. `stolen`: taken before their lease expired.
+    - `again`: claimed again by the same holder.
+    - `alive`: a worker that lost rows claims others. `side_by_side`: more than one worker claims.
+    """
+
+    rows: int
+    taken: int
+    again: int
+    stolen: int
+    alive: bool
+    side_by_side: bool
+
+    @property
+    def race(self) -> bool:
+        """Whether two workers send the same row."""
+        return bool(self.stolen or (self.taken and self.alive))
+
+
+H = Conditions(HolderChanges)
+HOLDER_CHANGES = Cases[HolderChanges](
+    Case("leases.race", H.race, Status.CRITICAL, "leases.race", read="4.2"),
+    Case("leases.takeover", H.taken, Status.WARNING, "leases.takeover"),
+    Case("leases.two_workers", H.side_by_side, Status.WARNING, "leases.two_workers"),
+    Case("leases.circling", H.again, Status.WARNING, "leases.circling"),
+    Case("leases.no_race"),
+)
+
+
+def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
+    """4.3.3: a row that changes its holder before its lease expired is a race; afterwards it is a takeover."""
     if "first" not in frames or "second" not in frames:
         return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
-    first, second = (rows.each(frames[name], Held) for name in ("first", "second"))
+    first, second = (rows.each(frames[name], HeldRow) for name in ("first", "second"))
     apart_s = seconds_between(first[0].now, second[0].now) if first and second else None
     seconds = round(apart_s or given.number("looks.apart"), 1)
     before = {row.notification_id: row for row in first}
     both = [(before[row.notification_id], row) for row in second if row.notification_id in before]
     taken = [(a, b) for a, b in both if a.locked_by != b.locked_by]
     again = sum(a.locked_by == b.locked_by and a.locked_at != b.locked_at for a, b in both)
-    # Taken by another worker although the first one still had time: its clock, or a hand.
-    stolen = sum(bool(a.lease_until and b.locked_at and a.lease_until > b.locked_at) for a, b in taken)
-    claimers = set(_claimed_between(first, second))
-    # Who lost rows and still claims others has not died: it may be sending what somebody else sends too.
-    alive = bool({a.locked_by for a, _ in taken} & claimers)
-    race = bool(stolen or (taken and alive))
-    if race:
-        key = "leases.race"
-    elif taken:
-        key = "leases.takeover"
-    elif len(claimers) > 1:
-        key = "leases.two_workers"
-    else:
-        key = "leases.circling" if again else "leases.no_race"
-    wrong = key != "leases.no_race"
+    claimers = set(_find_claimers(first, second))
+    seen = HolderChanges(
+        rows=len(both),
+        taken=len(taken),
+        again=again,
+        # Taken before its lease expired: the other worker's clock is ahead, or the row was changed by hand.
+        stolen=sum(bool(a.lease_until and b.locked_at and a.lease_until > b.locked_at) for a, b in taken),
+        # A worker that lost rows and still claims others is alive: it may send rows that another worker sends too.
+        alive=bool({a.locked_by for a, _ in taken} & claimers),
+        side_by_side=len(claimers) > 1,
+    )
+    found = HOLDER_CHANGES.of(seen)
+    watched = seen.race or seen.side_by_side or seen.again
     return judged(
-        say(key, seconds=seconds, rows=len(both), taken=len(taken), stolen=stolen, again=again,
-            who=", ".join(sorted(claimers))),
+        found.headline(
+            seconds=seconds, rows=seen.rows, taken=seen.taken, stolen=seen.stolen, again=seen.again,
+            who=", ".join(sorted(claimers)),
+        ),
         [
-            Value("processing.in_both_looks", len(both), "rows"),
-            Value("processing.other_holder", len(taken), "rows"),
-            Value("processing.taken_before_lease_end", stolen, "rows"),
-            Value("processing.claimed_again", again, "rows"),
+            Value("processing.in_both_looks", seen.rows, "rows"),
+            Value("processing.other_holder", seen.taken, "rows"),
+            Value("processing.taken_before_lease_end", seen.stolen, "rows"),
+            Value("processing.claimed_again", seen.again, "rows"),
         ],
-        at_least=Status.CRITICAL if race else Status.WARNING if wrong else Status.OK,
+        at_least=found.status,
         notes=(
             say("leases.no_trace", seconds=seconds),
             *((say("leases.capped", n=len(first)),) if frames["first"].attrs.get("capped") else ()),
         ),
-        signals=given.speaks(key) if wrong else (),
-        proposals=(proposals.logs(given, "notification"),) if race or len(claimers) > 1 or again else (),
-        next_sections=("4.2",) if race else (),
+        signals=found.signals(given),
+        proposals=(proposals.logs(given, "notification"),) if watched else (),
+        next_sections=found.sections,
         show=("second",) if taken else (),
+        decision=found.decision,
     )  # fmt: skip
 
 
-def _claimed_between(first: list[Held], second: list[Held]) -> Iterator[str]:
-    """Workers that made a claim after the first look."""
+def _find_claimers(first: list[HeldRow], second: list[HeldRow]) -> Iterator[str]:
+    """Yield the workers that made a claim after the first sample."""
     seen, start = _newest_claims(first), first[0].now if first else None
     for worker, claimed in _newest_claims(second).items():
         since = seen.get(worker, start)
@@ -320,7 +388,7 @@ def _claimed_between(first: list[Held], second: list[Held]) -> Iterator[str]:
             yield worker
 
 
-def _newest_claims(held: list[Held]) -> dict[str, pd.Timestamp]:
+def _newest_claims(held: list[HeldRow]) -> dict[str, pd.Timestamp]:
     claims = sorted((row.locked_at, row.locked_by) for row in held if row.locked_at and row.locked_by)
     return {worker: claimed for claimed, worker in claims}
 
@@ -328,11 +396,8 @@ def _newest_claims(held: list[Held]) -> dict[str, pd.Timestamp]:
 # 4.3.4 Is the lease too short or too long for the work?
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch of the worker, in seconds; `exact_s` only where commit times are tracked."""
-
-    QUESTION: ClassVar[str] = "notifications/batches"
+class Batch(rows.Row, query="notifications/batches"):
+    """One batch of the worker, times in seconds; `exact_s` only if commit times are tracked."""
 
     started: pd.Timestamp | None = None
     exact_s: float | None = None
@@ -341,22 +406,24 @@ class Batch:
 
 
 def collect_length(rb: Context) -> Frames:
-    """The leases as written, and how long batches really took. Frames: holders, batches."""
+    """4.3.4: read the leases of the rows, and how long batches took. Frames: holders, batches."""
     with rb.snapshot() as db:
         return {name: db.ask(f"notifications/{name}") for name in ("holders", "batches")}
 
 
-def judge_length(frames: Frames, given: Given) -> Finding:
-    """A lease must outlast the longest batch; one that is much longer delays the recovery after a crash."""
-    held, batches, limits = _processing(frames), rows.each(frames.get("batches"), Batch), given.limits
+def judge_length(frames: Frames, given: JudgeInput) -> Finding:
+    """4.3.4: a lease must be longer than the longest batch; one that is much longer delays recovery after a crash."""
+    if not {"holders", "batches"} & frames.keys():
+        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
+    held, batches, limits = _read_processing(frames), rows.each(frames.get("batches"), Batch), given.limits
     configured = facts_of(given).lease_s
-    written = _most(h.longest_lease_s for h in held.holders) if held.holders else None
+    written = _max_or_zero(h.longest_lease_s for h in held.holders) if held.holders else None
     shortest = held.shortest_lease_s
-    ahead = _most(h.furthest_s - configured for h in held.holders if h.furthest_s is not None)
+    ahead = _max_or_zero(h.furthest_s - configured for h in held.holders if h.furthest_s is not None)
     longest, before, exact = _longest_batch(batches, given)
     if any(f.step == "4.3.2" and f.value("delivery.progress") == "yes" for f in given.earlier):
-        # The batch of now is still going on, and has taken at least so long.
-        longest = max(longest or 0.0, held.since_claim_s)
+        # The current batch has taken at least as long as the time since its claim.
+        longest = held.since_claim_s if longest is None else max(longest, held.since_claim_s)
     lease = configured if shortest is None else min(configured, shortest)
     headroom = lease / longest if longest else None
     tolerance = given.number("lease.tolerance")
@@ -389,18 +456,18 @@ def judge_length(frames: Frames, given: Given) -> Finding:
         signals=tuple(
             s
             for name, seen in (("leases.too_short", short), ("leases.too_long", long)) if seen
-            for s in given.speaks(name)
+            for s in given.evidence(name)
         ),
         proposals=(remedies.throttle(given, "delivery"),) if short else (),
         next_sections=("5.2",) if short else (),
     )  # fmt: skip
 
 
-def _longest_batch(batches: list[Batch], given: Given) -> tuple[float | None, float | None, bool]:
-    """The longest batch in seconds, a longer one that is over and not the rule, and whether they are exact.
+def _longest_batch(batches: list[Batch], given: JudgeInput) -> tuple[float | None, float | None, bool]:
+    """Return the longest batch in seconds, a longer one that was an exception (or None), and whether they are exact.
 
-    Where commit times are not tracked, only a batch that others had to wait for is known to have lasted: until a
-    poll before the next one. A worker that was down in between looks the same, so the longest few are left out.
+    Without commit times a batch is measured only if rows had to wait for it: it lasted until one poll before the next
+    batch. The time in which a worker was down looks the same, so the longest few are left out.
     """
     lasted = [(b.started, max(b.exact_s, 0.0)) for b in batches if b.exact_s is not None]
     if lasted:
@@ -408,7 +475,7 @@ def _longest_batch(batches: list[Batch], given: Given) -> tuple[float | None, fl
         near = given.number("batch.near_longest") * longest
         since = given.as_of - pd.Timedelta(seconds=given.number("batch.recent"))
         recent = [s for started, s in lasted if started is not None and started > since]
-        # A lock or a slow receiver held up one or two, and it is over: that says nothing about the lease.
+        # A lock or a slow receiver delayed one or two batches, and it is over: the lease is still long enough.
         rule = sum(s > near for _, s in lasted) >= given.number("batch.rule")
         if not recent or rule or max(recent) > near:
             return longest, None, True
@@ -423,11 +490,8 @@ def _longest_batch(batches: list[Batch], given: Given) -> tuple[float | None, fl
 # 4.3.5 Do the clocks agree?
 
 
-@dataclass(frozen=True)
-class WorkerClock:
-    """The delivery worker's times against the database's, in seconds; None where no row tells."""
-
-    QUESTION: ClassVar[str] = "notifications/clock"
+class WorkerClock(rows.Row, query="notifications/clock"):
+    """The delivery worker's times compared with the database's, in seconds; None without a row to compare."""
 
     tracked: bool = False
     held: float = 0.0
@@ -440,45 +504,47 @@ class WorkerClock:
     shortest_to_mark_s: float | None = None
 
 
-@dataclass(frozen=True)
-class SubscriberClock:
-    """The subscriber's."""
-
-    QUESTION: ClassVar[str] = "processed/clock"
+class SubscriberClock(rows.Row, query="processed/clock"):
+    """The subscriber's times compared with the database's, in seconds."""
 
     n: float = 0.0
     ahead_s: float = 0.0
     to_commit_s: float | None = None
 
 
-@dataclass(frozen=True)
-class ServerClock:
-    """How far a server is ahead of this machine."""
+class ServerClock(rows.Row):
+    """The seconds by which a server's clock is ahead of this machine's."""
 
     server: str = ""
     offset_s: float | None = None
 
 
 def collect_clocks(rb: Context) -> Frames:
-    """The workers' times against the database's, and the servers' clocks as this run measured them.
+    """4.3.5: compare the workers' times with the database's, and add the servers' clocks as this run measured them.
 
     Frames: worker, subscriber (as in notifications/clock, processed/clock); clocks (server: text, offset_s: s,
     error_s: s).
     """
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
-    frames = {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
+    parts = Parts()
     with rb.snapshot() as db:
-        return frames | {"worker": db.ask("notifications/clock"), "subscriber": db.ask("processed/clock")}
+        parts.ask(db, "notifications", {"worker": WorkerClock.QUESTION})
+        parts.ask(db, "processed_events", {"subscriber": SubscriberClock.QUESTION})
+    return parts.any_answer() | {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
 
 
-def judge_clocks(frames: Frames, given: Given) -> Finding:
-    """What is written in the database's future proves a clock that is ahead; commit times show both directions."""
-    worker = rows.one(frames.get("worker"), WorkerClock)
-    subscriber = rows.one(frames.get("subscriber"), SubscriberClock)
+def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
+    """4.3.5: a time in the database's future proves a clock that is ahead; commit times show one that is behind too."""
+    # One of the two frames may prove a skew; only both together show that there is none.
+    absent, failed = {"worker", "subscriber"} - frames.keys(), failures(frames)
+    if len(absent) == 2:
+        return judged(say("leases.unseen"), at_least=Status.UNKNOWN, signals=signals_of_failures(failed, given))
+    worker = rows.first(frames.get("worker"), WorkerClock) or WorkerClock()
+    subscriber = rows.first(frames.get("subscriber"), SubscriberClock) or SubscriberClock()
     lease_s, limits = facts_of(given).lease_s, given.limits
-    skews = _skews(worker, subscriber, lease_s)
+    skews = _clock_skews(worker, subscriber, lease_s)
     name, skew = max(skews.items(), key=lambda item: abs(item[1]), default=("", 0.0))
-    servers = _between_servers(rows.each(frames.get("clocks"), ServerClock))
+    servers = _server_clock_offset(rows.each(frames.get("clocks"), ServerClock))
     offset = limits.value("clock.offset", abs(skew))
     share = limits.value("clock.lease_share", abs(skew) / lease_s)
     too_long = limits.value("lease.too_long", max(worker.lease_ahead_s - lease_s, 0.0))
@@ -487,12 +553,16 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
     evidence = bool(worker.held or worker.sent or subscriber.n)
     signals: list[Signal] = []
     if apart:
-        signals += given.speaks("leases.clock_far_apart" if offset.status is Status.CRITICAL else "leases.clock_apart")
+        signals += given.evidence(
+            "leases.clock_far_apart" if offset.status is Status.CRITICAL else "leases.clock_apart"
+        )
         if share.status is Status.CRITICAL:
-            signals += given.speaks("leases.clock_outlives_leases")
-    elif evidence:
-        signals += given.speaks("leases.clock_agrees")
-    notes = [say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
+            signals += given.evidence("leases.clock_outlives_leases")
+    elif evidence and not absent:
+        signals += given.evidence("leases.clock_agrees")
+    signals += signals_of_failures(failed, given)
+    failure_notes = notes_of_failures(failed)
+    notes = [*failure_notes, say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
     if servers is not None and limits["clock.offset"].status(abs(servers)) is not Status.OK:
         notes.append(say("leases.servers_apart", s=servers))
     if apart:
@@ -501,8 +571,9 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
         key = "leases.clock_lease_long"
     else:
         key = "leases.clock_agrees" if evidence else "leases.clock_no_rows"
+    headline = say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value)
     return judged(
-        say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value),
+        failure_notes[0] if failure_notes and key in ("leases.clock_agrees", "leases.clock_no_rows") else headline,
         [
             offset,
             share,
@@ -511,7 +582,8 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
             Value("processing.born_expired", worker.born_expired, "rows"),
             *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
         ],
-        at_least=Status.WARNING if born else Status.OK,
+        at_least=Status.WARNING if born else Status.UNKNOWN if absent and not apart else Status.OK,
+        reason=next((e.reason for e in failed.values()), None),
         notes=tuple(notes),
         signals=tuple(signals),
         proposals=(remedies.check_clocks(given),) if apart else (),
@@ -519,18 +591,18 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: float) -> dict[str, float]:
-    """Seconds that each writer's clock is ahead of the database's, as far as the rows tell it."""
+def _clock_skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: float) -> dict[str, float]:
+    """Return the seconds by which each writer's clock is ahead of the database's, as far as the rows show it."""
     found: dict[str, float] = {}
-    ahead = _most(s for s in (worker.claim_ahead_s, worker.sent_ahead_s) if s is not None)
+    ahead = _max_or_zero(s for s in (worker.claim_ahead_s, worker.sent_ahead_s) if s is not None)
     mark = worker.shortest_to_mark_s
     if ahead > 0:
         found["delivery_worker"] = ahead
     if mark is not None and mark < 0:
-        # A row is marked some time after its batch began; what is left when that is taken away is skew.
+        # A row is marked SENT after its batch began, so a mark before the begin is skew.
         found["delivery_worker"] = max(ahead, -mark)
     elif mark is not None:
-        found.setdefault("delivery_worker", -mark if mark > lease_s else 0.0)  # no honest batch lasts so long
+        found.setdefault("delivery_worker", -mark if mark > lease_s else 0.0)  # no batch lasts longer than its lease
     if subscriber.to_commit_s is not None:
         found["subscriber"] = -subscriber.to_commit_s
     elif subscriber.ahead_s > 0:
@@ -541,7 +613,7 @@ def _skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: float) -> 
     return found
 
 
-def _between_servers(clocks: list[ServerClock]) -> float | None:
+def _server_clock_offset(clocks: list[ServerClock]) -> float | None:
     offsets = {clock.server: clock.offset_s for clock in clocks}
     nats, postgres = offsets.get("nats"), offsets.get("postgres")
     return None if nats is None or postgres is None else nats - postgres

@@ -8,7 +8,7 @@ import pandas as pd
 
 from runbook_lib import mandatory
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.store import Archive
@@ -42,7 +42,7 @@ def _draft(archive: Archive) -> str:
         return ""
 
 
-def judge_measures(frames: Frames, given: Given) -> Finding:
+def judge_measures(frames: Frames, given: JudgeInput) -> Finding:
     """7.4: what will be changed, by whom and by when; only a person can say so."""
     entered = table(frames, "entered", *mandatory.MEASURE)
     whole = entered[entered["whole"].astype(bool)] if len(entered) else entered

@@ -1,16 +1,16 @@
-"""7.2: which failure mode was the origin, by what the runs concluded, or undecided by what the tables keep."""
+"""7.2: the failure mode that caused the incident, by the verdicts of its runs, or candidates from the tables alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.messages import VERBATIM
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 from runbook_lib.model.frames import table
@@ -21,14 +21,27 @@ from runbook_lib.store import Archive
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: How sure a verdict is, the least sure first.
-SURE = ("none", "low", "medium", "high")
-STEP = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
+#: The confidences of a verdict, the lowest first, and their texts.
+CONFIDENCES = {
+    "none": "confidence.none",
+    "low": "confidence.low",
+    "medium": "confidence.medium",
+    "high": "confidence.high",
+}
+#: The text of each observation that the tables alone allow.
+_TABLE_OBSERVATIONS = {
+    "past.both_stood": "postmortem.past.both_stood",
+    "past.publishing_stood": "postmortem.past.publishing_stood",
+    "past.publishing_failed": "postmortem.past.publishing_failed",
+    "past.processing_stood": "postmortem.past.processing_stood",
+    "past.sending_stood": "postmortem.past.sending_stood",
+    "past.sending_failed": "postmortem.past.sending_failed",
+}
+STEP_COLUMNS = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a command concluded."""
+class VerdictRow(rows.Row):
+    """The verdict of a command."""
 
     name: str = ""
     started: pd.Timestamp | None = None
@@ -37,8 +50,7 @@ class Verdict:
     confidence: str = "none"
 
 
-@dataclass(frozen=True)
-class Mode:
+class RankedModeRow(rows.Row):
     """A failure mode that a verdict ranked."""
 
     name: str = ""
@@ -46,31 +58,31 @@ class Mode:
     score: float = 0.0
 
 
-VERDICT = [f.name for f in fields(Verdict)]
+VERDICT_COLUMNS = [f.name for f in fields(VerdictRow)]
 
 
 def collect_origin(rb: Context) -> Frames:
-    """7.2: what every command concluded, and every finding that speaks for or against a failure mode.
+    """7.2: read the verdict of every command, and every finding that supports or contradicts a failure mode.
 
-    Frames: verdicts (fields of `Verdict`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en, ja:
-    text), spells (those of 7.1).
+    Frames: verdicts (fields of `VerdictRow`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en,
+    ja: text), episodes (those of 7.1).
     """
     manifest = lines(rb.archive)
     runs = [e for e in manifest if e.get("section", OWN) != OWN]
-    told = [
+    concluded = [
         (e["name"], e.get("started"), e["verdict"]) for e in manifest if "verdict" in e and e.get("sections") != [OWN]
     ]
-    if not told:
+    if not concluded:
         read = ((e, said(rb.archive, e["name"]).get("verdict")) for e in runs)
-        told = [(e["name"], e.get("started"), v) for e, v in read if v]
-    verdicts = [{"name": n, "started": t} | {c: v.get(c) for c in VERDICT[2:]} for n, t, v in told]
+        concluded = [(e["name"], e.get("started"), v) for e, v in read if v]
+    verdicts = [{"name": n, "started": t} | {c: v.get(c) for c in VERDICT_COLUMNS[2:]} for n, t, v in concluded]
     modes = [
-        {"name": n, "id": m["id"], "score": m["score"]} for n, _, v in told for m in v.get("failure_modes", ())
+        {"name": n, "id": m["id"], "score": m["score"]} for n, _, v in concluded for m in v.get("failure_modes", ())
     ]  # fmt: skip
     frames = {
-        "verdicts": timed(pd.DataFrame(verdicts, columns=VERDICT), "started"),
+        "verdicts": timed(pd.DataFrame(verdicts, columns=VERDICT_COLUMNS), "started"),
         "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
-        "steps": pd.DataFrame(list(_spoken(rb.archive, runs)), columns=STEP),
+        "steps": pd.DataFrame(list(_evidence_rows(rb.archive, runs, rb.catalog.failure_modes)), columns=STEP_COLUMNS),
         "unread": pd.DataFrame({"name": [e["name"] for e in runs if not said(rb.archive, e["name"])]}, dtype=object),
     }
     if impact := next((f for f in rb.given().earlier if f.step == "7.1"), None):
@@ -79,34 +91,34 @@ def collect_origin(rb: Context) -> Frames:
                                            columns=["id", "en", "ja"])}  # fmt: skip
 
 
-def _spoken(archive: Archive, runs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _evidence_rows(archive: Archive, runs: list[dict[str, Any]], modes: Collection[str]) -> Iterator[dict[str, Any]]:
     for entry in runs:
         for step, f in said(archive, entry["name"]).get("findings", {}).items():
             for signal in f.get("signals", ()):
-                if signal["about"].startswith("FM-"):
+                if signal["about"] in modes:
                     words = {f"headline_{lang}": f["headline"].get(lang, "") for lang in ("en", "ja")}
                     yield {"name": entry["name"], "section": entry["section"], "step": step, "id": signal["about"],
                            "weight": float(signal["weight"]), "status": f["status"], **words}  # fmt: skip
 
 
-def located(verdicts: list[Verdict]) -> Verdict | None:
-    """The verdict that names the incident: the worst, of these the surest, of these the first."""
+def deciding_verdict(verdicts: list[VerdictRow]) -> VerdictRow | None:
+    """Return the verdict that decides: the worst one, then the one with the highest confidence, then the earliest."""
     bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
     bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
-    return max(bad, key=lambda v: (Status[v.status].rank, SURE.index(v.confidence)), default=None)
+    return max(bad, key=lambda v: (Status[v.status].rank, list(CONFIDENCES).index(v.confidence)), default=None)
 
 
-def judge_origin(frames: Frames, given: Given) -> Finding:
-    """7.2: the failure mode that stands out in the worst and surest verdict, with the evidence on both sides."""
-    verdicts = rows.each(frames.get("verdicts"), Verdict)
-    first = located(verdicts) or Verdict()
-    if not any(m.name == first.name for m in rows.each(frames.get("modes"), Mode)) and (
-        seen := by_the_past(frames, given)
+def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
+    """7.2: name the failure mode that stands out in the deciding verdict, with the evidence for and against it."""
+    verdicts = rows.each(frames.get("verdicts"), VerdictRow)
+    first = deciding_verdict(verdicts) or VerdictRow()
+    if not any(m.name == first.name for m in rows.each(frames.get("modes"), RankedModeRow)) and (
+        seen := observe_first_episode(frames, given)
     ):
-        return _of_the_past(given, *seen)
+        return _judge_by_tables(given, *seen)
     if not verdicts:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    modes = sorted(rows.each(frames.get("modes"), Mode), key=lambda m: -m.score)
+    modes = sorted(rows.each(frames.get("modes"), RankedModeRow), key=lambda m: -m.score)
     top = [m for m in modes if m.name == first.name]
     lead = top[0].score - (top[1].score if len(top) > 1 else 0.0) if top else 0.0
     stands_out = (
@@ -117,22 +129,22 @@ def judge_origin(frames: Frames, given: Given) -> Finding:
     )
     top = top[: int(given.number("origin.candidates"))]
     candidates = [m.id for m in top]
-    named = {m.name: m.id for m in reversed(modes)}  # the first of each verdict
+    named = {m.name: m.id for m in reversed(modes)}  # the mode with the highest score of each verdict
     others = [m.id for m in modes if named[m.name] == m.id and m.id not in candidates]
     elsewhere = [(id_, "named_elsewhere", next(m.score for m in modes if m.id == id_)) for id_ in dict.fromkeys(others)]
     shown = pd.DataFrame(
         [(m.id, "origin" if stands_out and m is top[0] else "candidate", m.score) for m in top] + elsewhere,
         columns=["id", "role", "score"],
     )
-    steps = table(frames, "steps", *STEP)
+    steps = table(frames, "steps", *STEP_COLUMNS)
     evidence = steps[steps["id"].isin([*candidates, *others])].drop_duplicates(["name", "step", "id"])
     unread = table(frames, "unread", "name")
-    key = "origin" if stands_out else "inconclusive" if top else "no_mode"
+    key = "postmortem.origin" if stands_out else "postmortem.inconclusive" if top else "postmortem.no_mode"
     return judged(
         say(
-            f"postmortem.{key}",
-            mode=_mode(frames, candidates[0]) if top else "-",
-            confidence=say(f"confidence.{first.confidence}"),
+            key,
+            mode=_format_mode(frames, candidates[0]) if top else "-",
+            confidence=say(CONFIDENCES[first.confidence]),
             candidates=", ".join(f"{m.id} {m.score:.2f}" for m in top) or "-",
             score=top[0].score if top else 0.0,
         ),
@@ -153,12 +165,12 @@ def judge_origin(frames: Frames, given: Given) -> Finding:
     )
 
 
-def by_the_past(frames: Frames, given: Given) -> tuple[str, past.Spell] | None:
-    """The observation that the first spell of an incident is, and that spell; None where no queue had one.
+def observe_first_episode(frames: Frames, given: JudgeInput) -> tuple[str, past.Episode] | None:
+    """Return the observation that the first episode of the incident allows, and the episode; None without an episode.
 
-    A row keeps the number of its tries that failed; one that nobody took has none, and so has one whose try hung.
+    A row stores the number of its failed tries. A row that no worker claimed has none, nor has one whose try hung.
     """
-    found = rows.each(frames.get("spells"), past.Spell)
+    found = rows.each(frames.get("spells"), past.Episode)
     first = next((s for s in found if s.since is not None), None)
     if first is None or first.since is None:
         return None
@@ -175,15 +187,15 @@ def by_the_past(frames: Frames, given: Given) -> tuple[str, past.Spell] | None:
     return names[queue][failed], begun[queue]
 
 
-def _of_the_past(given: Given, observation: str, spell: past.Spell) -> Finding:
-    """What the tables alone can tell: in front of what it waited first, and whether it was tried; never which mode."""
-    signals = sorted(given.speaks(observation), key=lambda s: -s.weight)
+def _judge_by_tables(given: JudgeInput, observation: str, episode: past.Episode) -> Finding:
+    """Judge by the tables alone: they show which queue grew first and whether tries failed, never the failure mode."""
+    signals = sorted(given.evidence(observation), key=lambda s: -s.weight)
     modes = [s for s in signals if s.about in given.catalog.failure_modes and s.weight > 0]
     places = [s.about for s in signals if s.about in given.catalog.places]
     shown = pd.DataFrame([(s.about, "candidate", s.weight) for s in modes], columns=["id", "role", "score"])
-    facts = {"n": spell.slow, "tried": spell.tried, "queue": say(f"postmortem.queue.{spell.queue}")}
+    facts = {"n": episode.slow, "tried": episode.tried, "queue": past.queue_name(episode.queue)}
     return judged(
-        say("postmortem.by_the_past", why=say(f"postmortem.{observation}", **facts),
+        say("postmortem.by_the_past", why=say(_TABLE_OBSERVATIONS[observation], **facts),
             candidates=", ".join(s.about for s in modes)),
         [
             Value("origin", None),
@@ -199,8 +211,7 @@ def _of_the_past(given: Given, observation: str, spell: past.Spell) -> Finding:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Known:
+class ModeTitle(rows.Row):
     """A failure mode's title."""
 
     id: str = ""
@@ -208,8 +219,8 @@ class Known:
     ja: str = ""
 
 
-def _mode(frames: Frames, id_: str) -> Text:
-    title = next((k for k in rows.each(frames.get("known"), Known) if k.id == id_), Known())
+def _format_mode(frames: Frames, id_: str) -> Text:
+    title = next((k for k in rows.each(frames.get("known"), ModeTitle) if k.id == id_), ModeTitle())
     return say(VERBATIM, en=f"{id_} {title.en}".strip(), ja=f"{id_} {title.ja}".strip())
 
 

@@ -1,18 +1,18 @@
-"""What waited in the three queues, exactly by the rows' own timestamps, and where that left its ordinary range."""
+"""Reconstruct what waited in the three queues from the rows' timestamps, and find when it left its ordinary range."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.analysis import history
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames, Text, Threshold, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Frames, HopHistory, Text, Threshold, say
 from runbook_lib.model.frames import table
 from runbook_lib.view import charts
 
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 #: Upstream first: between the event's creation, its publishing, its processing, and the end of its notification.
 QUEUES = ("outbox", "broker", "notifications")
+_QUEUE_KEYS = {
+    "outbox": "postmortem.queue.outbox",
+    "broker": "postmortem.queue.broker",
+    "notifications": "postmortem.queue.notifications",
+}
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of time in buckets; bucket -1 is all before it."""
+    """An interval of time in buckets of `bucket_s` seconds; bucket -1 is the time before it."""
 
     since: pd.Timestamp
     until: pd.Timestamp
@@ -34,24 +39,24 @@ class Span:
 
     @property
     def buckets(self) -> int:
-        """How many."""
+        """The number of buckets."""
         return max(math.ceil((self.until - self.since).total_seconds() / self.bucket_s), 1)
 
     @property
     def full(self) -> int:
-        """How many are over; the last one may be filling still."""
+        """The number of complete buckets; the last bucket may be incomplete."""
         return int((self.until - self.since).total_seconds() // self.bucket_s)
 
     def at(self, bucket: int) -> pd.Timestamp:
-        """Where a bucket begins."""
+        """Return the start of a bucket."""
         return self.since + pd.Timedelta(seconds=bucket * self.bucket_s)
 
     def of(self, time: pd.Timestamp) -> int:
-        """The bucket that a time is in."""
+        """Return the bucket of a time."""
         return int((time - self.since).total_seconds() // self.bucket_s)
 
     def counts(self, frames: Frames, name: str, *columns: str) -> pd.DataFrame | None:
-        """The counts of every bucket from -1 on; None where the question was not answered."""
+        """Return the columns' counts for every bucket from -1 on; None if the query has no result."""
         if name not in frames:
             return None
         found = table(frames, name, "bucket", *columns).set_index("bucket")[list(columns)]
@@ -59,65 +64,72 @@ class Span:
         return pd.DataFrame(numbers.reindex(range(-1, self.buckets), fill_value=0.0).astype(float))
 
     def fine(self, step_s: float, buckets: float, minutes: float) -> Span:
-        """The same in steps of `step_s` if `buckets` of these do, else of so many minutes that `minutes` steps do."""
+        """Return the same interval in steps of `step_s` if that needs at most `buckets` steps, else in whole minutes.
+
+        The number of minutes of a step is the smallest that needs at most `minutes` steps.
+        """
         length_s = (self.until - self.since).total_seconds()
         step = step_s if length_s <= step_s * buckets else 60 * math.ceil(length_s / 60 / minutes)
         return Span(self.since, self.until, int(step))
 
 
-@dataclass(frozen=True)
-class _Stretch:
+def queue_name(queue: str) -> Text:
+    """Return the name of one of `QUEUES` as a text."""
+    return say(_QUEUE_KEYS[queue])
+
+
+class _Interval(rows.Row):
     since: pd.Timestamp | None = None
     until: pd.Timestamp | None = None
-    bucket_s: float = 0.0
+    bucket_s: float | None = None
 
 
 def span_of(frames: Frames, name: str = "span") -> Span | None:
-    """The span that the frames are of."""
-    found = rows.one(frames.get(name), _Stretch)
+    """Return the span of the frames; None if they have none."""
+    found = rows.one(frames.get(name), _Interval)
     if found.since is None or found.until is None or not found.bucket_s:
         return None
     return Span(found.since, found.until, max(int(found.bucket_s), 1))
 
 
-def fine_span(span: Span, given: Given) -> Span:
-    """The steps in which the queues of a span are looked at."""
+def fine_span(span: Span, given: JudgeInput) -> Span:
+    """Return the span in the steps in which its queues are measured."""
     return span.fine(given.number("past.step"), given.number("postmortem.buckets"), given.number("past.minutes"))
 
 
-def window(given: Given) -> Span:
-    """The window of a run, minute by minute, or in so many minutes at once that one answer holds it."""
+def window(given: JudgeInput) -> Span:
+    """Return the window of a run in buckets of one minute, or of as many minutes as keep it in one query result."""
     since = (given.as_of - pd.Timedelta(minutes=given.window_minutes)).floor("min")
     return Span(since, given.as_of, 60 * max(math.ceil(given.window_minutes / given.number("postmortem.buckets")), 1))
 
 
 def ask(rb: Context, db: Snapshot, span: Span, queues: Iterable[str] = QUEUES) -> Frames:
-    """What came, left and waited in each queue. Frames waiting.QUEUE (`Flow`, piece), where it could be read."""
+    """Query what came, left and waited in each queue. Frames: waiting.QUEUE (`QueueFlow`, piece), where readable."""
     margin = pd.Timedelta(hours=rb.number("postmortem.margin"))
     given = vars(span) | {"slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
-    given["few"] = _chance(rb.number("past.usual"), rb.number("past.spread"))
+    given["few"] = _usual_maximum(rb.number("past.usual"), rb.number("past.spread"))
     found = {}
     for queue in queues:
         low, high = (span.since, span.until + margin)
-        if queue == "notifications":  # found by when they came, not by when they left
+        if queue == "notifications":  # these are selected by their creation, not by their end
             low, high = (span.since - margin, span.until)
-        parts = in_pieces(rb, db, f"past/{queue}", low, high, "past.piece", **given)
+        parts = query_in_pieces(rb, db, f"past/{queue}", low, high, "past.piece", **given)
         if parts is not None:
             found[f"waiting.{queue}"] = pd.concat(p.assign(piece=i) for i, p in enumerate(parts))
     return found
 
 
-def _chance(usual: float, spread: float) -> float:
-    """How much may wait by chance where usually nothing does."""
+def _usual_maximum(usual: float, spread: float) -> float:
+    """Return how many rows may wait by chance in a queue that is usually empty."""
     return history.ordinary([0.0], usual, spread)[1]
 
 
-def in_pieces(
+def query_in_pieces(
     rb: Context, db: Snapshot, name: str, low: pd.Timestamp, high: pd.Timestamp, piece: str, **params: Any
 ) -> list[pd.DataFrame] | None:
-    """One question in pieces, so many hours each (a number of slo.md); None where one was not answered whole.
+    """Run one query in pieces of as many hours as the number `piece` of slo.md; None if a piece has no full result.
 
-    Of a busy system the cost gate refuses such a piece: then its halves are asked, or theirs.
+    If the cost gate refuses a piece, the query is run again with half the length, at most `past.halved` times.
     """
     whole = min(pd.Timedelta(hours=rb.number(piece)), high - low)
     for halved in range(int(rb.number("past.halved")) + 1):
@@ -133,16 +145,14 @@ def in_pieces(
             begin = end
         else:
             return answers
-        if not rb.read_cost.questions[-1].refused:
+        if not rb.read_cost.queries[-1].refused:
             return None
     return None
 
 
-@dataclass(frozen=True)
-class Flow:
-    """What came into a queue and left it in a bucket, and what waited in it between."""
+class QueueFlow(rows.Row, query="past/notifications"):
+    """The rows that came into a queue and left it in one bucket, and the fewest and most that waited meanwhile."""
 
-    QUESTION: ClassVar[str] = "past/notifications"
     bucket: int = -1
     came: float = 0.0
     gone: float = 0.0
@@ -156,19 +166,18 @@ class Flow:
 
 
 def levels(frames: Frames, queue: str, span: Span) -> pd.DataFrame | None:
-    """What waited in a queue bucket by bucket (`history.levels`); None where that was not answered."""
+    """Return the rows that waited in a queue for each bucket (`history.levels`); None if the query has no result."""
     wanted = ("piece", "bucket", "came", "gone", "least", "most")
     if not set(wanted) <= set(frames.get(f"waiting.{queue}", pd.DataFrame()).columns):
         return None
     return history.levels(table(frames, f"waiting.{queue}", *wanted), span.buckets)
 
 
-@dataclass(frozen=True)
-class Spell:
-    """A stretch in which a queue was never down to what usually waits in it.
+class Episode(rows.Row):
+    """An interval in which more rows than usual waited in a queue all the time.
 
-    `until` is None where it had not come back by the end; `from_before` tells that it had left before the beginning.
-    `slow` rows waited too long, and `tried` of these were tried in vain.
+    `until` is None if the queue had not returned to normal by the end of the span; `from_before` is True if the episode
+    began before the span. `slow` rows waited too long; `tried` of them had failed tries. `waited` is in rows × seconds.
     """
 
     queue: str = ""
@@ -182,26 +191,26 @@ class Spell:
     tried: float = 0.0
 
 
-def spells(frames: Frames, given: Given) -> list[Spell]:
-    """Every spell of every queue, the earliest first."""
+def episodes(frames: Frames, given: JudgeInput) -> list[Episode]:
+    """Return every episode of every queue, the earliest first."""
     span = span_of(frames, "steps")
-    found = [] if span is None else [s for queue in QUEUES for s in _spells(frames, given, span, queue)]
+    found = [] if span is None else [s for queue in QUEUES for s in _find_episodes(frames, given, span, queue)]
     return sorted(found, key=lambda s: (s.since, QUEUES.index(s.queue)))
 
 
-def _spells(frames: Frames, given: Given, span: Span, queue: str) -> Iterable[Spell]:
+def _find_episodes(frames: Frames, given: JudgeInput, span: Span, queue: str) -> Iterable[Episode]:
     level = levels(frames, queue, span)
     if level is None:
         return
-    flows = rows.each(frames[f"waiting.{queue}"], Flow)
+    flows = rows.each(frames[f"waiting.{queue}"], QueueFlow)
     low = {f.bucket: f for f in flows if f.low_last is not None}
     least = level["least"].iloc[: span.full]
-    usual, most = _ordinary(level, given, span)
-    for first, end in history.spells(least, most, int(given.number("past.gap") // span.bucket_s)):
+    usual, most = _ordinary_range(level, given, span)
+    for first, end in history.episodes(least, most, int(given.number("past.gap") // span.bucket_s)):
         part = [f for f in flows if first - 1 <= f.bucket < end]
         since = low[first - 1].low_last if first and first - 1 in low else span.at(first)
         back = low[end].low_first if end in low else span.at(end)
-        yield Spell(
+        yield Episode(
             queue,
             since,
             back if end < span.full else None,
@@ -214,76 +223,98 @@ def _spells(frames: Frames, given: Given, span: Span, queue: str) -> Iterable[Sp
         )
 
 
-def _ordinary(level: pd.DataFrame, given: Given, span: Span) -> tuple[float, float]:
+def _ordinary_range(level: pd.DataFrame, given: JudgeInput, span: Span) -> tuple[float, float]:
     return history.ordinary(level["least"].iloc[: span.full], given.number("past.usual"), given.number("past.spread"))
 
 
-def limit(level: pd.DataFrame, given: Given, span: Span) -> float:
-    """How much may wait all through a bucket without being out of the ordinary."""
-    return _ordinary(level, given, span)[1]
+def hop_history(frames: Frames, given: JudgeInput, queue: str, allowed: float | None = None) -> HopHistory | None:
+    """Return what waited in a queue over the window, at most `HopHistory.MOST` intervals; None if it was not read."""
+    span = window(given)
+    level = levels(frames, queue, span)
+    if level is None:
+        return None
+    rates = level[["came", "gone"]].iloc[: span.full] * 60 / span.bucket_s
+    shown = pd.concat([level["waiting"], rates], axis=1).tail(HopHistory.MOST).round(1)
+    waiting, came, gone = (tuple(None if v != v else float(v) for v in shown[c]) for c in ("waiting", "came", "gone"))
+    return HopHistory(span.at(int(shown.index[0])), span.bucket_s, waiting, came, gone, allowed)
 
 
-def always_waits(frames: Frames, given: Given) -> list[str]:
-    """The queues in which so much waits nearly all the time that an incident as long as the span would not show."""
+def limit(level: pd.DataFrame, given: JudgeInput, span: Span) -> float:
+    """Return the largest number of rows that may wait all through a bucket in ordinary operation."""
+    return _ordinary_range(level, given, span)[1]
+
+
+def always_waits(frames: Frames, given: JudgeInput) -> list[str]:
+    """Return the queues in which rows wait nearly all the time: an incident as long as the span does not show there."""
     span = span_of(frames, "steps")
     known = {} if span is None else {q: level for q in QUEUES if (level := levels(frames, q, span)) is not None}
-    nothing = _chance(given.number("past.usual"), given.number("past.spread"))
-    return [queue for queue, level in known.items() if span and _ordinary(level, given, span)[0] > nothing]
+    nothing = _usual_maximum(given.number("past.usual"), given.number("past.spread"))
+    return [queue for queue, level in known.items() if span and _ordinary_range(level, given, span)[0] > nothing]
 
 
 @dataclass(frozen=True)
-class Incident:
-    """Spells that overlap, or follow each other closely."""
+class PastIncident:
+    """Episodes that overlap or follow each other within `past.gap`."""
 
-    spells: tuple[Spell, ...]
+    episodes: tuple[Episode, ...]
 
     @property
     def since(self) -> pd.Timestamp:
         """When the first queue left its ordinary range."""
-        return min(s.since for s in self.spells if s.since is not None)
+        return min(s.since for s in self.episodes if s.since is not None)
 
     @property
     def until(self) -> pd.Timestamp | None:
-        """When the last one was back in it; None where that has not come."""
-        ends = [s.until for s in self.spells]
+        """When the last queue was back in its ordinary range; None if one is not yet."""
+        ends = [s.until for s in self.episodes]
         return None if None in ends else max(e for e in ends if e is not None)
 
     @property
     def waited(self) -> float:
-        """Rows times seconds."""
-        return sum(s.waited for s in self.spells)
+        """The time that rows waited, in rows × seconds."""
+        return sum(s.waited for s in self.episodes)
 
 
-def incidents(found: Iterable[Spell], gap: pd.Timedelta) -> list[Incident]:
-    """The spells, the earliest first, as incidents."""
-    joined: list[Incident] = []
-    for spell in found:
+def incidents(found: Iterable[Episode], gap: pd.Timedelta) -> list[PastIncident]:
+    """Join the episodes (the earliest first) to incidents; episodes at most `gap` apart belong together."""
+    joined: list[PastIncident] = []
+    for episode in found:
         before = joined[-1] if joined else None
-        if before and spell.since is not None and (before.until is None or spell.since - before.until <= gap):
-            joined[-1] = Incident((*before.spells, spell))
+        if before and episode.since is not None and (before.until is None or episode.since - before.until <= gap):
+            joined[-1] = PastIncident((*before.episodes, episode))
         else:
-            joined.append(Incident((spell,)))
+            joined.append(PastIncident((episode,)))
     return joined
 
 
-def blind_spots(given: Given, retention: pd.Timedelta, without: str = "") -> tuple[Text, ...]:
-    """What the series of the window does not show."""
+def blind_spots(given: JudgeInput, retention: pd.Timedelta, statuses: bool = True) -> tuple[Text, ...]:
+    """Return what the chart of a queue over the window does not show.
+
+    Finished rows are deleted after `retention`. `statuses`: the chart counts rows of more than one status together.
+    """
     gone = window(given).since < given.as_of - retention
-    spots = (*(("retention",) if gone else ()), "redrive", "lookback", "one_status")
-    return tuple(say(f"blind_spot.{spot}") for spot in spots if spot != without)
+    return (
+        *((say("blind_spot.retention"),) if gone else ()),
+        say("blind_spot.redrive"),
+        say("blind_spot.lookback"),
+        *((say("blind_spot.one_status"),) if statuses else ()),
+    )
 
 
 def draw(
     series: pd.DataFrame | None, span: Span, title: str, lines: tuple[str, str, str], alt: str, spots: tuple[Text, ...],
     limit: Threshold | None = None,
 ) -> charts.Chart | None:  # fmt: skip
-    """The queue with what came and what left, and the limit once the backlog is near it."""
+    """Draw a queue with the rows that came and left, and the limit if the backlog came near it.
+
+    `alt` is the message key of the alternative text, `spots` are the captions.
+    """
     if series is None or series.empty:
         return None
     figure, ax = charts.axes(title, "rows", "UTC")
     ends = [min(span.at(i + 1), span.until) for i in series.index]
     charts.flows(ax, ends, series["waiting"], series[["came", "gone"]].iloc[: span.full] * 60 / span.bucket_s, lines)
-    if limit and series["waiting"].max() > 0.3 * (limit.warning or 0):
+    if limit and limit.warning is not None and series["waiting"].max() > 0.3 * limit.warning:
         charts.thresholds(ax, limit)
     charts.legend(figure)
     peak = int(series["most"].to_numpy().argmax())

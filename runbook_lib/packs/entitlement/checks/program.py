@@ -1,37 +1,37 @@
-"""Is the process alive, is its loop, and if it does not work, why? Shared by 4.1.1 and 4.1.3.
+"""Decide whether a service's process and its loop work, and if not, why. Shared by 4.1.1 and 4.1.3.
 
-Who looks at rows alone takes a loop that is switched off, or fails, or whose process can not start, for one that hangs:
-a restart helps none of these. And while nothing can be written hardly anything is due, so this is asked wherever no row
-has left the loop's hands lately, whether something waits or not.
+By its rows alone, a loop that is switched off, that fails, or whose process cannot start looks like one that hangs,
+and a restart helps none of these. While nothing can be written, hardly any row is due. So the services and the
+database are queried whenever the loop has finished no row lately, whether rows are due or not.
 """
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib import rows, samples
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
 from runbook_lib.checks.parts import Parts
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames, Proposal, Status, Text, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Frames, Proposal, Status, Text, Threshold, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
-from runbook_lib.packs.entitlement.actions.restart import coming_up, newest_start
+from runbook_lib.packs.entitlement.actions.restart import is_starting, newest_start
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
 from runbook_lib.packs.entitlement.evidence.sessions import Says
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.first_look import sample_processes
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: The observations, by the side whose loop it is.
+#: The observations, by the side ("delivery" or "relay") whose loop it is.
 RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
 PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
 SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
@@ -49,13 +49,44 @@ REJECTED = {"delivery": "delivery.rejected", "relay": "relay.rejected"}
 DENIED = {"delivery": "delivery.denied", "relay": "relay.denied"}
 HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
 FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
-#: What both sides say alike counts once.
+#: Observations that are the same for both sides count once.
 NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
-#: What an application writes whose start has failed, whatever the cause.
+#: The headline of each observation; one of `EXCEPTIONS` other than KEPT_OUT has that of FAILS.
+HEADLINES = {
+    "delivery.fails": "program.delivery_fails",
+    "delivery.kept_out": "program.delivery_kept_out",
+    "delivery.held_up": "program.delivery_held_up",
+    "delivery.switched_off": "program.delivery_switched_off",
+    "delivery.held": "program.delivery_held",
+    "delivery.passes_over": "program.delivery_passes_over",
+    "delivery.not_up": "program.delivery_not_up",
+    "delivery.frozen": "program.delivery_frozen",
+    "delivery.seems_frozen": "program.delivery_seems_frozen",
+    "delivery.taken_down": "program.delivery_taken_down",
+    "delivery.starting": "program.delivery_starting",
+    "delivery.hangs": "program.delivery_hangs",
+    "delivery.silent": "program.delivery_silent",
+    "relay.fails": "program.relay_fails",
+    "relay.kept_out": "program.relay_kept_out",
+    "relay.held_up": "program.relay_held_up",
+    "relay.switched_off": "program.relay_switched_off",
+    "relay.held": "program.relay_held",
+    "relay.passes_over": "program.relay_passes_over",
+    "relay.not_up": "program.relay_not_up",
+    "relay.frozen": "program.relay_frozen",
+    "relay.seems_frozen": "program.relay_seems_frozen",
+    "relay.taken_down": "program.relay_taken_down",
+    "relay.starting": "program.relay_starting",
+    "relay.hangs": "program.relay_hangs",
+    "relay.silent": "program.relay_silent",
+    NO_SESSION: "program.database_no_session",
+    ROLLS_BACK: "program.database_rolls_back",
+}
+#: The line that an application logs when its start has failed, whatever the cause.
 FAILED_START = "Application run failed"
-#: Where a restart helps: a process or a loop that hangs.
-HELPED = (FROZEN, SEEMS_FROZEN, HANGS)
-#: What it means that a loop's runs end in an exception of that name; any other may come from anywhere.
+#: The observations that a restart helps against: a process or a loop that hangs.
+RESTART_HELPS = (FROZEN, SEEMS_FROZEN, HANGS)
+#: The observation for a loop whose runs end in this exception; for any other exception it is FAILS.
 EXCEPTIONS = {
     "CannotCreateTransactionException": KEPT_OUT,
     "CannotGetJdbcConnectionException": KEPT_OUT,
@@ -67,12 +98,12 @@ EXCEPTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Program:
-    """A workload, its loop's switch, and the pause between two of its runs; None for what could not be read.
+class Program(rows.Row):
+    """A workload's instances and its loop's settings; a field is None if it could not be read.
 
-    `young` tells that its instances came up a moment ago, `failed` that one before them ended at its start; `wanted`
-    how many there should be, `started` when the newest came up.
+    `enabled` is the loop's switch, `poll_s` the pause between two runs in seconds. `young`: all instances came up a
+    moment ago. `failed`: an earlier instance ended at its start. `wanted` is the number of instances that should run,
+    `started` the start of the newest one.
     """
 
     enabled: bool | None = None
@@ -85,25 +116,27 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Stands:
-    """How a loop stands: an observation, the exception that its runs end in, and since when its process is silent.
+class LoopState:
+    """The state of a loop: an observation, the exception that its runs end in, and the seconds without a sign of it.
 
-    `others` is how many of its sessions work on where the runner knows of no instance.
+    `others` is the number of database sessions that do its work and belong to no instance known to the runner,
+    `elsewhere` the observation that there are such sessions.
     """
 
     observation: str = ""
     exception: str = ""
     silent_s: float | None = None
     others: int | None = None
+    elsewhere: str = ""
 
     @property
     def wrong(self) -> bool:
-        """Whether it says why the loop does not work."""
+        """Whether the observation explains why the loop does not work."""
         return bool(self.observation) and self.observation not in RUNS.values()
 
     @property
     def status(self) -> Status:
-        """What that is for a step by itself, whether something waits or not."""
+        """The status that the observation alone gives a step, whether rows are due or not."""
         if not self.wrong:
             return Status.OK
         doubtful = (STARTING, SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
@@ -111,43 +144,51 @@ class Stands:
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """What is seen; that somebody else works in its place is one of its own."""
-        side = self.observation.partition(".")[0]
-        return (*filter(None, (self.observation,)), *((ELSEWHERE[side],) if self.others else ()))
+        """The observation, and the one that an unknown instance does the loop's work."""
+        return tuple(filter(None, (self.observation, self.elsewhere)))
 
     def headline(self, due: float | None, **facts: Any) -> Text:
-        """The sentence that says so, beside what is `due`."""
+        """Return the headline for the observation, with the number of rows that are `due`."""
         side, _, what = self.observation.partition(".")
-        key = f"program.{side}_{'fails' if self.exception and what != 'kept_out' else what}"
+        fails = self.exception and what != "kept_out"
+        key = HEADLINES[FAILS[side] if fails else self.observation]
         why = {"exception": self.exception, "quiet": self.silent_s, "others": self.others}
         return say(key, **facts | why, due=due or None)
 
 
-NOTHING = Stands()
+UNKNOWN_STATE = LoopState()
 
 
-def ask(rb: Context, step: str, parts: Parts, side: str, late: bool) -> None:
-    """Ask the services and the database what each process does, at two looks that the steps of a run share.
+def ask(rb: Context, step: str, parts: Parts, side: str, late: bool, at_work: bool = False) -> None:
+    """Query the services and the database for what each process does, in two samples that the steps of a run share.
 
-    Where something is `late`, or that says that the loop does not work, the runner is asked about its workload as well,
-    and where that has just been started, its log. Where neither has a word of it the runner may: nobody is asked for
-    anything while both services are stopped.
+    If rows are `late`, or the samples show that the loop does not work, the runner is queried for the workload too, and
+    for the log of an instance that has just been started. If neither the services nor the database know the process,
+    the runner is queried as well: both services may be stopped. If the loop was `at_work` a moment ago, the samples are
+    kept only if they show it running, or another process that does its work: a row that was just finished is better
+    evidence than a process that was not seen.
     Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
-    parts.answers |= rb.shared(step, look_twice)
-    seen = stands(parts.answers, rb.given(), side)
-    if late or seen.wrong:
+    samples = rb.shared(step, take_two_samples)
+    others = bool(sessions.sessions_beyond_pool(samples, rb.given(), change.SIDES[side][0]))
+    if at_work and not late and not others:
+        if seen_running(samples, rb.given(), side):
+            parts.answers |= samples
+        return
+    parts.answers |= samples
+    seen = loop_state(parts.answers, rb.given(), side)
+    if late or seen.wrong or others:
         with parts.part("program") as answers:
-            answers["program"] = _program(rb, side)
-    elif seen == NOTHING:
+            answers["program"] = _read_program(rb, side)
+    elif seen == UNKNOWN_STATE:
         with suppress(SourceError):
-            parts.answers["program"] = _program(rb, side)
+            parts.answers["program"] = _read_program(rb, side)
 
 
-def _program(rb: Context, side: str) -> pd.DataFrame:
+def _read_program(rb: Context, side: str) -> pd.DataFrame:
     name = rb.facts.workloads.program(change.SIDES[side][0])
-    settings = change.in_force(rb.catalog.settings, side, rb.workloads.environment(name))
-    pods, young, failed = _instances(rb, name)
+    settings = change.current_settings(rb.catalog.settings, side, rb.workloads.environment(name))
+    pods, young, failed = _read_instances(rb, name)
     return row(
         enabled=settings[f"{side}.enabled"],
         poll_s=settings[f"{side}.poll_interval"],
@@ -159,14 +200,14 @@ def _program(rb: Context, side: str) -> pd.DataFrame:
     )
 
 
-def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool]:
-    """The instances of a workload, whether all came up a moment ago for the first time, and whether a start has failed.
+def _read_instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool]:
+    """Return a workload's instances, whether all came up a moment ago for the first time, and whether a start failed.
 
-    Where the runner does not count the ends of an instance, the log of one that is young has the starts that failed.
+    If the runner does not count an instance's restarts, the failed starts are read from the log of a young instance.
     """
 
     pods = rb.workloads.pods(name)
-    if not coming_up(pods, rb.now(), rb.number("program.young")):
+    if not is_starting(pods, rb.now(), rb.number("program.young")):
         return pods, False, False
     failed = False
     if any(pod["restarts"] is None for pod in pods):
@@ -175,89 +216,139 @@ def _instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool, bool
     return pods, not failed and not any(pod["restarts"] for pod in pods), failed
 
 
-def look_twice(rb: Context) -> Frames:
-    """Two looks at the processes; one where it has seen none, since there is nothing to compare."""
-    first = _look(rb)
-    seen = rows.each(first.get("service_sessions"), sessions.Sessions)
-    if first["service_samples"].empty and not any(s.sessions for s in seen):
+def take_two_samples(rb: Context) -> Frames:
+    """Take two samples of the processes; only one if it shows no process.
+
+    The first may be an earlier step's. The second follows after one cycle of the loops; if it does not show each loop
+    running, it is taken again `looks.apart` seconds after the first. The delivery worker is watched in the pauses.
+    """
+    soon_s, apart_s = cycle_s(rb), rb.number("looks.apart")
+    at, first = samples.earlier("processes", rb.now(), apart_s, rb.number("looks.shared"))
+    if at is None or not _shows_a_process(first):
+        at, first = rb.now(), sample_processes(rb)
+    if not _shows_a_process(first):
         return first
-    time.sleep(rb.number("looks.apart"))
-    return services.together(first, _look(rb))
+    first |= sessions.watch_worker(rb, max(soon_s - (rb.now() - at).total_seconds(), 0.0), first)
+    both = services.concat_samples(first, sample_processes(rb))
+    left_s = apart_s - (rb.now() - at).total_seconds()
+    if left_s <= 0 or all(seen_running(both, rb.given(), side) for side in RUNS):
+        return both
+    first |= sessions.watch_worker(rb, left_s, first)
+    return services.concat_samples(first, sample_processes(rb))
 
 
-def _look(rb: Context) -> Frames:
-    frames = services.look(rb)
-    with suppress(SourceError), rb.snapshot() as db:  # who asks has just had an answer from it, or it says nothing
-        frames |= sessions.look(db, facts_of(rb).database_role)
-    return frames
+def _shows_a_process(sample: Frames) -> bool:
+    seen = rows.each(sample.get("service_sessions"), sessions.Sessions)
+    return not sample["service_samples"].empty or any(s.sessions for s in seen)
 
 
-def stands(frames: Frames, given: Given, side: str) -> Stands:
-    """What `ask` has left says of the loop, its own word first. What could not be seen says nothing."""
+def cycle_s(rb: Context) -> float:
+    """Return the seconds within which a working loop begins its next run; at most `looks.apart`."""
+    return min(rb.number("looks.cycle") * facts_of(rb).poll_interval_s, rb.number("looks.apart"))
+
+
+def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
+    """Return whether the loop ran between two samples: by its service's run counter, or by its newest statement."""
+    which = change.SIDES[side][0]
+    service = services.read(frames, services.ServiceLimits.of(given))[which]
+    own = sessions.read(frames, sessions.SessionLimits.of(given))[which]
+    counted = service.by == "service" and service.loops[side].doing is Doing.RUNS
+    return counted or (own.says is Says.ALIVE and own.confidence == "high")
+
+
+def look_again_s(given: JudgeInput, limit: Threshold, sign_s: float | None, in_hand: float) -> float:
+    """Return the seconds until a loop that was not seen running can be called hanging.
+
+    `sign_s` is the age of its last sign of life. If it holds rows (`in_hand`), only the critical limit counts, since a
+    batch may take long.
+    """
+    shows_s = limit.critical if in_hand else limit.warning
+    if sign_s is None or shows_s is None or sign_s >= shows_s:
+        # No row has come for it: only another event, or its process, can show it.
+        return given.number("look_again.most")
+    return float(max(round(shows_s - sign_s), given.number("look_again.least")))
+
+
+def loop_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
+    """Return the loop's state by the frames of `ask`, its service's own report first; `UNKNOWN_STATE` if not known."""
+    seen = _decide_state(frames, given, side)
+    program = rows.one(frames.get("program"), Program)
+    if seen.others or program.young or not program.ready:
+        return seen
+    others = sessions.sessions_beyond_pool(frames, given, change.SIDES[side][0], instances=program.ready)
+    return replace(seen, others=others, elsewhere=ELSEWHERE[side]) if others else seen
+
+
+def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     which = change.SIDES[side][0]
     program = rows.one(frames.get("program"), Program)
-    pause_s = max(program.poll_s or 0, facts_of(given).poll_interval_s)
-    service = services.read(frames, replace(services.Numbers.of(given), poll_s=pause_s))[which]
-    held = sessions.read(frames, replace(sessions.Numbers.of(given), poll_s=pause_s))
+    pause_s = facts_of(given).poll_interval_s
+    if program.poll_s is not None:
+        pause_s = max(pause_s, program.poll_s)
+    service = services.read(frames, replace(services.ServiceLimits.of(given), poll_s=pause_s))[which]
+    held = sessions.read(frames, replace(sessions.SessionLimits.of(given), poll_s=pause_s))
     loop, own = service.loops[side], held[which]
     quiet = own.says is Says.LOOP_SILENT and loop.doing is not Doing.BEHIND
     if program.failed:
-        return Stands(NOT_UP[side])  # whatever its loops do until it ends again
+        return LoopState(NOT_UP[side])  # whatever its loops do until it ends again
     if loop.doing is Doing.RUNS:
-        return Stands(RUNS[side])
+        return LoopState(RUNS[side])
     if service.locked_out:
-        return Stands(KEPT_OUT[side])
+        return LoopState(KEPT_OUT[side])
     if loop.doing is Doing.FAILS and loop.share == 1:
         meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
-        return Stands(meant[side], loop.exception)
+        return LoopState(meant[side], loop.exception)
     if program.wanted == 0:
-        # Its sessions end with it: whose are these, then?
-        return Stands(TAKEN_DOWN[side], others=own.sessions or None)
+        # A workload's sessions end with it, so these belong to an unknown instance.
+        return LoopState(
+            TAKEN_DOWN[side], others=own.sessions or None, elsewhere=ELSEWHERE[side] if own.sessions else ""
+        )
     if loop.doing is Doing.OFF or program.enabled is False:
-        return Stands(SWITCHED_OFF[side])
-    if (program.poll_s or 0) >= (given.limits["delivery.silence"].critical or 0):
-        return Stands(HELD[side])
+        return LoopState(SWITCHED_OFF[side])
+    if given.limits["delivery.silence"].reached(program.poll_s, Status.CRITICAL):
+        return LoopState(HELD[side])
     if program.young:
-        return Stands(STARTING[side])
-    # It took the connection and said nothing, and the database has not heard of it either.
+        return LoopState(STARTING[side])
+    # The service accepted the connection and sent nothing, and its database sessions are silent too.
     if service.answers is Answers.HUNG and own.sessions and own.says in (Says.FROZEN, Says.NOT_SEEN):
-        return Stands(FROZEN[side], silent_s=own.newest_s)
+        return LoopState(FROZEN[side], silent_s=own.newest_s)
     if own.says is Says.FROZEN and service.answers is not Answers.YES:
         sure = own.confidence == "high"
-        return Stands((FROZEN if sure else SEEMS_FROZEN)[side], silent_s=own.newest_s)
+        return LoopState((FROZEN if sure else SEEMS_FROZEN)[side], silent_s=own.newest_s)
     if program.ready == 0:
-        return Stands(NOT_UP[side])
+        return LoopState(NOT_UP[side])
     if own.says is Says.NONE:
         if service.answers is Answers.YES:
-            return Stands(KEPT_OUT[side])
-        if not sessions.door_is_shut(held):
-            return Stands(NOT_UP[side])
-        # With none of either it is the door only if their processes are there; else they may be known by other names.
-        return Stands(NO_SESSION) if program.ready else NOTHING
+            return LoopState(KEPT_OUT[side])
+        if not sessions.no_service_has_sessions(held):
+            return LoopState(NOT_UP[side])
+        # Neither service has a session: the database refuses them only if their processes run. Otherwise their
+        # sessions may have other names.
+        return LoopState(NO_SESSION) if program.ready else UNKNOWN_STATE
     if loop.doing is Doing.LONG and own.says is Says.BLOCKED:
-        return Stands(HELD_UP[side])
+        return LoopState(HELD_UP[side])
     if loop.doing is Doing.STILL or (quiet and (loop.doing is Doing.LONG or program.enabled)):
-        return Stands(HANGS[side])
+        return LoopState(HANGS[side])
     if quiet:
-        return Stands(SILENT[side])
+        return LoopState(SILENT[side])
     if own.says is Says.FAILING:
-        return Stands(ROLLS_BACK)
+        return LoopState(ROLLS_BACK)
     if own.says is Says.ALIVE and own.confidence == "high" and loop.doing is Doing.NOT_SEEN:
-        return Stands(RUNS[side])
-    return NOTHING
+        return LoopState(RUNS[side])
+    return UNKNOWN_STATE
 
 
-def beside(seen: Stands, stopped: bool, side: str) -> Stands:
-    """The same beside what waits: a loop that runs and takes nothing of what is due steps over rows that are locked."""
-    return Stands(PASSES_OVER[side]) if stopped and seen.observation == RUNS[side] else seen
+def with_due_rows(seen: LoopState, stopped: bool, side: str) -> LoopState:
+    """Return the state with the due rows considered: a loop that runs and claims no due row skips locked rows."""
+    return LoopState(PASSES_OVER[side]) if stopped and seen.observation == RUNS[side] else seen
 
 
-def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
-    """What helps against it: the switch, or a restart; else only the log tells why it fails, or does not come up.
+def proposals(given: JudgeInput, seen: LoopState, side: str) -> tuple[Proposal, ...]:
+    """Return the action that helps: the switch, the settings or a restart; otherwise the log, which shows the cause.
 
-    What the database does to it is not its own, and 4.1.4 has who holds it up, or keeps it out.
+    Empty if the cause is the database: 4.1.4 shows which session blocks or excludes the loop.
     """
-    if any(s.about == "database" and s.weight > 0 for s in given.speaks(seen.observation)):
+    if any(s.about == "database" and s.weight > 0 for s in given.evidence(seen.observation)):
         return ()
     if seen.others:
         return (pods(given, change.SIDES[side][0]),)
@@ -267,6 +358,6 @@ def proposals(given: Given, seen: Stands, side: str) -> tuple[Proposal, ...]:
         return (remedies.switch_on(given, side),)
     if seen.observation == HELD[side]:
         return (undo_settings(given, [f"{side}.batch_size", f"{side}.poll_interval"]),)
-    if seen.observation in [helped[side] for helped in HELPED]:
+    if seen.observation in [helped[side] for helped in RESTART_HELPS]:
         return (restart(given, change.SIDES[side][0]),)
     return (logs(given, change.SIDES[side][0]),)

@@ -1,79 +1,116 @@
-"""4.1.3: how long events wait to be published, and what holds them: the relay, the broker or the event itself."""
+"""4.1.3: how long events wait to be published, and what blocks them: the relay, the broker or the event itself."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
+from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import Parts, seconds_between
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Reason, Signal, Status, Text, Value, judged, say
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import (
+    LOOK_AGAIN,
+    Finding,
+    Frames,
+    Hop,
+    HopHistory,
+    OutageEnd,
+    Proposal,
+    Reason,
+    Status,
+    Text,
+    Value,
+    judged,
+    replace,
+    say,
+    worst,
+)
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import past, program, quorum
+from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
+from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: What the relay writes into last_error, by what it means. The first phrase that fits decides.
-KINDS = (
-    ("payload", "payload parse failure"),
-    ("closed", "connection is closed"),
-    ("no_stream", "no responders"),
-    ("no_stream", "503"),
-    ("timeout", "timeout"),
-    ("timeout", "timed out"),
-    ("timeout", "puback is missing"),
-    ("payload", "unknown event type"),
-    ("full", "maximum messages exceeded"),
-    ("full", "maximum bytes exceeded"),
+#: The kinds of error, each with a pattern for the whole text of last_error: a sentence of the application, of its NATS
+#: client, or of the broker with its API error code. The first pattern that matches decides.
+ERROR_KINDS = tuple(
+    (kind, re.compile(rf"(?:[\w.$]*(?:Exception|Error): )*(?:{form})", re.IGNORECASE | re.DOTALL))
+    for kind, form in (
+        ("payload", r"outbox payload parse failure|unknown event type: .*"),
+        ("closed", r"connection is closed"),
+        ("no_stream", r"(?:error publishing: )?503(?: no responders.*)?|.* \[10059\]"),
+        ("timeout", r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"),
+        ("full", r".* \[10077\]|maximum (?:messages|bytes) exceeded"),
+        ("too_large", r".* \[10054\]|message size exceeds maximum allowed"),
+    )
 )
 
 
-#: Kinds of error that are the event's own: other events are published all the same.
-OF_THE_EVENT = ("payload", "other")
-#: Kinds of error that a cluster which cannot write gives.
-UNWRITTEN = ("no_stream", "timeout", "unseen", "closed")
-#: What it is where the broker was seen and publishes fail with that kind of error.
-FAILS = {
-    "no_stream": "publish.fails_no_stream",
-    "timeout": "publish.fails_timeout",
-    "closed": "publish.fails_closed",
-    "unseen": "publish.fails_unseen",
-    "payload": "publish.fails_payload",
-    "full": "publish.fails_full",
+#: The text of each kind; "unseen" is an error that the relay's next claim has cleared.
+_KIND_KEYS = {
+    "payload": "publish.kind_payload",
+    "closed": "publish.kind_closed",
+    "no_stream": "publish.kind_no_stream",
+    "timeout": "publish.kind_timeout",
+    "full": "publish.kind_full",
+    "too_large": "publish.kind_too_large",
+    "unseen": "publish.kind_unseen",
+    "other": "publish.kind_other",
 }
+#: Kinds of error that are caused by the event: other events are still published.
+OF_THE_EVENT = ("payload", "other")
+#: Kinds of error with which the broker or the relay refuses one event while it accepts others.
+ONE_BY_ONE = (*OF_THE_EVENT, "too_large")
+#: Kinds of error that occur while the broker's cluster cannot write.
+UNWRITTEN = ("no_stream", "timeout", "unseen", "closed")
 
 
-@dataclass(frozen=True)
-class Error:
-    """Unpublished events with one text."""
+class OutboxError(rows.Row, query="outbox/errors"):
+    """Unpublished events with the same error text."""
 
-    QUESTION: ClassVar[str] = "outbox/errors"
-
-    status: str | None = None
+    status: str = ""
     last_error: str | None = None
     n: float = 0.0
     newest: pd.Timestamp | None = None
 
 
+class RelayBatch(rows.Row, query="outbox/batches"):
+    """One batch of the relay, times in seconds; `exact_s` only if commit times are tracked."""
+
+    started: pd.Timestamp | None = None
+    n: float = 0.0
+    exact_s: float | None = None
+    cycle_s: float | None = None
+
+
 @dataclass(frozen=True)
 class Relay:
-    """What holds the outbox up.
+    """The state of the outbox relay and of the broker, as far as it decides what blocks the outbox.
 
-    `silence_s` is how long nobody has claimed or published although something was due, `kind` that of most errors of
-    now (see `kind_of`). `away` tells that the broker was not seen, `gone` that it is broken, `cut_off` that the other
-    client of the broker is without a connection, `publishes` that one has just succeeded, `writes` that a cluster
-    could store one, None where that cannot be told.
+    - `silence_s`: seconds without a claim or a publish although an event was due.
+    - `kind`: the kind of most current errors (see `kind_of`).
+    - `away`: the broker did not answer the runbook, `broker_error` if it answered with an error. `gone`: publishes
+      fail as well.
+    - `cut_off`: notification, the broker's other client, has no connection.
+    - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running.
+    - `writes`: whether the broker's cluster can store an event; None if that is not known.
+    - `overloaded`: its settings let through less than what arrives (see `_is_overloaded`).
+    - `slow`: the newest events were published late. `ended`: the outage that delayed them is over.
+    - `n`: events published in the last `publish.now` minutes. `window_n`: in the whole window.
     """
 
     queue: Outbox
@@ -84,42 +121,96 @@ class Relay:
     stopped: bool
     publishes: bool
     away: bool
-    said_lost: bool
+    broker_error: bool
     cut_off: bool
     writes: bool | None
-    stands: program.Stands
+    stands: program.LoopState
+    silent_for_long: bool
+    ran: bool
+    n: float | None
+    window_n: float | None
+    slow: bool = False
+    ended: OutageEnd | None = None
+    overloaded: bool = False
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something is wrong at this moment."""
+        return self.late or self.failing or self.stopped or self.away or self.stands.wrong
+
+    @property
+    def not_at_work(self) -> bool:
+        """Whether the process shows why the loop does not work."""
+        return self.stands.wrong
+
+    @property
+    def unsure(self) -> bool:
+        """Whether the relay holds rows of a batch that may take long."""
+        return bool(self.queue.leased) and not self.silent_for_long
+
+    @property
+    def failed(self) -> bool:
+        """Whether events were given up."""
+        return bool(self.queue.failed)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was published in the whole window."""
+        return self.window_n == 0
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether nothing is wrong but the loop was not seen running since its last sign of life."""
+        return not (self.ran or self.wrong)
 
     @property
     def gone(self) -> bool:
-        """That it cannot be reached from here is half of it; that publishes fail as well makes it broken."""
-        return self.away and self.failing and self.kind not in OF_THE_EVENT
+        """Whether the broker answers neither the runbook nor the relay."""
+        return self.away and self.failing and self.kind not in ONE_BY_ONE
 
     @property
     def unwritten(self) -> bool:
-        """Whether publishes fail with what a cluster without its quorum answers, and it has none, or may have none."""
+        """Whether publishes fail as they do in a cluster without a quorum, and it has none or may have none."""
         return not self.writes and self.failing and self.kind in UNWRITTEN
+
+    @property
+    def unwritable(self) -> bool:
+        """Whether the cluster certainly cannot write."""
+        return self.writes is False
 
 
 def collect(rb: Context) -> Frames:
-    """The outbox first; then whether the broker answers us, to tell the relay's failure from the broker's.
+    """Read the outbox, then query the broker, to distinguish a failure of the relay from one of the broker.
 
-    Frames: delay, delay_now (of the last minute), unprocessed, backlog, errors; delays and that of `past.ask` where
-    cheap; broker (answers: flag, last_seq: number), replicas (fields of `quorum.Member`) in a cluster.
+    Only the table of the outbox is read, so that a lock on another table does not matter.
+
+    Frames: delay, delay_now (of the last minute), backlog, errors; batches of a relay that publishes late; delays and
+    that of `past.ask` where cheap; broker (answers: flag, last_seq: number), replicas (fields of `quorum.Member`) in a
+    cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter have not shown the loop running.
     """
     parts = Parts()
     with rb.snapshot() as db:
-        frames = {name: db.ask(f"outbox/{name}") for name in ("delay", "unprocessed")}
+        frames = {"delay": db.ask("outbox/delay")}
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
         if (delays := db.try_ask("outbox/delay_per_minute")) is not None:
             frames["delays"] = delays
-        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
+        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"]) | outage.ask(rb, db, "published")
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)
-        late = queue.oldest_s >= (rb.catalog.limits["outbox.oldest_due"].warning or 0)
-        if late or not _publishes(queue, rb.number("success.lately")):
-            program.ask(rb, "4.1.3", parts, "relay", late)
+        late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
+        publishes = _published_lately(queue, rb.number("success.lately"))
+        if late and publishes:
+            with rb.snapshot() as db:
+                if (batches := db.try_ask("outbox/batches")) is not None:
+                    frames["batches"] = batches
+        program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
+        moves = publishes or bool(queue.ready or queue.leased)
+        if moves and not late and not program.seen_running(parts.answers, rb.given(), "relay"):
+            time.sleep(program.cycle_s(rb))
+            with rb.snapshot() as db:
+                frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)
             answers["broker"] = row(answers=True, last_seq=stream.get("state", {}).get("last_seq"))
@@ -128,32 +219,30 @@ def collect(rb: Context) -> Frames:
 
 
 def kind_of(error: object) -> str:
-    """What an error text of the relay means: payload, closed, no_stream, timeout, full or other.
+    """Return the kind of a relay's error text: payload, closed, no_stream, timeout, full, too_large or other.
 
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
     """
-    words = str(error or "").lower()
-    return next((kind for kind, phrase in KINDS if phrase in words), "other")
+    text = str(error or "").strip()
+    return next((kind for kind, form in ERROR_KINDS if form.fullmatch(text)), "other")
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """Nobody tries: the relay. Tries fail: the broker, the connection or the event, by what the errors say."""
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """4.1.3: find the cause: the relay if it does not try; the broker, connection or event if its tries fail."""
     limits = given.limits
-    # An incident that is over stays in the window's percentile for long; what counts is how events fare now.
+    # An incident that is over stays in the window's percentile for long, so the newest events decide.
     window, lately = (rows.one(frames.get(name), Delay) for name in ("delay", "delay_now"))
     delay_value = limits.value("outbox.publish_delay_p95", lately.p95)
-    unprocessed = len(frames["unprocessed"]) if "unprocessed" in frames else None
     values = [
         *([delay_value] if lately.n else []),
         Value("outbox.window_delay_p95", window.p95, "s"),
         Value("outbox.published", window.n, "rows"),
         Value("outbox.window_delay_p50", window.p50, "s"),
         Value("outbox.window_delay_p99", window.p99, "s"),
-        Value("outbox.published_not_processed", unprocessed, "rows"),
     ]
     notes = []
-    if not window.n:
+    if window.n == 0:
         notes.append(say("publish.nothing_published", minutes=given.window_minutes))
     if window.negative:
         notes.append(say("publish.negative", n=window.negative))
@@ -165,8 +254,14 @@ def judge(frames: Frames, given: Given) -> Finding:
             at_least=Status.UNKNOWN,
             reason=Reason.NO_DATA,
             notes=(*notes, say("publish.present_only")),
+            hops=(Hop("relay", past=past.hop_history(frames, given, "outbox")),),
         )
-    seen = _relay(frames, given, queue)
+    seen = _read_relay(frames, given, queue, lately.n, window.n)
+    if seen.may_hang:
+        sign_s = seconds_between(_last_sign(queue), queue.now)
+        shows_s = program.look_again_s(given, limits["outbox.oldest_due"], sign_s, queue.leased)
+        values.append(Value(f"relay.{LOOK_AGAIN}", shows_s, "s"))
+        notes.append(say("publish.may_hang", ago=sign_s, again=shows_s))
     values += [
         limits.value("outbox.oldest_due", queue.oldest_s),
         limits.value("outbox.failed", queue.failed),
@@ -177,45 +272,64 @@ def judge(frames: Frames, given: Given) -> Finding:
         Value("outbox.silence", seen.silence_s, "s"),
     ]
     if (broker := failures(frames).get("broker")) is not None:
-        why = say(f"unknown.{broker.reason}", source="jetstream", detail=broker.detail)
+        why = explain_error(broker)
         notes.append(say("publish.broker", why=why))
     slow = bool(lately.n) and delay_value.status is not Status.OK
+    passed = slow and not (seen.wrong or queue.tried or queue.failed)
+    seen = replace(seen, slow=slow, ended=outage.find_end(frames, given, "published") if passed else None)
+    if seen.ended:
+        # Events were late, and the newest are not.
+        values = [replace(v, threshold=None) if v.name == delay_value.name else v for v in values]
+    elif passed and (again := outage.look_again_s(frames, given, "published")) is not None:
+        values.append(Value(f"outbox.{LOOK_AGAIN}", again, "s"))
+    found = CASES.of(seen)
     return judged(
-        _headline(seen, window, lately, slow, given),
+        found.headline(
+            due=queue.ready,
+            oldest=queue.oldest_s,
+            silence=seen.silence_s,
+            tried=queue.tried,
+            failed=queue.failed,
+            p95=lately.p95,
+            n=lately.n,
+            minutes=given.number("publish.now"),
+            window_n=window.n,
+            error=say(_KIND_KEYS[seen.kind]),
+            arrived=queue.arrived_1m,
+            left=queue.published_1m,
+            batch=next((b.n for b in _newest_batches(frames, given)), None),
+        ),
         values,
-        at_least=Status.WARNING if seen.failing and not seen.stands.wrong else seen.stands.status,
+        at_least=worst([found.status, Status.UNKNOWN if lately.n is None else Status.OK]),
         notes=tuple(notes),
-        signals=tuple(_signals(frames, given, seen)),
-        hops=_hops(seen),
-        proposals=_proposals(given, seen),
-        next_sections=("2",)
-        if seen.away or seen.unwritten
-        else ("5.1",)
-        if seen.stopped or seen.stands.wrong
-        else ("4.4",)
-        if queue.failed
-        else (),
+        signals=given.evidence_of(_observations(frames, given, seen, found.observations)),
+        hops=_hops(seen, past.hop_history(frames, given, "outbox")),
+        proposals=found.proposals(given),
+        next_sections=found.sections,
         show=("errors",) if len(frames.get("errors", ())) else (),
+        ended=seen.ended,
+        decision=found.decision,
     )
 
 
-def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
+def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None, window_n: float | None) -> Relay:
     limit, oldest = given.limits["outbox.oldest_due"], queue.oldest_s
-    times = [at for at in (queue.last_claim, queue.last_published) if at is not None]
-    since_last = oldest if queue.now is None or not times else (queue.now - max(times)).total_seconds()
+    sign = _last_sign(queue)
+    since_last = oldest if queue.now is None or sign is None else (queue.now - sign).total_seconds()
     silence = max(min(since_last, oldest), 0.0)
-    publishes = _publishes(queue, given.number("success.lately"))
-    live, kind = _live_errors(frames)
-    if queue.tried and not live and queue.leased and silence < (limit.critical or 0):
-        # The relay has just claimed again what had failed, and a claim wipes the error.
+    publishes = _published_lately(queue, given.number("success.lately"))
+    live, kind = _count_live_errors(frames)
+    if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
+        # The relay has just claimed the failed rows again, and a claim clears the error.
         live, kind = queue.tried, "unseen"
-    # While publishes succeed, rows with an error of the broker or of the connection only wait for their turn.
-    failing = live > 0 and queue.tried > 0 and (kind in OF_THE_EVENT or not publishes)
-    late = oldest >= (limit.warning or 0)
+    # While publishes succeed, rows with an error of the broker or of the connection only wait for their next try.
+    failing = live > 0 and queue.tried > 0 and (kind in ONE_BY_ONE or not publishes)
+    late = limit.reached(oldest)
     broker = failures(frames).get("broker")
     writes = quorum.writes(frames, given, facts_of(given).streams.events, "broker")
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
-    stopped = late and not failing and silence >= (limit.warning or 0)
+    # Only the errors show whether tries fail: without them it is not known that no try is made.
+    stopped = late and not failing and limit.reached(silence) and "errors" in frames
     steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
@@ -227,112 +341,98 @@ def _relay(frames: Frames, given: Given, queue: Outbox) -> Relay:
         publishes=publishes,
         away=bool(away),
         writes=writes,
-        said_lost=broker is not None and broker.reason is Reason.ERROR,
-        stands=program.beside(program.stands(frames, given, "relay"), steps_over, "relay"),
+        broker_error=broker is not None and broker.reason is Reason.ERROR,
+        stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
+        silent_for_long=bool(limit.reached(silence, Status.CRITICAL)),
+        n=n,
+        window_n=window_n,
+        overloaded=_is_overloaded(frames, given, queue),
+        ran=_has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
+        or program.seen_running(frames, given, "relay"),
     )
 
 
-def _publishes(queue: Outbox, lately_s: float) -> bool:
-    """Whether a row was published so lately."""
+def _newest_batches(frames: Frames, given: JudgeInput) -> list[RelayBatch]:
+    """Return the newest batches but the last one, which may still be going on."""
+    found = sorted(rows.each(frames.get("batches"), RelayBatch), key=lambda b: str(b.started), reverse=True)
+    return found[1 : 1 + int(given.number("overload.batches"))]
+
+
+def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
+    """Return whether more arrives than leaves although neither the database nor the broker delays the relay.
+
+    All of the newest batches have the same size, the largest that the relay takes, and the relay pauses between them
+    for most of the time.
+    """
+    batches = _newest_batches(frames, given)
+    if len(batches) < given.number("overload.batches") or queue.published_1m > queue.arrived_1m:
+        return False
+    busy, cycles = ([getattr(b, name) for b in batches] for name in ("exact_s", "cycle_s"))
+    if len({b.n for b in batches}) > 1 or None in busy or None in cycles:
+        return False
+    return bool(sum(busy) < given.number("overload.busy") * sum(cycles))
+
+
+def _last_sign(queue: Outbox) -> pd.Timestamp | None:
+    """Return when the relay last claimed or published; None if never."""
+    return max((at for at in (queue.last_claim, queue.last_published) if at is not None), default=None)
+
+
+def _has_moved(queue: Outbox, later: Outbox | None) -> bool:
+    """Return whether the relay claimed or published between two samples."""
+    before, after = _last_sign(queue), None if later is None else _last_sign(later)
+    return after is not None and (before is None or after > before)
+
+
+def _published_lately(queue: Outbox, lately_s: float) -> bool:
+    """Return whether a row was published within the last `lately_s` seconds."""
     published_s = seconds_between(queue.last_published, queue.now)
     return published_s is not None and published_s < lately_s
 
 
-def _live_errors(frames: Frames) -> tuple[float, str]:
-    """How many rows carry an error of now, and the kind that most of them have."""
+def _count_live_errors(frames: Frames) -> tuple[float, str]:
+    """Return how many rows have a current error, and the most frequent kind of it."""
     kinds: Counter[str] = Counter()
-    for error in rows.each(frames.get("errors"), Error):
+    for error in rows.each(frames.get("errors"), OutboxError):
         if error.status == "PENDING" and error.last_error is not None:
             kinds[kind_of(error.last_error)] += int(error.n)
     return (float(kinds.total()), max(sorted(kinds), key=kinds.__getitem__)) if kinds else (0.0, "other")
 
 
-def _failed_by_kind(frames: Frames, given: Given) -> dict[str, bool]:
-    """Kinds of error among FAILED rows, and whether any such event is recent: when it failed is kept nowhere."""
+def _failed_by_kind(frames: Frames, given: JudgeInput) -> dict[str, bool]:
+    """Return the kinds of error of FAILED rows, and whether an event of that kind is recent.
+
+    The time of the failure is not stored, so the time of the event is used.
+    """
     since = given.as_of - pd.Timedelta(minutes=given.number("outbox.failed_recent"))
     kinds: dict[str, bool] = {}
-    for error in rows.each(frames.get("errors"), Error):
+    for error in rows.each(frames.get("errors"), OutboxError):
         if error.status == "FAILED":
             kind, recent = kind_of(error.last_error), error.newest is not None and error.newest >= since
             kinds[kind] = kinds.get(kind, False) or recent
     return kinds
 
 
-def _headline(seen: Relay, window: Delay, lately: Delay, slow: bool, given: Given) -> Text:
-    facts: dict[str, Any] = {
-        "due": seen.queue.ready,
-        "oldest": seen.queue.oldest_s,
-        "silence": seen.silence_s,
-        "tried": seen.queue.tried,
-        "failed": seen.queue.failed,
-        "p95": lately.p95,
-        "n": lately.n,
-        "minutes": given.number("publish.now"),
-        "window_n": window.n,
-        "error": say(f"publish.kind_{seen.kind}"),
-    }
-    if seen.unwritten:
-        key = "unwritten" if seen.writes is False else "perhaps_unwritten"
-    elif seen.failing:
-        key = "broker_gone" if seen.gone else "failing"
-    elif seen.stands.wrong:
-        return seen.stands.headline(**facts | {"due": seen.queue.ready})
-    elif seen.stopped:
-        key = "undecided" if seen.away else "stopped"
-    elif seen.late:
-        key = "late"
-    elif seen.queue.failed:
-        key = "failed"
-    elif slow:
-        key = "slow"
-    elif lately.n:
-        key = "flowing"
-    else:
-        key = "quiet" if window.n else "idle"
-    return say(f"publish.{key}", **facts)
-
-
-def _holds_up(seen: Relay, given: Given) -> str:
-    """The observation of what holds the outbox up; "" for nothing."""
-    if seen.unwritten:
-        return "publish.no_quorum" if seen.writes is False else "publish.quorum_unclear"
-    if seen.gone:
-        # A connection that was closed for good says no more of the broker at this moment.
-        return "publish.gone_for_good" if seen.kind == "closed" else "publish.broker_gone"
-    if seen.stopped:
-        # With rows in hand it may be in a batch that takes long.
-        sure = not seen.queue.leased or seen.silence_s >= (given.limits["outbox.oldest_due"].critical or 0)
-        return "publish.undecided" if seen.away else "publish.stopped" if sure else "publish.seems_stopped"
-    if not seen.failing:
-        return ""
-    if seen.kind in ("timeout", "unseen") and seen.cut_off:
-        return "publish.nobody_let_in"  # the broker answers us, and neither of its two clients
-    if seen.kind == "other":
-        return "publish.fails" if seen.late else ""
-    return FAILS[seen.kind]
-
-
-def _signals(frames: Frames, given: Given, seen: Relay) -> list[Signal]:
-    held_up = _holds_up(seen, given)
-    found = [signal for name in (*seen.stands.observations, held_up) if name for signal in given.speaks(name)]
+def _observations(frames: Frames, given: JudgeInput, seen: Relay, held_up: tuple[str, ...]) -> Iterator[str]:
+    """Yield the observations on the process, on the cause (`held_up`), and on the events that were given up."""
+    yield from (*seen.stands.observations, *held_up)
     if not held_up and not seen.late and not seen.stands.wrong and seen.publishes:
-        found += given.speaks("publish.flows")
-    # What the broker itself says it has lost may have been there for the last publishes.
-    if not held_up and seen.away and not seen.said_lost and seen.publishes:
-        found += given.speaks("publish.broker_takes_them")
+        yield "publish.flows"
+    # A stream that the broker reports as lost may still have existed for the last publishes.
+    if not held_up and seen.away and not seen.broker_error and seen.publishes:
+        yield "publish.broker_takes_them"
     for failed, recent in _failed_by_kind(frames, given).items():
         if failed in OF_THE_EVENT:
-            found += given.speaks("publish.failed_payload" if failed == "payload" else "publish.failed_otherwise")
+            yield "publish.failed_payload" if failed == "payload" else "publish.failed_otherwise"
             if recent:
-                found += given.speaks("publish.failed_beside" if held_up else "publish.failed_lately")
+                yield "publish.failed_beside" if held_up else "publish.failed_lately"
         elif not held_up:
-            # Beside what holds the others up they are its consequence; alone, whatever it was is over and they stay.
-            found += given.speaks("publish.gave_up")
-    return found
+            # With a present cause these events are its consequence; without one they are left by a past cause.
+            yield "publish.gave_up"
 
 
-def _hops(seen: Relay) -> tuple[Hop, ...]:
+def _hops(seen: Relay, history: HopHistory | None) -> tuple[Hop, ...]:
     queue, alive = seen.queue, None
     if seen.stopped:
         alive = say("alive.silent", s=seen.silence_s)
@@ -340,36 +440,159 @@ def _hops(seen: Relay) -> tuple[Hop, ...]:
         alive = say("alive.publish_fails" if seen.failing else "alive.publishes")
     return (
         Hop("producer", rate_out=queue.arrived_1m),
-        Hop("relay", queue.arrived_1m, queue.published_1m, queue.ready, queue.oldest_s, alive, seen.late),
+        Hop("relay", queue.arrived_1m, queue.published_1m, queue.ready, queue.oldest_s, alive, seen.late, history),
     )
 
 
-def _proposals(given: Given, seen: Relay) -> tuple[Proposal, ...]:
-    if seen.unwritten:
-        return (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
-    if seen.gone and seen.kind == "no_stream":
-        return ()  # 4.1.2 proposes what makes the stream again
-    if seen.gone:
-        return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
-    if seen.stands.wrong:
-        return program.proposals(given, seen.stands, "relay")
-    if seen.away:
-        return ()  # nothing is restarted for what was only not seen
-    if seen.stopped or (seen.failing and seen.kind == "closed"):
-        return (proposals.restart(given, "entitlement"),)
-    if not seen.failing:
-        return ()
-    if seen.kind == "full":
-        return (proposals.logs(given, "nats"),)
-    if seen.kind == "timeout" or (seen.kind == "unseen" and seen.cut_off):
-        return (remedies.check_nats_credentials(given),)
+def _propose_broker_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
     if seen.kind == "no_stream":
-        return (proposals.restart(given, "notification"), proposals.restart(given, "entitlement"))
-    return (proposals.logs(given, "entitlement"),)
+        return ()  # 4.1.2 proposes to create the stream again
+    return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
 
 
-def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
-    """The outbox's backlog over the window."""
+def _propose_node_checks(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
+
+
+def _propose_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return (proposals.restart(given, "entitlement"),)
+
+
+def _propose_own_logs(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return () if seen.away else (proposals.logs(given, "entitlement"),)
+
+
+def _failed_tries_status(seen: Relay) -> Status:
+    """Return the least status for failed tries; the state of the process may explain them."""
+    return seen.stands.status if seen.stands.wrong else Status.WARNING
+
+
+def _say_over(seen: Relay, facts: dict[str, Any]) -> Text:
+    return say("publish.over", by=seen.ended.by if seen.ended else None, **facts)
+
+
+def _other_sections(seen: Relay) -> tuple[str, ...]:
+    return ("2",) if seen.away else ("4.4",) if seen.failed else ()
+
+
+def _propose_stream(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return () if seen.away else remedies.make_stream(given)
+
+
+def _propose_broker_logs(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return () if seen.away else (proposals.logs(given, "nats"),)
+
+
+def _propose_credentials_check(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    return () if seen.away else (remedies.check_nats_credentials(given),)
+
+
+def _outbox_observations(seen: Relay) -> tuple[str, ...]:
+    """Return what the outbox shows if the process shows why it does not work."""
+    return OUTBOX.of(seen).observations
+
+
+S = Conditions(Relay)
+#: The cases by the outbox alone: publishes fail, by the kind of error, or nothing is tried.
+OUTBOX = Cases[Relay](
+    Case(
+        "publish.nobody_let_in",  # the broker answers the runbook, but neither of its two clients
+        S.failing & S.one_of("kind", "timeout", "unseen") & S.cut_off,
+        Status.WARNING,
+        "publish.nobody_let_in",
+        _propose_credentials_check,
+        _other_sections,
+        "publish.failing",
+    ),
+    *(
+        Case(
+            name, S.failing & S.one_of("kind", kind), Status.WARNING, name, propose, _other_sections, "publish.failing"
+        )
+        for kind, name, propose in (
+            ("timeout", "publish.fails_timeout", _propose_credentials_check),
+            ("unseen", "publish.fails_unseen", _propose_own_logs),
+            ("closed", "publish.fails_closed", _propose_restart),
+            ("no_stream", "publish.fails_no_stream", _propose_stream),
+            ("full", "publish.fails_full", _propose_broker_logs),
+            ("too_large", "publish.fails_too_large", _propose_broker_logs),
+            ("payload", "publish.fails_payload", _propose_own_logs),
+        )
+    ),
+    Case(
+        "publish.fails",
+        S.failing & S.late,
+        Status.WARNING,
+        "publish.fails",
+        _propose_own_logs,
+        _other_sections,
+        "publish.failing",
+    ),
+    Case("publish.fails_early", S.failing, Status.WARNING, "", _propose_own_logs, _other_sections, "publish.failing"),
+    # A broker that was not reached is no reason for a restart.
+    Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided", read="2"),
+    Case(
+        "publish.seems_stopped",
+        S.stopped & S.unsure,
+        Status.OK,
+        "publish.seems_stopped",
+        _propose_restart,
+        "5.1",
+        "publish.stopped",
+    ),
+    Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
+    Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
+    Case("publish.late", S.late, read=_other_sections),
+    Case("publish.failed", S.failed, read=_other_sections),
+    Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
+    Case("publish.slow", S.slow, read=_other_sections),
+    Case("publish.flowing", S.n, read=_other_sections),
+    Case("publish.idle", S.nothing, read=_other_sections),
+    Case("publish.quiet", read=_other_sections),
+)
+#: The cases of the step: first a broker that accepts nothing, then a process that shows why it does not work.
+CASES = Cases[Relay](
+    Case(
+        "publish.unwritten",
+        S.unwritten & S.unwritable,
+        _failed_tries_status,
+        "publish.no_quorum",
+        _propose_node_checks,
+        "2",
+    ),
+    Case(
+        "publish.perhaps_unwritten",
+        S.unwritten,
+        _failed_tries_status,
+        "publish.quorum_unclear",
+        _propose_node_checks,
+        "2",
+    ),
+    # A connection that was closed for good shows nothing about the broker at this moment.
+    Case(
+        "publish.gone_for_good",
+        S.gone & S.one_of("kind", "closed"),
+        _failed_tries_status,
+        "publish.gone_for_good",
+        _propose_broker_restart,
+        "2",
+        "publish.broker_gone",
+    ),
+    Case("publish.broker_gone", S.gone, _failed_tries_status, "publish.broker_gone", _propose_broker_restart, "2"),
+    Case(
+        "publish.not_at_work",
+        S.not_at_work,
+        lambda seen: seen.stands.status,
+        evidence=_outbox_observations,
+        propose=lambda given, seen: program.proposals(given, seen.stands, "relay"),
+        read=lambda seen: ("2",) if seen.away else ("5.1",),
+        says=lambda seen, facts: seen.stands.headline(**facts),
+    ),
+    *OUTBOX,
+)
+
+
+def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the outbox's backlog over the window."""
     retention = pd.Timedelta(hours=given.number("retention.outbox"))
     return past.draw(
         past.levels(frames, "outbox", past.window(given)),
@@ -377,12 +600,12 @@ def draw_history(frames: Frames, given: Given) -> charts.Chart | None:
         "Unpublished outbox events, by the rows' own timestamps",
         ("unpublished at the minute's end", "created per min", "published per min"),
         "publish.alt_history",
-        past.blind_spots(given, retention, without="one_status"),
+        past.blind_spots(given, retention, statuses=False),
     )
 
 
-def draw_delay(frames: Frames, given: Given) -> charts.Chart | None:
-    """Percentiles of the publish delay by minute."""
+def draw_delay(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the percentiles of the publish delay by minute."""
     delays = table(frames, "delays", "minute", "n", "p50", "p95").dropna(subset=["n", "p50", "p95"])
     if delays.empty:
         return None

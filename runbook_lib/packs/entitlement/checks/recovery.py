@@ -1,18 +1,26 @@
-"""Section 6: is it over? Judged by what happens now; what an incident left in the window keeps nothing red."""
+"""Section 6: decide whether the system has recovered, by what happens now and not by what the incident left behind."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.analysis import stats
-from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import collect_each, judge_each, seconds_between
-from runbook_lib.context import Given
+from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.parts import (
+    Parts,
+    collect_each,
+    judge_each,
+    notes_of_failures,
+    seconds_between,
+    signals_of_failures,
+)
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -29,6 +37,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import table
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
 from runbook_lib.view import charts
@@ -37,29 +46,33 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: What is tried, the queue that it is tried from, and the flows of that queue.
+#: The two parts, each with the queue that its tries come from, and the frame of that queue's flows.
 TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
-#: Where the span of seconds ago begins and ends whose events should be through.
+_NAME_KEYS = {
+    "notifications": "recovery.notifications",
+    "outbox": "recovery.outbox",
+    "delivery": "recovery.delivery",
+    "publish": "recovery.publish",
+}
+#: The frame with the failed tries of each part.
+_TRY_FRAMES = {"delivery": "tries", "publish": "publish_tries"}
+#: The thresholds (seconds ago) between which the events of a part should be finished by now.
 SPANS = {
     "publish": ("publish.cohort_from", "publish.cohort_to"),
     "delivery": ("delivery.cohort_from", "delivery.cohort_to"),
 }
 
 
-@dataclass(frozen=True)
-class OutboxFailed:
-    """Events that the relay gave up; `last_failed` only where commit times are kept."""
-
-    QUESTION: ClassVar[str] = "recovery/outbox_failed"
+class OutboxFailed(rows.Row, query="recovery/outbox_failed"):
+    """Events that the relay gave up; `last_failed` only if commit times are tracked."""
 
     n: int = 0
     newest: pd.Timestamp | None = None
     last_failed: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class Cohort:
-    """Events of a span of seconds ago: how many, how many are through, and how long those took."""
+class Cohort(rows.Row):
+    """The newest events that should be finished: their number, how many are, and the p95 of their delay in seconds."""
 
     n: float = 0.0
     done: float = 0.0
@@ -67,49 +80,68 @@ class Cohort:
 
 
 @dataclass(frozen=True)
-class Queue:
-    """One queue's answer to "is it falling?"."""
+class QueueState:
+    """The result for one queue or part: status, text and values."""
 
     status: Status
     text: Text
     values: tuple[Value, ...]
 
 
-def _begin(rb: Context) -> pd.Timestamp:
+def _failure_reason(frames: Frames) -> Reason:
+    return next((e.reason for e in failures(frames).values()), Reason.NO_DATA)
+
+
+def _lookback_start(rb: Context) -> pd.Timestamp:
     return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
 
 
-def _flows(rb: Context, db: Snapshot) -> Frames:
-    """Both queues now, and what came and went, in buckets: those sent were created within hours, or within one."""
-    since = _begin(rb)
+def _collect_flows(rb: Context, db: Snapshot, tried: Iterable[str] = TRIED) -> Parts:
+    """Read each part's queue now, and its flows in steps of ten seconds.
+
+    Sent notifications are counted if they were created in the last `recovery.created_before` hours; if that read is too
+    expensive, in the last hour.
+    """
+    parts, since = Parts(), _lookback_start(rb)
     longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
-    sent = db.try_ask("recovery/notification_flows", since=since, created_since=longer)
-    if sent is None:
-        sent = db.ask("recovery/notification_flows", since=since, created_since=shorter)
-    return {
-        "notifications": db.ask("notifications/backlog"),
-        "outbox": db.ask("outbox/backlog"),
-        "notification_flows": sent,
-        "outbox_flows": db.ask("recovery/outbox_flows", since=since),
-    }
+    for queue, flows in (TRIED[part] for part in tried):
+        question = f"recovery/{flows}"
+        with parts.part(queue) as answers:
+            answers[queue] = db.ask_apart(f"{queue}/backlog")
+            found = db.try_ask(question, since=since, created_since=longer) if queue == "notifications" else None
+            if found is None:
+                found = db.ask_apart(question, since=since, created_since=shorter)
+            answers[flows] = found
+    return parts
 
 
-def counts(frame: pd.DataFrame | None, column: str, given: Given, seconds: float, skip_s: float = 0.0) -> float:
-    """What was counted in the last seconds, in whole steps, leaving out the newest `skip_s` of them."""
-    if frame is None or not {"tens_ago", column} <= set(frame.columns):
-        return 0.0
+def count_rows(
+    frame: pd.DataFrame | None, column: str, given: JudgeInput, seconds: float, skip_s: float = 0.0
+) -> float:
+    """Return the sum of a column over the last `seconds`, in whole steps, without the newest `skip_s` seconds.
+
+    Raises UnreadError if the frame has no such column.
+    """
+    if frame is None or not _has_columns(frame, column):
+        raise UnreadError(column)
     ago_s = frame["tens_ago"] * given.number("recovery.step")
     near = (ago_s >= skip_s) & (ago_s < skip_s + seconds)
     return float(pd.to_numeric(frame.loc[near, column]).sum())
 
 
-def _now(flows: pd.DataFrame | None, column: str, given: Given) -> float:
-    """What is counted apart of the newest step: the last seconds."""
-    return counts(flows, f"{column}_now", given, given.number("recovery.step"))
+def _has_columns(frame: pd.DataFrame | None, *columns: str) -> bool:
+    return frame is not None and {"tens_ago", *columns} <= set(frame.columns)
 
 
-def _again(seconds: float, given: Given) -> float:
-    """When a look is worth while: not at once, and not never."""
+def _count_now(flows: pd.DataFrame | None, column: str, given: JudgeInput) -> float | None:
+    """Return the count of the last `recovery.now` seconds; None if it was not counted."""
+    if not _has_columns(flows, f"{column}_now"):
+        return None
+    return count_rows(flows, f"{column}_now", given, given.number("recovery.step"))
+
+
+def _next_sample_s(seconds: float, given: JudgeInput) -> float:
+    """Return the seconds until the next sample, between the limits of `look_again`."""
     return float(min(max(round(seconds), given.number("look_again.least")), given.number("look_again.most")))
 
 
@@ -117,102 +149,112 @@ def _again(seconds: float, given: Given) -> float:
 
 
 def collect_backlog(rb: Context) -> Frames:
-    """6.1: both backlogs and their flows. Frames: notifications, outbox, notification_flows, outbox_flows."""
+    """6.1: read both backlogs and their flows. Frames: notifications, outbox, notification_flows, outbox_flows."""
     with rb.snapshot() as db:
-        return _flows(rb, db)
+        return _collect_flows(rb, db).any_answer()
 
 
-def judge_backlog(frames: Frames, given: Given) -> Finding:
-    """6.1: is the backlog falling, and when will it be empty?"""
+def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
+    """6.1: decide whether each backlog falls, and estimate when it is empty."""
     waiting = {
         "notifications": rows.first(frames.get("notifications"), kinds.Notifications),
         "outbox": rows.first(frames.get("outbox"), kinds.Outbox),
     }
     flows = {queue: frames.get(name) for queue, name in TRIED.values()}
     limits = {"notifications": "backlog.oldest_due", "outbox": "outbox.oldest_due"}
-    queues = {name: _queue(name, waiting[name], flows[name], given, limits[name]) for name in waiting}
+    queues = {name: _judge_queue(name, waiting[name], flows[name], given, limits[name]) for name in waiting}
     return judged(
         say("recovery.both", a=queues["notifications"].text, b=queues["outbox"].text),
         [v for q in queues.values() for v in q.values],
         at_least=worst(q.status for q in queues.values()),
-        reason=Reason.NO_DATA,
-        notes=(say("recovery.flows_note"),),
+        reason=_failure_reason(frames),
+        notes=(say("recovery.flows_note"), *notes_of_failures(failures(frames))),
+        signals=signals_of_failures(failures(frames), given),
         hops=tuple(
-            _hop(hop, waiting[name], flows[name], queues[name], given)
+            _queue_hop(hop, waiting[name], flows[name], queues[name], given)
             for hop, name in (("relay", "outbox"), ("delivery_worker", "notifications"))
         ),
     )
 
 
-def _queue(name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given: Given, age_limit: str) -> Queue:
-    if now is None or flows is None:
-        return Queue(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
+def _judge_queue(
+    name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given: JudgeInput, age_limit: str
+) -> QueueState:
+    if now is None or not _has_columns(flows, "arrived", "gone"):
+        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(_NAME_KEYS[name])), ())
     due, limits = now.ready, given.limits
     oldest = now.oldest_s if due else 0.0
-    seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
+    seen: dict[str, Any] = {"queue": say(_NAME_KEYS[name]), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
-    came_now, gone_now = (_now(flows, column, given) for column in ("arrived", "gone"))
+    came_now, gone_now = (_count_now(flows, column, given) for column in ("arrived", "gone"))
     values += [Value(f"{name}.arrived_now", came_now, "rows"), Value(f"{name}.gone_now", gone_now, "rows")]
     if limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK:
-        return Queue(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
+        return QueueState(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
 
-    minutes, came, gone = _decisive(flows, due, given)
+    minutes, came, gone = _deciding_counts(flows, due, given)
     test = stats.flow_test(came, gone, minutes, due)
     now_s = given.number("recovery.now")
-    turned = stats.flow_test(came_now, gone_now, now_s / 60, due)
-    seen |= {"minutes": minutes, "came": came, "gone": gone, "net": test.net_per_min, "eta": test.eta_min}
-    if test.verdict == "draining":
-        status, key = Status.OK, "draining"
-    elif turned.eta_min is not None:
-        eta = 60 * turned.eta_min
-        again = _again(eta, given)
-        values.append(Value(f"{name}.{LOOK_AGAIN}", again, "s"))
-        seen |= {"net": turned.net_per_min, "eta": eta, "again": again, "now": now_s}
-        status, key = Status.WARNING, "recovering"
+    turned = test
+    if came_now is not None and gone_now is not None:
+        turned = stats.flow_test(came_now, gone_now, now_s / 60, due)
+    # A recovery shows in the last seconds earlier than in the last minute.
+    drains, over_s = (turned, now_s) if test.eta_min is None else (test, 60 * minutes)
+    seen |= {"minutes": minutes, "came": came, "gone": gone}
+    if drains.eta_min is not None:
+        empty_in = Value(f"{name}.empty_in", drains.eta_min, "min", limits["drain.empty_in"])
+        soon = drains is test and empty_in.status is Status.OK
+        again = _next_sample_s(60 * drains.eta_min, given)
+        seen |= {"net": drains.net_per_min, "eta": drains.eta_min, "over": over_s, "again": again}
+        values += [empty_in, *(() if soon else (Value(f"{name}.{LOOK_AGAIN}", again, "s"),))]
+        status, key = (Status.OK, "recovery.queue_draining") if soon else (Status.WARNING, "recovery.queue_recovering")
     elif test.verdict == "filling":
-        status, key = Status.CRITICAL, "filling"
+        status, key = Status.CRITICAL, "recovery.queue_filling"
     elif not gone:
-        status, key = worst([Status.WARNING, limits[age_limit].status(oldest)]), "still"
+        status, key = worst([Status.WARNING, limits[age_limit].status(oldest)]), "recovery.queue_still"
     else:
-        status, key = Status.WARNING, "unclear"
+        status, key = Status.WARNING, "recovery.queue_unclear"
     values.append(
         Value(f"{name}.drain_z", round(test.z, 2), "ratio", None if status is Status.OK else limits["drain.z"])
     )
-    return Queue(status, say(f"recovery.queue_{key}", **seen), tuple(values))
+    return QueueState(status, say(key, **seen), tuple(values))
 
 
-def _decisive(flows: pd.DataFrame, due: float, given: Given) -> tuple[float, float, float]:
-    """Minutes, and what came and went: the last minute decides, the longer stretch where one is too short to tell."""
+def _deciding_counts(flows: pd.DataFrame | None, due: float, given: JudgeInput) -> tuple[float, float, float]:
+    """Return minutes, arrivals and departures: of the last minute, or of a longer time if one minute is too short."""
 
-    def stretch(minutes: float) -> tuple[float, float, float]:
-        came, gone = (counts(flows, column, given, 60 * minutes) for column in ("arrived", "gone"))
+    def flows_of(minutes: float) -> tuple[float, float, float]:
+        came, gone = (count_rows(flows, column, given, 60 * minutes) for column in ("arrived", "gone"))
         return minutes, came, gone
 
     def verdict(minutes: float, came: float, gone: float) -> str:
         return stats.flow_test(came, gone, minutes, due).verdict
 
-    # A longer stretch that filled says nothing of the last minute.
-    last, longer = stretch(1), stretch(given.number("flow.longer"))
+    # A longer time in which the queue grew shows nothing about the last minute.
+    last, longer = flows_of(1), flows_of(given.number("flow.longer"))
     return last if verdict(*last) in ("draining", "filling") or verdict(*longer) == "filling" else longer
 
 
-def _hop(hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: Queue, given: Given) -> Hop:
-    if now is None or flows is None:
+def _queue_hop(
+    hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: QueueState, given: JudgeInput
+) -> Hop:
+    if now is None or not _has_columns(flows, "arrived", "gone"):
         return Hop(hop)
     return Hop(
         hop,
-        rate_in=counts(flows, "arrived", given, 60),
-        rate_out=counts(flows, "gone", given, 60),
+        rate_in=count_rows(flows, "arrived", given, 60),
+        rate_out=count_rows(flows, "gone", given, 60),
         waiting=now.ready,
         oldest_s=now.oldest_s,
         late=queue.status is not Status.OK and not any(v.name.endswith(LOOK_AGAIN) for v in queue.values),
     )
 
 
-def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
-    """What was written, published and sent, in steps of ten seconds."""
+def draw_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Draw the events that were written, published and sent, in steps of ten seconds."""
     outbox, sent = frames.get("outbox_flows"), frames.get("notification_flows")
     if outbox is None or sent is None or (outbox.empty and sent.empty):
+        return None
+    if not _has_columns(outbox, "arrived", "gone") or not _has_columns(sent, "gone"):
         return None
     longest, step = min(given.number("recovery.lookback"), given.window_minutes), given.number("recovery.step")
     ago_s, highest = np.arange(0.0, 60 * longest, step), 0.0
@@ -222,7 +264,7 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
         (outbox, "gone", charts.BLUE, ":", "published"),
         (sent, "gone", charts.GREEN, "--", "sent"),
     ):
-        rate = [counts(frame, column, given, step, skip_s) * 60 / step for skip_s in ago_s]
+        rate = [count_rows(frame, column, given, step, skip_s) * 60 / step for skip_s in ago_s]
         ax.step(-(ago_s + step / 2) / 60, rate, where="mid", color=colour, linestyle=line, label=label)
         highest = max(highest, *rate)
     ax.set_xlim(-longest, 0)
@@ -232,9 +274,9 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
         figure,
         say(
             "recovery.alt_flows",
-            written=counts(outbox, "arrived", given, 60),
-            published=counts(outbox, "gone", given, 60),
-            sent=counts(sent, "gone", given, 60),
+            written=count_rows(outbox, "arrived", given, 60),
+            published=count_rows(outbox, "gone", given, 60),
+            sent=count_rows(sent, "gone", given, 60),
             minutes=longest,
         ),
         (say("recovery.flows_note"),),
@@ -244,41 +286,55 @@ def draw_flows(frames: Frames, given: Given) -> charts.Chart | None:
 # 6.2 --------------------------------------------------------------------------------------------------------
 
 
-def collect_errors(rb: Context) -> Frames:
-    """6.2: tries that failed, and that succeeded, in the last seconds. Frames: 6.1's, tries; letters where cheap."""
+def collect_errors(rb: Context, tried: Iterable[str] = TRIED) -> Frames:
+    """6.2: count the failed and successful tries of the last seconds, for each part.
+
+    Frames: those of 6.1; tries, publish_tries; letters where cheap. Raises SourceError if no part could be read.
+    """
+    tried = tuple(tried)
+    since = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
     with rb.snapshot() as db:
-        since = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
-        frames = _flows(rb, db) | {"tries": db.ask("recovery/failed_tries", tried_since=since)}
-        letters = db.try_ask("recovery/dead_letters", since=_begin(rb))
-        return frames if letters is None else frames | {"letters": letters}
+        parts = _collect_flows(rb, db, tried)
+        for part in tried:
+            queue, name = TRIED[part][0], _TRY_FRAMES[part]
+            if queue in parts.answers:
+                parts.ask(db, queue, {name: f"{queue}/failed_tries"}, tried_since=since)
+        frames = parts.any_answer()
+        letters = db.try_ask("recovery/dead_letters", since=_lookback_start(rb))
+    return frames if letters is None else frames | {"letters": letters}
 
 
-def judge_errors(frames: Frames, given: Given) -> Finding:
-    """6.2: is the error rate back under its norm, by the tries of the last seconds?"""
-    if "tries" not in frames or rows.first(frames.get("notifications"), kinds.Notifications) is None:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/failed_tries"))
+def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
+    """6.2: decide whether the error rate is below its limit, by the tries of the last seconds."""
     parts = [error_rate(frames, given, part) for part in TRIED]
     return judged(
         say("recovery.both", a=parts[0].text, b=parts[1].text),
         [v for part in parts for v in part.values],
         at_least=worst(part.status for part in parts),
-        notes=(say("recovery.errors_note"),),
+        reason=_failure_reason(frames),
+        notes=(say("recovery.errors_note"), *notes_of_failures(failures(frames))),
+        signals=signals_of_failures(failures(frames), given),
     )
 
 
-def error_rate(frames: Frames, given: Given, part: str) -> Queue:
-    """How many tries of one part ("delivery" or "publish") failed, from the frames of `collect_errors`."""
-    tries = kinds.Tries.of(part, frames)
+def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
+    """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
+    waiting = rows.first(frames.get(queue), kinds.Queue)
+    unread = queue in failures(frames) or not {"tries", _TRY_FRAMES[part]} & frames.keys()
+    if unread or waiting is None or not _has_columns(frames.get(flows), "gone"):
+        return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(_NAME_KEYS[part])), ())
+    tries = kinds.Tries.of(part, frames)
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
+    # Of the dead letters only the delivery worker's had tries; the time at which the relay gave up is not stored.
+    uncounted = part == "delivery" and "letters" not in frames
     letters = table(frames, "letters", "kind", "tens_ago", "n")
-    # Only the delivery worker's dead letters were tried; what the relay gave up has no time.
-    failed = tries.failed + counts(letters[letters["kind"] == part], "n", given, recent_s)
-    of = failed + counts(frames.get(flows), "gone", given, recent_s)
+    failed = tries.failed + count_rows(letters[letters["kind"] == part], "n", given, recent_s)
+    of = failed + count_rows(frames.get(flows), "gone", given, recent_s)
     rate = 100 * failed / of if of else None
-    succeeded_now = _now(frames.get(flows), "gone", given)
+    succeeded_now = _count_now(frames.get(flows), "gone", given)
     facts: dict[str, Any] = {
-        "part": say(f"recovery.{part}"),
+        "part": say(_NAME_KEYS[part]),
         "rate": rate,
         "failed": failed,
         "of": of,
@@ -287,92 +343,107 @@ def error_rate(frames: Frames, given: Given, part: str) -> Queue:
         "succeeded": succeeded_now,
         "again": recent_s,
     }
-    # Had tries failed as often as before, so many would hardly all have succeeded.
+    # At the earlier failure rate, this many successes without a failure are very unlikely.
     recovering = (
         rate is not None
         and limit.status(rate) is not Status.OK
         and not tries.failed_now
+        and succeeded_now is not None
         and (1 - rate / 100) ** succeeded_now < given.number("recovery.chance")
     )
     if recovering:
-        status, key = Status.WARNING, "recovering"
+        status, key = Status.WARNING, "recovery.errors_recovering"
+    elif uncounted and (rate is None or limit.status(rate) is Status.OK):
+        # The last tries of given-up rows are not counted.
+        status, key = Status.UNKNOWN, "recovery.errors_uncounted"
     elif rate is not None:
-        status, key = limit.status(rate), "some" if failed else "none"
-    elif tries.due_again or rows.one(frames.get(queue), kinds.Queue).ready > 0:
-        status, key = Status.WARNING, "unknown"  # something should have been tried, and nothing came of it
+        status, key = limit.status(rate), "recovery.errors_some" if failed else "recovery.errors_none"
+    elif tries.due_again or waiting.ready > 0:
+        # Rows were due and no try has a result.
+        status, key = Status.WARNING, "recovery.errors_unknown"
     else:
-        status, key = Status.OK, "idle"
+        status, key = Status.OK, "recovery.errors_idle"
     values = [
         Value(f"errors.{part}", rate, "%", None if rate is None or recovering else limit),
         Value(f"{part}.waiting_retry", tries.waiting, "rows"),
         Value(f"{part}.failed_now", tries.failed_now, "rows"),
         *([Value(f"{part}.{LOOK_AGAIN}", recent_s, "s")] if recovering else []),
     ]
-    return Queue(status, say(f"recovery.errors_{key}", **facts), tuple(values))
+    return QueueState(status, say(key, **facts), tuple(values))
 
 
 # 6.3 --------------------------------------------------------------------------------------------------------
 
 
 def collect_dead_letters(rb: Context) -> Frames:
-    """6.3: when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
+    """6.3: read when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
+    parts = Parts()
     with rb.snapshot() as db:
-        return {
-            "letters": db.ask("recovery/dead_letters"),
-            "outbox_failed": db.ask("recovery/outbox_failed"),
-        }
+        parts.answers["letters"] = db.ask("recovery/dead_letters")
+        parts.ask(db, "outbox", {"outbox_failed": OutboxFailed.QUESTION})
+    return parts.frames()
 
 
-def judge_dead_letters(frames: Frames, given: Given) -> Finding:
-    """6.3: have dead letters and FAILED stopped growing?"""
-    letters, outbox = frames.get("letters"), rows.one(frames.get("outbox_failed"), OutboxFailed)
+def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
+    """6.3: decide whether dead letters and FAILED events have stopped growing."""
+    letters = frames.get("letters")
     if letters is None or not {"kind", "tens_ago", "n"} <= set(letters.columns):
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/dead_letters"))
-    found, silence, gap = _series(letters, given)
+    read = rows.first(frames.get("outbox_failed"), OutboxFailed)
+    outbox = read or OutboxFailed()
+    failed_total = outbox.n if read else None
+    found, silence, gap = _dead_letter_gaps(letters, given)
     least = given.number("letters.quiet_least")
     needed = min(max(gap, least), given.number("letters.quiet_most")) if found else 0.0
     failed_s = seconds_between(outbox.last_failed, given.as_of)
     if outbox.n and failed_s is None:
-        # Without commit times only a bound is known: it was created, tried ten times, and given up.
-        created_s = seconds_between(outbox.newest, given.as_of) or 0.0
-        outbox_quiet = created_s > given.number("publish.tries_longest") + least
+        # Without commit times only a bound is known: the newest event was given up after ten tries at the latest.
+        created_s = seconds_between(outbox.newest, given.as_of)
+        outbox_quiet = created_s is not None and created_s > given.number("publish.tries_longest") + least
     else:
-        outbox_quiet = not outbox.n or (failed_s or 0.0) >= least
-    minute = counts(letters, "n", given, 60)
-    before = counts(letters, "n", given, np.inf, 60)
+        outbox_quiet = not outbox.n or (failed_s is not None and failed_s >= least)
+    minute = count_rows(letters, "n", given, 60)
+    before = count_rows(letters, "n", given, np.inf, 60)
     growing = minute >= 2 and minute >= before / max(given.window_minutes - 1, 1)
     quiet = not found or silence >= needed
-    # Silent for longer than chance would have it, but not yet for as long as it takes to call it over.
+    # No dead letter for longer than chance explains, but not yet for long enough to be over.
     recovering = not quiet and silence >= max(gap, given.number("recovery.now")) and outbox_quiet
-    again = _again(needed - silence, given)
+    again = _next_sample_s(needed - silence, given)
     if quiet and outbox_quiet:
-        status, key = Status.OK, "letters_over" if found else "letters_none"
+        status, key = Status.OK, "recovery.letters_over" if found else "recovery.letters_none"
     elif recovering:
-        status, key = Status.WARNING, "letters_recovering"
+        status, key = Status.WARNING, "recovery.letters_recovering"
     elif not quiet:
-        status, key = (Status.CRITICAL, "letters_growing") if growing else (Status.WARNING, "letters_recent")
+        status, key = Status.WARNING, "recovery.letters_recent"
+        if growing:
+            status, key = Status.CRITICAL, "recovery.letters_growing"
     else:
-        status, key = Status.WARNING, "outbox_growing"
-    stays = (("outbox_stays", outbox.n), ("letters_stay", found))
+        status, key = Status.WARNING, "recovery.outbox_growing"
     return judged(
-        say(f"recovery.{key}", n=found, minute=minute, silence=silence, minutes=given.window_minutes, failed=outbox.n,
-            again=again),
+        say(key, n=found, minute=minute, silence=silence, minutes=given.window_minutes,
+            failed=failed_total, again=again),
         [
             Value("dlq.new", found, "rows"),
             Value("dlq.new_last_minute", minute, "rows"),
             Value("dlq.since_last", silence if found else None, "s"),
             Value("dlq.quiet_needed", needed if found else None, "s"),
-            Value("outbox.failed_total", outbox.n, "rows"),
+            Value("outbox.failed_total", failed_total, "rows"),
             Value("outbox.since_last_failed", failed_s, "s"),
             *([Value(LOOK_AGAIN, again, "s")] if recovering else []),
         ],
-        at_least=status,
-        notes=tuple(say(f"recovery.{note}", n=n) for note, n in stays if n),
+        at_least=worst([status, Status.OK if read else Status.UNKNOWN]),
+        reason=_failure_reason(frames),
+        notes=(
+            *((say("recovery.outbox_stays", n=outbox.n),) if outbox.n else ()),
+            *((say("recovery.letters_stay", n=found),) if found else ()),
+            *notes_of_failures(failures(frames)),
+        ),
+        signals=signals_of_failures(failures(frames), given),
     )  # fmt: skip
 
 
-def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
-    """How many dead letters, seconds since the last, and the silence that is no chance: some of their usual gaps."""
+def _dead_letter_gaps(letters: pd.DataFrame, given: JudgeInput) -> tuple[int, float, float]:
+    """Return the number of dead letters, the seconds since the last, and a gap (seconds) too long to be chance."""
     if letters.empty:
         return 0, 0.0, 0.0
     found = int(pd.to_numeric(letters["n"]).sum())
@@ -388,7 +459,7 @@ def _series(letters: pd.DataFrame, given: Given) -> tuple[int, float, float]:
 
 
 def collect_slis(rb: Context) -> Frames:
-    """6.4: what became of the newest events that should be through, and how it was before.
+    """6.4: read how many of the newest events are finished, and the delays of the window before.
 
     Frames: publish, accepted (sli/outbox_cohort), delivery (sli/delivery_cohort), outbox_before (outbox/delay);
     delivery_before (sli/delivered) where cheap.
@@ -398,68 +469,78 @@ def collect_slis(rb: Context) -> Frames:
         since, until = (rb.as_of - pd.Timedelta(seconds=rb.number(name)) for name in SPANS[part])
         return {"since": since, "until": until}
 
+    parts = Parts()
     with rb.snapshot() as db:
-        frames = {
-            "publish": db.ask("sli/outbox_cohort", **span("publish")),
-            "accepted": db.ask("sli/outbox_cohort", **span("delivery")),
-            "delivery": db.ask("sli/delivery_cohort", **span("delivery")),
-            "outbox_before": db.ask("outbox/delay"),
-        }
+        with parts.part("outbox") as answers:
+            answers["publish"] = db.ask_apart("sli/outbox_cohort", **span("publish"))
+            answers["accepted"] = db.ask_apart("sli/outbox_cohort", **span("delivery"))
+            answers["outbox_before"] = db.ask_apart("outbox/delay")
+        with parts.part("notifications") as answers:
+            answers["delivery"] = db.ask_apart("sli/delivery_cohort", **span("delivery"))
+        frames = parts.any_answer()
         before = db.try_ask("sli/delivered")
-        return frames if before is None else frames | {"delivery_before": before}
+    return frames if before is None else frames | {"delivery_before": before}
 
 
 @dataclass(frozen=True)
 class Sli:
-    """One part of 6.4: the newest events, of `n` expected, and the p95 of the window before.
+    """One part of 6.4: its newest events, the number `n` that is expected (None: not known), and the p95 `before`.
 
-    `turned` tells that what comes in goes out again by now, untroubled.
+    `turned` is True if at least as many events leave as come now, without failures.
     """
 
     part: str
     limit: str
-    n: float
+    n: float | None
     seen: Cohort
     before: float | None
     turned: bool
 
 
-def _turned(given: Given, queue: str, part: str) -> bool:
-    """Whether what comes in goes out again by now, untroubled: so 6.1 and 6.2 of this run have seen."""
+def _has_turned(given: JudgeInput, queue: str, part: str) -> bool:
+    """Return whether at least as many events leave as come now, without failures, by 6.1 and 6.2 of this run."""
     seen = {f.step: f for f in given.earlier}
     flows, errors = seen.get("6.1"), seen.get("6.2")
     if flows is None or errors is None or Status.CRITICAL in (flows.status, errors.status):
         return False
-    # End to end: what waits in the broker, before its queue, has not gone out.
-    came, gone = (float(flows.value(n) or 0) for n in ("outbox.arrived_now", f"{queue}.gone_now"))
-    return gone > 0 and gone >= came and not errors.value(f"{part}.failed_now")
+    # End to end: the arrivals in the outbox count, since events may wait in the broker before this queue.
+    came, gone = flows.value("outbox.arrived_now"), flows.value(f"{queue}.gone_now")
+    failed = errors.value(f"{part}.failed_now")
+    if not (isinstance(came, float) and isinstance(gone, float)) or failed is None:
+        return False
+    return gone > 0 and gone >= came and not failed
 
 
-def judge_slis(frames: Frames, given: Given) -> Finding:
-    """6.4: do the newest events go through in time, and better than before?"""
+def judge_slis(frames: Frames, given: JudgeInput) -> Finding:
+    """6.4: decide whether the newest events are finished in time, and faster than before."""
     publish, accepted, delivery = (rows.first(frames.get(n), Cohort) for n in ("publish", "accepted", "delivery"))
-    if publish is None or accepted is None or delivery is None:
+    if not failures(frames) and (publish is None or accepted is None or delivery is None):
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="sli/outbox_cohort"))
     outbox_before = rows.one(frames.get("outbox_before"), kinds.Delay).p95
     sent_before = rows.one(frames.get("delivery_before"), kinds.Delivered).p95
     # An event that never reached the notifications counts as one that was not delivered.
-    expected = max(accepted.n, delivery.n)
+    expected = None if accepted is None or delivery is None else max(accepted.n, delivery.n)
+    due = publish.n if publish else None
     sent, published = (
-        _sli(Sli("delivery", "delivery.e2e_p95", expected, delivery, sent_before,
-                 _turned(given, "notifications", "delivery")), given),
-        _sli(Sli("publish", "outbox.publish_delay_p95", publish.n, publish, outbox_before,
-                 _turned(given, "outbox", "publish")), given),
+        _judge_sli(Sli("delivery", "delivery.e2e_p95", expected, delivery or Cohort(), sent_before,
+                 _has_turned(given, "notifications", "delivery")), given),
+        _judge_sli(Sli("publish", "outbox.publish_delay_p95", due, publish or Cohort(), outbox_before,
+                 _has_turned(given, "outbox", "publish")), given),
     )  # fmt: skip
     return judged(
         say("recovery.both", a=sent.text, b=published.text),
         [*published.values, *sent.values],
         at_least=worst([published.status, sent.status]),
-        notes=(say("recovery.sli_note"),),
+        reason=_failure_reason(frames),
+        notes=(say("recovery.sli_note"), *notes_of_failures(failures(frames))),
+        signals=signals_of_failures(failures(frames), given),
     )
 
 
-def _sli(sli: Sli, given: Given) -> Queue:
+def _judge_sli(sli: Sli, given: JudgeInput) -> QueueState:
     part, seen, limit = sli.part, sli.seen, given.limits[sli.limit]
+    if sli.n is None:
+        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(_NAME_KEYS[part])), ())
     again_s = given.number(SPANS[part][0])
     values = [Value(f"{part}.events", sli.n, "events"), Value(f"{part}.done", seen.done, "events")]
     if sli.before is not None:
@@ -467,22 +548,23 @@ def _sli(sli: Sli, given: Given) -> Queue:
     value = given.limits.value(sli.limit, seen.p95)
     troubled, status = False, Status.OK
     if not sli.n:
-        key = "idle"
+        key = "recovery.sli_idle"
     elif seen.done < given.number("p95.in_time") * sli.n:
-        # More than a p95 allows are still on their way: their p95 is worse than any that can be measured.
-        troubled, key = True, "recovering" if sli.turned else "missing"
+        # More than 5 % of the events are not finished, so their p95 is above any measured delay.
+        troubled, key = True, "recovery.sli_recovering" if sli.turned else "recovery.sli_missing"
         status = Status.CRITICAL if seen.done < sli.n / 2 and not sli.turned else Status.WARNING
     else:
-        # Late events leave the percentile only by and by: over the limit, but better than before, is a recovery.
-        better = sli.before is not None and (seen.p95 or 0) < sli.before
+        # Late events leave the percentile gradually: above the limit, but better than before, is a recovery.
+        better = sli.before is not None and seen.p95 is not None and seen.p95 < sli.before
         recovering = value.status is Status.CRITICAL and (better or sli.turned)
-        troubled, key = value.status is not Status.OK, "well" if value.status is Status.OK else "slow"
+        troubled = value.status is not Status.OK
+        key = "recovery.sli_slow" if troubled else "recovery.sli_well"
         status = Status.WARNING if recovering else value.status or Status.OK
         values.append(replace(value, threshold=None) if recovering else value)
     if troubled and sli.turned:
         values.append(Value(f"{part}.{LOOK_AGAIN}", again_s, "s"))
     facts = {
-        "part": say(f"recovery.{part}"),
+        "part": say(_NAME_KEYS[part]),
         "n": sli.n,
         "done": seen.done,
         "p95": seen.p95,
@@ -490,20 +572,20 @@ def _sli(sli: Sli, given: Given) -> Queue:
         "limit": limit.critical,
         "again": again_s,
     }
-    return Queue(status, say(f"recovery.sli_{key}", **facts), tuple(values))
+    return QueueState(status, say(key, **facts), tuple(values))
 
 
 # 6.5 --------------------------------------------------------------------------------------------------------
 
 
 def collect_duplicates(rb: Context) -> Frames:
-    """Events of the window with more than one notification. Frames: duplicates."""
+    """Read the events of the window with more than one notification. Frames: duplicates."""
     with rb.snapshot() as db:
         return {"duplicates": db.ask("consistency/duplicates")}
 
 
-def judge_duplicates(frames: Frames, given: Given) -> Finding:
-    """One event, two notifications: still being made, or left by what is over?"""
+def judge_duplicates(frames: Frames, given: JudgeInput) -> Finding:
+    """Decide whether events have more than one notification, and whether new duplicates still occur."""
     found = frames.get("duplicates")
     if found is None:
         return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="consistency/duplicates"))
@@ -513,17 +595,17 @@ def judge_duplicates(frames: Frames, given: Given) -> Finding:
         say("recovery.duplicates" if len(found) else "recovery.no_duplicates", n=len(found), ago=newest),
         [Value("duplicates", len(found), "events")],
         at_least=Status.CRITICAL if still else Status.WARNING if len(found) else Status.OK,
-        signals=given.speaks("duplicates.doubled_now" if still else "duplicates.doubled") if len(found) else (),
+        signals=given.evidence("duplicates.doubled_now" if still else "duplicates.doubled") if len(found) else (),
         show=("duplicates",),
     )
 
 
 def collect_lost(rb: Context) -> Frames:
-    """Events of the window without a trace behind the broker; older ones are 5.3.2's. Frames: those of 5.3.2."""
+    """Read the events of the window that were lost after the broker; 5.3.2 has older ones. Frames: those of 5.3.2."""
     return consistency.collect_lost(rb, day=False)
 
 
-#: What a recovery may have broken on its way, part by part.
+#: The possible side effects of a recovery, part by part.
 SIDE_EFFECTS = {
     "duplicates": Check("6.5", collect_duplicates, judge_duplicates),
     "lost": Check("6.5", collect_lost, consistency.judge_lost),
@@ -536,12 +618,12 @@ SIDE_EFFECTS = {
 
 
 def collect_side_effects(rb: Context) -> Frames:
-    """6.5: all of `SIDE_EFFECTS`. Frames: those of its parts, as "part.frame"."""
+    """6.5: read all parts of `SIDE_EFFECTS`. Frames: those of the parts, as "part.frame"."""
     return collect_each(rb, SIDE_EFFECTS)
 
 
-def judge_side_effects(frames: Frames, given: Given) -> Finding:
-    """6.5: has the recovery caused anything new, and did the connections really come back?"""
+def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
+    """6.5: decide whether the recovery had side effects, and whether all clients are connected again."""
     found = judge_each(frames, given, SIDE_EFFECTS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     first = max(bad.values(), key=lambda f: f.status.rank, default=None)

@@ -1,9 +1,8 @@
-"""Section 5.1: may the process be restarted, was it, and did that help? (5.1.1 is in `exceptions`.)"""
+"""Section 5.1: check the preconditions of a restart, its outcome and its effect; 5.1.1 is in `exceptions`."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,13 +10,13 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions.action import perform
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import Became, collect_each, hold, judge_each
-from runbook_lib.context import Given
+from runbook_lib.checks.parts import OutcomeRow, collect_each, judge_each, preconditions_hold, warnings
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import ACTIONS
 from runbook_lib.packs.entitlement.checks import recovery
-from runbook_lib.packs.entitlement.facts import asked_of, facts_of
+from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -31,38 +30,39 @@ _EFFECT = {
 # 5.1.2 ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class About:
-    """The workload that is meant, and what a restart of it would leave waiting."""
+class RestartTarget(rows.Row):
+    """The workload, and the rows that wait during its restart."""
 
     workload: str = ""
     name: str = "?"
-    leased: float = 0.0
+    leased: float | None = None
     stream: str | None = None
 
 
 def collect_restart(rb: Context) -> Frames:
-    """5.1.2: the preconditions, and what became of the restart of this run.
+    """5.1.2: read the preconditions, and the outcome of this run's restart.
 
     Frames: those of `Outcome.frames`; about (workload, name, stream: text; leased: rows).
     """
     outcome = rb.outcomes.get("restart")
     if outcome is None:
-        restart = ACTIONS["restart"](rb, workload=asked_of(rb).workload)
+        restart = ACTIONS["restart"](rb, workload=parameters_of(rb).workload)
         outcome = rb.outcomes["restart"] = perform(restart, rb)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
     return {**outcome.frames(rb.lang), "about": about}
 
 
-def judge_restart(frames: Frames, given: Given) -> Finding:
-    """5.1.2: possible, refused, failed, or done and seen to work."""
-    outcome, about = rows.one(frames.get("outcome"), Became), rows.one(frames.get("about"), About)
-    may, reason, key = hold(frames), None, f"restart.{outcome.result}"
+def judge_restart(frames: Frames, given: JudgeInput) -> Finding:
+    """5.1.2: judge whether a restart is possible, was refused, has failed, or was done and verified."""
+    outcome, about = rows.one(frames.get("outcome"), OutcomeRow), rows.one(frames.get("about"), RestartTarget)
+    may, reason, key = preconditions_hold(frames), None, f"restart.{outcome.result}"
     if outcome.result == "done":
         status = Status.OK if outcome.verified else Status.CRITICAL
         key = "restart.done" if outcome.verified else "restart.done_not_seen"
     elif outcome.result in ("failed", "refused"):
         status = Status.CRITICAL if outcome.result == "failed" else Status.WARNING
+    elif may and warnings(frames):
+        status, key = Status.WARNING, "restart.warned"
     elif may:
         status, key = Status.OK, "restart.possible"
     else:
@@ -88,7 +88,7 @@ def judge_restart(frames: Frames, given: Given) -> Finding:
 
 
 def collect_effect(rb: Context) -> Frames:
-    """5.1.3: both flows; after a restart, again and again until they are well or the time is up.
+    """5.1.3: read both flows; after a restart repeatedly, until they are healthy or the time is up.
 
     Frames: those of 6.1 and 6.2 as "part.frame"; look (at: time; waited_s: s; restarted: flag).
     """
@@ -108,18 +108,17 @@ def collect_effect(rb: Context) -> Frames:
             time.sleep(rb.number("looks.effect"))
 
 
-@dataclass(frozen=True)
-class Look:
-    """When was looked, and how long after a restart."""
+class RestartLook(rows.Row):
+    """The time of the sample, and how long after a restart it was taken."""
 
     at: pd.Timestamp | None = None
     waited_s: float = 0.0
     restarted: bool = False
 
 
-def judge_effect(frames: Frames, given: Given) -> Finding:
-    """5.1.3: do the backlog and the error rate go down?"""
-    look = rows.one(frames.get("look"), Look)
+def judge_effect(frames: Frames, given: JudgeInput) -> Finding:
+    """5.1.3: judge whether the backlog and the error rate go down."""
+    look = rows.first(frames.get("look"), RestartLook) or RestartLook()  # without one nothing was restarted either
     now = replace(given, as_of=look.at or given.as_of)
     found = judge_each({k: f for k, f in frames.items() if k != "look"}, now, _EFFECT)
     headlines = {name: f.headline for name, f in found.items()}
@@ -137,8 +136,8 @@ def judge_effect(frames: Frames, given: Given) -> Finding:
     )
 
 
-def draw_effect(frames: Frames, given: Given) -> Any:
-    """What came and went, in steps of ten seconds, around the restart."""
+def draw_effect(frames: Frames, given: JudgeInput) -> Any:
+    """Draw arrivals and departures around the restart, in steps of ten seconds."""
     own = {k.removeprefix("backlog."): f for k, f in frames.items() if k.startswith("backlog.")}
     return recovery.draw_flows(own, given)
 

@@ -1,20 +1,26 @@
-"""Section 2: is everything in scope reachable, as whom, and as expected?"""
+"""Section 2: check that every source in scope is reachable, with which user, and configured as expected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.diagnosis import signals_of_silence
-from runbook_lib.checks.check import Check, could_not_ask, failures
-from runbook_lib.checks.parts import Parts, needs_the_present, no_data, seconds_between
-from runbook_lib.context import Given
+from runbook_lib.analysis.diagnosis import evidence_from_error
+from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.parts import (
+    Parts,
+    no_data,
+    notes_of_failures,
+    require_present,
+    seconds_between,
+    signals_of_failures,
+)
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -30,14 +36,17 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import quorum
-from runbook_lib.packs.entitlement.checks.database import Connections, Place, Pool, surroundings
+from runbook_lib.packs.entitlement.checks import quorum, retention
+from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, LastEvent, Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered
+from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
+
+T = TypeVar("T")
 
 #: The columns that the two services and this runbook rely on.
 TABLES = {
@@ -58,7 +67,7 @@ TABLES = {
         "notification_nats_dlq": "stream_seq created_at",
     },
 }
-#: Unique indexes protect the data; the others only keep questions and claims fast.
+#: Unique indexes protect the data; the others only keep queries and claims fast.
 UNIQUE_INDEXES = {
     "entitlement": "entitlements_pkey idempotency_keys_pkey outbox_events_pkey entitlement_audit_pkey",
     "notification": """processed_events_pkey notifications_pkey notification_dlq_pkey
@@ -75,78 +84,74 @@ INDEXES = {
 NANOSECONDS = 1e9
 
 
-def _ago(seconds: float | None) -> Text:
+def _format_age(seconds: float | None) -> Text:
     return say("scope.never") if seconds is None else say("scope.ago", seconds=seconds)
 
 
 # The two services -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with the names of its columns."""
+class TableColumns(rows.Row, query="scope/columns"):
+    """A table and the names of its columns."""
 
-    QUESTION: ClassVar[str] = "scope/columns"
     table_name: str = ""
     column_names: str = ""
 
 
-@dataclass(frozen=True)
-class Index:
+class Index(rows.Row, query="scope/indexes"):
     """An index, and whether it is valid."""
 
-    QUESTION: ClassVar[str] = "scope/indexes"
     index_name: str = ""
     usable: bool = False
 
 
-@dataclass(frozen=True)
-class Migration:
+class Migration(rows.Row):
     """A migration that Flyway has run."""
 
     version: str | None = None
     success: bool = False
 
 
-@dataclass(frozen=True)
-class Partitioned:
-    """A table with a partition for each stretch of time, and in how many days the last of them ends."""
+class Partitioned(rows.Row, query="scope/partitions"):
+    """A table that is partitioned by time, and the days until its last partition ends."""
 
-    QUESTION: ClassVar[str] = "scope/partitions"
     table_name: str = ""
     partitions: int = 0
     ahead_d: float | None = None
     takes_the_rest: bool = False
 
 
-def collect_schema(rb: Context, schema: str, **questions: str) -> Frames:
-    """Tables, columns, indexes and migrations of a schema, then what else is asked of the same moment.
+def collect_schema(rb: Context, schema: str, activity: Mapping[str, Mapping[str, str]]) -> Frames:
+    """Query tables, columns, indexes and migrations of a schema, and its activity, in one snapshot.
 
-    Frames: tables, indexes, migrations, partitions, and those of the questions by their names.
+    `activity` has the queries of each table, by the names of their frames; each table may fail on its own.
+    Frames: tables, indexes, migrations, partitions, and those of the queries.
     """
     with rb.snapshot() as db:
         frames = {
             "tables": db.ask("scope/columns", schema=schema),
             "indexes": db.ask("scope/indexes", schema=schema),
         }
-        for name, question in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUESTION)):
-            answer = db.try_ask(question, schema=schema)
-            if answer is not None:
-                frames[name] = answer
+        for name, query in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUESTION)):
+            result = db.try_ask(query, schema=schema)
+            if result is not None:
+                frames[name] = result
         parts = Parts(frames)
-        with parts.part("activity") as answers:
-            answers |= {name: db.ask(question) for name, question in questions.items()}
+        for table, queries in activity.items():
+            parts.ask(db, table, queries)
         return parts.frames()
 
 
-def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
-    """Whether a schema is as the services expect it; the part that 2.1 and 2.4 share."""
-    seen = {t.table_name: t.column_names.split() for t in rows.each(frames.get("tables"), Table)}
-    lacking = [
-        f"{table}.{column}" if table in seen else table
+def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
+    """Judge whether a schema is as the services expect it; 2.1 and 2.4 share this part."""
+    if not {"tables", "indexes"} <= frames.keys():
+        return no_data("scope/columns")
+    present = {t.table_name: t.column_names.split() for t in rows.each(frames.get("tables"), TableColumns)}
+    missing = [
+        f"{table}.{column}" if table in present else table
         for table, columns in TABLES[schema].items()
-        for column in (columns.split() if table in seen else [""])
-        if column not in seen.get(table, [])
+        for column in (columns.split() if table in present else [""])
+        if column not in present.get(table, [])
     ]
     indexes = rows.each(frames.get("indexes"), Index)
     usable = {i.index_name for i in indexes if i.usable}
@@ -155,12 +160,12 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     migrations = rows.each(frames.get("migrations"), Migration)
     failed = not all(m.success for m in migrations)
     partitioned = rows.each(frames.get("partitions"), Partitioned)
-    bounded = [p for p in partitioned if p.ahead_d is not None and not p.takes_the_rest]
-    shortest = min(bounded, key=lambda p: p.ahead_d or 0.0, default=Partitioned())
-    ahead = given.limits.value("partitions.ahead", shortest.ahead_d)
-    ended = bool(bounded) and (shortest.ahead_d or 0.0) <= 0
-    if lacking:
-        problem = say("scope.lacking", schema=schema, names=", ".join(lacking[:5]), n=len(lacking))
+    bounded = [(p.ahead_d, p) for p in partitioned if p.ahead_d is not None and not p.takes_the_rest]
+    ahead_d, shortest = min(bounded, key=lambda p: p[0], default=(None, Partitioned()))
+    ahead = given.limits.value("partitions.ahead", ahead_d)
+    ended = ahead_d is not None and ahead_d <= 0
+    if missing:
+        problem = say("scope.lacking", schema=schema, names=", ".join(missing[:5]), n=len(missing))
     elif unprotected:
         problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
     elif failed:
@@ -172,75 +177,49 @@ def schema_state(frames: Frames, given: Given, schema: str) -> Finding:
     return judged(
         problem,
         [
-            Value(f"{schema}.tables", len(TABLES[schema]) - sum(t not in seen for t in TABLES[schema])),
+            Value(f"{schema}.tables", len(TABLES[schema]) - sum(t not in present for t in TABLES[schema])),
             Value(f"{schema}.indexes_usable", len(usable)),
             Value(f"{schema}.migration", migrations[0].version if migrations else None),
             *((ahead,) if bounded else ()),
         ],
-        at_least=Status.CRITICAL if lacking or unprotected or failed else Status.WARNING if slow else Status.OK,
+        at_least=Status.CRITICAL if missing or unprotected or failed else Status.WARNING if slow else Status.OK,
         notes=(
             *(() if "migrations" in frames else (say("scope.no_flyway", schema=schema),)),
-            *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not lacking else ()),
+            *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not missing else ()),
             *(say("scope.partitioned", table=p.table_name, n=p.partitions) for p in partitioned),
         ),
         signals=(
-            *(given.speaks("scope.schema_differs") if lacking or failed else ()),
-            *(given.speaks("scope.key_unusable") if "processed_events_pkey" in unprotected else ()),
-            *(given.speaks("scope.index_unusable") if slow else ()),
-            *(given.speaks("scope.partition_missing") if ended else ()),
+            *(given.evidence("scope.schema_differs") if missing or failed else ()),
+            *(given.evidence("scope.key_unusable") if "processed_events_pkey" in unprotected else ()),
+            *(given.evidence("scope.index_unusable") if slow else ()),
+            *(given.evidence("scope.partition_missing") if ended else ()),
         ),
         show=("migrations",),
     )
 
 
-def without_activity(frames: Frames, given: Given, schema: Finding) -> Finding | None:
-    """What is left to say where the schema could be read and its rows could not."""
-    e = failures(frames).get("activity")
-    if e is None:
+def judge_schema_only(frames: Frames, given: JudgeInput, schema: Finding, *activity: str) -> Finding | None:
+    """Return the finding if only the schema could be read, and none of the frames `activity`; None otherwise."""
+    e = next(iter(failures(frames).values()), None)
+    if e is None or frames.keys() & {*activity}:
         return None
     if schema.status is not Status.OK:
-        return schema  # what is lacking there is why
-    return replace(could_not_ask(e), values=schema.values, signals=signals_of_silence(e, given.catalog))
-
-
-@dataclass(frozen=True)
-class Registered:
-    """When the subscriber was last at work."""
-
-    QUESTION: ClassVar[str] = "processed/activity"
-    now: pd.Timestamp | None = None
-    last_processed: pd.Timestamp | None = None
-    processed_1m: float | None = None
-
-
-@dataclass(frozen=True)
-class Oldest:
-    """How old the oldest registration is: those that are older than what is kept are removed every hour."""
-
-    QUESTION: ClassVar[str] = "processed/oldest"
-    age_d: float | None = None
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds rows, and since when."""
-
-    locked_by: str | None = None
-    since_claim_s: float | None = None
+        return schema  # what the schema lacks explains the failure
+    return replace(unknown_from_error(e), values=schema.values, signals=evidence_from_error(e, given.catalog))
 
 
 def collect_entitlement(rb: Context) -> Frames:
-    """2.1: the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
-    return collect_schema(rb, "entitlement", last="scope/last_event")
+    """2.1: query the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
+    return collect_schema(rb, "entitlement", {"outbox": {"last": "scope/last_event"}})
 
 
-def judge_entitlement(frames: Frames, given: Given) -> Finding:
-    """2.1: is the schema as expected, and when was the last write?"""
-    schema = schema_state(frames, given, "entitlement")
-    if silent := without_activity(frames, given, schema):
-        return silent
-    seen = rows.one(frames.get("last"), LastEvent)
-    age = seconds_between(seen.last_event, seen.now)
+def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:
+    """2.1: judge whether the schema is as expected; report the age of the newest event."""
+    schema = judge_schema(frames, given, "entitlement")
+    if schema_only := judge_schema_only(frames, given, schema, "last"):
+        return schema_only
+    newest = rows.one(frames.get("last"), LastEvent)
+    age = seconds_between(newest.last_event, newest.now)
     last = say("scope.no_event") if age is None else say("scope.last_event", seconds=age)
     return replace(
         schema,
@@ -250,7 +229,7 @@ def judge_entitlement(frames: Frames, given: Given) -> Finding:
 
 
 def collect_relay(rb: Context) -> Frames:
-    """2.2: what waits in the outbox, what was published last, and who holds rows. Frames: sessions, outbox, holders."""
+    """2.2: query the outbox's backlog, its last publish and its lease holders. Frames: sessions, outbox, holders."""
     with rb.snapshot() as db:
         return {
             "sessions": db.ask("database/sessions"),
@@ -259,59 +238,66 @@ def collect_relay(rb: Context) -> Frames:
         }
 
 
-def judge_relay(frames: Frames, given: Given) -> Finding:
-    """2.2: does the relay claim and publish, and under which name?"""
+def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
+    """2.2: judge whether the relay claims and publishes, and name its workers."""
     outbox = rows.first(frames.get("outbox"), Outbox)
     if outbox is None:
         return no_data("outbox/backlog")
     oldest = outbox.oldest_due_s if outbox.due else 0.0
     since = seconds_between(outbox.last_published, outbox.now)
     waits = given.limits.value("outbox.oldest_due", oldest)
-    names = workers(frames)
+    names = worker_names(frames)
     late = waits.status is not Status.OK
     return judged(
-        say("scope.relay_late" if late else "scope.relay_well", published=_ago(since), due=outbox.due, oldest=oldest),
+        say(
+            "scope.relay_late" if late else "scope.relay_well",
+            published=_format_age(since),
+            due=outbox.due,
+            oldest=oldest,
+        ),
         [Value("outbox.due", outbox.due, "rows"), waits, Value("relay.last_publish", since, "s")],
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
-        signals=given.speaks("scope.relay_late") if late else (),
+        signals=given.evidence("scope.relay_late") if late else (),
         hops=(Hop("relay", waiting=outbox.due, oldest_s=oldest, alive=names or None, late=late),),
         next_sections=("4.1",) if late else (),
         show=("holders", "sessions"),
     )
 
 
-def workers(frames: Frames) -> str:
-    """The names under which rows are held at this moment; empty between two batches."""
+def worker_names(frames: Frames) -> str:
+    """Return the names of the workers that have leased rows now; "" between two batches."""
     return ", ".join(h.locked_by for h in rows.each(frames.get("holders"), Holder) if h.locked_by)
 
 
 def collect_notification(rb: Context) -> Frames:
-    """2.4: the notification schema, what was registered, queued and sent, and who holds rows.
+    """2.4: query the notification schema, its registrations, backlog and sends, and its lease holders.
 
     Frames: those of `collect_schema`, processed, oldest, sent, backlog, holders.
     """
-    return collect_schema(
-        rb,
-        "notification",
-        processed="processed/activity",
-        oldest="processed/oldest",
-        sent="notifications/activity",
-        backlog="notifications/backlog",
-        holders="notifications/holders",
-    )
+    tables = {
+        "processed_events": {"processed": Registered.QUESTION, "oldest": retention.Oldest.QUESTION},
+        "notifications": {
+            "sent": "notifications/activity",
+            "backlog": "notifications/backlog",
+            "holders": "notifications/holders",
+        },
+    }
+    return collect_schema(rb, "notification", tables)
 
 
-def judge_notification(frames: Frames, given: Given) -> Finding:
-    """2.4: are events registered, queued and delivered?"""
-    schema = schema_state(frames, given, "notification")
-    if silent := without_activity(frames, given, schema):
-        return silent
+def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
+    """2.4: judge whether events are registered, queued and delivered."""
+    schema = judge_schema(frames, given, "notification")
+    unread = failures(frames)
+    if schema_only := judge_schema_only(frames, given, schema, "processed", "sent", "backlog"):
+        return schema_only
+    notes = notes_of_failures(unread)
     processed, sent = rows.one(frames.get("processed"), Registered), rows.one(frames.get("sent"), Activity)
     queue = rows.first(frames.get("backlog"), Notifications)
-    due, oldest = (queue.ready, queue.oldest_s) if queue else (0.0, 0.0)
+    due, oldest = (queue.ready, queue.oldest_s) if queue else (None, None)
     since_processed = seconds_between(processed.last_processed, processed.now)
     since_sent = seconds_between(sent.last_sent, sent.now)
-    waits = given.limits.value("backlog.oldest_due", oldest if queue else None)
+    waits = given.limits.value("backlog.oldest_due", oldest)
     claims = [h.since_claim_s for h in rows.each(frames.get("holders"), Holder) if h.since_claim_s is not None]
     values = [
         *schema.values,
@@ -321,26 +307,26 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
         waits,
         *((given.limits.value("worker.heartbeat", max(claims)),) if claims else ()),
     ]
-    late = any(v.status not in (None, Status.OK) for v in values)
-    if (age := rows.one(frames.get("oldest"), Oldest).age_d) is not None:
-        values.append(given.limits.value("processed.oldest", age))
-    hoards = age is not None and values[-1].status is not Status.OK
+    late = any(v.status in (Status.WARNING, Status.CRITICAL) for v in values[len(schema.values) :])
+    clean_up = retention.judge_clean_up(frames, given)
     activity = say(
         "scope.notification_late" if late else "scope.notification_well",
-        processed=_ago(since_processed),
-        sent=_ago(since_sent),
+        processed=say("scope.not_read") if "processed_events" in unread else _format_age(since_processed),
+        sent=_format_age(since_sent),
         due=due,
         oldest=oldest,
     )
     return judged(
-        say("scope.service", schema=schema.headline, activity=activity),
-        values,
-        at_least=schema.status,
-        notes=(*schema.notes, *((say("scope.not_cleaned_up"),) if hoards else ())),
+        say("scope.service", schema=schema.headline, activity=notes[0] if "notifications" in unread else activity),
+        [*values, *clean_up.values],
+        at_least=worst([schema.status, Status.UNKNOWN if unread else Status.OK]),
+        reason=next((e.reason for e in unread.values()), None),
+        notes=(*schema.notes, *notes, *clean_up.notes),
         signals=(
             *schema.signals,
-            *(given.speaks("scope.delivery_late") if late else ()),
-            *(given.speaks("scope.not_cleaned_up") if hoards else ()),
+            *(given.evidence("scope.delivery_late") if late else ()),
+            *clean_up.signals,
+            *signals_of_failures(unread, given),
         ),
         hops=(
             Hop("subscriber", rate_out=processed.processed_1m),
@@ -350,8 +336,8 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
                 rate_out=sent.sent_1m if len(frames.get("sent", ())) else None,
                 waiting=due,
                 oldest_s=oldest,
-                alive=workers(frames) or None,
-                late=waits.status is not Status.OK,
+                alive=worker_names(frames) or None,
+                late=waits.status in (Status.WARNING, Status.CRITICAL),
             ),
         ),
         next_sections=("4.1",) if late else (),
@@ -363,14 +349,14 @@ def judge_notification(frames: Frames, given: Given) -> Finding:
 
 
 def collect_broker(rb: Context) -> Frames:
-    """2.3: the broker, its streams and durables; each may be missing for itself.
+    """2.3: query the broker, its streams and its durable consumers; each may be missing on its own.
 
     Frames: server (version, server, user: text; jetstream: flag; clients, slow_consumers: number; started_at: time),
     streams (stream, subjects: text; exists: flag; duplicate_window_s: s; messages; first_seq, last_seq: id; created:
     text), consumers (stream, durable, subject, deliver_policy: text; exists, bound, push: flag; ack_wait_s: s;
     max_deliver: number; pending, unacknowledged: messages); in a cluster replicas (fields of `quorum.Member`), nodes.
     """
-    needs_the_present(rb, "jetstream")
+    require_present(rb, "jetstream")
     names = facts_of(rb).streams
     info = rb.jetstream.server()
     server = {
@@ -386,15 +372,15 @@ def collect_broker(rb: Context) -> Frames:
     with parts.part("monitor") as answers:
         varz, cluster = rb.nats_monitor.servers(), rb.nats_monitor.cluster()
         server |= {
-            "clients": _sum(varz, "connections"),
-            "slow_consumers": _sum(varz, "slow_consumers"),
+            "clients": _sum_counts(varz, "connections"),
+            "slow_consumers": _sum_counts(varz, "slow_consumers"),
             "started_at": max((pd.Timestamp(v["start"]) for v in varz if v.get("start")), default=None),
         }
         answers["nodes"] = quorum.nodes(cluster)
         members += quorum.meta(cluster)
     streams, consumers = [], []
     for stream, durable in names.durables.items():
-        found = _or_missing(partial(rb.jetstream.stream, stream))
+        found = _none_if_missing(partial(rb.jetstream.stream, stream)) or {}
         config, state = found.get("config", {}), found.get("state", {})
         members += quorum.members(stream, found)
         streams.append(
@@ -402,29 +388,29 @@ def collect_broker(rb: Context) -> Frames:
                 "stream": stream,
                 "exists": bool(found),
                 "subjects": " ".join(config.get("subjects") or []),
-                "duplicate_window_s": _seconds(config.get("duplicate_window")),
+                "duplicate_window_s": _to_seconds(config.get("duplicate_window")),
                 "messages": state.get("messages"),
                 "first_seq": state.get("first_seq"),
                 "last_seq": state.get("last_seq"),
                 "created": found.get("created"),
             }
         )
-        found = _or_missing(partial(rb.jetstream.consumer, stream, durable)) if found else {}
-        config = found.get("config", {})
-        members += quorum.members(durable, found)
+        consumer = _none_if_missing(partial(rb.jetstream.consumer, stream, durable)) if found else None
+        config = consumer.config if consumer else {}
+        members += quorum.members(durable, consumer.info if consumer else {})
         consumers.append(
             {
                 "stream": stream,
                 "durable": durable,
-                "exists": bool(found),
-                "bound": bool(found.get("push_bound")),
+                "exists": consumer is not None,
+                "bound": consumer is not None and consumer.bound,
                 "push": bool(config.get("deliver_subject")),
                 "subject": config.get("filter_subject") or "",
-                "ack_wait_s": _seconds(config.get("ack_wait")),
+                "ack_wait_s": _to_seconds(config.get("ack_wait")),
                 "max_deliver": config.get("max_deliver"),
                 "deliver_policy": config.get("deliver_policy"),
-                "pending": found.get("num_pending"),
-                "unacknowledged": found.get("num_ack_pending"),
+                "pending": consumer and consumer.num_pending,
+                "unacknowledged": consumer and consumer.num_ack_pending,
             }
         )
     return parts.frames() | {
@@ -435,19 +421,18 @@ def collect_broker(rb: Context) -> Frames:
     }
 
 
-def _seconds(nanoseconds: int | None) -> float | None:
+def _to_seconds(nanoseconds: int | None) -> float | None:
     return None if nanoseconds is None else nanoseconds / NANOSECONDS
 
 
-def _sum(answers: list[dict[str, Any]], name: str) -> int | None:
-    """Of all nodes; None where one of them does not say."""
+def _sum_counts(answers: list[dict[str, Any]], name: str) -> int | None:
+    """Return the sum over all nodes; None if a node does not report the value."""
     counts = [a.get(name) for a in answers]
     return None if None in counts else sum(c for c in counts if c is not None)
 
 
-@dataclass(frozen=True)
-class Server:
-    """The broker, and what its monitoring port adds."""
+class BrokerServer(rows.Row):
+    """The broker, with the values of its monitoring port."""
 
     version: str | None = None
     user: str = ""
@@ -455,9 +440,8 @@ class Server:
     slow_consumers: int | None = None
 
 
-@dataclass(frozen=True)
-class Stream:
-    """A stream that should be there."""
+class StreamConfig(rows.Row):
+    """A stream that should exist."""
 
     stream: str = ""
     exists: bool = False
@@ -465,9 +449,8 @@ class Stream:
     duplicate_window_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Consumer:
-    """A durable that should be there."""
+class ConsumerConfig(rows.Row):
+    """A durable consumer that should exist."""
 
     stream: str = ""
     durable: str = ""
@@ -480,8 +463,8 @@ class Consumer:
     deliver_policy: str | None = None
 
 
-def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> list[str]:
-    """What is set otherwise than the services set it; what a server does not say is not held against it."""
+def _find_differences(streams: list[StreamConfig], consumers: list[ConsumerConfig], given: JudgeInput) -> list[str]:
+    """List the settings that differ from those of the services; unreported values are not listed."""
     subjects = {s.stream: s.subjects.split() for s in streams}
     window, ack_wait = given.number("broker.duplicate_window"), given.number("broker.ack_wait")
     found = [
@@ -490,36 +473,39 @@ def _differs(streams: list[Stream], consumers: list[Consumer], given: Given) -> 
         if s.exists and s.duplicate_window_s not in (None, window)
     ]
     for c in consumers:
-        as_expected = {
+        matches = {
             f"ack_wait {c.ack_wait_s} s": c.ack_wait_s in (None, ack_wait),
             f"max_deliver {c.max_deliver}": c.max_deliver in (None, given.number("broker.max_deliver")),
             f"deliver_policy {c.deliver_policy}": c.deliver_policy in (None, "all"),
             f"filter {c.subject}": not c.subject or c.subject in subjects.get(c.stream, []),
         }
-        found += [f"{c.durable}: {setting}" for setting, well in as_expected.items() if c.exists and not well]
+        found += [f"{c.durable}: {setting}" for setting, matching in matches.items() if c.exists and not matching]
     return found
 
 
-def judge_broker(frames: Frames, given: Given) -> Finding:
-    """2.3: reachable, which server and version, streams and consumers as expected?"""
-    server = rows.first(frames.get("server"), Server)
-    streams, consumers = rows.each(frames.get("streams"), Stream), rows.each(frames.get("consumers"), Consumer)
+def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
+    """2.3: judge whether the broker is reachable, and its streams and consumers are as expected."""
+    server = rows.first(frames.get("server"), BrokerServer)
+    streams, consumers = (
+        rows.each(frames.get("streams"), StreamConfig),
+        rows.each(frames.get("consumers"), ConsumerConfig),
+    )
     if server is None or not streams or not consumers:
         return no_data("JetStream")
     missing = [s.stream for s in streams if not s.exists] + [c.durable for c in consumers if not c.exists]
     unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
-    other, names = _differs(streams, consumers, given), ", ".join(missing)
+    differences, names = _find_differences(streams, consumers, given), ", ".join(missing)
     published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
     if streams[0].stream in missing and isinstance(published, float) and published < given.number("processed.lately"):
         another = say("scope.another_broker", names=names, ago=published)
         return unknown("", Reason.ERROR, another, next_sections=("4.1",))
 
     monitor = failures(frames).get("monitor")
-    away = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
+    unanswered = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
     present, nodes = sum(c.exists for c in consumers), rows.one(frames.get("nodes"), quorum.Nodes)
-    broken, thin = _cluster(frames, given, nodes)
+    broken, thin = _find_raft_problems(frames, given, nodes)
     lost = any(g.writes is False and g.name != quorum.META for g in broken)
-    status = Status.WARNING if other or monitor or thin or nodes.partly else Status.OK
+    status = Status.WARNING if differences or monitor or thin or nodes.partly else Status.OK
     headline = say("scope.broker_well", version=server.version, streams=len(streams), n=present)
     if missing:
         headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
@@ -529,8 +515,7 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
     elif unbound:
         headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
     if monitor:
-        why = say(f"unknown.{monitor.reason}", source=monitor.source, detail=monitor.detail)
-        headline = say("scope.without_monitor", broker=headline, why=why)
+        headline = say("scope.without_monitor", broker=headline, why=explain_error(monitor))
     return judged(
         headline,
         [
@@ -538,24 +523,24 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
             Value("broker.clients", server.clients),
             Value("broker.slow_consumers", server.slow_consumers),
         ],
-        # Without the monitoring port the other sections see neither who listens nor who is refused.
-        at_least=Status.UNKNOWN if away and not missing else status,
-        reason=monitor.reason if away and monitor else None,
+        # Without the monitoring port, the other sections see neither bound nor refused clients.
+        at_least=Status.UNKNOWN if unanswered and not missing else status,
+        reason=monitor.reason if unanswered and monitor else None,
         notes=(
             say("scope.broker_as", user=server.user, version=server.version),
-            *((say("scope.broker_differs", names="; ".join(other)),) if other else ()),
+            *((say("scope.broker_differs", names="; ".join(differences)),) if differences else ()),
             *((say("scope.no_monitor", why=monitor.reason.value),) if monitor else ()),
             *((say("subscriber.nodes_unseen", seen=nodes.seen, of=nodes.of),) if nodes.partly else ()),
             *(group.text for group in (*broken[1:], *thin)),
             *((say("scope.no_start"),) if any(g.name == quorum.META and not g.writes for g in broken) else ()),
         ),
         signals=(
-            *(given.speaks("scope.no_quorum") if lost else ()),
-            *(given.speaks("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
-            *(given.speaks("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
-            *(given.speaks("scope.stream_missing") if missing else ()),
-            *(given.speaks("scope.unbound") if unbound else ()),
-            *(given.speaks("scope.broker_well") if not missing and not unbound and not broken else ()),
+            *(given.evidence("scope.no_quorum") if lost else ()),
+            *(given.evidence("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
+            *(given.evidence("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
+            *(given.evidence("scope.stream_missing") if missing else ()),
+            *(given.evidence("scope.unbound") if unbound else ()),
+            *(given.evidence("scope.broker_well") if not missing and not unbound and not broken else ()),
         ),
         proposals=(proposals.pods(given, "nats"), proposals.logs(given, "nats")) if broken else (),
         next_sections=("4.1",) if missing or unbound or broken else (),
@@ -563,23 +548,25 @@ def judge_broker(frames: Frames, given: Given) -> Finding:
     )
 
 
-def _cluster(frames: Frames, given: Given, nodes: quorum.Nodes) -> tuple[list[quorum.Group], list[quorum.Group]]:
-    """The groups that cannot be written, what is sure before what is not, and those that lack a node."""
+def _find_raft_problems(
+    frames: Frames, given: JudgeInput, nodes: quorum.Nodes
+) -> tuple[list[quorum.RaftGroup], list[quorum.RaftGroup]]:
+    """Return the Raft groups that cannot be written (certain ones first), and those that lack a node."""
     groups = quorum.groups(frames, given)
     if nodes.partly and nodes.of and nodes.seen * 2 <= nodes.of:
-        # The others may have elected a leader that these few do not see.
+        # The other nodes may have elected a leader that the visible minority does not see.
         groups = [replace(g, writes=g.writes or None) if g.name == quorum.META else g for g in groups]
     broken = sorted((g for g in groups if not g.writes), key=lambda g: (g.writes is None, g.name == quorum.META))
     return broken, [g for g in groups if g.writes and g.away]
 
 
-def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The broker's answer, or {} where it says that there is no such thing."""
+def _none_if_missing(query: Callable[[], T]) -> T | None:
+    """Return the broker's reply, or None if it reports that the stream or consumer does not exist."""
     try:
-        return ask()
+        return query()
     except SourceError as e:
         if e.code in ("stream_not_found", "consumer_not_found"):
-            return {}
+            return None
         raise
 
 
@@ -587,10 +574,10 @@ def _or_missing(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def collect_database(rb: Context) -> Frames:
-    """2.5: which server, who we are and what we may; the catalog alone is asked.
+    """2.5: query the server, the runbook's role and its rights, from the catalog only.
 
-    Frames: server, rights, connections, sessions, those of `database.surroundings`; window (asked: flag; behind_s: s)
-    where a replica is declared for the window's questions.
+    Frames: server, rights, connections, sessions, those of `database.collect_server_info`; window (asked: flag;
+    behind_s: s) if the target declares a replica for queries about the window.
     """
     with rb.snapshot() as db:
         window = {}
@@ -605,19 +592,16 @@ def collect_database(rb: Context) -> Frames:
                 "connections": db.ask("database/connections"),
                 "sessions": db.ask("database/sessions"),
             }
-            | surroundings(rb, db)
+            | collect_server_info(rb, db)
         )
 
 
-@dataclass(frozen=True)
-class Database:
-    """The server, and the runbook's own role in it."""
+class DatabaseServer(rows.Row, query="scope/server"):
+    """The server, and the runbook's role in it."""
 
-    QUESTION: ClassVar[str] = "scope/server"
     role: str | None = None
     database: str | None = None
     version: str | None = None
-    is_replica: bool = False
     superuser: bool = False
     monitor: bool = False
     may_use_reserved: bool = False
@@ -625,32 +609,31 @@ class Database:
     track_commit_timestamp: str | None = None
 
 
-@dataclass(frozen=True)
-class Window:
-    """Whether the declared replica is asked about the window, and how far behind it is."""
+class ReplicaWindow(rows.Row):
+    """Whether the declared replica answers the queries about the window, and how far it is behind."""
 
     asked: bool = False
     behind_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Right:
-    """What the role may do with a table."""
+class Right(rows.Row, query="scope/rights"):
+    """The role's rights on a table."""
 
-    QUESTION: ClassVar[str] = "scope/rights"
     table_name: str = ""
     may_read: bool = False
     may_write: bool = False
 
 
-def judge_database(frames: Frames, given: Given) -> Finding:
-    """2.5: reachable, as whom, with which rights, which version, are connections reserved for us?"""
-    server = rows.first(frames.get("server"), Database)
+def judge_database(frames: Frames, given: JudgeInput) -> Finding:
+    """2.5: judge whether the role can read all tables; report its rights, the version and reserved connections."""
+    server = rows.first(frames.get("server"), DatabaseServer)
     if server is None:
         return no_data("scope/server")
     rights = rows.each(frames.get("rights"), Right)
     unreadable, writable = ([r.table_name for r in rights if not r.may_read], [r for r in rights if r.may_write])
-    connections = rows.one(frames.get("connections"), Connections)
+    connections = rows.first(frames.get("connections"), Connections)
+    if connections is None or "rights" not in frames:
+        return no_data("scope/rights" if connections else "database/connections")
     used = 100 * connections.used / connections.usable if connections.usable > 0 else None
     if server.superuser:
         reserved = say("scope.reserved_superuser", n=connections.superuser_reserved)
@@ -659,8 +642,8 @@ def judge_database(frames: Frames, given: Given) -> Finding:
     else:
         reserved = say("scope.not_reserved")
     can = say("scope.may_write" if writable else "scope.may_read")
-    place = rows.one(frames.get("place"), Place)
-    window = rows.first(frames.get("window"), Window)
+    place = rows.one(frames.get("place"), ServerInfo)
+    window = rows.first(frames.get("window"), ReplicaWindow)
     return judged(
         say("scope.database_unreadable", role=server.role, n=len(unreadable))
         if unreadable
@@ -681,14 +664,14 @@ def judge_database(frames: Frames, given: Given) -> Finding:
             *(() if server.monitor else (say("scope.no_pg_monitor", role=server.role),)),
             reserved,
             *(() if server.track_commit_timestamp == "on" else (say("scope.no_commit_timestamps"),)),
-            *_between(place, rows.each(frames.get("pools"), Pool), window),
+            *_note_server_place(place, rows.each(frames.get("pools"), Pool), window),
         ),
         show=("server", "rights", "pools", "sessions"),
     )
 
 
-def _between(place: Place, pools: list[Pool], window: Window | None) -> Iterator[Text]:
-    """What stands between, and which server it is, where that is not simply the primary."""
+def _note_server_place(place: ServerInfo, pools: list[Pool], window: ReplicaWindow | None) -> Iterator[Text]:
+    """Note a pooler between the runbook and the server, and a server that is a replica."""
     if pools:
         modes = ", ".join(sorted({p.mode for p in pools}))
         yield say("scope.pooler", pooler=pools[0].pooler, modes=modes, waiting=sum(p.waiting for p in pools))
@@ -700,33 +683,33 @@ def _between(place: Place, pools: list[Pool], window: Window | None) -> Iterator
         yield say("scope.window_asked", behind=window.behind_s) if window.asked else say("scope.window_away")
 
 
-def database_refused(e: SourceError, given: Given) -> Finding:
-    """2.5: no connection left is the answer, not the lack of one."""
+def judge_database_error(e: SourceError, given: JudgeInput) -> Finding:
+    """2.5: judge an error of the database; without a free connection the status is CRITICAL, not UNKNOWN."""
     if e.code == "too_many_clients":
         return judged(say("scope.database_full", detail=e.detail), at_least=Status.CRITICAL, next_sections=("4.1",))
-    return not_in_reach(e, given)
+    return judge_source_error(e, given)
 
 
-def not_in_reach(e: SourceError, given: Given) -> Finding:
-    """Section 2 asks what is in reach: a source that the sections need and the target does not declare is not."""
+def judge_source_error(e: SourceError, given: JudgeInput) -> Finding:
+    """Judge a source that does not answer; one that the target does not declare is a WARNING, not UNKNOWN."""
     if e.reason is Reason.NOT_CONFIGURED:
         return judged(say("scope.undeclared", source=e.source), at_least=Status.WARNING)
     if e.code == "no_leader":
-        looks = (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
+        checks = (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
         return judged(
             say("subscriber.no_leader", detail=e.detail),
             at_least=Status.CRITICAL,
-            proposals=looks,
+            proposals=checks,
             next_sections=("4.1",),
         )
-    return could_not_ask(e)
+    return unknown_from_error(e)
 
 
-# What a target may or may not have --------------------------------------------------------------------------
+# Optional sources ------------------------------------------------------------------------------------------
 
 
 def collect_optional(rb: Context) -> Frames:
-    """2.6: Redis and Prometheus, where the target declares them.
+    """2.6: query Redis and Prometheus, if the target declares them.
 
     Frames: redis (version, role: text; uptime_s: s; clients: number), prometheus (job, instance: text; value: number).
     """
@@ -746,28 +729,27 @@ def collect_optional(rb: Context) -> Frames:
     return parts.frames()
 
 
-@dataclass(frozen=True)
-class Redis:
-    """What Redis says of itself."""
+class RedisServer(rows.Row):
+    """The version that Redis reports."""
 
     version: str | None = None
 
 
-def judge_optional(frames: Frames, given: Given) -> Finding:
-    """2.6: reachable, where the target uses them?"""
+def judge_optional(frames: Frames, given: JudgeInput) -> Finding:
+    """2.6: judge whether the declared ones are reachable."""
     failed = failures(frames)
     undeclared = [n for n, e in failed.items() if e.reason is Reason.NOT_CONFIGURED]
-    silent = {n: e for n, e in failed.items() if n not in undeclared}
-    if silent:
-        return replace(could_not_ask(next(iter(silent.values()))), frames=frames)
+    unanswered = [e for n, e in failed.items() if n not in undeclared]
+    if unanswered:
+        return replace(unknown_from_error(unanswered[0]), frames=frames)
     declared = [n for n in ("redis", "prometheus") if n in frames]
     if not declared:
         return unknown("", Reason.NOT_CONFIGURED, say("scope.optional_none"))
-    redis, targets = rows.first(frames.get("redis"), Redis), frames.get("prometheus")
-    scraped = 0 if targets is None else len(targets)
-    down = int((targets["value"] == 0).sum()) if targets is not None and scraped else 0
+    redis, targets = rows.first(frames.get("redis"), RedisServer), frames.get("prometheus")
     answers = [Value("redis.version", redis.version)] if redis else []
+    scraped = down = None
     if targets is not None:
+        scraped, down = len(targets), int((targets["value"] == 0).sum()) if len(targets) else len(targets)
         answers += [Value("prometheus.targets", scraped), Value("prometheus.targets_down", down)]
     return judged(
         say("scope.optional_down", n=down, of=scraped) if down else say("scope.optional", names=", ".join(declared)),
@@ -781,9 +763,11 @@ def judge_optional(frames: Frames, given: Given) -> Finding:
 # Clocks -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pair:
-    """How far one clock is ahead of another, and the bound of the error."""
+_CLOCK_KEYS = {"here": "scope.clock_here", "postgres": "scope.clock_postgres", "nats": "scope.clock_nats"}
+
+
+class ClockPair(rows.Row):
+    """The offset of one clock against another, and the bound of its error."""
 
     clock: str = ""
     against: str = ""
@@ -792,29 +776,33 @@ class Pair:
 
     @property
     def proven_s(self) -> float:
-        """Only what the error of the measurement cannot explain is an offset."""
+        """Return the seconds of the offset that the measurement error cannot explain."""
         return max(abs(self.ahead_s) - self.error_s, 0.0)
 
 
 def collect_clocks(rb: Context) -> Frames:
-    """2.7: the offsets that were measured when the section was opened. Frame: clocks (fields of `Pair`)."""
+    """2.7: compare the clocks as measured when the section was opened. Frame: clocks (fields of `ClockPair`)."""
     if "postgres" not in rb.clocks:
-        with rb.snapshot():  # says why it could not be measured
+        with rb.snapshot():  # raises the error that kept the clock from being measured
             pass
-    seen = {name: (c.offset_s, c.error_s) for name, c in rb.clocks.items()} | {"here": (0.0, 0.0)}
+    clocks = {name: (c.offset_s, c.error_s) for name, c in rb.clocks.items()} | {"here": (0.0, 0.0)}
     pairs = [("postgres", "here"), ("nats", "here"), ("nats", "postgres")]
-    found = [Pair(a, b, seen[a][0] - seen[b][0], seen[a][1] + seen[b][1]) for a, b in pairs if a in seen and b in seen]
-    return {"clocks": rows.frame(found, Pair)}
+    found = [
+        ClockPair(a, b, clocks[a][0] - clocks[b][0], clocks[a][1] + clocks[b][1])
+        for a, b in pairs
+        if a in clocks and b in clocks
+    ]
+    return {"clocks": rows.frame(found, ClockPair)}
 
 
-def judge_clocks(frames: Frames, given: Given) -> Finding:
-    """2.7: how far apart are this machine, the database and the broker?"""
-    pairs = rows.each(frames.get("clocks"), Pair)
+def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
+    """2.7: judge the clock offsets between this machine, the database and the broker."""
+    pairs = rows.each(frames.get("clocks"), ClockPair)
     if not pairs:
         return unknown("", Reason.NO_DATA, say("scope.no_clock"))
     furthest = max(pairs, key=lambda p: p.proven_s)
     values = [given.limits.value("clock.offset", furthest.proven_s)]
-    # The broker's clock is one of two; without it the share of a lease is not known, which 2.3 already says.
+    # Without the broker's clock the offset between servers, as a share of a lease, is unknown; 2.3 reports the failure.
     servers = [p.proven_s for p in pairs if p.against != "here"]
     if servers:
         values.append(given.limits.value("clock.lease_share", max(servers) / facts_of(given).lease_s))
@@ -822,24 +810,24 @@ def judge_clocks(frames: Frames, given: Given) -> Finding:
     return judged(
         say(
             "scope.clocks_apart" if apart else "scope.clocks_well",
-            a=say(f"scope.clock_{furthest.clock}"),
-            b=say(f"scope.clock_{furthest.against}"),
+            a=say(_CLOCK_KEYS[furthest.clock]),
+            b=say(_CLOCK_KEYS[furthest.against]),
             ahead=furthest.ahead_s,
             error=furthest.error_s,
         ),
         values,
         notes=(say("scope.clock_workers"), *(() if servers else (say("scope.clock_one"),))),
-        signals=given.speaks("scope.clocks_apart") if servers and values[-1].status is not Status.OK else (),
+        signals=given.evidence("scope.clocks_apart") if servers and values[-1].status is not Status.OK else (),
         show=("clocks",),
     )
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("2.1", collect_entitlement, judge_entitlement, on_error=not_in_reach),
-    Check("2.2", collect_relay, judge_relay, on_error=not_in_reach),
-    Check("2.3", collect_broker, judge_broker, on_error=not_in_reach),
-    Check("2.4", collect_notification, judge_notification, on_error=not_in_reach),
-    Check("2.5", collect_database, judge_database, on_error=database_refused),
+    Check("2.1", collect_entitlement, judge_entitlement, on_error=judge_source_error),
+    Check("2.2", collect_relay, judge_relay, on_error=judge_source_error),
+    Check("2.3", collect_broker, judge_broker, on_error=judge_source_error),
+    Check("2.4", collect_notification, judge_notification, on_error=judge_source_error),
+    Check("2.5", collect_database, judge_database, on_error=judge_database_error),
     Check("2.6", collect_optional, judge_optional),
-    Check("2.7", collect_clocks, judge_clocks, on_error=not_in_reach),
+    Check("2.7", collect_clocks, judge_clocks, on_error=judge_source_error),
 )

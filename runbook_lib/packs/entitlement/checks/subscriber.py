@@ -1,26 +1,28 @@
-"""4.1.2: is the subscriber bound to its consumer, how far behind is it, and why did it go?"""
+"""4.1.2: check that the subscriber is bound to its consumer, its lag, and why it is not bound."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.diagnosis import signals_of_silence
+from runbook_lib.analysis.diagnosis import evidence_from_error
+from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, seconds_between
-from runbook_lib.context import Given
+from runbook_lib.checks.parts import Parts, require_present, seconds_between, signals_of_failures
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
+    LOOK_AGAIN,
     Finding,
     Frames,
     Hop,
     Proposal,
     Reason,
-    Signal,
     Status,
     Text,
     Value,
@@ -29,23 +31,37 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement import stream
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import program, quorum
+from runbook_lib.packs.entitlement.checks import missing, program, quorum
+from runbook_lib.packs.entitlement.checks.missing import MissingEvents
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Letters
+from runbook_lib.packs.entitlement.rows import Letters, Registered
+from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 #: The process of notification is not at work, and so neither is its subscriber.
-NOT_THERE = tuple(d["delivery"] for d in (program.TAKEN_DOWN, program.STARTING, program.NOT_UP, program.FROZEN))
-#: What the broker itself says it does not have.
-GONE = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
-#: What it does not say: nothing at all, or nothing of its cluster.
-SILENT = ("hung", "unanswered")
-_BROKER = {
+PROCESS_NOT_RUNNING = tuple(
+    d["delivery"] for d in (program.TAKEN_DOWN, program.STARTING, program.NOT_UP, program.FROZEN)
+)
+#: Error codes of a broker that reports what it lacks.
+MISSING_AT_BROKER = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
+#: Error codes of a broker, or of a cluster node, that does not answer.
+NO_ANSWER_CODES = ("hung", "unanswered")
+#: The headline for each of these error codes.
+_BROKER_ERROR_KEYS = {
+    "stream_not_found": "subscriber.stream_not_found",
+    "consumer_not_found": "subscriber.consumer_not_found",
+    "no_jetstream": "subscriber.no_jetstream",
+    "no_leader": "subscriber.no_leader",
+    "hung": "subscriber.hung",
+    "unanswered": "subscriber.unanswered",
+}
+_BROKER_STATES = {
     "hung": "alive.no_answer",
     "unanswered": "alive.no_answer",
     "stream_not_found": "alive.no_stream",
@@ -53,62 +69,37 @@ _BROKER = {
 }
 
 
-@dataclass(frozen=True)
-class Consumer:
-    """The consumer's own account of itself: messages, and whether somebody listens."""
+class ConsumerRow(rows.Row):
+    """The consumer's state at the broker: numbers of messages, and whether a client is bound."""
 
     bound: bool = False
     num_pending: float | None = None
     num_ack_pending: float | None = None
     max_ack_pending: float | None = None
     num_redelivered: float | None = None
+    ack_floor_seq: float | None = None
     deliver_subject: str = ""
     paused: bool = False
     full: bool = False
+    limit: str = ""
+    kept_s: float | None = None
+    first_message: pd.Timestamp | None = None
 
     @property
     def lag(self) -> float | None:
-        """What it holds, delivered or not; None where the server does not say."""
-        if self.num_pending is None or self.num_ack_pending is None:
-            return None
-        return self.num_pending + self.num_ack_pending
+        """Return its unacknowledged messages, delivered or not; None if the server does not report them."""
+        return missing.count_held(self.num_pending, self.num_ack_pending)
 
     @property
     def stalled(self) -> bool:
-        """Whether it delivers no more until something is acknowledged."""
-        return 0 < (self.max_ack_pending or 0) <= (self.num_ack_pending or 0) and bool(self.num_pending)
+        """Return whether it delivers nothing more until a message is acknowledged."""
+        if not self.max_ack_pending or self.num_ack_pending is None:
+            return False
+        return 0 < self.max_ack_pending <= self.num_ack_pending and bool(self.num_pending)
 
 
-@dataclass(frozen=True)
-class OldestMessage:
-    """The oldest message that is not acknowledged."""
-
-    age_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Activity:
-    """When an event was last processed."""
-
-    QUESTION: ClassVar[str] = "processed/activity"
-
-    now: pd.Timestamp | None = None
-    last_processed: pd.Timestamp | None = None
-    processed_1m: float | None = None
-
-
-@dataclass(frozen=True)
-class Unprocessed:
-    """An event that was published and never processed."""
-
-    QUESTION: ClassVar[str] = "outbox/unprocessed"
-
-    published_at: pd.Timestamp | None = None
-
-
-@dataclass(frozen=True)
-class Client:
-    """Who is connected to the broker."""
+class Client(rows.Row):
+    """A client of the broker."""
 
     name: str = ""
     user: str = ""
@@ -118,123 +109,169 @@ class Client:
 
 
 @dataclass(frozen=True)
-class OwnSettings:
-    """Whether notification's own settings let it connect to the broker; None for what could not be read."""
+class SubscriberReading:
+    """The values that the judge of 4.1.2 reads from the frames; None means unknown.
 
-    listens: bool | None = None
+    oldest_s: age of the oldest unprocessed message.
+    late: the lag or that age is over its threshold in docs/slo.md.
+    missing: events that were published and not processed.
+    given_up: messages that the subscriber gave up in the window.
+    refused, reason: logins that the broker refused within the last minute, and the most frequent reason.
+    client: the bound client, or "?".
+    switched_off: notification's own settings switch NATS off.
+    stands: the state of notification's process, read if no client is bound.
+    silent: no event was processed for as long as the threshold of the oldest message.
+    loop: refused logins show a client in a reconnect loop; `locked_out`: and no client is connected at all.
+    broken: Raft groups that cannot be written, or for which that is unknown; `thin`: groups that lack a node.
+    handled: a message was acknowledged between two samples.
+    expires: a limit of the stream deletes messages before their deliveries may be over.
+    deleted: lost events that the stream has deleted by such a limit, or by one that it has no more, or a purge.
 
-
-@dataclass(frozen=True)
-class Seen:
-    """What 4.1.2 reads; None is what could not be seen.
-
-    `missed` events were published and never processed, `lately` tells of the newest; `lost` are those that the consumer
-    does not hold any more. `late` is what it holds by docs/slo.md, `silent` tells that for so long nothing was
-    processed, `switched_off` that its own settings keep notification from the broker, `stands` how its process stands
-    where nobody is bound. `refused` counts logins refused within the last minute, `loop` tells that a client is kept
-    out, `locked_out` that everybody is. `broken` are the groups of the cluster that cannot be written, or of which
-    that cannot be told; `thin` those that lack a node.
+    Verdicts store the names of these attributes (`Decision`), so they do not change.
     """
 
-    consumer: Consumer | None
-    activity: Activity
+    consumer: ConsumerRow | None
+    activity: Registered
     oldest_s: float | None
-    late: bool
-    missed: int | None
-    lately: bool
-    given_up: float
-    refused: float
+    late: bool | None
+    missing: MissingEvents | None
+    given_up: float | None
+    refused: float | None
     reason: str
     client: str
     clients_seen: bool
     switched_off: bool
-    stands: program.Stands
+    stands: program.LoopState
     silent: bool
     loop: bool
     locked_out: bool
-    broken: tuple[quorum.Group, ...]
-    thin: tuple[quorum.Group, ...]
+    broken: tuple[quorum.RaftGroup, ...]
+    thin: tuple[quorum.RaftGroup, ...]
+    handled: bool
+    expires: bool = False
+    deleted: int | None = None
 
     @property
     def bound(self) -> bool | None:
-        """Whether somebody listens."""
+        """Whether a client is bound; None if unknown."""
         return None if self.consumer is None else self.consumer.bound
 
     @property
     def not_there(self) -> bool:
-        """Whether nobody listens because the process that should is not at work."""
-        return self.bound is False and self.stands.observation in NOT_THERE
+        """Whether no client is bound because notification's process does not work."""
+        return self.bound is False and self.stands.observation in PROCESS_NOT_RUNNING
 
     @property
     def kept_out(self) -> bool:
-        """Whether it is not bound because it is refused."""
+        """Whether no client is bound because the broker refuses its logins."""
         return self.loop and not self.bound
 
     @property
     def lag(self) -> float | None:
-        """Messages that the consumer holds."""
+        """The messages that the consumer holds."""
         return None if self.consumer is None else self.consumer.lag
 
     @property
-    def lost(self) -> float | None:
-        """What the consumer still holds is late; what it does not hold any more is lost."""
-        if self.missed is None or (self.consumer is not None and self.lag is None):
-            return None
-        return max(self.missed - (self.lag or 0), 0)
+    def missed(self) -> int | None:
+        """The number of events that were published and not processed."""
+        return None if self.missing is None else self.missing.found
+
+    @property
+    def lost(self) -> int | None:
+        """The number of those events that are not delivered without help; see `missing`."""
+        return None if self.missing is None else self.missing.lost
+
+    @property
+    def passed_by(self) -> int | None:
+        """The number of lost events whose subject the consumer's filter excludes."""
+        return None if self.missing is None else self.missing.passed_by
+
+    @property
+    def ended(self) -> int | None:
+        """The number of lost events that the consumer has finished with."""
+        return None if self.missing is None else self.missing.ended
 
     @property
     def losing(self) -> bool:
-        """Whether events are being lost still."""
-        return bool(self.lost) and self.lately and self.bound is not False
+        """Whether events are still being lost, other than by the consumer's filter."""
+        return self.missing is not None and self.missing.lately and bool(self.ended) and self.bound is not False
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether, by the tables alone, events are published and none is processed."""
+        return bool(self.missed) and self.activity.processed_1m == 0
 
     @property
     def behind(self) -> bool:
-        """Whether it holds too much, or for too long."""
-        return bool(self.lag) and self.late
+        """Whether it holds too many messages, or one for too long."""
+        return bool(self.lag and self.late)
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether no fault shows, but the samples do not show that it processes the messages that it holds."""
+        wrong = not self.bound or self.late or self.loop or self.paused or self.full or bool(self.broken)
+        return bool(self.lag) and not (wrong or self.handled)
 
     @property
     def paused(self) -> bool:
-        """Whether somebody has paused the consumer at the broker."""
+        """Whether the consumer is paused at the broker."""
         return self.consumer is not None and self.consumer.paused
 
     @property
     def full(self) -> bool:
-        """Whether the stream takes no more."""
+        """Whether the stream has reached its limit and refuses new messages."""
         return self.consumer is not None and self.consumer.full
 
     @property
     def holds(self) -> bool:
-        """Whether it took messages, and has done nothing with them since."""
+        """Whether it has received messages and processes none of them."""
         return self.behind and self.silent and self.consumer is not None and bool(self.consumer.num_ack_pending)
 
     @property
     def unwritable(self) -> bool:
-        """Whether the cluster cannot write the stream, or what becomes of its messages."""
+        """Whether the cluster cannot write the stream or the consumer's state."""
         return any(group.writes is False for group in self.broken)
 
     @property
     def stalled(self) -> bool:
-        """Whether the consumer waits for acknowledgements."""
+        """Whether the consumer has as many unacknowledged messages as it may have."""
         return self.consumer is not None and self.consumer.stalled
+
+    @property
+    def unseen(self) -> bool:
+        """Whether it is unknown if a client is bound."""
+        return self.bound is None
+
+    @property
+    def waits(self) -> bool:
+        """Whether messages or events wait for the subscriber."""
+        return bool(self.lag or self.missed)
+
+    @property
+    def only_passed_by(self) -> bool:
+        """Whether the consumer's filter excludes all lost events."""
+        return self.passed_by == self.lost
 
 
 def collect(rb: Context) -> Frames:
-    """The consumer's own account first, then who is connected, then what the tables say; each may be missing.
+    """Query the consumer, then the broker's clients, then the tables; each may fail on its own.
 
     Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
-    stream_created: time, deliver_subject: text, paused, full: flag); replicas (fields of `quorum.Member`) in a cluster;
-    oldest (seq: number, stored: time, age_s: s) where something waits; those of `clients_of`, `logins.closed_of` and
-    `quorum.nodes`; where nobody is bound own_settings (listens: flag) and those of `program.ask`; unprocessed;
-    nats_dlq and activity where cheap.
+    stream_created: time, deliver_subject: text, paused, full: flag; limit: text, kept_s: s if the stream has a limit;
+    first_message: time if it has deleted earlier ones); replicas (fields of `quorum.Member`) in a cluster; oldest (seq:
+    number, stored: time, age_s: s) if messages wait, and consumer_later (as consumer) if they are no backlog; those of
+    `list_clients`, `logins.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens: flag) and
+    those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries are cheap.
     """
-    parts = Parts()
+    parts, before = Parts(), None
     with parts.part("consumer") as frames:
-        frames |= _consumer(rb)
+        found, before = _read_consumer(rb)
+        frames |= found
     if not rb.past:
         with parts.part("clients") as frames:
-            frames |= _clients(rb, rows.one(frames.get("consumer"), Consumer).deliver_subject)
-        consumer = rows.first(frames.get("consumer"), Consumer)
+            frames |= _read_clients(rb, rows.one(frames.get("consumer"), ConsumerRow).deliver_subject)
+        consumer = rows.first(frames.get("consumer"), ConsumerRow)
         if consumer is not None and not consumer.bound:
             with parts.part("own_settings") as frames:
                 environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
@@ -242,65 +279,94 @@ def collect(rb: Context) -> Frames:
                 frames["own_settings"] = row(listens=not off)
             program.ask(rb, "4.1.2", parts, "delivery", late=True)
     with parts.part("events") as frames, rb.snapshot() as db:
-        frames["unprocessed"] = db.ask("outbox/unprocessed")
         others = {
             "nats_dlq": db.try_ask("processed/nats_dlq"),
             "activity": db.try_ask("processed/activity"),
         }
         frames |= {name: frame for name, frame in others.items() if frame is not None}
+        frames["unprocessed"] = db.ask(missing.Unprocessed.QUESTION)
+    missing.locate(rb, parts, before)
+    if _read_subscriber(parts.frames(), rb.given()).may_hang:
+        with parts.part("consumer_later") as frames:
+            frames |= _sample_consumer_again(rb, frames)
     return parts.frames()
 
 
-def _consumer(rb: Context) -> Frames:
-    if rb.past:
-        raise SourceError("jetstream", Reason.NO_DATA, "the broker knows only the present")
+def _sample_consumer_again(rb: Context, first: Frames) -> Frames:
+    """Sample the consumer again: at once, as a message takes milliseconds, and a cycle later if none was processed."""
+    for pause_s in (0.0, program.cycle_s(rb)):
+        time.sleep(pause_s)
+        later = {"consumer_later": _read_consumer(rb)[0]["consumer"]}
+        if _read_subscriber(first | later, rb.given()).handled:
+            break
+    return later
+
+
+def _read_consumer(rb: Context) -> tuple[Frames, stream.ConsumerPosition]:
+    require_present(rb, "jetstream")
     names = facts_of(rb).streams
-    stream = rb.jetstream.stream(names.events)
+    info = rb.jetstream.stream(names.events)
     consumer = rb.jetstream.consumer(names.events, names.consumer)
-    config, state, kept = consumer.get("config", {}), stream.get("state", {}), stream.get("config", {})
+    config, state = consumer.config, info["state"]
     seen = {
-        "ts": consumer.get("ts"),
-        "bound": bool(consumer.get("push_bound")),
+        "ts": consumer.info.get("ts"),
+        "bound": consumer.bound,
         "push": bool(config.get("deliver_subject")),
-        "num_waiting": consumer.get("num_waiting"),
-        "num_pending": consumer.get("num_pending"),
-        "num_ack_pending": consumer.get("num_ack_pending"),
+        "num_waiting": consumer.info.get("num_waiting"),
+        "num_pending": consumer.num_pending,
+        "num_ack_pending": consumer.num_ack_pending,
         "max_ack_pending": config.get("max_ack_pending"),
-        "num_redelivered": consumer.get("num_redelivered"),
-        "delivered_seq": consumer.get("delivered", {}).get("stream_seq"),
-        "ack_floor_seq": consumer.get("ack_floor", {}).get("stream_seq"),
+        "num_redelivered": consumer.num_redelivered,
+        "delivered_seq": consumer.delivered_seq,
+        "ack_floor_seq": consumer.ack_floor_seq,
         "last_seq": state.get("last_seq"),
         "last_message": state.get("last_ts"),
-        "stream_created": stream.get("created"),
+        "stream_created": info.get("created"),
         "deliver_subject": config.get("deliver_subject"),
-        "paused": bool(consumer.get("paused")),
-        # It refuses what is new, instead of dropping what is old.
-        "full": kept.get("discard") == "new" and 0 < kept.get("max_msgs", 0) <= state.get("messages", 0),
+        "paused": bool(consumer.info.get("paused")),
     }
-    members = [*quorum.members(names.events, stream), *quorum.members(names.consumer, consumer)]
+    now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
+    if state["messages"] and state["first_seq"] > 1:
+        seen["first_message"] = state["first_ts"]
+    seen |= {"full": False, **_read_limit(info["config"], state, now)}
+    members = [*quorum.members(names.events, info), *quorum.members(names.consumer, consumer.info)]
     frames = {"consumer": row(**seen), "replicas": rows.frame(members, quorum.Member)}
-    if (seen["num_pending"] or seen["num_ack_pending"]) and seen["ack_floor_seq"] is not None:
+    if consumer.num_pending or consumer.num_ack_pending:
         subject = config.get("filter_subject") or ">"
-        message = rb.jetstream.message(names.events, seen["ack_floor_seq"] + 1, subject)
+        message = rb.jetstream.message(names.events, consumer.ack_floor_seq + 1, subject)
         if message is not None:
-            now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
             age = (now - pd.Timestamp(message.time)).total_seconds()
             frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=max(age, 0.0))
-    return frames
+    return frames, stream.ConsumerPosition.of(consumer)
 
 
-def _clients(rb: Context, inbox: str) -> Frames:
+def _read_limit(config: dict[str, Any], state: dict[str, Any], now: pd.Timestamp) -> dict[str, Any]:
+    """Return the limit that a stream has, as "name value": it is full, or it keeps a message for `kept_s` seconds."""
+    n = state["messages"]
+    # One more message, of mean size, would exceed it.
+    used = {"max_msgs": n, "max_bytes": state["bytes"]}
+    reached = [f"{name} {config[name]}" for name, of in used.items() if n and 0 < config.get(name, -1) < of + of / n]
+    if reached and config.get("discard") == "new":
+        return {"limit": reached[0], "full": True}
+    if age_ns := config.get("max_age"):
+        return {"limit": f"max_age {age_ns / 1e9:g} s", "kept_s": age_ns / 1e9}
+    if not reached:
+        return {}
+    return {"limit": reached[0], "kept_s": (now - pd.Timestamp(state["first_ts"])).total_seconds()}
+
+
+def _read_clients(rb: Context, inbox: str) -> Frames:
     monitor = rb.nats_monitor
     clients, closed = monitor.connections(), monitor.closed()
     return {
-        "clients": clients_of(clients, inbox),
-        "closed": logins.closed_of(closed),
+        "clients": list_clients(clients, inbox),
+        "closed": logins.count_closed(closed),
         "nodes": quorum.nodes(monitor.cluster()),
     }
 
 
-def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
-    """Who is connected beside runbooks, and which of them listens where the consumer delivers to.
+def list_clients(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
+    """Return the clients other than runbooks; `bound` marks those that subscribe to the consumer's delivery subject.
 
     Frame clients (cid: number, name: text, ip: text, port: number, start: time, user: text, pending_bytes: bytes,
     bound: flag).
@@ -310,180 +376,191 @@ def clients_of(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
     return others[["cid", "name", "ip", "port", "start", "user", "pending_bytes"]].assign(bound=listens)
 
 
-def judge(frames: Frames, given: Given) -> Finding:
-    """Unbound is deaf; bound and behind is slow; published, not behind and not processed is lost."""
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    """Judge the first case of `CASES` that holds."""
     failed = failures(frames).get("consumer")
-    if failed is not None and failed.code in (*GONE, *SILENT):
-        return _gone(failed, rows.one(frames.get("activity"), Activity), given)
-    seen = _seen(frames, given)
+    if failed is not None and failed.code in (*MISSING_AT_BROKER, *NO_ANSWER_CODES):
+        return _judge_broker_error(failed, rows.one(frames.get("activity"), Registered), given)
+    seen = _read_subscriber(frames, given)
+    events = failures(frames).get("events")
+    # Without a database the broker decides alone; a database that does not answer makes the step UNKNOWN.
+    unread = {"events": events} if events is not None and events.reason is not Reason.NOT_CONFIGURED else {}
     facts: dict[str, Any] = {
         "lag": seen.lag,
         "oldest": seen.oldest_s,
         "lost": seen.lost,
         "missed": seen.missed,
+        "passed": seen.passed_by,
         "refused": seen.refused,
         "reason": seen.reason,
         "client": seen.client,
         "processed": seen.activity.processed_1m,
+        "limit": (seen.consumer.limit or None) if seen.consumer else None,
+        "kept": seen.consumer.kept_s if seen.consumer else None,
+        "longest": _deliveries_s(given),
+        "deleted": seen.deleted,
     }
-    section = "2" if seen.refused or seen.broken or failed is not None else ""
-    if seen.bound is False and not seen.refused and not seen.broken:
-        section = "5.1"
-    elif seen.lost:
-        section = "5.3"
+    counted = events is None or bool(unread)
+    values, notes = (
+        _build_values(seen, given, counted=counted),
+        [*_build_notes(frames, seen, facts), *_note_manual_steps(seen, given)],
+    )
+    if seen.may_hang:
+        again = program.look_again_s(given, given.limits["subscriber.oldest_unprocessed"], seen.oldest_s, in_hand=0)
+        values.append(Value(f"subscriber.{LOOK_AGAIN}", again, "s"))
+        notes.append(say("subscriber.may_hang", again=again, **facts))
+    found = CASES.of(seen)
     return judged(
-        _headline(seen, facts),
-        _values(seen, given),
-        at_least=_at_least(seen),
-        reason=failed.reason if failed is not None else None,
-        notes=(*_notes(frames, seen, facts), *_ways_out(seen, given)),
-        signals=tuple(_signals(seen, given)),
-        hops=_hops(seen),
-        proposals=_proposals(given, seen),
-        next_sections=(section,) if section else (),
+        found.headline(**facts),
+        values,
+        at_least=found.status,
+        reason=next((e.reason for e in (failed, *unread.values()) if e is not None), None),
+        notes=tuple(notes),
+        signals=(
+            *found.signals(given),
+            *given.evidence_of(_observe_losses(seen)),
+            *signals_of_failures(unread, given),
+        ),
+        hops=_build_hops(seen),
+        proposals=found.proposals(given),
+        next_sections=("2",) if seen.refused or failed is not None else found.sections,
+        decision=found.decision,
         show=tuple(n for n in ("clients", "closed", "unprocessed") if n in frames and not frames[n].empty),
     )
 
 
-def _gone(e: SourceError, activity: Activity, given: Given) -> Finding:
-    """A broker that has lost its stream or consumer is the answer itself, unless events flow all the same."""
+def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput) -> Finding:
+    """Judge a broker without its stream or consumer: CRITICAL, or UNKNOWN if events were processed recently."""
     last = seconds_between(activity.last_processed, activity.now)
     if last is not None and last < given.number("processed.lately"):
-        reason = Reason.TIMEOUT if e.code in SILENT else Reason.ERROR
-        key = "election" if e.code in ("no_leader", "unanswered") else "another_broker"
-        return unknown("", reason, say(f"subscriber.{key}", detail=e.detail, ago=last), next_sections=("2",))
+        reason = Reason.TIMEOUT if e.code in NO_ANSWER_CODES else Reason.ERROR
+        key = "subscriber.election" if e.code in ("no_leader", "unanswered") else "subscriber.another_broker"
+        return unknown("", reason, say(key, detail=e.detail, ago=last), next_sections=("2",))
     lost = e.code in ("stream_not_found", "consumer_not_found")
-    restarts = [proposals.restart(given, "notification")] if lost else []
     if e.code == "stream_not_found":
-        restarts.append(proposals.restart(given, "entitlement"))
-    # What the outbox is stuck for is not its own doing, though it looks like it.
-    outbox = () if e.code == "consumer_not_found" else given.speaks("subscriber.broker_gone")
+        proposed = remedies.make_stream(given)
+    elif e.code == "consumer_not_found":
+        proposed = (proposals.restart(given, "notification"),)
+    elif e.code in ("no_leader", "unanswered"):
+        proposed = _propose_cluster_checks(given)
+    else:
+        proposed = _propose_broker_logs(given)
+    # Without a stream the relay cannot publish, so a stuck outbox is a consequence.
+    outbox = () if e.code == "consumer_not_found" else given.evidence("subscriber.broker_gone")
     return judged(
-        say(f"subscriber.{e.code}", detail=e.detail),
+        say(_BROKER_ERROR_KEYS[e.code], detail=e.detail),
         at_least=Status.CRITICAL,
-        signals=(*signals_of_silence(e, given.catalog), *outbox),
+        signals=(*evidence_from_error(e, given.catalog), *outbox),
         hops=(
-            Hop("jetstream", alive=say(_BROKER.get(e.code, "alive.answers"))),
+            Hop("jetstream", alive=say(_BROKER_STATES.get(e.code, "alive.answers"))),
             Hop("subscriber", alive=say("alive.not_bound") if lost else None),
         ),
-        proposals=tuple(restarts) or (_looks(given) if e.code in ("no_leader", "unanswered") else _logs(given)),
+        proposals=proposed,
         next_sections=("2", "5.1") if lost else ("2",),
     )
 
 
-def _looks(given: Given) -> tuple[Proposal, ...]:
-    """A cluster that has lost nodes needs them back: which of them run, and what they say."""
-    return (proposals.pods(given, "nats"), *_logs(given))
+def _propose_cluster_checks(given: JudgeInput) -> tuple[Proposal, ...]:
+    """Propose to list the nodes that run, and to read their logs."""
+    return (proposals.pods(given, "nats"), *_propose_broker_logs(given))
 
 
-def _logs(given: Given) -> tuple[Proposal, ...]:
+def _propose_broker_logs(given: JudgeInput) -> tuple[Proposal, ...]:
     return (proposals.logs(given, "nats"),)
 
 
-def _seen(frames: Frames, given: Given) -> Seen:
-    limits, consumer = given.limits, rows.first(frames.get("consumer"), Consumer)
-    oldest_s = rows.one(frames.get("oldest"), OldestMessage).age_s if consumer is not None else None
-    late = (
-        limits["subscriber.lag"].status(None if consumer is None else consumer.lag),
-        limits["subscriber.oldest_unprocessed"].status(oldest_s),
-    )
-    missed = rows.each(frames.get("unprocessed"), Unprocessed)
-    since = given.as_of - pd.Timedelta(seconds=given.number("subscriber.losing"))
-    refused, reason = logins.refused(frames, given)
-    loop = refused >= given.number("refused.loop")
-    activity = rows.one(frames.get("activity"), Activity)
+def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
+    limits, consumer = given.limits, rows.first(frames.get("consumer"), ConsumerRow)
+    # Without waiting messages the age is 0; the age of a waiting message that could not be read is unknown.
+    waits = consumer is None or consumer.lag != 0
+    oldest_s = rows.value(frames.get("oldest"), "age_s", float) if waits else 0.0
+    too_old = None if oldest_s is None else limits["subscriber.oldest_unprocessed"].reached(oldest_s)
+    refused, reason = logins.count_refused(frames, given)
+    loop = refused is not None and refused >= given.number("refused.loop")
+    activity = rows.one(frames.get("activity"), Registered)
+    given_up = rows.first(frames.get("nats_dlq"), Letters)
     last_s = seconds_between(activity.last_processed, activity.now)
     clients_seen = "clients" in frames and not rows.one(frames.get("nodes"), quorum.Nodes).partly
     groups = quorum.groups(frames, given)
-    return Seen(
+    kept_s = None if consumer is None else consumer.kept_s
+    expires = kept_s is not None and kept_s < _deliveries_s(given)
+    return SubscriberReading(
         consumer=consumer,
         activity=activity,
         oldest_s=oldest_s,
-        late=any(status in (Status.WARNING, Status.CRITICAL) for status in late),
-        missed=len(missed) if "unprocessed" in frames else None,
-        lately=any(event.published_at is not None and event.published_at > since for event in missed),
-        given_up=rows.one(frames.get("nats_dlq"), Letters).n,
+        late=limits["subscriber.lag"].reached(None if consumer is None else consumer.lag) or too_old,
+        missing=missing.judge_missing(frames, given, None if consumer is None else consumer.lag),
+        given_up=None if given_up is None else given_up.n,
         refused=refused,
         reason=reason,
-        client=_bound_client(frames),
+        client=_name_bound_client(frames),
         clients_seen=clients_seen,
-        switched_off=rows.one(frames.get("own_settings"), OwnSettings).listens is False,
-        stands=program.stands(frames, given, "delivery"),
-        silent=last_s is not None and last_s >= (limits["subscriber.oldest_unprocessed"].warning or 0),
+        switched_off=rows.value(frames.get("own_settings"), "listens", bool) is False,
+        stands=program.loop_state(frames, given, "delivery"),
+        silent=limits["subscriber.oldest_unprocessed"].reached(last_s),
         loop=loop,
-        # The monitoring port also shows what the consumer's own account is refused to us for.
+        # The monitoring port shows this even if the broker refuses the runbook's own login.
         locked_out=loop and clients_seen and frames["clients"].empty,
         broken=tuple(g for g in groups if not g.writes),
         thin=tuple(g for g in groups if g.writes and g.away),
+        expires=expires,
+        deleted=_count_deleted(frames, consumer) if consumer is not None and (expires or kept_s is None) else None,
+        handled=_handled_between_samples(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
     )
 
 
-def _values(seen: Seen, given: Given) -> list[Value]:
+def _count_deleted(frames: Frames, consumer: ConsumerRow) -> int:
+    """Return how many unprocessed events are no longer in the stream and older than its oldest message."""
+    first = consumer.first_message
+    gone = {e.event_id for e in rows.each(frames.get("broker"), missing.Located) if e.place == "gone"}
+    events = [e for e in rows.each(frames.get("unprocessed"), missing.Unprocessed) if e.event_id in gone]
+    return sum(first is not None and e.published_at is not None and e.published_at < first for e in events)
+
+
+def _deliveries_s(given: JudgeInput) -> float:
+    """Return the seconds that all deliveries of a message take if none is acknowledged."""
+    return given.number("broker.ack_wait") * given.number("broker.max_deliver")
+
+
+def _handled_between_samples(first: ConsumerRow | None, later: ConsumerRow | None) -> bool:
+    """Return whether a message was acknowledged between two samples, or the lag became 0."""
+    if first is None or later is None:
+        return False
+    before, after = first.ack_floor_seq, later.ack_floor_seq
+    return later.lag == 0 or (before is not None and after is not None and after > before)
+
+
+def _build_values(seen: SubscriberReading, given: JudgeInput, *, counted: bool) -> list[Value]:
     limits, values = given.limits, []
     if seen.consumer is not None:
+        values.append(limits.value("subscriber.lag", seen.lag))
+        values.append(limits.value("subscriber.oldest_unprocessed", seen.oldest_s))
+    if counted:
+        values.append(limits.value("outbox.unprocessed", seen.lost))
+    if seen.consumer is not None:
         values += [
-            limits.value("subscriber.lag", seen.lag),
-            limits.value("subscriber.oldest_unprocessed", seen.oldest_s),
             Value("consumer.bound", "yes" if seen.bound else "no"),
             Value("consumer.num_pending", seen.consumer.num_pending, "messages"),
             Value("consumer.num_ack_pending", seen.consumer.num_ack_pending, "messages"),
             Value("consumer.num_redelivered", seen.consumer.num_redelivered, "messages"),
         ]
-    if seen.lost is not None:
-        values.append(limits.value("outbox.unprocessed", seen.lost))
+    if seen.missing is not None:
         values.append(Value("outbox.published_not_processed", seen.missed, "rows"))
+        values.append(Value("subscriber.passed_by", seen.passed_by, "rows"))
     if seen.refused:
         values.append(Value("connections.refused_last_minute", seen.refused, "1/min"))
     return values
 
 
-def _at_least(seen: Seen) -> Status:
-    if seen.not_there and not seen.kept_out and not seen.unwritable:
-        return seen.stands.status
-    if seen.bound is False or seen.kept_out or seen.paused or seen.full or seen.unwritable:
-        return Status.CRITICAL
-    if seen.bound is None or seen.broken:
-        return Status.UNKNOWN
-    return Status.WARNING if seen.stalled or seen.loop or seen.thin else Status.OK
-
-
-def _bound_client(frames: Frames) -> str:
+def _name_bound_client(frames: Frames) -> str:
     bound = next((c for c in rows.each(frames.get("clients"), Client) if c.bound), None)
     return "?" if bound is None else f"{bound.name or bound.user} {bound.ip}:{bound.port}".strip()
 
 
-def _headline(seen: Seen, facts: dict[str, Any]) -> Text:
-    if seen.kept_out:
-        key = "refused"
-    elif seen.broken:
-        first = min(seen.broken, key=lambda g: g.writes is None)
-        return say("subscriber.cluster", group=first.text)
-    elif seen.bound is None:
-        key = "unseen"
-    elif seen.paused or seen.full:
-        key = "paused" if seen.paused else "full"
-    elif not seen.bound and seen.switched_off:
-        key = "switched_off"
-    elif seen.not_there:
-        return seen.stands.headline(**facts | {"due": None})
-    elif not seen.bound:
-        key = "deaf" if seen.lag else "deaf_idle"
-    elif seen.holds:
-        key = "holds"
-    elif seen.lost:
-        key = "lost"
-    elif seen.stalled:
-        key = "stalled"
-    else:
-        key = "behind" if seen.behind else "bound"
-    return say(f"subscriber.{key}", **facts)
-
-
-def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
+def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any]) -> list[Text]:
     notes = []
     for e in failures(frames).values():
-        why = say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
-        notes.append(say("subscriber.without", source=e.source, why=why))
+        notes.append(say("subscriber.without", source=e.source, why=explain_error(e)))
     if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
     if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:
@@ -491,8 +568,9 @@ def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
     notes += [group.text for group in seen.thin]
     if seen.stalled:
         notes.append(say("subscriber.stalled", **facts))
-    if seen.missed and seen.lost is not None and seen.missed > seen.lost:
-        notes.append(say("subscriber.still_held", held=seen.missed - seen.lost))
+    if seen.missing is not None and seen.missing.waiting:
+        notes.append(say("subscriber.still_held", held=seen.missing.waiting))
+    notes += seen.missing.notes if seen.missing is not None else ()
     if seen.missed is not None and frames["unprocessed"].attrs.get("capped"):
         notes.append(say("subscriber.capped", n=seen.missed))
     if seen.given_up:
@@ -500,59 +578,39 @@ def _notes(frames: Frames, seen: Seen, facts: dict[str, Any]) -> list[Text]:
     return notes
 
 
-def _ways_out(seen: Seen, given: Given) -> Iterator[Text]:
-    """What only whoever paused or limited it may do, in words: the runbook has no button for it."""
+def _note_manual_steps(seen: SubscriberReading, given: JudgeInput) -> Iterator[Text]:
+    """Note the commands for a consumer or a stream with a wrong setting, which only its owner may decide to run."""
     names = facts_of(given).streams
     if seen.paused:
         yield say("subscriber.resume", stream=names.events, consumer=names.consumer)
     if seen.full:
-        yield say("subscriber.raise_limit", stream=names.events)
+        yield say("subscriber.raise_limit", stream=names.events, option=_unlimited(seen))
+    if seen.expires:
+        yield say("subscriber.keep_longer", stream=names.events, option=_unlimited(seen))
 
 
-def _signals(seen: Seen, given: Given) -> list[Signal]:
-    observed = [*_connection(seen)]
+def _unlimited(seen: SubscriberReading) -> str:
+    """Return the option of `nats stream edit` that takes the stream's limit away."""
+    name = (seen.consumer.limit if seen.consumer else "").partition(" ")[0] or "max_msgs"
+    return f"--{name.replace('_', '-')}={0 if name == 'max_age' else -1}"
+
+
+def _observe_losses(seen: SubscriberReading) -> Iterator[str]:
+    """List the observations of lost events, which hold in any case."""
+    if seen.passed_by:
+        yield "subscriber.passed_by"
+    if seen.deleted:
+        yield "subscriber.expired" if seen.expires else "subscriber.deleted"
+        return
+    if seen.expires:
+        yield "subscriber.expires"
     if seen.losing:
-        observed.append("subscriber.losing")
-    if seen.lost and seen.bound is not False:
-        observed += ["subscriber.lost", *(["subscriber.gave_up"] if seen.given_up else [])]
-    return [signal for name in observed for signal in given.speaks(name)]
+        yield "subscriber.losing"
+    if seen.ended and seen.bound is not False:
+        yield from ("subscriber.lost", *(["subscriber.gave_up"] if seen.given_up else []))
 
 
-def _connection(seen: Seen) -> Iterator[str]:
-    """What the connection comes to."""
-    if seen.kept_out:
-        # Nobody at all is let in: the broker's door, not one client of it.
-        yield "subscriber.locked_out" if seen.locked_out else "subscriber.kept_out"
-    elif seen.broken:
-        yield "subscriber.no_quorum" if seen.unwritable else "subscriber.quorum_unclear"
-    elif seen.paused:
-        yield "subscriber.paused"
-    elif seen.full and seen.bound:
-        yield "subscriber.full"
-    elif seen.bound is False and seen.switched_off:
-        yield "subscriber.switched_off"
-    elif seen.not_there:
-        yield from seen.stands.observations
-    elif seen.bound is False:
-        # Without the monitoring port nobody knows whether it is kept out or just does not listen, without a word of
-        # its process not whether it is there; and while nothing waits for it, what is late now is late somewhere else.
-        waits = bool(seen.lag or seen.missed)
-        sure = seen.clients_seen and seen.stands != program.NOTHING
-        seen_out = "subscriber.deaf" if sure else "subscriber.seems_deaf"
-        yield seen_out if waits else "subscriber.deaf_idle"
-    elif seen.holds:
-        yield "subscriber.holds"
-    elif seen.behind:
-        yield "subscriber.behind"
-    elif seen.bound:
-        yield "subscriber.bound"
-        if not seen.lost:
-            yield "subscriber.nothing_lost"
-    elif seen.lost and seen.activity != Activity() and not seen.activity.processed_1m:
-        yield "subscriber.stands_still"  # the broker could not be asked; events go in and nothing comes out
-
-
-def _hops(seen: Seen) -> tuple[Hop, ...]:
+def _build_hops(seen: SubscriberReading) -> tuple[Hop, ...]:
     there: Text | str = say("alive.bound") if seen.client == "?" else seen.client
     answers = Hop("jetstream")
     if seen.consumer is not None:
@@ -570,18 +628,141 @@ def _hops(seen: Seen) -> tuple[Hop, ...]:
     )
 
 
-def _proposals(given: Given, seen: Seen) -> tuple[Proposal, ...]:
-    if seen.paused:
-        return ()  # only whoever paused it can say whether it may go on
-    if seen.kept_out or seen.switched_off:
-        return (remedies.check_nats_credentials(given),)
-    if seen.broken:
-        return _looks(given)
-    if seen.not_there:
-        return program.proposals(given, seen.stands, "delivery")
-    if seen.bound is False or seen.holds:
-        return (proposals.restart(given, "notification"),)
-    return (proposals.logs(given, "notification"),) if seen.losing else ()
+def _propose_restart(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
+    return (proposals.restart(given, "notification"),)
 
+
+def _propose_credentials_check(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
+    return (remedies.check_nats_credentials(given),)
+
+
+def _propose_own_logs(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
+    """Propose to read the log of a subscriber that loses events or processes none."""
+    stands_still = seen.unseen and seen.stands_still
+    return (proposals.logs(given, "notification"),) if seen.losing or stands_still else ()
+
+
+def _rate_cluster(seen: SubscriberReading) -> Status:
+    stopped = (seen.bound is False and not seen.not_there) or seen.paused or seen.full
+    return Status.CRITICAL if seen.unwritable or stopped else Status.UNKNOWN
+
+
+def _rate_warnings(seen: SubscriberReading) -> Status:
+    return Status.WARNING if seen.stalled or seen.loop or seen.thin else Status.OK
+
+
+def _sections_after_loss(seen: SubscriberReading) -> tuple[str, ...]:
+    return ("5.3",) if seen.lost else ()
+
+
+def _observe_unbound(seen: SubscriberReading) -> tuple[str, ...]:
+    # The monitoring port tells a refused client from one that does not subscribe, and the state of the process shows
+    # whether it runs; without both the observation is weaker.
+    sure = seen.clients_seen and seen.stands != program.UNKNOWN_STATE
+    return ("subscriber.deaf" if sure else "subscriber.seems_deaf",)
+
+
+def _observe_flow(seen: SubscriberReading) -> tuple[str, ...]:
+    if seen.behind:
+        return ("subscriber.behind",)
+    if seen.late is None:
+        return ()
+    return ("subscriber.bound", *(("subscriber.nothing_lost",) if seen.lost == 0 else ()))
+
+
+S = Conditions(SubscriberReading)
+CASES = Cases[SubscriberReading](
+    Case(
+        "subscriber.refused",
+        S.kept_out,
+        Status.CRITICAL,
+        # If no client is connected at all, the broker refuses everyone, not one client.
+        evidence=lambda seen: ("subscriber.locked_out" if seen.locked_out else "subscriber.kept_out",),
+        propose=_propose_credentials_check,
+        read="2",
+    ),
+    Case(
+        "subscriber.cluster",
+        S.broken,
+        _rate_cluster,
+        evidence=lambda seen: ("subscriber.no_quorum" if seen.unwritable else "subscriber.quorum_unclear",),
+        propose=lambda given, seen: _propose_cluster_checks(given),
+        read="2",
+        says=lambda seen, facts: say("subscriber.cluster", group=min(seen.broken, key=lambda g: g.writes is None).text),
+    ),
+    Case(
+        "subscriber.unseen",
+        S.unseen,
+        Status.UNKNOWN,
+        evidence=lambda seen: ("subscriber.stands_still",) if seen.stands_still else (),
+        propose=_propose_own_logs,
+        read=_sections_after_loss,
+    ),
+    # Only the person who paused it can decide to resume it.
+    Case("subscriber.paused", S.paused, Status.CRITICAL, evidence="subscriber.paused", read=_sections_after_loss),
+    Case(
+        "subscriber.switched_off",
+        ~S.bound & S.switched_off,
+        Status.CRITICAL,
+        evidence="subscriber.switched_off",
+        propose=_propose_credentials_check,
+        read="5.1",
+    ),
+    Case(
+        "subscriber.not_there",
+        S.not_there,
+        lambda seen: seen.stands.status,
+        evidence=lambda seen: seen.stands.observations,
+        propose=lambda given, seen: program.proposals(given, seen.stands, "delivery"),
+        read="5.1",
+        says=lambda seen, facts: seen.stands.headline(**facts | {"due": None}),
+    ),
+    Case(
+        "subscriber.deaf",
+        ~S.bound & S.waits,
+        Status.CRITICAL,
+        evidence=_observe_unbound,
+        propose=_propose_restart,
+        read="5.1",
+    ),
+    # If nothing waits for the subscriber, a present delay has its cause at another hop.
+    Case(
+        "subscriber.deaf_idle",
+        ~S.bound,
+        Status.CRITICAL,
+        evidence="subscriber.deaf_idle",
+        propose=_propose_restart,
+        read="5.1",
+    ),
+    Case("subscriber.full", S.full, Status.CRITICAL, evidence="subscriber.full", read=_sections_after_loss),
+    Case(
+        "subscriber.holds",
+        S.holds,
+        _rate_warnings,
+        evidence="subscriber.holds",
+        propose=_propose_restart,
+        read=_sections_after_loss,
+    ),
+    Case(
+        "subscriber.passed_by",
+        S.lost & S.only_passed_by,
+        _rate_warnings,
+        _observe_flow,
+        _propose_own_logs,
+        _sections_after_loss,
+    ),
+    Case("subscriber.expired", S.deleted, _rate_warnings, read=_sections_after_loss),
+    Case("subscriber.lost", S.lost, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case("subscriber.expires", S.expires, Status.WARNING),
+    Case("subscriber.stalled", S.stalled, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case("subscriber.behind", S.behind, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case(
+        "subscriber.bound",
+        evidence=_observe_flow,
+        status=_rate_warnings,
+        propose=_propose_own_logs,
+        read=_sections_after_loss,
+    ),
+)
 
 CHECKS: tuple[Check, ...] = (Check("4.1.2", collect, judge),)

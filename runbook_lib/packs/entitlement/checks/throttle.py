@@ -1,4 +1,4 @@
-"""Section 5.2: what the delivery worker and the relay may claim, what arrives, and what another setting would do."""
+"""Section 5.2: the claim rate that the settings of delivery worker and relay allow, and the effect of others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Became, Parts, hold
-from runbook_lib.context import Given
+from runbook_lib.checks.parts import OutcomeRow, Parts, preconditions_hold
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
@@ -28,8 +28,16 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Observations of a receiver that refuses so surely that delivery may be held.
+#: Observations of a receiver that justify switching delivery off.
 REFUSED = ("delivery.refused", "delivery.times_out")
+
+
+_WHO_KEYS = {"delivery": "throttle.who_delivery", "relay": "throttle.who_relay"}
+_TIMING_KEYS = {
+    "exact": "throttle.timed_exact",
+    "estimated": "throttle.timed_estimated",
+    "unknown": "throttle.timed_unknown",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Side:
     held: str
     came: str
     gone: str
-    #: Objectives that a longer pause spends, in seconds, and one of rows that a backlog breaks.
+    #: Objectives in seconds whose time a longer pause uses up; `level` is an objective on the number of rows.
     delays: tuple[str, ...]
     level: str | None = None
 
@@ -57,9 +65,8 @@ RELAY = Side(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Row:
-    """A setting of the workload: as it is written there, what it means, and what was asked for."""
+class SettingRow(rows.Row):
+    """A setting of the workload: its text there, its value, and the requested value."""
 
     setting: str = ""
     variable: str = ""
@@ -71,45 +78,42 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Its name without its side's."""
+        """Return the name of the setting without its side."""
         return self.setting.partition(".")[2]
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(rows.Row):
     """The workload of a side."""
 
     name: str = ""
-    replicas: int = 0
+    replicas: int | None = None
     strategy: str | None = None
 
 
-@dataclass(frozen=True)
-class Never:
-    """A variable that should never be set, and is."""
+class ForbiddenVariable(rows.Row):
+    """A variable that is set although it must not be."""
 
     variable: str = ""
     written: str = ""
     why: str = ""
 
 
-@dataclass(frozen=True)
-class Times:
-    """When was looked, and since when a change of this run is in force."""
+class SampleTimes(rows.Row):
+    """The time of the sample, and the time since which a change of this run is in force."""
 
     at: pd.Timestamp | None = None
     since: pd.Timestamp | None = None
 
 
-# What is asked ----------------------------------------------------------------------------------------------
+# Collecting -------------------------------------------------------------------------------------------------
 
 
 def collect(rb: Context, side: Side) -> Frames:
-    """The settings in force, what they let through, what arrives, and what became of a change of this run.
+    """Query the settings in force, the flow of the queue, and the outcome of a change of this run.
 
-    Frames: settings (fields of `Row`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag; why_en,
-    why_ja: text), look (at: time), did (since: time), those of `Outcome.frames`, and of the side's questions batches,
-    backlog, came, gone; of delivery those of `delivery.look`.
+    Frames: settings (fields of `SettingRow`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag;
+    why_en, why_ja: text), look (at: time), did (since: time), those of `Outcome.frames`, and of the side's queries
+    batches, backlog, came, gone; of delivery those of `delivery.collect`.
     """
     which, topic = change.SIDES[side.name]
     parts, program = Parts(), getattr(facts_of(rb).workloads, which)
@@ -119,11 +123,11 @@ def collect(rb: Context, side: Side) -> Frames:
         found["workload"] = row(
             name=program, replicas=rb.workloads.replicas(program), strategy=rb.workloads.strategy(program)
         )
-    parts.answers["settings"] = _settings(rb, side, environment)
+    parts.answers["settings"] = _read_settings(rb, side, environment)
     if which == "notification" and environment is not None:
         found = parts.answers
-        found["never_set"] = _never_set(rb, environment)
-        agrees = change.durable_agrees(rb, environment)
+        found["never_set"] = _find_forbidden_variables(rb, environment)
+        agrees = change.check_durable(rb, environment)
         found["durable"] = row(
             ok=agrees.ok, **{f"why_{lang}": messages.text(agrees.text, lang) for lang in messages.LANGUAGES}
         )
@@ -134,7 +138,7 @@ def collect(rb: Context, side: Side) -> Frames:
     with now.snapshot() as db:
         frames = {"look": row(at=now.as_of)}
         if side is DELIVERY:
-            frames |= delivery.look(rb, db)
+            frames |= delivery.collect(rb, db)
         else:
             frames["backlog"] = db.ask("outbox/backlog")
         frames["batches"] = db.ask(f"{topic}/batches")
@@ -144,28 +148,32 @@ def collect(rb: Context, side: Side) -> Frames:
     return parts.frames() | frames
 
 
-def _settings(rb: Context, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
-    asked = change.asked_for(rb.parameters, side.name)
-    now = {} if environment is None else change.in_force(rb.catalog.settings, side.name, environment)
+def _read_settings(rb: Context, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
+    asked = change.requested_settings(rb.parameters, side.name)
+    now = {} if environment is None else change.current_settings(rb.catalog.settings, side.name, environment)
     found = [
-        Row(name, s.variable, (environment or {}).get(s.variable), s.standard, now.get(name), asked.get(name), s.unit)
+        SettingRow(
+            name, s.variable, (environment or {}).get(s.variable), s.standard, now.get(name), asked.get(name), s.unit
+        )
         for name, s in rb.catalog.settings.items()
         if change.side_of(name) == side.name
     ]
-    return rows.frame(found, Row).astype(object)
+    return rows.frame(found, SettingRow).astype(object)
 
 
-def _never_set(rb: Context, environment: dict[str, str]) -> pd.DataFrame:
+def _find_forbidden_variables(rb: Context, environment: dict[str, str]) -> pd.DataFrame:
     forbidden = rb.catalog.forbidden_variables
-    return rows.frame((Never(v, environment[v], why) for v, why in forbidden.items() if v in environment), Never)
+    return rows.frame(
+        (ForbiddenVariable(v, environment[v], why) for v, why in forbidden.items() if v in environment),
+        ForbiddenVariable,
+    )
 
 
-# What it means ----------------------------------------------------------------------------------------------
+# Judging ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class LastMinute:
-    """What came and went in the last minute, of either side."""
+class LastMinute(rows.Row):
+    """The rows that arrived and left in the last minute, of either side."""
 
     arrived_1m: float | None = None
     sent_1m: float | None = None
@@ -174,7 +182,7 @@ class LastMinute:
 
 @dataclass(frozen=True)
 class Pace:
-    """Settings, and what they let through: None where a part of it was not seen."""
+    """The settings of a worker, and the rate that they allow; None for unknown values."""
 
     batch: float | None
     pause_s: float | None
@@ -184,11 +192,11 @@ class Pace:
 
     @classmethod
     def of(cls, settings: dict[str, Any], per_row_s: float, pods: int) -> Pace:
-        """The pace of settings by their kind."""
+        """Return the pace for settings by their kind."""
         enabled = settings["enabled"]
         return cls(
-            _number(settings["batch_size"]),
-            _number(settings["poll_interval"]),
+            _to_float(settings["batch_size"]),
+            _to_float(settings["poll_interval"]),
             None if enabled is None else bool(enabled),
             per_row_s,
             pods,
@@ -196,14 +204,14 @@ class Pace:
 
     @property
     def cycle_s(self) -> float | None:
-        """From one claim of a full batch to the next: the longest that a row waits for its turn, and its work."""
+        """Return the seconds from one claim of a full batch to the next: pause and work."""
         if self.batch is None or self.pause_s is None:
             return None
         return self.pause_s + self.batch * self.per_row_s
 
     @property
     def allowed(self) -> float | None:
-        """Rows per minute, at most."""
+        """Return the largest number of rows per minute."""
         if self.enabled is False:
             return 0.0
         if self.batch is None or not self.cycle_s or self.enabled is None:
@@ -213,7 +221,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Flow:
-    """What arrives and leaves per minute, and what waits."""
+    """The rows that arrive and leave per minute, and the rows that wait."""
 
     came: float | None
     gone: float | None
@@ -222,23 +230,23 @@ class Flow:
     waiting: float
 
     def net(self, pace: Pace) -> float | None:
-        """How fast the backlog grows at this pace (below 0: shrinks), per minute."""
+        """Return the growth of the backlog at this pace, in rows per minute; negative if it shrinks."""
         return None if pace.allowed is None or self.came is None else self.came - pace.allowed
 
     def empty_in(self, pace: Pace) -> float | None:
-        """Minutes until nothing waits; None where that will not be."""
+        """Return the minutes until the backlog is empty; None if it does not shrink."""
         net = self.net(pace)
         return self.due / -net if net is not None and net < 0 else None
 
     def late_in(self, pace: Pace, objective: Slo) -> float | None:
-        """Minutes until an objective is broken by what waits; None where it will not be, 0 where it is."""
+        """Return the minutes until the backlog breaks an objective; None if it will not, 0 if it is broken."""
         net, allowed = self.net(pace), pace.allowed
         if net is None or allowed is None:
             return None
         if objective.unit == "rows":
             room = objective.number - self.due
             return max(room, 0.0) / net if net > 0 else 0.0 if room <= 0 else None
-        if (pace.cycle_s or 0) >= objective.number and pace.enabled:
+        if pace.cycle_s is not None and pace.cycle_s >= objective.number and pace.enabled:
             return 0.0
         if net <= 0:
             return None
@@ -248,90 +256,93 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """All that a judge reads out of the frames of one side."""
+class ThrottleReading:
+    """The values that the judge reads from the frames of one side."""
 
     now: Pace
     then: Pace
     flow: Flow
     asked: dict[str, SettingValue]
-    apart: dict[str, tuple[SettingValue, SettingValue]]
-    timed: str
-    replicas: int
-    outcome: Became
-    durable: Became
-    times: Times
+    changed: dict[str, tuple[SettingValue, SettingValue]]
+    timing: str
+    replicas: int | None
+    outcome: OutcomeRow
+    durable: OutcomeRow
+    times: SampleTimes
     at: pd.Timestamp
 
     @property
     def known(self) -> bool:
-        """Whether the settings in force were seen."""
+        """Return whether the settings in force are known."""
         return self.now.batch is not None and self.now.pause_s is not None and self.now.enabled is not None
 
 
-def read(frames: Frames, given: Given, side: Side) -> Seen:
-    """The settings, the pace they allow, and the flow."""
-    settings = {s.kind: s for s in rows.each(frames.get("settings"), Row)}
+def read(frames: Frames, given: JudgeInput, side: Side) -> ThrottleReading:
+    """Read the settings, the pace that they allow, and the flow."""
+    settings = {s.kind: s for s in rows.each(frames.get("settings"), SettingRow)}
     now = {kind: settings[kind].now if kind in settings else None for kind in change.KINDS}
     asked = {s.setting: s.asked for s in settings.values() if s.asked is not None}
-    apart = {s.setting: (s.now, s.default) for s in settings.values() if s.now is not None and s.now != s.default}
+    changed = {s.setting: (s.now, s.default) for s in settings.values() if s.now is not None and s.now != s.default}
     workload = rows.one(frames.get("workload"), Workload)
-    pods = max(workload.replicas, 1)
-    per_row, timed = _per_row(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
-    batch, pause = _number(now["batch_size"]), _number(now["poll_interval"])
-    other = asked or {name: usual for name, (_, usual) in apart.items()}  # what is in force would be taken back
+    pods = max(workload.replicas or 1, 1)  # if the number of pods is unknown, the pace of one
+    per_row, timing = _measure_row_time(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
+    batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
+    other = asked or {name: default for name, (_, default) in changed.items()}  # a change in force would be undone
     if not other and batch is not None and pause is not None:
-        other = remedies.milder(given, side.name, batch, pause)
+        other = remedies.halved_rate(given, side.name, batch, pause)
     then = {kind: other.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
-    times = rows.one(frames.get("did"), Times)
-    at = rows.one(frames.get("look"), Times).at or given.as_of
-    return Seen(
+    times = rows.one(frames.get("did"), SampleTimes)
+    at = rows.one(frames.get("look"), SampleTimes).at or given.as_of
+    return ThrottleReading(
         now=Pace.of(now, per_row, pods),
         then=Pace.of(then, per_row, pods),
-        flow=_flow(frames, given, side, at),
+        flow=_read_flow(frames, given, side, at),
         asked=asked,
-        apart=apart,
-        timed=timed,
+        changed=changed,
+        timing=timing,
         replicas=workload.replicas,
-        outcome=rows.one(frames.get("outcome"), Became),
-        durable=rows.one(frames.get("durable"), Became),
+        # Without these frames, this run changed nothing and found no difference.
+        outcome=rows.first(frames.get("outcome"), OutcomeRow) or OutcomeRow(),
+        durable=rows.first(frames.get("durable"), OutcomeRow) or OutcomeRow(),
         times=times,
         at=at,
     )
 
 
-def _per_row(batches: pd.DataFrame, given: Given, now: dict[str, Any]) -> tuple[float, str]:
-    """Seconds of work per row, and how that is known: "exact", "estimated" or "unknown" (then 0)."""
+def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, now: dict[str, Any]) -> tuple[float, str]:
+    """Return the seconds of work per row, and their kind: "exact", "estimated" or "unknown" (then 0)."""
     newest = int(given.number("throttle.batches"))
     numbers = batches[["n", "exact_s", "cycle_s"]].head(newest).apply(pd.to_numeric, errors="coerce")
     exact = numbers[numbers["exact_s"].notna() & (numbers["n"] > 0)]
     if len(exact):
         return float(exact["exact_s"].clip(lower=0).sum() / exact["n"].sum()), "exact"
-    batch, pause = _number(now["batch_size"]), _number(now["poll_interval"])
+    batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
     if batch and pause is not None:
-        # A full batch that was followed by another at once: what is left of its time beside the pause is work.
+        # After a full batch the next one follows at once: the cycle without the pause is work.
         full = numbers[(numbers["n"] >= batch) & (numbers["cycle_s"] < 60)]
         if len(full):
             return float(((full["cycle_s"] - pause).clip(lower=0) / full["n"]).median()), "estimated"
     return 0.0, "unknown"
 
 
-def _flow(frames: Frames, given: Given, side: Side, at: pd.Timestamp) -> Flow:
+def _read_flow(frames: Frames, given: JudgeInput, side: Side, at: pd.Timestamp) -> Flow:
     queue = rows.one(frames.get("backlog"), side.queue)
     last = rows.first(frames.get("activity"), LastMinute) or rows.one(frames.get("backlog"), LastMinute)
     gone = last.published_1m if last.sent_1m is None else last.sent_1m
     minutes = int(given.number("throttle.rate"))
     return Flow(
-        came=_rate(frames, "came", at, minutes, last.arrived_1m),
-        gone=_rate(frames, "gone", at, minutes, gone),
+        came=_count_per_minute(frames, "came", at, minutes, last.arrived_1m),
+        gone=_count_per_minute(frames, "gone", at, minutes, gone),
         due=queue.ready,
         oldest_s=queue.oldest_s,
         waiting=queue.waiting_retry,
     )
 
 
-def _rate(frames: Frames, name: str, at: pd.Timestamp, minutes: int, last_minute: float | None) -> float | None:
-    """Per minute, over the last full minutes; of the last one alone where these could not be counted."""
+def _count_per_minute(
+    frames: Frames, name: str, at: pd.Timestamp, minutes: int, last_minute: float | None
+) -> float | None:
+    """Return rows per minute over the last full minutes; over the last minute alone if those could not be counted."""
     if name not in frames:
         return last_minute
     until = at.floor("min")
@@ -339,49 +350,50 @@ def _rate(frames: Frames, name: str, at: pd.Timestamp, minutes: int, last_minute
     return float(counts[(counts.index >= until - minutes * history.MINUTE) & (counts.index < until)].sum()) / minutes
 
 
-def judge(frames: Frames, given: Given, side: Side) -> Finding:
-    """Room to spare is OK; a change in force is to be remembered; one that failed, or was not seen to work, is not."""
+def judge(frames: Frames, given: JudgeInput, side: Side) -> Finding:
+    """Judge a side: OK with default settings, WARNING with a change in force, CRITICAL after a failed change."""
     if "backlog" not in frames:
         return judged(say("throttle.unseen"), at_least=Status.UNKNOWN)
     seen = read(frames, given, side)
     held, result = seen.now.enabled is False, seen.outcome.result
-    twice = side is DELIVERY and seen.replicas > 1
+    several = side is DELIVERY and seen.replicas is not None and seen.replicas > 1
     done = result == "done"
     failed = result == "failed" or (done and not seen.outcome.verified)
-    refused = result == "refused" or (result == "dry" and bool(seen.asked) and not hold(frames))
+    refused = result == "refused" or (result == "dry" and bool(seen.asked) and not preconditions_hold(frames))
     unread = failures(frames).get("workload")
-    unfit = not seen.durable.ok or twice or (not seen.known and not unread)
+    unfit = not seen.durable.ok or several or (not seen.known and not unread)
     return judged(
-        _headline(seen, failed=failed, refused=refused, side=side),
-        _values(seen, given, side),
+        _choose_headline(seen, failed=failed, refused=refused, side=side),
+        _build_values(seen, given, side),
         at_least=worst([
             Status.CRITICAL if failed else Status.OK,
-            Status.WARNING if refused or held or seen.apart or unfit else Status.OK,
+            Status.WARNING if refused or held or seen.changed or unfit else Status.OK,
             Status.UNKNOWN if unread else Status.OK,
         ]),
         reason=unread.reason if unread else None,
-        notes=tuple(_notes(frames, given, seen, side)),
-        signals=given.speaks(side.held) if held and seen.flow.due else (),
+        notes=tuple(_build_notes(frames, given, seen, side)),
+        signals=given.evidence(side.held) if held and seen.flow.due else (),
         hops=(
             Hop(
                 side.hop, rate_in=seen.flow.came, rate_out=seen.flow.gone, waiting=seen.flow.due,
-                oldest_s=seen.flow.oldest_s, alive=say("alive.held") if held else None, late=_late(seen, given, side),
+                oldest_s=seen.flow.oldest_s, alive=say("alive.held") if held else None,
+                late=_is_late(seen, given, side),
             ),
         ),
-        proposals=tuple(_proposals(frames, given, seen, side, done=done and not failed, failed=failed)),
+        proposals=tuple(_build_proposals(frames, given, seen, side, done=done and not failed, failed=failed)),
         next_sections=("5.1",) if failed else ("6",) if done else (),
-        frames={"plan": _plan(seen, given, side)} if seen.known or seen.now.allowed is not None else {},
+        frames={"plan": _build_plan(seen, given, side)} if seen.known or seen.now.allowed is not None else {},
         show=(*(("changes",) if done or failed else ()), *(("plan",) if seen.known else ()), "settings"),
     )  # fmt: skip
 
 
-def _late(seen: Seen, given: Given, side: Side) -> bool:
+def _is_late(seen: ThrottleReading, given: JudgeInput, side: Side) -> bool:
     age = given.limits["backlog.oldest_due" if side is DELIVERY else "outbox.oldest_due"]
     return bool(seen.flow.due) and age.status(seen.flow.oldest_s) is not Status.OK
 
 
-def _headline(seen: Seen, *, failed: bool, refused: bool, side: Side) -> Text:
-    flow, who = seen.flow, say(f"throttle.who_{side.name}")
+def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side: Side) -> Text:
+    flow, who = seen.flow, say(_WHO_KEYS[side.name])
     facts: dict[str, Any] = {
         "who": who,
         "allowed": seen.now.allowed,
@@ -390,13 +402,15 @@ def _headline(seen: Seen, *, failed: bool, refused: bool, side: Side) -> Text:
         "due": flow.due,
         "oldest": flow.oldest_s,
         "net": flow.net(seen.now),
-        "settings": ", ".join(f"{name} {_shown(now)} ({_shown(usual)})" for name, (now, usual) in seen.apart.items()),
+        "settings": ", ".join(
+            f"{name} {_format_value(now)} ({_format_value(usual)})" for name, (now, usual) in seen.changed.items()
+        ),
     }
     outcome = seen.outcome
     if failed:
-        undone = outcome.result == "failed"
-        why = outcome.why if undone else outcome.effect
-        return say("throttle.failed" if undone else "throttle.not_verified", **facts, why=why)
+        if outcome.result == "failed":
+            return say("throttle.failed", **facts, why=outcome.why)
+        return say("throttle.not_verified", **facts, why=outcome.effect)
     if refused:
         return say("throttle.refused", **facts, why=outcome.why)
     if outcome.result == "done":
@@ -407,20 +421,20 @@ def _headline(seen: Seen, *, failed: bool, refused: bool, side: Side) -> Text:
         return say("throttle.held", **facts)
     if flow.came is None:
         return say("throttle.arrivals_unseen", **facts)
-    if (facts["net"] or 0) > 0:
-        return say("throttle.in_force_below" if seen.apart else "throttle.below", **facts)
-    return say("throttle.in_force" if seen.apart else "throttle.room", **facts)
+    if facts["net"] is not None and facts["net"] > 0:
+        return say("throttle.in_force_below" if seen.changed else "throttle.below", **facts)
+    return say("throttle.in_force" if seen.changed else "throttle.room", **facts)
 
 
-def _values(seen: Seen, given: Given, side: Side) -> list[Value]:
+def _build_values(seen: ThrottleReading, given: JudgeInput, side: Side) -> list[Value]:
     now, flow, limits = seen.now, seen.flow, given.limits
     values = [
         Value(f"{side.name}.batch_size", now.batch, "rows"),
         Value(f"{side.name}.poll_interval", now.pause_s, "s"),
         Value(f"{side.name}.enabled", None if now.enabled is None else str(now.enabled).lower()),
-        Value(f"{side.name}.allowed", _rounded(now.allowed), "1/min"),
-        Value(f"{side.name}.arriving", _rounded(flow.came), "1/min"),
-        Value(f"{side.name}.observed", _rounded(flow.gone), "1/min"),
+        Value(f"{side.name}.allowed", _round_rate(now.allowed), "1/min"),
+        Value(f"{side.name}.arriving", _round_rate(flow.came), "1/min"),
+        Value(f"{side.name}.observed", _round_rate(flow.gone), "1/min"),
         Value(f"{side.name}.backlog", flow.due, "rows"),
     ]
     if now.allowed is not None and flow.came:
@@ -428,82 +442,89 @@ def _values(seen: Seen, given: Given, side: Side) -> list[Value]:
     return values
 
 
-def _plan(seen: Seen, given: Given, side: Side) -> pd.DataFrame:
-    """The settings of now beside those asked for (or proposed), and what each means."""
+def _build_plan(seen: ThrottleReading, given: JudgeInput, side: Side) -> pd.DataFrame:
+    """Return the current settings beside the requested or proposed ones, with the effect of each."""
     flow, now, then = seen.flow, seen.now, seen.then
     found: list[tuple[str, Any, Any, str]] = [
         ("batch size", now.batch, then.batch, "rows"),
         ("poll interval", now.pause_s, then.pause_s, "s"),
-        ("enabled", _shown(now.enabled), _shown(then.enabled), ""),
-        ("rate allowed", _rounded(now.allowed), _rounded(then.allowed), "1/min"),
-        ("rate arriving", _rounded(flow.came), _rounded(flow.came), "1/min"),
+        ("enabled", _format_value(now.enabled), _format_value(then.enabled), ""),
+        ("rate allowed", _round_rate(now.allowed), _round_rate(then.allowed), "1/min"),
+        ("rate arriving", _round_rate(flow.came), _round_rate(flow.came), "1/min"),
         ("backlog", flow.due, flow.due, "rows"),
-        ("backlog grows by", _rounded(_growth(flow, now)), _rounded(_growth(flow, then)), "1/min"),
-        ("backlog empty in", _rounded(flow.empty_in(now)), _rounded(flow.empty_in(then)), "min"),
+        (
+            "backlog grows by",
+            _round_rate(_predict_growth(flow, now)),
+            _round_rate(_predict_growth(flow, then)),
+            "1/min",
+        ),
+        ("backlog empty in", _round_rate(flow.empty_in(now)), _round_rate(flow.empty_in(then)), "min"),
     ]
     for id_ in side.delays:
         objective = given.slos.get(id_)
         if objective:
-            spent = f"{id_} {objective.objective}: pause and batch spend"
-            found.append((spent, _rounded(now.cycle_s), _rounded(then.cycle_s), "s"))
-            found.append(_reached(id_, objective, flow, now, then))
+            label = f"{id_} {objective.objective}: pause and batch spend"
+            found.append((label, _round_rate(now.cycle_s), _round_rate(then.cycle_s), "s"))
+            found.append(_plan_objective(id_, objective, flow, now, then))
     if side.level and (objective := given.slos.get(side.level)):
-        found.append(_reached(side.level, objective, flow, now, then))
+        found.append(_plan_objective(side.level, objective, flow, now, then))
     return pd.DataFrame(found, columns=["what", "now", "asked" if seen.asked else "proposed", "unit"]).astype(object)
 
 
-def _reached(id_: str, objective: Slo, flow: Flow, now: Pace, then: Pace) -> tuple[str, Any, Any, str]:
-    late = (_rounded(flow.late_in(pace, objective)) for pace in (now, then))
+def _plan_objective(id_: str, objective: Slo, flow: Flow, now: Pace, then: Pace) -> tuple[str, Any, Any, str]:
+    late = (_round_rate(flow.late_in(pace, objective)) for pace in (now, then))
     return (f"{id_} {objective.objective}: broken in", *late, "min")  # type: ignore[return-value]
 
 
-def _growth(flow: Flow, pace: Pace) -> float | None:
+def _predict_growth(flow: Flow, pace: Pace) -> float | None:
     net = flow.net(pace)
-    return None if net is None else net if net > 0 or flow.due > (pace.batch or 0) else 0.0  # the ripple of a poll
+    if net is None or net > 0 or pace.batch is None or flow.due > pace.batch:
+        return net
+    return 0.0  # a backlog below one batch does not shrink further
 
 
-def _notes(frames: Frames, given: Given, seen: Seen, side: Side) -> list[Text]:
+def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side: Side) -> list[Text]:
     failed = failures(frames)
     notes = []
     if "workload" in failed:
         notes.append(say("throttle.no_tool", detail=failed["workload"].detail))
-        largest, cycle = _as_observed(frames, given)
+        largest, cycle = _observe_batches(frames, given)
         if largest is not None:
             notes.append(say("throttle.as_observed", largest=largest, cycle=cycle))
     elif not seen.known:
         notes.append(say("throttle.not_understood"))
     if seen.known:
-        notes += _prediction(given, seen, side)
-        if seen.apart:
-            undo = proposals.undo_settings(given, seen.apart).command
+        notes += _note_prediction(given, seen, side)
+        if seen.changed:
+            undo = proposals.undo_settings(given, seen.changed).command
             notes.append(say("throttle.undo", command=undo))
-        notes.append(say(f"throttle.timed_{seen.timed}", ms=1000 * seen.now.per_row_s))
+        notes.append(say(_TIMING_KEYS[seen.timing], ms=1000 * seen.now.per_row_s))
     if seen.flow.waiting:
         notes.append(say("throttle.retries", n=seen.flow.waiting))
-    if seen.replicas > 1:
+    if seen.replicas is not None and seen.replicas > 1:
         notes.append(say("throttle.two_replicas" if side is DELIVERY else "throttle.relays", n=seen.replicas))
     if not seen.durable.ok:
         notes.append(say("throttle.would_not_start", why=seen.durable.why))
-    for never in rows.each(frames.get("never_set"), Never):
+    for never in rows.each(frames.get("never_set"), ForbiddenVariable):
         notes.append(say("throttle.never_set", variable=never.variable, written=never.written, why=never.why))
     if "came" not in frames or "gone" not in frames:
         notes.append(say("throttle.last_minute_only"))
-    if (rate := _measured(frames, seen)) is not None:
+    if (rate := _measure_rate(frames, seen)) is not None:
         notes.append(say("throttle.measured", rate=rate))
     return notes
 
 
-def _measured(frames: Frames, seen: Seen) -> float | None:
-    """Rows per minute that were claimed since the change."""
+def _measure_rate(frames: Frames, seen: ThrottleReading) -> float | None:
+    """Return the rows per minute that were claimed since the change."""
     since = seen.times.since
     return None if since is None else change.rate_of(change.claims_since(frames, since))
 
 
-def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
-    """What the values asked for, or proposed, will do."""
+def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: Side) -> list[Text]:
+    """Note the predicted effect of the requested or proposed values."""
     flow, then = seen.flow, seen.then
     settings = ", ".join(
-        f"{side.name}.{kind} {_shown(value)}"
+        f"{side.name}.{kind} {_format_value(value)}"
         for kind, value, now in (
             ("batch_size", then.batch, seen.now.batch),
             ("poll_interval", then.pause_s, seen.now.pause_s),
@@ -523,7 +544,7 @@ def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
         objective = given.slos[first].objective if first else None
         key = "throttle.grows_late" if late.get(first, 1.0) < given.number("throttle.at_once") else "throttle.grows"
         notes.append(say(key, **facts, slo=first, objective=objective, minutes=late.get(first)))
-    elif flow.due > (then.batch or 0):
+    elif net < 0 and then.batch is not None and flow.due > then.batch:
         notes.append(say("throttle.shrinks", **facts, due=flow.due, minutes=flow.empty_in(then)))
     else:
         notes.append(say("throttle.keeps_up", **facts))
@@ -535,45 +556,47 @@ def _prediction(given: Given, seen: Seen, side: Side) -> list[Text]:
     return notes
 
 
-def _proposals(frames: Frames, given: Given, seen: Seen, side: Side, *, done: bool, failed: bool) -> list[Proposal]:
-    """Take back what is in force; else what was asked for, or what a receiver or broker in trouble calls for."""
+def _build_proposals(
+    frames: Frames, given: JudgeInput, seen: ThrottleReading, side: Side, *, done: bool, failed: bool
+) -> list[Proposal]:
+    """Propose to undo a change in force, to run the requested one, or to throttle for a failing receiver or broker."""
     which = change.SIDES[side.name][0]
     found = []
     if failed:
         found.append(proposals.logs(given, which))
-    if seen.asked and not (done or failed) and not _problems(seen, given):
+    if seen.asked and not (done or failed) and not _find_problems(seen, given):
         found.append(proposals.settings("change_settings", given, seen.asked))
     if seen.now.enabled is False and side is DELIVERY:
         found.append(remedies.resume_delivery(given))
-    if seen.apart and not done:  # what was done a moment ago is not to be taken back now: a note says how
-        found.append(proposals.undo_settings(given, seen.apart))
-    if seen.apart or seen.asked:
+    if seen.changed and not done:  # a change of this run is not undone at once: a note has the command
+        found.append(proposals.undo_settings(given, seen.changed))
+    if seen.changed or seen.asked:
         return found
-    trouble = delivery.delivery(frames).refusing(given) if side is DELIVERY else _relay_refused(frames, given)
+    trouble = delivery.read_delivery(frames).refusing(given) if side is DELIVERY else _relay_fails(frames, given)
     if trouble:
         batch, pause = (
             int(seen.now.batch or facts_of(given).batch_size),
             seen.now.pause_s or facts_of(given).poll_interval_s,
         )
-        values = remedies.milder(given, side.name, batch, pause)
+        values = remedies.halved_rate(given, side.name, batch, pause)
         found.append(proposals.settings(f"throttle_{side.name}", given, values))
         if trouble in REFUSED:
             found.append(remedies.hold_delivery(given))
     return found
 
 
-def _problems(seen: Seen, given: Given) -> list[str]:
+def _find_problems(seen: ThrottleReading, given: JudgeInput) -> list[str]:
     known = given.catalog.settings
     return [p for name, value in seen.asked.items() if (p := known[name].problem(value))]
 
 
-def _relay_refused(frames: Frames, given: Given) -> bool:
+def _relay_fails(frames: Frames, given: JudgeInput) -> bool:
     outbox = rows.one(frames.get("backlog"), Outbox)
     return outbox.tried >= given.number("tries.pattern") and outbox.waiting_retry > 0
 
 
-def _as_observed(frames: Frames, given: Given) -> tuple[float | None, float | None]:
-    """The largest of the newest batches, and the shortest time between two."""
+def _observe_batches(frames: Frames, given: JudgeInput) -> tuple[float | None, float | None]:
+    """Return the largest of the newest batches, and the shortest time between two."""
     batches = table(frames, "batches", "started", "n", "cycle_s").head(int(given.number("throttle.batches")))
     if batches.empty:
         return None, None
@@ -581,24 +604,24 @@ def _as_observed(frames: Frames, given: Given) -> tuple[float | None, float | No
     return float(batches["n"].max()), float(cycles.min()) if len(cycles) else None
 
 
-def _number(value: Any) -> float | None:
+def _to_float(value: Any) -> float | None:
     return None if value is None or isinstance(value, str) else float(value)
 
 
-def _rounded(value: float | None) -> float | None:
+def _round_rate(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, 1)
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "?" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
-# What it looks like -----------------------------------------------------------------------------------------
+# Drawing ----------------------------------------------------------------------------------------------------
 
 
-def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
-    """What came and what was claimed per minute, beside what the settings allow now and would allow."""
-    if "came" not in frames and "gone" not in frames:
+def draw(frames: Frames, given: JudgeInput, side: Side) -> charts.Chart | None:
+    """Draw the rows per minute that arrived and were claimed, and the rates that the settings allow."""
+    if "backlog" not in frames or not {"came", "gone"} & frames.keys():
         return None
     seen = read(frames, given, side)
     minutes = min(given.window_minutes, 60)
@@ -606,7 +629,7 @@ def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
     came, gone = (history.counts(frames.get(name)).reindex(starts, fill_value=0.0) for name in ("came", "gone"))
     done = {"delivery": "sent", "relay": "published"}[side.name]
     title = {"delivery": "Delivery worker", "relay": "Outbox relay"}[side.name]
-    figure, ax = charts.axes(f"{title}: what arrives, what is claimed, what is allowed", "rows / min", "UTC")
+    figure, ax = charts.axes(f"{title}: rows arriving, claimed, and allowed", "rows / min", "UTC")
     ends = starts + history.MINUTE
     ax.plot(ends, came, color=charts.GREY, alpha=0.5, linewidth=3.0, label="arriving")
     ax.plot(ends, gone, color=charts.GREEN, linestyle="--", linewidth=1.4, label=f"{done} (observed)")
@@ -621,12 +644,12 @@ def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
         if rate <= 4 * highest:
             ax.axhline(rate, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {rate:,.0f}")
             highest = max(highest, rate)
-        else:  # far above all that happens: its line would press the rest to the floor
+        else:  # far above the data: its line would flatten the other lines
             ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} (above the scale)")
     since = seen.times.since
     if since is not None:
         ax.axvline(float(matplotlib.dates.date2num(since)), color="black", linewidth=1.0, label="changed")
-        if (rate := _measured(frames, seen)) is not None:
+        if (rate := _measure_rate(frames, seen)) is not None:
             label = f"measured since {rate:,.0f}"
             ax.plot(
                 pd.DatetimeIndex([since, seen.at]),
@@ -641,7 +664,7 @@ def draw(frames: Frames, given: Given, side: Side) -> charts.Chart | None:
     charts.clock_ticks(ax)
     charts.legend(figure)
     alt = say(
-        "throttle.alt", who=say(f"throttle.who_{side.name}"), came=seen.flow.came, gone=seen.flow.gone,
+        "throttle.alt", who=say(_WHO_KEYS[side.name]), came=seen.flow.came, gone=seen.flow.gone,
         allowed=seen.now.allowed, then=seen.then.allowed, minutes=minutes,
     )  # fmt: skip
     return charts.Chart(figure, alt, (say("throttle.caption"),))

@@ -1,22 +1,22 @@
-"""7.3: what happened when, how long it took to notice it, and how long to recover."""
+"""7.3: the timeline of an incident, with its time to detect (TTD) and its time to recover (TTR)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Given
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say, unknown
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.checks.incident import (
     OWN,
+    IncidentRun,
     Moment,
-    Run,
     collect_runs,
     detection,
     green,
@@ -24,7 +24,7 @@ from runbook_lib.packs.entitlement.checks.incident import (
     onset_kept,
     timed,
 )
-from runbook_lib.packs.entitlement.checks.origin import Verdict, collect_origin
+from runbook_lib.packs.entitlement.checks.origin import VerdictRow, collect_origin
 from runbook_lib.store import ACTION_LOG, NOTES
 from runbook_lib.view import record
 
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-@dataclass(frozen=True)
-class Action:
-    """A line of the action log."""
+class LoggedAction(rows.Row):
+    """An entry of the action log."""
 
     time: pd.Timestamp | None = None
     action: str = ""
@@ -50,9 +49,8 @@ class Action:
     verified: bool | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line of the timeline."""
+class TimelineRow(rows.Row):
+    """An entry of the timeline."""
 
     time: pd.Timestamp | None = None
     kind: str = ""
@@ -64,52 +62,51 @@ class Entry:
     name: str = ""
 
 
-ENTRY = [f.name for f in fields(Entry)]
+ENTRY = [f.name for f in fields(TimelineRow)]
 
 
 def collect_timeline(rb: Context) -> Frames:
-    """7.3: runs, verdicts, actions, notes and what did not end; the onset is that of 7.1.
+    """7.3: read runs, verdicts, actions, notes and unfinished runs; take the onset from 7.1.
 
-    Frames: runs, verdicts, actions (fields of `Action`), notes (time; who, text: text), partials (name: text), began
-    (fields of `Began`).
+    Frames: runs, verdicts, actions (fields of `LoggedAction`), notes (time; who, text: text), partials (name: text),
+    began (fields of `KnownOnset`).
     """
     frames = collect_runs(rb)
     notes = [
-        # People in it are tokens already; whoever wrote it did not know this target's secrets.
+        # User ids in a note are masked already; this target's secrets are not.
         {"time": n.get("time"), "who": n.get("who"), "text": rb.masker.without_secrets(str(n.get("text")))}
         for n in lines(rb.archive, NOTES)
     ]
     earlier = next((f for f in rb.given().earlier if f.step == "7.1"), None)
     began = {c: earlier.value(c) if earlier else None for c in ("onset", "onset_how", "onset_from", "recovered")}
-    kept = onset_kept(frames)
-    if not began["onset"] and kept.at is not None:
-        began |= {"onset": kept.at.isoformat(), "onset_how": kept.how, "onset_from": kept.name}
+    stored = onset_kept(frames)
+    if not began["onset"] and stored.at is not None:
+        began |= {"onset": stored.at.isoformat(), "onset_how": stored.how, "onset_from": stored.name}
     partial = [p for p in rb.archive.partials() if f"-{OWN}." not in p]
     return frames | {
         "verdicts": collect_origin(rb)["verdicts"],
-        "actions": rows.frame((_acted(a) for a in lines(rb.archive, ACTION_LOG)), Action),
+        "actions": rows.frame((_read_action(a) for a in lines(rb.archive, ACTION_LOG)), LoggedAction),
         "notes": timed(pd.DataFrame(notes, columns=["time", "who", "text"]), "time"),
         "partials": pd.DataFrame({"name": partial}, dtype=object),
         "began": row(**began),
     }
 
 
-def _acted(a: dict[str, Any]) -> Action:
+def _read_action(a: dict[str, Any]) -> LoggedAction:
     what = a.get("what") or {}
-    words = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
+    texts = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
     plain: dict[str, Any] = {c: a.get(c) for c in ("action", "result", "who", "approved_by", "verified")}
-    spelt = record.what(what) if isinstance(what, dict) else str(what)
-    return Action(time=_time(a.get("time")), what=spelt, because=a.get("reason"), **plain, **words)
+    spelt = record.describe_action(what) if isinstance(what, dict) else str(what)
+    return LoggedAction(time=_parse_time(a.get("time")), what=spelt, because=a.get("reason"), **plain, **texts)
 
 
-def _time(text: Any) -> pd.Timestamp | None:
+def _parse_time(text: Any) -> pd.Timestamp | None:
     found = pd.to_datetime(str(text), utc=True, errors="coerce")
     return found if isinstance(found, pd.Timestamp) else None
 
 
-@dataclass(frozen=True)
-class Began:
-    """The onset, how it is known, the artifact that says so, and when all queues were as usual again."""
+class KnownOnset(rows.Row):
+    """The onset, its kind of evidence, the artifact it is from, and when all queues were back to normal."""
 
     onset: str = ""
     onset_how: str = ""
@@ -117,62 +114,67 @@ class Began:
     recovered: str = ""
 
 
-def judge_timeline(frames: Frames, given: Given) -> Finding:
-    """7.3: onset, detection, recovery and all between them; TTD and TTR with what each time rests on.
+def judge_timeline(frames: Frames, given: JudgeInput) -> Finding:
+    """7.3: order all events of the incident by time; compute TTD and TTR with the evidence of each time.
 
-    It is over when the queues are as usual again, by the rows' own timestamps; where these do not tell, when a run saw
-    it so. What people and runs saw and did are marks on the same line.
+    The recovery is the time at which all queues were back to normal, by the rows' timestamps; if those do not show it,
+    the first run after it that found so. The timeline also has the runs, notes and actions.
     """
-    began = rows.one(frames.get("began"), Began)
-    start = Moment(_time(began.onset) if began.onset else None, began.onset_how, began.onset_from)
+    began = rows.one(frames.get("began"), KnownOnset)
+    start = Moment(_parse_time(began.onset) if began.onset else None, began.onset_how, began.onset_from)
     detected = detection(frames, given)
     if detected.at is None and start.at is None:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    seen = green(frames, detected.at)
-    recovered = Moment(_time(began.recovered), "returned") if began.recovered else seen
-    unseen = detected.at is None or (recovered.at is not None and detected.at > recovered.at)
-    ttd, ttr = (None, None) if unseen else (lasted(start.at, detected.at), lasted(detected.at, recovered.at))
+    confirmed = green(frames, detected.at)
+    recovered = Moment(_parse_time(began.recovered), "returned") if began.recovered else confirmed
+    undetected = detected.at is None or (recovered.at is not None and detected.at > recovered.at)
+    ttd = None if undetected else duration_s(start.at, detected.at)
+    ttr = None if undetected else duration_s(detected.at, recovered.at)
     moments = {"onset": start, "detection": detected, "recovery": recovered}
-    if seen.at is not None and recovered != seen:
-        moments["confirmed"] = seen
+    if confirmed.at is not None and recovered != confirmed:
+        moments["confirmed"] = confirmed
     entries = timeline(frames, moments)
     died = len(table(frames, "partials", "name"))
     notes = {
-        "formula": True,
-        "died": died,
-        "no_onset": start.at is None,
-        "not_recovered": recovered.at is None,
+        "postmortem.formula": True,
+        "postmortem.died": died,
+        "postmortem.no_onset": start.at is None,
+        "postmortem.not_recovered": recovered.at is None,
     }
-    whole = ttd is not None and ttr is not None
-    key = "unseen" if unseen else "" if whole else "open" if recovered.at is None else "in_part"
+    complete = ttd is not None and ttr is not None
+    if undetected:
+        key = "postmortem.times_unseen"
+    elif complete:
+        key = "postmortem.times"
+    else:
+        key = "postmortem.times_open" if recovered.at is None else "postmortem.times_in_part"
     times = pd.DataFrame(
         [(what, m.at, m.how, m.name) for what, m in moments.items()], columns=["what", "time", "how", "name"]
     )
-    took = lasted(start.at, recovered.at)
+    took = duration_s(start.at, recovered.at)
     return judged(
-        say(f"postmortem.times{key and '_'}{key}", ttd=ttd, ttr=ttr, lasted=took, entries=len(entries)),
+        say(key, ttd=ttd, ttr=ttr, lasted=took, entries=len(entries)),
         [
             Value("ttd", ttd, "s"),
             Value("ttr", ttr, "s"),
             Value("lasted", took, "s"),
             Value("timeline.entries", len(entries)),
         ],
-        at_least=Status.OK if whole else Status.WARNING,
-        notes=tuple(say(f"postmortem.{note}", n=died) for note, true in notes.items() if true),
+        at_least=Status.OK if complete else Status.WARNING,
+        notes=tuple(say(note, n=died) for note, holds in notes.items() if holds),
         frames={"times": timed(times, "time"), "timeline": entries},
         show=("times", "timeline"),
     )
 
 
-def lasted(begin: pd.Timestamp | None, end: pd.Timestamp | None) -> float | None:
-    """Seconds between two moments, never below 0; None where one is not known."""
+def duration_s(begin: pd.Timestamp | None, end: pd.Timestamp | None) -> float | None:
+    """Return the seconds between two times, never below 0; None if one is unknown."""
     if begin is None or end is None:
         return None
     return round(max((end - begin).total_seconds(), 0.0), 1)
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(rows.Row):
     """A responder's note."""
 
     time: pd.Timestamp | None = None
@@ -181,26 +183,26 @@ class Note:
 
 
 def timeline(frames: Frames, moments: Mapping[str, Moment]) -> pd.DataFrame:
-    """Everything that has a time, sorted, in UTC. Columns: the fields of `Entry`."""
-    found = [Entry(m.at, kind, m.how, name=m.name) for kind, m in moments.items() if m.at is not None]
-    for run in rows.each(frames.get("runs"), Run):
+    """Return all entries sorted by time, in UTC. Columns: the fields of `TimelineRow`."""
+    found = [TimelineRow(m.at, kind, m.how, name=m.name) for kind, m in moments.items() if m.at is not None]
+    for run in rows.each(frames.get("runs"), IncidentRun):
         detail = run.detail or ""
-        found.append(Entry(run.started, "run", run.section, run.status, "", detail, detail, run.name))
-    for v in rows.each(frames.get("verdicts"), Verdict):
+        found.append(TimelineRow(run.started, "run", run.section, run.status, "", detail, detail, run.name))
+    for v in rows.each(frames.get("verdicts"), VerdictRow):
         if v.name.endswith(".json"):
-            found.append(Entry(v.started, "verdict", v.stuck_at or "", v.status, name=v.name))
-    for a in rows.each(frames.get("actions"), Action):
+            found.append(TimelineRow(v.started, "verdict", v.stuck_at or "", v.status, name=v.name))
+    for a in rows.each(frames.get("actions"), LoggedAction):
         en, ja = (" ".join(t for t in (*words, a.because) if t) for words in
                   ((a.why_en, a.effect_en), (a.why_ja, a.effect_ja)))  # fmt: skip
         who = " / ".join(w for w in (a.who, a.approved_by) if w)
         kind = "dry" if a.result == "dry" else "action"
-        found.append(Entry(a.time, kind, f"{a.action} {a.what}", a.result, who, en, ja))
+        found.append(TimelineRow(a.time, kind, f"{a.action} {a.what}", a.result, who, en, ja))
     for n in rows.each(frames.get("notes"), Note):
-        found.append(Entry(n.time, "note", who=n.who, detail_en=n.text, detail_ja=n.text))
+        found.append(TimelineRow(n.time, "note", who=n.who, detail_en=n.text, detail_ja=n.text))
     for name in table(frames, "partials", "name")["name"].astype(str):
         stamp, _, section = name.removesuffix(".partial.ipynb").partition("-")
-        found.append(Entry(_time(stamp), "died", section, name=name))
-    frame = rows.frame(found, Entry)
+        found.append(TimelineRow(_parse_time(stamp), "died", section, name=name))
+    frame = rows.frame(found, TimelineRow)
     frame["time"] = pd.to_datetime(frame["time"], utc=True)
     return frame.sort_values("time", kind="stable", na_position="last").reset_index(drop=True)
 

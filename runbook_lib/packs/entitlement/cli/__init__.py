@@ -1,1 +1,1 @@
-"""The commands of this pack beside the engine's own."""
+"""The commands that this pack adds to the engine's."""

@@ -1,4 +1,4 @@
-"""The command group `runbook act`: what a person has carried out on this system."""
+"""The command group `runbook act`: the actions that a person can run on this system."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from runbook_lib.cli import common
 from runbook_lib.cli.common import action_options
 
 
-@click.group(cls=common.Group)
+@click.group(cls=common.CommandGroup)
 def act() -> None:
-    """Carry an action out, or (without --execute) show what it would do; docs/operations.md has the rules."""
+    """Run an action (dry run without --execute); docs/operations.md has the rules."""
 
 
 @act.command()
@@ -29,7 +29,7 @@ def restart(workload: str, **options: Any) -> int:
 @click.argument("replicas", type=int)
 @action_options
 def scale(workload: str, replicas: int, **options: Any) -> int:
-    """Stop notification (0), or start it again (1); its events wait in the stream (runbook 4.2)."""
+    """Stop notification (0), or start it again (1); events wait in the stream meanwhile (runbook 4.2)."""
     return common.act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
 
 
@@ -37,24 +37,30 @@ def scale(workload: str, replicas: int, **options: Any) -> int:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
 @action_options
 def set_(settings: tuple[str, ...], **options: Any) -> int:
-    """Change settings such as delivery.batch_size=10; =default takes a change back (runbook 5.2)."""
+    """Change settings such as delivery.batch_size=10; =default restores the default (runbook 5.2)."""
     known = catalog.load().settings
-    given = {k: known[k].read(v) if k in known else v for k, v in common.pairs_of(settings, "set").items()}
+    given = {k: known[k].read(v) if k in known else v for k, v in common.parse_pairs(settings, "set").items()}
     return common.act("5.2", "set", {"settings": given}, **options)
 
 
 @act.command()
 @action_options
 def canary(**options: Any) -> int:
-    """Grant and revoke one right of a test account through the API, and follow both to the receiver (runbook 6)."""
+    """Grant and revoke a right of a test account through the API, and trace both events to the receiver (runbook 6)."""
     return common.act("6", "canary", {}, **options)
 
 
 @act.command()
 @click.argument("store")
-@click.option("--limit", type=int, default=50, show_default=True, help="rows of this portion")
-@click.option("--event", "events", multiple=True, metavar="ID", help="only these events, also permanent ones")
-@click.option("--discard", is_flag=True, help="decide that they are not sent again")
+@click.option("--limit", type=int, default=50, show_default=True, help="number of dead letters to send")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    metavar="ID",
+    help="only these events, also permanent failures",
+)
+@click.option("--discard", is_flag=True, help="record that they are not sent again")
 @action_options
 def redrive(store: str, limit: int, events: tuple[str, ...], discard: bool, **options: Any) -> int:
     """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""

@@ -1,4 +1,4 @@
-"""The commands `runbook event` and `runbook account`: where one event is, and whether each is in one place."""
+"""The commands `runbook event` (event trace) and `runbook account` (balance of the events of a window)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from runbook_lib.cli.common import say_json, words
+from runbook_lib.cli.common import AS_JSON, lang_option, say_json, words
 
 _OPTIONS = (
-    click.option("--target", default="default", show_default=True, help="which system, from runbook.toml"),
-    click.option("--incident", default="adhoc", show_default=True, help="whose tokens stand for people"),
-    click.option("--lang", type=click.Choice(["ja", "en"]), help="of what is said  [default: en]"),
-    click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else"),
+    click.option("--target", default="default", show_default=True, help="target in runbook.toml"),
+    click.option("--incident", default="adhoc", show_default=True, help="incident whose tokens mask the user ids"),
+    lang_option(),
+    AS_JSON,
 )
 
 
@@ -26,19 +26,19 @@ def _options(f: Any) -> Any:
 
 @click.command()
 @click.argument("id", required=False, type=words)
-@click.option("--user", type=words, help="a person's id, a token of the incident, or - to be asked for it")
+@click.option("--user", type=words, help="user id, token of the incident, or - to be asked for it")
 @click.option("--window", type=click.IntRange(1, 7 * 24 * 60), default=24 * 60, show_default=True, metavar="MINUTES",
-              help="of a user's events, and of notifications by their trace")  # fmt: skip
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline as a PNG")
+              help="window for a user's events, and for notifications found by trace id")  # fmt: skip
+@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline to a PNG file")
 @_options
 def event(id: str | None, user: str | None, window: int, picture: Path | None, as_json: bool, **options: Any) -> int:
-    """Follow one event, by the id of it, its notification, its trace or its audit row; or a user's."""
-    from runbook_lib.packs.entitlement import follow
+    """Show the event trace of an id (of an event, its notification, trace or audit row), or of a user's events."""
+    from runbook_lib.packs.entitlement import event_lookup
 
     rb = _session(window, **options)
     if user == "-":
         user = getpass("user id: ")
-    found = follow.event(rb, id, user=user)
+    found = event_lookup.event(rb, id, user=user)
     if picture and (image := found.picture()):
         picture.write_bytes(image)
     if as_json:
@@ -50,11 +50,11 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
 
 @click.command()
 @click.option("--window", type=click.IntRange(1, 24 * 60), default=60, show_default=True, metavar="MINUTES",
-              help="the events that were made in it")  # fmt: skip
-@click.option("--as-of", metavar="TIME", help="where the window ends  [default: now]; where they are is told of now")
+              help="length of the window in which the events were created")  # fmt: skip
+@click.option("--as-of", metavar="TIME", help="end of the window  [default: now]; places are always those of now")
 @_options
 def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> int:
-    """The balance: each event of a window in exactly one place, and what is in none, by its id."""
+    """Count the events of a window by the place where each is, and list those without a place by id."""
     from runbook_lib.packs.entitlement import account as accounts
 
     found = accounts.account(_session(window, as_of=as_of, **options))
@@ -65,9 +65,7 @@ def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> in
     return int(found.status.value)
 
 
-def _session(window: int, *, target: str, incident: str, lang: str | None, **more: Any) -> Any:
-    from runbook_lib import settings
+def _session(window: int, *, target: str, incident: str, lang: str, **more: Any) -> Any:
     from runbook_lib.session import quiet_session
 
-    lang = lang or settings.load().lang
     return quiet_session("3", target=target, incident_id=incident, lang=lang, window_minutes=window, **more)

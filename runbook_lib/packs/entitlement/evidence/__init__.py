@@ -1,5 +1,5 @@
-"""Is the process alive, is its loop? Read from what the services and the database say of it.
+"""Determine whether a service's process and its loops are alive, from its metrics, its sessions and its log.
 
-`look` functions ask and return frames, `read` functions are pure. "Not seen" is a value of its own here, and never
-the same as "is not": what cannot be reached from where the runbook runs says nothing about the service.
+`collect` functions query and return frames; `read` and `judge` functions are pure. "Not seen" is a value of its own:
+a source that the runbook cannot reach shows nothing about the service.
 """

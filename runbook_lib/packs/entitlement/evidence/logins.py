@@ -1,37 +1,57 @@
-"""From the broker's monitoring port: whom it has turned away, and whether it still does."""
+"""Count the logins that the broker refuses, and judge whether a service can log in to the servers that its start needs.
+
+A running service that loses its database or its broker recovers by itself; restarted without them, it does not start
+(docs/failure-modes.md, FM-DB-05 and FM-NATS-05). No source predicts the next login, so the last known one decides: from
+the service's log, its database sessions, its own metrics or Prometheus, and the broker's connections.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pandas as pd
 
-from runbook_lib.context import Given
-from runbook_lib.model.finding import Frames
+from runbook_lib import rows
+from runbook_lib.checks.parts import Parts
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import Outbox
 from runbook_lib.rows import each
+from runbook_lib.sources.logs import LogEntry
+from runbook_lib.sources.logs import read as read_log
 
-#: The server's words for a client that it did not let in.
+if TYPE_CHECKING:
+    from runbook_lib.context import Context
+
+#: The server's reasons for refusing a client.
 REFUSED = (
     "Authentication Failure",
     "Authentication Timeout",
     "Authorization Violation",
     "TLS Handshake Failure",
 )
-#: Reasons of a healthy life, or of the runbook's own visits.
+#: Reasons of normal operation, or of the runbook's own connections.
 QUIET = ("Client Closed", "Server Shutdown")
 
 
-@dataclass(frozen=True)
-class Closed:
-    """Connections that were closed for one reason."""
+class Closed(rows.Row):
+    """The connections of one client that were closed for one reason."""
 
     reason: str = ""
     last_minute: float = 0.0
     last_s_ago: float | None = None
 
 
-def closed_of(connections: pd.DataFrame) -> pd.DataFrame:
-    """Why connections were closed, by client and reason: how often, in the last minute, when last.
+def count_closed(connections: pd.DataFrame) -> pd.DataFrame:
+    """Count closed connections by client and reason.
 
     Frame closed (client: text, ip: text, reason: text, n: number, last_minute: 1/min, last_s_ago: s).
     """
@@ -52,14 +72,317 @@ def closed_of(connections: pd.DataFrame) -> pd.DataFrame:
     return grouped[columns].sort_values("last_s_ago").head(50).reset_index(drop=True)
 
 
-def refused(frames: Frames, given: Given) -> tuple[float, str]:
-    """Logins refused within the last minute, and the server's most frequent word for it."""
+def count_refused(frames: Frames, given: JudgeInput) -> tuple[float | None, str]:
+    """Return the number of logins refused within the last minute (None: unknown), and the most frequent reason."""
+    if "closed" not in frames:
+        return None, ""
     quiet_s = given.number("refused.quiet")
     found = [
         closed
         for closed in each(frames.get("closed"), Closed)
-        # A loop that has gone quiet is over: who is kept out tries again every 2 s.
+        # A refused client tries again every 2 s, so a reason without recent refusals is over.
         if closed.reason in REFUSED and closed.last_s_ago is not None and closed.last_s_ago < quiet_s
     ]
     most = max(found, key=lambda closed: closed.last_minute, default=Closed())
     return sum(closed.last_minute for closed in found), most.reason
+
+
+# Can a service log in? ----------------------------------------------------------------------------------------
+
+
+class Server(StrEnum):
+    """A server that a service logs in to at its start."""
+
+    DATABASE = "database"
+    BROKER = "broker"
+
+
+class LoginResult(StrEnum):
+    """The result of a login."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"  # the server answered, and did not let the service in
+    UNREACHED = "unreached"  # no server answered at the service's address
+
+
+#: PostgreSQL logs FATAL when it refuses a login, but also when it ends a session or is still starting.
+_DATABASE_REFUSES = re.compile(
+    r"FATAL: (?!terminating connection|the database system is)|PSQLException: The server requested"
+)
+_FULL = re.compile(r"FATAL: (?:sorry, )?too many|FATAL: remaining connection slots")
+_DATABASE_AWAY = re.compile(
+    r"PSQLException: (?:FATAL: the database system is|Connection to \S+(?: \S+)? refused|The connection attempt failed)"
+)
+_DATABASE_ACCEPTS = re.compile(r"HikariPool-\d+ - (?:Added connection|Start completed)")
+#: Errors of the broker's client, and a failed start.
+_BROKER = re.compile(r"^(?:errorOccurred|exceptionOccurred)|^Application run failed.*\bnats\b", re.IGNORECASE)
+_BROKER_REFUSES = re.compile(
+    r"authori[sz]ation violation|authentication (?:error|failure|timeout|expired|revoked)|connections exceeded",
+    re.IGNORECASE,
+)
+_BROKER_AWAY = re.compile(
+    r"connection refused|unknownhost|connect timed out|unable to connect|no servers available", re.IGNORECASE
+)
+_BROKER_ACCEPTS = re.compile(r"stream ensured$|subscriber started$")
+#: Spring Boot's last line of a start: the service has reached every server that it needs.
+_STARTED = re.compile(r"^Started \w+ in [\d.]+ seconds")
+_MAX_DETAIL = 160
+
+
+class Attempt(rows.Row):
+    """Logins to one server with one result in a service's log: their number, and the last one's time and text."""
+
+    server: str = ""
+    came: str = ""
+    n: int = 0
+    last: pd.Timestamp | None = None
+    detail: str = ""
+
+
+class Instances(rows.Row):
+    """A workload's instances: the number that is ready, and whether all of them started recently."""
+
+    ready: int = 0
+    young: bool = False
+
+
+class Node(rows.Row):
+    """When the broker started, and when it last read its configuration."""
+
+    started: pd.Timestamp | None = None
+    loaded: pd.Timestamp | None = None
+
+
+class Connected(rows.Row):
+    """A connection to the broker, not the runbook's: its start and its user."""
+
+    start: pd.Timestamp | None = None
+    user: str = ""
+
+
+class AtWork(rows.Row):
+    """Signs that the service's own connection to the broker works: its consumer is bound, or it has published."""
+
+    bound: bool | None = None
+    last_published: pd.Timestamp | None = None
+
+
+@dataclass(frozen=True)
+class LoginState:
+    """Whether a service can log in to a server (`ok`); None if no source shows it.
+
+    `at` is the time of the deciding login, `why` the server's text or the sign that decided, `came` the login's result.
+    """
+
+    ok: bool | None = None
+    at: pd.Timestamp | None = None
+    why: str | Text = ""
+    came: str = ""
+
+    @property
+    def for_want_of_a_slot(self) -> bool:
+        """Return whether the database refuses because it has no free connection, not because of the role."""
+        return isinstance(self.why, str) and bool(_FULL.search(self.why))
+
+
+def read_attempts(records: Iterable[LogEntry]) -> pd.DataFrame:
+    """Read the logins in a service's log; a row for each server and result (fields of `Attempt`)."""
+    found: dict[tuple[str, str], Attempt] = {}
+    for record in records:
+        if record.time is None:
+            continue
+        for server, came, detail in _match_logins(record):
+            before = found.get((server, came), Attempt())
+            last = max(pd.Timestamp(record.time), before.last or pd.Timestamp(record.time))
+            found[server, came] = Attempt(server, came, before.n + 1, last, detail[:_MAX_DETAIL])
+    return rows.frame(found.values(), Attempt)
+
+
+def _match_logins(record: LogEntry) -> Iterable[tuple[Server, LoginResult, str]]:
+    text = " ".join((record.message, *record.above, record.error))
+    if _STARTED.search(record.message):
+        yield from ((server, LoginResult.ACCEPTED, "") for server in Server)
+    elif _DATABASE_ACCEPTS.search(record.message):
+        yield Server.DATABASE, LoginResult.ACCEPTED, ""
+    elif count_refused := _DATABASE_REFUSES.search(text):
+        yield Server.DATABASE, LoginResult.REFUSED, text[count_refused.start() :]
+    elif away := _DATABASE_AWAY.search(text):
+        yield Server.DATABASE, LoginResult.UNREACHED, text[away.start() :]
+    elif _BROKER_ACCEPTS.search(record.message):
+        yield Server.BROKER, LoginResult.ACCEPTED, ""
+    elif _BROKER.search(text):
+        if count_refused := _BROKER_REFUSES.search(text):
+            yield Server.BROKER, LoginResult.REFUSED, text[count_refused.start() :]
+        elif away := _BROKER_AWAY.search(text):
+            yield Server.BROKER, LoginResult.UNREACHED, text[away.start() :]
+
+
+def collect(rb: Context, workload: str) -> Frames:
+    """Query every source on a service's logins; each source may fail on its own.
+
+    Frames: logins (see `read_attempts`) and those of `collect_without_log`.
+    """
+    parts, name = Parts(), rb.facts.workloads.program(workload)
+    with parts.part("log") as found:
+        found["logins"] = read_attempts(read_log(rb.workloads.logs(name, rb.number("login.log"))))
+    return parts.answers | collect_without_log(rb, workload)
+
+
+def collect_without_log(rb: Context, workload: str) -> Frames:
+    """Query every source but the log.
+
+    Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names); those of
+    `services.collect` and `sessions.collect`.
+    """
+    parts, name = Parts({"looked": row(at=rb.now())}), rb.facts.workloads.program(workload)
+    with parts.part("instances") as found:
+        pods = rb.workloads.pods(name)
+        ages = [(rb.now() - pd.Timestamp(pod["started"])).total_seconds() for pod in pods if pod["started"]]
+        young = bool(ages) and max(ages) < rb.number("program.young")
+        found["instances"] = row(ready=sum(pod["ready"] for pod in pods), young=young)
+    with parts.part("own") as found:
+        found["own"] = row(user=_find_user(rb.workloads.environment(name).values()))
+    with parts.part("services") as found:
+        found |= services.collect(rb)
+    with parts.part("sessions") as found, rb.snapshot() as db:
+        found |= sessions.collect(db, facts_of(rb).database_role)
+    with parts.part("at_work") as found:
+        found["at_work"] = _read_activity(rb, workload)
+    with parts.part("broker") as found:
+        found |= _read_broker(rb)
+    return parts.answers
+
+
+def _find_user(values: Iterable[str]) -> str:
+    addresses = (urlsplit(v) for v in values if v.startswith(("nats://", "tls://")))
+    return next((a.username for a in addresses if a.username and a.password), "")
+
+
+def _read_activity(rb: Context, workload: str) -> pd.DataFrame:
+    if workload == "notification":
+        streams = facts_of(rb).streams
+        return row(bound=rb.jetstream.consumer(streams.events, streams.consumer).bound)
+    with rb.snapshot() as db:
+        return row(last_published=rows.one(db.ask(Outbox.QUESTION), Outbox).last_published)
+
+
+def _read_broker(rb: Context) -> Frames:
+    nodes = rb.nats_monitor.servers()
+    moments = {name: [pd.Timestamp(n[key]) for n in nodes if n.get(key)] for name, key in _NODE_TIMES.items()}
+    clients = rb.nats_monitor.connections()
+    others = clients[~clients["name"].fillna("").str.startswith("runbook/")]
+    return {
+        "node": row(**{name: max(found, default=None) for name, found in moments.items()}),
+        "connected": others[["start", "user"]].reset_index(drop=True),
+    }
+
+
+_NODE_TIMES = {"started": "start", "loaded": "config_load_time"}
+
+
+def judge(frames: Frames, given: JudgeInput, workload: str) -> dict[Server, LoginState]:
+    """Judge whether the service can log in to each server, from the frames of `collect`; pure."""
+    given = replace(given, as_of=rows.value(frames.get("looked"), "at", pd.Timestamp) or given.as_of)
+    return {
+        Server.DATABASE: _judge_database_login(frames, given, workload),
+        Server.BROKER: _judge_broker_login(frames, given),
+    }
+
+
+def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> LoginState:
+    seen = services.read(frames, services.ServiceLimits.of(given)).get(workload, services.ServiceSeen(workload))
+    held = {s.service: s for s in each(frames.get("service_sessions"), sessions.Sessions)}
+    own = held.get(workload, sessions.Sessions(workload))
+    attempts = _read_server_attempts(frames, Server.DATABASE)
+    accepted = _latest(_find_last(attempts, LoginResult.ACCEPTED), _moment_ago(given, own.newest_login))
+    others = _latest(*(_moment_ago(given, s.newest_login) for s in held.values() if s.service != workload))
+    bad, proved_s = _find_last_failure(attempts, accepted), given.number("login.proved")
+    if bad is not None and _is_recent(bad.last, given, given.number("log.gap")):
+        return LoginState(False, bad.last, bad.detail, bad.came)
+    old = seen.age_s is not None and seen.age_s >= given.number("service.young")
+    if seen.connections == 0 and not own.sessions and old:
+        return LoginState(False, None, say("action.restart.pool_empty"))
+    # No refusal since. A working pool keeps trying; a pool without connections may just not have tried.
+    if bad is not None and not seen.connections:
+        opened = bad.came == LoginResult.UNREACHED or _is_after(others, bad.last)
+        return LoginState(None if opened else False, bad.last, bad.detail, bad.came)
+    if _is_recent(accepted, given, proved_s):
+        return LoginState(True, accepted)
+    if seen.connections:  # a working pool replaces its sessions by age, so it logs in regularly
+        return LoginState(True)
+    if _process_has_no_session(frames, given, workload, seen):
+        return LoginState(False, None, say("action.restart.no_session"))
+    # Both services log in as one role.
+    return LoginState(True, others) if _is_recent(others, given, proved_s) else LoginState(None, accepted)
+
+
+def _process_has_no_session(frames: Frames, given: JudgeInput, workload: str, seen: services.ServiceSeen) -> bool:
+    """Return whether the process runs without a session; if the other service has sessions, it must also answer."""
+    instances = rows.first(frames.get("instances"), Instances)
+    found = sessions.read(frames, sessions.SessionLimits.of(given))
+    if instances is None or not instances.ready or instances.young or workload not in found:
+        return False
+    if found[workload].says is not sessions.Says.NONE:
+        return False
+    return seen.answers is services.Answers.YES or sessions.no_service_has_sessions(found)
+
+
+def _judge_broker_login(frames: Frames, given: JudgeInput) -> LoginState:
+    at_work, node = rows.one(frames.get("at_work"), AtWork), rows.one(frames.get("node"), Node)
+    if at_work.bound:
+        return LoginState(True, given.as_of)
+    attempts, connected = _read_server_attempts(frames, Server.BROKER), each(frames.get("connected"), Connected)
+    accepted, user = _find_last(attempts, LoginResult.ACCEPTED), rows.value(frames.get("own"), "user", str)
+    published, gap_s = at_work.last_published, given.number("log.gap")
+    bad = _find_last_failure(attempts, _latest(accepted, published))
+    same = _latest(*(c.start for c in connected if c.user == user)) if user else None
+    if bad is not None and bad.came == LoginResult.REFUSED:
+        # A client that has given up does not try again, even when the cause is removed.
+        opened = _is_after(node.loaded, bad.last) or _is_after(node.started, bad.last) or _is_after(same, bad.last)
+        return LoginState(None if opened else False, bad.last, bad.detail, bad.came)
+    if bad is not None:
+        again = _is_recent(bad.last, given, gap_s) and not _is_after(node.started, bad.last)
+        return LoginState(False if again else None, bad.last, bad.detail, bad.came)
+    open_to_all = bool(connected) and not any(c.user for c in connected)
+    seen = accepted or same or open_to_all or _is_recent(published, given, gap_s)
+    return LoginState(True if seen else None, _latest(accepted, published, same))
+
+
+def refused_servers(seen: Mapping[Server, LoginState]) -> dict[Server, LoginState]:
+    """Return the servers, of the result of `judge`, that refused the service's login."""
+    return {server: login for server, login in seen.items() if login.ok is False and login.came == LoginResult.REFUSED}
+
+
+def is_away(login: LoginState) -> bool:
+    """Return whether no server answered the service's last login."""
+    return login.ok is False and login.came == LoginResult.UNREACHED
+
+
+def _read_server_attempts(frames: Frames, server: Server) -> Sequence[Attempt]:
+    return [a for a in each(frames.get("logins"), Attempt) if a.server == server and a.last is not None]
+
+
+def _find_last(attempts: Iterable[Attempt], came: LoginResult) -> pd.Timestamp | None:
+    return _latest(*(a.last for a in attempts if a.came == came))
+
+
+def _find_last_failure(attempts: Iterable[Attempt], accepted: pd.Timestamp | None) -> Attempt | None:
+    """Return the last login that was refused or reached no server, unless a later one was accepted."""
+    bad = [a for a in attempts if a.came != LoginResult.ACCEPTED and not _is_after(accepted, a.last)]
+    return max(bad, key=lambda a: a.last, default=None)  # type: ignore[arg-type,return-value]  # each has one
+
+
+def _latest(*moments: pd.Timestamp | None) -> pd.Timestamp | None:
+    return max((m for m in moments if m is not None), default=None)
+
+
+def _is_after(moment: pd.Timestamp | None, other: pd.Timestamp | None) -> bool:
+    return moment is not None and (other is None or moment > other)
+
+
+def _moment_ago(given: JudgeInput, seconds: float | None) -> pd.Timestamp | None:
+    return None if seconds is None else given.as_of - pd.Timedelta(seconds=seconds)
+
+
+def _is_recent(moment: pd.Timestamp | None, given: JudgeInput, seconds: float) -> bool:
+    return moment is not None and (given.as_of - moment).total_seconds() < seconds

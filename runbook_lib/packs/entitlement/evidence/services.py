@@ -1,7 +1,7 @@
-"""What the services say of themselves: since when they live, and whether each loop runs, fails, hangs, is switched off.
+"""Read the services' own metrics: their age, and whether each loop runs, fails, hangs or is switched off.
 
-The series are those of Spring Boot and Micrometer (/actuator/prometheus). Two looks some seconds apart tell what
-happens; one tells only what is switched off and what has been inside one run for long.
+The series are those of Spring Boot and Micrometer (/actuator/prometheus). Two samples some seconds apart show what
+happens; one sample shows only a loop that is switched off, or that has been inside one run for long.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from itertools import groupby
 
 import pandas as pd
 
-from runbook_lib.context import Context, Given
+from runbook_lib.context import Context, JudgeInput
 from runbook_lib.model.finding import Frames, Reason
-from runbook_lib.packs.entitlement.facts import Facts, facts_of
-from runbook_lib.rows import each
+from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
+from runbook_lib.rows import Row, each
 from runbook_lib.sources import SourceError
 
 PATH = "actuator/prometheus"
@@ -24,7 +24,7 @@ PATH = "actuator/prometheus"
 
 @dataclass(frozen=True)
 class Task:
-    """A scheduled loop: the service it is in, the end of its class's name, and whether it comes every second."""
+    """A scheduled loop: its service, the end of its class's name, and whether it runs every second."""
 
     service: str
     worker: str
@@ -37,7 +37,7 @@ TASKS = {
     "outbox_retention": Task("entitlement", "EntitlementRetentionWorker", polls=False),
     "notification_retention": Task("notification", "NotificationRetentionWorker", polls=False),
 }
-#: Any clean-up, whatever its class is called in full.
+#: The end of the class name of every clean-up.
 _RETENTION = "RetentionWorker"
 
 _RUNS = "tasks_scheduled_execution_seconds_count"
@@ -48,37 +48,36 @@ _SERIES = (
     "logback_events_total",
 )
 _QUERY = f'{{__name__=~"{"|".join(_SERIES)}"}}'
-#: A Prometheus server scrapes every 15 s: so far apart, two of its moments hold different scrapes.
-_APART = pd.Timedelta(seconds=60)
+#: Prometheus scrapes every 15 s, so two times this far apart have different scrapes.
+_SCRAPE_GAP = pd.Timedelta(seconds=60)
 
-SAMPLES = ["service", "at", "by", "name", "code_namespace", "exception", "outcome", "level", "value"]
-ASKED = ["service", "at", "by", "reason", "code", "detail"]
+SAMPLE_COLUMNS = ["service", "at", "by", "name", "code_namespace", "exception", "outcome", "level", "value"]
+REQUEST_COLUMNS = ["service", "at", "by", "reason", "code", "detail"]
 
 
 class Doing(StrEnum):
-    """What a loop was seen to do."""
+    """The activity of a loop."""
 
     RUNS = "runs"
-    FAILS = "fails"  # its runs end in an exception, all of them or some
-    LONG = "long_run"  # inside one run for `for_s`: it hangs, or each row takes long
-    BEHIND = "behind"  # another loop of the same process holds the one thread they share
-    STILL = "still"  # the process answers, and its loop neither runs nor is inside a run
-    OFF = "off"  # switched off by its setting: another loop of the process is there, this one never was
+    FAILS = "fails"  # all or some of its runs end in an exception
+    LONG = "long_run"  # inside one run for `for_s` seconds: it hangs, or each row takes long
+    BEHIND = "behind"  # another loop of the process occupies the thread that they share
+    STILL = "still"  # the process answers, but its loop neither runs nor is inside a run
+    OFF = "off"  # switched off by its setting: other loops of the process have run, this one never has
     NOT_SEEN = "not_seen"
 
 
 class Answers(StrEnum):
-    """What came of asking a service."""
+    """The result of a request to a service."""
 
     YES = "yes"
-    HUNG = "hung"  # the connection was taken and nothing came: a frozen process, or a tunnel to none
-    CLOSED = "closed"  # nothing listens at that address, seen from here
-    OTHER = "other"  # something else answers: refused, no such page
-    NOT_SEEN = "not_seen"  # no address, or no way to it
+    HUNG = "hung"  # connected but no reply: a frozen process, or a tunnel without a process
+    CLOSED = "closed"  # nothing listens at that address, as far as the runbook can see
+    OTHER = "other"  # another reply: refused, or no such page
+    NOT_SEEN = "not_seen"  # no address, or no route to it
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(Row):
     """A row of the frame `service_samples`."""
 
     service: str = ""
@@ -92,9 +91,8 @@ class Sample:
     value: float = 0.0
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A row of the frame `service_asked`: one request, and why it was not answered."""
+class ServiceRequest(Row):
+    """A row of the frame `service_asked`: one request, and the reason if it failed."""
 
     service: str = ""
     at: pd.Timestamp | None = None
@@ -106,7 +104,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class LoopSeen:
-    """What one loop does: `share` of its runs failed between the looks, `for_s` seconds inside the present run."""
+    """The activity of one loop: `share` of its runs failed between the samples; `for_s` seconds inside its run now."""
 
     loop: str
     doing: Doing = Doing.NOT_SEEN
@@ -119,9 +117,9 @@ class LoopSeen:
 
 @dataclass(frozen=True)
 class ServiceSeen:
-    """One process. What is None was not seen; `by` is "service" or "prometheus", `gap_s` what lies between the looks.
+    """One process; None means unknown. `by` is "service" or "prometheus", `gap_s` the seconds between the samples.
 
-    `timeouts` of the pool and `errors` logged are those between the looks, or since the start where there is one look.
+    `timeouts` of the pool and `errors` in the log are counted between the samples; with one sample, since the start.
     """
 
     service: str
@@ -140,66 +138,72 @@ class ServiceSeen:
 
     @property
     def locked_out(self) -> bool:
-        """Its pool has no connection, and somebody waits for one."""
+        """Return whether the pool has no connection while a thread waits for one."""
         return self.connections == 0 and bool(self.waiting)
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What decides, from docs/slo.md: seconds."""
+class ServiceLimits:
+    """The deciding thresholds of docs/slo.md, in seconds."""
 
-    poll_s: float  # what lies between two runs
-    young_s: float  # a process younger than this may not have begun its loops
-    long_s: float  # a run longer than this is long
+    poll_s: float  # the interval between two runs
+    young_s: float  # a younger process may not have started its loops
+    long_s: float  # a longer run counts as long
 
     @classmethod
-    def of(cls, given: Given) -> Numbers:
-        """Those of a run."""
+    def of(cls, given: JudgeInput) -> ServiceLimits:
+        """Return the thresholds of a run."""
         return cls(facts_of(given).poll_interval_s, given.number("service.young"), given.number("service.long_run"))
 
 
 # Asking -----------------------------------------------------------------------------------------------------
 
 
-def look(rb: Context) -> Frames:
-    """One look at every service: `service_samples`, `service_asked`; from Prometheus what does not answer itself."""
+def collect(rb: Context) -> Frames:
+    """Sample every service: `service_samples`, `service_asked`; via Prometheus if a service does not answer itself."""
     samples, asked = [], []
-    for service in Facts.services:
+    for service in EntitlementFacts.services:
         began = pd.Timestamp.now("UTC")
         try:
             found = rb.service(service).samples(PATH, _SERIES.__contains__)
-            samples.append(_frame(found, service, began, "service"))
-            asked.append(Asked(service, began, "service"))
+            samples.append(_label_samples(found, service, began, "service"))
+            asked.append(ServiceRequest(service, began, "service"))
         except SourceError as error:
-            asked.append(Asked(service, began, "service", error.reason, error.code, error.detail))
+            asked.append(ServiceRequest(service, began, "service", error.reason, error.code, error.detail))
     if missing := [a.service for a in asked if a.reason]:
         now = rb.now()
-        for at in (now - _APART, now):
+        for at in (now - _SCRAPE_GAP, now):
             try:
                 found = rb.prometheus.instant(_QUERY, at)
             except SourceError as error:
-                asked += [Asked(s, at, "prometheus", error.reason, error.code, error.detail) for s in missing]
+                asked += [ServiceRequest(s, at, "prometheus", error.reason, error.code, error.detail) for s in missing]
                 break
-            samples += [_frame(own, s, at, "prometheus") for s in missing if not (own := _of(found, s)).empty]
+            samples += [
+                _label_samples(own, s, at, "prometheus")
+                for s in missing
+                if not (own := _select_service(found, s)).empty
+            ]
     return {
-        "service_samples": pd.concat(samples, ignore_index=True) if samples else pd.DataFrame(columns=SAMPLES),
-        "service_asked": pd.DataFrame([vars(a) for a in asked], columns=ASKED),
+        "service_samples": pd.concat(samples, ignore_index=True) if samples else pd.DataFrame(columns=SAMPLE_COLUMNS),
+        "service_asked": pd.DataFrame([vars(a) for a in asked], columns=REQUEST_COLUMNS),
     }
 
 
-def together(*looks: Frames) -> Frames:
-    """Several looks as one set of frames."""
-    names = dict.fromkeys(name for frames in looks for name in frames)
-    return {name: pd.concat([frames[name] for frames in looks if name in frames], ignore_index=True) for name in names}
+def concat_samples(*samples: Frames) -> Frames:
+    """Return several samples as one set of frames."""
+    names = dict.fromkeys(name for frames in samples for name in frames)
+    return {
+        name: pd.concat([frames[name] for frames in samples if name in frames], ignore_index=True) for name in names
+    }
 
 
-def _frame(found: pd.DataFrame, service: str, at: pd.Timestamp, by: str) -> pd.DataFrame:
+def _label_samples(found: pd.DataFrame, service: str, at: pd.Timestamp, by: str) -> pd.DataFrame:
     named = found.rename(columns={"__name__": "name"}).assign(service=service, at=at, by=by)
-    return named.reindex(columns=SAMPLES)
+    return named.reindex(columns=SAMPLE_COLUMNS)
 
 
-def _of(found: pd.DataFrame, service: str) -> pd.DataFrame:
-    """The series of one service among all of a Prometheus: by the label `application`, else by SERVICE:PORT."""
+def _select_service(found: pd.DataFrame, service: str) -> pd.DataFrame:
+    """Select a service's series from Prometheus, by the label `application` or an instance SERVICE:PORT."""
     if found.empty:
         return found
     nothing = pd.Series("", found.index)
@@ -211,83 +215,88 @@ def _of(found: pd.DataFrame, service: str) -> pd.DataFrame:
 # What it means ----------------------------------------------------------------------------------------------
 
 
-def read(frames: Frames, numbers: Numbers) -> dict[str, ServiceSeen]:
-    """Each service, by what was seen at one look or at several. Pure; what the frames lack is not seen."""
-    asked = each(frames.get("service_asked"), Asked)
+def read(frames: Frames, numbers: ServiceLimits) -> dict[str, ServiceSeen]:
+    """Read each service from one or several samples. Pure; values that the frames lack are None."""
+    asked = each(frames.get("service_asked"), ServiceRequest)
     samples = each(frames.get("service_samples"), Sample)
     return {
-        service: _service(
+        service: _read_service(
             service, [a for a in asked if a.service == service], [s for s in samples if s.service == service], numbers
         )
-        for service in Facts.services
+        for service in EntitlementFacts.services
     }
 
 
 @dataclass(frozen=True)
-class _Look:
-    """The series of one process at one moment."""
+class _SeriesSample:
+    """The series of one process at one time."""
 
     at: pd.Timestamp
     by: str
     samples: Sequence[Sample]
 
     def values(self, name: str, fits: Callable[[Sample], bool] = lambda s: True) -> list[float]:
-        """The fitting series."""
+        """Return the values of the series that fit."""
         return [s.value for s in self.samples if s.name == name and s.value == s.value and fits(s)]
 
     def total(self, name: str, fits: Callable[[Sample], bool] = lambda s: True) -> float | None:
-        """Their sum; None if there is none."""
+        """Return the sum of the series that fit; None without any."""
         found = self.values(name, fits)
         return sum(found) if found else None
 
     def most(self, name: str, worker: str) -> float:
-        """The largest of a worker's series, 0 if there is none."""
-        return max((s.value for s in self._of(name, worker)), default=0.0)
+        """Return the largest value of a worker's series, or 0 without any."""
+        return max((s.value for s in self._of_worker(name, worker)), default=0.0)
 
     def runs(self, worker: str) -> dict[str, float]:
-        """How often the worker's runs ended so, by exception ("none")."""
+        """Count the worker's runs by the exception in which they ended ("none" for success)."""
         found: dict[str, float] = {}
-        for s in self._of(_RUNS, worker):
+        for s in self._of_worker(_RUNS, worker):
             named = s.exception not in ("", "none")
             how = s.exception if named else "unknown" if s.outcome == "ERROR" else "none"
             found[how] = found.get(how, 0.0) + s.value
         return found
 
     def has(self, worker: str) -> bool:
-        """Whether there is any series of the worker."""
-        return any(True for name in (_RUNS, _ACTIVE) for _ in self._of(name, worker))
+        """Return whether the worker has any series."""
+        return any(True for name in (_RUNS, _ACTIVE) for _ in self._of_worker(name, worker))
 
     def workers(self) -> set[str]:
-        """The classes that have run or do."""
+        """Return the classes that run or have run."""
         return {s.code_namespace for s in self.samples if s.name in (_RUNS, _ACTIVE) and s.code_namespace}
 
-    def _of(self, name: str, worker: str) -> Iterable[Sample]:
+    def _of_worker(self, name: str, worker: str) -> Iterable[Sample]:
         return (s for s in self.samples if s.name == name and s.code_namespace.endswith(worker) and s.value == s.value)
 
     @property
     def started(self) -> float | None:
-        """When the process began, the youngest where a Prometheus knows several."""
+        """Return the start of the process, or of the youngest one if Prometheus has several."""
         return max(self.values("process_start_time_seconds"), default=None)
 
 
-def _looks(samples: list[Sample]) -> list[_Look]:
-    """The looks in their order, all by the better of the two ways."""
+def _group_samples(samples: list[Sample]) -> list[_SeriesSample]:
+    """Group the samples by time: those of the service itself if there are any, else those of Prometheus."""
     dated = sorted((s for s in samples if s.at is not None), key=lambda s: (str(s.at), s.by))
-    looks = [_Look(pd.Timestamp(at), by, list(those)) for (at, by), those in groupby(dated, key=lambda s: (s.at, s.by))]
-    return [look for look in looks if look.by == "service"] or looks
+    series = [
+        _SeriesSample(pd.Timestamp(at), by, list(those))
+        for (at, by), those in groupby(dated, key=lambda s: (s.at, s.by))
+    ]
+    return [s for s in series if s.by == "service"] or series
 
 
-def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: Numbers) -> ServiceSeen:
-    looks = _looks(samples)
+def _read_service(
+    service: str, asked: list[ServiceRequest], samples: list[Sample], numbers: ServiceLimits
+) -> ServiceSeen:
+    series = _group_samples(samples)
     direct = [a for a in asked if a.by == "service"]
-    answers, why = _answers(direct[-1] if direct else None)
-    if not looks or (answers in (Answers.HUNG, Answers.CLOSED) and looks[-1].by == "service"):
-        # What it said at an earlier look is no longer so.
+    answers, why = _read_answer(direct[-1] if direct else None)
+    if not series or (answers in (Answers.HUNG, Answers.CLOSED) and series[-1].by == "service"):
+        # The earlier sample is out of date: the service does not answer now.
         return ServiceSeen(
             service, answers, why, loops={n: LoopSeen(n) for n, t in TASKS.items() if t.service == service}
         )
-    last = looks[-1]
-    same = [look for look in looks if look.started == last.started]
+    last = series[-1]
+    same = [s for s in series if s.started == last.started]
     first = same[0] if len(same) > 1 else None
     age = min(last.values("process_uptime_seconds"), default=None)
     if age is None and last.started is not None:
@@ -295,8 +304,8 @@ def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: N
     gap = None if first is None else (last.at - first.at).total_seconds()
 
     def grown(name: str, fits: Callable[[Sample], bool] = lambda s: True) -> float | None:
-        now = last.total(name, fits)
-        return now if first is None or now is None else max(now - (first.total(name, fits) or 0.0), 0.0)
+        now, before = last.total(name, fits), first.total(name, fits) if first else None
+        return now if now is None or before is None else max(now - before, 0.0)  # a counter begins at 0
 
     return ServiceSeen(
         service,
@@ -304,30 +313,30 @@ def _service(service: str, asked: list[Asked], samples: list[Sample], numbers: N
         why,
         by=last.by,
         gap_s=gap,
-        started=_moment(last.started),
+        started=_to_timestamp(last.started),
         age_s=age,
-        restarted=None if len(looks) < 2 else any(look.started != last.started for look in looks),
+        restarted=None if len(series) < 2 else any(s.started != last.started for s in series),
         connections=last.total("hikaricp_connections"),
         waiting=last.total("hikaricp_connections_pending"),
         timeouts=grown("hikaricp_connections_timeout_total"),
         errors=grown("logback_events_total", lambda s: s.level.lower() == "error"),
         loops={
-            name: _loop(name, task, first, last, age, numbers)
+            name: _read_loop(name, task, first, last, age, numbers)
             for name, task in TASKS.items()
             if task.service == service
         },
     )
 
 
-def _moment(epoch_s: float | None) -> pd.Timestamp | None:
-    """None also for a number that is no moment: what the service says is not ours to trust."""
+def _to_timestamp(epoch_s: float | None) -> pd.Timestamp | None:
+    """Convert seconds since 1970; None also for a number that is not a valid time."""
     try:
         return None if epoch_s is None else pd.Timestamp(epoch_s, unit="s", tz="UTC")
     except (ValueError, OverflowError):
         return None
 
 
-def _answers(asked: Asked | None) -> tuple[Answers, str]:
+def _read_answer(asked: ServiceRequest | None) -> tuple[Answers, str]:
     if asked is None or asked.reason == Reason.NOT_CONFIGURED:
         return Answers.NOT_SEEN, ""
     if not asked.reason:
@@ -336,7 +345,9 @@ def _answers(asked: Asked | None) -> tuple[Answers, str]:
     return known.get(asked.code, Answers.OTHER), asked.detail
 
 
-def _loop(name: str, task: Task, first: _Look | None, last: _Look, age: float | None, numbers: Numbers) -> LoopSeen:
+def _read_loop(
+    name: str, task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, numbers: ServiceLimits
+) -> LoopSeen:
     worker = task.worker if task.polls else _RETENTION
     inside = last.most(_ACTIVE_MAX, worker) if last.most(_ACTIVE, worker) > 0 else 0.0
     others = {w for w in last.workers() if not w.endswith(worker)}
@@ -358,7 +369,7 @@ def _loop(name: str, task: Task, first: _Look | None, last: _Look, age: float | 
         if not total:
             return LoopSeen(name)
         doing = Doing.FAILS if failed and not ran.get("none") else Doing.RUNS
-        return LoopSeen(name, doing, _frequent(ran), failed / total, runs=total, failures=failed)
+        return LoopSeen(name, doing, _most_frequent_exception(ran), failed / total, runs=total, failures=failed)
     if first is None:
         return LoopSeen(name, Doing.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name, runs=total)
     before = first.runs(worker)
@@ -367,24 +378,24 @@ def _loop(name: str, task: Task, first: _Look | None, last: _Look, age: float | 
     failed = runs - grown.get("none", 0.0)
     if runs:
         doing = Doing.FAILS if failed else Doing.RUNS
-        return LoopSeen(name, doing, _frequent(grown), failed / runs, inside or None, runs, failed)
+        return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None, runs, failed)
     gap = (last.at - first.at).total_seconds()
     if inside >= gap or inside >= numbers.long_s:
         return LoopSeen(name, Doing.LONG, for_s=inside)
     if held >= gap or held >= numbers.long_s:
         return LoopSeen(name, Doing.BEHIND, for_s=held)
-    if inside or held or gap < 2 * _interval(total, age, numbers):
+    if inside or held or gap < 2 * _estimate_interval(total, age, numbers):
         return LoopSeen(name)
     return LoopSeen(name, Doing.STILL)
 
 
-def _interval(total: float, age: float | None, numbers: Numbers) -> float:
-    """What lies between two runs: as configured, unless what it did since its start says that it is much longer."""
+def _estimate_interval(total: float, age: float | None, numbers: ServiceLimits) -> float:
+    """Return the interval between two runs: as configured, or the mean since the start if that is much longer."""
     mean = age / total if age and total else 0.0
     return mean if mean > 2 * numbers.poll_s else numbers.poll_s
 
 
-def _frequent(runs: dict[str, float]) -> str:
-    """The exception that most of the failed runs ended in; "" if none did."""
+def _most_frequent_exception(runs: dict[str, float]) -> str:
+    """Return the most frequent exception of the failed runs; "" if no run failed."""
     failed = {how: n for how, n in runs.items() if how != "none"}
     return max(failed, key=lambda how: failed[how]) if failed else ""

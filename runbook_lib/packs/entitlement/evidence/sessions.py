@@ -1,23 +1,29 @@
-"""From the database alone: is each service there, does it say anything, and does its loop?
+"""Determine from the database alone whether each service is there, is active, and runs its loop.
 
-Each service keeps a pool of ten sessions, and each loop polls once a second also when there is nothing to do. So the
-newest statement tells of the process, and the newest claim, mark or count of its loop. "Failing" is told by the
-transactions that the database rolls back, which are those of everybody: it needs two looks.
+Each service keeps a pool of ten sessions, and each loop polls once a second even without work. So the newest statement
+shows that the process is alive, and the newest claim, mark or count that its loop is. "Failing" is derived from the
+rolled-back transactions of all clients, which needs two samples.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar, Literal
+from textwrap import shorten
+from typing import Literal
 
 import pandas as pd
 
-from runbook_lib.context import Given
+from runbook_lib.context import Context, JudgeInput
 from runbook_lib.model.finding import Frames, Reason
-from runbook_lib.packs.entitlement.facts import Facts, facts_of
-from runbook_lib.rows import each
+from runbook_lib.packs.entitlement.evidence import services
+from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
+from runbook_lib.rows import Row, each
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.postgres import Snapshot
 
@@ -25,24 +31,23 @@ Confidence = Literal["high", "medium", "low", "none"]
 
 
 class Says(StrEnum):
-    """What a service's sessions show."""
+    """The state that a service's sessions show."""
 
-    NONE = "none"  # it has none: the database's door is shut for it, or no process is there
-    FROZEN = "frozen"  # they are there, and all fell silent together with its loop
-    BLOCKED = "blocked"  # its newest statement is at work for long, or waits for a lock
-    LOOP_SILENT = "loop_silent"  # the process works, its loop says nothing: switched off, or it hangs
-    FAILING = "failing"  # the loop speaks, and most of what the database is asked is rolled back
+    NONE = "none"  # no session: the database refuses the service, or no process is there
+    FROZEN = "frozen"  # all sessions and the loop became inactive at the same time
+    BLOCKED = "blocked"  # its newest statement has run for long, or waits for a lock
+    LOOP_SILENT = "loop_silent"  # the process is active, its loop is not: switched off, or it hangs
+    FAILING = "failing"  # the loop is active, and most transactions of the database are rolled back
     ALIVE = "alive"
     NOT_SEEN = "not_seen"
 
 
-@dataclass(frozen=True)
-class Sessions:
-    """A row of alive/sessions: seconds since the oldest session began, since the newest statement, and since the
-    newest one of the loop.
-    """
+class Sessions(Row, query="alive/sessions"):
+    """A row of alive/sessions.
 
-    QUESTION: ClassVar[str] = "alive/sessions"
+    Seconds since: the oldest session began (`since`), the newest statement (`newest`), the loop's newest statement
+    (`poll`), the newest session began (`newest_login`).
+    """
 
     service: str = ""
     sessions: int = 0
@@ -53,22 +58,46 @@ class Sessions:
     poll: float | None = None
     strangers: int = 0
     sees_others: bool = False
+    newest_login: float | None = None
 
 
-@dataclass(frozen=True)
-class Transactions:
+class Transactions(Row, query="alive/transactions"):
     """A row of alive/transactions."""
-
-    QUESTION: ClassVar[str] = "alive/transactions"
 
     commits: int = 0
     rollbacks: int = 0
     at: pd.Timestamp | None = None
 
 
+class WorkerSample(Row, query="alive/delivery"):
+    """A row of alive/delivery: the sessions that run a statement of the delivery loop, or wait for a lock in one."""
+
+    sees_others: bool = False
+    working: int = 0
+    locked: int = 0
+    waits_for: str = ""
+    statement: str = ""
+
+
+@dataclass(frozen=True)
+class TimeUse:
+    """The number of samples, of those in a statement, and of those in a lock wait; the usual statement and wait."""
+
+    samples: int = 0
+    working: int = 0
+    locked: int = 0
+    waits_for: str = ""
+    statement: str = ""
+
+    @property
+    def outside(self) -> int:
+        """The number of samples in which the loop ran no statement."""
+        return self.samples - self.working - self.locked
+
+
 @dataclass(frozen=True)
 class SessionsSeen:
-    """What one service's sessions come to, and how sure that is."""
+    """The state of one service by its sessions, with its confidence."""
 
     service: str
     says: Says = Says.NOT_SEEN
@@ -79,8 +108,8 @@ class SessionsSeen:
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """What decides, from docs/slo.md: seconds, and the share of transactions that is rolled back."""
+class SessionLimits:
+    """The deciding thresholds of docs/slo.md: seconds, and the share of rolled-back transactions."""
 
     poll_s: float
     young_s: float
@@ -92,8 +121,8 @@ class Numbers:
     pool: float
 
     @classmethod
-    def of(cls, given: Given) -> Numbers:
-        """Those of a run."""
+    def of(cls, given: JudgeInput) -> SessionLimits:
+        """Return the thresholds of a run."""
         return cls(
             facts_of(given).poll_interval_s,
             given.number("service.young"),
@@ -106,47 +135,94 @@ class Numbers:
         )
 
 
-def look(db: Snapshot, role: str) -> Frames:
-    """One look, services log in as `role`: `service_sessions`, `transactions`.
+def collect(db: Snapshot, role: str) -> Frames:
+    """Query the sessions of `role`, the role of both services. Frames: service_sessions, transactions.
 
-    Raises SourceError, also where the sessions are not a pool each.
+    Raises SourceError, also on a replica and behind a pooler, whose sessions are not the services' own.
     """
-    if db.place.replica or db.place.pooled:
-        raise SourceError("postgres", Reason.NO_DATA, "these are not the services' own sessions", "not_theirs")
+    _require_own_sessions(db)
     return {"service_sessions": db.ask(Sessions.QUESTION, role=role), "transactions": db.ask(Transactions.QUESTION)}
 
 
-def read(frames: Frames, numbers: Numbers) -> dict[str, SessionsSeen]:
-    """Each service, by the newest look; pure. What could not be seen is not seen."""
-    found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}  # the last of each
-    share = rolled_back(frames, numbers)
-    either = found.get("either", Sessions())
-    if not _each_its_own(found.values(), numbers):
-        return {s: SessionsSeen(s) for s in Facts.services}
-    return {s: _one(found.get(s), either, share, numbers) or SessionsSeen(s) for s in Facts.services}
+def _require_own_sessions(db: Snapshot) -> None:
+    if db.place.replica or db.place.pooled:
+        raise SourceError("postgres", Reason.NO_DATA, "these are not the services' own sessions", "not_theirs")
 
 
-def _each_its_own(rows: Iterable[Sessions], numbers: Numbers) -> bool:
-    """Whether the sessions that are there can be a pool for each service that has any.
+def watch_worker(rb: Context, pause_s: float, earlier: Frames) -> Frames:
+    """Wait `pause_s` seconds, and sample meanwhile what the delivery worker does, every `samples.apart` seconds.
 
-    Fewer are those of a pooler between, that lends the same ones to all: what one shows last tells nothing then.
+    Frame worker_samples: the columns of alive/delivery; the samples of `earlier` first.
     """
-    there = [row for row in rows if row.sessions]
-    services = sum(row.service in Facts.services for row in there)
-    return sum(row.sessions for row in there) >= numbers.pool * services
+    until, apart_s = time.monotonic() + pause_s, rb.number("samples.apart")
+    samples = [earlier["worker_samples"]] if "worker_samples" in earlier else []
+    with suppress(SourceError):  # the samples before and after the pause tell why
+        while time.monotonic() + apart_s < until:
+            time.sleep(apart_s)
+            with rb.snapshot() as db:
+                _require_own_sessions(db)
+                sample = db.ask(WorkerSample.QUERY)
+            shown = [s and shorten(rb.masker.statement(s), 80) for s in sample["statement"]]
+            samples.append(sample.assign(statement=shown))
+    time.sleep(max(until - time.monotonic(), 0.0))
+    return {"worker_samples": pd.concat(samples, ignore_index=True)} if samples else {}
 
 
-def rolled_back(frames: Frames, numbers: Numbers) -> float | None:
-    """The share of the transactions between the first look and the last that was rolled back; None if not seen."""
-    looks = each(frames.get("transactions"), Transactions)
-    if len(looks) < 2:
+def read_time_use(frames: Frames) -> TimeUse:
+    """Read the frame worker_samples; no samples if the runbook cannot see the sessions of other roles."""
+    samples = [s for s in each(frames.get("worker_samples"), WorkerSample) if s.sees_others]
+    busy = [s for s in samples if s.working or s.locked]
+    (statement, _), (waits_for, _) = (
+        next(iter(Counter(getattr(s, name) for s in busy).most_common(1)), ("", 0))
+        for name in ("statement", "waits_for")
+    )
+    locked = sum(s.locked > 0 for s in samples)
+    return TimeUse(len(samples), len(busy) - locked, locked, waits_for, statement)
+
+
+def read(frames: Frames, numbers: SessionLimits) -> dict[str, SessionsSeen]:
+    """Read each service from the newest sample; pure."""
+    found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}  # the newest row of each
+    share = rollback_share(frames, numbers)
+    either = found.get("either", Sessions())
+    if not _pools_are_separate(found.values(), numbers):
+        return {s: SessionsSeen(s) for s in EntitlementFacts.services}
+    gap_s = _seconds_between_samples(frames)
+    return {
+        s: _judge_service(found.get(s), either, share, gap_s, numbers) or SessionsSeen(s)
+        for s in EntitlementFacts.services
+    }
+
+
+def _pools_are_separate(rows: Iterable[Sessions], numbers: SessionLimits) -> bool:
+    """Return whether there are enough sessions for a pool of each service that has any.
+
+    Fewer sessions belong to a pooler that shares them among the services: their activity shows nothing of a service.
+    """
+    present = [row for row in rows if row.sessions]
+    services = sum(row.service in EntitlementFacts.services for row in present)
+    return sum(row.sessions for row in present) >= numbers.pool * services
+
+
+def rollback_share(frames: Frames, numbers: SessionLimits) -> float | None:
+    """Return the share of transactions rolled back between the first sample and the last; None if unknown."""
+    samples = each(frames.get("transactions"), Transactions)
+    if len(samples) < 2:
         return None
-    bad = looks[-1].rollbacks - looks[0].rollbacks
-    total = bad + looks[-1].commits - looks[0].commits
+    bad = samples[-1].rollbacks - samples[0].rollbacks
+    total = bad + samples[-1].commits - samples[0].commits
     return bad / total if bad >= numbers.few and total > 0 else 0.0 if total > 0 else None
 
 
-def _one(row: Sessions | None, either: Sessions, share: float | None, numbers: Numbers) -> SessionsSeen | None:
+def _seconds_between_samples(frames: Frames) -> float:
+    """Return the seconds between the first sample and the last; infinite if an artifact does not have them."""
+    at = [t.at for t in each(frames.get("transactions"), Transactions) if t.at is not None]
+    return (at[-1] - at[0]).total_seconds() if len(at) > 1 else math.inf
+
+
+def _judge_service(
+    row: Sessions | None, either: Sessions, share: float | None, gap_s: float, numbers: SessionLimits
+) -> SessionsSeen | None:
     if row is None or not row.sees_others:
         return None
     fresh = max(numbers.fresh_s, 3 * numbers.poll_s)
@@ -156,18 +232,18 @@ def _one(row: Sessions | None, either: Sessions, share: float | None, numbers: N
         return SessionsSeen(row.service, says, confidence, row.sessions, row.newest, row.poll)
 
     if not row.sessions:
-        # Sessions that tell nothing of themselves may be its own, and so may those of another driver's name.
+        # Sessions without a known statement, or of an unknown driver, may be its own.
         return seen(Says.NOT_SEEN, "none") if either.sessions or row.strangers else seen(Says.NONE, "high")
     if row.newest is None:
         return seen(Says.NOT_SEEN, "none")
     if row.waiting or (row.working and row.newest >= fresh):
         return seen(Says.BLOCKED, "medium")
     if row.poll is None:
-        # No session has a word of the loop, and one that fell silent would have left its last. The others speak on.
-        if (row.since or 0.0) < numbers.young_s:
+        # No session has a statement of the loop; a loop that stopped would have left its last one.
+        if row.since is None or row.since < numbers.young_s:
             return seen(Says.NOT_SEEN, "none")
-        speaks = min(row.newest, either.newest if either.newest is not None else row.newest) < fresh
-        return seen(Says.LOOP_SILENT, "medium" if speaks else "low")
+        active = min(row.newest, either.newest if either.newest is not None else row.newest) < fresh
+        return seen(Says.LOOP_SILENT, "medium" if active else "low")
     if row.newest >= frozen and row.poll - row.newest <= fresh:
         return seen(Says.FROZEN, "high" if row.newest >= numbers.sure_s else "medium")
     if row.newest < fresh and row.poll >= frozen:
@@ -176,9 +252,31 @@ def _one(row: Sessions | None, either: Sessions, share: float | None, numbers: N
         return seen(Says.NOT_SEEN, "none")  # too early to tell
     if share is not None and share >= numbers.failing:
         return seen(Says.FAILING, "medium")
-    return seen(Says.ALIVE, "medium" if share is None else "high")
+    # A statement older than the first sample may have been the loop's last one.
+    return seen(Says.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
 
 
-def door_is_shut(seen: dict[str, SessionsSeen]) -> bool:
-    """Whether no service at all has a session: rather the database's door than two dead processes."""
+def no_service_has_sessions(seen: dict[str, SessionsSeen]) -> bool:
+    """Return whether no service has a session: the database more likely refuses both than both processes are dead."""
     return bool(seen) and all(s.says is Says.NONE for s in seen.values())
+
+
+def sessions_beyond_pool(
+    frames: Frames, given: JudgeInput, service: str, *, instances: int = 1, assumed: float | None = None
+) -> int | None:
+    """Return the number of a service's sessions beyond the pools of its instances; None if unknown.
+
+    A whole pool of such sessions belongs to another process that does the service's work, even while it has no leased
+    rows; fewer count as 0. `assumed` is the size of a pool if the service does not report it.
+    """
+    found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}
+    own, either = found.get(service), found.get("either", Sessions())
+    numbers = SessionLimits.of(given)
+    if own is None or not own.sees_others or own.strangers or not _pools_are_separate(found.values(), numbers):
+        return None
+    seen = services.read(frames, services.ServiceLimits.of(given)).get(service, services.ServiceSeen(service))
+    pool = seen.connections if seen.by == "service" and seen.connections else assumed
+    if pool is None:
+        return None
+    beyond = own.sessions + either.sessions - pool * instances
+    return int(beyond) if beyond >= numbers.pool else 0

@@ -11,9 +11,12 @@
 -- column: poll s
 -- column: strangers rows
 -- column: sees_others flag
+-- column: newest_login s
 WITH others AS (
     SELECT
-        application_name = 'PostgreSQL JDBC Driver' AS driver, usename, state, wait_event_type, client_addr, query,
+        application_name = 'PostgreSQL JDBC Driver' AS driver, state, wait_event_type, client_addr, query,
+        -- Where no such role exists, the services log in as another.
+        usename = (SELECT coalesce(max(rolname), usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name)) AS ours,
         greatest(extract(epoch FROM clock_timestamp() - greatest(query_start, state_change)), 0) AS age,
         extract(epoch FROM clock_timestamp() - backend_start) AS since,
         CASE
@@ -51,12 +54,10 @@ SELECT
           AND placed.query !~* 'created_at\s*<'
     ) AS poll,
     -- What may be a service under another driver's name: who logs in as somebody else is none.
-    (SELECT count(*) FROM others
-     WHERE NOT driver AND named IS NOT NULL AND usename = (
-         SELECT coalesce(max(rolname), usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name)
-     )) AS strangers,
+    (SELECT count(*) FROM others WHERE NOT driver AND named IS NOT NULL AND ours) AS strangers,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-        OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others
+        OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
+    min(placed.since) FILTER (WHERE placed.ours) AS newest_login
 FROM (VALUES ('entitlement'), ('notification'), ('either')) AS wanted (service)
 LEFT JOIN placed ON placed.service = wanted.service
 GROUP BY wanted.service

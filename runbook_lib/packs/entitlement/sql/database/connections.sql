@@ -7,6 +7,7 @@
 -- column: reserved number
 -- column: sees_others flag
 -- column: keeps_statements flag
+-- column: standbys text
 -- column: used number
 SELECT
     CAST(current_setting('max_connections') AS int) AS max_connections,
@@ -17,6 +18,7 @@ SELECT
     -- The module is loaded, and its view is here and may be read.
     current_setting('pg_stat_statements.max', true) IS NOT NULL
         AND coalesce(has_table_privilege(to_regclass('pg_stat_statements'), 'SELECT'), false) AS keeps_statements,
+    current_setting('synchronous_standby_names') AS standbys,
     count(*) FILTER (WHERE backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL)) AS used
 FROM pg_catalog.pg_stat_activity
 WHERE pid <> pg_backend_pid();

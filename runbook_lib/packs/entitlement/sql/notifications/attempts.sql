@@ -5,9 +5,14 @@
 -- column: attempt_count number
 -- column: n rows
 -- column: waiting rows
-SELECT attempt_count, count(*) AS n, count(*) FILTER (WHERE next_retry_at > now()) AS waiting
+-- column: postponed rows
+-- A new row is due at its `created_at`, whatever clock wrote that.
+SELECT attempt_count, count(*) AS n, count(*) FILTER (WHERE next_retry_at > now()) AS waiting,
+    count(*) FILTER (
+        WHERE attempt_count = 0 AND next_retry_at > now() AND next_retry_at > created_at
+    ) AS postponed
 FROM (
-    SELECT attempt_count, next_retry_at
+    SELECT attempt_count, next_retry_at, created_at
     FROM notification.notifications
     WHERE status IN ('PENDING', 'PROCESSING')
     ORDER BY created_at

@@ -1,1 +1,0 @@
-"""Alerts: received, made durable, investigated, told to people."""

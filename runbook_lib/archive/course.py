@@ -1,0 +1,202 @@
+"""Collect the course of an incident from its logs and its last runs: the lanes of the page's timeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib import catalog, messages
+from runbook_lib.analysis.snapshots import DRIFT_COLUMNS
+from runbook_lib.model.finding import Status, hop_text, say
+from runbook_lib.parameters import moment
+from runbook_lib.store import ACTION_LOG, Archive
+from runbook_lib.view import record, render
+from runbook_lib.view.timeline import Interval, Lane, Mark, Series
+
+Entry = Mapping[str, Any]
+
+#: How many of the newest runs are read for changes and locks.
+MAX_READ = 8
+#: The shortest time that the timeline shows.
+MIN_SPAN = pd.Timedelta(minutes=10)
+
+
+def read_findings(archive: Archive, entries: Iterable[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
+    """Return the findings of runs as JSON with the run's line; without runs that are not as they were sealed."""
+    from runbook_lib.archive import rejudge  # it imports the checks, which a receiver does without
+
+    found = []
+    for entry in entries:
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
+            cells = json.loads(rejudge.read_sealed(archive, entry, f"{entry['name']}.ipynb"))["cells"]
+            outputs = (o.get("data", {}) for cell in cells for o in cell.get("outputs", ()))
+            last = {f["step"]: f for data in outputs if (f := data.get(record.FINDING_MIME))}
+            found += [(entry, f) for f in last.values()]
+    return found
+
+
+def lanes(
+    entries: Iterable[Entry],
+    verdicts: Sequence[Entry],
+    actions: Iterable[Entry],
+    notes: Sequence[Entry],
+    findings: Iterable[dict[str, Any]],
+    lang: str,
+) -> list[Lane]:
+    """Return the lanes, in the order in which they are shown."""
+
+    def t(key: str, **params: Any) -> str:
+        return messages.text(say(key, **params), lang)
+
+    alerts = [Mark(moment(n["time"]), n["text"]) for n in notes if n["who"] == "alert"]
+    given = {p["detected_at"] for e in entries if (p := e.get("parameters")) and p.get("detected_at")}
+    alerts += [Mark(moment(at), t("timeline.detected")) for at in sorted(given)]
+    found = [*findings]
+    return [
+        Lane(t("timeline.alerts"), tuple(alerts)),
+        *_hop_lanes(verdicts, lang),
+        _locks(found, t),
+        _changes(found, t),
+        Lane(
+            t("timeline.runs"),
+            tuple(
+                Mark(
+                    _time_of(v),
+                    f"{', '.join(v['sections'])} {v['verdict']['status']}: {render.location(v['verdict'], lang)}",
+                    v["verdict"]["status"],
+                )
+                for v in verdicts
+            ),
+        ),
+        Lane(
+            t("dossier.actions"),
+            tuple(
+                Mark(
+                    moment(a["time"]),
+                    f"{t('action.title.' + a['action'])}: {t(render.ACTION_RESULT_KEYS[a['result']])}. "
+                    + (a["effect"] or a["why"])[lang],
+                    _action_status(a),
+                )
+                for a in actions
+                if a["result"] != "begun"
+            ),
+        ),
+        Lane(
+            t("dossier.notes"),
+            tuple(Mark(moment(n["time"]), f"{n['who']}: {n['text']}") for n in notes if n["who"] != "alert"),
+        ),
+        Lane(t("timeline.course"), tuple(_course(verdicts, t))),
+    ]
+
+
+def span(found: Sequence[Lane]) -> Interval | None:
+    """Return the interval that the lanes show: their series and their events; None if there are none.
+
+    Changes and locks may be of long before, and do not extend it.
+    """
+    times = [t for lane in found for s in lane.series for b, e, _ in s.values for t in (b, e)]
+    times += [m.at for lane in found if lane.known is None for m in lane.marks]
+    if not times:
+        return None
+    first, last = min(*times, max(times) - MIN_SPAN), max(times)
+    margin = (last - first) * 0.02
+    return first - margin, last + margin
+
+
+def _time_of(verdict: Entry) -> pd.Timestamp:
+    """Return the moment of which a verdict speaks."""
+    return moment(verdict.get("as_of") or verdict["started"])
+
+
+def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
+    """Yield what waited at each hop, and then what came and left; later verdicts replace earlier ones."""
+    values: dict[str, dict[str, dict[pd.Timestamp, tuple[pd.Timestamp, float | None]]]] = {}
+    limits: dict[str, float | None] = {}
+    for hop in (h for v in verdicts for h in v["verdict"]["hops"] if h.get("past")):
+        past = hop["past"]
+        since, step = moment(past["since"]), pd.Timedelta(seconds=past["step_s"])
+        limits[hop["name"]] = past["limit"]
+        for kind in ("waiting", "came", "gone"):
+            held = values.setdefault(hop["name"], {}).setdefault(kind, {})
+            held |= {since + n * step: (since + (n + 1) * step, v) for n, v in enumerate(past[kind])}
+    for kinds, key in ((("waiting",), "timeline.waiting"), (("came", "gone"), "timeline.rates")):
+        for name, known in values.items():
+            shown = tuple(
+                Series(
+                    messages.text(say(render.HISTORY_KEYS[kind]), lang),
+                    kind,
+                    tuple((b, e, v) for b, (e, v) in sorted(known[kind].items()) if v is not None),
+                )
+                for kind in kinds
+                if known[kind]
+            )
+            if shown:
+                words = messages.text(say(key, hop=hop_text(name)), lang)
+                yield Lane(words, series=shown, limit=limits[name] if kinds == ("waiting",) else None)
+
+
+def _changes(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+    """Return the changes that steps list (frame `lately`), and those since the last healthy configuration (`drift`)."""
+    marks, known = dict[tuple[pd.Timestamp, str], Mark](), list[Interval]()
+    for f in findings:
+        frames = {n: record.frame_from_json(x) for n, x in f["frames"].items() if n in ("lately", "drift", "healthy")}
+        if not {"at", "what", "source"} <= set(frames.get("lately", pd.DataFrame()).columns) or not f.get("at"):
+            continue
+        at = moment(f["at"])
+        known.append((moment(frames["lately"].attrs.get("since") or f["at"]), at))
+        for row in frames["lately"].to_dict("records"):
+            if row["source"] != ACTION_LOG:  # it has a lane of its own
+                marks[row["at"], row["what"]] = Mark(row["at"], row["what"])
+        healthy = frames.get("healthy")
+        for row in frames.get("drift", pd.DataFrame()).to_dict("records"):
+            item, setting, before, now = (row[c] for c in DRIFT_COLUMNS)
+            text = f"{item} {setting}: {before or '–'} → {now or '–'}"
+            begin = healthy["at"].iloc[0] if healthy is not None and len(healthy) else at
+            marks[begin, text] = Mark(begin, text, "WARNING", until=at)
+    return Lane(t("timeline.changes"), tuple(marks.values()), known=tuple(known))
+
+
+def _locks(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+    """Return waits for a lock (frames with `wait_s`) and open transactions (`transaction_s`) when a step looked."""
+    marks, known = dict[tuple[Any, ...], Mark](), list[Interval]()
+    for f in findings:
+        stored = [x for x in f["frames"].values() if {c["name"] for c in x["columns"]} & {"wait_s", "transaction_s"}]
+        if not stored or not f.get("at"):
+            continue
+        at = moment(f["at"])
+        known.append((at - pd.Timedelta(seconds=15), at))  # wide enough to be seen
+        for row in (r for x in stored for r in record.frame_from_json(x).to_dict("records")):
+            waits, who = "wait_s" in row, f"{row.get('application') or ''} {row.get('pid') or ''}".strip()
+            seconds = row["wait_s" if waits else "transaction_s"]
+            if seconds is not None and seconds == seconds and seconds >= 1:
+                text = t("timeline.waits" if waits else "timeline.open", who=who, s=seconds, by=row.get("blocked_by"))
+                begin = at - pd.Timedelta(seconds=float(seconds))
+                marks[who, waits, begin.floor("5s")] = Mark(begin, text, "WARNING" if waits else "", until=at)
+                known.append((begin, at))
+    waits_last = sorted(marks.values(), key=lambda m: m.status)  # drawn over the transactions
+    return Lane(t("timeline.locks"), tuple(waits_last), known=tuple(known))
+
+
+def _action_status(a: Entry) -> str:
+    if a["result"] in ("dry", "approved"):
+        return ""
+    return {True: "OK", None: "UNKNOWN"}.get(a.get("verified"), "CRITICAL") if a["result"] == "done" else "CRITICAL"
+
+
+def _course(verdicts: Sequence[Entry], t: Any) -> Iterator[Mark]:
+    """Yield the onset, the end of the outage, and the first verdict without a finding after it."""
+    if onset := next((v["onset"] for v in verdicts if v.get("onset")), None):
+        yield Mark(moment(onset), t("timeline.onset"), "CRITICAL")
+    bad = False
+    for v in verdicts:
+        status = v["verdict"]["status"]
+        if over := v["verdict"].get("ended"):
+            yield Mark(moment(over["since"]), t("timeline.over"), "WARNING")
+        if bad and status == Status.OK.name:
+            confirmed = catalog.RECOVERY in v["sections"]
+            yield Mark(_time_of(v), t("timeline.confirmed" if confirmed else "timeline.well"), "OK")
+        bad = status != Status.OK.name

@@ -1,0 +1,58 @@
+"""`runbook lab` and `runbook sections`: what a person opens, and what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from runbook_lib import catalog, settings
+from runbook_lib.cli.common import FILE, lang_option
+
+
+@click.command()
+@click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
+@click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
+@click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
+@click.option("--replay", type=FILE, metavar="FILE", help="answer from a recording instead of a target's servers")
+@lang_option("of the copies")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTER-OPTION...]")
+@click.pass_context
+def lab(
+    ctx: click.Context,
+    target: str,
+    incident: str,
+    output: str | None,
+    replay: Path | None,
+    lang: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Open JupyterLab on copies of the notebooks, with the target and the incident filled in.
+
+    With --replay the notebooks run on a recording: no server is read and nothing can be changed.
+
+    Options after -- are passed to JupyterLab, for example: runbook lab -- --no-browser --port 8899
+    """
+    from runbook_lib.lab import copies as interactive
+
+    config = settings.load()
+    if replay:
+        from runbook_lib import recording
+
+        target = recording.read(replay).first.header["target"]
+        if ctx.get_parameter_source("incident") is ParameterSource.DEFAULT:
+            incident = f"replay-{replay.stem}"
+    else:
+        config.target(target)
+    interactive.open_lab(output or config.output, incident, target, arguments, replay, lang)
+
+
+@click.command()
+def sections() -> None:
+    """List every section: number, notebook, title, steps."""
+    for section in catalog.load().sections.values():
+        notebook = section.notebook.name if section.notebook else "(by hand)"
+        click.echo(f"{section.number:<4} {notebook:<28} {section.en} · {section.ja}")
+        for step in section.steps:
+            click.echo(f"       {step.id:<6} {step.en}")

@@ -1,0 +1,151 @@
+"""`runbook postmortem`: the draft of section 7, and what it lacks."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from runbook_lib import settings
+from runbook_lib.cli.common import (
+    AS_JSON,
+    DEADLINE,
+    existing_archive,
+    lang_option,
+    output_option,
+    parse_pairs,
+    say_json,
+    words,
+)
+from runbook_lib.model.finding import say
+from runbook_lib.usage import UsageError
+
+#: The issue trackers of `archive.tracker`, which imports more than a command's options need.
+TRACKERS = ("github", "gitlab", "jira")
+
+#: The message that names a mandatory item.
+_ITEM_KEYS = {
+    "impact": "postmortem.item.impact",
+    "origin": "postmortem.item.origin",
+    "timeline": "postmortem.item.timeline",
+    "measures": "postmortem.item.measures",
+}
+
+
+@click.command(name="postmortem")
+@click.argument("incident")
+@click.option("--target", help="the system, a target of runbook.toml  [default: that of the incident]")
+@click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@output_option()
+@click.option("--deadline", type=DEADLINE, metavar="SECONDS", help="deadline of the run  [default: 180]")
+@lang_option("language of the draft")
+@click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
+@click.option("--as", "tracker", type=click.Choice(TRACKERS), help="run nothing: print the draft as an issue's body")
+@AS_JSON
+def postmortem_(
+    incident: str, check: bool, tracker: str | None, lang: str, output: str, as_json: bool, **options: Any
+) -> int:
+    """Draft an incident's postmortem (section 7), preserving what people wrote into it; check or print it."""
+    if tracker and (check or as_json):
+        raise click.UsageError("--as prints text: leave out --check and --json")
+    archive = existing_archive(incident, output)
+    if tracker:
+        return _print_for_tracker(archive, tracker, lang)
+    if check:
+        return _check_postmortem(archive, lang, as_json)
+    return _draft_postmortem(archive, lang, as_json, **options)
+
+
+def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
+    from runbook_lib import mandatory, messages
+    from runbook_lib.archive import postmortem, tracker
+    from runbook_lib.masking import Masker
+
+    try:
+        draft = archive.read(mandatory.MARKDOWN).decode(errors="replace")
+    except FileNotFoundError:
+        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident), lang)) from None
+    config = settings.load()
+    base = config.receiver.public_url.rstrip("/")
+    urls: list[str] = []
+    with suppress(UsageError):  # the target may be gone; its dossier stays
+        urls = config.target(postmortem.target_of(archive)).urls()
+    masker = Masker.of(urls, archive.incident, archive.salts)
+    click.echo(masker.scrub(tracker.body(draft, form, base and f"{base}/incidents/{archive.incident}")))
+    return 0
+
+
+def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
+    from runbook_lib import catalog, mandatory, messages
+
+    try:
+        text = archive.read(mandatory.MARKDOWN).decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
+        click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
+    missing = mandatory.missing(text, catalog.load())
+    lines = [(m, messages.text(say(_ITEM_KEYS[m.item]), lang), messages.text(m.problem, lang)) for m in missing]
+    if as_json:
+        lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
+        said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
+        say_json(said)
+    elif mandatory.is_old_form(text):
+        old = say("postmortem.old_form", file=f"{archive.place}/{mandatory.MARKDOWN}", incident=archive.incident)
+        click.echo(messages.text(old, lang), err=True)
+    else:
+        for m, item, problem in lines:
+            text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
+            click.echo(text, err=True)
+        if not missing:
+            file = f"{archive.place}/{mandatory.MARKDOWN}"
+            click.echo(messages.text(say("postmortem.complete", file=file), lang))
+    return 2 if missing else 0
+
+
+def _draft_postmortem(
+    archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
+) -> int:
+    from runbook_lib import mandatory
+    from runbook_lib.runs import forks
+
+    forks.context()
+    from runbook_lib import messages
+    from runbook_lib.archive import dossier, postmortem, seal
+    from runbook_lib.cli.progress import ProgressDisplay
+    from runbook_lib.runs import batch, investigation
+    from runbook_lib.view import render
+
+    config = settings.load()
+    target = target or postmortem.target_of(archive)
+    until = time.monotonic() + (deadline if deadline is not None else config.deadline_s)
+    values = parse_pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    display = ProgressDisplay()
+    results = batch.run_sections(
+        [batch.request(mandatory.SECTION, values, archive.output, until)],
+        investigation.tell_progress(lang, display.hear),
+    )
+    display.end()
+    result, verdict = results[0], batch.combine_verdict(results)
+    try:
+        written = postmortem.write_from_result(archive, result, lang, target)
+        dossier.write_index(archive, lang)
+    except OSError as e:
+        raise click.ClickException(
+            f"the postmortem could not be written to {archive.place}: {e.strerror or e}"
+        ) from None
+    if as_json:
+        said = dossier.document(archive.incident, target, results, verdict, lang)
+        say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
+    else:
+        for finding in result.run.findings:
+            click.echo(render.finding_line(finding, lang))
+        if written.kept:
+            click.echo(messages.text(say("postmortem.kept", names=", ".join(written.kept)), lang))
+        click.echo(f"\n{written.markdown}\n{written.page}\n{seal.seal_text(archive)}")
+    if written.backup:
+        click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup), lang)}", err=True)
+    if result.problem:
+        click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
+    return int(verdict.status.value)

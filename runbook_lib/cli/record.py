@@ -1,0 +1,158 @@
+"""`runbook capsule`, `open` and `record`: an incident in one file, without names of machines and people."""
+
+from __future__ import annotations
+
+import tempfile
+import webbrowser
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runbook_lib import settings
+from runbook_lib.cli.common import FILE, existing_archive, lang_option, output_option, parse_pairs
+from runbook_lib.model.finding import Text, say
+from runbook_lib.usage import UsageError, did_you_mean
+
+#: What may be expected, beside the steps by their numbers.
+_EXPECTED = ("status", "stuck_at", "confidence", "failure_mode")
+
+
+@click.command()
+@click.argument("incident")
+@click.option("--out", type=FILE, metavar="FILE", help="the file to write  [default: INCIDENT.runbook]")
+@output_option()
+@lang_option()
+def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
+    """Pack a dossier into one masked file, which `runbook open` opens on any machine.
+
+    The last line is the file's seal: send it separately, for `runbook open --checkpoint`.
+    """
+    from runbook_lib import recording
+    from runbook_lib.archive import seal
+    from runbook_lib.runs import replay
+    from runbook_lib.store import OutputError
+
+    made = replay.record(existing_archive(incident, output))
+    file = out or Path(f"{incident}{recording.SUFFIX}")
+    try:
+        sealed = recording.write(file, made)
+    except OSError as e:
+        raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
+    _, differ = replay.reopen(made)
+    for line in (str(file), *_lines([*replay.contents(made), *differ], lang)):
+        click.echo(line)
+    click.echo(seal.signed_seal(seal.find_seals(sealed)[0]))
+    return 0
+
+
+@click.command(name="open")
+@click.argument("file", type=FILE)
+@click.option("--no-browser", is_flag=True, help="print the page")
+@click.option("--lab", "in_lab", is_flag=True, help="open the notebooks on the recorded frames in JupyterLab")
+@click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="the seal of the file")
+@lang_option()
+def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ...], lang: str) -> int:
+    """Open a capsule: show its page, judge its evidence again, and verify its seal. No server is read.
+
+    Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but no
+    checkpoint covers it.
+    """
+    from runbook_lib import recording
+    from runbook_lib.archive import seal
+    from runbook_lib.lab import copies
+    from runbook_lib.runs import replay
+
+    try:
+        recorded = recording.read(file)
+    except recording.ChangedError as e:
+        click.echo(f"runbook: {e}", err=True)
+        return 2
+    if in_lab:
+        target = recorded.first.header["target"]
+        copies.open_lab(settings.load().output, f"replay-{file.stem}", target, (), file, lang)
+    head = next(iter(seal.find_seals(recorded.seal)), None)
+    kept = [h for source in checkpoints for h in (seal.read_checkpoints(head.incident, source) if head else [])]
+    counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
+    replayed, differ = replay.reopen(recorded)
+    states = (
+        (any(h.bare != head for h in counted), "capsule.seal.other", 2),
+        (head is None, "capsule.seal.none", 3),
+        (not counted, "capsule.seal.not_witnessed", 3),
+        (differ, "capsule.seal.whole", 1),
+        (True, "capsule.seal.whole", 0),
+    )
+    state, code = next((state, code) for found, state, code in states if found)
+    judged = sum(map(len, replayed.findings.values()))
+    verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
+    notebooks = say("capsule.notebooks", command=f"runbook open {file} --lab")
+    told = _lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks], lang)
+    if no_browser:
+        told = [*replay.page_lines(replayed, lang), "", *told]
+    else:
+        page = Path(tempfile.mkdtemp(prefix="runbook-open-"), f"{file.stem}.html")
+        page.write_text(replay.page(recorded, replayed, told, lang), encoding="utf-8")
+        webbrowser.open(page.as_uri())
+        told = [str(page), *told]
+    for line in told:
+        click.echo(line)
+    return code
+
+
+@click.command()
+@click.argument("incident")
+@output_option()
+@click.option(
+    "--to", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path("recordings"), show_default=True,
+    help="folder for the recording and its entry in index.json",
+)  # fmt: skip
+@click.option(
+    "--expect", "pairs", multiple=True, metavar="NAME=VALUE",
+    help=f"the expected verdict: {', '.join(_EXPECTED)}, or a step such as 4.1.1=OK  [default: today's verdict]",
+)  # fmt: skip
+def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> int:
+    """Turn an incident's dossier into a recording: a regression test that needs no server.
+
+    The recording contains masked frames and the documents that judged them, and no address. `none` expects no hop.
+    """
+    from runbook_lib import recording
+    from runbook_lib.runs import replay
+    from runbook_lib.store import OutputError
+
+    made = replay.record(existing_archive(incident, output))
+    now = replay.evaluate(made)
+    expected = _expectations(parse_pairs(pairs, "--expect"), now) or now
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{incident}{recording.SUFFIX}"
+        recording.write(file, made)
+        index = replay.read_index(folder) | {incident: {"about": made.about, "expected": expected}}
+        replay.write_index(folder, index)
+    except OSError as e:
+        raise OutputError(f"the recording could not be written to {folder}: {e.strerror or e}") from None
+    click.echo(f"{file}: {', '.join(made.runs)}")
+    for line in replay.differences(expected, now):
+        click.echo(f"  {line}")
+    return 0
+
+
+def _lines(texts: Iterable[Text], lang: str) -> list[str]:
+    from runbook_lib import messages
+
+    return [messages.text(text, lang) for text in texts]
+
+
+def _expectations(given: dict[str, str], now: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given by the names that the index has. Raises UsageError for what cannot be expected."""
+    steps = {step: section for section, found in now["sections"].items() for step in found["steps"]}
+    expected: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in _EXPECTED:
+            expected[name] = None if value == "none" and name != "confidence" else value
+        elif name in steps:
+            own = expected.setdefault("sections", {}).setdefault(steps[name], {"steps": {}})
+            own["steps"][name] = value
+        else:
+            raise UsageError(f"--expect {name}: {did_you_mean(name, [*_EXPECTED, *steps])}")
+    return expected

@@ -1,0 +1,330 @@
+"""`runbook run` and `runbook triage`: sections headless, and what they conclude."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+import uuid
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+from click.core import ParameterSource
+
+from runbook_lib import messages, pack, settings
+from runbook_lib.cli.common import COLOURS, DEADLINE, lang_option, output_option, parse_pairs, say_json, words
+from runbook_lib.model.finding import Status, say
+from runbook_lib.usage import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from runbook_lib.model.order import Order
+
+#: Seconds until section 6 is run again where no finding says when a look is worth while.
+LOOK_AGAIN_S = 15.0
+#: Seconds between two times that the page of many systems is written while they run.
+PAGE_S = 10.0
+FORMATS = ("text", "json", "nagios", "openmetrics")
+
+
+def _run_options(f: Any) -> Any:
+    for option in (
+        click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml"),
+        click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
+        click.option(
+            "-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"
+        ),
+        click.option("--as-of", metavar="TIME", help="run for a past moment, as far as stored timestamps allow"),
+        output_option("folder or URL for the artifacts"),
+        click.option("--deadline", type=DEADLINE, metavar="SECONDS", help="deadline of the whole run  [default: 180]"),
+        lang_option("language of the artifacts"),
+        click.option(
+            "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
+            help="output format: nagios is a plugin's line, openmetrics a textfile for node_exporter",
+        ),
+        click.option("--json", "form", flag_value="json", help="print one JSON document and nothing else"),
+    ):  # fmt: skip
+        f = option(f)
+    return f
+
+
+def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Parse a time to wait, written as 180, 180s or 3m."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([sm]?)", value.strip()) if value is not None else None
+    if value is not None and not found:
+        raise click.BadParameter(f"{value!r} is not a duration: write it as 180, 180s or 3m", ctx, param)
+    return float(found[1]) * (60 if found[2] == "m" else 1) if found else None
+
+
+@click.command()
+@click.argument("sections", nargs=-1, required=True, metavar="SECTION...")
+@click.option(
+    "--wait",
+    "wait_s",
+    callback=_parse_wait,
+    metavar="TIME",
+    help="section 6: repeat until it is OK, for at most this time, such as 3m",
+)
+@_run_options
+def run(sections: tuple[str, ...], wait_s: float | None, **options: Any) -> int:
+    """Run sections of the runbook headless and store their artifacts."""
+    if wait_s is not None and (sections != ("6",) or options["as_of"]):
+        raise UsageError("--wait needs section 6 alone and no --as-of: runbook run 6 --wait 3m")
+    return _run_sections(list(dict.fromkeys(sections)), follow=False, wait_s=wait_s or 0.0, **options)
+
+
+@click.command()
+@_run_options
+@click.option(
+    "--alert", type=click.File("rb"), metavar="FILE", help="run the sections for an alert; - reads it from stdin"
+)
+@click.option("--targets", metavar="all|NAME,...", help="several systems, each with a folder <incident>-<target>")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--scheduler", metavar="URL", help="the Dask scheduler, such as tcp://scheduler:8786")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), help="systems at once, with the local executor  [default: one per core]"
+)
+@click.pass_context
+def triage(
+    context: click.Context,
+    /,
+    alert: BinaryIO | None,
+    targets: str | None,
+    executor: str,
+    scheduler: str | None,
+    workers: int | None,
+    **options: Any,
+) -> int:
+    """Run section 3, the sections that it points to, then what may decide; with --alert, the routes of runbook.toml."""
+    given = {n for n in ("target", "incident") if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
+    if targets is None:
+        if executor != "local" or scheduler or workers:
+            raise UsageError("--executor, --scheduler and --workers need --targets all|NAME,...")
+        return _run_sections(["3"], follow=True, **options) if alert is None else _triage_alert(alert, given, **options)
+    if alert:
+        raise UsageError("--alert and --targets cannot be combined: the alert names its system")
+    if "target" in given:
+        raise UsageError("--target and --targets cannot be combined")
+    return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), **options)
+
+
+def _triage_many(
+    targets: str,
+    executor: str,
+    scheduler: str | None,
+    workers: int,
+    *,
+    target: str,
+    incident: str,
+    output: str,
+    form: str,
+    **options: Any,
+) -> int:
+    """Run a triage for each system; print a line for each when it ends, or one JSON list, and write a page of all.
+
+    Return the worst exit code.
+    """
+    from runbook_lib.runs import forks
+
+    forks.context()
+    from runbook_lib import parameters
+    from runbook_lib.runs import executors
+
+    config = settings.load()
+    output = output if "://" in output else str(Path(output).absolute())  # a worker has its own folder
+    orders = [
+        # By its job, what a worker that died has left is not done again.
+        replace(
+            _build_order(["3"], follow=True, target=name, incident=f"{incident}-{name}", output=output, **options),
+            job=uuid.uuid4().hex,
+        )
+        for name in _target_names(targets, config)
+    ]
+    for order in orders:
+        parameters.validate(order.parameters | {"incident_id": order.incident})
+    ended: dict[str, dict[str, Any]] = {}
+    page = ""
+    began = written = time.monotonic()
+    with executors.executor_of(executor, scheduler, workers) as doing:
+        for order, came in executors.results(doing, executors.carry_out, orders):
+            if isinstance(came, Exception):
+                problem, unknown = executors.one_line(came), Status.UNKNOWN
+                what = {"incident": order.incident, "target": order.target, "problem": problem}
+                document = what | {"status": unknown.name, "exit_code": unknown.value}
+                came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
+            ended[order.target], document = came, came["document"]
+            if form == "text":
+                verdict = click.style(came["lines"][0], fg=COLOURS[document["status"]])
+                click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
+                if document.get("seal"):
+                    click.echo(f"  {document['seal']}")
+            else:
+                _print_result(came | {"lines": [f"{order.target} {came['lines'][0]}"]}, form)
+            if came["problem"]:
+                click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
+            now = time.monotonic()
+            if sys.stderr.isatty() and (left := len(orders) - len(ended)):
+                words = say("systems.left", n=len(ended), of=len(orders), seconds=left * (now - began) / len(ended))
+                click.echo(f"  {messages.text(words, order.lang)}\x1b[K\r", err=True, nl=False)
+            if now - written >= PAGE_S or len(ended) == len(orders):
+                written, page = now, _write_page(output, incident, ended.values(), len(orders), order.lang)
+    if form == "text" and page:
+        click.echo(f"\n{page}")
+    return _print_documents([ended[o.target]["document"] for o in orders], form, several=True)
+
+
+def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], of: int, lang: str) -> str:
+    """Write the page of the systems that have ended; return where it is, or "" if it cannot be written."""
+    from runbook_lib.archive import systems
+    from runbook_lib.runs.executors import one_line
+
+    try:
+        return systems.write(output, incident, ended, of, lang)
+    except (OSError, UsageError) as e:
+        click.echo(f"runbook: the page of all systems was not written: {one_line(e)}", err=True)
+        return ""
+
+
+def _print_documents(said: list[dict[str, Any]], form: str, *, several: bool) -> int:
+    """Print the documents as JSON (a list if there are several) or as OpenMetrics; return the worst exit code."""
+    if form == "json":
+        say_json(said if several else said[0])
+    elif form == "openmetrics":
+        click.echo(pack.hook("openmetrics")(said), nl=False)
+    return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
+
+
+def _target_names(targets: str, config: settings.Settings) -> list[str]:
+    """Return the systems that `all` or a list of names means. Raises UsageError."""
+    names = list(config.targets) if targets == "all" else [t.strip() for t in targets.split(",") if t.strip()]
+    if not names:
+        raise UsageError("--targets names no system: add targets to runbook.toml")
+    known = ["default", "sandbox", *config.targets]
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
+    return list(dict.fromkeys(names))
+
+
+def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any) -> int:
+    from runbook_lib.runs import forks
+
+    forks.context()
+    from runbook_lib.masking import Masker
+    from runbook_lib.notes import keep_note
+    from runbook_lib.receiver import alert, routes
+    from runbook_lib.store import Archive
+
+    try:
+        alerts = alert.read(file.read())
+    except alert.BadAlert as e:
+        raise UsageError(f"{file.name}: {e}") from None
+    except ModuleNotFoundError as e:
+        raise UsageError(f"a CloudEvent needs the package {e.name}: pip install 'runbook-notebooks[serve]'") from None
+    config, named = settings.load(), {n: options[n] if n in given else "" for n in ("target", "incident")}
+    like = _build_order(["3"], follow=True, **options)
+    orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
+    for order, own in orders:
+        archive = Archive(order.output, order.incident)
+        masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salts)
+        archive.prepare()  # before the first token is made
+        more = f" (+{len(own) - 1})" if len(own) > 1 else ""
+        keep_note(archive, masker.scrub(own[0].line + more), "alert")
+    return _carry_out_orders([order for order, _ in orders], form)
+
+
+def _run_sections(numbers: list[str], *, follow: bool, form: str, wait_s: float = 0.0, **options: Any) -> int:
+    from runbook_lib.runs import forks
+
+    forks.context()
+    return _carry_out_orders([_build_order(numbers, follow=follow, **options)], form, wait_s)
+
+
+def _build_order(
+    numbers: list[str],
+    *,
+    follow: bool,
+    target: str,
+    incident: str,
+    pairs: tuple[str, ...],
+    as_of: str | None,
+    output: str,
+    deadline: float | None,
+    lang: str,
+) -> Order:
+    from runbook_lib.model.order import Order
+
+    return Order(
+        sections=tuple(numbers),
+        output=output,
+        target=target,
+        incident=incident,
+        lang=lang,
+        deadline_s=deadline if deadline is not None else settings.load().deadline_s,
+        follow=follow,
+        parameters=parse_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+    )
+
+
+def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> int:
+    """Say what comes of each; as JSON one document (a list where there are several). The worst decides.
+
+    With `wait_s` each order is repeated until it is OK; the last result is printed.
+    """
+    from runbook_lib.cli.progress import carry_out_shown
+    from runbook_lib.runs import forks
+
+    said: list[dict[str, Any]] = []
+    for order in orders:
+        until = time.monotonic() + wait_s
+        try:
+            came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
+            while came["document"]["status"] != Status.OK.name and _wait_before_rerun(
+                came["document"], until, order.lang
+            ):
+                came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
+        except forks.Killed:
+            raise click.ClickException(
+                f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
+            ) from None
+        said.append(came["document"])
+        _print_result(came, form)
+        for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
+            click.echo(f"runbook: {problem}", err=True)
+    return _print_documents(said, form, several=len(said) > 1)
+
+
+def _print_result(came: dict[str, Any], form: str) -> None:
+    if form == "text":
+        _print_text(came)
+    elif form == "nagios":
+        click.echo(pack.hook("nagios")(came["lines"][0], came["document"]))
+
+
+def _wait_before_rerun(document: dict[str, Any], until: float, lang: str) -> bool:
+    """Wait for as long as the findings ask, and say so; False when the time is up."""
+    left = until - time.monotonic()
+    if left <= 0:
+        return False
+    from runbook_lib import messages
+
+    again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
+    words = {"status": document["status"], "again": again, "left": left}
+    click.echo(f"  {messages.text(say('ui.until_ok', **words), lang)}", err=True)
+    time.sleep(again)
+    return True
+
+
+def _print_text(came: dict[str, Any]) -> None:
+    first, *rest = came["lines"]
+    click.secho(first, fg=COLOURS[came["document"]["status"]], bold=True)
+    for line in rest:
+        click.echo(line)
+    for status, line in came["details"]:
+        click.secho(line, fg=COLOURS.get(status))
+    if came["index"]:
+        click.echo(f"\n{came['index']}")
+    if came["document"]["seal"]:
+        click.echo(came["document"]["seal"])

@@ -1,0 +1,86 @@
+"""`runbook serve`: the receiver of alerts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from runbook_lib import settings
+from runbook_lib.cli.common import FILE, lang_option, output_option
+from runbook_lib.model.finding import say
+from runbook_lib.usage import UsageError
+
+#: The message that names what the receiver asks of a sender, by `auth.Secrets.name`.
+_AUTH_KEYS = {
+    "none": "receiver.auth.none",
+    "token": "receiver.auth.token",
+    "hmac": "receiver.auth.hmac",
+    "both": "receiver.auth.both",
+}
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on")
+@click.option("--port", type=click.IntRange(0, 65535), default=9095, show_default=True, help="0 takes a free one")
+@output_option("folder or URL for the artifacts")
+@click.option(
+    "--journal", type=FILE, default="receiver.db", show_default=True, help="database of accepted alerts and their state"
+)
+@click.option("--tls-cert", type=FILE, help="listen with TLS: the certificate with its chain, PEM")
+@click.option("--tls-key", type=FILE, help="the key of the certificate, PEM")
+@click.option("--workers", type=click.IntRange(1, 64), help="investigations at once  [default: per core, 2 to 4]")
+@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+@click.option("--scheduler", metavar="URL", help="the Dask scheduler, such as tcp://scheduler:8786")
+@lang_option("language of the pages and the artifacts")
+def serve(
+    host: str,
+    port: int,
+    output: str,
+    journal: Path,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    workers: int | None,
+    executor: str,
+    scheduler: str | None,
+    lang: str,
+) -> int:
+    """Receive alerts over HTTP, run their investigations, and show the incidents (docs/operations.md)."""
+    from runbook_lib.runs import forks
+
+    forks.context()
+    from runbook_lib.runs import quick  # noqa: F401, I001 - before what it makes quick
+    from runbook_lib import messages
+    from runbook_lib.runs import executors
+    from runbook_lib.receiver import auth, notify, routes, server
+    from runbook_lib.receiver.journal import Journal
+
+    config = settings.load()
+    config.receiver.workers = workers or config.receiver.workers
+    output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
+    routes.check(config)
+    places, secrets = notify.urls_by_digest(config), auth.load(config.receiver)
+    if bool(tls_cert) != bool(tls_key):
+        raise UsageError("--tls-cert and --tls-key belong together")
+    tls = server.Tls(tls_cert, tls_key) if tls_cert and tls_key else None
+    if tls:
+        tls.check()
+    if not secrets.needed:
+        host = "127.0.0.1"
+        click.echo(messages.text(say("receiver.alone"), lang), err=True)
+    try:
+        listening = server.listen(host, port)
+    except OSError as e:
+        raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
+    kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
+    server.log_to_stderr()
+    words = {"auth": say(_AUTH_KEYS[secrets.name]), "output": output, "journal": journal}
+    here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
+    hello = messages.text(here, lang)
+    if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):
+        click.echo(messages.text(say("receiver.left"), lang), err=True)
+        sys.stdout.flush()
+        os._exit(0)
+    return 0

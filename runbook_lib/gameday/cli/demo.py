@@ -1,0 +1,85 @@
+"""A real incident on the sandbox, from the alert to the draft of its postmortem: what `make demo` shows."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from runbook_lib.cli.main import cli
+from runbook_lib.gameday.sandbox import faults
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.state import SandboxError
+from runbook_lib.model.finding import Status
+from runbook_lib.store import ACTION_LOG, Archive
+
+#: Long enough that rows are plainly overdue, short enough to watch.
+FAULT_S = 12
+
+
+def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], None]) -> Path:
+    """Break the sandbox, let the runbook find it, restart what it proposes or heal, see the recovery, draft.
+
+    Returns the dossier's index page. Raises SandboxError when the runbook did not find or cure what was broken.
+    """
+    sandbox, fault = Sandbox(directory), faults.find(fault_name)
+    incident = f"demo-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    archive = Archive(str(output), incident)
+
+    def runbook(*arguments: str) -> int:
+        command = ["--target", "sandbox", "--incident", incident]
+        shown = " ".join(f'"{a}"' if " " in a else a for a in arguments)
+        tell(f"\n$ runbook {shown} --target sandbox --incident {incident}")
+        return run(*arguments, *command)
+
+    def run(*arguments: str) -> int:
+        # Not a process of its own, which would be interrupted as well, nor what `cli` makes of that: it is for us here.
+        with cli.make_context("runbook", list(arguments)) as context:
+            return int(click.Group.invoke(cli, context))
+
+    sandbox.check_free()
+    os.environ.update(RUNBOOK_SANDBOX_DIR=str(sandbox.directory), RUNBOOK_OUTPUT=str(output))
+    tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
+    sandbox.up(hours=2)
+    try:
+        tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
+        sandbox.fault(fault.name)
+        tell(f"Letting it hurt for {FAULT_S} s ...")
+        time.sleep(FAULT_S)
+        alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        tell(f"\nAn alert fires at {alert}: the notification backlog grows.")
+        found = runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}")
+        restart = _proposed_restart(archive)
+        if restart:
+            tell("\nThe runbook proposes a restart. It is carried out on a person's word:")
+            word = ["-p", "approved_by=demo", "-p", f"reason=proposed by the triage of {incident}"]
+            runbook("run", "5.1", "-p", f"workload={restart}", "-p", "execute=true", *word)
+        else:
+            tell("\nNo restart cures this, says the runbook.\n$ runbook sandbox heal")
+            sandbox.heal()
+        recovered = runbook("run", "6", "-p", "window_minutes=15", "--wait", "2m")
+        tell(f"\n$ runbook postmortem {incident} --target sandbox")
+        drafted = run("postmortem", incident, "--target", "sandbox")
+    finally:
+        sandbox.down()
+    if found != Status.CRITICAL.value:
+        raise SandboxError(f"the runbook did not call '{fault.name}' CRITICAL (exit code {found})")
+    if restart and not any(a["result"] == "done" and a["verified"] for a in archive.lines(ACTION_LOG)):
+        raise SandboxError("the restart was not carried out, or did not work")
+    if recovered != Status.OK.value:
+        raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")
+    if drafted not in {s.value for s in Status} or "postmortem.md" not in archive.names():
+        raise SandboxError("the postmortem was not drafted")
+    return output / incident / "index.html"
+
+
+def _proposed_restart(archive: Archive) -> str | None:
+    """Return the workload whose restart is the first proposal of the newest verdict; None if it is another proposal."""
+    verdicts = [e["verdict"] for e in archive.manifest() if "verdict" in e]
+    proposals = verdicts[-1]["proposals"] if verdicts else []
+    name = str(proposals[0]["name"]) if proposals else ""
+    workload = name.removeprefix("restart_")
+    return workload if workload != name and workload in ("notification", "entitlement") else None

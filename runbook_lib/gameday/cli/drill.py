@@ -1,0 +1,225 @@
+"""The command group `runbook drill`: game days."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runbook_lib import catalog, messages
+from runbook_lib.cli.numbers import NumberRange
+from runbook_lib.gameday.cli import lang, tell
+from runbook_lib.model.finding import Text, say
+
+if TYPE_CHECKING:
+    from runbook_lib.gameday.drills.scenario import Scenario
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _parse_seeds(_context: click.Context, _option: click.Parameter, value: str) -> range:
+    """Seeds written as 17 or 1000:1200, the last not among them."""
+    first, colon, last = value.partition(":")
+    try:
+        found = range(int(first), int(last) if colon else int(first) + 1)
+    except ValueError:
+        found = range(0)
+    if not found or found.start < 0:
+        raise click.BadParameter(f"{value!r} names no seeds: write them as 17 or 1000:1200")
+    return found
+
+
+#: The word for what a drill came to, or for what its proposal did.
+_WORD_KEYS = {
+    "right": "drill.word.right",
+    "undecided": "drill.word.undecided",
+    "wrong": "drill.word.wrong",
+    "helps": "drill.word.helps",
+    "nothing": "drill.word.nothing",
+    "harms": "drill.word.harms",
+    "none": "drill.word.none",
+    "no_fault": "drill.word.no_fault",
+}
+
+
+def _word(answer: str | None) -> Text:
+    return say(_WORD_KEYS[answer or "none"])
+
+
+@click.group(invoke_without_command=True, context_settings={"show_default": True})
+@click.option("--seeds", callback=_parse_seeds, default="1:27", metavar="N|N:M", help="which drills")
+@click.option(
+    "--results", type=FILE, default="drills.jsonl", help="a line per drill; seeds that have one are not played again"
+)
+@click.option("--at-once", type=click.IntRange(1, 16), default=1, help="sandboxes side by side")
+@click.option(
+    "--longest", type=NumberRange(2, 600), default=180, help="seconds from the onset to the latest first look"
+)
+@click.option(
+    "--after",
+    "after_s",
+    type=NumberRange(1, 600),
+    default=40,
+    help="seconds that the flow is given after a proposal",
+)
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
+@click.option("--family", type=click.Choice(["people"]), help="half of the incidents: settings and people")
+@click.option("--play", "person", type=click.IntRange(min=0), metavar="SEED", help="play this one yourself")
+@click.pass_context
+def drill(
+    context: click.Context,
+    seeds: range,
+    results: Path,
+    at_once: int,
+    longest: float,
+    after_s: float,
+    keep: Path | None,
+    family: str | None,
+    person: int | None,
+) -> int:
+    """Make incidents at random, and judge what the runbook says and proposes."""
+    if context.invoked_subcommand:
+        return 0
+    from runbook_lib.gameday.drills.scenario import draw
+    from runbook_lib.gameday.sandbox.faults import CATALOGUE
+
+    kinds = [fault.name for fault in CATALOGUE if fault.family == "failures"]
+    own = [fault.name for fault in CATALOGUE if fault.family == family]
+    if person is not None:
+        return _play_with_person(draw(person, kinds, longest, own))
+    done = {line["seed"] for line in _read_lines(results) if "error" not in line}
+    scenarios = [draw(seed, kinds, longest, own) for seed in seeds if seed not in done]
+    tell("drill.begins", n=len(scenarios), done=len(seeds) - len(scenarios), results=results)
+    kept = keep.absolute() if keep else None
+    with results.open("a", encoding="utf-8") as file, closing(_play_all(scenarios, at_once, after_s, kept)) as played:
+        for line in played:
+            file.write(without_paths(json.dumps(line, ensure_ascii=False)) + "\n")
+            file.flush()
+            _tell(line)
+    return 0
+
+
+def without_paths(line: str) -> str:
+    """Return a result line without this machine's paths, which the commands of its proposals hold."""
+    return line.replace(sys.executable, "python").replace(f"{tempfile.gettempdir()}/", "")
+
+
+def _read_lines(results: Path) -> list[dict[str, Any]]:
+    """Return the complete lines; a power failure may have cut the last one."""
+    lines: list[dict[str, Any]] = []
+    with suppress(FileNotFoundError):
+        for text in results.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                lines.append(json.loads(text))
+    return lines
+
+
+def _play_all(
+    scenarios: Iterable[Scenario], at_once: int, after_s: float, keep: Path | None
+) -> Generator[dict[str, Any], None, None]:
+    """Yield the lines as the drills end; if this is interrupted, the drills end and remove what they have started."""
+    from runbook_lib.gameday.drills.play import DrillClock, drill
+
+    clock = DrillClock()
+    with ThreadPoolExecutor(at_once) as lanes:
+        try:
+            for future in as_completed([lanes.submit(drill, s, clock, after_s, keep) for s in scenarios]):
+                yield future.result()
+        finally:
+            clock.stop.set()
+            lanes.shutdown(cancel_futures=True)
+
+
+def _tell(line: dict[str, Any]) -> None:
+    from runbook_lib.gameday.drills.report import judged
+
+    what = line["scenario"]
+    kind = " + ".join(what["faults"]) or messages.text(_word("no_fault"), lang())
+    if "error" in line:
+        return tell("drill.failed", seed=line["seed"], kind=kind, why=line["error"])
+    found = judged(line)
+    tell(
+        "drill.line" if found.counts else "drill.no_effect",
+        seed=line["seed"],
+        kind=kind,
+        load=what["load"],
+        noise=what["noise"],
+        look=what["look_after_s"],
+        ended=what["ended_s"] or None,
+        answer=_word(found.judged.answer),
+        confidence=found.confidence,
+        help=_word(found.help),
+        s=line["seconds"],
+    )
+
+
+def _play_with_person(scenario: Scenario) -> int:
+    """Hide the fault and start the clock, until a person names the hop and the failure mode."""
+    from runbook_lib.gameday.drills import play
+    from runbook_lib.gameday.drills.judge import judge
+    from runbook_lib.gameday.sandbox.faults import find
+    from runbook_lib.gameday.sandbox.state import command
+
+    book = catalog.load()
+    nothing = "none"
+    with tempfile.TemporaryDirectory(prefix="drill-") as folder:
+        directory = Path(folder) / "sandbox"
+        tell("drill.starts")
+        with play.incident(scenario, directory, play.DrillClock()) as it:
+            began = time.monotonic()
+            tell("drill.play", env=command("env", it.sandbox.directory))
+            place = _asked("drill.ask_place", [*book.places, nothing])
+            mode = _asked("drill.ask_mode", [*book.failure_modes, nothing])
+            took = time.monotonic() - began
+    right = play.truth(scenario)
+    calm = "UNKNOWN" if right and not right.modes else "OK"  # who can not see in has nothing to name
+    said = {
+        "status": calm if place == mode == nothing else "CRITICAL",
+        "stuck_at": None if place == nothing else place,
+        "undecided": [],
+        "failure_modes": [] if mode == nothing else [{"id": mode, "score": 1.0}],
+        "proposals": [],
+    }
+    answer = judge(said, right)
+    points = {"right": 2, "undecided": 1, "wrong": 0}
+    tell("drill.score", points=points[answer.place] + points[answer.mode], s=took)
+    tell("drill.judged", place=_word(answer.place), mode=_word(answer.mode))
+    for name in scenario.faults:
+        fault = find(name)
+        what, where, why = Text(messages.VERBATIM, fault.description), fault.stuck_at, fault.failure_mode
+        tell("drill.was", what=what, place=where or nothing, mode=why or nothing, section=fault.section)
+        tell("drill.would", helps=", ".join(fault.helps) or None, harms=", ".join(fault.harms) or None)
+    if not scenario.faults:
+        tell("drill.was_nothing")
+    tell("drill.around", load=scenario.load, noise=scenario.noise)
+    return 0
+
+
+def _asked(key: str, known: list[str]) -> str:
+    question = messages.text(say(key), lang())
+    return str(click.prompt(question, type=click.Choice(known, case_sensitive=False)))
+
+
+@drill.command()
+@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--write", type=FILE, help="the page goes there")
+def report(results: Path, write: Path | None) -> int:
+    """Print the report on a file of drill results, as Markdown."""
+    from runbook_lib.gameday.drills.report import report as page
+
+    text = page(_read_lines(results))
+    if write:
+        write.write_text(text, encoding="utf-8")
+        tell("drill.written", file=write)
+    else:
+        click.echo(text, nl=False)
+    return 0

@@ -1,0 +1,147 @@
+"""The command group `runbook sandbox`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runbook_lib import messages
+from runbook_lib.cli.numbers import NumberRange
+from runbook_lib.gameday.cli import tell
+from runbook_lib.gameday.sandbox.state import command, load
+from runbook_lib.model.finding import Text
+from runbook_lib.usage import sandbox_folder
+
+if TYPE_CHECKING:
+    from runbook_lib.gameday.sandbox.sandbox import Sandbox
+
+_directory = click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=sandbox_folder,
+    show_default="$RUNBOOK_SANDBOX_DIR or ./.sandbox",
+    help="The sandbox's folder.",
+)
+
+
+def _open(directory: Path) -> Sandbox:
+    from runbook_lib.gameday.sandbox.sandbox import Sandbox  # late: it starts servers, and the help needs none
+
+    return Sandbox(directory)
+
+
+def _settings(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, equals, _value in pairs:
+        if not (name.isidentifier() and equals):
+            raise click.BadParameter(f"{name!r} is not NAME=VALUE")
+    return {name: value for name, _equals, value in pairs}
+
+
+@click.group(context_settings={"show_default": True})
+def sandbox() -> None:
+    """Real servers and a small faithful system, to practise on."""
+
+
+@sandbox.command()
+@_directory
+@click.option("--rate", type=NumberRange(min=0, max=50), default=5, help="Events per second.")
+@click.option("--history", "hours", type=NumberRange(min=0, max=720), default=6, help="Hours of past traffic.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_settings,
+    help="An environment variable of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE=10.",
+)
+def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> None:
+    """Start everything and wait until events flow."""
+    _open(directory).up(rate, hours, settings)
+    tell("sandbox.up", directory=directory, env=command("env", directory))
+
+
+@sandbox.command()
+@_directory
+def status(directory: Path) -> None:
+    """Show what runs, under which pod names, and the active fault."""
+    now = _open(directory).status()
+    for program, word in now.programs.items():
+        click.echo(f"{program:16} {word:10} {now.pods.get(program, '')}".rstrip())
+    for name, address in now.addresses.items():
+        click.echo(f"{name:16} {address}")
+    click.echo(f"{'fault':16} {now.fault or 'none'}")
+
+
+@sandbox.command()
+def faults() -> None:
+    """List the faults, each with the section of the runbook for it."""
+    from runbook_lib.gameday.sandbox.faults import CATALOGUE
+
+    for fault in CATALOGUE:
+        click.echo(f"{fault.name:22} {fault.section:4} {fault.description['en']}")
+        click.echo(f"{'':22} {'':4} {fault.description['ja']}")
+
+
+@sandbox.command()
+@click.argument("name")
+@_directory
+def fault(name: str, directory: Path) -> None:
+    """Break one thing."""
+    broken = _open(directory).fault(name)
+    tell("sandbox.broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
+
+
+@sandbox.command()
+@_directory
+def heal(directory: Path) -> None:
+    """Undo the fault and wait until events flow again."""
+    healed = _open(directory).heal()
+    tell("sandbox.healed" if healed else "sandbox.no_fault", name=healed)
+
+
+@sandbox.command()
+@_directory
+def down(directory: Path) -> None:
+    """Stop and delete everything."""
+    there = _open(directory).down()
+    tell("sandbox.gone" if there else "sandbox.not_there", directory=directory)
+
+
+@sandbox.command()
+@_directory
+def env(directory: Path) -> None:
+    """Print the environment with which the runbook reaches the sandbox, for the shell to read."""
+    variables = load(directory).env | {"RUNBOOK_SANDBOX_DIR": str(directory.absolute())}
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+@sandbox.command(name="set")
+@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...", callback=_settings)
+@_directory
+def set_(settings: dict[str, str], directory: Path) -> None:
+    """Set environment variables of the pods and restart those they belong to, as `kubectl set env` would."""
+    opened = _open(directory)
+    opened.configure(settings)
+    others = ("entitlement", "receiver")
+    owners = (name.split("_")[0].lower() for name in settings)
+    restarted = sorted({owner if owner in others else "notification" for owner in owners})
+    opened.restart(*restarted)
+    tell("sandbox.set", names=", ".join(restarted))
+
+
+@sandbox.command()
+@_directory
+@click.option("--output", type=click.Path(path_type=Path), default=Path("outputs"), help="Where artifacts go.")
+@click.option("--fault", "name", default="worker_stopped", help="What to break.")
+def demo(directory: Path, output: Path, name: str) -> None:
+    """Watch a real incident: alert, triage, restart on a word, recovery, draft of the postmortem."""
+    from runbook_lib.gameday.cli.demo import demo as play
+
+    index = play(directory, output, name, click.echo)
+    click.echo(f"\nThe dossier, to open in a browser: {index}")

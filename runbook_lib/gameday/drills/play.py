@@ -1,0 +1,314 @@
+"""One drill on real servers: an incident, the first triage, its proposal carried out, and a twin without it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from runbook_lib import catalog
+from runbook_lib.gameday.sandbox import faults, servers
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
+
+from . import probe
+from .judge import LATER_S, Truth, changing, helped
+from .scenario import LOADS, Scenario
+
+#: How long the flow is looked at before anything breaks, and how long a new load has had by then.
+BEFORE_S, WARM_S = 10.0, 4.0
+_TRIAGE_S, _COMMAND_S, _END_S = 240.0, 90.0, 15.0
+_RUNBOOK = (sys.executable, "-m", "runbook_lib")
+
+
+class Stopped(Exception):
+    """Somebody wants the drills to end; what is up has been taken down."""
+
+
+@dataclass(frozen=True)
+class DrillClock:
+    """Waits that end at once when the drills are to end."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self, s: float) -> None:
+        """So many seconds. Raises Stopped."""
+        if self.stop.wait(max(s, 0.0)):
+            raise Stopped
+
+
+@dataclass(frozen=True)
+class PlayedIncident:
+    """A sandbox in which the scenario has just begun."""
+
+    sandbox: Sandbox
+    before: probe.FlowSample
+    problems: tuple[str, ...]  # of injections: whether something broke all the same is seen by the probe
+    broken: probe.FlowSample | None = None  # before the faults were undone, where they have ended
+
+
+def truth(scenario: Scenario) -> Truth | None:
+    """Return the right answers, from the catalogue; None if nothing was broken."""
+    broken = [faults.find(name) for name in scenario.faults]
+    if not broken:
+        return None
+    modes = catalog.load().failure_modes
+    right = {name for f in broken for name in (f.stuck_at, f.failure_mode, *f.also_right)}
+    places = frozenset(right - {*modes})
+    return Truth(places, frozenset(name for name in right if name in modes), over=bool(scenario.ended_s))
+
+
+@contextlib.contextmanager
+def incident(
+    scenario: Scenario,
+    directory: Path,
+    clock: DrillClock,
+    settings: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> Iterator[PlayedIncident]:
+    """Run the scenario from a new sandbox to its onset, or to the end of faults that have ended.
+
+    With `output`, the healthy system's baseline is kept there. The sandbox is removed at the end. Raises SandboxError.
+    """
+    sandbox = Sandbox(directory)
+    sandbox.intensity = scenario.intensity
+    before, during = LOADS[scenario.load]
+    sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=dict(settings or {}))
+    try:
+        sandbox.configure({"SANDBOX_RATE": f"{during:g}"})
+        state = sandbox.state
+        state.rate = during
+        state.save()
+        clock.wait(WARM_S + BEFORE_S)
+        seen = probe.sample_flow(sandbox, BEFORE_S)
+        if output:
+            _run(
+                (*_RUNBOOK, "baseline", "3", "--target", "sandbox", "--output", str(output)), sandbox, directory, clock
+            )
+        _make_noise(scenario, sandbox)
+        problems = []
+        for name in scenario.faults:
+            try:
+                faults.find(name).inject(sandbox)
+            except Exception as error:  # a second fault may not get in; what has been broken the probe sees
+                problems.append(f"{name}: {error}".splitlines()[0])
+        broken = None
+        if scenario.ended_s:
+            clock.wait(scenario.look_after_s)
+            broken = probe.sample_flow(sandbox, BEFORE_S)
+            for name in scenario.faults:
+                faults.find(name).heal(sandbox)
+        yield PlayedIncident(sandbox, seen, tuple(problems), broken)
+    finally:
+        sandbox.down()
+
+
+def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
+    if scenario.noise == "deploy":
+        sandbox.restart(SERVICES[scenario.seed % len(SERVICES)])
+        if scenario.faults:
+            sandbox.wait_for_flow(30)  # a fault that hits a pod that is still starting would end with it
+    elif scenario.noise in faults.HARMLESS:
+        faults.HARMLESS[scenario.noise](sandbox)
+    elif scenario.noise:
+        sandbox.start(scenario.noise)
+
+
+def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Path | None = None) -> dict[str, Any]:
+    """Play it and return its line: the scenario, what was seen, said, done and what became of it.
+
+    `after_s` is how long the flow is given after the first proposal; `keep` is a folder for the runbook's artifacts.
+    """
+    line: dict[str, Any] = {
+        "seed": scenario.seed,
+        "scenario": asdict(scenario),
+        "at": _now(),
+        "version": version("runbook-notebooks"),
+    }
+    with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
+        try:
+            line |= _drill(scenario, Path(scratch), clock, after_s, keep)
+        except (SandboxError, psycopg.Error, OSError) as error:
+            line["error"] = (str(error).splitlines() or [type(error).__name__])[0]
+    return line
+
+
+def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None) -> dict[str, Any]:
+    right, broken = truth(scenario), [faults.find(name) for name in scenario.faults]
+    output = (keep or scratch) / f"drill-{scenario.seed}"
+    later = False
+    with (
+        _twin(scenario, scratch / "twin", clock) as twin,
+        incident(scenario, scratch / "sandbox", clock, output=output) as it,
+    ):
+        onset = time.monotonic()
+        clock.wait(scenario.ended_s or scenario.look_after_s)
+        document, seconds, problem = triage(it.sandbox, scenario, output, clock)
+        verdict = document["verdict"] if document else None
+        proposal = changing(verdict["proposals"]) if verdict else None
+        done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
+        if not done:
+            twin.end()  # this sandbox is itself left alone
+        acted_at = time.monotonic()
+
+        def look(s: float) -> tuple[probe.FlowSample, probe.FlowSample]:
+            alone = twin.look_at(acted_at + s - onset, after_s) if done else None
+            clock.wait(acted_at + s - time.monotonic())
+            acted = probe.sample_flow(it.sandbox, after_s)
+            return acted, alone.result() if alone else acted
+
+        acted, alone = look(after_s)
+        if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
+            later = True
+            acted, alone = look(LATER_S)
+    return {
+        "problems": it.problems,
+        "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}
+        if right
+        else None,
+        "families": sorted({f.family for f in broken}),
+        "restore": [word for f in broken for word in f.restore],
+        "verdict": verdict,
+        "headline": _headline(document) if document else problem,
+        "seconds": round(seconds, 1),
+        "proposal": {**proposal, **done} if proposal and done else None,
+        "before": asdict(it.before),
+        "acted": asdict(acted),
+        "alone": asdict(alone),
+        "broken": asdict(it.broken) if it.broken else None,
+        **({"after_s": LATER_S} if later else {}),
+    }
+
+
+class _Twin:
+    """The same incident, left alone, in a thread of its own."""
+
+    def __init__(self, lane: ThreadPoolExecutor, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
+        self._lane, self._clock, self._up = lane, clock, contextlib.ExitStack()
+        self._begun = lane.submit(self._begin, scenario, directory)
+
+    def _begin(self, scenario: Scenario, directory: Path) -> tuple[Sandbox, float]:
+        sandbox = self._up.enter_context(incident(scenario, directory, self._clock)).sandbox
+        return sandbox, time.monotonic()
+
+    def look_at(self, age_s: float, after_s: float) -> Future[probe.FlowSample]:
+        """Sample the flow at that age."""
+
+        def look() -> probe.FlowSample:
+            sandbox, onset = self._begun.result()
+            self._clock.wait(onset + age_s - time.monotonic())
+            return probe.sample_flow(sandbox, after_s)
+
+        return self._lane.submit(look)
+
+    def end(self) -> None:
+        """Take it down, after what has been asked of it."""
+        self._lane.submit(self._up.close)
+
+
+@contextlib.contextmanager
+def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_Twin]:
+    with ThreadPoolExecutor(1) as lane:
+        twin = _Twin(lane, scenario, directory, clock)
+        try:
+            yield twin
+        finally:
+            twin.end()
+
+
+def triage(
+    sandbox: Sandbox, scenario: Scenario, output: Path, clock: DrillClock
+) -> tuple[dict[str, Any] | None, float, str]:
+    """Run the command as an alert would.
+
+    Return its document, its seconds, and its error output if it has no document.
+    """
+    where = ("--target", "sandbox", "--incident", f"drill-{scenario.seed}", "--output", str(output))
+    alert = ("-p", "detected_by=alert", "-p", f"detected_at={_now()}")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="drill-") as cwd:
+        command = (*_RUNBOOK, "triage", "--json", *where, *alert)
+        code, out, err = _run(command, sandbox, Path(cwd), clock)
+    seconds = time.monotonic() - began
+    try:
+        return json.loads(out), seconds, ""
+    except ValueError:
+        return None, seconds, (err.strip().splitlines() or [f"no verdict, exit code {code}"])[-1]
+
+
+def carry_out(command: str, sandbox: Sandbox, folder: Path, clock: DrillClock) -> dict[str, Any]:
+    """Run the command in a shell as it is; return its exit code, its last line and its seconds."""
+    began = time.monotonic()
+    code, out, err = _run(("/bin/sh", "-c", command), sandbox, folder, clock, _COMMAND_S)
+    last = ((out + err).strip().splitlines() or [""])[-1]
+    return {"exit": code, "said": last[:200], "seconds": round(time.monotonic() - began, 1)}
+
+
+def _run(
+    command: Sequence[str], sandbox: Sandbox, folder: Path, clock: DrillClock, limit_s: float = _TRIAGE_S
+) -> tuple[int, str, str]:
+    """Run it as a process group of its own to its end, or end it; exit code, standard output and error."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder, env=environment(sandbox),
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + limit_s
+            while process.poll() is None and time.monotonic() < until:
+                clock.wait(0.1)
+        finally:
+            _end(process)
+        out.seek(0)
+        err.seek(0)
+        return process.returncode, out.read(), err.read()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_S)
+
+
+def environment(sandbox: Sandbox) -> Mapping[str, str]:
+    """Return a responder's environment in this sandbox: the commands, its folder, and the superuser for psql."""
+    addresses = sandbox.state.addresses
+    programs = [Path(sys.executable).parent, Path(servers.postgres_binary("psql")).parent]
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PG"))}
+    return own | {
+        "PATH": os.pathsep.join([*map(str, programs), os.environ.get("PATH", os.defpath)]),
+        "RUNBOOK_SANDBOX_DIR": str(sandbox.directory),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(addresses.postgres_port),
+        "PGUSER": "postgres",
+        "PGPASSWORD": addresses.passwords["postgres"],
+    }
+
+
+def _headline(document: Mapping[str, Any]) -> str:
+    """Return the sentence that gives the reason: step 3.2, or the first finding with the worst status."""
+    findings = [f for run in document["runs"] for f in run["findings"]]
+    worst = [f for f in findings if f["status"] == document["status"]]
+    placed = [f for f in worst if f["step"] == "3.2"]
+    return str(next(iter((*placed, *worst, *findings)), {"headline": ""})["headline"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,133 @@
+"""The flow, measured without the runbook's code: from the tables and the receiver's own log.
+
+It asks as the superuser, one table at a time, and waits for no lock: what it can not read is None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+
+import nats.errors
+import psycopg
+from nats.js import JetStreamContext
+
+from runbook_lib.gameday.sandbox import broker
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """The last `s` seconds. Each field that could not be read is None.
+
+    Rates are events per second, `oldest_s` and `ahead_s` seconds, all others counts: `waiting` is what is on its way,
+    `retrying` what has failed and will be tried again, `lost` what was given up or has no dead letter to tell,
+    `doubled` events that became two notifications or were received twice. `ahead_s` is how far the newest row lies in
+    the future.
+    """
+
+    s: float
+    created: float | None = None
+    published: float | None = None
+    processed: float | None = None
+    sent: float | None = None
+    waiting: float | None = None
+    oldest_s: float | None = None
+    retrying: float | None = None
+    lost: float | None = None
+    doubled: float | None = None
+    ahead_s: float | None = None
+
+
+#: One row each, with the names of `Seen`; a name that several have is summed, ages and rates have one only.
+_QUESTIONS = (
+    "SELECT count(*) FILTER (WHERE created_at > now() - %(while)s) / %(s)s AS created,"
+    " count(*) FILTER (WHERE published_at > now() - %(while)s) / %(s)s AS published,"
+    " count(*) FILTER (WHERE status IN ('PENDING', 'IN_FLIGHT') AND attempt_count > 0) AS retrying,"
+    " count(*) FILTER (WHERE status = 'FAILED') AS lost FROM entitlement.outbox_events",
+    "SELECT count(*) / %(s)s AS processed FROM notification.processed_events WHERE processed_at > now() - %(while)s",
+    "SELECT count(*) FILTER (WHERE status IN ('PENDING', 'PROCESSING') AND attempt_count > 0) AS retrying,"
+    " count(*) FILTER (WHERE status = 'FAILED') AS lost,"
+    " greatest(0, extract(epoch FROM max(greatest(created_at, locked_at, sent_at)) - now())) AS ahead_s"
+    " FROM notification.notifications",
+    # A letter of what is not FAILED, and what is FAILED without one: only the letters tell, so they count once more.
+    "SELECT count(*) FILTER (WHERE l.event_id IS NULL OR n.status <> 'FAILED') AS lost"
+    " FROM notification.notification_dlq l FULL JOIN"
+    " (SELECT notification_id, status FROM notification.notifications WHERE status = 'FAILED' OR notification_id IN"
+    " (SELECT notification_id FROM notification.notification_dlq)) n USING (notification_id)",
+    "SELECT count(*) - count(DISTINCT event_id) AS doubled FROM notification.notifications"
+    " WHERE created_at > now() - interval '1 hour'",
+    # From the right that was granted to the notification that was sent, or to where it was given up.
+    "SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(o.created_at)), 0) AS oldest_s"
+    " FROM entitlement.outbox_events o LEFT JOIN notification.notifications n USING (event_id)"
+    " WHERE o.created_at > now() - interval '1 hour' AND o.status <> 'FAILED'"
+    " AND coalesce(n.status, '') NOT IN ('SENT', 'FAILED')",
+)
+
+
+def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
+    """Sample the flow over `s` seconds."""
+    sent, twice = _received(sandbox, s)
+    found: dict[str, float] = {"sent": sent}
+    missing: set[str] = set()
+    with (
+        contextlib.suppress(psycopg.Error),
+        psycopg.connect(
+            sandbox.state.addresses.admin_url,
+            autocommit=True,
+            connect_timeout=3,
+            options="-c lock_timeout=300 -c statement_timeout=10000",
+            row_factory=psycopg.rows.dict_row,
+        ) as connection,
+    ):
+        for question in _QUESTIONS:
+            names = _names(question)
+            try:
+                row = connection.execute(question, {"s": s, "while": timedelta(seconds=s)}).fetchone() or {}
+            except psycopg.Error:
+                missing |= set(names)
+                continue
+            for name in names:
+                found[name] = found.get(name, 0.0) + float(row[name] or 0)
+    if "lost" in found:
+        try:
+            found["lost"] += _given_up_by_the_broker(sandbox)
+        except (nats.errors.Error, OSError):
+            missing.add("lost")
+    if "doubled" in found:
+        found["doubled"] += twice
+    return FlowSample(s, **{name: round(value, 3) for name, value in found.items() if name not in missing})
+
+
+def _given_up_by_the_broker(sandbox: Sandbox) -> int:
+    """Return the messages that used up their deliveries or were terminated, from the stored advisories.
+
+    The table of them is filled by the very service that may stand still.
+    """
+
+    async def count(js: JetStreamContext) -> int:
+        streams = (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM)
+        return sum([(await js.stream_info(stream)).state.messages for stream in streams])
+
+    return sandbox.visit(count)
+
+
+def _names(question: str) -> list[str]:
+    return [f.name for f in fields(FlowSample) if f" AS {f.name}" in question]
+
+
+def _received(sandbox: Sandbox, s: float) -> tuple[float, int]:
+    """Notifications per second that the receiver has got, and how many it has got again."""
+    since = datetime.now(UTC) - timedelta(seconds=s)
+    ids: Counter[str] = Counter()
+    n = 0
+    for line in sandbox.log("receiver").splitlines():
+        with contextlib.suppress(ValueError, KeyError):  # what is not one of its own lines, or half of one
+            said = json.loads(line)
+            if said["message"].startswith("received "):
+                ids[said["message"]] += 1
+                n += datetime.fromisoformat(said["@timestamp"]) > since
+    return n / s, sum(ids.values()) - len(ids)

@@ -1,0 +1,268 @@
+"""The report on many drills, a page of Markdown; a pure function of the result lines."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .judge import LATER_S, NAMED, Answer, Help, Judged, Truth, alarms, helped, judge, took_effect, wilson
+from .probe import FlowSample
+
+Line = Mapping[str, Any]
+_LEVELS = ("high", "medium", "low", "none")
+_ANSWERS: tuple[Answer, ...] = ("right", "undecided", "wrong")
+_HELP: tuple[Help, ...] = ("helps", "nothing", "harms")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A line of the results, judged. `help` is None where nothing was proposed that changes anything."""
+
+    line: Line
+    judged: Judged
+    effect: tuple[str, ...]
+    help: Help | None
+
+    @property
+    def kind(self) -> str:
+        """Its fault, "two at once", or "" where nothing was broken."""
+        names = self.line["scenario"]["faults"]
+        return "two at once" if len(names) > 1 else "".join(names)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of its faults, and what else it is counted by."""
+        found = self.line.get("families") or (["failures"] if self.kind else [])
+        return (*found, *(["after the end"] if self.over else []))
+
+    @property
+    def over(self) -> bool:
+        """Whether its faults had ended before the first look."""
+        return bool(self.line["scenario"].get("ended_s"))
+
+    @property
+    def named(self) -> bool | None:
+        """Whether the verdict names what must be restored; None if nothing must, or an action does it."""
+        words = self.line.get("restore")
+        if not words or self.over or self.help == "helps":
+            return None
+        modes = (self.line["verdict"] or {}).get("failure_modes", ())
+        said = [b["headline"]["en"] for m in modes if m["score"] >= NAMED for b in m["because"] if b["headline"]]
+        return any(word in text for word in words for text in (*said, self.line["headline"]))
+
+    @property
+    def confidence(self) -> str:
+        """The confidence of the verdict; "none" if there was no verdict."""
+        return str((self.line["verdict"] or {}).get("confidence", "none"))
+
+    @property
+    def counts(self) -> bool:
+        """Whether there was something to find, or nothing of the system was broken at all."""
+        return bool(self.effect) or not self.line["truth"] or not self.line["truth"]["modes"]
+
+    @property
+    def missed(self) -> bool:
+        """Whether the verdict is wrong, or the proposal does not help."""
+        return self.judged.answer == "wrong" or self.help in ("nothing", "harms")
+
+
+def judged(line: Line) -> Drill:
+    """Judge a result line without an error by its content."""
+    right = line["truth"]
+    before, acted, alone = (FlowSample(**line[name]) for name in ("before", "acted", "alone"))
+    broken = FlowSample(**line["broken"]) if line.get("broken") else alone
+    lists = {key: frozenset(value) for key, value in (right or {}).items() if isinstance(value, list)}
+    return Drill(
+        line,
+        judge(line["verdict"], Truth(**{**right, **lists}) if right else None),
+        took_effect(before, broken),
+        helped(acted, alone) if line["proposal"] else None,
+    )
+
+
+def latest(lines: Iterable[Line]) -> list[Line]:
+    """Return the last line of each seed, by seed: a failed drill may have been played again."""
+    return sorted({line["seed"]: line for line in lines}.values(), key=lambda line: int(line["seed"]))
+
+
+def report(lines: Iterable[Line]) -> str:
+    """Return the page: figures, kinds, calibration, drills without a fault, misses, and what does not count."""
+    lines = latest(lines)
+    drills = [judged(line) for line in lines if "error" not in line]
+    real = [d for d in drills if d.counts and d.kind]
+    calm = [d for d in drills if not d.kind]
+    seeds = [line["seed"] for line in lines]
+    versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
+    span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
+    parts = [
+        "# What the drills show",
+        "Random incidents on the sandbox, each with a triage, its first proposal that changes something, and a twin "
+        "left alone (`runbook drill report`). "
+        f"Version {versions}, seeds {span}: {len(lines)} played, "
+        f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
+        "A verdict is *right* if it names a place and a failure mode that the fault allows (of two faults, either), "
+        "and *undecided* if it names several with a right one among them, or none and is not OK. A proposal *helps*, "
+        "does *nothing* or *harms* by the flow of the two sandboxes, checked again "
+        f"{LATER_S:.0f} s after the proposal if they do not differ. If only the runbook's own view is broken, naming "
+        "no place is right; after the end of a fault, naming none.",
+        "## In short",
+        _in_short(real, calm),
+        "## By family",
+        "What a person must restore is named if the verdict's failure modes or its reason name it.",
+        _families(real),
+        "## By kind of fault",
+        _kinds(real),
+        "## How sure is sure",
+        "Drills with a fault; Wilson's bounds, 95 %.",
+        _calibration(real),
+        "## Without a fault",
+        _calm(calm),
+        "## Seconds to the verdict",
+        _seconds(drills),
+        "## Misses",
+        _misses([d for d in (*real, *calm) if d.missed]),
+        "## Not counted",
+        _not_counted(lines, drills),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_short(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
+    n, answers = len(real), Counter(d.judged.answer for d in real)
+    high = [d for d in real if d.confidence == "high"]
+    right = sum(d.judged.answer == "right" for d in high)
+    helped_, named = Counter(d.help for d in (*real, *calm)), Counter(d.named for d in real)
+    idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
+    rows = [
+        ("right", _share(answers["right"], n), "at least 92 %"),
+        ("right or honestly undecided", _share(n - answers["wrong"], n), "at least 97 %"),
+        ("undecided", _share(answers["undecided"], n), "at most 5 %"),
+        ("*high* is right", f"{_share(right, len(high))}, lower bound {wilson(right, len(high))[0]:.0%}", "98 %, 95 %"),
+        ("names what a person must restore", _share(named[True], named[True] + named[False]), "at least 80 %"),
+        ("proposals of *high* confidence that do nothing", str(idle), "0"),
+        ("proposals that harm", str(helped_["harms"]), "0"),
+        ("proposals that help", _share(helped_["helps"], sum(helped_[name] for name in _HELP)), ""),
+        ("alarms without a fault", _share(sum(_alarm(d) for d in calm), len(calm)), "0"),
+    ]
+    return _table(("", "seen", "to reach"), rows)
+
+
+def _by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
+    groups: dict[str, list[Drill]] = {}
+    for drill in sorted(drills, key=key):
+        groups.setdefault(key(drill), []).append(drill)
+    return groups
+
+
+def _families(real: Sequence[Drill]) -> str:
+    rows = []
+    for family in (*sorted({f for d in real for f in d.families}), "all"):
+        own = [d for d in real if family in (*d.families, "all")]
+        answers, named = Counter(d.judged.answer for d in own), Counter(d.named for d in own)
+        rows.append(
+            (family, len(own), *(answers[a] for a in _ANSWERS), _share(named[True], named[True] + named[False]))
+        )
+    return _table(("family", "drills", *_ANSWERS, "names what to restore"), rows)
+
+
+def _kinds(real: Sequence[Drill]) -> str:
+    """Return a row for each kind that is not all right and helpful, and the other kinds as two lists."""
+    rows = []
+    rest: dict[Help | None, dict[int, list[str]]] = {"helps": {}, None: {}}
+    for kind, own in (_by(real, lambda d: d.kind) | {"all": [*real]}).items():
+        answers, help_ = Counter(d.judged.answer for d in own), Counter(d.help for d in own)
+        only_help = next(iter(help_)) if len(help_) == 1 else "nothing"
+        if kind != "all" and answers["right"] == len(own) and only_help in rest:
+            rest[only_help].setdefault(len(own), []).append(kind)
+        else:
+            said = ", ".join(f"{answers[a]} {a}" for a in _ANSWERS if answers[a])
+            proposed = ", ".join(f"{help_[h]} {h or 'none'}" for h in (*_HELP, None) if help_[h])
+            rows.append((kind, len(own), said or "-", proposed or "-"))
+    parts = [_table(("kind", "drills", "verdicts", "proposals"), rows)]
+    for only_help, what in (("helps", "the first proposal helped"), (None, "no proposal changes anything")):
+        if groups := rest[only_help]:
+            kinds = "; ".join(f"{n} each: {', '.join(names)}" for n, names in sorted(groups.items()))
+            parts.append(f"Always right, {what}; {kinds}.")
+    return "\n\n".join(parts)
+
+
+def _calibration(real: Sequence[Drill]) -> str:
+    rows = []
+    for level in _LEVELS:
+        own = [d for d in real if d.confidence == level]
+        answers = Counter(d.judged.answer for d in own)
+        share = answers["right"] / len(own) if own else 0.0
+        low, high = wilson(answers["right"], len(own))
+        shown = (f"{share:.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
+        rows.append((level, len(own), *(answers[a] for a in _ANSWERS), *shown))
+    return _table(("confidence", "drills", *_ANSWERS, "share right", "bounds"), rows)
+
+
+def _calm(calm: Sequence[Drill]) -> str:
+    rows = [
+        (noise, len(own), sum(_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
+        for noise, own in _by(calm, lambda d: d.line["scenario"]["noise"]).items()
+    ]
+    return _table(("noise", "drills", "alarms", "undecided"), rows)
+
+
+def _alarm(drill: Drill) -> bool:
+    return drill.line["verdict"] is None or alarms(drill.line["verdict"])
+
+
+def _seconds(drills: Sequence[Drill]) -> str:
+    seconds = sorted(float(d.line["seconds"]) for d in drills)
+    if not seconds:
+        return "None."
+    slow = seconds[min(int(len(seconds) * 0.95), len(seconds) - 1)]
+    return f"Median {statistics.median(seconds):.0f}, p95 {slow:.0f}, longest {seconds[-1]:.0f}."
+
+
+def _misses(missed: Sequence[Drill]) -> str:
+    return "\n".join(_miss(d) for d in missed) or "None."
+
+
+def _miss(drill: Drill) -> str:
+    line, what = drill.line, drill.line["scenario"]
+    verdict = line["verdict"] or {}
+    modes = [m["id"] for m in verdict.get("failure_modes", ())[:2]]
+    between = " / ".join([*verdict.get("undecided", ()), *verdict.get("between", ())])
+    said = [verdict.get("status", "no verdict"), verdict.get("stuck_at") or between or "no place", *modes]
+    done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
+    if drill.judged.answer == "wrong" and line["truth"]:
+        allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
+        done = f" Right: {', '.join(allowed)}.{done}"
+    around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
+    if drill.over:
+        around += f" and {what['ended_s']:g} s after the end"
+    # The cause is what a person found out afterwards, and wrote into the line of the results.
+    cause = f"Cause: {line['cause']}" if line.get("cause") else f"“{line['headline']}”"
+    return (
+        f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "
+        f"confidence {drill.confidence}: {', '.join(said)}.{done} {cause}"
+    )
+
+
+def _not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
+    found = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+    # What a person wrote of a play that this line stands in the place of.
+    found += [f"- seed {line['seed']}, played before: {line['before_that']}" for line in lines if "before_that" in line]
+    found += [
+        f"- seed {d.line['seed']}, {' + '.join(d.line['scenario']['faults'])}: took no effect"
+        + "".join(f"; {problem}" for problem in d.line["problems"])
+        for d in drills
+        if not d.counts
+    ]
+    return "\n".join(found) or "None."
+
+
+def _share(n: int, of: int) -> str:
+    return f"{n} of {of}" + (f" ({n / of:.0%})" if of else "")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    first, *rest = ("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, *rows))
+    return "\n".join([first, "|" + "---|" * len(head), *rest])

@@ -1,0 +1,337 @@
+"""The effects of faults on rows, messages and streams, and their repair.
+
+What is put into the tables belongs to users whose ids begin with `drill-`. It is written by the applications' own
+code as far as they have any for it. What works on rows takes a connection in a transaction, what works at the broker
+its JetStream; `acts` makes acts of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from datetime import datetime, timedelta
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import nats.js.errors
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy
+from psycopg.rows import DictRow
+
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.wire import EntitlementEvent
+
+from . import broker, database, entitlement, notification
+from .database import Connection
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+
+USER = "drill-"
+SKU = entitlement.STOCK_KEEPING_UNITS[0]
+INJECTED = "notification delivery failure injection matched userId="
+
+# Nine tries take about four minutes: rows that have used them up are so old.
+_NINE_TRIES = timedelta(minutes=4, seconds=5)
+
+
+# Rows -------------------------------------------------------------------------------------------------------
+
+
+def _event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
+    """Grant a right, once per user and SKU; return the outbox row, which waits, or is as `columns` say."""
+    command = entitlement.GrantRequest("GRANT", USER + user, sku, "purchase", f"purchase-{user}")
+    entitlement.execute(connection, command, at)
+    row = connection.execute(
+        "SELECT event_id, payload FROM entitlement.outbox_events WHERE aggregate_key = %s", (f"{USER}{user}:{sku}",)
+    ).fetchone()
+    assert row is not None  # noqa: S101
+    if columns:
+        database.update(connection, "entitlement.outbox_events", columns, event_id=row["event_id"])
+    return row
+
+
+def _queued(
+    connection: Connection,
+    user: str,
+    at: datetime,
+    sku: str = SKU,
+    letter: tuple[str, datetime] | None = None,
+    **columns: object,
+) -> None:
+    """Let an event pass every hop up to the delivery queue; its notification is as `columns` say.
+
+    With `letter`, an error and its time, it has a dead letter.
+    """
+    published = at + timedelta(milliseconds=400)
+    row = _event(connection, user, at, sku, status="PUBLISHED", published_at=published)
+    notification.accept(connection, EntitlementEvent(**row["payload"]), at + timedelta(milliseconds=500))
+    database.update(connection, "notification.notifications", columns, event_id=row["event_id"])
+    if letter:
+        connection.execute(
+            "INSERT INTO notification.notification_dlq"
+            " (dlq_id, notification_id, event_id, payload_json, error_message, created_at)"
+            " SELECT gen_random_uuid(), notification_id, event_id, payload_json, %s, %s"
+            " FROM notification.notifications WHERE event_id = %s",
+            (*letter, row["event_id"]),
+        )
+
+
+#: Deletes every row of the drill's users.
+FORGET = """
+WITH gone AS (
+    DELETE FROM notification.notifications WHERE user_id LIKE 'drill-%' RETURNING notification_id
+), letters AS (
+    DELETE FROM notification.notification_dlq WHERE notification_id IN (SELECT notification_id FROM gone)
+), outbox AS (
+    DELETE FROM entitlement.outbox_events WHERE aggregate_key LIKE 'drill-%' RETURNING event_id
+), processed AS (
+    DELETE FROM notification.processed_events WHERE event_id IN (SELECT event_id FROM outbox)
+), audit AS (
+    DELETE FROM entitlement.entitlement_audit WHERE user_id LIKE 'drill-%'
+)
+DELETE FROM entitlement.entitlements WHERE user_id LIKE 'drill-%'
+"""
+
+
+def bad_payloads(connection: Connection, n: int) -> None:
+    """Queue payloads of the wrong JSON shape, one a minute."""
+    now = database.now()
+    shapes = ("[]", '"text"', '{"version": "one"}', "[]", "[1, 2]")
+    for minute, payload in enumerate(islice(cycle(shapes), n)):
+        _event(connection, f"shape-{minute}", now - timedelta(minutes=minute), payload=payload)
+
+
+def unknown_event_types(connection: Connection, n: int) -> None:
+    """Queue events of a type that the wire format lacks; each has one try left."""
+    now = database.now()
+    last: dict[str, Any] = {"event_type": "EntitlementSuspended", "attempt_count": 9, "next_retry_at": now}
+    for minute in range(n):
+        _event(connection, f"type-{minute}", now - _NINE_TRIES - timedelta(minutes=minute), **last)
+
+
+def refuse_one_user(connection: Connection) -> None:
+    """Let deliveries to one user have failed for an hour, and a few more be about to."""
+    now = database.now()
+    for n in range(6):
+        at = now - timedelta(minutes=9 * n + 2)
+        failed: dict[str, Any] = {"status": "FAILED", "attempt_count": 10, "next_retry_at": None}
+        _queued(connection, "refused", at - _NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed)
+    for n in range(6, 12):
+        again = now + timedelta(seconds=2 * (n - 6))
+        _queued(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
+
+
+def part_dead_letters(connection: Connection) -> None:
+    """Make a FAILED row without its dead letter, and a dead letter of what was sent."""
+    at = database.now() - timedelta(minutes=5)
+    made = at - _NINE_TRIES
+    _queued(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
+    sent: dict[str, Any] = {"status": "SENT", "attempt_count": 9, "next_retry_at": None, "sent_at": at}
+    _queued(connection, "sent", made, letter=("receiver answered 503", at), **sent)
+
+
+def postpone(connection: Connection, n: int) -> None:
+    """Set the next try of waiting notifications to tomorrow."""
+    now = database.now()
+    for second in range(n):
+        at = now - timedelta(minutes=2, seconds=second)
+        _queued(connection, f"later-{second}", at, next_retry_at=now + timedelta(days=1))
+
+
+def delete_waiting(connection: Connection, n: int) -> None:
+    """Delete waiting notifications, and nothing else of their events."""
+    postpone(connection, n)
+    connection.execute("DELETE FROM notification.notifications WHERE user_id LIKE 'drill-later-%'")
+
+
+_DOUBLES = """
+DELETE FROM notification.{table} USING (
+    SELECT ctid, row_number() OVER (PARTITION BY event_id ORDER BY {since}, ctid) AS nth FROM notification.{table}
+) numbered
+WHERE numbered.ctid = {table}.ctid AND nth > 1
+"""
+
+
+def repair_dedupe(connection: Connection) -> None:
+    """Keep the first of each event, and put the key back."""
+    # In the subscriber's order, which therefore waits instead of ending in a deadlock.
+    for table, since in (("processed_events", "processed_at"), ("notifications", "created_at")):
+        connection.execute(f"LOCK TABLE notification.{table} IN ACCESS EXCLUSIVE MODE")
+        connection.execute(_DOUBLES.format(table=table, since=since))
+    if not database.count(connection, "pg_constraint", "conname = 'processed_events_pkey'"):
+        connection.execute(
+            "ALTER TABLE notification.processed_events ADD CONSTRAINT processed_events_pkey PRIMARY KEY (event_id)"
+        )
+
+
+SKEW_S = 60  # as NOTIFICATION_CLOCK_OFFSET in faults.toml
+
+# What the pod's clock wrote lies ahead of the moment the database committed it.
+_SET_BACK = (
+    "UPDATE notification.notifications SET sent_at = sent_at - %(skew)s"
+    " WHERE sent_at > pg_xact_commit_timestamp(xmin) + interval '30 s'",
+    "UPDATE notification.notifications SET locked_at = locked_at - %(skew)s, lease_until = lease_until - %(skew)s"
+    " WHERE locked_at > now() + interval '30 s'",
+    "UPDATE notification.notifications n SET created_at = n.created_at - %(skew)s,"
+    " next_retry_at = n.next_retry_at - %(skew)s FROM notification.processed_events p"
+    " WHERE p.event_id = n.event_id AND p.processed_at > pg_xact_commit_timestamp(p.xmin) + interval '30 s'",
+    "UPDATE notification.processed_events SET processed_at = processed_at - %(skew)s"
+    " WHERE processed_at > pg_xact_commit_timestamp(xmin) + interval '30 s'",
+)
+
+
+def set_back(connection: Connection) -> None:
+    """Put the true time into the rows that were written by a clock ahead of it."""
+    for statement in _SET_BACK:
+        connection.execute(statement, {"skew": timedelta(seconds=SKEW_S)})
+
+
+# Streams and messages ---------------------------------------------------------------------------------------
+
+
+async def configure(js: JetStreamContext, *, kind: str, **fields: Any) -> None:
+    """Change fields of the events' stream, or of its consumer."""
+    if kind == "stream":
+        await js.update_stream((await js.stream_info(broker.STREAM)).config.evolve(**fields))
+    else:
+        consumer = (await js.consumer_info(broker.STREAM, broker.CONSUMER)).config.evolve(**fields)
+        await js.add_consumer(broker.STREAM, consumer)
+
+
+async def make_consumer_again(js: JetStreamContext) -> None:
+    """Delete the events' consumer, and add it with another subject to which it delivers."""
+    config = (await js.consumer_info(broker.STREAM, broker.CONSUMER)).config
+    await js.delete_consumer(broker.STREAM, broker.CONSUMER)
+    await js.add_consumer(broker.STREAM, config.evolve(deliver_subject="review.events"))
+
+
+async def pause_consumer(js: JetStreamContext, s: int) -> None:
+    """Pause the consumer for so many seconds."""
+    await js.pause_consumer(broker.STREAM, broker.CONSUMER, "2100-01-01T00:00:00Z")
+    await asyncio.sleep(s)
+    await js.resume_consumer(broker.STREAM, broker.CONSUMER)
+
+
+async def limit_stream(js: JetStreamContext, *, full: bool) -> None:
+    """Let the stream of the events take no more than it holds, and refuse what is new; or lift that."""
+    info = await js.stream_info(broker.STREAM)
+    info.config.max_msgs = info.state.messages if full else -1
+    info.config.discard = DiscardPolicy.NEW if full else DiscardPolicy.OLD
+    await js.update_stream(info.config)
+
+
+async def publish_noise(js: JetStreamContext, n: int) -> None:
+    """Publish noise on the subject of the events."""
+    for _ in range(n):
+        await js.publish(broker.SUBJECT, b"\xff" + secrets.token_bytes(40))  # no message starts with this byte
+
+
+async def replay(js: JetStreamContext, n: int) -> None:
+    """Publish the newest events a second time."""
+    held = (await js.stream_info(broker.STREAM)).state
+    for seq in range(max(held.first_seq, held.last_seq - n + 1), held.last_seq + 1):
+        await js.publish(broker.SUBJECT, (await js.get_msg(broker.STREAM, seq)).data or b"")
+
+
+async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
+    """Sequences in the stream of events that the advisories of a stream speak of."""
+    held = (await js.stream_info(stream)).state
+    stored = range(held.first_seq, held.last_seq + 1) if held.messages else ()
+    return [json.loads((await js.get_msg(stream, seq)).data or b"")["stream_seq"] for seq in stored]
+
+
+def forget_dead_messages(sandbox: Sandbox) -> None:
+    """Remove what the subscriber gave up on: the messages, the advisories and the record of them."""
+
+    async def purge(js: JetStreamContext) -> None:
+        for stream in (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM):
+            for seq in await _given_up(js, stream):
+                with contextlib.suppress(nats.js.errors.APIError):  # gone already, with the stream it was in
+                    await js.delete_msg(broker.STREAM, seq)
+            await js.purge_stream(stream)
+
+    sandbox.visit(purge)
+    with sandbox.transaction() as connection:
+        connection.execute("DELETE FROM notification.notification_nats_dlq")
+
+
+# Events that are lost ---------------------------------------------------------------------------------------
+
+
+def lose_events(sandbox: Sandbox) -> None:
+    """Let the subscriber's writes fail until a few events have used up their deliveries, and the record of it too."""
+    allow = "GRANT INSERT ON notification.{} TO CURRENT_USER"
+    with database.connect(sandbox.state.addresses.app_url) as connection:
+        for table in ("processed_events", "notification_nats_dlq"):
+            connection.execute(f"REVOKE INSERT ON notification.{table} FROM CURRENT_USER")
+        try:
+            sandbox.wait_for("events to be given up", lambda: sandbox.visit(_advisories)[0] >= 3, 30)
+            connection.execute(allow.format("processed_events"))
+            sandbox.wait_for("the advisories to be given up", lambda: sandbox.visit(_advisories)[1] == 0, 30)
+        finally:
+            for table in ("processed_events", "notification_nats_dlq"):
+                connection.execute(allow.format(table))
+
+
+async def _advisories(js: JetStreamContext) -> tuple[int, int]:
+    """Return how many there are, and how many the subscriber still has before it."""
+    info = await js.consumer_info(broker.ADVISORY_STREAM, broker.ADVISORY_CONSUMER)
+    messages = (await js.stream_info(broker.ADVISORY_STREAM)).state.messages
+    return messages, (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+
+#: What was published and has no notification; that it was processed is forgotten.
+_LOST = """
+WITH lost AS (
+    SELECT o.* FROM entitlement.outbox_events o LEFT JOIN notification.notifications n USING (event_id)
+    WHERE o.status = 'PUBLISHED' AND o.created_at > now() - interval '1 hour' AND n.event_id IS NULL
+), processed AS (
+    DELETE FROM notification.processed_events USING lost WHERE lost.event_id = processed_events.event_id
+)
+SELECT event_id, event_type, payload FROM lost
+"""
+
+
+def publish_lost_events_again(sandbox: Sandbox) -> None:
+    """Publish what was lost once more, without the old message ids, and close the file."""
+    with sandbox.transaction() as connection:
+        lost = connection.execute(_LOST).fetchall()
+
+    async def publish(js: JetStreamContext) -> None:
+        for row in lost:
+            await js.publish(broker.SUBJECT, wire.encode(entitlement.parse(row)))
+
+    sandbox.visit(publish)
+    arrived = "event_id = ANY (%(ids)s)"
+    ids = [row["event_id"] for row in lost]
+    with database.connect(sandbox.state.addresses.app_url) as connection:
+        sandbox.wait_for(
+            "the lost events to be processed",
+            lambda: database.count(connection, "notification.processed_events", arrived, ids=ids) == len(ids),
+        )
+    forget_dead_messages(sandbox)
+
+
+def exhaust_outbox(sandbox: Sandbox) -> None:
+    """Let events on their last try meet a broker that is away; then it comes back, and they do not."""
+    sandbox.wait_for_flow(30)
+    sandbox.stop("nats")
+    now = database.now()
+    try:
+        with sandbox.transaction() as connection:
+            for n in range(4):
+                at = now - _NINE_TRIES - timedelta(seconds=n)
+                _event(connection, f"outage-{n}", at, attempt_count=9, next_retry_at=now)
+        failed = "aggregate_key LIKE 'drill-%%' AND status = 'FAILED'"
+        with database.connect(sandbox.state.addresses.app_url) as connection:
+            sandbox.wait_for(
+                "events to fail",
+                lambda: database.count(connection, "entitlement.outbox_events", failed) == 4,
+                60,
+            )
+    finally:
+        sandbox.start("nats")
+    sandbox.wait_for_flow(30)

@@ -1,0 +1,320 @@
+"""The catalogue of faults: how each is caused and undone, and what the runbook should find.
+
+A fault is a pair of acts on a sandbox, of which the second undoes the first. Its table in faults.toml says what is
+changed; what statements and settings cannot do is in `_ACTS`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from signal import SIGKILL, SIGSTOP, SIGUSR1, Signals
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from runbook_lib.usage import did_you_mean
+
+from . import damage, database
+from .broker import CONSUMER, STREAM
+from .state import DATABASE, SandboxError
+
+if TYPE_CHECKING:
+    from .sandbox import Sandbox
+
+Act = Callable[["Sandbox"], object]
+Pair = tuple[Act, Act]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that breaks, with the answer that a drill is graded by: a table of faults.toml."""
+
+    name: str
+    inject: Act = field(repr=False)
+    heal: Act = field(repr=False)
+    en: str
+    ja: str
+    section: str
+    stuck_at: str | None = None
+    failure_mode: str | None = None
+    also_right: tuple[str, ...] = ()
+    helps: tuple[str, ...] = ()
+    harms: tuple[str, ...] = ()
+    restore: tuple[str, ...] = ()
+    family: str = "failures"
+
+    @property
+    def description(self) -> dict[str, str]:
+        """By language."""
+        return {"en": self.en, "ja": self.ja}
+
+
+def each(*acts: Act) -> Act:
+    """Do one after the other."""
+
+    def do(sandbox: Sandbox) -> None:
+        for act in acts:
+            act(sandbox)
+
+    return do
+
+
+def stack(*pairs: Pair) -> Pair:
+    """Do one after the other, and undo them in the reverse order."""
+    return each(*(do for do, _ in pairs)), each(*(undo for _, undo in reversed(pairs)))
+
+
+# Programs and their settings --------------------------------------------------------------------------------
+
+
+def start(*programs: str) -> Act:
+    """Start programs."""
+    return lambda sandbox: sandbox.start(*programs)
+
+
+def stop(*programs: str) -> Act:
+    """Stop programs."""
+    return lambda sandbox: sandbox.stop(*programs)
+
+
+def restart(*programs: str) -> Act:
+    """Stop and start programs."""
+    return lambda sandbox: sandbox.restart(*programs)
+
+
+def stopped(*programs: str) -> Pair:
+    """Stop programs, and start them again."""
+    return stop(*programs), start(*programs)
+
+
+def frozen(program: str) -> Pair:
+    """Let a program hang, and go on."""
+    return (
+        lambda sandbox: sandbox.signal_program(program, "STOP"),
+        lambda sandbox: sandbox.signal_program(program, "CONT"),
+    )
+
+
+def signalled(number: Signals, app: str, part: str = "") -> Pair:
+    """Send a signal to a pod, or to one part of it, and restart it."""
+    return lambda sandbox: sandbox.signal_pod(number, app, part), restart(app)
+
+
+def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
+    """Give pods other environment variables, of each a wrong value and the right one (none: take it away)."""
+
+    def put(which: int) -> Act:
+        def act(sandbox: Sandbox) -> None:
+            sandbox.configure({name: dict(enumerate(value)).get(which) for name, value in values.items()})
+            sandbox.restart(*pods)
+
+        return act
+
+    return put(0), put(1)
+
+
+# Rows, streams, and the database's own settings -------------------------------------------------------------
+
+
+def rows(change: Callable[..., object], *usual: int) -> Act:
+    """Change rows in one transaction, as the applications; of what is counted, as many as usual times the intensity."""
+
+    def act(sandbox: Sandbox) -> None:
+        with sandbox.transaction() as connection:
+            change(connection, *_numbers(sandbox, usual))
+
+    return act
+
+
+def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
+    """Do something at the broker, as the applications; of what is counted, as many as usual times the intensity."""
+    return lambda sandbox: sandbox.visit(lambda js: scene(js, *_numbers(sandbox, usual)))
+
+
+def _numbers(sandbox: Sandbox, usual: Sequence[int]) -> list[int]:
+    return [max(round(n * sandbox.intensity), 1) for n in usual]
+
+
+#: What a changed setting needs to count: the server reads its own again, the applications begin new sessions.
+_SHORT = {
+    "reload": "SELECT pg_reload_conf()",
+    "new sessions": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{DATABASE}'",  # noqa: S608
+}
+
+
+def alter(*statements: str) -> Act:
+    """Have the superuser, who may still write when the applications may not, say that."""
+
+    def act(sandbox: Sandbox) -> None:
+        # No commit of its own waits for a standby.
+        options = "-c%20default_transaction_read_only%3Doff%20-c%20synchronous_commit%3Dlocal"
+        with database.connect(f"{sandbox.state.addresses.admin_url}?options={options}") as admin:
+            for statement in statements:
+                admin.execute(_SHORT.get(statement, statement))
+
+    return act
+
+
+def mend(*statements: str) -> Act:
+    """Do the same, until events flow again; what was lost meanwhile is published again."""
+
+    def act(sandbox: Sandbox) -> None:
+        sandbox.wait_for("PostgreSQL", lambda: alter(*statements)(sandbox) is None)
+        sandbox.wait_for_flow(60)
+        damage.publish_lost_events_again(sandbox)
+
+    return act
+
+
+def held(program: str, query: str) -> Pair:
+    """Start a stranger, wait until that query of the superuser says that it has what it wants, and stop it."""
+
+    def let_in(sandbox: Sandbox) -> None:
+        sandbox.start(program)
+
+        def done() -> bool:
+            with psycopg.connect(sandbox.state.addresses.admin_url, connect_timeout=2) as connection:
+                row = connection.execute(query, (program,)).fetchone()
+                return bool(row and row[0])
+
+        sandbox.wait_for(f"{program} to take hold", done, 30)
+
+    return let_in, stop(program)
+
+
+# The table --------------------------------------------------------------------------------------------------
+
+_LOCKED = """
+SELECT EXISTS (
+    SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE application_name = %s AND mode = 'AccessExclusiveLock' AND granted
+)
+"""
+_IN_TRANSACTION = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s AND xact_start < now())"
+_EXHAUSTED = """
+SELECT count(*) FILTER (WHERE application_name = 'PostgreSQL JDBC Driver') = 0
+   -- one less than all ordinary slots, because whoever asks sits on one
+   AND count(*) FILTER (WHERE application_name = %s) >= current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int - current_setting('reserved_connections')::int - 1
+FROM pg_stat_activity WHERE usename = 'miniserversystem'
+"""
+_PASSWORD = f"ALTER ROLE {DATABASE} PASSWORD '{{}}'"
+
+
+def _restore_password(sandbox: Sandbox) -> None:
+    mend(_PASSWORD.format(sandbox.state.addresses.passwords[DATABASE]))(sandbox)
+
+
+_UNKNOWN_PASSWORD = "changed-and-not-announced"  # noqa: S105
+_BOTH = ("notification", "entitlement")
+_FORGET = rows(lambda connection: connection.execute(damage.FORGET))
+
+#: By the fault's name: what is done after what its table says, and how that is undone.
+_ACTS: dict[str, Pair] = {
+    # Parts, pods and programs
+    "worker_stopped": signalled(SIGKILL, "notification", "worker"),
+    "worker_hung": signalled(SIGSTOP, "notification", "worker"),
+    "subscriber_deaf": signalled(SIGUSR1, "notification", "subscriber"),
+    "subscriber_frozen": signalled(SIGSTOP, "notification", "subscriber"),
+    "relay_stopped": signalled(SIGKILL, "entitlement", "relay"),
+    "relay_closed": signalled(SIGUSR1, "entitlement", "relay"),
+    "notification_frozen": signalled(SIGSTOP, "notification"),
+    "entitlement_frozen": signalled(SIGSTOP, "entitlement"),
+    "notification_stopped": stopped("notification"),
+    "entitlement_stopped": stopped("entitlement"),
+    "services_stopped": stopped(*_BOTH),
+    "second_worker": (start("second-worker"), stop("second-worker")),
+    "two_versions": (start("second-worker"), stop("second-worker")),
+    "clock_skew": (each(), each(stop("notification"), rows(damage.set_back))),
+    # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
+    "broker_down": (stop("nats"), each(start("nats"), restart(*_BOTH))),
+    "broker_frozen": (frozen("nats")[0], each(frozen("nats")[1], restart(*_BOTH))),
+    "broker_refusing": (
+        lambda sandbox: sandbox.change_app_password(_UNKNOWN_PASSWORD),
+        each(lambda sandbox: sandbox.change_app_password(None), restart(*_BOTH)),
+    ),
+    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), restart(*_BOTH)),
+    "stream_full": (
+        on_broker(partial(damage.limit_stream, full=True)),
+        on_broker(partial(damage.limit_stream, full=False)),
+    ),
+    "consumer_deleted": (on_broker(lambda js: js.delete_consumer(STREAM, CONSUMER)), restart("notification")),
+    "consumer_paused": (
+        on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "2100-01-01T00:00:00Z")),
+        on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "1970-01-01T00:00:00Z")),
+    ),
+    # The database
+    "database_down": (stop("postgres"), each(start("postgres"), mend())),
+    "table_lock": held("schema-migration", _LOCKED),
+    "outbox_locked": held("outbox-migration", _LOCKED),
+    "rows_locked": held("reconciliation", _IN_TRANSACTION),
+    "connections_exhausted": held("nightly-report", _EXHAUSTED),
+    "password_changed": (alter(_PASSWORD.format(_UNKNOWN_PASSWORD), "new sessions"), _restore_password),
+    # The receiver
+    "receiver_outage": stopped("receiver"),
+    "receiver_hangs": frozen("receiver"),
+    # Single events
+    "dedupe_broken": (on_broker(partial(damage.replay, n=10)), rows(damage.repair_dedupe)),
+    "bad_payload": (rows(damage.bad_payloads, 5), _FORGET),
+    "unknown_event_type": (rows(damage.unknown_event_types, 5), _FORGET),
+    "undecodable_message": (on_broker(damage.publish_noise, 3), damage.forget_dead_messages),
+    "events_lost": (damage.lose_events, damage.publish_lost_events_again),
+    "exhausted_outbox": (damage.exhaust_outbox, _FORGET),
+    "failing_user": (rows(damage.refuse_one_user), _FORGET),
+    "dlq_mismatch": (rows(damage.part_dead_letters), _FORGET),
+    "rows_postponed": (rows(damage.postpone, 20), _FORGET),
+    "rows_deleted": (rows(damage.delete_waiting, 20), _FORGET),
+    "stream_replayed": (on_broker(damage.replay, 30), rows(damage.repair_dedupe)),
+    "consumer_subject": (on_broker(damage.make_consumer_again), restart("notification")),
+    # While nothing is delivered, messages become older than the stream keeps them.
+    "stream_retention": (on_broker(damage.pause_consumer, 4), each()),
+}
+
+#: What a person does without harm, by the name of a drill's noise.
+HARMLESS: dict[str, Act] = {
+    "setting": alter(f"ALTER ROLE {DATABASE} SET work_mem = '8MB'"),
+    "replay": on_broker(damage.replay, 50),
+}
+
+#: The keys of a fault's table that say how it is caused and undone.
+_MEANS = ("do", "undo", "stream", "consumer", "settings", "restarts")
+
+
+def _fault(name: str, table: dict[str, Any]) -> Fault:
+    means = {key: table.pop(key) for key in _MEANS if key in table}
+    pairs = []
+    if "do" in means:
+        pairs.append((alter(*means["do"]), mend(*means.get("undo", ()))))
+    for kind in ("stream", "consumer"):
+        if kind in means:
+            pairs.append(_configured(kind, means[kind]))
+    if {"settings", "restarts"} & means.keys():
+        pairs.append(settings(means.get("restarts", ()), means.get("settings", {})))
+    if name in _ACTS:
+        pairs.append(_ACTS[name])
+    lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
+    return Fault(name, *stack(*pairs), **{**table, **lists})
+
+
+def _configured(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
+    """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again."""
+    wrong, right = ({name: value[which] for name, value in values.items()} for which in (0, 1))
+    return on_broker(partial(damage.configure, kind=kind, **wrong)), each(
+        on_broker(partial(damage.configure, kind=kind, **right)), mend()
+    )
+
+
+_FILE = Path(__file__).with_name("faults.toml")
+CATALOGUE = tuple(_fault(*each) for each in tomllib.loads(_FILE.read_text(encoding="utf-8")).items())
+
+
+def find(name: str) -> Fault:
+    """Return the fault of that name. Raises SandboxError with the closest name if there is none."""
+    known = {fault.name: fault for fault in CATALOGUE}
+    if name not in known:
+        raise SandboxError(f"no fault {name!r}: {did_you_mean(name, list(known))}")
+    return known[name]

@@ -1,0 +1,54 @@
+"""The destination of the notifications, the sandbox's own addition: a receiver outage is then a real one.
+
+The real sender only writes a log line. Here it posts to this server, which answers 204 and logs the id, so
+that a notification that was sent twice can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+
+from .pod import server, set_up_logging
+from .settings import read_env, seconds
+from .state import load
+
+log = logging.getLogger(__name__)
+
+
+def main(directory: Path) -> None:
+    """Accept every notification until stopped; by the pods' environment after RECEIVER_DELAY, and some users' never.
+
+    Of RECEIVER_REFUSES users one is refused, always the same ones; 0 is none. More than RECEIVER_LIMIT a second are
+    refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it.
+    """
+    set_up_logging("receiver")
+    env = read_env(directory / "pods.env")
+    delay = seconds(env.get("RECEIVER_DELAY", "0s"))
+    refuses, limit = (int(env.get(name, "0")) for name in ("RECEIVER_REFUSES", "RECEIVER_LIMIT"))
+    error = env.get("RECEIVER_ERROR_BODY", "")
+    asked: Counter[int] = Counter()  # by the second
+
+    def answer(_request: object, body: bytes) -> tuple[int, str, str]:
+        time.sleep(delay)
+        notification = json.loads(body)
+        if refuses and zlib.crc32(notification["user_id"].encode()) % refuses == 0:
+            return 503, "text/plain", ""
+        asked[second := int(time.time())] += 1
+        if limit and asked[second] > limit:
+            return 429, "text/plain", ""
+        if error:
+            return 200, "application/json", json.dumps({"error": error})
+        log.info("received id=%s eventId=%s", notification["notification_id"], notification["event_id"])
+        return 204, "text/plain", ""
+
+    server(load(directory).addresses.receiver_port, answer).serve_forever()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

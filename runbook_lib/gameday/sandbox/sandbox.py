@@ -1,0 +1,552 @@
+"""The whole sandbox under one supervisor: up, status, fault, heal, down."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xmlrpc.client
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+from nats.js import JetStreamContext
+from supervisor.xmlrpc import Faults, SupervisorTransport
+
+from runbook_lib.sources import logs
+from runbook_lib.usage import SANDBOX_TARGET, sandbox_folder
+
+from . import broker, database, faults, history, servers
+from .intruder import INTRUDERS
+from .pod import FAILED_START
+from .settings import read_env
+from .state import (
+    DATABASE,
+    FILE_NAME,
+    SERVICES,
+    Addresses,
+    SandboxError,
+    SandboxState,
+    command,
+    load,
+    write_private,
+)
+
+T = TypeVar("T")
+
+PROGRAMS = ("postgres", "nats", "receiver", *SERVICES)
+UP_TIMEOUT = 60.0
+DOWN_TIMEOUT = 5.0
+
+# Every process of a sandbox inherits this variable, which holds the folder: so `down` finds them all, even
+# those whose supervisor is dead.
+_MARK = "RUNBOOK_SANDBOX_OWNER"
+_OWN_FILES = (
+    *("postgres", "nats", "log", "run", "pods.env", "nats.conf", "supervisord.conf", "supervisord.pid"),
+    *("postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger"),
+    *(f"{name}.tmp" for name in ("postgres", "nats", "pods", "sandbox", "supervisord", "target")),  # see write_private
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """The running processes as a person sees them; no passwords."""
+
+    directory: Path
+    programs: dict[str, str]  # program: state of the supervisor, RUNNING when well
+    pods: dict[str, str]  # app: pod name
+    fault: str | None
+    addresses: dict[str, str]
+
+
+class Sandbox:
+    """One sandbox, in one folder, under one supervisor."""
+
+    #: How strongly faults hit that come in numbers: 1 as usual, 2 twice as many.
+    intensity = 1.0
+
+    def __init__(self, directory: Path | str | None = None) -> None:
+        self.directory = Path(directory or sandbox_folder()).resolve()
+
+    @property
+    def state(self) -> SandboxState:
+        """Return its state on disk. Raises SandboxError if there is none."""
+        return load(self.directory)
+
+    # Life ---------------------------------------------------------------------------------------------------
+
+    def up(
+        self,
+        rate: float = 5.0,
+        hours: float = 6.0,
+        settings: Mapping[str, str] | None = None,
+        seed: int = 1,
+    ) -> SandboxState:
+        """Start everything, with `hours` of past traffic, and return when events flow end to end.
+
+        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
+        """
+        with self._reserve_folder():
+            state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
+            state.save()
+            try:
+                self._start(state, hours, {**(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
+            except BaseException as error:
+                reason = self._last_words()
+                self.down()
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                    raise
+                raise SandboxError(f"the sandbox did not come up: {error}{reason}") from error
+            state.ready = True
+            state.save()
+            return state
+
+    def check_free(self) -> None:
+        """Raise SandboxError where `up` would refuse to begin."""
+        with self._reserve_folder():
+            pass
+
+    @contextlib.contextmanager
+    def _reserve_folder(self) -> Iterator[None]:
+        """Reserve a folder that contains no sandbox, against other starts at the same time."""
+        if set(str(self.directory)) & set("%;\n"):  # they mean something in the supervisor's file
+            raise SandboxError(f"{self.directory} has a % or a ; in its name: name another folder")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.directory, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(held)
+            raise SandboxError(f"the sandbox in {self.directory} is being started by another command") from None
+        except OSError as error:
+            raise SandboxError(f"cannot use {self.directory}: {error.strerror}") from None
+        try:
+            if self._answers():
+                half = f"did not finish its start; `{command('down', self.directory)}` first"
+                word = "is already up" if self.is_up() else half
+                raise SandboxError(f"the sandbox in {self.directory} {word}")
+            self._clear()  # what a crash left
+            if any(self.directory.iterdir()):
+                raise SandboxError(f"{self.directory} is not empty and holds no sandbox: name another folder")
+            yield
+        finally:
+            os.close(held)
+
+    def down(self) -> bool:
+        """Stop and delete everything, whatever state it is in; False when there was nothing."""
+        there = self._clear()
+        if there:
+            with contextlib.suppress(OSError):  # somebody put a file of their own there
+                self.directory.rmdir()
+        return there
+
+    def _clear(self) -> bool:
+        self._stop_supervisord()
+        _stop_all(self.directory)
+        with contextlib.suppress(SandboxError):
+            shutil.rmtree(self.state.socket.parent, ignore_errors=True)
+        if not (self.directory / FILE_NAME).exists():
+            return False
+        for name in _OWN_FILES:
+            self._remove(self.directory / name)
+        return True
+
+    def _remove(self, path: Path) -> None:
+        """Remove our files; a process that was interrupted at its start and still writes there is ended first."""
+        until = time.monotonic() + DOWN_TIMEOUT
+        while True:
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                _stop_all(self.directory)
+                time.sleep(0.1)
+
+    def is_up(self) -> bool:
+        """Return whether the sandbox exists, is ready, and its supervisor is alive."""
+        return self._answers() and self.state.ready
+
+    def status(self) -> Running:
+        """Return what runs now."""
+        state = self._up_state()
+        addresses = state.addresses
+        return Running(
+            directory=self.directory,
+            programs={name: self.program_state(name) for name in PROGRAMS},
+            pods={app: self.pod(app)["pod"] for app in SERVICES},
+            fault=state.fault,
+            addresses={
+                "postgres": f"127.0.0.1:{addresses.postgres_port}/{DATABASE}",
+                "nats": f"127.0.0.1:{addresses.nats_port}",
+                "nats monitoring": addresses.nats_monitor_url,
+                "receiver": addresses.receiver_url,
+                **{app: addresses.service_url(app) for app in SERVICES},
+            },
+        )
+
+    def configure(self, settings: Mapping[str, str | None]) -> None:
+        """Set environment variables of the pods, or take them away (None); they count from each pod's next start."""
+        self._up_state()
+        changed = {**self.settings, **settings}
+        self._write_env({name: value for name, value in changed.items() if value is not None})
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The environment variables of the pods, as they are now."""
+        return read_env(self.directory / "pods.env")
+
+    def log(self, program: str) -> str:
+        """Return a program's log; "" if it has none yet."""
+        path = self.directory / "log" / f"{program}.log"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    # One by one ---------------------------------------------------------------------------------------------
+
+    def program_state(self, name: str) -> str:
+        """Return the supervisor's state of a program: RUNNING, STOPPED, BACKOFF, ..."""
+        return str(self._call("getProcessInfo", name)["statename"])
+
+    def start(self, *names: str) -> None:
+        """Start programs unless they run."""
+        for name in names:
+            if self.program_state(name) not in ("RUNNING", "STARTING"):
+                self._call("startProcess", name, False, unless=Faults.ALREADY_STARTED)  # a crash loop is one, too
+
+    def stop(self, *names: str) -> None:
+        """Stop programs and wait for their end."""
+        for name in names:
+            self._call("stopProcess", name, True, unless=Faults.NOT_RUNNING)
+
+    def restart(self, *names: str) -> None:
+        """Stop and start programs, one after the other: a pod comes back under a new name."""
+        for name in names:
+            self.stop(name)
+            self.start(name)
+
+    def signal_program(self, name: str, number: str) -> None:
+        """Send a signal, such as STOP, to a program."""
+        self._call("signalProcess", name, number, unless=Faults.NOT_RUNNING)
+
+    def pod(self, app: str) -> Any:
+        """Pod name and the process ids of its parts."""
+        try:
+            return json.loads((self.directory / "run" / f"{app}.json").read_text())
+        except FileNotFoundError:
+            raise SandboxError(f"pod {app} has not started yet") from None
+
+    def signal_pod(self, number: signal.Signals, app: str, part: str = "") -> None:
+        """Send a signal to one part of a pod, which has to run, or to the pod and all its parts."""
+        parts = self.pod(app)["parts"]
+        for pid in [parts[part]] if part else [self.pod(app)["pid"], *parts.values()]:
+            try:
+                process = psutil.Process(pid)
+                if process.environ().get(_MARK) != str(self.directory):
+                    raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
+                process.send_signal(number)
+            except psutil.Error:
+                if part:
+                    raise SandboxError(f"the {part} of {app} does not run") from None
+
+    def change_app_password(self, password: str | None) -> None:
+        """Give the broker another password for the applications, or (None) the right one again."""
+        addresses = self.state.addresses
+        servers.write_nats_config(self.directory, addresses, password or addresses.passwords["nats-app"])
+        self.signal_program("nats", "HUP")
+
+    def visit(self, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
+        """Do something at the broker as the applications, on a connection of its own."""
+        return broker.visit(self.state.addresses.app_nats_url, scene)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[database.Connection]:
+        """Use the applications' own database role; all or nothing, so that no worker sees a half of it."""
+        with database.connect(self.state.addresses.app_url) as connection, connection.transaction():
+            yield connection
+
+    def wait_for_flow(self, timeout: float) -> None:
+        """Return when an event has passed every hop since now; SandboxError when none does in time."""
+        self.wait_for("events to flow end to end", self._flow(), timeout)
+
+    def _flow(self) -> Callable[[], bool]:
+        state = self.state
+        if not state.rate:
+            return lambda: "terminated advisory subscriber started" in self.log("notification")
+        since = datetime.now(UTC)
+        query = (
+            "SELECT EXISTS (SELECT FROM entitlement.outbox_events WHERE published_at > %(since)s)"
+            " AND EXISTS (SELECT FROM notification.processed_events WHERE processed_at > %(since)s)"
+            " AND EXISTS (SELECT FROM notification.notifications WHERE sent_at > %(since)s)"
+        )
+
+        def flows() -> bool:
+            bounded = "-c statement_timeout=2000"  # a table may be locked
+            with psycopg.connect(state.addresses.admin_url, connect_timeout=2, options=bounded) as connection:
+                row = connection.execute(query, {"since": since}).fetchone()
+                return bool(row and row[0])
+
+        return flows
+
+    @staticmethod
+    def wait_for(what: str, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+        """Poll until the condition holds; SandboxError after the timeout."""
+        deadline = time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(psycopg.OperationalError, OSError):
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                raise SandboxError(f"waited {timeout:g} s for {what}")
+            time.sleep(0.1)
+
+    # Faults ----------------------------------------------------------------------------------------------
+
+    def fault(self, name: str) -> faults.Fault:
+        """Break one thing; one fault at a time."""
+        fault = faults.find(name)
+        state = self._up_state()
+        if state.fault:
+            raise SandboxError(f"{state.fault} is on already: `{command('heal', self.directory)}` first")
+        # Noted first: a fault that was injected only half can still be healed.
+        state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
+        state.save()
+        fault.inject(self)
+        return fault
+
+    def heal(self, timeout: float = 30.0) -> str | None:
+        """Undo the fault, wait until events flow again; the name of the fault, None when none was on."""
+        state = self._up_state()
+        if state.fault is None:
+            return None
+        faults.find(state.fault).heal(self)
+        self.start(*PROGRAMS)  # whatever else a responder stopped on the way
+        self.wait_for_flow(timeout)
+        self.wait_for("every program to run", lambda: {*self.status().programs.values()} == {"RUNNING"}, timeout)
+        healed, state.fault = state.fault, None
+        state.save()
+        return healed
+
+    # Inside -------------------------------------------------------------------------------------------------
+
+    def _start(self, state: SandboxState, hours: float, settings: dict[str, str], seed: int) -> None:
+        deadline = time.monotonic() + UP_TIMEOUT
+        for name in ("log", "run"):
+            (self.directory / name).mkdir()
+        servers.initialise(self.directory, state.addresses)
+        self._write_env({**_pod_environment(state.addresses), **settings})
+        write_private(state.supervisor_config, _supervisor_config(state))
+        self._start_supervisord(state)
+        servers.wait_for_postgres(state.addresses, lambda: self.program_state("postgres") != "FATAL")
+        servers.wait_for_nats(state.addresses, lambda: self.program_state("nats") != "FATAL")
+        servers.create_database(state.addresses)
+        self.start("receiver", "notification")
+        with psycopg.connect(state.addresses.app_url, autocommit=True) as connection:
+            history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
+        # The load starts when the past is complete, so that there is no event in two minds about its order.
+        self.start("entitlement")
+        flows = self._flow()
+        self.wait_for(
+            "events to flow end to end",
+            lambda: self._pods_stay_up() and flows(),
+            deadline - time.monotonic(),
+        )
+
+    def _pods_stay_up(self) -> bool:
+        for app in SERVICES:
+            if self.program_state(app) in ("BACKOFF", "FATAL") or FAILED_START in self.log(app):
+                # Its words at once: the supervisor is about to start it again, or has.
+                raise SandboxError(f"pod {app} ends at its start{self._words_of(app)}")
+        return True
+
+    def _start_supervisord(self, state: SandboxState) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(state.supervisor_config)],
+            env={**os.environ, _MARK: str(self.directory)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+            raise SandboxError(f"supervisord: {lines[0]}")
+        self.wait_for("supervisord", self._answers)
+
+    def _stop_supervisord(self) -> None:
+        """Let it stop its programs and collect them, if it still lives."""
+        for supervisord in _supervisors(self.directory):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                supervisord.terminate()
+            deadline = time.monotonic() + DOWN_TIMEOUT
+            while _is_alive(supervisord) and time.monotonic() < deadline:
+                self._answers()  # left alone it looks around once a second; a question wakes it
+                time.sleep(0.05)
+
+    def _write_env(self, variables: Mapping[str, str]) -> None:
+        for name, value in variables.items():
+            if not name.isidentifier() or "\n" in value:
+                raise SandboxError(f"not an environment variable: {name}")
+        # In one step: the clients read their rate in it all the time.
+        write_private(self.directory / "pods.env", "".join(f"{name}={value}\n" for name, value in variables.items()))
+
+    def _up_state(self) -> SandboxState:
+        state = self.state
+        if not self.is_up():
+            cleans = command("down", self.directory)
+            raise SandboxError(f"the sandbox in {self.directory} is not up; `{cleans}` cleans it up")
+        return state
+
+    def _rpc(self, state: SandboxState) -> Any:
+        transport = SupervisorTransport(None, None, f"unix://{state.socket}")
+        return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
+
+    def _call(self, method: str, *arguments: object, unless: int | None = None) -> Any:
+        """Ask the supervisor; its refusal with the code `unless` is no error."""
+        try:
+            return getattr(self._rpc(self.state), method)(*arguments)
+        except xmlrpc.client.Fault as refusal:
+            if refusal.faultCode != unless:
+                raise SandboxError(f"supervisord: {refusal.faultString}") from None
+        except OSError as error:
+            raise SandboxError(f"supervisord does not answer: {error}") from None
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self._rpc(self.state).getState())
+        except (SandboxError, OSError, xmlrpc.client.Error, http.client.HTTPException):
+            return False
+
+    def _last_words(self) -> str:
+        """Return the last log line of a program that does not run, for a one-line error."""
+        with contextlib.suppress(Exception):
+            for name in PROGRAMS:
+                if name not in SERVICES and self.program_state(name) in ("BACKOFF", "FATAL", "EXITED"):
+                    return self._words_of(name)
+        return ""
+
+    def _words_of(self, name: str) -> str:
+        lines = self.log(name).strip().splitlines()
+        # What ended a pod is the root cause of the last stack trace that it logged.
+        said = [record.error for record in logs.read(lines) if record.error] or lines
+        return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
+
+
+def _pod_environment(addresses: Addresses) -> dict[str, str]:
+    return {
+        "POSTGRES_HOST": "127.0.0.1",
+        "POSTGRES_PORT": str(addresses.postgres_port),
+        "POSTGRES_DB": DATABASE,
+        "POSTGRES_USER": DATABASE,
+        "POSTGRES_PASSWORD": addresses.passwords[DATABASE],
+        "NATS_URL": addresses.app_nats_url,
+        "SANDBOX_RECEIVER_URL": addresses.receiver_url,
+    }
+
+
+def _socket_path() -> Path:
+    folder = tempfile.mkdtemp(prefix="runbook-sandbox-")
+    if len(folder) > 80:
+        Path(folder).rmdir()
+        folder = tempfile.mkdtemp(prefix="runbook-sandbox-", dir="/tmp")
+    return Path(folder) / "supervisor.sock"
+
+
+def _supervisor_config(state: SandboxState) -> str:
+    directory = state.directory
+    python = sys.executable
+    module = "runbook_lib.gameday.sandbox"
+    commands = {
+        "postgres": servers.postgres_command(directory),
+        "nats": servers.nats_command(directory),
+        "receiver": [python, "-m", f"{module}.receiver", str(directory)],
+        **{app: [python, "-m", f"{module}.pod", app, str(directory)] for app in SERVICES},
+        **{name: [python, "-m", f"{module}.intruder", name, str(directory)] for name in INTRUDERS},
+    }
+    user = "user=root\n" if os.geteuid() == 0 else ""
+    sections = [
+        f"[unix_http_server]\nfile={state.socket}\nchmod=0700",
+        f"[supervisord]\n{user}logfile={directory}/log/supervisord.log\npidfile={directory}/supervisord.pid",
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+        f"[supervisorctl]\nserverurl=unix://{state.socket}",
+    ]
+    for name, arguments in commands.items():
+        server = name in ("postgres", "nats")
+        sections.append(
+            f"[program:{name}]\n"
+            f"command={shlex.join(arguments)}\n"
+            f"directory={directory}\n"
+            f"autostart={str(server).lower()}\n"
+            # A pod that fails at its start is started again and again, as on Kubernetes.
+            f"autorestart={str(name not in INTRUDERS).lower()}\n"
+            f"startretries={0 if name in INTRUDERS else 1000}\n"
+            f"stopsignal={'INT' if name == 'postgres' else 'TERM'}\n"
+            "stopwaitsecs=3\n"
+            # Pods need it to leave nobody behind; PostgreSQL looks after its own children.
+            f"killasgroup={str(not server).lower()}\n"
+            "redirect_stderr=true\n"
+            f"stdout_logfile={directory}/log/{name}.log\n"
+        )
+    return "\n\n".join(sections) + "\n"
+
+
+def _stop_all(directory: Path) -> None:
+    """Stop whatever is left of a sandbox by its pid: politely first, so that PostgreSQL frees its memory."""
+    # The supervisor first, and at once: it would start again what is stopped after it.
+    for process in _supervisors(directory):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    # SIGINT is PostgreSQL's fast shutdown, and an ordinary end for everybody else.
+    for number, patience in ((signal.SIGINT, 1.5), (signal.SIGKILL, DOWN_TIMEOUT)):
+        left = list(_processes(directory))
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        left = _wait_gone(left, patience)
+    if left:
+        raise SandboxError(f"cannot stop process {left[0].pid}")
+
+
+def _wait_gone(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
+    """Wait for their ends; those still there. A zombie has ended, whenever init collects it."""
+    deadline = time.monotonic() + timeout
+    while left := [process for process in processes if _is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    return left
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _supervisors(directory: Path) -> Iterator[psutil.Process]:
+    return _processes(directory, "supervisor.supervisord")
+
+
+def _processes(directory: Path, module: str = "") -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            ours = process.environ().get(_MARK) == str(directory) and process.pid != os.getpid()
+            if ours and (not module or module in process.cmdline()):
+                yield process

@@ -1,0 +1,106 @@
+"""Apply a target's rules to an action: freeze windows, the limit of actions per hour, and approvals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib.context import Context
+from runbook_lib.governance import approval, freeze, ledger
+from runbook_lib.model.finding import Text, say
+from runbook_lib.outcome import Precondition
+from runbook_lib.usage import UsageError
+from runbook_lib.view.render import when
+
+_HOUR = pd.Timedelta(hours=1)
+_COUNTED = ("begun", "done", "failed")
+
+
+class Guard:
+    """The rules of a target for one action: `actions.action.Rules`."""
+
+    def __init__(self, rb: Context, given: str | None, *, waive: bool) -> None:
+        self._rb, self._given, self._waive = rb, given, waive
+        self._approval = approval.parse_approval(given)
+        self.word, self.by, self.job = str(self._approval or ""), "", ""
+
+    def standing(self) -> tuple[Precondition, ...]:
+        """Return the target's freeze and hourly limit as preconditions.
+
+        A clock that was set back must not end a freeze or hide an action: the newest line of the target's ledger and of
+        the incident's action log is a lower bound of the present.
+        """
+        target, name = self._rb.target, self._rb.parameters.target
+        if not target.freeze and not target.actions_per_hour:
+            return ()
+        try:
+            log = ledger.read_actions(self._rb)
+            newest = ledger.latest_time(self._rb, log)
+        except (OSError, UsageError) as e:
+            return (Precondition(say("action.rule.unseen", detail=str(e)), None, waived=self._waive),)
+        found = []
+        if target.freeze:
+            moments = (at.to_pydatetime(warn=False) for at in (pd.Timestamp.now("UTC"), newest))
+            ends = max((end for at in moments if (end := freeze.frozen_until(target.freeze, at))), default=None)
+            frozen = say("action.rule.frozen", target=name, until=when(pd.Timestamp(ends))) if ends else None
+            found.append(Precondition(frozen or say("action.rule.not_frozen", target=name), ends is None))
+        if target.actions_per_hour:
+            found.append(check_hourly_limit(self._rb, log))
+        return tuple(replace(p, waived=self._waive and not p.ok) for p in found)
+
+    def approval(self, id_: str, asked: Mapping[str, Any]) -> Precondition | None:
+        """Check the approval of the action `asked`; None if the target requires none and none was given."""
+        if not self._rb.target.approval and not self._given:
+            return None
+        rule = approval.check_approval(self._rb, id_, asked, self._given, self._approval, break_glass=self._waive)
+        if self._approval and rule.ok:
+            self.by, self.job = self._approval.by, self._approval.job
+        return rule
+
+    def begin(self, entry: dict[str, Any]) -> tuple[Text | None, str]:
+        """Add an action to the target's ledger before it begins.
+
+        Returns (refusal, ""), or (None, error) if the action may begin without a ledger line: only if neither an
+        approval nor a rule depends on the ledger. (None, "") is success.
+        """
+        target = self._rb.target
+
+        def stops(log: pd.DataFrame) -> Text | None:
+            if self.job and self.job in set(log["job"]):
+                return self.used()
+            if not target.actions_per_hour or self._waive or (fits := check_hourly_limit(self._rb, log)).holds:
+                return None
+            return say("action.refused.precondition", text=fits.text)
+
+        try:
+            return ledger.begin(self._rb, entry, stops), ""
+        except (OSError, UsageError) as e:
+            rests_on_it = target.freeze or target.actions_per_hour or target.approval
+            if self.job or (rests_on_it and not self._waive):
+                return say("action.refused.ledger", detail=str(e)), ""
+            return None, str(e)
+
+    def end(self, entry: dict[str, Any]) -> str:
+        """Add the end of an action, or that it did not begin, to the ledger; return the error or ""."""
+        try:
+            ledger.end(self._rb, entry)
+        except (OSError, UsageError) as e:
+            return str(e)
+        return ""
+
+    def used(self) -> Text:
+        """Return the refusal for an approval that was used before."""
+        return approval.used_already(self._approval)
+
+
+def check_hourly_limit(rb: Context, log: pd.DataFrame) -> Precondition:
+    """Check by the ledger whether another action is within the limit per hour; an action counts from its last line."""
+    most, name = rb.target.actions_per_hour, rb.parameters.target
+    acted = log[log["result"].isin(_COUNTED)].groupby("id")["time"].max().sort_values()
+    acted = acted[acted > pd.Timestamp.now("UTC") - _HOUR]
+    free = (acted.iloc[-most] + _HOUR).ceil("s") if most and len(acted) >= most else None
+    text = say("action.rule.limit", target=name, n=len(acted), limit=most, free=free and when(free))
+    return Precondition(text, free is None)

@@ -1,0 +1,186 @@
+"""Retention of dossiers: erase a person, place legal holds, remove expired dossiers.
+
+Every operation is logged beside the incidents, in `<output>/.keeping/journal/actions.jsonl`, which is hash-chained like
+a dossier's logs and outlives the dossiers. A destructive operation has two lines: one before it ("begun"), one after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib.archive import seal
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Text, say
+from runbook_lib.notes import whoami
+from runbook_lib.parameters import moment, now
+from runbook_lib.settings import Settings
+from runbook_lib.store import ACTION_LOG, SALTS, SEALED, Archive
+from runbook_lib.usage import UsageError
+
+FOLDER, JOURNAL = ".keeping", "journal"
+#: A user id of fewer bytes is not searched for in files: it would match by chance.
+MIN_ID_BYTES = 6
+_TIME_FIELDS = ("time", "started", "ended")
+
+
+def journal(output: str) -> Archive:
+    """Return the archive of the log; `runbook verify journal --output OUTPUT/.keeping` verifies it."""
+    return Archive(f"{output.rstrip('/')}/{FOLDER}", JOURNAL)
+
+
+def write_line(output: str, what: str, **more: Any) -> None:
+    """Add a line to the log, with the present user. Raises OSError and OutputError."""
+    kept = journal(output)
+    kept.prepare(people=False)
+    kept.add_line(ACTION_LOG, {"time": now(), "who": whoami(), "what": what} | more)
+
+
+def dossiers(output: str) -> Iterator[Archive]:
+    """Iterate over the incidents of an output that have any file. Raises OSError."""
+    for name in Archive(output, "").names():
+        archive = Archive(output, name)
+        with suppress(NotADirectoryError):
+            if {*SEALED, "lab"} & set(archive.names()):
+                yield archive
+
+
+# A person ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The references to a person in one dossier."""
+
+    archive: Archive
+    tokens: tuple[str, ...]
+    """The person's tokens that its files contain."""
+    clear: tuple[str, ...]
+    """The files that contain the user id itself."""
+    salted: bool
+    """Whether an erasure works: the incident has salts, unless an earlier version began it."""
+
+    @property
+    def stays(self) -> Text | None:
+        """Return a text about the references that an erasure cannot remove; None for none."""
+        if self.clear:
+            return say("keeping.clear", incident=self.archive.incident, files=", ".join(self.clear))
+        if self.tokens and not self.salted:
+            return say("keeping.unsalted", incident=self.archive.incident, tokens=", ".join(self.tokens))
+        return None
+
+
+def find_trace(archive: Archive, user: str, config: Settings) -> Trace:
+    """Find a person's references in a dossier, with the targets' present addresses. Raises OSError."""
+    urls: list[Sequence[str]] = [()]  # for notes
+    with suppress(ValueError):  # a broken line
+        for target in archive.targets():
+            with suppress(UsageError):  # a target that was removed, or whose secrets are not available here
+                urls.append(config.target(target).urls())
+    salts = archive.read(SALTS) if SALTS in (names := archive.files()) else b""
+    could = {str(Masker.of(own, archive.incident, lambda: salts).person(user)) for own in urls}
+    tokens, clear = set[str](), []
+    for name in names:
+        if name == SALTS:
+            continue
+        content = archive.read(name)
+        tokens |= {token for token in could if token.encode() in content}
+        if len(user.encode()) >= MIN_ID_BYTES and user.encode() in content:
+            clear.append(name)
+    return Trace(archive, tuple(sorted(tokens)), tuple(clear), bool(salts))
+
+
+def erase(output: str, user: str, traces: Sequence[Trace]) -> None:
+    """Erase a person's salts in these dossiers, so that the tokens cannot be derived from the id. Raises OSError.
+
+    This includes dossiers in which no token was found: one may have been made under another password of the target.
+    The user id is not logged.
+    """
+    found = {t.archive.incident: t.tokens for t in traces if t.tokens and t.salted}
+    line = {"id": token_hex(6), "tokens": found, "stays": [t.archive.incident for t in traces if t.stays]}
+    write_line(output, "erase", **line, result="begun")
+    for t in traces:
+        if t.salted:
+            t.archive.forget(user)
+    write_line(output, "erase", **line, result="done")
+
+
+# A dossier --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExpiredDossier:
+    """A dossier that is older than keep_days of all its targets."""
+
+    archive: Archive
+    target: str
+    keep_days: int
+    last: pd.Timestamp
+    """The time of its last line, in UTC."""
+
+
+def read_holds(output: str) -> dict[str, str]:
+    """Return the reasons of the present legal holds, by incident.
+
+    Raises OSError, and UsageError if the log was changed: then the holds are not known.
+    """
+    kept = journal(output)
+    if kept.raw(ACTION_LOG) and kept.problems():
+        raise UsageError(f"{kept.place} was changed after it was sealed: holds may be missing, so nothing is removed")
+    lines = [e for e in kept.lines(ACTION_LOG) if e["what"] in ("hold", "release")]
+    last = {e["incident"]: e for e in lines}
+    return {incident: e["reason"] for incident, e in last.items() if e["what"] == "hold"}
+
+
+def hold(archive: Archive, reason: str, *, release: bool = False) -> None:
+    """Place a legal hold on a dossier, or release it. Raises UsageError, OSError and OutputError."""
+    if not reason.strip():
+        raise UsageError("a hold needs a reason: --reason TEXT")
+    with archive.locked():  # not during its removal
+        if (archive.incident in read_holds(archive.output)) is not release:
+            raise UsageError(f"{archive.incident} is {'not ' if release else ''}on hold{'' if release else ' already'}")
+        write_line(archive.output, "release" if release else "hold", incident=archive.incident, reason=reason.strip())
+
+
+def find_expired(archive: Archive, config: Settings, now: pd.Timestamp) -> ExpiredDossier | Text | None:
+    """Return the dossier if it is expired, None if not, or a text if its age cannot be read. Raises OSError."""
+    try:
+        known = sorted(archive.targets())
+        days = [config.target(target).keep_days for target in known]
+        lines = [line for log in SEALED for line in archive.lines(log)]
+        moments = [moment(line[name]) for line in lines for name in _TIME_FIELDS if line.get(name)]
+        moments += [moment(name.partition("-")[0]) for name in archive.partials()]
+    except (UsageError, ValueError, TypeError, AttributeError) as e:  # whatever a broken line raises
+        return say("keeping.unread", incident=archive.incident, detail=str(e))
+    keep = [d for d in days if d is not None]
+    if not moments or not keep or len(keep) < len(days) or now - max(moments) <= pd.Timedelta(days=max(keep)):
+        return None
+    return ExpiredDossier(archive, ", ".join(known), max(keep), max(moments))
+
+
+def remove(found: ExpiredDossier, config: Settings, now: pd.Timestamp) -> bool:
+    """Remove a dossier and log its seal; return False if it is on hold or was continued meanwhile.
+
+    Raises OSError, OutputError and UsageError.
+    """
+    archive = found.archive
+    with archive.locked():
+        if archive.incident in read_holds(archive.output) or find_expired(archive, config, now) != found:
+            return False
+        line = {
+            "id": token_hex(6),
+            "incident": archive.incident,
+            "target": found.target,
+            "keep_days": found.keep_days,
+            "last": found.last.isoformat(),
+            "seal": seal.signed_seal(seal.chain_head(archive)),
+        }
+        write_line(archive.output, "remove", **line, result="begun")
+        archive.remove()
+        write_line(archive.output, "remove", **line, result="done")
+    return True

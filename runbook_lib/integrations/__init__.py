@@ -1,0 +1,1 @@
+"""Integrations: Grafana, OpenTelemetry, Nagios, OpenMetrics, Dask, kubectl. Loaded by name (`pack`)."""

@@ -1,0 +1,144 @@
+"""Grafana: write annotations to a target's dashboards and make links to them. Nothing is read from Grafana."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Thread
+from typing import Any, Literal
+from urllib.parse import quote
+
+import pandas as pd
+
+from runbook_lib import catalog, mandatory, messages, settings
+from runbook_lib.archive.artifact import Result
+from runbook_lib.context import Context
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Status, Window, say
+from runbook_lib.outcome import Outcome
+from runbook_lib.parameters import moment
+from runbook_lib.settings import Target
+from runbook_lib.sources import ReadCost, SourceError, http
+from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record, render
+
+#: Seconds for all annotations of one call: the user waits for them.
+POST_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A moment or a time range with a text; user ids in the text are masked."""
+
+    kind: Literal["onset", "verdict", "action", "recovery"]
+    text: str
+    at: pd.Timestamp
+    until: pd.Timestamp | None = None
+    tags: tuple[str, ...] = ()
+
+
+def dashboard_link(target: Target, name: str, incident: str, window: Window) -> str:
+    """Return the URL of the target's dashboard over a window, with `{hop}` not replaced; "" if it has none."""
+    values = {
+        "target": name,
+        "incident": incident,
+        "from_ms": str(_to_ms(window.since)),
+        "to_ms": str(_to_ms(window.as_of)),
+    }
+    return re.sub(r"\{(\w+)\}", lambda m: quote(values[m[1]], safe="") if m[1] in values else m[0], target.grafana_link)
+
+
+def annotate(target: Target, name: str, incident: str, annotations: Sequence[Annotation], lang: str) -> None:
+    """Write annotations to the target's Grafana, if it has one, within `POST_S`. A failure is logged, not raised."""
+    if not target.grafana_url or not annotations:
+        return
+    results: list[str] = []
+    posting = Thread(target=lambda: results.append(_post(target, name, incident, annotations)), daemon=True)
+    posting.start()
+    posting.join(POST_S)
+    problem = results[0] if results else f"no answer within {POST_S:.0f} s"
+    if problem:
+        _log.warning("%s", messages.text(say("ui.not_annotated", incident=incident, problem=problem), lang))
+
+
+def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp, lang: str) -> None:
+    """Annotate an action that was executed."""
+    if outcome.result in ("done", "failed"):
+        title = messages.text(say(f"action.title.{outcome.action}"), lang)  # a pack names its actions
+        result = messages.text(say("action.result.done" if outcome.result == "done" else "action.result.failed"), lang)
+        text = rb.masker.scrub(f"{title} {record.describe_action(outcome.what)}: {result}")
+        done = Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))
+        annotate(rb.target, rb.parameters.target, rb.parameters.incident_id, [done], lang)
+
+
+def annotate_verdict(
+    archive: Archive, results: Sequence[Result], said: dict[str, Any], kept: dict[str, Any] | None, lang: str
+) -> None:
+    """Annotate what is new in the manifest line `kept`; nothing for a run that looks back (`as_of`)."""
+    back = any(r.run.header.get("parameters", {}).get("as_of") for r in results)
+    if kept is None or back or kept["sections"] == [mandatory.SECTION]:
+        return
+    with suppress(UsageError, OSError):
+        target = settings.load().target(said["target"])
+        if target.grafana_url:
+            found = new_annotations(kept, [e for e in archive.manifest() if "verdict" in e], said["as_of"], lang)
+            annotate(target, said["target"], archive.incident, found, lang)
+
+
+def new_annotations(
+    kept: dict[str, Any], verdicts: Sequence[dict[str, Any]], as_of: str, lang: str
+) -> list[Annotation]:
+    """Return what is new in an incident's manifest line: an onset, a changed verdict, or a recovery."""
+    looks = [e for e in verdicts if e.get("sections") != [mandatory.SECTION]]
+    before = looks[: next((n for n, e in enumerate(looks) if e.get("name") == kept["name"]), len(looks))]
+    since: list[dict[str, Any]] = []
+    for line in before:
+        since = [] if _shows_recovery(line) else [*since, line]
+    verdict, at = kept["verdict"], moment(as_of)
+    onset = next((moment(e["onset"]) for e in (*since, kept) if "onset" in e), None)
+    if _shows_recovery(kept) and any(e["verdict"]["status"] != Status.OK.name for e in since):
+        text = messages.text(say("ui.annotated_recovery"), lang)
+        return [Annotation("recovery", text, at if onset is None else onset, at)]
+    found = []
+    if "onset" in kept and not any("onset" in e for e in since):
+        found.append(Annotation("onset", messages.text(say("ui.annotated_onset"), lang), moment(kept["onset"])))
+    if not before or record.signature(verdict) != record.signature(before[-1]["verdict"]):
+        tags = tuple(filter(None, (verdict["status"], verdict["stuck_at"])))
+        found.append(Annotation("verdict", f"{verdict['status']}: {render.location(verdict, lang)}", at, tags=tags))
+    return found
+
+
+def _shows_recovery(line: dict[str, Any]) -> bool:
+    return line["verdict"]["status"] == Status.OK.name and catalog.RECOVERY in line.get("sections", ())
+
+
+def _post(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:
+    """Send annotations; return "" or the error, without any part of the URL or the token."""
+    token = target.grafana_token.get_secret_value() if target.grafana_token else ""
+    cost = ReadCost(Masker())  # not part of the run's read cost: the system under test is not queried
+    try:
+        for a in annotations:
+            tags = ["runbook", a.kind, f"target:{name}", f"incident:{incident}", *a.tags]
+            content = {"time": _to_ms(a.at), "tags": tags, "text": a.text}
+            content |= {"timeEnd": _to_ms(a.until)} if a.until is not None else {}
+            headers = {"Authorization": f"Bearer {token}"}
+            status, _ = http.post_json(
+                "grafana", cost, target.url("grafana_url") or "", "api/annotations", content, headers
+            )
+            if status != 200:
+                return f"HTTP {status}"
+    except SourceError as e:
+        return e.detail
+    except Exception as e:  # its text may contain the token
+        return type(e).__name__
+    return ""
+
+
+def _to_ms(at: pd.Timestamp) -> int:
+    return round(at.timestamp() * 1000)

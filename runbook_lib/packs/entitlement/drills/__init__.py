@@ -1,1 +1,0 @@
-"""Game days: incidents made at random; what the runbook says of each, and whether what it proposes helps."""

@@ -1,0 +1,1 @@
+"""Receive alerts, store them durably, run investigations, and notify people."""

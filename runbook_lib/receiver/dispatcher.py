@@ -1,0 +1,243 @@
+"""Run the journal's jobs: one investigation per target at a time, with retries until its artifacts are archived.
+
+The thread of a job adds the alert to the incident's timeline, runs the investigation, and writes the result into the
+journal. If it is interrupted, the job is still in the journal and runs again. Notes and artifacts carry the job's key,
+so that each is written once.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from runbook_lib import messages
+from runbook_lib.archive import dossier, seal
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Reason, say
+from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.notes import keep_note
+from runbook_lib.receiver import notify
+from runbook_lib.receiver.journal import SECOND_RUN, Job, Journal
+from runbook_lib.receiver.loop import Loop
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.runs.executors import carry_out
+from runbook_lib.settings import Settings
+from runbook_lib.store import Archive, OutputError
+from runbook_lib.usage import UsageError
+
+#: Maximum attempts of a job. After the last one the result is sent even if its artifacts could not be archived.
+ATTEMPTS = 8
+#: Seconds before the second attempt, doubled for each further one; and their maximum.
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
+#: Seconds beyond its deadline after which an investigation without a result is considered lost.
+LOST_S = 300.0
+#: Seconds between two times that the journal is trimmed.
+TRIM_S = 24 * 3600.0
+#: Minimum and maximum seconds until the recovery is checked again. Each wait is at least twice the one before, so that
+#: a long recovery leaves few artifacts; after the longest wait the incident is closed.
+RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
+#: The author of an alert's line in the timeline.
+WHO = "alert"
+
+_log = logging.getLogger(__name__)
+
+
+class Dispatcher(Loop):
+    """Takes jobs from the journal while a worker is free and a job's target is not busy."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        config: Settings,
+        output: str,
+        executor: Executor,
+        metrics: Metrics,
+        *,
+        places: Sequence[str],
+        lang: str,
+    ) -> None:
+        """Prepare the thread.
+
+        `executor` runs `executors.carry_out` and belongs to the caller; `places` are keys of `notify.urls_by_digest`.
+        """
+        super().__init__("dispatcher")
+        self._journal, self._config, self._output, self._executor = journal, config, output, executor
+        self._metrics, self._places, self._lang = metrics, tuple(places), lang
+        self._clock, self._trim_due = journal.clock, -math.inf
+        #: What the running investigations have found so far, by incident; those on other machines do not tell.
+        self.progress: dict[str, RunProgress] = {}
+
+    def on_start(self) -> None:
+        """Set the jobs that a dead receiver was running to waiting. Raises JournalError."""
+        self._journal.recover(self._clock.now())
+
+    def poll(self) -> None:
+        """Start jobs while a worker is free. Raises JournalError."""
+        if time.monotonic() >= self._trim_due:
+            self._trim_due = time.monotonic() + TRIM_S  # set first: a trim that fails must not delay the jobs
+            self._journal.trim(self._config.receiver.keep_runs)
+        while not self.stopping.is_set() and len(busy := self.busy) < self._config.receiver.workers:
+            job = self._journal.next_job(self._clock.now(), busy)
+            if job is None:
+                return
+            self.start_work(job.target, partial(self._run_job, job))
+
+    def _run_job(self, job: Job) -> None:
+        """Run one job; it ends done, failed, or waiting for another attempt."""
+        last = job.attempts >= ATTEMPTS
+        result: dict[str, Any] | None = None
+        with self._metrics.running.track_inprogress():
+            try:
+                result = self._investigate(job, last)
+                problem = result["problem"]
+            except UsageError as e:
+                problem = str(e)
+                last = last or not isinstance(e, OutputError)  # a wrong setting stays wrong at the next attempt
+            except BaseException as e:  # an executor may raise anything; the job must not be lost
+                problem = f"{type(e).__name__}: {e}"
+            problem = self._masker(job).scrub(problem)
+            again = self._retry_time(job, problem) if problem and not last else None
+            # A complete result is reported at once, even if its artifacts could not be archived.
+            if result is not None and (again is None or _reached_every_step(result["document"])):
+                self._report_result(job, result, problem, again)
+            elif again is not None:
+                self.write_until_done(lambda: self._journal.retry(job, again, problem))
+            else:
+                self._give_up(job, problem)
+
+    def _investigate(self, job: Job, last: bool) -> dict[str, Any]:
+        """Run the investigation and return the result of `executors.carry_out`; add the alert to the timeline.
+
+        Raises whatever the executor raises.
+        """
+        archive = Archive(self._output, job.incident)
+        unnoted = self._add_note(archive, job, notify.alert_line(job, self._lang), job.key)
+        order = Order(
+            sections=job.sections,
+            output=self._output,
+            target=job.target,
+            incident=job.incident,
+            lang=self._lang,
+            deadline_s=self._config.deadline_s,
+            follow=job.kind == "firing",
+            parameters=job.parameters,
+            job=job.key,
+            again=not last,
+            unattended=True,
+        )
+        here = isinstance(self._executor, ThreadPoolExecutor)
+        hear = [partial(self._keep_progress, job.incident)] if here else []
+        future = self._executor.submit(carry_out, order, *hear)
+        try:
+            result = future.result(order.deadline_s + LOST_S)
+        except TimeoutError:
+            future.cancel()
+            raise
+        finally:
+            self.progress.pop(job.incident, None)
+        if job.kind == "resolved" and not result["problem"]:
+            text = say("alert.closed", sections=", ".join(job.sections), verdict=result["lines"][0])
+            unnoted = unnoted or self._add_note(archive, job, messages.text(text, self._lang), f"{job.key}/closed")
+            dossier.write_index(archive, self._lang)
+        return result | {"problem": result["problem"] or unnoted}
+
+    def _keep_progress(self, incident: str, said: RunProgress) -> None:
+        before = self.progress.get(incident, RunProgress())
+        self.progress[incident] = replace(said, strip=said.strip or before.strip)
+
+    def _add_note(self, archive: Archive, job: Job, text: str, mark: str) -> str:
+        """Add a line to the timeline, once per `mark`; return "" or why it could not be written."""
+        try:
+            archive.prepare()  # before the masker makes tokens
+            keep_note(archive, self._masker(job).scrub(text), WHO, job=mark)
+        except OutputError as e:
+            return str(e)
+        return ""
+
+    def _retry_time(self, job: Job, problem: str) -> float:
+        """Return when a job is tried again."""
+        _log.warning("%s will be tried again: %s", job.key, problem)
+        self._metrics.retried.inc()
+        wait_s: float = min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
+        return self._clock.now() + wait_s
+
+    def _give_up(self, job: Job, problem: str) -> None:
+        _log.error("%s is given up: %s", job.key, problem)
+        sealed = self._current_seal(job)
+        message = self._scrub_message(
+            job, notify.compose_failure(job, problem, self._dossier_link(job, None), self._lang, sealed)
+        )
+        self.write_until_done(
+            lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message, seal=sealed)
+        )
+        self._metrics.failed.inc()
+
+    def _report_result(self, job: Job, result: dict[str, Any], problem: str, again: float | None) -> None:
+        link = self._dossier_link(job, result["index"])
+        sealed = self._current_seal(job)
+        message = self._scrub_message(job, notify.compose(job, result, problem, link, self._lang, sealed))
+        verdict = result["document"]["verdict"]
+        second_run = self._plan_second_run(job, verdict)
+        self.write_until_done(
+            lambda: self._journal.conclude(
+                job,
+                verdict,
+                self._clock.now(),
+                places=self._places,
+                message=message,
+                problem=problem,
+                again=again,
+                second_run=second_run,
+                seal=sealed,
+            )
+        )
+        if again is not None:
+            return
+        self._metrics.finished.labels(verdict["status"]).inc()
+        self._metrics.seconds.observe(max(self._clock.now() - job.accepted, 0))
+
+    def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
+        """Return when the sections run a second time, and its line in the timeline; None for no second run."""
+        wait_s, now = verdict.get("look_again_s"), self._clock.now()
+        if job.kind == "resolved":
+            bad = verdict["status"] in ("WARNING", "CRITICAL") or job.key.endswith(SECOND_RUN)
+            wait_s = max(wait_s or RECOVERY_S, 2 * (now - job.accepted)) if bad else None
+        if wait_s is None or wait_s > LONGEST_RECOVERY_S:
+            return None
+        line = say("alert.second_look", seconds=wait_s, alert=job.alert)
+        if job.kind == "resolved":
+            line = say("alert.not_recovered", seconds=wait_s)
+        return now + wait_s, messages.text(line, self._lang)
+
+    def _current_seal(self, job: Job) -> str:
+        """Return the dossier's present seal: it covers the notes that were added after the run."""
+        return seal.seal_text(Archive(self._output, job.incident))
+
+    def _dossier_link(self, job: Job, index: str | None) -> str:
+        """Return the dossier's public URL if one is configured, else its path."""
+        url = self._config.receiver.public_url.rstrip("/")
+        if url:
+            return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
+        return index or Archive(self._output, job.incident).place
+
+    def _scrub_message(self, job: Job, message: tuple[str, str]) -> tuple[str, str]:
+        masker = self._masker(job)
+        return masker.scrub(message[0]), masker.scrub(message[1])
+
+    def _masker(self, job: Job) -> Masker:
+        try:
+            urls = self._config.target(job.target).urls()
+        except UsageError:
+            urls = []
+        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salts)
+
+
+def _reached_every_step(document: dict[str, Any]) -> bool:
+    """Return whether every step was reached; an interrupted run may have another verdict the next time."""
+    return all(f["reason"] != Reason.NOT_RUN.value for r in document["runs"] for f in r["findings"])

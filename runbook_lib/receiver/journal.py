@@ -1,0 +1,622 @@
+"""The receiver's journal: alerts, incidents, jobs and messages in one SQLite file.
+
+An alert is committed here before it is answered. An alert belongs to an incident; an incident's sections run as jobs; a
+changed verdict is a message to each notify URL. After an interruption the work is found here and done again: a job
+leaves its artifacts once (see `Archive.append`), and a message is marked as sent right after it was sent.
+
+Only one receiver at a time can open the file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from runbook_lib.catalog import RECOVERY
+from runbook_lib.receiver import routes
+from runbook_lib.receiver.alert import Alert, digest
+from runbook_lib.receiver.clock import SteadyClock
+from runbook_lib.settings import Route, Settings
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record
+
+#: Seconds that a write waits for another process's lock; then the alert's sender is asked to try again.
+BUSY_S = 5.0
+#: Suffix of a second run's key. The rest is the key of the first run, which was too early to decide.
+SECOND_RUN = "/again"
+#: Suffix of the key of a run that a further outage started, after section 6 had checked the recovery.
+RECURRED = "/recurred"
+
+_SCHEMA = Path(__file__).with_name("journal.sql")
+
+Kind = Literal["firing", "resolved"]
+
+
+class JournalError(Exception):
+    """The journal cannot be written or read now; one line. Nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The result of accepting a body's alerts."""
+
+    jobs: tuple[int, ...]
+    """The ids of the new jobs."""
+    counted: int
+    """The number of alerts that were known already."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of sections for an incident; times in seconds since 1970."""
+
+    id: int
+    key: str
+    incident: str
+    kind: Kind
+    number: int
+    """1 for the first run of these sections in the incident, and so on."""
+    sections: tuple[str, ...]
+    target: str
+    parameters: dict[str, Any]
+    alert: str
+    """The alert in one line, for the incident's timeline."""
+    state: str
+    attempts: int
+    accepted: float
+    started: float | None
+    ended: float | None
+    problem: str
+
+    @property
+    def recurred(self) -> bool:
+        """Return whether this is the first run of a further outage, after section 6 had checked the recovery."""
+        return self.key.endswith(RECURRED)
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A message to one notify URL."""
+
+    id: int
+    incident: str
+    place: str
+    """The digest of the notify URL (`notify.urls_by_digest`)."""
+    title: str
+    body: str
+    status: str
+    attempts: int
+    made: float
+    thread: str
+    """The id of the message there that it replies to; "" for the incident's first."""
+
+
+@dataclass(frozen=True)
+class IncidentState:
+    """An incident with its jobs, as the journal holds it."""
+
+    id: str
+    alert: str
+    target: str
+    opened: float
+    closed: float | None
+    verdict: dict[str, Any] | None
+    """The last verdict, as from `record.verdict`; None before the first."""
+    alerts: int
+    repeats: int
+    jobs: tuple[Job, ...]
+    seal: str = ""
+    """The dossier's last seal; "" before the first."""
+
+
+class Journal:
+    """The journal file; safe to use from several threads.
+
+    `now` and the times compared with it are from `clock`, which is monotonic. Times that people see (an incident's
+    `opened` and `closed`, a seal's `at`) are from the machine's clock.
+    """
+
+    def __init__(self, file: Path | str, clock: SteadyClock | None = None) -> None:
+        """Open or create the file. Raises UsageError if that fails."""
+        self.file, self.clock = Path(file), clock or SteadyClock()
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._lock_file = self.file.with_name(f"{self.file.name}.lock").open("a")
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._lock_file.fileno()).st_nlink:
+                raise BlockingIOError  # the other receiver deletes the lock file at this moment
+        except BlockingIOError:
+            self._lock_file.close()
+            raise UsageError(f"{self.file} is in use by another receiver: stop it, or use another --journal") from None
+        except OSError as e:
+            raise UsageError(f"the journal {self.file} cannot be written: {e.strerror}") from None
+        self._lock = threading.Lock()
+        try:
+            self._db = sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            self._db.executescript(_SCHEMA.read_text(encoding="utf-8"))
+        except sqlite3.Error as e:
+            self._release_lock()
+            raise UsageError(f"the journal {self.file} cannot be used: {e}") from None
+
+    def close(self) -> None:
+        """Close the file and release its lock."""
+        with self._lock:
+            self._db.close()
+            self._release_lock()
+
+    def _release_lock(self) -> None:
+        if not self._lock_file.closed:
+            Path(self._lock_file.name).unlink(missing_ok=True)
+        self._lock_file.close()
+
+    # Accepting alerts.
+
+    def accept(self, alerts: Sequence[Alert], config: Settings, now: float) -> Accepted:
+        """Store the alerts of one body in one transaction, which is on disk when this returns. Raises JournalError."""
+        window_s = config.receiver.window_minutes * 60
+        jobs: list[int] = []
+        counted = 0
+        with self._transaction() as db:
+            for target, own in routes.split_by_incident(alerts, config):
+                incident = self._find_or_open_incident(db, own, target, window_s, now)
+                if incident is None:  # resolved alerts without an open incident
+                    counted += len(own)
+                    continue
+                if any(alert.firing for alert in own):
+                    self._drop_recovery(db, incident, now)
+                for alert in own:
+                    job, new = self._record_alert(db, alert, config, incident, window_s, now)
+                    jobs += [] if job is None else [job]
+                    counted += not new
+                ended = self._add_recovery_job(db, own, incident, target, now)
+                jobs += [ended] if ended is not None else []
+        return Accepted(tuple(dict.fromkeys(jobs)), counted)
+
+    def recover(self, now: float) -> int:
+        """Set the jobs that a dead receiver was running to waiting; return their number. Raises JournalError.
+
+        The stored times are from that receiver's clock: a time in the future of this clock is replaced by now. A second
+        run keeps at most its planned wait; retries and messages are due at once.
+        """
+        with self._transaction() as db:
+            db.execute("UPDATE messages SET due = min(due, ?), made = min(made, ?) WHERE state = 'waiting'", (now, now))
+            db.execute(
+                "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'",
+                (now,),
+            )
+            db.execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", (now, now))
+            return db.execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", (now,)).rowcount
+
+    def trim(self, keep: int) -> None:
+        """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
+
+        A closed incident without remaining jobs keeps only its row and its last seal, because its dossier may exist for
+        longer. Any other incident keeps its alerts and the last job of each kind and sections.
+        """
+        with self._transaction() as db:
+            beyond = "SELECT coalesce(max(id), 0) AS id FROM (SELECT id FROM jobs ORDER BY id DESC LIMIT -1 OFFSET ?)"
+            last = db.execute(beyond, (keep,)).fetchone()["id"]
+            found = db.execute(
+                "SELECT id FROM incidents AS i WHERE closed IS NOT NULL AND EXISTS"
+                " (SELECT 1 FROM jobs WHERE incident = i.id) AND NOT EXISTS"
+                " (SELECT 1 FROM jobs WHERE incident = i.id AND id > ?) AND NOT EXISTS"
+                " (SELECT 1 FROM messages WHERE incident = i.id AND state = 'waiting')",
+                (last,),
+            )
+            old = (json.dumps([row["id"] for row in found]),)
+            db.execute(  # no update: that would leave each row on a page of its own
+                "REPLACE INTO incidents (id, alert, group_key, target, opened, closed, concluded)"
+                " SELECT id, alert, group_key, target, opened, closed, concluded FROM incidents"
+                " WHERE id IN (SELECT value FROM json_each(?))",
+                old,
+            )
+            for table in ("messages", "threads", "alerts", "jobs"):
+                db.execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
+            db.execute(
+                "DELETE FROM jobs WHERE id <= ? AND state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
+                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections)",
+                (last,),
+            )
+            db.execute(
+                "DELETE FROM messages WHERE state IN ('sent', 'failed')"
+                " AND id <= (SELECT id FROM messages ORDER BY id DESC LIMIT 1 OFFSET ?)",
+                (keep,),
+            )
+            db.execute(
+                "DELETE FROM seals WHERE rowid <= (SELECT rowid FROM seals ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
+                " AND rowid NOT IN (SELECT max(rowid) FROM seals GROUP BY incident)",
+                (keep,),
+            )
+
+    # Jobs.
+
+    def next_job(self, now: float, busy: Collection[str]) -> Job | None:
+        """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
+        with self._transaction() as db:
+            row = db.execute(
+                # An incident's jobs keep their order, also when one is retried; but no job waits for a second run.
+                "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
+                " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
+                " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id"
+                " AND key NOT LIKE ?) ORDER BY id LIMIT 1",
+                (now, json.dumps(list(busy)), f"%{SECOND_RUN}"),
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ? WHERE id = ?", (now, row["id"])
+            )
+            job = _job_from_row(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
+            if job.recurred and job.attempts == 1:  # the last reported verdict belongs to an earlier outage
+                self._forget_last_verdict(db, job)
+            return job
+
+    def conclude(
+        self,
+        job: Job,
+        verdict: dict[str, Any],
+        now: float,
+        *,
+        places: Sequence[str] = (),
+        message: tuple[str, str] = ("", ""),
+        problem: str = "",
+        again: float | None = None,
+        second_run: tuple[float, str] | None = None,
+        seal: str = "",
+    ) -> bool:
+        """End a job with a verdict; if the verdict changed, queue `message` (title, body) to each of `places`.
+
+        The last job of an incident whose alerts are all resolved closes the incident. `again` (a time): the artifacts
+        could not be archived; the message is queued, and the job is tried again then. `second_run` (a time, and a line
+        for the timeline): the sections run again then, while an alert fires, or, after all alerts are resolved, until a
+        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint. Returns whether the verdict
+        changed. Raises JournalError.
+        """
+        signature = record.signature(verdict)
+        with self._transaction() as db:
+            before = db.execute("SELECT signature FROM incidents WHERE id = ?", (job.incident,)).fetchone()
+            changed: bool = before["signature"] != signature
+            if again is None:
+                done = "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?"
+                db.execute(done, (now, problem, job.id))
+                if second_run is not None:
+                    self._add_second_run(db, job, verdict["status"], *second_run, now)
+            else:
+                self._postpone_job(db, job, again, problem)
+            db.execute(
+                "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
+                (json.dumps(verdict, ensure_ascii=False), signature, now, job.incident),
+            )
+            self._close_incident(db, job.incident, now)
+            self._keep_seal(db, job.incident, seal, now)
+            if changed:
+                self._queue_messages(db, job.incident, places, message, verdict["status"], now)
+        return changed
+
+    def retry(self, job: Job, due: float, problem: str) -> None:
+        """Postpone a job that failed; it is tried again at `due`. Raises JournalError."""
+        with self._transaction() as db:
+            self._postpone_job(db, job, due, problem)
+
+    def fail(
+        self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str], seal: str = ""
+    ) -> None:
+        """Give up a job and queue a message to each of `places`. Raises JournalError."""
+        with self._transaction() as db:
+            db.execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", (now, problem, job.id))
+            self._forget_last_verdict(db, job)
+            self._close_incident(db, job.incident, now)
+            self._keep_seal(db, job.incident, seal, now)
+            self._queue_messages(db, job.incident, places, message, "UNKNOWN", now)
+
+    # Messages.
+
+    def due_messages(self, now: float) -> list[Notice]:
+        """Return the messages that are due, oldest first; an incident's messages to one URL keep their order.
+
+        Raises JournalError.
+        """
+        rows = self._query(
+            "SELECT m.*, coalesce(thread, '') AS thread FROM messages AS m LEFT JOIN threads USING (incident, place)"
+            " WHERE state = 'waiting' AND due <= ? AND NOT EXISTS (SELECT 1 FROM messages"
+            " WHERE place = m.place AND incident = m.incident AND state = 'waiting' AND id < m.id) ORDER BY id",
+            now,
+        )
+        return [Notice(**{k: r[k] for k in Notice.__dataclass_fields__}) for r in rows]
+
+    def mark_sent(self, message: Notice, now: float, thread: str = "") -> None:
+        """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", (now, message.id)
+            )
+            if thread:
+                db.execute("REPLACE INTO threads VALUES (?, ?, ?)", (message.incident, message.place, thread))
+
+    def mark_unsent(self, message: Notice, due: float | None, problem: str) -> None:
+        """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE messages SET state = ?, due = coalesce(?, due), attempts = attempts + 1, problem = ?"
+                " WHERE id = ?",
+                ("waiting" if due is not None else "failed", due, problem, message.id),
+            )
+
+    # Reading.
+
+    def counts(self) -> dict[str, int]:
+        """Count jobs and messages by state (such as `jobs_waiting`), and `incidents_open`. Raises JournalError."""
+        found = {f"jobs_{s}": 0 for s in ("waiting", "running", "done", "failed")}
+        found |= {f"messages_{s}": 0 for s in ("waiting", "sent", "failed")}
+        for table in ("jobs", "messages"):
+            for row in self._query(f"SELECT state, count(*) AS n FROM {table} GROUP BY state"):  # noqa: S608
+                found[f"{table}_{row['state']}"] = row["n"]
+        found["incidents_open"] = self._query("SELECT count(*) AS n FROM incidents WHERE closed IS NULL")[0]["n"]
+        return found
+
+    def incidents(self, limit: int = 50, offset: int = 0) -> list[IncidentState]:
+        """Return incidents, newest first. Raises JournalError."""
+        rows = self._query("SELECT * FROM incidents ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
+        return [self._incident_state(row) for row in rows]
+
+    def incident(self, id_: str) -> IncidentState | None:
+        """Return one incident, or None if it is not known. Raises JournalError."""
+        rows = self._query("SELECT * FROM incidents WHERE id = ?", id_)
+        return self._incident_state(rows[0]) if rows else None
+
+    def seals(self, incident: str) -> list[tuple[float, str]]:
+        """Return the seals of an incident's dossier with their times, oldest first. Raises JournalError."""
+        rows = self._query("SELECT at, seal FROM seals WHERE incident = ? ORDER BY rowid", incident)
+        return [(row["at"], row["seal"]) for row in rows]
+
+    def _incident_state(self, row: sqlite3.Row) -> IncidentState:
+        jobs = self._query("SELECT * FROM jobs WHERE incident = ? ORDER BY id", row["id"])
+        seals = self._query("SELECT seal FROM seals WHERE incident = ? ORDER BY rowid DESC LIMIT 1", row["id"])
+        seen = self._query(
+            "SELECT count(DISTINCT fingerprint) AS alerts, coalesce(sum(count - 1), 0) AS repeats"
+            " FROM alerts WHERE incident = ?",
+            row["id"],
+        )[0]
+        return IncidentState(
+            id=row["id"],
+            alert=row["alert"],
+            target=row["target"],
+            opened=row["opened"],
+            closed=row["closed"],
+            verdict=json.loads(row["verdict"]) if row["verdict"] else None,
+            alerts=seen["alerts"],
+            repeats=seen["repeats"],
+            jobs=tuple(_job_from_row(j) for j in jobs),
+            seal=seals[0]["seal"] if seals else "",
+        )
+
+    # Inside a transaction.
+
+    def _find_or_open_incident(
+        self, db: sqlite3.Connection, alerts: Sequence[Alert], target: str, window_s: float, now: float
+    ) -> str | None:
+        """Return the alerts' incident: the one they name, else their group's open or just closed one, else a new one.
+
+        Returns None if all alerts are resolved and no incident is open.
+        """
+        named = alerts[0].incident
+        group = "" if named else digest(alerts[0].group)  # a named incident is found by its name only
+        found = db.execute(
+            "SELECT id FROM incidents WHERE id = ?"
+            if named
+            else "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
+            " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
+            (named,) if named else (group, target, self.clock.to_wall_clock(now), window_s),
+        ).fetchone()
+        firing = [a for a in alerts if a.firing]
+        if found:
+            if firing:
+                db.execute("UPDATE incidents SET closed = NULL WHERE id = ?", (found["id"],))
+            return str(found["id"])
+        if not firing:
+            return None
+        id_ = routes.incident_id(firing, target)
+        db.execute(
+            "INSERT INTO incidents (id, alert, group_key, target, opened) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (id) DO UPDATE SET closed = NULL",
+            (id_, firing[0].name, group, target, self.clock.to_wall_clock(now)),
+        )
+        return id_
+
+    def _record_alert(
+        self, db: sqlite3.Connection, alert: Alert, config: Settings, incident: str, window_s: float, now: float
+    ) -> tuple[int | None, bool]:
+        """Record an alert; return its job (None for none) and whether the alert is news."""
+        routed = routes.route_of(alert, config)
+        sections = ",".join(routed.sections)
+        known = db.execute(
+            "SELECT a.job, a.firing, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
+            (incident, alert.fingerprint, sections),
+        ).fetchone()
+        # An alert that fires after the recovery was checked is a further outage, not a repeat.
+        newest = "SELECT coalesce(max(id), 0) AS id FROM jobs WHERE incident = ? AND kind = 'resolved'"
+        last_check = db.execute(newest, (incident,)).fetchone()["id"]
+        repeats = known is not None and known["accepted"] > now - window_s and known["job"] > last_check
+        if known and (repeats or not alert.firing):
+            db.execute(
+                "UPDATE alerts SET count = count + ?, last = ?, firing = ?"
+                " WHERE incident = ? AND fingerprint = ? AND sections = ?",
+                (int(alert.firing), now, int(alert.firing), incident, alert.fingerprint, sections),
+            )
+            return None, not alert.firing and bool(known["firing"])
+        if not alert.firing:
+            return None, False
+        job = self._find_or_add_job(db, alert, routed, incident, last_check, window_s, now)
+        db.execute(
+            "INSERT INTO alerts (incident, fingerprint, sections, job, firing, last) VALUES (?, ?, ?, ?, 1, ?)"
+            " ON CONFLICT (incident, fingerprint, sections)"
+            " DO UPDATE SET job = excluded.job, firing = 1, count = count + 1, last = excluded.last",
+            (incident, alert.fingerprint, sections, job, now),
+        )
+        return job, True
+
+    def _find_or_add_job(
+        self, db: sqlite3.Connection, alert: Alert, routed: Route, incident: str, last_check: int, window_s: float,
+        now: float,
+    ) -> int:  # fmt: skip
+        """Return the job that runs an alert's sections in this window and outage, also another alert's; else a new one.
+
+        `last_check` is the last job that checked the recovery, 0 for none: the outage began after it.
+        """
+        sections = ",".join(routed.sections)
+        since = db.execute(
+            "SELECT id, accepted FROM jobs WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
+            " AND id > ? ORDER BY number DESC LIMIT 1",
+            (incident, sections, routed.target, last_check),
+        ).fetchone()
+        if since and since["accepted"] > now - window_s:
+            return int(since["id"])
+        parameters = routed.parameters | routes.detection_parameters(alert, routed.sections)
+        suffix = RECURRED if last_check and not since else ""
+        return self._add_job(db, incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
+
+    def _add_recovery_job(
+        self, db: sqlite3.Connection, alerts: Sequence[Alert], incident: str, target: str, now: float
+    ) -> int | None:
+        """Add the job that checks the recovery when the last alert of an open incident is resolved; None otherwise."""
+        ended = [a for a in alerts if not a.firing]
+        firing = db.execute("SELECT 1 FROM alerts WHERE incident = ? AND firing", (incident,)).fetchone()
+        is_open = db.execute("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", (incident,)).fetchone()
+        if not ended or firing or not is_open:
+            return None
+        # A waiting recovery check stays: an alert may be reported as resolved twice.
+        dropped = (
+            "UPDATE jobs SET state = 'done', ended = ?"
+            " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?"
+        )
+        db.execute(dropped, (now, incident, f"%{SECOND_RUN}"))
+        newest = "SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1"
+        last = db.execute(newest, (incident,)).fetchone()
+        if last and last["kind"] == "resolved" and last["state"] in ("waiting", "running"):
+            return None
+        return self._add_job(db, incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
+
+    def _drop_recovery(self, db: sqlite3.Connection, incident: str, now: float) -> None:
+        """End the waiting recovery checks when an alert fires; delete those that were never started."""
+        db.execute(
+            "DELETE FROM jobs WHERE incident = ? AND kind = 'resolved' AND state = 'waiting' AND attempts = 0",
+            (incident,),
+        )
+        db.execute(
+            "UPDATE jobs SET state = 'failed', ended = ?"
+            " WHERE incident = ? AND kind = 'resolved' AND state = 'waiting'",
+            (now, incident),
+        )
+
+    def _add_job(
+        self, db: sqlite3.Connection, incident: str, kind: Kind, sections: str, target: str, parameters: dict[str, Any],
+        alert: str, now: float, suffix: str = "",
+    ) -> int:  # fmt: skip
+        """Add a job and return its id.
+
+        Its key has a random part: if a journal was lost, the dossier still has artifacts with that journal's keys, and
+        a job with the same key would report the verdict of that time.
+        """
+        before = "SELECT coalesce(max(number), 0) AS number FROM jobs WHERE incident = ? AND kind = ? AND sections = ?"
+        number = db.execute(before, (incident, kind, sections)).fetchone()["number"] + 1
+        made = db.execute(
+            "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}",
+                incident, kind, number, sections, target, json.dumps(parameters), alert, now, now,
+            ),
+        )  # fmt: skip
+        return int(made.lastrowid or 0)
+
+    def _add_second_run(self, db: sqlite3.Connection, job: Job, status: str, due: float, line: str, now: float) -> None:
+        """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
+        fires = db.execute("SELECT 1 FROM alerts WHERE incident = ? AND firing", (job.incident,)).fetchone()
+        newer = "SELECT 1 FROM jobs WHERE incident = ? AND id > ? AND state IN ('waiting', 'running')"
+        once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
+        recovering = job.kind == "resolved" and status != "OK" and not fires
+        if once or (recovering and not db.execute(newer, (job.incident, job.id)).fetchone()):
+            db.execute(
+                "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
+                " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
+                " ON CONFLICT (key) DO NOTHING",
+                (f"{job.key}{SECOND_RUN}", line, now, due, job.id),
+            )
+
+    def _close_incident(self, db: sqlite3.Connection, incident: str, now: float) -> None:
+        """Close an incident that has no firing alert and no waiting or running job."""
+        db.execute(
+            "UPDATE incidents SET closed = ? WHERE id = ? AND closed IS NULL"
+            " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)"
+            " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
+            (self.clock.to_wall_clock(now), incident),
+        )
+
+    def _keep_seal(self, db: sqlite3.Connection, incident: str, seal: str, now: float) -> None:
+        if seal:
+            at = self.clock.to_wall_clock(now)
+            db.execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", (incident, seal, at))
+
+    def _postpone_job(self, db: sqlite3.Connection, job: Job, due: float, problem: str) -> None:
+        db.execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", (due, problem, job.id))
+
+    def _forget_last_verdict(self, db: sqlite3.Connection, job: Job) -> None:
+        """Forget the last reported verdict, so that the next one is reported even if it is the same."""
+        db.execute("UPDATE incidents SET signature = NULL WHERE id = ?", (job.incident,))
+
+    def _queue_messages(
+        self,
+        db: sqlite3.Connection,
+        incident: str,
+        places: Sequence[str],
+        message: tuple[str, str],
+        status: str,
+        now: float,
+    ) -> None:
+        for place in places:
+            db.execute(
+                "INSERT INTO messages (incident, place, title, body, status, made, due) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (incident, place, *message, status, now, now),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as e:
+                raise JournalError(f"the journal {self.file} cannot be written: {e}") from None
+
+    def _query(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        with self._lock:
+            try:
+                return self._db.execute(question, values).fetchall()
+            except sqlite3.Error as e:
+                raise JournalError(f"the journal {self.file} cannot be read: {e}") from None
+
+
+def _job_from_row(row: sqlite3.Row) -> Job:
+    plain = {k: row[k] for k in Job.__dataclass_fields__}
+    sections, parameters = tuple(row["sections"].split(",")), json.loads(row["parameters"])
+    return Job(**(plain | {"sections": sections, "parameters": parameters}))

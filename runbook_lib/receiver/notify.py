@@ -1,0 +1,192 @@
+"""Send the journal's messages to the notify URLs, with retries: through apprise, to Slack as threads.
+
+A notify URL may contain a secret: the journal (column `place`) and the log hold only a digest of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from functools import cache, partial
+from threading import Thread
+from typing import Any
+
+from runbook_lib import messages
+from runbook_lib.model.finding import say
+from runbook_lib.receiver import slack
+from runbook_lib.receiver.alert import digest
+from runbook_lib.receiver.journal import Job, Journal, Notice
+from runbook_lib.receiver.loop import Loop
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
+from runbook_lib.view import render
+
+#: Seconds in which a notify URL must accept a message.
+SEND_S = 30.0
+#: Seconds before the first retry of a message, doubled for each further one; and their maximum.
+FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
+#: Seconds after which an undelivered message is given up.
+GIVE_UP_S = 24 * 3600.0
+#: Maximum characters of a message's title and body.
+TITLE, BODY = 200, 3000
+
+_log = logging.getLogger(__name__)
+#: apprise's type by status; some services show it as a colour or a symbol.
+_TYPES = {"OK": "success", "WARNING": "warning", "CRITICAL": "failure"}
+
+
+def urls_by_digest(config: Settings) -> dict[str, str]:
+    """Return the notify URLs (apprise URLs) by their digests.
+
+    Raises UsageError, one line without the URL, if apprise cannot use one.
+    """
+    found = {}
+    for n, url in enumerate(config.receiver.notify_urls(), start=1):
+        if _open_url(url) is None:
+            scheme = re.match(r"[a-z0-9]{2,20}(?=://)", url)
+            raise UsageError(
+                f"notify URL number {n} ({scheme[0] + '://…' if scheme else 'without a scheme'}) is not a valid "
+                "apprise URL"
+            )
+        found[digest(url)] = url
+    return found
+
+
+def alert_line(job: Job, lang: str) -> str:
+    """Return the alert that started a job as one line; the line says if it is a further outage."""
+    return messages.text(say("alert.recurred", alert=job.alert), lang) if job.recurred else job.alert
+
+
+def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
+    """Return title and body of a job's result; `came` is from `investigation.summary`, `seal` from `seal.seal_text`."""
+    first, *rest = came["lines"]
+    document = came["document"]
+    sections = ", ".join(r["section"] for r in document["runs"])
+    time = render.when(document["as_of"])
+    looked = say("notify.looked", target=job.target, sections=sections, time=time)
+    lines = [alert_line(job, lang), messages.text(looked, lang), *rest]
+    if problem:
+        lines.append(messages.text(say("notify.problem", problem=problem), lang))
+    return _fit_length(_format_title(job, first, lang), job.incident, lines, seal, link)
+
+
+def compose_failure(job: Job, problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
+    """Return title and body for a job that is given up."""
+    lines = [alert_line(job, lang), messages.text(say("notify.problem", problem=problem), lang)]
+    title = _format_title(job, messages.text(say("notify.not_done"), lang), lang)
+    return _fit_length(title, job.incident, lines, seal, link)
+
+
+class Notifier(Loop):
+    """Sends the journal's messages, one at a time for each notify URL, so that a slow one does not delay the others."""
+
+    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics) -> None:
+        """Prepare the thread; `urls` is from `urls_by_digest`."""
+        super().__init__("notifier")
+        self._journal, self._urls, self._metrics = journal, dict(urls), metrics
+        self._clock = journal.clock
+
+    def poll(self) -> None:
+        """Send the messages that are due to URLs that are not busy. Raises JournalError."""
+        for message in self._journal.due_messages(self._clock.now()):
+            url = self._urls.get(message.place)
+            if url is None:
+                self._give_up(message, "its notify URL is no longer configured")
+            elif not self.stopping.is_set() and message.place not in self.busy:
+                self.start_work(message.place, partial(self._send, message, url))
+
+    def _send(self, message: Notice, url: str) -> None:
+        results: list[tuple[str, str]] = []
+        sending = Thread(target=lambda: results.append(deliver(url, message)), daemon=True)
+        sending.start()
+        sending.join(SEND_S)
+        problem, thread = results[0] if results else (f"no answer within {SEND_S:.0f} s", "")
+        if not problem:
+            self.write_until_done(lambda: self._journal.mark_sent(message, self._clock.now(), thread))
+            self._metrics.messages.labels("sent").inc()
+        elif self._clock.now() - message.made > GIVE_UP_S:  # checked after a try: the clock may have been set meanwhile
+            self.write_until_done(
+                lambda: self._give_up(message, f"not sent within {GIVE_UP_S / 3600:.0f} h: {problem}")
+            )
+        else:
+            wait_s = min(FIRST_WAIT_S * 2**message.attempts, LONGEST_WAIT_S)
+            _log.warning("message %d to notify URL %s will be sent again: %s", message.id, message.place, problem)
+            self.write_until_done(lambda: self._journal.mark_unsent(message, self._clock.now() + wait_s, problem))
+            self._metrics.messages.labels("retried").inc()
+        sending.join()  # a URL that hangs stays busy: no second thread sends to it
+
+    def _give_up(self, message: Notice, problem: str) -> None:
+        _log.error("message %d to notify URL %s is given up: %s", message.id, message.place, problem)
+        self._journal.mark_unsent(message, None, problem)
+        self._metrics.messages.labels("failed").inc()
+
+
+def deliver(url: str, message: Notice) -> tuple[str, str]:
+    """Send a message to a notify URL; return "" or why it was not accepted, without any part of the URL.
+
+    The second value is the thread that the incident's next message replies to, "" if the service has none.
+    """
+    from apprise import Apprise, NotifyFormat, NotifyType
+
+    plugin = _open_url(url)
+    if plugin is None:
+        return "the notify URL is not a valid apprise URL", ""
+    if slack.makes_threads(plugin):
+        return slack.post(plugin, message)
+    to = Apprise(asset=plugin.asset)
+    to.add(plugin)
+    logged: list[str] = []
+    _apprise_log.set(logged)
+    try:
+        taken = to.notify(
+            message.body,
+            title=message.title,
+            notify_type=NotifyType(_TYPES.get(message.status, "info")),
+            body_format=NotifyFormat.TEXT,
+        )
+    except Exception as e:  # from a plug-in of apprise; its text may contain the URL
+        return f"apprise failed: {type(e).__name__}", ""
+    code = next((c[1] for line in logged if (c := re.search(r"\berror=(\d{3})\b", line))), None)
+    refused = f"the service answered HTTP {code}" if code else "the service is unreachable, or refused"
+    return "" if taken else refused, ""
+
+
+class _LogCapture(logging.Handler):
+    """Captures apprise's log lines for the message that is being sent; they may contain URLs and go nowhere else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (logged := _apprise_log.get()) is not None:
+            logged.append(record.getMessage())
+
+
+_apprise_log: ContextVar[list[str] | None] = ContextVar("apprise_log", default=None)
+
+
+@cache
+def _apprise_asset() -> Any:
+    """Return apprise's settings: it works in the calling thread, stores nothing on disk, and logs to `_LogCapture`."""
+    from apprise import AppriseAsset, PersistentStoreMode
+
+    logger = logging.getLogger("apprise")
+    logger.handlers, logger.propagate = [_LogCapture(logging.WARNING)], False
+    return AppriseAsset(app_id="runbook", async_mode=False, service_timeout=0, storage_mode=PersistentStoreMode.MEMORY)
+
+
+def _open_url(url: str) -> Any:
+    """Return apprise's plug-in for a URL, or None if apprise cannot use it. Sends nothing."""
+    from apprise import Apprise
+
+    return Apprise.instantiate(url, asset=_apprise_asset())
+
+
+def _format_title(job: Job, verdict: str, lang: str) -> str:
+    return messages.text(say("notify.recurred", verdict=verdict), lang) if job.recurred else verdict
+
+
+def _fit_length(first: str, incident: str, lines: Sequence[str], seal: str, link: str) -> tuple[str, str]:
+    """Return title and body within their maximum lengths; the incident ends the title, seal and link end the body."""
+    end, body, last = f" · {incident}", "\n".join(lines).strip(), f"{seal}\n{link}".strip()
+    return f"{' '.join(first.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(last)]}\n\n{last}"

@@ -1,0 +1,112 @@
+"""Map an alert to sections: by the routes of runbook.toml, else section 3 and the sections that it points to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib.catalog import FIRST_RESPONSE, RECOVERY
+from runbook_lib.model.order import Order
+from runbook_lib.receiver.alert import TARGET_LABEL, Alert, digest
+from runbook_lib.runs import batch
+from runbook_lib.settings import Route, Settings
+from runbook_lib.usage import UsageError
+
+
+def check(config: Settings) -> None:
+    """Check that each route, and the default for other alerts, can run. Raises UsageError that names the route."""
+    for n, route in enumerate(config.routes, start=1):
+        try:
+            for section in route.sections:
+                batch.request(section, {"target": route.target or _default_target(config)} | route.parameters, "", 0.0)
+        except UsageError as e:
+            raise UsageError(f"routes, number {n} ({route.alertname or route.labels}): {e}") from None
+    try:
+        config.target(_default_target(config))
+    except UsageError as e:
+        raise UsageError(f"alerts that match no route: {e}") from None
+
+
+def route_of(alert: Alert, config: Settings) -> Route:
+    """Return the first route that matches an alert, with its target.
+
+    A target named by the alert's label is used only if it is configured.
+    """
+    route = next((r for r in config.routes if _matches(r, alert)), Route(sections=[FIRST_RESPONSE]))
+    named = alert.labels.get(TARGET_LABEL, "")
+    target = route.target or (named if named in config.targets else _default_target(config))
+    return route.model_copy(update={"target": target})
+
+
+def split_by_incident(alerts: Sequence[Alert], config: Settings) -> list[tuple[str, list[Alert]]]:
+    """Split a group's alerts by target and by the incident that they name; return (target, alerts) for each."""
+    parts: dict[tuple[str, str], list[Alert]] = {}
+    for alert in alerts:
+        parts.setdefault((route_of(alert, config).target, alert.incident or ""), []).append(alert)
+    return [(target, own) for (target, _), own in parts.items()]
+
+
+def incident_id(alerts: Sequence[Alert], target: str) -> str:
+    """Return the incident's id for alerts from `split_by_incident`: from the label, else from name, start and group."""
+    named = alerts[0].incident
+    if named:
+        return named
+    first = min(alerts, key=lambda a: (a.starts_at, a.name))
+    name = re.sub(r"[^A-Za-z0-9]+", "-", first.name).strip("-")[:30]
+    return f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}"
+
+
+def detection_parameters(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
+    """Return section 3's parameters about the detection; {} if other sections run, which do not accept them."""
+    alone = list(sections) == [FIRST_RESPONSE]
+    began = min(alert.starts_at, pd.Timestamp.now("UTC"))  # from another machine's clock, which may be ahead
+    return {"detected_by": "alert", "detected_at": began.isoformat()} if alone else {}
+
+
+def orders(
+    alerts: Sequence[Alert], config: Settings, like: Order, *, target: str = "", named: str = ""
+) -> list[tuple[Order, list[Alert]]]:
+    """Return the orders for alerts, each with its alerts, without a journal; resolved alerts count only if all are.
+
+    `like` has the values that an alert does not give; `target` and `named` (the incident) override those that it gives.
+    """
+    found: dict[tuple[str, str, tuple[str, ...]], list[Alert]] = {}
+    for own_target, own in split_by_incident([a for a in alerts if a.firing] or alerts, config):
+        for alert in own:
+            sections = tuple(route_of(alert, config).sections) if alert.firing else (RECOVERY,)
+            key = (named or incident_id(own, own_target), target or own_target, sections)
+            found.setdefault(key, []).append(alert)
+    return [
+        (
+            replace(
+                like,
+                sections=sections,
+                target=to,
+                incident=name,
+                follow=own[0].firing,
+                parameters=_parameters(own[0], sections, config) | like.parameters,
+                unattended=True,
+            ),
+            own,
+        )
+        for (name, to, sections), own in found.items()
+    ]
+
+
+def _parameters(alert: Alert, sections: Sequence[str], config: Settings) -> dict[str, Any]:
+    return route_of(alert, config).parameters | detection_parameters(alert, sections) if alert.firing else {}
+
+
+def _matches(route: Route, alert: Alert) -> bool:
+    return (not route.alertname or route.alertname == alert.name) and all(
+        alert.labels.get(name) == value for name, value in route.labels.items()
+    )
+
+
+def _default_target(config: Settings) -> str:
+    """Return the target of the environment; if there is none, the first of runbook.toml."""
+    return "default" if config.database_url or config.nats_url or not config.targets else next(iter(config.targets))

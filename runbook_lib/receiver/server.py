@@ -1,0 +1,198 @@
+"""Serve the receiver with uvicorn, with time limits for slow clients and a graceful shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.dispatcher import Dispatcher
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.notify import Notifier
+from runbook_lib.receiver.receiver import MAX_HEADERS, Receiver
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
+
+#: Seconds in which a whole request must arrive, and in which the client must read a part of the answer.
+REQUEST_S, ANSWER_S = 20.0, 300.0
+#: Connections that are served; up to twice as many may be open.
+CONNECTIONS = 128
+#: Seconds for requests, and then for investigations, to end after the receiver gets a signal to stop.
+STOP_S = 6.0
+
+
+class TimeLimitedHttp(H11Protocol):
+    """HTTP/1.1 with time limits: uvicorn alone waits for ever for the rest of a request and for a slow reader."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit of the first request."""
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        super().connection_made(transport)
+        if len(self.connections) > 2 * CONNECTIONS:
+            transport.abort()
+        self._limit_request_time()
+
+    def data_received(self, data: bytes) -> None:
+        """Start or stop the request's time limit; further parts do not extend it."""
+        super().data_received(data)
+        self._limit_request_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all time limits."""
+        super().connection_lost(exc)
+        self._stop_timer("request")
+        self._stop_timer("answer")
+
+    def pause_writing(self) -> None:
+        """Start the answer's time limit: the client does not read."""
+        super().pause_writing()
+        self._start_timer("answer", ANSWER_S)
+
+    def resume_writing(self) -> None:
+        """Stop the answer's time limit: the client reads again."""
+        super().resume_writing()
+        self._stop_timer("answer")
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer input that is not HTTP with one line of JSON, like every other error."""
+        body = json.dumps({"error": msg}).encode()
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        with suppress(h11.LocalProtocolError):  # an answer was sent already
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # the application must not answer again
+        self.transport.close()
+
+    def _limit_request_time(self) -> None:
+        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
+            self._start_timer("request", REQUEST_S)
+        else:
+            self._stop_timer("request")
+
+    def _start_timer(self, what: str, seconds: float) -> None:
+        if what not in self._timers:
+            self._timers[what] = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_timer(self, what: str) -> None:
+        if timer := self._timers.pop(what, None):
+            timer.cancel()
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A certificate chain and its key, as PEM files."""
+
+    certificate: Path
+    key: Path
+
+    def check(self) -> None:
+        """Check that both files can be used together. Raises UsageError, one line."""
+        for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
+            try:
+                file.read_bytes()
+            except OSError as e:
+                raise UsageError(f"{option} {file}: {e.strerror}") from None
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.certificate, self.key, password=lambda: ""
+            )
+        except (ssl.SSLError, ValueError) as e:
+            raise UsageError(
+                f"--tls-cert {self.certificate} and --tls-key {self.key} cannot be used together: {e}"
+            ) from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket. Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server((str(address[0]), int(address[1])), family=family)
+
+
+def url(listening: socket.socket, tls: Tls | None) -> str:
+    """Return the URL of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
+    """Return a uvicorn server with the limits above; it logs only warnings and errors."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=TimeLimitedHttp,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_graceful_shutdown=round(STOP_S),
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
+        )
+    )
+
+
+def log_to_stderr() -> None:
+    """Write this package's log to stderr, with times in UTC."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_UtcFormatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    log = logging.getLogger("runbook_lib")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+class _UtcFormatter(logging.Formatter):
+    converter = staticmethod(time.gmtime)
+
+
+def serve(
+    config: Settings, output: str, lang: str, auth: Auth, journal: Journal, executor: Executor,
+    places: Mapping[str, str], listening: socket.socket, tls: Tls | None, hello: str,
+) -> bool:  # fmt: skip
+    """Accept alerts and run their investigations until SIGTERM or SIGINT.
+
+    `places` is from `notify.urls_by_digest`; `hello` is printed when all is ready.
+
+    Returns whether all started work has ended. If not, the next receiver runs it again, and the caller must exit with
+    `os._exit`.
+    """
+    metrics = Metrics()
+    dispatcher = Dispatcher(journal, config, output, executor, metrics, places=tuple(places), lang=lang)
+    notifier = Notifier(journal, places, metrics)
+    serving = server(Receiver(journal, dispatcher, config, output, metrics, auth, lang).app, tls)
+
+    def stop(*_: object) -> None:
+        serving.should_exit = True
+
+    # uvicorn installs its own handlers and raises the signal again when it ends: then this handler runs.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    dispatcher.start()
+    notifier.start()
+    print(hello, flush=True)
+    serving.run(sockets=[listening])
+    done = dispatcher.stop(STOP_S)
+    done = notifier.stop(1.0) and done
+    journal.close()
+    return done

@@ -1,0 +1,56 @@
+"""Post an incident's messages to Slack as one thread, through its Web API.
+
+apprise can post there as well, but does not return a message's id, which the replies need.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from typing import Any
+
+from runbook_lib.masking import Masker
+from runbook_lib.receiver.journal import Notice
+from runbook_lib.sources import ReadCost, SourceError, http
+
+_CHANNEL = re.compile(r"[+#]?([\w-]+)")
+
+
+def makes_threads(plugin: Any) -> bool:
+    """Return whether an apprise plug-in is a bot of Slack that posts to one channel, by its name or id."""
+    is_bot = plugin.service_name == "Slack" and plugin.mode == "bot"
+    return is_bot and len(plugin.channels) == 1 and bool(_CHANNEL.fullmatch(plugin.channels[0]))
+
+
+def post(plugin: Any, message: Notice) -> tuple[str, str]:
+    """Post a message; return "" or why it was not accepted, and the id of the message that its thread starts with.
+
+    A reply is shown in the channel too. A thread that does not exist any more is replaced by a new one.
+    """
+    name = plugin.channels[0]
+    lines, _, link = message.body.rpartition("\n")
+    lines = lines.strip().replace("```", "'''")
+    text = (
+        f"*{escape(message.title, quote=False)}*\n```\n{escape(lines, quote=False)}\n```\n{escape(link, quote=False)}"
+    )
+    content = {"channel": name[1:] if name[0] == "+" else f"#{name.lstrip('#')}", "text": text, "unfurl_links": False}
+    if message.thread:
+        problem, _ = _call(plugin, content | {"thread_ts": message.thread, "reply_broadcast": True})
+        if not re.search("thread|message", problem):
+            return problem, message.thread
+    return _call(plugin, content)
+
+
+def _call(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
+    headers = {"Authorization": f"Bearer {plugin.access_token}"}
+    base, cost = plugin.api_url.format(""), ReadCost(Masker())  # no cost of the run: the target is not queried
+    try:
+        status, answer = http.post_json("slack", cost, base, "chat.postMessage", content, headers)
+    except SourceError as e:
+        return f"Slack: {e.detail}", ""
+    except Exception as e:  # its text may contain the token
+        return f"Slack: {type(e).__name__}", ""
+    if isinstance(answer, dict) and answer.get("ok") and answer.get("ts"):
+        return "", str(answer["ts"])
+    error = re.match(r"\w{1,60}", str(answer.get("error", ""))) if isinstance(answer, dict) else None
+    return f"Slack answered {error[0] if error else f'HTTP {status}'}", ""

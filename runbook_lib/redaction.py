@@ -1,0 +1,445 @@
+r"""Find secrets and user ids in free text: log lines of PostgreSQL, Java and nats-server, SQL, JSON, URLs. Pure.
+
+A secret becomes `***`, a user id what the caller makes of it, and a value that may be either `...`. What is recognised
+is tested by tests/corpus.py. A library for secrets (detect-secrets 1.5) was measured on those lines and left out:
+without its entropy detectors 248 of 292 secrets stay, with them every line that must be kept is flagged, and it knows
+no user ids.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from urllib.parse import unquote
+
+#: Turns a user id into its token.
+Person = Callable[[str], str]
+
+SECRET = "***"  # noqa: S105 - what stands in its place
+_HIDDEN = "..."
+
+# Values ------------------------------------------------------------------------------------------------------
+
+# Quoted, also as JSON within JSON (\"...\") and as some JSON writers escape ' (\u0027); a line may be cut off within.
+_QUOTE = r"\\*(?:[\"']|u002[27])"
+_QUOTED = (
+    r"(?:\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.|'')*'?"
+    r"|(?P<q%s>\\+(?:[\"']|u002[27]))(?:(?!(?<!\\)(?P=q%s))[^\n])*(?:(?P=q%s))?)"
+)
+_OPENING = re.compile(_QUOTE)
+# Words that follow a key in prose: "userId: must not be blank".
+_PROSE_WORDS = (
+    "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
+    "|empty|blank|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
+)
+_PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&]|$))"
+# Punctuation belongs to a value without quotes if the value goes on behind it.
+_UNQUOTED = (
+    r"(?![{\[(<])(?:[^\s&,;)\]}\"'\\]|&(?![\w.-]+=)|[,;](?![\s\"']|[\w.-]+[=:]|$)|[)\]}\"'](?=\w)|\\(?![nrtu\"'\\]))+"
+)
+_BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\]+"
+
+
+def _quoted_pattern(name: str) -> str:
+    return _QUOTED % (name, name, name)
+
+
+def _replace_within_quotes(value: str, replace: Callable[[str], str]) -> str:
+    """Replace what is between the quotes of a value, if it has any; it is given without its escapes."""
+    opening = found[0] if (found := _OPENING.match(value)) else ""
+    inner = value[len(opening) :]
+    closed = bool(opening) and inner.endswith(opening)
+    inner = inner.removesuffix(opening) if closed else inner
+    return opening + replace(_unescape(inner, opening)) + (opening if closed else "")
+
+
+def _unescape(inner: str, opening: str) -> str:
+    if opening == "'":
+        return inner.replace("''", "'").replace("\\'", "'")
+    if opening:
+        for _ in range(opening.count("\\").bit_length() + 1):
+            try:
+                inner = str(json.loads(f'"{inner}"'))
+            except ValueError:
+                break
+    return inner
+
+
+# Secrets -----------------------------------------------------------------------------------------------------
+
+# Of several lines, or without a word of its own to look for: keys in PEM, NATS seeds.
+_BLOCKS = re.compile(
+    r"-----BEGIN [A-Z ]*(?:PRIVATE KEY|SEED|JWT)-----.*?(?:-+END [A-Z ]*-+|\Z)|\bS[UAONCX][A-Z2-7]{56}\b",
+    re.DOTALL,
+)
+_URL_PASSWORD = re.compile(
+    r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):"
+    r"(?:(?:(?!,\w+://)[^\s/\"'<>]){1,1000}|(?!\d+(?:[/?,#\s\"']|$))(?:(?!,\w+://)[^\s\"'<>]){1,1000})@",
+    re.IGNORECASE,
+)
+_URL_TOKEN = re.compile(r"(?P<head>\b(?:nats|tls|wss?|nats-\w+)://)[^\s:/@\"'<>]+@", re.IGNORECASE)  # a user alone
+# What is known by its own shape: JWT, password hashes, keys of AWS, Slack and GitHub.
+_SHAPES = re.compile(
+    r"""
+    \beyJ[\w-]{5,}\.[\w.+/=-]+                                           # a JWT
+    | \bSCRAM-SHA-256\$\d+:[^\s"',;]+ | \bmd5[0-9a-f]{32}\b              # a password, as PostgreSQL keeps it
+    | \$2[abxy]\$\d\d\$[./\w]{20,}                                       # bcrypt, as nats-server does
+    | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b | \bxox[a-z]-[\w-]{10,} | \bgh[pousr]_\w{30,}   # AWS, Slack, GitHub
+    | (?<=hooks\.slack\.com/services/)[^\s"'<>]+
+    | (?<=\bBasic[ ])(?=\S*[\d=])[\w+/=]{8,} | (?<=\bBearer[ ])(?=\S*[\d=_.])[\w.~+/=-]{8,}
+    """,
+    re.VERBOSE,
+)
+_HEADER = re.compile(
+    rf"""
+    (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:{_QUOTE})?[ \t]*[:=][ \t]*\[?)
+    (?:
+        (?P<quoted>{_quoted_pattern("1")})
+        | (?(before)(?:(?!(?P=before))[^\n\\]|\\.)+     # all of a quoted header
+        | (?:
+            Digest\b(?:[^"\n\\]|\\.|(?<==)"[^"\n]*")*
+            | (?![{{\[])(?:(?!,\s+[\w-]+[=:])[^"\n\\\]}})]|\\["\\])+     # up to the next header of a map
+        ))
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig")
+_CREDENTIAL = (
+    r"(?:password|passwd|passphrase|pwd|secret|token|credential|(?<![a-z])pass|(?<![a-z])jwt"
+    r"|(?:api|access|private|secret|signing|encryption)[_.-]?key)(?:s|[_.-]?(?:hash|value|id))?"
+)
+_KEYED_SECRET = re.compile(
+    rf"""
+    (?P<head>(?:{_CREDENTIAL}|(?<=["'])sig)(?P<close>{_QUOTE})?[ \t]*(?:[=-]?>|={{1,2}}|:|\.{{3,}})[ \t]*)
+    (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# PASSWORD 'x', token "x"; but secret "x" names an object of Kubernetes. And options of a command.
+_NAMED_SECRET = re.compile(
+    rf"""
+    (?P<head>(?:password|passphrase|token|api[ ]key)[ \t]+)(?P<quoted>{_quoted_pattern("1")})
+    | (?P<option>--[\w-]*{_CREDENTIAL}[ \t]+(?!-)|(?<!\S)(?:-u|--user)[ =][^\s:]+:)
+      (?:{_quoted_pattern("2")}|{_UNQUOTED})
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def redact_secrets(text: str) -> str:
+    """Take secrets out of a text; once more changes nothing."""
+    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in _BLOCKS.sub(SECRET, text).split("\n"))
+
+
+def _redact_secrets_of_line(line: str, lower: str) -> str:
+    """Take secrets out of a line; `lower`, the line in lower case, tells which patterns to try."""
+    if "://" in line and "@" in line:
+        line = _URL_TOKEN.sub(rf"\g<head>{SECRET}@", _URL_PASSWORD.sub(rf"\g<head>:{SECRET}@", line))
+    if _contains_any(lower, "eyj", "scram-", "md5", "$2", "akia", "asia", "xox", "gh", "slack", "bearer", "basic"):
+        line = _SHAPES.sub(SECRET, line)
+    if _contains_any(lower, "authorization", "cookie"):
+        line = _HEADER.sub(lambda m: m["head"] + _replace_within_quotes(m["quoted"] or "", lambda _: SECRET), line)
+    if _contains_any(lower, *_SECRET_WORDS, "-u"):
+        line = _NAMED_SECRET.sub(_replace_named_secret, _KEYED_SECRET.sub(_replace_keyed_secret, line))
+    return line
+
+
+def _contains_any(line: str, *words: str) -> bool:
+    return any(word in line for word in words)
+
+
+def _replace_keyed_secret(found: re.Match[str]) -> str:
+    if found["quoted"]:
+        return found["head"] + _replace_within_quotes(found["quoted"], lambda inner: SECRET if inner else "")
+    quote = found["close"] or ""  # a number in JSON becomes a text, so that the line stays what it was
+    return found["head"] + (f"[{quote}{SECRET}{quote}]" if found["list"] else f"{quote}{SECRET}{quote}")
+
+
+def _replace_named_secret(found: re.Match[str]) -> str:
+    return (
+        found["option"] + SECRET
+        if found["option"]
+        else found["head"] + _replace_within_quotes(found["quoted"], lambda _: SECRET)
+    )
+
+
+# People ------------------------------------------------------------------------------------------------------
+
+_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?key)"
+_OPERATOR = r"(?:=>|==?|:|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b)"
+_KEYED_PERSON = re.compile(
+    rf"""
+    (?P<head>
+        (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\))?(?:::\w+)?
+        (?:[ \t]*{_OPERATOR}[ \t]*|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])))
+    )
+    (?:
+        (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
+        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*)?[(\[](?:{_quoted_pattern("3")}|[^()\[\]\n"'\\])*)
+        | (?![:$%?*@])(?!(?:\w+\.)*user_?id\b)(?!\w+\()                  # no parameter, column or function
+          {_PROSE}(?P<bare>{_BARE_PERSON})
+    )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# As Java writes objects and maps: X(userId=Jane Doe, n=1).
+_FIELD = re.compile(
+    rf"(?P<head>(?:(?<=[(\[{{])|(?<=, ))(?:(?P<person>{_PERSON_KEY})|{_CREDENTIAL})=)"
+    rf"{_PROSE}(?P<value>[^\s,=()\[\]{{}}\"'][^,=()\[\]{{}}\n]*)(?=, [\w.]+=|[)\]}}])",
+    re.IGNORECASE,
+)
+_COLUMN = re.compile(r"\w+\.\w+")
+_QUOTED_ONE = re.compile(_quoted_pattern("1"))
+_ITEM = re.compile(rf"{_quoted_pattern('1')}|(?<=[\[,\s])[^\s,()\[\]\"'\\]+")
+_LITERAL_FIRST = re.compile(rf"(?P<quoted>'(?:[^'\n]|'')*')(?P<rest> ?= ?(?:\w+\.)?{_PERSON_KEY}\b)", re.IGNORECASE)
+# PostgreSQL: "Key (columns)=(values)".
+_KEY_DETAIL = re.compile(
+    r"\((?P<columns>[^()=\n]*(?:\([^()\n]*\)[^()=\n]*)*)\)(?P<is> ?= ?)"
+    r"\((?P<values>(?:[^)\n]|\)(?!\.|\"|\\| (?:already|is |conflicts|with)|$))*+)"
+)
+_PATH = re.compile(r"(?<=/users/|/inbox/)[^/\s?#\"',;<>{}\\]+")
+_MAIL = re.compile(r"(?<![\w.+/@-])[\w.+-]++@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
+# Input that a program repeats in its errors: it may belong to any user.
+_ECHOED = re.compile(
+    rf"""
+    (?P<head>
+        invalid[ ]input[ ](?:syntax|value)[ ]for[ ][^:"\n]*:[ ] | \bvalue[ ](?=") | for[ ]input[ ]string:[ ]
+        | invalid[ ]port[ ] | out[ ]of[ ]range:[ ] | \$\d+[ ]=[ ]
+    )(?P<quoted>{_quoted_pattern("1")})
+    | (?P<list>(?:(?:rejected|parameter)[ ]value | binding[ ]parameter[ ][^\n]{{1,60}}?(?:<-|-))[ ]\[)
+      (?:[^\]\n]|\](?![;,\s"\\]|$))*+\]?
+    | (?P<rest>
+        (?: failing[ ]row[ ]contains | msg_payload: | invalid[ ]uuid[ ]string:
+          | copy[ ]\S+,[ ]line[ ]\d+(?:,[ ]column[ ]\w+)?: )[ ]
+    )(?P<all>[^\n]*)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+#: A runner may have put the time before it.
+_JSON_LINE = re.compile(r"(?:\S+ )?\{\"")
+_UNESCAPED_QUOTE = re.compile(r'(?<!\\)"')
+#: An id or a word alone, as most cells of a frame are: nothing to look for.
+_PLAIN = re.compile(r"[0-9a-f-]{0,36}|[A-Za-z_]{0,18}")
+
+
+def redact(text: str, person: Person) -> str:
+    """Take secrets and user ids out of a text; SQL in it is redacted as `redact_sql` does."""
+    if _PLAIN.fullmatch(text):
+        return text
+    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(_BLOCKS.sub(SECRET, text).split("\n")))
+
+
+def _split_entries(lines: list[str]) -> Iterator[str]:
+    """Lines; PostgreSQL begins those with which a statement goes on with a tab, and they stay with it."""
+    statement: list[str] = []
+    for line in lines:
+        if statement and not line.startswith("\t"):
+            yield "\n".join(statement)
+            statement = []
+        if statement or (_contains_any(line.lower(), *_STATEMENT_WORDS) and _STATEMENT.search(line)):
+            statement.append(line)
+        else:
+            yield line
+    if statement:
+        yield "\n".join(statement)
+
+
+def _redact_entry(entry: str, person: Person) -> str:
+    shown = []
+    in_json = bool(_JSON_LINE.match(entry))
+    while _contains_any(entry.lower(), *_STATEMENT_WORDS) and (found := _STATEMENT.search(entry)):
+        begin, end = found.end(), _end_of_statement(entry, found, in_json=in_json)
+        sql = redact_sql(entry[begin:end], person)
+        # What an error says may stand behind its statement.
+        shown += [
+            _redact_words(entry[:begin], person, in_json=in_json),
+            _redact_words(sql, person, in_sql=True, in_json=in_json),
+        ]
+        entry = entry[end:]
+    return "".join([*shown, _redact_words(entry, person, in_json=in_json)])
+
+
+def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = False) -> str:
+    """Redact what its words tell of; in SQL a value like l.owner is a column."""
+    lower = line.lower()
+    if "=" in line:
+        line = _FIELD.sub(lambda m: m["head"] + (_replace_field(m, person) if m["person"] else SECRET), line)
+    line = _redact_secrets_of_line(line, lower)
+    if _contains_any(lower, "input", "value", "invalid", "range: ", "$", "parameter", "failing", "payload", "copy "):
+        line = _ECHOED.sub(lambda m: _replace_echoed(m, in_json=in_json), line)
+    if _contains_any(lower, "user", "aggregate"):
+        if _contains_any(line, ")=(", ") = ("):
+            line = _KEY_DETAIL.sub(lambda m: _replace_key_detail(m, person), line)
+        line = _KEYED_PERSON.sub(
+            lambda m: m[0] if in_sql and _COLUMN.fullmatch(m["bare"] or "") else _replace_keyed_person(m, person), line
+        )
+        if _contains_any(line, "'=", "' ="):
+            line = _LITERAL_FIRST.sub(lambda m: _replace_within_quotes(m["quoted"], person) + m["rest"], line)
+    if _contains_any(lower, "/users/", "/inbox/"):
+        line = _PATH.sub(lambda m: person(unquote(m[0])), line)
+    return _MAIL.sub(lambda m: person(m[0]), line) if "@" in lower else line
+
+
+def _replace_field(found: re.Match[str], person: Person) -> str:
+    return key_token(found["person"], found["value"], person)
+
+
+def _replace_keyed_person(found: re.Match[str], person: Person) -> str:
+    def token(value: str) -> str:
+        return key_token(found["key"], value, person)
+
+    head = found["head"]
+    if found["quoted"]:
+        return head + _QUOTED_ONE.sub(lambda m: _replace_within_quotes(m[0], token), found["quoted"])
+    if found["list"]:  # in (...) a word may be a column or a parameter
+        bare = found["list"].startswith("[")
+        return head + _ITEM.sub(
+            lambda m: _replace_within_quotes(m[0], token) if bare or _OPENING.match(m[0]) else m[0], found["list"]
+        )
+    quote = "" if found["close"] == ")" else found["close"] or ""
+    user = found["bare"].rstrip(".:!?")
+    return f"{head}{quote}{token(user)}{quote}{found['bare'][len(user) :]}"
+
+
+def key_token(key: str, value: str, person: Person) -> str:
+    """Put the token in the place of a user id, in a pattern for one or in an aggregate key, "<user id>:<item>", too."""
+    user = value.strip("%^$")
+    if key.lower().startswith("aggregate"):
+        user = user.rpartition(":")[0] or user
+    return value.replace(user, person(user), 1) if user else value
+
+
+def _replace_echoed(found: re.Match[str], *, in_json: bool) -> str:
+    if found["head"]:
+        return found["head"] + _replace_within_quotes(found["quoted"], lambda _: _HIDDEN)
+    if found["list"]:
+        return f"{found['list']}{_HIDDEN}]"
+    return found["rest"] + _HIDDEN + found["all"][_end_of_text(found["all"], quoted=in_json) :]
+
+
+def _end_of_text(text: str, *, quoted: bool) -> int:
+    """Return the end of a text: the next quote if it is quoted, else its length."""
+    quote = _UNESCAPED_QUOTE.search(text) if quoted else None
+    return quote.start() if quote else len(text)
+
+
+def _replace_key_detail(found: re.Match[str], person: Person) -> str:
+    """Replace the values of columns that name a person, or all values if the columns cannot be matched."""
+    columns = found["columns"].split(", ")
+    people = [re.search(_PERSON_KEY, column, re.IGNORECASE) for column in columns]
+    if not any(people):
+        return found[0]
+    values = [found["values"]] if len(columns) == 1 else found["values"].split(", ")
+    if len(values) != len(columns):
+        shown = [_HIDDEN]
+    else:
+        shown = [key_token(p[0], v, person) if p else v for p, v in zip(people, values, strict=True)]
+    return f"({found['columns']}){found['is']}({', '.join(shown)}"
+
+
+# SQL ---------------------------------------------------------------------------------------------------------
+
+_STATEMENT_WORDS = (
+    *("statement", "query", "execute", "parse", "bind", "sql [", "batch entry"),
+    *("select", "insert", "delete", "update", "merge", "with ", "where", "values", "alter", "create"),
+)
+# Where a statement begins in a line: behind what announces one, or with words that only a statement has.
+_STATEMENT = re.compile(
+    r"""
+    (?:
+        \b(?:statement|query|execute[ ]\S+|parse[ ]\S+|bind[ ]\S+):[ \t]+ | \bSQL[ ]\[ | \bBatch[ ]entry[ ]\d+[ \t]+
+        | (?:^|[:\["(][ \t]*)(?=(?:explain[ \t]+)?(?:
+            select\b[^\n]{1,2000}?\bfrom\b | insert[ \t]+into\b | delete[ \t]+from\b | merge[ \t]+into\b
+            | update[ \t]+[\w."]+(?:[ \t]+(?:as[ \t]+)?\w+)?[ \t]+set\b | with[ \t]+\w+[ \t]+as[ \t]*\(
+            | where\b[^\n]*[=<>~(] | values[ \t]*\(
+            | (?:alter|create)[ \t]+(?:role|user|database|system|subscription|server)\b
+        ))
+    )(?=\S)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_LEXEME = re.compile(
+    r"(?P<comment>--[^\n]*|/\*.*?(?:\*/|$))|(?P<name>\"(?:[^\"]|\"\")*\"?)"
+    r"|(?P<literal>\b[eE]'(?:[^'\\]|\\.|'')*(?:'|$)|(?:\b[nNbBxX]|\b[uU]&)?'(?:[^']|'')*(?:'|$)"
+    r"|\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|$))",
+    re.DOTALL,
+)
+# In the text that is left each literal is its number between these.
+_MARK, _MARKED = "\0", r"'\0(\d+)\0'"
+_SQL_PERSON_HEAD = rf"(?P<key>{_PERSON_KEY})['\"]?\)*(?:::\w+)?\s*"
+_SQL_PERSON = re.compile(
+    rf"{_SQL_PERSON_HEAD}(?:{_OPERATOR}|,)\s*(?:\w+\s*)?[(\[\s]*(?:array\s*\[\s*)?"
+    rf"(?P<values>{_MARKED}(?:::\w+)?(?:\s*(?:,|\band\b)\s*{_MARKED})*)",
+    re.IGNORECASE,
+)
+_SQL_PERSON_NUMBER = re.compile(rf"{_SQL_PERSON_HEAD}{_OPERATOR}[\s(]*\d+(?:\s*,\s*\d+)*\b", re.IGNORECASE)
+_SQL_PERSON_LAST = re.compile(rf"(?P<values>{_MARKED})\s*=\s*(?:\w+\.)?\"?(?P<key>{_PERSON_KEY})\b", re.IGNORECASE)
+_SQL_SECRET = re.compile(rf"{_CREDENTIAL}\"?(?:\s*(?:=|<>|\bto\b|,)\s*|\s+){_MARKED}", re.IGNORECASE)
+# Values of states and times, which contain no user id.
+_SQL_KEPT = re.compile(
+    r"\b(?:(?:\w+_)?stat(?:us|e)\"?\s*(?:=|<>|!=|\b(?:not\s+)?in\s*\()|interval|timestamp(?:tz)?)"
+    rf"\s*(?P<values>{_MARKED}(?:\s*,\s*{_MARKED})*)",
+    re.IGNORECASE,
+)
+_KEPT_LITERAL = re.compile(r"'(?:[A-Z_]+|\d[\w .:+-]*)'")
+_SQL_ARGUMENTS = re.compile(
+    r"\b(?:values|(?:execute|call)\s+[\w.]+)(?:[\s,]*\((?:[^()]++|\((?:[^()]++|\([^()]*+\))*+\))*+\)?)+", re.IGNORECASE
+)
+_SQL_SETTING = re.compile(
+    r"(?P<head>\bset\s+(?:(?:local|session)\s+)?\w+\.[\w.]+\s*(?:=|\bto\b)\s*)[^\s;]+", re.IGNORECASE
+)
+_NUMBER = re.compile(r"(?<![\0$\w.])\d[\d.]*(?![\0\w])")
+_MARKED_LITERAL = re.compile(_MARKED)
+
+
+def redact_sql(text: str, person: Person) -> str:
+    """Take the literals out of a statement: user ids become tokens, states and intervals stay, others are hidden."""
+    literals: list[str] = []
+
+    def mark(found: re.Match[str]) -> str:
+        if found["comment"]:
+            return "/* ... */" if found["comment"].startswith("/*") else "-- ..."
+        if found["name"] or re.fullmatch(_PERSON_KEY, found[0].strip("'"), re.IGNORECASE):
+            return found[0]
+        literals.append(found[0])
+        return f"'{_MARK}{len(literals) - 1}{_MARK}'"
+
+    marked = _LEXEME.sub(mark, text.replace(_MARK, " "))
+    shown: dict[int, str] = {}
+    for kept in _SQL_KEPT.finditer(marked):
+        shown |= {n: literals[n] for n in _literal_numbers(kept["values"]) if _KEPT_LITERAL.fullmatch(literals[n])}
+    for secret in _SQL_SECRET.finditer(marked):
+        shown[int(secret[1])] = f"'{SECRET}'"
+    for found in (*_SQL_PERSON.finditer(marked), *_SQL_PERSON_LAST.finditer(marked)):
+        for n in _literal_numbers(found["values"]):
+            shown[n] = "'" + key_token(found["key"], _literal_text(literals[n]), person) + "'"
+    marked = _SQL_PERSON_NUMBER.sub(lambda m: _NUMBER.sub(lambda number: f"'{person(number[0])}'", m[0]), marked)
+    marked = _SQL_SETTING.sub(rf"\g<head>'{_HIDDEN}'", marked)
+    marked = _SQL_ARGUMENTS.sub(lambda m: _NUMBER.sub(_HIDDEN, m[0]), marked)
+    return _MARKED_LITERAL.sub(lambda m: shown.get(int(m[1]), f"'{_HIDDEN}'"), marked)
+
+
+def _literal_numbers(values: str) -> list[int]:
+    return [int(n) for n in _MARKED_LITERAL.findall(values)]
+
+
+def _literal_text(written: str) -> str:
+    """Return the text of an SQL literal."""
+    if written.startswith("$"):
+        inner = written.strip("$").partition("$")[2].rpartition("$")[0] or written.strip("$")
+    else:
+        inner = written.partition("'")[2].removesuffix("'").replace("''", "'")
+    return inner
+
+
+def _end_of_statement(text: str, found: re.Match[str], *, in_json: bool) -> int:
+    """Return the end of the statement that begins there: its closing bracket or quote, else the end of the text."""
+    opened = found[0].strip()[-1:]
+    if opened == "[":
+        ends = [text.find("]; ", found.end()), text.rfind("]", found.end())]
+        return next((end for end in ends if end >= 0), len(text))
+    return found.end() + _end_of_text(text[found.end() :], quoted=in_json or opened == '"')

@@ -1,0 +1,21 @@
+"""A first chart and a first page, drawn by the process that others are forked from: fonts found, templates compiled."""
+
+from __future__ import annotations
+
+import nbformat
+import pandas as pd
+
+from runbook_lib.archive import artifact
+from runbook_lib.model.finding import say
+from runbook_lib.view import charts
+
+
+def use() -> None:
+    """Use once what each section uses. Raises UsageError or CatalogError for a document or a pack with an error."""
+    figure, ax = charts.axes("waiting", "rows", "time (UTC)")
+    ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
+    charts.clock_ticks(ax)
+    charts.legend(figure)
+    charts.Chart(figure, say("chart.no_data")).display("en")
+    cells = [nbformat.v4.new_markdown_cell("# words\n\n[a](b) `c`"), nbformat.v4.new_code_cell("rb = 1  # code")]
+    artifact.html(nbformat.v4.new_notebook(cells=cells), "", "en")

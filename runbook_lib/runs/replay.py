@@ -1,0 +1,283 @@
+"""Recordings made from dossiers, judged again by the code and the documents of today, and compared with an index.
+
+The index (`index.json`) stands beside the recordings: what is known about each, and what is expected of it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pandas as pd
+from markupsafe import Markup
+
+from runbook_lib import catalog, mandatory, messages, settings
+from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import policy, rejudge, seal
+from runbook_lib.catalog import FIRST_RESPONSE, Catalog
+from runbook_lib.masking import hide_names
+from runbook_lib.model.finding import Finding, Text, Verdict, say
+from runbook_lib.notes import whoami
+from runbook_lib.recording import RecordedRun, Recording, recorded_run
+from runbook_lib.runs.investigation import sections_to_follow
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record as record_view
+from runbook_lib.view import render
+
+INDEX = "index.json"
+
+
+def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recording:
+    """Return the last concluded run of each section of a dossier as a recording without names of machines and people.
+
+    Its manifest has the verdict before names were hidden. Raises OSError and UsageError.
+    """
+    found = list(rejudge.runs(archive))
+    concluded = [kept for kept in found if not isinstance(kept, Text)]
+    last = {kept.run.section: kept for kept in concluded}
+    # Section 7 is about responders.
+    ordered = [last[n] for n in catalog.load().sections if n in last and n != mandatory.SECTION]
+    if not ordered:
+        raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
+    newest = max(ordered, key=lambda kept: str(kept.entry["ended"]))
+    file = policy.policy_file_of(newest.entry)
+    runs = [recorded_run(k.run.section, k.run.header, k.run.findings) for k in ordered]
+    documents = archive.read(file) if file else b""
+    verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
+    known = _known_names(archive, runs)
+    keep = {*catalog.load().hops, *_words([r.header.get("given", {}) for r in runs])}
+    shown, hidden = hide_names([[r.section, _portable(r.header), r.stored] for r in runs], known, keep)
+    texts, _ = hide_names(json.loads(documents or "{}"), known, keep)
+    sealed = seal.check(archive)
+    logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
+    left_out = [
+        *sealed.changed,
+        *(text for text in found if isinstance(text, Text)),
+        say("capsule.left.pages"),
+        *(say("capsule.left.log", name=name, n=n) for name, n in logs.items() if n),
+        *([say("capsule.left.earlier", n=n)] if (n := len(concluded) - len(last)) else []),
+        *([say("capsule.left.responders", section=mandatory.SECTION)] if mandatory.SECTION in last else []),
+        say("capsule.left.names", **hidden),
+    ]
+    return Recording(
+        archive.incident,
+        {run[0]: RecordedRun(*run) for run in shown},
+        {"versions": {"runbook-notebooks": version("runbook-notebooks")}} | dict(about or {}),
+        json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
+        {
+            "dossier": str(sealed.chain_head),
+            "verdict": _statuses(verdict),
+            "left_out": [record_view.text(text) for text in left_out],
+        },
+    )
+
+
+def _portable(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the header of a run without who ran it, the dashboard's address and the notebook's own parameters."""
+    return dict(header) | {"by": "-", "dashboard": "", "parameters": {}}
+
+
+def _known_names(archive: Archive, runs: Iterable[RecordedRun]) -> dict[str, list[str]]:
+    """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind."""
+    lines = [line for log in (ACTION_LOG, NOTES) for line in archive.lines(log)]
+    people = [line.get(name) for line in lines for name in ("who", "approved_by")]
+    urls = list[str]()
+    for target in archive.targets():
+        with suppress(UsageError):  # of another machine's runbook.toml
+            urls += settings.load().target(target).urls()
+    return {
+        "host": [socket.gethostname(), *filter(None, (urlsplit(url).hostname for url in urls))],
+        "person": [whoami(), *(r.header.get("by", "") for r in runs), *map(str, filter(None, people))],
+    }
+
+
+def _words(value: Any) -> Iterator[str]:
+    """Yield the words within JSON: not paths, addresses and sentences."""
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _words(each)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value):
+        yield value
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a recording comes to: its findings and its verdict by section, and the verdict of a triage.
+
+    The triage is section 3, the recorded sections that it points to, then those that may decide; without a recorded
+    section 3 all sections.
+    """
+
+    findings: dict[str, tuple[Finding, ...]]
+    verdicts: dict[str, Verdict]
+    ran: list[str]
+    verdict: Verdict
+
+
+def replay(recorded: Recording, book: Catalog, *, again: bool = True) -> Replayed:
+    """Judge a recording by the documents `book`; with `again` False, take its findings as they were recorded."""
+    findings: dict[str, tuple[Finding, ...]] = {}
+    verdicts: dict[str, Verdict] = {}
+    for section, r in recorded.runs.items():
+        own = book.tuned(r.header.get("given", {}).get("thresholds", {}))
+        if again:
+            findings[section], verdicts[section] = rejudge.judge(r.findings.values(), r.header, own)
+        else:
+            findings[section] = tuple(r.findings.values())
+            verdicts[section] = diagnosis.conclude(findings[section], own)
+    ran = [FIRST_RESPONSE] if FIRST_RESPONSE in findings else list(findings)
+    if FIRST_RESPONSE in findings:
+        ran += [n for n in sections_to_follow(verdicts[FIRST_RESPONSE].next_sections, ran) if n in findings]
+    verdict = diagnosis.conclude((f for n in ran for f in findings[n]), book)
+    while FIRST_RESPONSE in ran and (further := _next_recorded(verdict, ran, findings)):
+        ran.append(further)
+        verdict = diagnosis.conclude((f for n in ran for f in findings[n]), book)
+    return Replayed(findings, verdicts, ran, verdict)
+
+
+def evaluate(recorded: Recording, book: Catalog | None = None) -> dict[str, Any]:
+    """Return what the recording comes to by the documents `book` (those of today if None), as the index has it."""
+    return as_expected(replay(recorded, book or catalog.load()))
+
+
+def as_expected(replayed: Replayed) -> dict[str, Any]:
+    """Return a replayed recording as the index has it."""
+    triage, ran = replayed.verdict, replayed.ran
+    sections = {
+        n: _step_lines(found) | _verdict_fields(replayed.verdicts[n], [n]) for n, found in replayed.findings.items()
+    }
+    return {
+        "exit_code": triage.status.value,
+        "triage": " then ".join(ran),
+        **_verdict_fields(triage, ran),
+        "sections": sections,
+    }
+
+
+def _next_recorded(verdict: Verdict, ran: list[str], recorded: Mapping[str, Any]) -> str:
+    """Return the next recorded section that may decide the verdict; "" if there is none."""
+    further = sections_to_follow(diagnosis.sections_of(verdict.settled_by), ran)
+    return next((n for n in further if n in recorded), "")
+
+
+def reopen(recorded: Recording) -> tuple[Replayed, list[Text]]:
+    """Judge a recording by its own policy and today's code; return also how that differs from what was recorded."""
+    try:
+        book = policy.read(recorded.policy) if recorded.policy else catalog.load()
+        now = replay(recorded, book)
+    except Exception as e:  # this version may not be able to judge what an earlier one recorded
+        return replay(recorded, catalog.load(), again=False), [rejudge.not_judged(recorded.name, e)]
+    expected = recorded.manifest.get("verdict") or _statuses(as_expected(replay(recorded, book, again=False)))
+    return now, [say("capsule.apart", line=line) for line in differences(expected, as_expected(now))]
+
+
+def contents(recorded: Recording) -> list[Text]:
+    """Return what a recording contains and what was left out, as its manifest says."""
+    header, manifest = recorded.first.header, recorded.manifest
+    packed = say(
+        "capsule.contains",
+        sections=", ".join(recorded.runs),
+        as_of=render.when(header["as_of"]),
+        version=recorded.about.get("versions", {}).get("runbook-notebooks", "?"),
+        seal=manifest.get("dossier"),
+    )
+    left_out = map(record_view.text_from_json, manifest.get("left_out", ()))
+    return [packed, *(say("capsule.left_out", what=what) for what in left_out)]
+
+
+def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str) -> str:
+    """Return a replayed recording as one self-contained HTML page: the verdict, what was told, each section's steps."""
+    known = {f.name: recorded.first.header[f.name] for f in fields(render.Header) if f.name in recorded.first.header}
+    header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
+    title = f"{recorded.name} {replayed.verdict.status.name}"
+    banner = _html(render.Banner(header, replayed.verdict, lang))
+    parts = [Markup("<h1>{}</h1>").format(title), _html(render.Plain(told))]
+    for section, findings in replayed.findings.items():
+        parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section, lang)))
+        parts += [_html(render.Card(f, "", lang)) for f in findings]
+    body = Markup("\n").join(parts)
+    return render.html("artifact", lang, title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
+
+
+def _html(shown: render.Shown) -> Markup:
+    return Markup(shown._repr_mimebundle_()["text/html"])  # noqa: S704 - our own rendering
+
+
+def page_lines(replayed: Replayed, lang: str) -> list[str]:
+    """Return what the page of a replayed recording says first, as text: the verdict and a line for each step."""
+    steps = [render.finding_line(f, lang) for findings in replayed.findings.values() for f in findings]
+    return [*render.verdict_lines(replayed.verdict, lang), "", *steps]
+
+
+def _statuses(expected: dict[str, Any]) -> dict[str, Any]:
+    """Return what is expected without the words of the headlines, which a newer version may change."""
+    sections = {
+        name: section | {"steps": {step: line.partition(": ")[0] for step, line in section["steps"].items()}}
+        for name, section in expected["sections"].items()
+    }
+    return expected | {"sections": sections}
+
+
+def _step_lines(findings: Iterable[Finding]) -> dict[str, Any]:
+    findings = list(findings)
+    cases = {f.step: f.decision.case for f in findings if f.decision}
+    return {"steps": {f.step: _finding_line(f) for f in findings}, "cases": cases}
+
+
+def _verdict_fields(v: Verdict, ran: Iterable[str]) -> dict[str, Any]:
+    ran = list(ran)
+    return {
+        "status": v.status.name,
+        "stuck_at": v.stuck_at,
+        "confidence": v.confidence,
+        "failure_mode": v.failure_modes[0].id if v.failure_modes else None,
+        "failure_modes": [f"{m.id} {m.score:.2f}" for m in v.failure_modes],
+        "undecided": [*v.undecided, *v.between],
+        "proposals": [p.name for p in v.proposals],
+        "next_sections": [n for n in v.next_sections if n not in ran],
+    }
+
+
+def _finding_line(f: Finding) -> str:
+    """Return a finding as one line of the index: status, reason and headline."""
+    status = f"{f.status.name} {f.reason.value}" if f.reason else f.status.name
+    return f"{status}: {messages.text(f.headline, 'en')}"
+
+
+def differences(expected: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """Yield a line for each value that differs from the expected one; values without an expectation are skipped."""
+    for name, value in expected.items():
+        found, at = now.get(name), f"{path} {name}".strip()
+        if isinstance(value, dict) and isinstance(found, dict):
+            yield from differences(value, found, at)
+        elif value != found and not str(found).startswith(f"{value}: "):  # a step's status alone may be expected
+            yield f"{at}: expected {_format_value(value)}, now {_format_value(found)}"
+
+
+def _format_value(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def read_index(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the index of a folder of recordings by name; {} where there is none. Raises UsageError."""
+    try:
+        index: dict[str, dict[str, Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as e:
+        raise UsageError(f"{folder / INDEX} cannot be read: {e}") from None
+    return index
+
+
+def write_index(folder: Path, index: Mapping[str, dict[str, Any]]) -> None:
+    """Write the index, its names in order. Raises OSError."""
+    text = json.dumps(dict(sorted(index.items())), ensure_ascii=False, indent=1)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,140 @@
+"""The differences between two runs as text, in a notebook, on a page and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from runbook_lib import messages
+from runbook_lib.analysis.snapshots import Difference, RunSnapshot, conclusion, difference
+from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say
+from runbook_lib.view import record, render
+
+#: The message that names a number of a hop.
+_HOP_VALUE_KEYS = {
+    "rate_in": "compare.rate_in",
+    "rate_out": "compare.rate_out",
+    "waiting": "compare.waiting",
+    "oldest_s": "compare.oldest_s",
+}
+
+
+@dataclass(frozen=True)
+class Comparison(render.Shown):
+    """Two snapshots and the differences between them."""
+
+    before: RunSnapshot
+    after: RunSnapshot
+    lang: str
+
+    @property
+    def title(self) -> Text:
+        """The title: the two runs that are compared."""
+        return Text(self.before.title.key, {**self.before.title.params, "after": self.after.name})
+
+    @cached_property
+    def changes(self) -> tuple[Difference, ...]:
+        """The differences."""
+        return difference(self.before, self.after)
+
+    def lines(self) -> list[str]:
+        """Return the comparison as text: the title, then a line per difference."""
+        table = render.columns(self.table(), right=(1, 2))
+        return [self._t(self.title), *(f"  {line}" for line in table or [self._t(say("compare.same"))])]
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Return a row per difference: what differs, before, after."""
+        return [
+            (self._format_name(c), self._format_side(c, c.before), self._format_side(c, c.after)) for c in self.changes
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """Return the comparison as JSON."""
+        plain = [
+            record.plain(vars(c) | {"before": _to_plain(c.before), "after": _to_plain(c.after)}) for c in self.changes
+        ]
+        return {"title": self._t(self.title), "changes": plain}
+
+    def _format_name(self, c: Difference) -> str:
+        if c.kind == "verdict":
+            return self._t(say("compare.verdict"))
+        if c.kind == "mode":
+            return f"{c.where} {render.mode_title(c.where, self.lang)}"
+        if c.kind == "hop":
+            return f"{self._t(hop_text(c.where))}: {self._t(say(_HOP_VALUE_KEYS[c.name]))}"
+        return f"{c.where}: {c.name}" if c.kind == "setting" else f"{c.where} {c.name}".strip()
+
+    def _format_side(self, c: Difference, value: Any) -> str:
+        if value is None:
+            return "-"
+        if isinstance(value, Status):
+            return f"{render.MARKS[value.name]} {value.name}"
+        if isinstance(value, Verdict):
+            place = value.stuck_at and self._t(hop_text(value.stuck_at))
+            return " ".join(filter(None, (value.status.name, place)))
+        return value if isinstance(value, str) else f"{value:,.4g} {c.unit}".rstrip()
+
+    def _bundle(self) -> dict[str, Any]:
+        html = render.html("compare", self.lang, title=self.title, table=self.table())
+        return {"text/html": html, "text/plain": "\n".join(self.lines())}
+
+    def _t(self, text: Text) -> str:
+        return messages.text(text, self.lang)
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Verdict):
+        return {"status": value.status.name, "stuck_at": value.stuck_at}
+    return value.name if isinstance(value, Status) else value
+
+
+def changed_judgement(c: Difference) -> dict[str, str]:
+    """Return a changed judgement of the same evidence as JSON; the `step` of a verdict is ""."""
+    was, now = (value.name if isinstance(value, Status) else conclusion(value) for value in (c.before, c.after))
+    return {"step": c.where, "was": was, "now": now}
+
+
+# The result of another policy -------------------------------------------------------------------------------
+
+
+def _summary_texts(report: Mapping[str, Any]) -> list[Text]:
+    """Return the counts of a backtest and its overall result."""
+    found = [say("backtest.judged", **{name: report[name] for name in ("incidents", "runs", "steps")})]
+    found.append(say("backtest.alarms", **report["alarms"]))
+    if not report["flips"]:
+        found.append(say("backtest.same"))
+    if report["without_policy"]:
+        found.append(say("backtest.without_policy", n=report["without_policy"]))
+    return found
+
+
+def _detection_texts(report: Mapping[str, Any]) -> list[Text]:
+    """Return when the incidents are detected that the other policy detects at another time."""
+
+    def after(s: float | None) -> Text:
+        return say("backtest.never") if s is None else say("backtest.after", s=s)
+
+    return [
+        say("backtest.detected", incident=d["incident"], was=after(d["was_s"]), now=after(d["now_s"]))
+        for d in report["detected"]
+    ]
+
+
+def backtest_lines(report: Mapping[str, Any], lang: str) -> list[str]:
+    """Return a backtest as text."""
+    lines = _summary_texts(report)
+    lines += [say("backtest.flip" if f["step"] else "backtest.verdict", **f) for f in report["flips"]]
+    lines += _detection_texts(report)
+    unsure = Counter((n["step"], ", ".join(n["numbers"])) for n in report["not_replayable"])
+    lines += [say("backtest.not_replayable", step=step, numbers=names, n=n) for (step, names), n in unsure.items()]
+    return [messages.text(line, lang) for line in lines]
+
+
+def backtest_page(report: Mapping[str, Any], given: str, lang: str) -> str:
+    """Return a backtest as a page."""
+    return render.html(
+        "backtest", lang, report=report, sums=_summary_texts(report), times=_detection_texts(report), given=given
+    )

@@ -1,0 +1,108 @@
+"""What a step asks, before it is asked: the SQL or the call, its index and cost class, its columns.
+
+A pack says it in `queries.toml`: for each step a list of names, such as `orders/backlog` for a query of `sql/`,
+or a source and a call, such as `nats_monitor connz`. Nothing is asked to show it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+from runbook_lib import messages, pack, queries
+from runbook_lib.model.finding import say
+from runbook_lib.queries import Query
+
+FILE = "queries.toml"
+#: A folded block with more characters has names only: step 3.2 asks what three sections ask.
+FOLDED_MOST = 20_000
+_PARAMETER = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
+#: What psql puts in place of the parameters that every query may have: the defaults of a run.
+_SET = {"as_of": "now()", "since": "(now() - interval ''60 minutes'')", "max_rows": "1000"}
+#: How a person repeats a call of a source.
+_CALLS = {
+    "postgres": "psql -c '{call};'",
+    "jetstream": "nats request '$JS.API.{call}' ''",
+    "nats_monitor": "curl -s http://127.0.0.1:8222/{call}",
+    "prometheus": "GET {call}",
+    "redis": "redis-cli {call}",
+}
+
+
+@dataclass(frozen=True)
+class StepQueries:
+    """What a step asks; it shows itself in a notebook. `sql` holds the queries, `calls` source and call of the rest."""
+
+    step: str
+    sql: tuple[Query, ...]
+    calls: tuple[tuple[str, str], ...]
+    lang: str
+
+    def __len__(self) -> int:
+        return len(self.sql) + len(self.calls)
+
+    def __repr__(self) -> str:
+        return "\n\n".join([*map(psql, self.sql), *self._commands()]) or self._nothing()
+
+    def _repr_markdown_(self) -> str:
+        return "\n\n".join([*map(self._described, self.sql), *self._listed()]) or self._nothing()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each query: name, cost, index, columns, sql."""
+        rows = [(q.name, q.cost, q.index, ", ".join(q.columns), q.sql) for q in self.sql]
+        return pd.DataFrame(rows, columns=["name", "cost", "index", "columns", "sql"])
+
+    def folded(self) -> str:
+        """Return the same as Markdown that opens on a click; "" if the step has no query."""
+        title = messages.text(say("ui.what_is_asked", n=len(self)), self.lang)
+        shown = self._repr_markdown_()
+        if len(shown) > FOLDED_MOST:
+            names = ", ".join(f"`{q.name}`" for q in self.sql)
+            shown = messages.text(say("ui.queries_by_name", names=names, step=self.step), self.lang)
+        return f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>" if len(self) else ""
+
+    def _described(self, q: Query) -> str:
+        columns = ", ".join(f"`{name}` {unit}" for name, unit in q.columns.items())
+        said = messages.text(say("ui.query", name=q.name, cost=q.cost, index=q.index, columns=columns), self.lang)
+        return f"{said}\n\n```\n{psql(q)}\n```"
+
+    def _listed(self) -> list[str]:
+        return ["```\n" + "\n".join(self._commands()) + "\n```"] if self.calls else []
+
+    def _commands(self) -> Iterator[str]:
+        for source, call in self.calls:
+            yield _CALLS.get(source, "# {source}: {call}").format(source=source, call=call)
+
+    def _nothing(self) -> str:
+        return messages.text(say("ui.asks_nothing", step=self.step), self.lang)
+
+
+def queries_of(step: str, lang: str) -> StepQueries:
+    """Return what the packs say that a step asks; nothing for a step that judges what other steps have found."""
+    names = [name for p in pack.active_runbook().packs for name in declared(p.folder / FILE).get(step, ())]
+    sql = tuple(queries.query(name) for name in names if " " not in name)
+    calls = tuple((name.partition(" ")[0], name.partition(" ")[2]) for name in names if " " in name)
+    return StepQueries(step, sql, calls, lang)
+
+
+def psql(q: Query) -> str:
+    """Return a query as psql takes it; what has no default is named in a comment."""
+    code = re.sub(r"--.*", "", q.sql)
+    names = list(dict.fromkeys(_PARAMETER.findall(code)))
+    lines = [f"-- {q.name}: {q.question}", *(rf"\set {name} '{_SET[name]}'" for name in names if name in _SET)]
+    if own := [f":{name}" for name in names if name not in _SET]:
+        lines.append(f"-- set first: {', '.join(own)}")
+    return "\n".join([*lines, f"{q.sql};"])
+
+
+@cache
+def declared(file: Path) -> dict[str, list[str]]:
+    """Return what a pack's file says that each step asks; nothing where there is no file."""
+    return tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,0 +1,106 @@
+"""The dossier's page in a browser, from a file: barriers, cursor and zoom by keys, narrow screens, dark, print."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import barriers
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from runbook_lib.archive import dossier
+from runbook_lib.notes import keep_note
+from runbook_lib.store import Archive
+
+SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The sample's page with a note in it."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(SAMPLE, folder / "sample")
+    archive = Archive(str(folder), "sample")
+    keep_note(archive, "called the team", "aoki")
+    dossier.write_index(archive, "en")
+    return (folder / "sample" / "index.html").as_uri()
+
+
+@pytest.fixture
+def page(browser: str, index: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page; whatever the browser complains of fails the test."""
+    complaints: list[str] = []
+    options: dict[str, Any] = getattr(request, "param", {})
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(**options)
+        page.on("console", lambda m: complaints.append(m.text))
+        page.on("pageerror", lambda e: complaints.append(str(e)))
+        page.goto(index)
+        yield page
+        chromium.close()
+    assert complaints == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
+        for width, scheme in ((360, "light"), (1280, "dark"), (1920, "light"))
+    ],
+    indirect=True,
+)
+def test_nobody_is_kept_out(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator(".rb-banner button").first.bounding_box()["y"] < 740, "the command is on the first screen"  # type: ignore[index]
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    barriers.none_on(page)
+
+
+def test_the_cursor_reads_values_out_and_the_keys_zoom(page: Page) -> None:
+    box, read = page.locator(".rb-time"), page.locator(".rb-read")
+
+    def width() -> float:
+        return float(page.locator("rect.known").first.evaluate("e => +e.getAttribute('width')"))
+
+    box.focus()
+    box.press("End")
+    box.press("ArrowLeft")
+    assert "aoki: called the team" in read.inner_text() and read.get_attribute("aria-live") == "polite"
+    box.press("Home")
+    first = read.inner_text()
+    box.press("ArrowRight")
+    assert read.inner_text() != first and re.match(r"\d\d:\d\d:\d\dZ · ", read.inner_text())
+    whole = width()
+    box.press("+")
+    assert width() > whole
+    box.press("0")
+    assert width() == pytest.approx(whole, abs=1)
+
+
+def test_a_command_is_copied(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.locator(".rb-banner button").first
+    button.click()
+    page.wait_for_function("document.querySelector('.rb-banner button').textContent.startsWith('✔')")
+    assert page.evaluate("navigator.clipboard.readText()") == button.get_attribute("data-copy")
+
+
+@pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True)
+def test_without_a_script_nothing_is_missing_but_the_cursor(page: Page) -> None:
+    assert page.locator(".rb-time svg").is_visible() and page.locator("button:visible").count() == 0
+    page.locator(".rb-src summary").first.click()
+    assert " --target default --incident sample" in page.locator(".rb-src").first.inner_text()
+
+
+@pytest.mark.parametrize("page", [{"color_scheme": "dark"}], indirect=True)
+def test_printed_it_is_light_and_its_folds_are_open(page: Page) -> None:
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0 and page.locator("button:visible").count() == 0
+    assert page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")

@@ -1,0 +1,203 @@
+"""Every fault of the sandbox, live and once: its signature, what the runbook says, what it proposes, and recovery.
+
+What is said of settings and people is judged by recordings, which have the healthy system's baseline. Six of the others
+are part of `make test`, all else of `make test-all`. The answers are those of faults.toml.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from drills import runbook, shown
+from signatures import SIGNATURES, WHILE_S, context
+
+from runbook_lib.analysis.snapshots import CONFIGURATION, drift
+from runbook_lib.gameday.drills import judge, play, probe
+from runbook_lib.gameday.drills.scenario import Scenario
+from runbook_lib.gameday.sandbox import faults
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.checks import changed
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is asked about a fault beside what holds for each: `section` instead of a triage, and what is proposed.
+
+    `named` says that the verdict must be right; else undecided is right as well. `first` are words of the first
+    proposal's command.
+    """
+
+    section: str = ""
+    named: bool = True
+    first: str = ""
+    restarts_nothing: bool = False
+    hurts_s: float = 0.0
+    """Seconds between the signature and the look."""
+
+
+OUTAGE = Look(hurts_s=6)
+LOOKS: dict[str, Look] = {
+    "worker_stopped": OUTAGE,
+    "worker_hung": Look(first="restart notification", hurts_s=6),
+    "subscriber_deaf": OUTAGE,
+    "relay_stopped": Look(first="restart entitlement", hurts_s=6),
+    "broker_down": OUTAGE,
+    "broker_refusing": OUTAGE,
+    "table_lock": Look(first="pg_terminate_backend", hurts_s=6),
+    "connections_exhausted": OUTAGE,
+    "receiver_outage": OUTAGE,
+    "db_read_only": Look(restarts_nothing=True, hurts_s=10),
+    "server_read_only": Look(restarts_nothing=True, hurts_s=10),
+    "password_changed": Look(restarts_nothing=True, hurts_s=10),
+    "relay_disabled": Look(first="ENTITLEMENT_OUTBOX_ENABLED=true", restarts_nothing=True, hurts_s=6),
+    "notification_frozen": Look(first="restart notification"),
+    "entitlement_frozen": Look(first="restart entitlement"),
+    "nats_disabled": Look(restarts_nothing=True, hurts_s=6),
+    "wrong_nats_address": Look(restarts_nothing=True),
+    **{name: Look("4.1") for name in ("stream_missing", "relay_closed")},
+    "delivery_disabled": Look("4.1", first="NOTIFICATION_DELIVERY_ENABLED=true"),
+    "clock_skew": Look("4.3"),
+    "second_worker": Look("4.3", named=False, hurts_s=10),  # between two looks no row may change hands
+    "dedupe_broken": Look("4.2"),
+    **{name: Look("4.4") for name in ("bad_payload", "unknown_event_type", "undecodable_message")},
+    "events_lost": Look("4.4", named=False),  # the place is told; whether they wait is section 4.1's to say
+    **{name: Look("4.4") for name in ("exhausted_outbox", "failing_user")},
+    "dlq_mismatch": Look("5.3"),
+}
+#: What is right or undecided in a first look, and need not be named by it.
+UNNAMED = Look(named=False, hurts_s=10)
+
+QUICK = ("worker_hung", "broker_down", "table_lock", "relay_stopped", "receiver_outage", "undecodable_message")
+#: A sandbox each; faults that share one follow each other.
+LANES = 4
+
+
+def cases(family: str) -> Iterator[Any]:
+    """Yield a case per fault, those of a lane in one group of the workers."""
+    for quick in (True, False):
+        names = [f.name for f in faults.CATALOGUE if f.family == family and (f.name in QUICK) is quick]
+        for n, name in enumerate(names):
+            lane = n % (2 if quick else LANES)
+            marks = [pytest.mark.xdist_group(f"faults-{lane}"), *([] if quick else [pytest.mark.slow])]
+            yield pytest.param(name, id=name, marks=marks)
+
+
+def test_each_fault_has_a_signature_and_an_answer() -> None:
+    assert {*SIGNATURES} == {fault.name for fault in faults.CATALOGUE} >= {*faults._ACTS}
+    assert {*LOOKS} | {*QUICK} <= {*SIGNATURES}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A sandbox whose folder has a long name with a space: the supervisor's socket must not care."""
+    started = Sandbox(tmp_path_factory.mktemp("faults") / ("deep" * 20) / "with space")
+    started.up(hours=1)
+    yield started
+    started.down()
+
+
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("name", list(cases("failures")))
+def test_fault(running: Sandbox, tmp_path: Path, name: str) -> None:
+    fault, asked = faults.find(name), LOOKS.get(name, UNNAMED)
+    running.wait_for("a steady flow", lambda: (probe.sample_flow(running, WHILE_S).sent or 0) > 2, 60)
+    before = probe.sample_flow(running, WHILE_S)
+    running.fault(name)
+    try:
+        running.wait_for(f"the signature of {name}", lambda: SIGNATURES[name](running, before), 75)
+        time.sleep(asked.hurts_s)  # an alert fires later than the first sign
+        said = look(running, tmp_path, asked.section)
+    finally:
+        assert running.heal(90) == name
+    is_right(said, fault, asked)
+    recovers(running, tmp_path, fault, asked)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", list(cases("people")))
+def test_what_a_person_changed_is_in_force_and_restored(running: Sandbox, name: str) -> None:
+    running.wait_for("a steady flow", lambda: flows(running))
+    before, configured = probe.sample_flow(running, WHILE_S), configuration(running)
+    running.fault(name)
+    try:
+        running.wait_for(f"the signature of {name}", lambda: SIGNATURES[name](running, before), 75)
+    finally:
+        assert running.heal(90) == name
+    # The broker keeps the time of a pause that is over.
+    assert {*drift(configured, configuration(running))["setting"]} <= {"pause_until"}
+    running.wait_for("a steady flow", lambda: flows(running))
+
+
+def flows(sandbox: Sandbox) -> bool:
+    """Return whether notifications are sent, and no backlog is left."""
+    flow = probe.sample_flow(sandbox, WHILE_S)
+    return bool(flow.sent and flow.sent > 2 and flow.processed and flow.waiting is not None and flow.waiting < 30)
+
+
+def configuration(sandbox: Sandbox) -> pd.DataFrame:
+    return changed.collect(context(sandbox))[CONFIGURATION]
+
+
+def look(sandbox: Sandbox, output: Path, section: str) -> dict[str, Any]:
+    """Run a section over the last two minutes, or a triage."""
+    if section:
+        return runbook(sandbox, output, "run", section, "-p", "window_minutes=2")
+    said = runbook(sandbox, output, "triage", target="sandbox")
+    assert not {r["section"] for r in said["runs"]} & {*said["verdict"]["next_sections"]}, "what was run is not next"
+    assert (output / "E2E" / "index.html").is_file()
+    return said
+
+
+def is_right(said: dict[str, Any], fault: faults.Fault, asked: Look) -> None:
+    """Hold a verdict against the fault's answer, and its proposals against what helps and what harms."""
+    verdict = said["verdict"]
+    right = play.truth(Scenario(0, (fault.name,), 1.0, "steady", "", 0.0))
+    judged = judge.judge(verdict, right)
+    found = f"{judged}: {json.dumps(verdict)}\n{shown(said)}"
+    assert judged.answer == "right" if asked.named else judged.answer != "wrong", found
+    if asked.named:
+        assert said["status"] in ("WARNING", "CRITICAL"), shown(said)
+        assert verdict["confidence"] in ("high", "medium") or asked.section, shown(said)
+    assert not {p["name"] for p in verdict["proposals"]} & {*fault.harms}, verdict["proposals"]
+    names, commands = ([p[key] for p in verdict["proposals"]] for key in ("name", "command"))
+    assert asked.first in (commands or [""])[0], commands
+    assert not asked.restarts_nothing or not any("restart" in name for name in names), names
+
+
+def recovers(sandbox: Sandbox, output: Path, fault: faults.Fault, asked: Look) -> None:
+    """Look at section 6, or at the fault's own section, until it tells that it is over."""
+    # Nothing is over before it has been quiet for `outage.quiet`; each look costs seconds of both cores.
+    time.sleep(0 if asked.section else 30)
+    until = time.monotonic() + 120
+    while not over(sandbox, output, fault, asked):
+        assert time.monotonic() < until, f"no recovery from {fault.name}"
+        time.sleep(10)
+
+
+def over(sandbox: Sandbox, output: Path, fault: faults.Fault, asked: Look) -> bool:
+    if not asked.section:
+        return bool(runbook(sandbox, output, "run", "6", "-p", "window_minutes=15")["status"] == "OK")
+    verdict = look(sandbox, output, asked.section)["verdict"]
+    return fault.failure_mode not in [m["id"] for m in verdict["failure_modes"]] and verdict["stuck_at"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("faults-0")
+def test_all_of_them_leave_a_clean_system(running: Sandbox, tmp_path: Path) -> None:
+    sections = ("2", "4.1", "4.2", "4.3", "4.4", "5.3")
+
+    def clean() -> bool:
+        said = runbook(running, tmp_path, "run", *sections, "-p", "window_minutes=2")
+        return bool(said["status"] == "OK")
+
+    until = time.monotonic() + 120
+    while not clean():
+        assert time.monotonic() < until, "not every section is OK"
+        time.sleep(5)

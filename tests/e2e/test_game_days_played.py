@@ -1,0 +1,105 @@
+"""Game days on real servers: a few drills from end to end, each with its twin, short."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+from command import runbook as command
+
+from runbook_lib.gameday.drills import play
+from runbook_lib.gameday.drills.play import DrillClock, drill
+from runbook_lib.gameday.drills.report import judged
+from runbook_lib.gameday.drills.scenario import Scenario, draw
+from runbook_lib.gameday.sandbox.faults import CATALOGUE
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """What drills that are over have left: files, and processes whose sandbox was there."""
+    owners = [
+        p.info["environ"].get("RUNBOOK_SANDBOX_OWNER", "")
+        for p in psutil.process_iter(["environ"])
+        if p.info["environ"]
+    ]
+    return [*map(str, folder.iterdir()), *(o for o in owners if o.startswith(str(folder)))]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where drills have their sandboxes."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def first_seed(*faults: str, longest: float) -> int:
+    return next(seed for seed in range(10_000) if draw(seed, KINDS, longest).faults == faults)
+
+
+#: Drills that stand for many kinds; `runbook drill --seeds N --longest 12 --after 12` plays one of them by hand.
+SHORT_S = 12.0
+#: Two sandboxes and a minute of both cores; `make drills` plays many.
+SEED = 26
+
+
+def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(play, "LATER_S", 2 * SHORT_S)
+    line = drill(draw(SEED, KINDS, SHORT_S), DrillClock(), after_s=SHORT_S)
+    assert "error" not in line and line["verdict"], line
+    found = judged(json.loads(json.dumps(line)))
+    sure_and_bad = found.confidence == "high" and (found.judged.answer == "wrong" or found.help == "harms")
+    assert not (found.counts and sure_and_bad), line
+
+
+def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
+    line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), DrillClock(), after_s=15)
+    found = judged(json.loads(json.dumps(line)))
+    assert found.judged.answer == "right" and found.help == "helps", line
+    assert {"sent", "waiting"} <= {*found.effect}, line
+    assert line["proposal"]["exit"] == 0 and not line["problems"], line
+    assert left_behind(temporary) == []
+
+
+def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock's holder is ended by the superuser's psql; without a fault's code, and without the runbook's role.
+
+    As if it had shown no difference: both sandboxes are looked at once more.
+    """
+    monkeypatch.setattr(play, "helped", lambda acted, alone: "nothing")
+    monkeypatch.setattr(play, "LATER_S", 25.0)
+    line = drill(Scenario(8, ("table_lock",), 1.0, "spike", "", 14.0), DrillClock(), after_s=15)
+    found = judged(line)
+    assert found.judged.place == "right", line
+    assert line["before"]["created"] > 15, "the spike is there before the onset"
+    assert line["alone"]["sent"] == 0, line
+    if line["proposal"]:  # what it is worth is the flow's to say; that it could be carried out is ours
+        assert line["proposal"]["exit"] == 0, line
+        assert line["after_s"] == 25 and judged(line).help == "helps", line
+
+
+def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:
+    results, seed = tmp_path / "r.jsonl", first_seed(longest=4)
+    words = ("--seeds", str(seed), "--results", str(results), "--longest", "4", "--after", "4")
+    first = command("drill", *words, env=os.environ)
+    assert first.returncode == 0 and f"\n{seed}: no fault" in first.stdout, first.stdout + first.stderr
+    (line,) = [json.loads(text) for text in results.read_text().splitlines()]
+    assert judged(line).judged.answer == "right" and line["alone"]["sent"] > 0, line
+    again = command("drill", *words, env=os.environ)
+    assert again.returncode == 0 and "0 drills to play; 1 of these seeds" in again.stdout
+    assert len(results.read_text().splitlines()) == 1
+
+
+def test_a_person_plays_one_and_is_told_what_it_was() -> None:
+    seed = first_seed("relay_stopped", longest=4)
+    played = command("drill", "--play", str(seed), "--longest", "4", env=os.environ, stdin="relay\nFM-NOTI-06\n")
+    assert played.returncode == 0, played.stderr
+    hidden, debrief = played.stdout.split("2 of 4 points")
+    assert "relay_stopped" not in hidden and "eval" in hidden
+    assert "The outbox relay has stopped" in debrief and "FM-OB-01" in debrief

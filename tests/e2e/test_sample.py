@@ -1,0 +1,86 @@
+"""The sample dossier that git keeps: whole, of no machine, and what the same state gives today."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample
+from command import runbook
+
+from runbook_lib import catalog
+from runbook_lib.archive import artifact
+
+COMMITTED = sample.ROOT / sample.OUTPUT / sample.INCIDENT
+
+
+def files() -> list[Path]:
+    return [p for p in COMMITTED.rglob("*") if p.is_file()]
+
+
+def said(dossier: Path) -> dict[str, Any]:
+    (path,) = dossier.glob("*-verdict-*.json")
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
+
+
+def statuses(dossier: Path) -> dict[str, str]:
+    """Every step's status and reason, from the notebooks."""
+    book, found = catalog.load(), {}
+    for run in said(dossier)["runs"]:
+        path = dossier / run["artifact"]["ipynb"]
+        for f in artifact.read(artifact.notebook(path.read_bytes()), book.sections[run["section"]]).findings:
+            found[f.step] = f"{f.status.name} {f.reason.value if f.reason else ''}".strip()
+    return found
+
+
+@pytest.mark.slow
+def test_the_same_state_gives_the_same_verdict(tmp_path: Path) -> None:
+    with sample.incident(tmp_path / "servers") as servers:
+        done = sample.triage(servers, str(tmp_path), sample.INCIDENT, tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    now, kept = said(tmp_path / sample.INCIDENT), said(COMMITTED)
+    assert statuses(tmp_path / sample.INCIDENT) == statuses(COMMITTED), done.stdout
+    assert now["status"] == kept["status"] == "CRITICAL"
+    assert now["verdict"]["stuck_at"] == kept["verdict"]["stuck_at"] == "delivery_worker"
+    assert now["verdict"]["failure_modes"][0]["id"] == kept["verdict"]["failure_modes"][0]["id"] == "FM-NOTI-06"
+
+
+def test_the_committed_dossier_verifies() -> None:
+    done = runbook(
+        "verify",
+        sample.INCIDENT,
+        "--checkpoint",
+        sample.CHECKPOINT,
+        "--output",
+        sample.OUTPUT,
+        env=os.environ,
+        cwd=sample.ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "15 steps judged again" in done.stdout
+
+
+def test_small_and_complete() -> None:
+    assert sum(p.stat().st_size for p in files()) < 2_800_000
+    assert not [p.name for p in files() if ".partial" in p.name]
+    index = (COMMITTED / "index.html").read_text(encoding="utf-8")
+    for link in re.findall(r'href="([^"#]+)"', index):
+        assert (COMMITTED / link).is_file(), link
+
+
+def test_nothing_of_the_machine_it_was_made_on() -> None:
+    picture = re.compile(r'(?:base64,|"image/png": ")[A-Za-z0-9+/=\\n]+')
+    for path in files():
+        if path.name.startswith("policy-"):
+            continue  # the documents, which say what an address and a path look like
+        text = picture.sub("", path.read_text(encoding="utf-8"))
+        assert not re.search(r"(?<![\w<.])/(?:work|root|tmp|home|usr|opt|var|Users)/", text), path
+        assert not re.search(r"(?:postgresql|nats|redis)://|password", text), path
+        assert set(re.findall(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", text)) <= {"127.0.0.1"}, path
+    for document in [said(COMMITTED), *map(json.loads, (COMMITTED / "manifest.jsonl").read_text().splitlines())]:
+        assert document.get("parameters", document).get("target", "default") == "default"

@@ -1,0 +1,246 @@
+"""A whole sandbox: pods under a supervisor, one fault at a time, and an end that leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+from click.testing import CliRunner
+from drills import ask
+from signatures import BACKLOG, alive
+
+from runbook_lib.gameday.cli.sandbox import sandbox as commands
+from runbook_lib.gameday.sandbox import faults, state
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.state import SandboxError
+
+pytestmark = pytest.mark.slow
+
+POD_NAME = re.compile(r"(entitlement|notification)-[a-z0-9]{9}-[a-z0-9]{5}")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    # Deep on purpose: the supervisor's socket must not care.
+    folder = tmp_path_factory.mktemp("pods") / ("deep" * 20) / "with space"
+    started = Sandbox(folder)
+    started.up(rate=10, hours=0.1, settings={"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"})
+    yield started
+    started.down()
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RUNBOOK_SANDBOX_OWNER") == str(folder) and process.status() != "zombie":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def healed(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that failed with a fault on does not fail its neighbours."""
+    yield
+    if "running" in request.fixturenames:
+        request.getfixturevalue("running").heal()
+
+
+def test_one_fault_at_a_time_which_status_names_and_heal_takes_away(running: Sandbox) -> None:
+    assert set(running.fault("worker_stopped").description) == {"en", "ja"}
+    assert running.status().fault == "worker_stopped"
+    with pytest.raises(SandboxError, match="heal"):
+        running.fault("worker_stopped")
+    assert running.heal() == "worker_stopped"
+    assert running.status().fault is None
+    assert running.heal() is None
+    assert set(running.status().programs.values()) == {"RUNNING"}
+
+
+def test_a_locked_table_is_waited_for_no_longer_than_asked(running: Sandbox) -> None:
+    with psycopg.connect(running.state.addresses.admin_url) as admin:
+        admin.execute("LOCK TABLE entitlement.outbox_events")
+        with pytest.raises(SandboxError, match="waited 1 s"):
+            running.wait_for_flow(1)
+        admin.rollback()
+    running.wait_for_flow(90)
+
+
+def test_status_names_pods_and_addresses_without_passwords(running: Sandbox) -> None:
+    shown = CliRunner().invoke(commands, ["status", "--dir", str(running.directory)])
+    assert shown.exit_code == 0, shown.output
+    assert len(POD_NAME.findall(shown.output)) == 2
+    assert not any(secret in shown.output for secret in running.state.addresses.passwords.values())
+    assert "fault            none" in shown.output
+
+
+def test_the_responders_restart_brings_a_new_pod_and_the_worker_back(running: Sandbox) -> None:
+    before = running.status().pods
+    running.fault("worker_stopped")
+    done = subprocess.run(
+        [*running.state.supervisorctl, "restart", "notification"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    running.wait_for("the new worker", lambda: ask(running, BACKLOG) < 20 and alive(running, "notification", "worker"))
+    after = running.status().pods
+    assert after["notification"] != before["notification"]
+    assert after["entitlement"] == before["entitlement"]
+    assert running.heal() == "worker_stopped"
+
+
+def test_pods_outlive_the_database(running: Sandbox) -> None:
+    pods = running.status().pods
+    running.stop("postgres")
+    # Whoever wants a connection waits for it first, as long as the pool is patient.
+    phrase = "Unexpected error occurred in scheduled task"
+    running.wait_for("the outage in the log", lambda: phrase in running.log("notification"), 45)
+    running.start("postgres")
+    running.wait_for_flow(90)
+    assert running.status().pods == pods
+
+
+def test_settings_count_from_the_next_start(running: Sandbox) -> None:
+    running.configure({"NOTIFICATION_DELIVERY_ENABLED": "false"})
+    running.restart("notification")
+    running.wait_for(
+        "a backlog behind a living worker",
+        lambda: ask(running, BACKLOG) > 20 and alive(running, "notification", "worker"),
+        timeout=15,
+    )
+    running.configure({"NOTIFICATION_DELIVERY_ENABLED": "true"})
+    running.restart("notification")
+    running.wait_for_flow(90)
+
+
+def test_logs_are_json_lines_with_the_phrases_to_grep(running: Sandbox) -> None:
+    logs = {app: running.log(app) for app in ("entitlement", "notification")}
+    records = [json.loads(line) for line in logs["notification"].splitlines() if line.startswith("{")]
+    accepted = next(record for record in records if record["message"] == "notification event accepted and queued")
+    assert {"@timestamp", "service.name", "severity", "thread", "event_id", "event_type", "source_id"} <= set(accepted)
+    for phrase in ("notification stream ensured", "notification subscriber started", "notification simulated send id="):
+        assert phrase in logs["notification"]
+    assert "entitlement stream ensured" in logs["entitlement"]
+    assert "entitlement retention cleanup deleted" in logs["entitlement"]
+
+
+def test_the_environment_is_for_a_shell(running: Sandbox) -> None:
+    shown = CliRunner().invoke(commands, ["env", "--dir", str(running.directory)])
+    done = subprocess.run(
+        ["sh", "-c", f"{shown.output}\nprintenv {' '.join(running.state.env)}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == list(running.state.env.values())
+    assert done.stdout.startswith("postgresql://runbook:")
+
+
+def test_up_twice_says_so_and_a_wrong_fault_names_the_right_ones(running: Sandbox) -> None:
+    folder = str(running.directory)
+    again = CliRunner().invoke(commands, ["up", "--dir", folder])
+    assert (again.exit_code, again.output) == (1, f"Error: the sandbox in {folder} is already up\n")
+    wrong = CliRunner().invoke(commands, ["fault", "gremlins", "--dir", folder])
+    assert wrong.exit_code == 1
+    assert "worker_stopped" in wrong.output
+    typo = CliRunner().invoke(commands, ["fault", "worker_stoped", "--dir", folder])
+    assert typo.output == "Error: no fault 'worker_stoped': did you mean 'worker_stopped'?\n"
+    demo = CliRunner().invoke(commands, ["demo", "--dir", folder])
+    assert demo.output == f"Error: the sandbox in {folder} is already up\n"
+    shown = CliRunner().invoke(commands, ["faults"]).output
+    assert shown.count("\n") == 2 * len(faults.CATALOGUE)
+    assert re.search(r"^worker_stopped +4\.1 +The delivery worker has stopped", shown, re.MULTILINE)
+
+
+def test_without_a_sandbox_every_command_says_it_in_one_line(tmp_path: Path) -> None:
+    for name in ("status", "heal", "env"):
+        result = CliRunner().invoke(commands, [name, "--dir", str(tmp_path)])
+        assert result.exit_code == 1
+        assert (
+            result.output == f"Error: no sandbox in {tmp_path}: start one with `runbook sandbox up --dir {tmp_path}`\n"
+        )
+    assert CliRunner().invoke(commands, ["down", "--dir", str(tmp_path)]).output.startswith("No sandbox")
+
+
+def test_of_two_that_start_one_sandbox_one_does(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    up = [sys.executable, "-m", "runbook_lib", "sandbox", "up", "--history", "0.05", "--dir", str(folder)]
+    two = [subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        (won, out, err), (lost, nothing, why) = sorted((p.wait(120), *p.communicate()) for p in two)
+        assert (won, err, lost, nothing) == (0, "", 69, "")
+        assert why in (
+            f"runbook: the sandbox in {folder} is being started by another command\n",
+            f"runbook: the sandbox in {folder} is already up\n",
+        )
+        assert f'eval "$(runbook sandbox env --dir {folder})"' in out
+        assert set(Sandbox(folder).status().programs.values()) == {"RUNNING"}
+    finally:
+        Sandbox(folder).down()
+    assert not folder.exists()
+
+
+def test_up_refuses_a_folder_with_other_things_in_it(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(SandboxError, match="is not empty"):
+        Sandbox(tmp_path).up()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(SandboxError, match="name another folder"):
+        Sandbox(tmp_path / "100%").up()
+
+
+def test_a_start_that_fails_says_why_and_cleans_up(tmp_path: Path) -> None:
+    folder = tmp_path / "sandbox"
+    result = CliRunner().invoke(
+        commands, ["up", "--dir", str(folder), "--history", "0", "--set", "NOTIFICATION_DELIVERY_LEASE=soon"]
+    )
+    assert result.exit_code == 1
+    assert "pod notification ends at its start" in result.output
+    assert "not a duration: 'soon'" in result.output
+    assert result.output.count("\n") == 1
+    assert not folder.exists()
+    assert processes_of(folder) == []
+
+
+def test_down_finds_everything_after_a_crash_and_up_starts_over(tmp_path: Path) -> None:
+    folder = tmp_path / "sandbox"
+    crashed = Sandbox(folder)
+    started = crashed.up(hours=0)
+    crashed.fault("worker_hung")
+    os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
+    crashed.wait_for("the supervisor's end", lambda: not crashed.is_up())
+    assert len(processes_of(folder)) > 5
+    with pytest.raises(SandboxError, match="is not up"):
+        crashed.status()
+    second = Sandbox(folder).up(hours=0)
+    assert second.addresses != started.addresses
+    assert state.load(folder).ready
+    assert Sandbox(folder).down()
+    assert processes_of(folder) == []
+    assert not folder.exists()
+    assert not second.socket.parent.exists()
+    assert not started.socket.parent.exists()
+
+
+def test_the_command_returns_and_the_supervisor_has_no_terminal(tmp_path: Path) -> None:
+    folder = tmp_path / "sandbox"
+    code = "from runbook_lib.gameday.cli.sandbox import sandbox; sandbox()"
+    command = [sys.executable, "-c", code, "up", "--history", "0", "--dir", str(folder)]
+    try:
+        # Pipes that a child kept open would make this wait for the child.
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, shlex.join(command) + done.stderr
+        assert psutil.Process(int((folder / "supervisord.pid").read_text())).terminal() is None
+    finally:
+        Sandbox(folder).down()

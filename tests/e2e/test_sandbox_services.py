@@ -1,0 +1,139 @@
+"""A sandbox's services say what the real ones say: at rest, and under each fault that is not drilled yet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import requests
+from signatures import look
+
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
+from runbook_lib.packs.entitlement.evidence.sessions import Says
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    started = Sandbox(tmp_path_factory.mktemp("services"))
+    started.up(rate=5, hours=0.1)
+    yield started
+    started.down()
+
+
+@pytest.fixture(autouse=True)
+def healed(running: Sandbox) -> Iterator[None]:
+    yield
+    running.heal(60)
+
+
+def ask(sandbox: Sandbox, query: str) -> Any:
+    with psycopg.connect(sandbox.state.addresses.admin_url, connect_timeout=2) as connection:
+        row = connection.execute(query).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def log_of(sandbox: Sandbox, app: str) -> str:
+    return (sandbox.directory / "log" / f"{app}.log").read_text()
+
+
+def until(sandbox: Sandbox, what: str, condition: Callable[[], bool], timeout: float = 60) -> None:
+    sandbox.wait_for(what, condition, timeout)
+
+
+def test_at_work_all_loops_run_and_ten_sessions_each_are_fresh(running: Sandbox) -> None:
+    seen, held = look(running)
+    for service, loop in (("entitlement", "relay"), ("notification", "delivery")):
+        one = seen[service]
+        assert (one.answers, one.by, one.loops[loop].doing) == (Answers.YES, "service", Doing.RUNS), one
+        assert one.connections == 10 and not one.waiting and not one.errors and one.restarted is False
+        assert all(each.doing is Doing.RUNS for each in one.loops.values()), one.loops
+        assert held[service].says is Says.ALIVE, held
+    per_driver = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'PostgreSQL JDBC Driver'"
+    assert ask(running, per_driver) == 20
+
+
+def test_without_the_right_to_see_others_nothing_is_said_of_the_sessions(running: Sandbox) -> None:
+    with psycopg.connect(running.state.addresses.admin_url, autocommit=True) as admin:
+        admin.execute("REVOKE pg_monitor FROM runbook")
+        try:
+            _, held = look(running, 0.1)
+        finally:
+            admin.execute("GRANT pg_monitor TO runbook")
+    assert {s.says for s in held.values()} == {Says.NOT_SEEN}
+
+
+def test_the_api_grants_once_and_refuses_what_it_must(running: Sandbox) -> None:
+    url = running.state.addresses.service_url("entitlement")
+    body = {"user_id": "api-user", "stock_keeping_unit": "sku", "reason": "purchase", "purchase_id": "p-1"}
+
+    def post(path: str, key: str | None = None, **fields: str) -> tuple[int, Any]:
+        headers = {"Idempotency-Key": key} if key else {}
+        reply = requests.post(f"{url}/v1/entitlements/{path}", json=body | fields, headers=headers, timeout=5)
+        return reply.status_code, reply.json()
+
+    first = post("grants", "k-1")
+    assert first[0] == 200 and first[1]["status"] == "ACTIVE"
+    assert post("grants", "k-1") == first
+    assert post("grants", "k-1", reason="gift") == (409, {"code": "IDEMPOTENCY_KEY_CONFLICT"})
+    assert post("grants", "k-2") == (409, {"code": "ENTITLEMENT_STATE_CONFLICT"})
+    assert post("revokes", "k-3")[1]["status"] == "REVOKED"
+    assert post("grants") == (400, {"code": "BAD_REQUEST"})
+    sent = "SELECT count(*) FROM notification.notifications WHERE user_id = 'api-user' AND status = 'SENT'"
+    until(running, "both to be sent", lambda: ask(running, sent) == 2)
+    assert requests.get(f"{url}/actuator/health", timeout=5).json()["status"] == "UP"
+
+
+def test_with_a_changed_password_no_pod_starts_again(running: Sandbox) -> None:
+    running.fault("password_changed")
+    before = running.pod("notification")
+    running.restart("notification")
+    until(running, "its port to close", lambda: look(running, 0.1)[0]["notification"].answers is Answers.CLOSED)
+    assert running.pod("notification") == before  # none has come up
+
+
+def test_a_worker_that_is_gone_stands_still_while_its_service_answers(running: Sandbox) -> None:
+    # A loop that has not ended a run since its process started has no series that could stand still.
+    until(running, "delivery to run", lambda: look(running, 2)[0]["notification"].loops["delivery"].doing is Doing.RUNS)
+    running.fault("worker_stopped")
+
+    def stands_still() -> bool:
+        notification = look(running, 5)[0]["notification"]
+        # Killed between two runs, or inside of one.
+        return notification.answers is Answers.YES and notification.loops["delivery"].doing in (Doing.STILL, Doing.LONG)
+
+    until(running, "delivery to stand still", stands_still)
+
+
+def test_the_pool_comes_back_by_itself(running: Sandbox) -> None:
+    running.stop("postgres")
+    time.sleep(2)
+    seen, held = look(running, 0.5)
+    assert seen["notification"].answers is Answers.YES and (seen["notification"].connections or 0) < 10
+    assert {s.says for s in held.values()} == {Says.NOT_SEEN}
+    running.start("postgres")
+    until(running, "ten each", lambda: {s.connections for s in look(running, 0.1)[0].values()} == {10.0})
+    running.wait_for_flow(90)
+
+
+def test_it_stays_light(running: Sandbox) -> None:
+    """One core of two is far more than a sandbox may take."""
+    found = [p for p in psutil.process_iter() if _owner(p) == str(running.directory)]
+    for p in found:
+        p.cpu_percent()
+    time.sleep(3)
+    assert sum(p.cpu_percent() for p in found if p.is_running()) < 60
+
+
+def _owner(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("RUNBOOK_SANDBOX_OWNER"))
+    except psutil.Error:
+        return ""

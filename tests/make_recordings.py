@@ -1,0 +1,329 @@
+"""Make the recordings that `make test` judges: every fault of the sandbox, and moments that are none, once each.
+
+    make record                     record what is missing
+    make record CHANGED=1           list what a changed query or `collect` has made stale, and record it again
+    make record ONLY="relay_stopped two_faults"      these, whether they are there or not
+    make record ACCEPT=1            expect of every recording what today's code and documents say of it
+
+A recording that is there is not made again, so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from runbook_lib import queries, recording
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import Check
+from runbook_lib.gameday.drills import play
+from runbook_lib.gameday.drills.scenario import Scenario
+from runbook_lib.gameday.sandbox import faults
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.runs import replay
+from runbook_lib.store import Archive
+
+FOLDER = Path(__file__).parent / "recordings"
+SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
+LOOK_AFTER_S = 30.0
+AT_ONCE = 2
+
+Step = Callable[[Sandbox, play.DrillClock], None]
+
+
+def heal(*names: str, after_s: float) -> Step:
+    """Return what undoes these faults and gives the flow so many seconds."""
+
+    def healed(sandbox: Sandbox, clock: play.DrillClock) -> None:
+        for name in names:
+            faults.find(name).heal(sandbox)
+        clock.wait(after_s)
+
+    return healed
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is recorded: faults, the load and noise around them, and when somebody looks."""
+
+    name: str
+    faults: tuple[str, ...] = ()
+    look_after_s: float = LOOK_AFTER_S
+    load: str = "steady"
+    noise: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    then: Step | None = None
+    past: bool = False
+    """Look, afterwards, at the moment at which `then` began."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the index says of it."""
+        said = f"{self.look_after_s:g} s after the onset" if self.faults else "nothing is broken"
+        return {"faults": list(self.faults), "moment": self.name if self.then else said, "load": self.load}
+
+
+#: Faults that show themselves later than others.
+LATER = {
+    "receiver_outage": 45.0,
+    "receiver_slow": 60.0,
+    "second_worker": 60.0,
+    "delivery_held": 45.0,
+    "clock_skew": 45.0,
+    "relay_batch": 60.0,
+    "delivery_batch": 60.0,
+    "receiver_rate_limit": 45.0,
+}
+
+MOMENTS = (
+    *(Moment(fault.name, (fault.name,), LATER.get(fault.name, LOOK_AFTER_S)) for fault in faults.CATALOGUE),
+    Moment("healthy"),
+    Moment("quiet", load="quiet"),
+    Moment("spike", load="spike"),
+    Moment("rolling_update", noise="deploy", look_after_s=8),
+    Moment("backup_running", noise="backup"),
+    Moment("recovered", ("worker_stopped",), then=heal("worker_stopped", after_s=60)),
+    Moment(
+        "recovered_with_dead_letters",
+        ("receiver_outage",),
+        look_after_s=25,
+        settings={"NOTIFICATION_DELIVERY_MAX_ATTEMPTS": "3"},
+        then=heal("receiver_outage", after_s=60),
+    ),
+    Moment("receiver_back", ("receiver_outage",), look_after_s=25, then=heal("receiver_outage", after_s=50)),
+    Moment("broker_back", ("broker_down",), look_after_s=45, then=heal("broker_down", after_s=40)),
+    Moment("worker_hung_just_now", ("worker_hung",), look_after_s=2),
+    Moment("worker_and_broker", ("worker_stopped", "broker_down")),
+    Moment("lock_and_relay", ("table_lock", "relay_stopped")),
+    Moment("receiver_and_subscriber", ("receiver_outage", "subscriber_deaf"), look_after_s=45),
+    Moment("past_worker_stopped", ("worker_stopped",), then=heal("worker_stopped", after_s=45), past=True),
+    Moment("past_relay_stopped", ("relay_stopped",), then=heal("relay_stopped", after_s=45), past=True),
+)
+
+
+def make(moment: Moment, clock: play.DrillClock, rests_on: dict[str, str]) -> recording.Recording:
+    """Bring the moment about in a sandbox of its own and record it; `rests_on` is what `collects` has returned."""
+    people = any(faults.find(name).family == "people" for name in moment.faults)
+    scenario = Scenario(0, moment.faults, 1.0, moment.load, moment.noise, moment.look_after_s)
+    with tempfile.TemporaryDirectory(prefix="record-") as scratch:
+        # What a person changed is told by the difference to the healthy system.
+        output = Path(scratch, "out") if people else None
+        with play.incident(scenario, Path(scratch, "sandbox"), clock, moment.settings, output) as it:
+            detected = datetime.now(UTC)
+            clock.wait(moment.look_after_s)
+            as_of = datetime.now(UTC)
+            if moment.then:
+                moment.then(it.sandbox, clock)
+            where: tuple[str, ...] = ("--target", "sandbox", "--incident", moment.name, "--output", f"{scratch}/out")
+            if moment.past:
+                where += ("--as-of", f"{as_of:%Y-%m-%dT%H:%M:%SZ}")
+            told = (
+                ("-p", "detected_by=alert", "-p", f"detected_at={detected:%Y-%m-%dT%H:%M:%SZ}") if moment.faults else ()
+            )
+            # Section 3 first, as triage does it; only it takes how the incident was detected.
+            errors = [_runbook(it.sandbox, scratch, *words, *where) for words in ((*SECTIONS[:1], *told), SECTIONS[1:])]
+        try:
+            made = replay.record(Archive(f"{scratch}/out", moment.name), moment.about | {"collects": rests_on})
+            return without_paths(made, {scratch: "/sandbox", sys.executable: "python3"})
+        except Exception as e:
+            raise RuntimeError(f"{moment.name}: {e!r}; the command said: {errors}") from e
+
+
+def without_paths(made: recording.Recording, paths: dict[str, str]) -> recording.Recording:
+    """Return the recording with other words for this machine's paths."""
+    text = json.dumps([[r.section, r.header, r.stored] for r in made.runs.values()])
+    for path, word in paths.items():
+        text = text.replace(path, word)
+    return replace(made, runs={run[0]: recording.RecordedRun(*run) for run in json.loads(text)})
+
+
+def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
+    """Run sections as a responder would; what the command says on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "runbook_lib", "run", *words],
+        env=dict(play.environment(sandbox)), cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stderr[-500:]
+
+
+# What a recording rests on ------------------------------------------------------------------------------------
+
+
+def collects() -> dict[str, str]:
+    """Return a digest by step of what decides which rows are collected: the source of `collect` and its queries."""
+    return {step: digest_of_collect(check) for step, check in checks().items()}
+
+
+def digest_of_collect(check: Check) -> str:
+    """Return the digest of a check's `collect`, of what it calls in the packs, and of the queries that these name."""
+    names, parts = set(queries.names()), dict[str, str]()
+
+    def visit(thing: Any) -> None:
+        thing = inspect.unwrap(getattr(thing, "func", thing))
+        if isinstance(thing, type | types.FunctionType):
+            if not str(thing.__module__).startswith(("runbook_lib.packs", "runbook_lib.checks")):
+                return
+            key = f"{thing.__module__}.{thing.__qualname__}"
+            if key in parts:
+                return
+            parts[key] = _source(thing)
+            functions = [thing] if isinstance(thing, types.FunctionType) else _methods(thing)
+            for function in functions:
+                for cell in function.__closure__ or ():
+                    visit(cell.cell_contents)
+                for value in _used(function.__code__, function.__globals__):
+                    visit(value)
+        elif isinstance(thing, str):
+            # A name that is put together at run time begins with its topic: any query of the topic may be meant.
+            meant = [thing] if thing in names else [n for n in names if thing.endswith("/") and n.startswith(thing)]
+            parts.update({name: queries.query(name).sql for name in meant})
+        elif isinstance(thing, dict):
+            visit(tuple(thing.values()))
+        elif isinstance(thing, tuple | list | frozenset):
+            for each in thing:
+                visit(each)
+        elif isinstance(thing, Check):
+            visit(thing.collect)
+
+    visit(check.collect)
+    return hashlib.sha256("\n".join(f"{k}\n{v}" for k, v in sorted(parts.items())).encode()).hexdigest()[:12]
+
+
+def _methods(kind: type) -> list[types.FunctionType]:
+    return [f for f in vars(kind).values() if isinstance(f, types.FunctionType)]
+
+
+def _used(code: types.CodeType, known: dict[str, Any]) -> Iterator[Any]:
+    """Yield the constants of a function, and what its names mean in its module."""
+    for name in code.co_names:
+        if name in known and not isinstance(known[name], types.ModuleType):
+            yield known[name]
+        for module in (m for m in known.values() if isinstance(m, types.ModuleType)):
+            if module.__name__.startswith("runbook_lib.packs") and name in vars(module):
+                yield vars(module)[name]
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _used(value, known)
+        else:
+            yield value
+
+
+@cache
+def _source(thing: Any) -> str:
+    """Return the code of a function or class without comments and docstrings."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def stale(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the steps of these recordings whose queries or `collect` have changed since."""
+    now = collects()
+    then = {name: recording.read(FOLDER / f"{name}{recording.SUFFIX}").about["collects"] for name in names}
+    found = {name: sorted(s for s in now if kept.get(s) != now[s]) for name, kept in then.items()}
+    return {name: steps for name, steps in found.items() if steps}
+
+
+# The command --------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Record, list what is stale, or accept."""
+    parser = argparse.ArgumentParser(description="Make the recordings that the replay tests judge.")
+    parser.add_argument("names", nargs="*", help="only these")
+    parser.add_argument("--changed", action="store_true", help="list the stale ones and record them again")
+    parser.add_argument("--accept", action="store_true", help="expect what is said today")
+    parser.add_argument("--at-once", type=int, default=AT_ONCE, help="sandboxes side by side")
+    asked = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    index = replay.read_index(FOLDER)
+    if asked.accept:
+        return accept(index, asked.names or list(index))
+    known = {m.name: m for m in MOMENTS}
+    if unknown := sorted(set(asked.names) - known.keys()):
+        print(f"no moment is called {', '.join(unknown)}: known are {', '.join(known)}", file=sys.stderr)
+        return 64
+    wanted = asked.names or [name for name in known if name not in index]
+    if asked.changed:
+        for name, steps in (found := stale(index.keys() & known.keys())).items():
+            print(f"stale: {name}: {', '.join(steps)}", flush=True)
+        wanted = sorted({*wanted, *found})
+    return record([known[name] for name in wanted], index, asked.at_once)
+
+
+def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int) -> int:
+    """Record the moments, some at once; the exit code says whether all of them came about."""
+    clock, failed = play.DrillClock(threading.Event()), 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    rests_on = collects()  # here: ast does not bear several threads
+    with ThreadPoolExecutor(at_once) as lanes:
+        running = {lanes.submit(make, moment, clock, rests_on): moment.name for moment in moments}
+        try:
+            for n, done in enumerate(as_completed(running), start=1):
+                name = running[done]
+                try:
+                    made = done.result()
+                except Exception as e:
+                    failed += 1
+                    print(f"{n}/{len(moments)} {name}: not recorded: {e}", flush=True)
+                    continue
+                keep(replace(made, name=name), index)
+                print(f"{n}/{len(moments)} {name}: {line(index[name]['expected'])}", flush=True)
+        except KeyboardInterrupt:
+            clock.stop.set()
+            lanes.shutdown(cancel_futures=True)
+            return 130
+    return 1 if failed else 0
+
+
+def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
+    """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
+    recording.write(FOLDER / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
+    about = {k: v for k, v in made.about.items() if k != "collects"}
+    index[made.name] = {"about": about, "expected": replay.evaluate(made)}
+    replay.write_index(FOLDER, index)
+
+
+def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
+    """Expect of the recordings what is said of them today, and print what that changes."""
+    for name in names:
+        now = replay.evaluate(recording.read(FOLDER / f"{name}{recording.SUFFIX}"))
+        for changed in replay.differences(index[name]["expected"], now):
+            print(f"{name}: {changed}")
+        index[name]["expected"] = now
+    replay.write_index(FOLDER, index)
+    return 0
+
+
+def line(said: dict[str, Any]) -> str:
+    """Return a verdict in one line."""
+    modes = ", ".join(said["failure_modes"][:2]) or "no failure mode"
+    return f"{said['status']}, {said['stuck_at']}, {said['confidence']}, {modes}"
+
+
+if __name__ == "__main__":
+    os.environ.pop("RUNBOOK_REPLAY", None)
+    raise SystemExit(main())

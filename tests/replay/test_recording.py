@@ -1,0 +1,292 @@
+"""Recordings: made from a dossier, read back, judged again, and opened in the place of a target's servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import make_recordings
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from runbook_lib import masking, queries, recording
+from runbook_lib.__main__ import main
+from runbook_lib.archive import policy, rejudge
+from runbook_lib.cli.main import cli
+from runbook_lib.model.finding import Reason, Status
+from runbook_lib.runs import replay
+from runbook_lib.session import quiet_session
+from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record, render
+
+SAMPLE = Path(__file__).parents[2] / "outputs"
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    """The recording of git's sample dossier: a dead delivery worker."""
+    file = tmp_path / f"sample{recording.SUFFIX}"
+    recording.write(file, replay.record(Archive(str(SAMPLE), "sample"), {"faults": ["worker_stopped"]}))
+    return file
+
+
+def test_a_recording_comes_to_the_verdict_of_its_dossier(sample: Path) -> None:
+    (verdict,) = [json.loads(p.read_text()) for p in (SAMPLE / "sample").glob("*-verdict-*.json")]
+    found = replay.evaluate(recording.read(sample))
+    assert (found["status"], found["exit_code"]) == (verdict["status"], verdict["exit_code"])
+    assert (found["stuck_at"], found["confidence"]) == (
+        verdict["verdict"]["stuck_at"],
+        verdict["verdict"]["confidence"],
+    )
+    assert found["failure_mode"] == verdict["verdict"]["failure_modes"][0]["id"]
+    assert found["triage"] == "3 then 4.1 then 4.3"
+    for run in verdict["runs"]:
+        for finding in run["findings"]:
+            line = found["sections"][run["section"]]["steps"][finding["step"]]
+            assert line == f"{finding['status']}: {finding['headline']}"
+
+
+def test_a_recording_is_the_same_bytes_each_time_and_keeps_its_policy(sample: Path, tmp_path: Path) -> None:
+    read = recording.read(sample)
+    assert json.loads(read.policy).keys() == {"entitlement"}
+    again = tmp_path / "again" / sample.name
+    again.parent.mkdir()
+    recording.write(again, read)
+    assert again.read_bytes() == sample.read_bytes()
+    recording.write(again, read, shared_policy=True)
+    assert len(again.read_bytes()) < len(sample.read_bytes())
+    assert recording.read(again).policy == read.policy
+
+
+def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["record", "sample", "--expect", "stuck_at=none", "--expect", "4.1.1=OK"])
+    assert done.exit_code == 0, done.output
+    assert "stuck_at: expected None, now delivery_worker" in done.output
+    assert "4.1.1: expected OK, now CRITICAL: " in done.output
+    index = replay.read_index(tmp_path / "recordings")
+    assert index["sample"]["expected"] == {"stuck_at": None, "sections": {"4.1": {"steps": {"4.1.1": "OK"}}}}
+    done = CliRunner().invoke(cli, ["record", "sample", "--expect", "4.1.1=CRITICAL", "--to", "right"])
+    assert done.output.splitlines()[1:] == []
+    CliRunner().invoke(cli, ["record", "sample", "--to", "whole"])
+    expected = replay.read_index(tmp_path / "whole")["sample"]["expected"]
+    assert list(replay.differences(expected, expected | {"confidence": "low"})) == [
+        "confidence: expected high, now low"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["record", "nothing-here"], "no incident 'nothing-here'"),
+        (["record", "sample", "--expect", "stuckat=relay"], "did you mean"),
+        (["record", "sample", "--expect", "stuck_at"], "write it as NAME=VALUE"),
+        (["open", "absent.runbook"], "the recording absent.runbook cannot be read"),
+        (["open", "outputs/sample/manifest.jsonl"], "is not a recording"),
+        (["lab", "--replay", "absent.runbook"], "the recording absent.runbook cannot be read"),
+        (["lab", "--replay", "outputs/sample/manifest.jsonl"], "is not a recording"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["runbook", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (64, 1)
+    assert said in error
+
+
+def test_any_changed_byte_is_one_line(sample: Path, tmp_path: Path) -> None:
+    whole, changed = sample.read_bytes(), tmp_path / "changed.runbook"
+    # The last bytes are the archive's directory and the seal.
+    for at in [*range(0, len(whole), 97), *range(len(whole) - 600, len(whole))]:
+        for content in (whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :], whole[:at]):
+            changed.write_bytes(content)
+            with pytest.raises(UsageError) as refused:
+                recording.read(changed)
+            assert "\n" not in str(refused.value), at
+    changed.write_bytes(whole)
+    assert recording.read(changed).runs.keys() == {"3", "4.1", "4.3"}
+
+
+@pytest.mark.parametrize("name", ["connections_exhausted", "slow_statements"])
+def test_hidden_names_change_no_verdict(name: str) -> None:
+    recorded = recording.read(make_recordings.FOLDER / f"{name}.runbook")
+    book = policy.read(recorded.policy)
+    keep = set(replay._words([r.header["given"] for r in recorded.runs.values()]))
+    runs, hidden = masking.hide_names([[r.section, r.header, r.stored] for r in recorded.runs.values()], {}, keep)
+    assert "127.0.0.1" not in json.dumps(runs) and hidden["host"]
+    masked = replace(recorded, runs={run[0]: recording.RecordedRun(*run) for run in runs})
+    before, after = (replay._statuses(replay.evaluate(r, book)) for r in (recorded, masked))
+    assert before == after
+
+
+#: What a dossier may name, and how its texts write it.
+HOSTS = ("db-7.corp.example", "10.20.30.40", "fe80::7:beef", "nats-3", "ip-10-9-8-7", "mailgate.quill.net", "primary")
+PODS = ("notification-7f9c8d5b4-x2x4q", "entitlement-6b5d7f8c94-zzt9w", "quillpod")
+PEOPLE = ("Zoe Quillfeather", "山田珊瑚", "quilla", "zoe@quill.example")
+LINES = (
+    'connection to server at "db-7.corp.example" (10.20.30.40), port 5432 failed; dial [fe80::7:beef]:4222',
+    "nats-3:4222 closed; UnknownHostException: primary; postgresql://app:hunter2-Kx9@primary/db on ip-10-9-8-7",
+    "notification-7f9c8d5b4-x2x4qが停止し、entitlement-6b5d7f8c94-zzt9w restarted by 山田珊瑚 (zoe@quill.example)",
+    "read /home/quilla/.kube/config of mailgate.quill.net, said Zoe Quillfeather",
+)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Archive:
+    """The sample with names in its texts, a frame, a header and its logs."""
+    source, archive = Archive(str(SAMPLE), "sample"), Archive(str(tmp_path / "outputs"), "INC-9")
+    archive.prepare()
+    for entry in (e for e in source.manifest() if "section" in e):
+        files = {name: source.read(name) for name in entry["sha256"]}
+        nb = json.loads(files[f"{entry['name']}.ipynb"])
+        for data in (o["data"] for c in nb["cells"] for o in c.get("outputs", []) if "data" in o):
+            if found := data.get(record.FINDING_MIME):
+                found["notes"] += [{"en": line, "ja": line} for line in LINES]
+                found["questions"] += [found["questions"][0] | {"error": LINES[0]}] if found["questions"] else []
+                held = pd.DataFrame({"locked_by": PODS, "usename": ["quilla", "miniserversystem", None]})
+                found["frames"]["planted"] = record.frame_to_json(held)
+            if ended := data.get(record.VERDICT_MIME):
+                ended["header"] |= {"by": "quilla", "dashboard": "https://mailgate.quill.net/d/1"}
+                ended["header"]["parameters"]["reason"] = "for Zoe Quillfeather"
+        files[f"{entry['name']}.ipynb"] = json.dumps(nb).encode()
+        archive.append({k: v for k, v in entry.items() if k not in ("previous", "sha256")}, files)
+    archive.add_line(
+        "notes.jsonl", {"time": "2026-11-28T00:00:00Z", "who": "山田珊瑚", "text": "called Zoe Quillfeather"}
+    )
+    archive.add_line("actions.jsonl", {"who": "quilla", "approved_by": "Zoe Quillfeather", "target": "default"})
+    return archive
+
+
+def test_no_person_address_host_pod_or_secret_leaves(planted: Archive, tmp_path: Path) -> None:
+    file = tmp_path / "INC-9.runbook"
+    recording.write(file, replay.record(planted))
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name).decode() for name in archive.namelist()}
+    inside = "".join(members.values()) + json.dumps(list(map(json.loads, members.values())), ensure_ascii=False)
+    names = {*HOSTS, *PODS, *PEOPLE, "hunter2-Kx9"} - {"primary"}  # a word that other texts may hold
+    assert {name for name in names if name in inside} == set()
+    assert "@primary" not in inside and "UnknownHostException: primary" not in inside
+    # What is equal stays equal, and the workload of a pod stays readable.
+    pods = re.findall(r"(?:notification|entitlement)-pod-\d+", members["recording.json"])
+    assert len(set(pods)) == 2 and "notification." in inside
+    manifest = json.loads(members["manifest.json"])
+    assert manifest["included"].keys() == {"recording.json", "policy.json"}
+    left = " ".join(each["en"] for each in manifest["left_out"])
+    assert "actions.jsonl, 1 line" in left and "notes.jsonl, 1 line" in left and "3 pods" in left
+    assert replay.reopen(recording.read(file))[1] == []
+
+
+def test_a_capsule_opens_without_network_home_and_server(sample: Path, tmp_path: Path) -> None:
+    (home := tmp_path / "home").mkdir()
+    (away := tmp_path / "away").mkdir()
+    told = recording.read(sample).seal
+    env = {"HOME": str(home), "PATH": os.environ["PATH"], "PYTHONPATH": str(SAMPLE.parent), "LANG": "C.UTF-8"}
+    alone = ["unshare", "-rn"] if subprocess.run(["unshare", "-rn", "true"], check=False).returncode == 0 else []
+    command = [*alone, sys.executable, "-m", "runbook_lib", "open", str(sample), "--no-browser", "--checkpoint", told]
+    done = subprocess.run(command, env=env, cwd=away, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "CRITICAL  Stuck at delivery worker" in done.stdout
+    assert "Verdict: unchanged" in done.stdout and "Seal: unchanged" in done.stdout
+    assert list(away.iterdir()) == []
+
+
+def opened(file: Path, *options: str) -> Result:
+    """Open a capsule; the result has the exit code as its `return_value`."""
+    return CliRunner().invoke(cli, ["open", str(file), "--lang", "en", *options], standalone_mode=False)
+
+
+def test_a_capsule_of_an_older_version_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda uri: shown.append(uri))
+    done = opened(Path(__file__).with_name("format-1.runbook"))
+    assert done.return_value == 3, done.output
+    assert "recorded by version 0.4.1" in done.output and "Seal: none" in done.output
+    page = Path(shown[0].removeprefix("file://")).read_text(encoding="utf-8")
+    assert "CRITICAL" in page and "4.1.4" in page and "src=" not in page
+
+
+def test_another_verdict_and_another_seal_are_said(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = recording.read(sample).seal
+    again = rejudge.judge
+    monkeypatch.setattr(rejudge, "judge", lambda findings, *rest: again([*findings][:1], *rest))
+    done = opened(sample, "--no-browser", "--checkpoint", told)
+    assert done.return_value == 1, done.output
+    assert "Seal: unchanged" in done.output and "judged differently: sections 4.1 steps 4.1.2" in done.output
+    other = told[:-1] + ("0" if told[-1] != "0" else "1")
+    done = opened(sample, "--no-browser", "--checkpoint", other)
+    assert done.return_value == 2 and "Seal: CHANGED" in done.output, done.output
+
+
+def test_a_session_on_a_recording_asks_no_server_and_changes_nothing(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(sample))
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
+    rb = quiet_session("4.1", incident_id="replay-sample")
+    verdict = rb.run_steps()
+    assert (verdict.status, verdict.stuck_at) == (Status.CRITICAL, "delivery_worker")
+    assert f"{rb.context.as_of:%Y-%m-%d}" == "2026-11-26" or rb.context.past
+    with pytest.raises(UsageError, match="replaying a recording"):
+        rb.ask("notifications/backlog")
+    outcome = rb.act(
+        "restart", workload="notification", execute=True, approved_by="Aoki", reason="the worker is dead"
+    ).outcome
+    assert outcome.result == "refused"
+    with pytest.raises(UsageError, match=r"holds no run of section 6; it holds 3, 4\.1, 4\.3"):
+        quiet_session("6", incident_id="replay-sample")
+
+
+def test_settle_asks_recorded_steps_of_other_sections(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(sample))
+    decided = quiet_session("4.1", incident_id="replay-sample")
+    decided.run_steps()
+    assert "Nothing was asked" in repr(decided.settle()) and decided.verdict().asked == ()
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"delivery_batch{recording.SUFFIX}"))
+    rb = quiet_session("4.1", incident_id="replay-delivery_batch")
+    undecided = rb.run_steps()
+    assert undecided.undecided and undecided.settled_by
+    text = repr(rb.settle())
+    asked = [step for step in rb.findings if not step.startswith("4.1.")]
+    assert asked[0] == undecided.settled_by[0] and len(asked) <= rb.context.catalog.numbers["settle.questions"]
+    assert [line.split()[1] for line in text.splitlines() if line.startswith("Asked ")] == [f"{s}:" for s in asked]
+    assert {s: f.reason for s, f in rb.findings.items() if s in asked}["4.4.2"] is None, "as it was recorded"
+    assert "Asked 4.4.2: " in "\n".join(render.verdict_lines(rb.verdict(), "en"))
+
+
+def test_a_step_that_is_not_recorded_is_unknown(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(sample))
+    rb = quiet_session("4.1", incident_id="replay-sample")
+    del rb.context.recorded["4.1.2"]  # type: ignore[union-attr]
+    rb.run_steps()
+    assert (rb.findings["4.1.2"].status, rb.findings["4.1.2"].reason) == (Status.UNKNOWN, Reason.NO_DATA)
+
+
+def test_a_changed_query_makes_the_steps_that_ask_it_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make_recordings.collects()
+    asked = queries.query
+    monkeypatch.setattr(
+        queries, "query", lambda name: asked("notifications/ages" if name == "notifications/backlog" else name)
+    )
+    changed = {step for step, digest in make_recordings.collects().items() if before[step] != digest}
+    assert "4.1.1" in changed
+    assert "4.1.4" not in changed

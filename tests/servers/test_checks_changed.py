@@ -1,0 +1,286 @@
+"""Step 3.6: what changed in the hours before, on frames of every shape and on real servers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import psycopg
+import pytest
+from steps import NOW, ago, make_given, run, words
+
+from runbook_lib import messages
+from runbook_lib.analysis import diagnosis
+from runbook_lib.analysis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
+from runbook_lib.archive import baseline
+from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
+from runbook_lib.packs.entitlement.checks import changed
+from runbook_lib.view.differences import Comparison
+
+
+def frames(*changes: tuple[float, str]) -> Frames:
+    rows = [(ago(seconds), what, "postgres", "exact") for seconds, what in changes]
+    return {
+        "changes": pd.DataFrame(rows, columns=changed.COLUMNS),
+        "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
+        "asked": pd.DataFrame({"source": ["postgres"]}),
+        "failed": pd.DataFrame(columns=FAILED_COLUMNS),
+    }
+
+
+def test_the_nearest_before_the_onset_is_named_and_blames_nobody() -> None:
+    begun = replace(judged(say("response.impact"), [Value("impact.onset", ago(300).isoformat())]), step="3.1")
+    seen = frames(
+        (100, "restarted meanwhile"), (400, "settings loaded"), (3000, "stream made"), (90000, "of yesterday")
+    )
+    found = changed.judge(seen, make_given(earlier=(begun,)))
+    assert "100 s before the onset: settings loaded, 400 s ago" in words(found) and "3 changes" in words(found)
+    assert (found.status, found.signals, found.value("changes.before_onset")) == (Status.OK, (), 2)
+    assert list(found.frames["lately"]["what"]) == ["restarted meanwhile", "settings loaded", "stream made"]
+    # Without an onset it is the newest; what lies after the moment that is looked at is not told.
+    assert "restarted meanwhile" in words(changed.judge(seen, make_given()))
+    past = changed.judge(seen, make_given(as_of=NOW - pd.Timedelta(seconds=350)))
+    assert "settings loaded" in words(past) and past.value("changes") == 2
+    assert "No change was found" in words(changed.judge(frames((90000, "of yesterday")), make_given()))
+
+
+def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
+    over = OutageEnd(ago(50), say("outage.published", n=9))
+    onset = [Value("impact.onset", ago(120).isoformat())]
+    begun = replace(judged(say("response.impact_over"), onset), step="3.1", ended=over)
+    seen = frames((20, "a pod started"), (62, "the broker started"), (90, "settings loaded"), (400, "a migration"))
+    found = changed.judge(seen, make_given(earlier=(begun,)))
+    assert found.ended and found.ended.since == over.since
+    assert found.ended.after == say("changed.before_the_end", what="the broker started", at="02:59:08")
+    # The last late row is timed by the start of its batch, which waited for the broker.
+    while_it_waited = changed.judge(frames((44, "the broker started")), make_given(earlier=(begun,)))
+    assert while_it_waited.ended and while_it_waited.ended.after
+    # A short outage may have no onset that the counts per minute show.
+    short = replace(begun, values=())
+    named = changed.judge(frames((62, "the broker started"), (90, "settings loaded")), make_given(earlier=(short,)))
+    assert named.ended and named.ended.after == say("changed.before_the_end", what="the broker started", at="02:59:08")
+    assert changed.judge(frames((90, "settings loaded")), make_given(earlier=(short,))).ended is None
+    for earlier in ((replace(begun, ended=None),), ()):
+        assert changed.judge(seen, make_given(earlier=earlier)).ended is None
+    assert changed.judge(frames((10, "a"), (400, "b")), make_given(earlier=(begun,))).ended is None
+
+
+def test_what_changed_on_real_servers(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    db.execute("ALTER ROLE miniserversystem SET statement_timeout = '7s'")
+    db.execute("SELECT pg_reload_conf()")
+    try:
+        found = run(servers, "3.6")["3.6"]
+    finally:
+        db.execute("ALTER ROLE miniserversystem RESET statement_timeout")
+    assert found.status is Status.OK, words(found)
+    told = set(found.frames["lately"]["what"])
+    assert {"PostgreSQL started", "stream entitlement-events created"} <= told
+    assert "consumer notification-entitlement-consumer created" in told
+    assert any(what.startswith("NATS server") and what.endswith("started") for what in told)
+    assert "statement_timeout=7s" in set(found.frames["settings"]["setting"])
+    assert {"postgres", "jetstream", "nats_monitor"} <= set(found.frames["asked"]["source"])
+    assert {u.source for u in found.unseen} == {"workloads"}
+
+
+def test_settings_are_named_and_only_values_that_can_hold_no_secret_are_shown(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    name = db.info.dbname
+    kept = {"statement_timeout=7s", "search_path=notification, public", "default_transaction_isolation=serializable"}
+    named = {"app.jwt_secret", "app.pin", "auto_explain.log_analyze", "application_name"}
+    db.execute(f"ALTER DATABASE {name} SET app.jwt_secret = 'planted=Value'")
+    db.execute(f"ALTER DATABASE {name} SET search_path = notification, public")
+    db.execute("ALTER ROLE miniserversystem SET app.pin = '914773350118'")
+    db.execute("ALTER ROLE miniserversystem SET auto_explain.log_analyze = 'planted'")
+    db.execute("ALTER ROLE miniserversystem SET application_name = 'planted'")
+    db.execute("ALTER ROLE miniserversystem SET statement_timeout = '7s'")
+    db.execute("ALTER ROLE miniserversystem SET default_transaction_isolation = 'serializable'")
+    try:
+        found = run(servers, "3.6")["3.6"]
+    finally:
+        db.execute("ALTER ROLE miniserversystem RESET ALL")
+        db.execute(f"ALTER DATABASE {name} RESET ALL")
+    assert set(found.frames["settings"]["setting"]) == kept | named
+    told = "".join(messages.text(text, "en") for text in found.notes) + found.frames["settings"].to_csv()
+    assert "planted" not in told and "914773350118" not in told
+
+
+HEALTHY = [
+    ("postgres", "role app", "statement_timeout", "0"),
+    ("postgres", "role app", "work_mem", "4MB"),
+    ("jetstream", "consumer c", "filter_subject", "entitlement.>"),
+    ("workloads", "workload notification", "NOTIFICATION_ENABLED", "true"),
+    ("workloads", "workload notification", "replicas", "1"),
+    ("workloads", "workload notification", "NOTIFICATION_DELIVERY_BATCH_SIZE", "50"),
+    ("workloads", "workload notification", "ENTITLEMENT_OUTBOX_BATCH_SIZE", "50"),
+    ("postgres", "table t", "column gone", "text"),
+]
+
+
+def drifted(**values: str) -> Frames:
+    """The configuration now, in which these settings have these values ("" for none), beside the healthy one."""
+    now = [(source, item, setting, values.get(setting, value)) for source, item, setting, value in HEALTHY]
+    healthy = pd.DataFrame(HEALTHY, columns=SETTING_COLUMNS).assign(at=ago(3600))
+    return frames() | {
+        "configuration": pd.DataFrame([row for row in now if row[3]], columns=SETTING_COLUMNS),
+        "healthy": healthy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "observed", "told"),
+    [
+        ({"statement_timeout": "5s"}, "changed.database", "role app: statement_timeout changed from 0 to 5s between"),
+        ({"work_mem": "8MB"}, "changed.tuning", "role app: work_mem changed from 4MB to 8MB"),
+        ({"filter_subject": "other.>"}, "changed.consumer", "filter_subject changed from entitlement.> to other.>"),
+        ({"NOTIFICATION_ENABLED": "false"}, "changed.notification", "NOTIFICATION_ENABLED changed from true to false"),
+        ({"NOTIFICATION_DELIVERY_BATCH_SIZE": "2"}, "changed.delivery", "BATCH_SIZE changed from 50 to 2"),
+        ({"column gone": ""}, "changed.database", "column gone was removed"),
+        ({"NOTIFICATION_ENABLED": "", "filter_subject": "x"}, "changed.consumer", "; 1 other setting changed"),
+    ],
+)
+def test_a_difference_to_the_healthy_configuration_is_evidence_while_something_is_late(
+    values: dict[str, str], observed: str, told: str
+) -> None:
+    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
+    found = changed.judge(drifted(**values), make_given(earlier=(late,)))
+    assert told in words(found) and found.value("changes.configuration") == len(values)
+    assert observed in {s.observation for s in found.signals}
+    assert "FM-CFG-01" in {s.about for s in found.signals}
+    # A change while all is well, or after the end, is told and accuses nobody.
+    for earlier in (
+        replace(late, status=Status.OK),
+        replace(late, ended=OutageEnd(ago(50), say("outage.published", n=9))),
+    ):
+        calm = changed.judge(drifted(**values), make_given(earlier=(earlier,)))
+        assert told in words(calm) and calm.signals == ()
+
+
+def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
+    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
+    found = changed.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(late,)))
+    assert "ENTITLEMENT_OUTBOX_BATCH_SIZE changed" in words(found) and found.signals == ()
+
+
+@pytest.mark.parametrize(
+    ("definition", "observed"),
+    [("text not null", "changed.column_required"), ("text not null default ''::text", "changed.database")],
+)
+def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed: str) -> None:
+    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
+    seen = drifted()
+    added = pd.DataFrame([("postgres", "table t", "column channel", definition)], columns=SETTING_COLUMNS)
+    seen["configuration"] = pd.concat([seen["configuration"], added])
+    assert {s.observation for s in changed.judge(seen, make_given(earlier=(late,))).signals} == {observed}
+
+
+def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
+    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
+    seen = drifted(statement_timeout="5s", filter_subject="other.>")
+    seen["healthy"] = seen["healthy"].assign(at=ago(3600 * 25))
+    (signal,) = changed.judge(seen, make_given(earlier=(late,))).signals
+    assert (signal.about, signal.observation) == ("FM-CFG-01", "changed.long_ago")
+
+
+def test_a_source_that_did_not_answer_has_not_lost_its_settings() -> None:
+    seen = drifted()
+    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
+    seen["configuration"] = seen["configuration"][seen["configuration"]["source"] != "jetstream"]
+    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
+    assert changed.judge(frames(), make_given()).value("changes.configuration") is None
+
+
+def test_a_table_that_is_locked_has_not_lost_its_columns() -> None:
+    seen = drifted()
+    columns = [("postgres", "table t", f"column {name}", "text") for name in "ab"]
+    seen["healthy"] = pd.concat([seen["healthy"], pd.DataFrame(columns, columns=SETTING_COLUMNS).assign(at=ago(3600))])
+    locked = pd.DataFrame([("postgres", "table t", LOCKED, "")], columns=SETTING_COLUMNS)
+    assert changed.judge(seen, make_given()).value("changes.configuration") == 2
+    seen["configuration"] = pd.concat([seen["configuration"], locked])
+    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("trigger no", "CREATE TRIGGER no BEFORE UPDATE"), ("row security", "enabled, forced")]
+)
+def test_without_a_baseline_what_no_migration_makes_is_named(name: str, value: str) -> None:
+    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
+    own = ("postgres", "table notification.notifications", "constraint notifications_status_check", "CHECK (status)")
+    seen = drifted()
+    del seen["healthy"]
+    seen["configuration"] = pd.DataFrame([own], columns=SETTING_COLUMNS)
+    found = changed.judge(seen, make_given(earlier=(late,)))
+    assert found.signals == () and "migrations" not in words(found)
+    seen["configuration"] = pd.DataFrame([own, (*own[:2], name, value)], columns=SETTING_COLUMNS)
+    found = changed.judge(seen, make_given(earlier=(late,)))
+    assert f"{name} is not made by the services' migrations: {value}" in words(found)
+    assert {s.observation for s in found.signals} == {"changed.unexpected"}
+
+
+def test_two_runs_that_read_another_configuration_differ_by_their_settings() -> None:
+    seen = drifted(filter_subject="other.>", NOTIFICATION_ENABLED="")
+    healthy = seen["healthy"].drop(columns="at")
+    verdict = diagnosis.conclude([], make_given().catalog)
+    before, after = (
+        take_snapshot(name, [replace(judged(say("changed.none")), step="3.6", frames={CONFIGURATION: frame})], verdict)
+        for name, frame in (("then", healthy), ("now", seen["configuration"]))
+    )
+    lines = Comparison(before, after, "en").lines()
+    assert any("consumer c: filter_subject" in ln and "entitlement.>" in ln and "other.>" in ln for ln in lines), lines
+    assert any("NOTIFICATION_ENABLED" in ln and ln.rstrip().endswith("-") for ln in lines), lines
+    (told, *_) = [c for c in Comparison(before, after, "en").record()["changes"] if c["kind"] == "setting"]
+    assert (told["where"], told["before"], told["after"]) == ("consumer c", "entitlement.>", "other.>")
+    assert not [c for c in Comparison(before, before, "en").changes if c.kind == "setting"]
+
+
+def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = run(servers, "3.6")["3.6"].frames["configuration"]
+    assert {*before["source"]} == {"postgres", "jetstream"}
+    assert not before["value"].str.contains("runbook-secret").any()
+    kept = baseline.archive("outputs", "here")
+    kept.prepare(people=False)
+    line = {"at": ago(3600).isoformat(), "configuration": baseline.keep_configuration(kept, before)}
+    kept.write(baseline.USUAL, json.dumps(line).encode() + b"\n")
+    assert run(servers, "3.6")["3.6"].value("changes.configuration") == 0
+    changes = (
+        ("ALTER ROLE miniserversystem SET statement_timeout = '7s'", "ALTER ROLE miniserversystem RESET ALL"),
+        (
+            "ALTER TABLE notification.notifications ADD CONSTRAINT nobody"
+            " CHECK (status IN ('SENT', 'planted', 'X''planted') AND user_id <> 'planted') NOT VALID",
+            "ALTER TABLE notification.notifications DROP CONSTRAINT nobody",
+        ),
+        (
+            "ALTER TABLE notification.notification_dlq ENABLE ROW LEVEL SECURITY;"
+            " CREATE POLICY few ON notification.notification_dlq USING (error_message <> 'planted')",
+            "DROP POLICY few ON notification.notification_dlq;"
+            " ALTER TABLE notification.notification_dlq DISABLE ROW LEVEL SECURITY",
+        ),
+    )
+    try:
+        for statement, _ in changes:
+            db.execute(statement)
+        found = run(servers, "3.6")["3.6"]
+    finally:
+        for _, undo in changes:
+            db.execute(undo)
+    drift = {(r.setting, r.before, r.now) for r in found.frames["drift"].itertuples()}
+    assert {("statement_timeout", "", "7s"), ("row security", "", "enabled")} <= drift
+    (policy,) = [str(now) for setting, _, now in drift if setting == "policy few"]
+    assert policy.startswith("* using (error_message <> ***")
+    (added,) = [str(now) for setting, _, now in drift if setting == "constraint nobody"]
+    assert added.startswith("CHECK") and "planted" not in added
+    assert "user_id <> ***::text" in added, "a token would differ from that of the baseline's incident"
+    assert "'SENT'::text, ***::text" in added
+
+
+def test_a_source_that_is_away_leaves_the_others(servers: Servers, db: psycopg.Connection) -> None:
+    found = run(servers, "3.6", nats_url="nats://127.0.0.1:1", without=("nats_monitor_url",))["3.6"]
+    assert found.status is Status.OK, words(found)
+    assert "PostgreSQL started" in set(found.frames["lately"]["what"])
+    assert Reason.UNREACHABLE in {u.reason for u in found.unseen}

@@ -1,0 +1,162 @@
+"""Section 5.3: judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from steps import bound, events, expect, make_given, publish, run, statuses, traffic, weight, words
+
+from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Frames, Reason, Status
+from runbook_lib.packs.entitlement.checks import consistency
+
+CHECKS = checks()
+
+STEPS = ("5.3.1", "5.3.2", "5.3.3", "5.3.4", "5.3.5", "5.3.6")
+
+
+def rows(n: int, **columns: Any) -> pd.DataFrame:
+    return pd.DataFrame([{"id": str(i), **columns} for i in range(n)], columns=["id", *columns])
+
+
+FRAMES: dict[str, Frames] = {
+    "5.3.1": {"dirty": rows(0), "everything": pd.DataFrame([{"n": 0}])},
+    "5.3.2": {
+        "unprocessed": rows(0),
+        "scope": pd.DataFrame([{"hours": 24.0, "refused": False}]),
+        "given_up": pd.DataFrame([{"n": 0}]),
+        "consumer": pd.DataFrame([{"pending": 0, "unacknowledged": 0, "bound": True}]),
+    },
+    "5.3.3": {"halves": rows(0, kind="registered_only")},
+    "5.3.4": {"failed": rows(0), "letters": rows(0), "scope": pd.DataFrame([{"days": 30}])},
+    "5.3.5": {"changes": rows(0), "scope": pd.DataFrame([{"hours": 24.0}])},
+    "5.3.6": {"locks": rows(0, kind="notification_leased")},
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "frame", "mode"),
+    [
+        ("5.3.1", {"dirty": rows(2)}, "FM-NOTI-02"),
+        ("5.3.3", {"halves": rows(2, kind="queued_only")}, "FM-NOTI-01"),
+        ("5.3.3", {"halves": rows(2, kind="registered_only")}, "subscriber"),
+        ("5.3.4", {"failed": rows(2)}, "FM-NOTI-05"),
+        ("5.3.5", {"changes": rows(2)}, "producer"),
+        ("5.3.6", {"locks": rows(2, kind="outbox_published_locked")}, "FM-OB-03"),
+        ("5.3.6", {"locks": rows(2, kind="notification_leased")}, "FM-NOTI-02"),
+    ],
+)
+def test_the_first_row_is_critical(step: str, frame: Frames, mode: str) -> None:
+    found = CHECKS[step].judge(FRAMES[step] | frame, make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, mode) > 0
+    words(found)
+
+
+def test_what_the_cost_gate_refused_is_said() -> None:
+    partly = consistency.judge_sent({"dirty": rows(0)}, make_given())
+    expect(partly, Status.OK, notes={"consistency.gate_sent"})
+    assert partly.headline.params["read"].key == "consistency.window_only"
+    half = consistency.judge_dead_letters({"failed": rows(0), "scope": pd.DataFrame([{"days": None}])}, make_given())
+    assert (half.status, half.reason) == (Status.UNKNOWN, Reason.DENIED)
+    day = consistency.judge_audit({"changes": rows(0), "scope": pd.DataFrame([{"hours": None}])}, make_given())
+    assert "consistency.gate_day" in {n.key for n in day.notes}
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+def test_what_agrees_is_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    assert set(statuses(run(servers, *STEPS)).values()) == {Status.OK}  # no rows at all
+    traffic(db, 120)
+    events(db, 3, 30, status="PENDING")
+    events(db, 3, 30, status="PROCESSING", by="pod-1", locked=1, over=-29)
+    events(db, 3, 200, status="FAILED", tries=10, dead=50)
+    events(db, 3, 5, outbox="PENDING", processed=False, status=None)
+    events(db, 3, 20, processed=False, status=None)  # published a moment ago: on its way
+    with bound(broker):
+        found = run(servers, *STEPS)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("step", "change"),
+    [
+        ("5.3.1", "UPDATE notification.notifications SET locked_by = 'me' WHERE status = 'SENT'"),
+        ("5.3.1", "UPDATE notification.notifications SET next_retry_at = now() WHERE status = 'SENT'"),
+        ("5.3.1", "UPDATE notification.notifications SET lease_until = now() WHERE status = 'SENT'"),
+        ("5.3.3", "DELETE FROM notification.notifications WHERE status = 'SENT'"),
+        ("5.3.3", "DELETE FROM notification.processed_events"),
+        ("5.3.4", "DELETE FROM notification.notification_dlq"),
+        ("5.3.4", "UPDATE notification.notifications SET status = 'PENDING' WHERE status = 'FAILED'"),
+        ("5.3.5", "DELETE FROM entitlement.outbox_events"),
+        ("5.3.6", "UPDATE notification.notifications SET lease_until = now() WHERE status = 'PENDING'"),
+        ("5.3.6", "UPDATE notification.notifications SET locked_by = 'me' WHERE status = 'PENDING'"),
+        ("5.3.6", "UPDATE notification.notifications SET locked_by = 'me' WHERE status = 'FAILED'"),
+        ("5.3.6", "UPDATE notification.notifications SET status = 'PROCESSING' WHERE status = 'PENDING'"),
+        ("5.3.6", "UPDATE notification.notifications SET sent_at = NULL WHERE status = 'SENT'"),
+        ("5.3.6", "UPDATE notification.notifications SET sent_at = now() WHERE status = 'PENDING'"),
+        ("5.3.6", "UPDATE entitlement.outbox_events SET locked_by = 'me'"),
+        ("5.3.6", "UPDATE entitlement.outbox_events SET status = 'PENDING', lease_until = now()"),
+        ("5.3.6", "UPDATE entitlement.outbox_events SET status = 'IN_FLIGHT'"),
+    ],
+)
+def test_what_does_not_agree_is_found(servers: Servers, db: psycopg.Connection, step: str, change: str) -> None:
+    events(db, 4, 100)
+    events(db, 1, 100, status="PENDING")
+    events(db, 2, 100, status="FAILED", tries=10, dead=50)
+    db.execute(change)
+    found = run(servers, step)[step]
+    assert found.status is Status.CRITICAL, words(found)
+    assert len(found.frames[found.show[0]]) or len(found.frames[found.show[-1]])
+
+
+def test_a_day_of_the_audit_is_compared(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 3, 26 * 3600, outbox=None)  # removed by retention
+    events(db, 2, 3 * 3600, outbox=None)  # before the window, within the day
+    found = run(servers, "5.3.5")["5.3.5"]
+    assert found.value("integrity.lost") == 2
+
+
+def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    events(db, 3, 100, outbox=None)
+    events(db, 2, 3 * 3600, outbox=None)
+    events(db, 4, 200, processed=False, status=None)
+    events(db, 5, 3 * 3600, processed=False, status=None)
+    db.execute("UPDATE notification.notifications SET locked_by = 'me' WHERE created_at < now() - interval '2 hours'")
+    monkeypatch.setenv("RUNBOOK_BUDGET__MAX_PLAN_COST", "1")
+    found = run(servers, "5.3.1", "5.3.2", "5.3.4", "5.3.5")
+    assert found["5.3.5"].value("integrity.lost") == 3
+    assert found["5.3.2"].value("outbox.unprocessed") == 4
+    expect(found["5.3.1"], Status.OK, notes={"consistency.gate_sent"})
+    assert (found["5.3.4"].status, found["5.3.4"].reason) == (Status.UNKNOWN, Reason.DENIED)
+    asked = [q for q in found["5.3.1"].queries if q.name == "consistency/sent_dirty"]
+    assert asked[0].plan_cost and asked[0].error
+
+
+def test_published_and_gone(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    events(db, 3, 100, processed=False, status=None)
+    with bound(broker):
+        lost = run(servers, "5.3.2")["5.3.2"]
+        expect(lost, Status.CRITICAL, values={"integrity.lost": 3}, weights={"FM-NATS-03": "> 0"})
+        publish(broker, b"0", b"1", b"2")
+        waiting = run(servers, "5.3.2")["5.3.2"]
+    expect(waiting, Status.WARNING, sections=("4.1",), values={"integrity.lost": 0})
+
+
+def test_without_the_broker_lost_is_not_told_from_waiting(servers: Servers, db: psycopg.Connection) -> None:
+    found = run(servers, "5.3.2", nats_url="nats://127.0.0.1:9")["5.3.2"]
+    assert found.status is Status.OK  # nothing is missing, whatever the consumer holds
+    events(db, 3, 100, processed=False, status=None)
+    found = run(servers, "5.3.2", nats_url="nats://127.0.0.1:9")["5.3.2"]
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+
+
+def test_people_are_masked_in_the_evidence(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 3, 100, outbox=None)
+    found = run(servers, "5.3.5")["5.3.5"]
+    assert not any(str(u) == "user-1" for u in found.frames["changes"]["user_id"])

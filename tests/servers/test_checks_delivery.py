@@ -1,0 +1,1531 @@
+"""Sections 4.1 and 4.3: judges on frames of every shape, and whole steps on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nats
+import pandas as pd
+import psycopg
+import pytest
+import steps
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from steps import NOW, ago, expect, got_through, make_given, run, through, traffic, weight, words
+from waiting import until
+
+from runbook_lib import catalog, messages, queries, samples, session
+from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
+from runbook_lib.model.order import Order
+from runbook_lib.packs.entitlement.actions.restart import check_servers
+from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
+from runbook_lib.packs.entitlement.checks.delivery import read_delivery
+from runbook_lib.packs.entitlement.evidence import services
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
+from runbook_lib.sources import SourceError
+from runbook_lib.view.render import read_cost
+
+CHECKS = checks()
+
+STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
+
+
+# Judges ------------------------------------------------------------------------------------------------------
+
+
+def look(**backlog_values: Any) -> Frames:
+    """One look at an idle worker, with what is given on top."""
+    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "without_lease", "overdue_10min"), 0) | {
+        "oldest_due_s": None,
+        "oldest_expired_s": None,
+    }
+    return {
+        "backlog": pd.DataFrame([{"now": NOW, **zero, **backlog_values}]),
+        "activity": pd.DataFrame(
+            [{"now": NOW, "last_claim": pd.NaT, "last_sent": ago(1), "last_try": pd.NaT, "sent_1m": 300,
+              "arrived_1m": 300, "workers": None}]
+        ),
+        "attempts": pd.DataFrame({"attempt_count": [0], "n": [1], "waiting": [0]}),
+        "held": held(),
+    }  # fmt: skip
+
+
+def held(*rows: tuple[str, str, float, float]) -> pd.DataFrame:
+    """Rows in PROCESSING: id, worker, seconds since the claim, seconds to the lease's end."""
+    return pd.DataFrame(
+        [
+            {"now": NOW, "notification_id": i, "locked_by": w, "locked_at": ago(since), "lease_until": ago(-left),
+             "attempt_count": 0}
+            for i, w, since, left in rows
+        ],
+        columns=["now", "notification_id", "locked_by", "locked_at", "lease_until", "attempt_count"],
+    )  # fmt: skip
+
+
+def later(frames: Frames, **changes: pd.DataFrame) -> Frames:
+    """The second look, the same as the first but for what is given."""
+    return frames | {f"{n}_later": changes.get(n, frames[n]) for n in ("activity", "attempts", "held")}
+
+
+def silent(frames: Frames, seconds: float) -> Frames:
+    return frames | {"activity": frames["activity"].assign(last_sent=ago(seconds))}
+
+
+def test_nothing_waits_is_ok() -> None:
+    found = backlog.judge(look(), make_given())
+    expect(found, Status.OK, weights={"delivery_worker": "< 0"})
+
+
+def test_an_idle_worker_is_not_blamed_for_a_row_that_has_just_come() -> None:
+    found = backlog.judge(silent(look(due=1, oldest_due_s=0.4), 7200), make_given())
+    expect(found, Status.OK, weights={"delivery_worker": "<= 0"})
+
+
+def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=70)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [1, 2, 3], "n": [30, 20, 20], "waiting": [30, 20, 20]})
+    frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
+    found = backlog.judge(frames, make_given())
+    expect(
+        found, sections=("4.4", "5.2"), weights={"receiver": "> 0.8", "FM-NOTI-03": "> 0.8", "delivery_worker": "< 0"}
+    )
+    assert "hold_delivery" not in [p.name for p in found.proposals]  # it has tries left: nothing is lost yet
+    words(found)
+    frames["attempts"] = frames["attempts"].assign(attempt_count=[1, 2, 9])
+    assert backlog.judge(frames, make_given()).proposals[0].name == "hold_delivery"
+    frames["activity"] = frames["activity"].assign(last_sent=ago(1))
+    assert "hold_delivery" not in [p.name for p in backlog.judge(frames, make_given()).proposals]
+
+
+def test_retries_of_an_outage_that_is_over_do_not_blame_the_receiver() -> None:
+    frames = look(waiting_retry=70)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [3, 4], "n": [35, 35], "waiting": [35, 35]})
+    found = backlog.judge(frames, make_given())
+    expect(found, weights={"receiver": "<= 0"})
+
+
+def test_a_receiver_that_refuses_some_while_most_pass_is_not_asked_for_less() -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=22)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [2, 5], "n": [4, 18], "waiting": [4, 18]})
+    frames["activity"] = frames["activity"].assign(last_sent=ago(0.6), sent_1m=280)
+    tries = {"part": "delivery", "failed": 6, "failed_now": 0, "waiting": 22, "due_again": 0}
+    found = backlog.judge(frames | {"tries": pd.DataFrame([tries])}, make_given())
+    assert (found.headline.key, weight(found, "receiver") > 0.5) == ("backlog.refused_some", True)
+    assert weight(found, "FM-NOTI-04") > weight(found, "FM-NOTI-03")
+    expect(found, proposals=["logs"])
+    outage = frames["activity"].assign(sent_1m=4)  # all but a few fail
+    found = backlog.judge(frames | {"tries": pd.DataFrame([tries]), "activity": outage}, make_given())
+    assert found.headline.key != "backlog.refused_some"
+
+
+def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
+    frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
+    frames["attempts"] = pd.DataFrame({"attempt_count": [0, 1], "n": [90, 8], "waiting": [0, 0]})
+    frames["held"] = held(("a", "w", 25, 5), ("b", "w", 25, 5))
+    moved = later(frames, held=held(("b", "w", 25, 5)))
+    assert read_delivery(moved).progress is True
+    slow = backlog.judge(moved, make_given())
+    expect(slow, weights={"delivery_worker": "< 0", "receiver": "> 0.5"})
+    stuck = backlog.judge(later(frames), make_given())
+    expect(stuck, weights={"delivery_worker": "> 0 < 0.6"})
+
+
+SPENDS = {"outside": "slow_outside", "working": "slow_statements", "locked": "waits_for_lock"}
+
+
+def late_worker(samples: list[str], *, in_batch: bool = True, sees: bool = True) -> Frames:
+    """A worker that is late and finished a row between two samples; `samples` says what it did meanwhile."""
+    frames = look(due=60, oldest_due_s=20, leased=2)
+    frames["held"] = held(("a", "w", 9, 21), ("b", "w", 9, 21))
+    sampled = [(sees, s == "working", s == "locked", "IO: WALSync", "UPDATE notifications") for s in samples]
+    columns = ["sees_others", "working", "locked", "waits_for", "statement"]
+    frames["worker_samples"] = pd.DataFrame(sampled, columns=columns)
+    return later(frames, held=held(("b", "w", 9 if in_batch else 0, 21)))
+
+
+@settings(max_examples=examples(200))
+@given(st.lists(st.sampled_from([*SPENDS]), max_size=12), st.booleans(), st.booleans())
+def test_what_a_late_worker_spends_its_time_on_is_what_most_samples_show(
+    samples: list[str], in_batch: bool, sees: bool
+) -> None:
+    found = backlog.judge(late_worker(samples, in_batch=in_batch, sees=sees), make_given())
+    most = next((kind for kind in SPENDS if len(samples) >= 4 and samples.count(kind) >= 0.7 * len(samples)), "")
+    # Between two batches it pauses: it is outside the database, and waits for nobody.
+    known = sees and (most != "outside" or in_batch)
+    assert found.headline.key == f"backlog.{SPENDS[most] if most and known else 'behind'}"
+    place = "receiver" if most == "outside" else "database"
+    assert (weight(found, place) >= 0.75) == bool(most and known)
+    words(found)
+
+
+@pytest.mark.parametrize("kind", SPENDS)
+def test_a_worker_that_is_in_time_or_gone_is_not_said_to_be_slow(kind: str) -> None:
+    frames = late_worker([kind] * 10)
+    in_time = frames | {"backlog": frames["backlog"].assign(oldest_due_s=1.0)}
+    assert backlog.judge(in_time, make_given()).headline.key == "backlog.flowing"
+    gone = silent(later(frames), 60) | {"activity_later": silent(frames, 60)["activity"]}
+    assert weight(backlog.judge(gone, make_given()), "receiver") <= 0
+    assert weight(leases.judge_workers(frames | {"holders": holders()}, make_given()), "receiver") == (
+        0.75 if kind == "outside" else -0.5
+    )
+
+
+def test_dead_letters_in_a_burst_speak_for_the_receiver() -> None:
+    letters = {"letters": pd.DataFrame({"minute": [ago(60).floor("min")], "n": [40]})}
+    found = backlog.judge(silent(look(), 100) | letters, make_given())
+    expect(found, weights={"receiver": "> 0.5", "FM-NOTI-04": "> 0.5"})
+
+
+@pytest.mark.parametrize("sent_ago", [1, 9])
+def test_dead_letters_before_a_send_that_succeeded_are_not_the_receiver_of_now(sent_ago: float) -> None:
+    """NOW is ten seconds into its minute: the newest letter is at least as old."""
+    letters = {"letters": pd.DataFrame({"minute": [ago(60).floor("min")], "n": [40]})}
+    found = backlog.judge(silent(look(), sent_ago) | letters, make_given())
+    assert weight(found, "receiver") <= 0 and weight(found, "FM-NOTI-03") <= 0
+    assert 0 < weight(found, "FM-NOTI-04") < 0.5  # that they were given up is so, and what it was decides less
+    words(found)
+
+
+def pool(service: str, newest_s: float) -> Frames:
+    """What the database shows of both services' sessions, one of which said its last word so long ago."""
+    rows = [
+        Sessions(s, 10, 0, 0, 600.0, newest, newest, 0, sees_others=True)
+        for s, newest in (("entitlement", 0.4), ("notification", 0.4), (service, newest_s))
+    ]
+    return {
+        "service_sessions": pd.DataFrame([vars(row) for row in rows]),
+        "transactions": pd.DataFrame({"commits": [100, 105], "rollbacks": [0, 0]}),
+    }
+
+
+def test_a_frozen_process_is_told_and_restarted_while_nothing_waits() -> None:
+    worker = backlog.judge(look() | pool("notification", 90), make_given())
+    assert weight(worker, "delivery_worker") >= 0.9 and weight(worker, "subscriber") >= 0.9
+    relay = publish.judge(outbox() | pool("entitlement", 90), make_given())
+    assert weight(relay, "relay") >= 0.9
+    for found, restart in ((worker, "restart_notification"), (relay, "restart_entitlement")):
+        assert found.status is Status.CRITICAL
+        assert [p.name for p in found.proposals] == [restart]
+        words(found)
+
+
+def test_a_loop_that_runs_and_takes_nothing_of_what_is_due_is_not_restarted() -> None:
+    worker = backlog.judge(later(silent(look(due=75, oldest_due_s=15.2), 15.3)) | pool("", 0), make_given())
+    relay = publish.judge(outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5)) | pool("", 0), make_given())
+    verdict = conclude([worker, relay], catalog.load())
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("database", "FM-DB-01")
+    assert verdict.proposals == ()
+    for found in (worker, relay):
+        words(found)
+
+
+@pytest.mark.parametrize(("claimed_ago", "two"), [(3, True), (90, False)])
+def test_a_second_worker_is_no_reason_to_restart_the_first(claimed_ago: float, two: bool) -> None:
+    """Claims of a pod that was there before the newest one tell of no second worker."""
+    frames = look(due=75, oldest_due_s=15.2) | {
+        "held": held(("a", "one", 5, 25), ("b", "two", claimed_ago, 25)),
+        "program": pd.DataFrame([{"ready": 1, "wanted": 1, "started": ago(60)}]),
+    }
+    found = backlog.judge(later(frames), make_given())
+    assert ("leases.two_workers" in {s.observation for s in found.signals}) is two
+    if two:
+        assert weight(found, "FM-NOTI-02") > 0.5 and "one, two" in messages.text(found.headline, "en")
+    words(found)
+
+
+def runs(side: str) -> Frames:
+    """What both services' sessions show at two looks 1.5 s apart: the loop of that side has spoken in between."""
+    polls = {"entitlement": 0.4 if side == "relay" else 3.2, "notification": 0.4 if side == "delivery" else 3.2}
+    rows = [Sessions(s, 10, 0, 0, 600.0, 0.4, poll, 0, sees_others=True) for s, poll in polls.items()]
+    return {
+        "service_sessions": pd.DataFrame([vars(row) for row in rows]),
+        "transactions": pd.DataFrame({"commits": [100, 105], "rollbacks": [0, 0], "at": [ago(1.5), NOW]}),
+    }
+
+
+def scraped() -> Frames:
+    """What a Prometheus has of the delivery loop: it ran between two moments a minute apart, the last one scraped."""
+    name, worker = "tasks_scheduled_execution_seconds_count", "com.example.NotificationDeliveryWorker"
+    rows = [
+        ("notification", at, "prometheus", name, worker, "none", "SUCCESS", "", n)
+        for at, n in ((ago(60), 500.0), (NOW, 560.0))
+    ]
+    return {"service_samples": pd.DataFrame(rows, columns=services.SAMPLE_COLUMNS)}
+
+
+def test_a_worker_that_may_hang_since_its_last_send_is_not_surely_well() -> None:
+    """Two seconds after it hangs nothing is late: only a cycle that was seen tells it from one that works."""
+    frames = silent(look(due=10, oldest_due_s=2.1), 2.4)
+    found = backlog.judge(later(frames), make_given())
+    expect(found, Status.OK, values={"delivery.look_again": 5.0}, notes={"backlog.may_hang"})
+    verdict = conclude([found], catalog.load())
+    assert (verdict.status, verdict.confidence, verdict.look_again_s) == (Status.OK, "medium", 5.0)
+    leased = frames | look(due=10, oldest_due_s=2.1, leased=40)
+    leased |= {"activity": frames["activity"].assign(last_claim=ago(2.4)), "held": held(("a", "w", 2.4, 27.6))}
+    # A batch in hand may last: only half a lease of silence tells.
+    assert backlog.judge(later(leased), make_given()).value("delivery.look_again") == 13.0
+    moved = later(frames, activity=frames["activity"].assign(last_sent=ago(0.2)))
+    for seen in (frames | runs("delivery"), moved):
+        well = backlog.judge(seen, make_given())
+        assert (well.status, well.value("delivery.look_again")) == (Status.OK, None)
+        assert conclude([well], catalog.load()).confidence == "high"
+    for other in (runs("relay"), scraped()):
+        assert backlog.judge(later(frames) | other, make_given()).value("delivery.look_again") == 5.0
+
+
+def test_an_idle_worker_of_which_nothing_was_seen_is_not_surely_well() -> None:
+    found = backlog.judge(silent(look(), 7200), make_given())
+    assert (found.status, found.value("delivery.look_again")) == (Status.OK, 60.0)
+    assert backlog.judge(silent(look(), 7200) | runs("delivery"), make_given()).value("delivery.look_again") is None
+
+
+def test_what_is_wrong_by_itself_is_not_said_to_be_too_early_to_tell() -> None:
+    for frames in (
+        later(silent(look(due=75, oldest_due_s=15.2), 15.3)),
+        look() | pool("notification", 90),
+        later(silent(look(due=75, oldest_due_s=15.2), 15.3)) | pool("", 0),
+    ):
+        assert backlog.judge(frames, make_given()).value("delivery.look_again") is None
+
+
+def test_a_relay_that_may_hang_since_its_last_publish_is_not_surely_well() -> None:
+    frames = outbox(due=8, oldest_due_s=1.9, last_published=ago(2.4))
+    found = publish.judge(frames, make_given())
+    assert (found.status, found.value("relay.look_again")) == (Status.OK, 5.0)
+    assert conclude([found], catalog.load()).confidence == "medium"
+    words(found)
+    leased = outbox(due=8, oldest_due_s=1.9, leased=40, last_claim=ago(2.4), last_published=ago(2.4))
+    assert publish.judge(leased, make_given()).value("relay.look_again") == 8.0
+    again = frames | {"backlog_later": frames["backlog"].assign(last_published=ago(0.3))}
+    for seen in (again, frames | runs("relay")):
+        well = publish.judge(seen, make_given())
+        assert (well.status, well.value("relay.look_again")) == (Status.OK, None)
+        assert conclude([well], catalog.load()).confidence == "high"
+    same = frames | {"backlog_later": frames["backlog"]} | runs("delivery")
+    assert publish.judge(same, make_given()).value("relay.look_again") == 5.0
+    late = outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5))
+    assert publish.judge(late, make_given()).value("relay.look_again") is None
+
+
+def test_a_subscriber_that_holds_messages_and_was_not_seen_to_handle_one_is_not_surely_well() -> None:
+    frames = consumer(num_ack_pending=10, ack_floor_seq=40) | {"oldest": pd.DataFrame([{"seq": 41, "age_s": 2.0}])}
+    found = subscriber.judge(frames, make_given())
+    assert (found.status, found.value("subscriber.look_again")) == (Status.OK, 8.0)
+    assert conclude([found], catalog.load()).confidence == "medium"
+    words(found)
+
+    def later_seen(**changes: Any) -> Finding:
+        account = {"num_pending": 0, "num_ack_pending": 10, "ack_floor_seq": 40} | changes
+        return subscriber.judge(frames | {"consumer_later": pd.DataFrame([account])}, make_given())
+
+    for unmoved in (later_seen(), later_seen(ack_floor_seq=None)):
+        assert unmoved.value("subscriber.look_again") == 8.0
+    for well in (
+        later_seen(ack_floor_seq=43),
+        later_seen(num_ack_pending=0),
+        subscriber.judge(consumer(), make_given()),
+    ):
+        assert (well.status, well.value("subscriber.look_again")) == (Status.OK, None)
+    behind = frames | {"oldest": pd.DataFrame([{"seq": 41, "age_s": 12.0}])}
+    assert subscriber.judge(behind, make_given()).value("subscriber.look_again") is None
+
+
+def test_a_worker_that_holds_rows_and_was_not_seen_to_move_is_not_surely_alive() -> None:
+    first = silent(look(due=10, oldest_due_s=2.1), 2.4) | {"holders": holders(("w", 2, 0, 0.0))}
+    found = leases.judge_workers(later(first), make_given())
+    assert (found.status, found.value("delivery.look_again")) == (Status.OK, 5.0)
+    moved = later(first, activity=first["activity"].assign(last_sent=ago(0.2)))
+    assert leases.judge_workers(moved, make_given()).value("delivery.look_again") is None
+    idle = later(silent(look(), 2.4)) | {"holders": pd.DataFrame()}
+    assert leases.judge_workers(idle, make_given()).value("delivery.look_again") is None
+
+
+def test_the_past_is_exact_and_never_green() -> None:
+    def waiting(n: int) -> Frames:
+        flows = {"piece": 0, "bucket": [-1, 9], "came": [n, 5], "gone": [0, 5], "least": [0, n], "most": [n, n + 5]}
+        return {"waiting.notifications": pd.DataFrame(flows)}
+
+    found = backlog.judge(waiting(20), make_given())
+    expect(found, Status.UNKNOWN, reason=Reason.NO_DATA, values={"backlog.open": 20})
+    assert backlog.draw_history(waiting(20), make_given()) is not None
+    assert backlog.judge(waiting(900), make_given()).status is Status.CRITICAL
+
+
+def consumer(**changes: Any) -> Frames:
+    values = {
+        "bound": True, "num_pending": 0, "num_ack_pending": 0, "max_ack_pending": 1000, "num_redelivered": 0,
+    } | changes  # fmt: skip
+    return {
+        "consumer": pd.DataFrame([values]),
+        "clients": pd.DataFrame(
+            [{"cid": 5, "name": None, "ip": "10.0.0.7", "port": 4000, "start": ago(600), "user": "app",
+              "pending_bytes": 0, "bound": values["bound"]}]
+        ),
+        "closed": closed(),
+        "oldest": pd.DataFrame([{"seq": 1, "age_s": 1.0}]),
+        "activity": pd.DataFrame([{"now": NOW, "last_processed": ago(1), "processed_1m": 300}]),
+        "unprocessed": events(),
+    }  # fmt: skip
+
+
+def closed(*rows: tuple[str, int]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [("app", "10.0.0.7", reason, n, n, 1.0) for reason, n in rows],
+        columns=["client", "ip", "reason", "n", "last_minute", "last_s_ago"],
+    )
+
+
+def events(*seconds: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(str(i), "EntitlementGranted", ago(s + 1), ago(s)) for i, s in enumerate(seconds)],
+        columns=["event_id", "event_type", "created_at", "published_at"],
+    )
+
+
+def test_a_bound_subscriber_that_keeps_up_is_ok() -> None:
+    found = subscriber.judge(consumer(), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "subscriber") < 0
+    words(found)
+
+
+def test_nobody_bound_is_critical_without_any_lag() -> None:
+    found = subscriber.judge(consumer(bound=False), make_given())
+    assert found.status is Status.CRITICAL
+    assert found.headline.key == "subscriber.deaf_idle"
+    alone = subscriber.judge(consumer(bound=False, num_pending=1), make_given())
+    assert weight(alone, "subscriber") == 0.8  # whether its process is there was not seen
+    assert weight(found, "FM-NATS-01") > weight(found, "FM-NATS-05")
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    words(found)
+
+
+def test_without_the_monitoring_port_the_step_still_answers() -> None:
+    frames = {k: v for k, v in consumer(bound=False, num_pending=3).items() if k not in ("clients", "closed")}
+    frames["failed"] = pd.DataFrame(
+        [("clients", "nats_monitor", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = subscriber.judge(frames, make_given())
+    assert found.status is Status.CRITICAL
+    assert 0.5 < weight(found, "subscriber") < 0.9
+    assert any(n.key == "subscriber.without" for n in found.notes)
+    words(found)
+
+
+def test_a_reconnect_loop_of_everybody_is_the_broker_s_door() -> None:
+    frames = consumer(bound=False, num_pending=60) | {"closed": closed(("Authentication Failure", 14))}
+    frames["clients"] = frames["clients"].head(0)
+    found = subscriber.judge(frames, make_given())
+    assert weight(found, "jetstream") > 0.9
+    assert weight(found, "FM-NATS-05") >= 0.9
+    assert found.headline.params["reason"] == "Authentication Failure"
+    assert [p.name for p in found.proposals] == ["check_nats_credentials"]
+    words(found)
+
+
+def test_a_reconnect_loop_of_one_is_its_own() -> None:
+    frames = consumer(bound=False) | {"closed": closed(("Authentication Failure", 14))}
+    found = subscriber.judge(frames, make_given())
+    assert weight(found, "subscriber") > 0.8
+    assert weight(found, "jetstream") <= 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "listens", "processed_ago", "observation", "proposed"),
+    [
+        ({"bound": False, "num_pending": 60}, True, 1, "subscriber.deaf", ["restart_notification"]),
+        ({"bound": False, "num_pending": 60}, False, 1, "subscriber.switched_off", ["check_nats_credentials"]),
+        ({"paused": True, "num_pending": 60}, True, 1, "subscriber.paused", []),
+        ({"full": True}, True, 1, "subscriber.full", []),
+        ({"num_ack_pending": 60}, True, 40, "subscriber.holds", ["restart_notification"]),
+        ({"num_ack_pending": 60}, True, 1, "subscriber.behind", []),
+        ({"num_pending": 60}, True, 40, "subscriber.behind", []),
+    ],
+)
+def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
+    changes: dict[str, Any], listens: bool, processed_ago: float, observation: str, proposed: list[str]
+) -> None:
+    frames = consumer(**changes) | {"own_settings": pd.DataFrame({"listens": [listens]})} | pool("notification", 0.4)
+    frames["oldest"] = pd.DataFrame([{"seq": 1, "age_s": 40.0}])
+    frames["activity"] = frames["activity"].assign(last_processed=ago(processed_ago))
+    found = subscriber.judge(frames, make_given())
+    assert {s.observation for s in found.signals} == {observation}
+    assert max(weight(found, "FM-NATS-01"), weight(found, "FM-NATS-04")) > 0.5
+    assert [p.name for p in found.proposals] == proposed
+    ways_out = {"subscriber.paused": "subscriber.resume", "subscriber.full": "subscriber.raise_limit"}
+    told = {n.key for n in found.notes} & {*ways_out.values()}
+    assert told == {way for of, way in ways_out.items() if of == observation}
+    words(found)
+
+
+#: What each observation of the subscriber is worded as; what a restart may follow.
+SAID_AS = {
+    "subscriber.locked_out": {"refused"}, "subscriber.kept_out": {"refused"}, "subscriber.no_quorum": {"cluster"},
+    "subscriber.quorum_unclear": {"cluster"}, "subscriber.paused": {"paused"}, "subscriber.full": {"full"},
+    "subscriber.switched_off": {"switched_off"}, "subscriber.deaf": {"deaf"}, "subscriber.seems_deaf": {"deaf"},
+    "subscriber.deaf_idle": {"deaf_idle"}, "subscriber.holds": {"holds"}, "subscriber.stands_still": {"unseen"},
+    "subscriber.behind": {"behind", "lost", "stalled"}, "subscriber.bound": {"bound", "lost"},
+}  # fmt: skip
+HELPED = {"subscriber.deaf", "subscriber.seems_deaf", "subscriber.deaf_idle", "subscriber.holds"}
+FACTS = st.fixed_dictionaries(
+    {
+        "bound": st.booleans(), "paused": st.booleans(), "full": st.booleans(), "num_pending": st.sampled_from([0, 60]),
+        "num_ack_pending": st.sampled_from([0, 60]), "max_ack_pending": st.sampled_from([60, 1000]),
+    }
+)  # fmt: skip
+
+
+@settings(max_examples=examples(300))
+@given(facts=FACTS, seen=st.booleans(), loop=st.booleans(), listens=st.booleans(), quorum_=st.sampled_from(["", "lost",
+       "unclear"]), late=st.booleans(), silent=st.booleans(), missed=st.booleans())  # fmt: skip
+def test_headline_evidence_and_proposals_of_the_subscriber_name_one_case(
+    facts: dict[str, Any], seen: bool, loop: bool, listens: bool, quorum_: str, late: bool, silent: bool, missed: bool
+) -> None:
+    """Whatever comes together: no remedy of another case than the one that is told, and none that is missing."""
+    frames = consumer(**facts) | {"own_settings": pd.DataFrame({"listens": [listens]})} | pool("notification", 0.4)
+    frames |= {"unprocessed": events(61)} if missed else {}
+    frames |= {"closed": closed(("Authentication Failure", 14))} if loop else {}
+    frames["oldest"] = pd.DataFrame([{"seq": 1, "age_s": 40.0 if late else 1.0}])
+    frames["activity"] = frames["activity"].assign(
+        last_processed=ago(40 if silent else 1), processed_1m=0 if silent else 9
+    )
+    if quorum_:
+        offline = [True, True] if quorum_ == "lost" else [False, False]
+        frames["replicas"] = replicas(offline, heard_s=None if quorum_ == "lost" else 7.0)
+    if not seen:
+        del frames["consumer"]
+    found = subscriber.judge(frames, make_given())
+    case = found.headline.key.removeprefix("subscriber.")
+    observed = {s.observation for s in found.signals} & {*SAID_AS}
+    assert len(observed) <= 1 and all(case in SAID_AS[name] for name in observed), (case, observed)
+    assert observed or case == "unseen"
+    proposed = {p.name for p in found.proposals}
+    assert ("check_nats_credentials" in proposed) == (case in ("refused", "switched_off"))
+    assert ("restart_notification" in proposed) == bool(observed & HELPED), (case, proposed)
+    told = {n.key for n in found.notes}
+    assert ("subscriber.resume" in told) == (seen and facts["paused"])
+    words(found)
+
+
+def replicas(offline: list[bool], heard_s: float | None) -> pd.DataFrame:
+    """A group of three whose leader is there; the others as they are said to be."""
+    others = [("EVENTS", f"n{i + 2}", False, not off, off, heard_s) for i, off in enumerate(offline)]
+    return pd.DataFrame(
+        [("EVENTS", "n1", True, True, False, None), *others],
+        columns=["group", "node", "leader", "current", "offline", "active_s"],
+    )
+
+
+def test_a_paused_consumer_whose_clients_are_refused_has_both_ways_out() -> None:
+    frames = consumer(bound=False, paused=True, num_pending=60) | {"closed": closed(("Authentication Failure", 14))}
+    found = subscriber.judge(frames, make_given())
+    assert found.headline.key == "subscriber.refused"
+    assert [p.name for p in found.proposals] == ["check_nats_credentials"]
+    assert "subscriber.resume" in {n.key for n in found.notes}
+
+
+@pytest.mark.parametrize(
+    ("process", "status", "observation", "proposed"),
+    [
+        ({"ready": 1, "young": False, "failed": True}, Status.CRITICAL, "delivery.not_up", ["logs"]),
+        ({"ready": 1, "young": True, "failed": False}, Status.WARNING, "delivery.starting", ["logs"]),
+        ({"ready": 0, "wanted": 0}, Status.CRITICAL, "delivery.taken_down", ["start_notification"]),
+    ],
+)
+def test_nobody_listens_while_the_process_is_not_at_work(
+    process: dict[str, Any], status: Status, observation: str, proposed: list[str]
+) -> None:
+    frames = consumer(bound=False, num_pending=9) | {"program": pd.DataFrame([process])}
+    found = subscriber.judge(frames, make_given())
+    assert (found.status, {s.observation for s in found.signals}) == (status, {observation})
+    assert [p.name for p in found.proposals] == proposed
+    words(found)
+
+
+def test_published_not_processed_and_not_held_is_lost() -> None:
+    found = subscriber.judge(consumer() | {"unprocessed": events(61, 90)}, make_given())
+    assert found.status is Status.CRITICAL
+    assert found.value("outbox.unprocessed") == 2
+    assert weight(found, "FM-NATS-03") > 0
+    held_back = subscriber.judge(consumer(num_pending=5) | {"unprocessed": events(61, 90)}, make_given())
+    assert held_back.value("outbox.unprocessed") == 0
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("kept_s", "first_ago", "key", "mode"),
+    [
+        (1.0, 1.0, "expired", "FM-NATS-10"),
+        (None, 50.0, "expired", "FM-NATS-10"),
+        (3600.0, 50.0, "lost", "FM-NATS-03"),
+        (None, 500.0, "lost", "FM-NATS-03"),
+        (None, None, "lost", "FM-NATS-03"),
+    ],
+)
+def test_what_the_stream_has_deleted_is_told_from_what_was_given_up(
+    kept_s: float | None, first_ago: float | None, key: str, mode: str
+) -> None:
+    """By a limit of now or of then; a limit longer than all deliveries is not the cause."""
+    limit = {} if kept_s is None else {"limit": f"max_age {kept_s:g} s", "kept_s": kept_s}
+    limited = consumer(**limit, first_message=None if first_ago is None else ago(first_ago))
+    lost = {"unprocessed": events(61, 90), "broker": pd.DataFrame({"event_id": ["0", "1"], "place": "gone"})}
+    found = subscriber.judge(limited | lost, make_given())
+    expect(found, Status.CRITICAL, f"subscriber.{key}")
+    unrecorded = Finding(
+        "5.3.2", Status.CRITICAL, say("-"), signals=make_given().evidence("consistency.lost_unrecorded")
+    )
+    verdict = conclude([found, unrecorded], catalog.load())
+    assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.between) == ("subscriber", mode, ())
+    assert ("subscriber.keep_longer" in [n.key for n in found.notes]) == (kept_s == 1.0)
+    words(found)
+    nothing_lost = subscriber.judge(limited, make_given())
+    assert nothing_lost.headline.key == ("subscriber.expires" if kept_s == 1.0 else "subscriber.bound")
+
+
+def test_a_stalled_consumer_is_said_to_be() -> None:
+    found = subscriber.judge(consumer(num_pending=9, num_ack_pending=1000), make_given())
+    assert found.status is Status.CRITICAL  # a lag of 1000 and more
+    assert found.headline.key == "subscriber.stalled"
+
+
+def without_consumer(reason: Reason, code: str, processed_ago: float, **changes: Any) -> Frames:
+    """The broker could not tell of its consumer; the tables could."""
+    frames = consumer(**changes)
+    del frames["consumer"]
+    frames["activity"] = frames["activity"].assign(
+        now=NOW, last_processed=ago(processed_ago), processed_1m=300 if processed_ago < 60 else 0
+    )
+    frames["failed"] = pd.DataFrame(
+        [("consumer", "jetstream", reason.value, "gone", code)], columns=["part", "source", "why", "detail", "code"]
+    )
+    return frames
+
+
+@pytest.mark.parametrize("code", ["hung", "stream_not_found", "consumer_not_found", "no_jetstream"])
+def test_a_broker_that_says_what_it_lost_is_the_answer(code: str) -> None:
+    found = CHECKS["4.1.2"].finding(without_consumer(Reason.ERROR, code, processed_ago=60), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "jetstream") >= 0.9
+    words(found)
+
+
+def test_only_the_consumer_lost_leaves_publishing_alone() -> None:
+    found = CHECKS["4.1.2"].finding(
+        without_consumer(Reason.ERROR, "consumer_not_found", processed_ago=60), make_given()
+    )
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    assert "publishing fails" not in words(found)
+
+
+@pytest.mark.parametrize("code", ["hung", "stream_not_found", "consumer_not_found", "no_jetstream"])
+def test_while_events_flow_another_broker_has_answered(code: str) -> None:
+    found = CHECKS["4.1.2"].finding(without_consumer(Reason.ERROR, code, processed_ago=1), make_given())
+    assert found.status is Status.UNKNOWN
+    assert (found.signals, found.proposals, found.next_sections) == ((), (), ("2",))
+    words(found)
+
+
+@pytest.mark.parametrize("reason", [Reason.UNREACHABLE, Reason.TIMEOUT, Reason.DENIED, Reason.NOT_CONFIGURED])
+@pytest.mark.parametrize("processed_ago", [1, 600])
+def test_a_broker_that_was_not_seen_is_neither_broken_nor_restarted(reason: Reason, processed_ago: float) -> None:
+    frames = without_consumer(reason, "no_connection", processed_ago)
+    found = CHECKS["4.1.2"].finding(frames, make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, reason)
+    assert not any(s.weight > 0 for s in found.signals)
+    assert (found.proposals, found.next_sections) == ((), ("2",))
+    assert found.unseen == (Unseen("jetstream", reason),)
+    words(found)
+
+
+def test_what_waits_at_a_broker_that_was_not_seen_is_not_called_lost() -> None:
+    """A closed port, while everything flows: 300 events wait for longer than a minute."""
+    frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=1)
+    found = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(*range(61, 361))}, make_given())
+    assert (found.status, found.value("outbox.unprocessed")) == (Status.UNKNOWN, None)
+    assert found.value("outbox.published_not_processed") == 300
+    assert weight(found, "subscriber") == weight(found, "FM-NATS-03") == 0
+    assert conclude([found], catalog.load()).stuck_at is None
+    words(found)
+
+
+@pytest.mark.parametrize(("reason", "status"), [(Reason.NOT_CONFIGURED, Status.OK), (Reason.TIMEOUT, Status.UNKNOWN)])
+def test_without_a_database_the_broker_answers_alone(reason: Reason, status: Status) -> None:
+    """A target that has none is judged by its broker; one whose database is silent is not."""
+    silent = failure_frame({"events": SourceError("postgres", reason, "-")})
+    seen = {name: frame for name, frame in consumer().items() if name not in ("unprocessed", "activity", "nats_dlq")}
+    found = subscriber.judge(seen | {FAILED: silent}, make_given())
+    assert found.status is status, words(found)
+    assert ("outbox.unprocessed" in {v.name for v in found.values}) is (status is Status.UNKNOWN)
+
+
+@pytest.mark.parametrize("column", ["num_pending", "num_ack_pending"])
+def test_what_a_consumer_does_not_say_of_itself_is_no_zero(column: str) -> None:
+    frames = consumer()
+    frames["consumer"] = frames["consumer"].assign(**{column: None})
+    found = subscriber.judge(frames | {"unprocessed": events(61, 90)}, make_given())
+    assert found.status is Status.UNKNOWN and found.value("outbox.unprocessed") is None
+    assert weight(found, "FM-NATS-03") == 0
+    words(found)
+
+
+def test_what_waits_and_could_not_be_looked_at_has_no_age() -> None:
+    frames = consumer(num_pending=60)
+    del frames["oldest"]
+    found = subscriber.judge(frames, make_given())
+    assert found.value("subscriber.oldest_unprocessed") is None and found.status is Status.UNKNOWN
+
+
+def test_what_stands_still_behind_a_broker_that_was_not_seen_is_seen() -> None:
+    frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=600)
+    found = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(61, 90)}, make_given())
+    assert weight(found, "subscriber") > 0.5
+    assert [p.name for p in found.proposals] == ["logs"]
+
+
+@pytest.mark.parametrize("tried", [0, 5])
+def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried: int) -> None:
+    errors = [("PENDING", TIMEOUT, tried)] if tried else []
+    frames = outbox(errors, due=40, oldest_due_s=16, tried=tried, last_published=ago(17))
+    del frames["broker"]
+    frames["failed"] = pd.DataFrame(
+        [("broker", "jetstream", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = CHECKS["4.1.3"].finding(frames, make_given())
+    verdict = conclude([found], catalog.load())
+    if tried:
+        assert verdict.stuck_at == "jetstream"
+        assert [p.name for p in found.proposals] == ["restart_nats", "logs"]
+    else:
+        assert (verdict.stuck_at, verdict.confidence) == (None, "low")
+        assert {"relay", "jetstream"} <= set(verdict.undecided)
+        assert found.proposals == ()
+    words(found)
+
+
+TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
+
+
+def test_headline_and_proposals_of_the_relay_name_one_case() -> None:
+    """Publishes failed before somebody switched the relay off: what is proposed is what is told."""
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=20, tried=5, last_published=ago(60))
+    frames["program"] = pd.DataFrame([{"enabled": False}])
+    found = publish.judge(frames, make_given())
+    assert found.headline.key == "program.relay_switched_off", words(found)
+    assert [p.name for p in found.proposals] == ["switch_on_relay"]
+
+
+def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> Frames:
+    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "failed", "tried"), 0)
+    values = {
+        "now": NOW, **zero, "oldest_due_s": None, "oldest_expired_s": None, "max_attempt_count": 0,
+        "last_claim": pd.NaT, "last_published": ago(1), "published_1m": 300, "arrived_1m": 300,
+    } | changes  # fmt: skip
+    delay = pd.DataFrame(
+        [{"n": 900, "p50": 0.5, "p95": 0.9, "p99": 1.0, "longest": 1.2, "negative": 0, "last_published": ago(1)}]
+    )
+    return {
+        "backlog": pd.DataFrame([values]),
+        "delay": delay,
+        "delay_now": delay,
+        "errors": pd.DataFrame(
+            [(s, e, n, 1, ago(20), ago(10)) for s, e, n in errors or ()],
+            columns=["status", "last_error", "n", "attempts", "oldest", "newest"],
+        ),
+        "unprocessed": events(),
+        "broker": pd.DataFrame([{"answers": True, "last_seq": 9}]),
+    }  # fmt: skip
+
+
+def test_an_outbox_that_flows_is_ok() -> None:
+    found = publish.judge(outbox(due=4, oldest_due_s=0.9), make_given())
+    assert found.status is Status.OK
+    assert weight(found, "relay") < 0
+    words(found)
+
+
+def test_due_without_a_try_is_the_relay() -> None:
+    found = publish.judge(outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5)), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "relay") >= 0.9
+    assert weight(found, "FM-OB-01") >= 0.9
+    assert [p.name for p in found.proposals] == ["restart_entitlement"]
+    words(found)
+
+
+RELAY_BATCHES = [(i, 2.0, 0.1, 1.0) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "changes", "case"),
+    [
+        (RELAY_BATCHES, {}, "publish.overload"),
+        ([], {}, "publish.late"),
+        (RELAY_BATCHES[:5], {}, "publish.late"),  # the newest may still be going on, and four are too few
+        ([(i, n + i % 2, busy, cycle) for i, n, busy, cycle in RELAY_BATCHES], {}, "publish.late"),  # not all are full
+        ([(i, n, 0.8, cycle) for i, n, _, cycle in RELAY_BATCHES], {}, "publish.late"),  # what it asks takes that long
+        ([(i, n, None, cycle) for i, n, _, cycle in RELAY_BATCHES], {}, "publish.late"),  # nobody knows how long
+        (RELAY_BATCHES, {"published_1m": 400}, "publish.late"),  # it drains
+    ],
+)
+def test_full_batches_with_pauses_while_more_arrives_are_an_overload(
+    batches: list[tuple[int, float, float | None, float]], changes: dict[str, Any], case: str
+) -> None:
+    frames = outbox(due=154, oldest_due_s=31.0, **{"published_1m": 120, "arrived_1m": 300} | changes)
+    rows_ = [(ago(1 + i), n, exact, cycle) for i, n, exact, cycle in batches]
+    frames["batches"] = pd.DataFrame(rows_, columns=["started", "n", "exact_s", "cycle_s"])
+    found = publish.judge(frames, make_given())
+    assert found.decision and found.decision.case == case, words(found)
+    overload = case == "publish.overload"
+    assert (weight(found, "relay") > 0.7, weight(found, "FM-OB-07") > 0.8) == (overload, overload)
+    assert not any("restart" in p.name for p in found.proposals)
+    if overload:
+        assert "300 arrived and 120 were published" in words(found) and "full batches of 2" in words(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "hop", "mode"),
+    [
+        (TIMEOUT, "relay", "FM-NATS-05"),
+        ("Connection is Closed", "relay", "FM-NATS-05"),
+        ("Error Publishing: 503 No Responders Available For Request", "jetstream", "FM-NATS-04"),
+        ("maximum messages exceeded [10077]", "jetstream", "FM-NATS-04"),
+        ("message size exceeds maximum allowed [10054]", "jetstream", "FM-NATS-09"),
+    ],
+)
+def test_failing_publishes_are_told_apart_by_their_words(error: str, hop: str, mode: str) -> None:
+    frames = outbox([("PENDING", error, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given())
+    assert weight(found, hop) > 0.8
+    assert weight(found, mode) > 0.8
+    words(found)
+
+
+def test_a_number_in_the_name_of_an_event_proposes_no_restart() -> None:
+    error = "unknown event type: ITEM_503_GRANTED"
+    frames = outbox([("PENDING", error, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given())
+    assert weight(found, "producer") > 0 >= weight(found, "FM-NATS-04")
+    assert [p.name for p in found.proposals if "restart" in p.name] == []
+    words(found)
+
+
+def test_errors_of_an_outage_that_is_over_only_wait_for_their_turn() -> None:
+    frames = outbox([("PENDING", "Connection is Closed", 98)], waiting_retry=98, tried=98)
+    found = publish.judge(frames, make_given())
+    assert found.status is Status.OK
+    assert weight(found, "relay") < 0
+
+
+def test_late_events_of_the_last_minutes_count_and_those_of_the_window_do_not() -> None:
+    frames = outbox()
+    frames["delay"] = frames["delay"].assign(p95=40.0)
+    assert publish.judge(frames, make_given()).status is Status.OK
+    frames["delay_now"] = frames["delay"]
+    slow = publish.judge(frames, make_given())
+    assert (slow.status, slow.headline.key) == (Status.CRITICAL, "publish.slow")
+    words(slow)
+
+
+def test_events_that_were_late_before_the_newest_are_what_an_outage_has_left() -> None:
+    """Those of the last minute were drained after the broker came back; those of now are published in time."""
+    frames = outbox() | got_through(published=(41, 43))
+    frames["delay_now"] = frames["delay"].assign(p95=34.0)
+    found = publish.judge(frames | runs("relay"), make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "publish.over")
+    assert found.ended and (found.ended.since, found.ended.by.key) == (ago(41), "outage.published")
+    words(found)
+    verdict = conclude([found], catalog.load())
+    assert (verdict.status, verdict.stuck_at, verdict.ended) == (Status.WARNING, None, found.ended)
+    assert verdict.next_sections[0] == "6"
+    assert verdict.confidence == "high"
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, got_through(published=(12, 15))),  # just now
+        ({}, got_through(published=(41, 43, 120))),  # it has paused for as long before
+        ({"tried": 3, "waiting_retry": 3}, got_through(published=(41,))),  # some of it fails still, or waits for a try
+        ({"due": 40, "oldest_due_s": 8.0}, got_through(published=(41,))),
+        ({"failed": 1}, got_through(published=(41,))),
+        ({"last_published": ago(9)}, {"published_steps": through(41, of="published", flowing=False)}),
+        ({}, {}),
+    ],
+)
+def test_a_relay_that_only_pauses_or_fails_again_is_not_over(changes: dict[str, Any], steps: Frames) -> None:
+    frames = outbox(**changes) | steps
+    frames["delay_now"] = frames["delay"].assign(p95=34.0)
+    found = publish.judge(frames | runs("relay"), make_given())
+    assert (found.status, found.ended) == (Status.CRITICAL, None)
+    words(found)
+
+
+def test_an_outage_that_is_over_is_not_said_to_be_while_the_relay_may_hang() -> None:
+    frames = outbox(last_published=ago(2.4)) | got_through(published=(41, 43))
+    frames["delay_now"] = frames["delay"].assign(p95=34.0)
+    found = publish.judge(frames, make_given())
+    assert (found.ended is not None, conclude([found], catalog.load()).ended) == (True, None)
+
+
+def test_a_broker_that_does_not_answer_speaks_for_itself_not_for_the_relay() -> None:
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    del frames["broker"]
+    frames["failed"] = pd.DataFrame(
+        [("broker", "jetstream", "unreachable", "connection refused", "no_connection")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    found = publish.judge(frames, make_given())
+    assert weight(found, "jetstream") > 0.8
+    assert weight(found, "relay") < 0
+    words(found)
+
+
+def test_both_clients_cut_off_is_the_broker_s_door() -> None:
+    deaf = subscriber.judge(consumer(bound=False), make_given())
+    earlier = (Finding("4.1.2", deaf.status, deaf.headline, values=deaf.values),)
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given(earlier=earlier))
+    assert weight(found, "jetstream") > 0.8
+    assert weight(found, "FM-NATS-05") > 0.8
+
+
+def test_an_error_that_the_next_claim_has_wiped_is_still_a_failing_publish() -> None:
+    frames = outbox(due=40, oldest_due_s=18, leased=45, tried=6, last_claim=ago(4), last_published=ago(20))
+    found = publish.judge(frames, make_given())
+    assert found.headline.key == "publish.failing"
+    assert weight(found, "relay") > 0.5
+    words(found)
+
+
+def test_a_payload_that_cannot_pass_is_the_producer() -> None:
+    found = publish.judge(outbox([("FAILED", "outbox payload parse failure", 2)], failed=2), make_given())
+    assert found.status is Status.CRITICAL
+    assert weight(found, "producer") > 0.5
+    assert weight(found, "FM-OB-02") > 0.8
+    words(found)
+
+
+def test_no_publish_is_no_percentile() -> None:
+    frames = outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
+    frames["delay"] = pd.DataFrame([{"n": 0, "p50": None, "p95": None, "p99": None, "negative": 0}])
+    frames["delay_now"] = frames["delay"]
+    found = publish.judge(frames, make_given())
+    assert found.status is Status.OK
+    assert found.value("outbox.publish_delay_p95") is None
+    assert found.headline.key == "publish.idle"
+    words(found)
+
+
+def sessions(used: int = 5, sees: bool = True, **frames: pd.DataFrame) -> Frames:
+    empty = pd.DataFrame()
+    return {
+        "connections": pd.DataFrame(
+            [{"max_connections": 40, "superuser_reserved": 3, "reserved": 2, "sees_others": sees, "used": used}]
+        ),
+        "sessions": pd.DataFrame({"application": ["report"], "state": ["idle"], "n": [used]}),
+        "blocked": empty, "blockers": empty, "long_transactions": empty, "row_locks": empty, "application": empty,
+    } | frames  # fmt: skip
+
+
+def test_a_free_database_is_ok() -> None:
+    found = database.judge(sessions(), make_given())
+    expect(found, Status.OK, weights={"database": "< 0"})
+
+
+def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> None:
+    blamed = Finding("4.1.1", Status.CRITICAL, say("-"), signals=make_given().evidence("delivery.rejected"))
+    found = database.judge(sessions(), make_given(earlier=(blamed,)))
+    expect(found, weights={"database": "== 0", "FM-DB-01": "< 0"})
+    assert [p.params["name"] for p in found.proposals] == ["notification", "entitlement"]
+    full = database.judge(sessions(used=34), make_given(earlier=(blamed,)))
+    assert full.proposals[0].name == "end_sessions"
+
+
+def test_connections_are_counted_against_the_usable_ones() -> None:
+    found = database.judge(sessions(used=34), make_given())
+    assert found.status is Status.CRITICAL  # 34 of 35, not of 40
+    assert weight(found, "FM-DB-01") >= 0.9
+    assert found.proposals[0].name == "end_sessions"
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("application", "state", "key", "proposed"),
+    [
+        ("PostgreSQL JDBC Driver", "active", "database.own_work", ["logs", "logs"]),
+        ("PostgreSQL JDBC Driver", "idle in transaction", "database.rows_held", ["end_blocker"]),
+        ("reconciliation", "active", "database.rows_held", ["end_blocker"]),
+    ],
+)
+def test_a_claim_that_takes_long_is_nobody_to_end(application: str, state: str, key: str, proposed: list[str]) -> None:
+    holder = {"pid": 5, "application": application, "state": state, "transaction_s": 16.0, "n": 17}
+    found = database.judge(sessions(row_locks=pd.DataFrame([holder])), make_given())
+    expect(found, None, key, proposals=proposed, weights={"FM-DB-01": ">= 0.9"})
+
+
+@pytest.mark.parametrize(("waits_for", "key"), [("IPC: SyncRep", "waits_for_standby"), ("IO: WALSync", "own_work")])
+def test_commits_that_wait_for_a_standby_are_named_with_the_setting(waits_for: str, key: str) -> None:
+    holder = {"pid": 5, "application": "PostgreSQL JDBC Driver", "state": "active", "transaction_s": 16.0, "n": 17}
+    waiting = pd.DataFrame([{"pid": 5, "transaction_s": 16.0, "waits_for": waits_for}])
+    frames = sessions(row_locks=pd.DataFrame([holder]), long_transactions=waiting)
+    frames["connections"] = frames["connections"].assign(standbys="nobody")
+    found = database.judge(frames, make_given())
+    expect(found, Status.CRITICAL, f"database.{key}", weights={"database": ">= 0.9"})
+    verdict = conclude([found], catalog.load())
+    assert verdict.failure_modes[0].id == ("FM-DB-06" if key == "waits_for_standby" else "FM-DB-01")
+    assert ("synchronous_standby_names (nobody)" in words(found)) == (key == "waits_for_standby")
+    assert "end_blocker" not in [p.name for p in verdict.proposals]
+
+
+def test_a_blocker_is_named_with_its_pid() -> None:
+    blocked = pd.DataFrame([{"pid": 7, "wait_s": 6.0, "blocked_by": "5", "object": "notification.notifications"}])
+    blockers = pd.DataFrame(
+        [{"pid": 5, "application": "schema-migration", "state": "idle in transaction", "blocks": 1,
+          "transaction_s": 16.0}]
+    )  # fmt: skip
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    expect(found, Status.WARNING, weights={"database": "> 0.7"})
+    assert "pg_terminate_backend(5)" in found.proposals[0].command
+    running = database.judge(sessions(blocked=blocked, blockers=blockers.assign(state="active")), make_given())
+    assert "pg_cancel_backend(5)" in running.proposals[0].command
+    words(found)
+
+
+def test_of_a_lock_queue_the_milder_way_out_comes_first() -> None:
+    """A long reader is in the way of an ALTER, and the ALTER alone in that of everybody else."""
+    blocked = pd.DataFrame(
+        [
+            {"pid": 7, "wait_s": 20.0, "blocked_by": "5", "mode": "AccessExclusiveLock", "application": "flyway"},
+            {"pid": 8, "wait_s": 18.0, "blocked_by": "7", "mode": "RowExclusiveLock", "application": "x"},
+        ]
+    )
+    blockers = pd.DataFrame([{"pid": 5, "application": "report", "state": "active", "transaction_s": 60.0}])
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    assert [p.name for p in found.proposals] == ["cancel_waiting", "end_blocker"]
+    assert "pg_cancel_backend(7)" in found.proposals[0].command
+    words(found)
+
+
+def test_hidden_sessions_are_denied_and_not_absent() -> None:
+    found = database.judge(sessions(sees=False), make_given())
+    assert any(n.key == "database.denied" for n in found.notes)
+
+
+def holders(*rows: tuple[str | None, int, int, float]) -> pd.DataFrame:
+    """Worker, rows, of them expired, for how long."""
+    return pd.DataFrame(
+        [
+            {"now": NOW, "locked_by": w, "n": n, "expired": e, "without_lease": 0, "expired_for_s": s or None,
+             "last_claim": ago(30 + s), "since_claim_s": 30 + s, "shortest_lease_s": 30.0, "longest_lease_s": 30.0,
+             "furthest_s": -s}
+            for w, n, e, s in rows
+        ]
+    )  # fmt: skip
+
+
+def test_leases_with_time_left_are_work() -> None:
+    assert leases.judge_leases({"holders": holders(("w", 50, 0, 0.0))}, make_given()).status is Status.OK
+    assert leases.judge_leases({"holders": pd.DataFrame()}, make_given()).status is Status.OK
+
+
+def test_leases_left_behind_are_a_worker_that_is_gone() -> None:
+    found = leases.judge_leases({"holders": holders(("w", 50, 50, 20.0))}, make_given())
+    expect(found, Status.CRITICAL, weights={"FM-NOTI-06": "> 0.7"})
+
+
+def test_leases_outlived_by_a_batch_that_goes_on_are_not() -> None:
+    first = silent(look(expired=2, oldest_expired_s=20.0), 50)
+    first["held"] = held(("a", "w", 50, -20), ("b", "w", 50, -20))
+    frames = later(first, held=held(("b", "w", 50, -20))) | {"holders": holders(("w", 2, 2, 20.0))}
+    found = leases.judge_leases(frames, make_given())
+    expect(found, None, "leases.outlasted", weights={"delivery_worker": "== 0"})
+    alive = leases.judge_workers(frames, make_given())
+    assert alive.status is Status.OK
+    earlier = (Finding("4.3.2", alive.status, alive.headline, values=alive.values),)
+    short = leases.judge_length({"holders": frames["holders"]}, make_given(earlier=earlier))
+    assert short.status is Status.CRITICAL  # 30 s against the 50 s of the batch that goes on
+    words(found)
+    words(short)
+
+
+def test_a_takeover_after_the_lease_is_a_warning() -> None:
+    found = leases.judge_locks({"first": held(("a", "one", 31, -1)), "second": held(("a", "two", 0, 30))}, make_given())
+    expect(found, Status.WARNING, "leases.takeover")
+
+
+def test_two_workers_that_claim_are_seen_without_a_shared_row() -> None:
+    first = held(("a", "one", 9, 21)).assign(now=ago(2.5))
+    second = held(("b", "one", 1, 29), ("c", "two", 1, 29))
+    found = leases.judge_locks({"first": first, "second": second}, make_given())
+    assert found.headline.key == "leases.two_workers"
+
+
+def test_one_worker_with_other_rows_is_ok() -> None:
+    first, second = held(("a", "one", 9, 21)), held(("b", "one", 1, 29))
+    assert leases.judge_locks({"first": first, "second": second}, make_given()).status is Status.OK
+
+
+def test_a_lease_is_measured_against_real_batches() -> None:
+    batches = pd.DataFrame(
+        {"started": [ago(3), ago(40)], "exact_s": [0.1, 26.0], "cycle_s": [None, 27.0], "next_waited_s": [None, 20.0]}
+    )
+    short = leases.judge_length({"holders": holders(("w", 1, 0, 0.0)), "batches": batches}, make_given())
+    expect(short, Status.CRITICAL, weights={"FM-NOTI-02": "> 0"})
+    untracked = leases.judge_length({"batches": batches.assign(exact_s=None)}, make_given())
+    assert untracked.value("batch.longest_estimated") == 26.0
+    fine = leases.judge_length({"batches": batches.head(1)}, make_given())
+    assert fine.status is Status.OK
+    before = leases.judge_length({"batches": batches.assign(started=[ago(3), ago(600)])}, make_given())
+    expect(before, Status.OK, notes={"leases.longer_before"})
+    other = leases.judge_length(
+        {"holders": holders(("w", 1, 0, 0.0))}, make_given(facts=EntitlementFacts(lease_s=60.0))
+    )
+    assert other.status is Status.WARNING
+
+
+def test_a_clock_that_is_behind_is_seen_by_commit_times() -> None:
+    subscriber_row = pd.DataFrame([{"now": NOW, "n": 200, "ahead_s": -21.0, "to_commit_s": 20.0}])
+    found = leases.judge_clocks({"subscriber": subscriber_row}, make_given())
+    assert found.status is Status.CRITICAL
+    assert found.headline.params["skew"] == -20.0
+
+
+def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
+    found = leases.judge_clocks({"worker": pd.DataFrame(), "subscriber": pd.DataFrame()}, make_given())
+    assert (found.status, found.headline.key) == (Status.OK, "leases.clock_no_rows")
+    assert leases.judge_clocks({}, make_given()).status is Status.UNKNOWN
+
+
+# Whatever the frames are, a judge and its charts answer.
+
+WAITING = pd.DataFrame({"piece": 0, "bucket": [2], "came": [3], "gone": [3], "least": [0], "most": [3]})
+
+SHAPES: dict[str, Callable[[], Frames]] = {
+    "4.1.1": lambda: later(silent(look(due=9, oldest_due_s=20.0), 90)) | pool("notification", 90) | {
+        "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
+        "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
+        "waiting.notifications": WAITING,
+        "letters": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]})},
+    "4.1.2": lambda: consumer() | {"oldest": pd.DataFrame([{"seq": 1, "age_s": 3.0}])},
+    "4.1.3": lambda: outbox([("PENDING", TIMEOUT, 5)], due=4, tried=3) | {
+        "waiting.outbox": WAITING,
+        "delays": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3], "p50": [0.5], "p95": [1.0]})},
+    "4.1.4": sessions,
+    "4.3.1": lambda: {"holders": holders(("w", 2, 1, 3.0)),
+        "leases": pd.DataFrame({"from_s": [-5, 25, None], "n": [1, 1, 1]})},
+    "4.3.2": lambda: look() | {"holders": holders(("w", 2, 1, 3.0))},
+    "4.3.3": lambda: {"first": held(("a", "w", 1, 29)), "second": held(("a", "w", 1, 29))},
+    "4.3.4": lambda: {"holders": holders(("w", 2, 1, 3.0)),
+        "batches": pd.DataFrame({"started": [ago(3)], "exact_s": [0.1], "cycle_s": [1.0], "next_waited_s": [2.0]})},
+    "4.3.5": lambda: {
+        "clocks": pd.DataFrame({"server": ["postgres", "nats"], "offset_s": [0.0, 2.0], "error_s": [0.1, 0.1]})},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])
+def test_charts_are_drawn_with_words(step: str) -> None:
+    for draw, lang in product(CHECKS[step].charts, messages.LANGUAGES):
+        chart = draw(SHAPES[step](), make_given())
+        assert chart is not None
+        assert chart.display(lang)[0]["image/png"]
+        assert messages.text(chart.alt, lang)
+
+
+# Real servers -----------------------------------------------------------------------------------------------
+
+
+def notify(db: psycopg.Connection, n: int, status: str, age: float, **values: Any) -> None:
+    """Notifications alone."""
+    steps.events(db, n, age, audit=False, outbox=None, processed=False, status=status, **values)
+
+
+def event(db: psycopg.Connection, n: int, status: str, age: float, **values: Any) -> None:
+    """Outbox rows alone."""
+    steps.events(db, n, age, audit=False, outbox=status, processed=False, status=None, **values)
+
+
+def test_every_question_is_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    assert (
+        len([n for n in queries.names() if n.split("/")[0] in ("notifications", "outbox", "processed", "database")])
+        > 20
+    )
+    with steps.bound(broker):
+        for some in (STEPS[:4], STEPS[4:]):
+            found = run(servers, *some)
+            assert {f.status for f in found.values()} == {Status.OK}, {s: f.headline for s, f in found.items()}
+
+
+@pytest.mark.slow
+def test_a_backlog_that_nobody_takes(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 30, "SENT", 600, sent_after=10)
+    notify(db, 60, "PENDING", 30, again=-30)
+    notify(db, 5, "PROCESSING", 60, by="pod-1", locked=50, over=20)
+    found = run(servers, "4.1.1")["4.1.1"]
+    expect(found, Status.CRITICAL, values={"backlog.due": 65}, weights={"delivery_worker": ">= 0.9"})
+    counted = found.frames["by_status"].set_index("status")["count"].to_dict()
+    assert counted == {"PENDING": "60", "PROCESSING": "5", "SENT": "30"}
+    stuck = run(servers, "4.3.1", "4.3.2")
+    assert stuck["4.3.1"].value("processing.expired") == 5
+    assert stuck["4.3.2"].headline.params["who"] == "pod-1"
+    assert weight(stuck["4.3.2"], "FM-NOTI-06") >= 0.9
+
+
+def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 30, "SENT", 100, sent_after=10)
+    for attempts in (1, 2, 3):
+        notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
+    found = run(servers, "4.1.1")["4.1.1"]
+    expect(found, Status.WARNING, weights={"receiver": "> 0.8", "delivery_worker": "< 0"})
+
+
+def test_the_past_is_answered_from_timestamps(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 40, "SENT", 1200, sent_after=900)  # came 20 min ago, left 5 min ago
+    notify(db, 3, "PENDING", 60, again=-60)
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(minutes=10)).isoformat()
+    found = run(servers, "4.1.1", "4.1.2", "4.1.3", "4.1.4", as_of=then)
+    assert found["4.1.1"].value("backlog.open") == 40
+    assert {f.status for f in found.values()} == {Status.UNKNOWN}
+    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
+
+
+def test_nobody_listens(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    steps.publish(broker, *[b"x"] * 7)
+    event(db, 7, "PUBLISHED", 5)
+    found = run(servers, "4.1.2")["4.1.2"]
+    expect(found, Status.CRITICAL, values={"subscriber.lag": 7})
+    assert weight(found, "subscriber") == 0.8  # there is no process to be seen
+    closed_port = run(servers, "4.1.2", without=("nats_monitor_url",))["4.1.2"]
+    expect(closed_port, Status.CRITICAL, weights={"subscriber": "== 0.8"})
+
+
+def test_the_bound_client_is_named(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with steps.bound(broker):
+        found = run(servers, "4.1.2")["4.1.2"]
+    assert found.status is Status.OK
+    assert found.frames["clients"]["bound"].sum() == 1
+    assert not found.frames["clients"]["name"].fillna("").str.startswith("runbook/").any()
+
+
+def test_published_and_never_processed(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    event(db, 3, "PUBLISHED", 100)
+    with steps.bound(broker):
+        found = run(servers, "4.1.2")["4.1.2"]
+    expect(found, Status.CRITICAL, values={"outbox.unprocessed": 3})
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_age": 90.0, "duplicate_window": 90.0}, "max_age 90 s"),
+        ({"max_msgs": 3}, "max_msgs 3"),
+        ({"max_msgs": 9}, ""),
+        ({"max_bytes": 300}, "max_bytes 300"),
+    ],
+)
+def test_the_limit_by_which_a_stream_deletes_is_read(
+    servers: Servers, db: psycopg.Connection, broker: str, limits: dict[str, Any], said: str
+) -> None:
+    async def limit(js: Any, **values: Any) -> None:
+        await js.update_stream(dataclasses.replace((await js.stream_info(applications.STREAM)).config, **values))
+
+    event(db, 3, "PUBLISHED", 100)
+    steps.publish_ids(broker, [str(n) for n in range(5)])
+    applications.visit(broker, lambda js: limit(js, **limits))
+    try:
+        with steps.bound(broker):
+            found = run(servers, "4.1.2")["4.1.2"]
+    finally:
+        applications.visit(broker, lambda js: limit(js, max_age=0, duplicate_window=120.0, max_msgs=-1, max_bytes=-1))
+    assert (found.headline.params["limit"] or "") == said
+    assert (weight(found, "FM-NATS-10") > 0) == bool(said)
+
+
+def test_without_the_broker_the_tables_still_tell(servers: Servers, db: psycopg.Connection) -> None:
+    event(db, 3, "PUBLISHED", 100)
+    found = run(servers, "4.1.2", without=("nats_url", "nats_monitor_url"))["4.1.2"]
+    assert found.value("outbox.published_not_processed") == 3
+    assert found.value("outbox.unprocessed") is None, "what the consumer holds was not read: waiting, or lost"
+    assert weight(found, "subscriber") > 0.5 and weight(found, "FM-NATS-03") == 0
+
+
+def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    applications.visit(broker, lambda js: js.delete_stream(applications.STREAM))
+    found = run(servers, "4.1.2")["4.1.2"]
+    assert found.status is Status.CRITICAL
+    assert weight(found, "FM-NATS-04") > 0
+    assert [p.name for p in found.proposals] == ["restart_entitlement", "restart_notification"]
+    servers.ensure_streams()
+
+
+def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(
+    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def knock() -> None:
+        for _ in range(4):
+            with pytest.raises(Exception, match=r"(?i)auth"):
+                await nats.connect(broker.replace("app:", "app:not"), allow_reconnect=False, max_reconnect_attempts=1)
+
+    asyncio.run(knock())
+    found = run(servers, "4.1.2")["4.1.2"]
+    assert found.value("connections.refused_last_minute") >= 4  # type: ignore[operator]
+    expect(found, weights={"jetstream": "> 0.9", "FM-NATS-05": ">= 0.9"})
+    assert found.headline.params["reason"] == "Authentication Failure"
+    assert not any("restart" in p.name for p in conclude([found], catalog.load()).proposals), found.proposals
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    told = {p.text.key: p.ok for p in check_servers(session.quiet_session("5.1").context)}
+    assert told["action.restart.lets_in"] is False and told["action.restart.answers"]
+
+
+#: What keeps the services' role from its work, and what lets it again; the restart that "nobody claims" would suggest.
+KEPT_FROM = {
+    "read_only": (
+        "ALTER ROLE miniserversystem SET default_transaction_read_only = on",
+        "ALTER ROLE miniserversystem RESET default_transaction_read_only",
+        "FM-DB-04",
+    ),
+    "shut_out": ("ALTER ROLE miniserversystem NOLOGIN", "ALTER ROLE miniserversystem LOGIN", "FM-DB-05"),
+    "lacks_rights": (
+        "REVOKE UPDATE ON notification.notifications FROM miniserversystem",
+        "GRANT UPDATE ON notification.notifications TO miniserversystem",
+        "FM-DB-05",
+    ),
+}
+
+
+@pytest.mark.parametrize("kept_from", KEPT_FROM)
+def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
+    servers: Servers, db: psycopg.Connection, broker: str, kept_from: str
+) -> None:
+    """Due rows that nobody claims look like a dead relay and a dead worker; why they do not claim is in the catalog."""
+    event(db, 20, "PENDING", 60)
+    take, give, mode = KEPT_FROM[kept_from]
+    book = catalog.load()
+    with steps.bound(broker):
+        before = conclude(run(servers, *STEPS[:4]).values(), book)
+        assert before.proposals[0].name == "restart_entitlement"
+        db.execute(take)
+        try:
+            found = run(servers, *STEPS[:4])
+        finally:
+            db.execute(give)
+    verdict = conclude(found.values(), book)
+    assert found["4.1.4"].status is Status.CRITICAL
+    assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.confidence) == ("database", mode, "high")
+    assert [p.name for p in verdict.proposals] == ["look_at_role"]
+    out = {m.id: m.excluded_by for m in verdict.failure_modes}
+    assert out["FM-OB-01"] == f"database.{kept_from}"
+
+
+def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    event(db, 20, "PUBLISHED", 60)
+    event(db, 20, "PENDING", 18)
+    event(db, 1, "FAILED", 30, error="outbox payload parse failure", publish_tries=10)
+    found = run(servers, "4.1.3")["4.1.3"]
+    expect(found, Status.CRITICAL, weights={"relay": ">= 0.9", "producer": "< 0.5", "FM-OB-02": "> 0.8"})
+
+
+@pytest.mark.slow
+def test_due_rows_that_somebody_holds_are_found_without_a_queue(servers: Servers, db: psycopg.Connection) -> None:
+    steps.events(db, 30, 60, outbox="PENDING", processed=False, status=None)
+    notify(db, 12, "PENDING", 60, again=-60)  # a fresh row has a retry time
+    with psycopg.connect(servers.admin_url, application_name="by-hand") as holder:
+        for table in ("entitlement.outbox_events", "notification.notifications"):
+            holder.execute(f"SELECT FROM {table} WHERE status = 'PENDING' FOR UPDATE")
+        db.execute("SELECT pg_sleep(5.5)")  # a transaction younger than that is a worker's own
+        found = run(servers, "4.1.4")["4.1.4"]
+    assert found.headline.key == "database.rows_held"
+    assert (found.headline.params["rows"], found.headline.params["application"]) == (42, "by-hand")
+    assert found.proposals[0].name == "end_blocker"
+    words(found)
+
+
+def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with psycopg.connect(servers.app_url, application_name="migration") as migration:
+        migration.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
+        waiting = psycopg.connect(servers.app_url, autocommit=True)
+        waiting.pgconn.send_query(b"SELECT count(*) FROM notification.notifications")
+        waited = 0.0
+        while waited < 6 and not db.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone():
+            db.execute("SELECT pg_sleep(0.05)")
+            waited += 0.05
+        found = run(servers, "4.1.1", "4.1.4")
+        migration.rollback()
+        waiting.close()
+    expect(found["4.1.1"], Status.UNKNOWN, reason=Reason.TIMEOUT, weights={"database": "> 0.5"})
+    blockers = found["4.1.4"].frames["blockers"]
+    assert blockers["application"].tolist() == ["migration"]
+    assert found["4.1.4"].value("locks.blocked_sessions") == 1
+
+
+def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """Its slow statement is seen with its wait and without its literals, then its absence, and no time is added."""
+    busy = b"SELECT pg_sleep(60), 'user-7' FROM (SELECT count(*) FROM notification.notifications) x"
+    with closing(psycopg.connect(servers.app_url, application_name="PostgreSQL JDBC Driver")) as worker:
+        worker.pgconn.send_query(busy)
+        in_statement = run(servers, "4.3.2")["4.3.2"]
+        worker.cancel()
+        pid = worker.info.backend_pid
+    until(lambda: not db.execute("SELECT FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone())
+    outside = run(servers, "4.3.2")["4.3.2"]
+    seen, nothing = (read_time_use(f.frames) for f in (in_statement, outside))
+    assert (seen.working, seen.locked, nothing.outside) == (seen.samples, 0, nothing.samples)
+    assert seen.waits_for == "Timeout: PgSleep" and "pg_sleep(60)" in seen.statement
+    assert "user-7" not in seen.statement
+    asked = [q for q in outside.queries if q.name == "alive/delivery"]
+    assert 4 <= len(asked) == nothing.samples <= 10 and len(asked) <= read_cost(outside.queries)["queries"]
+
+
+@pytest.mark.slow
+def test_a_commit_that_waits_for_a_standby(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    insert = b"INSERT INTO notification.notification_nats_dlq SELECT count(*), now() FROM pg_stat_activity"
+    with psycopg.connect(servers.admin_url, autocommit=True) as admin, ExitStack() as writers:
+
+        def commit_waits() -> bool:
+            """The server tells its sessions of a setting one after another."""
+            writer = writers.enter_context(closing(psycopg.connect(servers.app_url, autocommit=True)))
+            writer.pgconn.send_query(insert)
+            admin.execute("SELECT pg_sleep(0.2)")
+            return admin.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchone() is not None
+
+        try:
+            admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+            admin.execute("SELECT pg_reload_conf()")
+            until(commit_waits)
+            admin.execute("SELECT pg_sleep(5.5)")
+            found = run(servers, "4.1.4")["4.1.4"]
+        finally:
+            admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            admin.execute("SELECT pg_reload_conf()")
+    expect(found, None, "database.waits_for_standby", weights={"FM-DB-06": ">= 0.9"})
+    assert found.headline.params["standbys"] == "nobody" and found.headline.params["commits"] >= 1
+
+
+def test_connections_run_out(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    held_open: list[psycopg.Connection] = []
+    try:
+        while len(held_open) < 200:
+            held_open.append(psycopg.connect(servers.app_url, application_name="nightly-report", autocommit=True))
+    except psycopg.OperationalError:
+        pass
+    try:
+        found = run(servers, "4.1.4")["4.1.4"]
+    finally:
+        for connection in held_open:
+            connection.close()
+    expect(found, Status.CRITICAL, weights={"FM-DB-01": ">= 0.9"})
+    assert found.proposals[0].name in ("end_sessions", "list_sessions")
+
+
+def test_a_row_that_changes_hands(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 3, "PROCESSING", 10, by="one", locked=5, over=-25)
+    delayed = psycopg.connect(servers.app_url, autocommit=True)
+    delayed.pgconn.send_query(
+        b"SELECT pg_sleep(2.2); UPDATE notification.notifications"
+        b" SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
+    )
+    found = run(servers, "4.3.3")["4.3.3"]
+    delayed.close()
+    expect(found, Status.CRITICAL, values={"processing.taken_before_lease_end": 3}, weights={"FM-NOTI-02": "> 0.8"})
+
+
+def test_the_first_numbers_are_counted_and_spare_a_later_section_its_pause(
+    servers: Servers,
+    db: psycopg.Connection,
+    broker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notify(db, 7, "PENDING", 120)
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(samples.FOLDER, str(tmp_path))
+    own = run(servers, "4.1.1")["4.1.1"]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    show_first_numbers(Order(("3",), "", incident="test"), ProgressDisplay(in_pipe=True))
+    shown = capsys.readouterr().err
+    assert shown.startswith("Provisional") and re.search(r"delivery worker .* 7 +2 min", shown) and "✖" not in shown
+    counted = [q.name for q in session.quiet_session("3").context.read_cost.queries]
+    assert {"notifications/backlog", "notifications/held"} <= {*counted}
+    assert "notifications/backlog" not in [q.name for q in session.quiet_session("4.1").context.read_cost.queries]
+    time.sleep(2.5)
+    watched = {"worker_samples": own.frames["worker_samples"]}
+    samples.keep("worker", db.execute("SELECT clock_timestamp()").fetchone()[0], watched)  # type: ignore[index]
+    found = run(servers, "4.1.1")["4.1.1"]
+    assert {"held_earlier"} == {n for n in found.frames if n in ("held_earlier", "held_later")}
+    assert "held_later" in own.frames and found.headline.key == own.headline.key and found.status is own.status
+
+
+@pytest.mark.slow
+def test_steps_share_two_looks_and_a_step_run_again_takes_its_own(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    notify(db, 3, "PROCESSING", 120, by="one", locked=90, over=60)
+    found = run(servers, "4.3.1", "4.3.2", "4.3.3")
+    assert len(held_questions(*found.values())) == 2
+    assert found["4.3.3"].frames["first"].equals(found["4.3.1"].frames["held"])
+    assert found["4.3.3"].frames["second"].equals(found["4.3.2"].frames["held_later"])
+    notify(db, 2, "PROCESSING", 10, by="two", locked=1, over=-29)
+    again = run(servers, "4.3.1", "4.3.3", "4.3.3")["4.3.3"]
+    assert len(held_questions(again)) == 2
+    assert len(again.frames["first"]) == len(again.frames["second"]) == 5
+
+
+def held_questions(*found: Finding) -> list[str]:
+    return [q.name for f in found for q in f.queries if q.name == "notifications/held"]
+
+
+def test_a_worker_clock_that_is_ahead(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    notify(db, 3, "PROCESSING", 10, by="one", locked=-45, over=-75)
+    found = run(servers, "4.3.4", "4.3.5")
+    assert found["4.3.5"].status is Status.CRITICAL
+    assert 44 < found["4.3.5"].headline.params["skew"] < 46
+    assert found["4.3.4"].status is not Status.OK
+
+
+def test_of_a_busy_system_the_history_is_asked_in_smaller_pieces(
+    servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them passes the cost gate that the whole does not; together they say the same."""
+    traffic(db, seconds=3000, per_second=1)
+    db.execute("ANALYZE notification.notifications")
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    plans: list[float] = []
+
+    def asked() -> tuple[pd.DataFrame, int]:
+        rb = session.quiet_session("4.1").context
+        span = past.Span(rb.as_of.floor("min") - pd.Timedelta(minutes=60), rb.as_of.floor("min"), 60)
+        with rb.snapshot() as snapshot:
+            found = past.ask(rb, snapshot, span, ["notifications"])
+        plans.extend(q.plan_cost or 0.0 for q in rb.read_cost.queries if q.name == "past/notifications")
+        levels = past.levels(found, "notifications", span)
+        assert levels is not None
+        return levels, found["waiting.notifications"]["piece"].nunique()
+
+    whole, pieces = asked()
+    assert pieces == 1
+    monkeypatch.setenv("RUNBOOK_BUDGET__MAX_PLAN_COST", str(plans[-1] * 0.7))
+    parts, pieces = asked()
+    assert pieces in (2, 4)
+    assert parts[["came", "gone", "waiting"]].equals(whole[["came", "gone", "waiting"]])

@@ -1,0 +1,589 @@
+"""Section 4.2: judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nats
+import pandas as pd
+import psycopg
+import pytest
+from steps import (
+    NOW,
+    ago,
+    bound,
+    events,
+    expect,
+    failures,
+    make_given,
+    publish_ids,
+    run,
+    statuses,
+    traffic,
+    weight,
+    words,
+)
+
+from runbook_lib import catalog, messages
+from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Frames, Reason, Status, replace
+from runbook_lib.packs.entitlement.checks import duplicates
+from runbook_lib.sources.jetstream import headers_of
+
+CHECKS = checks()
+
+STEPS = ("4.2.1", "4.2.2", "4.2.3")
+
+
+def index(**changes: Any) -> dict[str, Any]:
+    usual = {
+        "table_name": "processed_events", "index_name": "processed_events_pkey",
+        "constraint_name": "processed_events_pkey", "is_primary": True, "is_unique": True, "valid": True,
+        "ready": True, "immediate": True, "partial": False, "columns": "event_id",
+    }  # fmt: skip
+    return usual | changes
+
+
+PLAIN = index(
+    index_name="processed_events_processed_at_idx", constraint_name=None, is_primary=None, is_unique=False,
+    columns="processed_at",
+)  # fmt: skip
+BARE = dict.fromkeys(index())
+
+
+def queued(n: int, **columns: Any) -> pd.DataFrame:
+    """`n` notifications as the questions of 4.2.2 return them."""
+    names = ["event_id", "notification_id", "status", "created_at", *columns]
+    rows = [
+        {"event_id": f"e{i}", "notification_id": f"n{i}", "status": "SENT", "created_at": ago(60)} for i in range(n)
+    ]
+    return pd.DataFrame([r | columns for r in rows], columns=names)
+
+
+def look(**changes: Any) -> pd.DataFrame:
+    usual = {
+        "ts": NOW.isoformat(), "created": "c", "delivered": 100, "delivered_stream_seq": 98, "num_pending": 0,
+        "num_ack_pending": 0, "num_redelivered": 0, "bound": True,
+    }  # fmt: skip
+    return pd.DataFrame([usual | changes])
+
+
+def accepted(events: int, doubled: int = 0) -> pd.DataFrame:
+    return pd.DataFrame([{"now": NOW, "accepted": events + doubled, "events": events, "doubled": doubled}])
+
+
+HELD = pd.DataFrame(columns=["notification_id", "locked_by", "locked_at", "lease_until", "now", "attempt_count"])
+
+FRAMES: dict[str, Frames] = {
+    "4.2.1": {"key": pd.DataFrame([index(), PLAIN])},
+    "4.2.2": {
+        "duplicates": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
+        "again": queued(0, earlier_id=None, earlier_at=None),
+        "halves": pd.DataFrame(columns=["kind", "event_id", "notification_id", "at"]),
+        "apart": queued(0, later_s=0.0),
+        "twice": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
+        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [60]}),
+    },
+    "4.2.3": {
+        "consumer": look(),
+        "consumer_later": look(ts=(NOW + pd.Timedelta(seconds=3)).isoformat(), delivered=115, delivered_stream_seq=113),
+        "accepted": accepted(300),
+        "accepted_later": accepted(315),
+        "held": HELD,
+        "held_later": HELD,
+        "stream": pd.DataFrame([{"from_seq": 1, "since": ago(900), "messages": 113}]),
+        "published": pd.DataFrame([{"since": ago(901), "published": 113, "perhaps": 2}]),
+        **duplicates.log_frames([], NOW, 60, 60),
+        "failed": failures(),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "key", "status"),
+    [
+        ([index()], "key_valid", Status.OK),
+        (
+            [index(), index(index_name="left", constraint_name=None, is_primary=None, valid=False)],
+            "key_valid",
+            Status.OK,
+        ),
+        ([index(valid=False)], "key_invalid", Status.CRITICAL),
+        ([index(ready=False)], "key_invalid", Status.CRITICAL),
+        ([index(constraint_name=None, is_primary=None, valid=False)], "key_invalid", Status.CRITICAL),
+        ([index(constraint_name=None, is_primary=None, partial=True)], "key_partial", Status.CRITICAL),
+        ([index(columns="event_id, processed_at")], "key_missing", Status.CRITICAL),
+        ([index(constraint_name=None, columns="(expression)")], "key_missing", Status.CRITICAL),
+        ([PLAIN], "key_missing", Status.CRITICAL),
+        ([BARE], "key_missing", Status.CRITICAL),
+        ([index(index_name="other", constraint_name=None, is_primary=None)], "key_renamed", Status.WARNING),
+        ([index(index_name="other", constraint_name="other")], "key_renamed", Status.WARNING),
+        ([index(immediate=False)], "key_deferred", Status.WARNING),
+        ([], "no_table", Status.CRITICAL),
+    ],
+)
+def test_the_key(rows: list[dict[str, Any]], key: str, status: Status) -> None:
+    found = duplicates.judge_key({"key": pd.DataFrame(rows, columns=list(index()))}, make_given())
+    expect(found, status, f"duplicates.{key}")
+    broken = status is Status.CRITICAL and key != "no_table"
+    assert not found.proposals  # whether anything is to be held back, the rows tell
+    assert (weight(found, "FM-NOTI-01") >= 0.9) == broken
+
+
+def doubled(last: pd.Timestamp, status: str = "SENT") -> Frames:
+    copies = pd.concat(
+        [
+            queued(2).assign(created_at=ago(2000)),
+            queued(2).assign(notification_id=["n8", "n9"], created_at=last, status=status),
+        ]
+    )
+    pairs = pd.DataFrame({"event_id": ["e0", "e1"], "n": [2, 2], "first": [ago(60)] * 2, "last": [last] * 2})
+    return {"duplicates": pairs, "copies": copies}
+
+
+@pytest.mark.parametrize(
+    ("frames", "key", "status"),
+    [
+        (doubled(ago(30)), "doubled", Status.CRITICAL),
+        (doubled(ago(1800)), "doubled", Status.CRITICAL),
+        ({"again": queued(2, earlier_id="n7", earlier_at=ago(9000))}, "doubled", Status.CRITICAL),
+        ({"again": queued(2, earlier_id=None, earlier_at=None)}, "replayed", Status.WARNING),
+        ({"halves": pd.DataFrame({"kind": ["queued_only"] * 3})}, "unregistered", Status.CRITICAL),
+        ({"halves": pd.DataFrame({"kind": ["registered_only"]})}, "registered_only", Status.CRITICAL),
+        ({"twice": queued(2)}, "registered_twice", Status.CRITICAL),
+        ({"apart": queued(2, later_s=-900.0)}, "elsewhere", Status.CRITICAL),
+        ({"apart": queued(2, later_s=0.004)}, "close", Status.WARNING),
+        ({"arrivals": pd.DataFrame({"minute": [], "n": []})}, "none", Status.OK),
+    ],
+)
+def test_the_order(frames: Frames, key: str, status: Status) -> None:
+    found = duplicates.judge_order(FRAMES["4.2.2"] | frames, make_given())
+    expect(found, status, f"duplicates.{key}")
+    assert (found.next_sections == ("5.3",)) == (key != "none")
+    assert weight(found, "FM-NOTI-01") > 0 or key in ("none", "registered_only", "close")
+
+
+def test_delivery_is_held_for_copies_that_come_or_wait() -> None:
+    coming = doubled(ago(30))
+    coming["copies"].loc[coming["copies"]["notification_id"] == "n8", "created_at"] = ago(45)
+    new, burst, over, waiting = (
+        duplicates.judge_order(FRAMES["4.2.2"] | frames, make_given())
+        for frames in (coming, doubled(ago(30)), doubled(ago(1800)), doubled(ago(1800), "PENDING"))
+    )
+    assert burst.proposals == ()
+    assert [p.name for p in new.proposals] == ["hold_delivery", "resume_delivery"]
+    assert over.proposals == ()
+    expect(waiting, proposals=["hold_delivery", "resume_delivery"], values={"duplicates.extra_not_sent": 2})
+    assert new.value("duplicates.extra") == 2
+    assert "=false" in new.proposals[0].command and "scale" not in new.proposals[0].command
+
+
+def test_a_copy_whose_first_lies_within_the_window_counts_once() -> None:
+    again = queued(1, earlier_id="n0", earlier_at=ago(100)).assign(notification_id="n8", created_at=ago(30))
+    found = duplicates.judge_order(FRAMES["4.2.2"] | doubled(ago(30)) | {"again": again}, make_given())
+    assert (found.value("duplicates"), found.value("duplicates.extra")) == (2, 2)
+
+
+def test_a_part_that_was_not_answered_is_not_green() -> None:
+    frames = {name: f for name, f in FRAMES["4.2.2"].items() if name != "halves"}
+    found = duplicates.judge_order(frames, make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+    assert "halves" in messages.text(found.notes[0], "en")
+    assert duplicates.judge_order(frames | doubled(ago(30)), make_given()).status is Status.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("frames", "key", "status"),
+    [
+        ({}, "no_redelivery", Status.OK),
+        ({"consumer_later": look(delivered=120, delivered_stream_seq=113)}, "absorbed", Status.OK),
+        ({"consumer_later": look(delivered=900, delivered_stream_seq=113)}, "storm", Status.WARNING),
+        ({"consumer_later": look(delivered=3, delivered_stream_seq=3, created="another")}, "unseen", Status.OK),
+        ({"accepted_later": accepted(315, 4)}, "reaching", Status.CRITICAL),
+    ],
+)
+def test_deliveries(frames: Frames, key: str, status: Status) -> None:
+    found = duplicates.judge_absorbed(FRAMES["4.2.3"] | frames, make_given())
+    expect(found, status, f"duplicates.{key}")
+
+
+def test_a_subscriber_that_catches_up_is_no_storm() -> None:
+    """A thousand pushed ahead and not answered yet are neither redelivered nor absorbed."""
+    later = look(delivered=1100, delivered_stream_seq=1098, num_ack_pending=985)
+    found = duplicates.judge_absorbed(FRAMES["4.2.3"] | {"consumer_later": later}, make_given())
+    expect(found, Status.OK, values={"redelivered": 0, "delivered_without_new_notification": 0})
+
+
+def test_what_4_2_2_found_is_not_called_absorbed() -> None:
+    before = replace(duplicates.judge_order(FRAMES["4.2.2"] | doubled(ago(300)), make_given()), step="4.2.2")
+    found = duplicates.judge_absorbed(FRAMES["4.2.3"], make_given(earlier=(before,)))
+    expect(found, Status.CRITICAL, "duplicates.reached", proposals=[])
+
+
+@pytest.mark.parametrize(("messages", "surplus"), [(113, 0), (110, 0), (122, 7)])
+def test_the_stream_against_the_outbox(messages: int, surplus: int) -> None:
+    stream = pd.DataFrame([{"from_seq": 1, "since": ago(900), "messages": messages}])
+    found = duplicates.judge_absorbed(FRAMES["4.2.3"] | {"stream": stream}, make_given())
+    assert (found.value("stream.more_than_published"), found.status) == (surplus, Status.OK)
+    assert (weight(found, "FM-OB-03") > 0) == bool(surplus)
+
+
+def entry(seconds: float, message: str) -> str:
+    at = ago(seconds).isoformat()
+    return f'{{"@timestamp": "{at}", "severity": "WARN", "logger": "delivery", "message": "{message}"}}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "status", "mode"),
+    [
+        ([entry(20, "notification simulated send id=a eventId=e")], "no_redelivery", Status.OK, 0),
+        ([entry(20, "duplicate notification event skipped")], "no_redelivery", Status.OK, 0),
+        ([entry(20, "notification sent but lock was lost id=a")], "lock_lost", Status.WARNING, 0.6),
+        ([entry(s, "notification sent but lock was lost id=a") for s in (9, 5, 2)], "lock_lost", Status.CRITICAL, 0.85),
+        ([entry(300, "notification retry skipped because lock was lost id=a")], "lock_lost", Status.WARNING, 0.4),
+        ([entry(1800, "notification dlq skipped because lock was lost id=a")], "no_redelivery", Status.OK, 0.2),
+        (
+            [entry(s, "notification simulated send id=a eventId=e") for s in (90, 20)],
+            "sent_twice",
+            Status.CRITICAL,
+            0.85,
+        ),
+        (
+            [entry(s, "notification simulated send id=a eventId=e") for s in (500, 400)],
+            "sent_twice",
+            Status.WARNING,
+            0.4,
+        ),
+        (["no time at all"], "no_redelivery", Status.OK, 0),
+        ([], "no_redelivery", Status.OK, 0),
+    ],
+)
+def test_the_log_tells_what_no_table_shows(lines: list[str], key: str, status: Status, mode: float) -> None:
+    logged = duplicates.log_frames(lines, NOW, 60, 60)
+    found = duplicates.judge_absorbed(FRAMES["4.2.3"] | logged, make_given())
+    assert (found.headline.key, found.status) == (f"duplicates.{key}", status), words(found)
+    assert weight(found, "FM-NOTI-02") == mode
+    assert [p.name for p in found.proposals] == (["pods"] if status is not Status.OK else [])
+    for lang in messages.LANGUAGES:
+        words(found, lang)
+    assert found.value("log.skipped") == sum("skipped" in line and "duplicate" in line for line in lines)
+
+
+def test_the_event_of_a_message() -> None:
+    event = str(uuid.uuid4())
+    assert duplicates._event_id(headers_of(f"NATS/1.0\r\nevent_type: x\r\nNats-Msg-Id: {event}\r\n\r\n")) == event
+    assert duplicates._event_id(headers_of("NATS/1.0\r\nNats-Msg-Id: mine\r\n\r\n")) is None
+    assert duplicates._event_id(headers_of("")) is None
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def changed(db: psycopg.Connection, *statements: str) -> Iterator[None]:
+    """processed_events with another key; as it was afterwards, whatever happened."""
+    try:
+        for statement in statements:
+            db.execute(statement)
+        yield
+    finally:
+        others = db.execute(
+            "SELECT i.relname FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid"
+            " WHERE x.indrelid = 'notification.processed_events'::regclass"
+            " AND i.relname <> 'processed_events_processed_at_idx'"
+        ).fetchall()
+        for (name,) in others:
+            db.execute(f"ALTER TABLE notification.processed_events DROP CONSTRAINT IF EXISTS {name}")
+            db.execute(f"DROP INDEX IF EXISTS notification.{name}")
+        db.execute("TRUNCATE notification.processed_events")
+        db.execute(
+            "ALTER TABLE notification.processed_events ADD CONSTRAINT processed_events_pkey PRIMARY KEY (event_id)"
+        )
+
+
+DROP = "ALTER TABLE notification.processed_events DROP CONSTRAINT processed_events_pkey"
+INVALID = "CREATE UNIQUE INDEX CONCURRENTLY broken ON notification.processed_events (event_id)"
+TWICE = "INSERT INTO notification.processed_events SELECT event_id, now() FROM notification.processed_events"
+#: The same events queued again, as a redelivery without the key would.
+COPIES = """
+WITH first AS (SELECT * FROM notification.notifications WHERE status = 'SENT'), registered AS (
+    INSERT INTO notification.processed_events SELECT event_id, now() FROM first WHERE %(registered)s
+)
+INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json, status,
+    attempt_count, next_retry_at, created_at)
+SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json, 'PENDING', 0, now(), now() FROM first
+"""
+
+
+@pytest.mark.slow
+def test_what_is_healthy_is_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        assert set(statuses(run(servers, *STEPS)).values()) == {Status.OK}  # no rows at all
+        traffic(db, 120)
+        events(db, 3, 30, status="PENDING")
+        events(db, 3, 30, status="PROCESSING", by="pod-1", locked=1, over=-29)
+        events(db, 3, 200, status="FAILED", tries=10, dead=50)
+        events(db, 3, 20, processed=False, status=None)  # published a moment ago: on its way
+        events(db, 5, 90, outbox=None)  # as matches are, without an outbox row
+        db.execute("UPDATE notification.notifications SET type = 'MatchFound' WHERE event_id NOT IN"
+                   " (SELECT event_id FROM entitlement.outbox_events)")  # fmt: skip
+        found = run(servers, *STEPS)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+    assert found["4.2.2"].headline.key == "duplicates.in_order"
+
+
+@pytest.mark.parametrize(
+    ("statements", "key", "status"),
+    [
+        ((DROP,), "key_missing", Status.CRITICAL),
+        ((DROP, "CREATE UNIQUE INDEX mine ON notification.processed_events (event_id)"), "key_renamed", Status.WARNING),
+        (
+            (DROP, "ALTER TABLE notification.processed_events ADD PRIMARY KEY (event_id) DEFERRABLE"),
+            "key_deferred",
+            Status.WARNING,
+        ),
+        (
+            (
+                DROP,
+                "CREATE UNIQUE INDEX mine ON notification.processed_events (event_id) WHERE processed_at > '2025-1-1'",
+            ),
+            "key_partial",
+            Status.CRITICAL,
+        ),
+        (
+            (DROP, "CREATE UNIQUE INDEX mine ON notification.processed_events (event_id, processed_at)"),
+            "key_missing",
+            Status.CRITICAL,
+        ),
+        (
+            (DROP, "CREATE UNIQUE INDEX mine ON notification.processed_events ((event_id::text))"),
+            "key_missing",
+            Status.CRITICAL,
+        ),
+        (
+            (DROP, "CREATE UNIQUE INDEX mine ON notification.processed_events (event_id) INCLUDE (processed_at)"),
+            "key_renamed",
+            Status.WARNING,
+        ),
+    ],
+)
+def test_the_key_as_it_is(
+    servers: Servers, db: psycopg.Connection, statements: tuple[str, ...], key: str, status: Status
+) -> None:
+    with changed(db, *statements):
+        found = run(servers, "4.2.1")["4.2.1"]
+    expect(found, status, f"duplicates.{key}")
+    assert run(servers, "4.2.1")["4.2.1"].status is Status.OK
+
+
+def test_an_index_left_by_a_failed_build(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 3, 100)
+    with changed(db, DROP, TWICE):
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            db.execute(INVALID)
+        found = run(servers, "4.2.1", "4.2.2")
+        assert found["4.2.1"].headline.key == "duplicates.key_invalid", words(found["4.2.1"])
+        assert "broken" in words(found["4.2.1"])
+        assert found["4.2.1"].status is Status.CRITICAL
+        expect(found["4.2.2"], Status.CRITICAL, "duplicates.registered_twice")
+
+
+def test_the_key_is_seen_behind_a_lock(servers: Servers, db: psycopg.Connection) -> None:
+    with db.transaction():
+        db.execute("LOCK TABLE notification.processed_events IN ACCESS EXCLUSIVE MODE")
+        found = run(servers, "4.2.1", "4.2.2")
+    assert found["4.2.1"].status is Status.OK
+    assert found["4.2.2"].status is Status.UNKNOWN
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_copies_with_and_without_a_registration(servers: Servers, db: psycopg.Connection, registered: bool) -> None:
+    events(db, 4, 100)
+    events(db, 2, 50, status="PENDING")
+    with changed(db, *([DROP] if registered else [])):
+        db.execute(COPIES, {"registered": registered})
+        found = run(servers, "4.2.2", "4.2.3")
+    order = found["4.2.2"]
+    assert (order.headline.key, order.status) == ("duplicates.doubled", Status.CRITICAL), words(order)
+    assert (order.value("duplicates"), order.value("duplicates.extra_not_sent")) == (4, 4)
+    assert [p.name for p in order.proposals] == ["hold_delivery", "resume_delivery"]
+    copies = order.frames["copies"]
+    assert len(copies) == 8
+    assert {"notification_id", "event_id", "status", "created_at", "attempt_count", "locked_by"} <= set(copies.columns)
+    assert not any(str(u) == "user-1" for u in copies["user_id"])
+    assert list(copies["event_id"][::2]) == list(copies["event_id"][1::2])
+    assert duplicates.draw_order(order.frames, make_given(as_of=pd.Timestamp.now("UTC"), window_minutes=60))
+    assert found["4.2.3"].status is Status.CRITICAL
+
+
+def test_a_copy_of_what_is_older_than_the_window(servers: Servers, db: psycopg.Connection) -> None:
+    """processed_events was emptied, and the stream delivered from its start."""
+    events(db, 5, 3 * 3600)
+    db.execute("UPDATE notification.processed_events SET processed_at = now()")
+    db.execute(COPIES, {"registered": False})
+    db.execute("UPDATE notification.notifications SET created_at = (SELECT max(processed_at) FROM"
+               " notification.processed_events) WHERE status = 'PENDING'")  # fmt: skip
+    found = run(servers, "4.2.2", window_minutes=15)["4.2.2"]
+    expect(found, Status.CRITICAL, "duplicates.doubled", values={"duplicates": 5, "duplicates.extra_not_sent": 5})
+    assert found.show == ("again",)
+
+
+@pytest.mark.slow
+def test_registrations_that_nobody_removes_show_in_2_4_and_in_4_2_alike(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    old = "INSERT INTO notification.processed_events VALUES (gen_random_uuid(), now() - interval '{} days')"
+    traffic(db, 60)
+    with bound(broker):
+        for days, status in ((30, Status.OK), (40, Status.WARNING)):
+            db.execute(old.format(days).encode())
+            found = run(servers, *STEPS)
+            scope = run(servers, "2.4")["2.4"]
+            assert (found["4.2.2"].status, scope.status) == (status, status), words(found["4.2.2"])
+            verdict = conclude(found.values(), catalog.load())
+            told = ["FM-DB-02"] if status is Status.WARNING else []
+            assert [m.id for m in verdict.failure_modes if m.score > 0.5] == told
+            assert (verdict.stuck_at, verdict.status) == (None, status)
+    for f in (found["4.2.2"], scope):
+        assert 40 <= float(f.value("processed.oldest") or 0) < 40.1
+        assert "scope.not_cleaned_up" in {n.key for n in f.notes}
+        assert "40" in words(f)
+
+
+def test_late_is_not_doubled(servers: Servers, db: psycopg.Connection) -> None:
+    """A broker that was away: queued an hour after it happened, once each."""
+    events(db, 20, 30)
+    db.execute("UPDATE notification.notifications SET occurred_at = occurred_at - interval '1 hour'")
+    found = run(servers, "4.2.2")["4.2.2"]
+    assert found.status is Status.OK, words(found)
+    db.execute("UPDATE notification.notifications SET occurred_at = occurred_at - interval '31 days'")
+    assert run(servers, "4.2.2")["4.2.2"].headline.key == "duplicates.replayed"
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "status"),
+    [
+        ("DELETE FROM notification.processed_events", "unregistered", Status.CRITICAL),
+        ("DELETE FROM notification.notifications", "registered_only", Status.CRITICAL),
+        (
+            "UPDATE notification.processed_events SET processed_at = processed_at - interval '20 s'",
+            "elsewhere",
+            Status.CRITICAL,
+        ),
+        (
+            "UPDATE notification.processed_events SET processed_at = processed_at - interval '1 microsecond'",
+            "close",
+            Status.WARNING,
+        ),
+    ],
+)
+def test_the_order_is_not_kept(servers: Servers, db: psycopg.Connection, change: str, key: str, status: Status) -> None:
+    events(db, 4, 100)
+    events(db, 1, 100, status="PENDING")
+    db.execute(change)
+    found = run(servers, "4.2.2")["4.2.2"]
+    assert (found.headline.key, found.status) == (f"duplicates.{key}", status), words(found)
+    assert found.value("registered_at_another_instant") == (5 if key in ("elsewhere", "close") else 0)
+
+
+def test_a_past_moment(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 4, 100)
+    past = (pd.Timestamp.now("UTC") - pd.Timedelta(seconds=60)).isoformat()
+    found = run(servers, *STEPS, as_of=past)
+    assert found["4.2.2"].status is Status.OK
+    assert {found[s].reason for s in ("4.2.1", "4.2.3")} == {Reason.NO_DATA}
+
+
+def test_redeliveries_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """A subscriber that refuses its messages during the pause: each comes ten times."""
+    publish_ids(broker, [str(uuid.uuid4()) for _ in range(8)])
+
+    async def refuse() -> None:
+        client = await nats.connect(broker)
+        js = client.jetstream()
+        info = await js.consumer_info(applications.STREAM, applications.CONSUMER)
+
+        async def nak(message: Any) -> None:
+            await asyncio.sleep(0.02)
+            await message.nak()
+
+        await js.subscribe_bind(applications.STREAM, info.config, applications.CONSUMER, cb=nak, manual_ack=True)
+        await asyncio.sleep(3)
+        await client.close()
+
+    def later() -> None:
+        time.sleep(0.7)
+        asyncio.run(refuse())
+
+    thread = threading.Thread(target=later)
+    thread.start()
+    try:
+        found = run(servers, "4.2.3")["4.2.3"]
+    finally:
+        thread.join()
+    expect(found, Status.WARNING, "duplicates.storm")
+    assert 25 < float(found.value("redelivered") or 0) <= 72
+
+
+@pytest.mark.slow
+def test_more_in_the_stream_than_was_published(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    events(db, 12, 20, processed=False, status=None)
+    ids = [str(r[0]) for r in db.execute("SELECT event_id FROM entitlement.outbox_events ORDER BY created_at")]
+    db.execute("UPDATE entitlement.outbox_events SET published_at = now() - interval '1 s'")
+    publish_ids(broker, ids)
+    found = run(servers, "4.2.3")["4.2.3"]
+    assert found.value("stream.more_than_published") == 0, [messages.text(n, "en") for n in found.notes]
+    publish_ids(broker, [None] * 3)
+    found = run(servers, "4.2.3")["4.2.3"]
+    expect(found, Status.OK, values={"stream.more_than_published": 3}, weights={"FM-OB-03": "> 0"})
+
+
+@pytest.mark.slow
+def test_without_the_broker(servers: Servers, db: psycopg.Connection) -> None:
+    down = run(servers, "4.2.3", nats_url="nats://127.0.0.1:9")["4.2.3"]
+    expect(down, Status.UNKNOWN, reason=Reason.UNREACHABLE, weights={"FM-NATS-04": "== 0"})
+    undeclared = run(servers, "4.2.3", without=("nats_url",))["4.2.3"]
+    assert (undeclared.headline.key, undeclared.status) == ("duplicates.unseen", Status.OK)
+    events(db, 4, 30)
+    db.execute(COPIES, {"registered": False})
+    assert run(servers, "4.2.3", nats_url="nats://127.0.0.1:9")["4.2.3"].status is Status.CRITICAL
+
+
+def test_two_workers(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    events(db, 5, 30, status="PROCESSING", by="pod-1", locked=2, over=-28)
+
+    def steal() -> None:
+        time.sleep(1.2)
+        with psycopg.connect(servers.admin_url, autocommit=True) as other:
+            other.execute(
+                "UPDATE notification.notifications SET locked_by = 'pod-2', locked_at = now(),"
+                " lease_until = now() + interval '30 s'"
+            )
+
+    thread = threading.Thread(target=steal)
+    thread.start()
+    try:
+        with bound(broker):
+            found = run(servers, "4.2.3")["4.2.3"]
+    finally:
+        thread.join()
+    assert (found.headline.key, found.status) == ("duplicates.two_hands", Status.CRITICAL), words(found)
+    assert [p.name for p in found.proposals] == ["pods"] and found.next_sections == ("4.3",)
+    assert weight(found, "FM-NOTI-02") > 0.8
+    assert "pod-2" in words(found) and "pod-2" in words(found, "ja")
+
+
+def test_every_text_of_the_section_exists() -> None:
+    """Most headlines are chosen by name, which the test of the catalogue does not see."""
+    named = {k for k in messages.catalogue("en") if k.startswith("duplicates.")}
+    source = "".join(open(duplicates.__file__, encoding="utf-8"))  # noqa: PTH123, SIM115
+    assert {k for k in named if k.removeprefix("duplicates.").removeprefix("also_") not in source} == set()

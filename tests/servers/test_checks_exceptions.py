@@ -1,0 +1,415 @@
+"""5.1.1: logs are read as they are, counted by phrase, and judged with the tables; on frames of every shape."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import steps
+import test_checks_recovery as recovery
+from hypothesis import given
+from hypothesis import strategies as st
+from steps import NOW, ago, expect, make_given, weight, words
+
+from runbook_lib import catalog
+from runbook_lib import settings as target_settings
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import FAILED
+from runbook_lib.context import open_context
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Frames, Reason, Status
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
+from runbook_lib.parameters import validate
+from runbook_lib.settings import Settings
+from runbook_lib.sources import logs
+
+CHECKS = checks()
+
+AT = NOW.to_pydatetime()
+PHRASES = catalog.load().phrases
+RETRY, SENT = "notification retry scheduled id=7 attempt=1", "notification simulated send id=7 eventId=8"
+
+# The lines ------------------------------------------------------------------------------------------------------
+
+JAVA = """\
+2025-01-31T03:00:01.123Z  INFO 1 --- [notification] [main] c.e.n.Worker : notification subscriber started
+2025-01-31T03:00:02.123Z ERROR 1 --- [notification] [scheduling-1] o.s.s.s.TaskUtils : Unexpected error occurred
+org.springframework.dao.DataAccessResourceFailureException: could not connect
+\tat com.example.Worker.run(Worker.java:12)
+Caused by: java.net.ConnectException: Connection refused
+\t... 12 more
+2025-01-31T03:00:03.123+00:00  WARN 1 --- [x] [y] c.e.n.Worker : notification moved to DLQ id=1 eventId=2
+no time of its own""".splitlines()
+
+PYTHON = """\
+{"@timestamp": "2025-01-31T03:00:01.5Z", "severity": "INFO", "logger": "a", "message": "fine"}
+Traceback (most recent call last):
+  File "pod.py", line 1, in main
+    run()
+psycopg.errors.AdminShutdown: terminating connection
+{"@timestamp": "2025-01-31T03:00:02Z", "severity": "ERROR", "message": "failed", "stack_trace": "Traceback (most \
+recent call last):\\n  File x\\nConnectionRefusedError: [Errno 111] Connection refused"}
+{not json""".splitlines()
+
+
+def told(lines: list[str]) -> list[tuple[str, str, str]]:
+    return [(r.level, r.message, r.error) for r in logs.read(lines)]
+
+
+@pytest.mark.parametrize("prefix", ["", "2025-01-31T03:00:09.000000000Z "])
+def test_plain_text_and_its_stack_traces(prefix: str) -> None:
+    """With and without the time that a runner puts before each line."""
+    assert told([prefix + line for line in JAVA]) == [
+        ("INFO", "notification subscriber started", ""),
+        ("ERROR", "Unexpected error occurred", "java.net.ConnectException: Connection refused"),
+        ("WARN", "notification moved to DLQ id=1 eventId=2", ""),
+        ("", "no time of its own", ""),
+    ]
+    times = [r.time for r in logs.read([prefix + line for line in JAVA])]
+    assert times[0] == datetime(2025, 1, 31, 3, 0, 1, 123000, UTC)
+    assert times[3] == (datetime(2025, 1, 31, 3, 0, 9, tzinfo=UTC) if prefix else times[2])
+
+
+def test_json_and_what_stands_between() -> None:
+    assert told(PYTHON) == [
+        ("INFO", "fine", ""),
+        ("ERROR", "Traceback (most recent call last):", "psycopg.errors.AdminShutdown: terminating connection"),
+        ("ERROR", "failed", "ConnectionRefusedError: [Errno 111] Connection refused"),
+        ("", "{not json", ""),
+    ]
+
+
+def test_the_loggers_of_java_and_other_times() -> None:
+    lines = [
+        "SEVERE: errorOccurred, Connection: 5",
+        "2025-01-31 03:00:02,123 WARNING slow",
+        "2025-99-31T03:00:02Z ERROR x",
+    ]
+    assert [(r.level, r.message) for r in logs.read(lines)] == [
+        ("ERROR", "errorOccurred, Connection: 5"),
+        ("WARN", "slow"),
+        ("ERROR", "x"),
+    ]
+
+
+LINES = st.lists(
+    st.one_of(
+        st.text(max_size=80),
+        st.sampled_from(
+            [*JAVA, *PYTHON, "", "\t", "{}", '{"message": null, "@timestamp": 5}', '{"stack_trace": ["x"]}']
+        ),
+        st.dictionaries(st.sampled_from(["@timestamp", "severity", "message", "stack_trace"]), st.text()).map(
+            json.dumps
+        ),
+    ),
+    max_size=12,
+)
+
+
+@given(LINES)
+def test_any_lines_can_be_read(lines: list[str]) -> None:
+    records = list(logs.read(lines))
+    assert len(records) <= len(lines)
+    assert all(r.time is None or r.time.tzinfo for r in records)
+    frames = exceptions.log_frames(lines, PHRASES, datetime(2025, 1, 31, 3, 1, tzinfo=UTC), 15, make_given().number)
+    assert frames["log"]["entries"][0] <= len(records)
+    words(exceptions.judge_exceptions(about() | frames, make_given()))
+    assert logs.lines_since(lines, AT) == [] or logs.lines_since(lines, AT)[-1] == lines[-1]
+
+
+# Counting -------------------------------------------------------------------------------------------------------
+
+
+def line(seconds_ago: float, message: str, level: str = "WARN", stack: str = "") -> str:
+    at = (AT - timedelta(seconds=seconds_ago)).isoformat()
+    return json.dumps(
+        {"@timestamp": at, "severity": level, "message": message, "stack_trace": stack, "user_id": "alice"}
+    )
+
+
+def about(workload: str = "notification", minutes: int = 15) -> Frames:
+    return {"about": row(workload=workload, name=workload, minutes=minutes), **failed()}
+
+
+def failed(**parts: tuple[str, str, str]) -> Frames:
+    rows = [{"part": p, "source": s, "why": w, "detail": d, "code": ""} for p, (s, w, d) in parts.items()]
+    return {FAILED: pd.DataFrame(rows, columns=["part", "source", "why", "detail", "code"])}
+
+
+def log(*lines: str, minutes: float = 15) -> Frames:
+    return exceptions.log_frames(list(lines), PHRASES, AT, minutes, make_given().number)
+
+
+def tables(failing: int = 0, gone: int = 50) -> Frames:
+    """What 6.2 collects: in each ten seconds `gone` left; `failing` tries failed in the last twenty."""
+    flows = recovery.flows(*[(50, gone)] * 60)
+    tried = [
+        {"part": part, "failed": failing, "waiting": failing, "due_again": 0, "most_tries": 1}
+        for part in ("delivery", "publish")
+    ]
+    seen = {"notification_flows": flows, "outbox_flows": flows, "tries": pd.DataFrame(tried)}
+    return recovery.queues() | seen | {"letters": recovery.letters()}
+
+
+HEALTHY = log(
+    *[line(s, text, "INFO") for s in range(890, 0, -2) for text in ("notification event accepted and queued", SENT)],
+    line(1, "duplicate notification event skipped", "INFO"),
+)
+
+FAILING = log(*[line(s, RETRY) for s in range(90)], line(3, "boom", "ERROR"), line(99, "no further reconnect", "ERROR"))
+
+
+def judge(*frames: Frames, workload: str = "notification") -> Finding:
+    together = about(workload)
+    for f in frames:
+        together = together | f
+    found = exceptions.judge_exceptions(together, make_given())
+    words(found)
+    return found
+
+
+def test_phrases_are_counted_and_unknown_errors_clustered() -> None:
+    cause = "a.BException: x\nCaused by: java.net.ConnectException: to {}"
+    frames = log(
+        line(800, "notification retry scheduled id=1 attempt=2"),
+        *[line(s, f"notification retry scheduled id={s} attempt=1") for s in (50, 30, 10)],
+        line(40, "Unexpected error occurred in scheduled task", "ERROR", cause.format("10.0.0.7:5432")),
+        line(20, "Unexpected error occurred in scheduled task", "ERROR", cause.format("10.0.0.8:5432")),
+        *[line(s, f"pool of userId=bob{s} is slow: {s} ms") for s in (5, 4)],
+    )  # fmt: skip
+    phrases = frames["phrases"].set_index("phrase")
+    retried = phrases.loc["notification retry scheduled"]
+    assert (retried["n"], retried["now"], retried["tries_now"], retried["failure_modes"]) == (4, 3, 1, "FM-NOTI-03")
+    assert (retried["first"], retried["since"], retried["last"]) == (ago(800), ago(50), ago(10))
+    assert retried["per_min"] == pytest.approx(4 / (800 / 60), abs=0.01)
+    texts = frames["texts"].set_index("detail")["n"].to_dict()
+    assert texts == {
+        "java.net.ConnectException: to <address>": 2,
+        "pool of userId=<user> is slow: <n> ms": 2,
+    }
+    assert frames["per_minute"]["n"].sum() == 8
+    assert "bob" not in str({k: f.to_csv() for k, f in frames.items()})
+
+
+def test_what_is_older_than_asked_is_not_counted() -> None:
+    frames = log(line(3600, RETRY), line(60, SENT, "INFO"), minutes=15)
+    assert list(frames["phrases"]["phrase"]) == ["notification simulated send"]
+    assert (frames["log"]["lines"][0], frames["log"]["entries"][0]) == (2, 1)
+
+
+def test_texts_are_bounded() -> None:
+    # Words that no pattern folds.
+    odd = [
+        line(5, f"strange {chr(97 + n // 26 // 26)}{chr(97 + n // 26 % 26)}{chr(97 + n % 26)}", "ERROR")
+        for n in range(600)
+    ]
+    texts = log(*odd)["texts"]
+    assert len(texts) == make_given().number("log.texts") + 1 and texts["n"].sum() == 600
+    assert texts["detail"][0] == exceptions.OTHER
+
+
+# Judging --------------------------------------------------------------------------------------------------------
+
+
+def test_a_healthy_process_is_ok() -> None:
+    found = judge(HEALTHY, tables())
+    assert found.status is Status.OK and not any(s.weight for s in found.signals) and found.proposals == ()
+    assert "no error in 15 min" in words(found)
+
+
+def test_failed_tries_are_judged_by_their_share_of_now() -> None:
+    failing = log(*[line(s, RETRY) for s in range(200, 0, -1)], line(3, SENT, "INFO"))
+    found = judge(failing, tables(failing=95, gone=2))
+    assert found.status is Status.CRITICAL
+    assert found.value("log.failed_share") == pytest.approx(100 * 20 / 21)
+    assert "200 failed tries" in words(found) and "since 02:56" in words(found) and "(96 %)" in words(found)
+    assert weight(found, "receiver") > 0.7 and weight(found, "FM-NOTI-03") > 0.7
+    assert "notification retry scheduled" in {s.observation for s in found.signals}
+    assert found.next_sections == ("5.2",) and not found.proposals  # a restart cures no receiver
+    assert any(n.key == "exceptions.no_cure" for n in found.notes)
+
+    over = judge(
+        log(*[line(s, RETRY) for s in range(300, 100, -1)], *[line(s, SENT, "INFO") for s in range(20)]), tables()
+    )
+    assert over.status is Status.OK and "none just now" in words(over)
+    assert weight(over, "FM-NOTI-03") == 0
+    once = judge(log(line(5, RETRY), *[line(s / 10, SENT, "INFO") for s in range(1, 190)]), tables())
+    assert once.status is Status.OK and weight(once, "FM-NOTI-03") == 0
+
+
+@pytest.mark.parametrize(("n", "status"), [(1, Status.WARNING), (29, Status.WARNING), (30, Status.CRITICAL)])
+def test_other_errors_are_judged_by_their_number(n: int, status: Status) -> None:
+    errors = [line(s * 1.5, "Unexpected error occurred in scheduled task", "ERROR") for s in range(n)]
+    found = judge(log(line(880, SENT, "INFO"), *errors, line(5, SENT, "INFO")), tables())
+    assert found.status is status and weight(found, "FM-DB-01") >= make_given().number("phrase.now")
+    broken = [line(s, "Unexpected error occurred in scheduled task", "ERROR", "java.io.IOException: x") for s in (1, 2)]
+    assert "scheduled task: java.io.IOException: x'" in words(judge(log(*broken), tables()))
+    unknown = judge(log(*[line(s * 1.5, "boom", "ERROR") for s in range(n)], line(5, SENT, "INFO")), tables())
+    assert unknown.status is status and "'boom'" in words(unknown)
+    warned = judge(log(*[line(s * 1.5, "boom") for s in range(n)], line(5, SENT, "INFO")), tables())
+    assert warned.status is Status.OK and "texts" in warned.show
+
+
+@pytest.mark.parametrize(
+    ("words_of_the_database", "mode", "against"),
+    [
+        ('new row for relation "notifications" violates check constraint "nobody"', "FM-CFG-01", "FM-DB-04"),
+        ("canceling statement due to statement timeout", "FM-CFG-01", "FM-DB-01"),
+        ("cannot execute UPDATE in a read-only transaction", "FM-DB-04", None),
+        ("permission denied for table notifications", "FM-DB-05", "FM-DB-04"),
+        ('column "title" does not exist', "FM-DB-03", "FM-DB-04"),
+        ("user-7 may not be notified", None, "FM-DB-04"),
+        ('duplicate key value violates unique constraint "processed_events_pkey"', None, None),
+    ],
+)
+def test_the_words_of_the_database_name_what_it_refuses(
+    words_of_the_database: str, mode: str | None, against: str | None
+) -> None:
+    cause = f"a.BException: x\nCaused by: org.postgresql.util.PSQLException: ERROR: {words_of_the_database}"
+    many = [line(s, "Unexpected error occurred in scheduled task", "ERROR", cause) for s in (3, 2, 1)]
+    found = judge(log(*many), tables())
+    assert (weight(found, "database") > 0.5) is (mode is not None or against is not None)
+    assert mode is None or weight(found, mode) > 0.6
+    assert against is None or min(s.weight for s in found.signals if s.about == against) <= -0.4
+    assert f": ERROR: {words_of_the_database.replace('user-7', '<user>')[:60]}" in words(found)
+    assert weight(judge(log(*many[:2]), tables()), "database") == 0, "one or two may be chance"
+
+
+def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
+    gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
+    found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())
+    assert found.status is Status.CRITICAL and weight(found, "FM-NATS-05") == 0.8
+    assert "no further reconnect" in words(found)
+    assert [p.name for p in found.proposals] == ["restart_notification"]
+    since = judge(log(gone, line(500, "notification stream ensured", "INFO"), line(5, SENT, "INFO")), tables())
+    assert since.status is Status.OK and not since.proposals
+
+
+def test_the_relay_is_judged_by_the_tables() -> None:
+    retries = [line(s, "outbox publish retry scheduled eventId=1 attempt=2") for s in range(50)]
+    found = judge(log(*retries), tables(failing=90, gone=1), workload="entitlement")
+    assert found.status is Status.CRITICAL and found.value("log.failed_share") is None
+    assert weight(found, "FM-OB-01") > 0.7 and 0 < weight(found, "relay") < 0.5
+    assert found.next_sections == ()
+
+
+def test_one_part_may_be_missing_and_nothing_is_green_without_any() -> None:
+    unread = failed(log=("workloads", "unreachable", "kubectl is not installed"))
+    found = judge(tables(), unread)
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    assert "kubectl is not installed" in words(found)
+    assert [p.name for p in found.proposals] == ["logs"]
+    assert judge(tables(failing=50), unread).status is Status.CRITICAL
+    away = failed(tries=("postgres", "unreachable", "connection refused"))
+    assert judge(HEALTHY, away).status is Status.OK and weight(judge(HEALTHY, away), "database") == 0
+    assert judge(log(*[line(s, RETRY) for s in range(50)]), away).status is Status.CRITICAL
+    neither = judge(unread, failed(**{"log": ("workloads", "unreachable", "kubectl is not installed"),
+                                      "tries": ("postgres", "timeout", "slow")}))  # fmt: skip
+    assert (neither.status, neither.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    assert judge().reason is Reason.NO_DATA
+    silent = judge(log(), tables())
+    assert silent.status is Status.OK and "no log line" in words(silent)
+    assert judge(log()).status is Status.UNKNOWN
+
+
+def test_prometheus_decides_where_the_tables_do_not() -> None:
+    results = {"results": pd.DataFrame({"result": ["sent", "retry_scheduled", "failed"], "value": [50.0, 40.0, 10.0]})}
+    found = judge(HEALTHY, tables(), results)
+    assert found.status is Status.OK and found.value("prometheus.failed_share") == 50
+    assert judge(HEALTHY, results).status is Status.CRITICAL
+
+
+def test_a_log_that_begins_late_is_said_to() -> None:
+    assert any(n.key == "exceptions.late" for n in judge(log(line(60, SENT, "INFO")), tables()).notes)
+    assert not any(n.key == "exceptions.late" for n in judge(HEALTHY, tables()).notes)
+
+
+def test_the_chart_says_its_numbers_in_words() -> None:
+    failing = about() | log(
+        *[line(s, RETRY) for s in range(300)], *[line(s, f"{w} broke", "ERROR") for w in "abcdef" for s in (5, 70)]
+    )
+    chart = exceptions.draw_errors(failing, make_given())
+    assert chart is not None and chart.alt.params["n"] == 312 and chart.display("ja")
+    assert exceptions.draw_errors(about() | HEALTHY, make_given()) is None
+
+
+# On real servers ------------------------------------------------------------------------------------------------
+
+
+def test_the_past_has_no_log(servers: Servers) -> None:
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
+    expect(steps.run(servers, "5.1.1", as_of=then)["5.1.1"], Status.UNKNOWN, reason=Reason.NO_DATA)
+
+
+# A whole sandbox ------------------------------------------------------------------------------------------------
+
+
+def run(**parameters: Any) -> Finding:
+    asked = {"incident_id": "test", "target": "sandbox", "window_minutes": 15, **parameters}
+    rb = open_context(catalog.load().sections["5.1"], validate(asked), Settings(), catalog.load())
+    found = CHECKS["5.1.1"].run(rb)
+    words(found)
+    assert found.reason is not Reason.ERROR, found.headline
+    for draw in CHECKS["5.1.1"].charts:
+        draw(found.frames, rb.given())
+    return found
+
+
+@pytest.fixture
+def here(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    monkeypatch.setenv("RUNBOOK_SANDBOX_DIR", str(sandbox.directory))
+    return sandbox
+
+
+@pytest.mark.slow
+def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
+    here: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for workload in ("notification", "entitlement"):
+        found = run(workload=workload)
+        assert found.status is Status.OK, words(found)
+    here.fault("receiver_outage")
+    try:
+        here.wait_for("tries to fail", lambda: run().status is Status.CRITICAL)
+        found = run()
+        assert weight(found, "receiver") > 0.7 and weight(found, "FM-NOTI-03") > 0.7
+        assert found.frames["phrases"]["phrase"][0] == "notification retry scheduled"
+        kept = str([f.to_csv() for f in found.frames.values()]) + str(found.queries)
+        assert not [s for s in here.state.addresses.passwords.values() if s in kept]
+        # Without its tool, the tables answer alone.
+        unread = EntitlementWorkloads(runner="kubectl")
+        monkeypatch.setenv("PATH", str(tmp_path))
+        there = target_settings.sandbox_target()
+        assert there is not None
+        facts = there.facts.model_copy(update={"workloads": unread})
+        monkeypatch.setattr(target_settings, "sandbox_target", lambda: there.model_copy(update={"facts": facts}))
+        # How many tries failed within the last seconds is a lower bound there: it may be a warning only.
+        here.wait_for("tries to fail", lambda: run().status in (Status.WARNING, Status.CRITICAL))
+        assert "kubectl is not installed" in words(run())
+    finally:
+        monkeypatch.undo()
+        here.heal()
+
+
+@pytest.mark.slow
+def test_a_restart_in_the_sandbox_is_that_of_a_person(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = validate({"incident_id": "t", "target": "sandbox"})
+    rb = open_context(catalog.load().sections["5.1"], asked, Settings(), catalog.load())
+    before = here.pod("notification")["pod"]
+    variables = rb.workloads.environment("notification")
+    assert variables["POSTGRES_PASSWORD"] == "***"
+    said = rb.workloads.set_environment("notification", {"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"})
+    assert said.splitlines() == ["notification: stopped", "notification: started"]
+    assert "RUNNING" in rb.workloads.wait_ready("notification", 20)
+    here.wait_for("the new pod", lambda: here.pod("notification")["pod"] != before)
+    here.wait_for_flow(90)
+    assert rb.workloads.environment("notification")["NOTIFICATION_DELIVERY_BATCH_SIZE"] == "40"
+    rb.workloads.set_environment("notification", {"NOTIFICATION_DELIVERY_BATCH_SIZE": None})
+    here.wait_for_flow(90)

@@ -1,0 +1,467 @@
+"""Section 6: over is what recent flow says; judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from command import runbook
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from steps import ago, bound, events, expect, make_given, run, statuses, traffic, words
+
+from runbook_lib.analysis import diagnosis
+from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
+from runbook_lib.packs.entitlement.checks import recovery
+from runbook_lib.store import Archive
+from runbook_lib.view.charts import Chart
+
+CHECKS = checks()
+
+STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
+QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}
+
+
+def flows(*per_ten: tuple[int, int]) -> pd.DataFrame:
+    """Came and gone in each ten seconds, newest first."""
+    return pd.DataFrame(
+        [(i, came, gone) for i, (came, gone) in enumerate(per_ten)], columns=["tens_ago", "arrived", "gone"]
+    )
+
+
+STEADY = flows(*[(50, 50)] * 60)
+
+
+def queues(**changes: Any) -> Frames:
+    return {
+        "notifications": pd.DataFrame([QUIET | changes]),
+        "outbox": pd.DataFrame([QUIET]),
+        "notification_flows": STEADY,
+        "outbox_flows": STEADY,
+    }
+
+
+def tries(**delivery: int) -> pd.DataFrame:
+    zero = {"failed": 0, "waiting": 0, "due_again": 0, "most_tries": 1}
+    return pd.DataFrame([{"part": "delivery"} | zero | delivery])
+
+
+def letters(*at: tuple[float, int]) -> pd.DataFrame:
+    """Dead letters: seconds ago, and how many."""
+    return pd.DataFrame(
+        [("delivery", int(s // 10), n, ago(s)) for s, n in at], columns=["kind", "tens_ago", "n", "last"]
+    )
+
+
+def outbox_failed(n: int = 0, last: Any = None, newest: Any = None) -> pd.DataFrame:
+    return pd.DataFrame([{"n": n, "newest": newest, "last_failed": last}])
+
+
+def cohort(n: int, done: int, p95: float | None) -> pd.DataFrame:
+    return pd.DataFrame([{"n": n, "done": done, "p95": p95}])
+
+
+FRAMES: dict[str, Frames] = {
+    "6.1": queues(),
+    "6.2": queues() | {"tries": tries(), "letters": letters()},
+    "6.3": {"letters": letters(), "outbox_failed": outbox_failed()},
+    "6.4": {
+        "publish": cohort(55, 55, 1.0),
+        "accepted": cohort(100, 100, 1.0),
+        "delivery": cohort(100, 100, 1.7),
+        "outbox_before": pd.DataFrame([{"p95": 1.0}]),
+        "delivery_before": pd.DataFrame([{"p95": 1.7}]),
+    },
+}
+
+
+def test_side_effects_that_nobody_looked_for_are_not_ok() -> None:
+    found = recovery.judge_side_effects({}, make_given())
+    expect(found, Status.UNKNOWN)
+
+
+DEEP = {"due": 400, "oldest_due_s": 80.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "seen", "status", "key"),
+    [
+        ({}, STEADY, Status.OK, "queue_empty"),
+        ({"oldest_due_s": 40.0}, flows(*[(0, 0)] * 60), Status.CRITICAL, "queue_still"),
+        (DEEP, flows(*[(50, 200)] * 6, *[(50, 0)] * 24), Status.OK, "queue_draining"),
+        (DEEP, flows(*[(50, 0)] * 6, *[(50, 200)] * 24), Status.CRITICAL, "queue_filling"),
+        (DEEP, flows(*[(5, 5)] * 6, *[(5, 5)] * 24), Status.WARNING, "queue_unclear"),
+        (DEEP | {"due": 100}, flows(*[(10, 14)] * 30), Status.OK, "queue_draining"),
+        (DEEP, flows(*[(10, 14)] * 30), Status.WARNING, "queue_recovering"),  # 17 minutes more
+        (DEEP, flows(*[(10, 11)] * 6, *[(10, 6)] * 24), Status.WARNING, "queue_unclear"),
+    ],
+)
+def test_is_the_backlog_falling(now: dict[str, Any], seen: pd.DataFrame, status: Status, key: str) -> None:
+    found = recovery.judge_backlog(queues(**now) | {"notification_flows": seen}, make_given())
+    assert found.status is status, words(found)
+    assert found.headline.params["a"].key == f"recovery.{key}"
+    words(found)
+
+
+#: Half an hour of a worker that is throttled to 12 rows a minute, after two hours without one; nothing new comes.
+SLOW = queues(due=50_000, oldest_due_s=7200.0) | {"notification_flows": flows(*[(0, 2)] * 90)}
+IDLE = cohort(0, 0, None)
+
+
+def test_a_backlog_that_takes_days_to_empty_is_recovering_and_not_ok() -> None:
+    found = recovery.judge_backlog(SLOW, make_given())
+    said = found.headline.params["a"]
+    assert (found.status, said.key) == (Status.WARNING, "recovery.queue_recovering"), words(found)
+    assert said.params["eta"] == pytest.approx(50_000 / 12)
+    assert found.value("notifications.empty_in") == pytest.approx(50_000 / 12, rel=0.01)
+    assert "empty in about 4,166.7 min" in words(found)
+    assert found.value("notifications.look_again") == 60
+
+
+def test_section_6_as_a_whole_is_not_ok_while_a_large_backlog_drains_slowly() -> None:
+    frames = SLOW | {"tries": tries(), "letters": letters()}
+    idle = {"publish": IDLE, "accepted": IDLE, "delivery": IDLE}
+    found = [
+        replace(recovery.judge_backlog(frames, make_given()), step="6.1"),
+        replace(recovery.judge_errors(frames, make_given()), step="6.2"),
+        replace(recovery.judge_slis(FRAMES["6.4"] | idle, make_given()), step="6.4"),
+    ]
+    verdict = diagnosis.conclude(found, make_given().catalog)
+    assert verdict.status is Status.WARNING and verdict.confidence != "high"
+    assert verdict.look_again_s == 60
+
+
+@pytest.mark.parametrize(
+    ("came", "gone"), [(0, 0), (5, 5), (6, 5), (1, 0), (50, 50), (5000, 5000)], ids=lambda n: str(n)
+)
+def test_what_does_not_drain_has_no_estimate(came: int, gone: int) -> None:
+    seen = SLOW | {"notification_flows": flows(*[(came, gone)] * 30)}
+    found = recovery.judge_backlog(seen, make_given())
+    assert found.status in (Status.WARNING, Status.CRITICAL)
+    assert "does not drain" in words(found) and "empty in" not in words(found)
+    assert found.value("notifications.empty_in") is None
+
+
+@settings(max_examples=examples(100))
+@given(due=st.integers(0, 10**6), oldest=st.floats(0, 1e6), per_ten=st.lists(st.tuples(st.integers(0, 500),
+       st.integers(0, 500)), max_size=40))  # fmt: skip
+def test_ok_means_within_the_objectives_or_soon_empty(due: int, oldest: float, per_ten: list[tuple[int, int]]) -> None:
+    seen = queues(due=due, oldest_due_s=oldest) | {"notification_flows": flows(*per_ten)}
+    found = recovery.judge_backlog(seen, make_given())
+    limits = make_given().limits
+    met = limits["backlog.due"].status(due) is limits["backlog.oldest_due"].status(oldest) is Status.OK
+    small = not due or met
+    soon = limits["drain.empty_in"].status(found.value("notifications.empty_in")) is Status.OK  # type: ignore[arg-type]
+    assert (found.status is Status.OK) == (small or soon)
+    words(found)
+
+
+HEALED = flows(*[(50, 60)], *[(50, 0)] * 29).assign(arrived_now=[20, *[0] * 29], gone_now=[60, *[0] * 29])
+
+
+def recovered(came: int, gone: int, failed: int = 0) -> tuple[Finding, Finding]:
+    """6.1 and 6.2 just after the cure of a minute in which nothing was sent, by the last seconds."""
+    seen = HEALED.assign(gone_now=[gone, *[0] * 29], arrived_now=[came, *[0] * 29])
+    frames = queues(**DEEP) | {"notification_flows": seen, "outbox_flows": STEADY.assign(arrived_now=0, gone_now=0)}
+    frames["outbox_flows"].loc[0, ["arrived_now", "gone_now"]] = (came, came)
+    backlog = replace(recovery.judge_backlog(frames, make_given()), step="6.1")
+    errors = recovery.judge_errors(frames | {"tries": tries(failed=90, failed_now=failed)}, make_given())
+    return backlog, replace(errors, step="6.2")
+
+
+def test_what_recovers_is_neither_critical_nor_green_and_says_when_to_look_again() -> None:
+    backlog, errors = recovered(20, 60)
+    assert backlog.headline.params["a"].key == "recovery.queue_recovering" and backlog.status is Status.WARNING
+    assert errors.headline.params["a"].key == "recovery.errors_recovering" and errors.status is Status.WARNING
+    assert backlog.value("notifications.look_again") == pytest.approx(400 / (40 / 4), abs=1)  # 40 in 4 s leave more
+    frames = FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}
+    late = recovery.judge_slis(frames, make_given(earlier=(backlog, errors)))
+    assert late.status is Status.WARNING and late.headline.params["a"].key == "recovery.sli_recovering"
+    slow = recovery.judge_slis(FRAMES["6.4"] | {"delivery": cohort(100, 100, 40.0)},
+                               make_given(earlier=(backlog, errors)))  # fmt: skip
+    assert slow.status is Status.WARNING and slow.value("delivery.look_again") == 30
+    for found in (backlog, errors, late, slow):
+        assert "look_again" in str(found.values)
+        words(found)
+
+
+@pytest.mark.parametrize(
+    ("came", "gone", "failed"),
+    [(20, 0, 0), (20, 10, 0), (20, 21, 0), (20, 60, 9)],
+    ids=["nothing leaves", "less leaves than comes", "too little to tell", "tries still fail"],
+)
+def test_what_does_not_recover_stays_critical(came: int, gone: int, failed: int) -> None:
+    backlog, errors = recovered(came, gone, failed)
+    assert Status.CRITICAL in (backlog.status, errors.status)
+    late = recovery.judge_slis(
+        FRAMES["6.4"] | {"delivery": cohort(100, 10, 40.0)}, make_given(earlier=(backlog, errors))
+    )
+    assert late.status is Status.CRITICAL
+
+
+def test_a_burst_of_dead_letters_that_ended_just_now_is_recovering() -> None:
+    frames = {"letters": letters((9, 20), (15, 20), (25, 20)), "outbox_failed": outbox_failed()}
+    found = recovery.judge_dead_letters(frames, make_given())
+    expect(found, Status.WARNING, "recovery.letters_recovering", values={"look_again": 6})
+
+
+def test_a_backlog_that_falls_has_an_eta() -> None:
+    seen = flows(*[(50, 100)] * 30)
+    found = recovery.judge_backlog(queues(**DEEP) | {"notification_flows": seen}, make_given())
+    assert found.headline.params["a"].params["eta"] == pytest.approx(400 / 300, rel=0.01)
+
+
+def test_tries_that_fail_now_count_and_old_ones_that_wait_do_not() -> None:
+    base = queues() | {"letters": letters()}
+    failing = recovery.judge_errors(base | {"tries": tries(failed=90, waiting=90)}, make_given())
+    assert failing.status is Status.CRITICAL
+    waiting = recovery.judge_errors(base | {"tries": tries(waiting=80)}, make_given())
+    expect(waiting, Status.OK, values={"delivery.waiting_retry": 80})
+    given_up = recovery.judge_errors(base | {"tries": tries(), "letters": letters((5, 4))}, make_given())
+    assert given_up.status is Status.WARNING
+
+
+def test_tries_of_what_was_given_up_have_to_be_counted() -> None:
+    unread = recovery.judge_errors(queues() | {"tries": tries()}, make_given())
+    assert (unread.status, unread.headline.params["a"].key) == (Status.UNKNOWN, "recovery.errors_uncounted")
+    failing = recovery.judge_errors(queues() | {"tries": tries(failed=90)}, make_given())
+    assert failing.status is Status.CRITICAL, "they could only make it worse"
+    words(unread)
+
+
+@pytest.mark.parametrize("frame", ["tries", "notification_flows", "notifications"])
+def test_a_rate_of_tries_of_which_a_part_was_not_read_is_unknown(frame: str) -> None:
+    frames = FRAMES["6.2"] | {"tries": tries(failed=90)}
+    found = recovery.judge_errors({name: f for name, f in frames.items() if name != frame}, make_given())
+    assert found.status is Status.UNKNOWN, words(found)
+
+
+def test_nothing_succeeds_although_work_is_due() -> None:
+    frames = queues(due=5) | {"notification_flows": flows(), "tries": tries(), "letters": letters()}
+    found = recovery.judge_errors(frames, make_given())
+    assert found.status is Status.WARNING
+    assert found.headline.params["a"].key == "recovery.errors_unknown"
+
+
+@pytest.mark.parametrize(
+    ("came", "status"),
+    [
+        ([], Status.OK),
+        ([(25, 10), (40, 20), (55, 20)], Status.OK),  # a burst that is over
+        ([(5, 1)], Status.WARNING),
+        ([(3, 10), (20, 5), (200, 2)], Status.CRITICAL),
+        ([(50, 1), (110, 1), (170, 1), (230, 1)], Status.WARNING),  # one a minute: 50 s of silence prove nothing
+        ([(200, 1), (260, 1), (320, 1), (380, 1)], Status.OK),
+    ],
+)
+def test_dead_letters_are_over_when_silence_outlasts_their_gaps(came: list[tuple[float, int]], status: Status) -> None:
+    found = recovery.judge_dead_letters({"letters": letters(*came), "outbox_failed": outbox_failed()}, make_given())
+    assert found.status is status, words(found)
+
+
+@pytest.mark.parametrize(
+    ("failed", "status"),
+    [
+        (outbox_failed(3, last=ago(2)), Status.WARNING),
+        (outbox_failed(3, last=ago(40)), Status.OK),
+        (outbox_failed(3, newest=ago(100)), Status.WARNING),  # no commit times: it may have failed just now
+        (outbox_failed(3, newest=ago(900)), Status.OK),
+    ],
+)
+def test_events_that_the_relay_gave_up(failed: pd.DataFrame, status: Status) -> None:
+    found = recovery.judge_dead_letters({"letters": letters(), "outbox_failed": failed}, make_given())
+    expect(found, status, notes={"recovery.outbox_stays"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"delivery": cohort(60, 60, 1.7)}, Status.CRITICAL),  # 40 of 100 never reached the notifications
+        ({"delivery": cohort(100, 80, 1.7)}, Status.WARNING),
+        ({"delivery": cohort(100, 30, 1.7)}, Status.CRITICAL),
+        ({"delivery": cohort(100, 100, 24.0)}, Status.WARNING),
+        ({"publish": cohort(55, 55, 9.0)}, Status.CRITICAL),
+        ({"publish": cohort(55, 55, 9.0), "outbox_before": pd.DataFrame([{"p95": 40.0}])}, Status.WARNING),
+        ({"publish": cohort(0, 0, None), "accepted": cohort(0, 0, None), "delivery": cohort(0, 0, None)}, Status.OK),
+    ],
+)
+def test_the_newest_events_tell(changes: Frames, status: Status) -> None:
+    frames = FRAMES["6.4"] | changes
+    if "delivery" in changes and changes["delivery"]["n"].iloc[0] == 60:
+        frames |= {"delivery": cohort(60, 40, 1.7)}
+    found = recovery.judge_slis(frames, make_given())
+    expect(found, status)
+
+
+def test_duplicates_of_long_ago_are_not_new() -> None:
+    def duplicates(s: float) -> Frames:
+        return {"duplicates": pd.DataFrame([{"event_id": "e", "n": 2, "first": ago(900), "last": ago(s)}])}
+
+    assert recovery.judge_duplicates(duplicates(5), make_given()).status is Status.CRITICAL
+    assert recovery.judge_duplicates(duplicates(500), make_given()).status is Status.WARNING
+
+
+def test_the_chart_shows_three_flows() -> None:
+    chart = recovery.draw_flows(FRAMES["6.1"], make_given())
+    assert isinstance(chart, Chart)
+    assert chart.alt.params["sent"] == 300
+    assert recovery.draw_flows({}, make_given()) is None
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+def test_idle_is_recovered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+
+
+def test_a_past_incident_in_the_window_keeps_nothing_red(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 60)
+    events(db, 200, 300, sent_after=230)  # delivered late, a minute ago
+    events(db, 20, 400, status="FAILED", tries=10, dead=90)
+    events(db, 10, 200, status="PENDING", tries=7, again=40)  # failed long ago, still waiting
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+    assert found["6.2"].value("delivery.waiting_retry") == 10
+    assert found["6.3"].value("dlq.new") == 20
+
+
+def test_a_worker_that_stands_still(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 60, until=29)
+    events(db, 110, 2, status="PENDING")
+    events(db, 15, 20, status="PENDING")
+    with bound(broker):
+        found = run(servers, *STEPS, window_minutes=15)
+    assert found["6.1"].status is Status.CRITICAL
+    assert found["6.4"].status is Status.CRITICAL
+    assert found["6.5"].status is Status.OK
+
+
+def test_a_backlog_that_drains_is_met(servers: Servers, db: psycopg.Connection) -> None:
+    events(db, 60, 100, status="PENDING")
+    for second in range(1, 50):
+        events(db, 5, second, status="PENDING")
+        events(db, 20, 300 + second, sent_after=300)
+    found = run(servers, "6.1", window_minutes=15)["6.1"]
+    assert found.headline.params["a"].key == "recovery.queue_draining", words(found)
+    assert found.status is Status.OK
+
+
+def test_a_receiver_that_still_refuses(servers: Servers, db: psycopg.Connection) -> None:
+    traffic(db, 60, until=20)
+    for tries_, again in ((1, 1.4), (2, 2.8), (3, 5.5)):
+        events(db, 20, 8, status="PENDING", tries=tries_, again=again)
+    events(db, 10, 400, status="FAILED", tries=10, dead=3)
+    found = run(servers, "6.2", "6.3", window_minutes=15)
+    assert found["6.2"].status is Status.CRITICAL, words(found["6.2"])
+    assert found["6.3"].status is Status.CRITICAL, words(found["6.3"])
+
+
+def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 30)
+    events(db, 2, 100, processed=False, status=None)
+    found = run(servers, "6.5", window_minutes=15)["6.5"]
+    expect(found, Status.CRITICAL, sections=("5.3",), values={"lost": 2}, notes={"scope.broker_unbound"})
+    db.execute(
+        "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at, sent_at) SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at, sent_at FROM notification.notifications"
+    )
+    assert run(servers, "6.5", window_minutes=15)["6.5"].value("duplicates") == 140
+
+
+def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False,
+           status=None)  # fmt: skip
+    found = run(servers, "6.3", window_minutes=15)["6.3"]
+    expect(found, Status.WARNING, values={"outbox.failed_total": 2})
+
+
+def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
+    found = run(servers, "6.1", "6.2", as_of=then)
+    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
+
+
+# Waiting for it ----------------------------------------------------------------------------------------------
+
+
+def start(servers: Servers, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "runbook_lib", "run", *arguments, "--incident", "W", "--output", str(output)],
+        env={**os.environ, **servers.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_it_is_waited_for_until_it_is_green(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    with bound(broker):
+        waiting = start(servers, tmp_path, "6", "--wait", "2m", "-p", "window_minutes=15", "--json", "--lang", "ja")
+        assert waiting.stderr is not None
+        told = [waiting.stderr.readline()]
+        db.execute("UPDATE notification.notifications SET status = 'SENT', sent_at = now(), next_retry_at = NULL")
+        out, err = waiting.communicate(timeout=180)
+    said = json.loads(out)
+    assert waiting.returncode == said["exit_code"] == 0, err
+    looks = [e for e in Archive(str(tmp_path), "W").manifest() if e.get("section") == "6"]
+    assert len(looks) >= 2 and looks[0]["status"] != "OK" and looks[-1]["status"] == "OK"  # each look is kept
+    told += err.splitlines()
+    assert len(told) == len(looks) - 1 and all("秒後に再確認します" in line for line in told), err
+
+
+@pytest.mark.slow
+def test_what_does_not_recover_in_time_has_its_own_exit_code(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "1s", "-p", "window_minutes=15")
+    out, err = waiting.communicate(timeout=180)
+    assert waiting.returncode == Status.CRITICAL.value, out + err
+    assert out.count("6.1 ") == 1  # the last look alone is printed
+
+
+@pytest.mark.slow
+def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path) -> None:
+    events(db, 600, 60, status="PENDING")
+    waiting = start(servers, tmp_path, "6", "--wait", "5m", "-p", "window_minutes=15", "--json")
+    assert waiting.stderr is not None
+    first = waiting.stderr.readline()
+    assert "CRITICAL: checking again in" in first, first
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=60)
+    assert (waiting.returncode, out, err.strip()) == (130, "", "runbook: interrupted")
+    assert not Archive(str(tmp_path), "W").partials()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"],
+                  ["6", "--wait", "3m", "--as-of", "2025-01-31T03:00:00Z"]],
+)  # fmt: skip
+def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
+    asked = ("run", *arguments, "--incident", "W", "--output", str(tmp_path))
+    refused = runbook(*asked, env={**os.environ, **servers.env})
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (64, "", 1), refused.stderr
+    assert "3m" in refused.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,455 @@
+"""Section 3: judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pandas as pd
+import psycopg
+import pytest
+from steps import (
+    NOW,
+    ago,
+    bound,
+    events,
+    expect,
+    got_through,
+    make_given,
+    run,
+    statuses,
+    through,
+    traffic,
+    weight,
+    words,
+)
+from web import reply, web
+
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Hop,
+    OutageEnd,
+    Proposal,
+    Reason,
+    Signal,
+    Status,
+    Value,
+    judged,
+    replace,
+    say,
+)
+from runbook_lib.packs.entitlement.checks import response
+from runbook_lib.view import record as records
+from runbook_lib.view.charts import Chart
+
+STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")
+
+
+def per_minute(*newest_first: int, slow: int = 0) -> pd.DataFrame:
+    minutes = [NOW.floor("min") - pd.Timedelta(minutes=i + 1) for i in range(len(newest_first))]
+    return pd.DataFrame({"minute": minutes, "n": newest_first, "slow": slow})
+
+
+def affected(**places: tuple[int, int, float]) -> pd.DataFrame:
+    rows = [(place, *seen) for place, seen in places.items()]
+    total = ("all", sum(r[1] for r in rows), sum(r[2] for r in rows), max((r[3] for r in rows), default=None))
+    return pd.DataFrame([*rows, total], columns=["place", "events", "users", "oldest_s"])
+
+
+def impact(**changes: pd.DataFrame) -> Frames:
+    usual = {
+        "affected": affected(),
+        "outbox": pd.DataFrame([{"due": 0, "failed": 0, "oldest_due_s": 0.0}]),
+        "outbox_age": pd.DataFrame([{"n": 0, "p95": None, "oldest_s": None}]),
+        "publish_delay": pd.DataFrame([{"n": 1500, "p95": 1.0}]),
+        "notifications": pd.DataFrame([{"due": 0, "expired": 0}]),
+        "delivered": pd.DataFrame([{"n": 1500, "p95": 1.7, "longest": 3.0}]),
+        "given_up": pd.DataFrame([{"events": 0, "users": 0}]),
+        "given_up_messages": pd.DataFrame([{"n": 0}]),
+        "sent": per_minute(*[300] * 14),
+        "dead": per_minute(),
+        "published": per_minute(*[300] * 14),
+        "processed": per_minute(*[300] * 14),
+        "created": per_minute(*[300] * 14),
+    }
+    return usual | changes
+
+
+# Judges ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "slo"),
+    [
+        ({"publish_delay": pd.DataFrame([{"n": 9, "p95": 7.0}])}, "ENT-C"),
+        ({"outbox_age": pd.DataFrame([{"n": 9, "p95": 20.0}])}, "ENT-D"),
+        ({"outbox": pd.DataFrame([{"due": 0, "failed": 1, "oldest_due_s": 0.0}])}, "ENT-E"),
+        ({"given_up": pd.DataFrame([{"events": 9, "users": 9}])}, "NOTI-A"),
+        ({"delivered": pd.DataFrame([{"n": 9, "p95": 44.0}])}, "NOTI-B"),
+        ({"affected": affected(broker=(300, 200, 61.0))}, "NOTI-B"),
+        ({"notifications": pd.DataFrame([{"due": 40, "expired": 20}])}, "NOTI-C"),
+        ({"given_up_messages": pd.DataFrame([{"n": 1}])}, "NOTI-D"),
+    ],
+)
+def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
+    frames = impact(**changes)
+    table = response.sli_rows(frames, make_given()).set_index("slo")
+    assert table.loc[slo, "met"] is False
+    found = response.judge_impact(frames, make_given())
+    assert found.status is Status.CRITICAL
+    assert slo in words(found)
+
+
+def test_what_cannot_be_seen_is_a_row_and_does_not_count() -> None:
+    frames = impact()
+    frames["dead"] = per_minute()
+    table = response.sli_rows(frames, make_given()).set_index("slo")
+    assert list(table.index[table["met"].isna()]) == ["ENT-A", "ENT-B"]
+    assert response.judge_impact(frames, make_given()).status is Status.OK
+
+
+def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
+    frames = impact(affected=affected(notification=(70, 60, 21.0), outbox_failed=(1, 1, 9000.0)))
+    begin, how = response.onset(frames, make_given())
+    assert how == "oldest"
+    assert begin is not None
+    assert (NOW - begin).total_seconds() == 21.0
+    begin, how = response.onset(impact(sent=per_minute(*[0] * 4, *[300] * 10)), make_given())
+    assert (how, begin) == ("change", NOW.floor("min") - pd.Timedelta(minutes=4))
+    slow = per_minute(*[0] * 4, *[300] * 10)
+    slow["first_slow"] = pd.Series([ago(100), ago(219)], index=[1, 2])
+    assert response.onset(impact(sent=slow), make_given()) == (ago(219), "slow")
+    burst = impact(dead=per_minute(0, 0, 40, 30, *[0] * 10))
+    assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
+
+
+def test_what_is_over_says_so_and_does_not_alarm() -> None:
+    late = {"delivered": pd.DataFrame([{"n": 1500, "p95": 42.0, "longest": 60.0}])}
+    sent = per_minute(*[300] * 14, slow=200)
+    sent["last_slow"] = pd.Series([ago(75), ago(130)], index=[0, 1])
+    found = response.judge_impact(impact(sent=sent, **late, **got_through(75, 80)), make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "response.impact_over")
+    assert found.headline.params["ago"] == 75
+    assert found.ended and (found.ended.since, found.ended.by.key) == (ago(75), "outage.sent_in_time")
+    words(found)
+    sent["last_slow"] = pd.Series([ago(12)], index=[0])
+    just = response.judge_impact(impact(sent=sent, **late, **got_through(12, 15)), make_given())
+    assert (just.status, just.value("impact.look_again")) == (Status.WARNING, 18.0)
+    assert (just.headline.key, just.ended) == ("response.impact_passed", None)
+    words(just)
+    goes_on = impact(sent=sent, affected=affected(notification=(3, 3, 21.0)), **late)
+    given_up = impact(sent=sent, given_up=pd.DataFrame([{"events": 2, "users": 1}]), **late)
+    slow = {"publish_delay": pd.DataFrame([{"n": 9, "p95": 7.0}])}
+    still = impact(**slow, publish_delay_lately=pd.DataFrame([{"n": 3, "p95": 6.0}]))
+    lately = {"publish_delay_lately": pd.DataFrame([{"n": 3, "p95": 0.6}])}
+    again = response.judge_impact(impact(**slow, **lately, **got_through(published=(50, 55))), make_given())
+    assert again.headline.key == "response.impact_over"
+    assert again.ended and again.ended.by.key == "outage.published"
+    # Without a question that the cost gate refused, nothing is proven and nothing alarms.
+    unproven = response.judge_impact(impact(**slow, **lately), make_given())
+    assert (unproven.status, unproven.headline.key) == (Status.WARNING, "response.impact_passed")
+    for frames in (goes_on, given_up, still):
+        assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
+
+
+LETTERS = {"given_up": pd.DataFrame([{"events": 40, "users": 30}]), "delivered": pd.DataFrame([{"n": 900, "p95": 2.0}])}
+
+
+def test_dead_letters_of_an_outage_that_is_over_are_told_and_do_not_alarm() -> None:
+    left = {**LETTERS, **got_through(52, 60, tried=1)}
+    found = response.judge_impact(impact(**left), make_given())
+    assert (found.status, found.headline.key) == (Status.WARNING, "response.impact_over")
+    assert found.ended and found.ended.by.key == "outage.sent_again"
+    expect(found, sections=("4.4",))
+    # Those of the subscriber are of messages, and nothing that was sent tells of these.
+    messages_too = left | {"given_up_messages": pd.DataFrame([{"n": 2}])}
+    assert response.judge_impact(impact(**messages_too), make_given()).status is Status.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("why", "frames"),
+    [
+        ("the last was just now", got_through(21, tried=1)),
+        ("it has paused for as long before", got_through(52, 60, 130, tried=1)),
+        ("nothing is sent any more", got_through(52, 60, tried=1, flowing=False)),
+        ("nothing is published any more", got_through(52, tried=1) | {"published_steps": through(flowing=False)}),
+        ("some of those that are tried still fail", got_through(*range(52, 60), *range(5), tried=1)),
+        ("nothing is known of what was sent", {"published_steps": through(of="published")}),
+        ("somebody waits", got_through(52, tried=1) | {"affected": affected(notification=(3, 3, 12.0))}),
+    ],
+)
+def test_what_only_pauses_or_is_followed_by_another_fault_is_not_called_over(why: str, frames: Frames) -> None:
+    found = response.judge_impact(impact(**LETTERS, **frames), make_given())
+    assert (found.status, found.ended) == (Status.CRITICAL, None), why
+
+
+def test_two_outages_far_apart_are_no_pause_of_one() -> None:
+    assert response.judge_impact(impact(**LETTERS, **got_through(52, 200, tried=1)), make_given()).ended
+    longer = response.judge_impact(impact(**LETTERS, **got_through(95, 145, tried=1)), make_given())
+    assert longer.ended, "it has been quiet for longer than it had paused"
+    other = response.judge_impact(
+        impact(**LETTERS, **got_through(52, published=(230, 240), tried=1)), make_given()
+    ).ended
+    assert other and other.by.key == "outage.sent_again", "what is over for long does not show that this is"
+
+
+def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
+    """The first are late when it begins, the others when it has ended: nothing was published in between."""
+    steps = got_through(46, published=(46, 50, 115))
+    down = steps["published_steps"]["tens_ago"].between(6, 10)
+    steps["published_steps"] = steps["published_steps"][~down]
+    slow = {"publish_delay": pd.DataFrame([{"n": 9, "p95": 34.0}])}
+    lately = {"publish_delay_lately": pd.DataFrame([{"n": 3, "p95": 0.6}])}
+    found = response.judge_impact(impact(**slow, **lately, **steps), make_given())
+    assert found.ended and found.ended.by.key == "outage.published"
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "published", "status"),
+    [
+        (45, [300] * 14, Status.WARNING),
+        (12, [300] * 14, Status.OK),  # too short for anybody's concern
+        (45, [3] * 14, Status.OK),  # two or three should have come
+        (45, [300, 0] * 7, Status.OK),  # it pauses at times
+        (200, [0, 0, 0, *[300] * 11], Status.WARNING),
+    ],
+)
+def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, published: list[int], status: Status) -> None:
+    last = pd.DataFrame([{"now": NOW, "last_event": ago(silent_s)}])
+    found = response.judge_impact(impact(last_event=last, published=per_minute(*published)), make_given())
+    assert found.status is status
+    broken = [h.name for h in found.hops if h != Hop(h.name, past=h.past)]
+    assert broken == (["producer"] if status is Status.WARNING else [])
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("created", "told", "observed"),
+    [
+        ([300] * 14, "response.no_impact", set()),
+        ([299, 301, 298, *[300] * 11], "response.no_impact", set()),  # a row's two times are in two minutes
+        ([300, 250, *[300] * 12], "response.not_queued", {"consistency.registered_only"}),
+        ([330, *[300] * 13], "response.not_registered", {"consistency.queued_only"}),
+    ],
+)
+def test_events_that_are_registered_without_a_notification_are_no_ok(
+    created: list[int], told: str, observed: set[str]
+) -> None:
+    found = response.judge_impact(impact(created=per_minute(*created)), make_given())
+    assert found.headline.key == told and {s.observation for s in found.signals} == observed
+    assert found.status is (Status.WARNING if observed else Status.OK)
+    assert found.next_sections == (("5.3",) if observed else ())
+    late = impact(created=per_minute(*created), affected=affected(notification=(70, 60, 120.0)))
+    assert (told in {n.key for n in response.judge_impact(late, make_given()).notes}) is bool(observed)
+    cut = per_minute(*created)
+    cut.attrs["capped"] = True
+    assert response.judge_impact(impact(created=cut), make_given()).status is Status.OK
+
+
+def test_a_young_alert_is_looked_at_again_where_nothing_shows_yet() -> None:
+    young = make_given(detected_by="alert", detected_at=ago(8))
+    found = response.judge_impact(impact(), young)
+    expect(found, Status.OK, values={"impact.look_again": 52.0})
+    for frames, told in ((impact(), make_given(detected_at=ago(90))), (impact(), make_given()),
+                         (impact(affected=affected(notification=(3, 3, 21.0))), young)):  # fmt: skip
+        assert response.judge_impact(frames, told).value("impact.look_again") is None
+
+
+def test_the_time_to_detect_is_kept() -> None:
+    frames = impact(affected=affected(notification=(70, 60, 120.0)))
+    found = response.judge_impact(frames, make_given(detected_by="alert", detected_at=ago(30)))
+    expect(found, values={"ttd": 90.0, "detected_by": "alert"}, notes={"response.detected"})
+
+
+def test_burn_rates_take_the_lower_of_both_windows() -> None:
+    late = impact(sent=per_minute(*[300] * 4, slow=280))
+    fast, slow = response.burn_rates(late, make_given()) or (None, None)
+    assert fast is not None
+    assert slow is not None
+    assert fast > 14.4
+    assert response.burn_rates({}, make_given()) is None
+    over = per_minute(*[300] * 300)
+    over.loc[over.index >= 5, "slow"] = 300  # slow before, in time now
+    assert (response.burn_rates(impact(sent=over), make_given()) or (9, 9))[0] < 1
+
+
+def test_the_chart_marks_the_beginning() -> None:
+    frames = impact(affected=affected(notification=(700, 60, 121.0)))
+    chart = response.draw_flows(frames, make_given())
+    assert isinstance(chart, Chart)
+    assert chart.alt.params["began"].startswith("2025-01-31T02:58")
+    assert response.draw_flows({}, make_given()) is None
+
+
+def part(step: str, status: Status = Status.OK, **rest: Any) -> Finding:
+    return replace(judged(say("ui.no_action"), at_least=status, **rest), step=step)
+
+
+def place(stuck_at: str | None, status: Status, *commands: str) -> Finding:
+    proposals = tuple(Proposal("restart_notification", c, "5.1", {"name": "notification"}) for c in commands)
+    return replace(
+        judged(
+            say("response.not_stuck"),
+            [Value("stuck_at", stuck_at)],
+            at_least=status,
+            proposals=proposals,
+            signals=(Signal("FM-NOTI-06", 0.9), Signal("FM-NOTI-03", 0.2)),
+        ),
+        step="3.2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("earlier", "status", "key"),
+    [
+        ((), Status.UNKNOWN, "needs_place"),
+        ((place(None, Status.OK),), Status.OK, "do_nothing"),
+        ((place("delivery_worker", Status.CRITICAL, "kubectl a", "kubectl b"),), Status.WARNING, "do"),
+        ((place("database", Status.CRITICAL),), Status.WARNING, "do_look"),
+        ((place(None, Status.UNKNOWN),), Status.WARNING, "do_look"),
+    ],
+)
+def test_the_smallest_step(earlier: tuple[Finding, ...], status: Status, key: str) -> None:
+    found = response.judge_recovery({}, make_given(earlier=earlier))
+    assert (found.status, found.headline.key) == (status, f"response.{key}")
+    assert len(found.proposals) <= 1
+    words(found)
+
+
+def test_of_an_outage_that_is_over_the_next_step_is_to_confirm_it() -> None:
+    ended = replace(place(None, Status.WARNING), ended=OutageEnd(ago(50), say("outage.published", n=9)))
+    found = response.judge_recovery({}, make_given(earlier=(ended,)))
+    expect(found, Status.OK, "response.do_confirm")
+
+
+def test_the_record_is_ready_to_paste() -> None:
+    begun = response.judge_impact(
+        impact(affected=affected(notification=(70, 60, 120.0))), make_given(detected_by="slo", detected_at=ago(9))
+    )
+    given_ = make_given(earlier=(replace(begun, step="3.1"), place("delivery_worker", Status.CRITICAL, "kubectl a")))
+    kept = response.record_rows(given_)
+    found = response.judge_record({"record": kept}, given_)
+    assert found.status is Status.OK
+    line = dict(zip(kept["what"], kept["value"], strict=True))
+    assert line["stuck_at"] == "delivery_worker"
+    assert line["failure_modes"].startswith("FM-NOTI-06")
+    assert line["events_waiting"] == "70"
+    assert line["ttd_s"] == "111"
+    words(found)
+    assert response.judge_record({"record": response.record_rows(make_given())}, make_given()).reason is Reason.SKIPPED
+    assert response.judge_record({}, make_given()).status is Status.UNKNOWN
+
+
+def test_without_a_part_the_place_is_unknown() -> None:
+    found = response.judge_place({}, make_given())
+    expect(found, Status.UNKNOWN)
+    assert response.judge_criteria({}, make_given()).status is Status.UNKNOWN
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_is_broken_while_all_flows_is_not_called_well(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    """Neither a missing key nor letters apart hold anything up: invariants 1 and 3."""
+    with bound(broker):
+        traffic(db, 60)
+        db.execute("ALTER TABLE notification.processed_events DROP CONSTRAINT processed_events_pkey")
+        keyless = run(servers, "3.2")["3.2"]
+        db.execute("ALTER TABLE notification.processed_events ADD PRIMARY KEY (event_id)")
+        db.execute(
+            "UPDATE notification.notifications SET status = 'FAILED', sent_at = NULL WHERE notification_id ="
+            " (SELECT notification_id FROM notification.notifications WHERE status = 'SENT' LIMIT 1)"
+        )
+        apart = run(servers, "3.2")["3.2"]
+    for found, mode, section in ((keyless, "FM-NOTI-01", "4.2"), (apart, "FM-NOTI-05", "5.3")):
+        expect(found, Status.CRITICAL, "response.flows_but", values={"stuck_at": None})
+        assert weight(found, mode) > 0.5 and section in found.next_sections
+        words(found)
+
+
+def test_idle_and_healthy_are_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        assert set(statuses(run(servers, *STEPS)).values()) == {Status.OK}
+        traffic(db, 180)
+        found = run(servers, *STEPS)
+    assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
+    assert all(isinstance(h, Hop) for h in found["3.2"].hops)
+    assert not found["3.2"].next_sections
+
+
+def test_a_worker_that_stopped(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 120, until=20)
+    for second in range(2, 20):
+        events(db, 5, second, status="PENDING")
+    with bound(broker):
+        found = run(servers, *STEPS, detected_by="user_report", detected_at=pd.Timestamp.now("UTC").isoformat())
+    expect(found["3.1"], Status.CRITICAL, values={"impact.users": 5})
+    place_ = found["3.2"]
+    expect(place_, sections=("4.1", "4.3"), values={"stuck_at": "delivery_worker"}, weights={"FM-NOTI-06": "> 0.5"})
+    assert found["3.3"].proposals[0].command.endswith("rollout restart deploy/notification")
+    assert found["3.4"].status is Status.CRITICAL
+    assert {n.key for n in found["3.4"].notes} == {"response.criterion_met", "response.criterion_unmet"}
+    assert "delivery_worker" in str(found["3.5"].notes[0].params["stuck_at"])
+
+
+def test_the_place_can_be_judged_again_from_its_record(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    for second in range(2, 30):
+        events(db, 5, second, outbox="PENDING", processed=False, status=None)
+    before = run(servers, "3.1", "3.2", nats_url="nats://127.0.0.1:9")["3.2"]
+    stored = json.loads(json.dumps(records.finding(before)))
+    frames = {name: records.frame_from_json(frame) for name, frame in stored["frames"].items()}
+    again = response.judge_place(frames, make_given())
+    assert again.value("stuck_at") is before.value("stuck_at") is None
+    assert again.headline.key == before.headline.key == "response.undecided"
+    assert "outbox relay / JetStream" in words(before) and before.proposals == ()
+    assert again.status is before.status
+    assert "2" in before.next_sections
+
+
+def test_nothing_reachable_leads_to_section_2(servers: Servers) -> None:
+    found = run(servers, *STEPS, database_url="postgresql://a:b@127.0.0.1:9/c", nats_url="nats://127.0.0.1:9")
+    assert found["3.1"].reason is Reason.UNREACHABLE
+    assert "2" in found["3.2"].next_sections
+    assert found["3.2"].status is not Status.OK
+
+
+@pytest.mark.slow
+def test_lost_events_lead_to_consistency(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db, 60)
+    events(db, 4, 100, processed=False, status=None)
+    with bound(broker):
+        found = run(servers, "3.1", "3.2")["3.2"]
+    assert "5.3" in found.next_sections
+
+
+@contextmanager
+def prometheus(success: float) -> Iterator[str]:
+    """Something that answers queries as Prometheus does: all requests, the failed ones, and a quantile."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        query = parse_qs(urlsplit(request.path).query)["query"][0]
+        value = 0.4 if "quantile" in query else 100 - success if "5.." in query else 100.0
+        body = {"status": "success", "data": {"result": [{"metric": {}, "value": [0, str(value)]}]}}
+        reply(request, body=json.dumps(body).encode())
+
+    with web(answer) as url:
+        yield url
+
+
+def test_with_prometheus_the_api_is_judged_too(servers: Servers, db: psycopg.Connection) -> None:
+    with prometheus(success=99.0) as url:
+        found = run(servers, "3.1", prometheus_url=url)["3.1"]
+    table = found.frames["slis"].set_index("slo")
+    assert table.loc["ENT-A", "now"] == 99.0
+    assert found.status is Status.CRITICAL
+    assert "ENT-A" in words(found)
+    assert "ENT-B" not in words(found)

@@ -1,0 +1,242 @@
+"""Section 2: judges on frames of every shape, and the steps on real servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from psycopg import sql as identifiers
+from steps import NOW, ago, bound, events, expect, make_given, run, statuses, weight, words
+
+from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Frames, Reason, Status
+from runbook_lib.packs.entitlement.checks import scope
+from runbook_lib.sources import SourceError
+
+CHECKS = checks()
+
+STEPS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "2.7")
+
+
+def schema(name: str) -> Frames:
+    """A schema as it should be."""
+    unique, other = scope.UNIQUE_INDEXES[name].split(), scope.INDEXES[name].split()
+    return {
+        "tables": pd.DataFrame([{"table_name": t, "column_names": c} for t, c in scope.TABLES[name].items()]),
+        "indexes": pd.DataFrame({"index_name": unique + other, "table_name": "t", "usable": True}),
+        "migrations": pd.DataFrame({"version": ["2", "1"], "success": [True, True]}),
+    }
+
+
+def broker_frames(**changes: Any) -> Frames:
+    stream = {"exists": True, "subjects": "entitlement.events", "duplicate_window_s": 120.0, "messages": 9}
+    consumer = {"exists": True, "bound": True, "push": True, "subject": "entitlement.events", "ack_wait_s": 10.0,
+                "max_deliver": 10, "deliver_policy": "all", "pending": 0, "unacknowledged": 0}  # fmt: skip
+    return {
+        "server": pd.DataFrame([{"version": "2.15.1", "user": "runbook", "clients": 3, "slow_consumers": 0}]),
+        "streams": pd.DataFrame([{"stream": "s", **stream, **{k: v for k, v in changes.items() if k in stream}}]),
+        "consumers": pd.DataFrame(
+            [{"stream": "s", "durable": "d", **consumer, **{k: v for k, v in changes.items() if k in consumer}}]
+        ),
+    }
+
+
+def database_frames(**changes: Any) -> Frames:
+    server = {"role": "runbook", "database": "d", "version": "16.4", "is_replica": False, "superuser": False,
+              "monitor": True, "may_use_reserved": True, "read_only": "on", "track_commit_timestamp": "on"}  # fmt: skip
+    rights = {"table_name": "notification.notifications", "may_read": True, "may_write": False}
+    connections = {"max_connections": 100, "superuser_reserved": 3, "reserved": 2, "used": 10}
+    return {
+        name: pd.DataFrame([frame | {k: v for k, v in changes.items() if k in frame}])
+        for name, frame in (("server", server), ("rights", rights), ("connections", connections))
+    }
+
+
+FRAMES: dict[str, Frames] = {
+    "2.1": schema("entitlement") | {"last": pd.DataFrame([{"now": NOW, "last_event": ago(3)}])},
+    "2.2": {
+        "outbox": pd.DataFrame([{"now": NOW, "due": 2, "oldest_due_s": 0.4, "last_published": ago(1)}]),
+        "holders": pd.DataFrame({"locked_by": ["pod-1"], "n": [3], "since_claim_s": [0.2]}),
+    },
+    "2.3": broker_frames(),
+    "2.4": schema("notification")
+    | {
+        "processed": pd.DataFrame([{"now": NOW, "last_processed": ago(1), "processed_1m": 300}]),
+        "oldest": pd.DataFrame([{"age_d": 30.04}]),
+        "sent": pd.DataFrame([{"now": NOW, "last_sent": ago(1), "sent_1m": 300, "arrived_1m": 300}]),
+        "backlog": pd.DataFrame(
+            [{"due": 1, "expired": 0, "oldest_due_s": 0.4, "oldest_expired_s": None, "waiting_retry": 0}]
+        ),
+        "holders": pd.DataFrame({"locked_by": ["pod-1"], "n": [3], "since_claim_s": [0.2]}),
+    },
+    "2.5": database_frames(),
+    "2.6": {"redis": pd.DataFrame([{"version": "7.2"}])},
+    "2.7": {
+        "clocks": pd.DataFrame(
+            {
+                "clock": ["postgres", "nats"],
+                "against": ["here", "postgres"],
+                "ahead_s": [0.01, 0.02],
+                "error_s": [0.02] * 2,
+            }
+        )
+    },
+}
+
+
+def test_a_missing_column_is_named() -> None:
+    frames = dict(FRAMES["2.1"])
+    frames["tables"] = frames["tables"].assign(
+        column_names=[str(c).replace("lease_until ", "") for c in frames["tables"]["column_names"]]
+    )
+    found = scope.judge_entitlement(frames, make_given())
+    assert found.status is Status.CRITICAL
+    assert "outbox_events.lease_until" in words(found)
+    assert weight(found, "FM-DB-03") > 0.5
+
+
+@pytest.mark.parametrize(
+    ("index", "status"), [("processed_events_pkey", Status.CRITICAL), ("notifications_user_idx", Status.WARNING)]
+)
+def test_an_index_that_is_not_usable(index: str, status: Status) -> None:
+    frames = dict(FRAMES["2.4"])
+    frames["indexes"] = frames["indexes"].assign(usable=frames["indexes"]["index_name"] != index)
+    found = scope.judge_notification(frames, make_given())
+    assert found.status is status
+    assert (weight(found, "FM-NOTI-01") > 0) is (status is Status.CRITICAL)
+
+
+@pytest.mark.parametrize("age_d", [None, 30.04, 45.0])
+def test_registrations_that_nobody_removes(age_d: float | None) -> None:
+    found = scope.judge_notification(FRAMES["2.4"] | {"oldest": pd.DataFrame([{"age_d": age_d}])}, make_given())
+    hoards = age_d == 45.0
+    assert found.status is (Status.WARNING if hoards else Status.OK)
+    assert (weight(found, "FM-DB-02") > 0.5) is hoards
+    assert not weight(found, "delivery_worker") and bool(found.notes) is hoards
+    words(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"exists": False}, Status.CRITICAL),
+        ({"bound": False}, Status.WARNING),
+        ({"ack_wait_s": 30.0}, Status.WARNING),
+        ({"max_deliver": 3}, Status.WARNING),
+        ({"duplicate_window_s": 60.0}, Status.WARNING),
+        ({"subject": "other"}, Status.WARNING),
+    ],
+)
+def test_a_broker_that_is_not_as_expected(changes: dict[str, Any], status: Status) -> None:
+    found = scope.judge_broker(broker_frames(**changes), make_given())
+    expect(found, status)
+
+
+def test_a_role_that_may_write_is_a_note_and_one_that_may_not_read_a_warning() -> None:
+    writer = scope.judge_database(database_frames(may_write=True, superuser=True), make_given())
+    expect(writer, Status.OK, notes={"scope.grants"})
+    blind = scope.judge_database(database_frames(may_read=False, monitor=False), make_given())
+    assert blind.status is Status.WARNING
+    assert {"scope.unreadable", "scope.no_pg_monitor"} <= {n.key for n in blind.notes}
+    words(blind)
+
+
+def test_no_connection_left_is_the_answer() -> None:
+    full = scope.judge_database_error(
+        SourceError("postgres", Reason.UNREACHABLE, "full", "too_many_clients"), make_given()
+    )
+    assert full.status is Status.CRITICAL
+    denied = scope.judge_database_error(SourceError("postgres", Reason.DENIED, "no", "wrong_password"), make_given())
+    assert (denied.status, denied.reason) == (Status.UNKNOWN, Reason.DENIED)
+
+
+@pytest.mark.parametrize(("ahead", "status"), [(0.9, Status.OK), (2.0, Status.WARNING), (-16.0, Status.CRITICAL)])
+def test_clocks_apart(ahead: float, status: Status) -> None:
+    frames = {"clocks": FRAMES["2.7"]["clocks"].assign(ahead_s=[0.0, ahead])}
+    found = scope.judge_clocks(frames, make_given())
+    assert found.status is status
+    assert (weight(found, "FM-CLK-01") > 0) is (abs(ahead) >= 3)
+
+
+def test_an_error_larger_than_the_offset_proves_nothing() -> None:
+    frames = {"clocks": FRAMES["2.7"]["clocks"].assign(ahead_s=[0.0, 8.0], error_s=[0.1, 8.0])}
+    assert scope.judge_clocks(frames, make_given()).status is Status.OK
+
+
+# On real servers ---------------------------------------------------------------------------------------------
+
+
+def test_an_idle_system_is_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        found = run(servers, *STEPS)
+    assert {s: f.status for s, f in found.items() if f.counts} == dict.fromkeys((*STEPS[:5], "2.7"), Status.OK)
+    assert found["2.6"].reason is Reason.NOT_CONFIGURED
+    assert found["2.5"].value("postgres.may_write") == 0
+    assert found["2.3"].notes[0].params["user"] == "runbook"
+
+
+def test_what_is_late_and_unbound(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    events(db, 3, 20, outbox="PENDING", processed=False, status=None)
+    events(db, 60, 40, status="PENDING")
+    found = run(servers, *STEPS)
+    assert statuses(found)["2.2"] is Status.CRITICAL
+    assert found["2.3"].headline.key == "scope.broker_unbound"
+    assert statuses(found)["2.4"] is Status.CRITICAL
+    assert weight(found["2.4"], "delivery_worker") > 0
+
+
+def test_the_applications_own_role_gets_the_grants(servers: Servers, db: psycopg.Connection) -> None:
+    found = run(servers, "2.5", database_url=servers.addresses.app_url)["2.5"]
+    expect(found, Status.OK, values={"postgres.may_write": 10}, notes={"scope.grants"})
+
+
+def test_a_schema_that_lost_a_column_and_an_index(servers: Servers, db: psycopg.Connection) -> None:
+    db.execute("ALTER TABLE notification.notifications RENAME COLUMN lease_until TO lease_end")
+    try:
+        found = run(servers, "2.1", "2.4")
+    finally:
+        db.execute("ALTER TABLE notification.notifications RENAME COLUMN lease_end TO lease_until")
+    assert found["2.1"].status is Status.OK
+    assert found["2.4"].status is not Status.OK
+    assert weight(found["2.4"], "FM-DB-03") > 0.5
+    db.execute("ALTER INDEX entitlement.outbox_pick_idx RENAME TO outbox_other_idx")
+    try:
+        found = run(servers, "2.1")
+    finally:
+        db.execute("ALTER INDEX entitlement.outbox_other_idx RENAME TO outbox_pick_idx")
+    assert found["2.1"].status is Status.WARNING
+
+
+def test_a_role_that_may_read_one_schema_only(servers: Servers, db: psycopg.Connection) -> None:
+    role, password = identifiers.Identifier("half"), servers.addresses.passwords["runbook"]
+    db.execute(identifiers.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, password))
+    db.execute(identifiers.SQL("GRANT USAGE ON SCHEMA entitlement TO {}").format(role))
+    try:
+        url = servers.database_url.replace("//runbook:", "//half:")
+        found = run(servers, "2.5", "2.2", database_url=url)
+    finally:
+        db.execute("DROP OWNED BY half")
+        db.execute("DROP ROLE half")
+    expect(found["2.5"], Status.WARNING, values={"postgres.unreadable": 10})
+    assert (found["2.2"].status, found["2.2"].reason) == (Status.UNKNOWN, Reason.DENIED)
+
+
+def test_a_broker_that_refuses_or_is_not_there(servers: Servers, db: psycopg.Connection) -> None:
+    wrong = run(servers, "2.3", nats_url=servers.nats_url.replace("runbook:", "runbook:x"))["2.3"]
+    assert (wrong.status, wrong.reason) == (Status.UNKNOWN, Reason.DENIED)
+    gone = run(servers, "2.3", nats_url="nats://127.0.0.1:9")["2.3"]
+    expect(gone, Status.UNKNOWN, reason=Reason.UNREACHABLE, sections=("2",), weights={"jetstream": "== 0"})
+
+
+def test_redis_that_is_declared_and_silent(servers: Servers, db: psycopg.Connection) -> None:
+    found = run(servers, "2.6", redis_url="redis://127.0.0.1:9/0")["2.6"]
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+
+
+def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
+    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
+    found = run(servers, "2.1", "2.3", "2.4", as_of=then)
+    assert {f.reason for f in found.values()} == {Reason.NO_DATA}

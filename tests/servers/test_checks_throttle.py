@@ -1,0 +1,328 @@
+"""5.2: what a side may claim, what arrives, and what other settings would do."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from steps import NOW, ago, bound, events, failures, make_given, run, traffic, words
+
+from runbook_lib import catalog, messages
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import throttle
+from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, Side
+
+SLOS = catalog.load().slos
+#: A batch of 50 at 20 ms a row takes a second: 1,500 a minute.
+USUAL = Pace(50.0, 1.0, True, 0.02, 1)
+BOTH = pytest.mark.parametrize("side", [DELIVERY, RELAY], ids=lambda s: s.name)
+
+
+def minutes(per_minute: float, n: int = 30) -> pd.DataFrame:
+    starts = pd.date_range(end=NOW.floor("min"), periods=n, freq="min")
+    return pd.DataFrame({"minute": starts, "n": [int(per_minute)] * (n - 1) + [1]})
+
+
+def frames(
+    side: Side = DELIVERY,
+    *,
+    now: Any = None,
+    asked: Any = None,
+    came: float = 300,
+    gone: float = 300,
+    due: float = 3,
+    waiting: float = 0,
+    replicas: int = 1,
+    outcome: Any = None,
+) -> Frames:
+    """What collect finds of a healthy side; `now` and `asked` are values of its settings, by kind."""
+    default: dict[str, Any] = {"batch_size": 50.0, "poll_interval": 1.0, "enabled": True}
+    unit = {"batch_size": "rows", "poll_interval": "s", "enabled": "flag"}
+    settings = [
+        {
+            "setting": f"{side.name}.{kind}", "variable": kind.upper(), "written": None, "default": value,
+            "now": (default | (now or {}))[kind], "asked": (asked or {}).get(kind), "unit": unit[kind],
+        }
+        for kind, value in default.items()
+    ]  # fmt: skip
+    started = pd.to_datetime([ago(2 * i) for i in range(20)], utc=True)
+    found: Frames = {
+        "settings": pd.DataFrame(settings).astype(object),
+        "workload": row(name="w", replicas=replicas, strategy="Recreate"),
+        "failed": failures(),
+        "look": row(at=NOW),
+        "backlog": row(
+            now=NOW, due=due, expired=0, oldest_due_s=1.0, oldest_expired_s=None, waiting_retry=waiting, leased=0,
+            tried=waiting, arrived_1m=came, published_1m=gone,
+        ),
+        "batches": pd.DataFrame(
+            {"started": started, "n": 10, "exact_s": 0.2, "cycle_s": 2.0, "next_waited_s": 1.0}
+        ),
+        "came": minutes(came),
+        "gone": minutes(gone),
+    }  # fmt: skip
+    if side is DELIVERY:
+        found["activity"] = row(
+            now=NOW, last_claim=ago(1), last_sent=ago(1), last_try=None, sent_1m=gone, arrived_1m=came, workers="p"
+        )
+        found["attempts"] = pd.DataFrame({"attempt_count": [0, 1], "n": [due, waiting], "waiting": [0, waiting]})
+        found["held"] = pd.DataFrame(columns=["now", "notification_id", "locked_by", "locked_at", "lease_until"])
+        found["durable"] = row(ok=True, why_en="-", why_ja="-")
+        found["never_set"] = pd.DataFrame(columns=["variable", "written", "why"])
+    if outcome:
+        found["outcome"] = row(**{"why_en": "W", "why_ja": "W", "effect_en": "E", "effect_ja": "E"} | outcome)
+        holds = outcome.pop("holds", True) if "holds" in outcome else True
+        found["preconditions"] = pd.DataFrame({"precondition": ["p"], "holds": [holds]})
+        found["did"] = row(since=ago(10).isoformat() if outcome["result"] == "done" else None)
+    return found
+
+
+def judge(found: Frames, side: Side = DELIVERY, **given: Any) -> Finding:
+    finding = throttle.judge(found, make_given(**given), side)
+    words(finding)
+    chart = throttle.draw(found, make_given(**given), side)
+    if chart:
+        for lang in messages.LANGUAGES:
+            assert messages.text(chart.alt, lang)
+    return finding
+
+
+def key(finding: Finding) -> str:
+    return finding.headline.key.removeprefix("throttle.")
+
+
+def notes(finding: Finding) -> list[str]:
+    return [n.key.removeprefix("throttle.") for n in finding.notes]
+
+
+# The arithmetic ---------------------------------------------------------------------------------------------
+
+
+def test_the_rate_allowed_is_the_batch_over_pause_and_work() -> None:
+    assert USUAL.cycle_s == pytest.approx(2.0)
+    assert USUAL.allowed == pytest.approx(1500)
+    assert Pace(5.0, 2.0, True, 0.0, 1).allowed == 150
+    assert Pace(50.0, 1.0, True, 0.0, 2).allowed == 6000  # each pod has a relay
+    assert Pace(50.0, 1.0, False, 0.0, 1).allowed == 0
+    assert Pace(None, 1.0, True, 0.0, 1).allowed is None
+
+
+def test_a_backlog_grows_shrinks_and_breaks_its_objectives() -> None:
+    flow, slow = Flow(came=300.0, gone=300.0, due=20.0, oldest_s=5.0, waiting=0.0), Pace(5.0, 2.0, True, 0.0, 1)
+    assert flow.net(slow) == 150
+    assert flow.late_in(slow, SLOS["NOTI-C"]) == pytest.approx(30 / 150)
+    assert flow.late_in(slow, SLOS["NOTI-B"]) == pytest.approx((75 - 20) / 150)  # 75 rows wait for 30 s at 150/min
+    assert flow.empty_in(slow) is None
+    assert flow.empty_in(USUAL) == pytest.approx(20 / 1200)
+    assert flow.late_in(USUAL, SLOS["NOTI-B"]) is None
+
+
+def test_a_pause_as_long_as_the_budget_breaks_it_alone() -> None:
+    flow = Flow(came=1.0, gone=1.0, due=0.0, oldest_s=0.0, waiting=0.0)
+    assert flow.late_in(Pace(50.0, 6.0, True, 0.0, 1), SLOS["ENT-C"]) == 0
+    assert flow.late_in(Pace(50.0, 6.0, True, 0.0, 1), SLOS["ENT-D"]) is None
+
+
+def test_what_is_held_is_late_when_its_oldest_is() -> None:
+    flow = Flow(came=60.0, gone=0.0, due=10.0, oldest_s=12.0, waiting=0.0)
+    assert flow.late_in(Pace(50.0, 1.0, False, 0.0, 1), SLOS["NOTI-B"]) == pytest.approx(18 / 60)
+
+
+# The judge --------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: Side) -> None:
+    finding = judge(frames(side), side)
+    assert (finding.status, key(finding), finding.proposals) == (Status.OK, "room", ())
+    assert finding.value(f"{side.name}.allowed") == 1500
+    assert finding.value("throttle.headroom") == 5
+    assert notes(finding)[:2] == ["keeps_up", "spends"]
+    plan = finding.frames["plan"].set_index("what")
+    assert plan.loc["rate allowed", "proposed"] == 600.0  # 25 rows in 2.5 s
+    assert finding.hops[0].rate_in == 300
+
+
+@BOTH
+def test_a_quiet_system_is_ok(side: Side) -> None:
+    found = frames(side, came=0, gone=0, due=0)
+    for name in ("came", "gone", "batches"):
+        found[name] = found[name].iloc[:0]
+    finding = judge(found, side)
+    assert (finding.status, finding.value("throttle.headroom")) == (Status.OK, None)
+    assert "timed_unknown" in notes(finding)
+
+
+def test_less_allowed_than_arrives_is_a_warning() -> None:
+    finding = judge(frames(came=2000, gone=1500, due=400))
+    assert (finding.status, key(finding)) == (Status.WARNING, "below")
+    assert "grows by 500/min" in words(finding)
+
+
+@BOTH
+def test_a_change_in_force_is_to_be_remembered(side: Side) -> None:
+    finding = judge(frames(side, now={"batch_size": 25.0}), side)
+    assert (finding.status, key(finding)) == (Status.WARNING, "in_force")
+    assert [p.name for p in finding.proposals] == ["undo_settings"]
+    assert finding.frames["plan"].set_index("what").loc["batch size", "proposed"] == 50  # the way back
+
+
+@BOTH
+def test_a_side_that_is_switched_off(side: Side) -> None:
+    finding = judge(frames(side, now={"enabled": False}, gone=0, due=200), side)
+    assert (finding.status, key(finding)) == (Status.WARNING, "held")
+    assert [s.about for s in finding.signals] == [side.hop]
+    assert [p.name for p in finding.proposals][-1] == "undo_settings"
+
+
+def test_values_that_were_asked_for_are_predicted() -> None:
+    asked = {"batch_size": 5, "poll_interval": 2.0}
+    finding = judge(frames(asked=asked, due=10, outcome={"result": "dry", "verified": None}))
+    assert (finding.status, key(finding)) == (Status.OK, "room")
+    grows = next(n for n in finding.notes if n.key == "throttle.grows")
+    assert messages.text(grows, "en").startswith(
+        "With delivery.batch_size 5, delivery.poll_interval 2 (143/min) the backlog grows by 157/min; NOTI-C"
+    )
+    assert [p.name for p in finding.proposals] == ["change_settings"]
+    late = judge(frames(RELAY, asked={"poll_interval": 6.0}), RELAY)
+    assert notes(late)[:2] == ["keeps_up", "spends_all"]
+    shrinks = judge(frames(asked={"batch_size": 100}, came=1000, gone=1000, due=600))
+    assert notes(shrinks)[0] == "shrinks"
+    assert notes(judge(frames(asked=asked, due=200)))[0] == "grows_late"
+
+
+def test_values_that_would_be_refused_are_not_proposed() -> None:
+    finding = judge(frames(asked={"batch_size": 500}, outcome={"result": "dry", "verified": None, "holds": False}))
+    assert (finding.status, key(finding), finding.proposals) == (Status.WARNING, "refused", ())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "headline", "next_sections"),
+    [
+        ({"result": "done", "verified": True}, Status.WARNING, "done", ("6",)),
+        ({"result": "done", "verified": False}, Status.CRITICAL, "not_verified", ("5.1",)),
+        ({"result": "done", "verified": None}, Status.CRITICAL, "not_verified", ("5.1",)),
+        ({"result": "failed", "verified": None}, Status.CRITICAL, "failed", ("5.1",)),
+        ({"result": "refused", "verified": None}, Status.WARNING, "refused", ()),
+    ],
+)
+def test_what_became_of_the_change(outcome: Any, status: Status, headline: str, next_sections: Any) -> None:
+    finding = judge(frames(now={"batch_size": 25.0}, asked={"batch_size": 25}, outcome=outcome))
+    assert (finding.status, key(finding), finding.next_sections) == (status, headline, next_sections)
+    assert "undo" in notes(finding)
+    # What was done a moment ago, and is seen to work, is not what to take back next.
+    assert ("undo_settings" in [p.name for p in finding.proposals]) == (headline != "done")
+    if outcome["result"] == "done":
+        assert "measured" in notes(finding)
+
+
+def test_back_at_the_defaults_after_an_undo_is_ok() -> None:
+    finding = judge(frames(asked={"batch_size": 50}, outcome={"result": "done", "verified": True}))
+    assert (finding.status, key(finding)) == (Status.OK, "done")
+
+
+def test_two_replicas_of_notification_and_of_entitlement() -> None:
+    two = judge(frames(replicas=2))
+    assert (two.status, "two_replicas" in notes(two)) == (Status.WARNING, True)
+    relays = judge(frames(RELAY, replicas=2), RELAY)
+    assert (relays.status, relays.value("relay.allowed")) == (Status.OK, 3000)
+    assert "relays" in notes(relays)
+
+
+def test_what_would_break_the_next_start() -> None:
+    found = frames() | {"durable": row(ok=False, why_en="ack wait", why_ja="ack wait")}
+    finding = judge(found)
+    assert (finding.status, "would_not_start" in notes(finding)) == (Status.WARNING, True)
+    found = frames() | {"never_set": pd.DataFrame({"variable": ["X"], "written": ["1"], "why": ["no"]})}
+    assert "never_set" in notes(judge(found))
+    assert judge(found).status is Status.OK  # set, and equal to what is asked for: left alone
+    unread = judge(frames(now={"poll_interval": None}))
+    assert (unread.status, "not_understood" in notes(unread)) == (Status.WARNING, True)
+
+
+@BOTH
+def test_without_the_tool_nothing_is_guessed(side: Side) -> None:
+    found = frames(side, now={"batch_size": None, "poll_interval": None, "enabled": None})
+    del found["workload"]
+    found["failed"] = failures(("workload", "workloads", "unreachable", "kubectl is not installed", "not_installed"))
+    finding = judge(found, side)
+    assert (finding.status, finding.reason, key(finding)) == (Status.UNKNOWN, Reason.UNREACHABLE, "settings_unseen")
+    assert finding.value(f"{side.name}.allowed") is None
+    assert notes(finding)[:2] == ["no_tool", "as_observed"]
+
+
+def test_a_receiver_in_trouble_calls_for_less() -> None:
+    finding = judge(frames(due=40, waiting=60))
+    assert [p.name for p in finding.proposals] == ["throttle_delivery", "hold_delivery"]
+    assert "retries" in notes(finding)
+    relay = judge(frames(RELAY, waiting=60), RELAY)
+    assert [p.name for p in relay.proposals] == ["throttle_relay"]
+
+
+def test_the_time_of_a_row_is_estimated_where_commits_are_not_tracked() -> None:
+    found = frames()
+    found["batches"] = found["batches"].assign(exact_s=None, n=50, cycle_s=1.5)
+    finding = judge(found)
+    assert "timed_estimated" in notes(finding)
+    assert finding.value("delivery.allowed") == 2000  # 50 rows in 1.5 s
+
+
+@BOTH
+def test_counts_that_were_refused_leave_the_last_minute(side: Side) -> None:
+    found = frames(side)
+    del found["came"], found["gone"]
+    finding = judge(found, side)
+    assert finding.value(f"{side.name}.arriving") == 300
+    assert "last_minute_only" in notes(finding)
+
+
+# On real servers --------------------------------------------------------------------------------------------
+
+STEPS = ("5.2.1", "5.2.2")
+
+
+def test_idle(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        found = run(servers, *STEPS)
+    for step in STEPS:  # no tool that runs the workloads is at hand here
+        assert (found[step].status, key(found[step])) == (Status.UNKNOWN, "settings_unseen")
+        assert "no_tool" in notes(found[step])
+
+
+def test_healthy_and_then_behind(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    traffic(db)
+    for step, seen in run(servers, *STEPS).items():
+        side = {"5.2.1": "delivery", "5.2.2": "relay"}[step]
+        assert seen.status is Status.UNKNOWN
+        arriving = seen.value(f"{side}.arriving")
+        assert isinstance(arriving, float)
+        assert 200 <= arriving <= 310  # five a second, of which the first minute may be cut
+        assert not seen.proposals
+    events(db, 90, 20, outbox="PENDING", processed=False, status=None)
+    events(db, 90, 20, status="PENDING")
+    found = run(servers, *STEPS)
+    assert found["5.2.1"].value("delivery.backlog") == 90
+    assert found["5.2.2"].value("relay.backlog") == 90
+
+
+def test_the_past_is_not_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    found = run(servers, *STEPS, as_of="2025-01-01T00:00:00Z")
+    assert {f.status for f in found.values()} == {Status.UNKNOWN}
+
+
+def test_every_text_exists() -> None:
+    known = messages.catalogue("en")
+    for name in ("undo_settings", "change_settings", "throttle_delivery", "throttle_relay", "hold_delivery"):
+        for part in ("title", "preconditions", "effect", "risk", "undo", "verify"):
+            assert f"proposal.{name}.{part}" in known
+            assert messages.text(say(f"proposal.{name}.{part}", name="n", settings="s"), "ja")
+
+
+def test_the_checks_are_of_both_steps() -> None:
+    assert [c.step for c in throttle.CHECKS] == [*STEPS]
+    assert all(isinstance(c.judge, partial) for c in throttle.CHECKS)

@@ -1,0 +1,247 @@
+"""Comparisons of two runs, and of one run with the usual values: `rb.compare`, `runbook diff`, `baseline`, `watch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from command import runbook
+from hypothesis import given
+from hypothesis import strategies as st
+from sample import ROOT
+from schemas import valid
+from steps import events, traffic
+
+from runbook_lib.analysis import snapshots
+from runbook_lib.analysis.snapshots import RunSnapshot, difference
+from runbook_lib.archive import baseline, compare
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import (
+    Finding,
+    Hop,
+    RankedMode,
+    Reason,
+    Status,
+    Threshold,
+    Value,
+    Verdict,
+    judged,
+    replace,
+    say,
+    unknown,
+)
+from runbook_lib.store import MANIFEST, Archive
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record
+
+LIMIT = Threshold("queue.oldest", "s", 10, 60)
+
+
+def finding(step: str = "4.1.1", **values: Any) -> Finding:
+    seen = [Value(n, v, "s", LIMIT) if n == "oldest" else Value(n, v, "rows") for n, v in values.items()]
+    return replace(judged(say("compare.same"), seen), step=step)
+
+
+def look(*findings: Finding, **verdict: Any) -> RunSnapshot:
+    status = max((f.status for f in findings), key=lambda s: s.rank)
+    return snapshots.take_snapshot(
+        "a look", findings, Verdict(status, verdict.pop("stuck_at", None), "high", **verdict)
+    )
+
+
+def said(before: RunSnapshot, after: RunSnapshot) -> list[tuple[str, str, str]]:
+    return [(c.kind, c.where, c.name) for c in difference(before, after)]
+
+
+def test_what_appears_what_goes_and_what_moves() -> None:
+    strip = {w: (Hop("relay", waiting=w, rate_out=100),) for w in (0, 300)}
+    before = look(finding(due=3, oldest=2.0), failure_modes=(RankedMode("FM-OB-02", 0.7),), hops=strip[0])
+    after = look(
+        finding(due=300, oldest=61.0),
+        unknown("4.1.2", Reason.TIMEOUT, say("compare.same")),
+        failure_modes=(RankedMode("FM-OB-01", 0.9), RankedMode("FM-OB-03", 0.0)),
+        stuck_at="relay",
+        hops=strip[300],
+    )
+    assert set(said(before, after)) == {
+        ("verdict", "", ""),
+        ("mode", "FM-OB-01", ""),
+        ("mode", "FM-OB-02", ""),
+        ("step", "4.1.1", ""),
+        ("value", "4.1.1", "due"),
+        ("value", "4.1.1", "oldest"),
+        ("hop", "relay", "waiting"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "moved"), [(100, 130, False), (100, 190, True), (0, 4, False), (0, 25, True)]
+)
+def test_what_chance_explains_has_not_moved(before: int, after: int, moved: bool) -> None:
+    assert bool(said(look(finding(due=before)), look(finding(due=after)))) is moved
+
+
+def test_a_number_beyond_its_limit_has_moved_however_near() -> None:
+    assert ("value", "4.1.1", "oldest") in said(look(finding(oldest=9.9)), look(finding(oldest=10.1)))
+
+
+def test_that_one_looks_back_further_is_said_first() -> None:
+    before, after = (replace(look(finding(due=n)), window_minutes=w) for n, w in ((400, 15), (100, 60)))
+    changes = difference(before, after)
+    assert (changes[0].name, changes[0].before, changes[0].after) == ("window_minutes", 15, 60)
+
+
+def test_what_was_not_seen_before_has_not_changed() -> None:
+    silent = unknown("4.1.1", Reason.NO_DATA, say("compare.same"))
+    before, after = look(silent), look(finding(due=900))
+    assert [c.kind for c in difference(before, after)] == ["verdict"]
+    assert [c.kind for c in difference(before, after, same_evidence=True)] == ["verdict", "step"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1e6)), max_size=6), st.floats(0, 1e4))
+def test_a_look_does_not_differ_from_itself_nor_from_what_is_usual(
+    values: list[tuple[str, float]], spread: float
+) -> None:
+    seen = look(finding(**dict[str, Any](values)))
+    assert difference(seen, seen) == difference(seen, seen, same_evidence=True) == ()
+    usual = RunSnapshot("", say("compare.usual"), {key: replace(n, spread=spread) for key, n in seen.numbers.items()})
+    assert difference(usual, seen) == ()
+
+
+# On real servers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A system on which a little flows, by its environment."""
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    traffic(db)
+    return {**os.environ, **servers.env}
+
+
+@pytest.mark.slow
+def test_now_against_then_and_against_what_is_usual(
+    target: dict[str, str], db: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
+    healthy = compare.run_section("4.1")
+    with pytest.raises(UsageError, match=r"record one with runbook baseline 4\.1 --target default"):
+        healthy.compare("healthy")
+    for name in ("x", "20261126"):
+        with pytest.raises(UsageError, match=f"no run '{name}'"):
+            healthy.compare(name)
+    for _ in range(5):
+        compare.keep(healthy, str(tmp_path))
+    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    now = compare.run_section("4.1")
+    found = now.compare("healthy")
+    assert "this hour of the week (5 healthy samples)" in found.lines()[0]
+    assert "outbox.due" in {c.name for c in found.changes if c.where == "4.1.3"}
+    assert any("400 rows" in line for line in found.lines())
+    valid([json.loads(json.dumps(found.record()))], "diff")
+    assert "400 rows" in found._repr_mimebundle_()["text/html"]
+    # What waited then is not kept; what was published is.
+    assert {c.name for c in now.compare("90s ago").changes if c.where == "4.1.3"} >= {"outbox.published"}
+    assert [c for c in healthy.compare("healthy").changes if c.where == "4.1.3"] == []
+
+
+@pytest.mark.slow
+def test_what_is_too_old_is_no_longer_usual(target: dict[str, str], tmp_path: Path) -> None:
+    rb = compare.run_section("4.1")
+    kept = baseline.archive(str(tmp_path), "default")
+    kept.prepare()
+    old = {"at": "2020-01-01T00:00:00Z", "section": "4.1", "numbers": [["4.1.1", "backlog.due", 7]]}
+    kept.write(baseline.USUAL, json.dumps(old).encode() + b"\n")
+    compare.keep(rb, str(tmp_path))
+    (line,) = kept.lines(baseline.USUAL)
+    assert pd.Timestamp(line["at"]) == rb.context.as_of and len(line["numbers"]) > 20
+
+
+@pytest.mark.slow
+def test_only_what_is_healthy_is_kept(target: dict[str, str], db: psycopg.Connection, tmp_path: Path) -> None:
+    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    done = runbook("baseline", "4.1", "--output", str(tmp_path), env=target)
+    assert (done.returncode, done.stderr) == (Status.CRITICAL.value, "")
+    assert "is CRITICAL: not added to the baseline" in done.stdout
+    assert not baseline.archive(str(tmp_path), "default").lines(baseline.USUAL)
+
+
+@pytest.mark.slow
+def test_watch_shows_look_after_look_until_it_is_interrupted(target: dict[str, str], db: psycopg.Connection) -> None:
+    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    time.sleep(6)  # what the fixture has published is as new as this test, and whoever published within 5 s is at work
+    command = [sys.executable, "-m", "runbook_lib", "watch", "--every", "2"]
+    process = subprocess.Popen(command, env=target, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    shown = ""
+    while "compared with" not in shown:  # the second sample says what it is compared with
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        shown += line
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (Status.CRITICAL.value, "")
+    assert shown.count("Stuck at outbox relay") == 2
+
+
+# Dossiers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """The sample dossier, twice."""
+    for name in ("sample", "other"):
+        shutil.copytree(ROOT / "outputs" / "sample", tmp_path / name)
+    return tmp_path
+
+
+def test_two_runs_of_dossiers(output: Path) -> None:
+    name = next(e["name"] for e in Archive(str(output), "sample").manifest() if e["section"] == "4.1")
+    where = ("--output", str(output), "--page", str(output / "page.html"))
+    same = runbook("diff", "sample", name[:20], f"other/{name}", *where, env=os.environ)
+    assert same.returncode == 0 and "No difference beyond chance" in same.stdout
+    assert "No difference" in (output / "page.html").read_text()
+    first, *_, last = (e["name"] for e in Archive(str(output), "sample").manifest() if e.get("section"))
+    done = runbook("diff", "sample", first, last, "--json", *where[:2], env=os.environ)
+    (document,) = valid(json.loads(done.stdout), "diff")
+    assert document["changes"] == [] and first in document["title"]
+
+
+def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path) -> None:
+    archive = Archive(str(output), "sample")
+    entry = next(e for e in archive.manifest() if e["section"] == "4.1")
+    notebook = json.loads(archive.read(f"{entry['name']}.ipynb"))
+    for cell in notebook["cells"]:
+        shown = cell.get("outputs", [])
+        cell["outputs"] = [o for o in shown if record.VERDICT_MIME not in o.get("data", {})]
+    archive.write("died.ipynb", json.dumps(notebook).encode())
+    archive.write(MANIFEST, b"".join(json.dumps(e).encode() + b"\n" for e in [entry, entry | {"name": "died"}]))
+    done = runbook("diff", "sample", "--output", str(output), env=os.environ)
+    assert done.returncode == 0 and "No difference beyond chance" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["sample"], "has no section with two runs"),
+        (["sample", "2026"], "name two runs"),
+        (["sample", "2026", "2026"], "3 runs '2026'"),
+        (["sample", "nothing", "nothing"], "no run 'nothing'"),
+        (["nobody"], "no incident 'nobody'"),
+    ],
+)
+def test_what_can_not_be_compared_is_one_line(output: Path, arguments: list[str], problem: str) -> None:
+    done = runbook("diff", *arguments, "--output", str(output), env=os.environ)
+    assert done.returncode == 64 and problem in done.stderr
+    assert len(done.stderr.splitlines()) == 1

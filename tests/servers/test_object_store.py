@@ -1,0 +1,354 @@
+"""An object store as archive: all that works in a folder, more machines than one, and a store that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import command
+import fsspec
+import psutil
+import pytest
+import requests
+from store import BUCKET, Store
+
+from runbook_lib.governance import keeping
+from runbook_lib.settings import Settings
+from runbook_lib.store import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
+
+pytestmark = pytest.mark.slow
+
+TARGETS = """
+[targets.shut]
+database_url = "postgresql://runbook@127.0.0.1:9/miniserversystem"
+nats_url = "nats://127.0.0.1:9"
+[targets.silent]
+database_url = "postgresql://runbook@127.0.0.1:{port}/miniserversystem"
+"""
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with Store() as running:
+        yield running
+
+
+@pytest.fixture
+def place(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A prefix of its own in the bucket, and a working folder with two targets that have no server."""
+    for name, value in store.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    return f"s3://{BUCKET}/{tmp_path.name}"
+
+
+@pytest.fixture(autouse=True)
+def targets(tmp_path: Path) -> Iterator[None]:
+    with socket.socket() as silent:  # takes connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        (tmp_path / "runbook.toml").write_text(TARGETS.format(port=silent.getsockname()[1]))
+        yield
+
+
+def runbook(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return command.runbook(*arguments, env=os.environ | env)
+
+
+def python(code: str, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    """Another machine, as far as the archive can tell: its locks are in a folder of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], env=os.environ | env, stdout=subprocess.PIPE, text=True
+    )
+
+
+def machines(count: int, code: str, tmp_path: Path, *arguments: str) -> list[str]:
+    folders = [tmp_path / f"machine-{n}" for n in range(count)]
+    for folder in folders:
+        folder.mkdir()
+    started = [python(code, *arguments, TMPDIR=str(f)) for f in folders]
+    said = [p.communicate(timeout=60)[0].strip() for p in started]
+    assert [p.returncode for p in started] == [0] * count
+    return said
+
+
+# What works in a folder -------------------------------------------------------------------------------------
+
+
+def test_everything_works_as_in_a_folder(place: str) -> None:
+    where = ("--output", place)
+    said = json.loads(runbook("triage", "--target", "shut", "--incident", "I", "--json", *where).stdout)
+    assert [r["section"] for r in said["runs"]] == ["3", "2", "4.5"]
+    assert all(r["artifact"]["html"].startswith(f"{place}/I/") and not r["problem"] for r in said["runs"])
+    assert runbook("note", "I", "called them", *where).returncode == 0
+    assert "DRY RUN" in runbook("act", "restart", "notification", "--target", "shut", "--incident", "I", *where).stdout
+    drafted = runbook("postmortem", "I", "--deadline", "90", *where).stdout
+    assert f"{place}/I/postmortem.md" in drafted
+    assert "measures" in runbook("postmortem", "I", "--check", *where).stderr
+    assert runbook("dossier", "I", *where).stdout.strip() == f"{place}/I/index.html"
+    verified = runbook("verify", "I", "--checkpoint", drafted.splitlines()[-1], *where)
+    assert verified.returncode == 0 and "7 sealed entries" in verified.stdout, verified.stderr
+    page = Archive(place, "I").read("index.html").decode()
+    assert "called them" in page and all(r["artifact"]["html"].rpartition("/")[2] in page for r in said["runs"])
+    assert Archive(place, "I").partials() == []
+
+
+def test_a_person_is_forgotten_and_an_incident_removed(place: str) -> None:
+    archive, beside = Archive(place, "I"), Archive(place, "I-2")
+    for each in (archive, beside):
+        each.prepare()
+        each.append({"name": "a"}, {"a.txt": b"a", "evidence/a.json": b"{}"})
+    salts = archive.salts()
+    archive.prepare()
+    assert archive.salts() == salts
+    archive.forget("somebody")
+    assert len(archive.salts()) == len(salts) and archive.salts() != salts
+    assert keeping.find_trace(archive, "somebody", Settings()).salted
+    with archive.locked():
+        archive.remove()
+    assert archive.files() == [] and beside.read("a.txt") == b"a"
+
+
+def test_nothing_is_read_from_an_old_listing(place: str, store: Store) -> None:
+    archive = Archive(place, "I")
+    archive.prepare()
+    assert archive.names() == ["evidence"]
+    # By another way than this process's own filesystem.
+    requests.put(f"{store.url}/{place.removeprefix('s3://')}/I/a.partial.ipynb", data=b"x", timeout=5)
+    assert archive.partials() == ["a.partial.ipynb"]
+
+
+def test_a_run_that_died_is_listed_with_what_it_saw(place: str) -> None:
+    command = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--target", "silent", "--incident", "K"]
+    archive = Archive(place, "K")
+    with subprocess.Popen(
+        [*command, "--output", place, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_for(lambda: archive.partials(), process)
+            runner = wait_for(lambda: _runner(process.pid), process)
+            time.sleep(1)  # into its first questions
+            runner.kill()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert "the runner was killed" in err
+    (partial,) = archive.partials()
+    assert json.loads(out)["runs"][0]["artifact"]["ipynb"] == f"{archive.place}/{partial}"
+    assert "open_section" in archive.read(partial).decode()
+    assert partial in archive.read("index.html").decode()
+
+
+def wait_for(look: Any, process: subprocess.Popen[str], seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.05)
+    return found
+
+
+def _runner(pid: int) -> psutil.Process | None:
+    """The process that has forked a kernel, which has nothing below it."""
+    try:
+        tree = psutil.Process(pid).children(recursive=True)
+        forked = [p for p in tree if p.ppid() != pid]
+        return next((p for p in forked if (own := p.children()) and not any(c.children() for c in own)), None)
+    except psutil.Error:
+        return None
+
+
+# More machines than one -------------------------------------------------------------------------------------
+
+
+MACHINE = """
+import os, sys
+from runbook_lib.store import NOTES, Archive
+archive = Archive(sys.argv[1], "I")
+for n in range(5):
+    archive.add_line(NOTES, {"text": f"{os.getpid()}: {n}"})
+own = f"{os.getpid()}-OK"
+before = archive.append({"job": "j", "section": "3", "name": own}, {f"{own}.ipynb": b"x"})
+stem = archive.reserve("20260101T000000Z-3")
+archive.write(f"{stem}-OK.html", stem.encode())
+archive.release(stem)
+print(before["name"] if before else own, stem)
+"""
+
+
+def test_machines_that_write_at_once(place: str, tmp_path: Path) -> None:
+    """No line is lost, a job leaves one artifact whoever is first, and runs of one second have each a name."""
+    count = 3
+    said = [line.split() for line in machines(count, MACHINE, tmp_path, place)]
+    archive = Archive(place, "I")
+    assert len(archive.lines(NOTES)) == 5 * count
+    (name,) = {name for name, _ in said}
+    assert [e["name"] for e in archive.manifest()] == [name]
+    assert [n for n in archive.names() if n.endswith(".ipynb")] == [f"{name}.ipynb"]
+    assert archive.problems() == []
+    stems = [stem for _, stem in said]
+    assert all(archive.read(f"{stem}-OK.html").decode() == stem for stem in stems)
+
+
+ACTS = """
+import os, sys
+from dataclasses import replace
+from runbook_lib.governance import ledger
+from runbook_lib.model.finding import say
+from runbook_lib.session import quiet_session
+rb = quiet_session("5.1", target="shut", incident_id="I").context
+rb = replace(rb, target=rb.target.model_copy(update={"ledger": sys.argv[1]}))
+for n in range(3):
+    entry = {"id": f"{os.getpid()}-{n}", "time": "2026-01-01T00:00:00Z", "result": "begun", "job": f"request:I:{n}"}
+    used = lambda log: say("action.approval.used", by="sato") if entry["job"] in set(log["job"]) else None
+    began = ledger.begin(rb, entry, used) is None
+    print(int(began))
+    if began:
+        ledger.end(rb, entry | {"result": "done"})
+"""
+
+
+def test_of_machines_that_act_at_once_one_uses_an_approval(place: str, tmp_path: Path) -> None:
+    """By a ledger in the store, whose conditional writes show the second what the first has entered."""
+    begun = [[int(n) for n in said.split()] for said in machines(4, ACTS, tmp_path, place)]
+    assert [sum(by) for by in zip(*begun, strict=True)] == [1, 1, 1]
+    kept = Archive(place, "shut")
+    jobs = [e["job"] for e in kept.lines(ACTION_LOG) if e["result"] == "begun"]
+    assert sorted(jobs) == ["request:I:0", "request:I:1", "request:I:2"] and kept.problems() == []
+
+
+# A store that fails -----------------------------------------------------------------------------------------
+
+
+def _one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.stdout == "" and done.stderr.count("\n") == 1 and done.stderr.startswith("runbook: "), done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(("run", "3", "--target", "shut", "--incident", "I"), 64), (("note", "I", "x"), 64), (("verify", "I"), 69)],
+)
+def test_a_store_that_is_down_is_one_line(place: str, arguments: tuple[str, ...], code: int) -> None:
+    began = time.monotonic()
+    done = runbook(*arguments, "--output", place, AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert "Could not connect" in _one_line(done) and place in done.stderr
+    assert done.returncode == code
+    assert time.monotonic() - began < 40
+
+
+def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> None:
+    done = runbook("run", "3", "--target", "shut", "--output", "s3://incidnets")
+    assert "bucket does not exist" in _one_line(done) and done.returncode == 64
+    assert requests.get(f"{store.url}/incidnets", timeout=5).status_code == 404
+
+
+def test_a_missing_package_or_a_scheme_that_is_none_is_one_line(place: str, tmp_path: Path) -> None:
+    (tmp_path / "s3fs.py").write_text("raise ImportError('no s3fs')")
+    verify = [sys.executable, "-m", "runbook_lib", "verify", "I", "--output", place]
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(verify, env=env, capture_output=True, text=True, timeout=120)
+    assert "pip install 'runbook-notebooks[s3]'" in _one_line(done) and done.returncode == 64
+    assert "nonsense" in _one_line(runbook("verify", "I", "--output", "nonsense://x"))
+
+
+def test_no_credentials_is_one_line(place: str, tmp_path: Path) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "HOME": str(tmp_path)}
+    assert "credentials" in _one_line(runbook("verify", "I", "--output", place, **env))
+
+
+def test_a_store_of_its_own_kind_of_errors_raises_oserror() -> None:
+    class Odd(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+        protocol = "odd"
+
+        def pipe_file(self, path: str, value: bytes, **_: Any) -> None:
+            raise RuntimeError("two\nlines")
+
+    fsspec.register_implementation("odd", Odd, clobber=True)
+    with pytest.raises(OSError, match="two lines"):
+        Archive("odd://x", "I").write("a", b"")
+    with pytest.raises(OutputError, match="two lines"):
+        Archive("odd://x", "I").prepare()
+    # It still has a name for a run, which then keeps its artifact elsewhere.
+    assert Archive("odd://x", "I").reserve("stem").startswith("stem.")
+
+
+def test_a_store_that_creates_nothing_exclusively_has_names_nobody_else_thinks_of() -> None:
+    class Plain(fsspec.get_filesystem_class("memory")):  # type: ignore[misc]
+        protocol = "plain"
+
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+            if mode == "create":
+                raise NotImplementedError
+            super().pipe_file(path, value)
+
+    fsspec.register_implementation("plain", Plain, clobber=True)
+    archive = Archive("plain://x", "I")
+    assert archive.reserve("stem") != archive.reserve("stem")
+    archive.append({"name": "a"}, {"a.ipynb": b"x"})
+    archive.append({"name": "b"}, {"b.ipynb": b"x"})
+    assert archive.problems() == []
+
+
+AGAIN = """
+import json, sys
+from runbook_lib.runs import forks
+if __name__ == "__main__":
+    forks.context()
+    from runbook_lib.model.order import Order
+    from runbook_lib.runs import investigation
+    order = Order(("4.1",), sys.argv[1], target="silent", incident="A", job="j", again=True)
+    came = investigation.summary(order)
+    print(json.dumps([came["problem"], came["index"]]))
+"""
+
+
+def test_what_a_silent_store_did_not_take_is_taken_once_when_it_answers(
+    place: str, store: Store, tmp_path: Path
+) -> None:
+    """The store stops to answer while a section runs: it keeps its artifact elsewhere and says where."""
+    soon = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 2}}})}
+    (tmp_path / "again.py").write_text(AGAIN)
+    archive = Archive(place, "A")
+    again = [sys.executable, str(tmp_path / "again.py"), place]
+    with subprocess.Popen(again, env=os.environ | soon, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for(lambda: archive.partials(), process)
+            with store.silent():
+                problem, index = json.loads(process.communicate(timeout=90)[0])
+        finally:
+            process.kill()
+    assert "could not be written to s3://" in problem and index is None
+    assert archive.manifest() == []
+    for _ in range(2):
+        done = subprocess.run(again, env=os.environ, capture_output=True, text=True, timeout=90, check=True)
+        assert json.loads(done.stdout) == ["", f"{place}/A/index.html"]
+        assert sorted(e.get("section", "verdict") for e in archive.manifest()) == ["4.1", "verdict"]
+    assert archive.problems() == []
+    assert len([n for n in archive.names() if n.endswith(".ipynb") and not n.endswith(PARTIAL)]) == 1
+
+
+def test_a_command_whose_store_falls_silent_says_where_the_artifact_is(place: str, store: Store) -> None:
+    soon = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 2}}})}
+    archive = Archive(place, "B")
+    command = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--target", "silent", "--incident", "B", "--json"]
+    with subprocess.Popen(
+        [*command, "--output", place], env=os.environ | soon, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_for(lambda: archive.partials(), process)
+            with store.silent():
+                out, err = process.communicate(timeout=90)
+        finally:
+            process.kill()
+    said = json.loads(out)
+    assert process.returncode == said["exit_code"] == 3
+    kept = Path(said["runs"][0]["artifact"]["html"])
+    assert kept.is_file() and "runbook-rescued-" in str(kept)
+    assert "could not be written to s3://" in err and "Traceback" not in err

@@ -1,0 +1,231 @@
+"""Packs: the engine knows no system, a team's own section is one folder, and a slip in it is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import nbformat
+import pytest
+from click.testing import CliRunner
+from command import runbook
+
+import runbook_lib
+from runbook_lib import catalog, pack, testing
+from runbook_lib.actions import action
+from runbook_lib.cli.main import cli
+from runbook_lib.cli.new import write_section
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.lab import copies
+from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
+
+ENGINE = Path(runbook_lib.__file__).parent
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, without any settings."""
+    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_engine_knows_no_system() -> None:
+    files = (
+        p for p in ENGINE.rglob("*") if p.is_file() and p.suffix != ".pyc" and not {"packs", "gameday"} & set(p.parts)
+    )
+    named = [str(p) for p in files if re.search("entitlement|notification", p.read_text("utf-8"), re.IGNORECASE)]
+    assert named == []
+
+
+def test_the_system_s_own_pack_is_found_like_any_other(here: Path) -> None:
+    own, gameday = pack.active_runbook().packs
+    assert own.name == "entitlement" and own.module == "runbook_lib.packs.entitlement"
+    assert gameday.extends == own.name
+
+
+def test_commands_whose_packages_are_not_installed_are_not_listed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called all the same, they say what to install."""
+    monkeypatch.setitem(pack.EXTRAS, "sandbox", ("no_such_package",))
+    listed = CliRunner().invoke(cli, ["--help"]).output
+    assert "triage" in listed and "Practise" not in listed and "drill" not in listed
+    called = CliRunner().invoke(cli, ["sandbox", "up"])
+    assert "pip install 'runbook-notebooks[sandbox]'" in str(called.exception)
+
+
+def test_help_lists_each_command_once_in_its_group() -> None:
+    shown = CliRunner().invoke(cli, ["--help"], terminal_width=100).output
+    heads = re.findall(r"^([A-Z][a-z]+):$", shown, re.MULTILINE)
+    assert heads == ["Options", *(g.capitalize() for g in pack.GROUPS)]
+    words = [c.name.split() for c in pack.active_runbook().commands]
+    assert sorted(re.findall(r"^  ([a-z]+) ", shown, re.MULTILINE)) == sorted({first for first, *_ in words})
+    assert len({last for *_, last in words}) == len(words)
+    assert set(action.actions()) == {"restart", "scale", "set", "redrive", "canary"}
+
+
+def test_each_hook_that_the_core_calls_is_in_the_table_and_there() -> None:
+    sources = (p.read_text("utf-8") for p in ENGINE.rglob("*.py"))
+    called = {name for text in sources for name in re.findall(r"pack\.hook\(\"(\w+)\"\)", text)}
+    assert called == {name for p in (pack._ENGINE, *pack.active_runbook().packs) for name in p.hooks}
+    assert all(callable(pack.hook(name)) for name in called)
+
+
+def test_an_action_says_which_package_its_installation_leaves_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "runbook_lib.governance.guard", None)
+    with pytest.raises(UsageError, match=r"leaves out runbook_lib\.governance\.guard; install all of runbook_lib"):
+        pack.hook("rules")
+
+
+def test_a_rare_command_stands_in_its_group_and_its_old_name_is_a_hidden_alias() -> None:
+    within = CliRunner().invoke(cli, ["archive", "--help"], terminal_width=100).output
+    listed = re.findall(r"^  ([a-z]+) ", within.partition("Commands:")[2], re.MULTILINE)
+    assert listed == ["backtest", "baseline", "diff", "erase", "hold", "retain", "verify"]
+    for name in listed:
+        short, long = (CliRunner().invoke(cli, [*group, name, "--help"]) for group in ([], ["archive"]))
+        assert short.output.replace(f" {name}", f" archive {name}", 1) == long.output and short.exit_code == 0
+        assert cli.get_command(click.Context(cli), name).hidden  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_new_section_is_whole_and_its_tests_pass(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    write_section("9", here / "own", "Another", "別の節")
+    assert testing.problems(here / "own") == []
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "own"],
+        cwd=here, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_a_new_section_runs_like_those_of_the_system(here: Path, embedded: Servers) -> None:
+    env = {**os.environ, **embedded.env}
+    assert runbook("new", "section", "8.1", "--title", "Our own", env=env, cwd=here).returncode == 0
+    assert (here / "runbook.toml").read_text() == 'packs = ["own"]\n'
+    listed = runbook("sections", env=env, cwd=here).stdout
+    assert "08_1_own.ipynb" in listed and "8.1.1" in listed and "04_1_not_delivered.ipynb" in listed
+    done = runbook("run", "8.1", "--incident", "INC-1", "--json", env=env, cwd=here)
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["runs"][0]["findings"][0]["step"]) == (0, "8.1.1"), done.stderr
+    assert "No session waits for a lock" in said["runs"][0]["findings"][0]["headline"]
+    assert "Our own" in (here / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
+    assert runbook("verify", "INC-1", "--checkpoint", said["seal"], env=env, cwd=here).returncode == 0
+
+
+def test_a_new_section_is_in_the_lab_with_its_own_documents(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    notebook = here / "own" / "notebooks" / "08_1_own.ipynb"
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells.append(nbformat.v4.new_markdown_cell("[text](../docs/runbook.md)", id="text"))
+    nbformat.write(nb, notebook)
+    (here / "runbook.toml").write_text('packs = ["own"]\n')
+    folder = Path(copies.prepare_copies(Archive("outputs", "INC-1"), "default"))
+    own = (folder / "08_1_own.ipynb").read_text(encoding="utf-8")
+    assert "](docs/own/runbook.md)" in own and "INC-1" in own
+    assert (folder / "docs" / "own" / "runbook.md").is_file()
+    assert "## 4.1" in (folder / "docs" / "runbook.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("number", "folder", "said"),
+    [
+        ("eight", "own", "'eight' is not a section number"),
+        ("4.1", "own", "section 4.1 already exists"),
+        ("8.1", "my-own", "'my-own' cannot be imported"),
+        ("8.1", "full", "full is not empty and not a pack"),
+    ],
+)
+def test_what_cannot_be_begun_is_said_before_anything_is_written(
+    here: Path, number: str, folder: str, said: str
+) -> None:
+    (here / "full").mkdir()
+    (here / "full" / "something").touch()
+    with pytest.raises(UsageError, match=said):
+        write_section(number, here / folder, "t", "題")
+    assert sorted(p.name for p in here.rglob("*")) == ["full", "something"]
+
+
+@pytest.mark.parametrize(
+    ("packs", "init", "said"),
+    [
+        ('["nowhere"]', "", "'nowhere' is no folder with an __init__.py"),
+        ('"own"', "", "packs is a list of folders or names"),
+        ('["own"]', "", "has no PACK"),
+        ('["own"]', "import nothing_of_that_name", "cannot be imported: ModuleNotFoundError"),
+        ('["own"]', "PACK = Pack('own', Path(__file__).parent, extends='another')", "'own' extends 'another'"),
+    ],
+)
+def test_a_slip_in_what_is_asked_for_is_one_line(here: Path, packs: str, init: str, said: str) -> None:
+    (here / "own").mkdir()
+    (here / "own" / "__init__.py").write_text(f"from pathlib import Path\nfrom runbook_lib.pack import Pack\n{init}\n")
+    (here / "runbook.toml").write_text(f"packs = {packs}\n")
+    done = runbook("sections", env=os.environ, cwd=here)
+    assert done.returncode == 64 and said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_slip_in_a_document_is_one_line_also_where_runs_would_begin(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    (here / "runbook.toml").write_text('packs = ["own"]\n')
+    slo = here / "own" / "docs" / "slo.md"
+    slo.write_text(slo.read_text(encoding="utf-8").replace("| 1 | 5 |", "| one | 5 |"), encoding="utf-8")
+    command = [sys.executable, "-m", "runbook_lib", "run", "8.1"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 64 and "slo.md:3: limit 'one' is not a number" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_two_answers_to_one_question_are_refused(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    runbook_md = here / "own" / "docs" / "runbook.md"
+    runbook_md.write_text(runbook_md.read_text(encoding="utf-8").replace("8.1", "4.1"), encoding="utf-8")
+    (problem,) = testing.problems(here / "own")
+    assert "runbook.md:1: section 4.1 is there already" in problem
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        ("checks/section_8_1.py", '"8.1.1"', '"8.1.2"', "step 8.1.2 has a check and is in no notebook's section"),
+        ("messages/ja.toml", "nobody", "somebody", "messages/ja.toml has no section_8_1.nobody"),
+        ("notebooks/08_1_own.ipynb", '8.1.1\\"', '8.1.9\\"', "08_1_own.ipynb has the steps ['8.1.9']"),
+        ("sql/section_8_1/sessions.sql", "-- cost: catalog\n", "", "sessions.sql has no line '-- cost: ...'"),
+        ("checks/section_8_1.py", "limits.value(", "number('nine', ", "number('nine') is in no document"),
+        ("docs/slo.md", "| 8.1.1 |", "| 8.1.7 |", "step '8.1.7' is not in runbook.md"),
+    ],
+)
+def test_what_does_not_fit_together_is_named(here: Path, file: str, old: str, new: str, said: str) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    path = here / "own" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    assert any(said in p for p in testing.problems(here / "own")), testing.problems(here / "own")
+
+
+def test_a_failure_mode_that_nothing_can_name_or_mend_is_told(here: Path) -> None:
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    bullets = {
+        "Hop": "relay", "Symptom": "x", "Detection": "x", "Mitigation": "x", "SLO": "-", "Sections": "8.1",
+        "Excluded by": "-", "Remedies": "restart_notification, hope", "Told by": "8.1.1",
+    }  # fmt: skip
+    lines = ["### FM-OWN-01 Ours · 独自", "", *(f"- {name}: {text}" for name, text in bullets.items())]
+    (here / "own" / "docs" / "failure-modes.md").write_text("\n".join(lines), encoding="utf-8")
+    assert testing.problems(here / "own") == [
+        "no observation supports FM-OWN-01",
+        "FM-OWN-01: the remedy hope is no proposal",
+    ]
+
+
+def test_the_system_s_pack_is_whole(here: Path) -> None:
+    assert testing.problems(pack.active_runbook().packs[0].folder) == []
+    assert catalog.load().hops[0] == "producer"

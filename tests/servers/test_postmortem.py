@@ -1,0 +1,1133 @@
+"""Section 7 and the draft: arithmetic, what a person wrote, the four mandatory items, real tables, the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psycopg
+import pytest
+from command import runbook
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schemas import valid
+from steps import NOW, ago, events, make_given, run, traffic, words
+
+from runbook_lib import catalog, mandatory, messages, rows
+from runbook_lib.archive import artifact, postmortem, rejudge
+from runbook_lib.gameday.sandbox import history
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    RankedMode,
+    Reason,
+    Signal,
+    Status,
+    Value,
+    Verdict,
+    judged,
+    replace,
+    say,
+)
+from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
+from runbook_lib.store import ACTION_LOG, NOTES, Archive
+from runbook_lib.view import record
+from runbook_lib.view.charts import Chart
+
+STEPS = ("7.1", "7.2", "7.3", "7.4")
+MINUTE = pd.Timedelta(minutes=1)
+
+
+# A dossier ---------------------------------------------------------------------------------------------------
+
+
+def a_run(
+    section: str,
+    status: str,
+    at: pd.Timestamp,
+    *findings: Finding,
+    modes: tuple[RankedMode, ...] = (),
+    **parameters: Any,
+) -> dict[str, Any]:
+    """One run as the manifest and its notebook would tell it."""
+    verdict = Verdict(Status[status], "delivery_worker" if modes else None, "high", modes)
+    return {
+        "section": section,
+        "status": status,
+        "at": at,
+        "findings": findings,
+        "verdict": verdict,
+        "parameters": {"incident_id": "INC", "target": "default", **parameters},
+    }
+
+
+def keep(archive: Archive, *runs: dict[str, Any]) -> None:
+    archive.prepare()
+    for r in runs:
+        name = f"{r['at']:%Y%m%dT%H%M%SZ}-{r['section']}-{r['status']}"
+        shown = [{record.FINDING_MIME: record.finding(f)} for f in r["findings"]]
+        end = {"header": {"as_of": r["at"].isoformat()}, "verdict": record.verdict(r["verdict"])}
+        cells = [
+            nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
+            for data in (*shown, {record.VERDICT_MIME: end})
+        ]
+        entry = {
+            "name": name,
+            "started": r["at"].isoformat(),
+            "ended": (r["at"] + MINUTE / 6).isoformat(),
+            "stuck_at": r["verdict"].stuck_at,
+            "confidence": "high",
+            "problem": "",
+        }
+        entry |= {c: r[c] for c in ("section", "status", "parameters")}
+        archive.append(entry, {f"{name}.ipynb": nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()})
+        said = {
+            "name": f"{name}.json",
+            "verdict": end["verdict"],
+            "started": entry["started"],
+            "sections": [r["section"]],
+        }
+        archive.append(said, {f"{name}.json": b"{}"})
+
+
+WORKER = RankedMode("FM-NOTI-06", 0.95)
+SPOKEN = replace(
+    judged(
+        say("ui.no_action"), at_least=Status.CRITICAL, signals=(Signal("FM-NOTI-06", 0.8), Signal("FM-DB-01", -0.3))
+    ),
+    step="4.1.1",
+)
+
+
+def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) -> None:
+    """Detected 8 minutes ago, green 2 minutes ago, with a note, a dry action and a run that died."""
+
+    def before(minutes: float) -> pd.Timestamp:
+        return now - minutes * MINUTE
+
+    runs = [
+        a_run(
+            "3", "CRITICAL", before(7), SPOKEN, modes=(WORKER,), detected_by="alert", detected_at=before(8).isoformat()
+        ),
+        a_run("6", "WARNING", before(4)),
+        *([a_run("6", "OK", before(2))] if recovered else []),
+    ]
+    keep(archive, *runs)
+    archive.add_line(NOTES, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
+    archive.add_line(
+        ACTION_LOG,
+        {
+            "time": before(6).isoformat(),
+            "id": "a",
+            "result": "dry",
+            "action": "restart",
+            "what": {"workload": "notification"},
+            "who": "ops",
+            "approved_by": "",
+            "reason": "",
+            "why": {"en": "shown only", "ja": "表示のみ"},
+            "effect": None,
+            "verified": None,
+        },
+    )
+    archive.write(f"{before(3):%Y%m%dT%H%M%SZ}-4.3.partial.ipynb", b"{}")
+
+
+HOSTILE = (
+    "<script>alert(1)</script> | x <!-- /person --> ![p](http://e/x) [l](javascript:a)\n## 4. TTD: 5 s\n| TTR | 1 s |"
+)
+
+
+# Arithmetic --------------------------------------------------------------------------------------------------
+
+
+def span(minutes: int = 30, until: pd.Timestamp = NOW) -> pd.DataFrame:
+    since = (until - minutes * MINUTE).floor("min")
+    return pd.DataFrame([{"since": since, "until": until, "bucket_s": 60}])
+
+
+def buckets(**columns: list[float]) -> pd.DataFrame:
+    """Counts from bucket -1 on."""
+    n = max(map(len, columns.values()))
+    return pd.DataFrame({"bucket": range(-1, n - 1)} | {c: v + [0.0] * (n - len(v)) for c, v in columns.items()})
+
+
+def outage(began: int = 20, lasted: int = 4, until: int = 30) -> Frames:
+    """300 events a minute; nothing is sent from one minute on, and all of it in the first minute after."""
+    came = [0.0] + [300.0] * until
+    sent = [0.0] + [300.0] * began + [0.0] * lasted + [300.0 * (lasted + 1)] + [300.0] * (until - began - lasted - 1)
+    late = [0.0] + [0.0] * began + [300.0] * lasted + [0.0] * (until - began - lasted)
+    none = [0.0] * (until + 1)
+    since = span(until)["since"][0]
+    return {
+        "span": span(until),
+        "steps": span(until),
+        "runs": pd.DataFrame([run_row("3", "CRITICAL", ago((until - began - 3) * 60), detected_by="alert")]),
+        "notifications": buckets(sent=sent, failed=none, n=came, late=late),
+        "outbox": buckets(opened=came, published=came, old_in=none, old_out=none, n=came, late=none, old=none),
+        "waiting.notifications": waiting(came, sent, low={began + lasted: 10}, since=since).assign(
+            slow=late, tried=none
+        ),
+        "waiting.outbox": waiting(came, came, low={}, since=since),
+        "letters": buckets(delivery=[0.0], subscriber=[0.0]),
+        "unprocessed": buckets(n=[0.0]),
+        "outbox_failed": pd.DataFrame([{"total": 0, "timed": None, "n": 0, "first_failed": None}]),
+        "reach": pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(86400)}]),
+        "month": pd.DataFrame([{"n": 1_000_000}]),
+        "day": pd.DataFrame([{"n": 36_000}]),
+        "size": pd.DataFrame([{"ended": 1e6, "published": 36_000.0}]),
+    }
+
+
+def waiting(came: list[float], gone: list[float], low: dict[int, float], since: pd.Timestamp) -> pd.DataFrame:
+    """A queue that is emptied `low` seconds into each minute in which something leaves it, and else but fills."""
+    frame = buckets(came=came, gone=gone)
+    level = (frame["came"] - frame["gone"]).cumsum()
+    emptied = frame["gone"] > 0
+    before = level.shift(fill_value=0.0)
+    seconds = [low.get(b, 59.0) if e else 0.0 for b, e in zip(frame["bucket"], emptied, strict=True)]
+    times = since + pd.to_timedelta(frame["bucket"] * 60.0 + seconds, unit="s")
+    return frame.assign(
+        piece=0,
+        least=before.where(~emptied, 0.0),
+        most=np.maximum(np.maximum(before, level), 5.0),
+        low_first=times,
+        low_last=times,
+    )
+
+
+def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[str, Any]:
+    usual = dict.fromkeys(incident.RUN) | {
+        "name": f"{section}-{status}",
+        "section": section,
+        "status": status,
+        "started": at,
+        "ended": at,
+        "looked_at": at,
+    }
+    return usual | {"detected_at": pd.NaT, "onset": pd.NaT} | more
+
+
+def rows_of(kind: type[Any], *found: Any) -> pd.DataFrame:
+    return rows.frame(found, kind)
+
+
+def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(rows), columns=incident.RUN)
+    for column in ("started", "ended", "looked_at", "detected_at", "onset"):
+        frame[column] = pd.to_datetime(frame[column], utc=True)
+    return frame
+
+
+def by_slo(found: Finding) -> dict[str, dict[Any, Any]]:
+    return {str(r["slo"]): r for r in found.frames["impact"].to_dict("records")}
+
+
+def test_the_impact_of_an_outage() -> None:
+    found = impact.judge_impact(outage(), make_given())
+    assert found.status is Status.OK
+    rows = by_slo(found)
+    assert (rows["NOTI-B"]["minutes"], rows["NOTI-B"]["bad"]) == (4, 1200)
+    assert rows["NOTI-C"]["peak"] == 1200 and rows["NOTI-C"]["minutes"] == 5  # in the fifth it is sent
+    assert rows["ENT-C"]["minutes"] == 0 and rows["ENT-C"]["total"] == rows["NOTI-B"]["total"]
+    # 1,200 of the 50,000 that may be late in 28 days.
+    assert (rows["NOTI-B"]["budget"], rows["NOTI-B"]["counted"]) == (2.4, "counted")
+    assert rows["ENT-C"]["counted"] == "projected"
+    since = span()["since"][0]
+    assert found.value("onset") == (since + 20 * MINUTE).isoformat()
+    assert found.value("recovered") == (since + 24 * MINUTE + pd.Timedelta(seconds=10)).isoformat()
+    assert found.value("onset_how") == "notifications"
+    assert "NOTI-B 4 min" in words(found)
+
+
+def test_a_backlog_that_came_and_went_within_a_minute_is_a_breach() -> None:
+    frames = outage(lasted=0)
+    brief = frames["waiting.notifications"]
+    frames["waiting.notifications"] = brief.assign(most=brief["most"].where(brief["bucket"] != 20, 96.0))
+    found = impact.judge_impact(frames, make_given())
+    row = by_slo(found)["NOTI-C"]
+    assert (row["minutes"], row["peak"]) == (1, 96)
+    assert found.value("onset") is None  # a minute's least does not show it, and so it is not claimed
+
+
+def test_what_section_3_saw_missed_is_named_although_the_tables_do_not_show_it() -> None:
+    frames = outage()
+    frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(300), "name": "3-CRITICAL"}])
+    found = impact.judge_impact(frames, make_given())
+    row = by_slo(found)["ENT-D"]
+    assert (row["why"], row["name"]) == ("seen", "3-CRITICAL") and pd.isna(row["minutes"])
+    assert found.status is Status.WARNING and "ENT-D" in words(found)
+    frames["missed"] = pd.DataFrame([{"slo": "ENT-D", "looked_at": ago(-300), "name": "3-CRITICAL"}])
+    assert by_slo(impact.judge_impact(frames, make_given()))["ENT-D"]["why"] == ""  # after the recovery: another story
+
+
+def test_the_age_of_the_unpublished() -> None:
+    frames = outage()
+    # One minute in which all 300 are old at its end, and are published in the next.
+    frames["outbox"] = frames["outbox"].assign(
+        published=[0.0] + [300.0] * 10 + [0.0, 600.0] + [300.0] * 18,
+        old_in=[0.0] * 11 + [250.0, 50.0] + [0.0] * 18,
+        old_out=[0.0] * 12 + [300.0] + [0.0] * 18,
+        old=[0.0] * 11 + [300.0] + [0.0] * 19,
+        late=[0.0] * 11 + [300.0] + [0.0] * 19,
+    )
+    level = impact.objective_levels(frames, make_given())["ENT-D"]
+    assert list(level.index[level["breach"]]) == [10]
+    assert level["level"].max() == 250
+
+
+@pytest.mark.parametrize(
+    ("bad", "share", "events", "expected"),
+    [
+        (30, 0.001, 1_000_000, 3.0),
+        (5, 0.05, 100, 100.0),
+        (0, 0.05, 100, 0.0),
+        (1, None, 100, None),
+        (1, 0.05, None, None),
+        (1, 0.05, 0, None),
+    ],
+)
+def test_budget(bad: float, share: float | None, events: float | None, expected: float | None) -> None:
+    assert impact.budget_share(bad, share, events) == expected
+
+
+def test_what_an_objective_allows() -> None:
+    slos = catalog.load().slos
+    assert impact.allowed_share(slos["NOTI-A"]) == pytest.approx(0.001)
+    assert impact.allowed_share(slos["NOTI-B"]) == 0.05
+    assert impact.allowed_share(slos["NOTI-C"]) is None and impact.allowed_share(slos["NOTI-D"]) is None
+
+
+def test_retention_is_said_and_is_never_0() -> None:
+    frames = outage()
+    frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(-60)}])
+    week_later = replace(make_given(), as_of=NOW + pd.Timedelta(days=7))
+    found = impact.judge_impact(frames, week_later)
+    rows = by_slo(found)
+    assert rows["ENT-C"]["why"] == rows["ENT-D"]["why"] == "retention"
+    assert any("Retention has deleted the rows of the outbox before" in messages.text(n, "en") for n in found.notes)
+    assert pd.isna(rows["ENT-C"]["minutes"]) and pd.isna(rows["ENT-C"]["bad"])
+    assert rows["NOTI-B"]["minutes"] == 4
+    assert found.status is Status.WARNING and "ENT-C" in words(found)
+    # An earlier run had measured it.
+    frames["earlier"] = pd.DataFrame(
+        [
+            dict.fromkeys(impact.IMPACT)
+            | {"slo": "ENT-C", "minutes": 3.0, "bad": 9.0, "total": 99.0, "why": "", "name": "x-7-OK"}
+        ]
+    )
+    again = by_slo(impact.judge_impact(frames, week_later))
+    assert (again["ENT-C"]["minutes"], again["ENT-C"]["why"], again["ENT-C"]["name"]) == (
+        3,
+        "earlier",
+        "x-7-OK",
+    )
+    # Of a part that is left, the numbers are a lower bound.
+    del frames["earlier"]
+    frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(300)}])
+    assert by_slo(impact.judge_impact(frames, week_later))["ENT-C"]["why"] == "partly"
+
+
+def test_rows_given_up_have_no_time_without_commit_times() -> None:
+    frames = outage()
+    frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": False, "n": 3, "first_failed": None}])
+    row = by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]
+    assert row["why"] == "no_time" and row["bad"] == 3 and pd.isna(row["minutes"])
+    frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": True, "n": 3, "first_failed": ago(300)}])
+    assert by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
+
+
+def test_the_chart_shades_what_was_in_breach() -> None:
+    chart = impact.draw_impact(outage(), make_given())
+    assert isinstance(chart, Chart)
+    assert "NOTI-B 4 min" in chart.alt.params["breached"]
+    assert impact.draw_impact({}, make_given()) is None
+
+
+# Times -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "up", "bucket"),
+    [
+        ([0] * 10 + [30] * 5, True, 10),
+        ([0] * 10 + [30] * 5 + [0] * 30, True, 10),  # it is over: the fall is no beginning
+        ([300] * 20 + [0, 0], False, 20),
+        ([300] * 20 + [0] * 3 + [900] * 2, False, 20),
+        ([5, 6, 4, 5, 5, 6, 4], True, None),
+        ([], True, None),
+    ],
+)
+def test_the_strongest_change(counts: list[float], up: bool, bucket: int | None) -> None:
+    assert course.find_strongest_change(counts, up=up) == bucket
+
+
+def test_a_rise_begins_with_what_leads_up_to_it() -> None:
+    assert course.find_rise(np.array([0.0] * 10 + [2, 1, 30, 30, 30])) == 10
+    assert course.find_rise(np.array([3.0, 2, 4, 3, 3, 2, 3, 3, 40, 40])) == 8
+    assert course.find_rise(np.array([0.0] * 10)) is None
+
+
+def test_the_onset_falls_back_on_what_section_3_saw() -> None:
+    row = run_row("3", "CRITICAL", ago(60), onset=ago(90))
+    found = course.course({"runs": runs_of(row)}, make_given(), incident.Moment(ago(60))).began
+    assert (found.at, found.how, found.name) == (ago(90), "run", "3-CRITICAL")
+
+
+def quiet(*spells: tuple[str, int, int, float]) -> Frames:
+    """A span of 60 minutes without runs, in which queues stood from one minute to another with so many rows."""
+    frames = outage(lasted=0, until=60)
+    del frames["runs"]
+    for queue, first, end, n in spells:
+        flat = [0.0] * 62
+        came = flat.copy()
+        gone = flat.copy()
+        came[first + 1], gone[end + 1] = n, n
+        frames[f"waiting.{queue}"] = waiting(came, gone, low={}, since=span(60)["since"][0]).assign(
+            slow=came, tried=flat
+        )
+    return frames
+
+
+def minute_of(text: Any) -> int:
+    at: float = (pd.Timestamp(str(text)) - span(60)["since"][0]) / MINUTE
+    return round(at)
+
+
+def test_an_incident_that_nobody_looked_at_is_found_by_itself() -> None:
+    found = impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), make_given())
+    assert (minute_of(found.value("onset")), found.value("onset_how")) == (20, "notifications")
+    assert minute_of(found.value("recovered")) == 31
+    assert list(found.frames["spells"]["queue"]) == ["notifications"]
+    assert any("This window has another incident" in messages.text(note, "en") for note in found.notes)
+    # What was noticed is the one that is meant.
+    later = make_given(detected_at=span(60)["since"][0] + 42 * MINUTE)
+    assert minute_of(impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), later).value(
+        "onset")) == 40  # fmt: skip
+
+
+def test_spells_side_by_side_are_one_incident() -> None:
+    found = impact.judge_impact(quiet(("outbox", 20, 30, 200), ("broker", 31, 33, 90)), make_given())
+    assert (minute_of(found.value("onset")), minute_of(found.value("recovered"))) == (20, 34)
+
+
+def test_what_stands_at_an_end_of_the_span_has_bounds_only() -> None:
+    found = impact.judge_impact(quiet(("notifications", 50, 60, 200)), make_given())
+    assert found.value("recovered") is None and minute_of(found.value("onset")) == 50
+    found = impact.judge_impact(quiet(("notifications", -1, 9, 200)), make_given())
+    assert found.value("onset_how") == "before"
+
+
+def test_a_window_that_is_full_of_it_is_said_to_be_too_short() -> None:
+    found = impact.judge_impact(quiet(("notifications", 0, 60, 200)), make_given())
+    assert found.value("onset") is None
+    assert any("run this with a longer window" in messages.text(n, "en") for n in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("begun", "tried", "observation"),
+    [
+        (("outbox",), 1, "past.publishing_stood"),
+        (("outbox",), 11, "past.publishing_failed"),
+        (("broker",), 0, "past.processing_stood"),
+        (("notifications",), 0, "past.sending_stood"),
+        (("notifications",), 60, "past.sending_failed"),
+        (("outbox", "notifications"), 0, "past.both_stood"),
+    ],
+)
+def test_without_a_verdict_the_tables_tell_a_place_at_best(
+    begun: tuple[str, ...], tried: int, observation: str
+) -> None:
+    spells = [past.Episode(queue, ago(300), ago(200), slow=90.0, tried=float(tried)) for queue in begun]
+    frames = {"spells": rows_of(past.Episode, *spells, past.Episode("notifications", ago(250), ago(200), slow=500.0))}
+    seen = origin.observe_first_episode(frames, make_given())
+    assert seen and seen[0] == observation
+    found = origin.judge_origin(frames, make_given())
+    assert found.status is Status.WARNING and found.value("origin") is None and found.value("undecided")
+    assert len(found.frames["candidates"]) > 1 and "Undecided" in words(found) and "判定不能" in words(found, "ja")
+
+
+BEGAN = pd.DataFrame([{"onset": ago(900).isoformat(), "onset_how": "outbox", "recovered": ago(700).isoformat()}])
+
+
+def test_nobody_looked_while_it_lasted() -> None:
+    late = run_row("3", "OK", ago(100))
+    for runs in (runs_of(), runs_of(late)):
+        found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
+        assert (found.value("lasted"), found.value("ttr"), found.status) == (200, None, Status.WARNING)
+        assert "No run observed the incident while it lasted, which was 200 s" in words(found)
+
+
+def test_the_end_is_the_tables_and_what_a_run_saw_is_a_mark() -> None:
+    runs = runs_of(run_row("3", "CRITICAL", ago(850)), run_row("6", "OK", ago(600)))
+    found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
+    assert (found.value("ttd"), found.value("ttr")) == (50, 150)
+    times = found.frames["times"].set_index("what")
+    assert (times["how"]["recovery"], times["how"]["confirmed"], times["time"]["confirmed"]) == (
+        "returned",
+        "green",
+        ago(600),
+    )
+
+
+def test_detection() -> None:
+    told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
+    first = run_row("4.1", "CRITICAL", ago(80))
+    assert incident.detection({"runs": runs_of(first, told)}, make_given()) == incident.Moment(
+        ago(100), "alert", "3-CRITICAL"
+    )
+    assert incident.detection({"runs": runs_of(first)}, make_given()) == incident.Moment(
+        ago(80), "first_run", "4.1-CRITICAL"
+    )
+    by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
+    assert incident.detection({"runs": runs_of(first, by)}, make_given()) == incident.Moment(
+        ago(70), "user_report", "3-CRITICAL"
+    )
+    here = make_given(detected_at=ago(300), detected_by="slo")
+    assert incident.detection({"runs": runs_of(first, told)}, here) == incident.Moment(ago(300), "slo")
+    assert incident.detection({"runs": runs_of()}, make_given()) == incident.Moment()
+
+
+@pytest.mark.parametrize(
+    ("runs", "at"),
+    [
+        ([("3", "CRITICAL", 90), ("6", "OK", 50)], 50),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("6", "OK", 40)], 50),
+        ([("6", "OK", 95), ("3", "CRITICAL", 90)], None),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("6", "WARNING", 40), ("6", "OK", 30)], 30),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("4.1", "CRITICAL", 40)], None),
+        ([("3", "CRITICAL", 90), ("6", "OK", 50), ("2", "WARNING", 40)], 50),
+        ([("3", "CRITICAL", 90), ("6", "UNKNOWN", 50)], None),
+        ([], None),
+    ],
+)
+def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
+    found = incident.green({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
+    assert found.at == (None if at is None else ago(at))
+
+
+def test_lengths_of_time() -> None:
+    assert timeline.duration_s(ago(90), ago(30)) == 60
+    assert timeline.duration_s(ago(30), ago(90)) == 0  # a clock's error is not a detection before the onset
+    assert timeline.duration_s(None, ago(30)) is None
+    assert postmortem.duration(59) == "59 s"
+    assert postmortem.duration(3725) == "3725 s (1 h 2 min 5 s)"
+
+
+# Origin ------------------------------------------------------------------------------------------------------
+
+
+def origin_of(*verdicts: tuple[str, str, list[tuple[str, float]]]) -> Finding:
+    rows = [(f"v{i}", ago(100 - i), status, None, sure) for i, (status, sure, _) in enumerate(verdicts)]
+    modes = [(f"v{i}", id_, score) for i, (_, _, named) in enumerate(verdicts) for id_, score in named]
+    return origin.judge_origin(
+        {
+            "verdicts": pd.DataFrame(rows, columns=origin.VERDICT_COLUMNS),
+            "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
+            "known": pd.DataFrame([("FM-NOTI-06", "stopped", "停止")], columns=["id", "en", "ja"]),
+        },
+        make_given(),
+    )
+
+
+def test_the_worst_surest_first_verdict_names_the_origin() -> None:
+    found = origin_of(
+        ("CRITICAL", "low", [("FM-DB-01", 0.9)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-05", 0.4)]),
+        ("CRITICAL", "high", [("FM-NOTI-04", 0.9)]),
+        ("OK", "high", []),
+    )
+    assert found.value("origin") == "FM-NOTI-06" and found.status is Status.OK
+    roles = found.frames["candidates"].set_index("id")["role"].to_dict()
+    assert roles == {
+        "FM-NOTI-06": "origin",
+        "FM-NOTI-05": "candidate",
+        "FM-DB-01": "named_elsewhere",
+        "FM-NOTI-04": "named_elsewhere",
+    }
+    assert "stopped" in words(found) and "停止" in words(found, "ja")
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        ("CRITICAL", "low", [("FM-NOTI-06", 0.9)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-03", 0.85)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.4)]),
+        ("CRITICAL", "high", []),
+        ("OK", "high", []),
+    ],
+)
+def test_inconclusive_stays_inconclusive(verdict: tuple[str, str, list[tuple[str, float]]]) -> None:
+    found = origin_of(verdict)
+    assert found.value("origin") is None and found.status is Status.WARNING
+    assert "Inconclusive" in words(found)
+
+
+# What a person wrote -----------------------------------------------------------------------------------------
+
+
+def findings(mode: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list[Finding]:
+    hit = impact.judge_impact(outage(), make_given())
+    times = [
+        ("onset", ago(500), "notifications", ""),
+        ("detection", ago(460), "alert", "3-C"),
+        ("recovery", ago(60), "green", "6-O"),
+    ]
+    timed = judged(
+        say("postmortem.times", ttd=40.0, ttr=ttr, entries=1),
+        [Value("ttd", 40.0, "s"), Value("ttr", ttr, "s")],
+        frames={
+            "times": pd.DataFrame(times, columns=["what", "time", "how", "name"]),
+            "timeline": timeline.timeline({}, {"onset": incident.Moment(ago(500), "notifications")}),
+        },
+    )
+    suggested = pd.DataFrame(
+        [("FM-NOTI-06", "measure", "silence | while rows are due")], columns=["id", "kind", "text"]
+    )
+    return [
+        replace(hit, step="7.1"),
+        replace(origin_of(("CRITICAL", "high", [(mode, 0.9)] if mode else [])), step="7.2"),
+        replace(timed, step="7.3"),
+        replace(judged(say("postmortem.no_measures", suggested=1), frames={"suggested": suggested}), step="7.4"),
+    ]
+
+
+def make(archive: Archive, lang: str = "en", **changes: Any) -> postmortem.WrittenDraft:
+    made = changes.pop("made", "2025-01-31T03:10:00Z")
+    return postmortem.write(
+        archive,
+        changes.pop("found", None) or findings(**changes),
+        lang,
+        target="here",
+        artifact="20250131T031000Z-7-WARNING",
+        chart="aGk=",
+        made=made,
+    )
+
+
+def text_of(archive: Archive) -> str:
+    return archive.read(mandatory.MARKDOWN).decode()
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """As an editor would: what stands in a person's block is replaced."""
+    found = re.subn(
+        rf"(<!-- person:{name} [^>]*-->\n).*?(\n<!-- /person -->)",
+        lambda m: m[1] + content + m[2],
+        text,
+        count=1,
+        flags=re.DOTALL,
+    )
+    assert found[1] == 1
+    return found[0]
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    archive = Archive(str(tmp_path / "out"), "INC")
+    archive.prepare()
+    monkeypatch.setenv("RUNBOOK_OUTPUT", archive.output)
+    return archive
+
+
+_WRITTEN = st.text(st.characters(codec="utf-8", exclude_characters="\r")).filter(lambda t: "<!--" not in t)
+
+
+@settings(max_examples=examples(60))
+@given(
+    texts=st.dictionaries(st.sampled_from(["summary", "impact", "data-origin", "timeline", "data-measures"]), _WRITTEN),
+    langs=st.lists(st.sampled_from(["en", "ja"]), min_size=1, max_size=3),
+)
+def test_what_a_person_wrote_is_kept_in_every_language(texts: dict[str, str], langs: list[str]) -> None:
+    def new(lang: str) -> str:
+        return postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z")
+
+    text = postmortem.compose(new("en"), {})
+    for name, content in texts.items():
+        text = fill(text, name, content)
+    assert not postmortem.is_edited(text)
+    before = postmortem.person_blocks(text)
+    for lang in langs:
+        text = postmortem.compose(new(lang), postmortem.person_blocks(text))
+        assert not postmortem.is_edited(text)
+    for name, content in texts.items():
+        if name in before:
+            assert content.strip("\n") in text
+    assert postmortem.person_blocks(text) == before
+    # What nobody touched follows the language.
+    untouched = set(messages.LANGUAGES) - {langs[-1]}
+    for lang in untouched:
+        assert messages.text(say("postmortem.head.impact"), lang) not in text
+
+
+_FOUND = findings()
+
+
+def test_edited_generated_parts_are_set_aside(archive: Archive) -> None:
+    assert make(archive).backup is None
+    assert make(archive, "ja").backup is None
+    archive.write(mandatory.MARKDOWN, fill(text_of(archive), "summary", "We slept.").replace("\n", "\r\n").encode())
+    kept = make(archive)
+    assert (kept.kept, kept.backup) == (("summary",), None)  # other line ends are no edit
+    before = text_of(archive).replace("## 2.", "By the way.\n\n## 2.")
+    archive.write(mandatory.MARKDOWN, before.encode())
+    again = make(archive)
+    assert again.backup == "postmortem.md.bak-20250131T031000Z"
+    assert archive.read(again.backup).decode() == before
+    assert "We slept." in text_of(archive) and "By the way." not in text_of(archive)
+    archive.write(mandatory.MARKDOWN, b"# ours \xff\n")
+    assert make(archive).backup == "postmortem.md.bak-20250131T031000Z.2"
+
+
+def test_a_block_that_a_person_added_is_kept(archive: Archive) -> None:
+    make(archive)
+    archive.write(
+        mandatory.MARKDOWN, (text_of(archive) + "\n<!-- person:luck -->\nIt was a Sunday.\n<!-- /person -->").encode()
+    )
+    assert make(archive).backup
+    assert make(archive, "ja").backup is None
+    assert "It was a Sunday." in text_of(archive)
+
+
+def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
+    note = {"time": ago(60), "kind": "note", "who": HOSTILE, "detail_en": HOSTILE, "detail_ja": HOSTILE}
+    found = findings()
+    entries = pd.DataFrame([dict.fromkeys(timeline.ENTRY, "") | note], columns=timeline.ENTRY)
+    found[2] = replace(found[2], frames=found[2].frames | {"timeline": entries})
+    make(archive, found=found)
+    text = text_of(archive)
+    assert len(postmortem._BLOCK.findall(text)) == 7 and not postmortem.is_edited(text)
+    assert not re.search(r"(?<!\\)<(?!!--)", text)  # nothing but our own comments
+    archive.write(mandatory.MARKDOWN, fill(text, "summary", HOSTILE.replace("<!-- /person -->", "")).encode())
+    make(archive, found=found)
+    page = archive.read(postmortem.PAGE).decode()
+    for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http", 'href="javascript:'):
+        assert loader not in page
+    assert page.count("<img") == 1 and 'src="data:image/png;base64,aGk="' in page
+    assert "alert(1)" in page  # shown as text
+    assert page.count('class="person todo"') == 6 and page.count('class="person done"') == 1
+
+
+# Is it complete? ---------------------------------------------------------------------------------------------
+
+MEASURES = {
+    "en": "- {kind: control, measure: restart by a probe, owner: A. Sato, due: 2026-01-31}",
+    "ja": "- {kind: control, measure: 監視で再起動, owner: 佐藤, due: 2026-01-31}",
+}
+
+
+def data(item: str, text: str) -> str:
+    return f"```yaml\n{item}: {text}\n```"
+
+
+def filled(lang: str) -> str:
+    text = postmortem.compose(
+        postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z"), {}
+    )
+    return fill(text, "data-measures", data("measures", f"\n{MEASURES[lang]}"))
+
+
+def with_(item: str, text: str) -> Callable[[str, str], str]:
+    return lambda draft, lang: fill(draft, f"data-{item}", data(item, text))
+
+
+OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
+    "impact": (1, with_("impact", "{}")),
+    "impact blank": (1, lambda t, lang: re.sub(r"((?:ENT|NOTI)-[A-E]): \{.*\}", r"\1:", t)),
+    "impact number": (1, with_("impact", "{NOTI-B: {bad: some}}")),
+    "impact key": (1, with_("impact", "{NOTI-B: {minute: 3}}")),
+    "impact reason": (1, with_("impact", "{ENT-A: {not_measurable: TODO}}")),
+    "impact deleted": (1, lambda t, lang: fill(t, "data-impact", "-")),
+    "origin": (2, with_("origin", "")),
+    "origin unknown": (2, lambda t, lang: t.replace("origin: FM-NOTI-06\n", "origin: FM-NOTI-66\n")),
+    "origin inconclusive": (2, with_("origin", "inconclusive, FM-NOTI-06 or FM-DB-01")),
+    "origin list": (2, with_("origin", "[FM-NOTI-06, FM-DB-01]")),
+    "ttd": (3, lambda t, lang: re.sub(r"^ *ttd_seconds.*\n", "", t, flags=re.MULTILINE)),
+    "ttr": (3, lambda t, lang: t.replace("ttr_seconds: 400", "ttr_seconds: soon")),
+    "ttr negative": (3, lambda t, lang: t.replace("ttr_seconds: 400", "ttr_seconds: -400")),
+    "entries": (3, lambda t, lang: re.sub(r"^ *- \{time: .*\n", "", t, flags=re.MULTILINE)),
+    "entries time": (3, lambda t, lang: re.sub(r"time: '[^']*'", "time: later", t)),
+    "measures": (4, lambda t, lang: fill(t, "data-measures", "-")),
+    "measures text": (4, with_("measures", "we will do better")),
+    "owner": (4, lambda t, lang: re.sub("A. Sato|佐藤", "", t)),
+    "owner open": (
+        4,
+        lambda t, lang: re.sub("A. Sato|佐藤", {"en": "to be filled in", "ja": "要記入"}[lang], t),
+    ),
+    "due": (4, lambda t, lang: t.replace("2026-01-31", "2026-02-31")),
+    "due word": (4, lambda t, lang: t.replace("2026-01-31", "soon")),
+    "kind": (4, lambda t, lang: t.replace("kind: control, ", "kind: '-', ")),
+    "no YAML": (4, lambda t, lang: t.replace("{kind: control", "{kind: control: ")),
+}
+
+
+def missing(draft: str) -> list[mandatory.MissingItem]:
+    return mandatory.missing(draft, catalog.load())
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_a_filled_postmortem_is_complete(lang: str) -> None:
+    assert missing(filled(lang)) == []
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize("name", OMISSIONS)
+def test_each_omission_is_named(name: str, lang: str) -> None:
+    number, omit = OMISSIONS[name]
+    text = omit(filled(lang), lang)
+    assert text != filled(lang)
+    found = missing(text)
+    assert [m.number for m in found] == [number]
+    for each in messages.LANGUAGES:
+        said = messages.text(found[0].problem, each)
+        assert said and "\n" not in said and "[[" not in said
+
+
+def test_the_problem_names_what_a_person_looks_for() -> None:
+    text = filled("en").replace("owner: A. Sato, ", "").replace("ttd_seconds: 40", "ttd_seconds:")
+    found = {m.item: messages.text(m.problem, "en") for m in missing(text.replace("-06\n```", "-66\n```"))}
+    assert found["timeline"].startswith("no valid value for ttd_seconds:")
+    assert "FM-NOTI-66" in found["origin"]
+    assert found["measures"].endswith("lacks: owner")
+    broken = filled("en").replace("owner: A. Sato", "owner: A: Sato")
+    (problem,) = (messages.text(m.problem, "en") for m in missing(broken))
+    assert problem == f"line {broken[: broken.index('A: Sato')].count(chr(10)) + 1} is not YAML"
+
+
+def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None:
+    assert [
+        m.number
+        for m in missing(postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31"))
+    ] == [4]
+    open_ = postmortem.draft(
+        findings(mode=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
+    )
+    assert [m.number for m in missing(open_)] == [2, 3, 4]
+    assert [m.number for m in missing("")] == [1, 2, 3, 4]
+
+
+def test_a_record_as_hands_write_it() -> None:
+    text = """
+# Postmortem of ours
+~~~yaml
+impact:
+  NOTI-B: {bad: 340, total: 3000}
+  ENT-A:   # nobody knows
+origin: FM-NOTI-06  # the worker stopped
+~~~
+```yaml
+timeline:
+  ttd_seconds: {not_measurable: nobody looked at that hour}
+  ttr_seconds: 720
+  entries:
+    - {time: 2026-01-31 03:10, what: the pod was restarted}
+```
+```yaml
+team: [not, of, the, record]
+```
+```yaml
+measures:
+  - kind: design
+    measure: one probe per worker | lease
+    owner: Mori
+    due: 2026-03-01
+    ticket: 17
+  - {kind: , measure: , owner: , due: }
+  - later
+```
+"""
+    assert missing(text) == []
+    assert missing(text.replace("720", "７２０").replace("2026-03-01", "２０２６-０３-０１")) == []
+    assert [(m["owner"], m["due"], m["whole"]) for m in mandatory.measures_of(text)] == [("Mori", "2026-03-01", True)]
+
+
+_TYPED = st.text(st.sampled_from("measure:-{}[],'\"#&*!|>?%@~<` \t\n09ÿ\x00\u2028"), max_size=30)
+
+
+@given(item=st.sampled_from(["impact", "origin", "timeline", "measures", "&a [*a]\nimpact"]), text=_TYPED)
+def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
+    draft = data(item, text)
+    for m in missing(draft):
+        assert messages.text(m.problem, "en")
+    mandatory.measures_of(draft)
+
+
+def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archive) -> None:
+    table = "| Kind | Measure | Owner | Due |\n|---|---|---|---|\n| control | a probe | A. Sato | 2026-01-31 |"
+    blocks = {
+        "impact": "**To be filled in**: what users noticed.",
+        "origin": "Origin: FM-NOTI-06",
+        "timeline": "**To be filled in**: who decided what.",
+        "measures": "| Kind | Measure | Owner | Due |",
+    }
+    old = postmortem.compose(
+        "# Postmortem: INC\n\n" + "\n\n".join(postmortem.block(n, t, t) for n, t in blocks.items()),
+        {"timeline": "Sato decided to restart.", "measures": table},
+    )
+    assert not postmortem.is_edited(old)
+    archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
+    archive.write(mandatory.MARKDOWN, old.encode())
+    checked = runbook("postmortem", "INC", "--check", "--output", archive.output, env=os.environ)
+    assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 1
+    assert "`runbook postmortem INC`" in checked.stderr
+    made = make(archive)
+    assert made.kept == ("measures", "timeline")
+    assert made.backup and archive.read(made.backup).decode() == old
+    assert table in text_of(archive) and "Sato decided to restart." in text_of(archive)
+    assert "Origin: FM-NOTI-06" not in text_of(archive)  # nobody wrote that
+    assert [m.number for m in missing(text_of(archive))] == [4]
+    assert make(archive).backup is None
+
+
+# In a tracker ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+@pytest.mark.parametrize(
+    ("tracker", "url"), [("github", "https://r.example"), ("gitlab", ""), ("jira", "https://r.example")]
+)
+def test_an_issue_has_the_draft_and_its_tasks(
+    archive: Archive, lang: str, tracker: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = "- {kind: design, measure: 'a | *b*', done: yes}"
+    person = fill(filled(lang), "summary", "It *stopped*; `a_b` postgresql://u:hidden-word@db/x user_id=8f14e45f-ceea")
+    person = fill(person, "timeline", "- one\n  - two -x [a|b]\n\n1. three\n\n> four")
+    archive.write(mandatory.MARKDOWN, person.replace(MEASURES[lang], f"{MEASURES[lang]}\n{done}").encode())
+    archive.write(ACTION_LOG, b"")
+    monkeypatch.setenv("RUNBOOK_RECEIVER__PUBLIC_URL", url)
+    printed = runbook("postmortem", "INC", "--as", tracker, "--lang", lang, env=dict(os.environ))
+    assert printed.returncode == 0 and "hidden-word" not in printed.stdout and "8f14e45f" not in printed.stdout
+    body = printed.stdout
+    task = re.search(r"measure: ([^,]+),", MEASURES[lang])
+    assert task and "<!--" not in body and "measures:" not in body and "person:" not in body
+    if tracker == "jira":
+        assert f"\n* {task[1]} (control, " in body and "\n* *✔* a \\| \\*b* (design)" in body
+        assert (
+            "It _stopped_; {{a_b}} " in body
+            and "\nh2. 4. " in body
+            and "{code:yaml}\norigin: FM-NOTI-06\n{code}" in body
+        )
+        assert "\n* one\n** two \\-x \\[a\\|b\\]\n\n# three\n\n{quote}\nfour\n\n{quote}\n" in body
+        rows = [line for line in body.splitlines() if line.startswith("|")]
+        assert "[6-O|https://r.example/incidents/INC/6-O.html]" in body and all(r.endswith("|") for r in rows)
+    else:
+        assert f"\n- [ ] {task[1]} (control, " in body and "\n- [x] a \\| \\*b\\* (design)" in body
+        assert ("[6-O](https://r.example/incidents/INC/6-O.html)" in body) == bool(url) and "](6-O" not in body
+        tables = [t for t in postmortem._MARKDOWN.parse(body) if t.type == "table_open"]
+        assert len(tables) == 6
+
+
+# On real tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def now(db: psycopg.Connection) -> pd.Timestamp:
+    return moment(db)
+
+
+def moment(db: psycopg.Connection) -> pd.Timestamp:
+    found = db.execute("SELECT now()").fetchone()
+    assert found
+    return pd.Timestamp(found[0]).tz_convert("UTC")
+
+
+def seed(db: psycopg.Connection) -> pd.Timestamp:
+    """Forty minutes of traffic; what came from 10 to 8 minutes ago was sent 3 minutes late, some given up or lost.
+
+    All ages are those of one moment, however long it takes, which is returned.
+    """
+    with db.transaction():
+        traffic(db, seconds=2400, until=600, per_second=2)
+        for second in range(480, 600):
+            events(db, 2, second, sent_after=180.0)
+        traffic(db, seconds=478, until=0, per_second=2)
+        events(db, 5, 590, status="FAILED", tries=10, dead=300)
+        events(db, 4, 580, processed=False, status=None)
+        return moment(db)
+
+
+def test_an_incident_on_real_tables(servers: Servers, db: psycopg.Connection, archive: Archive) -> None:
+    now = seed(db)
+    an_incident(archive, now)
+    found = run(servers, *STEPS, incident_id="INC")
+    rows = by_slo(found["7.1"])
+    # Those sent late, given up, and never a notification. A minute of the clock with a few of them only is no part.
+    assert 240 - 6 <= rows["NOTI-B"]["bad"] - 5 - 4 <= 240
+    assert 2 <= rows["NOTI-B"]["minutes"] <= 4
+    assert (rows["NOTI-A"]["bad"], rows["NOTI-D"]["bad"]) == (5, 5)
+    assert rows["ENT-C"]["bad"] == 0 and rows["ENT-C"]["total"] > 900
+    assert rows["NOTI-C"]["peak"] >= 200
+    onset = pd.Timestamp(str(found["7.1"].value("onset")))
+    assert abs((onset - (now - 10 * MINUTE)).total_seconds()) < 20
+    assert found["7.2"].value("origin") == "FM-NOTI-06" and found["7.2"].status is Status.OK
+    evidence = found["7.2"].frames["evidence"]
+    assert list(evidence["step"]) == ["4.1.1"] and evidence["name"][0].endswith("-3-CRITICAL")
+    assert found["7.3"].value("ttd") == pytest.approx(120, abs=20)
+    # The backlog was as usual again 5 minutes ago; that a run of section 6 saw it is a mark on the timeline.
+    assert found["7.3"].value("ttr") == pytest.approx(180, abs=25)
+    kinds = list(found["7.3"].frames["timeline"]["kind"])
+    assert kinds[:2] == ["onset", "detection"] and {"recovery", "confirmed"} <= set(kinds)
+    assert {"dry", "note", "died", "run", "verdict"} <= set(kinds)
+    assert found["7.3"].frames["timeline"]["time"].is_monotonic_increasing
+    assert found["7.4"].status is Status.WARNING and len(found["7.4"].frames["suggested"]) == 2
+
+
+def test_without_a_database_it_says_what_is_missing(servers: Servers, now: pd.Timestamp, archive: Archive) -> None:
+    an_incident(archive, now, recovered=False)
+    found = run(servers, *STEPS, incident_id="INC", database_url="postgresql://x:secret@127.0.0.1:1/none")
+    assert (found["7.1"].status, found["7.1"].reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    assert found["7.2"].value("origin") == "FM-NOTI-06"
+    assert found["7.3"].value("ttr") is None and found["7.3"].status is Status.WARNING
+    text = postmortem.draft(found.values(), "en", incident="INC", target="t", artifact=None, made="2025-01-31")
+    assert "not measured: the database could not be reached" in text and "not recovered yet" in text
+    assert [m.number for m in missing(text)] == [1, 3, 4]
+
+
+def test_an_idle_system_without_an_incident(servers: Servers, db: psycopg.Connection, archive: Archive) -> None:
+    found = run(servers, *STEPS, incident_id="INC")
+    assert found["7.1"].status is Status.OK
+    assert [found[s].reason for s in ("7.2", "7.3")] == [Reason.NO_DATA, Reason.NO_DATA]
+
+
+def test_a_long_incident_is_asked_in_pieces(
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive
+) -> None:
+    events(db, 50, 20 * 3600)
+    events(db, 50, 600)
+    keep(archive, a_run("3", "CRITICAL", now - pd.Timedelta(hours=19)))
+    found = run(servers, "7.1", incident_id="INC", window_minutes=120)["7.1"]
+    rows = by_slo(found)
+    assert rows["NOTI-B"]["total"] == rows["ENT-C"]["total"] == 100
+    assert found.frames["span"]["bucket_s"][0] == 180
+    assert sum(q.name == "postmortem/notifications" for q in found.queries) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slo", "table", "column"),
+    [
+        ("NOTI-C", "notification.notifications", "sent_at"),
+        ("ENT-D", "entitlement.outbox_events", "published_at"),
+    ],
+)
+def test_what_was_over_within_a_minute_on_real_tables(
+    servers: Servers,
+    db: psycopg.Connection,
+    now: pd.Timestamp,
+    archive: Archive,
+    slo: str,
+    table: str,
+    column: str,
+) -> None:
+    """Twenty seconds in which a worker did nothing: no minute's end shows them, and no delivery is late."""
+    history.backfill(db, now.to_pydatetime(), hours=0.7, rate=10)
+    begin = (now - 10 * MINUTE).floor("min") + pd.Timedelta(seconds=15)
+    end = begin + pd.Timedelta(seconds=20)
+    db.execute(
+        f"UPDATE {table} SET {column} = %(end)s WHERE {column} >= %(begin)s AND {column} < %(end)s",
+        {"begin": begin, "end": end},
+    )
+    keep(archive, a_run("3", "CRITICAL", end + MINUTE), a_run("6", "OK", end + 2 * MINUTE))
+    found = run(servers, "7.1", incident_id="INC")["7.1"]
+    rows = by_slo(found)
+    assert rows["NOTI-B"]["minutes"] == 0
+    assert (rows[slo]["minutes"], rows[slo]["peak"] >= 90) == (1, True), rows[slo]
+    assert slo in words(found)
+    # The first that came late may have been tried before, and is then some seconds older.
+    assert abs((pd.Timestamp(str(found.value("onset"))) - begin).total_seconds()) <= 5
+
+
+# By the command ----------------------------------------------------------------------------------------------
+
+
+def command(servers: Servers, archive: Archive, *arguments: str, **env: str) -> CompletedProcess[str]:
+    done = runbook("postmortem", *arguments, "--output", archive.output, env={**os.environ, **servers.env, **env})
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+@pytest.mark.slow
+def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive) -> None:
+    now = seed(db)
+    an_incident(archive, now)
+    done = command(servers, archive, "INC", "--json")
+    said = valid(json.loads(done.stdout), "run")
+    assert done.returncode == said["exit_code"] == 1, done.stderr
+    assert said["postmortem"]["backup"] is None
+    assert archive.problems() == []
+    entry = archive.manifest()[-1]
+    section = catalog.load().sections["7"]
+    ran = artifact.read(artifact.notebook(archive.read(f"{entry['name']}.ipynb")), section)
+    assert ran.concluded and rejudge.judge_again(ran) == []
+    text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
+    assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page
+    links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
+    pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
+    assert links and all(link in pages or archive.read(link) for link in links)
+    # A person fills it in; it is made again in the other language, and nothing of theirs is lost.
+    checked = command(servers, archive, "INC", "--check")
+    assert checked.returncode == 2 and checked.stderr.startswith("4 measures"), checked.stderr
+    lacks = valid(json.loads(command(servers, archive, "INC", "--check", "--json").stdout), "mandatory")
+    assert [m["number"] for m in lacks["missing"]] == [4]
+    archive.write(mandatory.MARKDOWN, fill(text, "data-measures", data("measures", f"\n{MEASURES['en']}")).encode())
+    assert command(servers, archive, "INC", "--check").returncode == 0
+    again = command(servers, archive, "INC", "--lang", "ja")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "restart by a probe" in text_of(archive) and "\norigin: FM-NOTI-06\n" in text_of(archive)
+    passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
+    assert passed.returncode == 0 and valid(json.loads(passed.stdout), "mandatory") == {
+        "incident": "INC",
+        "complete": True,
+        "missing": [],
+    }
+    assert 'href="postmortem.html"' in archive.read("index.html").decode()
+    # A look back is not how things stand.
+    assert not any(e.get("sections") == ["7"] for e in archive.manifest())
+
+
+@pytest.mark.slow
+def test_a_draft_of_what_nobody_looked_at(
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive
+) -> None:
+    """The section alone, and only a window: the incident is found, its times are the rows' own, its cause is open."""
+    traffic(db, seconds=2400, until=600, per_second=2)
+    for second in range(480, 600):
+        events(db, 2, second, sent_after=180.0, tries=2)
+    traffic(db, seconds=478, until=0, per_second=2)
+    asked = ("run", "7", "--incident", "INC", "-p", "window_minutes=30", "--output", archive.output)
+    done = runbook(*asked, env={**os.environ, **servers.env})
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert f"{archive.place}/{mandatory.MARKDOWN}" in done.stdout
+    times = {
+        r["what"]: pd.Timestamp(r["time"]) for r in mandatory.parse_record(text_of(archive))["timeline"]["entries"]
+    }
+    assert abs((times["Onset"] - (now - 10 * MINUTE)).total_seconds()) < 20
+    assert abs((times["Recovery"] - (now - 5 * MINUTE)).total_seconds()) < 20
+    assert "FM-NOTI-03" in text_of(archive) and "\norigin: ''\n" in text_of(archive)
+    assert [m.number for m in missing(text_of(archive))] == [2, 3, 4]
+    assert archive.problems() == []
+
+
+def test_the_command_on_what_is_not_there(servers: Servers, archive: Archive, now: pd.Timestamp) -> None:
+    assert command(servers, archive, "NONE").returncode == 64
+    archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
+    checked = command(servers, archive, "INC", "--check")
+    assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 5
+    printed = command(servers, archive, "INC", "--as", "jira")
+    assert printed.returncode == 64 and printed.stderr.count("\n") == 1 and "no postmortem yet" in printed.stderr
+    done = command(servers, archive, "INC", RUNBOOK_DATABASE_URL="postgresql://x:hidden-word@127.0.0.1:1/none")
+    assert done.returncode == 3, done.stdout + done.stderr
+    text = text_of(archive)
+    assert "20250131T031000Z-3.partial.ipynb" in text or "no run of this incident" in text
+    assert "hidden-word" not in text + done.stdout + done.stderr

@@ -1,0 +1,174 @@
+"""Each question against its header: the same columns in order, with values of their units, on no rows and on many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pandas as pd
+import psycopg
+import pytest
+from steps import events
+
+from runbook_lib import queries
+from runbook_lib.gameday.sandbox import history
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Window
+from runbook_lib.packs.entitlement.checks import given_up
+from runbook_lib.settings import Budget
+from runbook_lib.sources import ReadCost
+from runbook_lib.sources.postgres import Postgres
+
+NAMES = queries.names()
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def count(value: Any) -> bool:
+    return number(value) and value == int(value) and value >= 0
+
+
+#: What a value of a unit is; any may be missing.
+UNITS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("rows", "1/min", "tries", "bytes"), count),
+    **dict.fromkeys(("s", "number", "ratio", "%", "d", "1/s"), number),
+    "time": lambda value: isinstance(value, pd.Timestamp) and value.tzinfo is not None,
+    "flag": lambda value: isinstance(value, bool),
+    "text": lambda value: isinstance(value, str),
+    "id": lambda value: isinstance(value, str) or count(value),
+}
+
+#: What neither wheel nor image brings; tests/test_postgres_surroundings.py asks a server that does.
+BY_EXTENSION = {"database/statements"}
+
+#: What has no row here: a transaction that has been open for seconds, an event whose key the table does not hold to,
+#: a table in partitions (tests/test_postgres_surroundings.py has one), a setting of the role.
+UNSEEN = {
+    "changed/settings",
+    "database/long_transactions",
+    "database/row_locks",
+    "duplicates/registered_twice",
+    "scope/partitions",
+}
+
+
+def parameters(now: pd.Timestamp) -> dict[str, Any]:
+    """What some of the questions are asked with, beside what is bound for each."""
+    hour = now - pd.Timedelta(hours=1)
+    return {
+        "moment": hour, "created_since": hour, "from": hour, "low": hour, "high": now, "until": now, "late_s": 10.0,
+        "slow_s": 10.0, "few": 4.0, "limit_s": 30.0, "old_s": 10.0, "tries_s": 420.0, "bucket_s": 60, "share": 0.05,
+        "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",
+        "event": str(uuid4()), "seqs": [7], "with_open": True, "role": "miniserversystem",
+        "schemas": ["entitlement", "notification"],
+        "id": str(uuid4()), "ids": [], "instants": [], "typed_id": "", "typed_user": "",
+    }  # fmt: skip
+
+
+def of_what_is_there(db: psycopg.Connection) -> dict[str, Any]:
+    """What the others are asked with, as far as there are rows."""
+    asked: dict[str, Any] = {"event_ids": [str(i) for (i,) in db.execute(
+        "SELECT event_id FROM notification.processed_events LIMIT 9")]}  # fmt: skip
+    change = db.execute(
+        "SELECT audit_id, occurred_at, user_id, payload->>'trace_id' FROM entitlement.entitlement_audit JOIN"
+        " entitlement.outbox_events ON created_at = occurred_at WHERE payload->>'trace_id' <> '' LIMIT 1"
+    ).fetchone()
+    letter = db.execute("SELECT event_id FROM notification.notification_dlq LIMIT 1").fetchone()
+    if change and letter:
+        asked |= {"id": str(change[0]), "instants": [change[1]], "typed_user": change[2], "typed_id": change[3]}
+        asked["ids"] = [*asked["event_ids"], str(letter[0])]
+    return asked
+
+
+@contextmanager
+def a_lock_that_is_waited_for(servers: Servers) -> Iterator[None]:
+    with psycopg.connect(servers.app_url) as holder, closing(psycopg.connect(servers.app_url)) as waiter:
+        holder.execute("LOCK TABLE entitlement.idempotency_keys")
+        waiter.pgconn.send_query(b"SELECT FROM entitlement.idempotency_keys")
+        for _ in range(500):
+            if holder.execute("SELECT pid FROM pg_locks WHERE NOT granted").fetchone():
+                break
+            time.sleep(0.01)
+        yield
+        holder.rollback()
+
+
+def fill(db: psycopg.Connection) -> None:
+    """An hour of traffic, and of what goes wrong a little of each kind."""
+    history.backfill(db, datetime.now(UTC), hours=1.0, rate=0.5)
+    events(
+        db,
+        3,
+        40,
+        outbox="PENDING",
+        publish_tries=2,
+        error="nats: timeout",
+        publish_again=5.0,
+        processed=False,
+        status=None,
+    )
+    events(
+        db, 2, 50, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False, status=None
+    )
+    events(db, 3, 30, status="PROCESSING", by="pod-1", locked=20.0, over=2.0)
+    events(db, 3, 30, status="PENDING", tries=1, again=3.0)
+    events(db, 2, 300, status="FAILED", tries=10, dead=20.0)
+    events(db, 2, 200, processed=False, status=None)
+    db.execute("INSERT INTO notification.notification_nats_dlq (stream_seq, created_at) VALUES (7, now())")
+    db.execute(
+        "UPDATE entitlement.outbox_events SET status = 'IN_FLIGHT', locked_by = 'entitlement-1', locked_at = now(),"
+        " lease_until = now() + interval '30 s' WHERE event_id = (SELECT min(CAST(event_id AS text)) FROM"
+        " entitlement.outbox_events WHERE status = 'PENDING')::uuid"
+    )
+    events(db, 2, 100, status="FAILED", tries=10)
+    events(db, 2, 110, status="PENDING", tries=10, again=0.0, dead=20.0)
+    events(db, 2, 120, processed=False)
+    events(db, 2, 130, outbox=None, processed=False, status=None)
+    events(db, 2, 140, by="pod-1", locked=20.0, over=2.0)
+    events(db, 2, 150, status="PENDING", by="pod-1", locked=20.0, over=2.0)
+    db.execute(
+        "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at, sent_at) SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json,"
+        " status, created_at + interval '2 minutes', sent_at FROM notification.notifications"
+        " WHERE status = 'SENT' AND sent_at < now() - interval '5 minutes' ORDER BY created_at DESC LIMIT 3"
+    )
+    db.execute(
+        "INSERT INTO runbook.redriven"
+        " (store, decision, state, event_id, incident, action, approved_by, reason, archived)"
+        " SELECT 'delivery', 'redrive', 'waiting', event_id, 'A', 'a', 'me', 'why', '{}'"
+        " FROM notification.notification_dlq"
+    )
+    db.execute("ANALYZE")
+
+
+def check(name: str, frame: pd.DataFrame) -> None:
+    said = queries.query(name).columns
+    assert list(said) == list(frame.columns), name
+    assert {*said.values()} <= {*UNITS}, name
+    for column, unit in said.items():
+        odd = [v for v in frame[column].tolist() if v is not None and v is not pd.NaT and v == v and not UNITS[unit](v)]
+        assert not odd, f"{name}: {column} is no {unit}: {odd[:3]}"
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connection, full: bool) -> None:
+    if full:
+        fill(db)
+    empty, now = set(), pd.Timestamp.now("UTC")
+    there = of_what_is_there(db)
+    source = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker()))
+    with a_lock_that_is_waited_for(servers), source.snapshot(Window.before(now, 60)) as snapshot:
+        for name in (n for n in NAMES if n not in BY_EXTENSION):
+            frame = snapshot.ask(name, **parameters(now) | there)
+            check(name, frame)
+            if frame.empty:
+                empty.add(name)
+    if full:
+        assert empty == UNSEEN

@@ -1,0 +1,911 @@
+"""The receiver of alerts over real HTTP: what it takes, what it refuses, and that nothing it took is lost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from pydantic import ValidationError
+from requests.auth import HTTPBasicAuth
+from schemas import valid
+from starlette.datastructures import Headers
+from waiting import until
+
+from runbook_lib.archive import seal
+from runbook_lib.cli import main as cli
+from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.receiver import auth, journal, receiver, server
+from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.dispatcher import Dispatcher
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.receiver import Receiver
+from runbook_lib.receiver.server import Tls
+from runbook_lib.settings import ReceiverSettings, Settings
+from runbook_lib.store import NOTES, Archive
+from runbook_lib.usage import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN, KEY = "a-token-for-tests", "a-key-for-tests"
+JSON = {"content-type": "application/json"}
+BINARY = JSON | {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/checks", "ce-type": "alert"}
+#: Nobody answers there.
+NOWHERE = {"production": {"database_url": "postgresql://u@127.0.0.1:1/x", "nats_url": "nats://127.0.0.1:1"}}
+
+
+def one(name: str = "NotDelivered", status: str = "firing", **labels: str) -> dict[str, Any]:
+    return {
+        "status": status,
+        "labels": {"alertname": name, **labels},
+        "annotations": {"summary": "too old"},
+        "startsAt": "2026-01-31T03:00:00Z",
+        "fingerprint": hashlib.sha256(repr((name, labels)).encode()).hexdigest()[:16],
+    }
+
+
+def webhook(*alerts: dict[str, Any], group: str = "g", **other: Any) -> bytes:
+    return json.dumps({"version": "4", "groupKey": group, "alerts": alerts or [one()]} | other).encode()
+
+
+def event(**other: Any) -> bytes:
+    attributes = {"specversion": "1.0", "id": "1", "source": "/checks", "type": "alert"}
+    return json.dumps(attributes | {"datacontenttype": "application/json", "data": one()} | other).encode()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A receiver that answers on a port of its own."""
+
+    url: str
+    port: int
+    journal: Journal
+    output: str
+    dispatcher: Dispatcher
+
+    def post(
+        self, body: bytes | Iterator[bytes], path: str = "alertmanager", headers: Mapping[str, str] = JSON
+    ) -> requests.Response:
+        return requests.post(self.url + path, body, headers=dict(headers), timeout=10)
+
+    def get(self, path: str = "", **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=10, allow_redirects=False, **options)
+
+    def raw(self, sent: bytes, timeout: float = 10) -> bytes:
+        """All that comes back for bytes as they are, until the other side closes; it may not read to their end."""
+        came = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as s, suppress(ConnectionError):
+            s.sendall(sent)
+            while part := s.recv(65536):
+                came += part
+        return came
+
+
+@contextmanager
+def running(
+    folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None, lang: str = "en",
+    config: Settings | None = None,
+) -> Iterator[Running]:  # fmt: skip
+    """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
+    config = config or Settings(targets=NOWHERE)
+    kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
+    with ThreadPoolExecutor(1) as executor:
+        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=(), lang=lang)
+        received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
+        listening = server.listen("127.0.0.1", 0)
+        serving = server.server(received.app, tls)
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield Running(server.url(listening, tls), listening.getsockname()[1], kept, output, dispatcher)
+        finally:
+            serving.should_exit = True
+            thread.join(20)
+            dispatcher.stop()
+            kept.close()
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [n for n in os.environ if n.startswith("RUNBOOK_RECEIVER")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Running]:
+    """A receiver without authentication; nothing may fail in it unseen."""
+    caplog.set_level(logging.INFO)
+    with running(tmp_path) as found:
+        yield found
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for all that leaves nothing behind."""
+    with running(tmp_path_factory.mktemp("shared")) as found:
+        yield found
+
+
+# What is taken.
+
+
+def test_an_alert_is_on_disk_before_it_is_answered(here: Running) -> None:
+    first = here.post(webhook(one(), one("Other")))
+    assert (first.status_code, valid(first.json(), "receiver")) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
+    with sqlite3.connect(f"file:{here.journal.file}?mode=ro", uri=True) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+    again = here.post(webhook(one(), one("Other")))
+    assert (again.status_code, again.json()) == (202, {"accepted": 2, "jobs": [], "counted": 2})
+
+
+def test_a_cloudevent_structured_and_binary(here: Running) -> None:
+    structured = here.post(event(), "events", {"content-type": "application/cloudevents+json; charset=utf-8"})
+    assert (structured.status_code, structured.json()["jobs"]) == (202, [1]), structured.text
+    taken = here.post(json.dumps(one("Other")).encode(), "events", BINARY)
+    assert (taken.status_code, taken.json()["jobs"]) == (202, [2]), taken.text
+
+
+def test_a_connection_is_used_again(here: Running) -> None:
+    with requests.Session() as session:
+        codes = [session.post(f"{here.url}alertmanager", webhook(), headers=JSON).status_code for _ in range(3)]
+        codes.append(session.post(f"{here.url}alertmanager", b"{", headers=JSON).status_code)
+        codes.append(session.get(f"{here.url}healthz").status_code)
+        assert codes == [202, 202, 202, 400, 200]
+        (pool,) = list(session.get_adapter(here.url).poolmanager.pools._container.values())  # type: ignore[attr-defined]
+        assert pool.num_connections == 1
+
+
+# What is refused.
+
+_DEEP = b"[" * 100_000
+_REFUSED: dict[str, tuple[str, Mapping[str, str], bytes, int, str]] = {
+    "not json": ("alertmanager", JSON, b"{", 400, "body"),
+    "old version": ("alertmanager", JSON, webhook(version="3"), 400, "version"),
+    "a form": ("alertmanager", {"content-type": "application/x-www-form-urlencoded"}, webhook(), 415, "content type"),
+    "text": ("alertmanager", {"content-type": "text/plain"}, webhook(), 415, "content type"),
+    "no type": ("alertmanager", {}, webhook(), 415, "content type"),
+    "event elsewhere": ("alertmanager", {"content-type": "application/cloudevents+json"}, event(), 415, "content"),
+    "batch": ("events", {"content-type": "application/cloudevents-batch+json"}, b"[]", 415, "content type"),
+    "no event": ("events", JSON, webhook(), 400, "CloudEvent"),
+    "deep event": ("events", {"content-type": "application/cloudevents+json"}, _DEEP, 400, "CloudEvent"),
+    "event 0.3": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="0.3"), 400, ""),
+    "event 2.0": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="2.0"), 400, ""),
+    "no data": ("events", {"content-type": "application/cloudevents+json"}, event(data=None), 400, "data"),
+    "nowhere": ("alerts", JSON, webhook(), 404, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", _REFUSED)
+def test_what_is_refused_is_one_line_of_json(shared: Running, tmp_path: Path, case: str) -> None:
+    path, headers, body, status, word = _REFUSED[case]
+    came = shared.post(body, path, headers)
+    assert came.status_code == status, came.text
+    assert word in came.json()["error"] and "\n" not in came.text and len(came.text) < 500
+    assert "Traceback" not in came.text
+    assert shared.journal.incidents() == []
+    folder = shared.journal.file.parent
+    assert {p.name.partition("-")[0] for p in folder.rglob("*")} == {"receiver.db", "receiver.db.lock"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_methods(here: Running) -> None:
+    assert here.get("alertmanager").status_code == 405
+    assert requests.post(here.url, timeout=5).status_code == 405
+    assert requests.put(f"{here.url}events", timeout=5).status_code == 405
+
+
+def test_hostile_words_are_words(here: Running, tmp_path: Path) -> None:
+    words = "<script>alert(1)</script> $(touch hacked) {{ 7*7 }} `id` '; DROP TABLE jobs; --"
+    came = here.post(webhook(one(pod=words) | {"annotations": {"summary": words + "\x1b[2J\r\n"}}, group=words))
+    assert came.status_code == 202
+    job = here.journal.next_job(time.time(), ())
+    assert job is not None and "\x1b" not in job.alert and "\n" not in job.alert
+    here.journal.fail(job, time.time(), words, (), ("", ""))
+    page = here.get().text
+    assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "{{ 7*7 }}" in page
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def test_sizes_have_limits(here: Running) -> None:
+    big = b" " * (receiver.MAX_BODY + 1)
+    declared = here.post(big)
+    assert (declared.status_code, declared.headers["connection"]) == (413, "close")
+    assert "1000000" in declared.json()["error"]
+    assert here.post(iter([big[:600_000]] * 4)).status_code == 413  # in chunks, its length not said
+    assert here.post(webhook() + b" " * 900_000).status_code == 202
+    head = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + b"x: %s\r\n" % (b"x" * 1000) * 34
+    long = here.raw(head + b"\r\n")
+    assert long.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400")), long[:200]
+    assert json.loads(long.partition(b"\r\n\r\n")[2])["error"]
+    assert here.raw(head + b"x" * 1_000_000).startswith((b"HTTP/1.1 400", b""))
+    endless = b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n"
+    assert here.raw(endless + b" " * 8_100_000).startswith((b"HTTP/1.1 413", b""))
+    assert len(here.journal.incidents()) == 1
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        b"GET / HTTP/1.1\r\nhost: [\r\nconnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n",
+        b"GET /incidents/%00/%ff HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        b"GET /?lang=%00&page=-1%27 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    ],
+)
+def test_bytes_that_are_hardly_http(here: Running, sent: bytes) -> None:
+    came = here.raw(sent + b"\r\n")
+    assert came.startswith((b"HTTP/1.1 4", b"HTTP/1.1 200")), came[:200]
+    assert b"Traceback" not in came
+    assert here.get("healthz").status_code == 200
+
+
+def test_a_sender_that_goes_away(here: Running) -> None:
+    head = b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf"
+    with socket.create_connection(("127.0.0.1", here.port)) as s:
+        s.sendall(head)
+    time.sleep(0.1)
+    assert here.get("healthz").status_code == 200
+
+
+def test_who_sends_slowly_is_cut_off_and_holds_up_nobody(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 2.5)
+    monkeypatch.setattr(receiver, "BODY_S", 0.7)
+
+    def trickle(start: bytes, drop: bytes) -> tuple[float, bytes]:
+        """How long such a connection lasts, and what was answered."""
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", here.port), timeout=0.1) as s, suppress(ConnectionError):
+            s.sendall(start)
+            came = b""
+            while time.monotonic() - began < 10:
+                with suppress(TimeoutError):
+                    part = s.recv(4096)
+                    if not part:
+                        break
+                    came += part
+                s.sendall(drop)
+            return time.monotonic() - began, came
+        return time.monotonic() - began, b""
+
+    post = b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
+    with ThreadPoolExecutor(7) as pool:
+        head = [pool.submit(trickle, b"GET / HTTP/1.1\r\n", b"x: y\r\n") for _ in range(3)]
+        silent = pool.submit(trickle, b"", b"")
+        stalled, body = pool.submit(trickle, post + b"half", b""), pool.submit(trickle, post, b" ")
+        unread = pool.submit(trickle, post.replace(b"POST /alertmanager", b"GET /healthz"), b" ")
+        time.sleep(0.3)
+        assert here.post(webhook()).status_code == 202
+        assert not any(f.done() for f in [*head, silent, unread])
+        assert all(f.result()[0] < 8 for f in [*head, silent, unread])
+        assert all(f.result()[1] == b"" for f in [*head, silent])
+        assert all(f.result()[0] < 2.4 for f in (stalled, body))
+        assert stalled.result()[1].startswith(b"HTTP/1.1 408")
+
+
+def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    with running(tmp_path) as here:
+        held = [socket.create_connection(("127.0.0.1", here.port)) for _ in range(5)]
+        until(lambda: here.get("healthz").status_code == 503, "no more are answered")
+        held += [socket.create_connection(("127.0.0.1", here.port), timeout=5) for _ in range(6)]
+        with suppress(ConnectionResetError):
+            assert held[-1].recv(1) == b""  # nor held open
+        for s in held:
+            s.close()
+        until(lambda: here.get("healthz").status_code == 200, "there is room again")
+
+
+# Who may.
+
+
+def signed(body: bytes, key: str = KEY) -> dict[str, str]:
+    return {"x-runbook-signature": "sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest()}
+
+
+def bearer(token: str = TOKEN) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def basic(password: str, user: str = "oncall") -> dict[str, str]:
+    return {"authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+BODY = webhook()
+
+
+@pytest.mark.parametrize(
+    ("secrets", "sends", "reads"),
+    [
+        (Auth(token=TOKEN), [bearer()], [bearer(), basic(TOKEN), basic(TOKEN, "")]),
+        (Auth(key=KEY), [signed(BODY)], [basic(KEY)]),
+        (Auth(token=TOKEN, key=KEY), [bearer(), signed(BODY)], [bearer(), basic(TOKEN)]),
+    ],
+    ids=["token", "hmac", "both"],
+)
+def test_who_may_send_and_who_may_read(
+    tmp_path: Path, secrets: Auth, sends: list[dict[str, str]], reads: list[dict[str, str]]
+) -> None:
+    wrong: list[dict[str, str]] = [
+        {}, bearer("wrong"), bearer(""), bearer(TOKEN + "x"), bearer(KEY), basic("wrong"), {"authorization": "Bearer"},
+        {"authorization": "Basic !!"}, {"authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()},
+        signed(BODY, "wrong"), signed(BODY + b" "), {"x-runbook-signature": ""}, {"x-runbook-signature": "sha256="},
+    ]  # fmt: skip
+    with running(tmp_path, secrets) as here:
+        for headers in wrong:
+            refused = here.post(BODY, headers=JSON | headers)
+            assert refused.status_code == 401 and refused.headers["www-authenticate"], headers
+            for path in ("", "metrics", "incidents/x", "incidents/x/index.html"):
+                read = here.get(path, headers=headers)
+                assert (read.status_code, read.headers["www-authenticate"]) == (401, 'Basic realm="runbook"'), headers
+        assert here.journal.incidents() == []
+        assert {here.post(BODY, headers=JSON | h).status_code for h in sends} == {202}
+        assert here.post(BODY, "events", JSON | sends[0]).status_code == 400  # known, and no event
+        assert {here.get(headers=h).status_code for h in reads} == {200}
+        assert {here.get("metrics", headers=h).status_code for h in reads} == {200}
+        assert {here.get(path).status_code for path in ("healthz", "readyz")} == {200, 503}
+        assert here.get("healthz", headers={"host": "runbook.example"}).status_code == 200
+        if secrets.key:  # taken once more it only counts
+            assert here.post(BODY, headers=JSON | signed(BODY)).json()["jobs"] == []
+
+
+PROXIED = {"user_header": "X-User", "trusted_proxies": ["127.0.0.1", "10.1.0.0/16", "2001:db8::/32"]}
+
+
+@pytest.mark.parametrize(
+    ("address", "named", "who"),
+    [
+        ("10.1.2.3", ["aoki"], "user aoki"),
+        ("::ffff:10.1.2.3", ["aoki"], "user aoki"),
+        ("2001:db8::1", ["青木"], "user 青木"),
+        ("10.2.0.1", ["aoki"], None),
+        ("2001:db9::1", ["aoki"], None),
+        ("", ["aoki"], None),
+        ("testclient", ["aoki"], None),
+        ("10.1.2.3", ["aoki", "mallory"], None),
+        ("10.1.2.3", [" "], None),
+        ("10.1.2.3", [], None),
+    ],
+)
+def test_a_named_reader_is_believed_from_the_proxy_alone(address: str, named: list[str], who: str | None) -> None:
+    proxy = ReceiverSettings.model_validate(PROXIED)
+    known = Auth(TOKEN, "", proxy.user_header, tuple(proxy.trusted_proxies))
+    sent = [(b"x-user", name.encode()) for name in named] + [(b"x-forwarded-for", b"10.1.2.3")]
+    assert known.reader(Headers(raw=sent), address) == who
+    assert Auth(TOKEN).reader(Headers(raw=sent), address) is None
+    assert not known.may_send(Headers(raw=sent), BODY)
+    assert known.reader(Headers(bearer()), address) == "token"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"user_header": ""}, {"trusted_proxies": []}, {"trusted_proxies": ["0.0.0.0/0"]}, {"user_header": "a: b"}],
+    ids=["no header", "no proxy", "everybody", "no name"],
+)
+def test_a_proxy_is_named_with_care(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ReceiverSettings.model_validate(PROXIED | wrong)
+    with pytest.raises(UsageError, match="RUNBOOK_RECEIVER_TOKEN"):
+        auth.load(ReceiverSettings.model_validate(PROXIED))
+
+
+def test_each_read_stands_in_a_sealed_log(tmp_path: Path) -> None:
+    proxy = ReceiverSettings.model_validate(PROXIED)
+    with running(tmp_path, Auth(TOKEN, "", proxy.user_header, tuple(proxy.trusted_proxies))) as here:
+        assert here.get("incidents/x y/index.html", headers={"X-User": "aoki"}).status_code == 404
+        assert here.get("?secret=1", headers=bearer()).status_code == 200
+        assert {here.get("metrics", headers=bearer()).status_code, here.get().status_code} == {200, 401}
+        (told,) = seal.find_seals(here.get("reads", headers=bearer()).text)
+        day = Archive(str(tmp_path / "receiver.reads"), told.incident)
+        lines = [(e["who"], e["what"], e["from"]) for e in day.lines(NOTES)]
+        reads = [("user aoki", "/incidents/x%20y/index.html"), ("token", "/"), ("token", "/reads")]
+        assert lines == [(*read, "127.0.0.1") for read in reads]
+        assert not seal.check(day, [told]).changed
+        day.write(NOTES, b"\n".join(day.raw(NOTES)[:1]) + b"\n")
+        assert seal.check(day, [told]).changed
+        (tmp_path / "receiver.reads").rename(tmp_path / "aside")
+        (tmp_path / "receiver.reads").touch()
+        assert here.get(headers=bearer()).status_code == 503
+
+
+def test_without_a_secret_only_names_of_this_machine_are_answered(here: Running) -> None:
+    for host in ("localhost", "localhost:9095", f"127.0.0.1:{here.port}", "[::1]:9095", "LOCALHOST"):
+        assert here.get("healthz", headers={"host": host}).status_code == 200, host
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "10.0.0.1", "@localhost@x"):
+        for path in ("", "healthz", "readyz", "metrics"):
+            assert here.get(path, headers={"host": host}).status_code == 421, host
+        assert here.post(webhook(), headers=JSON | {"host": host}).status_code == 421
+    assert here.journal.incidents() == []
+
+
+def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not auth.load().needed
+    monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN", f" {TOKEN}\n")
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    monkeypatch.setenv("RUNBOOK_RECEIVER_HMAC_FILE", str(tmp_path / "key"))
+    assert auth.load() == Auth(token=TOKEN, key=KEY)
+    assert TOKEN not in repr(auth.load()) and KEY not in repr(auth.load())
+    (tmp_path / "key").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not text"):
+        auth.load()
+
+
+def certificate(folder: Path) -> Tls:
+    tls = Tls(folder / "cert.pem", folder / "key.pem")
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(tls.key), "-out", str(tls.certificate)]
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    subprocess.run([*new, "-days", "2", *names, *files], check=True, capture_output=True)
+    return tls
+
+
+def test_tls(tmp_path: Path) -> None:
+    tls = certificate(tmp_path)
+    tls.check()
+    with running(tmp_path, Auth(token=TOKEN), tls=tls) as here:
+        assert here.url.startswith("https://")
+        options: dict[str, Any] = {"headers": JSON | bearer(), "timeout": 10, "verify": str(tls.certificate)}
+        assert requests.post(f"{here.url}alertmanager", webhook(), **options).status_code == 202
+        with pytest.raises(requests.exceptions.SSLError):
+            requests.get(f"{here.url}healthz", timeout=5)
+        with pytest.raises(requests.exceptions.ConnectionError):
+            requests.get(f"http://127.0.0.1:{here.port}/healthz", timeout=5)
+    with pytest.raises(UsageError, match="cannot be used together"):
+        Tls(tls.certificate, tls.certificate).check()
+
+
+# How it is.
+
+
+def test_metrics_are_those_of_prometheus(here: Running) -> None:
+    here.post(webhook(one(), one("Other")))
+    here.post(webhook())
+    here.post(b"{")
+    families = {f.name: f for f in text_string_to_metric_families(here.get("metrics").text)}
+    values = {s.name: s.value for f in families.values() for s in f.samples}
+    assert values["runbook_alerts_accepted_total"] == 3
+    assert values["runbook_alerts_deduplicated_total"] == 1
+    assert values["runbook_investigations_waiting"] == 1 and values["runbook_investigations_running"] == 0
+    (refused,) = [s for s in families["runbook_requests_refused"].samples if s.name.endswith("_total")]
+    assert (refused.labels, refused.value) == ({"status": "400"}, 1)
+
+
+def ready(here: Running) -> tuple[int, dict[str, Any]]:
+    came = here.get("readyz")
+    return came.status_code, valid(came.json(), "receiver").get("problems", {})
+
+
+def test_ready_names_what_is_not(here: Running) -> None:
+    assert ready(here) == (503, {"dispatcher": "does not run"})
+    here.dispatcher.start()
+    assert ready(here) == (200, {})
+    shutil.rmtree(here.output)
+    Path(here.output).touch()  # no folder can be there; holds for root as well
+    time.sleep(0.1)
+    assert ready(here) == (503, {"output": "cannot be written"})
+    Path(here.output).unlink()
+    time.sleep(0.1)
+    assert ready(here) == (200, {})
+    here.dispatcher.stop()
+    assert ready(here) == (503, {"dispatcher": "does not run"})
+    assert here.get("healthz").status_code == 200
+
+
+def test_a_locked_journal_refuses_for_now_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "BUSY_S", 0.2)
+    hold = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN EXCLUSIVE'); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with running(tmp_path) as here:
+        bodies = [webhook(one(f"A{n}"), group=f"g{n}") for n in range(4)]
+        assert here.post(bodies[0]).status_code == 202
+        holder = subprocess.Popen(
+            [sys.executable, "-c", hold, str(here.journal.file)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert holder.stdout and holder.stdout.readline() == "held\n"
+            for body in bodies[1:]:
+                refused = here.post(body)
+                assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+                assert "journal" in refused.json()["error"] and str(tmp_path) not in refused.text
+            assert ready(here)[1]["journal"] == "cannot be written"
+            assert here.get("healthz").status_code == 200
+            assert here.get().status_code == 200  # reading goes on
+        finally:
+            holder.communicate("")
+        assert [i.alert for i in here.journal.incidents()] == ["A0"]
+        assert {here.post(body).status_code for body in bodies} == {202}
+        assert sorted(i.alert for i in here.journal.incidents()) == ["A0", "A1", "A2", "A3"]
+        time.sleep(0.1)
+        assert "journal" not in ready(here)[1]
+
+
+def test_many_at_once_behind_a_locked_journal_are_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "BUSY_S", 0.5)
+    monkeypatch.setattr(receiver, "TURN_S", 0.7)
+    with running(tmp_path) as here, sqlite3.connect(here.journal.file, isolation_level=None) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        with ThreadPoolExecutor(20) as pool:
+            codes = list(pool.map(lambda n: here.post(webhook(group=f"g{n}")).status_code, range(20)))
+        assert set(codes) == {503} and time.monotonic() - began < 3
+        db.execute("ROLLBACK")
+        assert here.post(webhook()).status_code == 202
+
+
+def test_a_full_journal_refuses_for_now(here: Running) -> None:
+    def pages(n: int) -> None:
+        here.journal._db.execute(f"PRAGMA max_page_count = {n}").fetchall()
+
+    here.post(webhook())
+    pages(1)
+    codes = {here.post(webhook(one(pod="x" * 1000), group=f"{n:0>4000}")).status_code for n in range(30)}
+    assert 503 in codes
+    before = len(here.journal.incidents(100))
+    pages(1_000_000)
+    assert here.post(webhook(one("Late"), group="late")).status_code == 202
+    assert len(here.journal.incidents(100)) == before + 1
+
+
+# For people.
+
+
+def concluded(here: Running, body: bytes, *, sample: bool = False, ok: bool = False) -> str:
+    """An incident whose first job has come to the verdict of the sample dossier; its id."""
+    here.post(body)
+    job = here.journal.next_job(time.time(), ())
+    assert job is not None
+    said = json.loads(next((ROOT / "outputs" / "sample").glob("*-verdict-*.json")).read_text())
+    verdict = said["verdict"] | ({"status": "OK", "stuck_at": None} if ok else {})
+    here.journal.conclude(job, verdict, time.time())
+    if sample:
+        shutil.copytree(ROOT / "outputs" / "sample", Path(here.output) / job.incident)
+    return job.incident
+
+
+def test_the_page_says_how_to_send_a_first_alert(here: Running, tmp_path: Path) -> None:
+    page = here.get()
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "No alert has arrived yet" in page.text and "<script" not in page.text
+    command = re.search(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
+    assert command
+    text = command[1].replace("&gt;", ">").replace("&lt;", "<").replace("&#34;", '"').replace("&#39;", "'")
+    if not shutil.which("curl"):
+        pytest.skip("no curl here")
+    done = subprocess.run(["bash", "-ec", text], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True)
+    assert json.loads(done.stdout)["jobs"] == [1]
+    assert here.get().text.count("<article") == 1
+
+
+def test_the_page_of_a_signed_receiver_says_how_too(tmp_path: Path) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("no curl here")
+    with running(tmp_path, Auth(key=KEY)) as here:
+        page = here.get(headers=basic(KEY)).text
+        assert KEY not in page
+        (text,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+        text = text.replace("&gt;", ">").replace("&lt;", "<")
+        env = os.environ | {"RUNBOOK_RECEIVER_HMAC": KEY}
+        run = subprocess.run(["bash", "-ec", text], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+        assert json.loads(run.stdout)["jobs"] == [1], run.stderr
+
+
+def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
+    located = concluded(here, webhook(one(incident="INC-1"), group="a"), sample=True)
+    well = concluded(here, webhook(one("Well"), group="b"), ok=True)
+    here.post(webhook(one("Well", "resolved"), group="b"))
+    resolved = here.journal.next_job(time.time(), ())
+    assert resolved and resolved.kind == "resolved"
+    here.journal.fail(resolved, time.time(), "the worker <b>died</b>", (), ("", ""))
+    here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
+    here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
+    text = here.get().text
+    cards = dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', text, re.DOTALL))
+    assert list(cards)[-1] == located and len(cards) == 3
+    assert "CRITICAL" in cards[located] and "rb-strip" in cards[located] and "STUCK HERE" in cards[located]
+    assert f'href="incidents/{located}/index.html"' in cards[located]
+    assert "closed 2" in cards[well] and "the worker &lt;b&gt;died" in cards[well] and "✖ given up" in cards[well]
+    assert "rb-strip" not in cards[well]
+    (waits,) = set(cards) - {located, well}
+    assert "○ waiting" in cards[waits] and "repeats: 1" in cards[waits] and "No dossier" in cards[waits]
+    assert 'class="dossier"' not in cards[waits] + cards[well]
+    assert "<b>2 open</b>" in text and 'http-equiv="refresh"' in text
+    for lang, word in (("ja", "ここで詰まり"), ("en", "STUCK HERE"), ("xx", "STUCK HERE")):
+        assert word in here.get(f"?lang={lang}").text
+    for link in re.findall(r'<a [^>]*href="([^"]+)"', text):
+        assert here.get(link.replace("&amp;", "&")).status_code == 200, link
+
+
+def test_the_page_shows_what_a_running_investigation_has_found(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, goes_on = threading.Event(), threading.Event()
+
+    def carry_out(order: Order, hear: Callable[[RunProgress], None]) -> dict[str, Any]:
+        hear(
+            RunProgress(
+                "✔ 3.1  OK: <no objective> is missed", "OK", ("Provisional: 3 of 7 steps.", "outbox relay 245"), ""
+            )
+        )
+        hear(RunProgress("", "", (), "Waiting for 3.2"))
+        told.set()
+        goes_on.wait(20)
+        raise UsageError("over")
+
+    monkeypatch.setattr("runbook_lib.receiver.dispatcher.carry_out", carry_out)
+    here.post(webhook(one(incident="INC-1")))
+    assert 'content="20"' in here.get().text
+    here.dispatcher.start()
+    assert told.wait(20)
+    text = here.get().text
+    assert 'content="10"' in text and "Waiting for 3.2" in text
+    assert "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>" in text, (
+        "the strip stays until there is a newer one"
+    )
+    goes_on.set()
+    until(lambda: not here.dispatcher.progress, "the end")
+    assert "Provisional" not in here.get().text
+
+
+def test_the_page_shows_the_line_of_an_incident_whose_runs_were_trimmed(here: Running) -> None:
+    for name in ("Old", "New"):
+        for status in ("firing", "resolved"):
+            concluded(here, webhook(one(name, status), group=name), ok=True)
+    old = here.journal.incidents()[-1].id
+    here.journal.trim(2)
+    text = here.get().text
+    cards = dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', text, re.DOTALL))
+    assert "The journal no longer has its runs" in cards[old] and "closed 2" in cards[old]
+    assert "waiting" not in cards[old] and "repeats" not in cards[old] and "concluded" not in cards[old]
+    assert [word for word in cards if "The journal no longer has its runs" in cards[word]] == [old]
+
+
+def test_pages(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver, "PAGE", 2)
+    for n in range(5):
+        here.post(webhook(one(f"A{n}"), group=str(n)))
+    assert [re.findall(r"<b>(A\d)</b>", here.get(f"?page={n}").text) for n in (1, 2, 3, 4)] == [
+        ["A4", "A3"], ["A2", "A1"], ["A0"], [],
+    ]  # fmt: skip
+    assert "?page=2&amp;lang=en" in here.get().text and "?page=4" not in here.get("?page=3").text
+    assert {here.get(f"?page={n}").status_code for n in ("0", "-1", "x", "9" * 30, "%00", "²")} == {200}
+
+
+@pytest.fixture(scope="module", params=["folder", "memory"])
+def dossier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A receiver over an archive that holds the sample as INC-1, and things that are none of the dossier's."""
+    tmp_path = tmp_path_factory.mktemp("dossier")
+    output = str(tmp_path / "outputs") if request.param == "folder" else f"memory://{tmp_path.name}"
+    fs, path = fsspec.core.url_to_fs(output)
+    fs.put(str(ROOT / "outputs" / "sample"), f"{path}/INC-1", recursive=True)
+    for other in ("secret", "INC-1/lab/copy.ipynb", "INC-1/.hidden", "INC-2/x.html"):
+        fs.makedirs(f"{path}/{other}".rpartition("/")[0], exist_ok=True)
+        fs.pipe_file(f"{path}/{other}", b"not for you")
+    if request.param == "folder":
+        (tmp_path / "outputs" / "INC-1" / "link").symlink_to(tmp_path / "receiver.db")
+    with running(tmp_path, output=output) as here:
+        yield here
+
+
+def test_a_dossier_is_served_whole(dossier: Running) -> None:
+    assert dossier.get("incidents/INC-1").headers["location"] == "INC-1/index.html"
+    assert dossier.get("incidents/INC-1/").headers["location"] == "index.html"
+    archive = Archive(dossier.output, "INC-1")
+    names = [n for n in archive.names() if Path(n).suffix and not n.startswith(".")]
+    names += [f"evidence/{n}" for n in Archive(dossier.output, "INC-1/evidence").names()]
+    assert len(names) > 10
+    types = {"html": "text/html; charset=utf-8", "json": "application/json", "ipynb": "application/x-ipynb+json"}
+    for name in names:
+        came = dossier.get(f"incidents/INC-1/{name}")
+        assert (came.status_code, came.content) == (200, archive.read(name)), name
+        assert came.headers["content-type"] == types.get(Path(name).suffix[1:], "text/plain; charset=utf-8")
+        assert ("attachment" in came.headers.get("content-disposition", "")) == name.endswith(".ipynb")
+        assert came.headers["x-content-type-options"] == "nosniff" and came.headers["cache-control"] == "no-store"
+        assert came.headers["x-frame-options"] == "DENY"
+        assert "default-src 'none'" in came.headers["content-security-policy"]
+        assert re.search(r"script-src 'sha256-[\w+/]+=';", came.headers["content-security-policy"]), "ours alone"
+    index = dossier.get("incidents/INC-1/index.html").text
+    for link in re.findall(r'href="([^"#]+)"', index):
+        assert dossier.get(f"incidents/INC-1/{link}").status_code == 200, link
+
+
+def test_what_is_written_later_is_found(dossier: Running) -> None:
+    assert dossier.get("incidents/INC-1/late.html").status_code == 404
+    Archive(dossier.output, "INC-1").write("late.html", b"late")
+    assert dossier.get("incidents/INC-1/late.html").text == "late"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "incidents/../secret", "incidents/INC-1/../../secret", "incidents/INC-1/../secret",
+        "incidents/INC-1/%2e%2e/secret", "incidents/INC-1/..%2fsecret", "incidents/INC-1/%2e%2e%2fsecret",
+        "incidents/INC-1/%252e%252e%252fsecret", "incidents/INC-1/..%5csecret", "incidents/%2e%2e/secret",
+        "incidents/../INC-1/index.html", "incidents/INC-1%2f..%2fINC-1/index.html", "incidents//etc/passwd",
+        "incidents/INC-1//etc/passwd", "incidents/INC-1/%2fetc%2fpasswd", "incidents/INC-1/evidence/../../secret",
+        "incidents/INC-1/evidence/..%2f..%2fsecret", "incidents/INC-1/evidence/../index.html",
+        "incidents/INC-1/lab/copy.ipynb", "incidents/INC-1/lab", "incidents/INC-1/evidence", "incidents/INC-2/",
+        "incidents/INC-1/evidence/", "incidents/INC-1/.hidden", "incidents/INC-1/index.html%00",
+        "incidents/INC-1/index.html/", "incidents/secret", "incidents/secret/secret", "incidents/secret/",
+        "incidents/INC-9/index.html", "incidents/INC-2", "incidents/.", "incidents/..", "incidents/%00/x",
+        "incidents/INC-1/link", "incidents/" + "x" * 5000,
+    ],
+)  # fmt: skip
+def test_nothing_else_is_served(dossier: Running, path: str) -> None:
+    sent = f"GET /{path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()  # nothing made tidy
+    came = dossier.raw(sent)
+    assert came.startswith(b"HTTP/1.1 404"), came[:200]
+    assert b"SQLite" not in came and b"not for you" not in came and b"root:" not in came
+
+
+# The command.
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "runbook_lib", "serve", *arguments]
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """`runbook serve` that does not come to serve: its exit code and its last line."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            cli.main(["serve", "--port", "0", *arguments])
+        lines = capsys.readouterr().err.splitlines()
+        assert not [line for line in lines if "Traceback" in line]
+        return int(end.value.code or 0), lines[-1]
+
+    return call
+
+
+def test_what_is_wrong_at_the_start_is_one_line(
+    said: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, line = said()
+    assert (code, "alerts that match no route: target 'default' has no address" in line) == (64, True), line
+    monkeypatch.setenv("RUNBOOK_NATS_URL", "nats://127.0.0.1:1")
+
+    (tmp_path / "empty").touch()
+    monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN_FILE", str(tmp_path / "none"))
+    code, line = said()
+    assert (code, "RUNBOOK_RECEIVER_TOKEN_FILE" in line, "No such file" in line) == (64, True, True), line
+    monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN_FILE", str(tmp_path / "empty"))
+    assert said()[0] == 64 and "is empty" in said()[1]
+    monkeypatch.delenv("RUNBOOK_RECEIVER_TOKEN_FILE")
+
+    code, line = said("--tls-cert", str(tmp_path / "none"), "--tls-key", str(tmp_path / "none"))
+    assert (code, "--tls-cert" in line) == (64, True), line
+    code, line = said("--tls-cert", str(tmp_path / "empty"), "--tls-key", str(tmp_path / "empty"))
+    assert (code, "cannot be used together" in line) == (64, True), line
+    assert said("--tls-cert", "x")[0] == 64
+    assert said("--executor", "dask")[0] == 64 and said("--scheduler", "tcp://127.0.0.1:1")[0] == 64
+    assert said("--journal", str(tmp_path / "empty" / "x.db"))[0] == 64
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, line = said("--port", str(taken.getsockname()[1]))
+    assert (code, "Address already in use" in line) == (69, True), line
+
+    held = Journal(tmp_path / "held.db")
+    code, line = said("--journal", str(tmp_path / "held.db"))
+    held.close()
+    assert (code, "another receiver" in line) == (64, True), line
+
+    (tmp_path / "runbook.toml").write_text('[[routes]]\nalertname = "A"\nsections = ["9.9"]\n')
+    code, line = said()
+    assert (code, "routes, number 1 (A)" in line) == (64, True), line
+    (tmp_path / "runbook.toml").write_text("[receiver]\nworkers = 0\n")
+    assert said()[0] == 64
+
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, line = said()
+    assert (code, line) == (64, "runbook: serve needs the package uvicorn: pip install 'runbook-notebooks[serve]'")
+
+
+@pytest.mark.slow
+def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
+    """The whole way, with a target where nobody answers: the verdict says so, and the page leads to the evidence."""
+    (tmp_path / "runbook.toml").write_text(
+        '[targets.production]\ndatabase_url_env = "DB"\nnats_url_env = "NATS"\n'
+        '[[routes]]\nalertname = "NotDelivered"\nsections = ["4.1"]\n'
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {
+        "PYTHONPATH": str(ROOT), "RUNBOOK_RECEIVER_TOKEN": TOKEN, "DB": "postgresql://u:pw-17@127.0.0.1:1/x",
+        "NATS": "nats://127.0.0.1:1",
+    }  # fmt: skip
+    log = (tmp_path / "log").open("w+")
+    serving = subprocess.Popen(
+        command("--port", "0", "--output", "kept"), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=log, text=True
+    )
+    try:
+        assert serving.stdout
+        line = serving.stdout.readline()
+        found = re.search(r"listening on (http://127\.0\.0\.1:\d+/) \(bearer token\).*/kept, .*routes: 1", line)
+        assert found, line + Path(log.name).read_text()
+        url, known = found[1], HTTPBasicAuth("oncall", TOKEN)
+        assert requests.post(f"{url}alertmanager?token={TOKEN}", webhook(), headers=JSON, timeout=10).status_code == 401
+        taken = requests.post(f"{url}alertmanager", webhook(), headers=JSON | bearer(), timeout=10)
+        assert taken.json() == {"accepted": 1, "jobs": [1], "counted": 0}
+
+        def page() -> str:
+            return requests.get(url, auth=known, timeout=10).text
+
+        until(lambda: 'class="dossier"' in page(), "a dossier on the page", 60)
+        (link,) = re.findall(r'class="dossier" href="([^"]+)"', page())
+        index = requests.get(url + link, auth=known, timeout=10)
+        assert index.status_code == 200
+        (artifact,) = re.findall(r'href="([^"]+-4\.1-\w+\.html)"', index.text)
+        shown = requests.get(url + link.replace("index.html", artifact), auth=known, timeout=10)
+        assert shown.status_code == 200 and "4.1.1" in shown.text
+        assert requests.get(f"{url}readyz", timeout=10).json() == {"ready": True}
+        assert "NotDelivered firing" in index.text  # the timeline names the alert
+        until(lambda: "<code>seal:" in page(), "the seal on the page", 60)
+        incident = link.split("/")[1]
+        kept = seal.read_checkpoints(incident, f"{url.replace('://', f'://x:{TOKEN}@')}seals/{incident}")
+        assert f"<code>{kept[-1]}</code>" in page()
+        report = seal.check(Archive(str(tmp_path / "kept"), incident), kept)
+        assert (report.changed, report.uncovered) == ((), ())
+    finally:
+        serving.terminate()
+        code = serving.wait(40)
+    log.seek(0)
+    text = log.read()
+    assert code == 0, text
+    assert "POST /alertmanager 202" in text and "Traceback" not in text
+    assert TOKEN not in text and "pw-17" not in text
+    assert "pw-17" not in "".join(p.read_text(errors="replace") for p in (tmp_path / "kept").rglob("*") if p.is_file())
+
+
+def test_an_end_in_the_middle_is_no_loss(tmp_path: Path) -> None:
+    """SIGTERM while an investigation is at work: exit code 0, in time, and its job is still to be done."""
+    hang = socket.create_server(("127.0.0.1", 0))  # takes connections and never says a word
+    port = hang.getsockname()[1]
+    (tmp_path / "runbook.toml").write_text(
+        f'[targets.production]\ndatabase_url = "postgresql://u@127.0.0.1:{port}/x"\n[budget]\nconnect_timeout_s = 60\n'
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {"PYTHONPATH": str(ROOT)}
+    serving = subprocess.Popen(
+        command("--port", "0", "--host", "0.0.0.0"), cwd=tmp_path, env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert serving.stdout
+        line = serving.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+/", line)  # whatever --host says
+        assert url and "no authentication" in line
+        assert requests.post(f"{url[0]}alertmanager", webhook(), headers=JSON, timeout=10).status_code == 202
+        until(lambda: "runbook_investigations_running 1" in requests.get(f"{url[0]}metrics", timeout=5).text, "work")
+    finally:
+        serving.terminate()
+        _, err = serving.communicate(timeout=40)
+        hang.close()
+    assert serving.returncode == 0 and "will run again at the next start" in err and "127.0.0.1 only" in err
+    with closing(Journal(tmp_path / "receiver.db")) as kept:
+        assert kept.recover(time.time()) == 1

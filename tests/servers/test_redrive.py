@@ -1,0 +1,897 @@
+"""Sending dead letters again: nothing lost, nothing twice, whatever is killed at whatever moment."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import RawStreamMsg
+from portion import start
+from psycopg.types.json import Jsonb
+from steps import bound, publish
+
+from runbook_lib import catalog, messages, queries
+from runbook_lib.context import open_context
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox import database
+from runbook_lib.gameday.sandbox.notification import Deliveries
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox.settings import WorkerSettings
+from runbook_lib.model.finding import replace
+from runbook_lib.outcome import Outcome
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.parameters import validate
+from runbook_lib.session import Session
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
+
+Opened = Callable[..., Session]
+WORD: dict[str, Any] = {"execute": True, "approved_by": "Owner of the receiver", "reason": "the receiver is back"}
+
+
+def open_session(
+    servers: Servers,
+    output: Path,
+    *,
+    without: Sequence[str] = (),
+    urls: dict[str, str] | None = None,
+    policy: dict[str, Any] | None = None,
+    **parameters: Any,
+) -> Session:
+    target = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()} | (urls or {})
+    config = Settings(output=str(output), targets={"here": {k: v for k, v in target.items() if k not in without}})
+    given = {"incident_id": "INC-7", "target": "here", "wait_s": 5.0} | parameters
+    book = catalog.load()
+    rules = {name: replace(rule, **policy or {}) for name, rule in book.redrive.items()}
+    return Session(open_context(book.sections["4.4"], validate(given), config, replace(book, redrive=rules)))
+
+
+@pytest.fixture
+def opened(servers: Servers, tmp_path: Path) -> Opened:
+    return partial(open_session, servers, tmp_path)
+
+
+def act(rb: Session, store: str, **what: Any) -> Outcome:
+    """The action as a notebook or the command has it carried out; every text exists in both languages."""
+    outcome = rb.act("redrive", store=store, **(WORD | what)).outcome
+    for lang in messages.LANGUAGES:
+        for text in (
+            outcome.why,
+            *(p.text for p in outcome.preconditions),
+            *([outcome.effect] if outcome.effect else []),
+        ):
+            assert messages.text(text, lang)
+    return outcome
+
+
+def why(outcome: Outcome) -> str:
+    return messages.text(outcome.why, "en")
+
+
+def effect(outcome: Outcome) -> str:
+    assert outcome.effect
+    return messages.text(outcome.effect, "en")
+
+
+def one(db: psycopg.Connection, query: str, *values: object) -> Any:
+    row = db.execute(query, values).fetchone()
+    assert row is not None
+    return row[0] if len(row) == 1 else row
+
+
+def payload(event_id: uuid.UUID, user: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": str(event_id), "event_type": wire.GRANTED, "occurred_at": "2026-03-01T12:00:00.000001Z",
+        "user_id": user, "stock_keeping_unit": "sku-starter", "source": "purchase", "source_id": "purchase-1",
+        "version": 0, "trace_id": "abc",
+    } | changes  # fmt: skip
+
+
+def dead(
+    db: psycopg.Connection, n: int = 1, *, ago: float = 600, letter: bool = True, **columns: Any
+) -> list[uuid.UUID]:
+    """`n` notifications that were given up `ago` seconds ago; the ids of their events."""
+    events = [uuid.uuid4() for _ in range(n)]
+    for i, event in enumerate(events):
+        at = datetime.now(UTC) - timedelta(seconds=ago) + timedelta(milliseconds=i)
+        row = {
+            "notification_id": uuid.uuid4(), "event_id": event, "user_id": f"user-{i:04d}", "type": wire.GRANTED,
+            "occurred_at": at, "payload_json": Jsonb(payload(event, f"user-{i:04d}")), "status": "FAILED",
+            "attempt_count": 10, "created_at": at,
+        } | columns  # fmt: skip
+        names = ", ".join(row)
+        db.execute(
+            f"INSERT INTO notification.notifications ({names}) VALUES ({', '.join(['%s'] * len(row))})",
+            list(row.values()),
+        )
+        db.execute(
+            "INSERT INTO notification.processed_events VALUES (%s, %s) ON CONFLICT DO NOTHING", [row["event_id"], at]
+        )
+        if letter:
+            db.execute(
+                "INSERT INTO notification.notification_dlq"
+                " VALUES (gen_random_uuid(), %s, %s, %s, 'receiver answered 503', %s)",
+                [row["notification_id"], row["event_id"], row["payload_json"], at],
+            )
+    return events
+
+
+def statuses(db: psycopg.Connection) -> Counter[str]:
+    return Counter(dict(db.execute("SELECT status, count(*) FROM notification.notifications GROUP BY 1").fetchall()))
+
+
+def everything(db: psycopg.Connection) -> list[Any]:
+    return [
+        db.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
+        for table in (
+            "notification.notifications", "notification.notification_dlq", "notification.notification_nats_dlq",
+            "entitlement.outbox_events", "runbook.redriven",
+        )
+    ]  # fmt: skip
+
+
+def journal(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "INC-7" / "actions.jsonl").read_text().splitlines()]
+
+
+@contextmanager
+def worker(
+    servers: Servers, fails: Callable[[Any], bool] = lambda row: False, attempts: int = 10
+) -> Iterator[list[str]]:
+    """The applications' own delivery worker; yields the event ids in the order in which they were delivered."""
+    delivered: list[str] = []
+    over = threading.Event()
+
+    def send(row: Any) -> None:
+        if fails(row):
+            raise ConnectionError("receiver answered 503")
+        delivered.append(str(row["event_id"]))
+
+    def work() -> None:
+        with database.connect(servers.app_url) as connection:
+            deliveries = Deliveries(connection, WorkerSettings(max_attempts=attempts), "notification-7c9d5f6b8-x2k4q")
+            while not over.wait(0.1):
+                deliveries.work(send, database.now())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield delivered
+    finally:
+        over.set()
+        thread.join()
+
+
+# Delivery ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_shows_what_would_go_and_changes_nothing(
+    opened: Opened, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    events = dead(db, 7)
+    before = everything(db)
+    outcome = act(opened(), "delivery", execute=False, limit=6)
+    assert outcome.result == "dry" and all(holds(outcome).values()) and outcome.preconditions, why(outcome)
+    shown = messages.text(outcome.preconditions[-1].text, "en")
+    assert shown.startswith("6 can be sent now: ") and str(events[0]) in shown and str(events[6]) not in shown
+    assert outcome.before["eligible"] == 7
+    assert everything(db) == before
+    assert outcome.command == "runbook act redrive delivery --limit 6 --target here --incident INC-7"
+    (line,) = journal(tmp_path)
+    assert (line["result"], line["what"]) == ("dry", {"store": "delivery", "limit": 6, "discard": False})
+
+
+def test_a_portion_goes_back_whole_and_arrives_once(
+    opened: Opened, servers: Servers, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    events = dead(db, 30)
+    # What a careless hand may have left in the row.
+    db.execute("UPDATE notification.notifications SET locked_by = 'gone', locked_at = now(), lease_until = now()")
+    rb = opened(wait_s=20.0)
+    with worker(servers) as delivered:
+        outcome = act(rb, "delivery", limit=20)
+    assert outcome.result == "done" and outcome.verified, effect(outcome)
+    assert effect(outcome) == "20 sent again: 20 SENT, 0 still waiting, 0 FAILED again, 0 missing, 0 duplicates"
+    assert delivered == [str(e) for e in events[:20]] == outcome.did["events"]
+    assert statuses(db) == {"SENT": 20, "FAILED": 10}
+    assert one(db, "SELECT count(*) FROM notification.notification_dlq") == 10
+    assert (outcome.before["eligible"], outcome.after["eligible"]) == (30, 10)
+
+    kept = db.execute(
+        "SELECT state, incident, action, approved_by, reason, archived, ended_at IS NOT NULL FROM runbook.redriven"
+    ).fetchall()
+    assert len(kept) == 20
+    state, incident, action, approved_by, reason, archived, ended = kept[0]
+    assert (state, incident, action, ended) == ("succeeded", "INC-7", outcome.id, True)
+    assert (approved_by, reason) == (WORD["approved_by"], WORD["reason"])
+    assert archived["row"]["status"] == "FAILED" and archived["row"]["attempt_count"] == 10
+    assert archived["row"]["locked_by"] == "gone"
+    assert archived["dead_letter"]["error_message"] == "receiver answered 503"
+    assert [line["result"] for line in journal(tmp_path)] == ["begun", "done"]
+
+
+@pytest.mark.slow
+def test_all_columns_of_a_claim_are_cleared_together(opened: Opened, db: psycopg.Connection) -> None:
+    dead(db, 2, next_retry_at=datetime.now(UTC), locked_by="gone", locked_at=datetime.now(UTC))
+    outcome = act(opened(), "delivery")
+    assert outcome.result == "done" and outcome.verified is False
+    assert effect(outcome) == "2 sent again: 0 SENT, 2 still waiting, 0 FAILED again, 0 missing, 0 duplicates"
+    rows = db.execute(
+        "SELECT DISTINCT status, attempt_count, next_retry_at, locked_by, locked_at, lease_until, sent_at "
+        "FROM notification.notifications"
+    ).fetchall()
+    assert rows == [("PENDING", 0, None, None, None, None, None)]
+
+
+@pytest.mark.slow
+def test_what_a_worker_holds_is_left_alone(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=20)
+    (held,) = dead(db, 1, locked_by="pod", locked_at=datetime.now(UTC), lease_until=soon)
+    dead(db, 1, letter=False, status="PROCESSING", locked_by="pod", locked_at=datetime.now(UTC), lease_until=soon)
+    (locked,) = dead(db, 1)
+    (free,) = dead(db, 1)
+    with psycopg.connect(servers.admin_url) as other:
+        other.execute("SELECT FROM notification.notifications WHERE event_id = %s FOR UPDATE", [locked])
+        outcome = act(opened(), "delivery")
+    assert outcome.did["events"] == [str(free)]
+    assert outcome.before["held"] == 1
+    assert statuses(db) == {"PROCESSING": 1, "FAILED": 2, "PENDING": 1}
+    assert one(db, "SELECT count(*) FROM notification.notification_dlq") == 2
+    named = act(opened(), "delivery", events=[str(held)])
+    assert named.result == "refused"
+
+
+def test_what_would_fail_again_goes_by_name_only(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
+    event = uuid.uuid4()
+    (lacking,) = dead(
+        db, 1, event_id=event, payload_json=Jsonb(payload(event, "user-0000", stock_keeping_unit=""))
+    ) and [event]
+    shapeless = uuid.uuid4()
+    dead(db, 1, event_id=shapeless, payload_json=Jsonb([1, 2]))
+    match = uuid.uuid4()
+    dead(
+        db,
+        1,
+        event_id=match,
+        type=wire.MATCH_FOUND,
+        user_id="matchmaking-system",
+        payload_json=Jsonb({"match_id": "m"}),
+    )
+    (no_letter,) = dead(db, 1, letter=False)
+    rb = opened(wait_s=20.0)
+    with worker(servers) as delivered:
+        outcome = act(rb, "delivery")
+        assert outcome.before["permanent"] == 2 and outcome.verified
+        assert delivered == [str(match)]
+        named = act(opened(wait_s=20.0), "delivery", events=[str(lacking), str(no_letter)])
+        assert named.verified and set(delivered) == {str(match), str(lacking), str(no_letter)}
+    assert named.command.startswith(f"runbook act redrive delivery --event {lacking} --event {no_letter} ")
+    again = act(opened(), "delivery", events=[str(lacking), str(uuid.uuid4())])
+    assert again.result == "refused" and "not so for 2" in why(again)
+
+
+def test_an_event_is_sent_again_so_often_and_then_discarded(
+    opened: Opened, servers: Servers, db: psycopg.Connection
+) -> None:
+    (event,) = dead(db, 1)
+    event_2 = uuid.uuid4()
+    dead(db, 1, event_id=event_2, payload_json=Jsonb({}))
+    rb = opened(policy={"pause_s": 0.0}, wait_s=20.0)
+    with worker(servers, fails=lambda row: True, attempts=1):
+        for _ in range(2):
+            outcome = act(rb, "delivery")
+            assert outcome.result == "done" and outcome.verified is False
+            assert effect(outcome) == "1 sent again: 0 SENT, 0 still waiting, 1 FAILED again, 0 missing, 0 duplicates"
+    third = act(rb, "delivery")
+    assert third.result == "refused" and "0 can be sent now" in why(third), why(third)
+    assert act(rb, "delivery", events=[str(event)]).result == "refused"
+    assert third.before == {
+        "eligible": 0, "permanent": 1, "over_limit": 1, "held": 0, "doubled": 0, "gone": 0, "discarded": 0,
+        "under_way": 0,
+    }  # fmt: skip
+
+    (fresh,) = dead(db, 1)
+    before = everything(db)[:-1]
+    discarded = act(rb, "delivery", discard=True)
+    assert (
+        discarded.result == "done" and discarded.verified and set(discarded.did["events"]) == {str(event), str(event_2)}
+    )
+    assert discarded.command.endswith(" --discard --target here --incident INC-7")
+    assert everything(db)[:-1] == before  # the rows stay as they are
+    assert db.execute("SELECT decision, state, count(*) FROM runbook.redriven GROUP BY 1, 2 ORDER BY 1").fetchall() == [
+        ("discard", "discarded", 2),
+        ("redrive", "failed", 2),
+    ]
+    assert act(rb, "delivery", discard=True).result == "refused"  # what may still go is discarded by name only
+    after = act(rb, "delivery", execute=False)
+    assert (after.before["discarded"], after.before["eligible"], after.before["permanent"]) == (2, 1, 0)
+    assert act(rb, "delivery", discard=True, events=[str(fresh)]).result == "done"
+    assert act(rb, "delivery").result == "refused"
+
+
+def test_an_event_that_has_another_notification_is_not_sent_twice(
+    opened: Opened, servers: Servers, db: psycopg.Connection
+) -> None:
+    (event,) = dead(db, 1)
+    dead(db, 1, event_id=event, user_id="user-0000")
+    (sent,) = dead(db, 1, user_id="user-0001", letter=False, status="SENT", sent_at=datetime.now(UTC))
+    dead(db, 1, event_id=sent, user_id="user-0001")
+    rb = opened(wait_s=20.0)
+    with worker(servers) as delivered:
+        outcome = act(rb, "delivery")
+    assert delivered == [str(event)] and outcome.before["doubled"] == 2
+    assert outcome.verified is False and effect(outcome).endswith(
+        "1 SENT, 0 still waiting, 0 FAILED again, 0 missing, 1 duplicates"
+    )
+
+
+@pytest.mark.slow
+def test_the_next_portion_waits_for_the_one_before(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
+    dead(db, 6)
+    rb = opened()
+    assert effect(act(rb, "delivery", limit=4)).startswith("4 sent again: 0 SENT, 4 still waiting")
+    second = act(rb, "delivery")
+    assert second.result == "refused" and "(4 still under way)" in why(second)
+    with worker(servers) as delivered:
+        Sandbox.wait_for("the first portion", lambda: len(delivered) == 4)
+    rb = opened(wait_s=20.0)
+    with worker(servers) as delivered:
+        assert act(rb, "delivery").verified and len(delivered) == 2
+    assert one(db, "SELECT count(*) FROM runbook.redriven WHERE state = 'succeeded'") == 6
+
+
+def test_a_row_that_is_gone_is_missing(opened: Opened, db: psycopg.Connection) -> None:
+    dead(db, 2)
+    rb = opened()
+    db.execute(
+        "CREATE OR REPLACE FUNCTION notification.test_gone() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN DELETE FROM notification.notifications n WHERE n.notification_id = NEW.notification_id; "
+        "RETURN NULL; END $$"
+    )
+    db.execute(
+        "CREATE TRIGGER gone AFTER INSERT ON runbook.redriven FOR EACH ROW EXECUTE FUNCTION notification.test_gone()"
+    )
+    try:
+        outcome = act(rb, "delivery")
+    finally:
+        db.execute("DROP FUNCTION notification.test_gone CASCADE")
+    assert outcome.verified is False and " 2 missing" in effect(outcome)
+
+
+def holds(outcome: Outcome) -> dict[str, bool | None]:
+    return {p.text.key.removeprefix("action.redrive."): p.ok for p in outcome.preconditions}
+
+
+def test_nothing_goes_while_it_still_fails(opened: Opened, db: psycopg.Connection) -> None:
+    dead(db, 2)
+    rb = opened()
+    assert all(holds(act(rb, "delivery", execute=False)).values())
+    (recent,) = dead(db, 1, ago=60)
+    outcome = act(rb, "delivery")
+    assert outcome.result == "refused" and re.search(r"failed for 120 s.*\(the last (59|6\d) s ago", why(outcome))
+    db.execute("DELETE FROM notification.notification_dlq WHERE event_id = %s", [recent])
+    retry = datetime.now(UTC) + timedelta(seconds=30)
+    dead(db, 1, letter=False, status="PENDING", attempt_count=3, next_retry_at=retry)
+    assert holds(act(rb, "delivery"))["quiet"] is False
+    db.execute("UPDATE notification.notifications SET next_retry_at = now() - interval '40 s' WHERE status = 'PENDING'")
+    outcome = act(rb, "delivery")
+    assert outcome.result == "refused" and holds(outcome)["worker"] is False and holds(outcome)["quiet"] is True
+    assert statuses(db) == {"FAILED": 3, "PENDING": 1}
+
+
+def test_the_policy_and_the_arguments(opened: Opened, db: psycopg.Connection) -> None:
+    dead(db, 3)
+    rb = opened()
+    outcome = act(rb, "delivery", limit=101)
+    assert outcome.result == "refused"
+    assert "a portion of delivery has at most 100 dead letters (requested: 101)" in why(outcome)
+    many = [str(uuid.uuid4()) for _ in range(101)]
+    assert holds(act(rb, "delivery", events=many))["within_limit"] is False
+    for words, what in (
+        ("did you mean 'delivery'", {"store": "delivry"}),
+        ("give a number from 1 to 50", {"store": "broker", "limit": 0}),
+        ("'7' is not an event id", {"store": "outbox", "events": ["7"]}),
+    ):
+        with pytest.raises(UsageError, match=re.escape(words)):
+            act(rb, **what)
+    assert act(rb, "delivery", approved_by=None).result == "refused"
+    assert act(rb, "delivery", reason=None).result == "refused"
+    assert statuses(db) == {"FAILED": 3} and one(db, "SELECT count(*) FROM runbook.redriven") == 0
+
+
+def test_without_credentials_or_rights_it_refuses(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
+    dead(db, 1)
+    before = everything(db)
+    outcome = act(opened(without=["action_database_url"]), "delivery")
+    assert outcome.result == "refused"
+    assert "action_database_url" in why(outcome) and "RUNBOOK_ACTION_DATABASE_URL" in why(outcome)
+    outcome = act(opened(without=["action_nats_url"]), "broker")
+    assert outcome.result == "refused" and "RUNBOOK_ACTION_NATS_URL" in why(outcome)
+    # The role that reads: its sessions are read-only, and it may not write even where they are not.
+    reading = opened(urls={"action_database_url": servers.database_url})
+    outcome = act(reading, "delivery")
+    assert outcome.result == "refused" and holds(outcome)["may_write"] is False
+    forced = servers.database_url + "?options=-c%20default_transaction_read_only%3Doff"
+    with psycopg.connect(forced) as reader, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        reader.execute("INSERT INTO runbook.redriven (store) VALUES ('delivery')")
+    wrong = servers.app_url.replace(servers.addresses.passwords["miniserversystem"], "0" * 32)
+    outcome = act(opened(urls={"action_database_url": wrong}), "delivery")
+    assert (
+        outcome.result == "refused"
+        and "password authentication failed" in why(outcome)
+        and "0" * 32 not in why(outcome)
+    )
+    assert everything(db) == before
+
+
+def test_without_the_ledger_it_refuses_and_says_how_to_make_it(
+    opened: Opened, servers: Servers, db: psycopg.Connection
+) -> None:
+    dead(db, 1)
+    db.execute("DROP SCHEMA runbook CASCADE")
+    try:
+        outcome = act(opened(), "delivery")
+        assert outcome.result == "refused" and "runbook_lib/packs/entitlement/sql/redrive/ledger.sql" in why(outcome)
+        assert statuses(db) == {"FAILED": 1}
+    finally:
+        with psycopg.connect(servers.app_url) as owner:
+            for _ in range(2):  # it may be run again
+                owner.execute(queries.statement("redrive/ledger").encode())
+            owner.execute("GRANT USAGE ON SCHEMA runbook TO runbook")
+            owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA runbook TO runbook")
+
+
+def test_what_an_action_writes_is_no_question_of_a_check() -> None:
+    assert not [name for name in queries.names() if name.startswith("redrive/")] and "outbox/backlog" in queries.names()
+
+
+@pytest.mark.slow
+def test_two_at_once_send_one_portion(servers: Servers, db: psycopg.Connection, tmp_path: Path) -> None:
+    dead(db, 40)
+    outcomes: list[Outcome] = []
+    begin = threading.Barrier(4)
+
+    def run(n: int) -> None:
+        rb = open_session(servers, tmp_path / str(n))
+        begin.wait()
+        outcomes.append(act(rb, "delivery", limit=10))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(o.result == "done" for o in outcomes) == [False, False, False, True], [why(o) for o in outcomes]
+    assert one(db, "SELECT count(*) FROM runbook.redriven") == 10
+    assert statuses(db) == {"FAILED": 30, "PENDING": 10}
+
+
+# Killed ------------------------------------------------------------------------------------------------------
+
+#: A command's start on a machine that is busy with other tests.
+START_S = 90.0
+
+
+def kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL  # it was still at it
+
+
+def more_than(db: psycopg.Connection, rows: int) -> bool:
+    return bool(one(db, "SELECT count(*) > %s FROM runbook.redriven", rows))
+
+
+def finish(process: BaseProcess) -> bool:
+    """Whether it was carried out and its effect was seen."""
+    process.join(START_S)
+    return process.exitcode == 0
+
+
+@contextmanager
+def slow_ledger(admin_url: str, seconds: float, *, at_commit: bool) -> Iterator[Callable[[], bool]]:
+    """Each portion is held up: at its end while nothing is committed, or in its commit; yields whether one is."""
+    with psycopg.connect(admin_url, autocommit=True) as db:
+        db.execute(
+            "CREATE FUNCTION public.test_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            "IF current_setting('test.slept', true) IS DISTINCT FROM 'yes' THEN "
+            f"PERFORM set_config('test.slept', 'yes', true); PERFORM pg_sleep({seconds}); END IF; RETURN NULL; END $$"
+        )
+        constraint, when = ("CONSTRAINT ", "DEFERRABLE INITIALLY DEFERRED") if at_commit else ("", "")
+        db.execute(
+            f"CREATE {constraint}TRIGGER slow AFTER INSERT ON runbook.redriven {when} "
+            "FOR EACH ROW EXECUTE FUNCTION public.test_slow()"
+        )
+
+        def held_up() -> bool:
+            found = (
+                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid <> pg_backend_pid())"
+            )
+            return bool(one(db, found))
+
+        try:
+            yield held_up
+        finally:
+            Sandbox.wait_for("the server to be through with it", lambda: not held_up())
+            db.execute("SET lock_timeout = '5s'")
+            db.execute("DROP FUNCTION public.test_slow CASCADE")
+
+
+@pytest.mark.slow
+def test_killed_before_the_commit_nothing_has_happened(
+    servers: Servers, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    dead(db, 20)
+    before = everything(db)
+    with slow_ledger(servers.admin_url, 20, at_commit=False) as held_up:
+        process = start(servers.env, tmp_path, "delivery", 10)
+        Sandbox.wait_for("the portion to be held up", held_up, START_S)
+        kill(process)
+    assert everything(db) == before
+    assert [line["result"] for line in journal(tmp_path)] == ["begun"]
+    with worker(servers) as delivered:
+        for _ in range(2):
+            assert finish(start(servers.env, tmp_path, "delivery", 10))
+    assert Counter(delivered) == Counter({str(e): 1 for (e,) in db.execute("SELECT event_id FROM runbook.redriven")})
+    assert statuses(db) == {"SENT": 20}
+
+
+@pytest.mark.slow
+def test_killed_in_the_commit_all_of_it_has_happened(
+    opened: Opened, servers: Servers, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    events = dead(db, 20)
+    with slow_ledger(servers.admin_url, 3, at_commit=True) as held_up:
+        process = start(servers.env, tmp_path, "delivery", 10)
+        Sandbox.wait_for("the commit to be held up", held_up, START_S)
+        kill(process)
+    assert statuses(db) == {"PENDING": 10, "FAILED": 10}
+    assert one(db, "SELECT count(*) FROM runbook.redriven") == 10
+    assert one(db, "SELECT count(*) FROM notification.notification_dlq") == 10
+    refused = act(opened(), "delivery")
+    assert refused.result == "refused" and "(10 still under way)" in why(refused)
+    with worker(servers) as delivered:
+        Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
+        assert finish(start(servers.env, tmp_path, "delivery", 10))
+    assert Counter(delivered) == Counter({str(e): 1 for e in events})
+
+
+def test_killed_before_its_last_line_it_can_be_started_again(
+    opened: Opened, servers: Servers, db: psycopg.Connection, tmp_path: Path
+) -> None:
+    events = dead(db, 20)
+    process = start(servers.env, tmp_path, "delivery", 10)  # without a worker it waits for its effect
+    Sandbox.wait_for("the portion", partial(more_than, db, 9), START_S)
+    kill(process)
+    assert [line["result"] for line in journal(tmp_path)] == ["begun"]
+    (line,) = journal(tmp_path)
+    assert one(db, "SELECT count(*) FROM runbook.redriven WHERE action = %s", line["id"]) == 10
+    with worker(servers) as delivered:
+        Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
+        assert finish(start(servers.env, tmp_path, "delivery", 10))
+    assert Counter(delivered) == Counter({str(e): 1 for e in events})
+    assert opened().context.archive.lines("actions.jsonl")[-1]["did"]["rows"] == 10
+
+
+# The outbox --------------------------------------------------------------------------------------------------
+
+
+def unpublished(db: psycopg.Connection, error: str | None, **changes: Any) -> uuid.UUID:
+    event = uuid.uuid4()
+    row = {
+        "event_id": event, "event_type": wire.GRANTED, "aggregate_key": "user-0001:sku", "status": "FAILED",
+        "payload": Jsonb(payload(event, "user-0001")), "attempt_count": 10, "last_error": error,
+        "created_at": datetime.now(UTC) - timedelta(minutes=20),
+    } | changes  # fmt: skip
+    names = ", ".join(row)
+    db.execute(
+        f"INSERT INTO entitlement.outbox_events ({names}) VALUES ({', '.join(['%s'] * len(row))})", list(row.values())
+    )
+    return event
+
+
+TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
+
+
+def test_the_outbox_gives_back_what_was_used_up(opened: Opened, db: psycopg.Connection) -> None:
+    good = [unpublished(db, TIMEOUT), unpublished(db, "Error Publishing: 503 No Responders Available For Request")]
+    bad = [
+        unpublished(db, error)
+        for error in ("outbox payload parse failure", "text", "unknown error", "unknown event type: Sold", None)
+    ]
+    bad.append(unpublished(db, TIMEOUT, payload=Jsonb({"event_id": "1"})))
+    unpublished(db, TIMEOUT, lease_until=datetime.now(UTC) + timedelta(seconds=20), locked_by="pod")
+    rb = opened(policy={"pause_s": 0.0})
+    outcome = act(rb, "outbox")
+    assert outcome.result == "done" and sorted(outcome.did["events"]) == sorted(map(str, good)), why(outcome)
+    assert (outcome.before["permanent"], outcome.before["held"]) == (6, 1)
+    assert effect(outcome).startswith("2 sent again: 0 PUBLISHED and processed, 2 still waiting")
+    rows = db.execute(
+        "SELECT DISTINCT status, attempt_count, next_retry_at, locked_by, locked_at, lease_until, last_error "
+        "FROM entitlement.outbox_events WHERE event_id = ANY (%s)",
+        [good],
+    ).fetchall()
+    assert rows == [("PENDING", 0, None, None, None, None, None)]
+    assert (
+        one(db, "SELECT archived -> 'row' ->> 'last_error' FROM runbook.redriven WHERE event_id = %s", good[0])
+        == TIMEOUT
+    )
+    refused = act(rb, "outbox", events=[str(bad[0])])
+    assert refused.result == "refused" and "(2 still under way)" in why(refused)
+
+    mark = "UPDATE entitlement.outbox_events SET status = 'PUBLISHED', published_at = now() WHERE event_id = ANY (%s)"
+    db.execute(mark, [good])
+    # Published is an end, processed is the effect.
+    third = act(rb, "outbox", events=[str(bad[0])])
+    assert third.result == "done" and third.verified is False and third.did["events"] == [str(bad[0])]
+    db.execute(mark, [bad])
+    db.execute("INSERT INTO notification.processed_events SELECT event_id FROM entitlement.outbox_events")
+    assert act(rb, "outbox", discard=True).result == "refused"
+    rb.act("redrive", store="outbox")  # a dry run writes nothing
+    assert one(db, "SELECT count(*) FROM runbook.redriven WHERE state = 'waiting'") == 3
+
+
+def test_the_outbox_waits_until_nothing_fails(opened: Opened, db: psycopg.Connection) -> None:
+    unpublished(db, TIMEOUT)
+    rb = opened()
+    # It was written just now, and the database keeps the times of its commits: it failed just now.
+    assert holds(act(rb, "outbox"))["quiet"] is False
+    rb = opened(policy={"pause_s": 0.0})
+    retry = datetime.now(UTC) + timedelta(seconds=30)
+    unpublished(db, TIMEOUT, status="PENDING", attempt_count=2, next_retry_at=retry)
+    outcome = act(rb, "outbox")
+    assert outcome.result == "refused" and "1 wait for a retry" in why(outcome)
+    db.execute("UPDATE entitlement.outbox_events SET attempt_count = 0, next_retry_at = NULL WHERE status = 'PENDING'")
+    assert holds(act(rb, "outbox"))["worker"] is False
+
+
+# The broker --------------------------------------------------------------------------------------------------
+
+
+def an_event(**changes: Any) -> wire.EntitlementEvent:
+    return wire.EntitlementEvent(**(payload(uuid.uuid4(), "user-0001") | changes))
+
+
+def given_up(db: psycopg.Connection, *seqs: int, ago: float = 0) -> None:
+    for seq in seqs:
+        db.execute(
+            "INSERT INTO notification.notification_nats_dlq VALUES (%s, now() - %s * interval '1 s')", [seq, ago]
+        )
+
+
+def stored(url: str, seq: int) -> RawStreamMsg:
+    async def get(js: JetStreamContext) -> RawStreamMsg:
+        return await js.get_msg(applications.STREAM, seq)
+
+    return applications.visit(url, get)
+
+
+def last_seq(url: str) -> int:
+    async def last(js: JetStreamContext) -> int:
+        return (await js.stream_info(applications.STREAM)).state.last_seq
+
+    return applications.visit(url, last)
+
+
+@pytest.fixture
+def bound_broker(broker: str) -> Iterator[str]:
+    with bound(broker):
+        yield broker
+
+
+@pytest.mark.slow
+def test_the_broker_publishes_the_body_under_a_new_id(
+    opened: Opened, db: psycopg.Connection, bound_broker: str
+) -> None:
+    event = an_event()
+    headers = {"Nats-Msg-Id": event.event_id, "event_type": event.event_type, "trace_id": "abc", "aggregate_key": "u:s"}
+    (seq,) = publish(bound_broker, wire.encode(event), headers=headers)
+    given_up(db, seq)
+    # The trap: under its old id the stream says it has it, and stores nothing.
+    assert publish(bound_broker, wire.encode(event), headers=headers) == [seq] == [last_seq(bound_broker)]
+
+    rb = opened(policy={"pause_s": 0.0})
+    outcome = act(rb, "broker")
+    assert outcome.result == "done" and outcome.did["events"] == [event.event_id], why(outcome)
+    assert effect(outcome).startswith("1 sent again: 0 processed, 1 still waiting")  # nobody acknowledges here
+    assert last_seq(bound_broker) == seq + 1
+    again = stored(bound_broker, seq + 1)
+    entry = one(db, "SELECT id FROM runbook.redriven")
+    assert again.data == wire.encode(event)
+    assert again.headers == {**headers, "Nats-Msg-Id": f"redrive-{entry}"}
+    assert db.execute("SELECT state, stream_seq, published_seq FROM runbook.redriven").fetchall() == [
+        ("waiting", seq, seq + 1)
+    ]
+    assert "(1 still under way)" in why(act(rb, "broker"))
+
+    # Killed between the receipt and its mark: the same id again, and the stream keeps one.
+    db.execute("UPDATE runbook.redriven SET state = 'publishing', published_seq = NULL")
+    resumed = act(rb, "broker")
+    assert resumed.result == "done" and holds(resumed)["resumes"] and resumed.did["rows"] == 1
+    assert last_seq(bound_broker) == seq + 1 and one(db, "SELECT published_seq FROM runbook.redriven") == seq + 1
+
+    db.execute("INSERT INTO notification.processed_events VALUES (%s)", [event.event_id])
+    dry = act(rb, "broker", execute=False)
+    assert dry.before["eligible"] == 0 and dry.before["under_way"] == 0 and holds(dry)["may_go"] is False
+
+
+@pytest.mark.slow
+def test_the_broker_leaves_out_what_can_not_be_taken(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
+    done, good = an_event(), an_event()
+    bodies = [
+        b"\xff\xff\xff noise",
+        wire.encode(an_event(event_id="seven")),
+        wire.encode(an_event(occurred_at="yesterday")),
+        wire.encode(done),
+        wire.encode(good),
+        wire.encode(good),
+    ]
+    seqs = publish(bound_broker, *bodies)
+    db.execute("INSERT INTO notification.processed_events VALUES (%s)", [done.event_id])
+    given_up(db, *seqs, seqs[-1] + 100)
+    rb = opened(policy={"pause_s": 0.0, "per_event": 1})
+    dry = act(rb, "broker", execute=False)
+    assert (dry.before["eligible"], dry.before["permanent"], dry.before["gone"]) == (1, 3, 1), dry.before
+    outcome = act(rb, "broker", limit=50)
+    assert outcome.did["rows"] == 1 and last_seq(bound_broker) == seqs[-1] + 1
+    given_up(db, seqs[-1] + 1)
+    assert act(rb, "broker", execute=False).before["over_limit"] == 1
+    discarded = act(rb, "broker", discard=True)
+    assert discarded.did["rows"] == 5 and f"seq {seqs[0]}" in discarded.did["events"]
+    after = act(rb, "broker", execute=False).before
+    assert after["discarded"] == 5 and not any(after[v] for v in ("eligible", "permanent", "over_limit", "gone"))
+    assert one(db, "SELECT count(*) FROM notification.notification_nats_dlq") == len(seqs) + 2
+
+
+def test_the_broker_knows_a_stream_that_began_anew(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
+    given_up(db, *publish(bound_broker, wire.encode(an_event())), ago=3600)
+    rb = opened()
+    assert act(rb, "broker", execute=False).before["gone"] == 1
+
+
+@pytest.mark.slow
+def test_the_broker_reads_the_advisories_as_well(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
+    event = an_event()
+    (seq,) = publish(bound_broker, wire.encode(event))
+
+    async def advise(js: JetStreamContext) -> None:
+        for body in ({"stream_seq": seq}, {"stream_seq": "x"}, {}):
+            # The subject is the server's own; the stream takes what stands on it from whoever may publish.
+            await js.publish(applications.ADVISORY_SUBJECT, json.dumps(body).encode())
+
+    applications.visit(bound_broker, advise)
+    outcome = act(opened(policy={"pause_s": 0.0}), "broker")
+    assert outcome.did["events"] == [event.event_id]
+
+
+def test_without_a_subscriber_nothing_is_published(
+    opened: Opened, servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    given_up(db, *publish(broker, wire.encode(an_event())))
+    rb = opened(policy={"pause_s": 0.0})
+    outcome = act(rb, "broker")
+    assert outcome.result == "refused" and holds(outcome)["subscriber"] is False and last_seq(broker) == 1
+    reading = opened(urls={"action_nats_url": servers.nats_url}, policy={"pause_s": 0.0})
+    with bound(broker):
+        outcome = act(reading, "broker")
+    assert outcome.result == "failed" and "may not" in why(outcome)
+    assert last_seq(broker) == 1 and one(db, "SELECT state FROM runbook.redriven") == "publishing"
+
+
+# The whole sandbox ------------------------------------------------------------------------------------------
+
+
+def received(sandbox: Sandbox) -> Counter[str]:
+    """How often the receiver was given each event."""
+    log = sandbox.log("receiver")
+    return Counter(re.findall(r"eventId=([0-9a-f-]{36})", log))
+
+
+@pytest.fixture(scope="module")
+def flowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    sandbox = Sandbox(tmp_path_factory.mktemp("redrive"))
+    sandbox.up(hours=0.2)
+    yield sandbox
+    sandbox.down()
+
+
+@pytest.mark.slow
+def test_five_hundred_dead_letters_arrive_once_each(flowing: Sandbox, tmp_path: Path) -> None:
+    env = flowing.state.env
+    with psycopg.connect(flowing.state.addresses.admin_url, autocommit=True) as db:
+        events = [str(e) for e in dead(db, 500)]
+        done = 0
+        for kill_at in ("statement", "commit", "effect", "", "", "", "", ""):
+            if kill_at in ("statement", "commit"):
+                seconds, at_commit = (20.0, False) if kill_at == "statement" else (3.0, True)
+                with slow_ledger(flowing.state.addresses.admin_url, seconds, at_commit=at_commit) as held_up:
+                    process = start(env, tmp_path, "delivery", 100)
+                    Sandbox.wait_for("the portion to be held up", held_up, START_S)
+                    kill(process)
+            elif kill_at == "effect":
+                process = start(env, tmp_path, "delivery", 100)
+                Sandbox.wait_for("the portion", partial(more_than, db, done), START_S)
+                kill(process)
+            elif not finish(start(env, tmp_path, "delivery", 100)):
+                break
+            done = one(db, "SELECT count(*) FROM runbook.redriven")
+            Sandbox.wait_for(
+                "the portion's end",
+                lambda: (
+                    one(
+                        db,
+                        "SELECT count(*) FROM runbook.redriven JOIN notification.notifications USING (notification_id) "
+                        "WHERE status <> 'SENT'",
+                    )
+                    == 0
+                ),
+                30,
+            )
+        assert done == 500
+        ours = "SELECT event_id::text, count(*), min(status), max(attempt_count) FROM notification.notifications "
+        rows = db.execute(ours + "WHERE event_id = ANY (%s::uuid[]) GROUP BY 1", [events]).fetchall()
+        assert sorted(rows) == sorted((event, 1, "SENT", 0) for event in events)
+        assert (
+            one(db, "SELECT count(*) FROM notification.notification_dlq WHERE event_id = ANY (%s::uuid[])", events) == 0
+        )
+        assert one(db, "SELECT count(DISTINCT event_id) FROM runbook.redriven WHERE store = 'delivery'") == 500
+    times = received(flowing)
+    assert {event: times[event] for event in events} == dict.fromkeys(events, 1)
+    results = Counter(line["result"] for line in journal(tmp_path))
+    # Three were killed: of one nothing had happened, of the two others all. Then three portions, and nothing is left.
+    assert results == {"begun": 6, "done": 3, "refused": 1}
+
+
+@pytest.mark.slow
+def test_outbox_and_broker_arrive_once_each(flowing: Sandbox, tmp_path: Path) -> None:
+    addresses = flowing.state.addresses
+
+    class Reached:
+        env = flowing.state.env
+
+    with psycopg.connect(addresses.admin_url, autocommit=True) as db:
+        waiting = [unpublished(db, TIMEOUT) for _ in range(20)]
+        rb = open_session(Reached, tmp_path, policy={"pause_s": 0.0}, wait_s=30.0)  # type: ignore[arg-type]
+        outcome = act(rb, "outbox")
+        assert outcome.verified, why(outcome)
+
+        # As after a database outage: the stream has the events, the broker gave them up, nobody processed them.
+        lost = [an_event() for _ in range(10)]
+        flowing.stop("notification")
+        seqs = publish(addresses.app_nats_url, *map(wire.encode, lost))
+
+        async def acknowledge(js: JetStreamContext) -> None:
+            config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
+            inbox = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
+            seen: set[int] = set()
+            while not set(seqs) <= seen:
+                message = await inbox.next_msg(timeout=10)
+                seen.add(message.metadata.sequence.stream)
+                await message.ack()
+
+        applications.visit(addresses.app_nats_url, acknowledge)
+        flowing.start("notification")
+        flowing.wait_for_flow(90)
+        given_up(db, *seqs)
+        outcome = act(rb, "broker")
+        assert outcome.verified and outcome.did["rows"] == 10, why(outcome)
+        ids = [str(e) for e in waiting] + [e.event_id for e in lost]
+        sent = "SELECT count(*) FROM notification.notifications WHERE status = 'SENT' AND event_id = ANY (%s::uuid[])"
+        Sandbox.wait_for("the last to be sent", lambda: one(db, sent, ids) == 30)
+    times = received(flowing)
+    assert {event: times[event] for event in ids} == dict.fromkeys(ids, 1)

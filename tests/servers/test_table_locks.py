@@ -1,0 +1,185 @@
+"""A lock on one table: who holds it is named before anybody waits, and it hides nothing of the other tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import psycopg
+import pytest
+from psycopg import sql
+from steps import bound, events, make_given, run, traffic, weight, words
+
+from runbook_lib import catalog
+from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Reason, Status
+from runbook_lib.packs.entitlement.checks import database, recovery
+
+TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
+CLOSED = "nats://127.0.0.1:9"
+
+
+@contextmanager
+def locked(servers: Servers, table: str, mode: str = "ACCESS EXCLUSIVE", held_s: float = 0.0) -> Iterator[int]:
+    """A migration's lock on a table; its pid."""
+    with psycopg.connect(servers.admin_url, application_name="migration") as holder:
+        name = sql.Identifier(*table.split("."))
+        holder.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
+        holder.execute("SELECT pg_sleep(%s)", [held_s])
+        yield holder.info.backend_pid
+        holder.rollback()
+
+
+# The session that holds it ------------------------------------------------------------------------------------
+
+
+def table_lock(**changes: Any) -> dict[str, pd.DataFrame]:
+    held = {
+        "pid": 5, "application": "migration", "state": "idle in transaction", "tables": "notification.notifications",
+        "mode": "AccessExclusiveLock", "transaction_s": 20.0,
+    } | changes  # fmt: skip
+    connections = {"max_connections": 40, "superuser_reserved": 3, "reserved": 2, "sees_others": True, "used": 5}
+    return {
+        "connections": pd.DataFrame([connections]),
+        "blocked": pd.DataFrame(),
+        "row_locks": pd.DataFrame(),
+        "table_locks": pd.DataFrame([held]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("held_s", "status"), [(2.0, Status.OK), (7.0, Status.WARNING), (20.0, Status.CRITICAL), (None, Status.OK)]
+)
+def test_how_long_a_table_is_held_decides(held_s: float | None, status: Status) -> None:
+    found = database.judge(table_lock(transaction_s=held_s), make_given())
+    assert found.status is status
+    assert "table_locks" in found.show
+    assert (weight(found, "database") > 0.5) is (status is not Status.OK)
+    words(found)
+    if status is not Status.OK:
+        assert found.headline.key == "database.table_held"
+        assert "pg_terminate_backend(5)" in found.proposals[0].command
+        assert found.next_sections == ("5.2",)
+
+
+def test_a_migration_of_the_services_themselves_is_not_ended_while_it_works() -> None:
+    own = table_lock(application="PostgreSQL JDBC Driver", state="active")
+    found = database.judge(own, make_given())
+    assert (found.headline.key, [p.name for p in found.proposals]) == ("database.table_held", ["logs", "logs"])
+    idle = database.judge(table_lock(application="PostgreSQL JDBC Driver"), make_given())
+    assert [p.name for p in idle.proposals] == ["end_blocker"]
+
+
+def test_whoever_waits_already_counts_more() -> None:
+    blocked = pd.DataFrame([{"pid": 7, "wait_s": 6.0, "blocked_by": "5", "object": "notification.notifications"}])
+    blockers = pd.DataFrame([{"pid": 5, "application": "migration", "state": "active", "transaction_s": 20.0}])
+    found = database.judge(table_lock() | {"blocked": blocked, "blockers": blockers}, make_given())
+    assert found.headline.key == "database.blocked"
+    assert found.status is Status.CRITICAL  # by the age of what holds the table
+
+
+@pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])  # of an ALTER, and of a CREATE INDEX
+def test_triage_names_who_holds_a_table_before_anybody_waits(
+    servers: Servers, db: psycopg.Connection, broker: str, mode: str
+) -> None:
+    traffic(db, 120, until=60)
+    with bound(broker), locked(servers, "notification.notifications", mode, held_s=5.5) as pid:
+        found = run(servers, "3.1", "3.2", "3.3")
+    place = found["3.2"]
+    assert place.value("stuck_at") == "database"
+    assert place.headline.key == "response.stuck"
+    named = next(n.params["answer"] for n in place.notes if n.params.get("step") == "4.1.4")
+    assert (named.params["pid"], named.params["application"]) == (pid, "migration")
+    assert 5 < named.params["transaction"] < 60
+    assert [p.name for p in place.proposals] == ["end_blocker"]
+    assert str(pid) in found["3.3"].proposals[0].command
+
+
+def test_locks_that_keep_nobody_out_are_no_finding(servers: Servers, db: psycopg.Connection) -> None:
+    for mode in ("ACCESS SHARE", "ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"):
+        with locked(servers, "notification.notifications", mode, held_s=0.0):
+            found = run(servers, "4.1.4")["4.1.4"]
+        assert found.frames["table_locks"].empty, mode
+
+
+# What it hides -------------------------------------------------------------------------------------------------
+
+#: The steps that read other tables than the locked one as well, or it alone no more.
+READ_ON = {
+    "notification.processed_events": ("2.4", "3.1", "4.1.2", "4.1.3", "4.3.5", "4.4.1", "4.4.2", "4.4.3"),
+    "entitlement.outbox_events": (
+        *("3.1", "4.1.1", "4.1.2", "4.3.1", "4.3.2", "4.3.3", "4.4.1", "4.4.2", "5.2.1", "6.1", "6.2", "6.3", "6.4"),
+    ),
+    "notification.notifications": (
+        *("2.4", "3.1", "4.1.2", "4.1.3", "4.3.5", "4.4.1", "4.4.2", "4.4.3", "6.1", "6.2", "6.3", "6.4"),
+    ),
+    "notification.notification_nats_dlq": ("4.4.1", "4.4.2"),
+}
+#: Of these, those that do not need the locked table.
+WITHOUT = {
+    "notification.processed_events": {"4.1.3"},
+    "entitlement.outbox_events": {"4.1.1", "4.3.1", "4.3.2", "4.3.3"},
+    "notification.notifications": {"4.1.2", "4.1.3", "4.4.1", "6.3"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", READ_ON)
+def test_a_step_reports_the_parts_that_it_could_read(
+    servers: Servers, db: psycopg.Connection, broker: str, table: str
+) -> None:
+    traffic(db, 120)
+    found: dict[str, Finding] = {}
+    with bound(broker), locked(servers, table):
+        for section in dict.fromkeys(step.rpartition(".")[0] for step in READ_ON[table]):
+            found |= run(servers, *(s for s in READ_ON[table] if s.rpartition(".")[0] == section))
+    for step, f in found.items():
+        assert f.headline.key != "unknown.timeout", f"{step} as a whole"
+        if step in WITHOUT.get(table, ()):
+            assert Reason.TIMEOUT not in {u.reason for u in f.unseen}, step
+        elif step not in ("5.2.1", "4.4.3"):
+            assert f.status in (Status.UNKNOWN, Status.CRITICAL), f"{step}: what was not read is not well"
+            assert weight(f, "database") > 0.5, step
+
+
+@pytest.mark.slow
+def test_a_lock_on_the_registrations_does_not_hide_a_broker_that_is_gone(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    """The broker refuses the runbook's connection, and the relay's publishes have failed for 40 s."""
+    traffic(db, 200, until=45)
+    events(db, 40, 40, outbox="PENDING", publish_tries=4, error=TIMEOUT, publish_again=5.0, processed=False,
+           status=None)  # fmt: skip
+    events(db, 4, 40, outbox="PENDING", processed=False, status=None)
+    with locked(servers, "notification.processed_events", held_s=5.5) as pid:
+        found = run(servers, "4.1.1", "4.1.2", "4.1.3", "4.1.4", without=("nats_monitor_url",), nats_url=CLOSED)
+        triage = run(servers, "3.1", "3.2", without=("nats_monitor_url",), nats_url=CLOSED)
+    assert "the broker answers neither the relay" in words(found["4.1.3"])
+    assert found["4.1.4"].headline.params["pid"] == pid
+    book = catalog.load()
+    for verdict in (conclude(found.values(), book), conclude(triage.values(), book)):
+        assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-04")
+        assert "FM-DB-01" in [m.id for m in verdict.failure_modes]
+        assert verdict.proposals[0].name == "restart_nats"
+    assert "ENT-D" in words(triage["3.1"])
+    assert triage["3.1"].value("impact.events") is None
+
+
+def test_a_queue_that_was_not_read_is_neither_empty_nor_failing() -> None:
+    failed = pd.DataFrame(
+        [("outbox", "postgres", "timeout", "canceling statement due to lock timeout", "lock_not_available")],
+        columns=["part", "source", "why", "detail", "code"],
+    )
+    queue = pd.DataFrame([{"due": 0, "expired": 0}])
+    flows = pd.DataFrame(columns=["tens_ago", "arrived", "gone", "arrived_now", "gone_now"])
+    tries = pd.DataFrame([{"part": "delivery", "failed": 0, "failed_now": 0, "waiting": 0, "due_again": 0}])
+    read = {"notifications": queue, "notification_flows": flows, "tries": tries, "failed": failed}
+    for judge in (recovery.judge_backlog, recovery.judge_errors):
+        found = judge(read, make_given())
+        assert (found.status, found.reason) == (Status.UNKNOWN, Reason.TIMEOUT)
+        assert found.value("outbox.due") is None and found.value("errors.publish") is None
+        assert weight(found, "database") > 0.5
+        words(found)

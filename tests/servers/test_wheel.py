@@ -1,0 +1,81 @@
+"""The wheel carries everything it reads, and a headless run needs no JupyterLab."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+import pytest
+from sample import ROOT
+from steps import bound
+
+from runbook_lib.gameday.sandbox import history
+from runbook_lib.gameday.sandbox.servers import Servers
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a venv with the wheel; its dependencies are those of the tests, except JupyterLab."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run([*pip, *build], check=True)
+    (wheel,) = folder.glob("runbook_notebooks-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    python = folder / "venv" / "bin" / "python"
+    subprocess.run([*pip, "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)], check=True)
+    asked = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    # A path file found through a path file is not read, so the checkout itself stays out of sight.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    for absent in ("jupyterlab", "jupyter_server"):
+        (packages / f"{absent}.py").write_text("raise ModuleNotFoundError('not installed')")
+    return python.parent
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHON", "JUPYTER"))}
+    return subprocess.run(
+        command, cwd=folder, env=own | environment, capture_output=True, text=True, timeout=180, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_away_from_the_checkout(
+    installed: Path, servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    where = run([str(installed / "python"), "-c", "import runbook_lib as r; print(r.__file__)"], tmp_path)
+    assert Path(where.stdout.strip()).is_relative_to(installed.parent), where.stdout + where.stderr
+
+    listed = run([str(installed / "runbook"), "sections"], tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert "04_1_not_delivered.ipynb" in listed.stdout and "4.1.4" in listed.stdout
+
+    with bound(broker):
+        history.backfill(db, datetime.now(UTC), stopped="worker")
+        done = run([str(installed / "runbook"), "run", "4.1", "--json"], tmp_path, **servers.env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["verdict"]["stuck_at"] == "delivery_worker"
+    (section,) = said["runs"]
+    assert "UNKNOWN" not in {f["status"] for f in section["findings"]}, done.stdout
+    assert Path(section["artifact"]["html"]).is_relative_to(tmp_path)
+    assert (tmp_path / "outputs" / "adhoc" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_headless_imports_no_jupyterlab() -> None:
+    program = """
+import sys
+import papermill.execute
+import runbook_lib.runs.batch, runbook_lib.archive.dossier, runbook_lib.runs.engine, runbook_lib.session
+print(sorted({"jupyterlab", "jupyter_server", "notebook"} & {m.partition(".")[0] for m in sys.modules}))
+"""
+    done = run([sys.executable, "-c", program], ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

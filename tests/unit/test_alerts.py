@@ -1,0 +1,320 @@
+"""Alerts: what is read of a body that somebody else wrote, and where it leads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pandas as pd
+import pytest
+from command import runbook
+from effort import examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schemas import valid, valid_dossier
+
+from runbook_lib.model.order import Order
+from runbook_lib.receiver import alert, routes
+from runbook_lib.receiver.alert import Alert, BadAlert
+from runbook_lib.settings import Route, Settings
+from runbook_lib.store import NOTES, Archive
+from runbook_lib.usage import UsageError
+
+GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
+
+
+def one(**changes: Any) -> dict[str, Any]:
+    """An element of the webhook's `alerts`."""
+    return {
+        "status": "firing",
+        "labels": {"alertname": "NotificationsLate"},
+        "annotations": {"summary": "p99 is 45 s"},
+        "startsAt": "2026-01-31T03:00:00.123Z",
+        "endsAt": "0001-01-01T00:00:00Z",
+        "generatorURL": "http://127.0.0.1/graph",
+        "fingerprint": "a1b2c3",
+    } | changes
+
+
+def webhook(*alerts: dict[str, Any], **changes: Any) -> bytes:
+    body = {"version": "4", "groupKey": '{}:{alertname="NotificationsLate"}', "status": "firing", "receiver": "r"}
+    return json.dumps(body | {"alerts": alerts or [one()]} | changes).encode()
+
+
+def cloudevent(data: Any, **changes: Any) -> bytes:
+    event = {"specversion": "1.0", "id": "1", "source": "/monitoring", "type": "alert", "data": data}
+    return json.dumps(event | changes).encode()
+
+
+def made(**changes: Any) -> Alert:
+    return alert.from_alertmanager(webhook(one(**changes)))[0]
+
+
+def test_a_webhook_is_read() -> None:
+    (read,) = alert.from_alertmanager(webhook())
+    assert (read.name, read.firing, read.fingerprint) == ("NotificationsLate", True, "a1b2c3")
+    assert read.summary == "p99 is 45 s"
+    assert read.starts_at == pd.Timestamp("2026-01-31T03:00:00.123Z")
+    assert read.group == '{}:{alertname="NotificationsLate"}'
+
+
+def test_without_a_fingerprint_the_labels_make_one() -> None:
+    labels = {"alertname": "A", "pod": "p-1"}
+    same = made(fingerprint="", labels=dict(reversed(labels.items())))
+    assert made(fingerprint="", labels=labels).fingerprint == same.fingerprint != ""
+    assert made(fingerprint="", labels=labels | {"pod": "p-2"}).fingerprint != same.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "body: "),
+        (b"{", "body: "),
+        (b"[" * 100_000, "body: "),
+        (b"[]", "body: "),
+        (b'{"version": "\xff"}', "body: "),
+        (webhook(version="3"), "version"),
+        (webhook(alerts=[]), "alerts"),
+        (webhook(*[one()] * 2001), "alerts"),
+        (webhook(groupKey=""), "groupKey"),
+        (webhook(one(status="pending")), "alerts.0.status"),
+        (webhook(one(startsAt="yesterday")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="2026-01-31T03:00:00")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="0001-01-01T00:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(labels={})), "alertname"),
+        (webhook(one(labels={"alertname": "../x"})), "alertname"),
+        (webhook(one(labels={"alertname": "A", "a-b": "1"})), "label name"),
+        (webhook(one(labels={"alertname": "A", "a": "\u202ex"})), "control character"),
+        (webhook(one(labels={"alertname": "A", "pod": "a\x1b[2J"})), "label pod"),
+        (webhook(one(labels={"alertname": "A", "pod": "a\nb"})), "label pod"),
+        (webhook(one(labels={"alertname": "A", "a": "x" * 1025})), "longer than"),
+        (webhook(one(labels={"alertname": "{{ 7*7 }}"})), "alertname"),
+        (webhook(one(labels={"alertname": "A", "__import__('os')": "x"})), "label name"),
+        (webhook(one(labels={"alertname": "A", "incident": "/etc/passwd"})), "label incident"),
+        (webhook(one(labels={"alertname": "A"} | {f"l{n}": "" for n in range(64)})), "alerts.0.labels"),
+        (webhook(one(labels={"alertname": "A", "incident": "../../etc"})), "incident"),
+        (webhook(one(fingerprint="<b>")), "alerts.0.fingerprint"),
+        (webhook(one(labels={"alertname": 3})), "alerts.0.labels.alertname"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "body",
+)
+def test_a_bad_body_is_one_line_that_names_the_field(body: bytes, said: str) -> None:
+    with pytest.raises(BadAlert) as e:
+        alert.from_alertmanager(body)
+    assert said in str(e.value)
+    assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+def test_a_cloudevent_is_read_structured_and_binary() -> None:
+    (structured,) = alert.read(cloudevent(one()))
+    headers = {
+        "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/monitoring", "ce-type": "alert",
+        "content-type": "application/json",
+    }  # fmt: skip
+    (binary,) = alert.from_cloudevent(headers, json.dumps(one()).encode())
+    assert structured == binary
+    assert structured.group == "/monitoring/NotificationsLate"
+    (grouped,) = alert.read(cloudevent(one(groupKey="g")))
+    assert grouped.group == "g"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [cloudevent(None), cloudevent("x"), cloudevent([]), cloudevent(one(), id=3), cloudevent({"status": "firing"})],
+)
+def test_a_bad_cloudevent_is_one_line(body: bytes) -> None:
+    with pytest.raises(BadAlert) as e:
+        alert.read(body)
+    assert "\n" not in str(e.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=10), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+TIMES = st.sampled_from(["0001-01-01T00:00:00Z", "now", "today", "1e400", "NaT", "2026"]) | st.text()
+STRUCTURED = {"content-type": "application/cloudevents+json"}
+BINARY = {"content-type": "application/json", "ce-specversion": "1.0", "ce-id": "1", "ce-source": "/x", "ce-type": "a"}
+
+
+@settings(max_examples=examples(300))
+@given(
+    st.binary(max_size=200)
+    | JSON.map(lambda v: json.dumps(v).encode())
+    | st.dictionaries(st.sampled_from(["version", "groupKey", "alerts"]), JSON).map(lambda v: webhook(**v))
+    | st.dictionaries(st.sampled_from(sorted(one())), JSON).map(lambda v: webhook(one(**v)))
+    | TIMES.map(lambda time: webhook(one(startsAt=time)))
+    | st.dictionaries(st.sampled_from(["alertname", "incident", "runbook_target"]), st.text(max_size=30)).map(
+        lambda v: webhook(one(labels={"alertname": "A"} | v))
+    )
+    | st.dictionaries(st.sampled_from(["specversion", "id", "source", "type", "data", "time", "dataschema"]), JSON).map(
+        lambda v: cloudevent(**({"data": one()} | v))
+    ),
+    st.dictionaries(st.sampled_from(["ce-time", "ce-id", "ce-dataschema"]), st.text()),
+)
+def test_whatever_is_sent_is_an_alert_or_one_line(body: bytes, headers: dict[str, str]) -> None:
+    for reader in (
+        alert.read,
+        alert.from_alertmanager,
+        partial(alert.from_cloudevent, STRUCTURED),
+        partial(alert.from_cloudevent, BINARY | headers),
+    ):
+        said = ""
+        read: list[Alert] = []
+        try:
+            read = reader(body)
+        except BadAlert as e:
+            said = str(e)
+        assert bool(said) != bool(read) and "\n" not in said and len(said) < 500
+        for a in read:
+            name = routes.incident_id([a], "t")
+            assert a.name and a.fingerprint and "/" not in name and ".." not in name and len(name) <= 64
+
+
+def config(**values: Any) -> Settings:
+    return Settings(targets={"main": GONE, "other": GONE}, **values)
+
+
+def test_without_a_route_it_is_section_3_of_the_first_target() -> None:
+    routed = routes.route_of(made(), config())
+    assert (routed.sections, routed.target, routed.parameters) == (["3"], "main", {})
+    assert routes.detection_parameters(made(), routed.sections)["detected_at"] == "2026-01-31T03:00:00.123000+00:00"
+
+
+def test_an_alert_by_a_clock_that_is_ahead_was_not_noticed_in_the_future() -> None:
+    noticed = routes.detection_parameters(replace(made(), starts_at=pd.Timestamp("2200-01-31", tz="UTC")), ("3",))[
+        "detected_at"
+    ]
+    assert pd.Timestamp(noticed) <= pd.Timestamp.now("UTC")
+
+
+def test_the_first_route_that_fits() -> None:
+    settings = config(
+        routes=[
+            Route(alertname="Other", sections=["2"]),
+            Route(labels={"team": "payments"}, sections=["4.1"], target="other"),
+            Route(alertname="NotificationsLate", sections=["4.2"], parameters={"window_minutes": 15}),
+        ]
+    )
+    assert routes.route_of(made(), settings).sections == ["4.2"]
+    labelled = made(labels={"alertname": "NotificationsLate", "team": "payments"})
+    other = routes.route_of(labelled, settings)
+    assert (other.sections, other.target, other.parameters) == (["4.1"], "other", {})
+
+
+@pytest.mark.parametrize(("named", "target"), [("other", "other"), ("unknown", "main"), ("../x", "main")])
+def test_an_alert_names_its_target_only_among_those_that_are_configured(named: str, target: str) -> None:
+    assert routes.route_of(made(labels={"alertname": "A", "runbook_target": named}), config()).target == target
+
+
+def test_alerts_of_a_group_are_one_incident_save_those_that_name_another() -> None:
+    alerts = alert.from_alertmanager(
+        webhook(
+            one(fingerprint="1"),
+            one(fingerprint="2", labels={"alertname": "B", "incident": "INC-7"}),
+            one(fingerprint="3", labels={"alertname": "C"}, startsAt="2026-01-31T02:00:00Z"),
+            one(fingerprint="4", labels={"alertname": "D", "runbook_target": "other"}),
+        )
+    )
+    parts = routes.split_by_incident(alerts, config())
+    assert [(t, [a.fingerprint for a in own]) for t, own in parts] == [
+        ("main", ["1", "3"]), ("main", ["2"]), ("other", ["4"]),
+    ]  # fmt: skip
+    names = [routes.incident_id(own, target) for target, own in parts]
+    assert names[0].startswith("C-20260131T020000-") and names[1] == "INC-7"
+    assert len(set(names)) == 3
+    assert names[0] == routes.incident_id(parts[0][1][::-1], "main")
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        (Route(alertname="A", sections=["4.9"]), "number 1 (A): unknown section"),
+        (Route(alertname="A", sections=["4.1"], parameters={"windw_minutes": 1}), "unknown parameter"),
+        (Route(alertname="A", sections=["4.1"], target="nowhere"), "unknown target"),
+    ],
+)
+def test_a_route_that_cannot_be_run_is_told_at_the_start(route: Route, said: str, monkeypatch: Any) -> None:
+    monkeypatch.setattr("runbook_lib.settings.load", config)
+    with pytest.raises(UsageError, match=r"routes, number 1") as e:
+        routes.check(config(routes=[route]))
+    assert said in str(e.value)
+
+
+def test_routes_that_can_be_run(monkeypatch: Any) -> None:
+    monkeypatch.setattr("runbook_lib.settings.load", config)
+    routes.check(config(routes=[Route(sections=["3"]), Route(sections=["4.1", "4.2"], target="other")]))
+
+
+# Without a receiver: `runbook triage --alert FILE`.
+
+
+def triaged(folder: Path, file: str, *arguments: str, body: bytes = b"") -> CompletedProcess[str]:
+    (folder / "runbook.toml").write_text(
+        f"[targets.main]\ndatabase_url = {GONE['database_url']!r}\n[targets.other]\nnats_url = 'nats://127.0.0.1:1'\n"
+        "[[routes]]\nalertname = 'Db'\nsections = ['2']\n"
+    )
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    return runbook("triage", "--alert", file, *arguments, env=env, cwd=folder, stdin=body.decode())
+
+
+def test_a_file_is_triaged_as_its_routes_say(tmp_path: Path) -> None:
+    (tmp_path / "alert.json").write_bytes(
+        webhook(one(labels={"alertname": "Db"}), one(fingerprint="2", status="resolved"))
+    )
+    done = triaged(tmp_path, "alert.json", "--json")
+    said = valid(json.loads(done.stdout), "run")
+    assert done.returncode == said["exit_code"] == 3
+    assert (said["target"], [r["section"] for r in said["runs"]]) == ("main", ["2"])
+    assert said["incident"].startswith("Db-20260131T030000-")
+    (note,) = Archive(str(tmp_path / "outputs"), said["incident"]).lines(NOTES)
+    valid_dossier(tmp_path / "outputs" / said["incident"])
+    assert (note["who"], note["text"]) == ("alert", "Db firing: p99 is 45 s")
+
+
+def test_what_is_named_goes_before_what_an_alert_says(tmp_path: Path) -> None:
+    body = webhook(one(status="resolved", labels={"alertname": "Db", "incident": "INC-1"}))
+    done = triaged(tmp_path, "-", "--incident", "INC-2", "--target", "other", "--json", body=body)
+    said = json.loads(done.stdout)
+    assert (said["incident"], said["target"]) == ("INC-2", "other")
+    assert [r["section"] for r in said["runs"]] == ["6"], "what has ended is looked at for its recovery"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "body", "said"),
+    [
+        (["-"], b"{}", "version: Field required"),
+        (["nowhere.json"], b"", "nowhere.json"),
+        (["-", "--target", "man"], webhook(), "unknown target 'man': did you mean 'main'?"),
+        (["-", "--targets", "all"], webhook(), "--alert and --targets cannot be combined"),
+    ],
+)
+def test_a_bad_alert_is_64_and_one_line(tmp_path: Path, arguments: list[str], body: bytes, said: str) -> None:
+    done = triaged(tmp_path, *arguments, body=body)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_alerts_without_a_journal_are_one_order_for_each_thing_asked() -> None:
+    settings = config(routes=[Route(alertname="Db", sections=["2"], parameters={"window_minutes": 5})])
+    alerts = alert.from_alertmanager(
+        webhook(
+            one(), one(fingerprint="2"), one(fingerprint="3", labels={"alertname": "Db"}),
+            one(fingerprint="4", labels={"alertname": "Db", "runbook_target": "other"}), one(status="resolved"),
+        )
+    )  # fmt: skip
+    orders = routes.orders(alerts, settings, Order(sections=("3",), output="o", parameters={"window_minutes": 9}))
+    assert [(o.sections, o.target, o.parameters["window_minutes"], len(own)) for o, own in orders] == [
+        (("3",), "main", 9, 2), (("2",), "main", 9, 1), (("2",), "other", 9, 1),
+    ]  # fmt: skip
+    assert all(o.unattended and o.follow for o, _ in orders)
+    assert orders[0][0].parameters["detected_by"] == "alert"
+    assert orders[0][0].incident == orders[1][0].incident != orders[2][0].incident

@@ -1,0 +1,242 @@
+"""The past by another policy: what an edit of the documents would have changed, and what an old verdict rests on."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from sample import ROOT
+from schemas import valid
+
+from runbook_lib import catalog, pack
+from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import artifact, backtest, policy, rejudge
+from runbook_lib.catalog import CatalogError
+from runbook_lib.cli.main import cli
+from runbook_lib.context import open_context
+from runbook_lib.model.finding import Status, judged, say
+from runbook_lib.parameters import validate
+from runbook_lib.session import Session
+from runbook_lib.settings import Settings
+from runbook_lib.store import MANIFEST, Archive, digest
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record, render
+
+Edited = Callable[..., Path]
+#: A worker may be silent for hours.
+SLOWER = {"`delivery.silence`": "| `delivery.silence` | 5000 | 15000 | s | 4.1.1, 4.3.2, 5.1.3 | - |"}
+#: The same as a target's own.
+OWN = {"delivery.silence": "5000 / 15000 s"}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """A folder with the sample dossier, which may be changed."""
+    shutil.copytree(ROOT / "outputs" / "sample", tmp_path / "out" / "sample")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def edited(tmp_path: Path, output: Path) -> Edited:
+    """The document that the sample's runs were judged by, with lines replaced."""
+    kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())
+
+    def edit(name: str, **lines: str) -> Path:
+        text = kept["entitlement"][name]
+        for start, line in lines.items():
+            text, n = re.subn(rf"(?m)^\| {re.escape(start)} .*$", line, text)
+            assert n == 1, start
+        (tmp_path / f"{name}.md").write_text(text)
+        return tmp_path / f"{name}.md"
+
+    return edit
+
+
+def judged_all(output: Path, given: Path) -> dict[str, Any]:
+    report, unread = backtest.run(str(output), ["sample"], given)
+    assert not unread and report["runs"] == 3 and report["steps"] >= 10
+    return report
+
+
+def flips(report: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(f["step"], f["was"], f["now"]) for f in report["flips"] if f["step"]}
+
+
+def nothing_differs(report: dict[str, Any]) -> bool:
+    return not report["flips"] and not report["not_replayable"]
+
+
+def test_the_same_policy_flips_nothing(output: Path, edited: Edited) -> None:
+    found = judged_all(output, edited("slo"))
+    assert nothing_differs(found) and not found["without_policy"]
+    assert found["detected"] == [] and found["alarms"] == {"was": 3, "now": 3}
+
+
+def test_another_threshold_flips_the_steps_that_it_decides(output: Path, edited: Edited) -> None:
+    found = judged_all(output, edited("slo", **SLOWER))
+    assert ("4.3.2", "CRITICAL", "OK") in flips(found)
+    verdicts = {f["run"].split("-")[1]: (f["was"], f["now"]) for f in found["flips"] if not f["step"]}
+    assert verdicts["4.3"][0].startswith("CRITICAL, delivery_worker, FM-NOTI-06")
+    assert not verdicts["4.3"][1].startswith("CRITICAL") and found["alarms"] == {"was": 3, "now": 2}
+    # 4.1.1 asks its programs only where nobody has claimed for so long: what they would have said is not known.
+    unsure = {n["step"]: n["numbers"] for n in found["not_replayable"]}
+    assert "delivery.silence" in unsure["4.1.1"]
+    assert not unsure.keys() & {step for step, _, _ in flips(found)}
+
+
+def test_a_weight_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
+    stopped = "| delivery.stopped | receiver 0.3 | - |"
+    found = judged_all(output, edited("failure-modes", **{"delivery.stopped": stopped}))
+    assert not flips(found) and len(found["flips"]) == 3  # verdicts: no step's status rests on it
+
+
+def test_a_dossier_is_judged_by_what_held_then(
+    output: Path, edited: Edited, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    archive = Archive(str(output), "sample")
+    judged, apart = rejudge.judge_all(archive)
+    assert judged and not apart
+    # The documents of today are others: nothing of the dossier is, and a backtest of them says what would be.
+    docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(edited("slo", **SLOWER), docs / "slo.md")
+    first, *others = pack.active_runbook().packs
+    monkeypatch.setattr(pack, "_load_runbook", lambda *_: pack.Runbook((replace(first, docs=docs), *others)))
+    assert rejudge.judge_all(archive) == (judged, [])
+    assert policy.current_policy({}).keys() != {policy.policy_file_of(archive.manifest()[0])}
+    # Without the policy of then there is only that of today.
+    lines = archive.manifest()
+    for entry in lines:
+        entry["sha256"] = {n: d for n, d in entry.get("sha256", {}).items() if "policy-" not in n}
+    archive.write(MANIFEST, b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
+    assert rejudge.judge_all(archive)[1]
+
+
+def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
+    section, book = catalog.load().sections["4.3"], catalog.load()
+    target = {"nats_url": "nats://127.0.0.1:1", "thresholds": {"delivery": {"silence": "5000 / 15000 s"}}}
+    rb = Session(open_context(section, validate({"target": "here"}), Settings(targets={"here": target}), book))
+    limits = rb.context.given().limits
+    assert limits["delivery.silence"].status(400) is Status.OK is not book.limits["delivery.silence"].status(400)
+    found = replace(judged(say("hop.relay"), [limits.value("delivery.silence", 400)]), step="4.3.2")
+    again = record.finding_from_json(record.finding(found))
+    shown = [render.html("finding", lang, f=again, tables=[], dashboard="") for lang in ("en", "ja")]
+    assert "5,000 / 15,000</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
+    ran = artifact.Run("4.3", (found,), diagnosis.conclude([found], book), vars(rb._header()), {}, True)
+    made = artifact.make(
+        nbformat.v4.new_notebook(), ran, {"incident_id": "I"}, stem="s", started="2026-01-31", ended="2026-01-31"
+    )
+    (kept,) = (policy.read(content) for name, content in made.files.items() if "policy-" in name)
+    assert kept.own == OWN and kept.limits["delivery.silence"] == limits["delivery.silence"]
+
+
+@pytest.fixture
+def own(output: Path) -> Archive:
+    """The sample as if its target had had a threshold of its own."""
+    archive = Archive(str(output), "sample")
+    lines = archive.manifest()
+    content = b""
+    for entry in lines:
+        if name := policy.policy_file_of(entry):
+            content = content or json.dumps(json.loads(archive.read(name)) | {"runbook.toml": OWN}).encode()
+            del entry["sha256"][name]
+            entry["sha256"]["evidence/policy-own.json"] = digest(content)
+    archive.write("evidence/policy-own.json", content)
+    archive.write(MANIFEST, b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
+    return archive
+
+
+def test_a_dossier_is_judged_by_the_thresholds_that_its_target_had(own: Archive) -> None:
+    _, apart = rejudge.judge_all(own)  # what was said then rests on others
+    assert {(a.params["step"], a.params["was"], a.params["now"]) for a in apart} >= {("4.3.2", "CRITICAL", "OK")}
+
+
+def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edited: Edited, tmp_path: Path) -> None:
+    output = Path(own.output)
+    for name in ("failure-modes", "runbook", "operations"):
+        edited(name)
+    edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
+    found = judged_all(output, tmp_path)  # its own goes before the document's
+    assert nothing_differs(found)
+    edited("slo")
+    toml = tmp_path / "runbook.toml"
+    toml.write_text('[targets.default.thresholds]\ndelivery.silence = "5000 / 15000 s"\n')
+    found = judged_all(output, tmp_path)
+    assert nothing_differs(found)
+    toml.write_text('[targets.default]\nnats_url = "nats://127.0.0.1"\n')  # it has none any more
+    assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, tmp_path))
+    # A document that has no such threshold leaves nothing for the target to have.
+    docs = edited("slo", **{"`delivery.silence`": "| `delivery.silence` | 5 | 15 | min | 4.1.1, 4.3.2, 5.1.3 | - |"})
+    assert policy.load_other(docs).of("default", next(policies(own))).own == {}
+
+
+def policies(archive: Archive) -> Iterator[catalog.Catalog]:
+    return (kept.policy for kept in rejudge.runs(archive) if isinstance(kept, rejudge.SealedRun) and kept.policy)
+
+
+def test_what_was_swapped_is_no_policy(output: Path) -> None:
+    archive = Archive(str(output), "sample")
+    name = policy.policy_file_of(archive.manifest()[0])
+    assert name and digest(archive.read(name)) == archive.manifest()[0]["sha256"][name]
+    archive.write(name, archive.read(name).replace(b"15", b"16"))
+    assert rejudge.judge_all(archive) == (0, [])  # the seal says that it was changed
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("notes.txt", "is neither one of runbook.md, slo.md"),
+        ("empty", "nor a folder with one of them"),
+        ("slo.md", "slo.md:1"),
+        ("bytes", "not UTF-8"),
+        ("runbook.toml", "runbook.toml: there is no threshold 'delivery.silense' in docs/slo.md: did you mean"),
+    ],
+)
+def test_what_is_no_policy_is_said_in_a_line(output: Path, tmp_path: Path, path: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "slo.md").write_bytes(b"\xff\xfe")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "slo.md").write_text("# nothing\n")
+    (tmp_path / "runbook.toml").write_text('[targets.x.thresholds]\n"delivery.silense" = "5 / 15 s"\n')
+    with pytest.raises((UsageError, CatalogError), match=re.escape(said)):
+        backtest.run(str(output), ["sample"], tmp_path / path)
+
+
+@pytest.mark.slow
+def test_the_command(output: Path, edited: Edited, tmp_path: Path) -> None:
+    shutil.copytree(output / "sample", output / "other")  # more than one are judged side by side
+    (output / "not-an-incident").mkdir()
+
+    def said(*args: str, code: int) -> str:
+        done = CliRunner().invoke(cli, ["backtest", *args, "--output", str(output)], standalone_mode=False)
+        assert done.return_value == code, done.output
+        return done.output
+
+    assert "No verdict would have been different" in said("--policy", str(edited("slo")), code=0)
+    given = str(edited("slo", **SLOWER))
+    lines = said("--policy", given, "--page", str(tmp_path / "page.html"), code=1)
+    assert "2 incidents, 6 runs" in lines and "step 4.3.2: CRITICAL -> OK" in lines
+    assert "cannot be judged (2 runs)" in lines
+    assert "<td>4.3.2</td>" in (tmp_path / "page.html").read_text()
+    report: dict[str, Any] = valid(json.loads(said("sample", "--policy", given, "--json", code=1)), "backtest")
+    assert report["alarms"] == {"was": 3, "now": 2} and {f["incident"] for f in report["flips"]} == {"sample"}
+
+
+def test_a_row_that_a_kept_policy_does_not_have_is_that_of_today() -> None:
+    """A threshold that came with a later version makes no older dossier one that cannot be judged."""
+    (name,) = policy.current_policy({})
+    texts = json.loads(policy.current_policy({})[name])
+    (pack_name,) = texts
+    lines = [line for line in texts[pack_name]["slo"].splitlines() if not line.startswith("| `drain.empty_in`")]
+    texts[pack_name]["slo"] = "\n".join(lines).replace("| `backlog.due` | 50 |", "| `backlog.due` | 60 |")
+    book, today = policy.read(json.dumps(texts).encode()), catalog.load()
+    assert book.limits["drain.empty_in"] == today.limits["drain.empty_in"]
+    assert book.limits["backlog.due"].warning == 60 and today.limits["backlog.due"].warning == 50

@@ -1,0 +1,224 @@
+"""Tables of cases: what holds first decides, no row is shadowed, each is reached by a recording or a state here."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from make_recordings import FOLDER
+
+from runbook_lib import messages
+from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
+from runbook_lib.model.finding import OutageEnd, Status, say
+from runbook_lib.packs.entitlement.checks import backlog, delivery, leases, program, publish, quorum, subscriber
+from runbook_lib.packs.entitlement.checks.missing import MissingEvents
+from runbook_lib.packs.entitlement.rows import Holder, Outbox, Registered
+from runbook_lib.runs import replay
+
+
+@dataclass(frozen=True)
+class Weather:
+    rain: bool
+    wind: float | None
+    what: str = ""
+
+    @property
+    def storm(self) -> bool:
+        return bool(self.rain and self.wind)
+
+
+W = Conditions(Weather)
+TABLE = Cases[Weather](
+    Case("storm", W.storm & W.one_of("what", "hail", "snow"), Status.CRITICAL, evidence="a.storm", read="2"),
+    Case("wet", W.rain | W.one_of("what", "snow"), lambda seen: Status.WARNING if seen.wind else Status.OK),
+    Case("calm", ~W.wind, evidence=lambda seen: ("a.calm", f"a.{seen.what}")),
+    Case("fair"),
+)
+
+
+def test_the_first_that_holds_says_it_all() -> None:
+    found = TABLE.of(Weather(True, 9, "hail"))
+    assert (found.name, found.status, found.observations, found.sections) == (
+        "storm",
+        Status.CRITICAL,
+        ("a.storm",),
+        ("2",),
+    )
+    assert found.headline(mm=3) == say("storm", mm=3)
+    assert found.decision.nearest == ""
+    assert TABLE.of(Weather(True, 9)).status is Status.WARNING
+    assert TABLE.of(Weather(False, 0, "sun")).observations == ("a.calm", "a.sun")
+
+
+def test_the_nearest_above_and_what_kept_it_from_holding() -> None:
+    wet = TABLE.of(Weather(True, 9, "drizzle")).decision
+    assert (wet.case, wet.nearest, wet.kept_by) == ("wet", "storm", {"what": "drizzle"})
+    fair = TABLE.of(Weather(False, 3.5)).decision
+    assert (fair.nearest, fair.kept_by) == ("calm", {"wind": 3.5})
+    hands = leases.HOLDER_CHANGES.of(ONE_HAND).decision
+    assert (hands.nearest, hands.kept_by) == ("leases.circling", {"again": 0})
+    bound = subscriber.CASES.of(replace(BOUND, consumer=None, broken=())).decision
+    assert (bound.nearest, bound.kept_by) == ("subscriber.cluster", {"broken": 0})  # of several how many
+
+
+def test_what_can_not_be_seen_is_no_condition() -> None:
+    with pytest.raises(AttributeError, match="no observed value 'snow': rain, storm, what, wind"):
+        _ = W.snow
+    several: list[list[Case[Weather]]] = [[Case("a"), Case("b")], [Case("a", W.rain)]]
+    for cases in several:
+        with pytest.raises(ValueError, match="last case"):
+            Cases(*cases)
+
+
+# Those of the runbook ---------------------------------------------------------------------------------------------
+
+TABLES: dict[str, Cases[Any]] = {
+    "4.1.1": backlog.CASES,
+    "4.1.2": subscriber.CASES,
+    "4.1.3": publish.CASES,
+    "4.3.1": leases.LEASES,
+    "4.3.3": leases.HOLDER_CHANGES,
+}
+
+
+def first(cases: Cases[Any], row: Case[Any]) -> bool:
+    """Whether some state that the row asks for comes to it, all else being as the rows above do not want it."""
+    negated = {r for case in cases for part in case.when.parts if part.name.startswith("~") for r in part.reads}
+    every = {r: r in negated for case in cases for r in case.when.reads}
+    domains: dict[str, set[object]] = {r: {True, False} for r in row.when.reads}
+    for part in row.when.parts:
+        if part.among != (True,):
+            domains[part.reads[0]] = {*part.among}
+    for values in itertools.product(*domains.values()):
+        state = SimpleNamespace(**every | dict(zip(domains, values, strict=True)))
+        if next(case for case in cases if case.when.holds(state)) is row:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("step", TABLES)
+def test_no_case_is_shadowed_and_each_has_its_words(step: str) -> None:
+    cases = TABLES[step]
+    assert [case.name for case in cases if case.when is not OTHERWISE and not first(cases, case)] == []
+    assert len({case.name for case in cases}) == len([*cases])
+    said = {case.says or case.name for case in cases if not callable(case.says)}
+    assert said - {*messages.catalogue("en")} == set()
+
+
+NOW = pd.Timestamp("2026-01-01", tz="UTC")
+BOUND = subscriber.SubscriberReading(
+    consumer=subscriber.ConsumerRow(bound=True, num_pending=0, num_ack_pending=0),
+    activity=Registered(),
+    oldest_s=0.0,
+    late=False,
+    missing=None,
+    given_up=None,
+    refused=0.0,
+    reason="",
+    client="app",
+    clients_seen=True,
+    switched_off=False,
+    stands=program.UNKNOWN_STATE,
+    silent=False,
+    loop=False,
+    locked_out=False,
+    broken=(),
+    thin=(),
+    handled=True,
+)
+STALLED = subscriber.ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
+FLOWING = publish.Relay(
+    queue=Outbox(),
+    silence_s=0.0,
+    kind="other",
+    late=False,
+    failing=False,
+    stopped=False,
+    publishes=True,
+    away=False,
+    broker_error=False,
+    cut_off=False,
+    writes=True,
+    stands=program.UNKNOWN_STATE,
+    silent_for_long=False,
+    ran=True,
+    n=5.0,
+    window_n=50.0,
+)
+FAILING = replace(FLOWING, failing=True, publishes=False)
+WORKER = delivery.read_delivery({})
+LATE = backlog.BacklogReading(
+    delivery.read_delivery({"backlog": pd.DataFrame([{"due": 9}])}),
+    0,
+    True,
+    "",
+    "",
+    program.UNKNOWN_STATE,
+    (),
+    True,
+    True,
+)
+ONE_HAND = leases.HolderChanges(rows=9, taken=0, again=0, stolen=0, alive=False, side_by_side=False)
+#: Those that no recording comes to, or only by chance.
+STATES: dict[str, object] = {
+    "backlog.two_workers": backlog.BacklogReading(
+        WORKER, 0, True, "", "", program.UNKNOWN_STATE, ("a", "b"), True, False
+    ),
+    "backlog.elsewhere": replace(LATE, loop=program.LoopState(others=10, elsewhere="delivery.elsewhere")),
+    "backlog.slow_outside": replace(LATE, spends="delivery.slow_outside"),
+    "backlog.postponed": replace(LATE, postponed=20),
+    "backlog.slow_statements": replace(LATE, spends="delivery.slow_statements"),
+    "backlog.waits_for_lock": replace(LATE, spends="delivery.waits_for_lock"),
+    "leases.taken_back": leases.Leases(leases.Processing([Holder(n=2, expired=1)]), False, False, False),
+    "leases.without": leases.Leases(leases.Processing([Holder(n=2, without_lease=1)]), False, False, False),
+    "leases.race": replace(ONE_HAND, taken=1, alive=True),
+    "leases.takeover": replace(ONE_HAND, taken=1),
+    "leases.two_workers": replace(ONE_HAND, side_by_side=True),
+    "leases.circling": replace(ONE_HAND, again=2),
+    "subscriber.cluster": replace(BOUND, broken=(quorum.RaftGroup("S", 3, "", False, ("n2", "n3")),)),
+    "subscriber.deaf_idle": replace(BOUND, consumer=subscriber.ConsumerRow(num_pending=0, num_ack_pending=0)),
+    "subscriber.passed_by": replace(BOUND, missing=MissingEvents(5, 5, 5, lately=False)),
+    "subscriber.expired": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=True), deleted=5),
+    "subscriber.expires": replace(BOUND, expires=True),
+    "subscriber.stalled": replace(BOUND, consumer=STALLED),
+    "subscriber.behind": replace(BOUND, consumer=replace(STALLED, max_ack_pending=99), late=True),
+    "publish.unwritten": replace(FAILING, kind="timeout", writes=False),
+    "publish.perhaps_unwritten": replace(FAILING, kind="timeout", writes=None),
+    "publish.gone_for_good": replace(FAILING, kind="closed", away=True),
+    "publish.fails_timeout": replace(FAILING, kind="timeout"),
+    "publish.fails_unseen": replace(FAILING, kind="unseen"),
+    "publish.fails_no_stream": replace(FAILING, kind="no_stream"),
+    "publish.fails_too_large": replace(FAILING, kind="too_large"),
+    "publish.fails_payload": replace(FAILING, kind="payload"),
+    "publish.fails": replace(FAILING, late=True),
+    "publish.fails_early": FAILING,
+    "publish.undecided": replace(FLOWING, stopped=True, away=True),
+    "publish.seems_stopped": replace(FLOWING, stopped=True, queue=Outbox(leased=3)),
+    "publish.nobody_let_in": replace(FAILING, kind="timeout", cut_off=True),
+    "publish.stopped": replace(FLOWING, stopped=True),
+    "publish.quiet": replace(FLOWING, n=0.0),
+    "publish.overload": replace(FLOWING, late=True, overloaded=True),
+    "publish.late": replace(FLOWING, late=True),
+    "publish.slow": replace(FLOWING, slow=True),
+    "publish.idle": replace(FLOWING, n=0.0, window_n=0.0),
+}
+
+
+def test_each_case_is_reached() -> None:
+    index = replay.read_index(FOLDER)
+    recorded = {
+        case
+        for entry in index.values()
+        for section in entry["expected"]["sections"].values()
+        for case in section["cases"].values()
+    }
+    tables = {case.name: table for table in TABLES.values() for case in table}
+    for name, state in STATES.items():
+        assert tables[name].of(state).name == name
+    assert {*tables} - recorded - {*STATES} == set()
+    over = OutageEnd(NOW, say("outage.published", n=1))
+    assert publish.CASES.of(replace(FLOWING, slow=True, ended=over)).name == "publish.over"

@@ -1,0 +1,162 @@
+"""The documents are the configuration: they are read, agree with the code, and a slip names file and line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runbook_lib import catalog
+from runbook_lib.catalog import CatalogError
+from runbook_lib.checks import checks
+from runbook_lib.pack import Pack
+from runbook_lib.packs.entitlement import ROOT
+from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
+
+CHECKS = checks()
+
+
+def test_every_step_of_a_notebook_has_exactly_one_check() -> None:
+    book = catalog.load()
+    steps = {s.id for section in book.runnable().values() for s in section.steps}
+    assert steps == set(CHECKS)
+
+
+def test_the_sections_of_the_runbook() -> None:
+    numbers = ["2", "3", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6", "7"]
+    assert list(catalog.load().sections) == numbers
+
+
+def test_notebooks_exist_and_belong_to_a_section() -> None:
+    named = {s.notebook for s in catalog.load().runnable().values()}
+    assert named == set((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_a_value_carries_its_threshold_and_where_it_comes_from() -> None:
+    value = catalog.load().limits.value("backlog.oldest_due", 12)
+    assert value.threshold
+    assert value.threshold.origin == "docs/slo.md `backlog.oldest_due`"
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"backlog.deu": "1 / 2 rows"}, "no threshold 'backlog.deu' in docs/slo.md: did you mean 'backlog.due'?"),
+        ({"SLO": "1 / 2 rows"}, "known: backlog.due, "),
+        ({"backlog.due": "100 / 500 s"}, "write it like '50 / 500 rows'"),
+        ({"backlog.due": "100 / - rows"}, "write it like '50 / 500 rows'"),  # questions rest on what is there
+        ({"drain.z": "2 / 1 ratio"}, "write it like '2.33 / - ratio'"),
+        ({"backlog": {"due": [100, 500]}}, "write it like '50 / 500 rows'"),
+        ({"backlog.due": "-1 / 5 rows"}, "write it like"),
+        ({"backlog": {"due": "600 / 500 rows"}}, "above 500 would be critical before it is a warning"),
+        ({"delivery.success": "99 / 99.5 %"}, "below 99.5 would be critical before it is a warning"),
+    ],
+)
+def test_a_targets_own_threshold_that_is_none_is_one_line(own: dict[str, Any], says: str) -> None:
+    config = Settings(targets={"x": {"nats_url": "nats://127.0.0.1", "thresholds": own}})
+    with pytest.raises(UsageError) as e:
+        config.target("x")
+    assert str(e.value).startswith("settings: targets.x.thresholds: ") and says in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_targets_own_threshold_changes_its_numbers_and_nothing_else() -> None:
+    book = catalog.load()
+    tuned = book.tuned({"delivery": {"success": "99 / 98.5 %"}, "backlog.due": "50 / 500 rows"})
+    success = tuned.limits["delivery.success"]
+    assert (success.warning, success.critical, success.below, success.unit) == (99, 98.5, True, "%")
+    assert success.own and success.origin == "runbook.toml `delivery.success`"
+    assert {n for n in book.limits if tuned.limits[n] != book.limits[n]} == {"delivery.success"}
+    assert not any(limit.own for limit in book.limits.values()) and book.tuned({}) is book
+
+
+def test_objectives() -> None:
+    slos = catalog.load().slos
+    assert slos["NOTI-B"].met(29) and not slos["NOTI-B"].met(30)
+    assert slos["ENT-E"].met(0) and not slos["ENT-E"].met(1)
+
+
+def test_phrases_of_the_log() -> None:
+    phrases = catalog.load().phrases
+    assert phrases["notification moved to DLQ"].failure_modes == ("FM-NOTI-04",)
+    assert phrases["duplicate notification event skipped"].failure_modes == ()
+    assert all(set(p.workloads) <= {"notification", "entitlement"} and p.en and p.ja for p in phrases.values())
+    assert {*exceptions.FAILED_TRY, *exceptions.CLOSED, *exceptions.STARTED, exceptions.SENT} <= set(phrases)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "problem"),
+    [
+        ("slo.md", "| ENT-C | Entitlement |", "| ENT-C | Entitlement | too | many |", "cells under"),
+        ("slo.md", "| = 0 rows |", "| none |", "is not like '< 5 s'"),
+        ("slo.md", "| `backlog.due` | 50 |", "| `backlog.due` | fifty |", "limit 'fifty'"),
+        ("slo.md", "| `recovery.now` | 4 |", "| `recovery.now` | - |", "value is missing"),
+        ("operations.md", "| 100 | transient | 2 | 120 |", "| 100 | transient | 2 | - |", "pause is missing"),
+        ("failure-modes.md", "- Hop: database", "- Hop: databse", "hop 'databse'"),
+        ("failure-modes.md", "- Symptom:", "- Symptoms:", "'- Symptom: ...' is missing"),
+        ("failure-modes.md", "- Remedies: -", "-", "'- Remedies: ...' is missing"),
+        ("failure-modes.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "failure mode 'FM-OB-99'"),
+        ("failure-modes.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "level 'LOUD'"),
+        ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
+    ],
+)
+def test_a_malformed_document_names_file_and_line(root: Path, file: str, old: str, new: str, problem: str) -> None:
+    path = root / "docs" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(CatalogError, match=problem) as e:
+        catalog.read([Pack("copy", root)])
+    assert f"{file}:" in str(e.value)
+
+
+def test_what_stands_in_a_fence_is_no_heading_and_no_bullet(root: Path) -> None:
+    path = root / "docs" / "runbook.md"
+    fence = "```sh\n# comment\n- Takes: for ever\n```"
+    path.write_text(path.read_text(encoding="utf-8").replace("\n| Step |", f"\n{fence}\n\n| Step |"), encoding="utf-8")
+    read, plain = catalog.read([Pack("copy", root)]).sections["4.1"], catalog.load().sections["4.1"]
+    assert read.steps == plain.steps != ()
+    assert read.takes == plain.takes
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "at", "problem"),
+    [
+        ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
+        (
+            "runbook.md",
+            "| Step | What is asked |",
+            "| Step | What |",
+            "| 2.1 |",
+            "the column 'What is asked' is missing",
+        ),
+        ("runbook.md", "|---|---|---|\n| 2.1 |", "|---|\n| 2.1 |", "## 2 ", "no table whose first column is 'Step'"),
+        ("runbook.md", "- Takes: about 5 s", "-", "## 2 ", "'- Takes: ...' is missing"),
+        ("slo.md", "| 2.4, 4.3.2 |", "| 2.44, 4.3.2 |", "| 2.44", "step '2.44' is not in runbook.md"),
+    ],
+)
+def test_a_slip_names_its_own_line(root: Path, file: str, old: str, new: str, at: str, problem: str) -> None:
+    path = root / "docs" / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    text = text.replace(old, new, 1)
+    path.write_text(text, encoding="utf-8")
+    line = text[: text.index(at)].count("\n") + 1
+    with pytest.raises(CatalogError, match=f"{file}:{line}: .*{problem}"):
+        catalog.read([Pack("copy", root)])
+
+
+def test_a_missing_document(root: Path) -> None:
+    (root / "docs" / "slo.md").unlink()
+    with pytest.raises(CatalogError, match=r"slo.md:1: cannot be read"):
+        catalog.read([Pack("copy", root)])

@@ -1,0 +1,407 @@
+"""Where it is stuck, and how sure: pure, over findings made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook_lib import catalog
+from runbook_lib.analysis import diagnosis
+from runbook_lib.model.finding import (
+    Finding,
+    Hop,
+    OutageEnd,
+    Proposal,
+    Reason,
+    ScoreReason,
+    SentQuery,
+    Signal,
+    Status,
+    Threshold,
+    Unseen,
+    Value,
+    Verdict,
+    replace,
+    say,
+    unknown,
+)
+from runbook_lib.sources import SourceError
+from runbook_lib.view import record, render
+
+BOOK = catalog.load()
+HOPS, DATABASE = BOOK.hops, "database"
+
+
+def conclude(findings: list[Finding]) -> Verdict:
+    return diagnosis.conclude(findings, BOOK)
+
+
+def finding(step: str, *signals: tuple[str, float], status: Status = Status.CRITICAL) -> Finding:
+    return Finding(step, status, say("ui.no_action"), signals=tuple(Signal(a, w) for a, w in signals))
+
+
+def test_healthy() -> None:
+    verdict = conclude([finding("4.1.1", status=Status.OK), finding("4.1.2", status=Status.OK)])
+    assert (verdict.status, verdict.stuck_at, verdict.confidence) == (Status.OK, None, "high")
+
+
+def test_the_first_hop_upstream_is_named() -> None:
+    verdict = conclude([finding("a", ("relay", 0.9)), finding("b", ("subscriber", 0.9))])
+    assert verdict.stuck_at == "relay"
+
+
+def test_a_weak_hop_upstream_does_not_hide_a_strong_one() -> None:
+    assert conclude([finding("a", ("producer", 0.5), ("delivery_worker", 0.95))]).stuck_at == "delivery_worker"
+
+
+def test_what_several_hops_depend_on_explains_them() -> None:
+    assert conclude([finding("a", ("relay", 0.9)), finding("b", ("jetstream", 0.9))]).stuck_at == "jetstream"
+    assert conclude([finding("a", ("relay", 0.9), (DATABASE, 0.9))]).stuck_at == DATABASE
+
+
+def test_evidence_against_discounts() -> None:
+    verdict = conclude([finding("a", ("FM-NOTI-03", 0.8)), finding("b", ("FM-NOTI-03", -0.5))])
+    mode = verdict.failure_modes[0]
+    assert (mode.id, mode.score) == ("FM-NOTI-03", 0.4)
+    assert [(b.kind, b.steps, b.weight) for b in mode.because] == [
+        ("observed", ("a",), 0.8),
+        ("observed", ("b",), -0.5),
+    ]
+
+
+def test_a_hop_that_works_may_wait_for_what_was_changed() -> None:
+    works = finding("a", ("subscriber", -0.5), ("database", -0.2))
+    other = finding("b", ("subscriber", 0.8))
+    (changed,) = (s for s in BOOK.evidence("changed.database") if s.about == DATABASE)
+    drift = Finding("3.6", Status.OK, say("ui.no_action"), signals=(changed,))
+    assert diagnosis.score([works, drift], DATABASE, BOOK).score == changed.weight
+    assert diagnosis.score([works, drift, finding("c", (DATABASE, 0.5))], DATABASE, BOOK).score == pytest.approx(
+        1 - (1 - 0.5 * 0.8) * (1 - changed.weight)
+    )
+    verdict = conclude([works, other, drift])
+    assert (verdict.stuck_at, verdict.confidence) == (DATABASE, "low")
+    assert verdict.settled_by, "what is not sure is still asked for"
+
+
+def test_a_place_whose_cause_is_not_known_is_not_sure_and_is_asked_for() -> None:
+    known = conclude([finding("a", ("delivery_worker", 0.95), ("FM-NOTI-06", 0.9))])
+    assert (known.confidence, known.settled_by) == ("high", ())
+    unknown_cause = conclude([finding("a", ("delivery_worker", 0.95), ("FM-CFG-01", 0.5), ("FM-OB-01", 0.9))])
+    assert (unknown_cause.stuck_at, unknown_cause.confidence) == ("delivery_worker", "low")
+    assert unknown_cause.settled_by
+
+
+def test_one_observation_of_several_steps_is_one_piece_of_evidence() -> None:
+    """Section 3 asks what 4.1 asks too: being told twice makes nothing surer."""
+    seen = Signal("relay", 0.45, "relay.silent")
+    findings = [Finding(step, Status.WARNING, say(step), signals=(seen,)) for step in ("3.2", "4.1.3")]
+    mode = diagnosis.score(findings, "relay", BOOK)
+    assert (mode.score, mode.because) == (
+        0.45,
+        (ScoreReason("observed", ("3.2", "4.1.3"), "relay.silent", 0.45, say("4.1.3")),),
+    ), "in the words of the step that asked for nothing else"
+    other = Finding("4.3.2", Status.WARNING, say("ui.no_action"), signals=(Signal("relay", 0.45, "relay.behind"),))
+    assert diagnosis.score([*findings, other], "relay", BOOK).score > 0.6
+
+
+def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
+    verdict = conclude(
+        [finding("a", ("FM-NOTI-06", 0.9), ("delivery_worker", 0.9)), finding("b", (DATABASE, 0.9), ("FM-DB-01", 0.9))]
+    )
+    assert (verdict.stuck_at, [m.id for m in verdict.failure_modes]) == (DATABASE, ["FM-DB-01", "FM-NOTI-06"])
+
+
+def test_unanswered_steps_lower_the_confidence_unless_they_are_the_evidence() -> None:
+    silent = [unknown(str(n), Reason.TIMEOUT, say("ui.no_action")) for n in range(3)]
+    strong = finding("a", ("delivery_worker", 0.95), ("FM-NOTI-06", 0.9))
+    assert conclude([strong, *silent]).confidence == "low"
+    speaking = [
+        Finding(str(n), Status.UNKNOWN, say("ui.no_action"), signals=(Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.9)))
+        for n in range(3)
+    ]
+    assert conclude(speaking).confidence == "high"
+
+
+def test_nothing_answered_is_no_confidence() -> None:
+    verdict = conclude([unknown("a", Reason.DENIED, say("ui.no_action"))])
+    assert (verdict.stuck_at, verdict.confidence, verdict.status) == (None, "none", Status.UNKNOWN)
+
+
+def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
+    restart, throttle = Proposal("r", "restart", "5.1"), Proposal("t", "throttle", "5.2")
+    verdict = conclude(
+        [
+            Finding("a", Status.WARNING, say("ui.no_action"), proposals=(throttle,)),
+            Finding(
+                "b",
+                Status.CRITICAL,
+                say("ui.no_action"),
+                signals=(Signal("relay", 0.9),),
+                proposals=(restart, throttle),
+            ),
+        ]
+    )
+    assert verdict.proposals == (restart, throttle)
+
+
+def test_remedies_of_the_likeliest_mode_stand_in_the_order_of_the_documents() -> None:
+    """What another needs at its start comes first; what is no remedy keeps its place."""
+    book = hypotheses({DEAD: {"remedies": ("bring_back", "make", "bind")}})
+    steps = [
+        seen("4.1.2", Signal(DEAD, 0.9, "a"), proposals=("look", "bind", "make")),
+        seen("4.1.3", proposals=("bring_back", "logs")),
+    ]
+    names = [p.name for p in diagnosis.conclude(steps, book).proposals]
+    assert names == ["look", "bring_back", "make", "bind", "logs"]
+
+
+@pytest.mark.parametrize("observation", ["jetstream.stream_not_found", "publish.fails_no_stream"])
+def test_a_lost_stream_is_made_before_its_consumer_is_bound(observation: str) -> None:
+    restarts = ("restart_notification", "restart_entitlement")
+    verdict = conclude([seen("4.1.2", *BOOK.observations[observation], proposals=restarts)])
+    assert [p.name for p in verdict.proposals] == ["restart_entitlement", "restart_notification"]
+
+
+def test_the_strip_joins_what_each_finding_knows() -> None:
+    a = Finding("a", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_in=3, waiting=2),))
+    b = Finding("b", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_out=4),))
+    strip = {h.name: h for h in diagnosis.strip([a, b], HOPS)}
+    assert strip["relay"] == Hop("relay", 3, 4, 2)
+    assert list(strip) == list(HOPS)
+
+
+def test_our_own_refusal_says_nothing_about_the_pipeline() -> None:
+    refused = SourceError("postgres", Reason.DENIED, "wrong password", "wrong_password")
+    gate = SourceError("postgres", Reason.DENIED, "plan cost", "cost_gate")
+    assert diagnosis.evidence_from_error(refused, BOOK) == diagnosis.evidence_from_error(gate, BOOK) == ()
+
+
+@given(st.lists(st.tuples(st.sampled_from([*HOPS, DATABASE, "FM-DB-01"]), st.floats(-1, 1)), max_size=12))
+def test_conclude_is_total_and_bounded(signals: list[tuple[str, float]]) -> None:
+    verdict = conclude([finding(str(n), s) for n, s in enumerate(signals)])
+    assert verdict.stuck_at in (None, *HOPS, DATABASE)
+    assert all(0 <= m.score <= 1 for m in verdict.failure_modes)
+
+
+def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gate_held_back() -> None:
+    def asked(error: str, *, refused: bool, source: str = "postgres") -> Finding:
+        question = SentQuery(source, "q", "", error=error, refused=refused)
+        return replace(finding("a", status=Status.OK), queries=(question,))
+
+    assert conclude([asked("unreachable", refused=False)]).confidence == "medium"
+    assert conclude([asked("denied", refused=True)]).confidence == "high"
+    assert conclude([asked("unreachable", refused=False, source="workloads")]).confidence == "high", (
+        "a help, not needed"
+    )
+
+
+def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> None:
+    verdict = conclude([finding("4.2.2", ("FM-NOTI-01", 0.95)), finding("4.2.3", status=Status.OK)])
+    assert verdict.stuck_at is None and verdict.confidence == "high"
+    assert render.location(verdict, "en").startswith("FM-NOTI-01: ")
+
+
+# Hypotheses and their remedies ----------------------------------------------------------------------------------
+
+DEAD, OFF = "FM-NOTI-06", "FM-NOTI-03"
+
+
+def hypotheses(changes: dict[str, dict[str, Any]]) -> catalog.Catalog:
+    """The documents, with other bullets for some failure modes."""
+    modes = {id_: replace(m, excluded_by=(), remedies=(), told_by=()) for id_, m in BOOK.failure_modes.items()}
+    modes |= {id_: replace(modes[id_], **more) for id_, more in changes.items()}
+    return replace(BOOK, failure_modes=modes)
+
+
+def seen(step: str, *signals: Signal, proposals: tuple[str, ...] = ()) -> Finding:
+    offered = tuple(Proposal(name, name, "5.1", {"name": name}) for name in proposals)
+    return Finding(step, Status.CRITICAL, say("ui.no_action"), signals=signals, proposals=offered)
+
+
+def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -> None:
+    book = hypotheses({DEAD: {"excluded_by": ("worker.polls",), "remedies": ("restart",)}})
+    silent = seen("4.1.1", Signal(DEAD, 0.95, "worker.silent"), proposals=("restart", "logs"))
+    assert diagnosis.conclude([silent], book).failure_modes[0].score > 0.9
+    verdict = diagnosis.conclude([silent, seen("4.3.2", Signal("", 0.0, "worker.polls"))], book)
+    (mode,) = verdict.failure_modes
+    assert (mode.score, mode.excluded_by) == (0.0, "worker.polls")
+    assert [(b.kind, b.steps, b.observation) for b in mode.because] == [
+        ("observed", ("4.1.1",), "worker.silent"),
+        ("excludes", ("4.3.2",), "worker.polls"),
+    ]
+    assert [p.name for p in verdict.proposals] == ["logs"], "what helps nothing that stands is not proposed"
+
+
+def test_two_that_call_for_different_remedies_are_undecided_with_what_would_settle_it() -> None:
+    book = hypotheses(
+        {
+            DEAD: {"remedies": ("restart",), "told_by": ("5.1.1",)},
+            OFF: {"remedies": ("switch_on",), "told_by": ("5.1.1",)},
+        }
+    )
+    told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on", "logs"))
+    verdict = diagnosis.conclude([told], book)
+    assert (verdict.between, verdict.settled_by, verdict.confidence) == ((DEAD, OFF), ("5.1.1",), "low")
+    assert [p.name for p in verdict.proposals] == ["logs"]
+    assert verdict.next_sections == ("5.1",)
+    text = "\n".join(render.verdict_lines(verdict, "en"))
+    assert f"Undecided between: {DEAD}" in text and "To decide, run step 5.1.1" in text
+
+
+def test_what_the_first_leaves_behind_is_no_rival_and_its_remedy_comes_afterwards() -> None:
+    lost = {"remedies": ("redrive",), "follows": (DEAD,)}
+    book = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: lost})
+    told = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.8, "b"), proposals=("redrive", "restart"))
+    verdict = diagnosis.conclude([told], book)
+    assert verdict.between == () and {p.name for p in verdict.proposals} == {"restart", "redrive"}
+    # Where it is the likelier one, the cause may be over: whether it is calls for something else.
+    for weight in (0.7, 0.55):
+        told = seen("4.1.1", Signal(DEAD, weight, "a"), Signal(OFF, 0.9, "b"))
+        assert diagnosis.conclude([told], book).between == (OFF, DEAD)
+
+
+def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> None:
+    limit = Threshold("outbox.oldest_due", "s", 2, 10)
+    values = (Value("outbox.due", 7, "rows"), Value("outbox.oldest_due", 96.9, "s", limit))
+    at = pd.Timestamp("2026-07-01T03:12:40Z")
+    told = replace(finding("4.1.3", ("FM-OB-01", 0.9)), values=values, at=at)
+    (line,) = record.verdict(conclude([told]))["failure_modes"][0]["because"]
+    assert (line["at"], line["value"]["name"], line["value"]["value"]) == (at.isoformat(), "outbox.oldest_due", 96.9)
+    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines({"because": [line]}, "en"))
+    assert record.finding_from_json(record.finding(told)).at == at
+
+
+def test_what_an_observation_forbids_is_not_proposed_whatever_stands() -> None:
+    book = hypotheses({DEAD: {"remedies": ("restart",)}})
+    told = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal("", 0.0, "two"), proposals=("restart", "look"))
+    for observation, left in (("two", {"look"}), ("other", {"restart", "look"})):
+        verdict = diagnosis.conclude([told], replace(book, forbids={observation: ("restart",)}))
+        assert {p.name for p in verdict.proposals} == left
+
+
+def test_what_stands_alone_or_shares_its_remedy_is_decided() -> None:
+    told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on"))
+    same = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("restart", "switch_on")}})
+    assert diagnosis.conclude([told], same).between == ()
+    weak = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal(OFF, 0.55, "b"), proposals=("look", "restart", "switch_on"))
+    apart = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: {"remedies": ("switch_on",)}})
+    other = seen("4.1.2", proposals=("logs",))
+    verdict = diagnosis.conclude([other, weak], apart)
+    assert verdict.between == () and [p.name for p in verdict.proposals] == ["look", "restart", "logs"]
+
+
+def test_what_helps_nothing_that_stands_is_proposed_only_where_nothing_stands() -> None:
+    book = hypotheses({DEAD: {"remedies": ("restart",)}})
+    stands = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), proposals=("restart",))
+    assert diagnosis.conclude([stands], book).proposals == ()
+    beside = seen("4.1.3", Signal("FM-NATS-05", 0.9, "a"), Signal(DEAD, 0.8, "b"), proposals=("restart",))
+    assert diagnosis.conclude([beside], book).proposals == (), "nothing helps what is likelier"
+    suspected = seen("4.1.3", Signal("FM-NATS-05", 0.3, "a"), proposals=("restart",))
+    assert [p.name for p in diagnosis.conclude([suspected], book).proposals] == ["restart"], "the step may know better"
+
+
+def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen() -> None:
+    book = hypotheses({DEAD: {"told_by": ("4.3.2", "4.1.1", "5.1.1")}})
+    verdict = diagnosis.conclude(
+        [
+            seen("4.1.1", Signal(DEAD, 0.8, "a")),
+            seen("4.1.4", Signal(DATABASE, 0.9, "b")),
+            replace(
+                unknown("4.3.2", Reason.TIMEOUT, say("ui.no_action")), unseen=(Unseen("postgres", Reason.TIMEOUT),)
+            ),
+        ],
+        book,
+    )
+    (mode,) = verdict.failure_modes
+    assert (mode.score, [b.kind for b in mode.because]) == (0.48, ["observed", "unseen", "elsewhere"])
+    assert [(b.steps, b.observation, b.weight) for b in mode.because[1:]] == [
+        (("4.3.2",), "postgres", 0.0),
+        ((), DATABASE, diagnosis.CONSEQUENCE),
+    ]
+
+
+def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
+    """With both services kept out, whoever holds the connections is still the answer, and not the services' rights."""
+    verdict = conclude(
+        [
+            seen(step, *BOOK.observations[o])
+            for step, o in {
+                "4.1.1": "delivery.kept_out",
+                "4.1.3": "relay.kept_out",
+                "4.1.4": "database.no_connections",
+            }.items()
+        ]
+    )
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == (DATABASE, "FM-DB-01")
+    assert (verdict.confidence, verdict.between) == ("high", ())
+
+
+def test_what_is_too_early_to_tell_or_undecided_is_not_sure() -> None:
+    early = replace(finding("3.1", status=Status.OK), values=(Value("impact.look_again", 8.0, "s"),))
+    assert (conclude([early]).confidence, conclude([early]).look_again_s) == ("medium", 8.0)
+    waits = replace(seen("3.2", Signal("FM-DB-01", 0.8, "x")), hops=(Hop("delivery_worker", late=True),))
+    verdict = conclude([waits])
+    assert (verdict.stuck_at, verdict.confidence) == (None, "low") and verdict.undecided
+
+
+def test_what_is_left_by_elimination_alone_is_not_the_only_one_named() -> None:
+    """Those at work are cleared of standing still, and may have lost the very one that waits."""
+    at_work = tuple(Signal(hop, -0.5, f"{hop} works") for hop in ("jetstream", "subscriber", "relay"))
+    waits = replace(seen("3.1", *at_work), hops=(Hop("subscriber", late=True),))
+    assert conclude([waits]).undecided == ("subscriber", DATABASE)
+    suspected = seen("3.2", Signal(DATABASE, 0.3, "slow"))
+    assert conclude([waits, suspected]).undecided == (DATABASE,)
+
+
+OVER = OutageEnd(pd.Timestamp("2026-07-01T03:12:40Z"), say("outage.published", n=3))
+
+
+def left(
+    step: str, *signals: tuple[str, float], status: Status = Status.WARNING, ended: OutageEnd | None = OVER
+) -> Finding:
+    """A finding that is only what an outage has left."""
+    return replace(finding(step, *signals, status=status), ended=ended)
+
+
+def test_what_an_outage_that_is_over_has_left_has_no_place_and_section_six_is_next() -> None:
+    later = replace(OVER, since=OVER.since + pd.Timedelta(seconds=9), by=say("outage.sent_again", n=3))
+    changed = replace(finding("3.6", status=Status.OK), ended=replace(OVER, after=say("ui.no_action")))
+    well = finding("4.1.1", status=Status.OK)
+    verdict = conclude([left("3.1"), well, left("4.4.2", ("FM-NOTI-03", 0.8), ended=later), changed])
+    assert (verdict.status, verdict.stuck_at, verdict.confidence) == (Status.WARNING, None, "medium")
+    assert verdict.ended == replace(later, after=say("ui.no_action"))
+    assert verdict.next_sections == ("6",)
+    text = render.location(verdict, "en")
+    assert text.startswith("The outage ended at 03:12:49 UTC: sends succeed again (3 since then)")
+    assert "shortly before that" in text
+    stored = record.verdict(verdict)["ended"]
+    assert stored["since"] == later.since.isoformat() and "送信" in stored["by"]["ja"]
+    told = record.finding(left("3.1"))
+    assert record.finding(record.finding_from_json(told)) == told
+
+
+@pytest.mark.parametrize(
+    "goes_on",
+    [
+        finding("4.3.2", status=Status.WARNING),
+        finding("4.1.2", ("subscriber", 0.9), status=Status.WARNING),
+        left("4.4.1", status=Status.CRITICAL),
+        unknown("4.1.2", Reason.TIMEOUT, say("ui.no_action")),
+        replace(finding("4.1.1", status=Status.OK), values=(Value("delivery.look_again", 8.0, "s"),)),
+        replace(finding("3.1", status=Status.OK), hops=(Hop("delivery_worker", late=True),)),
+    ],
+)
+def test_beside_anything_that_goes_on_nothing_is_over(goes_on: Finding) -> None:
+    verdict = conclude([left("3.1"), goes_on])
+    assert verdict.ended is None and "6" not in verdict.next_sections
+    assert "Over" not in render.location(verdict, "en")
+
+
+def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:
+    assert conclude([seen("4.1.2", Signal("FM-NATS-02", 0.9, "a"))]).next_sections == ("4.4",)
+    assert conclude([seen("6.2")]).next_sections == ("3",)
+    assert conclude([seen("6.2"), seen("3.1")]).next_sections == ("2",)

@@ -1,0 +1,603 @@
+"""Jobs are carried out whatever happens: one artifact each, one message each, whoever is killed when."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from contextlib import ExitStack, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import web
+from waiting import until
+
+from runbook_lib.gameday.sandbox.state import free_ports
+from runbook_lib.model.order import Order
+from runbook_lib.receiver import dispatcher, loop
+from runbook_lib.receiver.alert import Alert
+from runbook_lib.receiver.dispatcher import Dispatcher
+from runbook_lib.receiver.journal import Journal, JournalError
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.settings import Settings
+from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
+from runbook_lib.usage import UsageError
+
+TESTS = Path(__file__).parents[1]
+#: A section that takes little time and points to no other.
+SECTION = "2"
+TOML = """
+deadline_s = 20
+[targets.gone]
+database_url = "postgresql://u@127.0.0.1:1/x"
+[targets.away]
+database_url = "postgresql://u@127.0.0.1:1/x"
+[targets.slow]
+database_url = "postgresql://u@127.0.0.1:{silent}/x"
+nats_url = "nats://127.0.0.1:{silent}"
+nats_monitor_url = "http://127.0.0.1:{silent}"
+[targets.slower]
+database_url = "postgresql://u@127.0.0.1:{silent}/x"
+[receiver]
+workers = 3
+[[routes]]
+alertname = "Restart"
+sections = ["5.1"]
+parameters = {{ execute = true, approved_by = "Aoki", reason = "it always helps" }}
+[[routes]]
+sections = ["{section}"]
+"""
+
+
+def firing(incident: str, target: str = "gone", name: str = "Late", ended: bool = False) -> Alert:
+    labels = {"alertname": name, "incident": incident, "runbook_target": target}
+    summary = "user_id=alice waits; password=hunter2"
+    return Alert(name, not ended, incident, labels, summary, pd.Timestamp("2026-01-31T03:00:00Z"), incident)
+
+
+class Sink:
+    """Where messages go: takes what apprise posts."""
+
+    def __init__(self) -> None:
+        self.taken: list[dict[str, Any]] = []
+        (self.port,) = free_ports(1)
+        self._open = ExitStack()
+
+    def open(self) -> None:
+        self._open.enter_context(web.web(self._take, self.port))
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _take(self, request: BaseHTTPRequestHandler) -> None:
+        self.taken.append(web.told(request))
+        web.reply(request)
+
+
+class Receiver:
+    """A journal, and the process that works it off."""
+
+    def __init__(self, folder: Path, sink: Sink, silent: int) -> None:
+        self.folder, self.sink = folder, sink
+        (folder / "runbook.toml").write_text(TOML.format(silent=silent, section=SECTION))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def accept(self, *alerts: Alert, toml: str | None = None) -> None:
+        import tomllib
+
+        config = Settings(**tomllib.loads(toml or (self.folder / "runbook.toml").read_text()))
+        journal = Journal(self.folder / "journal.db")
+        for alert in alerts:
+            journal.accept([alert], config, time.time())
+        journal.close()
+
+    def start(self, **options: Any) -> None:
+        env = os.environ | {"RUNBOOK_NOTIFY_URLS": f"json://127.0.0.1:{self.sink.port}"}
+        env.pop("RUNBOOK_CONFIG", None)
+        self.process = subprocess.Popen(
+            [sys.executable, str(TESTS / "receive.py"), json.dumps(options)], cwd=self.folder, env=env
+        )
+
+    def ends(self, timeout_s: float = 90) -> None:
+        assert self.process is not None
+        assert self.process.wait(timeout_s) == 0
+
+    def tree(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            tree = self.tree()
+            self.process.kill()
+            self.process.wait()
+            _, alive = psutil.wait_procs(tree, timeout=10)
+            assert not alive, "something runs on that nobody waits for"
+
+    def rows(self, question: str) -> list[Any]:
+        with sqlite3.connect(f"file:{self.folder}/journal.db?mode=ro", uri=True) as db:
+            return db.execute(question).fetchall()
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        def seen() -> Any:
+            with suppress(psutil.Error, sqlite3.Error):
+                return holds()
+
+        return until(seen, within=120)
+
+    def archive(self, incident: str) -> Archive:
+        return Archive(str(self.folder / "out"), incident)
+
+    def artifacts(self, incident: str) -> Counter[str]:
+        """How many of each section, "" for verdicts; whole."""
+        archive = self.archive(incident)
+        assert archive.problems() == []
+        return Counter(e.get("section", "") for e in archive.manifest())
+
+    def told(self, incident: str) -> list[dict[str, Any]]:
+        return [m for m in self.sink.taken if m["title"].endswith(f" · {incident}")]
+
+
+class Silent:
+    """A socket that accepts and says nothing, until it is told to hang up."""
+
+    def __init__(self) -> None:
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self.hangs_up = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._server.accept()
+                if self.hangs_up:
+                    connection.close()
+                else:
+                    self._open.append(connection)
+
+    def hang_up(self) -> None:
+        self.hangs_up = True
+        for connection in self._open:
+            connection.close()
+
+    def close(self) -> None:
+        self.hang_up()
+        self._server.close()
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[tuple[Receiver, Silent]]:
+    sink, silent = Sink(), Silent()
+    receiver = Receiver(folder, sink, silent.port)
+    try:
+        yield receiver, silent
+    finally:
+        receiver.kill()
+        sink.close()
+        silent.close()
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[tuple[Receiver, Silent]]:
+    with made(tmp_path) as parts:
+        yield parts
+
+
+# What a night brings, all at once.
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
+    with made(tmp_path_factory.mktemp("night")) as (receiver, _):
+        receiver.sink.open()
+        once = (receiver.folder / "runbook.toml").read_text()
+        receiver.accept(firing("lost", "lost"), toml=f'{once}\n[targets.lost]\nnats_url = "nats://127.0.0.1:1"')
+        receiver.accept(
+            firing("hung", "slow"), firing("plain"), firing("plain", ended=True), firing("acts", "away", "Restart"),
+            firing("unwritable", "away"),
+        )  # fmt: skip
+        (receiver.folder / "out").mkdir()
+        (receiver.folder / "out" / "unwritable").write_text("where a folder should be")
+        receiver.start()
+        receiver.until(lambda: receiver.rows("SELECT 1 FROM jobs WHERE incident = 'unwritable' AND attempts > 1"))
+        (receiver.folder / "out" / "unwritable").unlink()
+        receiver.ends()
+        yield receiver
+
+
+@pytest.mark.slow
+def test_an_alert_is_investigated_noted_and_told(night: Receiver) -> None:
+    assert night.artifacts("plain") == {SECTION: 1, "6": 1, "": 2}, "one of the alert, one of its end"
+    first = night.told("plain")[0]
+    assert "UNKNOWN" in first["title"] and first["type"] == "info"
+    assert "Late firing" in first["message"] and f"section {SECTION}" in first["message"]
+    assert first["message"].endswith("out/plain/index.html")
+    assert "hunter2" not in json.dumps(night.sink.taken) and "alice" not in json.dumps(night.sink.taken)
+
+
+@pytest.mark.slow
+def test_the_end_of_an_alert_closes_the_timeline(night: Receiver) -> None:
+    notes = night.archive("plain").lines(NOTES)
+    assert [n["who"] for n in notes] == ["alert"] * 3
+    assert [n["text"].split(":")[0] for n in notes] == [
+        "Late firing",
+        "Late resolved",
+        "alert resolved; result of section 6",
+    ]
+    assert "hunter2" not in json.dumps(notes) and "alice" not in json.dumps(notes)
+    page = (night.folder / "out" / "plain" / "index.html").read_text(encoding="utf-8")
+    assert "alert resolved; result of section 6" in page
+    assert night.rows("SELECT closed IS NULL FROM incidents WHERE id = 'plain'") == [(0,)]
+
+
+@pytest.mark.slow
+def test_the_same_verdict_is_told_once(night: Receiver) -> None:
+    assert len(night.told("plain")) == 1
+
+
+@pytest.mark.slow
+def test_what_an_alert_started_carries_nothing_out(night: Receiver) -> None:
+    (action,) = night.archive("acts").lines(ACTION_LOG)
+    assert (action["result"], action["action"]) == ("refused", "restart")
+    assert "unattended" in action["why"]["en"]
+
+
+@pytest.mark.slow
+def test_a_target_that_is_gone_is_given_up_at_once_and_told(night: Receiver) -> None:
+    ((state, attempts, problem),) = night.rows("SELECT state, attempts, problem FROM jobs WHERE incident = 'lost'")
+    assert (state, attempts) == ("failed", 1)
+    assert "unknown target 'lost'" in problem
+    (told,) = night.told("lost")
+    assert problem in told["message"]
+
+
+@pytest.mark.slow
+def test_an_output_that_cannot_be_written_is_tried_again(night: Receiver) -> None:
+    ((state, attempts),) = night.rows("SELECT state, attempts FROM jobs WHERE incident = 'unwritable'")
+    assert state == "done" and attempts > 1
+    assert night.artifacts("unwritable") == {SECTION: 1, "": 1}
+    assert len(night.archive("unwritable").lines(NOTES)) == len(night.told("unwritable")) == 1
+
+
+@pytest.mark.slow
+def test_a_target_that_hangs_holds_up_no_other(night: Receiver) -> None:
+    rows = night.rows("SELECT incident, started, ended FROM jobs WHERE kind = 'firing'")
+    jobs = {incident: (started, ended) for incident, started, ended in rows}
+    assert jobs["plain"][0] < jobs["hung"][1], "it does not wait for its end"
+    assert night.artifacts("hung") == {SECTION: 1, "": 1}
+
+
+# Whoever is killed when.
+
+
+@pytest.mark.slow
+def test_killed_during_a_run(parts: tuple[Receiver, Silent]) -> None:
+    receiver, silent = parts
+    receiver.sink.open()
+    receiver.accept(firing("I", "slow"))
+    receiver.start()
+    receiver.until(lambda: kernels(receiver, silent))
+    receiver.kill()
+    assert receiver.rows("SELECT state, attempts FROM jobs") == [("running", 1)]
+    silent.hang_up()
+    receiver.start()
+    receiver.ends()
+    assert receiver.rows("SELECT state, attempts FROM jobs") == [("done", 2)]
+    assert receiver.artifacts("I") == {SECTION: 1, "": 1}
+    assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
+
+
+@pytest.mark.slow
+def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Silent]) -> None:
+    receiver, _ = parts
+    receiver.accept(firing("I"), firing("J", "away"))
+    receiver.start()
+    receiver.until(lambda: len(receiver.rows("SELECT 1 FROM messages WHERE attempts > 0")) == 2)
+    receiver.kill()
+    assert receiver.artifacts("J") == {SECTION: 1, "": 1}
+    # A moment earlier: everything is in the archive, and the journal does not know.
+    with sqlite3.connect(receiver.folder / "journal.db") as db:
+        db.execute("UPDATE jobs SET state = 'running' WHERE incident = 'J'")
+        db.execute("UPDATE incidents SET signature = NULL, verdict = NULL WHERE id = 'J'")
+        db.execute("DELETE FROM messages WHERE incident = 'J'")
+    receiver.sink.open()
+    receiver.start()
+    receiver.ends()
+    for incident in "IJ":
+        assert receiver.artifacts(incident) == {SECTION: 1, "": 1}
+        assert len(receiver.told(incident)) == len(receiver.archive(incident).lines(NOTES)) == 1
+    assert receiver.rows("SELECT state, attempts > 1 FROM messages ORDER BY incident") == [("sent", 1), ("sent", 0)]
+
+
+@pytest.mark.slow
+def test_a_runner_and_a_kernel_are_killed(parts: tuple[Receiver, Silent]) -> None:
+    receiver, silent = parts
+    receiver.sink.open()
+    receiver.accept(firing("I", "slow"), firing("J", "slower"))
+    receiver.start()
+    first, second = receiver.until(lambda: len(found := kernels(receiver, silent)) == 2 and found)
+    first.parent().kill()
+    second.kill()
+    assert not psutil.wait_procs([first, second], timeout=10)[1]
+    silent.hang_up()
+    receiver.ends()
+    assert sorted(receiver.rows("SELECT attempts, state FROM jobs")) == [(1, "done"), (2, "done")]
+    entries = [e for i in "IJ" for e in receiver.archive(i).manifest() if "section" in e]
+    assert sorted(e["problem"] for e in entries) == ["", "the kernel died"]
+    for incident in "IJ":
+        assert receiver.artifacts(incident) == {SECTION: 1, "": 1}
+        assert len(receiver.told(incident)) == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_waited_for(parts: tuple[Receiver, Silent]) -> None:
+    """Files of the runners may not grow beyond a few kB, then they may."""
+    receiver, _ = parts
+    receiver.sink.open()
+    receiver.accept(firing("I"))
+    receiver.start(file_size=10_000, first_wait_s=0.5)
+    receiver.until(lambda: receiver.rows("SELECT 1 FROM jobs WHERE problem LIKE '%could not be written%'"))
+    receiver.until(lambda: receiver.told("I"))  # what was found need not wait for room
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    for process in receiver.tree():
+        with suppress(psutil.NoSuchProcess):
+            process.rlimit(resource.RLIMIT_FSIZE, unlimited)
+    receiver.ends()
+    ((attempts, state, problem),) = receiver.rows("SELECT attempts, state, problem FROM jobs")
+    assert attempts > 1 and (state, problem) == ("done", "")
+    assert receiver.artifacts("I") == {SECTION: 1, "": 1}
+    assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
+
+
+@pytest.mark.slow
+def test_a_journal_that_was_lost_brings_back_no_old_verdict(parts: tuple[Receiver, Silent]) -> None:
+    """The alert still fires, its dossier is there, and the new journal begins to count at one."""
+    receiver, _ = parts
+    receiver.sink.open()
+    for runs in (1, 2):
+        receiver.accept(firing("I"))
+        receiver.start()
+        receiver.ends()
+        assert receiver.artifacts("I") == {SECTION: runs, "": runs}
+        assert len(receiver.told("I")) == runs
+        (receiver.folder / "journal.db").unlink()
+    assert len(receiver.archive("I").lines(NOTES)) == 2
+
+
+def kernels(receiver: Receiver, silent: Silent) -> list[psutil.Process]:
+    """The kernels that wait for an answer."""
+    return [p for p in receiver.tree() if any(c.raddr and c.raddr[1] == silent.port for c in p.net_connections())]
+
+
+# What executors do.
+
+
+class Odd(Executor):
+    """Answers each order in turn with what it is given: raised, returned, or (None) never."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+        self.orders: list[Order] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.orders.append(args[0])
+        future: Future[Any] = Future()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        elif answer is not None:
+            future.set_result(answer)
+        return future
+
+
+FOUND: dict[str, Any] = {
+    "document": {
+        "verdict": {"status": "OK", "stuck_at": None, "failure_modes": []}, "runs": [], "as_of": "2026-01-31T03:00:00Z",
+    },
+    "index": "x/index.html", "problem": "", "lines": ["OK"],
+}  # fmt: skip
+
+
+@contextmanager
+def dispatched(folder: Path, executor: Executor, places: Sequence[str] = ("p",)) -> Iterator[tuple[Journal, Metrics]]:
+    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+    journal, metrics = Journal(folder / "journal.db"), Metrics()
+    journal.accept([firing("I")], config, time.time())
+    jobs = Dispatcher(journal, config, str(folder / "out"), executor, metrics, places=places, lang="ja")
+    jobs.start()
+    try:
+        yield journal, metrics
+    finally:
+        jobs.stop()
+        journal.close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(loop, "POLL_S", 0.02)
+
+
+def settled(journal: Journal, state: str, timeout_s: float = 15) -> Any:
+    until = time.monotonic() + timeout_s
+    while (job := journal.incidents()[0].jobs[0]).state != state:
+        assert time.monotonic() < until, job
+        time.sleep(0.01)
+    return job
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        BrokenExecutor("a worker was killed"), CancelledError(), OSError(28, "No space left on device"),
+        OutputError("output folder cannot be written"), RuntimeError("lost"), KeyboardInterrupt(),
+        FOUND | {"problem": "the runner was killed"},
+    ],
+    ids=lambda p: type(p).__name__,
+)  # fmt: skip
+def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem: Any) -> None:
+    executor = Odd(problem, problem, FOUND)
+    with dispatched(tmp_path, executor) as (journal, metrics):
+        job = settled(journal, "done")
+        assert (job.attempts, job.problem) == (3, "")
+        assert len(journal.due_messages(time.time())) == 1
+        assert metrics.registry.get_sample_value("runbook_investigations_retried_total") == 2
+    assert [(o.job, o.again, o.unattended) for o in executor.orders] == [(job.key, True, True)] * 3
+    assert len(Archive(str(tmp_path / "out"), "I").lines(NOTES)) == 1
+
+
+def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Path) -> None:
+    early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
+    executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
+    with dispatched(tmp_path, executor) as (journal, _):
+        until = time.monotonic() + 15
+        while len(executor.orders) < 2 or journal.incidents()[0].jobs[-1].state != "done":
+            assert time.monotonic() < until, journal.incidents()
+            time.sleep(0.01)
+        first, second = journal.incidents()[0].jobs
+        assert [o.job for o in executor.orders] == [first.key, second.key]
+        assert "再調査" in second.alert and second.alert.endswith(first.alert)
+        assert [m.status for m in journal.due_messages(time.time())] == ["WARNING"]  # the other waits for it
+
+
+def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path) -> None:
+    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
+        for jobs, ended in enumerate((False, True, False), start=1):
+            journal.accept([firing("I", ended=ended)], config, time.time())
+            until = time.monotonic() + 15
+            while [j.state for j in journal.incidents()[0].jobs] != ["done"] * jobs:
+                assert time.monotonic() < until, journal.incidents()
+                time.sleep(0.01)
+        titles = [row["title"] for row in journal._query("SELECT title FROM messages ORDER BY id")]
+        assert titles == ["OK · I", "再発: OK · I"], "the recovery has the verdict of the first run: it is told once"
+    texts = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
+    assert len(texts) == 4 and texts[-1].startswith("回復の確認後に再び発生しました: Late firing")
+
+
+def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
+    slow: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.1}
+    recovering = FOUND | {"document": FOUND["document"] | {"verdict": slow}}
+    executor = Odd(recovering, recovering, recovering, FOUND)
+    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+    journal = Journal(tmp_path / "journal.db")
+    journal.accept([firing("I")], config, time.time())
+    journal.next_job(time.time(), ())
+    job = journal.incidents()[0].jobs[0]
+    journal.conclude(job, slow, time.time())
+    journal.accept([firing("I", ended=True)], config, time.time())
+    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=["p"], lang="ja")
+    jobs.start()
+    try:
+        until = time.monotonic() + 30
+        while (incident := journal.incidents()[0]).closed is None:
+            assert time.monotonic() < until, incident
+            time.sleep(0.01)
+    finally:
+        jobs.stop()
+    looks = [j for j in incident.jobs if j.kind == "resolved"]
+    assert [o.sections for o in executor.orders] == [("6",)] * 4 and len(looks) == 4
+    waits = [later.started - (earlier.ended or 0) for earlier, later in itertools.pairwise(looks) if later.started]
+    assert waits[0] < waits[1] < waits[2], "each wait is longer than the one before"
+    notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
+    assert sum("回復を確認できていません" in n for n in notes) == 3
+    journal.close()
+
+
+def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:
+    executor = Odd(RuntimeError("password=hunter2"))
+    with dispatched(tmp_path, executor) as (journal, metrics):
+        job = settled(journal, "failed")
+        assert (job.attempts, job.problem) == (dispatcher.ATTEMPTS, "RuntimeError: password=***")
+        (message,) = journal.due_messages(time.time())
+        assert "hunter2" not in message.body and "調査を実行できませんでした" in message.title
+        assert metrics.registry.get_sample_value("runbook_investigations_failed_total") == 1
+    assert [o.again for o in executor.orders] == [True] * (dispatcher.ATTEMPTS - 1) + [False]
+
+
+def test_after_the_last_try_what_was_found_is_told_with_its_problem(tmp_path: Path) -> None:
+    with dispatched(tmp_path, Odd(FOUND | {"problem": "disk full"})) as (journal, _):
+        assert settled(journal, "done").problem == "disk full"
+        (message,) = journal.due_messages(time.time())
+        assert message.status == "OK" and "disk full" in message.body
+
+
+def test_the_journal_is_trimmed_at_the_start_and_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "TRIM_S", 0.1)
+    kept: list[int] = []
+    monkeypatch.setattr(Journal, "trim", lambda journal, keep: kept.append(keep))
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
+        settled(journal, "done")
+        until = time.monotonic() + 15
+        while len(kept) < 3:
+            assert time.monotonic() < until, "it is not trimmed again"
+            time.sleep(0.01)
+    assert set(kept) == {Settings().receiver.keep_runs}
+
+
+def test_wrong_settings_are_not_tried_again(tmp_path: Path) -> None:
+    executor = Odd(UsageError("unknown section"))
+    with dispatched(tmp_path, executor) as (journal, _):
+        assert settled(journal, "failed").attempts == 1
+
+
+def test_an_investigation_that_never_comes_back_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "LOST_S", -179.8)
+    with dispatched(tmp_path, Odd(None, FOUND)) as (journal, _):
+        assert settled(journal, "done").attempts == 2
+
+
+def test_a_journal_that_cannot_be_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fails = {"recover": 2, "next_job": 2, "conclude": 3}
+    for name in fails:
+        real = getattr(Journal, name)
+
+        def flaky(self: Journal, *args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            fails[name] -= 1
+            if fails[name] >= 0:
+                raise JournalError("locked")
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(Journal, name, flaky)
+    executor = Odd(FOUND)
+    with dispatched(tmp_path, executor) as (journal, _):
+        settled(journal, "done")
+    assert len(executor.orders) == 1
+
+
+def test_a_stop_does_not_wait_for_long_and_loses_nothing(tmp_path: Path) -> None:
+    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+    journal = Journal(tmp_path / "journal.db")
+    journal.accept([firing("I")], config, time.time())
+    executor = Odd(None)
+    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=[], lang="en")
+    assert not jobs.alive and jobs.stop(0)
+    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=[], lang="en")
+    jobs.start()
+    while not executor.orders:
+        time.sleep(0.01)
+    assert jobs.alive
+    began = time.monotonic()
+    assert not jobs.stop(0.3)
+    assert time.monotonic() - began < 2 and not jobs.alive
+    assert journal.incidents()[0].jobs[0].state == "running"
+    journal.close()
+    again = Journal(tmp_path / "journal.db")
+    assert again.recover(time.time()) == 1
+    again.close()

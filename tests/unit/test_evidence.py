@@ -1,0 +1,471 @@
+"""What the services, the database and the broker say of a loop, read: pure, over generated looks."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from steps import NOW, make_given
+
+from runbook_lib import catalog, messages, queries
+from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import program
+from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.evidence.services import Answers, Doing, ServiceRequest, ServiceSeen
+from runbook_lib.packs.entitlement.evidence.sessions import Says, Sessions, SessionsSeen
+from runbook_lib.sources import SourceError
+
+NUMBERS = services.ServiceLimits.of(make_given())
+SEEN_BY = sessions.SessionLimits.of(make_given())
+STARTED = NOW.timestamp() - 600
+
+Series = dict[tuple[str, ...], float]
+
+
+def runs(worker: str, n: float, exception: str = "none") -> Series:
+    outcome = "SUCCESS" if exception == "none" else "ERROR"
+    return {("tasks_scheduled_execution_seconds_count", worker, exception, outcome): n}
+
+
+def inside(worker: str, seconds: float) -> Series:
+    name = "tasks_scheduled_execution_active_seconds"
+    return {(f"{name}_count", worker): float(seconds > 0), (f"{name}_max", worker): seconds}
+
+
+def process(started: float = STARTED, **more: float) -> Series:
+    return {("process_start_time_seconds",): started, **{(name,): value for name, value in more.items()}}
+
+
+def looked(*looks: Series, gap_s: float = 4.0, by: str = "service", service: str = "notification") -> Frames:
+    """Frames as two looks would leave them, the last one now."""
+    rows, asked = [], []
+    for n, series in enumerate(looks):
+        at = NOW - pd.Timedelta(seconds=gap_s * (len(looks) - 1 - n))
+        asked.append(vars(ServiceRequest(service, at, by)))
+        for key, value in series.items():
+            name, worker, exception, outcome = (*key, "", "", "")[:4]
+            namespace = f"com.example.{worker}" if worker else ""
+            rows.append((service, at, by, name, namespace, exception, outcome, "", value))
+    return {
+        "service_samples": pd.DataFrame(rows, columns=services.SAMPLE_COLUMNS),
+        "service_asked": pd.DataFrame(asked, columns=services.REQUEST_COLUMNS),
+    }
+
+
+def delivery(*looks: Series, **how: Any) -> services.LoopSeen:
+    return services.read(looked(*looks, **how), NUMBERS)["notification"].loops["delivery"]
+
+
+WORKER, RETENTION = "NotificationDeliveryWorker", "NotificationRetentionWorker"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "doing"),
+    [
+        (runs(WORKER, 500), runs(WORKER, 504), Doing.RUNS),
+        (runs(WORKER, 500), runs(WORKER, 500) | runs(WORKER, 4, "UncategorizedSQLException"), Doing.FAILS),
+        (runs(WORKER, 500), runs(WORKER, 501) | inside(WORKER, 2), Doing.RUNS),
+        (runs(WORKER, 500) | inside(WORKER, 8), runs(WORKER, 500) | inside(WORKER, 12), Doing.LONG),
+        (runs(WORKER, 500) | inside(WORKER, 0), runs(WORKER, 500) | inside(WORKER, 1), Doing.NOT_SEEN),
+        (runs(WORKER, 500), runs(WORKER, 500), Doing.STILL),
+        (runs(WORKER, 20), runs(WORKER, 20), Doing.NOT_SEEN),  # one run in 30 s: its pause may be as long
+        (runs(WORKER, 500), runs(WORKER, 500) | runs(RETENTION, 1) | inside(RETENTION, 60), Doing.BEHIND),
+        ({}, runs(RETENTION, 1), Doing.OFF),
+        ({}, {}, Doing.NOT_SEEN),
+        ({}, inside(RETENTION, 60), Doing.BEHIND),  # the clean-up of its start holds the thread
+        ({}, inside(RETENTION, 3), Doing.NOT_SEEN),
+        ({}, runs("SomeOtherWorker", 9), Doing.NOT_SEEN),  # another version, with other names
+        ({}, runs(RETENTION, 1) | inside(WORKER, 2), Doing.NOT_SEEN),
+    ],
+)
+def test_what_a_loop_does_shows_in_two_looks(first: Series, second: Series, doing: Doing) -> None:
+    assert delivery(process() | first, process() | second).doing is doing
+
+
+def test_a_failing_loop_is_told_with_its_exception_and_its_share() -> None:
+    before = process() | runs(WORKER, 500) | runs(WORKER, 7, "OldException")
+    after = process() | runs(WORKER, 501) | runs(WORKER, 7, "OldException") | runs(WORKER, 3, "BadSqlGrammarException")
+    found = delivery(before, after)
+    assert (found.doing, found.exception, found.share) == (Doing.FAILS, "BadSqlGrammarException", 0.75)
+
+
+def test_one_look_tells_what_is_off_and_what_has_been_long_and_nothing_else() -> None:
+    assert delivery(process() | runs(RETENTION, 1)).doing is Doing.OFF
+    assert delivery(process() | runs(WORKER, 500) | inside(WORKER, 40)).doing is Doing.LONG
+    assert delivery(process() | runs(WORKER, 500)).doing is Doing.NOT_SEEN
+
+
+def test_a_young_process_has_not_switched_off_anything() -> None:
+    young = process(NOW.timestamp() - 3) | runs(RETENTION, 1)
+    assert delivery(young).doing is Doing.NOT_SEEN
+    assert delivery(runs(RETENTION, 1)).doing is Doing.NOT_SEEN  # nor one of no known age
+
+
+def test_counts_of_the_process_before_are_not_compared() -> None:
+    frames = looked(process() | runs(WORKER, 500), process(NOW.timestamp() - 2) | runs(WORKER, 1))
+    seen = services.read(frames, NUMBERS)["notification"]
+    assert seen.restarted and seen.age_s == pytest.approx(2) and seen.gap_s is None
+    assert seen.loops["delivery"].doing is Doing.NOT_SEEN
+
+
+def test_the_pool_that_has_no_connection_and_is_waited_for() -> None:
+    shut = process(hikaricp_connections=0, hikaricp_connections_pending=2)
+    assert services.read(looked(shut), NUMBERS)["notification"].locked_out
+    busy = process(hikaricp_connections=10, hikaricp_connections_pending=2)
+    assert not services.read(looked(busy), NUMBERS)["notification"].locked_out
+    assert not services.read(looked(process()), NUMBERS)["notification"].locked_out
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "answers"),
+    [
+        ("timeout", "hung", Answers.HUNG),
+        ("timeout", "no_answer", Answers.NOT_SEEN),
+        ("unreachable", "no_connection", Answers.CLOSED),
+        ("not_configured", "", Answers.NOT_SEEN),
+        ("error", "not_found", Answers.OTHER),
+        ("denied", "403", Answers.OTHER),
+    ],
+)
+def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, answers: Answers) -> None:
+    frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 504))
+    frames["service_asked"] = pd.DataFrame([vars(ServiceRequest("notification", NOW, "service", reason, code, "x"))])
+    seen = services.read(frames, NUMBERS)
+    assert seen["notification"].answers is answers
+    if answers in (Answers.HUNG, Answers.CLOSED):  # it answered a moment ago: that is over
+        assert seen["notification"].loops["delivery"].doing is Doing.NOT_SEEN
+    assert seen["entitlement"] == ServiceSeen(
+        "entitlement", loops={n: services.LoopSeen(n) for n in ("relay", "outbox_retention")}
+    )
+
+
+def test_prometheus_stands_in_where_the_service_is_not_declared() -> None:
+    frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 556), gap_s=60, by="prometheus")
+    seen = services.read(frames, NUMBERS)["notification"]
+    assert (seen.by, seen.loops["delivery"].doing, seen.answers) == ("prometheus", Doing.RUNS, Answers.NOT_SEEN)
+    both = services.concat_samples(frames, looked(process() | runs(WORKER, 557)))
+    assert services.read(both, NUMBERS)["notification"].by == "service"
+
+
+class Run:
+    """As much of a run's context as a look needs: no address of a service, and a Prometheus or none."""
+
+    def __init__(self, vector: pd.DataFrame | None) -> None:
+        self.vector, self.prometheus = vector, self
+        self.asked: list[pd.Timestamp] = []
+
+    def service(self, name: str) -> Any:
+        raise SourceError(name, Reason.NOT_CONFIGURED, "not declared")
+
+    def now(self) -> pd.Timestamp:
+        return NOW
+
+    def instant(self, promql: str, at: pd.Timestamp) -> pd.DataFrame:
+        self.asked.append(at)
+        if self.vector is None:
+            raise SourceError("prometheus", Reason.NOT_CONFIGURED, "not declared")
+        grown = self.vector["__name__"].str.endswith("_count") & (at == NOW)
+        return self.vector.assign(value=self.vector["value"] + 56 * grown)
+
+
+def test_a_prometheus_is_asked_for_two_of_its_moments() -> None:
+    spring, count = "com.example.", "tasks_scheduled_execution_seconds_count"
+    vector = pd.DataFrame(
+        [
+            {"__name__": count, "application": "notification", "instance": "10.0.0.7:8080",
+             "code_namespace": spring + WORKER, "exception": "none", "outcome": "SUCCESS", "value": 100.0},
+            {"__name__": count, "instance": "entitlement:80", "code_namespace": spring + "EntitlementOutboxWorker",
+             "exception": "X", "outcome": "ERROR", "value": 7.0},
+            {"__name__": count, "instance": "entitlements-of-others:80", "code_namespace": "x", "value": 1e9},
+        ]
+    )  # fmt: skip
+    run = Run(vector)
+    seen = services.read(services.collect(run), NUMBERS)  # type: ignore[arg-type]
+    assert [(NOW - at).total_seconds() for at in run.asked] == [60, 0]
+    assert (seen["notification"].by, seen["notification"].loops["delivery"].doing) == ("prometheus", Doing.RUNS)
+    relay = seen["entitlement"].loops["relay"]
+    assert (relay.doing, relay.exception, relay.runs) == (Doing.FAILS, "X", 56)
+
+
+def test_without_any_way_to_the_services_nothing_is_seen() -> None:
+    frames = services.collect(Run(None))  # type: ignore[arg-type]
+    assert list(frames["service_samples"].columns) == services.SAMPLE_COLUMNS and frames["service_samples"].empty
+    seen = services.read(frames, NUMBERS)
+    assert {s.answers for s in seen.values()} == {Answers.NOT_SEEN}
+    assert {loop.doing for s in seen.values() for loop in s.loops.values()} == {Doing.NOT_SEEN}
+
+
+_SERIES = st.dictionaries(
+    st.one_of(
+        st.tuples(st.sampled_from(services._SERIES)),
+        st.tuples(
+            st.sampled_from(services._SERIES[:3]),
+            st.sampled_from([WORKER, RETENTION, "EntitlementOutboxWorker", ""]),
+            st.sampled_from(["none", "", "X"]),
+            st.sampled_from(["SUCCESS", "ERROR", ""]),
+        ),
+    ),
+    st.floats(0, 1e10) | st.just(float("nan")),
+)
+
+
+@example([{("process_start_time_seconds",): 1e10}], 1.0)  # no moment that a timestamp can hold
+@given(st.lists(_SERIES, max_size=3), st.floats(0.1, 100))
+def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], gap_s: float) -> None:
+    seen = services.read(looked(*looks, gap_s=gap_s), NUMBERS)
+    assert set(seen) == {"entitlement", "notification"}
+    for one in seen.values():
+        for loop in one.loops.values():
+            assert loop.share is None or 0 <= loop.share <= 1
+            assert loop.doing is not Doing.FAILS or loop.exception
+    assert services.read({}, NUMBERS)["notification"].answers is Answers.NOT_SEEN
+
+
+@given(st.floats(0, 1000), st.integers(0, 1000), st.floats(2, 20))
+def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int, gap_s: float) -> None:
+    """A loop with whatever pause: as many runs as fit in its age, and none in the gap because the gap is shorter."""
+    age = pause_s * n
+    series = process(NOW.timestamp() - age) | runs(WORKER, n)
+    if n and gap_s < pause_s and pause_s > 2 * NUMBERS.poll_s:
+        assert delivery(series, series, gap_s=gap_s).doing is Doing.NOT_SEEN
+
+
+@pytest.mark.parametrize("kind", [sessions.Sessions, sessions.Transactions])
+def test_a_kind_of_row_has_the_columns_of_its_question(kind: Any) -> None:
+    assert [field.name for field in fields(kind)] == list(queries.query(kind.QUESTION).columns)
+
+
+def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:
+    off = looked(process() | runs(RETENTION, 1))
+    assert program.loop_state(off, make_given(), "delivery").observation == "delivery.switched_off"
+    assert program.loop_state(off, make_given(), "relay").observation == ""
+    assert program.loop_state({}, make_given(), "delivery").observation == ""
+    not_up = {"program": row(enabled=True, replicas=1, ready=0)}
+    assert program.loop_state(not_up, make_given(), "delivery").observation == "delivery.not_up"
+    assert program.loop_state(off | not_up, make_given(), "delivery").observation == "delivery.switched_off"
+
+
+AT_WORK = Sessions("notification", 10, 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
+NOBODY = Sessions("either", sees_others=True)
+
+
+def of_sessions(looks: int = 2, **changes: Any) -> Frames:
+    """The frames of notification's sessions, beside as many as said of entitlement's at work."""
+    others = Sessions("entitlement", changes.pop("entitlement", 10), 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
+    rollbacks = changes.pop("rollbacks", 0)
+    return {
+        "service_sessions": pd.DataFrame([vars(others), vars(NOBODY), vars(replace(AT_WORK, **changes))]),
+        "transactions": pd.DataFrame([(100, 0), (105, rollbacks)][:looks], columns=["commits", "rollbacks"]),
+    }
+
+
+def unanswered(code: str) -> Frames:
+    reason = "unreachable" if code == "no_connection" else "timeout"
+    return {"service_asked": pd.DataFrame([vars(ServiceRequest("notification", NOW, "service", reason, code, "x"))])}
+
+
+GONE: dict[str, Any] = {"sessions": 0, "newest": None, "poll": None}
+WORKS = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 504))
+STILL = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 500))
+REFUSED = looked(
+    process() | runs(WORKER, 500), process() | runs(WORKER, 500) | runs(WORKER, 4, "a.UncategorizedSQLException")
+)
+LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
+
+
+@pytest.mark.parametrize(
+    ("frames", "program_seen", "observation"),
+    [
+        (WORKS | of_sessions(), {}, "delivery.runs"),
+        (WORKS | of_sessions(newest=90.0, poll=90.5), {"ready": 0}, "delivery.runs"),  # its own word counts most
+        (of_sessions(), {}, "delivery.runs"),
+        (of_sessions(looks=1), {}, ""),  # it speaks; whether it is heard takes two looks
+        (REFUSED | of_sessions(), {"ready": 1}, "delivery.rejected"),
+        (of_sessions(rollbacks=20), {"enabled": True, "ready": 1}, "database.rolls_back"),
+        (of_sessions(newest=90.0, poll=90.5), {}, "delivery.frozen"),
+        (of_sessions(newest=90.0, poll=90.5), {"ready": 0}, "delivery.frozen"),  # its probes fail as well
+        (of_sessions(newest=20.0, poll=20.5), {}, "delivery.seems_frozen"),
+        (unanswered("hung") | of_sessions(newest=6.0, poll=6.0), {}, "delivery.frozen"),
+        (unanswered("hung") | of_sessions(), {}, "delivery.runs"),  # a way to nowhere: the database hears of it
+        (unanswered("hung"), {}, ""),
+        (STILL | of_sessions(newest=90.0, poll=90.5), {}, "delivery.hangs"),  # it answers, so it is not the process
+        (of_sessions(**GONE), {}, "delivery.not_up"),
+        (unanswered("no_connection") | of_sessions(**GONE), {"ready": 1}, "delivery.not_up"),
+        (WORKS | of_sessions(**GONE), {}, "delivery.runs"),
+        (looked(process()) | of_sessions(**GONE), {}, "delivery.kept_out"),
+        (of_sessions(**GONE, entitlement=0), {"ready": 1}, "database.no_session"),
+        (of_sessions(**GONE, entitlement=0), {"ready": 0}, "delivery.not_up"),
+        (of_sessions(**GONE, entitlement=0), {}, ""),  # both may be there by other names
+        (of_sessions(poll=90.0), {}, "delivery.silent"),
+        (of_sessions(poll=90.0), {"enabled": True}, "delivery.hangs"),
+        (of_sessions(poll=90.0), {"enabled": False}, "delivery.switched_off"),
+        (of_sessions(poll=90.0), {"enabled": True, "poll_s": 600.0}, "delivery.held"),
+        (of_sessions(newest=20.0, poll=20.5), {"enabled": True, "poll_s": 10.0}, "delivery.runs"),  # its pauses
+        (of_sessions(poll=90.0), {"enabled": True, "ready": 1, "young": True}, "delivery.starting"),
+        (of_sessions(**GONE), {"ready": 0, "young": True}, "delivery.starting"),
+        (of_sessions(**GONE), {"ready": 0, "wanted": 0}, "delivery.taken_down"),
+        (of_sessions(**GONE), {"ready": 0, "young": False}, "delivery.not_up"),  # it has ended at its start before
+        (WORKS | of_sessions(), {"ready": 1, "young": True}, "delivery.runs"),
+        (WORKS | of_sessions(), {"ready": 1, "young": False, "failed": True}, "delivery.not_up"),  # it ends again
+        (LONG | of_sessions(poll=90.0), {}, "delivery.hangs"),
+        (LONG | of_sessions(working=1, waiting=1), {}, "delivery.held_up"),
+        (LONG | of_sessions(), {}, ""),  # each row may take long
+    ],
+)  # fmt: skip
+def test_how_a_loop_stands(frames: Frames, program_seen: dict[str, Any], observation: str) -> None:
+    asked = frames | ({"program": row(**program_seen)} if program_seen else {})
+    assert program.loop_state(asked, make_given(), "delivery").observation == observation
+
+
+def test_who_works_where_nobody_is_wanted_is_found_before_another_is_started() -> None:
+    asked = of_sessions() | {"program": row(ready=0, wanted=0)}
+    stands = program.loop_state(asked, make_given(), "delivery")
+    assert stands.observations == ("delivery.taken_down", "delivery.elsewhere")
+    assert [p.name for p in program.proposals(make_given(), stands, "delivery")] == ["pods"]
+    assert "10 of its database sessions" in messages.text(stands.headline(due=0), "en")
+
+
+@pytest.mark.parametrize(
+    ("program_seen", "sessions_seen", "elsewhere"),
+    [
+        ({"ready": 1, "wanted": 1}, 20, True),
+        ({"ready": 1, "wanted": 1}, 11, False),
+        ({"ready": 2, "wanted": 2}, 20, False),
+        ({"ready": 1, "wanted": 1, "young": True}, 20, False),  # those of the instance before may not have ended
+        ({}, 20, False),  # nobody knows how many instances there are
+    ],
+)
+def test_who_works_beside_its_one_instance_is_found_by_the_sessions(
+    program_seen: dict[str, Any], sessions_seen: int, elsewhere: bool
+) -> None:
+    pool = process(hikaricp_connections=10)
+    frames = looked(pool | runs(WORKER, 500), pool | runs(WORKER, 504)) | of_sessions(sessions=sessions_seen)
+    stands = program.loop_state(frames | {"program": row(**program_seen)}, make_given(), "delivery")
+    assert stands.observation == "delivery.runs" and not stands.wrong
+    assert ("delivery.elsewhere" in stands.observations) is elsewhere
+    if elsewhere:
+        assert [p.name for p in program.proposals(make_given(), stands, "delivery")] == ["pods"]
+
+
+@pytest.mark.parametrize(
+    ("frames", "ran"),
+    [
+        (looked(process() | runs(WORKER, 500), process() | runs(WORKER, 502), gap_s=1.5), True),
+        (looked(process() | runs(WORKER, 500), process() | runs(WORKER, 500) | inside(WORKER, 2), gap_s=2.5), False),
+        (looked(process() | runs(WORKER, 500)), False),
+        # What a Prometheus has scraped is up to its interval old.
+        (looked(process() | runs(WORKER, 500), process() | runs(WORKER, 560), gap_s=60, by="prometheus"), False),
+        ({}, False),
+    ],
+)
+def test_a_full_cycle_is_one_that_the_service_itself_has_counted_between_two_looks(frames: Frames, ran: bool) -> None:
+    assert program.seen_running(frames, make_given(), "delivery") is ran
+
+
+def test_only_what_hangs_is_restarted() -> None:
+    names = [d["delivery"] for d in vars(program).values() if isinstance(d, dict) and "delivery" in d]
+    restarted = {
+        name for name in (*names, program.NO_SESSION, program.ROLLS_BACK)
+        for p in program.proposals(make_given(), program.LoopState(name), "delivery") if p.name.startswith("restart")
+    }  # fmt: skip
+    assert restarted == {"delivery.frozen", "delivery.seems_frozen", "delivery.hangs"}
+    assert len(names) > 10
+
+
+# Sessions ---------------------------------------------------------------------------------------------------
+
+
+def held(row: Sessions, either: Sessions = NOBODY, transactions: list[tuple[int, int]] | None = None) -> SessionsSeen:
+    frames = {
+        "service_sessions": pd.DataFrame([vars(row), vars(either)]),
+        "transactions": pd.DataFrame(transactions or [], columns=["commits", "rollbacks"]),
+    }
+    return sessions.read(frames, SEEN_BY)["notification"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says", "confidence"),
+    [
+        ({}, Says.ALIVE, "medium"),
+        ({"sees_others": False}, Says.NOT_SEEN, "none"),
+        ({"sessions": 0, "newest": None, "poll": None}, Says.NONE, "high"),
+        ({"sessions": 0, "newest": None, "poll": None, "strangers": 10}, Says.NOT_SEEN, "none"),
+        ({"newest": 20.0, "poll": 20.5}, Says.FROZEN, "medium"),
+        ({"newest": 90.0, "poll": 90.5}, Says.FROZEN, "high"),
+        ({"newest": 7.0, "poll": 7.0}, Says.NOT_SEEN, "none"),  # too early to tell
+        ({"newest": 0.5, "poll": 90.0}, Says.LOOP_SILENT, "medium"),
+        ({"poll": None}, Says.LOOP_SILENT, "medium"),
+        ({"poll": None, "newest": 90.0}, Says.LOOP_SILENT, "low"),
+        ({"poll": None, "since": 4.0}, Says.NOT_SEEN, "none"),
+        ({"waiting": 1}, Says.BLOCKED, "medium"),
+        ({"working": 1, "newest": 40.0, "poll": 40.0}, Says.BLOCKED, "medium"),
+        ({"working": 1}, Says.ALIVE, "medium"),
+    ],
+)
+def test_what_the_sessions_of_a_service_show(changes: dict[str, Any], says: Says, confidence: str) -> None:
+    seen = held(replace(AT_WORK, **changes))
+    assert (seen.says, seen.confidence) == (says, confidence)
+
+
+def test_none_is_not_said_while_somebody_unnamed_is_there() -> None:
+    nobody = replace(AT_WORK, sessions=0, newest=None, poll=None)
+    assert held(nobody, replace(NOBODY, sessions=2, newest=0.3)).says is Says.NOT_SEEN
+    silent = replace(AT_WORK, poll=None, newest=90.0)
+    assert held(silent, replace(NOBODY, sessions=2, newest=0.3)).confidence == "medium"
+
+
+def test_sessions_that_a_pooler_lends_to_all_tell_nothing() -> None:
+    silent = replace(AT_WORK, sessions=3, newest=90.0, poll=90.5)
+    others = replace(AT_WORK, service="entitlement", sessions=2)
+
+    def read(*found: Sessions) -> Says:
+        return sessions.read({"service_sessions": pd.DataFrame(map(vars, found))}, SEEN_BY)["notification"].says
+
+    assert read(silent, others) is Says.NOT_SEEN
+    assert read(replace(silent, sessions=0), others) is Says.NOT_SEEN
+    assert read(silent, others, replace(NOBODY, sessions=14)) is Says.FROZEN  # who is not told apart counts as well
+    assert read(replace(silent, sessions=10), replace(others, sessions=0)) is Says.FROZEN
+
+
+@pytest.mark.parametrize(
+    ("transactions", "says"),
+    [
+        ([(100, 5), (103, 25)], Says.FAILING),
+        ([(100, 5), (400, 8)], Says.ALIVE),
+        ([(100, 5), (100, 7)], Says.ALIVE),  # the runbook's own reads
+        ([(100, 5)], Says.ALIVE),
+    ],
+)
+def test_failing_is_told_by_what_is_rolled_back(transactions: list[tuple[int, int]], says: Says) -> None:
+    assert held(AT_WORK, transactions=transactions).says is says
+
+
+@pytest.mark.parametrize(("poll", "confidence"), [(0.4, "high"), (2.2, "high"), (2.6, "medium"), (4.5, "medium")])
+def test_a_loop_is_seen_to_run_only_by_what_it_said_after_the_first_look(poll: float, confidence: str) -> None:
+    """What it said before may have been its last word: it may hang for as long as that is ago."""
+    frames = {
+        "service_sessions": pd.DataFrame([vars(replace(AT_WORK, poll=poll))]),
+        "transactions": pd.DataFrame(
+            {"commits": [100, 400], "rollbacks": [0, 0], "at": [NOW - pd.Timedelta(seconds=2.5), NOW]}
+        ),
+    }
+    seen = sessions.read(frames, SEEN_BY)["notification"]
+    assert (seen.says, seen.confidence) == (Says.ALIVE, confidence)
+
+
+def test_all_without_a_session_is_the_door() -> None:
+    gone = {s: SessionsSeen(s, Says.NONE, "high", 0) for s in ("entitlement", "notification")}
+    assert sessions.no_service_has_sessions(gone)
+    assert not sessions.no_service_has_sessions(gone | {"entitlement": SessionsSeen("entitlement")})
+    assert not sessions.no_service_has_sessions({})
+    assert sessions.read({}, SEEN_BY)["entitlement"].says is Says.NOT_SEEN
+
+
+def test_the_numbers_that_decide_stand_in_the_document() -> None:
+    named = {"service.young", "service.long_run", "sessions.fresh", "sessions.frozen", "sessions.sure"}
+    assert named <= set(catalog.load().numbers)

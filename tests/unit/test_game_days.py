@@ -1,0 +1,360 @@
+"""Game days without a server: what a seed means, how verdicts and proposals are judged, and the page of many drills."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook_lib import catalog
+from runbook_lib.gameday.cli.drill import drill, without_paths
+from runbook_lib.gameday.drills import judge, play
+from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
+from runbook_lib.gameday.drills.probe import FlowSample
+from runbook_lib.gameday.drills.report import report
+from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, draw, round_of
+from runbook_lib.gameday.sandbox.faults import CATALOGUE
+
+KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
+PEOPLE = [fault.name for fault in CATALOGUE if fault.family == "people"]
+SEEDS = st.integers(0, 10**9)
+NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, unique=True)
+
+# Scenarios --------------------------------------------------------------------------------------------------
+
+
+@given(SEEDS, NAMES, st.floats(2, 600))
+def test_a_scenario_is_the_same_for_the_same_seed_and_within_bounds(
+    seed: int, kinds: list[str], longest: float
+) -> None:
+    drawn = draw(seed, kinds, longest)
+    assert drawn == draw(seed, list(reversed(kinds)), longest)
+    assert len(drawn.faults) <= 2 and {*drawn.faults} <= {*kinds} and len({*drawn.faults}) == len(drawn.faults)
+    assert 2 <= drawn.look_after_s <= longest + 0.1
+    assert drawn.load in LOADS and drawn.noise in ("", *NOISES) and 0.5 <= drawn.intensity <= 2
+    assert drawn.faults or drawn.noise, "a drill without a fault has something that could be mistaken for one"
+
+
+@given(st.integers(0, 10**6), NAMES)
+def test_every_kind_comes_once_a_round(number: int, kinds: list[str]) -> None:
+    n = round_of(kinds)
+    drawn = [draw(seed, kinds) for seed in range(number * n, (number + 1) * n)]
+    assert sorted(s.faults[0] for s in drawn if s.faults) == sorted(kinds)
+    assert sum(not s.faults for s in drawn) == n - len(kinds) >= 1
+
+
+def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
+    drawn = [draw(seed, KINDS) for seed in range(1000, 1200)]
+    assert {s.load for s in drawn} == {*LOADS}
+    assert {s.noise for s in drawn} == {"", *NOISES}
+    assert 15 <= sum(len(s.faults) == 2 for s in drawn) <= 40
+    assert sum(not s.faults for s in drawn) >= 30
+    assert min(sum(s.faults[:1] == (kind,) for s in drawn) for kind in KINDS) >= 3
+
+
+def test_seeds_of_recorded_results_are_still_the_same_incidents() -> None:
+    lines = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8").splitlines()
+    for told in (json.loads(each)["scenario"] for each in lines):
+        drawn = draw(told["seed"], KINDS, family=PEOPLE)
+        assert json.loads(json.dumps(asdict(drawn))) == told
+
+
+def test_a_result_holds_no_path_of_the_machine() -> None:
+    command = (
+        f"{sys.executable} -m supervisor.supervisorctl -c {tempfile.gettempdir()}/drill-x/sandbox/supervisord.conf"
+    )
+    assert without_paths(command) == "python -m supervisor.supervisorctl -c drill-x/sandbox/supervisord.conf"
+    told = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8")
+    assert not [path for path in (sys.prefix, "/tmp/", "/home/", "/root/") if path in told]
+
+
+def test_with_a_family_half_of_the_incidents_are_of_it() -> None:
+    drawn = [draw(seed, KINDS, family=PEOPLE) for seed in range(1000, 1240)]
+    assert all(s.faults[0] in (PEOPLE if s.seed % 2 else KINDS) for s in drawn if s.faults)
+    assert {s.faults[0] for s in drawn if s.faults} >= {*PEOPLE}
+    assert any({*s.faults} & {*PEOPLE} and {*s.faults} & {*KINDS} for s in drawn)
+    assert sum(not s.faults for s in drawn) >= 36
+    assert {s.noise for s in drawn if not s.faults} == {*NOISES, *HARMLESS}
+    ended = [s for s in drawn if s.ended_s]
+    assert 10 <= len(ended) <= 45 and all(len(s.faults) == 1 and s.look_after_s <= 60 for s in ended)
+
+
+def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
+    book = catalog.load()
+    for name in (*KINDS, *PEOPLE):
+        right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]))
+        assert right and right.places <= {*book.places, None} and right.modes <= {*book.failure_modes}
+
+
+# Judging ----------------------------------------------------------------------------------------------------
+
+WORKER = Truth(frozenset({"delivery_worker"}), frozenset({"FM-NOTI-06"}))
+BLIND = Truth(frozenset({None}), frozenset())
+DOUBLED = Truth(frozenset({None}), frozenset({"FM-NOTI-01"}))
+OVER = Truth(WORKER.places, WORKER.modes, over=True)
+RESTART = {"name": "restart_notification", "command": "supervisorctl -c f restart notification"}
+LOGS = {"name": "logs", "command": "supervisorctl -c f tail notification"}
+
+
+def verdict(stuck_at: str | None = None, mode: str = "", score: float = 0.9, **more: Any) -> dict[str, Any]:
+    modes = [{"id": mode, "score": score}] if mode else []
+    said: dict[str, Any] = {
+        "status": "CRITICAL",
+        "stuck_at": stuck_at,
+        "confidence": "high",
+        "undecided": [],
+        "between": [],
+    }
+    return said | {"failure_modes": modes, "proposals": [], "look_again_s": None} | more
+
+
+OK: dict[str, Any] = {"status": "OK"}
+ONE_OF = ["delivery_worker", "receiver"]
+
+
+@pytest.mark.parametrize(
+    ("said", "truth", "place", "mode"),
+    [
+        (verdict("delivery_worker", "FM-NOTI-06"), WORKER, "right", "right"),
+        (verdict("relay", "FM-NOTI-06"), WORKER, "wrong", "right"),
+        (verdict("delivery_worker", "FM-DB-01"), WORKER, "right", "wrong"),
+        (verdict("delivery_worker"), WORKER, "right", "undecided"),
+        (verdict("delivery_worker", "FM-DB-01", 0.4), WORKER, "right", "undecided"),
+        (verdict(mode="FM-NOTI-06", undecided=ONE_OF), WORKER, "undecided", "right"),
+        (verdict(undecided=["relay", "database"]), WORKER, "wrong", "undecided"),
+        (verdict("delivery_worker", "FM-DB-01", between=["FM-DB-01", "FM-NOTI-06"]), WORKER, "right", "undecided"),
+        (verdict("delivery_worker", "FM-NOTI-06", between=["FM-DB-01", "FM-DB-02"]), WORKER, "right", "wrong"),
+        (verdict(**OK), WORKER, "wrong", "wrong"),
+        (verdict(**OK, look_again_s=20.0), WORKER, "undecided", "undecided"),
+        (verdict(status="UNKNOWN"), WORKER, "undecided", "undecided"),
+        (verdict(mode="FM-NOTI-01"), DOUBLED, "right", "right"),
+        (verdict("subscriber", "FM-NOTI-01"), DOUBLED, "wrong", "right"),
+        (verdict(mode="FM-NOTI-01", undecided=ONE_OF), DOUBLED, "undecided", "right"),
+        (verdict(**OK), DOUBLED, "right", "wrong"),
+        (verdict(status="UNKNOWN"), BLIND, "right", "right"),
+        (verdict(status="UNKNOWN", undecided=ONE_OF), BLIND, "undecided", "undecided"),
+        (verdict("database", status="UNKNOWN"), BLIND, "wrong", "wrong"),
+        (verdict(**OK), BLIND, "wrong", "wrong"),
+        (None, WORKER, "wrong", "wrong"),
+        (verdict(**OK), OVER, "right", "right"),
+        (verdict(**OK), Truth(frozenset({None}), frozenset(), over=True), "right", "right"),
+        (verdict("delivery_worker", "FM-NOTI-06"), OVER, "right", "right"),
+        (verdict("relay", "FM-OB-01"), OVER, "wrong", "wrong"),
+        (verdict(**OK), None, "right", "right"),
+        (verdict(status="WARNING"), None, "right", "right"),
+        (verdict(status="WARNING", undecided=ONE_OF), None, "undecided", "undecided"),
+        (verdict(status="CRITICAL"), None, "wrong", "wrong"),
+        (verdict("relay", status="WARNING"), None, "wrong", "wrong"),
+        (verdict(**OK, proposals=[LOGS]), None, "right", "right"),
+        (verdict(**OK, proposals=[LOGS, RESTART]), None, "wrong", "wrong"),
+    ],
+)
+def test_a_verdict_is_right_honest_or_wrong(said: Any, truth: Truth | None, place: str, mode: str) -> None:
+    found = judge.judge(said, truth)
+    assert (found.place, found.mode) == (place, mode)
+    assert found.answer == next(a for a in ("wrong", "undecided", "right") if a in (place, mode))
+
+
+@pytest.mark.parametrize(
+    ("command", "changing"),
+    [
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf restart notification", True),
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf tail notification", False),
+        ("/v/bin/python -m supervisor.supervisorctl -c /s/supervisord.conf status", False),
+        ("runbook sandbox set NOTIFICATION_DELIVERY_BATCH_SIZE=25", True),
+        ("runbook act redrive outbox --target sandbox --incident E --limit 50 --approved-by NAME --reason TEXT", False),
+        ("runbook act restart notification --execute", True),
+        ("runbook run 4.4", False),
+        ("kubectl -n ns rollout restart deploy/notification", True),
+        ("kubectl -n ns set env deploy/notification A=1", True),
+        ("kubectl -n ns set env deploy/notification --list", False),
+        ("kubectl -n ns logs deploy/notification --since=15m", False),
+        ("psql -d m -c 'SELECT pg_cancel_backend(12)'", True),
+        ("psql -d m -c 'ALTER ROLE m RESET default_transaction_read_only'", True),
+        ("psql -d m -c 'SELECT event_id FROM entitlement.outbox_events LIMIT 20'", False),
+        ("nats stream info entitlement-events", False),
+        ("nats stream edit entitlement-events --max-msgs=-1", True),
+        ("date -u", False),
+        ("something-new", True),
+        ("", False),
+    ],
+)
+def test_a_command_that_changes_something_is_told_from_one_that_looks(command: str, changing: bool) -> None:
+    assert changes(command) is changing
+
+
+FLOWS = FlowSample(30, 5, 5, 5, 5, waiting=5, oldest_s=1, retrying=0, lost=0, doubled=0, ahead_s=0)
+
+
+def seen(**other: float | None) -> FlowSample:
+    return FlowSample(**{**vars(FLOWS), **other})
+
+
+STUCK = seen(sent=0, waiting=300, oldest_s=60)
+
+
+@pytest.mark.parametrize(
+    ("acted", "alone", "help_"),
+    [
+        (seen(sent=11, waiting=4), STUCK, "helps"),
+        (STUCK, STUCK, "nothing"),
+        (FLOWS, FLOWS, "nothing"),
+        (seen(sent=4.8, waiting=9, oldest_s=1.9), FLOWS, "nothing"),
+        (STUCK, FLOWS, "harms"),
+        (seen(sent=11, waiting=4, lost=40), STUCK, "harms"),
+        (seen(sent=11, waiting=4, doubled=40), STUCK, "harms"),
+        (seen(created=0, sent=0, waiting=150), STUCK, "harms"),
+        (FLOWS, seen(waiting=None, oldest_s=None, sent=0), "helps"),
+        (seen(waiting=None, oldest_s=None, sent=0), FLOWS, "harms"),
+        (seen(created=None, sent=None), FLOWS, "harms"),
+        (seen(created=None), seen(created=None), "nothing"),
+        # What was not taken in at all waits now, and helps those who ask.
+        (seen(waiting=60, oldest_s=20), seen(created=0, sent=0, waiting=0), "helps"),
+        (seen(created=0, sent=0, waiting=1, oldest_s=195), seen(created=0, sent=0, waiting=0, oldest_s=0), "nothing"),
+        (seen(s=30, created=0.5, sent=0.5, waiting=1), seen(created=0.5, sent=0, waiting=20, oldest_s=40), "helps"),
+        (seen(sent=0, waiting=90, doubled=2), seen(doubled=40), "helps"),  # held, so that nobody gets it twice
+    ],
+)
+def test_help_is_seen_in_the_flow_of_two_sandboxes(acted: FlowSample, alone: FlowSample, help_: str) -> None:
+    assert helped(acted, alone) == help_
+
+
+@pytest.mark.parametrize(
+    ("after", "effect"),
+    [
+        (FLOWS, ()),
+        (seen(sent=4, waiting=30, oldest_s=9), ()),
+        (STUCK, ("sent", "waiting", "oldest_s")),
+        (seen(lost=1), ("lost",)),
+        (seen(retrying=3), ("retrying",)),
+        (seen(ahead_s=60), ("ahead_s",)),
+        (seen(doubled=None), ("doubled",)),
+        (seen(created=0), ("created",)),
+    ],
+)
+def test_an_effect_is_seen_without_the_runbook(after: FlowSample, effect: tuple[str, ...]) -> None:
+    assert took_effect(FLOWS, after) == effect
+
+
+@given(st.integers(0, 500), st.integers(0, 500))
+def test_wilson_s_bounds_are_around_the_share(hits: int, more: int) -> None:
+    low, high = wilson(hits, hits + more)
+    share = hits / (hits + more) if hits + more else 0.5
+    assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+
+
+# The page ---------------------------------------------------------------------------------------------------
+
+
+def line(
+    seed: int, said: Any, *faults: str, alone: FlowSample = STUCK, acted: FlowSample | None = None, noise: str = ""
+) -> dict[str, Any]:
+    """A line of the results; with `acted`, its restart was carried out."""
+    scenario = {"seed": seed, "faults": faults, "intensity": 1.0, "load": "steady", "noise": noise, "look_after_s": 9.0}
+    truth = {"places": [*WORKER.places], "modes": [*WORKER.modes]} if faults else None
+    return {
+        "seed": seed,
+        "version": "1.0",
+        "scenario": scenario,
+        "problems": [],
+        "truth": truth,
+        "verdict": said,
+        "headline": "why",
+        "seconds": 7.0 + seed,
+        "proposal": {**RESTART, "exit": 0} if acted else None,
+        "before": vars(FLOWS),
+        "acted": vars(acted or alone),
+        "alone": vars(alone),
+    }
+
+
+RIGHT = verdict("delivery_worker", "FM-NOTI-06")
+LINES = [
+    line(1, RIGHT, "worker_stopped", acted=FLOWS),
+    line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK) | {"cause": "a person's word."},
+    line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung") | {"before_that": "it was told to wait."},
+    line(4, RIGHT, "worker_stopped", alone=FLOWS),
+    line(5, verdict(**OK), alone=FLOWS, noise="deploy"),
+    line(6, RIGHT, alone=FLOWS, noise="backup"),
+    {"seed": 7, "scenario": {}, "error": "the sandbox did not come up"},
+    {"seed": 8, "scenario": {}, "error": "for the first time"},
+    line(8, RIGHT, "worker_stopped", "relay_stopped"),
+]
+CHANGED: dict[str, Any] = {
+    "families": ["people"],
+    "restore": ["max_age"],
+    "truth": {"places": ["jetstream"], "modes": ["FM-CFG-01"]},
+}
+
+
+def named(text: str) -> dict[str, Any]:
+    said = verdict("jetstream", "FM-CFG-01")
+    said["failure_modes"][0]["because"] = [{"headline": {"en": text}}]
+    return said
+
+
+def test_the_page_tells_families_ends_and_whether_what_must_be_restored_is_named() -> None:
+    over = line(12, verdict(**OK), "stream_retention", alone=FLOWS) | CHANGED | {"broken": vars(STUCK)}
+    over["scenario"]["ended_s"], over["truth"] = 20.0, CHANGED["truth"] | {"over": True}
+    page = report([
+        line(10, named("max_age changed from 0 s to 1 s"), "stream_retention") | CHANGED,
+        line(11, named("something changed"), "stream_retention") | CHANGED,
+        over,
+        LINES[0],
+    ])  # fmt: skip
+    assert "| people | 3 | 3 | 0 | 0 | 1 of 2 (50%) |" in page
+    assert "| after the end | 1 | 1 | 0 | 0 | 0 of 0 |" in page
+    assert "| failures | 1 | 1 | 0 | 0 | 0 of 0 |" in page
+
+
+def test_the_page_of_many_drills() -> None:
+    page = report(LINES)
+    assert "| worker_stopped | 2 | 1 right, 1 wrong | 1 helps, 1 nothing |" in page
+    assert "| worker_hung | 1 | 1 undecided | 1 none |" in page
+    assert "Always right, no proposal changes anything; 1 each: two at once." in page
+    assert "| two at once |" not in page and "the first proposal helped;" not in page
+    assert "| all | 4 | 2 right, 1 undecided, 1 wrong | 1 helps, 1 nothing, 2 none |" in page
+    assert "| high | 3 | 2 | 0 | 1 | 67% | 21% to 94% |" in page
+    assert "| backup | 1 | 1 | 0 |" in page and "| deploy | 1 | 0 | 0 |" in page
+    assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
+    misses = page.split("## Misses")[1].split("## Not counted")
+    assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page
+    assert (
+        "Right: delivery_worker, FM-NOTI-06. restart_notification: nothing" in misses[0]
+        and "Cause: a person's word." in misses[0]
+        and "seed 6, no fault" in misses[0]
+        and "seed 1," not in page
+    )
+    assert "seed 3, played before: it was told to wait." in misses[1]
+    assert "seed 4, worker_stopped: took no effect" in misses[1] and "seed 7: the sandbox" in misses[1]
+    assert "for the first time" not in page
+
+
+def test_the_page_depends_on_the_lines_alone() -> None:
+    once = [each for each in LINES if each.get("error") != "for the first time"]
+    shuffled = random.Random(3).sample(once, len(once))
+    assert report(json.loads(json.dumps(shuffled))) == report(LINES)
+    assert "seeds none" in report([])
+
+
+def test_the_command_writes_the_page_and_reads_whole_lines_only(tmp_path: Path) -> None:
+    results, page = tmp_path / "r.jsonl", tmp_path / "truth.md"
+    results.write_text("".join(json.dumps(each) + "\n" for each in LINES) + '{"seed": 9, "scen')
+    done = CliRunner().invoke(drill, ["report", str(results), "--write", str(page)])
+    assert done.exit_code == 0, done.output
+    assert page.read_text() == report(LINES)
+
+
+@pytest.mark.parametrize("seeds", ["", "5:5", "9:3", "-1", "a:b"])
+def test_seeds_that_name_none_are_refused(seeds: str) -> None:
+    done = CliRunner().invoke(drill, ["--seeds", seeds])
+    assert done.exit_code == 2 and "names no seeds" in done.output

@@ -1,0 +1,640 @@
+"""The journal: what was accepted is there, each thing leads to one job, and nothing is open for ever."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from effort import examples
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from runbook_lib.receiver import journal as journals
+from runbook_lib.receiver.alert import Alert
+from runbook_lib.receiver.journal import Job, Journal, JournalError
+from runbook_lib.settings import Route, Settings
+from runbook_lib.usage import UsageError
+
+GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
+CONFIG = Settings(targets={"main": GONE, "other": GONE}, routes=[Route(alertname="Db", sections=["4.2"])])
+WINDOW_S = CONFIG.receiver.window_minutes * 60
+
+
+def firing(name: str = "Late", fingerprint: str = "1", group: str = "g", ended: bool = False, **labels: str) -> Alert:
+    return Alert(name, not ended, fingerprint, {"alertname": name} | labels, "slow", pd.Timestamp(0, tz="UTC"), group)
+
+
+def resolved(name: str = "Late", fingerprint: str = "1") -> Alert:
+    return firing(name, fingerprint, ended=True)
+
+
+def verdict(status: str = "CRITICAL", stuck_at: str | None = "relay") -> dict[str, Any]:
+    return {"status": status, "stuck_at": stuck_at, "failure_modes": []}
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path / "journal.db")
+    yield journal
+    journal.close()
+
+
+def taken(journal: Journal, now: float, *busy: str) -> Job:
+    job = journal.next_job(now, busy)
+    assert job is not None
+    return job
+
+
+def done(journal: Journal, now: float, status: str = "CRITICAL", **more: Any) -> Job:
+    job = taken(journal, now)
+    journal.conclude(job, verdict(status), now, **more)
+    return job
+
+
+def test_an_alert_is_one_job_and_a_repeat_is_counted(journal: Journal) -> None:
+    first = journal.accept([firing()], CONFIG, 0)
+    assert (len(first.jobs), first.counted) == (1, 0)
+    again = journal.accept([firing()], CONFIG, WINDOW_S - 1)
+    assert (again.jobs, again.counted) == ((), 1)
+    later = journal.accept([firing()], CONFIG, WINDOW_S + 1)
+    assert len(later.jobs) == 1
+    (incident,) = journal.incidents()
+    assert [j.key.rpartition(".")[0] for j in incident.jobs] == [f"{incident.id}/firing/3/{n}" for n in (1, 2)]
+    assert (incident.alerts, incident.repeats) == (1, 2)
+
+
+def test_alerts_of_a_group_share_a_job_and_a_new_one_is_no_new_job(journal: Journal) -> None:
+    assert len(journal.accept([firing("Late", str(n)) for n in range(5)], CONFIG, 0).jobs) == 1
+    more = journal.accept([firing("Late", "9")], CONFIG, 10)
+    (incident,) = journal.incidents()
+    assert more.jobs == (incident.jobs[0].id,) and len(incident.jobs) == 1
+    assert incident.alerts == 6
+
+
+def test_another_route_of_the_group_is_another_job_of_the_incident(journal: Journal) -> None:
+    journal.accept([firing(), firing("Db", "2")], CONFIG, 0)
+    (incident,) = journal.incidents()
+    assert [j.sections for j in incident.jobs] == [("3",), ("4.2",)]
+    assert incident.jobs[0].parameters["detected_by"] == "alert" and incident.jobs[1].parameters == {}
+
+
+def test_a_named_incident_may_have_two_targets(journal: Journal) -> None:
+    alerts = [firing(fingerprint=t, incident="INC-1", runbook_target=t) for t in ("main", "other")]
+    assert len(journal.accept(alerts, CONFIG, 0).jobs) == 2
+    (incident,) = journal.incidents()
+    assert [(j.target, j.number) for j in incident.jobs] == [("main", 1), ("other", 2)]
+    assert len({j.key for j in incident.jobs}) == 2
+
+
+def test_a_thousand_alerts_of_fifty_groups_are_fifty_jobs(journal: Journal) -> None:
+    for n in range(1000):
+        journal.accept([firing(fingerprint=str(n), group=f"group-{n % 50}")], CONFIG, n * 0.01)
+    assert journal.counts()["jobs_waiting"] == journal.counts()["incidents_open"] == 50
+
+
+def test_the_end_of_the_last_alert_looks_at_the_recovery_and_closes(journal: Journal) -> None:
+    journal.accept([firing(fingerprint="1"), firing(fingerprint="2")], CONFIG, 0)
+    done(journal, 1)
+    assert journal.accept([resolved("Late", "1")], CONFIG, 2).jobs == ()
+    assert len(journal.accept([resolved("Late", "2")], CONFIG, 3).jobs) == 1
+    assert journal.incidents()[0].closed is None
+    job = done(journal, 4, "OK")
+    assert (job.kind, job.sections) == ("resolved", ("6",))
+    assert journal.incidents()[0].closed == 4
+    assert journal.accept([resolved("Late", "2")], CONFIG, 5).jobs == ()
+
+
+def test_an_end_without_a_beginning_is_only_counted(journal: Journal) -> None:
+    assert journal.accept([resolved()], CONFIG, 0) == journals.Accepted((), 1)
+    assert journal.incidents() == []
+
+
+def test_a_second_outage_during_the_look_at_the_recovery_is_run_after_it(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    job = taken(journal, 3)
+    again = journal.accept([firing()], CONFIG, 4)
+    assert (len(again.jobs), again.counted) == (1, 0)
+    assert journal.next_job(4, ["main"]) is None
+    journal.conclude(job, verdict("OK"), 5)
+    assert journal.incidents()[0].closed is None
+    journal.accept([resolved()], CONFIG, 6)
+    assert journal.incidents()[0].closed is None, "the second outage was not looked at"
+    second = done(journal, 7)
+    assert (second.id, second.kind, second.recurred) == (*again.jobs, "firing", True)
+    assert done(journal, 8, "OK").kind == "resolved"
+    assert journal.incidents()[0].closed == 8
+
+
+def recovered(journal: Journal, *alerts: Alert, **told: Any) -> None:
+    """Alerts fire at 0 s, end at 300 s, and section 6 says OK at 310 s."""
+    journal.accept(alerts, CONFIG, 0)
+    done(journal, 10, **told)
+    journal.accept([resolved(a.name, a.fingerprint) for a in alerts], CONFIG, 300)
+    assert done(journal, 310, "OK", **told).kind == "resolved"
+    assert journal.incidents()[0].closed == 310
+
+
+@pytest.mark.parametrize("fingerprint", ["1", "another"])
+def test_an_alert_after_the_recovery_runs_at_once_and_is_told(journal: Journal, fingerprint: str) -> None:
+    told: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
+    recovered(journal, firing(), **told)
+    again = journal.accept([firing(fingerprint=fingerprint)], CONFIG, 900)
+    assert (len(again.jobs), again.counted) == (1, 0)
+    (incident,) = journal.incidents()
+    assert incident.closed is None
+    second = taken(journal, 900)
+    assert (second.id, second.recurred, second.number) == (*again.jobs, True, 2)
+    journal.conclude(second, verdict("OK"), 901, **told)
+    sent = journal._query("SELECT status FROM messages ORDER BY id")
+    assert [m["status"] for m in sent] == ["CRITICAL", "OK", "OK"], "told, although the verdict is the one of section 6"
+    repeat = journal.accept([firing(fingerprint=fingerprint)], CONFIG, 960)
+    assert (repeat.jobs, repeat.counted) == ((), 1)
+    journal.accept([firing(fingerprint=fingerprint)], CONFIG, 901 + WINDOW_S)
+    assert not taken(journal, 901 + WINDOW_S).recurred, "the repeat of an outage is no further one"
+
+
+def test_a_second_outage_is_told_once_however_often_its_run_is_tried(journal: Journal) -> None:
+    told: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
+    recovered(journal, firing(), **told)
+    journal.accept([firing()], CONFIG, 900)
+    journal.conclude(taken(journal, 900), verdict("OK"), 901, again=905, problem="disk full", **told)
+    journal.conclude(taken(journal, 905), verdict("OK"), 906, **told)
+    assert len(journal._query("SELECT 1 FROM messages")) == 3
+
+
+def test_several_alerts_after_the_recovery_share_a_run_and_each_route_has_its_own(journal: Journal) -> None:
+    recovered(journal, firing(fingerprint="1"), firing(fingerprint="2"))
+    first = journal.accept([firing(fingerprint="1")], CONFIG, 900)
+    assert journal.accept([firing(fingerprint="2")], CONFIG, 901).jobs == first.jobs
+    assert len(journal.accept([firing("Db", "3")], CONFIG, 902).jobs) == 1
+    assert [(j.sections, j.recurred) for j in journal.incidents()[0].jobs] == [
+        (("3",), False), (("6",), False), (("3",), True), (("4.2",), True),
+    ]  # fmt: skip
+
+
+def test_an_alert_that_ends_and_comes_back_beside_another_is_counted(journal: Journal) -> None:
+    journal.accept([firing(fingerprint="1"), firing(fingerprint="2")], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved(fingerprint="1")], CONFIG, 2)
+    back = journal.accept([firing(fingerprint="1")], CONFIG, 3)
+    assert (back.jobs, back.counted) == ((), 1)
+    assert journal.next_job(4, []) is None
+
+
+def test_what_comes_back_before_anybody_looked_goes_on(journal: Journal) -> None:
+    """Nobody was told of an end: no look at a recovery that is none, and no queue of them while an alert flaps."""
+    journal.accept([firing()], CONFIG, 0)
+    first = taken(journal, 1)
+    for n in range(10):
+        journal.accept([resolved()], CONFIG, 2 + n)
+        back = journal.accept([firing()], CONFIG, 2.5 + n)
+        assert (back.jobs, back.counted) == ((), 1)
+    journal.conclude(first, verdict(), 20)
+    assert journal.next_job(21, []) is None
+    assert [j.kind for j in journal.incidents()[0].jobs] == ["firing"]
+    journal.accept([resolved()], CONFIG, 22)
+    assert done(journal, 23, "OK").kind == "resolved"
+    assert journal.incidents()[0].closed == 23
+
+
+def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_outage(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    journal.retry(taken(journal, 3), 300, "disk full")
+    journal.accept([firing()], CONFIG, 4)
+    second = done(journal, 4)
+    assert second.kind == "firing" and second.recurred
+    assert [(j.state, j.problem) for j in journal.incidents()[0].jobs] == [
+        ("done", ""),
+        ("failed", "disk full"),
+        ("done", ""),
+    ]
+    journal.accept([resolved()], CONFIG, 6)
+    assert done(journal, 7, "OK").kind == "resolved"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_killed_between_the_end_and_the_second_outage(journal: Journal, tmp_path: Path, begun: bool) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    if begun:
+        taken(journal, 3)
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.recover(100) == int(begun)
+    back = journal.accept([firing()], CONFIG, 101)
+    assert len(back.jobs) == int(begun), "whoever may have been told of the end is told of what came after"
+    if begun:
+        assert done(journal, 102).recurred
+    assert journal.next_job(103, []) is None
+    journal.accept([resolved()], CONFIG, 104)
+    assert done(journal, 105, "OK").kind == "resolved"
+    assert journal.incidents()[0].closed == 105
+    journal.close()
+
+
+def test_killed_after_the_recovery_was_told(journal: Journal, tmp_path: Path) -> None:
+    recovered(journal, firing())
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    journal.recover(800)
+    journal.accept([firing()], CONFIG, 900)
+    assert taken(journal, 900).recurred
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    journal.recover(950)
+    again = taken(journal, 950)
+    assert again.recurred and journal.conclude(again, verdict("OK"), 951), "killed while it ran: it is told by the next"
+    journal.close()
+
+
+def test_a_window_after_its_end_it_is_another_incident(journal: Journal) -> None:
+    recovered(journal, firing())
+    later = Alert(
+        "Late", True, "1", {"alertname": "Late"}, "slow", pd.Timestamp(310 + WINDOW_S, unit="s", tz="UTC"), "g"
+    )
+    journal.accept([later], CONFIG, 310 + WINDOW_S)
+    assert len(journal.incidents()) == 2
+    assert not taken(journal, 310 + WINDOW_S).recurred
+
+
+def test_a_recovery_is_looked_at_after_whatever_came_since_the_last_look(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, WINDOW_S - 10)
+    done(journal, WINDOW_S - 9, "OK")
+    journal.accept([firing()], CONFIG, WINDOW_S + 1)
+    journal.accept([resolved()], CONFIG, WINDOW_S + 2)
+    assert [j.kind for j in journal.incidents()[0].jobs] == ["firing", "resolved"] * 2
+    assert journal.incidents()[0].closed is None
+
+
+def test_one_job_a_target_and_an_incident_keeps_its_order(journal: Journal) -> None:
+    journal.accept([firing(group="a"), firing("Db", "2", "a")], CONFIG, 0)
+    journal.accept([firing(group="b", runbook_target="other")], CONFIG, 0)
+    first = taken(journal, 1)
+    assert first.target == "main" and first.attempts == 1
+    assert taken(journal, 1, "main").target == "other"
+    assert journal.next_job(1, ["main", "other"]) is None
+    journal.retry(first, 100, "disk full")
+    assert journal.next_job(50, []) is None, "a later job of the incident went before the one that is tried again"
+    retried = taken(journal, 100)
+    assert (retried.id, retried.attempts, retried.problem) == (first.id, 2, "disk full")
+
+
+def test_what_came_too_early_is_looked_at_once_more_and_holds_up_nothing(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    first = done(journal, 1, "WARNING", second_run=(60, "again"))
+    assert journal.next_job(59, []) is None
+    journal.accept([firing("Db", "2")], CONFIG, 10)
+    assert done(journal, 11).sections == ("4.2",)
+    again = taken(journal, 60)
+    assert (again.key, again.alert) == (f"{first.key}/again", "again")
+    assert (again.sections, again.parameters, again.number) == (first.sections, first.parameters, 2)
+    journal.conclude(again, verdict(), 61, second_run=(120, "and again"))
+    assert journal.next_job(1000, []) is None, "a second look is looked at again"
+
+
+def test_what_has_ended_is_not_looked_at_again(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1, "WARNING", second_run=(60, "again"))
+    journal.accept([resolved()], CONFIG, 2)
+    assert done(journal, 3, "OK", second_run=(60, "again")).kind == "resolved"
+    assert journal.next_job(100, []) is None
+    assert journal.incidents()[0].closed == 3
+
+
+def test_an_incident_stays_open_until_its_recovery_is_seen(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    first = done(journal, 3, "WARNING", second_run=(60, "again"))
+    assert first.kind == "resolved" and journal.incidents()[0].closed is None
+    assert journal.accept([resolved()], CONFIG, 4).jobs == (), "the end that is told twice drops no look"
+    second = done(journal, 60, "WARNING", second_run=(180, "and again"))
+    assert second.key == f"{first.key}/again" and journal.incidents()[0].closed is None
+    assert done(journal, 180, "OK", second_run=(600, "again")).kind == "resolved"
+    assert journal.incidents()[0].closed == 180 and journal.next_job(1000, []) is None
+
+
+def test_a_recovery_that_is_never_seen_is_closed_once_nobody_looks_again(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    done(journal, 3, "WARNING", second_run=(60, "again"))
+    done(journal, 60, "WARNING")
+    assert journal.incidents()[0].closed == 60
+
+
+def test_what_fires_again_ends_the_looks_at_the_recovery_before(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1)
+    journal.accept([resolved()], CONFIG, 2)
+    done(journal, 3, "WARNING", second_run=(WINDOW_S + 60, "again"))
+    journal.accept([firing()], CONFIG, WINDOW_S + 1)
+    done(journal, WINDOW_S + 2)
+    journal.accept([resolved()], CONFIG, WINDOW_S + 3)
+    looked = done(journal, WINDOW_S + 4, "OK", second_run=(2 * WINDOW_S, "again"))
+    assert looked.kind == "resolved" and journal.incidents()[0].closed == WINDOW_S + 4
+
+
+def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
+    told = {"places": ["p", "q"], "message": ("title", "body")}
+    for n in range(3):
+        journal.accept([firing()], CONFIG, n * WINDOW_S * 2)
+        done(journal, n * WINDOW_S * 2 + 1, "CRITICAL" if n < 2 else "OK", **told)
+    due = journal.due_messages(10 * WINDOW_S)
+    assert [(m.place, m.status) for m in due] == [("p", "CRITICAL"), ("q", "CRITICAL")], "the newer ones wait"
+    journal.mark_sent(due[0], 10 * WINDOW_S)
+    journal.mark_unsent(due[1], 11 * WINDOW_S, "refused")
+    assert [(m.place, m.status) for m in journal.due_messages(10 * WINDOW_S)] == [("p", "OK")]
+    journal.mark_unsent(due[1], None, "given up")
+    assert [(m.place, m.status) for m in journal.due_messages(12 * WINDOW_S)] == [("p", "OK"), ("q", "OK")]
+    assert journal.counts()["messages_failed"] == 1
+
+
+def test_what_is_given_up_is_told(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    journal.fail(taken(journal, 1), 2, "no such target", ["p"], ("t", "b"))
+    assert [(m.status, m.title) for m in journal.due_messages(3)] == [("UNKNOWN", "t")]
+    assert journal.incidents()[0].jobs[0].state == "failed"
+
+
+def test_after_a_run_that_was_given_up_the_next_verdict_is_told(journal: Journal) -> None:
+    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1, **told)
+    journal.accept([firing()], CONFIG, WINDOW_S + 1)
+    journal.fail(taken(journal, WINDOW_S + 1), WINDOW_S + 2, "no such target", **told)
+    journal.accept([firing()], CONFIG, 2 * WINDOW_S + 2)
+    done(journal, 2 * WINDOW_S + 3, **told)
+    sent = [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")]
+    assert sent == ["CRITICAL", "UNKNOWN", "CRITICAL"], "the last that people heard was UNKNOWN"
+
+
+def test_what_ran_waits_again(journal: Journal, tmp_path: Path) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    job = taken(journal, 1)
+    journal.close()
+    journal = Journal(tmp_path / "journal.db")
+    assert journal.recover(2) == 1
+    assert taken(journal, 2).key == job.key
+    journal.close()
+
+
+def sizes(journal: Journal) -> dict[str, int]:
+    tables = ("incidents", "alerts", "jobs", "messages", "seals")
+    return {table: journal._query(f"SELECT count(*) AS n FROM {table}")[0]["n"] for table in tables}
+
+
+def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> None:
+    told: dict[str, Any] = {"places": ["p", "q"], "message": ("t", "b")}
+    for n in range(40):
+        at = n * 3 * WINDOW_S
+        journal.accept([firing(incident="long") if n < 10 else firing(group="new")], CONFIG, at)
+        done(journal, at + 1, "OK" if n % 2 else "CRITICAL", seal=f"seal {n}", **told)
+    while due := journal.due_messages(1e9):
+        for message in due:
+            journal.mark_sent(message, 1e9)
+    whole = sizes(journal)
+    journal.trim(100)
+    assert sizes(journal) == whole == {"incidents": 2, "alerts": 2, "jobs": 40, "messages": 80, "seals": 40}
+    for _ in range(2):
+        journal.trim(20)
+        assert sizes(journal) == {"incidents": 2, "alerts": 2, "jobs": 21, "messages": 20, "seals": 21}
+    long = journal.incident("long")
+    assert long and [j.number for j in long.jobs] == [10] and long.verdict and (long.alerts, long.repeats) == (1, 9)
+    assert [seal for _, seal in journal.seals("long")] == ["seal 9"] == [long.seal]
+
+
+def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) -> None:
+    keys: list[str] = []
+    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
+    for name, at in (("old", 0), ("new", 1000), ("old", 2 * WINDOW_S)):
+        journal.accept([firing(incident=name)], CONFIG, at)
+        keys.append(done(journal, at + 1, seal=f"{name} {at}", **told).key)
+        journal.accept([firing(incident=name, ended=True)], CONFIG, at + 2)
+        keys.append(done(journal, at + 3, "OK", seal=f"{name} {at} OK", **told).key)
+        if name == "new":
+            journal.trim(2)
+            assert sizes(journal)["jobs"] == sizes(journal)["messages"] == 4, "a message has not been sent"
+            while due := journal.due_messages(1e9):
+                journal.mark_sent(due[0], 1e9, "thread")
+            journal.trim(2)
+            assert [row["incident"] for row in journal._query("SELECT * FROM threads")] == ["new"]
+            assert sizes(journal) == {"incidents": 2, "alerts": 1, "jobs": 2, "messages": 2, "seals": 3}
+            old = journal.incident("old")
+            assert old and (old.closed, old.verdict, old.jobs, old.seal) == (3, None, (), "old 0 OK")
+    assert len(set(keys)) == len(keys) == 6
+    statuses = [row["status"] for row in journal._query("SELECT status FROM messages WHERE incident = 'old'")]
+    assert statuses == ["CRITICAL", "OK"], "what was told of it long ago is no reason to be silent now"
+
+
+def test_what_waits_or_fires_is_not_trimmed(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    done(journal, 1, "CRITICAL", places=["p"], message=("t", "b"), second_run=(60, "again"))
+    for n in range(5):
+        journal.accept([firing(group=f"g{n}")], CONFIG, 2)
+    before = sizes(journal)
+    journal.trim(1)
+    assert sizes(journal) == before
+    assert journal.accept([firing()], CONFIG, 10).counted == 1
+
+
+def test_one_receiver_at_a_time(journal: Journal, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="in use by another receiver"):
+        Journal(tmp_path / "journal.db")
+    journal.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["journal.db"]
+    Journal(tmp_path / "journal.db").close()
+
+
+def test_a_file_that_is_no_journal_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a database, and longer than a header is" * 20)
+    for name in ("text", "text/below"):
+        with pytest.raises(UsageError, match="cannot be") as e:
+            Journal(tmp_path / name)
+        assert "\n" not in str(e.value)
+
+
+def test_a_journal_that_is_locked_is_an_error_and_keeps_nothing(journal: Journal, tmp_path: Path) -> None:
+    journal._db.execute("PRAGMA busy_timeout = 100")
+    other = sqlite3.connect(tmp_path / "journal.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(JournalError, match="locked") as e:
+        journal.accept([firing()], CONFIG, 0)
+    assert "\n" not in str(e.value)
+    assert journal.incidents() == []
+    other.execute("ROLLBACK")
+    assert len(journal.accept([firing()], CONFIG, 0).jobs) == 1
+    other.close()
+
+
+_ACCEPTS = """
+import sys
+sys.path[:0] = ["tests", "tests/unit"]
+from test_journal import CONFIG, Journal, firing
+journal = Journal(sys.argv[1])
+n = 0
+while True:
+    journal.accept([firing(fingerprint=str(n), group=str(n))], CONFIG, n)
+    print(n, flush=True)
+    n += 1
+"""
+
+
+def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    child = subprocess.Popen(
+        [sys.executable, "-c", _ACCEPTS, str(file)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) == 20:
+            break
+    os.kill(child.pid, signal.SIGKILL)
+    answered = 20 + sum(1 for line in child.stdout if line.strip())
+    child.wait()
+    journal = Journal(file)
+    assert answered < journal.counts()["jobs_waiting"] <= answered + 2
+    journal.close()
+
+
+class Alerting(RuleBasedStateMachine):
+    """Alerts begin, end and repeat, jobs run and fail, time passes and the receiver is killed; in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.now = 0.0
+        self.running: list[Job] = []
+        self.firing: set[tuple[str, str, str]] = set()
+        self.open()
+
+    def open(self) -> None:
+        self.journal = Journal(Path(self.folder.name) / "journal.db")
+        self.journal._db.execute("PRAGMA synchronous = OFF")
+
+    @rule(
+        alerts=st.lists(
+            st.tuples(st.sampled_from("ab"), st.sampled_from(["Late", "Db"]), st.sampled_from("12"), st.booleans()),
+            min_size=1,
+            max_size=3,
+            unique_by=lambda a: a[:3],
+        )
+    )
+    def receive(self, alerts: list[tuple[str, str, str, bool]]) -> None:
+        for group in {a[0] for a in alerts}:
+            own = [a for a in alerts if a[0] == group]
+            self.journal.accept([firing(n, n + f, g, ended=e) for g, n, f, e in own], CONFIG, self.now)
+        for *which, ended in alerts:
+            (self.firing.discard if ended else self.firing.add)(tuple(which))  # type: ignore[arg-type]
+
+    @rule()
+    def begin(self) -> None:
+        job = self.journal.next_job(self.now, [j.target for j in self.running])
+        self.running += [job] if job else []
+
+    @precondition(lambda self: self.running)
+    @rule(status=st.sampled_from(["OK", "CRITICAL", "again", "failed"]))
+    def end(self, status: str) -> None:
+        job = self.running.pop()
+        if status == "again":
+            self.journal.retry(job, self.now + 5, "problem")
+        elif status == "failed":
+            self.journal.fail(job, self.now, "problem", ["p"], ("t", "b"))
+        else:
+            look = self.now + 60, "again"
+            self.journal.conclude(job, verdict(status), self.now, places=["p"], message=("t", "b"), second_run=look)
+
+    @rule(seconds=st.sampled_from([1.0, 60.0, WINDOW_S / 2, WINDOW_S + 1]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def kill(self) -> None:
+        self.journal.close()
+        self.open()
+        assert self.journal.recover(self.now) == len(self.running)
+        self.running = []
+
+    @invariant()
+    def one_job_a_window_and_outage(self) -> None:
+        for incident in self.journal.incidents():
+            looked_at: dict[tuple[str, ...], float] = {}
+            before = None
+            for job in incident.jobs:
+                if job.key.endswith(journals.SECOND_RUN):
+                    continue
+                if job.kind == "firing":
+                    assert job.accepted - looked_at.get(job.sections, -1e9) >= WINDOW_S
+                    assert job.recurred == (
+                        job.sections not in looked_at
+                        and any(j.kind == "resolved" for j in incident.jobs[: incident.jobs.index(job)])
+                    )
+                    looked_at[job.sections] = job.accepted
+                else:
+                    assert before and before.kind == "firing"
+                    looked_at = {}
+                before = job
+
+    @invariant()
+    def what_fires_after_a_look_at_the_recovery_is_looked_at(self) -> None:
+        unseen = self.journal._query(
+            "SELECT 1 FROM alerts AS a WHERE firing AND EXISTS"
+            " (SELECT 1 FROM jobs WHERE incident = a.incident AND kind = 'resolved' AND id > a.job)"
+        )
+        assert not unseen
+
+    @invariant()
+    def the_end_is_looked_at_last(self) -> None:
+        for incident in self.journal.incidents():
+            if incident.closed is not None:
+                assert incident.jobs[-1].kind == "resolved"
+
+    @invariant()
+    def looks_at_the_recovery_do_not_pile_up(self) -> None:
+        for incident in self.journal.incidents():
+            waiting = [j for j in incident.jobs if (j.kind, j.state) == ("resolved", "waiting")]
+            assert len(waiting) <= 1
+
+    @invariant()
+    def open_as_long_as_there_is_something(self) -> None:
+        for incident in self.journal.incidents():
+            alerts = self.journal._query("SELECT 1 FROM alerts WHERE incident = ? AND firing", incident.id)
+            jobs = [j for j in incident.jobs if j.state in ("waiting", "running")]
+            assert (incident.closed is None) == bool(alerts or jobs)
+
+    @invariant()
+    def what_fires_is_known_to_fire(self) -> None:
+        known = self.journal._query("SELECT DISTINCT i.group_key, a.fingerprint FROM alerts AS a"
+                                   " JOIN incidents AS i ON i.id = a.incident WHERE firing")  # fmt: skip
+        assert len(known) == len(self.firing)
+
+    @invariant()
+    def messages_only_of_changes(self) -> None:
+        rows = self.journal._query("SELECT count(*) AS n FROM messages")
+        ended = [j for i in self.journal.incidents() for j in i.jobs if j.state in ("done", "failed")]
+        assert rows[0]["n"] <= len(ended)
+
+    def teardown(self) -> None:
+        self.journal.close()
+        self.folder.cleanup()
+
+
+Alerting.TestCase.settings = hypothesis(max_examples=examples(60), stateful_step_count=30)
+TestAlerting = Alerting.TestCase

@@ -1,0 +1,129 @@
+"""Interactive use: copies that are filled in once, and kernels that find the settings of the folder they came from."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from runbook_lib import catalog, settings
+from runbook_lib.lab import copies as lab
+from runbook_lib.store import Archive
+from runbook_lib.usage import UsageError
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    found: dict[str, Any] = {}
+    exec(cell.source, found)
+    return found
+
+
+def test_copies_have_target_and_incident(tmp_path: Path) -> None:
+    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production"))
+    copies = sorted(folder.glob("*.ipynb"))
+    assert {p.name for p in copies} == {s.notebook.name for s in catalog.load().runnable().values()}  # type: ignore[union-attr]
+    for path in copies:
+        found = parameters(path)
+        assert (found["incident_id"], found["target"], found["lang"]) == ("INC-1", "production", "en")
+
+
+def test_links_of_a_copy_lead_somewhere(tmp_path: Path) -> None:
+    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production"))
+    for path in folder.glob("*.ipynb"):
+        text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+        links = re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)#\s]+)", text, re.MULTILINE)
+        assert links
+        assert [link for link in links if not (folder / link).is_file()] == []
+
+
+def test_a_new_copy_is_in_one_language_and_keeps_it(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    for lang in ("ja", "en"):
+        folder = Path(lab.prepare_copies(archive, "default", lang=lang))
+        copy = folder / "04_1_not_delivered.ipynb"
+        text = "\n".join(c.source for c in nbformat.read(copy, as_version=4).cells if c.cell_type == "markdown")
+        assert "# 4.1 通知が届かない" in text and "Notifications do not arrive" not in text
+        assert "何を問い合わせるか" in text and "notifications/backlog" in text
+        assert parameters(copy)["lang"] == "ja"
+
+
+def test_without_a_setting_the_locale_names_the_language(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUNBOOK_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    assert settings.Settings().lang == "en"
+    monkeypatch.setenv("LANG", "ja_JP.UTF-8")
+    assert settings.Settings().lang == "ja"
+    monkeypatch.setenv("RUNBOOK_LANG", "en")
+    assert settings.Settings().lang == "en"
+
+
+def test_a_copy_that_was_worked_on_is_kept_and_follows_the_target(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    folder = Path(lab.prepare_copies(archive, "default"))
+    (folder / "02_scope.ipynb").write_text("notes")
+    copy = folder / "04_1_not_delivered.ipynb"
+    nb = nbformat.read(copy, as_version=4)
+    nb.cells.append(nbformat.v4.new_code_cell("target = 'mine'"))
+    nbformat.write(nb, copy)
+    lab.prepare_copies(archive, 'odd "\\name\\"')
+    assert (folder / "02_scope.ipynb").read_text() == "notes"
+    assert parameters(copy)["target"] == 'odd "\\name\\"'
+    lab.prepare_copies(archive, "staging")
+    assert parameters(copy)["target"] == "staging"
+    assert nbformat.read(copy, as_version=4).cells[-1].source == "target = 'mine'"
+
+
+def test_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="local folder as --output"):
+        lab.prepare_copies(Archive("memory://lab", "INC-1"), "default")
+
+
+class Started(Exception):
+    """What would have taken the place of this process."""
+
+
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    for name in ("RUNBOOK_CONFIG", "RUNBOOK_SANDBOX_DIR", "RUNBOOK_OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runbook.toml").write_text("")
+
+    def execve(_: str, command: list[str], env: dict[str, str]) -> None:
+        raise Started(command, env)
+
+    monkeypatch.setattr(os, "execve", execve)
+    with pytest.raises(Started) as started:
+        lab.open_lab("outputs", "INC-1", "default", arguments)
+    command, env = started.value.args
+    return command, env
+
+
+def test_kernels_find_settings_sandbox_and_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, env = start(tmp_path, monkeypatch)
+    assert f"--ServerApp.root_dir={tmp_path}/outputs/INC-1/lab" in command
+    assert env["RUNBOOK_CONFIG"] == str(tmp_path / "runbook.toml")
+    assert env["RUNBOOK_SANDBOX_DIR"] == str(tmp_path / ".sandbox")
+    assert env["RUNBOOK_OUTPUT"] == str(tmp_path / "outputs")
+
+
+def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, _ = start(tmp_path, monkeypatch, "--no-browser", "--port=8899")
+    assert command.index("--port=8899") < command.index("--ServerApp.ip=127.0.0.1")
+    assert "--allow-root" not in command
+    for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::"):
+        with pytest.raises(UsageError, match="only on this machine"):
+            lab.open_lab("outputs", "INC-1", "default", [argument])
+
+
+def test_a_secret_file_is_looked_for_beside_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runbook.toml").write_text('[targets.production]\ndatabase_url_file = "database-url"\n')
+    (tmp_path / "database-url").write_text("postgresql://reader@db/app\n")
+    monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
+    assert settings.load().target("production").url("database_url") == "postgresql://reader@db/app"

@@ -1,0 +1,307 @@
+"""Saving in JupyterLab: what may not leave is taken out, what was concluded is archived, once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from tornado.web import HTTPError
+
+from runbook_lib import catalog
+from runbook_lib.analysis import diagnosis
+from runbook_lib.archive import artifact
+from runbook_lib.checks.check import Check
+from runbook_lib.context import JudgeInput, open_context
+from runbook_lib.lab import server as lab_server
+from runbook_lib.masking import TOKEN, Masker
+from runbook_lib.model.finding import Finding, Frames, Status, complete, say
+from runbook_lib.parameters import validate
+from runbook_lib.session import Session
+from runbook_lib.settings import Settings
+from runbook_lib.store import MANIFEST, Archive
+from runbook_lib.usage import UsageError
+from runbook_lib.view import record, render
+
+SECRET, WHO = "hunter2-secret", "alice@example.org"
+URL = f"postgresql://runbook:{SECRET}@127.0.0.1:1/app"
+SECTION = catalog.load().sections["4.3"]
+STEPS = [s.id for s in SECTION.steps]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one target, and its archive."""
+    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", URL)
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
+    return tmp_path
+
+
+def output(shown: Any) -> Any:
+    return nbformat.v4.new_output("display_data", shown._repr_mimebundle_())
+
+
+def stream(text: str) -> Any:
+    return nbformat.v4.new_output("stream", text=text)
+
+
+def found(step: str, status: Status = Status.OK) -> Finding:
+    return Finding(step, status, say("unknown.not_run"), frames={"now": pd.DataFrame({"n": [1]})})
+
+
+def executed(*findings: Finding, opened: str = "2026-01-31T03:00:00.000+00:00", concluded: bool = True) -> Any:
+    """A notebook as JupyterLab has it after a run."""
+    header = render.Header(
+        "4.3", "t", "INC-1", "default", pd.Timestamp(opened), 60,
+        given={}, parameters={"incident_id": "INC-1", "lang": "en"}, opened=opened,
+    )  # fmt: skip
+    whole = complete(STEPS, {f.step: f for f in findings})
+    verdict = diagnosis.conclude(whole, catalog.load())
+    shown: list[Any] = [
+        render.Banner(header, verdict, "en", run=opened),
+        *(render.Card(f, f.step, "en", run=opened) for f in findings),
+    ]
+    if concluded:
+        shown.append(render.Concluded(header, verdict, whole, dict.fromkeys(STEPS, "t"), (), "en", run=opened))
+    cells = [nbformat.v4.new_code_cell("rb.x()", outputs=[output(s)]) for s in shown]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def add(nb: Any, *outputs: Any, source: str = "mine") -> Any:
+    nb.cells.append(nbformat.v4.new_code_cell(source, outputs=list(outputs)))
+    return nb
+
+
+def revealed() -> Any:
+    return output(render.Revealed({"user-00000001": WHO}, "en"))
+
+
+def save(nb: Any, caplog: pytest.LogCaptureFixture | None = None) -> Path:
+    """As the Jupyter server does: hook, write, hook."""
+    model = {"type": "notebook", "content": json.loads(nbformat.writes(nb))}
+    lab_server.before_save(model=model, path="x.ipynb")
+    path = Path("x.ipynb").resolve()
+    path.write_text(json.dumps(model["content"]))
+    lab_server.after_save(
+        model={"type": "notebook"}, os_path=str(path), contents_manager=SimpleNamespace(log=logging.getLogger("lab"))
+    )
+    return path
+
+
+def archive() -> Archive:
+    return Archive("out", "INC-1")
+
+
+def archived() -> list[dict[str, Any]]:
+    return [e for e in archive().manifest() if e.get("interactive")]
+
+
+def everything() -> str:
+    return "\n".join(p.read_text() for p in Path("out").rglob("*") if p.is_file())
+
+
+def test_what_was_revealed_is_not_written() -> None:
+    nb = add(executed(found(STEPS[0])), revealed(), stream("kept"))
+    path = save(nb)
+    assert WHO not in path.read_text() + everything()
+    assert "kept" in path.read_text()
+    assert WHO in nbformat.writes(nb), "the page itself keeps it"
+
+
+def test_secrets_are_not_written_and_what_is_masked_stays() -> None:
+    shown = nbformat.v4.new_output("execute_result", {"text/plain": [f"'{URL}'"], "application/json": {}})
+    error = nbformat.v4.new_output("error", ename="E", evalue=URL, traceback=[URL, "line"])
+    text = save(add(executed(found(STEPS[0])), shown, error, stream(URL))).read_text()
+    assert SECRET not in text and "***" in text
+    assert SECRET not in everything()
+
+
+def test_a_save_that_cannot_be_cleaned_is_refused() -> None:
+    with pytest.raises(HTTPError, match="not saved"):
+        lab_server.before_save(model={"type": "notebook", "content": {"cells": 3}})
+    lab_server.before_save(model={"type": "directory"})
+    lab_server.before_save(model={"type": "file", "content": "text"})
+
+
+def test_a_target_in_disorder_does_not_keep_a_notebook_from_being_saved(here: Path) -> None:
+    (here / "runbook.toml").write_text("[targets.a]\ndatabase_url_env = 'NOT_SET'\n")
+    save(executed(found(STEPS[0])))
+    (here / "runbook.toml").write_text("not toml")
+    save(executed(found(STEPS[0])))
+
+
+def test_a_concluded_run_is_archived_like_a_headless_one(here: Path) -> None:
+    save(executed(*(found(s) for s in STEPS)))
+    (entry,) = archived()
+    assert entry["name"] == "20260131T030000Z-4.3-OK" and entry["section"] == "4.3"
+    assert entry["parameters"] == {"incident_id": "INC-1", "target": "default", "lang": "en"}
+    names = archive().names()
+    assert {f"{entry['name']}.ipynb", f"{entry['name']}.html", "index.html"} <= set(names)
+    assert archive().partials() == [] and archive().problems() == []
+    assert list(json.loads(archive().read(f"evidence/{entry['name']}.json"))) == STEPS
+    assert f"{entry['name']}.html" in archive().read("index.html").decode()
+    assert [e["verdict"]["status"] for e in archive().manifest() if "verdict" in e] == ["OK"]
+
+
+def test_what_a_parameter_says_of_a_person_is_not_in_the_manifest() -> None:
+    nb = executed(found(STEPS[0]))
+    for cell in nb.cells:
+        header = cell.outputs[0]["data"].get(record.VERDICT_MIME, {}).get("header", {})
+        header.get("parameters", {})["reason"] = f"user_id={WHO} waits"  # of a run that did not mask them
+    save(nb)
+    (entry,) = archived()
+    assert TOKEN.search(entry["parameters"]["reason"]) and WHO not in archive().read(MANIFEST).decode()
+
+
+def test_a_run_is_archived_once_and_again_when_it_changed() -> None:
+    whole = [found(s) for s in STEPS]
+    for _ in range(3):
+        save(executed(*whole))
+    save(add(executed(*whole), stream("a cell of my own")))
+    assert len(archived()) == 1
+    save(executed(found(STEPS[0], Status.CRITICAL), *whole[1:]))
+    assert [e["status"] for e in archived()] == ["OK", "CRITICAL"]
+    save(executed(*whole))  # undone
+    assert len(archived()) == 2
+
+
+def test_nothing_is_archived_before_the_conclusion() -> None:
+    save(executed(found(STEPS[0]), concluded=False))
+    save(nbformat.v4.new_notebook())
+    stale = executed(found(STEPS[0]))
+    stale.cells[1].outputs = [output(render.Card(found(STEPS[0], Status.CRITICAL), "t", "en", run=opened(stale)))]
+    save(stale)
+    assert not Path("out").exists()
+
+
+def opened(nb: Any) -> str:
+    return str(nb.cells[0].outputs[0].data[record.RUN_MIME]["opened"])
+
+
+def test_outputs_of_an_earlier_run_and_of_own_cells_are_no_evidence() -> None:
+    earlier = executed(*(found(s, Status.CRITICAL) for s in STEPS))
+    now = executed(found(STEPS[0]), opened="2026-01-31T04:00:00.000+00:00")
+    nb = add(now, stream(f"{WHO} is angry"), source=f"note = 'user_id={WHO}'")
+    nb.cells += earlier.cells[1:-1]
+    save(nb)
+    (entry,) = archived()
+    kept = artifact.notebook(archive().read(f"{entry['name']}.ipynb"))
+    run = artifact.read(kept, SECTION)
+    assert [f.status for f in run.findings] == [Status.OK] + [Status.UNKNOWN] * (len(STEPS) - 1)
+    assert WHO not in everything()
+
+
+@pytest.mark.parametrize("wrong", ["elsewhere", "../../INC-1"])
+def test_a_failure_to_archive_is_a_line_in_the_log_and_no_more(wrong: str, caplog: pytest.LogCaptureFixture) -> None:
+    nb = executed(found(STEPS[0]))
+    header = nb.cells[-1].outputs[0].data[record.VERDICT_MIME]["header"]
+    header["incident" if "/" in wrong else "target"] = wrong
+    header["parameters"] = {}
+    save(nb)
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "could not be archived" in line and "\n" not in line
+    assert not Path("out").exists()
+
+
+def test_a_full_disk_does_not_break_the_save(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Archive, "append", full)
+    save(executed(found(STEPS[0])))
+    assert "No space left" in caplog.text
+    assert archive().partials() == []
+
+
+# Revealing ------------------------------------------------------------------------------------------------------
+
+
+def session() -> Session:
+    config = Settings(targets={"here": {"database_url": URL}})
+    return Session(open_context(SECTION, validate({"incident_id": "INC-1", "target": "here"}), config, catalog.load()))
+
+
+@pytest.fixture
+def in_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_LAB", "4711")
+    monkeypatch.setenv("JPY_PARENT_PID", "4711")
+
+
+@pytest.mark.usefixtures("in_lab")
+def test_a_token_is_shown_with_who_stands_behind_it() -> None:
+    rb = session()
+    masked = rb.context.masker.frame(pd.DataFrame({"user_id": [WHO], "aggregate_key": ["bob:sku-1"]}))
+    shown = rb.reveal(masked["user_id"][0], masked["aggregate_key"][0], "user-ffffffff")
+    one, two, three = shown._repr_mimebundle_()["text/plain"].split("\n")
+    assert one == f"{masked['user_id'][0]} is {WHO}"
+    assert two.endswith(" is bob")
+    assert three.startswith("user-ffffffff is not known in this kernel")
+    assert WHO not in repr(shown) + repr(rb.context.masker)
+    with pytest.raises(UsageError, match="nothing to reveal"):
+        rb.reveal("alice")
+
+
+def test_only_the_lab_can_reveal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that papermill starts in a terminal of JupyterLab has the variable, but another parent."""
+    for server, parent in ((None, None), (None, "1"), ("4711", "1"), ("4711", None)):
+        for name, value in (("RUNBOOK_LAB", server), ("JPY_PARENT_PID", parent)):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+        rb = session()
+        token = str(rb.context.masker.person(WHO))
+        assert rb.context.masker.people is None
+        with pytest.raises(UsageError, match="only `runbook lab`"):
+            rb.reveal(token)
+
+
+def test_who_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runbook_lib.masking.REMEMBERED", 3)
+    masker = Masker.of([URL], "INC-1", remembers=True)
+    tokens = [str(masker.person(f"u{i}")) for i in range(5)]
+    assert list(masker.people or {}) == tokens[2:]
+    assert all(TOKEN.fullmatch(t) for t in tokens)
+
+
+def test_a_revealed_output_is_in_no_artifact_however_it_is_made() -> None:
+    nb = add(executed(found(STEPS[0])), revealed())
+    artifact.scrub(nb, Masker.of([URL], "INC-1"))
+    run = artifact.read(nb, SECTION)
+    made = artifact.make(nb, run, {"incident_id": "INC-1"}, stem="s", started="t", ended="t")
+    assert WHO.encode() not in b"".join(made.files.values()) + json.dumps(made.entry).encode()
+
+
+@pytest.mark.usefixtures("in_lab")
+def test_what_the_session_remembers_is_in_no_header() -> None:
+    rb = session()
+    rb.context.masker.person(WHO)
+    assert WHO not in json.dumps(asdict(rb._header()), default=str)
+
+
+# Any order ------------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_does_not_depend_on_the_order_of_the_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step rests on those before it in the runbook, and follows them when they are run after it."""
+
+    def judge(frames: Frames, given: JudgeInput) -> Finding:
+        return found("", Status.CRITICAL if given.earlier else Status.OK)
+
+    own = {step: Check(step, lambda rb: {"now": pd.DataFrame({"n": [1]})}, judge) for step in STEPS}
+    monkeypatch.setattr("runbook_lib.session.checks", lambda: own)
+    rb = session()
+    for step in (STEPS[2], STEPS[0], STEPS[1], STEPS[1]):
+        rb.step(step)
+    statuses = {step: f.status for step, f in rb.findings.items()}
+    assert statuses == {STEPS[0]: Status.OK, STEPS[1]: Status.CRITICAL, STEPS[2]: Status.CRITICAL}
+    assert [f.step for f in rb.context.given().earlier] == STEPS[:3]

@@ -1,0 +1,97 @@
+"""Every link in the notebooks and documents leads somewhere, and every id that is named exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from runbook_lib import catalog, messages
+from runbook_lib.catalog import Section
+from runbook_lib.packs.entitlement import ROOT
+
+BOOK = catalog.load()
+SECTIONS = list(BOOK.runnable().values())
+DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "outputs" / "README.md"]
+LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
+DEFINITION = re.compile(r"^\[[^\]]+\]: (\S+)$", re.MULTILINE)
+MODE = re.compile(r"\bFM-[A-Z]+-\d\d\b")
+
+
+def prose(path: Path) -> str:
+    """The Markdown of a document or of a notebook, without code blocks."""
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+    else:
+        text = path.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as the hosting sites make them."""
+    headings = re.findall(r"^#{1,6} +(.+?) *$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.replace("`", "").lower()).replace(" ", "-") for h in headings}
+
+
+def problems(path: Path) -> list[str]:
+    found = []
+    for target in [*LINK.findall(prose(path)), *DEFINITION.findall(prose(path))]:
+        if re.match(r"[a-z]+://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        if not file.exists():
+            found.append(f"{path.name}: {target} leads nowhere")
+        elif anchor and file.suffix == ".md" and anchor not in anchors(file):
+            found.append(f"{path.name}: {target} names no heading of {file.name}")
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_links_of_a_document(path: Path) -> None:
+    assert problems(path) == []
+
+
+def test_both_readmes_lead_to_the_same_documents() -> None:
+    """In the list at their end, where one looks for the rest."""
+    last = [prose(ROOT / name).rsplit("## ", 1)[1] for name in ("README.md", "README.ja.md")]
+    assert LINK.findall(last[0]) == LINK.findall(last[1])
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.number)
+def test_links_of_a_notebook(section: Section) -> None:
+    assert section.notebook
+    text = prose(section.notebook)
+    assert problems(section.notebook) == []
+    assert "../docs/runbook.md#" in text, "no link to its own section"
+    assert "../docs/failure-modes.md#" in text or section.number in ("2", "6", "7"), "no link to a failure mode"
+
+
+def test_section_3_and_the_symptoms_link_to_each_other() -> None:
+    symptoms = {s.notebook.name for n, s in BOOK.runnable().items() if n.startswith("4.") and s.notebook}
+    first = BOOK.sections["3"].notebook
+    assert first
+    assert symptoms <= set(LINK.findall(prose(first)))
+    for name in symptoms:
+        assert first.name in LINK.findall(prose(first.with_name(name)))
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *(s.notebook for s in SECTIONS if s.notebook)], ids=lambda p: p.name)
+def test_failure_modes_that_are_named_exist(path: Path) -> None:
+    assert set(MODE.findall(path.read_text(encoding="utf-8"))) <= set(BOOK.failure_modes)
+
+
+def test_failure_modes_in_code_and_texts_exist() -> None:
+    named = {m for p in (ROOT / "runbook_lib").rglob("*.py") for m in MODE.findall(p.read_text(encoding="utf-8"))}
+    for lang in messages.LANGUAGES:
+        named |= {m for text in messages.catalogue(lang).values() for m in MODE.findall(text)}
+    assert named <= set(BOOK.failure_modes)
+
+
+def test_every_section_that_a_failure_mode_names_can_be_run() -> None:
+    for mode in BOOK.failure_modes.values():
+        for number in mode.sections:
+            assert BOOK.sections[number].notebook, f"{mode.id} names {number}, which has no notebook"

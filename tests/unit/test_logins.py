@@ -1,0 +1,340 @@
+"""Whether a service could log in at its start: each source alone, all together, and none of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steps import NOW, ago, make_given, odd_frames, weight, words
+from test_evidence import NOBODY, looked, of_sessions, process
+
+from runbook_lib import catalog, messages
+from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.model.finding import Frames, Proposal, Reason, Status, Unseen, say, unknown
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import exceptions
+from runbook_lib.packs.entitlement.evidence import logins, sessions
+from runbook_lib.packs.entitlement.evidence.logins import Server
+from runbook_lib.sources import logs
+
+PSQL = "org.postgresql.util.PSQLException: "
+PASSWORD = PSQL + 'FATAL: password authentication failed for user "miniserversystem"'
+TASK = "Unexpected error occurred in scheduled task"
+DENIED = "errorOccurred, Connection: 3, Error: Authorization Violation"
+REFUSED = "exceptionOccurred, Connection: 3, Exception: java.net.ConnectException: Connection refused"
+UP = "notification stream ensured"
+
+
+def line(seconds_ago: float, message: str, *causes: str) -> str:
+    stack = "\n".join(f"{'Caused by: ' if n else ''}{cause}\n\tat x.Y.run(Y.java)" for n, cause in enumerate(causes))
+    at = (NOW - timedelta(seconds=seconds_ago)).isoformat()
+    return json.dumps({"@timestamp": at, "severity": "ERROR", "message": message, "stack_trace": stack})
+
+
+def no_connection(seconds_ago: float, cause: str = PASSWORD) -> str:
+    above = "org.springframework.jdbc.CannotGetJdbcConnectionException: Failed to obtain JDBC Connection"
+    return line(seconds_ago, TASK, above, cause)
+
+
+def log(*lines: str) -> Frames:
+    return {"logins": logins.read_attempts(logs.read(sorted(lines)))}
+
+
+def held(**changes: Any) -> Frames:
+    """Notification's sessions, the newest of them a minute old; entitlement's have no known begin."""
+    return of_sessions(**{"newest_login": 60.0} | changes)
+
+
+def nobody() -> Frames:
+    """No session of either service."""
+    return of_sessions(sessions=0, newest=None, poll=None, entitlement=0)
+
+
+def pool(connections: float, by: str = "service", age_s: float = 600.0) -> Frames:
+    series = process(NOW.timestamp() - age_s, hikaricp_connections=connections, hikaricp_connections_pending=1)
+    return looked(series, by=by)
+
+
+def instances(ready: int = 1, young: bool = False) -> Frames:
+    return {"instances": row(ready=ready, young=young)}
+
+
+def node(started: float = 1e5, loaded: float = 1e5) -> Frames:
+    return {"node": row(started=ago(started), loaded=ago(loaded))}
+
+
+def connected(*users: str | None, start: float = 500.0) -> Frames:
+    return {"connected": pd.DataFrame([(ago(start), user) for user in users], columns=["start", "user"])}
+
+
+def judged(frames: Frames, server: Server) -> bool | None:
+    return logins.judge(frames, make_given(), "notification")[server].ok
+
+
+# The database -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "ok"),
+    [
+        # Nothing
+        ({}, None),
+        (instances(), None),
+        # The log alone
+        (log(no_connection(5)), False),
+        (log(line(5, "Application run failed", "x.BeanCreationException: y", PASSWORD)), False),
+        (log(no_connection(5, PSQL + 'FATAL: role "miniserversystem" is not permitted to log in')), False),
+        (log(no_connection(5, PSQL + 'FATAL: too many connections for role "miniserversystem"')), False),
+        (log(no_connection(5, PSQL + "FATAL: no pg_hba.conf entry for host")), False),
+        (log(no_connection(5, PSQL + "Connection to 10.0.0.7:5432 refused. Check that the hostname")), False),
+        (log(no_connection(5, PSQL + "The connection attempt failed.")), False),
+        (log(line(5, TASK, "x.E: y", PSQL + "Connection to db:5432 refused.", "java.net.ConnectException: refused")),
+         False),
+        (log(no_connection(600)), False),  # it has been silent since: nothing shows that this is over
+        (log(no_connection(600, PSQL + "The connection attempt failed.")), None),
+        (log(no_connection(60), line(5, "HikariPool-1 - Added connection org.postgresql.jdbc.PgConnection@1")), True),
+        (log(no_connection(60), line(5, "Started NotificationApplication in 5.6 seconds (process running)")), True),
+        (log(line(5, TASK, PSQL + "FATAL: terminating connection due to administrator command")), None),
+        (log(line(5, TASK, PSQL + "ERROR: cannot execute UPDATE in a read-only transaction")), None),
+        (log(line(5, "notification retry scheduled id=1 attempt=2", "x.E: receiver: Authentication error")), None),
+        # The sessions alone
+        (held(), True),
+        (held(newest_login=3000.0), None),  # older than a pool lets one become: the process may be frozen
+        (nobody(), None),  # nothing says that a process is there
+        (nobody() | instances(), False),
+        (nobody() | instances(young=True), None),
+        (nobody() | instances(ready=0), None),
+        (of_sessions(sessions=0, newest=None, poll=None) | instances(), None),  # it may be frozen, its sessions ended
+        (of_sessions(sees_others=False, sessions=0, newest=None, poll=None) | instances(), None),
+        # Its own metrics alone, or those that Prometheus has
+        (pool(0), False),
+        (pool(10), True),
+        (pool(0, by="prometheus"), False),
+        (pool(10, by="prometheus"), True),
+        (pool(0, age_s=3), None),  # it is coming up
+        # Together
+        (held() | log(no_connection(90)), True),  # let in again since
+        (held(newest_login=600.0) | log(no_connection(90)), False),  # what is left of its sessions is no login
+        (pool(2) | log(no_connection(5, PSQL + 'FATAL: too many connections for role "x"')), False),
+        (pool(10) | log(no_connection(600)), True),  # its pool has connections, and none was refused lately
+        (pool(0) | held(), True),  # behind a scrape: the database sees its sessions
+        (of_sessions(sessions=0, newest=None, poll=None) | pool(0) | instances(), False),
+    ],
+)  # fmt: skip
+def test_the_database(frames: Frames, ok: bool | None) -> None:
+    assert judged(frames, Server.DATABASE) is ok
+
+
+def test_the_sessions_of_the_other_service_are_of_the_same_role() -> None:
+    """They show that the role may log in; a service that was turned away itself may have another password."""
+    only_other = of_sessions(sessions=0, newest=None, poll=None)
+    only_other["service_sessions"].loc[0, "newest_login"] = 60.0
+    assert judged(only_other, Server.DATABASE) is True
+    assert judged(only_other | log(no_connection(5)), Server.DATABASE) is False
+    assert judged(only_other | log(no_connection(600)), Server.DATABASE) is None
+    assert judged(only_other | pool(0) | instances(), Server.DATABASE) is False
+
+
+def test_what_the_server_said_is_told_with_its_moment() -> None:
+    found = logins.judge(log(no_connection(90), no_connection(7)), make_given(), "notification")[Server.DATABASE]
+    assert (found.at, found.why) == (ago(7), PASSWORD.removeprefix(PSQL))
+    assert logins.judge(held(), make_given(), "notification")[Server.DATABASE].at == ago(60)
+    both = logins.judge(pool(0) | log(no_connection(7)), make_given(), "notification")
+    assert list(logins.refused_servers(both)) == [Server.DATABASE], (
+        "the server's own words before what follows from them"
+    )
+    assert logins.refused_servers(logins.judge(pool(0), make_given(), "notification")) == {}
+
+
+def test_ages_count_from_when_they_were_asked_for() -> None:
+    """A step is judged at the moment of its run, and asks some seconds later."""
+    later = {"looked": row(at=NOW + pd.Timedelta(seconds=8))}
+    let_in = log(line(-2, TASK, PASSWORD)) | held(newest_login=5.0)
+    assert judged(let_in, Server.DATABASE) is False
+    assert judged(let_in | later, Server.DATABASE) is True
+
+
+# The broker -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "ok"),
+    [
+        # Nothing
+        ({}, None),
+        # The log alone
+        (log(line(2, DENIED)), False),
+        (log(line(2, "errorOccurred, Connection: 1, Error: nats: 'Authorization Violation'")), False),
+        (log(line(2, "Application run failed", "x.BeanCreationException: y",
+                  "io.nats.client.AuthenticationException: Authorization Violation")), False),
+        (log(line(2, REFUSED)), False),
+        (log(line(600, REFUSED)), None),
+        (log(line(600, DENIED)), False),  # its client has given up, and tries no more
+        (log(line(600, UP)), True),
+        (log(line(600, DENIED), line(300, UP)), True),
+        (log(line(600, UP), line(300, DENIED)), False),
+        (log(line(5, "failed to handle nats message", "x.E: Connection is not available, request timed out")), None),
+        # The broker's own word alone
+        (connected("app"), None),  # somebody, and nothing says as whom the service logs in
+        (connected("app") | {"own": row(user="app")}, True),
+        (connected("app") | {"own": row(user="other")}, None),
+        (connected(None, ""), True),  # it asks nobody who they are
+        # What works through its connection
+        ({"at_work": row(bound=True)}, True),
+        ({"at_work": row(bound=False)}, None),
+        ({"at_work": row(last_published=ago(5))}, True),
+        ({"at_work": row(last_published=ago(500))}, None),
+        # Together
+        (log(line(30, DENIED)) | node(loaded=10), None),  # its configuration was read again since
+        (log(line(30, DENIED)) | node(loaded=40), False),
+        (log(line(30, REFUSED)) | node(started=10), None),
+        (log(line(30, REFUSED)) | node(started=40), False),  # it was there: the address is wrong, or the way is shut
+        (log(line(30, DENIED)) | connected("app", start=10) | {"own": row(user="app")}, None),
+        (log(line(30, DENIED)) | {"at_work": row(bound=True)}, True),
+        (log(line(30, DENIED)) | {"at_work": row(last_published=ago(20))}, True),
+        (log(line(10, DENIED)) | {"at_work": row(last_published=ago(20))}, False),
+    ],
+)  # fmt: skip
+def test_the_broker(frames: Frames, ok: bool | None) -> None:
+    assert judged(frames, Server.BROKER) is ok
+
+
+# A log is read ----------------------------------------------------------------------------------------------
+
+
+def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
+    (record,) = logs.read([line(1, TASK, "a.BException: one", "c.DException: two", "e.FException: three")])
+    assert (record.error, record.above) == ("e.FException: three", ("a.BException: one", "c.DException: two"))
+
+
+# 5.1.1 ------------------------------------------------------------------------------------------------------
+
+
+def exceptions_of(*lines: str, database: Reason | None = None) -> Any:
+    """What the log tells; `database`: why the tables could not be read."""
+    phrases = catalog.load().phrases
+    frames = exceptions.log_frames(list(lines), phrases, NOW.to_pydatetime(), 15, make_given().number)
+    about = {"about": row(workload="notification", name="notification", minutes=15)}
+    if database:
+        failed = ("tries", "postgres", database.value, "no answer", "")
+        about["failed"] = pd.DataFrame([failed], columns=FAILED_COLUMNS)
+    return exceptions.judge_exceptions(about | frames, make_given())
+
+
+@pytest.mark.parametrize(
+    ("told", "mode", "looks"),
+    [
+        (no_connection(5), "FM-DB-05", "look_at_role"),
+        (no_connection(5, PSQL + "FATAL: sorry, too many clients already"), "FM-DB-01", "look_at_role"),
+        (line(2, DENIED), "FM-NATS-05", "check_nats_credentials"),
+    ],
+)
+def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: str, looks: str) -> None:
+    given_up = line(1, "exceptionOccurred: NATS connection closed, no further reconnect")
+    found = exceptions_of(line(800, UP), told, given_up)
+    assert found.status is Status.CRITICAL and "would not start" in " ".join(notes(found))
+    assert conclude([found], catalog.load()).failure_modes[0].id == mode
+    assert weight(found, mode) >= 0.6
+    assert [p.name for p in found.proposals] == [looks]
+    words(found)
+    # Not proposed by another step either, nor a changed setting, which is a restart.
+    names = ("restart_notification", "restart_entitlement", "hold_delivery", "throttle_relay", "logs")
+    others = replace(found, step="4.1.1", proposals=tuple(Proposal(n, n, "5.1", {}) for n in names), signals=())
+    left = [p.name for p in conclude([found, others], catalog.load()).proposals]
+    assert not {*left} & {*names[:4]}
+    assert [p.name for p in exceptions_of(line(900, UP), given_up).proposals] == ["restart_notification"]
+
+
+AWAY = PSQL + "Connection to 10.0.0.7:5432 refused. Check that the hostname and port are correct"
+
+
+@pytest.mark.parametrize(
+    ("lines", "database", "away"),
+    [
+        ([no_connection(5, AWAY)], Reason.UNREACHABLE, True),
+        ([no_connection(5, AWAY)], None, False),  # its address may be wrong
+        ([no_connection(5, AWAY)], Reason.DENIED, False),  # the database lets nobody of ours in: it is there
+        ([no_connection(500, AWAY)], Reason.UNREACHABLE, False),  # long over
+        ([line(5, TASK, "java.lang.IllegalStateException: odd")], Reason.UNREACHABLE, False),
+    ],
+)
+def test_a_database_that_answers_neither_the_service_nor_us_is_away(
+    lines: list[str], database: Reason | None, away: bool
+) -> None:
+    found = exceptions_of(line(800, UP), *lines, database=database)
+    assert ("exceptions.database_away" in {s.observation for s in found.signals}) is away
+    assert any("not only unreachable from here" in note for note in notes(found)) is away
+    if away:
+        assert found.status is Status.CRITICAL
+        verdict = conclude([found], catalog.load())
+        assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("database", "FM-DB-01")
+
+
+def test_while_only_we_do_not_reach_the_database_the_logs_are_asked() -> None:
+    nothing = replace(
+        unknown("3.1", Reason.UNREACHABLE, say("ui.no_action")), unseen=(Unseen("postgres", Reason.UNREACHABLE),)
+    )
+    asked = conclude([nothing], catalog.load()).settled_by
+    assert {"4.5.1", "4.5.2"} <= {*asked}
+    denied = replace(nothing, unseen=(Unseen("postgres", Reason.DENIED),))
+    assert conclude([denied], catalog.load()).settled_by == ()
+
+
+def notes(found: Any) -> list[str]:
+    return [messages.text(note, "en") for note in found.notes]
+
+
+# Whoever does the work beside it ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "told", "assumed"),
+    [
+        (of_sessions() | pool(10), 0, 0),
+        (of_sessions(sessions=20) | pool(10), 10, 10),
+        (of_sessions(sessions=20) | pool(20), 0, 0),
+        (of_sessions(sessions=12) | pool(10), 0, 0),  # some made anew
+        (of_sessions(sessions=20), None, 10),
+        (of_sessions(), None, 0),
+        (of_sessions(strangers=1) | pool(10), None, None),
+        (of_sessions(sees_others=False) | pool(10), None, None),
+        ({}, None, None),
+    ],
+)
+def test_a_whole_pool_more_is_somebody_else(frames: Frames, told: int | None, assumed: int | None) -> None:
+    assert sessions.sessions_beyond_pool(frames, make_given(), "notification") == told
+    assert sessions.sessions_beyond_pool(frames, make_given(), "notification", assumed=10) == assumed
+    if told:
+        assert sessions.sessions_beyond_pool(frames, make_given(), "notification", instances=2) == 0
+
+
+def test_sessions_that_are_of_either_service_count_as_well() -> None:
+    frames = of_sessions(sessions=19) | pool(10)
+    found = [*frames["service_sessions"].to_dict("records")[::2], vars(replace(NOBODY, sessions=1))]
+    frames["service_sessions"] = pd.DataFrame(found)
+    assert sessions.sessions_beyond_pool(frames, make_given(), "notification") == 10
+
+
+# Whatever stands there --------------------------------------------------------------------------------------
+
+
+@given(st.data())
+def test_reading_is_total(data: st.DataObject) -> None:
+    whole = held() | pool(10) | instances() | node() | connected("app", None) | log(no_connection(5), line(2, DENIED))
+    frames = data.draw(odd_frames(whole | {"at_work": row(bound=True), "own": row(user="app")}))
+    for found in logins.judge(frames, make_given(), "entitlement").values():
+        assert found.ok in (True, False, None)
+    logins.refused_servers(logins.judge(frames, make_given(), "nobody"))
+    sessions.sessions_beyond_pool(frames, make_given(), "entitlement")
+
+
+@given(st.lists(st.text(max_size=200) | st.sampled_from([no_connection(5), line(2, DENIED), line(2, UP)]), max_size=9))
+def test_any_lines_can_be_read(lines: list[str]) -> None:
+    assert list(logins.read_attempts(logs.read(lines)).columns) == ["server", "came", "n", "last", "detail"]

@@ -1,0 +1,138 @@
+"""Both catalogues are complete, and every text that the code names exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import runbook_lib
+from runbook_lib import messages
+from runbook_lib.gameday.sandbox.faults import CATALOGUE
+from runbook_lib.model.finding import say
+
+CODE = Path(runbook_lib.__file__).parent
+
+
+def fields(template: str) -> set[str]:
+    return {name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(template) if name}
+
+
+def test_same_keys() -> None:
+    assert set(messages.catalogue("en")) == set(messages.catalogue("ja"))
+
+
+def test_same_parameters() -> None:
+    ja, en = messages.catalogue("ja"), messages.catalogue("en")
+    assert {key: more for key in ja if (more := fields(ja[key]) - fields(en[key]))} == {}
+
+
+def test_every_key_named_in_the_code_exists() -> None:
+    named = {
+        node.args[0].value
+        for path in CODE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") == "say"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert named - set(messages.catalogue("en")) == set()
+
+
+def parts(template: str) -> set[str]:
+    """The parameters of the parts that may be left out."""
+    return {name for part in messages._PART.findall(template) for name in fields(part[0])}
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
+    """Each alone and all together; what a part and the rest share is known."""
+    for key, template in messages.catalogue(lang).items():
+        rest = fields(messages._PART.sub(lambda m: m[2] or "", template))
+        optional = sorted(parts(template) - rest)
+        for unknown in [*([name] for name in optional), optional]:
+            known = dict.fromkeys(fields(template), pd.Timestamp(0) if ":%" in template else 7)
+            for nothing in (None, float("nan")):
+                sentence = messages.text(say(key, **known | dict.fromkeys(unknown, nothing)), lang)
+                assert sentence.count("?") == template.count("?") and "[[" not in sentence, (key, sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "params", "sentence"),
+    [
+        ("response.impact", {"n": 1, "missed": "NOTI-B", "events": 1, "users": 1, "given_up": 0.0, "since": None},
+         "1 objective missed (NOTI-B); 1 event of 1 user waits, 0 given up"),
+        ("response.impact", {"n": 2, "missed": "A, B", "events": 2, "users": 1, "given_up": 0.0, "since": "12:00"},
+         "2 objectives missed (A, B); 2 events of 1 user wait, 0 given up, since about 12:00"),
+        ("response.do_look", {"place": None, "section": "4.1"},
+         "No finding justifies a command; continue with section 4.1"),
+        ("recovery.outbox_growing", {"failed": 9999.0},
+         "The relay still gives up events, or the time of the last one is not known: 9,999 in FAILED"),
+        ("postmortem.times_open", {"ttd": None, "entries": 1},
+         "Not recovered yet, by what the tables and the runs say; when it began is not known; 1 entry"),
+        ("publish.slow", {"p95": float("nan"), "n": 0, "minutes": 15, "due": 0.0},
+         "The outbox flows, but events were late; 0 due now"),
+    ],
+)  # fmt: skip
+def test_sentences_say_what_is_known_and_count_by_one(key: str, params: dict[str, Any], sentence: str) -> None:
+    assert messages.text(say(key, **params), "en") == sentence
+
+
+def test_what_could_not_be_seen_is_shown_as_such() -> None:
+    assert "?" in messages.text(say("unknown.timeout", source=None, detail=float("nan")), "en")
+
+
+# The Japanese style -----------------------------------------------------------------------------------------
+
+_POLITE = re.compile(r"(?:です|ます|ません|でした|ました|ください)(?=$|[:、]| /)")
+_PLAIN = re.compile(r"(?:[うくぐすつぬぶむるただい])$")
+
+
+def sentences(template: str) -> list[tuple[str, bool]]:
+    """The sentences of a Japanese text, what is in brackets left out; whether a full stop ends each."""
+    template = re.sub(r"`[^`]*`", "{command}", template)
+    while template != (template := re.sub(r"\([^()]*\)", "", re.sub(r"\[\[([^\[\]|]*)[^\[\]]*\]\]", r"\1", template))):
+        pass
+    *ended, last = (s.strip() for s in template.split("。"))
+    return [(s, True) for s in ended] + [(last, False)] * bool(last)
+
+
+def is_in_style(sentence: str, ended: bool) -> bool:
+    """Polite, or a condition ("... こと"), or a parameter's own words, or a noun phrase (no topic, no stop)."""
+    said = re.sub(r": \{[^{}]*\}$", "", sentence)
+    if _POLITE.search(said) or said.endswith(("こと", "}")):
+        return True
+    return not ((ended and said == sentence) or _PLAIN.search(said) or re.search(r"(?<!また)は(?![ぁ-ん])", said))
+
+
+def test_each_japanese_sentence_is_polite() -> None:
+    texts = messages.catalogue("ja") | {f"fault {f.name}": f.description["ja"] for f in CATALOGUE}
+    wrong = {key: [s for s, ended in sentences(text) if not is_in_style(s, ended)] for key, text in texts.items()}
+    assert {key: found for key, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "well"),
+    [("詰まりはない", False), ("接続できない: {detail}", False), ("件数を数えた。", False), ("原因は不明", False),
+     ("リスクなし。", False), ("詰まりはありません: {detail}", True), ("再起動(参照のみ)", True),
+     ("応答すること", True), ("{a}。{b}", True), ("{n} 件です[[(最後は {ago} 秒前)]]", True)],
+)  # fmt: skip
+def test_what_is_in_style(text: str, well: bool) -> None:
+    assert all(is_in_style(*s) for s in sentences(text)) is well
+
+
+def test_japanese_has_one_word_for_confidence() -> None:
+    texts = [*messages.catalogue("ja").values(), (CODE.parent / "README.ja.md").read_text(encoding="utf-8")]
+    words = set(re.findall(r"確信度|信頼度|確からしさ|確度", " ".join(texts)))
+    assert words == {"確度"}
+
+
+def test_who_is_alive_is_told_in_japanese() -> None:
+    told = {k: messages.text(say(k, s=12.0), "ja") for k in messages.catalogue("ja") if k.startswith("alive.")}
+    assert told and {key: text for key, text in told.items() if re.search(r"[A-Za-z]", text)} == {}

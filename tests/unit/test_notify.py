@@ -1,0 +1,308 @@
+"""Messages reach their places, against real ones on this machine; a place that is slow or gone harms no other."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+import logging
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import web
+from apprise.plugins.slack import NotifySlack
+from recording import SECRET, Http
+from schemas import valid
+from waiting import until
+
+from runbook_lib.receiver import loop, notify
+from runbook_lib.receiver.alert import Alert
+from runbook_lib.receiver.journal import RECURRED, SECOND_RUN, Job, Journal, Notice
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.notify import Notifier
+from runbook_lib.settings import Settings
+from runbook_lib.usage import UsageError
+
+CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "FIRST_WAIT_S", 0.05)
+    monkeypatch.setattr(loop, "POLL_S", 0.02)
+
+
+@pytest.fixture
+def heard() -> Iterator[list[str]]:
+    """What reaches the root logger, whose handlers write it somewhere."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    listener = Listener()
+    logging.getLogger().addHandler(listener)
+    yield said
+    logging.getLogger().removeHandler(listener)
+
+
+class _Smtp(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.wfile.write(b"220 here\r\n")
+        while line := self.rfile.readline():
+            if line.strip().upper() == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                lines = iter(self.rfile.readline, b".\r\n")
+                self.server.taken.append(  # type: ignore[attr-defined]
+                    email.message_from_bytes(b"".join(lines), policy=email.policy.default)
+                )
+            self.wfile.write(b"250 ok\r\n")
+
+
+@contextmanager
+def notified(folder: Path, *urls: str, statuses: Sequence[str] = ("CRITICAL",)) -> Iterator[tuple[Journal, Metrics]]:
+    """A notifier at work on a message of each status to each place, all of incidents of their own."""
+    journal, metrics = Journal(folder / "journal.db"), Metrics()
+    places = {f"place-{n}": url for n, url in enumerate(urls)}
+    for n, status in enumerate(statuses):
+        labels = {"alertname": "A", "incident": f"I{n}"}
+        journal.accept([Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")], CONFIG, time.time())
+        known = journal.incident(f"I{n}")
+        job = journal.next_job(time.time(), []) or (known.jobs[-1] if known else None)
+        assert job is not None
+        verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
+        message = (f"{status} here", "what was found")
+        journal.conclude(job, verdict, time.time(), places=list(places), message=message)
+    told = Notifier(journal, places, metrics)
+    told.start()
+    try:
+        yield journal, metrics
+    finally:
+        assert told.alive
+        told.stop()
+        assert not told.alive
+        journal.close()
+
+
+def test_each_status_has_its_kind_and_is_sent_once(tmp_path: Path, http: Callable[..., Http]) -> None:
+    place = http(200)
+    statuses = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+    with notified(tmp_path, place.url, statuses=statuses) as (journal, metrics):
+        until(lambda: journal.counts()["messages_sent"] == 4)
+        time.sleep(0.1)
+    assert [(m["title"], m["type"]) for m in place.taken] == list(
+        zip([f"{s} here" for s in statuses], ["success", "warning", "failure", "info"], strict=True)
+    )
+    assert valid(place.taken[0], "message")["message"] == "what was found"
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "sent"}) == 4
+
+
+def test_slack_gets_one_thread_an_incident(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]) -> None:
+    """A server answers as Slack does: also after a restart, and after the first message was deleted."""
+    token, posts, deleted = "xoxb-1234-5678-abcdefgh", list[dict[str, Any]](), set[str]()
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        assert (request.path, request.headers["Authorization"]) == ("/api/chat.postMessage", f"Bearer {token}")
+        posts.append(web.told(request))
+        said: dict[str, Any] = {"ok": True, "ts": f"17.{len(posts)}"}
+        if posts[-1]["channel"] != "C0123ABC":
+            said = {"ok": False, "error": "not_in_channel"}
+        elif posts[-1].get("thread_ts") in deleted:
+            said = {"ok": False, "error": "thread_not_found"}
+        web.reply(request, body=json.dumps(said).encode())
+
+    def send(url: str, *statuses: str) -> list[tuple[Any, Any]]:
+        before = len(posts)
+        with notified(tmp_path, url, statuses=statuses) as (journal, _):
+            refused = "SELECT 1 FROM messages WHERE problem > ''"
+            until(lambda: not journal.counts()["messages_waiting"] or journal._query(refused))
+        return [(p["text"].split("*")[1], p.get("thread_ts")) for p in posts[before:]]
+
+    with web.web(answer) as address:
+        monkeypatch.setattr(NotifySlack, "api_url", f"{address}/api/{{}}")
+        url = f"slack://{token}/+C0123ABC"
+        assert send(url, "CRITICAL", "WARNING") == [("CRITICAL here", None), ("WARNING here", None)]
+        assert send(url, "OK", "OK") == [("OK here", "17.1"), ("OK here", "17.2")]
+        deleted.add("17.1")
+        assert send(url, "WARNING") == [("WARNING here", "17.1"), ("WARNING here", None)]
+        assert send(url, "OK") == [("OK here", "17.6")] and posts[-1]["reply_broadcast"]
+        assert not any(token in told or address in told for told in heard)
+        send(f"slack://{token}/incidents", "CRITICAL")
+    assert (
+        "Slack answered not_in_channel" in heard[-1] and token not in heard[-1] and posts[-1]["channel"] == "#incidents"
+    )
+
+
+@pytest.mark.parametrize("answer", [b"{}", b"[]", b"down"])
+def test_an_answer_that_is_not_slacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    posts: list[dict[str, Any]] = []
+
+    def refuse(request: BaseHTTPRequestHandler) -> None:
+        posts.append(web.told(request))
+        web.reply(request, 503, answer)
+
+    with web.web(refuse) as address:
+        monkeypatch.setattr(NotifySlack, "api_url", f"{address}/{{}}")
+        message = Notice(1, "I", "p", "<!channel> & more", "a ``` b\n\nlink", "OK", 0, 0.0, "17.1")
+        assert notify.deliver("slack://xoxb-1234-5678-abcdefgh/c", message) == ("Slack answered HTTP 503", "17.1")
+    assert [p["text"] for p in posts] == ["*&lt;!channel&gt; &amp; more*\n```\na ''' b\n```\nlink"]
+
+
+def test_mattermost_gets_a_message_of_its_own_for_each_verdict(tmp_path: Path, http: Callable[..., Http]) -> None:
+    place = http(200)
+    url = f"{place.address.replace('http:', 'mmost:')}/abcdefghijklmnopqrstuvwxyz"
+    for status in ("CRITICAL", "OK"):
+        with notified(tmp_path, url, statuses=(status,)) as (journal, _):
+            until(lambda: not journal.counts()["messages_waiting"])
+    shown = [" ".join(m["text"].split()) for m in place.taken]
+    assert shown == ["CRITICAL here what was found", "OK here what was found"]
+
+
+def test_by_mail(tmp_path: Path) -> None:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Smtp) as server:
+        taken: list[Any] = []
+        server.taken = taken  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"mailto://127.0.0.1:{server.server_address[1]}?from=runbook@example.org&to=oncall@example.org&mode=insecure"
+        with notified(tmp_path, url) as (journal, _):
+            until(lambda: journal.counts()["messages_sent"] == 1)
+        server.shutdown()
+    (mail,) = taken
+    assert mail["subject"] == "CRITICAL here" and "oncall@example.org" in mail["to"]
+    assert "what was found" in mail.get_body().get_content()
+
+
+def test_a_place_that_refuses_is_asked_again(tmp_path: Path, http: Callable[..., Http], heard: list[str]) -> None:
+    place = http(500, 401, 200)
+    with notified(tmp_path, place.url) as (journal, metrics):
+        until(lambda: journal.counts()["messages_sent"] == 1)
+        (row,) = journal._query("SELECT attempts, problem FROM messages")
+    assert (row["attempts"], row["problem"]) == (3, "the service answered HTTP 401")
+    assert len(place.taken) == 1
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "retried"}) == 2
+    assert SECRET not in "".join(heard) and "sent again: the service answered HTTP 500" in heard[0]
+
+
+def test_a_place_that_nobody_is_at(tmp_path: Path, heard: list[str]) -> None:
+    with notified(tmp_path, f"json://u:{SECRET}@127.0.0.1:1/") as (journal, _):
+        until(lambda: journal._query("SELECT attempts FROM messages")[0]["attempts"] > 1)
+        (row,) = journal._query("SELECT state, problem FROM messages")
+    assert (row["state"], row["problem"]) == ("waiting", "the service is unreachable, or refused")
+    assert SECRET not in "".join(heard)
+
+
+def test_a_place_that_hangs_holds_up_no_other(
+    tmp_path: Path, http: Callable[..., Http], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "SEND_S", 2.0)  # the place that takes them has as long, on a busy machine
+    hangs, takes = http(0, 200), http(200)
+    with notified(tmp_path, hangs.url, takes.url, statuses=("CRITICAL", "OK")) as (journal, _):
+        until(lambda: len(takes.taken) == 2)
+        problem = "SELECT problem FROM messages WHERE place = 'place-0'"
+        until(lambda: journal._query(problem)[0]["problem"] == "no answer within 2 s")
+        time.sleep(0.5)
+        assert hangs.asked == 1, "a place that hangs was asked by one more"
+        hangs.released.set()
+        until(lambda: journal.counts()["messages_sent"] == 4)
+
+
+@pytest.mark.parametrize("why", ["gone", "old"])
+def test_what_cannot_be_sent_is_given_up(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "json://127.0.0.1:1"
+    if why == "old":
+        monkeypatch.setattr(notify, "GIVE_UP_S", -1)
+    else:
+        monkeypatch.setattr(Notifier, "__init__", _without_places(Notifier.__init__))
+    with notified(tmp_path, url) as (journal, metrics):
+        until(lambda: journal.counts()["messages_failed"] == 1)
+        (row,) = journal._query("SELECT problem FROM messages")
+    assert ("no longer configured" if why == "gone" else "not sent within") in row["problem"]
+    assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "failed"}) == 1
+
+
+def _without_places(init: Callable[..., None]) -> Callable[..., None]:
+    return lambda self, journal, places, metrics: init(self, journal, {}, metrics)
+
+
+def test_places_are_known_by_digests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    urls = f"json://u:{SECRET}@127.0.0.1/\n# a comment\n\nmailto://u:{SECRET}@example.org"
+    monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", urls)
+    found = notify.urls_by_digest(CONFIG)
+    assert len(found) == 2 and SECRET not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"slak://{SECRET}/x", "number 2 (slak://…)"),
+        (f"{SECRET}@nowhere", "number 2 (without a scheme)"),
+        (f"slack://{SECRET}", "number 2 (slack://…)"),
+        (f"json://:{SECRET}@", "number 2 (json://…)"),
+    ],
+)
+def test_a_bad_url_is_one_line_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, heard: list[str], url: str, said: str
+) -> None:
+    monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", f"json://127.0.0.1\n{url}")
+    with pytest.raises(UsageError) as e:
+        notify.urls_by_digest(CONFIG)
+    assert said in str(e.value) and SECRET not in str(e.value) and "\n" not in str(e.value)
+    assert SECRET not in "".join(heard)
+
+
+def job(key: str = "k") -> Job:
+    return Job(
+        1, key, "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", "running", 1, 0.0, None, None, ""
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("lang", "looked"), [("en", "Target main, section 3, 4.1"), ("ja", "対象 main、3, 4.1 節")])
+def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str) -> None:
+    came = {
+        "lines": ["✖ CRITICAL  Stuck at relay  (confidence high)", "", "Next section: 4.1"],
+        "document": {"as_of": "2026-01-31T03:00:00.5+00:00", "runs": [{"section": "3"}, {"section": "4.1"}]},
+    }
+    title, body = notify.compose(
+        job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", lang, "seal:x"
+    )
+    assert title == "✖ CRITICAL Stuck at relay (confidence high) · INC-1"
+    lines = body.splitlines()
+    assert lines[0] == "Late firing: slow"
+    assert lines[1].startswith(looked) and "2026-01-31 03:00:00Z" in lines[1]
+    assert "Next section: 4.1" in lines and "disk full" in body
+    assert lines[-2:] == ["seal:x", "http://127.0.0.1/incidents/INC-1/index.html"]
+
+
+@pytest.mark.parametrize(
+    ("lang", "again", "line"),
+    [
+        ("en", "Again: ", "firing again after the recovery was checked: "),
+        ("ja", "再発: ", "回復の確認後に再び発生しました: "),
+    ],
+)
+def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> None:
+    came = {"lines": ["✖ CRITICAL"], "document": {"as_of": "2026-01-31T03:00:00Z", "runs": []}}
+    told = notify.compose(job(f"k{RECURRED}"), came, "", "link", lang)
+    given_up = notify.compose_failure(job(f"k{RECURRED}"), "lost", "link", lang)
+    assert told[0] == f"{again}✖ CRITICAL · INC-1" and given_up[0].startswith(f"{again}? UNKNOWN")
+    for _, body in (told, given_up):
+        assert body.startswith(f"{line}Late firing: slow\n")
+    assert again not in "".join(notify.compose(job(f"k{RECURRED}{SECOND_RUN}"), came, "", "link", lang))
+
+
+def test_a_message_is_not_too_long_and_keeps_its_link() -> None:
+    document = {"as_of": "2026-01-31T03:00:00Z", "runs": []}
+    title, body = notify.compose(
+        job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "en", "seal:x"
+    )
+    assert len(title) <= notify.TITLE and title.endswith(" · INC-1")
+    assert len(body) <= notify.BODY + 2 and body.endswith("\n\nseal:x\nlink")

@@ -1,0 +1,154 @@
+"""What decides stands in the documents: no number in a judge, none in the documents that nobody reads."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runbook_lib import catalog, pack
+
+PACK = pack.active_runbook().packs[0]
+LIBRARY = Path(catalog.__file__).parent
+MODULES = sorted((PACK.folder / "checks").glob("*.py"))
+#: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
+PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
+#: How functions that draw are called, and calls whose numbers are layout after so many arguments.
+DRAWS, LAYOUT = ("draw",), {"round": 1, "head": 0}
+BOOK = catalog.load()
+
+
+def functions(tree: ast.Module) -> Iterator[ast.AST]:
+    """All but the functions that draw."""
+    for node in tree.body:
+        if not (isinstance(node, ast.FunctionDef) and node.name.startswith(DRAWS)):
+            yield node
+
+
+def called(node: ast.Call) -> str:
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def numbers(node: ast.AST) -> Iterator[tuple[int, float]]:
+    """Line and value of each numeric literal; positions in a sequence and layout are none."""
+    if isinstance(node, ast.Subscript):
+        yield from numbers(node.value)
+        return
+    if isinstance(node, ast.Call) and called(node) in LAYOUT:
+        for part in (node.func, *node.args[: LAYOUT[called(node)]]):
+            yield from numbers(part)
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        yield node.lineno, float(node.value)
+    for child in ast.iter_child_nodes(node):
+        yield from numbers(child)
+
+
+def words(node: ast.AST, *, but: tuple[str, ...] = ("say",)) -> Iterator[str]:
+    """The strings of code, without those that name a message."""
+    if isinstance(node, ast.Call) and called(node) in but:
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        yield from words(child)
+
+
+def asked(trees: list[ast.Module], method: str) -> set[str]:
+    """The literal names that a method is called with."""
+    return {
+        str(node.args[0].value)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and called(node) == method
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+
+
+TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in PACK.folder.rglob("*.py")]
+ENGINE = [ast.parse((LIBRARY / name).read_text(encoding="utf-8")) for name in ("session.py", "runs/investigation.py")]
+NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_no_number_decides_in_a_judge(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [(line, n) for node in functions(tree) for line, n in numbers(node) if n not in PHYSICAL]
+    assert not found, f"{path.name}: put into docs/slo.md or docs/failure-modes.md"
+
+
+#: What decides beside the judges: the rest of the pack without its simulator, and the pack of the example.
+EXAMPLE = Path(__file__).parents[2] / "examples" / "procrastinate"
+DECIDING = sorted(
+    path
+    for folder in (PACK.folder, EXAMPLE)
+    for path in folder.rglob("*.py")
+    if not {"sandbox", "drills"} & {*path.relative_to(folder).parts}
+)
+
+
+def code(node: ast.AST) -> Iterator[ast.AST]:
+    """What is evaluated: all but annotations, imports and docstrings."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            text = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            if isinstance(child, ast.AST) and not text and not isinstance(child, ast.Import | ast.ImportFrom):
+                yield from code(child)
+
+
+def named(node: ast.AST) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+@pytest.mark.parametrize("path", DECIDING, ids=lambda p: p.stem)
+def test_a_judge_weighs_by_the_documents(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert "Signal" not in {named(node) for node in code(tree)}, f"{path.name}: `given.evidence` gives the signals"
+    renamed = [a for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names if a.name == "Signal"]
+    assert all(a.asname is None for a in renamed), f"{path.name}: Signal under another name"
+
+
+@pytest.mark.parametrize("path", DECIDING, ids=lambda p: p.stem)
+def test_no_failure_mode_is_named_in_code(path: Path) -> None:
+    texts = [n.value for n in code(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)]
+    found = [text for text in texts if isinstance(text, str) and "FM-" in text]
+    assert not found, f"{path.name}: what is seen is an observation; docs/failure-modes.md has the modes it speaks for"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "x = Signal('a', 1.0)",
+        "x = starmap(Signal, pairs)",
+        "x = finding.Signal(a, b)",
+        "def f(make=Signal): ...",
+        "x = [make for make in (Signal,)]",
+    ],
+)
+def test_the_guard_finds_signals_that_are_made(source: str) -> None:
+    assert "Signal" in {named(node) for node in code(ast.parse(source))}
+
+
+def test_the_guard_allows_what_only_names_the_type() -> None:
+    source = "from m import Signal\ndef f(a: Signal) -> tuple[Signal, ...]: ...\nx: list[Signal] = []"
+    assert "Signal" not in {named(node) for node in code(ast.parse(source))}
+
+
+def test_each_number_and_each_observation_is_read_somewhere() -> None:
+    assert not set(BOOK.numbers) - NAMED
+    codes = {word for file in (LIBRARY / "sources").glob("*.py") for word in words(ast.parse(file.read_text()))}
+    told = {name for name in BOOK.observations if name.partition(".")[0] in ("postgres", "jetstream")}
+    assert not {name for name in told if name.partition(".")[2] not in codes}
+    assert not set(BOOK.observations) - told - NAMED
+
+
+def test_what_is_read_is_there() -> None:
+    assert not asked(TREES, "number") - {*BOOK.numbers}
+    assert not asked(TREES, "evidence") - {*BOOK.observations}

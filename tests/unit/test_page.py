@@ -1,0 +1,181 @@
+"""The dossier's page: its timeline, and where its numbers are from."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from runbook_lib import messages
+from runbook_lib.archive import artifact, course, dossier, systems
+from runbook_lib.model.finding import say
+from runbook_lib.store import Archive
+from runbook_lib.view import render, timeline
+from runbook_lib.view.timeline import Lane, Mark, Series
+
+SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+START = pd.Timestamp("2026-11-27T13:00:00Z")
+
+
+def at(minute: float) -> pd.Timestamp:
+    return START + pd.Timedelta(minutes=minute)
+
+
+def verdict(begin: float, waiting: list[float | None], status: str = "CRITICAL", **more: Any) -> dict[str, Any]:
+    past = {"since": at(begin).isoformat(), "step_s": 60.0, "waiting": waiting, "came": [], "gone": [], "limit": 50.0}
+    said = {"status": status, "stuck_at": None, "hops": [{"name": "relay", "past": past}], "failure_modes": []}
+    ends = at(begin + len(waiting)).isoformat()
+    return {"started": ends, "as_of": ends, "sections": ["3"], "verdict": said | {"ended": None}} | more
+
+
+def lanes(*verdicts: dict[str, Any], **more: Any) -> dict[str, Lane]:
+    parts: dict[str, Any] = {"entries": (), "actions": (), "notes": (), "findings": ()} | more
+    return {lane.name: lane for lane in course.lanes(verdicts=verdicts, lang="en", **parts)}
+
+
+def test_later_runs_complete_a_series_and_what_nobody_read_stays_unknown() -> None:
+    lane = lanes(verdict(0, [1.0, 2.0, None]), verdict(1, [7.0]), verdict(9, [0.0]))["outbox relay: waiting"]
+    (series,) = lane.series
+    assert [(b, v) for b, _, v in series.values] == [(at(0), 1.0), (at(1), 7.0), (at(9), 0.0)]
+    assert list(lane.covered) == [(at(0), at(2)), (at(9), at(10))]
+
+
+def test_zero_is_drawn_and_no_data_is_hatched() -> None:
+    known = Series("waiting", "waiting", ((at(0), at(1), 0.0), (at(1), at(2), 4.0), (at(5), at(6), 0.0)))
+    page = timeline.html([Lane("relay", series=(known,)), Lane("locks", known=())], at(0), at(10), "en")
+    assert page.count("<polyline") == 2, "interrupted where nothing is known"
+    covered = [(float(a), float(b)) for a, b in re.findall(r'class="known" data-t="([\d.]+)" data-u="([\d.]+)"', page)]
+    assert covered == [(0.0, 120.0), (300.0, 360.0)]
+    bottom = re.findall(r'data-p="60.0,([\d.]+) ', page) + re.findall(r'data-p="360.0,([\d.]+) ', page)
+    assert len(set(bottom)) == 1 and page.count("url(#rb-none)") == 2
+    assert '<td class="n">0</td>' in page and page.count("<tr>") == 2 + 3, "a table for the chart"
+
+
+def test_the_course_of_an_incident() -> None:
+    done = {"action": "restart", "result": "done", "verified": True, "why": {"en": "-"}, "effect": {"en": "it flows"}}
+    found = lanes(
+        verdict(0, [9.0], onset=at(0.5).isoformat()),
+        verdict(2, [0.0], status="OK"),
+        actions=[done | {"time": at(1).isoformat()}, done | {"time": at(1).isoformat(), "result": "begun"}],
+        notes=[{"time": at(0).isoformat(), "who": "alert", "text": "OutboxLagging firing"},
+               {"time": at(1).isoformat(), "who": "aoki", "text": "called"}],
+        entries=[{"parameters": {"detected_at": at(0).isoformat()}}],
+    )  # fmt: skip
+    assert [m.text for m in found["Alerts"].marks] == ["OutboxLagging firing", "detected"]
+    assert [(m.at, m.status) for m in found["Actions"].marks] == [(at(1), "OK")]
+    assert [m.text for m in found["Notes"].marks] == ["aoki: called"]
+    assert [(m.at, m.status) for m in found["Onset, recovery"].marks] == [(at(0.5), "CRITICAL"), (at(3), "OK")]
+    since, until = course.span([*found.values()]) or (at(9), at(9))
+    assert since < at(3) - course.MIN_SPAN and at(3) < until < at(4)
+
+
+@pytest.mark.parametrize(("text", "numbers"), [
+    ("595 rows are due for up to 610 s, FM-NOTI-06 since 2026-11-27T13:19:27Z", ["595", "610"]),
+    ("処理対象 1,595 件(最古 0.5 秒)", ["1,595", "0.5"]),
+    ("<b>nothing</b>", []),
+])  # fmt: skip
+def test_numbers_are_marked_and_the_text_is_escaped(text: str, numbers: list[str]) -> None:
+    marked = render.mark_numbers(text)
+    assert re.findall(r"<b>([\d,.]+)</b>", marked) == numbers
+    assert html.unescape(re.sub(r"<b>|</b>", "", marked)) == text
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_command(lang: str, tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    page = dossier.page(Archive(str(tmp_path), "sample"), lang)
+    entries = [json.loads(line) for line in (SAMPLE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    digests = {d[:12] for e in entries for n, d in e["sha256"].items() if n.startswith("evidence/2")}
+    shown = re.findall(r'<div class="rb-finding".*?</details>\n', page, re.DOTALL)
+    assert len(shown) == 15
+    for finding in (f for f in shown if "<b>" in f):
+        rows = re.findall(r'<tr><td>(.+?)</td><td>(.+?)</td><td class="n">[\d,]+</td>', finding)
+        assert rows, finding
+        assert set(re.findall(r'<code title="SHA-256">(\w+)</code>', finding)) <= digests and "data-copy" in finding
+        assert re.search(r"runbook run [\d.]+ --target default --incident sample", finding)
+    assert len(page.encode()) < 1_500_000 and not re.search(r"(?:src|href)=.(?:https?:)?//", page)
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+
+
+def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    (changed,) = (tmp_path / "sample").glob("*-4.1-*.ipynb")
+    changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
+    page = dossier.page(Archive(str(tmp_path), "sample"), "en")
+    assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page
+
+
+def test_a_mark_at_the_edge_stays_in_the_drawing() -> None:
+    late = Mark(at(12), "later", until=None)
+    held = Mark(at(-5), "held", "WARNING", until=at(1))
+    page = timeline.html([Lane("locks", (late, held))], at(0), at(10), "ja")
+    assert "later" not in page and 'data-t="0.0" data-u="60.0"' in page
+    assert messages.text(say("timeline.no_data"), "ja") in page
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (new_output("stream", text="a < b\x1b[31m red\x1b[0m"), '<pre class="printed">a &lt; b red</pre>'),
+        (
+            new_output("error", ename="KeyError", evalue="'x'", traceback=["\x1b[0;31mKeyError\x1b[0m", "'x'"]),
+            '<pre class="printed">KeyError\n&#39;x&#39;</pre>',
+        ),
+        (new_output("display_data", {"text/html": "<b>1</b>", "text/plain": "1"}), "<b>1</b>"),
+        (
+            new_output("display_data", {"image/png": "AA==\n", "text/plain": "<Figure>"}, metadata={}),
+            '<img src="data:image/png;base64,AA==" alt="&lt;Figure&gt;">',
+        ),
+        (
+            new_output("display_data", {"image/png": "AA=="}, metadata={"image/png": {"alt": "rows over time"}}),
+            'alt="rows over time"',
+        ),
+        (new_output("display_data", {"text/markdown": "*so*"}), "<em>so</em>"),
+        (new_output("execute_result", {"text/plain": "<object>"}), '<pre class="printed">&lt;object&gt;</pre>'),
+        (new_output("display_data", {"text/html": "<p>x</p><script src='http://h/s'></script>"}), "<p>x</p>\n"),
+    ],
+)
+def test_each_output_is_shown_in_its_most_telling_form(output: nbformat.NotebookNode, shown: str) -> None:
+    page = artifact.html(new_notebook(cells=[new_code_cell("", outputs=[output])]), "", "en")
+    assert shown in page
+    assert "\x1b" not in page and "<script" not in page
+
+
+def test_text_and_code_of_a_notebook() -> None:
+    cells = [
+        new_markdown_cell("# A\n\n[b](../docs/c.md) [d](https://e) `f`\n\n| g |\n|-|\n| h |"),
+        new_code_cell("i < j"),
+    ]
+    page = artifact.html(new_notebook(cells=cells), "", "en")
+    assert "<h1>A</h1>" in page and "<td>h</td>" in page
+    assert '<p>b <a href="https://e">d</a> <code>f</code></p>' in page
+    assert '<pre class="source">i &lt; j</pre>' in page
+
+
+def test_the_page_of_many_systems_lists_the_worst_first(tmp_path: Path) -> None:
+    well: dict[str, Any] = {"status": "OK", "stuck_at": None, "failure_modes": [], "undecided": [], "hops": []}
+    well |= {"confidence": "high"}
+    stuck = well | {"status": "CRITICAL", "stuck_at": "relay"}
+
+    def came(target: str, problem: str = "", verdict: dict[str, Any] | None = None) -> dict[str, Any]:
+        document = {"target": target, "incident": f"M-{target}", "status": verdict["status"] if verdict else "UNKNOWN"}
+        index = "somewhere" if verdict else None
+        return {"document": document | ({"verdict": verdict} if verdict else {}), "index": index, "problem": problem}
+
+    ended = [came("b", verdict=well), came("c", verdict=stuck), came("a", verdict=well), came("d", "<lost>")]
+    place = systems.write(str(tmp_path), "M", ended, 9, "en")
+    page = Path(place).read_text()
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
+    assert [re.sub("<.*?>", "", target) for _, target, _ in rows] == ["c", "d", "a", "b"]
+    assert "Stuck at outbox relay" in rows[0][2] and "&lt;lost&gt;" in rows[1][2]
+    assert '<a href="../M-c/index.html">' in rows[0][1] and "<a" not in rows[1][1]
+    assert "4 of 9 ended" in page and (tmp_path / "M" / "systems.html") == Path(place)

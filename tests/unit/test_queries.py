@@ -1,0 +1,44 @@
+"""What the packs say that each step asks, against what recordings say was asked."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+
+from runbook_lib import catalog, pack, questions, recording
+from runbook_lib.recording import SUFFIX
+from runbook_lib.view.queries import FILE, psql, queries_of
+
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+#: What a step may ask that no recording has, since an earlier step of its section asked it.
+SHARED = {"4.1.2": {"alive/delivery"}}
+
+
+def test_each_step_says_what_it_asks() -> None:
+    """All that was ever asked, and nothing that never was; a connection is no query."""
+    asked: dict[str, set[str]] = defaultdict(set)
+    for path in RECORDINGS.glob(f"*{SUFFIX}"):
+        if path.name.startswith("policy-"):
+            continue
+        for run in recording.read(path).runs.values():
+            for finding in run.stored:
+                names = {(q["source"], q["name"]) for q in finding["questions"]} - {("postgres", "connect")}
+                asked[finding["step"]] |= {n if s == "postgres" else f"{s} {n}" for s, n in names}
+    own = pack.active_runbook().packs[0]
+    declared = tomllib.loads((own.folder / FILE).read_text(encoding="utf-8"))
+    assert {step: sorted(names) for step, names in asked.items() if names} == {
+        step: sorted({*names} - SHARED.get(step, set())) for step, names in declared.items() if asked[step]
+    }
+    assert declared.keys() <= {s.id for section in catalog.load().sections.values() for s in section.steps}
+
+
+def test_a_query_is_shown_whole_and_ready_for_psql() -> None:
+    shown = queries_of("4.1.1", "en")
+    (backlog,) = [q for q in shown.sql if q.name == "notifications/backlog"]
+    assert "cost: index" in shown.folded() and "`oldest_due_s` s" in shown.folded()
+    assert psql(backlog).endswith(f"{backlog.sql};") and backlog.sql in repr(shown)
+    assert list(shown.frame["name"]) == [q.name for q in shown.sql]
+    assert r"\set since" in psql(questions.query("outbox/unprocessed"))
+    assert "psql" not in repr(shown) and len(queries_of("3.5", "ja")) == 0
+    assert "3.5" in repr(queries_of("3.5", "ja"))

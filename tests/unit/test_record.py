@@ -1,0 +1,167 @@
+"""A notebook carries its findings: what is written is what is read back."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook_lib import messages
+from runbook_lib.model.finding import (
+    EvidenceChange,
+    Finding,
+    Hop,
+    Proposal,
+    RankedMode,
+    Reason,
+    ScoreReason,
+    SentQuery,
+    Signal,
+    Status,
+    Text,
+    Threshold,
+    Value,
+    Verdict,
+    replace,
+    say,
+    unknown,
+)
+from runbook_lib.view import record, render
+
+FINDING = Finding(
+    "4.1.1",
+    Status.UNKNOWN,
+    say("unknown.timeout", source="postgres", detail="late"),
+    Reason.TIMEOUT,
+    values=(Value("backlog.due", 7, "rows", Threshold("backlog.due", "rows", 50, 500, origin="docs/slo.md")),),
+    notes=(say("unknown.not_run"),),
+    signals=(Signal("relay", -0.5), Signal("FM-OB-01", 0.5)),
+    hops=(Hop("relay", 1.0, None, 2, 3.5, "pod"),),
+    proposals=(Proposal("logs", "kubectl logs", "5.1", {"name": "x"}),),
+    next_sections=("4.3",),
+    frames={"now": pd.DataFrame({"due": [7], "at": [pd.Timestamp("2026-01-01T00:00:00Z")]})},
+    show=("now",),
+    queries=(SentQuery("postgres", "q", "SELECT 1", 1.5, 1, 8.0, ""),),
+)
+
+
+def test_a_finding_survives_json() -> None:
+    stored = json.loads(json.dumps(record.finding(FINDING)))
+    back = record.finding_from_json(stored)
+    assert record.finding(back) == stored
+    assert (back.status, back.reason, back.signals, back.hops) == (
+        FINDING.status,
+        FINDING.reason,
+        FINDING.signals,
+        FINDING.hops,
+    )
+    for lang in messages.LANGUAGES:
+        assert messages.text(back.headline, lang) == messages.text(FINDING.headline, lang)
+    pd.testing.assert_frame_equal(back.frames["now"], FINDING.frames["now"], check_dtype=False)
+
+
+columns = st.one_of(
+    st.lists(st.integers(-(2**53), 2**53), min_size=1, max_size=5),
+    st.lists(st.floats(allow_nan=True, allow_infinity=False), min_size=1, max_size=5),
+    st.lists(st.one_of(st.none(), st.text()), min_size=1, max_size=5),
+    st.lists(st.booleans(), min_size=1, max_size=5),
+)
+
+
+@given(columns)
+def test_a_frame_survives_json(values: list[object]) -> None:
+    frame = pd.DataFrame({"x": pd.Series(values, dtype=object).infer_objects()})
+    stored = json.loads(json.dumps(record.frame_to_json(frame), allow_nan=False))
+    back = record.frame_from_json(stored)
+    assert record.frame_to_json(back) == stored
+    missing = [v is None or v != v for v in values]
+    assert [bool(m) for m in back["x"].isna()] == missing
+
+
+def test_an_index_of_times_survives() -> None:
+    index = pd.date_range("2026-01-01", periods=3, freq="min", tz="UTC", name="minute")
+    frame = pd.DataFrame({"n": [1, 2, 3]}, index=index)
+    back = record.frame_from_json(json.loads(json.dumps(record.frame_to_json(frame))))
+    assert list(back.index) == list(index) and back.index.name == "minute"
+
+
+def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() -> None:
+    frame = pd.DataFrame({"last_error": ["<script>alert(1)</script>"]})
+    nasty = Finding("4.1.1", Status.OK, say("unknown.error", detail="<b>"), frames={"f": frame}, show=("f",))
+    for lang in messages.LANGUAGES:
+        page = render.Card(nasty, "t", lang)._repr_mimebundle_()["text/html"]
+        assert "<script>" not in page and "<b>&lt;b&gt;" not in page
+        assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("alive", [None, "pod", say("alive.not_bound"), say("alive.silent", s=12.4)])
+def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> None:
+    """In the language of whoever reads, also of a finding read back; a name, as old dossiers have it, stays one."""
+    stored = json.loads(json.dumps(record.finding(replace(FINDING, hops=(Hop("subscriber", alive=alive),)))))
+    back = record.finding_from_json(stored)
+    assert record.finding(back) == stored
+    verdict = Verdict(Status.OK, None, "high", hops=back.hops)
+    seen = json.loads(json.dumps(record.verdict(verdict)))  # as a dossier's page has it
+    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
+    for lang, word in (("en", "alive"), ("ja", "稼働")):
+        shown = messages.text(alive, lang) if isinstance(alive, Text) else alive
+        head, row = render.strip_lines(verdict, lang)
+        assert head.endswith(word) and row.endswith(shown or "·")
+        page = render.html(
+            "conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost
+        )
+        assert (f"<small>{shown}</small>" in page) is (alive is not None)
+
+
+WHY = (
+    ScoreReason("observed", ("3.2", "4.1.1"), "delivery.stopped", 0.9, say("backlog.empty")),
+    ScoreReason("observed", ("4.1.4",), "", -0.4, say("backlog.empty")),
+    ScoreReason("excludes", ("4.3.2",), "backlog.sends", 0.0, say("backlog.empty")),
+    ScoreReason("unseen", ("4.3.2",), "postgres", 0.0, say("unknown.not_run", step="4.3.2")),
+    ScoreReason("elsewhere", (), "database", 0.6, say("hop.database")),
+)
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossier_and_terminal(lang: str) -> None:
+    verdict = Verdict(Status.CRITICAL, "database", "low", (RankedMode("FM-NOTI-06", 0.32, WHY),))
+    seen = json.loads(json.dumps(record.verdict(verdict)))
+    mode = seen["failure_modes"][0]
+    lines = render.why_lines(mode, lang)
+    assert len(lines) == len(WHY) and "None" not in "".join(lines)
+    assert lines[0].startswith("+0.90 delivery.stopped") and "3.2, 4.1.1" in lines[0]
+    assert messages.text(say("backlog.empty"), lang) in lines[1] and lines[1].startswith("-0.40")
+    assert [line in "\n".join(render.failure_mode_lines(seen, lang)) for line in lines] == [True] * len(lines)
+    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
+    page = render.html("conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost)
+    assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
+    old = seen | {"failure_modes": [{k: v for k, v in mode.items() if k != "because"}]}  # of an older dossier
+    assert render.failure_mode_lines(old, lang)[1:] == [render.failure_mode_lines(seen, lang)[1]]
+
+
+@pytest.mark.parametrize("lang", messages.LANGUAGES)
+def test_what_would_change_the_verdict_is_told_with_step_weight_and_number(lang: str) -> None:
+    silence = Value("delivery.silence", 64.0, "s", Threshold("delivery.silence", "s", 5, 15))
+    gone = EvidenceChange("delivery.stopped", False, 0.41, 0.9, ("4.1.1",), (), silence, 5.0)
+    other = EvidenceChange("delivery.refused", True, 0.3, 0.85, ("4.1.1",), ("FM-NOTI-03",))
+    modes = (RankedMode("FM-NOTI-06", 0.9, changes=(gone,)), RankedMode("FM-NOTI-03", 0.2, changes=(gone, other)))
+    verdict = Verdict(
+        Status.CRITICAL, "receiver", "low", modes, places=(RankedMode("receiver", 0.6, changes=(other,)),)
+    )
+    place, first, second = (
+        line for line in render.failure_mode_lines(record.verdict(verdict), lang) if "delivery." in line
+    )
+    assert "delivery.refused" in place and "FM-NOTI-03 " in place, "what it would be instead, in words"
+    assert "delivery.silence" in first and "< 5 s" in first and "0.41" in first
+    assert "delivery.stopped" in second and "delivery.refused" in second and "0.3" in second
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_the_reason_of_an_unknown_is_told_in_the_readers_language(reason: Reason) -> None:
+    finding = unknown("4.1.1", reason, say("unknown.not_run"))
+    assert f"UNKNOWN ({reason.value}): " in render.finding_line(finding, "en")
+    assert not re.search(r"\([a-z_]+\)", render.finding_line(finding, "ja"))

@@ -1,0 +1,136 @@
+"""The door between frames and judges: what is there is of its type, what is not is the default."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steps import make_given, words
+
+from runbook_lib import pack, queries, rows
+from runbook_lib.checks.check import Check
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, Threshold, Value, judged, say
+from runbook_lib.model.unread import UnreadError
+
+TIMES = st.datetimes(timezones=st.just(None)).map(lambda t: pd.Timestamp(t, tz="UTC"))
+
+
+class Batch(rows.Row):
+    """A kind with one field of each type."""
+
+    name: str = ""
+    n: int = 0
+    took_s: float | None = None
+    at: pd.Timestamp | None = None
+    whole: bool = False
+
+
+BATCHES = st.builds(
+    Batch,
+    name=st.text(),
+    n=st.integers(-(2**53), 2**53),
+    took_s=st.none() | st.floats(allow_nan=False),
+    at=st.none() | TIMES,
+    whole=st.booleans(),
+)
+
+
+@given(st.lists(BATCHES, max_size=5))
+def test_what_goes_out_as_a_frame_comes_back(batches: list[Batch]) -> None:
+    assert rows.each(rows.frame(batches, Batch), Batch) == batches
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame(), pd.DataFrame(columns=["name", "n"])])
+def test_no_row_is_a_row_of_defaults(frame: pd.DataFrame) -> None:
+    assert rows.each(frame, Batch) == [] and rows.first(frame, Batch) is None
+    assert rows.one(frame, Batch) == Batch()
+
+
+def test_what_was_not_read_is_no_zero() -> None:
+    assert rows.each(None, Batch) == [] and rows.first(None, Batch) is None
+    unread = rows.one(None, Batch)
+    assert (unread.name, unread.took_s, unread.at) == ("", None, None), "what may be unknown says so by its type"
+    uses: list[Callable[[], object]] = [
+        lambda: unread.n + 1, lambda: 1 - unread.n, lambda: unread.n or 0, lambda: unread.n > 0, lambda: unread.n == 0,
+        lambda: max(unread.n, 0), lambda: sum([unread.n]), lambda: float(unread.n), lambda: f"{unread.n:.0f}",
+        lambda: str(unread.n), lambda: round(unread.n), lambda: not unread.whole, lambda: bool(unread.whole),
+        lambda: {unread.n: 1}, lambda: unread.n in (0, 1), lambda: np.float64(1) * unread.n, lambda: abs(unread.n),
+    ]  # fmt: skip
+    for use in uses:
+        with pytest.raises(UnreadError, match=r"Batch\."):
+            use()
+
+
+def test_what_was_not_read_is_shown_as_unknown_and_compared_as_unknown() -> None:
+    unread = rows.one(None, Batch)
+    limit = Threshold("n", "rows", warning=0, critical=5)
+    assert Value("n", unread.n, "rows", limit).status is Status.UNKNOWN
+    assert limit.status(unread.n) is Status.UNKNOWN and not limit.reached(unread.n)
+    assert Hop("relay", waiting=unread.n).waiting is None and say("x", n=unread.n).params == {"n": None}
+    assert rows.frame([unread], Batch)["n"].isna().all()
+
+
+def test_a_judge_that_needs_what_was_not_read_is_undecided() -> None:
+    def judge(frames: Frames, given: JudgeInput) -> Finding:
+        few = rows.one(frames.get("batch"), Batch).n < 1
+        return judged(say("unknown.no_data", detail=""), at_least=Status.OK if few else Status.WARNING)
+
+    found = Check("4.1.1", lambda rb: {}, judge).finding({}, make_given())
+    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+    assert words(found) == "cannot decide: Batch.n was not read"
+
+
+def test_what_is_missing_is_the_default_and_other_columns_are_not_looked_at() -> None:
+    frame = pd.DataFrame({"n": [3.0, None], "at": [pd.NaT, "2025-01-31T03:00:00+09:00"], "other": [object(), None]})
+    first, second = rows.each(frame, Batch)
+    assert first == Batch(n=3) and isinstance(first.n, int)
+    assert second == Batch(at=pd.Timestamp("2025-01-30T18:00:00Z"))
+
+
+def test_one_column_is_read_alone_and_what_is_not_there_is_none() -> None:
+    frame = pd.DataFrame({"n": [3.0, 4.0], "gone": [None, 1.0], "at": ["2025-01-31T03:00:00+09:00", None]})
+    assert rows.value(frame, "n", int) == 3 and isinstance(rows.value(frame, "n", int), int)
+    assert rows.value(frame, "at", pd.Timestamp) == pd.Timestamp("2025-01-30T18:00:00Z")
+    absent: list[tuple[pd.DataFrame | None, str]] = [(None, "n"), (frame.head(0), "n"), (frame, "gone"), (frame, "x")]
+    assert all(rows.value(f, column, float) is None for f, column in absent)
+
+
+def test_a_time_without_a_zone_is_utc() -> None:
+    assert rows.one(pd.DataFrame({"at": [pd.Timestamp("2025-01-31 03:00")]}), Batch).at == pd.Timestamp(
+        "2025-01-31T03:00:00Z"
+    )
+
+
+# The pack's.
+
+PACK = pack.active_runbook().packs[0]
+for file in PACK.folder.rglob("[!_]*.py"):
+    importlib.import_module(".".join((PACK.module, *file.relative_to(PACK.folder).with_suffix("").parts)))
+
+
+def kinds(of: type[rows.Row] = rows.Row) -> Iterator[type[rows.Row]]:
+    for kind in of.__subclasses__():
+        if kind.__module__.startswith(PACK.module):
+            yield kind
+        yield from kinds(kind)
+
+
+KINDS = {kind.__name__: kind for kind in kinds()}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_a_kind_of_row_has_a_default_for_each_field_and_columns_of_its_question(kind: type[rows.Row]) -> None:
+    kind()
+    if hasattr(kind, "QUESTION"):
+        assert not {field.name for field in fields(kind)} - {*queries.query(kind.QUESTION).columns}
+
+
+def test_each_kind_of_row_has_a_name_of_its_own() -> None:
+    assert len(KINDS) == len(list(kinds()))

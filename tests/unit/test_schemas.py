@@ -1,0 +1,68 @@
+"""The published schemas are sound, are used where their documents are made, and refuse what is not such a document."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from schemas import FILES, FOLDER, NAMES, VERSION, problems, schema, valid, valid_dossier
+
+SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+
+
+#: What an example has and a document may lack.
+OPTIONAL = {("run", "seal"), ("receiver", "problems"), *(("finding", key) for key in ("unseen", "shaped_by", "at"))}
+#: Whose keys are data, or anybody's.
+OPEN = {"evidence", "policy", "message"}
+
+
+@pytest.mark.parametrize("name", ["common", *NAMES])
+def test_each_is_a_schema_of_its_version(name: str) -> None:
+    found = schema(name)
+    Draft202012Validator.check_schema(found)
+    assert found["$id"] == f"{name}{VERSION}" and found["title"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_takes_its_examples_and_nothing_that_is_broken(name: str) -> None:
+    nothings: list[Any] = [None, 7, "OK", [[]], [7], {}]
+    for nothing in nothings:
+        assert problems(nothing, name), nothing
+    for example in schema(name)["examples"]:
+        valid(example, name)
+        inside = example[0] if isinstance(example, list) else example
+        for key, value in inside.items():
+            wrong = [inside | {key: [{"no": "such"}]}]
+            wrong += [{k: v for k, v in inside.items() if k != key}] if (name, key) not in OPTIONAL else []
+            wrong += [inside | {f"{key}_": value}] if name not in OPEN else []
+            for broken in wrong:
+                assert problems([broken] if isinstance(example, list) else broken, name), broken
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_used_where_its_document_is_made(name: str) -> None:
+    used = (p.read_text(encoding="utf-8") for p in Path(__file__).parents[1].rglob("*.py"))
+    assert name in FILES.values() or any(re.search(rf'\bvalid\(.*"{name}"\)', text) for text in used)
+
+
+def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:
+    valid_dossier(SAMPLE)
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    for pattern in ("manifest.jsonl", "*-verdict-*.json", "evidence/2*.json", "*.ipynb"):
+        path = next((tmp_path / "sample").glob(pattern))
+        text = path.read_text(encoding="utf-8")
+        assert '"CRITICAL"' in text
+        path.write_text(text.replace('"CRITICAL"', '"BAD"'), encoding="utf-8")
+        with pytest.raises(AssertionError, match="BAD"):
+            valid_dossier(tmp_path / "sample")
+        path.write_text(text, encoding="utf-8")
+
+
+def test_the_documents_name_each() -> None:
+    """Whoever looks for a document's schema finds it in the table of docs/operations.md."""
+    text = (FOLDER.parent / "operations.md").read_text(encoding="utf-8")
+    assert {f"schemas/{n}{VERSION}" for n in NAMES} <= set(re.findall(r"\((schemas/[\w.]+)\)", text))

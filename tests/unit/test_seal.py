@@ -1,0 +1,565 @@
+"""The seal: eight attacks at every line are found up to the last checkpoint; honest histories raise no alarm."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import effort
+import pytest
+import sample
+from hypothesis import HealthCheck, assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from runbook_lib import catalog
+from runbook_lib.archive import rejudge, seal
+from runbook_lib.archive.seal import ChainHead, Report, chain_head, check
+from runbook_lib.catalog import Limits
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import Judge
+from runbook_lib.cli import main
+from runbook_lib.context import JudgeInput
+from runbook_lib.model.finding import Finding, Frames, Status
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, digest, entry_of
+from runbook_lib.usage import UsageError
+
+Verify = Callable[..., tuple[int, str, str]]
+
+#: Artifacts, actions and notes of the dossier that is attacked.
+COUNT = 4
+
+
+def fill(archive: Archive, count: int = COUNT, mark: str = "") -> list[ChainHead]:
+    """A dossier with lines in each journal; its head after each artifact, action and note."""
+    archive.prepare()
+    seen = []
+    for n in range(count):
+        name = f"2026010{n + 1}T000000Z-4.1-OK{mark}"
+        archive.append(
+            {"name": name, "started": f"2026-01-0{n + 1}T00:00:00Z"},
+            {f"{name}.ipynb": f"notebook {n}{mark}".encode(), f"evidence/{name}.json": b"{}"},
+        )
+        archive.add_line(ACTION_LOG, {"action": f"a{n}{mark}"})
+        archive.add_line(NOTES, {"text": f"n{n}{mark}"})
+        seen.append(chain_head(archive))
+    return seen
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(str(tmp_path / "out"), "INC-1")
+
+
+def rewritten(archive: Archive, log: str, lines: list[dict[str, Any]]) -> None:
+    """Write a journal anew, with a chain and digests that are right: whoever may write there can."""
+    content, last = b"", None
+    for line in lines:
+        sha256 = {name: digest(archive.read(name)) for name in line.get("sha256", {})}
+        entry = line | {"previous": last} | ({"sha256": sha256} if sha256 else {})
+        sealed = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+        content, last = content + sealed + b"\n", digest(sealed)
+    archive.write(log, content)
+
+
+# The attacks: each on one line (from 0) of one journal, leaving chain and digests in order wherever that can be done.
+
+
+def cut_off(archive: Archive, log: str, line: int) -> None:
+    rewritten(archive, log, archive.lines(log)[:line])
+
+
+def rewrite(archive: Archive, log: str, line: int) -> None:
+    lines = archive.lines(log)
+    lines[line] |= {"text": "all was well"}
+    rewritten(archive, log, lines)
+
+
+def swap(archive: Archive, log: str, line: int) -> None:
+    lines = archive.lines(log)
+    for name in lines[line].get("sha256", {}):
+        archive.write(name, b"another content")
+    lines[line] |= {"swapped": True} if log != MANIFEST else {}
+    rewritten(archive, log, lines)
+
+
+def swap_alone(archive: Archive, log: str, line: int) -> None:
+    archive.write(next(iter(archive.lines(MANIFEST)[line]["sha256"])), b"another content")
+
+
+def delete(archive: Archive, log: str, line: int) -> None:
+    archive._remove(log)
+
+
+def add(archive: Archive, log: str, line: int) -> None:
+    """A file with a line of its own, at a place of the attacker's choice."""
+    archive.write("added.ipynb", b"x")
+    lines = archive.lines(log)
+    lines.insert(line, {"name": "added", "sha256": {"added.ipynb": ""}})
+    rewritten(archive, log, lines)
+
+
+def backdate(archive: Archive, log: str, line: int) -> None:
+    lines = archive.lines(log)
+    lines[line] |= {"started": "2025-01-01T00:00:00Z"}
+    rewritten(archive, log, lines)
+
+
+def fork(archive: Archive, log: str, line: int) -> None:
+    """Up to the line as it was, from there another history of the same length."""
+    lines = archive.lines(log)
+    rewritten(archive, log, [*lines[:line], *(entry | {"branch": 2} for entry in lines[line:])])
+
+
+def replay(archive: Archive, log: str, line: int) -> None:
+    """The journal and files of another incident, as long and as whole, in the place of this one's."""
+    other = Archive(archive.output, "INC-2")
+    fill(other, mark=".b")
+    own, theirs = archive.lines(log), other.lines(log)
+    for entry in theirs[line:]:
+        for name in entry.get("sha256", {}):
+            archive.write(name, other.read(name))
+    rewritten(archive, log, [*own[:line], *theirs[line:]])
+
+
+ATTACKS: list[Callable[[Archive, str, int], None]] = [
+    cut_off, rewrite, swap, delete, add, backdate, fork, replay,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[ChainHead]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fill(Archive(str(folder), "INC-1"))
+
+
+@pytest.fixture
+def victim(whole: tuple[Path, list[ChainHead]], tmp_path: Path) -> tuple[Archive, list[ChainHead]]:
+    shutil.copytree(whole[0], tmp_path / "out")
+    return Archive(str(tmp_path / "out"), "INC-1"), whole[1]
+
+
+@pytest.mark.parametrize("log", SEALED)
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.__name__)
+@pytest.mark.parametrize("line", range(COUNT))
+def test_an_attack_is_found_up_to_the_last_checkpoint(
+    victim: tuple[Archive, list[ChainHead]], attack: Callable[[Archive, str, int], None], log: str, line: int
+) -> None:
+    archive, seen = victim
+    attack(archive, log, line)
+    assert archive.problems() == [], "the chain alone is meant to show nothing"
+    at = 0 if attack is delete else line
+    for last in range(COUNT):
+        report = check(archive, seen[: last + 1])
+        if last >= at:
+            assert report.changed, f"checkpoint {last + 1} does not find it"
+            assert all(str(s) in {t.params["seal"] for t in report.changed} for s in seen[at : last + 1])
+        else:
+            assert not report.changed
+            assert report.uncovered or attack in (cut_off, delete), "lines without a checkpoint are reported"
+        # What came before the attack stays attested, and nothing beyond it does.
+        assert report.covered == (min(at, last + 1),) * len(SEALED)
+
+
+def test_without_a_checkpoint_nothing_is_called_unchanged(victim: tuple[Archive, list[ChainHead]]) -> None:
+    archive, seen = victim
+    report = check(archive)
+    assert not report.changed and report.covered == (0, 0, 0)
+    assert [(t.params["log"], t.params["first"], t.params["last"]) for t in report.uncovered] == [
+        (log, 1, COUNT) for log in SEALED
+    ]
+    assert check(archive, seen[-1:]) == Report(seen[-1], (COUNT,) * 3, (), ())
+
+
+@pytest.mark.parametrize("line", range(COUNT))
+def test_a_file_changed_alone_is_found_by_the_chain(victim: tuple[Archive, list[ChainHead]], line: int) -> None:
+    swap_alone(victim[0], MANIFEST, line)
+    assert [t.key for t in check(victim[0], victim[1][-1:]).changed] == ["seal.changed"]
+
+
+def test_a_file_that_no_line_names_is_named(victim: tuple[Archive, list[ChainHead]]) -> None:
+    archive, seen = victim
+    for name in ("20260101T000000Z-3-OK.ipynb", "evidence/more.json"):
+        archive.write(name, b"x")
+    for made in ("index.html", "postmortem.md", "postmortem.md.bak-20260101T000000Z", "postmortem.html"):
+        archive.write(made, b"made anew, or by people")
+    archive.reserve("20260105T000000Z-4.1")
+    found = check(archive, seen[-1:])
+    assert found.changed == ()
+    assert [(t.key, t.params["name"]) for t in found.uncovered] == [
+        ("seal.unnamed", "20260101T000000Z-3-OK.ipynb"),
+        ("seal.unnamed", "evidence/more.json"),
+    ]
+
+
+def test_a_dossier_that_is_gone_is_found(victim: tuple[Archive, list[ChainHead]]) -> None:
+    archive, seen = victim
+    assert archive.local
+    shutil.rmtree(archive.local)
+    assert {t.key for t in check(archive, seen[-1:]).changed} == {"seal.none", "seal.cut"}
+
+
+@pytest.mark.parametrize("line", [b"[]", b"{}", b"null", b"\xff", b'{"sha256": 7}', b'{"sha256": null}', b""])
+def test_a_line_that_is_none_of_ours_is_a_finding(victim: tuple[Archive, list[ChainHead]], line: bytes) -> None:
+    archive, seen = victim
+    archive.write(MANIFEST, archive.read(MANIFEST) + line + b"\n")
+    report = check(archive, seen[-1:])
+    assert report.changed and report.covered == (COUNT,) * 3
+
+
+# Heads in words --------------------------------------------------------------------------------------------
+
+
+def test_a_head_is_one_word_and_is_found_in_any_text() -> None:
+    told = ChainHead("INC-1.a_b", (57, 2, 0), "0123456789abcdef" * 2)
+    text = str(told)
+    assert not set(text) & set(" '\"$&;|<>*?#~`\\"), "a shell takes it as it stands"
+    assert seal.find_seals(f"**{text}**, <code>{text}</code> {text}. {text[:-1]} {text}0") == [told] * 3
+
+
+def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
+    ours = ChainHead("INC-1", (1, 0, 0), "a" * 32)
+    later, other = replace(ours, lines=(2, 0, 0)), replace(ours, incident="INC-2")
+    (tmp_path / "mail.txt").write_text(f"Subject: late\n\n{ours}\n{later}\n{other}\nhttp://127.0.0.1/\n")
+    assert seal.read_checkpoints("INC-1", str(ours)) == [ours]
+    assert seal.read_checkpoints("INC-1", str(tmp_path / "mail.txt")) == [ours, later]
+    with pytest.raises(UsageError, match=r"contains no seal of INC-3; it contains seals of INC-1, INC-2"):
+        seal.read_checkpoints("INC-3", str(tmp_path / "mail.txt"))
+    with pytest.raises(UsageError, match="the seal is not complete"):
+        seal.read_checkpoints("INC-1", str(ours)[:-1])
+    with pytest.raises(UsageError, match=r"nothing-here cannot be read: No such file"):
+        seal.read_checkpoints("INC-1", "nothing-here")
+    with pytest.raises(UsageError, match="cannot be read") as e:
+        seal.read_checkpoints("INC-1", "http://x:s3cret@127.0.0.1:9/seals/INC-1")
+    assert "s3cret" not in str(e.value) and "\n" not in str(e.value)
+    journal = Journal(tmp_path / "receiver.db")
+    with journal._transaction() as db:
+        db.execute("INSERT INTO incidents (id, alert, group_key, target, opened) VALUES ('INC-1', '', '', '', 0)")
+        for at, told in enumerate((later, ours, later)):
+            journal._keep_seal(db, "INC-1", str(told), at)
+    assert journal.seals("INC-1") == [(0, str(later)), (1, str(ours))]
+    assert seal.read_checkpoints("INC-1", str(tmp_path / "receiver.db")) == [later, ours], "also while it is in use"
+    journal.close()
+
+
+# The command -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_tells_unchanged_changed_and_uncovered_apart(
+    victim: tuple[Archive, list[ChainHead]], tmp_path: Path, verify: Verify
+) -> None:
+    archive, seen = victim
+    code, out, err = verify(archive)
+    assert (
+        code == 3
+        and "not everything is covered by a checkpoint" in out
+        and "manifest.jsonl lines 1 to 4: no checkpoint covers" in err
+    )
+    assert out.splitlines()[-1] == str(seen[-1])
+    code, out, err = verify(archive, "--checkpoint", str(seen[-1]))
+    assert (code, err) == (0, "") and "manifest.jsonl 4, actions.jsonl 4, notes.jsonl 4" in out and "unchanged" in out
+    both = verify(archive, "--checkpoint", str(seen[1]), "--witness", str(seen[-1]))
+    assert both == (0, out, "") == verify(archive, "--witness", str(seen[-1])), "its earlier name, also beside it"
+    code, out, err = verify(archive, "--checkpoint", str(seen[1]))
+    assert code == 3 and "up to line manifest.jsonl 2" in out and "manifest.jsonl lines 3 to 4" in err
+    cut_off(archive, NOTES, 3)
+    (tmp_path / "kept.txt").write_text("\n".join(map(str, seen)))
+    code, out, err = verify(archive, "--checkpoint", str(tmp_path / "kept.txt"), "--lang", "ja")
+    assert (
+        code == 2
+        and "notes.jsonl はこのチェックポイントの時点で 4 行でしたが、現在は 3 行です" in err
+        and "変更されています" in out
+    )
+    assert "seal:" not in out, "no seal is printed for a changed dossier"
+    assert archive.local
+    shutil.rmtree(archive.local)
+    assert verify(archive, "--checkpoint", str(seen[0]))[0] == 2
+    assert verify(archive)[0] == verify(archive, "--checkpoint", "nothing-here")[0] == 64
+
+
+def test_other_code_is_no_change_of_the_evidence(
+    monkeypatch: pytest.MonkeyPatch, verify: Verify, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = Archive(str(sample.ROOT / sample.OUTPUT), sample.INCIDENT)
+    checkpoint = ["--checkpoint", str(sample.ROOT / sample.CHECKPOINT)]
+    known = checks()
+
+    def judged_by(judge: Judge) -> None:
+        others = known | {"4.3.2": replace(known["4.3.2"], judge=judge)}
+        monkeypatch.setattr(rejudge, "checks", lambda: others)
+
+    def no_more(frames: Frames, given: JudgeInput) -> Finding:
+        raise KeyError("of another time")
+
+    judged_by(lambda frames, given: replace(known["4.3.2"].judge(frames, given), status=Status.OK))
+    code, out, err = verify(archive, *checkpoint)
+    assert (
+        code == 1
+        and "step 4.3.2: was CRITICAL; the same evidence is judged OK" in err
+        and "judged differently today" in out
+    )
+    assert verify(archive)[0] == 3, "lines without a checkpoint are worse"
+    judged_by(no_more)
+    code, _, err = verify(archive, *checkpoint)
+    assert code == 1 and "cannot be judged by this version: KeyError" in err
+    where = (archive.incident, "--output", archive.output)
+    main._run_command(["archive", "backtest", *where, "--policy", str(sample.ROOT / "docs")])
+    assert "cannot be judged by this version: KeyError" in capsys.readouterr().err
+    monkeypatch.setattr(rejudge, "checks", lambda: known)
+    # Each run is judged by the documents that were kept with it, whatever those of today say.
+    book = catalog.load()
+    monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=Limits(), sections={}))
+    assert verify(archive, *checkpoint)[0] == 0
+
+
+# Any change at all -----------------------------------------------------------------------------------------
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def _bytes_edited(draw: st.DrawFn, content: bytes) -> bytes:
+    at = draw(st.integers(0, len(content)))
+    most = len(content) if draw(st.booleans()) else 3
+    upto = min(at + draw(st.integers(0, most)), len(content))
+    more = draw(st.sampled_from([b"", b"\n", b"\r", b" ", b"\xff", b"[" * 5000, b"{}\n"]) | st.binary(max_size=4))
+    return content[:at] + more + content[upto:]
+
+
+@st.composite
+def _entry_edited(draw: st.DrawFn, line: bytes) -> bytes:
+    """A key taken out, added or named otherwise, a value of another type, or the same in another form."""
+    entry = json.loads(line)
+    inside = entry
+    if "sha256" in entry and draw(st.booleans()):
+        inside = entry["sha256"]
+    key = draw(st.sampled_from(sorted(inside)))
+    how = draw(st.sampled_from(["delete", "rename", "add", "type", "status", "order", "form"]))
+    if how == "delete":
+        del inside[key]
+    elif how == "rename":
+        inside[draw(st.text(max_size=5) | st.sampled_from(["..", "evidence", "", "a" * 300]))] = inside.pop(key)
+    elif how == "add":
+        inside[draw(st.text(max_size=5))] = draw(_json)
+    elif how == "type":
+        inside[key] = draw(_json)
+    elif how == "status":  # as whoever would like it to be
+        entry |= {"status": "OK"}
+        entry.pop("sha256", None)
+    elif how == "order":
+        entry = dict(draw(st.permutations(list(entry.items()))))
+    spaced = (",", ":") if how == "form" else None
+    return json.dumps(entry, ensure_ascii=draw(st.booleans()), separators=spaced).encode(errors="surrogatepass")
+
+
+@st.composite
+def _lines_edited(draw: st.DrawFn, content: bytes) -> bytes:
+    lines = content.splitlines()
+    n = draw(st.integers(0, len(lines) - 1))
+    how = draw(st.sampled_from(["entry", "entry", "entry", "drop", "twice", "order"]))
+    if how == "entry":
+        lines[n] = draw(_entry_edited(lines[n]))
+    elif how == "drop":
+        del lines[n]
+    elif how == "twice":
+        lines.insert(draw(st.integers(0, len(lines))), lines[n])
+    else:
+        lines = draw(st.permutations(lines))
+    if draw(st.booleans()):  # with the chain made right again, as far as it can be
+        for m in range(1, len(lines)):
+            with suppress(ValueError):
+                entry = json.loads(lines[m])
+                entry["previous"] = digest(lines[m - 1])
+                lines[m] = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+    return b"".join(line + b"\n" for line in lines)
+
+
+def _goes_on(before: bytes, content: bytes) -> bool:
+    """Whether a journal is as it was, with further lines that are chained to it as a writer would chain them."""
+    lines = content.splitlines()
+    if not content.startswith(before) or not content.endswith(b"\n"):
+        return False
+    for n in range(len(before.splitlines()), len(lines)):
+        entry = entry_of(lines[n]) or {}
+        whole = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode(errors="surrogatepass") == lines[n]
+        names_files = b"sha256" not in before or bool(entry.get("sha256"))
+        if not whole or not names_files or entry.get("previous") != digest(lines[n - 1]):
+            return False
+    return True
+
+
+def _sealed_files(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".salts", "index.html")
+    )
+
+
+@pytest.fixture(scope="module")
+def dossiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
+    """One with lines in every journal, and a real one, whose evidence is judged again; each with its seal."""
+    made = tmp_path_factory.mktemp("made")
+    filled = fill(Archive(str(made), "INC-1"))
+    real = seal.read_checkpoints(sample.INCIDENT, str(sample.ROOT / sample.CHECKPOINT))
+    return {
+        "made": (made / "INC-1", str(filled[-1])),
+        "real": (sample.ROOT / sample.OUTPUT / sample.INCIDENT, str(real[-1])),
+    }
+
+
+@pytest.mark.parametrize(("which", "examples"), [("made", 500), ("real", 30)])
+def test_no_change_is_called_anything_else(
+    dossiers: dict[str, tuple[Path, str]], which: str, examples: int, verify: Verify
+) -> None:
+    """With the last head at hand every change of a sealed file is exit code 2, and the line that is concerned is said.
+
+    A line that goes on where the journal ended is no change of it: no checkpoint covers it, exit code 3. Without a head
+    nothing is called unchanged.
+    """
+    whole, checkpoint = dossiers[which]
+    names = _sealed_files(whole)
+
+    @hypothesis_settings(max_examples=effort.examples(examples), deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def check_one(data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from([*names, *[n for n in names if n in SEALED] * 5]))
+        before = (whole / name).read_bytes()
+        edited = _bytes_edited(before) | _lines_edited(before) if name in SEALED else _bytes_edited(before)
+        content = data.draw(edited)
+        assume(content != before)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copytree(whole, Path(folder) / whole.name, copy_function=os.link)
+            (copy / name).unlink()
+            (copy / name).write_bytes(content)
+            archive = Archive(folder, whole.name)
+            code, *said = verify(archive, "--checkpoint", checkpoint)
+            assert code == (3 if name in SEALED and _goes_on(before, content) else 2), said
+            assert re.search(rf"{name} (\(.*\) )?lines? \d" if name in SEALED else name, said[1]), said
+            code, *said = verify(archive)
+            assert code in ((2, 3) if name in SEALED else (2,)), said
+
+    check_one()
+
+
+@pytest.mark.parametrize("line", range(COUNT))
+def test_a_line_without_its_digests_is_named(
+    victim: tuple[Archive, list[ChainHead]], line: int, verify: Verify
+) -> None:
+    """A manifest line that was set to OK and names no file any more."""
+    archive, seen = victim
+    lines = archive.raw(MANIFEST)
+    entry = json.loads(lines[line]) | {"status": "OK", "section": "4.1"}
+    del entry["sha256"]
+    lines[line] = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+    archive.write(MANIFEST, b"\n".join(lines) + b"\n")
+    for more in ([], ["--checkpoint", str(seen[-1])]):
+        code, _, err = verify(archive, *more)
+        assert code == 2 and f"manifest.jsonl line {line + 1} " in err
+
+
+@pytest.mark.parametrize("command", [["dossier"], ["note", "x"], ["diff"], ["verify"], ["backtest", "--policy"]])
+@pytest.mark.parametrize("key", ["name", "section", "status", "stuck_at", "started", "sha256", "verdict", "parameters"])
+def test_a_line_that_was_changed_is_one_line_of_every_command(
+    key: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sample with a key taken out of each line that has it, or with a value that is none."""
+    shutil.copytree(sample.ROOT / sample.OUTPUT / sample.INCIDENT, tmp_path / "I")
+    whole = Archive(str(tmp_path), "I")
+    before = whole.lines(MANIFEST)
+    verb, *rest = command
+    policies = [str(sample.ROOT / "docs" / "slo.md")] if verb == "backtest" else []
+    for value in (None, {"a": 1}, "x"):
+        changed = [e | {key: value} if key in e else e for e in before]
+        if value is None:
+            changed = [{k: v for k, v in e.items() if k != key} for e in before]
+        lines = (json.dumps(e, ensure_ascii=False, sort_keys=True).encode() for e in changed)
+        whole.write(MANIFEST, b"".join(line + b"\n" for line in lines))
+        code = main._run_command(
+            [verb, *(["I"] if verb != "backtest" else []), *rest, *policies, "--output", str(tmp_path)]
+        )
+        said = capsys.readouterr()
+        assert isinstance(code, int) and "Traceback" not in said.err
+        if verb in ("dossier", "diff") and code:
+            assert said.err.count("\n") == 1 and said.err.startswith("runbook: ")
+
+
+NOT_NAMES = [
+    "../secret", "/etc/passwd", "evidence/../../secret", "evidence", "", "a\0b", "a\x1b[2K", "\ud800", "a" * 300,
+]  # fmt: skip
+
+
+def test_names_of_files_lead_nowhere_else(victim: tuple[Archive, list[ChainHead]]) -> None:
+    archive, _ = victim
+    (Path(archive.output) / "secret").write_text("x")
+    for name in NOT_NAMES:
+        entry = {"name": "x", "section": "3", "sha256": {name: digest(b"x")}}
+        archive.write(MANIFEST, json.dumps(entry | {"previous": None}, sort_keys=True).encode() + b"\n")
+        assert {"seal.not_json", "seal.missing"} & {t.key for t in check(archive).changed}
+        assert list(rejudge.runs(archive)) == []
+
+
+# Histories without an attack -------------------------------------------------------------------------------
+
+_text = st.text(st.characters(codec="utf-8"), max_size=8)
+_step = st.one_of(
+    st.tuples(st.just("artifact"), _text),
+    st.tuples(st.just("job"), st.sampled_from(["j1", "j2"])),
+    st.tuples(st.sampled_from([ACTION_LOG, NOTES]), _text),
+    st.tuples(st.sampled_from(["head", "check", "page"]), st.just("")),
+)
+_writers = st.lists(st.lists(_step, min_size=1, max_size=3), min_size=1, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(3) as threads:
+        yield threads
+
+
+@hypothesis_settings(max_examples=effort.examples(1000), deadline=None, suppress_health_check=list(HealthCheck))
+@given(writers=_writers)
+def test_no_false_alarm(pool: ThreadPoolExecutor, writers: list[list[tuple[str, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Archive(folder, "INC-1")
+        archive.prepare()
+        archive.add_line(NOTES, {"text": "it began"})
+
+        def write(who: int) -> list[ChainHead]:
+            own, told = Archive(folder, "INC-1"), list[ChainHead]()
+            for n, (what, text) in enumerate(writers[who]):
+                name = f"{who}-{n}"
+                if what in ("artifact", "job"):
+                    job = {"job": text} if what == "job" else {}
+                    own.append({"name": name, "section": "3", "text": text} | job, {f"{name}.ipynb": text.encode()})
+                elif what in SEALED:
+                    own.add_line(what, {"text": text})
+                elif what == "page":
+                    own.write("index.html", b"made anew")
+                elif what == "head":
+                    told.append(chain_head(own))
+                else:  # somebody looks while others are at work
+                    seen = check(own, told)
+                    assert seen.changed == () and not [t for t in seen.uncovered if t.key != "seal.loose"], seen
+                    told.append(seen.chain_head)
+            return told
+
+        heads = [h for told in pool.map(write, range(len(writers))) for h in told]
+        report = check(archive, heads)
+        assert report.changed == (), report
+        last = chain_head(archive)
+        assert check(archive, [*heads, last]) == Report(last, last.lines, (), ())

@@ -1,0 +1,89 @@
+"""runbook.toml: what is written wrong is one line that names the setting and holds no secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runbook_lib import settings
+from runbook_lib.usage import UsageError
+
+SECRET = "s3cret-x"
+#: What stands in the table of a target.
+OF_A_TARGET = [
+    # Addresses
+    ('nats_url = ["nats://a", "nats://b:port"]', "its host or its port cannot be read"),
+    ('nats_url = ["nats://me:s3cret-x@a", "nats://b"]', "has a password"),
+    ('database_url = "postgresql://u:s3cret-x@h/d"', "has a password in"),
+    ('database_url = "postgresql://u:s3cret-x@[::1/d"', "targets.x.database_url: its host or its port"),
+    ('database_url_env = "NOT_SET_ANYWHERE"', "names NOT_SET_ANYWHERE, which is not set"),
+    ('entitlement_url = "ftp://h"', "entitlement_url: it does not begin with http:// or https://: write it like"),
+    ('notification_url = "http://h:80x"', "notification_url: its host or its port cannot be read"),
+    ('notification_url = "http://u:s3cret-x@h"', "targets.x.notification_url has a password in"),
+    ('notification_url_env = "NOT_SET_ANYWHERE"', "notification_url_env names NOT_SET_ANYWHERE, which is not set"),
+    ('notification_url_file = "nowhere"', "notification_url_file: cannot read nowhere"),
+    ('payments_url = "http://h"', "payments_url"),
+    # The broker's users
+    ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),
+    ('nats_token = "s3cret-x"', "nats_token_file"),
+    ('nats_creds_file = "a"\nnats_nkey_file = "b"', "nats_creds_file and nats_nkey_file are set"),
+    ('nats_user = "me"', "nats_user and nats_password go together"),
+    ('nats_cert_file = "a"', "nats_cert_file and nats_key_file go together"),
+    ('nats_domain = "a"\nnats_api_prefix = "b"', "set only one of them"),
+    ('nats_domain = "a.>"', "domain"),
+    ('nats_credentials_file = "a"', "nats_credentials_file"),
+    # Grafana
+    ('grafana_url = "https://g.example"', "grafana_url and grafana_token go together"),
+    ('grafana_token_env = "A_TOKEN"', "grafana_url and grafana_token go together"),
+    ('grafana_url = "g.example"\ngrafana_token_env = "A_TOKEN"', "does not begin with http:// or https://"),
+    ('grafana_url = "https://g.example"\ngrafana_token = "s3cret-x"', "grafana_token_env"),
+    ('grafana_link = "javascript:alert(1)"', "does not begin with http:// or https://"),
+    ('grafana_link = "https://u:s3cret-x@g.example/"', "has a password"),
+    ('trace_link = "https://t.example/{id}"', "it names id: known are trace_id"),
+    ('grafana_link = "https://g.example/d/{place}"', "it names place: known are from_ms, to_ms, hop"),
+    # Rules of actions
+    (
+        'freeze = ["Fri 18:00/Mon 08:00"]',
+        "targets.x.freeze: 'Fri 18:00/Mon 08:00' is not a freeze window: write it like",
+    ),
+    ('freeze = ["2026-12-24T00:00/2026-12-27T00:00"]', "is not a freeze window"),  # whose midnight?
+    ('freeze = ["2026-12-24T00:00+09:00"]', "is not a freeze window"),
+    ('freeze = ["2026-12-27T00:00Z/2026-12-24T00:00Z"]', "does not end after its start"),
+    ('freeze = ["Fri 18:00/Fri 18:00 Asia/Tokyo"]', "does not end after its start"),
+    ('freeze = ["Fri 24:00/Mon 08:00 Asia/Tokyo"]', "is not a freeze window"),
+    ('freeze = ["Fri 18:00/Mon 08:00 Asia/Tokio"]', "unknown time zone 'Asia/Tokio'"),
+    ('freeze = ["Fri 18:00/Mon 08:00 ../etc/passwd"]', "unknown time zone"),
+    ('freeze = "Fri 18:00/Mon 08:00 Asia/Tokyo"', "freeze: Input should be a valid list"),
+    ("actions_per_hour = 0", "actions_per_hour: Input should be greater than or equal to 1"),
+    ('approval = "perhaps"', "approval: Input should be a valid boolean"),
+    ('break_glass = "perhaps"', "break_glass: Input should be a valid boolean"),
+    # Numbers and names
+    ("lease_s = 10\nlease = 3", "targets.x.lease"),
+    ("lease_s = nan", "targets.x.lease_s"),
+    ("lease_s = inf", "targets.x.lease_s"),
+    ("poll_interval_s = nan", "targets.x.poll_interval_s"),
+]
+#: What stands beside the targets.
+OF_ALL = [
+    ("targets = 3", "settings: targets"),
+    ("targets", "not valid TOML"),
+    ("deadline_s = nan", "deadline_s: Input should be a finite number"),
+    ("deadline_s = 1e300", "deadline_s: Input should be less than"),
+    ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
+    ("[receiver]\nwindow_minutes = nan", "receiver.window_minutes"),
+]
+
+
+@pytest.mark.parametrize(("written", "said"), OF_A_TARGET + OF_ALL)
+def test_what_is_written_wrong_is_one_line(
+    written: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "" if written.startswith(("nats_url", "database_url")) else 'nats_url = "nats://127.0.0.1"\n'
+    of_a_target = (written, said) in OF_A_TARGET
+    (tmp_path / "runbook.toml").write_text(f"[targets.x]\n{address}{written}\n" if of_a_target else f"{written}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("A_TOKEN", SECRET)
+    with pytest.raises(UsageError) as refused:
+        settings.load().target("x")
+    assert said in str(refused.value) and "\n" not in str(refused.value) and SECRET not in str(refused.value)

@@ -1,0 +1,455 @@
+"""The runners with their real tools: kubectl against an API that keeps what it is asked, a real supervisord."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster import NAMESPACE, Cluster
+from waiting import until
+
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Reason
+from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
+from runbook_lib.sources import ReadCost, SourceError, workloads
+from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
+
+SECRET = "p4ss-of-the-app"
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/notification"
+STRATEGIC = "application/strategic-merge-patch+json"
+
+
+def a_read_cost() -> ReadCost:
+    return ReadCost(Masker.of([f"postgresql://app:{SECRET}@db/app"], "INC-1"))
+
+
+# kubectl -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> None:
+    if shutil.which("kubectl") is None:
+        if os.environ.get("RUNBOOK_REQUIRE_KUBECTL") == "1":
+            pytest.fail("RUNBOOK_REQUIRE_KUBECTL=1 and kubectl is not installed", pytrace=False)
+        pytest.skip("kubectl is not installed (Debian: kubernetes-client)")
+
+
+@pytest.fixture
+def cluster(kubectl: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with Cluster() as running:
+        running.add(
+            "notification",
+            env=[
+                {"name": "NOTIFICATION_DELIVERY_BATCH_SIZE", "value": "50"},
+                {"name": "POSTGRES_PASSWORD", "value": "plain-in-helm"},
+                {"name": "NATS_URL", "value": f"nats://app:{SECRET}@nats:4222"},
+                {"name": "API_KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "api"}}},
+            ],
+        )
+        running.write_config(tmp_path / "kubeconfig")
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("HOME", str(tmp_path))  # kubectl keeps what it learns of an API there
+        yield running
+
+
+@pytest.fixture
+def runner(cluster: Cluster) -> KubectlRunner:
+    found = runner_of(EntitlementWorkloads(), a_read_cost())
+    assert isinstance(found, KubectlRunner)
+    return found
+
+
+def test_logs_of_every_pod_in_the_order_of_time(cluster: Cluster, runner: KubectlRunner) -> None:
+    cluster.add("entitlement", replicas=2)
+    older, newer = (f"2025-01-31T03:00:0{n}.000000000Z" for n in (1, 2))
+    cluster.logs["entitlement-7c9d5f6b8-x2k40"] = [f"{newer} pool with password={SECRET} is used up"]
+    cluster.logs["entitlement-7c9d5f6b8-x2k41"] = [f'{older} {{"message": "granted", "user_id": "alice"}}']
+    lines = runner.logs("entitlement", 15)
+    assert [line[:30] for line in lines] == [older, newer]
+    assert SECRET not in "".join(lines) and "alice" not in "".join(lines)
+    asked = [a.query for a in cluster.asked if a.path.endswith("/log")]
+    assert len(asked) == 2
+    assert asked[0] == {
+        "container": "entitlement",
+        "sinceSeconds": "900",
+        "tailLines": str(workloads.LOG_LINES[0]),
+        "limitBytes": str(workloads.LOG_BYTES),
+        "timestamps": "true",
+    }
+    assert [a.query for a in cluster.asked if a.path.endswith("/pods")] == [{"labelSelector": "app=entitlement"}]
+    assert {q.name for q in runner._read_cost.queries} == {"get deploy", "logs"}
+    assert runner._read_cost.queries[-1].rows == 2
+
+
+def test_the_newest_lines_survive_the_limit_of_bytes(
+    cluster: Cluster, runner: KubectlRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "LOG_BYTES", 4000)
+    monkeypatch.setattr(workloads, "LOG_LINES", (1000, 100, 10))
+    cluster.logs["notification-7c9d5f6b8-x2k40"] = [
+        f"2025-01-31T03:{n // 60:02}:{n % 60:02}.000000000Z line {n}" for n in range(500)
+    ]
+    lines = runner.logs("notification", 15)
+    assert lines[-1].endswith("line 499")
+    assert [a.query["tailLines"] for a in cluster.asked if a.path.endswith("/log")] == ["1000", "100", "10"]
+
+
+def test_no_pod_has_no_log(cluster: Cluster, runner: KubectlRunner) -> None:
+    cluster.pods.clear()
+    assert runner.logs("notification", 15) == []
+    assert runner.pods("notification") == []
+
+
+def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
+    assert (runner.replicas("notification"), runner.strategy("notification")) == (1, "Recreate")
+    assert runner.pods("notification") == [
+        {"name": "notification-7c9d5f6b8-x2k40", "ready": True, "restarts": 3, "started": "2025-01-31T02:30:00Z"}
+    ]
+    assert runner.environment("notification") == {
+        "NOTIFICATION_DELIVERY_BATCH_SIZE": "50",
+        "POSTGRES_PASSWORD": "***",
+        "NATS_URL": "nats://app:***@nats:4222",
+    }
+    assert all(a.method == "GET" for a in cluster.asked)
+
+
+def test_a_restart_is_a_new_annotation_of_the_template(cluster: Cluster, runner: KubectlRunner) -> None:
+    assert "restarted" in runner.restart("notification")
+    (patch,) = [a for a in cluster.asked if a.method == "PATCH"]
+    assert (patch.path, patch.content_type) == (DEPLOYMENT, STRATEGIC)
+    written = patch.body["spec"]["template"]["metadata"]["annotations"]
+    assert list(written) == ["kubectl.kubernetes.io/restartedAt"]
+    at = datetime.fromisoformat(written["kubectl.kubernetes.io/restartedAt"])
+    assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+    assert "successfully rolled out" in runner.wait_ready("notification", 10)
+
+
+def test_scaled_to_none_and_back_and_to_nothing_else(cluster: Cluster, runner: KubectlRunner) -> None:
+    assert "scaled" in runner.scale("notification", 0)
+    assert runner.replicas("notification") == 0
+    assert "scaled" in runner.scale("notification", 1)
+    written = [(a.path, a.body["spec"]) for a in cluster.asked if a.method == "PATCH"]
+    assert written == [(f"{DEPLOYMENT}/scale", {"replicas": 0}), (f"{DEPLOYMENT}/scale", {"replicas": 1})]
+    with pytest.raises(SourceError, match="only 0 and 1"):
+        runner.scale("notification", 2)
+
+
+def test_a_rollout_that_does_not_end_is_a_timeout(cluster: Cluster, runner: KubectlRunner) -> None:
+    cluster.deployments["notification"]["status"] |= {"updatedReplicas": 0, "availableReplicas": 0}
+    with pytest.raises(SourceError) as e:
+        runner.wait_ready("notification", 2)
+    assert (e.value.reason, e.value.code) == (Reason.TIMEOUT, "not_ready")
+
+
+def test_variables_are_changed_in_the_own_container_only(cluster: Cluster, runner: KubectlRunner) -> None:
+    runner.set_environment(
+        "notification",
+        {"NOTIFICATION_DELIVERY_POLL_INTERVAL": "2s", "NOTIFICATION_DELIVERY_BATCH_SIZE": None},
+    )
+    (patch,) = [a for a in cluster.asked if a.method == "PATCH"]
+    assert (patch.path, patch.content_type) == (DEPLOYMENT, STRATEGIC)
+    (container,) = patch.body["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == "notification"
+    assert container["env"] == [
+        {"name": "NOTIFICATION_DELIVERY_POLL_INTERVAL", "value": "2s"},
+        {"$patch": "delete", "name": "NOTIFICATION_DELIVERY_BATCH_SIZE"},
+    ]
+    now = runner.environment("notification")
+    assert now["NOTIFICATION_DELIVERY_POLL_INTERVAL"] == "2s" and "NOTIFICATION_DELIVERY_BATCH_SIZE" not in now
+    with pytest.raises(SourceError, match="API_KEY comes from a Secret"):
+        runner.set_environment("notification", {"API_KEY": "mine"})
+
+
+def test_another_container_and_context(cluster: Cluster) -> None:
+    cluster.deployments["notification"]["spec"]["template"]["spec"]["containers"][0]["name"] = "app"
+    named = runner_of(EntitlementWorkloads(containers={"notification": "app"}, context="double"), a_read_cost())
+    named.set_environment("notification", {"A": "1"})
+    assert named.environment("notification")["A"] == "1"
+    with pytest.raises(SourceError, match='"elsewhere" does not exist'):
+        runner_of(EntitlementWorkloads(context="elsewhere"), a_read_cost()).replicas("notification")
+
+
+def test_refusals_and_silence_have_their_reasons(
+    cluster: Cluster, runner: KubectlRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reason() -> tuple[Reason, str]:
+        with pytest.raises(SourceError) as e:
+            runner.restart("notification")
+        assert "\n" not in e.value.detail
+        return e.value.reason, e.value.code
+
+    cluster.refuse = 403
+    assert reason() == (Reason.DENIED, "forbidden")
+    cluster.refuse = 500
+    assert reason()[0] is Reason.ERROR
+    cluster.refuse = 0
+    del cluster.deployments["notification"]
+    assert reason() == (Reason.ERROR, "not_found")
+    cluster._server.server_close()
+    assert reason() == (Reason.UNREACHABLE, "no_connection")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SourceError, match="kubectl is not installed") as e:
+        runner.logs("notification", 15)
+    assert e.value.reason is Reason.UNREACHABLE
+    assert "not installed" in runner._read_cost.queries[-1].error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("delete", "deploy", "notification"), ("autoscale", "deploy/notification", "--max=3"), ("get", "secrets"),
+        ("exec", "deploy/notification", "--", "sh"), ("rollout", "undo", "deploy/notification"), ("logs-x",), (),
+        ("-n", "kube-system", "get", "deploy"), ("set", "image", "deploy/notification", "notification=x"),
+    ],
+)  # fmt: skip
+def test_what_is_not_on_the_list_is_not_started(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    for settings in (EntitlementWorkloads(), EntitlementWorkloads(runner="supervisorctl")):
+        ledger = a_read_cost()
+        with pytest.raises(SourceError, match="not on the list") as e:
+            runner_of(settings, ledger)._ask(*words)
+        assert e.value.reason is Reason.DENIED and ledger.queries == []
+
+
+@pytest.mark.parametrize("name", ["-n", "; rm -rf /", "notification\n-n", "--all", "", "all", "postgres", "../x", "ノ"])
+@pytest.mark.parametrize(
+    "settings", [EntitlementWorkloads(), EntitlementWorkloads(runner="supervisorctl", env_file="/nowhere")]
+)
+def test_hostile_names_never_reach_a_command(
+    name: str, settings: EntitlementWorkloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    declared = settings.model_copy(update={"nats": name}) if name != "postgres" else settings
+    calls: dict[str, tuple[Any, ...]] = {
+        "logs": (15,), "pods": (), "replicas": (), "strategy": (), "environment": (), "restart": (), "wait_ready": (5,),
+        "set_environment": ({"A": "1"},),
+    }  # fmt: skip
+    for chosen in (settings, declared):
+        for method, arguments in calls.items():
+            with pytest.raises(SourceError) as e:
+                getattr(runner_of(chosen, a_read_cost()), method)(name, *arguments)
+            assert e.value.reason is Reason.DENIED
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"-n": "x"}, {"A=B": "x"}, {"A-": None}, {"": "x"}, {"A B": "x"}, {"A": "x\nB=y"}, {"A": "x\0"}, {"A": "***"},
+        {"A": "x" * 2000}, {"A\n": "x"}, {},
+    ],
+)  # fmt: skip
+def test_hostile_variables_are_refused(variables: dict[str, str | None], tmp_path: Path) -> None:
+    file = tmp_path / "pods.env"
+    file.write_text("A=1\n")
+    for settings in (EntitlementWorkloads(), EntitlementWorkloads(runner="supervisorctl", env_file=str(file))):
+        with pytest.raises(SourceError) as e:
+            runner_of(settings, a_read_cost()).set_environment("notification", variables)
+        assert e.value.code == "not_allowed"
+    assert file.read_text() == "A=1\n"
+
+
+def test_variables_whose_names_say_so_are_secrets(tmp_path: Path) -> None:
+    secret = ("POSTGRES_PASSWORD", "DB_PASS", "DB_PWD", "API_KEY", "NATS_NKEY_SEED", "APP_JWT", "CLIENT_SECRET")
+    file = tmp_path / "pods.env"
+    file.write_text("".join(f"{name}=planted, and more\n" for name in secret) + "BYPASS=1\nSEEDS=2\n")
+    runner = runner_of(EntitlementWorkloads(runner="supervisorctl", env_file=str(file)), a_read_cost())
+    assert runner.environment("notification") == dict.fromkeys(secret, "***") | {"BYPASS": "1", "SEEDS": "2"}
+
+
+# Any command ---------------------------------------------------------------------------------------------------
+
+
+def python(code: str, **settings: Any) -> SupervisorctlRunner:
+    """A runner whose tool is a line of Python."""
+    return SupervisorctlRunner(
+        EntitlementWorkloads(runner="supervisorctl", supervisorctl=[sys.executable, "-c", code], **settings),
+        a_read_cost(),
+    )
+
+
+def test_a_timeout_leaves_nobody_behind(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    grandchild = f"import subprocess,os,time; c=subprocess.Popen(['sleep','60']); open({str(pids)!r},'w')"
+    slow = python(f"{grandchild}.write(f'{{os.getpid()}} {{c.pid}}'); time.sleep(60)")
+    begun = time.monotonic()
+    with pytest.raises(SourceError) as e:
+        slow._ask("status", "notification", timeout_s=1.0)
+    assert e.value.reason is Reason.TIMEOUT and time.monotonic() - begun < 5
+    left = [psutil.Process(int(pid)) for pid in pids.read_text().split() if psutil.pid_exists(int(pid))]
+    assert not psutil.wait_procs([p for p in left if p.status() != psutil.STATUS_ZOMBIE], timeout=5)[1]
+
+
+def test_output_is_bounded_and_scrubbed_and_the_environment_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://x:y@z/w")
+    talks = python(f"import os; print('{SECRET} password=abc', sorted(k for k in os.environ if 'RUNBOOK' in k))")
+    assert talks._ask("status").out == "*** password=*** []\n"
+    assert SECRET not in str(talks._read_cost.queries)
+    much = python("import sys; [sys.stdout.write('x' * 1000) for _ in range(5000)]")
+    assert len(much._ask("status", most=10_000).out) == 10_000
+
+
+# supervisord ---------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, os, sys, time
+from datetime import UTC, datetime
+from pathlib import Path
+now = datetime.now(UTC)
+for minutes in (90, 10, 0):
+    at = datetime.fromtimestamp(now.timestamp() - 60 * minutes, UTC).isoformat().replace("+00:00", "Z")
+    print(json.dumps({"@timestamp": at, "severity": "WARN", "message": f"{minutes} min ago", "user_id": "alice"}))
+print("  continued")
+print(Path(sys.argv[1]).read_text(), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def supervised() -> Iterator[EntitlementWorkloads]:
+    """A supervisord with one program that is well and one that is not."""
+    folder = Path(tempfile.mkdtemp(prefix="rb-"))  # short: the path of a socket is limited
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "pods.env").write_text(f"POSTGRES_PASSWORD={SECRET}\nNATS_URL=nats://app:{SECRET}@nats:4222\nBATCH=50\n")
+    config = folder / "supervisord.conf"
+    socket = folder / "s.sock"
+    user = "user=root\n" if os.geteuid() == 0 else ""
+    config.write_text(
+        f"[unix_http_server]\nfile={socket}\n\n"
+        f"[supervisord]\n{user}logfile={folder}/log\npidfile={folder}/pid\n\n"
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\n"
+        f"[supervisorctl]\nserverurl=unix://{socket}\n\n"
+        f"[program:notification]\ncommand={sys.executable} {folder}/program.py {folder}/pods.env\n"
+        f"redirect_stderr=true\nstdout_logfile={folder}/notification.log\n\n"
+        "[program:entitlement]\ncommand=false\nautostart=false\nstartretries=0\n"
+    )
+    subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(config)], check=True, timeout=60)
+    settings = EntitlementWorkloads(
+        runner="supervisorctl",
+        supervisorctl=[sys.executable, "-m", "supervisor.supervisorctl", "-c", str(config)],
+        log_files={"notification": str(folder / "notification.log")},
+        env_file=str(folder / "pods.env"),
+    )
+    try:
+        runner_of(settings, a_read_cost()).wait_ready("notification", 20)
+        yield settings
+    finally:
+        pid = int((folder / "pid").read_text())
+        process = psutil.Process(pid)
+        os.kill(pid, signal.SIGTERM)
+        process.wait(20)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("by_file", [True, False])
+def test_the_log_of_a_program_from_the_minute_asked(supervised: EntitlementWorkloads, by_file: bool) -> None:
+    settings = supervised if by_file else supervised.model_copy(update={"log_files": {}})
+    lines = runner_of(settings, a_read_cost()).logs("notification", 30)
+    assert [json.loads(line)["message"] for line in lines[:2]] == ["10 min ago", "0 min ago"]
+    assert lines[2] == "  continued"
+    assert SECRET not in "".join(lines) and "alice" not in "".join(lines)
+
+
+def test_only_the_end_of_a_long_log_is_read(
+    supervised: EntitlementWorkloads, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workloads, "LOG_BYTES", 1000)
+    at = datetime.now(UTC).isoformat()
+    (tmp_path / "log").write_text("".join(f"{at} line {n}\n" for n in range(1000)))
+    long = supervised.model_copy(update={"log_files": {"notification": str(tmp_path / "log")}})
+    lines = runner_of(long, a_read_cost()).logs("notification", 30)
+    assert lines[-1].endswith("line 999") and 10 < len(lines) < 30 and lines[0].startswith(at)
+    with pytest.raises(SourceError, match="cannot read"):
+        runner_of(long.model_copy(update={"log_files": {"notification": "/nowhere"}}), a_read_cost()).logs(
+            "notification", 30
+        )
+
+
+def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWorkloads) -> None:
+    runner = runner_of(supervised, a_read_cost())
+    (before,) = runner.pods("notification")
+    assert before["name"] == "notification" and before["ready"] and before["restarts"] is None
+    assert runner.replicas("notification") == 1 and runner.strategy("notification") == "Recreate"
+    assert runner.environment("notification") == {
+        "POSTGRES_PASSWORD": "***",
+        "NATS_URL": "nats://app:***@nats:4222",
+        "BATCH": "50",
+    }
+    said = runner.set_environment("notification", {"BATCH": None, "POLL": "2 s = two"})
+    assert said.splitlines() == ["notification: stopped", "notification: started"]
+    assert "RUNNING" in runner.wait_ready("notification", 10)
+    assert runner.environment("notification")["POLL"] == "2 s = two"
+    file = Path(supervised.env_file)
+    assert file.read_text() == (f"POSTGRES_PASSWORD={SECRET}\nNATS_URL=nats://app:{SECRET}@nats:4222\nPOLL=2 s = two\n")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [p.name for p in file.parent.glob(".pods*")] == []
+    until(lambda: "POLL=2 s = two" in "\n".join(runner.logs("notification", 1)))
+    (after,) = runner.pods("notification")
+    assert after["started"] > before["started"]
+    texts = [q.text for q in runner._read_cost.queries]
+    assert any(t.endswith(" restart notification") for t in texts)
+    assert any(t.endswith("pods.env: BATCH- POLL=2 s = two") for t in texts)
+
+
+def test_a_program_is_stopped_and_started(supervised: EntitlementWorkloads) -> None:
+    runner = runner_of(supervised, a_read_cost())
+    assert "stopped" in runner.scale("notification", 0)
+    assert runner.pods("notification") == [] and runner.replicas("notification") == 0
+    assert "started" in runner.scale("notification", 1)
+    assert runner.replicas("notification") == 1
+    with pytest.raises(SourceError, match="only 0 and 1"):
+        runner.scale("notification", 2)
+
+
+def test_a_program_that_does_not_start(supervised: EntitlementWorkloads) -> None:
+    runner = runner_of(supervised, a_read_cost())
+    assert runner.pods("entitlement") == []
+    with pytest.raises(SourceError) as e:
+        runner.restart("entitlement")
+    assert (e.value.reason, e.value.code) == (Reason.ERROR, "not_started")
+    with pytest.raises(SourceError) as e:
+        runner.wait_ready("entitlement", 1)
+    assert e.value.reason is Reason.TIMEOUT
+
+
+def test_an_unknown_program_and_a_supervisor_that_is_away(supervised: EntitlementWorkloads, tmp_path: Path) -> None:
+    other = supervised.model_copy(update={"nats": "nobody"})
+    for call in (runner_of(other, a_read_cost()).restart, runner_of(other, a_read_cost()).pods):
+        with pytest.raises(SourceError) as e:
+            call("nobody")
+        assert (e.value.reason, e.value.code) == (Reason.ERROR, "not_found")
+    away = tmp_path / "away.conf"
+    away.write_text(f"[supervisorctl]\nserverurl=unix://{tmp_path}/no.sock\n")
+    command = [*supervised.supervisorctl[:-1], str(away)]
+    with pytest.raises(SourceError) as e:
+        runner_of(supervised.model_copy(update={"supervisorctl": command}), a_read_cost()).restart("notification")
+    assert (e.value.reason, e.value.code) == (Reason.UNREACHABLE, "no_connection")
+
+
+def test_without_the_file_of_variables_they_are_not_configured() -> None:
+    runner = runner_of(EntitlementWorkloads(runner="supervisorctl"), a_read_cost())
+    for call in (
+        lambda: runner.environment("notification"),
+        lambda: runner.set_environment("notification", {"A": "1"}),
+    ):
+        with pytest.raises(SourceError) as e:
+            call()
+        assert e.value.reason is Reason.NOT_CONFIGURED
