@@ -45,12 +45,17 @@ def text(message: Text, lang: str) -> str:
     if message.key == VERBATIM:
         return str(message.params[lang])
     params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}
+    return fill(catalogue(lang)[message.key], params)
+
+
+def fill(template: str, params: Mapping[str, Any]) -> str:
+    """Return the template with the parameters in their places."""
 
     def part(found: re.Match[str]) -> str:
         names = [name for _, name, _, _ in string.Formatter().parse(found[1]) if name]
         return (found[2] or "") if any(_unknown(params[name]) for name in names) else found[1]
 
-    return _Sentence().vformat(_PART.sub(part, catalogue(lang)[message.key]), (), params)
+    return _Sentence().vformat(_PART.sub(part, template), (), params)
 
 
 def shown(message: Text) -> Iterator[Any]:
@@ -75,7 +80,7 @@ class _Sentence(string.Formatter):
         # A number that could not be seen is shown as such, whatever format the template asks for.
         if value is None or value != value:
             return "?"
-        if not spec and isinstance(value, float) and value.is_integer():
+        if spec in ("", ",") and isinstance(value, float) and value.is_integer():
             spec = ",.0f"
         return str(super().format_field(value, spec))
 
