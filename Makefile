@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all slow-tests lint bench docs drills record sample lock clean
+.PHONY: venv demo test quick-tests test-all lint bench docs drills record sample lock clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -25,18 +25,17 @@ $(STAMP): requirements.lock pyproject.toml
 demo: venv
 	$(RUN)/runbook sandbox demo
 
-# Lint and tests side by side, in minutes. The rest is `make test-all`. More workers than cores, because most tests wait;
-# fewer for the slow ones, whose sandboxes and servers are busy.
+# The gate: what is deterministic, in minutes. Lint and documents are checked beside the tests; what failed among these is
+# run once more, alone, and named if it then passes.
 test: venv
-	@$(MAKE) --no-print-directory -j2 lint quick-tests
+	@$(MAKE) --no-print-directory -j2 --keep-going quick-tests lint docs
 quick-tests: venv
-	$(RUN)/pytest -n 7 -m "not slow and not docker"
+	$(RUN)/python tests/run.py
 
-# Everything: also each fault live, long property tests, containers, other versions of the servers and of Python.
-test-all: test slow-tests
-slow-tests: venv
-	.ci/lanes
-	RUNBOOK_TEST_ALL=1 $(RUN)/pytest -n 5 -m "slow or docker or hypothesis"
+# Everything: also what depends on how long things take (each fault live), long property tests, containers, other versions of
+# the servers and of Python. It goes on after a failure and ends with a table.
+test-all: venv
+	$(RUN)/python tests/run.py --all
 
 lint: venv
 	$(RUN)/ruff check .

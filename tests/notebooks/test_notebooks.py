@@ -131,15 +131,7 @@ def declare(servers, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # 
     monkeypatch.setenv("RUNBOOK_NATS_MONITOR_URL", servers.nats_monitor_url)
 
 
-#: One that reads and one that can act. `make test` runs the others together only, `make test-all` each of them alone.
-QUICK = ("2", "5.1")
-each_alone = pytest.mark.parametrize(
-    "section",
-    [pytest.param(s, id=s.number, marks=() if s.number in QUICK else pytest.mark.slow) for s in SECTIONS],
-)
-
-
-@each_alone
+@each_section
 def test_under_plain_papermill(section: Section, servers, db, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     declare(servers, tmp_path / "outputs", monkeypatch)
     nb = execute_notebook(
@@ -186,7 +178,7 @@ def opens_offline_and_starts_with_the_verdict(section: Section, nb: nbformat.Not
     assert record.VERDICT_MIME not in page
 
 
-@each_alone
+@each_section
 def test_under_nbval(section: Section, embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     declare(embedded, tmp_path / "outputs", monkeypatch)
     assert section.notebook

@@ -1,4 +1,4 @@
-"""Fresh machines: what `make` names as missing, what .ci/run leaves out, and servers of root's in a private folder."""
+"""Fresh machines: what `make` names as missing, what .ci/packages leaves out, servers of root's in a private folder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_types_are_those_of_the_python_at_hand() -> None:
     assert "python_version" not in config["tool"]["mypy"]
 
 
-# .ci/run -------------------------------------------------------------------------------------------------------
+# .ci/packages --------------------------------------------------------------------------------------------------
 
 PROGRAMS = ("kubectl", "promtool", "amtool", "chromium", "docker", "pgbouncer", "postgres")
 TRIXIE = {
@@ -75,13 +75,15 @@ BOOKWORM = {k: v for k, v in TRIXIE.items() if k not in ("promtool", "docker-cli
 UBUNTU = {k: v for k, v in BOOKWORM.items() if k not in ("kubernetes-client", "chromium")} | {"postgresql": "16+257"}
 
 
-def wanted(folder: Path, offered: dict[str, str], *there: str) -> tuple[set[str], set[str], list[str]]:
+def wanted(
+    folder: Path, offered: dict[str, str], *there: str, containers: str = "1"
+) -> tuple[set[str], set[str], list[str]]:
     """What .ci/packages installs and requires, and the lines about what is left out."""
     madison = "\n".join(f'[ "$2" != {n} ] || echo " {n} | {v} | http://mirror Packages"' for n, v in offered.items())
     path = programs(folder / "bin", **{"apt-cache": madison}, **dict.fromkeys(there, ""))
     for name in ("sed", "dpkg"):
         (path / name).symlink_to(shutil.which(name) or pytest.skip(f"no {name} here"))
-    script = 'set -euo pipefail; . .ci/packages; echo "packages ${packages[*]}"; export -p'
+    script = f'set -euo pipefail; containers={containers}; . .ci/packages; echo "packages ${{packages[*]}}"; export -p'
     bash = shutil.which("bash") or "/bin/bash"
     done = subprocess.run(
         [bash, "-c", script], cwd=ROOT, env={"PATH": str(path)}, capture_output=True, text=True, check=True
@@ -100,6 +102,12 @@ def test_a_system_that_has_everything_leaves_nothing_out(tmp_path: Path) -> None
     assert (required, left_out) == (ALL, [])
     assert packages >= {"make", "git", "python3-venv", "docker.io", "docker-cli", "debootstrap", "kubernetes-client"}
     assert packages >= {"promtool", "prometheus-alertmanager", "chromium"} and "prometheus" not in packages
+
+
+def test_the_gate_installs_no_engine(tmp_path: Path) -> None:
+    packages, required, left_out = wanted(tmp_path, TRIXIE, containers="")
+    assert (required, left_out) == (ALL - {"DOCKER"}, [])
+    assert not {"docker.io", "docker-cli", "debootstrap", "iptables"} & packages
 
 
 def test_what_a_system_has_under_another_name_is_found(tmp_path: Path) -> None:
