@@ -336,7 +336,7 @@ def test_an_event_that_has_another_notification_is_not_sent_twice(
         outcome = act(rb, "delivery")
     assert delivered == [str(event)] and outcome.before["doubled"] == 2
     assert outcome.verified is False and effect(outcome).endswith(
-        "1 SENT, 0 still waiting, 0 FAILED again, 0 missing, 1 duplicates"
+        "1 SENT, 0 still waiting, 0 FAILED again, 0 missing, 1 duplicate"
     )
 
 
