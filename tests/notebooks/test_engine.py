@@ -12,6 +12,7 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
+import waiting
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
@@ -153,13 +154,11 @@ def test_a_forked_kernel_goes_with_its_runner(tmp_path: Path) -> None:
     )
     note = tmp_path / "pid"
     runner = subprocess.Popen([sys.executable, "-c", code, str(note)])
-    deadline = time.monotonic() + 30
-    while not (note.is_file() and note.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    waiting.until(lambda: note.is_file() and note.read_text(), "the kernel's pid", within=120)
     kernel = psutil.Process(int(note.read_text()))
     runner.kill()
     runner.wait()
-    _, alive = psutil.wait_procs([kernel], timeout=10)
+    _, alive = psutil.wait_procs([kernel], timeout=60)
     assert not alive, "the kernel outlived its runner"
 
 
