@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     if raw and raw.problem:
         click.echo(f"runbook: could not write to standard output: {raw.problem.strerror}", err=True)
         code = EX_IOERR
+    interrupts.exit_as_told()
     sys.exit(code)
 
 
