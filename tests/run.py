@@ -30,7 +30,6 @@ WORKERS, WORKERS_ALL = 7, 5
 COMMANDS = {
     "make lint": ["make", "--no-print-directory", "lint"],
     "make docs": ["make", "--no-print-directory", "docs"],
-    ".ci/lanes": [".ci/lanes"],
 }
 #: What xdist adds to the id of a test in a group.
 _GROUP = re.compile(r"@[^@\[\]]+$")
