@@ -34,7 +34,7 @@ from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import declared_names, mask_free_texts, now, parameters_class, validate
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
-from runbook_lib.view import render
+from runbook_lib.view import record, render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import StepQueries, queries_of
 
@@ -245,6 +245,11 @@ class Session:
             self._cards[step] = display(self._card(step), display_id=True)
         self._update_verdict()
         return render.Settled(self.verdict(), asked, self.lang, run=self.opened)
+
+    def why(self) -> render.Plain:
+        """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
+        explained = counterfactual.explain(self.verdict(), self._planned_findings(), self.context.catalog)
+        return render.Plain(render.failure_mode_lines(record.verdict(explained), self.lang), run=self.opened)
 
     def note(self, text: str) -> render.Line:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
