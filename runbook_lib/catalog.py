@@ -255,6 +255,18 @@ class RedrivePolicy:
     pause_s: float
 
 
+@dataclass(frozen=True)
+class Witness:
+    """A part of the system, and the observations that rest on its word alone; docs/failure-modes.md.
+
+    All that it reports of other parts counts for `at_most` together: it may be what is broken.
+    """
+
+    name: str
+    at_most: float
+    observations: tuple[str, ...]
+
+
 class Limits(dict[str, Threshold]):
     """The thresholds of docs/slo.md by name; what a judge compares with."""
 
@@ -282,7 +294,8 @@ class Catalog:
 
     `seen_by` has, by step, the observations that it makes, or how their names begin. `firm` has how the names of those
     begin that no evidence against reduces. `forbids` has, by observation, the proposals that would make the situation
-    worse.
+    worse. `witnesses` are the parts that report on others. `falls` has, by observation, those that it cannot be true
+    beside: where one of these is seen, it is no evidence.
     """
 
     sections: dict[str, Section]
@@ -294,6 +307,8 @@ class Catalog:
     seen_by: dict[str, tuple[str, ...]]
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
+    witnesses: dict[str, Witness]
+    falls: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
@@ -362,6 +377,20 @@ class Catalog:
     def step_of(self, observation: str) -> str:
         """Return the step that makes an observation; "" if any step may, as with the error of a source."""
         return next((step for step, names in self.seen_by.items() if observation.startswith(names)), "")
+
+    def foreign_witness(self, observation: str, about: str) -> Witness | None:
+        """Return the part that reports an observation about another place, or another place's failure mode.
+
+        None if the observation is not one part's report, or is about that part.
+        """
+        mode = self.failure_modes.get(about)
+        place = mode.hops[0] if mode else about
+        reports = (w for w in self.witnesses.values() if observation in w.observations)
+        return next((w for w in reports if w.name != place), None)
+
+    def find_fallen(self, seen: Collection[str]) -> frozenset[str]:
+        """Return the observations that cannot be true beside those that were seen."""
+        return frozenset(name for name, others in self.falls.items() if not {*others}.isdisjoint(seen))
 
     def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
         """Return the evidence of a log phrase for a failure mode.
@@ -432,6 +461,14 @@ def read(packs: Sequence[Pack]) -> Catalog:
         seen_by=_read_table(failures, "Seen by", lambda row: row.words("Observations")),
         firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
         forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
+        witnesses=_read_table(
+            failures,
+            "Observed by",
+            lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
+        ),
+        falls=_read_table(
+            failures, "Falls", lambda row: row.words("Because of", names, "an observation of this document")
+        ),
         failure_modes=modes,
         phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
         settings=_read_table(operations, "Setting", _read_setting),
@@ -440,6 +477,11 @@ def read(packs: Sequence[Pack]) -> Catalog:
     )
     for row in (row for document in failures for row in document.rows("Seen by")):
         row.words("Seen by", steps, "in runbook.md")
+    for row in (row for document in failures for row in document.rows("Observed by")):
+        row.words("Observed by", places, "a hop of this document")
+        row.words("Observations", {*names, *catalog.phrases}, "an observation of this document")
+    for row in (row for document in failures for row in document.rows("Falls")):
+        row.words("Falls", names, "an observation of this document")
     for row in (row for document in failures for row in document.rows("While")):
         row.words("While", names, "an observation of this document")
     for document in slo:

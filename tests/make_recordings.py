@@ -60,6 +60,17 @@ def heal(*names: str, after_s: float) -> Step:
     return healed
 
 
+def harmless(*acts: faults.Act, after_s: float) -> Step:
+    """Return what looks like a fault and is none, and the seconds until somebody looks."""
+
+    def done(sandbox: Sandbox, clock: play.DrillClock) -> None:
+        for act in acts:
+            act(sandbox)
+        clock.wait(after_s)
+
+    return done
+
+
 @dataclass(frozen=True)
 class Moment:
     """What is recorded: faults, the load and noise around them, and when somebody looks."""
@@ -91,6 +102,7 @@ LATER = {
     "relay_batch": 60.0,
     "delivery_batch": 60.0,
     "receiver_rate_limit": 45.0,
+    **{fault.name: 45.0 for fault in faults.CATALOGUE if fault.family == "witnesses"},
 }
 
 MOMENTS = (
@@ -110,6 +122,10 @@ MOMENTS = (
     ),
     Moment("receiver_back", ("receiver_outage",), look_after_s=25, then=heal("receiver_outage", after_s=50)),
     Moment("broker_back", ("broker_down",), look_after_s=45, then=heal("broker_down", after_s=40)),
+    Moment("receiver_restarted", look_after_s=0, then=harmless(faults.restart("receiver"), after_s=15)),
+    Moment("notification_restarted", look_after_s=0, then=harmless(faults.restart("notification"), after_s=20)),
+    Moment("broker_restarted", look_after_s=0, then=harmless(faults.restart("nats"), after_s=30)),
+    Moment("database_reconnected", look_after_s=0, then=harmless(faults.alter("new sessions"), after_s=15)),
     Moment("worker_hung_just_now", ("worker_hung",), look_after_s=2),
     Moment("worker_and_broker", ("worker_stopped", "broker_down")),
     Moment("lock_and_relay", ("table_lock", "relay_stopped")),

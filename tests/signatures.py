@@ -409,4 +409,10 @@ SIGNATURES: dict[str, Signature] = {
     "rows_postponed": counts(QUEUE + "status = 'PENDING' AND next_retry_at > now() + interval '20 hours'", 20),
     "rows_deleted": counts(WITHOUT_NOTIFICATION, 20),
     "stream_replayed": worsens("doubled"),
+    # Who reports, and who is ill
+    "receiver_unavailable": logs("notification", "receiver answered 503", times=3),
+    "receiver_denies": logs("notification", "receiver answered 401", times=3),
+    "worker_wrong_address": logs("notification", "receiver unreachable: Connection refused", times=3),
+    "worker_no_such_host": logs("notification", "receiver unreachable: Name or service not known", times=3),
+    "worker_out_of_files": logs("notification", "receiver unreachable: Too many open files", times=3),
 }

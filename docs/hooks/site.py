@@ -93,6 +93,7 @@ _MEANINGS = {
         "replica_url": "a streaming replica, for queries about the window",
         "nats_url": "the broker; one or several nodes",
         "nats_monitor_url": "its monitoring ports; one or several",
+        "receiver_url": "a health address of the receiver",
         "redis_url": "optional source",
         "prometheus_url": "optional source",
         "grafana_url": "where annotations are written",

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from runbook_lib.analysis.diagnosis import (
     combine_weights,
+    drop_fallen,
     find_rivals,
     find_standing,
     find_stuck_hop,
@@ -32,6 +33,7 @@ PRECISION = 0.01
 def explain(verdict: Verdict, findings: Sequence[Finding], book: Catalog) -> Verdict:
     """Return the verdict with its places, and with the smallest change for each of them and of its failure modes."""
     evidence = _Evidence(findings, book)
+    findings, _ = drop_fallen(findings, book)
     named = (verdict.stuck_at,) if verdict.stuck_at else verdict.undecided
     places, modes = (
         tuple(replace(c, changes=evidence.smallest_change(c.id)) for c in candidates)
@@ -87,7 +89,8 @@ class _Evidence:
             self._made_from.setdefault(s.observation, {})[limit] = value
             about, name = self._weights.setdefault(s.about, {}), s.observation or n
             about[name] = max(about.get(name, 0.0), s.weight, key=abs)
-        self._scores = {about: self._combine(weights) for about, weights in self._weights.items()}
+        self._fallen = book.find_fallen(self._steps)
+        self._scores = {about: self._weigh(about, 1.0, self._fallen) for about in self._weights}
         self._moves = [*self._removals(), *self._additions()]
         self._changed = cache(lambda *moves: self._name(moves))
         self._score = cache(self._weigh)
@@ -154,22 +157,22 @@ class _Evidence:
             low, high = (low, middle) if flips(middle) else (middle, high)
         return high
 
-    def _weigh(self, about: str, share: float, *moves: _Move) -> float:
-        """Return the score of a place or mode with a share of the moves made."""
+    def _weigh(self, about: str, share: float, fallen: frozenset[str], *moves: _Move) -> float:
+        """Return the score of a place or mode with a share of the moves made, without the observations that fall."""
         part: dict[object, float] = {m.observation: m.weights[about] * (share if m.seen else 1 - share) for m in moves}
-        return self._combine(self._weights.get(about, {}) | part)
-
-    def _combine(self, weights: Mapping[object, float]) -> float:
-        return combine_weights(((str(name), weight) for name, weight in weights.items()), self._book)
+        weights = (self._weights.get(about, {}) | part).items()
+        return combine_weights(((str(name), w) for name, w in weights if name not in fallen), about, self._book)
 
     def _name(self, moves: Sequence[_Move], share: float = 1.0) -> _Named:
         """Return what the verdict names with a share of the moves made."""
         seen = {*self._steps}
         if share == 1.0:
             seen.symmetric_difference_update(m.observation for m in moves)
-        scores = {**self._scores}
-        for about in dict.fromkeys(about for m in moves for about in m.weights):
-            scores[about] = self._score(about, share, *(m for m in moves if about in m.weights))
+        scores, fallen = {**self._scores}, self._book.find_fallen(seen)
+        changed = [about for m in moves for about in m.weights]
+        changed += [s.about for name in fallen ^ self._fallen for s in self._book.observations[name]]
+        for about in dict.fromkeys(changed):
+            scores[about] = self._score(about, share, fallen, *(m for m in moves if about in m.weights))
         stuck_at = find_stuck_hop({place: scores.get(place, 0.0) for place in self._book.places}, self._book)
         modes: dict[str, float] = {}
         for mode in (self._book.failure_modes[id_] for id_ in scores if id_ in self._book.failure_modes):

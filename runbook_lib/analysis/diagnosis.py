@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 from runbook_lib import pack
 from runbook_lib.analysis.stats import combine
-from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode
+from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode, Witness
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Answer,
@@ -60,11 +60,12 @@ CONSEQUENCE = 0.6
 
 def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     """Return the verdict of a section, or of all sections of a triage together."""
-    findings = list(findings)
+    findings, fallen = drop_fallen(findings, book)
     scores = {place: score(findings, place, book).score for place in book.places}
     stuck_at = find_stuck_hop(scores, book)
-    undecided = () if stuck_at else _find_candidates(findings, scores, book)
-    ranked = _rank_modes(findings, stuck_at, book)
+    accused = () if stuck_at else _find_accused(findings, scores, book)
+    undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
+    ranked = _rank_modes(findings, fallen, stuck_at, book)
     stand = find_standing({m.id: m.score for m in ranked}, book)
     between = find_rivals(stand)
     seen = {s.observation for f in findings for s in f.signals}
@@ -97,11 +98,27 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
-        proposals=_filter_proposals(_order_proposals(findings, stuck_at, stand), stand, between, ranked, seen, book),
+        proposals=_filter_proposals(
+            _order_proposals(findings, stuck_at, stand), stand, between, accused, ranked, seen, book
+        ),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
         ended=ended,
     )
+
+
+def drop_fallen(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
+    """Return the findings without evidence that falls, and by its observation the finding that refutes it.
+
+    An observation falls where another one is seen that it cannot be true beside (docs/failure-modes.md, table "Falls").
+    """
+    findings = list(findings)
+    seen = {s.observation: f for f in findings for s in f.signals}
+    fallen = {name: next(seen[o] for o in book.falls[name] if o in seen) for name in book.find_fallen(seen) & {*seen}}
+    if fallen:
+        kept = [tuple(s for s in f.signals if s.observation not in fallen) for f in findings]
+        findings = [replace(f, signals=signals) for f, signals in zip(findings, kept, strict=True)]
+    return findings, fallen
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
@@ -126,24 +143,32 @@ def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
     because = []
     for told in once.values():
         strongest = max((s for _, s in told), key=lambda s: abs(s.weight))
-        because.append(_score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight))
-    whole = combine_weights(((b.observation, b.weight) for b in because), book)
+        reason = _score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight)
+        witness = book.foreign_witness(strongest.observation, about)
+        because.append(replace(reason, witness=witness.name) if witness else reason)
+    whole = combine_weights(((b.observation, b.weight) for b in because), about, book)
     return RankedMode(about, whole, tuple(sorted(because, key=lambda b: -b.weight)))
 
 
-def combine_weights(weights: Iterable[tuple[str, float]], book: Catalog) -> float:
-    """Return the score of observations and their weights: positive ones are for it, negative ones against it.
+def combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Catalog) -> float:
+    """Return the score of a place or mode from observations and their weights, negative if they are against it.
 
-    What is against it does not reduce firm evidence.
+    What is against it does not reduce firm evidence. All that one other part reports counts for what its row allows.
     """
     weights = list(weights)
-    firm = [w for name, w in weights if w > 0 and name.startswith(book.firm)]
-    others = [w for name, w in weights if w > 0 and not name.startswith(book.firm)]
+    reported: dict[Witness, list[float]] = {}
+    firm, others = list[float](), list[float]()
+    for name, weight in weights:
+        if weight > 0 and (witness := book.foreign_witness(name, about)):
+            reported.setdefault(witness, []).append(weight)
+        elif weight > 0:
+            (firm if name.startswith(book.firm) else others).append(weight)
+    others += [min(combine(told, []), witness.at_most) for witness, told in reported.items()]
     return round(combine([combine(others, [-w for _, w in weights if w < 0]), *firm], []), 3)
 
 
 def _score_reason(
-    kind: Literal["observed", "excludes", "unseen"],
+    kind: Literal["observed", "excludes", "falls", "unseen"],
     findings: Iterable[Finding],
     observation: str,
     weight: float = 0.0,
@@ -183,6 +208,19 @@ def find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
         if place.shared and scores[name] >= max(BROKEN, NEAR * best):
             return name
     return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
+
+
+def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
+    """Return a place that only one other part reports as broken, and the reporter before it; () if there is none.
+
+    The reporter, the way between them or the accused may be what is broken.
+    """
+    unlimited = replace(book, witnesses={})
+    for place in book.hops:
+        if scores[place] < BROKEN <= score(findings, place, unlimited).score:
+            reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)
+            return _unique((*reporters, place))
+    return ()
 
 
 def _find_candidates(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
@@ -241,7 +279,9 @@ def _misses_a_required_source(findings: Iterable[Finding], reasons: Collection[R
     return any(reasons is None or u.reason in reasons for u in unseen)
 
 
-def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
+def _rank_modes(
+    findings: list[Finding], fallen: Mapping[str, Finding], stuck_at: str | None, book: Catalog
+) -> tuple[RankedMode, ...]:
     """Return the failure modes that have evidence, the likeliest first and the excluded ones last."""
     seen: dict[str, list[Finding]] = {}
     for f in findings:
@@ -254,6 +294,11 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
         because = [
             *found.because,
             *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
+            *(
+                _score_reason("falls", [f], o)
+                for o, f in fallen.items()
+                if any(s.about == id_ for s in book.observations[o])
+            ),
             *(
                 _score_reason("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
                 for f in findings
@@ -357,11 +402,14 @@ def _filter_proposals(
     proposals: Iterable[Proposal],
     stand: Sequence[FailureMode],
     between: Sequence[FailureMode],
+    accused: Sequence[str],
     ranked: Sequence[RankedMode],
     seen: set[str],
     book: Catalog,
 ) -> tuple[Proposal, ...]:
     """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
+
+    Between a reporter and the part that it accuses, only what helps each of them is proposed.
 
     If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, only the
     proposals that help excluded modes alone are dropped. A proposal that an observation forbids is always dropped.
@@ -375,6 +423,8 @@ def _filter_proposals(
         modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
         if not modes:
             return True
+        if accused:
+            return all(any(place in m.hops and m.id not in out for m in modes) for place in accused)
         if not stand:
             return any(m.id not in out for m in modes)
         return not between and bool(stand[0].remedies) and any(m in stand for m in modes)

@@ -59,13 +59,16 @@ def get(
     path: str,
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
+    name: str = "",
 ) -> bytes:
     """Return the body at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error.
+
+    The query is recorded under `name`, or under its path.
 
     Its `code` is "hung" (the connection was accepted and no answer came), "no_answer" (the connection was not
     accepted), "not_found" (the server has no such page), or another HTTP status.
     """
-    return _request("GET", source, read_cost, url, path, trust, params=params)[1]
+    return _request("GET", source, read_cost, url, path, trust, name=name, params=params)[1]
 
 
 def post_json(
@@ -83,10 +86,10 @@ def post_json(
 
 
 def _request(
-    method: str, source: str, read_cost: ReadCost, url: str, path: str, trust: Trust | None, **more: Any
+    method: str, source: str, read_cost: ReadCost, url: str, path: str, trust: Trust | None, name: str = "", **more: Any
 ) -> tuple[int, bytes]:
     query = "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
-    with read_cost.query(source, path, f"{method} /{path}{'?' + query if query else ''}") as asked:
+    with read_cost.query(source, name or path, f"{method} /{path}{'?' + query if query else ''}") as asked:
         try:
             with requests.request(
                 method,
@@ -109,7 +112,10 @@ def _request(
         except requests.exceptions.SSLError:
             detail = f"no TLS with it: the CA of its certificate, or ours, does not fit ({SETTINGS.get(source, 'CA')})"
             raise SourceError(source, Reason.DENIED, detail, "no_tls") from None
-        except requests.ConnectionError:
+        except requests.ConnectionError as e:
+            cause = getattr(e.args[0] if e.args else None, "reason", None)
+            if isinstance(cause, urllib3.exceptions.NameResolutionError):
+                raise SourceError(source, Reason.UNREACHABLE, "its host name is not known here", "no_host") from None
             raise SourceError(source, Reason.UNREACHABLE, "connection refused", "no_connection") from None
         except requests.HTTPError as e:
             status = e.response.status_code

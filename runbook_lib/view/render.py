@@ -69,6 +69,7 @@ ACTION_RESULT_KEYS = {
 _SCORE_REASON_KEYS = {
     "observed": "ui.because_observed",
     "excludes": "ui.because_excludes",
+    "falls": "ui.because_falls",
     "unseen": "ui.because_unseen",
     "elsewhere": "ui.because_elsewhere",
 }
@@ -470,6 +471,7 @@ def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
                 steps=", ".join(b["steps"]),
                 at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
                 headline=b["headline"][lang],
+                witness=hop_text(b["witness"]) if b.get("witness") else None,
             ),
             lang,
         )

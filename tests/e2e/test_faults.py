@@ -72,6 +72,7 @@ LOOKS: dict[str, Look] = {
     "events_lost": Look("4.4", named=False),  # the place is told; whether they wait is section 4.1's to say
     **{name: Look("4.4") for name in ("exhausted_outbox", "failing_user")},
     "dlq_mismatch": Look("5.3"),
+    **{fault.name: Look(hurts_s=10) for fault in faults.CATALOGUE if fault.family == "witnesses"},
 }
 #: What is right or undecided in a first look, and need not be named by it.
 UNNAMED = Look(named=False, hurts_s=10)
@@ -125,7 +126,7 @@ def test_the_sections_that_can_act_have_nothing_to_say(running: Sandbox, tmp_pat
 
 
 @pytest.mark.timeout(420)
-@pytest.mark.parametrize("name", list(cases("failures")))
+@pytest.mark.parametrize("name", [*cases("failures"), *cases("witnesses")])
 def test_fault(running: Sandbox, tmp_path: Path, name: str) -> None:
     fault, asked = faults.find(name), LOOKS.get(name, UNNAMED)
     running.wait_for("a steady flow", lambda: (probe.sample_flow(running, WHILE_S).sent or 0) > 2, 60)

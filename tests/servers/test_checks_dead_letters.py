@@ -394,6 +394,11 @@ def test_dead_letters_of_the_data_are_permanent_and_those_of_an_outage_are_not()
 def test_an_outage_that_goes_on_throttles_and_one_that_is_over_sends_again() -> None:
     now = judge("4.4.2", letters=letters(*burst("receiver answered 503", 40)))
     expect(now, Status.CRITICAL, weights={"receiver": ">= 0.5"}, notes={"letters.redrive_waits"})
+    assert verdict({"4.4.2": now}).stuck_at == "receiver", "a status is its own word"
+    no_host = judge("4.4.2", letters=letters(*burst("receiver unreachable: Name or service not known", 40)))
+    assert verdict({"4.4.2": no_host}).stuck_at == "delivery_worker"
+    refused = judge("4.4.2", letters=letters(*burst("receiver unreachable: Connection refused", 40)))
+    assert verdict({"4.4.2": refused}).undecided == ("delivery_worker", "receiver")
     assert not [p for p in now.proposals if p.name.startswith("redrive")]
     over = judge("4.4.2", letters=letters(*burst("receiver answered 503", 400)))
     expect(over, Status.WARNING, weights={"receiver": "<= 0"})
@@ -457,7 +462,7 @@ def test_a_receiver_that_refuses_is_seen_before_the_first_dead_letter() -> None:
     found = judge("4.4.2", **failing(75))
     expect(found, Status.WARNING, "letters.failing_yet")
     assert top_mode({"4.4.2": found}) == "FM-NOTI-03"
-    assert verdict({"4.4.2": found}).stuck_at == "receiver"
+    assert verdict({"4.4.2": found}).undecided == ("delivery_worker", "receiver"), "the worker alone says so"
     expect(found, values={"retries.next_minute": 150, "retries.peak": 450})
     assert found.proposals[0].name == "throttle_delivery"
     assert found.next_sections == ("5.2",)
@@ -699,7 +704,7 @@ def test_a_receiver_that_is_down_now(servers: Servers, db: psycopg.Connection, b
     with bound(broker):
         found = run(servers, *STEPS)
     assert found["4.4.2"].headline.key == "letters.failing_yet"
-    assert (verdict(found).stuck_at, top_mode(found)) == ("receiver", "FM-NOTI-03")
+    assert (verdict(found).undecided, top_mode(found)) == (("delivery_worker", "receiver"), "FM-NOTI-03")
 
 
 def test_one_users_notifications_fail_for_long(servers: Servers, db: psycopg.Connection, broker: str) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import NOW, ago, expect, got_through, make_given, run, through, traffic, weight, words
 from waiting import until
+from web import reply, web
 
 from runbook_lib import catalog, messages, queries, samples, session
 from runbook_lib.analysis.diagnosis import conclude
@@ -102,9 +103,8 @@ def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
     frames["attempts"] = pd.DataFrame({"attempt_count": [1, 2, 3], "n": [30, 20, 20], "waiting": [30, 20, 20]})
     frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
     found = backlog.judge(frames, make_given())
-    expect(
-        found, sections=("4.4", "5.2"), weights={"receiver": "> 0.8", "FM-NOTI-03": "> 0.8", "delivery_worker": "< 0"}
-    )
+    expect(found, sections=("4.4", "5.2"), weights={"receiver": "> 0.8", "FM-NOTI-03": "> 0.8", "FM-NOTI-06": "< 0"})
+    assert conclude([found], catalog.load()).undecided == ("delivery_worker", "receiver"), "the worker alone says so"
     assert "hold_delivery" not in [p.name for p in found.proposals]  # it has tries left: nothing is lost yet
     words(found)
     frames["attempts"] = frames["attempts"].assign(attempt_count=[1, 2, 9])
@@ -141,7 +141,7 @@ def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     moved = later(frames, held=held(("b", "w", 25, 5)))
     assert read_delivery(moved).progress is True
     slow = backlog.judge(moved, make_given())
-    expect(slow, weights={"delivery_worker": "< 0", "receiver": "> 0.5"})
+    expect(slow, weights={"FM-NOTI-06": "< 0", "receiver": "> 0.5"})
     stuck = backlog.judge(later(frames), make_given())
     expect(stuck, weights={"delivery_worker": "> 0 < 0.6"})
 
@@ -1193,7 +1193,29 @@ def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broke
     for attempts in (1, 2, 3):
         notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
     found = run(servers, "4.1.1")["4.1.1"]
-    expect(found, Status.WARNING, weights={"receiver": "> 0.8", "delivery_worker": "< 0"})
+    expect(found, Status.WARNING, weights={"receiver": "> 0.8", "FM-NOTI-06": "< 0"})
+    assert "receiver_url" in words(found), "of a receiver that is not declared only the worker's word is known"
+
+
+@pytest.mark.parametrize(
+    ("status", "place", "said"),
+    [
+        (204, "delivery_worker", "the receiver answers 200"),
+        (503, "receiver", "answers 503 too"),
+        (0, "receiver", "either"),
+    ],
+)
+def test_while_sends_fail_the_receiver_itself_is_asked(
+    servers: Servers, db: psycopg.Connection, broker: str, status: int, place: str, said: str
+) -> None:
+    notify(db, 30, "SENT", 100, sent_after=10)
+    for attempts in (1, 2, 3):
+        notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
+    with web(lambda request: reply(request, status or 204)) as url, steps.bound(broker):
+        found = run(servers, "4.1.1", receiver_url=url if status else "http://127.0.0.1:1/health")["4.1.1"]
+    assert said in words(found)
+    assert [(q.source, q.name) for q in found.queries if q.source == "receiver"] == [("receiver", "look")]
+    assert conclude([found], catalog.load()).stuck_at == place
 
 
 def test_the_past_is_answered_from_timestamps(servers: Servers, db: psycopg.Connection, broker: str) -> None:

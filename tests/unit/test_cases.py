@@ -175,6 +175,7 @@ STATES: dict[str, object] = {
     "backlog.waits_for_lock": replace(LATE, spends="delivery.waits_for_lock"),
     "leases.taken_back": leases.Leases(leases.Processing([Holder(n=2, expired=1)]), False, False, False),
     "leases.without": leases.Leases(leases.Processing([Holder(n=2, without_lease=1)]), False, False, False),
+    "leases.outlasted": leases.Leases(leases.Processing([Holder(n=2, expired=1)]), True, False, True),
     "leases.race": replace(ONE_HAND, taken=1, alive=True),
     "leases.takeover": replace(ONE_HAND, taken=1),
     "leases.two_workers": replace(ONE_HAND, side_by_side=True),

@@ -72,7 +72,7 @@ def _word(answer: str | None) -> Text:
     help="seconds that the flow is given after a proposal",
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
-@click.option("--family", type=click.Choice(["people"]), help="half of the incidents: settings and people")
+@click.option("--family", type=click.Choice(["people", "witnesses"]), help="half of the incidents: this family")
 @click.option("--play", "person", type=click.IntRange(min=0), metavar="SEED", help="play this one yourself")
 @click.pass_context
 def drill(

@@ -257,6 +257,7 @@ _ACTS: dict[str, Pair] = {
     # The receiver
     "receiver_outage": stopped("receiver"),
     "receiver_hangs": frozen("receiver"),
+    "worker_out_of_files": (lambda sandbox: sandbox.limit_files("notification", "worker"), restart("notification")),
     # Single events
     "dedupe_broken": (on_broker(partial(damage.replay, n=10)), rows(damage.repair_dedupe)),
     "bad_payload": (rows(damage.bad_payloads, 5), _FORGET),

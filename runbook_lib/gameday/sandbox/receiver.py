@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from collections import Counter
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from .pod import server, set_up_logging
@@ -25,17 +26,22 @@ def main(directory: Path) -> None:
     """Accept every notification until stopped; by the pods' environment after RECEIVER_DELAY, and some users' never.
 
     Of RECEIVER_REFUSES users one is refused, always the same ones; 0 is none. More than RECEIVER_LIMIT a second are
-    refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it.
+    refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it. With a RECEIVER_STATUS
+    each gets that answer, and from 500 on every other request gets it too.
     """
     set_up_logging("receiver")
     env = read_env(directory / "pods.env")
     delay = seconds(env.get("RECEIVER_DELAY", "0s"))
     refuses, limit = (int(env.get(name, "0")) for name in ("RECEIVER_REFUSES", "RECEIVER_LIMIT"))
-    error = env.get("RECEIVER_ERROR_BODY", "")
+    error, status = env.get("RECEIVER_ERROR_BODY", ""), int(env.get("RECEIVER_STATUS", "0"))
     asked: Counter[int] = Counter()  # by the second
 
-    def answer(_request: object, body: bytes) -> tuple[int, str, str]:
+    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, str, str]:
         time.sleep(delay)
+        if request.command != "POST":
+            return status if status >= 500 else 204, "text/plain", ""
+        if status:
+            return status, "text/plain", ""
         notification = json.loads(body)
         if refuses and zlib.crc32(notification["user_id"].encode()) % refuses == 0:
             return 503, "text/plain", ""

@@ -58,6 +58,7 @@ class EntitlementFacts(settings.TargetFacts):
     """The facts of a target: names, and the settings of its workers."""
 
     services: ClassVar[tuple[str, ...]] = ("entitlement", "notification")
+    addresses: ClassVar = {"receiver_url": ("https://HOST/health", ("http", "https"))}
 
     streams: Streams = Streams()
     workloads: EntitlementWorkloads = EntitlementWorkloads()

@@ -33,6 +33,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement import receiver
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
@@ -54,9 +55,10 @@ class BacklogReading:
     """The state that the cases of 4.1.1 decide on.
 
     `given_up` is the number of rows given up recently; `send_succeeded` tells whether a send succeeded after the newest
-    of them. `stopping`, `refusing` and `spends` (what a late worker spends its time on) are observation names, "" for
-    none. `workers` are two workers that claim rows at the same time. `loop_ran` tells whether the delivery loop ran;
-    `late`, whether a due row has waited too long. `postponed` are the rows that wait for a retry time untried.
+    of them. `stopping`, `refusing`, `spends` (what a late worker spends its time on) and `receiver` (the runbook's own
+    look at it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
+    `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has waited too long. `postponed` are the
+    rows that wait for a retry time untried.
     """
 
     worker: delivery.Delivery
@@ -70,6 +72,7 @@ class BacklogReading:
     late: bool
     spends: str = ""
     postponed: int = 0
+    receiver: str = ""
 
     @property
     def not_at_work(self) -> bool:
@@ -96,7 +99,15 @@ class BacklogReading:
         """Return the observations of the loop, the worker, the receiver, and of a second worker."""
         two_workers = "leases.two_workers" if self.workers else ""
         postponed = "backlog.postponed" if self.postponed else ""
-        told = (*self.loop.observations, self.stopping, self.refusing, self.spends, two_workers, postponed)
+        told = (
+            *self.loop.observations,
+            self.stopping,
+            self.refusing,
+            self.receiver,
+            self.spends,
+            two_workers,
+            postponed,
+        )
         return tuple(filter(None, told))
 
     @property
@@ -116,10 +127,10 @@ def collect(rb: Context) -> Frames:
     """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
 
     Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
-    second time.
+    second time. While sends fail, the runbook looks at the receiver itself.
 
-    Frames: those of `delivery.collect` and `delivery.collect_again`; ages; older_than_10min, letters and that of
-    `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
+    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.look`; ages; older_than_10min, letters
+    and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
     parts = Parts()
     with rb.snapshot() as db:
@@ -142,7 +153,9 @@ def collect(rb: Context) -> Frames:
     has_work = bool(worker.total) or worker.sends(rb.given())
     unproven = has_work and not program.seen_running(parts.answers, rb.given(), "delivery")
     frames |= parts.frames()
-    return frames | delivery.collect_again(rb, frames, always=unproven)
+    frames |= delivery.collect_again(rb, frames, always=unproven)
+    seen = _read_backlog(frames, rb.given())
+    return frames | (receiver.look(rb) if seen.refusing and not seen.refuses_some else {})
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -203,6 +216,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             postponed=seen.postponed,
             others=seen.loop.others,
             failed=worker.tried or None,
+            receiver=receiver.describe(frames),
         ),
         values,
         at_least=worst([found.status, Status.WARNING if seen.workers else Status.OK]),
@@ -238,6 +252,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
+        receiver.observation(frames),
     )
 
 
@@ -296,9 +311,15 @@ def _hops(seen: BacklogReading, history: HopHistory | None) -> tuple[Hop, ...]:
             "receiver",
             rate_out=activity.sent_1m,
             waiting=queue.waiting_retry,
-            alive=say("alive.refuses") if seen.refusing else None,
+            alive=_format_receiver(seen),
         ),
     )
+
+
+def _format_receiver(seen: BacklogReading) -> Text | None:
+    if seen.receiver == "receiver.answers":
+        return say("alive.answers")
+    return say("alive.refuses") if seen.refusing else None
 
 
 def _propose_logs(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ...]:

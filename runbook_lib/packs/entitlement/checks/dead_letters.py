@@ -639,6 +639,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append(lately if dependency else "dead_letters.unclear")
         if ago < quiet and not seen.ended:
             observed.append("dead_letters.dependency_goes_on" if dependency else "dead_letters.unclear_goes_on")
+            observed.append(errors.classify_send(max((c.last, c.error) for c in seen.clusters if c.kind == kind)[1]))
     if seen.counts["broker"] and "processed_events" not in given_up.unread_tables(frames):
         ran_out_lately = seen.ages["broker"] < recent_s
         observed.append(
@@ -653,7 +654,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append("dead_letters.unpublished")
     elif seen.counts["outbox"]:
         observed.append("publish.gave_up")
-    return [signal for observation in observed for signal in given.evidence(observation)]
+    return [signal for observation in filter(None, observed) for signal in given.evidence(observation)]
 
 
 def _transient_hops(seen: Transient) -> tuple[Hop, ...]:

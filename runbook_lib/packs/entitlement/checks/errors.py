@@ -40,7 +40,30 @@ _STATUS = re.compile(
     r"([45]\d\d)\b(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)",
     re.IGNORECASE,
 )
-_RETRYABLE_STATUSES = ("408", "425", "429")
+#: Statuses below 500 that are no fault of the data: the receiver refuses the worker's credentials, or for now.
+_DENIED_STATUSES = ("401", "403", "407")
+_RETRYABLE_STATUSES = ("408", "425", "429", *_DENIED_STATUSES)
+#: What the text of a failed send says, and its observation; the first row found in the text counts.
+_SEND_ERRORS = tuple(
+    (re.compile(pattern, re.IGNORECASE), observation)
+    for pattern, observation in (
+        (
+            r"too many open files|out ?of ?memory|cannot allocate|native thread|(?:can ?not|can't) assign requested",
+            "sends.exhausted",
+        ),
+        (
+            r"no such host|unknown ?host|name or service not known|name resolution|(?:can ?not|could not|unable to"
+            r"|failed to) resolve|\bdns\b|no address associated",
+            "sends.no_host",
+        ),
+        (r"certificate|\bpkix\b|\bssl|\btls\b|handshake", "sends.no_trust"),
+        (r"refused|no route to host|network is unreachable", "sends.refused"),
+        (
+            r"time[d ]*-?out|did not answer|no answer|reset|broken pipe|closed|aborted|disconnected|unreachable",
+            "sends.unanswered",
+        ),
+    )
+)
 #: Names and quoted values: their words do not describe the failure.
 _NAMES_AND_QUOTES = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|\b\w*_\w*\b")
 _DEPENDENCY = re.compile(
@@ -83,6 +106,22 @@ def text_kind(text: object) -> Kind:
     if _DEPENDENCY.search(words):
         return "dependency"
     return "data" if _DATA.search(words) else "unclear"
+
+
+def classify_send(text: object) -> str:
+    """Return the observation of what the text of a failed send says; "" for a data error and an unknown text.
+
+    A status is the receiver's own word. Files, memory and names are the worker's own; what else failed may be either's.
+
+    >>> classify_send("receiver answered 503"), classify_send("receiver unreachable: Connection refused")
+    ('sends.answered', 'sends.refused')
+    """
+    words = str(text or "")
+    if status := _STATUS.search(words):
+        if status[1] in _DENIED_STATUSES:
+            return "sends.denied"
+        return "sends.answered" if text_kind(words) == "dependency" else ""
+    return next((observation for pattern, observation in _SEND_ERRORS if pattern.search(words)), "")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -406,6 +407,8 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     values += _read_prometheus_share(frames, given, alone=not tries)
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])
+    sends = _read_send_errors(frames) if part == "delivery" and failing is not Status.OK else ""
+    restart = closed or sends == "sends.exhausted"
     modes = _weigh_modes(frames, given, failing, closed=closed)
     likely = given.number("phrase.now")
     useless = [
@@ -415,10 +418,11 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     ]
     if closed:
         notes.append(say("exceptions.closed"))
-    elif useless:
+    elif useless and not restart:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
     observed = [FAILED_TRY_OBSERVATIONS[part, failing]] if (part, failing) in FAILED_TRY_OBSERVATIONS else []
     observed += [] if log is None else ["exceptions.log_read", *_read_database_errors(frames, given)]
+    observed += filter(None, [sends])
     if database := turned_away.get(logins.Server.DATABASE):
         notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
         observed.append("exceptions.database_full" if database.for_want_of_a_slot else "exceptions.database_refuses")
@@ -439,7 +443,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
             *(evidence_from_error(failed["tries"], given.catalog) if "tries" in failed else ()),
             *(signal for observation in observed for signal in given.evidence(observation)),
         ),
-        proposals=_proposals(given, about.workload, turned_away, closed=closed, unread=log is None),
+        proposals=_proposals(given, about.workload, turned_away, restart=restart, unread=log is None),
         next_sections=("5.2",) if part == "delivery" and failing is not Status.OK else (),
         show=tuple(f for f in ("phrases", "texts") if f in frames and not frames[f].empty),
     )
@@ -452,13 +456,22 @@ def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
     return [o] if (o := _match_database(found.detail)) else []
 
 
+def _read_send_errors(frames: Frames) -> str:
+    """Return the observation of what the texts of most current failed sends say; "" for none."""
+    found = Counter[str]()
+    for text in rows.each(frames.get("texts"), PhraseCount):
+        if text.phrase in FAILED_TRY:
+            found[errors.classify_send(text.detail)] += int(text.now)
+    return max(found, key=found.__getitem__, default="")
+
+
 def _match_database(text: str) -> str:
     """Return the observation of the database's words in an error; "" if it has none."""
     return next((observation for words, observation in DATABASE_SAYS if words in text), "")
 
 
 def _proposals(
-    given: JudgeInput, workload: str, turned_away: Collection[logins.Server], *, closed: bool, unread: bool
+    given: JudgeInput, workload: str, turned_away: Collection[logins.Server], *, restart: bool, unread: bool
 ) -> tuple[Proposal, ...]:
     """Propose a restart if only that helps; a read-only check instead while a server rejects the service's login."""
     if turned_away:
@@ -467,7 +480,7 @@ def _proposals(
             logins.Server.BROKER: remedies.check_nats_credentials(given),
         }
         return tuple(checks[server] for server in turned_away)
-    if closed:
+    if restart:
         return (proposals.restart(given, workload),)
     return (proposals.logs(given, workload),) if unread else ()
 

@@ -1,0 +1,195 @@
+"""Who reports what about whom: one part's word about another decides nothing, a second witness or its own word does."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from web import reply, web
+
+from runbook_lib import catalog
+from runbook_lib.analysis import counterfactual, diagnosis
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, say
+from runbook_lib.packs.entitlement import receiver
+from runbook_lib.packs.entitlement.checks.errors import classify_send
+from runbook_lib.sources import ReadCost
+from runbook_lib.view import record, render
+
+BOOK = catalog.load()
+ANSWERS, WORKER = "receiver.answers", BOOK.witnesses["delivery_worker"]
+
+
+def seen(step: str, *observations: str, proposals: tuple[str, ...] = ()) -> Finding:
+    signals = tuple(s for name in observations for s in BOOK.evidence(name))
+    proposed = tuple(Proposal(name, f"run {name}", "5.2") for name in proposals)
+    return Finding(step, Status.CRITICAL, say("ui.no_action"), signals=signals, proposals=proposed)
+
+
+def conclude(*findings: Finding) -> Verdict:
+    return diagnosis.conclude(findings, BOOK)
+
+
+def test_the_word_of_one_part_leaves_reporter_and_accused_open() -> None:
+    """Failed sends may be of receiver, worker, or the way between: nothing that helps one only is proposed."""
+    told = seen("4.1.1", "delivery.refused", proposals=("restart_notification", "hold_delivery", "logs"))
+    verdict = conclude(told, seen("4.5.2", "exceptions.sends_fail"))
+    assert (verdict.stuck_at, verdict.confidence) == (None, "low")
+    assert verdict.undecided == ("delivery_worker", "receiver")
+    assert {p.name for p in verdict.proposals} == {"hold_delivery", "logs"}
+    assert conclude(told).settled_by[0] == "4.5.2", "the log has the error's text"
+
+
+@pytest.mark.parametrize(
+    ("second", "place", "mode"),
+    [
+        (("receiver.refuses",), "receiver", "FM-NOTI-03"),
+        (("receiver.silent",), "receiver", "FM-NOTI-03"),
+        (("receiver.unwell",), "receiver", "FM-NOTI-03"),
+        (("sends.answered",), "receiver", "FM-NOTI-03"),
+        (("sends.answered", ANSWERS), "receiver", "FM-NOTI-03"),
+        (("sends.no_host",), "delivery_worker", "FM-NOTI-10"),
+        (("sends.no_host", ANSWERS), "delivery_worker", "FM-NOTI-10"),
+        (("sends.denied", ANSWERS), "delivery_worker", "FM-NOTI-10"),
+        (("sends.exhausted", ANSWERS), "delivery_worker", "FM-NOTI-11"),
+    ],
+)
+def test_a_second_witness_or_the_own_word_decides(second: tuple[str, ...], place: str, mode: str) -> None:
+    verdict = conclude(seen("4.1.1", "delivery.refused"), seen("4.5.2", "exceptions.sends_fail", *second))
+    assert (verdict.stuck_at, verdict.confidence, verdict.failure_modes[0].id) == (place, "high", mode)
+
+
+def test_a_receiver_that_answers_is_not_accused_by_the_worker_alone() -> None:
+    """The worker runs, is refused, and the receiver answers: address or way, and not surely which."""
+    verdict = conclude(seen("4.1.1", "delivery.refused", "delivery.runs", ANSWERS), seen("4.5.2", "sends.refused"))
+    assert (verdict.stuck_at, verdict.confidence) == ("delivery_worker", "medium")
+    assert verdict.failure_modes[0].id == "FM-NOTI-10"
+
+
+def test_a_connection_that_nobody_accepts_may_be_of_the_runbooks_own_way() -> None:
+    verdict = conclude(seen("4.1.1", "delivery.refused", "receiver.unreached"))
+    assert (verdict.stuck_at, verdict.confidence) == ("receiver", "medium")
+
+
+@given(st.sets(st.sampled_from(sorted({*WORKER.observations} & {*BOOK.observations}))))
+def test_the_reports_of_one_witness_never_make_another_part_stuck(names: set[str]) -> None:
+    findings = [seen("4.1.1", *names)]
+    for about in ("receiver", "FM-NOTI-03", "FM-NOTI-04"):
+        assert diagnosis.score(findings, about, BOOK).score <= WORKER.at_most < diagnosis.BROKEN
+    assert conclude(*findings).stuck_at in (None, "delivery_worker")
+
+
+def test_a_part_is_its_own_witness() -> None:
+    assert BOOK.foreign_witness("sends.refused", "receiver") == WORKER
+    assert BOOK.foreign_witness("sends.refused", "FM-NOTI-03") == WORKER
+    assert BOOK.foreign_witness("sends.refused", "delivery_worker") is None
+    assert BOOK.foreign_witness("sends.refused", "FM-NOTI-10") is None
+    assert BOOK.foreign_witness("receiver.refuses", "receiver") is None
+
+
+def test_why_names_the_witness_and_what_would_change_the_verdict() -> None:
+    findings = [seen("4.1.1", "delivery.refused")]
+    explained = record.verdict(counterfactual.explain(conclude(*findings), findings, BOOK))
+    lines = "\n".join(render.failure_mode_lines(explained, "en"))
+    assert "+0.85 delivery.refused (4.1.1, only by the word of: delivery worker)" in lines
+    assert "worker の報告のみ" in "\n".join(render.failure_mode_lines(explained, "ja"))
+    assert "this would be the verdict if 4.5.2 saw sends.no_host" in lines
+
+
+# The look at the receiver -------------------------------------------------------------------------------------
+
+
+def look(url: str) -> receiver.ReceiverLook:
+    return receiver.ReceiverProbe(url, ReadCost(Masker())).look()
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [(204, "answers"), (302, "answers"), (401, "answers"), (404, "answers"), (405, "answers"), (429, "unwell"),
+     (500, "unwell"), (503, "unwell")],
+)  # fmt: skip
+def test_a_status_is_the_receivers_own_word(status: int, result: str) -> None:
+    paths = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        paths.append((request.command, request.path))
+        reply(request, status)
+
+    with web(answer) as url:
+        seen = look(f"{url}/health")
+    assert (seen.result, paths) == (result, [("GET", "/health")])
+    assert seen.status in (status, 200, None) and seen.ms is not None
+
+
+def test_nothing_that_listens_silence_and_an_unknown_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runbook_lib.sources.http.TIMEOUT_S", (0.3, 0.3))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/health"
+        assert look(url).result == "silent"
+    assert look(url).result == "refuses"
+    with ExitStack() as opened:
+        full = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for client in [opened.enter_context(socket.socket()) for _ in range(3)]:  # the first fills the queue
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        assert look(f"http://127.0.0.1:{full.getsockname()[1]}").result == "unreached"
+    assert look("http://receiver.invalid/").result == "", "that our name service does not know it says nothing of it"
+
+
+@pytest.mark.parametrize(
+    ("text", "observation"),
+    [
+        ("receiver answered 503", "sends.answered"),
+        ("HTTP 429 Too Many Requests", "sends.answered"),
+        ("receiver answered 401", "sends.denied"),
+        ("status 403", "sends.denied"),
+        ("receiver answered 400", ""),
+        ("java.net.ConnectException: Connection refused", "sends.refused"),
+        ("receiver unreachable: No route to host", "sends.refused"),
+        ("java.net.UnknownHostException: receiver.example", "sends.no_host"),
+        ("receiver unreachable: Name or service not known", "sends.no_host"),
+        ("PKIX path building failed: unable to find valid certification path", "sends.no_trust"),
+        ("SSLHandshakeException: Received fatal alert: handshake_failure", "sends.no_trust"),
+        ("java.net.SocketException: Too many open files", "sends.exhausted"),
+        ("java.lang.OutOfMemoryError: unable to create native thread", "sends.exhausted"),
+        ("java.net.BindException: Cannot assign requested address", "sends.exhausted"),
+        ("receiver did not answer within 2 s", "sends.unanswered"),
+        ("Connection reset by peer", "sends.unanswered"),
+        ("field userId is missing", ""),
+        (None, ""),
+    ],
+)
+def test_the_text_of_a_failed_send_names_its_class(text: str | None, observation: str) -> None:
+    assert classify_send(text) == observation
+    assert not observation or observation in BOOK.observations
+
+
+# What falls ---------------------------------------------------------------------------------------------------
+
+
+def test_an_observation_that_cannot_be_true_beside_another_is_no_evidence() -> None:
+    """The receiver answers a look and refuses each send with 429: then the worker is not what is broken."""
+    findings = [seen("4.1.1", "delivery.refused", "delivery.runs", ANSWERS), seen("4.5.2", "sends.answered")]
+    verdict = conclude(*findings)
+    assert (verdict.stuck_at, verdict.confidence) == ("receiver", "high")
+    (mode,) = (m for m in verdict.failure_modes if m.id == "FM-NOTI-03")
+    assert [(b.steps, b.observation, b.weight) for b in mode.because if b.kind == "falls"] == [
+        (("4.5.2",), ANSWERS, 0.0)
+    ]
+    lines = render.why_lines(record.verdict(verdict)["failure_modes"][0], "en")
+    assert any("receiver.answers does not count" in line for line in lines)
+    evidence = counterfactual._Evidence(findings, BOOK)
+    (removed,) = (m for m in evidence._moves if m.observation == "sends.answered")
+    assert evidence._name((removed,)).stuck_at == conclude(findings[0]).stuck_at == "delivery_worker"
+
+
+@pytest.mark.parametrize("falls", BOOK.falls)
+def test_what_falls_is_said_by_none_that_it_falls_for(falls: str) -> None:
+    for other in BOOK.falls[falls]:
+        findings, fallen = diagnosis.drop_fallen([seen("4.1.1", falls), seen("4.5.2", other)], BOOK)
+        assert [s.observation for f in findings for s in f.signals if s.observation == falls] == []
+        assert [*fallen] == [falls] and falls not in BOOK.falls.get(other, ())
