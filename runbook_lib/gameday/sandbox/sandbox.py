@@ -254,22 +254,25 @@ class Sandbox:
 
     def signal_pod(self, number: signal.Signals, app: str, part: str = "") -> None:
         """Send a signal to one part of a pod, which has to run, or to the pod and all its parts."""
-        for process in self._processes_of(app, part):
-            process.send_signal(number)
+        self._each_process(app, part, lambda process: process.send_signal(number))
 
     def limit_files(self, app: str, part: str) -> None:
         """Let one part of a pod open no more files and connections than it has open now."""
-        for process in self._processes_of(app, part):
-            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), process.rlimit(psutil.RLIMIT_NOFILE)[1]))
 
-    def _processes_of(self, app: str, part: str) -> Iterator[psutil.Process]:
+        def limit(process: psutil.Process) -> None:
+            _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), hard))
+
+        self._each_process(app, part, limit)
+
+    def _each_process(self, app: str, part: str, act: Callable[[psutil.Process], object]) -> None:
         parts = self.pod(app)["parts"]
         for pid in [parts[part]] if part else [self.pod(app)["pid"], *parts.values()]:
             try:
                 process = psutil.Process(pid)
                 if process.environ().get(_MARK) != str(self.directory):
                     raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
-                yield process
+                act(process)
             except psutil.Error:
                 if part:
                     raise SandboxError(f"the {part} of {app} does not run") from None
