@@ -49,19 +49,8 @@ AT_ONCE = 2
 Step = Callable[[Sandbox, play.DrillClock], None]
 
 
-def heal(*names: str, after_s: float) -> Step:
-    """Return what undoes these faults and gives the flow so many seconds."""
-
-    def healed(sandbox: Sandbox, clock: play.DrillClock) -> None:
-        for name in names:
-            faults.find(name).heal(sandbox)
-        clock.wait(after_s)
-
-    return healed
-
-
-def harmless(*acts: faults.Act, after_s: float) -> Step:
-    """Return what looks like a fault and is none, and the seconds until somebody looks."""
+def do(*acts: faults.Act, after_s: float) -> Step:
+    """Return what does something to the sandbox, and gives it so many seconds."""
 
     def done(sandbox: Sandbox, clock: play.DrillClock) -> None:
         for act in acts:
@@ -69,6 +58,11 @@ def harmless(*acts: faults.Act, after_s: float) -> Step:
         clock.wait(after_s)
 
     return done
+
+
+def heal(*names: str, after_s: float) -> Step:
+    """Return what undoes these faults and gives the flow so many seconds."""
+    return do(*(faults.find(name).heal for name in names), after_s=after_s)
 
 
 @dataclass(frozen=True)
@@ -122,10 +116,10 @@ MOMENTS = (
     ),
     Moment("receiver_back", ("receiver_outage",), look_after_s=25, then=heal("receiver_outage", after_s=50)),
     Moment("broker_back", ("broker_down",), look_after_s=45, then=heal("broker_down", after_s=40)),
-    Moment("receiver_restarted", look_after_s=0, then=harmless(faults.restart("receiver"), after_s=15)),
-    Moment("notification_restarted", look_after_s=0, then=harmless(faults.restart("notification"), after_s=20)),
-    Moment("broker_restarted", look_after_s=0, then=harmless(faults.restart("nats"), after_s=30)),
-    Moment("database_reconnected", look_after_s=0, then=harmless(faults.alter("new sessions"), after_s=15)),
+    Moment("receiver_restarted", look_after_s=0, then=do(faults.restart("receiver"), after_s=15)),
+    Moment("notification_restarted", look_after_s=0, then=do(faults.restart("notification"), after_s=20)),
+    Moment("broker_restarted", look_after_s=0, then=do(faults.restart("nats"), after_s=30)),
+    Moment("database_reconnected", look_after_s=0, then=do(faults.alter("new sessions"), after_s=15)),
     Moment("worker_hung_just_now", ("worker_hung",), look_after_s=2),
     Moment("worker_and_broker", ("worker_stopped", "broker_down")),
     Moment("lock_and_relay", ("table_lock", "relay_stopped")),
