@@ -294,8 +294,8 @@ class Catalog:
 
     `seen_by` has, by step, the observations that it makes, or how their names begin. `firm` has how the names of those
     begin that no evidence against reduces. `forbids` has, by observation, the proposals that would make the situation
-    worse. `witnesses` are the parts that report on others. `falls` has, by observation, those that it cannot be true
-    beside: where one of these is seen, it is no evidence.
+    worse. `witnesses` are the parts that report on others. `contradicted_by` has, by observation, those that contradict
+    it: if one of them is seen, it is no evidence.
     """
 
     sections: dict[str, Section]
@@ -308,7 +308,7 @@ class Catalog:
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
     witnesses: dict[str, Witness]
-    falls: dict[str, tuple[str, ...]]
+    contradicted_by: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
@@ -388,9 +388,9 @@ class Catalog:
         reports = (w for w in self.witnesses.values() if observation in w.observations)
         return next((w for w in reports if w.name != place), None)
 
-    def find_fallen(self, seen: Collection[str]) -> frozenset[str]:
-        """Return the observations that cannot be true beside those that were seen."""
-        return frozenset(name for name, others in self.falls.items() if not {*others}.isdisjoint(seen))
+    def find_contradicted(self, seen: Collection[str]) -> frozenset[str]:
+        """Return the observations that those which were seen contradict."""
+        return frozenset(name for name, others in self.contradicted_by.items() if not {*others}.isdisjoint(seen))
 
     def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
         """Return the evidence of a log phrase for a failure mode.
@@ -466,24 +466,25 @@ def read(packs: Sequence[Pack]) -> Catalog:
             "Observed by",
             lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
         ),
-        falls=_read_table(
-            failures, "Falls", lambda row: row.words("Because of", names, "an observation of this document")
-        ),
+        contradicted_by=_read_table(failures, "Contradicted", lambda row: row.words("By")),
         failure_modes=modes,
         phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
         settings=_read_table(operations, "Setting", _read_setting),
         forbidden_variables=_read_table(operations, "Never set", lambda row: row["Why"]),
         redrive=_read_table(operations, "Redrive", _read_policy),
     )
-    for row in (row for document in failures for row in document.rows("Seen by")):
-        row.words("Seen by", steps, "in runbook.md")
-    for row in (row for document in failures for row in document.rows("Observed by")):
-        row.words("Observed by", places, "a hop of this document")
-        row.words("Observations", {*names, *catalog.phrases}, "an observation of this document")
-    for row in (row for document in failures for row in document.rows("Falls")):
-        row.words("Falls", names, "an observation of this document")
-    for row in (row for document in failures for row in document.rows("While")):
-        row.words("While", names, "an observation of this document")
+    observation = "an observation of this document"
+    references: tuple[tuple[str, str, Collection[str], str], ...] = (
+        ("Seen by", "Seen by", steps, "in runbook.md"),
+        ("While", "While", names, observation),
+        ("Contradicted", "Contradicted", names, observation),
+        ("Contradicted", "By", names, observation),
+        ("Observed by", "Observed by", places, "a hop of this document"),
+        ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
+    )
+    for first, column, referenced, where in references:
+        for row in (row for document in failures for row in document.rows(first)):
+            row.words(column, referenced, where)
     for document in slo:
         for row in document.rows("Threshold"):
             row.words("Steps", steps, "in runbook.md")

@@ -409,7 +409,7 @@ SIGNATURES: dict[str, Signature] = {
     "rows_postponed": counts(QUEUE + "status = 'PENDING' AND next_retry_at > now() + interval '20 hours'", 20),
     "rows_deleted": counts(WITHOUT_NOTIFICATION, 20),
     "stream_replayed": worsens("doubled"),
-    # Who reports, and who is ill
+    # Sends that fail for other reasons than a receiver that is down
     "receiver_unavailable": logs("notification", "receiver answered 503", times=3),
     "receiver_denies": logs("notification", "receiver answered 401", times=3),
     "worker_wrong_address": logs("notification", "receiver unreachable: Connection refused", times=3),

@@ -112,11 +112,7 @@ def documented(finding: Finding) -> bool:
 def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
     """The steps of one section, as its notebook would ask them."""
     urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
-    addresses = {
-        *("database_url", "database_url_command", "replica_url", "nats_url"),
-        *("redis_url", "prometheus_url", "receiver_url"),
-    }
-    changed = {k: parameters.pop(k) for k in addresses if k in parameters}
+    changed = {k: parameters.pop(k) for k in [*parameters] if k.endswith("_url") or k == "database_url_command"}
     config = Settings(targets={"here": {k: v for k, v in (urls | changed).items() if k not in without}})
     section = next(s for s in catalog.load().sections.values() if steps[0] in {x.id for x in s.steps})
     rb = open_context(

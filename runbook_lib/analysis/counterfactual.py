@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from runbook_lib.analysis.diagnosis import (
     combine_weights,
-    drop_fallen,
+    drop_contradicted,
     find_rivals,
     find_standing,
     find_stuck_hop,
@@ -33,7 +33,7 @@ PRECISION = 0.01
 def explain(verdict: Verdict, findings: Sequence[Finding], book: Catalog) -> Verdict:
     """Return the verdict with its places, and with the smallest change for each of them and of its failure modes."""
     evidence = _Evidence(findings, book)
-    findings, _ = drop_fallen(findings, book)
+    findings, _ = drop_contradicted(findings, book)
     named = (verdict.stuck_at,) if verdict.stuck_at else verdict.undecided
     places, modes = (
         tuple(replace(c, changes=evidence.smallest_change(c.id)) for c in candidates)
@@ -89,8 +89,8 @@ class _Evidence:
             self._made_from.setdefault(s.observation, {})[limit] = value
             about, name = self._weights.setdefault(s.about, {}), s.observation or n
             about[name] = max(about.get(name, 0.0), s.weight, key=abs)
-        self._fallen = book.find_fallen(self._steps)
-        self._scores = {about: self._weigh(about, 1.0, self._fallen) for about in self._weights}
+        self._contradicted = book.find_contradicted(self._steps)
+        self._scores = {about: self._weigh(about, 1.0, self._contradicted) for about in self._weights}
         self._moves = [*self._removals(), *self._additions()]
         self._changed = cache(lambda *moves: self._name(moves))
         self._score = cache(self._weigh)
@@ -157,22 +157,22 @@ class _Evidence:
             low, high = (low, middle) if flips(middle) else (middle, high)
         return high
 
-    def _weigh(self, about: str, share: float, fallen: frozenset[str], *moves: _Move) -> float:
+    def _weigh(self, about: str, share: float, contradicted: frozenset[str], *moves: _Move) -> float:
         """Return the score of a place or mode with a share of the moves made, without the observations that fall."""
         part: dict[object, float] = {m.observation: m.weights[about] * (share if m.seen else 1 - share) for m in moves}
         weights = (self._weights.get(about, {}) | part).items()
-        return combine_weights(((str(name), w) for name, w in weights if name not in fallen), about, self._book)
+        return combine_weights(((str(name), w) for name, w in weights if name not in contradicted), about, self._book)
 
     def _name(self, moves: Sequence[_Move], share: float = 1.0) -> _Named:
         """Return what the verdict names with a share of the moves made."""
         seen = {*self._steps}
         if share == 1.0:
             seen.symmetric_difference_update(m.observation for m in moves)
-        scores, fallen = {**self._scores}, self._book.find_fallen(seen)
+        scores, contradicted = {**self._scores}, self._book.find_contradicted(seen)
         changed = [about for m in moves for about in m.weights]
-        changed += [s.about for name in fallen ^ self._fallen for s in self._book.observations[name]]
+        changed += [s.about for name in contradicted ^ self._contradicted for s in self._book.observations[name]]
         for about in dict.fromkeys(changed):
-            scores[about] = self._score(about, share, fallen, *(m for m in moves if about in m.weights))
+            scores[about] = self._score(about, share, contradicted, *(m for m in moves if about in m.weights))
         stuck_at = find_stuck_hop({place: scores.get(place, 0.0) for place in self._book.places}, self._book)
         modes: dict[str, float] = {}
         for mode in (self._book.failure_modes[id_] for id_ in scores if id_ in self._book.failure_modes):

@@ -60,12 +60,12 @@ CONSEQUENCE = 0.6
 
 def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     """Return the verdict of a section, or of all sections of a triage together."""
-    findings, fallen = drop_fallen(findings, book)
+    findings, contradicted = drop_contradicted(findings, book)
     scores = {place: score(findings, place, book).score for place in book.places}
     stuck_at = find_stuck_hop(scores, book)
     accused = () if stuck_at else _find_accused(findings, scores, book)
     undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
-    ranked = _rank_modes(findings, fallen, stuck_at, book)
+    ranked = _rank_modes(findings, contradicted, stuck_at, book)
     stand = find_standing({m.id: m.score for m in ranked}, book)
     between = find_rivals(stand)
     seen = {s.observation for f in findings for s in f.signals}
@@ -107,18 +107,16 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     )
 
 
-def drop_fallen(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
-    """Return the findings without evidence that falls, and by its observation the finding that refutes it.
+def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
+    """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
 
-    An observation falls where another one is seen that it cannot be true beside (docs/failure-modes.md, table "Falls").
+    docs/failure-modes.md, table "Contradicted", has what contradicts an observation.
     """
     findings = list(findings)
     seen = {s.observation: f for f in findings for s in f.signals}
-    fallen = {name: next(seen[o] for o in book.falls[name] if o in seen) for name in book.find_fallen(seen) & {*seen}}
-    if fallen:
-        kept = [tuple(s for s in f.signals if s.observation not in fallen) for f in findings]
-        findings = [replace(f, signals=signals) for f, signals in zip(findings, kept, strict=True)]
-    return findings, fallen
+    dropped = book.find_contradicted(seen) & {*seen}
+    kept = [replace(f, signals=tuple(s for s in f.signals if s.observation not in dropped)) for f in findings]
+    return kept, {name: next(seen[o] for o in book.contradicted_by[name] if o in seen) for name in dropped}
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
@@ -168,7 +166,7 @@ def combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Cata
 
 
 def _score_reason(
-    kind: Literal["observed", "excludes", "falls", "unseen"],
+    kind: Literal["observed", "excludes", "contradicted", "unseen"],
     findings: Iterable[Finding],
     observation: str,
     weight: float = 0.0,
@@ -216,7 +214,7 @@ def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catal
     The reporter, the way between them or the accused may be what is broken.
     """
     unlimited = replace(book, witnesses={})
-    for place in book.hops:
+    for place in book.places:
         if scores[place] < BROKEN <= score(findings, place, unlimited).score:
             reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)
             return _unique((*reporters, place))
@@ -280,7 +278,7 @@ def _misses_a_required_source(findings: Iterable[Finding], reasons: Collection[R
 
 
 def _rank_modes(
-    findings: list[Finding], fallen: Mapping[str, Finding], stuck_at: str | None, book: Catalog
+    findings: list[Finding], contradicted: Mapping[str, Finding], stuck_at: str | None, book: Catalog
 ) -> tuple[RankedMode, ...]:
     """Return the failure modes that have evidence, the likeliest first and the excluded ones last."""
     seen: dict[str, list[Finding]] = {}
@@ -295,8 +293,8 @@ def _rank_modes(
             *found.because,
             *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
             *(
-                _score_reason("falls", [f], o)
-                for o, f in fallen.items()
+                _score_reason("contradicted", [f], o)
+                for o, f in contradicted.items()
                 if any(s.about == id_ for s in book.observations[o])
             ),
             *(

@@ -357,14 +357,14 @@ class ScoreReason:
     """One line of why a failure mode has its score: what was observed, by which steps, in the words of the last, at
     what moment, and the `value` that decided there, if one did.
 
-    `weight` is the strength of the evidence, negative if it is against the mode. "excludes", "falls" and "unseen" have
-    none; "falls" is an observation that cannot be true beside another, with the headline of that one;
+    `weight` is the strength of the evidence, negative if it is against the mode; "excludes", "contradicted" and
+    "unseen" have none. "contradicted" is an observation that does not count, with the headline of what contradicts it.
     "unseen" is a step that could decide and was not, or only partly, answered, with its sources. For a mode that
     belongs "elsewhere" than the stuck hop, the score is multiplied by `weight`. `witness` is the part that reports this
     about another part, "" for an observation of the runbook or a part's own report.
     """
 
-    kind: Literal["observed", "excludes", "falls", "unseen", "elsewhere"]
+    kind: Literal["observed", "excludes", "contradicted", "unseen", "elsewhere"]
     steps: tuple[str, ...]
     observation: str
     weight: float

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
@@ -59,16 +60,24 @@ def get(
     path: str,
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
-    name: str = "",
 ) -> bytes:
     """Return the body at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error.
 
-    The query is recorded under `name`, or under its path.
-
-    Its `code` is "hung" (the connection was accepted and no answer came), "no_answer" (the connection was not
-    accepted), "not_found" (the server has no such page), or another HTTP status.
+    Its `code` is "hung" (the connection was accepted and no answer came), "no_answer" (it was not accepted in time),
+    "no_connection" (it was refused), "cut_off" (it was closed without an answer), "no_host" (the name is not known
+    here), "no_route", "not_found" (the server has no such page), or another HTTP status.
     """
-    return _request("GET", source, read_cost, url, path, trust, name=name, params=params)[1]
+    return _request("GET", source, read_cost, url, path, trust, params=params)[1]
+
+
+def get_status(source: str, read_cost: ReadCost, url: str, name: str) -> int:
+    """Return the status of the answer at `url`, whatever it is, without its body; the query is recorded as `name`.
+
+    Raises SourceError as `get` does, but for a status.
+    """
+    base = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+    path = url.removeprefix(base).lstrip("/")
+    return _request("GET", source, read_cost, base, path, name=name, only_status=True)[0]
 
 
 def post_json(
@@ -78,7 +87,7 @@ def post_json(
 
     Raises SourceError as `get` does, but for a status.
     """
-    status, body = _request("POST", source, read_cost, url, path, None, json=content, headers=headers)
+    status, body = _request("POST", source, read_cost, url, path, json=content, headers=headers)
     try:
         return status, json.loads(body)
     except ValueError:
@@ -86,7 +95,16 @@ def post_json(
 
 
 def _request(
-    method: str, source: str, read_cost: ReadCost, url: str, path: str, trust: Trust | None, name: str = "", **more: Any
+    method: str,
+    source: str,
+    read_cost: ReadCost,
+    url: str,
+    path: str,
+    trust: Trust | None = None,
+    *,
+    name: str = "",
+    only_status: bool = False,
+    **more: Any,
 ) -> tuple[int, bytes]:
     query = "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
     with read_cost.query(source, name or path, f"{method} /{path}{'?' + query if query else ''}") as asked:
@@ -100,11 +118,11 @@ def _request(
                 **(trust or Trust()).options(),
                 **more,
             ) as reply:
-                if method == "GET":
+                if method == "GET" and not only_status:
                     reply.raise_for_status()
-                if reply.is_redirect:
+                if reply.is_redirect and not only_status:
                     raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
-                body = _read_body(source, reply)
+                body = b"" if only_status else _read_body(source, reply)
         except requests.ConnectTimeout:
             raise SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer") from None
         except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
@@ -113,10 +131,7 @@ def _request(
             detail = f"no TLS with it: the CA of its certificate, or ours, does not fit ({SETTINGS.get(source, 'CA')})"
             raise SourceError(source, Reason.DENIED, detail, "no_tls") from None
         except requests.ConnectionError as e:
-            cause = getattr(e.args[0] if e.args else None, "reason", None)
-            if isinstance(cause, urllib3.exceptions.NameResolutionError):
-                raise SourceError(source, Reason.UNREACHABLE, "its host name is not known here", "no_host") from None
-            raise SourceError(source, Reason.UNREACHABLE, "connection refused", "no_connection") from None
+            raise SourceError(source, Reason.UNREACHABLE, *_explain_connection_error(e)) from None
         except requests.HTTPError as e:
             status = e.response.status_code
             reason = Reason.DENIED if status in (401, 403) else Reason.ERROR
@@ -127,6 +142,18 @@ def _request(
             raise SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file") from None
         asked.rows = 1
     return reply.status_code, body
+
+
+def _explain_connection_error(e: requests.ConnectionError) -> tuple[str, str]:
+    """Return what happened and its code."""
+    cause = getattr(e.args[0] if e.args else None, "reason", None)
+    if isinstance(cause, urllib3.exceptions.NameResolutionError):
+        return "its host name is not known here", "no_host"
+    if not isinstance(cause, urllib3.exceptions.NewConnectionError):
+        return "the connection was closed without an answer", "cut_off"
+    if isinstance(cause.__cause__, ConnectionRefusedError):
+        return "connection refused", "no_connection"
+    return "there is no way to its address", "no_route"
 
 
 def unexpected_answer(source: str) -> SourceError:

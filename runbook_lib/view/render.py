@@ -69,7 +69,7 @@ ACTION_RESULT_KEYS = {
 _SCORE_REASON_KEYS = {
     "observed": "ui.because_observed",
     "excludes": "ui.because_excludes",
-    "falls": "ui.because_falls",
+    "contradicted": "ui.because_contradicted",
     "unseen": "ui.because_unseen",
     "elsewhere": "ui.because_elsewhere",
 }

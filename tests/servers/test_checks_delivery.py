@@ -98,7 +98,7 @@ def test_an_idle_worker_is_not_blamed_for_a_row_that_has_just_come() -> None:
     expect(found, Status.OK, weights={"delivery_worker": "<= 0"})
 
 
-def test_retries_that_climb_are_the_receiver_and_not_the_worker() -> None:
+def test_retries_that_climb_are_failed_sends_and_no_hung_worker() -> None:
     frames = look(due=3, oldest_due_s=0.8, waiting_retry=70)
     frames["attempts"] = pd.DataFrame({"attempt_count": [1, 2, 3], "n": [30, 20, 20], "waiting": [30, 20, 20]})
     frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
@@ -1200,9 +1200,9 @@ def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broke
 @pytest.mark.parametrize(
     ("status", "place", "said"),
     [
-        (204, "delivery_worker", "the receiver answers 200"),
-        (503, "receiver", "answers 503 too"),
-        (0, "receiver", "either"),
+        (204, "delivery_worker", "answers the runbook with 204"),
+        (503, "receiver", "answers the runbook with 503 too"),
+        (0, "receiver", "refuses the runbook's connection too"),
     ],
 )
 def test_while_sends_fail_the_receiver_itself_is_asked(
@@ -1214,7 +1214,7 @@ def test_while_sends_fail_the_receiver_itself_is_asked(
     with web(lambda request: reply(request, status or 204)) as url, steps.bound(broker):
         found = run(servers, "4.1.1", receiver_url=url if status else "http://127.0.0.1:1/health")["4.1.1"]
     assert said in words(found)
-    assert [(q.source, q.name) for q in found.queries if q.source == "receiver"] == [("receiver", "look")]
+    assert [(q.source, q.name) for q in found.queries if q.source == "receiver"] == [("receiver", "probe")]
     assert conclude([found], catalog.load()).stuck_at == place
 
 

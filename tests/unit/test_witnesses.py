@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 
@@ -15,8 +16,8 @@ from runbook_lib import catalog
 from runbook_lib.analysis import counterfactual, diagnosis
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, say
-from runbook_lib.packs.entitlement import receiver
 from runbook_lib.packs.entitlement.checks.errors import classify_send
+from runbook_lib.packs.entitlement.evidence.receiver import ProbeResult, ReceiverProbe
 from runbook_lib.sources import ReadCost
 from runbook_lib.view import record, render
 
@@ -70,6 +71,13 @@ def test_a_receiver_that_answers_is_not_accused_by_the_worker_alone() -> None:
     assert verdict.failure_modes[0].id == "FM-NOTI-10"
 
 
+def test_a_service_alone_that_cannot_reach_the_database_leaves_both_open() -> None:
+    verdict = conclude(seen("4.1.1", "delivery.kept_out"))
+    assert (verdict.stuck_at, verdict.undecided) == (None, ("delivery_worker", "database"))
+    both = conclude(seen("4.1.1", "delivery.kept_out"), seen("4.1.3", "relay.kept_out"))
+    assert both.stuck_at == "database", "two processes are two witnesses"
+
+
 def test_a_connection_that_nobody_accepts_may_be_of_the_runbooks_own_way() -> None:
     verdict = conclude(seen("4.1.1", "delivery.refused", "receiver.unreached"))
     assert (verdict.stuck_at, verdict.confidence) == ("receiver", "medium")
@@ -95,16 +103,16 @@ def test_why_names_the_witness_and_what_would_change_the_verdict() -> None:
     findings = [seen("4.1.1", "delivery.refused")]
     explained = record.verdict(counterfactual.explain(conclude(*findings), findings, BOOK))
     lines = "\n".join(render.failure_mode_lines(explained, "en"))
-    assert "+0.85 delivery.refused (4.1.1, only by the word of: delivery worker)" in lines
-    assert "worker の報告のみ" in "\n".join(render.failure_mode_lines(explained, "ja"))
+    assert "+0.85 delivery.refused (4.1.1, reported by delivery worker)" in lines
+    assert "worker の報告" in "\n".join(render.failure_mode_lines(explained, "ja"))
     assert "this would be the verdict if 4.5.2 saw sends.no_host" in lines
 
 
-# The look at the receiver -------------------------------------------------------------------------------------
+# The request to the receiver ------------------------------------------------------------------------------------
 
 
-def look(url: str) -> receiver.ReceiverLook:
-    return receiver.ReceiverProbe(url, ReadCost(Masker())).look()
+def probe(url: str) -> ProbeResult:
+    return ReceiverProbe(url, ReadCost(Masker())).request()
 
 
 @pytest.mark.parametrize(
@@ -120,24 +128,28 @@ def test_a_status_is_the_receivers_own_word(status: int, result: str) -> None:
         reply(request, status)
 
     with web(answer) as url:
-        seen = look(f"{url}/health")
-    assert (seen.result, paths) == (result, [("GET", "/health")])
-    assert seen.status in (status, 200, None) and seen.ms is not None
+        found = probe(f"{url}/health?deep=1")
+    assert (found.result, found.status, paths) == (result, status, [("GET", "/health?deep=1")])
+    assert found.ms is not None
 
 
 def test_nothing_that_listens_silence_and_an_unknown_name_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runbook_lib.sources.http.TIMEOUT_S", (0.3, 0.3))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/health"
-        assert look(url).result == "silent"
-    assert look(url).result == "refuses"
+        assert probe(url).result == "silent"
+    assert probe(url).result == "refuses"
     with ExitStack() as opened:
         full = opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for client in [opened.enter_context(socket.socket()) for _ in range(3)]:  # the first fills the queue
             client.setblocking(False)
             client.connect_ex(full.getsockname())
-        assert look(f"http://127.0.0.1:{full.getsockname()[1]}").result == "unreached"
-    assert look("http://receiver.invalid/").result == "", "that our name service does not know it says nothing of it"
+        assert probe(f"http://127.0.0.1:{full.getsockname()[1]}").result == "unreached"
+    assert probe("http://receiver.invalid/").result == "", "that our name service does not know it says nothing of it"
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        threading.Thread(target=lambda: closing.accept()[0].close(), daemon=True).start()
+        cut_off = probe(f"http://127.0.0.1:{closing.getsockname()[1]}/")
+        assert cut_off.result == "", "it was neither refused nor kept waiting"
 
 
 @pytest.mark.parametrize(
@@ -168,16 +180,16 @@ def test_the_text_of_a_failed_send_names_its_class(text: str | None, observation
     assert not observation or observation in BOOK.observations
 
 
-# What falls ---------------------------------------------------------------------------------------------------
+# Contradictions -----------------------------------------------------------------------------------------------
 
 
-def test_an_observation_that_cannot_be_true_beside_another_is_no_evidence() -> None:
-    """The receiver answers a look and refuses each send with 429: then the worker is not what is broken."""
+def test_a_contradicted_observation_is_no_evidence() -> None:
+    """The receiver answers the runbook and each send with 429: then the worker is not what is broken."""
     findings = [seen("4.1.1", "delivery.refused", "delivery.runs", ANSWERS), seen("4.5.2", "sends.answered")]
     verdict = conclude(*findings)
     assert (verdict.stuck_at, verdict.confidence) == ("receiver", "high")
     (mode,) = (m for m in verdict.failure_modes if m.id == "FM-NOTI-03")
-    assert [(b.steps, b.observation, b.weight) for b in mode.because if b.kind == "falls"] == [
+    assert [(b.steps, b.observation, b.weight) for b in mode.because if b.kind == "contradicted"] == [
         (("4.5.2",), ANSWERS, 0.0)
     ]
     lines = render.why_lines(record.verdict(verdict)["failure_modes"][0], "en")
@@ -187,9 +199,9 @@ def test_an_observation_that_cannot_be_true_beside_another_is_no_evidence() -> N
     assert evidence._name((removed,)).stuck_at == conclude(findings[0]).stuck_at == "delivery_worker"
 
 
-@pytest.mark.parametrize("falls", BOOK.falls)
-def test_what_falls_is_said_by_none_that_it_falls_for(falls: str) -> None:
-    for other in BOOK.falls[falls]:
-        findings, fallen = diagnosis.drop_fallen([seen("4.1.1", falls), seen("4.5.2", other)], BOOK)
-        assert [s.observation for f in findings for s in f.signals if s.observation == falls] == []
-        assert [*fallen] == [falls] and falls not in BOOK.falls.get(other, ())
+@pytest.mark.parametrize("name", BOOK.contradicted_by)
+def test_what_is_contradicted_is_evidence_in_no_finding(name: str) -> None:
+    for other in BOOK.contradicted_by[name]:
+        findings, contradicted = diagnosis.drop_contradicted([seen("4.1.1", name), seen("4.5.2", other)], BOOK)
+        assert {s.observation for f in findings for s in f.signals} == {other}
+        assert [*contradicted] == [name] and name not in BOOK.contradicted_by.get(other, ())

@@ -23,7 +23,7 @@ PACK = Pack(
         "investigate": {"account": "cli.event:account", "event": "cli.event:event"},
         "act": {"act": "cli.act:act"},
     },
-    sources={"receiver": "receiver:ReceiverProbe"},
+    sources={"receiver": "evidence.receiver:ReceiverProbe"},
     required=("postgres", "jetstream", "nats_monitor"),
     hooks={"first_numbers": "first_look:take_numbers", "first_samples": "first_look:sample_processes"},
     asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Nats"},

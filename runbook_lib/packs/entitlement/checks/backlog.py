@@ -33,10 +33,10 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import table
-from runbook_lib.packs.entitlement import receiver
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
+from runbook_lib.packs.entitlement.evidence import receiver
 from runbook_lib.packs.entitlement.rows import Attempts, HeldRow, Notifications
 from runbook_lib.view import charts
 
@@ -56,7 +56,7 @@ class BacklogReading:
 
     `given_up` is the number of rows given up recently; `send_succeeded` tells whether a send succeeded after the newest
     of them. `stopping`, `refusing`, `spends` (what a late worker spends its time on) and `receiver` (the runbook's own
-    look at it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
+    request to it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
     `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has waited too long. `postponed` are the
     rows that wait for a retry time untried.
     """
@@ -127,9 +127,9 @@ def collect(rb: Context) -> Frames:
     """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
 
     Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
-    second time. While sends fail, the runbook looks at the receiver itself.
+    second time. While sends fail, the receiver itself is asked.
 
-    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.look`; ages; older_than_10min, letters
+    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; ages; older_than_10min, letters
     and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
     parts = Parts()
@@ -155,7 +155,7 @@ def collect(rb: Context) -> Frames:
     frames |= parts.frames()
     frames |= delivery.collect_again(rb, frames, always=unproven)
     seen = _read_backlog(frames, rb.given())
-    return frames | (receiver.look(rb) if seen.refusing and not seen.refuses_some else {})
+    return frames | (receiver.probe(rb) if seen.refusing and not seen.refuses_some else {})
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -311,15 +311,9 @@ def _hops(seen: BacklogReading, history: HopHistory | None) -> tuple[Hop, ...]:
             "receiver",
             rate_out=activity.sent_1m,
             waiting=queue.waiting_retry,
-            alive=_format_receiver(seen),
+            alive=say("alive.sends_fail") if seen.refusing else None,
         ),
     )
-
-
-def _format_receiver(seen: BacklogReading) -> Text | None:
-    if seen.receiver == "receiver.answers":
-        return say("alive.answers")
-    return say("alive.refuses") if seen.refusing else None
 
 
 def _propose_logs(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ...]:

@@ -669,7 +669,7 @@ def _transient_hops(seen: Transient) -> tuple[Hop, ...]:
             "receiver",
             rate_out=seen.worker.activity.sent_1m,
             waiting=seen.worker.queue.waiting_retry,
-            alive=say("alive.refuses") if seen.refused else None,
+            alive=say("alive.sends_fail") if seen.refused else None,
         ),
     )
 

@@ -40,7 +40,7 @@ _STATUS = re.compile(
     r"([45]\d\d)\b(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)",
     re.IGNORECASE,
 )
-#: Statuses below 500 that are no fault of the data: the receiver refuses the worker's credentials, or for now.
+#: Statuses below 500 that no change of the data mends: the receiver rejects the credentials, or can not serve now.
 _DENIED_STATUSES = ("401", "403", "407")
 _RETRYABLE_STATUSES = ("408", "425", "429", *_DENIED_STATUSES)
 #: What the text of a failed send says, and its observation; the first row found in the text counts.

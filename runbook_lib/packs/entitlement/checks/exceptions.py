@@ -407,7 +407,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     values += _read_prometheus_share(frames, given, alone=not tries)
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])
-    sends = _read_send_errors(frames) if part == "delivery" and failing is not Status.OK else ""
+    sends = _read_send_errors(frames) if part == "delivery" and failing is Status.CRITICAL else ""
     restart = closed or sends == "sends.exhausted"
     modes = _weigh_modes(frames, given, failing, closed=closed)
     likely = given.number("phrase.now")
@@ -457,10 +457,10 @@ def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
 
 
 def _read_send_errors(frames: Frames) -> str:
-    """Return the observation of what the texts of most current failed sends say; "" for none."""
+    """Return the observation of what the texts of current failed sends say most often; "" for none."""
     found = Counter[str]()
     for text in rows.each(frames.get("texts"), PhraseCount):
-        if text.phrase in FAILED_TRY:
+        if text.phrase in FAILED_TRY and text.now:
             found[errors.classify_send(text.detail)] += int(text.now)
     return max(found, key=found.__getitem__, default="")
 
