@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
@@ -24,6 +24,9 @@ from runbook_lib.model.finding import OWN, Signal, Threshold, Value
 from runbook_lib.model.unread import known
 from runbook_lib.pack import Pack
 from runbook_lib.usage import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Parses blocks with their lines; the text within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
@@ -388,9 +391,18 @@ class Catalog:
         reports = (w for w in self.witnesses.values() if observation in w.observations)
         return next((w for w in reports if w.name != place), None)
 
-    def find_contradicted(self, seen: Collection[str]) -> frozenset[str]:
-        """Return the observations that those which were seen contradict."""
-        return frozenset(name for name, others in self.contradicted_by.items() if not {*others}.isdisjoint(seen))
+    def find_contradicted(self, seen: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
+        """Return the observations that others which were seen contradict, each with the first of these.
+
+        `seen` has the last time of each, or None for the present. What was seen earlier contradicts nothing.
+        """
+
+        def contradicts(other: str, name: str) -> bool:
+            now, then = seen.get(other), seen.get(name)
+            return other in seen and (now is None or then is None or now >= then)
+
+        found = {name: [o for o in others if contradicts(o, name)] for name, others in self.contradicted_by.items()}
+        return {name: others[0] for name, others in found.items() if others}
 
     def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
         """Return the evidence of a log phrase for a failure mode.

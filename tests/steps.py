@@ -158,7 +158,8 @@ WITH event AS (
 ), notified AS (
     INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,
         status, created_at, sent_at, attempt_count, next_retry_at, locked_by, locked_at, lease_until)
-    SELECT notification_id, id, who, 'EntitlementGranted', t, '{}', %(status)s, t + interval '0.6 s',
+    SELECT notification_id, id, who, 'EntitlementGranted', t, '{"stock_keeping_unit": "sku"}', %(status)s,
+        t + interval '0.6 s',
         CASE WHEN %(status)s = 'SENT' THEN t + %(sent_after)s * interval '1 s' END, %(tries)s,
         CASE WHEN %(status)s IN ('SENT', 'FAILED') THEN NULL
              ELSE coalesce(now() + %(again)s * interval '1 s', t + interval '0.6 s') END,

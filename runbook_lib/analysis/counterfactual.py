@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from runbook_lib.analysis.diagnosis import (
     combine_weights,
@@ -25,6 +25,9 @@ from runbook_lib.analysis.diagnosis import (
 )
 from runbook_lib.catalog import Catalog
 from runbook_lib.model.finding import EvidenceChange, Finding, Value, Verdict, replace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: How precisely the least weight is searched, as a part of it.
 PRECISION = 0.01
@@ -81,15 +84,18 @@ class _Evidence:
         self._book = book
         self._weights: dict[str, dict[object, float]] = {}
         self._steps: dict[str, list[str]] = {}
+        self._times: dict[str, pd.Timestamp | None] = {}
         self._made_from: dict[str, dict[tuple[str, float] | None, Value | None]] = {}
         for n, (f, s) in enumerate((finding, s) for finding in findings for s in finding.signals):
             self._steps.setdefault(s.observation, []).append(f.step)
+            at = self._times.setdefault(s.observation, f.at)
+            self._times[s.observation] = f.at if at is None or f.at is None else max(at, f.at)
             limit = f.made_from.get(s.observation)
             value = next((v for v in f.values if limit and v.name == limit[0]), None)
             self._made_from.setdefault(s.observation, {})[limit] = value
             about, name = self._weights.setdefault(s.about, {}), s.observation or n
             about[name] = max(about.get(name, 0.0), s.weight, key=abs)
-        self._contradicted = book.find_contradicted(self._steps)
+        self._contradicted = frozenset(book.find_contradicted(self._times))
         self._scores = {about: self._weigh(about, 1.0, self._contradicted) for about in self._weights}
         self._moves = [*self._removals(), *self._additions()]
         self._changed = cache(lambda *moves: self._name(moves))
@@ -168,7 +174,8 @@ class _Evidence:
         seen = {*self._steps}
         if share == 1.0:
             seen.symmetric_difference_update(m.observation for m in moves)
-        scores, contradicted = {**self._scores}, self._book.find_contradicted(seen)
+        scores = {**self._scores}
+        contradicted = frozenset(self._book.find_contradicted({name: self._times.get(name) for name in seen}))
         changed = [about for m in moves for about in m.weights]
         changed += [s.about for name in contradicted ^ self._contradicted for s in self._book.observations[name]]
         for about in dict.fromkeys(changed):

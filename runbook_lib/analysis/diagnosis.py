@@ -65,7 +65,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     stuck_at = find_stuck_hop(scores, book)
     accused = () if stuck_at else _find_accused(findings, scores, book)
     undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
-    ranked = _rank_modes(findings, contradicted, stuck_at, book)
+    ranked = _rank_modes(findings, stuck_at, book)
     stand = find_standing({m.id: m.score for m in ranked}, book)
     between = find_rivals(stand)
     seen = {s.observation for f in findings for s in f.signals}
@@ -104,6 +104,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         between=tuple(m.id for m in between),
         settled_by=settled_by,
         ended=ended,
+        contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
     )
 
 
@@ -113,10 +114,16 @@ def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[
     docs/failure-modes.md, table "Contradicted", has what contradicts an observation.
     """
     findings = list(findings)
-    seen = {s.observation: f for f in findings for s in f.signals}
-    dropped = book.find_contradicted(seen) & {*seen}
+    seen: dict[str, Finding] = {}
+    for f in findings:
+        for s in f.signals:
+            last = seen.setdefault(s.observation, f)
+            if last.at is not None and f.at is not None and f.at > last.at:
+                seen[s.observation] = f
+    contradicted = book.find_contradicted({name: f.at for name, f in seen.items()})
+    dropped = {name: seen[other] for name, other in contradicted.items() if name in seen}
     kept = [replace(f, signals=tuple(s for s in f.signals if s.observation not in dropped)) for f in findings]
-    return kept, {name: next(seen[o] for o in book.contradicted_by[name] if o in seen) for name in dropped}
+    return kept, dropped
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
@@ -277,9 +284,7 @@ def _misses_a_required_source(findings: Iterable[Finding], reasons: Collection[R
     return any(reasons is None or u.reason in reasons for u in unseen)
 
 
-def _rank_modes(
-    findings: list[Finding], contradicted: Mapping[str, Finding], stuck_at: str | None, book: Catalog
-) -> tuple[RankedMode, ...]:
+def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
     """Return the failure modes that have evidence, the likeliest first and the excluded ones last."""
     seen: dict[str, list[Finding]] = {}
     for f in findings:
@@ -292,11 +297,6 @@ def _rank_modes(
         because = [
             *found.because,
             *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
-            *(
-                _score_reason("contradicted", [f], o)
-                for o, f in contradicted.items()
-                if any(s.about == id_ for s in book.observations[o])
-            ),
             *(
                 _score_reason("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
                 for f in findings

@@ -426,7 +426,8 @@ class Verdict:
     failure modes that remain and need different remedies, and `settled_by` the steps that would decide, the next
     question first. `asked` has the answers to the questions so far, in their order. `ended` is set if all findings are
     the aftermath of an outage that is over. `places` has the stuck hop, or the candidates, as far as
-    `analysis.counterfactual` explained them.
+    `analysis.counterfactual` explained them. `contradicted` has the observations that do not count, each with the
+    headline of what contradicts it.
     """
 
     status: Status
@@ -444,3 +445,4 @@ class Verdict:
     asked: tuple[Answer, ...] = ()
     ended: OutageEnd | None = None
     places: tuple[RankedMode, ...] = ()
+    contradicted: tuple[ScoreReason, ...] = ()

@@ -436,7 +436,10 @@ def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
 
 
 def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
-    """Return what was asked to decide a verdict (its JSON), between what it is undecided, and the next question."""
+    """Return what was asked to decide a verdict (its JSON), between what it is undecided, and the next question.
+
+    Before that, the observations that do not count, since others contradict them.
+    """
 
     def names(abouts: Iterable[str]) -> str | None:
         places = catalog.load().places
@@ -457,26 +460,31 @@ def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
         lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in between)))
     following = verdict.get("settled_by", ())[:1]
     lines += [say("ui.settled_by", step=s, question=_step_title(s, lang)) for s in following]
-    return [messages.text(line, lang) for line in lines]
+    return [
+        *(_reason_line(b, lang) for b in verdict.get("contradicted", ())),
+        *(messages.text(line, lang) for line in lines),
+    ]
 
 
 def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
     """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
-    return [
-        messages.text(
-            say(
-                _SCORE_REASON_KEYS[b["kind"]],
-                weight=b["weight"],
-                observation=b["observation"],
-                steps=", ".join(b["steps"]),
-                at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
-                headline=b["headline"][lang],
-                witness=hop_text(b["witness"]) if b.get("witness") else None,
-            ),
-            lang,
-        )
-        for b in mode.get("because", ())
-    ] + _change_lines(mode, lang)
+    return [_reason_line(b, lang) for b in mode.get("because", ())] + _change_lines(mode, lang)
+
+
+def _reason_line(b: Mapping[str, Any], lang: str) -> str:
+    """Return one reason (from a verdict's JSON) as a line."""
+    return messages.text(
+        say(
+            _SCORE_REASON_KEYS[b["kind"]],
+            weight=b["weight"],
+            observation=b["observation"],
+            steps=", ".join(b["steps"]),
+            at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
+            headline=b["headline"][lang],
+            witness=hop_text(b["witness"]) if b.get("witness") else None,
+        ),
+        lang,
+    )
 
 
 def _change_lines(mode: Mapping[str, Any], lang: str) -> list[str]:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from make_recordings import FOLDER
 
-from runbook_lib import messages, recording
+from runbook_lib import catalog, messages, recording
+from runbook_lib.analysis import diagnosis
 from runbook_lib.runs import replay
-from runbook_lib.view import render
+from runbook_lib.view import record, render
 
 INDEX = replay.read_index(FOLDER)
 
@@ -34,3 +35,19 @@ def test_replay(name: str) -> None:
         f for f in stored if any("<b>" in render.mark_numbers(f["headline"][lang]) for lang in messages.LANGUAGES)
     ]
     assert numbered and not [f["step"] for f in numbered if not render.sources(f)], "a number without a source"
+
+
+@pytest.mark.parametrize("name", INDEX)
+def test_no_artifact_holds_two_findings_that_contradict_each_other(name: str) -> None:
+    """What another observation contradicts is no evidence in a verdict, which names it."""
+    book = catalog.load()
+    judged = replay.replay(recording.read(FOLDER / f"{name}{recording.SUFFIX}"), book)
+    triage = [f for section in judged.ran for f in judged.findings[section]]
+    pairs = [(judged.findings[n], judged.verdicts[n]) for n in judged.findings]
+    for findings, verdict in [*pairs, (triage, judged.verdict)]:
+        _, contradicted = diagnosis.drop_contradicted(findings, book)
+        assert {b.observation for b in verdict.contradicted} == contradicted.keys()
+        counted = {b.observation for m in verdict.failure_modes for b in m.because if b.kind == "observed"}
+        assert counted.isdisjoint(contradicted)
+        lines = "\n".join(render.question_lines(record.verdict(verdict), "en"))
+        assert all(observation in lines for observation in contradicted)

@@ -93,7 +93,6 @@ def test_what_agrees_is_ok(servers: Servers, db: psycopg.Connection, broker: str
         ("5.3.3", "DELETE FROM notification.processed_events"),
         ("5.3.4", "DELETE FROM notification.notification_dlq"),
         ("5.3.4", "UPDATE notification.notifications SET status = 'PENDING' WHERE status = 'FAILED'"),
-        ("5.3.5", "DELETE FROM entitlement.outbox_events"),
         ("5.3.6", "UPDATE notification.notifications SET lease_until = now() WHERE status = 'PENDING'"),
         ("5.3.6", "UPDATE notification.notifications SET locked_by = 'me' WHERE status = 'PENDING'"),
         ("5.3.6", "UPDATE notification.notifications SET locked_by = 'me' WHERE status = 'FAILED'"),
@@ -115,16 +114,35 @@ def test_what_does_not_agree_is_found(servers: Servers, db: psycopg.Connection, 
     assert len(found.frames[found.show[0]]) or len(found.frames[found.show[-1]])
 
 
+NO_EVENT: dict[str, Any] = {"outbox": None, "processed": False, "status": None}
+
+
 def test_a_day_of_the_audit_is_compared(servers: Servers, db: psycopg.Connection) -> None:
-    events(db, 3, 26 * 3600, outbox=None)  # removed by retention
-    events(db, 2, 3 * 3600, outbox=None)  # before the window, within the day
+    events(db, 3, 26 * 3600, **NO_EVENT)  # removed by retention
+    events(db, 2, 3 * 3600, **NO_EVENT)  # before the window, within the day
     found = run(servers, "5.3.5")["5.3.5"]
-    assert found.value("integrity.lost") == 2
+    assert (found.status, found.value("integrity.lost")) == (Status.CRITICAL, 2)
+
+
+@pytest.mark.parametrize("day", [True, False])
+def test_an_event_that_was_notified_was_deleted_not_lost(
+    servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, day: bool
+) -> None:
+    if not day:
+        monkeypatch.setenv("RUNBOOK_BUDGET__MAX_PLAN_COST", "1")
+    events(db, 5, 100)
+    db.execute("DELETE FROM entitlement.outbox_events")
+    found = run(servers, "5.3.5")["5.3.5"]
+    expect(found, Status.WARNING, values={"integrity.lost": 0, "outbox.deleted": 5}, weights={"FM-DB-07": "> 0"})
+    assert weight(found, "producer") == 0
+    events(db, 1, 100, **NO_EVENT)
+    both = run(servers, "5.3.5")["5.3.5"]
+    expect(both, Status.CRITICAL, values={"integrity.lost": 1}, notes={"consistency.event_deleted"})
 
 
 def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    events(db, 3, 100, outbox=None)
-    events(db, 2, 3 * 3600, outbox=None)
+    events(db, 3, 100, **NO_EVENT)
+    events(db, 2, 3 * 3600, **NO_EVENT)
     events(db, 4, 200, processed=False, status=None)
     events(db, 5, 3 * 3600, processed=False, status=None)
     db.execute("UPDATE notification.notifications SET locked_by = 'me' WHERE created_at < now() - interval '2 hours'")

@@ -720,6 +720,7 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
     words(found)
 
 
+NO_RESPONDERS = "Error Publishing: 503 No Responders Available For Request"
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 
 
@@ -805,7 +806,7 @@ def test_full_batches_with_pauses_while_more_arrives_are_an_overload(
     [
         (TIMEOUT, "relay", "FM-NATS-05"),
         ("Connection is Closed", "relay", "FM-NATS-05"),
-        ("Error Publishing: 503 No Responders Available For Request", "jetstream", "FM-NATS-04"),
+        (NO_RESPONDERS, "jetstream", "FM-NATS-11"),
         ("maximum messages exceeded [10077]", "jetstream", "FM-NATS-04"),
         ("message size exceeds maximum allowed [10054]", "jetstream", "FM-NATS-09"),
     ],
@@ -816,6 +817,27 @@ def test_failing_publishes_are_told_apart_by_their_words(error: str, hop: str, m
     assert weight(found, hop) > 0.8
     assert weight(found, mode) > 0.8
     words(found)
+
+
+@pytest.mark.parametrize(
+    ("created", "mode"),
+    [
+        (None, "FM-NATS-11"),
+        (3600.0, "FM-NATS-11"),
+        (11.0, "FM-NATS-11"),  # the newest event was created 10 s ago, and failed after that
+        (9.0, "FM-NATS-04"),  # it was made again since
+    ],
+)
+def test_a_stream_that_is_there_is_not_missing(created: float | None, mode: str) -> None:
+    frames = outbox([("PENDING", NO_RESPONDERS, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    frames["broker"] = frames["broker"].assign(
+        subjects="entitlement.renamed", created=None if created is None else ago(created)
+    )
+    found = publish.judge(frames, make_given())
+    assert weight(found, mode) > 0.8
+    assert ("the stream exists (it takes entitlement.renamed)" in words(found)) is (mode == "FM-NATS-11")
+    unread = {name: frame for name, frame in frames.items() if name != "broker"}
+    assert weight(publish.judge(unread, make_given()), "FM-NATS-04") > 0.8
 
 
 def test_a_number_in_the_name_of_an_event_proposes_no_restart() -> None:

@@ -106,6 +106,32 @@ def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
     assert slo in words(found)
 
 
+def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
+    frames = impact(affected=affected(broker=(300, 200, 3000.0), notification=(3, 2, 21.0)))
+    deleted = {
+        "deletions": pd.DataFrame([{"age_d": 0.1, "inserted": 9000, "deleted": 300}]),
+        "consumer": pd.DataFrame([{"pending": 0, "unacknowledged": 0}]),
+    }
+    waits = response.judge_impact(frames, make_given())
+    assert (waits.status, waits.value("impact.events")) == (Status.CRITICAL, 303)
+    found = response.judge_impact(frames | deleted, make_given())
+    assert (found.status, found.value("impact.events"), found.value("impact.users")) == (Status.WARNING, 3, 2)
+    assert found.headline.key == "response.impact_begins" and "response.doubtful" in {n.key for n in found.notes}
+    alone = impact(affected=affected(broker=(300, 200, 3000.0))) | deleted
+    found = response.judge_impact(alone, make_given())
+    assert (found.status, found.headline.key) == (Status.UNKNOWN, "response.doubtful")
+    assert not found.hops[0].late and found.next_sections == ("5.3",)
+    few = {"deletions": pd.DataFrame([{"age_d": 0.1, "inserted": 9000, "deleted": 299}])}
+    held = {"consumer": pd.DataFrame([{"pending": 260, "unacknowledged": 40}])}
+    for changes in (few, held):
+        found = response.judge_impact(alone | changes, make_given())
+        assert (found.status, found.value("impact.events")) == (Status.CRITICAL, 300)
+    held = {"consumer": pd.DataFrame([{"pending": 5, "unacknowledged": 1}])}
+    some = response.judge_impact(alone | held, make_given())
+    assert (some.value("impact.events"), some.value("impact.users")) == (6, 6)
+    assert "response.doubtful" in {n.key for n in some.notes}
+
+
 def test_what_cannot_be_seen_is_a_row_and_does_not_count() -> None:
     frames = impact()
     frames["dead"] = per_minute()

@@ -135,6 +135,18 @@ def test_a_broker_that_is_not_as_expected(changes: dict[str, Any], status: Statu
     expect(found, status)
 
 
+def test_what_is_missing_at_the_broker_is_named() -> None:
+    """A consumer is made again by a restart of notification; only a stream needs one of entitlement."""
+    frames = broker_frames()
+    first, other = (frames["consumers"].assign(durable=name, exists=name == "d") for name in ("d", "advisory"))
+    record = frames | {"consumers": pd.concat([first, other], ignore_index=True)}
+    consumer = frames | {"consumers": frames["consumers"].assign(exists=False)}
+    for told, mode in ((broker_frames(exists=False), "FM-NATS-04"), (consumer, "FM-NATS-06"), (record, "FM-NATS-03")):
+        found = scope.judge_broker(told, make_given())
+        assert found.status is Status.CRITICAL
+        assert [s.about for s in found.signals if s.about.startswith("FM") and s.weight > 0] == [mode]
+
+
 def test_a_role_that_may_write_is_a_note_and_one_that_may_not_read_a_warning() -> None:
     writer = scope.judge_database(database_frames(may_write=True, superuser=True), make_given())
     expect(writer, Status.OK, notes={"scope.grants"})

@@ -13,16 +13,19 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
-from steps import ago, bound, events, make_given, publish_ids, run, weight, words
+from steps import NOW, ago, bound, events, make_given, publish_ids, run, weight, words
 
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.catalog import load
+from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Status
+from runbook_lib.messages import text
+from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.packs.entitlement.checks import consistency, subscriber
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
+from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import Consumer
 
 N = 57
@@ -136,7 +139,141 @@ def test_what_a_consumer_takes(config: dict[str, object], subject: str, takes: b
     assert ConsumerPosition.of(Consumer({"config": config}, 0, 0, 0, 0, 0, 0)).takes(subject) is takes
 
 
+# Deleted rows --------------------------------------------------------------------------------------------------
+
+
+def deletions(deleted: float, age_d: float | None, days: float | None = None) -> Frames:
+    """How many registrations were deleted, how old the oldest is that is left, and the retention that is set."""
+    return {
+        "deletions": pd.DataFrame([{"age_d": age_d, "inserted": 9, "deleted": deleted, "counted_since": ago(86400)}]),
+        "retention": pd.DataFrame([{"days": days}]),
+    }
+
+
+def test_events_with_a_notification_are_not_lost_but_not_registered() -> None:
+    found = frames(["gone"] * N, 0)
+    found["notified"] = found["unprocessed"][["event_id"]].assign(notification="SENT")
+    at_subscriber, in_consistency = judged(found)
+    assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 0
+    assert at_subscriber.value("outbox.not_registered") == in_consistency.value("integrity.rows") == N
+    assert (at_subscriber.status, in_consistency.status) == (Status.CRITICAL, Status.CRITICAL)
+    assert at_subscriber.headline.key == "subscriber.not_registered"
+    assert in_consistency.headline.key == "missing.not_registered"
+    (repair,) = (n for n in in_consistency.notes if n.key == "missing.register")
+    assert "INSERT INTO notification.processed_events" in text(repair, "en")
+    day_before = f"{NOW - pd.Timedelta('24h'):%Y-%m-%d %H:%M:%S}+00"
+    assert f"created_at >= timestamptz '{day_before}'" in text(repair, "en"), "more may be missing than was read"
+    verdict = conclude([at_subscriber, in_consistency], load())
+    assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.proposals) == (None, "FM-DB-07", ())
+
+
+def test_some_are_lost_and_others_only_not_registered() -> None:
+    found = frames(["given_up"] * 3 + [""] * 4, 0)
+    found["notified"] = found["unprocessed"][["event_id"]][3:].assign(notification="SENT")
+    at_subscriber, in_consistency = judged(found)
+    assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 3
+    assert in_consistency.headline.key == "consistency.lost"
+    assert "missing.not_registered" in {n.key for n in in_consistency.notes}
+
+
+@pytest.mark.parametrize(
+    ("places", "deleted", "age_d", "lost"),
+    [
+        (["gone"] * 5, 5, 1.0, 0),
+        ([""] * 5, 500, 28.0, 0),
+        (["gone"] * 5, 500, 29.9, 5),  # the retention deletes what is as old
+        (["gone"] * 5, 4, 1.0, 5),  # too few to explain them
+        (["gone"] * 5, 0, 1.0, 5),
+        (["gone"] * 5, 0, 80 / 86400, 0),  # nothing is left from before they were published, 90 s ago
+        (["gone"] * 5, 0, None, 0),  # emptied
+        (["given_up"] * 3 + ["passed"] * 2 + ["gone"] * 5, 500, 1.0, 5),  # the broker shows how these were lost
+    ],
+)
+def test_deletions_that_would_explain_a_loss_leave_it_open(
+    places: list[str], deleted: float, age_d: float, lost: int
+) -> None:
+    at_subscriber, in_consistency = judged(frames(places, 0) | deletions(deleted, age_d))
+    assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == lost
+    open_ = {"consistency.lost_or_deleted"} & {s.observation for s in in_consistency.signals}
+    assert bool(open_) == (lost < len(places))
+    if lost:
+        assert (at_subscriber.status, in_consistency.status) == (Status.CRITICAL, Status.CRITICAL)
+        return
+    assert (at_subscriber.status, in_consistency.status) == (Status.UNKNOWN, Status.UNKNOWN)
+    assert at_subscriber.headline.key == "subscriber.lost_or_deleted"
+    verdict = conclude([at_subscriber, in_consistency], load())
+    assert verdict.stuck_at is None, "no deletion is proof of a loss, and none of its absence"
+    assert "redrive_broker" not in {p.name for p in verdict.proposals}
+
+
+def test_without_the_notifications_nothing_is_called_lost() -> None:
+    failed = failure_frame({"notified": SourceError("postgres", Reason.TIMEOUT, "a lock", "lock_not_available")})
+    at_subscriber, in_consistency = judged(frames(["gone"] * N, 0) | {FAILED: failed})
+    assert at_subscriber.value("outbox.unprocessed") is in_consistency.value("integrity.lost") is None
+    assert in_consistency.status is Status.UNKNOWN
+    assert "consistency.no_notifications" in {n.key for n in in_consistency.notes}
+    assert not [s for f in (at_subscriber, in_consistency) for s in f.signals if s.about == "FM-NATS-03"]
+
+
+def test_a_retention_that_is_too_short_is_named() -> None:
+    at_subscriber, found = judged(frames(["gone"] * 5, 0) | deletions(500, 0.1, days=0))
+    assert (at_subscriber.status, found.status) == (Status.CRITICAL, Status.CRITICAL)
+    assert "consistency.short_retention" in {s.observation for s in found.signals}
+    _, usual = judged(frames(["gone"] * 5, 0) | deletions(500, 0.1, days=30))
+    assert "consistency.short_retention" not in {s.observation for s in usual.signals}
+
+
 # On real servers -----------------------------------------------------------------------------------------------
+
+
+def publish_and_acknowledge(broker: str, ids: list[str]) -> None:
+    """Publish an empty message for each id, and have the consumer acknowledge it."""
+    publish_ids(broker, ids)
+
+    async def acknowledge(js: JetStreamContext) -> None:
+        config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
+        sub = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
+        for _ in ids:
+            await (await sub.next_msg()).ack_sync()
+
+    applications.visit(broker, acknowledge)
+
+
+@pytest.mark.parametrize("missed", [4, 80])
+def test_deleted_registrations_mean_the_same_to_every_section(
+    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch, missed: int
+) -> None:
+    """5.3, the triage's step, the account and the postmortem speak of the same events."""
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+    events(db, 3, 300)
+    events(db, N, 90)
+    events(db, 2, 90, status="FAILED", tries=10, dead=50)
+    db.execute("DELETE FROM notification.processed_events WHERE processed_at > now() - interval '200 seconds'")
+    db.execute("DELETE FROM notification.notifications WHERE status = 'FAILED'")  # their dead letters remain
+    events(db, missed, 95, processed=False, status=None)
+    db.execute("SELECT pg_stat_force_next_flush()")
+    publish_and_acknowledge(broker, [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")])
+    with bound(broker):
+        at_subscriber = run(servers, "4.1.2")["4.1.2"]
+        in_consistency = run(servers, "5.3.2")["5.3.2"]
+        slis = run(servers, "3.1")["3.1"]
+        rb = quiet_session("3")
+        balance = rb.account().balance
+        traces = [rb.event(str(i)).traces[0] for i in in_consistency.frames["unprocessed"]["event_id"][-2:]]
+    assert at_subscriber.value("outbox.not_registered") == in_consistency.value("integrity.rows") == N + 2
+    assert in_consistency.value("outbox.unprocessed") == missed
+    # If at least as many were deleted, that may be the reason.
+    lost = 0 if missed <= N + 2 else missed
+    assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == lost
+    assert len(balance.unaccounted) == lost and balance.n("unseen") == missed - lost
+    assert {t.place for t in traces} == {"published"}, "a single one may always be among those that were deleted"
+    affected = slis.frames["affected"].set_index("place")["events"]
+    assert affected["broker"] == missed
+    since, until = pd.Timestamp.now("UTC") - pd.Timedelta("1h"), pd.Timestamp.now("UTC")
+    with rb.context.snapshot() as snapshot:
+        never = snapshot.ask("postmortem/unprocessed", since=since, until=until, bucket_s=60, limit_s=1.0)
+    assert never["n"].sum() == missed
 
 
 @contextmanager
@@ -185,15 +322,7 @@ def test_older_events_that_were_lost_are_not_hidden_by_newer_ones_that_wait(
     old = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
     events(db, 5, 90, processed=False, status=None)
     new = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events") if str(i) not in old]
-    publish_ids(broker, old)
-
-    async def acknowledge(js: JetStreamContext) -> None:
-        config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
-        sub = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
-        for _ in old:
-            await (await sub.next_msg()).ack_sync()
-
-    applications.visit(broker, acknowledge)
+    publish_and_acknowledge(broker, old)
     publish_ids(broker, [*new, *(f"just-now-{n}" for n in range(10))])
     at_subscriber = run(servers, "4.1.2")["4.1.2"]
     in_consistency = run(servers, "5.3.2")["5.3.2"]

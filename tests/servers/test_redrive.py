@@ -732,17 +732,24 @@ def test_the_broker_publishes_the_body_under_a_new_id(
 
 @pytest.mark.slow
 def test_the_broker_leaves_out_what_can_not_be_taken(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
-    done, good = an_event(), an_event()
+    done, good, notified = an_event(), an_event(), an_event()
     bodies = [
         b"\xff\xff\xff noise",
         wire.encode(an_event(event_id="seven")),
         wire.encode(an_event(occurred_at="yesterday")),
         wire.encode(done),
+        wire.encode(notified),
         wire.encode(good),
         wire.encode(good),
     ]
     seqs = publish(bound_broker, *bodies)
     db.execute("INSERT INTO notification.processed_events VALUES (%s)", [done.event_id])
+    db.execute(  # and its registration was deleted
+        "INSERT INTO notification.notifications"
+        " (notification_id, event_id, user_id, type, occurred_at, payload_json, status)"
+        " VALUES (gen_random_uuid(), %s, %s, 'EntitlementGranted', now(), '{}', 'SENT')",
+        [notified.event_id, notified.user_id],
+    )
     given_up(db, *seqs, seqs[-1] + 100)
     rb = opened(policy={"pause_s": 0.0, "per_event": 1})
     dry = act(rb, "broker", execute=False)

@@ -46,13 +46,14 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edited(tmp_path: Path, output: Path) -> Edited:
-    """The document that the sample's runs were judged by, with lines replaced."""
+    """The document that the sample's runs were judged by, with lines replaced, each by one with as many cells."""
     kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())
 
     def edit(name: str, **lines: str) -> Path:
         text = kept["entitlement"][name]
         for start, line in lines.items():
-            text, n = re.subn(rf"(?m)^\| {re.escape(start)} .*$", line, text)
+            cells = line.count("|") - 2
+            text, n = re.subn(rf"(?m)^\| {re.escape(start)} (?:\|[^|\n]*){{{cells}}}\|$", line, text)
             assert n == 1, start
         (tmp_path / f"{name}.md").write_text(text)
         return tmp_path / f"{name}.md"

@@ -15,7 +15,7 @@ from runbook_lib import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
 from runbook_lib.model.finding import OutageEnd, Status, say
 from runbook_lib.packs.entitlement.checks import backlog, delivery, leases, program, publish, quorum, subscriber
-from runbook_lib.packs.entitlement.checks.missing import MissingEvents
+from runbook_lib.packs.entitlement.checks.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox, Registered
 from runbook_lib.runs import replay
 
@@ -183,6 +183,10 @@ STATES: dict[str, object] = {
     "subscriber.cluster": replace(BOUND, broken=(quorum.RaftGroup("S", 3, "", False, ("n2", "n3")),)),
     "subscriber.deaf_idle": replace(BOUND, consumer=subscriber.ConsumerRow(num_pending=0, num_ack_pending=0)),
     "subscriber.passed_by": replace(BOUND, missing=MissingEvents(5, 5, 5, lately=False)),
+    "subscriber.lost_or_deleted": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=False, doubtful=5)),
+    "subscriber.not_registered": replace(
+        BOUND, missing=MissingEvents(0, 0, 0, lately=False, notified=(Unprocessed(),))
+    ),
     "subscriber.expired": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=True), deleted=5),
     "subscriber.expires": replace(BOUND, expires=True),
     "subscriber.stalled": replace(BOUND, consumer=STALLED),

@@ -7,6 +7,7 @@ import threading
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from web import reply, web
 from runbook_lib import catalog
 from runbook_lib.analysis import counterfactual, diagnosis
 from runbook_lib.masking import Masker
-from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, say
+from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, replace, say
 from runbook_lib.packs.entitlement.checks.errors import classify_send
 from runbook_lib.packs.entitlement.evidence.receiver import ProbeResult, ReceiverProbe
 from runbook_lib.sources import ReadCost
@@ -188,11 +189,8 @@ def test_a_contradicted_observation_is_no_evidence() -> None:
     findings = [seen("4.1.1", "delivery.refused", "delivery.runs", ANSWERS), seen("4.5.2", "sends.answered")]
     verdict = conclude(*findings)
     assert (verdict.stuck_at, verdict.confidence) == ("receiver", "high")
-    (mode,) = (m for m in verdict.failure_modes if m.id == "FM-NOTI-03")
-    assert [(b.steps, b.observation, b.weight) for b in mode.because if b.kind == "contradicted"] == [
-        (("4.5.2",), ANSWERS, 0.0)
-    ]
-    lines = render.why_lines(record.verdict(verdict)["failure_modes"][0], "en")
+    assert [(b.kind, b.steps, b.observation) for b in verdict.contradicted] == [("contradicted", ("4.5.2",), ANSWERS)]
+    lines = render.verdict_lines(verdict, "en")
     assert any("receiver.answers does not count" in line for line in lines)
     evidence = counterfactual._Evidence(findings, BOOK)
     (removed,) = (m for m in evidence._moves if m.observation == "sends.answered")
@@ -205,3 +203,15 @@ def test_what_is_contradicted_is_evidence_in_no_finding(name: str) -> None:
         findings, contradicted = diagnosis.drop_contradicted([seen("4.1.1", name), seen("4.5.2", other)], BOOK)
         assert {s.observation for f in findings for s in f.signals} == {other}
         assert [*contradicted] == [name] and name not in BOOK.contradicted_by.get(other, ())
+
+
+def test_what_was_seen_earlier_contradicts_nothing() -> None:
+    """A worker that ran and hangs now hangs; one that hung and runs now runs."""
+    now = pd.Timestamp("2026-01-01T00:01Z")
+    runs, hangs = (replace(seen("4.1.1", f"delivery.{name}"), at=now) for name in ("runs", "hangs"))
+    earlier = now - pd.Timedelta("1min")
+    assert conclude(replace(runs, at=earlier), hangs).contradicted == ()
+    later = conclude(runs, replace(hangs, at=earlier))
+    assert [b.observation for b in later.contradicted] == ["delivery.hangs"] and later.stuck_at is None
+    moves = counterfactual._Evidence([replace(runs, at=earlier), hangs], BOOK)
+    assert "delivery.hangs" not in moves._contradicted

@@ -18,6 +18,7 @@ from runbook_lib.checks.parts import Parts
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import stream
+from runbook_lib.packs.entitlement.checks import missing
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
@@ -176,16 +177,22 @@ def collect(rb: Context) -> Frames:
         before = stream.read_consumer_position(rb)
     with rb.snapshot() as db:
         states = parts.answers["states"] = db.ask("account/states")
-    published = [
-        (event, *(pd.Timestamp(float(t), unit="s", tz="UTC") for t in at))
-        for row in rows.each(states, StateCount)
-        for times in [row.times.split()]
-        for event, *at in zip(row.names, times[::2], times[1::2], strict=False)
-    ]
+    published = pd.DataFrame(
+        [
+            (event, *(pd.Timestamp(float(t), unit="s", tz="UTC") for t in at))
+            for row in rows.each(states, StateCount)
+            for times in [row.times.split()]
+            for event, *at in zip(row.names, times[::2], times[1::2], strict=False)
+        ],
+        columns=["event_id", "created_at", "published_at"],
+    )
     with parts.part("stream") as answers:
         if before:
-            columns = ["event_id", "created_at", "published_at"]
-            answers["broker"] = stream.locate_events(rb, pd.DataFrame(published, columns=columns), before)
+            located = stream.locate_events(rb, published, before)
+            places = dict(zip(located["event_id"], located["place"], strict=True))
+            times = dict(zip(published["event_id"], published["published_at"], strict=True))
+            places = missing.leave_open(rb, places, times)
+            answers["broker"] = pd.DataFrame(places.items(), columns=["event_id", "place"])
     return parts.frames()
 
 

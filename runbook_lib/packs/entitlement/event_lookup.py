@@ -17,6 +17,7 @@ from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Frames, Status, Text, hop_text, say, worst
 from runbook_lib.packs.entitlement import event_trace, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
+from runbook_lib.packs.entitlement.checks import missing
 from runbook_lib.packs.entitlement.event_trace import EventTrace
 from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
@@ -248,6 +249,8 @@ def _read_messages(rb: Context, found: Frames, before: stream.ConsumerPosition |
     seen = stream.find_messages(rb, spans, most)
     there = set(found["notifications"]["event_id"]) | processed.keys()
     places = stream.locate_messages(rb, seen, before, spans.keys() - there, most) if before else {}
+    published = {str(r["event_id"]): r["published_at"] for r in found["outbox"].to_dict("records")}
+    places = missing.leave_open(rb, places, published)
     columns = ["event_id", "stream_seq", "stored_at", "broker"]
     return pd.DataFrame(
         [

@@ -231,12 +231,9 @@ class BrokerLetters:
             given_up[seq] = min(at, given_up.get(seq, at))
         bodies = {m.seq: m for m in self._messages(self._streams.events, sorted(given_up))}
         events = {seq: read_event(message) for seq, message in bodies.items()}
-        known = {
-            row["stream_seq"]: row
-            for row in db.ask(
-                "broker_known", seqs=list(given_up), events=[(events.get(seq) or (None,))[0] for seq in given_up]
-            )
-        }
+        ids, users = zip(*(events.get(seq) or (None, None) for seq in given_up), strict=True) if given_up else ((), ())
+        asked = db.ask("broker_known", seqs=list(given_up), events=list(ids), users=list(users))
+        known = {row["stream_seq"]: row for row in asked}
         letters: dict[object, DeadLetter] = {}
         for seq, at in sorted(given_up.items()):
             message, event, row = bodies.get(seq), events.get(seq), known[seq]

@@ -108,7 +108,7 @@ def _read_stream_changes(rb: Context, settings: list[configuration.Row]) -> Iter
                 if e.code not in ("stream_not_found", "consumer_not_found"):
                     raise
                 continue
-            settings += configuration.of_broker(what, info.get("config", {}))
+            settings += configuration.of_broker(what, info)
             if created := info.get("created"):
                 yield _change(created, f"{what} created", "jetstream", "of the newest")
 

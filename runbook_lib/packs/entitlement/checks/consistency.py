@@ -125,31 +125,40 @@ def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
     if lag is None:
         e = failures(frames).get("consumer")
         notes.append(say("consistency.no_lag", why=e.reason.value if e else None))
+    if (unread := failures(frames).get("notified")) is not None:
+        notes.append(say("consistency.no_notifications", why=unread.reason.value))
     if scope.refused:
         notes.append(say("consistency.gate_day"))
     observed, status = [], Status.OK
     if seen.lost is None:
         status, headline = Status.UNKNOWN, say("consistency.lost_or_waiting", n=seen.found, read=read)
-    elif seen.lost:
-        headline = say("consistency.lost", n=seen.lost, waiting=seen.waiting, lag=lag, read=read)
+    elif seen.surely_lost:
+        headline = say("consistency.lost", n=seen.surely_lost, waiting=seen.waiting, lag=lag, read=read)
         observed = _observe_lost(seen, recorded)
+    elif seen.doubtful:
+        status, headline = seen.status_of_doubt, say("consistency.lost_or_deleted", n=seen.doubtful, read=read)
+    elif seen.notified:
+        headline = seen.not_registered
     elif seen.waiting:
         status, headline = Status.WARNING, say("consistency.waiting", n=seen.waiting, lag=lag)
         observed = ["consistency.waits_at_subscriber"]
     else:
         headline = say("consistency.none_lost", read=read)
+    observed += seen.observations
     return judged(
         headline,
         [
-            given.limits.value("integrity.lost", seen.lost),
+            given.limits.value("integrity.lost", seen.surely_lost),
+            given.limits.value("integrity.rows", len(seen.notified)),
             Value("outbox.unprocessed", seen.found, "rows"),
             Value("subscriber.lag", lag, "rows"),
             Value("subscriber.given_up", recorded, "rows"),
             Value("subscriber.passed_by", seen.passed_by, "rows"),
         ],
         at_least=status,
-        notes=tuple(notes),
-        signals=tuple(signal for name in observed for signal in given.evidence(name)),
+        reason=Reason.NO_DATA if seen.doubtful else None,
+        notes=tuple(n for n in notes if n != headline),
+        signals=tuple(given.evidence_of(observed)),
         next_sections=("4.1",) if seen.waiting or seen.lost is None else (),
         show=("unprocessed",),
     )
@@ -259,17 +268,41 @@ def collect_audit(rb: Context) -> Frames:
         return {"changes": db.ask("consistency/audit_without_event_tail"), "scope": row(hours=None)}
 
 
+class Change(rows.Row, query="consistency/audit_without_event_tail"):
+    """An entitlement change without an outbox event; `notification` is the status of its notification."""
+
+    occurred_at: pd.Timestamp | None = None
+    notification: str = ""
+
+
 def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
-    """5.3.5: judge entitlement changes without an outbox event."""
+    """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed."""
     if "changes" not in frames:
-        return no_data("consistency/audit_without_event_tail")
-    found, day = len(frames["changes"]), rows.one(frames.get("scope"), Scope).hours is not None
+        return no_data(Change.QUESTION)
+    changes, day = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope).hours is not None
     read = say("consistency.day" if day else "consistency.audit_tail", minutes=given.window_minutes)
+    notified = [c.occurred_at for c in changes if c.notification and c.occurred_at is not None]
+    deleted = say(
+        "consistency.event_deleted",
+        n=len(notified),
+        since=f"{min(notified):%H:%M:%S}" if notified else None,
+        until=f"{max(notified):%H:%M:%S}" if notified else None,
+    )
+    found = len(changes) - len(notified)
+    headline = say("consistency.no_event", n=found, read=read) if found else deleted
     return judged(
-        say("consistency.no_event" if found else "consistency.all_events", n=found, read=read),
-        [given.limits.value("integrity.lost", found)],
-        notes=(*(() if day else (say("consistency.gate_day"),)), *_note_row_limit(frames["changes"])),
-        signals=given.evidence("consistency.no_event") if found else (),
+        headline if changes else say("consistency.all_events", read=read),
+        [given.limits.value("integrity.lost", found), Value("outbox.deleted", len(notified), "rows")],
+        at_least=Status.WARNING if notified else Status.OK,
+        notes=(
+            *((deleted,) if notified and found else ()),
+            *(() if day else (say("consistency.gate_day"),)),
+            *_note_row_limit(frames["changes"]),
+        ),
+        signals=(
+            *(given.evidence("consistency.no_event") if found else ()),
+            *(given.evidence("consistency.event_deleted") if notified else ()),
+        ),
         show=("changes",),
     )
 

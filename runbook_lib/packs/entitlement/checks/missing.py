@@ -1,71 +1,139 @@
-"""Count the events that were published and never processed: how many the consumer still holds, how many are lost.
+"""Count the events that were published and are not registered as processed: held by the consumer, lost, or neither.
 
 Steps 4.1.2 and 5.3.2, and the steps built on them (4.4.3, 6.5), use this module. An event is lost if it is not
-delivered without help. `stream.whereabouts` locates each event in the broker, also for the commands `event` and
-`account`.
+delivered without help. It is not lost if a notification or a dead letter shows that it was processed: its registration
+was deleted. If the broker's record does not show how it was lost, and registrations were deleted, it is undecided
+between both. `stream.locate_events` locates each event in the broker, also for the commands `event` and `account`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib import rows
+from runbook_lib.checks.check import failures
 from runbook_lib.checks.parts import Parts
 from runbook_lib.context import JudgeInput
-from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.finding import Frames, Status, Text, say
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import stream
+from runbook_lib.packs.entitlement.checks.retention import Oldest
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
 
-#: Values of `ledger.State.broker` of events that are not delivered without help.
+#: Values of `event_place.State.broker` of events that are not delivered without help.
 LOST = ("gone", "given_up", "passed")
+#: The retention of the notification service in days, as its pods know it.
+RETENTION_VARIABLE = "RETENTION_RETENTION_DAYS"
 
 
 class Unprocessed(rows.Row, query="outbox/unprocessed"):
-    """An event that was published and never processed."""
+    """An event that was published and is not registered as processed."""
 
     event_id: str = ""
     published_at: pd.Timestamp | None = None
 
 
+class Notified(rows.Row, query="notifications/of_events"):
+    """Such an event with a notification: its status, "FAILED" also for a dead letter that is left of one."""
+
+    event_id: str = ""
+    notification: str = ""
+
+
 class Located(rows.Row):
-    """The location of an event in the broker; `place` is a value of `ledger.State.broker`."""
+    """The location of an event in the broker; `place` is a value of `event_place.State.broker`."""
 
     event_id: str = ""
     place: str = ""
+
+
+class Retention(rows.Row):
+    """The retention of the notification service that is set for its pods; None if it is not set."""
+
+    days: float | None = None
 
 
 @dataclass(frozen=True)
 class MissingEvents:
     """The number of unprocessed events, of the lost ones, and of those lost because the consumer skips their subject.
 
-    `lost` is None if the consumer's state was not read: waiting and lost events then look the same. `lately` is True if
-    an event that may be lost was published within the last `subscriber.losing` seconds.
+    `lost` is None if the consumer's state or the notifications were not read: events that wait, are lost or were
+    processed then look the same. `lately` is True if an event that may be lost was published within the last
+    `subscriber.losing` seconds. `notified` are the events that were processed, as their notifications show, but are not
+    registered; they are not among `found`. `doubtful` of the lost ones may also have been processed: their rows may be
+    deleted. `oldest` tells what was deleted, `keeps_d` is the retention in days, if it is shorter than it should be.
+    The outbox has no published event from before `since`.
     """
 
     found: int
     lost: int | None
     passed_by: int
     lately: bool
+    notified: tuple[Unprocessed, ...] = ()
+    doubtful: int = 0
+    oldest: Oldest | None = None
+    keeps_d: float | None = None
+    since: str = ""
 
     @property
     def waiting(self) -> int | None:
-        """The number of events that the consumer still holds; None if its state was not read."""
+        """The number of events that the consumer still holds; None if `lost` is."""
         return None if self.lost is None else self.found - self.lost
 
     @property
+    def surely_lost(self) -> int | None:
+        """The number of lost events that no deletion explains; None if `lost` is."""
+        return None if self.lost is None else self.lost - self.doubtful
+
+    @property
     def ended(self) -> int | None:
-        """The number of lost events under a subject that the consumer takes; None if its state was not read."""
-        return None if self.lost is None else self.lost - self.passed_by
+        """The number of those under a subject that the consumer takes; None if `lost` is."""
+        return None if self.surely_lost is None else self.surely_lost - self.passed_by
+
+    @property
+    def status_of_doubt(self) -> Status:
+        """The status if it is undecided whether events are lost: CRITICAL if the retention deletes too much."""
+        return Status.UNKNOWN if self.keeps_d is None else Status.CRITICAL
 
     @property
     def notes(self) -> tuple[Text, ...]:
-        """The note on the events whose subject the consumer skips, if there are any."""
-        return (say("missing.passed_by", n=self.passed_by),) if self.passed_by else ()
+        """The notes on events that the consumer skips, and on those whose rows were or may be deleted."""
+        return (
+            *((say("missing.passed_by", n=self.passed_by),) if self.passed_by else ()),
+            *((self.not_registered, say("missing.register", since=self.since)) if self.notified else ()),
+            *((say("missing.doubtful", **self._deletions),) if self.doubtful else ()),
+            *((say("missing.short_retention", days=self.keeps_d),) if self.keeps_d is not None else ()),
+        )
+
+    @property
+    def not_registered(self) -> Text:
+        """The sentence on the events whose registrations were deleted."""
+        times = sorted(e.published_at for e in self.notified if e.published_at is not None)
+        since, until = (f"{times[i]:%Y-%m-%d %H:%M:%S}" if times else None for i in (0, -1))
+        return say("missing.not_registered", n=len(self.notified), since=since, until=until)
+
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """The observations of rows that were or may be deleted."""
+        return (
+            *(("consistency.not_registered",) if self.notified else ()),
+            *(("consistency.short_retention",) if self.keeps_d is not None else ()),
+            *(("consistency.lost_or_deleted",) if self.doubtful and self.keeps_d is None else ()),
+        )
+
+    @property
+    def _deletions(self) -> dict[str, object]:
+        counted = self.oldest.counted_since if self.oldest else None
+        return {
+            "deleted": self.oldest.deleted if self.oldest else None,
+            "since": f"{counted:%Y-%m-%d %H:%M}" if counted is not None else None,
+        }
 
 
 def count_held(pending: float | None, unacknowledged: float | None) -> float | None:
@@ -74,13 +142,53 @@ def count_held(pending: float | None, unacknowledged: float | None) -> float | N
 
 
 def locate(rb: Context, parts: Parts, before: stream.ConsumerPosition | None) -> None:
-    """Locate the events of the frame "unprocessed" in the broker. Frame broker (event_id: id; place: text).
+    """Look for other traces of the events of the frame "unprocessed": a notification, else their place in the broker.
 
-    `before` is the consumer's state from before the tables were read; if it is None, the broker is not queried.
+    Frames notified; broker (event_id: id; place: text). If the broker does not show how they were lost, also what was
+    deleted: frames deletions, retention (days: d). `before` is the consumer's state from before the tables were read;
+    if it is None, the broker is not queried.
     """
-    if before is not None and "unprocessed" in parts.answers:
-        with parts.part("broker") as answers:
-            answers["broker"] = stream.locate_events(rb, answers["unprocessed"], before)
+    if not len(parts.answers.get("unprocessed", ())):
+        return
+    with parts.part("notified") as answers, rb.snapshot() as db:
+        ids = [str(i) for i in answers["unprocessed"]["event_id"]]
+        answers["notified"] = db.ask(Notified.QUESTION, event_ids=ids)
+    if before is None:
+        return
+    with parts.part("broker") as answers:
+        known = {e.event_id for e in rows.each(answers.get("notified"), Notified)}
+        events = answers["unprocessed"]
+        answers["broker"] = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
+    if rb.past or not _unexplained(parts.answers):
+        return
+    with parts.part("deletions") as answers, rb.snapshot() as db:
+        answers["deletions"] = db.ask(Oldest.QUESTION)
+    with parts.part("retention") as answers:
+        environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
+        days = [v for k, v in environment.items() if k.endswith(RETENTION_VARIABLE)]
+        answers["retention"] = row(days=float(days[0]) if days and days[0].isdecimal() else None)
+
+
+def leave_open(rb: Context, places: Mapping[str, str], published: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
+    """Return the places of events at the broker without those that are "gone" and may have been processed all the same.
+
+    Raises SourceError.
+    """
+    gone = {event: published.get(event) for event, place in places.items() if place == "gone"}
+    if not gone or rb.past:
+        return dict(places)
+    with rb.snapshot() as db:
+        oldest = rows.one(db.ask(Oldest.QUESTION), Oldest)
+    doubtful = oldest.find_doubtful(gone, rb.now(), rb.number("retention.notifications"))
+    return {event: place for event, place in places.items() if event not in doubtful}
+
+
+def _unexplained(frames: Frames) -> dict[str, pd.Timestamp | None]:
+    """Return the events without a notification that the broker does not hold nor show to be given up or skipped."""
+    explained = {e.event_id for e in rows.each(frames.get("broker"), Located) if e.place not in ("", "gone")}
+    explained |= {e.event_id for e in rows.each(frames.get("notified"), Notified)}
+    events = rows.each(frames["unprocessed"], Unprocessed)
+    return {e.event_id: e.published_at for e in events if e.event_id not in explained}
 
 
 def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> MissingEvents | None:
@@ -90,18 +198,31 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
     """
     if "unprocessed" not in frames:
         return None
-    found = len(frames["unprocessed"])
-    events = rows.each(frames["unprocessed"], Unprocessed)
+    every = rows.each(frames["unprocessed"], Unprocessed)
+    traced = {e.event_id for e in rows.each(frames.get("notified"), Notified)}
+    events = [e for e in every if e.event_id not in traced]
+    found = len(events)
     places = {e.event_id: e.place for e in rows.each(frames.get("broker"), Located)}
     undelivered = [e for e in events if places.get(e.event_id) in LOST]
     # An event that was not located may be held by the consumer, but no more events wait than the consumer holds.
     lost = max(len(undelivered), found - int(lag)) if lag is not None else None if found else 0
+    if lost and "notified" in failures(frames):
+        lost = None
     since = given.as_of - pd.Timedelta(seconds=given.number("subscriber.losing"))
     unsure = [e for e in events if places.get(e.event_id, "") in ("", *LOST)]
     may_be = undelivered if lost == len(undelivered) else unsure
+    oldest = rows.first(frames.get("deletions"), Oldest)
+    keep_d = given.number("retention.notifications")
+    doubtful = oldest.find_doubtful(_unexplained(frames), given.as_of, keep_d) if oldest and lost else ()
+    set_d = rows.one(frames.get("retention"), Retention).days if doubtful and "retention" in frames else None
     return MissingEvents(
         found=found,
         lost=lost,
         passed_by=sum(places.get(e.event_id) == "passed" for e in events),
         lately=any(e.published_at is not None and e.published_at > since for e in may_be or events),
+        notified=tuple(e for e in every if e.event_id in traced),
+        doubtful=len(doubtful) if lost is None else min(len(doubtful), lost),
+        oldest=oldest,
+        keeps_d=set_d if set_d is not None and set_d < keep_d else None,
+        since=f"{given.as_of - pd.Timedelta(hours=given.number('retention.outbox')):%Y-%m-%d %H:%M:%S}",
     )

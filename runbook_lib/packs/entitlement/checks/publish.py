@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,7 @@ _KIND_KEYS = {
     "payload": "publish.kind_payload",
     "closed": "publish.kind_closed",
     "no_stream": "publish.kind_no_stream",
+    "no_subject": "publish.kind_no_subject",
     "timeout": "publish.kind_timeout",
     "full": "publish.kind_full",
     "too_large": "publish.kind_too_large",
@@ -95,6 +96,19 @@ class RelayBatch(rows.Row, query="outbox/batches"):
     n: float = 0.0
     exact_s: float | None = None
     cycle_s: float | None = None
+
+
+class Stream(rows.Row):
+    """The stream of the events, as the broker shows it to the runbook."""
+
+    answers: bool = False
+    subjects: str = ""
+    created: pd.Timestamp | None = None
+
+    def refuses(self, errors: Iterable[OutboxError]) -> bool:
+        """Return whether it was there when an event failed for which no stream answered: then it takes others."""
+        failed = [e.newest for e in errors if e.newest is not None and kind_of(e.last_error) == "no_stream"]
+        return bool(self.answers) and (self.created is None or any(at > self.created for at in failed))
 
 
 @dataclass(frozen=True)
@@ -185,8 +199,9 @@ def collect(rb: Context) -> Frames:
     Only the table of the outbox is read, so that a lock on another table does not matter.
 
     Frames: delay, delay_now (of the last minute), backlog, errors; batches of a relay that publishes late; delays and
-    that of `past.ask` where cheap; broker (answers: flag, last_seq: number), replicas (fields of `quorum.Member`) in a
-    cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter have not shown the loop running.
+    that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects: text, created: time), replicas
+    (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter
+    have not shown the loop running.
     """
     parts = Parts()
     with rb.snapshot() as db:
@@ -213,7 +228,12 @@ def collect(rb: Context) -> Frames:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)
-            answers["broker"] = row(answers=True, last_seq=stream.get("state", {}).get("last_seq"))
+            answers["broker"] = row(
+                answers=True,
+                last_seq=stream.get("state", {}).get("last_seq"),
+                subjects=", ".join(stream.get("config", {}).get("subjects") or ()),
+                created=stream.get("created"),
+            )
             answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
     return frames | parts.frames()
 
@@ -294,7 +314,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             n=lately.n,
             minutes=given.number("publish.now"),
             window_n=window.n,
-            error=say(_KIND_KEYS[seen.kind]),
+            error=say(_KIND_KEYS[seen.kind], subjects=rows.value(frames.get("broker"), "subjects", str)),
             arrived=queue.arrived_1m,
             left=queue.published_1m,
             batch=next((b.n for b in _newest_batches(frames, given)), None),
@@ -327,6 +347,10 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     late = limit.reached(oldest)
     broker = failures(frames).get("broker")
     writes = quorum.writes(frames, given, facts_of(given).streams.events, "broker")
+    if kind == "no_stream" and writes and "broker" in frames:
+        # "No responders" is also what a broker answers whose stream takes other subjects.
+        errors = rows.each(frames.get("errors"), OutboxError)
+        kind = "no_subject" if rows.one(frames["broker"], Stream).refuses(errors) else kind
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
     stopped = late and not failing and limit.reached(silence) and "errors" in frames
@@ -513,6 +537,7 @@ OUTBOX = Cases[Relay](
             ("unseen", "publish.fails_unseen", _propose_own_logs),
             ("closed", "publish.fails_closed", _propose_restart),
             ("no_stream", "publish.fails_no_stream", _propose_stream),
+            ("no_subject", "publish.fails_no_subject", _propose_restart),
             ("full", "publish.fails_full", _propose_broker_logs),
             ("too_large", "publish.fails_too_large", _propose_broker_logs),
             ("payload", "publish.fails_payload", _propose_own_logs),

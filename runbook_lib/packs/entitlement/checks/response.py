@@ -54,6 +54,9 @@ from runbook_lib.packs.entitlement.checks import (
     recovery,
     subscriber,
 )
+from runbook_lib.packs.entitlement.checks.consistency import ConsumerLag
+from runbook_lib.packs.entitlement.checks.retention import Oldest
+from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
 from runbook_lib.view import charts
 
@@ -118,9 +121,10 @@ class Requests(rows.Row):
 def collect_impact(rb: Context) -> Frames:
     """3.1: read every SLI that timestamps give, who is affected, and the flows that show the onset.
 
-    Frames: affected, outbox, outbox_age, publish_delay, publish_delay_lately, notifications, last_event; where cheap
-    delivered, given_up, given_up_messages, sent, dead, published, processed, created, those of `outage.ask`; requests
-    (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag, why: text).
+    Frames: affected, those of `_ask_for_deletions`, outbox, outbox_age, publish_delay, publish_delay_lately,
+    notifications, last_event; where cheap delivered, given_up, given_up_messages, sent, dead, published, processed,
+    created, those of `outage.ask`; requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective:
+    text, met: flag, why: text).
     """
     parts = Parts()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
@@ -132,6 +136,7 @@ def collect_impact(rb: Context) -> Frames:
             {"affected": Affected.QUESTION},
             late_s=rb.catalog.limits["backlog.oldest_due"].warning,
         )
+        _ask_for_deletions(rb, db, parts)
         own = {"outbox": Outbox.QUESTION, "outbox_age": OutboxAge.QUESTION, "last_event": LastEvent.QUESTION}
         parts.ask(db, "outbox", own | {"publish_delay": Delay.QUESTION}, since=now)
         parts.ask(db, "outbox", {"publish_delay_lately": Delay.QUESTION}, since=rb.as_of - lately)
@@ -148,6 +153,20 @@ def collect_impact(rb: Context) -> Frames:
         answers["requests"] = _query_requests(rb)
     frames = parts.any_answer()
     return frames | {"slis": sli_rows(frames, rb.given())}
+
+
+def _ask_for_deletions(rb: Context, db: Snapshot, parts: Parts) -> None:
+    """Ask what was deleted if events seem to wait at the broker, and if that explains them, how many it holds."""
+    missing = [at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"]
+    if not sum(missing):
+        return
+    parts.ask(db, "deletions", {"deletions": Oldest.QUESTION})
+    oldest = rows.first(parts.answers.get("deletions"), Oldest)
+    if oldest is not None and oldest.may_lack(1, rb.number("retention.notifications")):
+        with parts.part("consumer") as answers:
+            names = facts_of(rb).streams
+            consumer = rb.jetstream.consumer(names.events, names.consumer)
+            answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
 
 
 def _query_per_minute(rb: Context, db: Snapshot) -> dict[str, pd.DataFrame | None]:
@@ -224,16 +243,44 @@ def sli_rows(frames: Frames, given: JudgeInput) -> pd.DataFrame:
 
 def _oldest_at_p95(frames: Frames, sent: float, given: JudgeInput) -> float | None:
     """Return the age of the oldest waiting event, if so many wait that the p95 of all events is among them."""
-    waiting = _read_waiting(frames)
+    waiting = _read_waiting(frames, given)
     events, ages = sum(at.events for at in waiting), [at.oldest_s for at in waiting if at.oldest_s is not None]
     if not ages or events <= (1 - given.number("p95.in_time")) * (events + sent):
         return None
     return round(max(ages), 3)
 
 
-def _read_waiting(frames: Frames) -> list[Affected]:
+def _read_waiting(frames: Frames, given: JudgeInput) -> list[Affected]:
     """Return the events that wait at a hop, without the relay's FAILED events, which were given up."""
-    return [at for at in rows.each(frames.get("affected"), Affected) if at.place in HOP_OF]
+    return [at for at in _read_affected(frames, given) if at.place in HOP_OF]
+
+
+def _read_affected(frames: Frames, given: JudgeInput) -> list[Affected]:
+    """Return the events that wait too long, place by place, without those that may have been processed."""
+    places = [at for at in rows.each(frames.get("affected"), Affected) if at.place != "all"]
+    found = [replace(at, events=_count_waiting_at_broker(at.events, frames, given)) for at in places]
+    return [at if at.place != "broker" else waiting for at, waiting in zip(places, found, strict=True)]
+
+
+def _count_waiting_at_broker(events: int, frames: Frames, given: JudgeInput) -> int:
+    """Return how many published events wait: those that the consumer holds, if the others may have been processed."""
+    held, oldest = rows.one(frames.get("consumer"), ConsumerLag).lag, rows.first(frames.get("deletions"), Oldest)
+    if "consumer" not in frames or held is None or oldest is None or events <= held:
+        return events
+    keep_d = given.number("retention.notifications")
+    return int(held) if oldest.may_lack(events - int(held), keep_d) else events
+
+
+def _sum_affected(frames: Frames, given: JudgeInput) -> Affected:
+    """Return the events and users that wait too long in all places; without some events, at most so many users."""
+    every = {at.place: at for at in rows.each(frames.get("affected"), Affected)}
+    counted, whole = [at for at in _read_affected(frames, given) if at.events], every.get("all", Affected())
+    events = sum(at.events for at in counted)
+    if events == whole.events:
+        return whole
+    ages = [at.oldest_s for at in counted if at.oldest_s is not None]
+    users = min(sum(min(at.users, at.events) for at in counted), whole.users)
+    return Affected("all", events, users, max(ages, default=None))
 
 
 #: How events are unpaired, by whether the registrations are more: the message and the observation.
@@ -254,7 +301,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     slis = sli_rows(frames, given).to_dict("records")
     missed = [str(r["slo"]) for r in slis if r["met"] is False]
     seen = {str(r["slo"]): float(r["now"]) for r in slis if not pd.isna(r["now"])}
-    late = next((at for at in rows.each(frames.get("affected"), Affected) if at.place == "all"), Affected())
+    late = _sum_affected(frames, given)
+    doubtful = sum(at.events for at in rows.each(frames.get("affected"), Affected) if at.place == "all") - late.events
     given_up = rows.first(frames.get("given_up"), GivenUp)
     lost = given_up.events if given_up else None
     begin, how = onset(frames, given) if missed or late.events else (None, "")
@@ -324,6 +372,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         values.append(Value(f"impact.{LOOK_AGAIN}", early_s - since_detection_s, "s"))
     if burns is None:
         notes.append(say("response.no_burn"))
+    unclear = say("response.doubtful", n=doubtful) if doubtful > 0 else None
     notes += failure_notes
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
@@ -332,10 +381,14 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("response.detected", by=by, at=detected_at))
     if how:
         notes.append(say(_ONSET_KEYS[how], at=since, ago=seconds_between(begin, given.as_of)))
-    unsure = bool(failure_notes) and key in ("response.no_impact", "response.no_impact_now")
+    # What could not be read, or is not clear, is more than "no impact".
+    instead = [*failure_notes, *([unclear] if unclear else ())]
+    if key not in ("response.no_impact", "response.no_impact_now"):
+        notes += [unclear] if unclear else ()
+        instead = []
     return judged(
-        failure_notes[0]
-        if unsure
+        instead[0]
+        if instead
         else say(
             key,
             missed=", ".join(missed) or "-",
@@ -356,7 +409,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             [
                 Status.CRITICAL if missed and not in_past else Status.OK,
                 Status.WARNING if missed or late.events or silent_s or unpaired else Status.OK,
-                Status.UNKNOWN if unread else Status.OK,
+                Status.UNKNOWN if unread or instead else Status.OK,
             ]
         ),
         reason=next((e.reason for e in unread.values()), None),
@@ -366,14 +419,14 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             *((Hop("producer", rate_out=0.0, late=True),) if silent_s else ()),
             *(
                 Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
-                for at in _read_waiting(frames)
+                for at in _read_waiting(frames, given)
                 if at.events
             ),
             *_flow_histories(frames, given),
         ),
         next_sections=(
             *(("4.4",) if any(seen.get(slo) for slo in ("ENT-E", "NOTI-D")) else ()),
-            *(("5.3",) if unpaired else ()),
+            *(("5.3",) if unpaired or unclear else ()),
         ),
         show=("slis", "affected"),
         ended=ended if in_past else None,
@@ -407,7 +460,7 @@ def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
 
     A change is known to the minute only; the first event that was too slow after it gives a more exact time.
     """
-    ages = [at.oldest_s for at in _read_waiting(frames) if at.oldest_s is not None]
+    ages = [at.oldest_s for at in _read_waiting(frames, given) if at.oldest_s is not None]
     if ages:
         return given.as_of - pd.Timedelta(seconds=max(ages)), "oldest"
     found = []
@@ -657,7 +710,8 @@ def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, 
     beside = _exceeds(notifications, "processing.holders", 1)
     if verdict.stuck_at == "delivery_worker" or (verdict.stuck_at and held) or beside:
         sections.append("4.3")
-    if _exceeds(found["4.1.2"], "outbox.unprocessed", 0):
+    missing = ("unprocessed", "not_registered", "lost_or_deleted")
+    if any(_exceeds(found["4.1.2"], f"outbox.{name}", 0) for name in missing):
         sections.append("5.3")
     if any(p.section == proposals.LOGS for p in verdict.proposals[:1]):  # the run reads the log itself
         sections.append(proposals.LOGS)

@@ -1,8 +1,11 @@
-"""Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2."""
+"""Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2, and whether others were, for 4.1.2."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.context import JudgeInput
@@ -10,9 +13,36 @@ from runbook_lib.model.finding import Frames, Signal, Status, Text, Value, say
 
 
 class Oldest(rows.Row, query="processed/oldest"):
-    """The age of the oldest registration; those older than the retention are removed every hour."""
+    """The age of the oldest registration, and how many were made and deleted since `counted_since` (None: ever).
+
+    Those older than the retention are deleted every hour.
+    """
 
     age_d: float | None = None
+    inserted: float | None = None
+    deleted: float | None = None
+    counted_since: pd.Timestamp | None = None
+
+    def find_doubtful(self, published: Mapping[str, pd.Timestamp | None], now: pd.Timestamp, keep_d: float) -> set[str]:
+        """Return which of these unregistered events may have been registered: their rows may be deleted.
+
+        Either none is left from before the event was published, or `may_lack` so many.
+        """
+        if self.may_lack(len(published), keep_d):
+            return set(published)
+        if self.age_d is None:
+            return set()
+        first = now - pd.Timedelta(days=self.age_d)
+        return {event for event, at in published.items() if at is not None and at < first}
+
+    def may_lack(self, n: int, keep_d: float) -> bool:
+        """Return whether so many registrations were deleted that the retention of `keep_d` days would have left.
+
+        The retention deletes the oldest first, so the oldest that it leaves is nearly as old as it allows.
+        """
+        if self.age_d is None:
+            return bool(self.inserted)  # a TRUNCATE counts as no deletion
+        return self.deleted is not None and 0 < n <= self.deleted and self.age_d < keep_d - 1
 
 
 @dataclass(frozen=True)

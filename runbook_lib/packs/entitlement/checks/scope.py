@@ -483,6 +483,13 @@ def _find_differences(streams: list[StreamConfig], consumers: list[ConsumerConfi
     return found
 
 
+def _observe_missing(missing: list[str], streams: list[StreamConfig], consumers: list[ConsumerConfig]) -> str:
+    """Return the observation of what is missing: the events' stream, only its consumer, or what records lost events."""
+    if streams[0].stream in missing:
+        return "scope.stream_missing"
+    return "scope.consumer_missing" if consumers[0].durable in missing else "scope.record_missing"
+
+
 def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
     """2.3: judge whether the broker is reachable, and its streams and consumers are as expected."""
     server = rows.first(frames.get("server"), BrokerServer)
@@ -538,7 +545,7 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
             *(given.evidence("scope.no_quorum") if lost else ()),
             *(given.evidence("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
             *(given.evidence("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
-            *(given.evidence("scope.stream_missing") if missing else ()),
+            *(given.evidence(_observe_missing(missing, streams, consumers)) if missing else ()),
             *(given.evidence("scope.unbound") if unbound else ()),
             *(given.evidence("scope.broker_well") if not missing and not unbound and not broken else ()),
         ),

@@ -178,8 +178,18 @@ class SubscriberReading:
 
     @property
     def lost(self) -> int | None:
-        """The number of those events that are not delivered without help; see `missing`."""
-        return None if self.missing is None else self.missing.lost
+        """The number of those events that are surely not delivered without help; see `missing`."""
+        return None if self.missing is None else self.missing.surely_lost
+
+    @property
+    def doubtful(self) -> int | None:
+        """The number of events that may be lost or processed, since rows that would show it may be deleted."""
+        return None if self.missing is None else self.missing.doubtful
+
+    @property
+    def not_registered(self) -> int | None:
+        """The number of events whose notifications show that their registrations were deleted."""
+        return None if self.missing is None else len(self.missing.notified)
 
     @property
     def passed_by(self) -> int | None:
@@ -391,6 +401,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         "lost": seen.lost,
         "missed": seen.missed,
         "passed": seen.passed_by,
+        "doubtful": seen.doubtful,
+        "unregistered": seen.not_registered,
         "refused": seen.refused,
         "reason": seen.reason,
         "client": seen.client,
@@ -484,12 +496,15 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
     groups = quorum.groups(frames, given)
     kept_s = None if consumer is None else consumer.kept_s
     expires = kept_s is not None and kept_s < _deliveries_s(given)
+    missed = missing.judge_missing(frames, given, None if consumer is None else consumer.lag)
+    # Of events that may have been processed, the stream has deleted what it need not keep.
+    limited = consumer if (expires or kept_s is None) and not (missed and missed.doubtful) else None
     return SubscriberReading(
         consumer=consumer,
         activity=activity,
         oldest_s=oldest_s,
         late=limits["subscriber.lag"].reached(None if consumer is None else consumer.lag) or too_old,
-        missing=missing.judge_missing(frames, given, None if consumer is None else consumer.lag),
+        missing=missed,
         given_up=None if given_up is None else given_up.n,
         refused=refused,
         reason=reason,
@@ -504,7 +519,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
         broken=tuple(g for g in groups if not g.writes),
         thin=tuple(g for g in groups if g.writes and g.away),
         expires=expires,
-        deleted=_count_deleted(frames, consumer) if consumer is not None and (expires or kept_s is None) else None,
+        deleted=None if limited is None else _count_deleted(frames, limited),
         handled=_handled_between_samples(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
     )
 
@@ -547,6 +562,8 @@ def _build_values(seen: SubscriberReading, given: JudgeInput, *, counted: bool) 
     if seen.missing is not None:
         values.append(Value("outbox.published_not_processed", seen.missed, "rows"))
         values.append(Value("subscriber.passed_by", seen.passed_by, "rows"))
+        values.append(Value("outbox.not_registered", seen.not_registered, "rows"))
+        values.append(Value("outbox.lost_or_deleted", seen.doubtful, "rows"))
     if seen.refused:
         values.append(Value("connections.refused_last_minute", seen.refused, "1/min"))
     return values
@@ -596,7 +613,9 @@ def _unlimited(seen: SubscriberReading) -> str:
 
 
 def _observe_losses(seen: SubscriberReading) -> Iterator[str]:
-    """List the observations of lost events, which hold in any case."""
+    """List the observations of lost events and of deleted rows, which hold in any case."""
+    if seen.missing is not None:
+        yield from seen.missing.observations
     if seen.passed_by:
         yield "subscriber.passed_by"
     if seen.deleted:
@@ -652,7 +671,7 @@ def _rate_warnings(seen: SubscriberReading) -> Status:
 
 
 def _sections_after_loss(seen: SubscriberReading) -> tuple[str, ...]:
-    return ("5.3",) if seen.lost else ()
+    return ("5.3",) if seen.lost or seen.doubtful or seen.not_registered else ()
 
 
 def _observe_unbound(seen: SubscriberReading) -> tuple[str, ...]:
@@ -667,7 +686,7 @@ def _observe_flow(seen: SubscriberReading) -> tuple[str, ...]:
         return ("subscriber.behind",)
     if seen.late is None:
         return ()
-    return ("subscriber.bound", *(("subscriber.nothing_lost",) if seen.lost == 0 else ()))
+    return ("subscriber.bound", *(("subscriber.nothing_lost",) if seen.lost == 0 and not seen.doubtful else ()))
 
 
 S = Conditions(SubscriberReading)
@@ -753,6 +772,16 @@ CASES = Cases[SubscriberReading](
     ),
     Case("subscriber.expired", S.deleted, _rate_warnings, read=_sections_after_loss),
     Case("subscriber.lost", S.lost, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case(
+        "subscriber.lost_or_deleted",
+        S.doubtful,
+        lambda seen: seen.missing.status_of_doubt if seen.missing else Status.UNKNOWN,
+        _observe_flow,
+        _propose_own_logs,
+        _sections_after_loss,
+    ),
+    # Nothing stops a second notification of these events.
+    Case("subscriber.not_registered", S.not_registered, Status.CRITICAL, _observe_flow, read=_sections_after_loss),
     Case("subscriber.expires", S.expires, Status.WARNING),
     Case("subscriber.stalled", S.stalled, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
     Case("subscriber.behind", S.behind, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),

@@ -35,13 +35,19 @@ def of_database(roles: pd.DataFrame, catalog: pd.DataFrame) -> Iterator[Row]:
         yield "postgres", str(item), str(setting), str(value)
 
 
-def of_broker(item: str, config: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the fields of a stream's or a consumer's configuration.
+def of_broker(item: str, info: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the fields of the configuration of a stream or a consumer.
 
-    >>> [*of_broker("stream s", {"name": "s", "max_age": 90_000_000_000, "subjects": ["a.>"]})]
+    The broker keeps the end of a pause that is over, which is no setting.
+
+    >>> [*of_broker("stream s", {"config": {"name": "s", "max_age": 90_000_000_000, "subjects": ["a.>"]}})]
     [('jetstream', 'stream s', 'max_age', '90 s'), ('jetstream', 'stream s', 'subjects', '["a.>"]')]
+    >>> [*of_broker("consumer c", {"config": {"pause_until": "1970-01-01T00:00:00Z"}, "paused": False})]
+    []
     """
-    for name, value in sorted(config.items()):
+    for name, value in sorted(info.get("config", {}).items()):
+        if name == "pause_until" and not info.get("paused"):
+            continue
         if name in _DURATIONS and isinstance(value, int):
             yield "jetstream", item, name, f"{value / 1e9:g} s"
         elif name not in ("name", "durable_name", *_VOLATILE):

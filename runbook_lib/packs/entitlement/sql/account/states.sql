@@ -1,5 +1,5 @@
 -- question: how many events of the window are in each state, and which are those that do not simply go on?
--- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, notifications_user_idx, a range of the heap of entitlement_audit
+-- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, notifications_user_idx, notification_dlq_event_idx, a range of the heap of entitlement_audit
 -- cost: index
 -- answers: window
 -- column: origin text
@@ -96,6 +96,11 @@ WITH head AS (
     SELECT n.notification_id, n.event_id, n.user_id, n.type, n.occurred_at, n.status, n.next_retry_at, n.lease_until, NULL
     FROM late l JOIN notification.notifications n ON n.user_id = l.user_id AND n.event_id = l.event_id
     WHERE l.processed_at > CAST(:as_of AS timestamptz) + interval '10 minutes'
+    UNION
+    -- A dead letter that is left of a notification.
+    SELECT d.notification_id, d.event_id, l.user_id, NULL, NULL, 'FAILED', NULL, NULL, NULL
+    FROM late l JOIN notification.notification_dlq d ON d.event_id = l.event_id
+    WHERE (SELECT true FROM notification.notifications n WHERE n.notification_id = d.notification_id) IS NULL
 ), furthest AS MATERIALIZED (
     SELECT event_id, count(*) AS copies, bool_or(type = 'MatchFound') AS match,
         (array_agg(notification_id ORDER BY array_position(ARRAY['SENT', 'PROCESSING', 'PENDING', 'FAILED'], status)))[1]

@@ -1,5 +1,5 @@
--- question: which changes of rights of the last 24 h have no outbox event of the same user, item and instant?
--- index: scan of entitlement_audit, which has no index and is never cleaned
+-- question: which changes of rights of the last 24 h have no outbox event of the same user, item and instant, and does a notification show that they had one?
+-- index: scan of entitlement_audit, which has no index and is never cleaned; notifications_user_idx
 -- cost: scan
 -- answers: window
 -- column: audit_id id
@@ -7,7 +7,13 @@
 -- column: user_id id
 -- column: stock_keeping_unit text
 -- column: action text
-SELECT a.audit_id, a.occurred_at, a.user_id, a.stock_keeping_unit, a.action
+-- column: notification text
+SELECT a.audit_id, a.occurred_at, a.user_id, a.stock_keeping_unit, a.action,
+    -- The event's notification shows that there was one.
+    (SELECT n.status FROM notification.notifications n
+     WHERE n.user_id = a.user_id AND n.created_at >= a.occurred_at - interval '1 minute'
+       AND n.occurred_at = a.occurred_at AND n.payload_json ->> 'stock_keeping_unit' = a.stock_keeping_unit
+     LIMIT 1) AS notification
 FROM entitlement.entitlement_audit a
 LEFT JOIN entitlement.outbox_events o
     ON o.aggregate_key = a.user_id || ':' || a.stock_keeping_unit AND o.created_at = a.occurred_at

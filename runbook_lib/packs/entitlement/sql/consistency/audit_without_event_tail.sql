@@ -1,5 +1,5 @@
 -- question: the same for the window, within the last 2,000 pages of the audit
--- index: a range of the heap (rows are only ever appended), outbox_published_at_idx, outbox_pick_idx
+-- index: a range of the heap (rows are only ever appended), outbox_published_at_idx, outbox_pick_idx, notifications_user_idx
 -- cost: index
 -- answers: window
 -- column: audit_id id
@@ -7,6 +7,7 @@
 -- column: user_id id
 -- column: stock_keeping_unit text
 -- column: action text
+-- column: notification text
 WITH tail AS (
     SELECT audit_id, occurred_at, user_id, stock_keeping_unit, action
     FROM entitlement.entitlement_audit
@@ -25,7 +26,12 @@ WITH tail AS (
     SELECT aggregate_key, created_at FROM entitlement.outbox_events
     WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at >= CAST(:since AS timestamptz)
 )
-SELECT c.audit_id, c.occurred_at, c.user_id, c.stock_keeping_unit, c.action
+SELECT c.audit_id, c.occurred_at, c.user_id, c.stock_keeping_unit, c.action,
+    -- The event's notification shows that there was one.
+    (SELECT n.status FROM notification.notifications n
+     WHERE n.user_id = c.user_id AND n.created_at >= c.occurred_at - interval '1 minute'
+       AND n.occurred_at = c.occurred_at AND n.payload_json ->> 'stock_keeping_unit' = c.stock_keeping_unit
+     LIMIT 1) AS notification
 FROM changes c
 LEFT JOIN events e ON e.aggregate_key = c.user_id || ':' || c.stock_keeping_unit AND e.created_at = c.occurred_at
 WHERE e.created_at IS NULL

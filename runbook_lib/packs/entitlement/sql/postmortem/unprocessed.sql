@@ -1,5 +1,5 @@
 -- question: bucket by bucket of an incident: which events never became a notification (of 200,000)?
--- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx
+-- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, notifications_retention_*_idx
 -- cost: scan
 -- answers: window
 -- column: bucket number
@@ -16,6 +16,20 @@ WITH published AS MATERIALIZED (
     SELECT event_id FROM notification.processed_events
     WHERE processed_at >= CAST(:since AS timestamptz) - interval '10 minutes'
       AND processed_at < CAST(:until AS timestamptz) + interval '1 hour'
+    -- Notifications and dead letters whose registration was deleted.
+    UNION
+    SELECT event_id FROM notification.notifications
+    WHERE status IN ('SENT', 'FAILED')
+      AND created_at >= CAST(:since AS timestamptz) - interval '10 minutes'
+      AND created_at < CAST(:until AS timestamptz) + interval '1 hour'
+    UNION
+    SELECT event_id FROM notification.notifications
+    WHERE status IN ('PENDING', 'PROCESSING')
+      AND created_at >= CAST(:since AS timestamptz) - interval '10 minutes'
+      AND created_at < CAST(:until AS timestamptz) + interval '1 hour'
+    UNION
+    SELECT event_id FROM notification.notification_dlq
+    WHERE created_at >= CAST(:since AS timestamptz) - interval '10 minutes'
 ), never AS (
     SELECT o.created_at FROM published o
     LEFT JOIN processed p ON p.event_id = o.event_id

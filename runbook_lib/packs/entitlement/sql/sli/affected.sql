@@ -1,5 +1,5 @@
 -- question: how many events and users wait for longer than they should, and where (of 20,000 in each place)?
--- index: outbox_pick_idx, outbox_published_at_idx, processed_events_*, notifications_retention_active_idx
+-- index: outbox_pick_idx, outbox_published_at_idx, processed_events_*, notifications_retention_active_idx, notifications_user_idx, notification_dlq_event_idx
 -- cost: index
 -- answers: present
 -- column: place text
@@ -38,6 +38,11 @@ WITH published AS MATERIALIZED (
     SELECT 'broker', substring(aggregate_key FROM '^(.*):[^:]*$'), created_at
     FROM missing
     WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = missing.event_id LIMIT 1) IS NULL
+      -- Its notification or dead letter shows that it was processed, and that the registration was deleted.
+      AND (SELECT true FROM notification.notifications n
+           WHERE n.user_id = substring(missing.aggregate_key FROM '^(.*):[^:]*$') AND n.event_id = missing.event_id
+           LIMIT 1) IS NULL
+      AND (SELECT true FROM notification.notification_dlq d WHERE d.event_id = missing.event_id LIMIT 1) IS NULL
     UNION ALL
     (SELECT 'notification', user_id, occurred_at
      FROM notification.notifications
