@@ -31,12 +31,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from nats.js import JetStreamContext
+
 from runbook_lib import queries, recording
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import Check
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
+from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
 from runbook_lib.store import Archive
@@ -86,6 +89,43 @@ class Moment:
         return {"faults": list(self.faults), "moment": self.name if self.then else said, "load": self.load}
 
 
+# What looks like a removed trace and is none, in statements of the superuser.
+#: Rows that the notification service deletes at its next start.
+OLD_ROWS = (
+    """INSERT INTO notification.notifications
+        (notification_id, event_id, user_id, type, occurred_at, payload_json, status, created_at, sent_at)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'user-' || n, 'EntitlementGranted', at, '{}', 'SENT', at, at
+    FROM generate_series(1, 500) AS n, LATERAL (SELECT now() - interval '31 days' AS at) AS long_ago""",
+    "INSERT INTO notification.processed_events SELECT event_id, created_at FROM notification.notifications"
+    " WHERE created_at < now() - interval '30 days'",
+)
+_TABLES = ("notification.processed_events", "notification.notifications", "entitlement.outbox_events")
+REWRITE = tuple(f"VACUUM FULL {table}" for table in _TABLES)
+REINDEX = tuple(f"REINDEX TABLE CONCURRENTLY {table}" for table in _TABLES)
+#: Events that were published and notified: no more than the retention deletes a day later.
+PUBLISHED = """DELETE FROM entitlement.outbox_events
+    WHERE status = 'PUBLISHED' AND published_at BETWEEN now() - interval '5 minutes' AND now() - interval '5 seconds'"""
+_USER = "SELECT user_id FROM notification.notifications GROUP BY user_id ORDER BY max(created_at) LIMIT 1"
+#: All that is known of the user who has not been notified for the longest time.
+ERASE = (
+    f"""WITH erased AS ({_USER}), sent AS (
+        DELETE FROM notification.notifications WHERE user_id = (SELECT user_id FROM erased) RETURNING event_id
+    ), processed AS (
+        DELETE FROM notification.processed_events WHERE event_id IN (SELECT event_id FROM sent)
+    ), outbox AS (
+        DELETE FROM entitlement.outbox_events WHERE event_id IN (SELECT event_id FROM sent)
+    ), changes AS (
+        DELETE FROM entitlement.entitlement_audit WHERE user_id = (SELECT user_id FROM erased)
+    )
+    DELETE FROM entitlement.entitlements WHERE user_id = (SELECT user_id FROM erased)""",
+)
+
+
+async def keep_newest(js: JetStreamContext) -> None:
+    """Purge the events' stream but for its newest messages: all that is purged was processed."""
+    await js.purge_stream(STREAM, keep=20)
+
+
 #: Faults that show themselves later than others.
 LATER = {
     "receiver_outage": 45.0,
@@ -97,6 +137,9 @@ LATER = {
     "delivery_batch": 60.0,
     "receiver_rate_limit": 45.0,
     **{fault.name: 45.0 for fault in faults.CATALOGUE if fault.family == "witnesses"},
+    # An event is missing a minute after it was published.
+    "stream_purged": 90.0,
+    "record_deleted": 90.0,
 }
 
 MOMENTS = (
@@ -120,6 +163,15 @@ MOMENTS = (
     Moment("notification_restarted", look_after_s=0, then=do(faults.restart("notification"), after_s=20)),
     Moment("broker_restarted", look_after_s=0, then=do(faults.restart("nats"), after_s=30)),
     Moment("database_reconnected", look_after_s=0, then=do(faults.alter("new sessions"), after_s=15)),
+    Moment(
+        "retention_ran", look_after_s=0, then=do(faults.alter(*OLD_ROWS), faults.restart("notification"), after_s=20)
+    ),
+    Moment("statistics_reset", look_after_s=0, then=do(faults.alter("SELECT pg_stat_reset()"), after_s=10)),
+    Moment("tables_rewritten", look_after_s=0, then=do(faults.alter(*REWRITE), after_s=15)),
+    Moment("indexes_rebuilt", look_after_s=0, then=do(faults.alter(*REINDEX), after_s=15)),
+    Moment("stream_emptied", look_after_s=0, then=do(faults.on_broker(keep_newest), after_s=15)),
+    Moment("outbox_deleted", look_after_s=0, then=do(faults.alter(PUBLISHED), after_s=15)),
+    Moment("user_erased", look_after_s=0, then=do(faults.alter(*ERASE), after_s=15)),
     Moment("worker_hung_just_now", ("worker_hung",), look_after_s=2),
     Moment("worker_and_broker", ("worker_stopped", "broker_down")),
     Moment("lock_and_relay", ("table_lock", "relay_stopped")),

@@ -415,4 +415,10 @@ SIGNATURES: dict[str, Signature] = {
     "worker_wrong_address": logs("notification", "receiver unreachable: Connection refused", times=3),
     "worker_no_such_host": logs("notification", "receiver unreachable: Name or service not known", times=3),
     "worker_out_of_files": logs("notification", "receiver unreachable: Too many open files", times=3),
+    # Removed traces
+    "registrations_deleted": all_of(nothing_lags, counts(UNPROCESSED, 50)),
+    "traces_deleted": all_of(nothing_lags, counts(UNPROCESSED, 50)),
+    "retention_too_short": all_of(nothing_lags, counts(UNPROCESSED, 50)),
+    "stream_purged": all_of(nothing_lags, counts(UNPROCESSED, 3)),
+    "record_deleted": all_of(counts(GIVEN_UP, 0, 0), counts(UNPROCESSED, 3)),
 }

@@ -215,6 +215,20 @@ async def pause_consumer(js: JetStreamContext, s: int) -> None:
     await js.resume_consumer(broker.STREAM, broker.CONSUMER)
 
 
+async def purge_waiting(js: JetStreamContext, s: int) -> None:
+    """Purge the events' stream after the consumer has been paused for so many seconds."""
+    await js.pause_consumer(broker.STREAM, broker.CONSUMER, "2100-01-01T00:00:00Z")
+    await asyncio.sleep(s)
+    await js.purge_stream(broker.STREAM)
+    await js.resume_consumer(broker.STREAM, broker.CONSUMER)
+
+
+async def purge_record(js: JetStreamContext) -> None:
+    """Purge the advisories, which name the messages that were given up."""
+    for stream in (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM):
+        await js.purge_stream(stream)
+
+
 async def limit_stream(js: JetStreamContext, *, full: bool) -> None:
     """Let the stream of the events take no more than it holds, and refuse what is new; or lift that."""
     info = await js.stream_info(broker.STREAM)
@@ -251,7 +265,7 @@ def forget_dead_messages(sandbox: Sandbox) -> None:
             for seq in await _given_up(js, stream):
                 with contextlib.suppress(nats.js.errors.APIError):  # gone already, with the stream it was in
                     await js.delete_msg(broker.STREAM, seq)
-            await js.purge_stream(stream)
+        await purge_record(js)
 
     sandbox.visit(purge)
     with sandbox.transaction() as connection:

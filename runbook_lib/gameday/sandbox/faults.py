@@ -211,6 +211,8 @@ def _restore_password(sandbox: Sandbox) -> None:
 
 _UNKNOWN_PASSWORD = "changed-and-not-announced"  # noqa: S105
 _BOTH = ("notification", "entitlement")
+#: Deletions that were repaired would make a later loss doubtful (5.3.2).
+_COUNT_ANEW = alter("SELECT pg_stat_reset_single_table_counters('notification.processed_events'::regclass)")
 _FORGET = rows(lambda connection: connection.execute(damage.FORGET))
 
 #: By the fault's name: what is done after what its table says, and how that is undone.
@@ -273,6 +275,8 @@ _ACTS: dict[str, Pair] = {
     "consumer_subject": (on_broker(damage.make_consumer_again), restart("notification")),
     # While nothing is delivered, messages become older than the stream keeps them.
     "stream_retention": (on_broker(damage.pause_consumer, 4), each()),
+    "stream_purged": (on_broker(damage.purge_waiting, 4), mend()),
+    "record_deleted": (each(damage.lose_events, on_broker(damage.purge_record)), damage.publish_lost_events_again),
 }
 
 #: What a person does without harm, by the name of a drill's noise.
@@ -297,8 +301,9 @@ def _fault(name: str, table: dict[str, Any]) -> Fault:
         pairs.append(settings(means.get("restarts", ()), means.get("settings", {})))
     if name in _ACTS:
         pairs.append(_ACTS[name])
+    inject, heal = stack(*pairs)
     lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    return Fault(name, *stack(*pairs), **{**table, **lists})
+    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**table, **lists})
 
 
 def _configured(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
