@@ -105,14 +105,14 @@ _HEADER = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_SECRET_WORDS = ("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig")
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig", "session")
 _CREDENTIAL = (
-    r"(?:password|passwd|passphrase|pwd|secret|token|credential|(?<![a-z])pass|(?<![a-z])jwt"
+    r"(?:password|passwd|passphrase|pwd|secret|token|credential|(?<![a-z])pass|(?-i:Pass)(?![a-z])|(?<![a-z])jwt|jsessionid"
     r"|(?:api|access|private|secret|signing|encryption)[_.-]?key)(?:s|[_.-]?(?:hash|value|id))?"
 )
 _KEYED_SECRET = re.compile(
     rf"""
-    (?P<head>(?:{_CREDENTIAL}|(?<=["'])sig)(?P<close>{_QUOTE})?[ \t]*(?:[=-]?>|={{1,2}}|:|\.{{3,}})[ \t]*)
+    (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?[ \t]*(?:[=-]?>|={{1,2}}|:|\.{{3,}})[ \t]*)
     (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -167,18 +167,24 @@ def _replace_named_secret(found: re.Match[str]) -> str:
 
 # People ------------------------------------------------------------------------------------------------------
 
-_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?key)"
-_OPERATOR = r"(?:=>|==?|:|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b)"
+_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id))"
+_OPERATOR = (
+    r"(?:=>|==?|\\+u003d|:|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
+    r"|\bis[ \t]+(?:not[ \t]+)?distinct[ \t]+from\b"
+    # {"name": "user_id", "value": ...} and starts_with(user_id, ...)
+    rf"|,[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:|,(?=[ \t]*'[^']))"
+)
 _KEYED_PERSON = re.compile(
     rf"""
     (?P<head>
-        (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\))?(?:::\w+)?
-        (?:[ \t]*{_OPERATOR}[ \t]*|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])))
+        (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\)|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
+        (?:[ \t]*{_OPERATOR}[ \t]*|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
     )
     (?:
         (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
-        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*)?[(\[](?:{_quoted_pattern("3")}|[^()\[\]\n"'\\])*)
-        | (?![:$%?*@])(?!(?:\w+\.)*user_?id\b)(?!\w+\()                  # no parameter, column or function
+        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*\(?[ \t]*){{0,2}}
+            [(\[](?:{_quoted_pattern("3")}|[^()\[\]\n"'\\])*)
+        | (?![:$?*@]|%(?![0-9A-F]{{2}}))(?!(?:\w+\.)*user_?id\b)(?!\w+\()  # no parameter, column or function
           {_PROSE}(?P<bare>{_BARE_PERSON})
     )
     """,
@@ -300,7 +306,8 @@ def _replace_keyed_person(found: re.Match[str], person: Person) -> str:
         return head + _ITEM.sub(
             lambda m: _replace_within_quotes(m[0], token) if bare or _OPENING.match(m[0]) else m[0], found["list"]
         )
-    quote = "" if found["close"] == ")" else found["close"] or ""
+    close = found["close"] or ""
+    quote = "" if close.endswith(")") else close
     user = found["bare"].rstrip(".:!?")
     return f"{head}{quote}{token(user)}{quote}{found['bare'][len(user) :]}"
 

@@ -19,7 +19,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 
 #: Words of planted values that a page may hold for another reason.
 COMMON = {"correct", "battery", "planted", "PLANTED"}
-LINES = list(corpus.lines(1))
+LINES = list(corpus.lines(3))
 
 
 @contextmanager

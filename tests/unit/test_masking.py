@@ -192,7 +192,6 @@ def test_a_user_of_two_words_is_one_user() -> None:
     assert MASKER.scrub("""{"a": "{\\"user_id\\": \\"John Smith\\"}"}""").count(str(who)) == 1
 
 
-@pytest.mark.slow
 def test_the_log_that_5_1_1_counts_and_its_chart() -> None:
     at = pd.Timestamp("2026-11-26 13:24", tz="UTC")
     for n in range(0, len(LINES), 20):
