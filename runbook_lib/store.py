@@ -263,7 +263,7 @@ class Archive:
 
     def raw(self, name: str) -> list[bytes]:
         """Return the raw lines of a log; [] if there is no log. Raises OSError."""
-        return _split_lines(self._read_or_none(name))
+        return _split_lines(self._read_file(name))
 
     def _read_or_none(self, name: str) -> bytes | None:
         """Return a file's content; None if there is no file. Raises OSError."""
@@ -271,6 +271,15 @@ class Archive:
             return self.read(name)
         except FileNotFoundError:
             return None
+
+    def _read_file(self, name: str) -> bytes | None:
+        """Return a file's content; None for what is no file, or leads to none. Raises OSError."""
+        try:
+            return self.read(name)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+                return None
+            raise
 
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
         """Write an artifact's files, then its hash-chained line in the manifest; return None.
@@ -375,7 +384,7 @@ class Archive:
 
     def problems(self) -> list[Text]:
         """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
-        logs = {log: content for log in SEALED if (content := self._read_or_none(log))}
+        logs = {log: content for log in SEALED if (content := self._read_file(log))}
         found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
         for log, content in logs.items():
             lines = _split_lines(content)
@@ -398,11 +407,11 @@ class Archive:
         if log == MANIFEST and not entry.get("sha256"):
             yield say("seal.no_files", log=log, n=n)
         for name, expected in entry.get("sha256", {}).items():
-            try:
-                if digest(self.read(name)) != expected:
-                    yield say("seal.changed", name=name)
-            except (FileNotFoundError, IsADirectoryError):
+            content = self._read_file(name)
+            if content is None:
                 yield say("seal.missing", name=name)
+            elif digest(content) != expected:
+                yield say("seal.changed", name=name)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -223,7 +223,8 @@ def _run_and_verify(
             came |= {"verified": False, "effect": say("action.not_seen", detail=_describe_error(rb, e))}
         else:
             came |= {"verified": None, "effect": say("action.not_waited_for")}
-    return came | {"did": did or {}, "after": _read_state_after(action, rb)}, problem
+    after, interrupt = _read_state_after(action, rb)
+    return came | {"did": did or {}, "after": after}, problem or interrupt
 
 
 def _describe_error(rb: Context, e: BaseException) -> str:
@@ -275,12 +276,12 @@ def _refuse_without_authorization(approved_by: str | None, reason: str | None) -
     return None
 
 
-def _read_state_after(action: Action, rb: Context) -> dict[str, Any]:
-    """Return the state after the action; an error or interrupt here must not lose the log line."""
+def _read_state_after(action: Action, rb: Context) -> tuple[dict[str, Any], BaseException | None]:
+    """Return the state after the action, and an interrupt if one came; neither it nor an error loses the log line."""
     try:
-        return action.state(rb)
+        return action.state(rb), None
     except BaseException as e:
-        return {"unseen": _describe_error(rb, e)}
+        return {"unseen": _describe_error(rb, e)}, None if isinstance(e, Exception) else e
 
 
 def _write_outcome(rb: Context, outcome: Outcome) -> Outcome:

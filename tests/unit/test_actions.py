@@ -191,7 +191,7 @@ def test_an_interrupt_leaves_its_line_also_where_the_state_can_not_be_seen(rb: C
                 raise KeyboardInterrupt
             return super().state(rb)
 
-    for fails, result in (("halfway-interrupted", "failed"), ("verify-interrupted", "done")):
+    for fails, result in (("halfway-interrupted", "failed"), ("verify-interrupted", "done"), ("", "done")):
         with pytest.raises(KeyboardInterrupt):
             perform(Stubborn(fails=fails), rb, execute=True, **WORD)
         assert (lines(rb)[-1]["result"], lines(rb)[-1]["after"]) == (result, {"unseen": "interrupted"})

@@ -217,6 +217,19 @@ def test_a_line_that_is_none_of_ours_is_a_finding(victim: tuple[Archive, list[Ch
     assert report.changed and report.covered == (COUNT,) * 3
 
 
+@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "loop"])
+def test_what_is_no_file_any_more_is_missing(
+    victim: tuple[Archive, list[ChainHead]], make: Callable[[Path], None], log: bool
+) -> None:
+    archive, seen = victim
+    assert archive.local
+    name = MANIFEST if log else next(iter(archive.lines(MANIFEST)[0]["sha256"]))
+    (archive.local / name).unlink()
+    make(archive.local / name)
+    assert ("seal.cut" if log else "seal.missing") in {t.key for t in check(archive, seen[-1:]).changed}
+
+
 # Heads in words --------------------------------------------------------------------------------------------
 
 
