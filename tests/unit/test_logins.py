@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -15,13 +17,22 @@ from steps import NOW, ago, make_given, odd_frames, weight, words
 from test_evidence import NOBODY, looked, of_sessions, process
 
 from runbook_lib import catalog, messages
+from runbook_lib.actions.action import Action
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.context import Context
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Proposal, Reason, Status, Unseen, say, unknown
 from runbook_lib.model.frames import row
+from runbook_lib.outcome import Precondition
+from runbook_lib.packs.entitlement.actions import change, restart, scale
+from runbook_lib.packs.entitlement.actions.change import SettingsChange
+from runbook_lib.packs.entitlement.actions.restart import Restart
+from runbook_lib.packs.entitlement.actions.scale import Scale
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
+from runbook_lib.session import quiet_session
 from runbook_lib.sources import logs
 
 PSQL = "org.postgresql.util.PSQLException: "
@@ -30,6 +41,7 @@ TASK = "Unexpected error occurred in scheduled task"
 DENIED = "errorOccurred, Connection: 3, Error: Authorization Violation"
 REFUSED = "exceptionOccurred, Connection: 3, Exception: java.net.ConnectException: Connection refused"
 UP = "notification stream ensured"
+AWAY = PSQL + "Connection to 10.0.0.7:5432 refused. Check that the hostname and port are correct"
 
 
 def line(seconds_ago: float, message: str, *causes: str) -> str:
@@ -123,7 +135,8 @@ def judged(frames: Frames, server: Server) -> bool | None:
         (held() | log(no_connection(90)), True),  # let in again since
         (held(newest_login=600.0) | log(no_connection(90)), False),  # what is left of its sessions is no login
         (pool(2) | log(no_connection(5, PSQL + 'FATAL: too many connections for role "x"')), False),
-        (pool(10) | log(no_connection(600)), True),  # its pool has connections, and none was refused lately
+        (pool(10) | log(no_connection(600)), None),  # its connections may be older than the refusal
+        (pool(10) | log(no_connection(600, AWAY)), True),  # its pool has connections, and no try failed lately
         (pool(0) | held(), True),  # behind a scrape: the database sees its sessions
         (of_sessions(sessions=0, newest=None, poll=None) | pool(0) | instances(), False),
     ],
@@ -252,9 +265,6 @@ def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: st
     assert [p.name for p in exceptions_of(line(900, UP), given_up).proposals] == ["restart_notification"]
 
 
-AWAY = PSQL + "Connection to 10.0.0.7:5432 refused. Check that the hostname and port are correct"
-
-
 @pytest.mark.parametrize(
     ("lines", "database", "away"),
     [
@@ -289,6 +299,34 @@ def test_while_only_we_do_not_reach_the_database_the_logs_are_asked() -> None:
 
 def notes(found: Any) -> list[str]:
     return [messages.text(note, "en") for note in found.notes]
+
+
+@pytest.mark.parametrize("refused", [no_connection(5), line(2, DENIED)])
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda rb: Restart(rb, workload="notification"),
+        lambda rb: Restart(rb, workload="entitlement"),
+        lambda rb: Scale(rb, workload="notification", replicas=1),
+        lambda rb: SettingsChange(rb, settings={"delivery.batch_size": 10}),
+    ],
+)
+def test_every_action_that_starts_a_service_needs_its_logins(
+    action: Callable[[Context], Action], refused: str, embedded: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", embedded.database_url)
+    monkeypatch.setenv("RUNBOOK_NATS_URL", embedded.nats_url)
+    rb = quiet_session("5.1").context
+    cluster = MagicMock(spec=rb.workloads)
+    cluster.environment.return_value, cluster.replicas.return_value, cluster.pods.return_value = {}, 1, []
+    monkeypatch.setattr(Context, "workloads", cluster)
+    for module in (restart, scale, change):  # which would watch the claims for a lease
+        monkeypatch.setattr(module, "check_only_worker", lambda *given: Precondition(say("not_seen"), ok=None))
+    for lines, ok in (((), {None}), ((refused,), {None, False})):  # what is not known is a warning
+        monkeypatch.setattr(logins, "collect", lambda rb, workload, lines=lines: {"looked": row(at=NOW)} | log(*lines))
+        checked = action(rb).preconditions(rb)
+        found = [p.ok for p in checked if p.text.key.startswith(("action.restart.database_", "action.restart.broker_"))]
+        assert (len(found), {*found}) == (2, ok)
 
 
 # Whoever does the work beside it ----------------------------------------------------------------------------

@@ -302,9 +302,9 @@ def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> L
     old = seen.age_s is not None and seen.age_s >= given.number("service.young")
     if seen.connections == 0 and not own.sessions and old:
         return LoginState(False, None, say("action.restart.pool_empty"))
-    # No refusal since. A working pool keeps trying; a pool without connections may just not have tried.
-    if bad is not None and not seen.connections:
-        opened = bad.came == LoginResult.UNREACHED or _is_after(others, bad.last)
+    # No refusal since. A pool without connections may just not have tried; connections may be older than a refusal.
+    if bad is not None and (not seen.connections or bad.came == LoginResult.REFUSED):
+        opened = bool(seen.connections) or bad.came == LoginResult.UNREACHED or _is_after(others, bad.last)
         return LoginState(None if opened else False, bad.last, bad.detail, bad.came)
     if _is_recent(accepted, given, proved_s):
         return LoginState(True, accepted)
