@@ -881,10 +881,26 @@ def test_events_that_were_late_before_the_newest_are_what_an_outage_has_left() -
 
 
 @pytest.mark.parametrize(
+    ("steps", "again"),
+    [
+        (got_through(published=(12, 15)), 18),  # just now
+        (got_through(published=(41, 43, 120)), 49),  # it has paused for as long before
+    ],
+)
+def test_a_delay_that_has_passed_may_still_be_a_pause(steps: Frames, again: float) -> None:
+    frames = outbox() | steps
+    frames["delay_now"] = frames["delay"].assign(p95=34.0)
+    found = publish.judge(frames | runs("relay"), make_given())
+    assert (found.status, found.headline.key, found.ended) == (Status.WARNING, "publish.passed", None)
+    assert found.value("outbox.look_again") == pytest.approx(again, abs=1)
+    words(found)
+    verdict = conclude([found], catalog.load())
+    assert (verdict.status, verdict.stuck_at, verdict.ended) == (Status.WARNING, None, None)
+
+
+@pytest.mark.parametrize(
     ("changes", "steps"),
     [
-        ({}, got_through(published=(12, 15))),  # just now
-        ({}, got_through(published=(41, 43, 120))),  # it has paused for as long before
         ({"tried": 3, "waiting_retry": 3}, got_through(published=(41,))),  # some of it fails still, or waits for a try
         ({"due": 40, "oldest_due_s": 8.0}, got_through(published=(41,))),
         ({"failed": 1}, got_through(published=(41,))),

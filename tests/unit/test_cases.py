@@ -208,6 +208,7 @@ STATES: dict[str, object] = {
     "publish.quiet": replace(FLOWING, n=0.0),
     "publish.overload": replace(FLOWING, late=True, overloaded=True),
     "publish.late": replace(FLOWING, late=True),
+    "publish.passed": replace(FLOWING, slow=True, passed=True),
     "publish.slow": replace(FLOWING, slow=True),
     "publish.idle": replace(FLOWING, n=0.0, window_n=0.0),
 }
@@ -226,4 +227,4 @@ def test_each_case_is_reached() -> None:
         assert tables[name].of(state).name == name
     assert {*tables} - recorded - {*STATES} == set()
     over = OutageEnd(NOW, say("outage.published", n=1))
-    assert publish.CASES.of(replace(FLOWING, slow=True, ended=over)).name == "publish.over"
+    assert publish.CASES.of(replace(FLOWING, slow=True, passed=True, ended=over)).name == "publish.over"

@@ -69,14 +69,10 @@ def ask(rb: Context, db: Snapshot, *flows: str) -> Frames:
 def find_end(frames: Frames, given: JudgeInput, *flows: str) -> OutageEnd | None:
     """Return since when the flows are in time again, and the proof; None if it is not proven or nothing was late.
 
-    It is proven if each flow is in time at this moment, and has been for long enough.
+    It is proven if each flow `has_passed` its last late event for long enough.
     """
-    seen = {flow: rows.each(frames.get(f"{flow}_steps"), SentStep) for flow in flows}
-    late = {flow: q for flow, steps in seen.items() if (q := measure_quiet(steps, given)) is not None}
-    enough = given.number("tries.pattern")
-    if not late or any(q.for_s < q.needed_s or q.in_time < enough for q in late.values()):
-        return None
-    if not all(_flows_now(steps) for steps in seen.values()):
+    late = _measure_late_flows(frames, given, *flows)
+    if not has_passed(frames, given, *flows) or any(q.for_s < q.needed_s for q in late.values()):
         return None
     since, gap = max(q.since for q in late.values()), pd.Timedelta(seconds=given.number("past.gap"))
     # A delay upstream delays every flow after it. One that ended long before belongs to another outage.
@@ -84,10 +80,26 @@ def find_end(frames: Frames, given: JudgeInput, *flows: str) -> OutageEnd | None
     return OutageEnd(since, _format_proof(flow, first))
 
 
+def has_passed(frames: Frames, given: JudgeInput, *flows: str) -> bool:
+    """Return whether events were late, but each flow is in time at this moment, and has been for some events.
+
+    That may still be a pause of the outage.
+    """
+    late, enough = _measure_late_flows(frames, given, *flows), given.number("tries.pattern")
+    flowing = all(_flows_now(rows.each(frames.get(f"{flow}_steps"), SentStep)) for flow in flows)
+    return bool(late) and flowing and all(q.in_time >= enough for q in late.values())
+
+
+def _measure_late_flows(frames: Frames, given: JudgeInput, *flows: str) -> dict[str, Quiet]:
+    """Return the flows in which events were late, upstream first, and how long ago."""
+    seen = {flow: measure_quiet(rows.each(frames.get(f"{flow}_steps"), SentStep), given) for flow in flows}
+    return {flow: quiet for flow, quiet in seen.items() if quiet is not None}
+
+
 def look_again_s(frames: Frames, given: JudgeInput, *flows: str) -> float | None:
     """Return the seconds until the end of the outage can be proven; None if enough time has passed."""
-    quiets = [measure_quiet(rows.each(frames.get(f"{flow}_steps"), SentStep), given) for flow in flows]
-    return max((q.needed_s - q.for_s for q in quiets if q is not None and q.for_s < q.needed_s), default=None)
+    late = _measure_late_flows(frames, given, *flows).values()
+    return max((q.needed_s - q.for_s for q in late if q.for_s < q.needed_s), default=None)
 
 
 def measure_quiet(steps: list[SentStep], given: JudgeInput) -> Quiet | None:

@@ -123,7 +123,8 @@ class Relay:
     - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
     - `overloaded`: its settings let through less than what arrives (see `_is_overloaded`).
-    - `slow`: the newest events were published late. `ended`: the outage that delayed them is over.
+    - `slow`: the newest events were published late. `passed`: but not the very last ones. `ended`: the outage that
+      delayed them is over.
     - `n`: events published in the last `publish.now` minutes. `window_n`: in the whole window.
     """
 
@@ -144,6 +145,7 @@ class Relay:
     n: float | None
     window_n: float | None
     slow: bool = False
+    passed: bool = False
     ended: OutageEnd | None = None
     overloaded: bool = False
 
@@ -295,13 +297,15 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         why = explain_error(broker)
         notes.append(say("publish.broker", why=why))
     slow = bool(lately.n) and delay_value.status is not Status.OK
-    passed = slow and not (seen.wrong or queue.tried or queue.failed)
-    seen = replace(seen, slow=slow, ended=outage.find_end(frames, given, "published") if passed else None)
-    if seen.ended:
+    passed = slow and not (seen.wrong or queue.tried or queue.failed) and outage.has_passed(frames, given, "published")
+    seen = replace(
+        seen, slow=slow, passed=passed, ended=outage.find_end(frames, given, "published") if passed else None
+    )
+    again = outage.look_again_s(frames, given, "published") if passed else None
+    if passed:
         # Events were late, and the newest are not.
         values = [replace(v, threshold=None) if v.name == delay_value.name else v for v in values]
-    elif passed and (again := outage.look_again_s(frames, given, "published")) is not None:
-        values.append(Value(f"outbox.{LOOK_AGAIN}", again, "s"))
+        values += [Value(f"outbox.{LOOK_AGAIN}", again, "s")] if again is not None else []
     found = CASES.of(seen)
     return judged(
         found.headline(
@@ -318,6 +322,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             arrived=queue.arrived_1m,
             left=queue.published_1m,
             batch=next((b.n for b in _newest_batches(frames, given)), None),
+            again=again,
         ),
         values,
         at_least=worst([found.status, Status.UNKNOWN if lately.n is None else Status.OK]),
@@ -569,6 +574,7 @@ OUTBOX = Cases[Relay](
     Case("publish.late", S.late, read=_other_sections),
     Case("publish.failed", S.failed, read=_other_sections),
     Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
+    Case("publish.passed", S.passed, Status.WARNING, read=_other_sections),
     Case("publish.slow", S.slow, read=_other_sections),
     Case("publish.flowing", S.n, read=_other_sections),
     Case("publish.idle", S.nothing, read=_other_sections),

@@ -258,8 +258,8 @@ def _read_waiting(frames: Frames, given: JudgeInput) -> list[Affected]:
 def _read_affected(frames: Frames, given: JudgeInput) -> list[Affected]:
     """Return the events that wait too long, place by place, without those that may have been processed."""
     places = [at for at in rows.each(frames.get("affected"), Affected) if at.place != "all"]
-    found = [replace(at, events=_count_waiting_at_broker(at.events, frames, given)) for at in places]
-    return [at if at.place != "broker" else waiting for at, waiting in zip(places, found, strict=True)]
+    waiting = {at.place: _count_waiting_at_broker(at.events, frames, given) for at in places if at.place == "broker"}
+    return [replace(at, events=waiting.get(at.place, at.events)) for at in places]
 
 
 def _count_waiting_at_broker(events: int, frames: Frames, given: JudgeInput) -> int:
@@ -644,6 +644,8 @@ def judge_place(frames: Frames, given: JudgeInput) -> Finding:
         headline = say("response.not_seen", **facts)
     elif verdict.ended:
         headline = say("response.over", **facts)
+    elif first.decision and first.decision.case == "publish.passed":
+        headline = say("response.passed", **facts)
     else:
         headline = say("response.unclear" if _failing(found, HOP_CHECKS) else "response.flows_but", **facts)
     return judged(
