@@ -42,7 +42,7 @@ from runbook_lib.store import Archive
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
 
-# Of their processes some start a sandbox, which is no headless run; tests/test_engine.py has a process without this.
+# Some of their processes start a sandbox, which is no headless run; notebooks/test_engine.py has one without this.
 forks.PRELOADED.remove("runbook_lib.runs.polite")
 
 # How fast an example is made says more about the machine than about the test.

@@ -172,6 +172,12 @@ def test_the_order(frames: Frames, key: str, status: Status) -> None:
     assert weight(found, "FM-NOTI-01") > 0 or key in ("none", "registered_only", "close")
 
 
+def test_registrations_older_than_the_retention_are_named() -> None:
+    found = duplicates.judge_order(FRAMES["4.2.2"] | {"oldest": pd.DataFrame({"age_d": [40.0]})}, make_given())
+    assert found.status is Status.WARNING and "scope.not_cleaned_up" in {n.key for n in found.notes}
+    assert weight(found, "FM-DB-02") > 0.5
+
+
 def test_delivery_is_held_for_copies_that_come_or_wait() -> None:
     coming = doubled(ago(30))
     coming["copies"].loc[coming["copies"]["notification_id"] == "n8", "created_at"] = ago(45)

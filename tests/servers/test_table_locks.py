@@ -126,6 +126,15 @@ WITHOUT = {
 }
 
 
+def test_the_relay_s_step_reports_what_a_lock_on_the_registrations_leaves(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    traffic(db, 60)
+    with locked(servers, "notification.processed_events"):
+        found = run(servers, "4.1.3")["4.1.3"]
+    assert found.status is Status.OK and Reason.TIMEOUT not in {u.reason for u in found.unseen}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("table", READ_ON)
 def test_a_step_reports_the_parts_that_it_could_read(

@@ -74,7 +74,7 @@ REAL = {
     "history.py": {"fillna(0.0)": SERIES, "shift(fill_value=0.0)": "before the first bucket is bucket -1"},
     "impact.py": {
         "0.0 if share is None else share": "an objective that is no share allows nothing",
-        "never['n'] if never is not None else 0.0": "a lower bound, and a note says so",
+        "0.0 if never is None else never['surely']": "a lower bound, and a note says so",
         "reindex(range(-1, span.buckets), fill_value=0.0)": SERIES,
         "fillna(0.0)": "no event, no bad one",
         "0.0 if began is None else math.ceil((span.until - began).total_seconds() / 60)": "none was given up",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from runbook_lib import rows
 from runbook_lib.analysis import stats
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames
@@ -15,6 +16,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.incident import Moment, onset_kept
 from runbook_lib.packs.entitlement.checks.past import span_of
+from runbook_lib.packs.entitlement.checks.retention import Oldest
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,32 @@ def _find_first_harm(frames: Frames, given: JudgeInput, detected: Moment) -> Mom
         return Moment()
     last = min(span.of(detected.at) + 2, span.buckets) if detected.at is not None else span.buckets
     found: list[tuple[pd.Timestamp, str]] = []
-    for name, column, first, how in (
-        ("unprocessed", "n", "first_late", "lost"),
-        ("letters", "delivery", "first_letter", "letters"),
-        ("letters", "subscriber", "first_letter", "letters"),
+    letters = span.counts(frames, "letters", "delivery", "subscriber")
+    for name, counts, column, first, how in (
+        ("unprocessed", count_never_notified(frames, given, span), "surely", "first_late", "lost"),
+        ("letters", letters, "delivery", "first_letter", "letters"),
+        ("letters", letters, "subscriber", "first_letter", "letters"),
     ):
-        counts = span.counts(frames, name, column)
         at = None if counts is None else find_rise(counts[column].loc[0 : last - 1].to_numpy())
         if at is not None:
             found.append((_read_first_time(frames, name, at, first) or span.at(at), how))
     return Moment(*min(found)) if found else Moment()
+
+
+def count_never_notified(frames: Frames, given: JudgeInput, span: past.Span) -> pd.DataFrame | None:
+    """Return the events of each bucket from -1 on that never became a notification; None if they were not read.
+
+    Columns: surely, doubtful (published ones that may have been processed: their rows may be deleted).
+    """
+    counts = span.counts(frames, "unprocessed", "n", "published")
+    if counts is None:
+        return None
+    oldest, now = rows.first(frames.get("deletions"), Oldest), rows.one(frames.get("reach"), past.OldestRows).now
+    n, keep_d = int(counts["published"].sum()), given.number("retention.notifications")
+    until = oldest.doubtful_until(n, now or given.as_of, keep_d) if oldest else None
+    may_be = pd.Series([until is not None and span.at(int(bucket)) <= until for bucket in counts.index], counts.index)
+    doubtful = counts["published"] * may_be
+    return pd.DataFrame({"surely": counts["n"] - doubtful, "doubtful": doubtful})
 
 
 def find_strongest_change(counts: Any, *, up: bool) -> int | None:

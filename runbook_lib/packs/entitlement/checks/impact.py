@@ -20,7 +20,7 @@ from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.course import Course, course
+from runbook_lib.packs.entitlement.checks.course import Course, count_never_notified, course
 from runbook_lib.packs.entitlement.checks.incident import (
     OWN,
     collect_runs,
@@ -32,6 +32,7 @@ from runbook_lib.packs.entitlement.checks.incident import (
     timed,
 )
 from runbook_lib.packs.entitlement.checks.past import Span, span_of
+from runbook_lib.packs.entitlement.checks.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.store import Archive
 from runbook_lib.view import charts, record
@@ -108,7 +109,7 @@ def collect_impact(rb: Context) -> Frames:
 
     Frames: those of `collect_runs`; earlier (fields of `Impact`), missed (slo: id; looked_at: time; name: text), span
     and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's queries reach, size, month,
-    day, outbox_failed, letters, unprocessed, outbox, notifications.
+    day, outbox_failed, letters, unprocessed, outbox, notifications; deletions (`Oldest`) if a published one is missing.
     """
     parts, given = Parts(), rb.given()
     with parts.part("archive") as answers:
@@ -141,6 +142,8 @@ def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFra
     sent = past.query_in_pieces(
         rb, db, "postmortem/notifications", since - margin, until + margin, "postmortem.piece", **stretch, limit_s=e2e
     )
+    never = db.try_ask("postmortem/unprocessed", **stretch, limit_s=e2e)
+    missing = never is not None and bool(never["published"].sum())
     return {
         "reach": db.ask("postmortem/reach"),
         "size": db.try_ask("postmortem/size"),
@@ -148,7 +151,8 @@ def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFra
         "day": db.try_ask("postmortem/day"),
         "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
         "letters": db.try_ask("postmortem/dead_letters", **stretch),
-        "unprocessed": db.try_ask("postmortem/unprocessed", **stretch, limit_s=e2e),
+        "unprocessed": never,
+        "deletions": db.try_ask(Oldest.QUESTION) if missing else None,
         "outbox": _sum_buckets(outbox),
         "notifications": _sum_buckets(sent),
     }
@@ -224,7 +228,7 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
     outbox = span.counts(frames, "outbox", "opened", "published", "old_in", "old_out", "n", "late", "old")
     sent = span.counts(frames, "notifications", "sent", "failed", "n", "late")
     letters = span.counts(frames, "letters", "delivery", "subscriber")
-    never = span.counts(frames, "unprocessed", "n")
+    never = count_never_notified(frames, given, span)
     found: dict[str, pd.DataFrame] = {}
     if outbox is not None:
         found["ENT-C"] = _bad_shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
@@ -237,7 +241,7 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
         found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
         found["NOTI-A"] = _bad_shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
-        lost = never["n"] if never is not None else 0.0  # without this count it is a lower bound, which a note says
+        lost = 0.0 if never is None else never["surely"]  # without this count it is a lower bound, as a note says
         found["NOTI-B"] = _bad_shares(sent["late"] + lost, sent["n"] + lost, given.slos["NOTI-B"])
     if (waiting := _max_unfinished(frames, span)) is not None:
         breach = pd.Series([not given.slos["NOTI-C"].met(v) for v in waiting], waiting.index)
@@ -296,14 +300,6 @@ class Reach:
     known: float | None
 
 
-class OldestRows(rows.Row, query="postmortem/reach"):
-    """The oldest rows that were sent or published, and the time of the query."""
-
-    now: pd.Timestamp | None = None
-    ended_since: pd.Timestamp | None = None
-    published_since: pd.Timestamp | None = None
-
-
 class TableSizes(rows.Row, query="postmortem/size"):
     """The number of rows by the planner's statistics."""
 
@@ -313,7 +309,7 @@ class TableSizes(rows.Row, query="postmortem/size"):
 
 def _read_reach(frames: Frames, given: JudgeInput, slo: str) -> Reach:
     """Return how far back the rows of an objective's side reach."""
-    oldest, size = rows.one(frames.get("reach"), OldestRows), rows.one(frames.get("size"), TableSizes)
+    oldest, size = rows.one(frames.get("reach"), past.OldestRows), rows.one(frames.get("size"), TableSizes)
     now = oldest.now or given.as_of
     if slo.startswith("ENT"):
         return Reach(oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published)
@@ -421,8 +417,11 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         names = ", ".join(r.slo for r in unseen if r.why == why)
         notes.append(say("postmortem.unmeasured", slo=names, why=say(_WHY_KEYS[why])))
     notes.append(say("postmortem.not_in_tables", names=", ".join(NOT_IN_TABLES)))
-    if "unprocessed" not in frames and "notifications" in frames:
+    never = count_never_notified(frames, given, span)
+    if never is None and "notifications" in frames:
         notes.append(say("postmortem.lost_unseen"))
+    elif never is not None and (doubtful := never["doubtful"].sum()):
+        notes.append(say("postmortem.lost_or_deleted", n=doubtful))
     notes += _queue_notes(frames, given, went)
     values = [
         Value("onset", None if began.at is None else began.at.isoformat()),

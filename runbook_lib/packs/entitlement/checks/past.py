@@ -150,6 +150,14 @@ def query_in_pieces(
     return None
 
 
+class OldestRows(rows.Row, query="postmortem/reach"):
+    """The oldest rows that were sent or published, and the time of the query."""
+
+    now: pd.Timestamp | None = None
+    ended_since: pd.Timestamp | None = None
+    published_since: pd.Timestamp | None = None
+
+
 class QueueFlow(rows.Row, query="past/notifications"):
     """The rows that came into a queue and left it in one bucket, and the fewest and most that waited meanwhile."""
 

@@ -1,4 +1,7 @@
-"""Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2, and whether others were, for 4.1.2."""
+"""Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2, and whether others may be.
+
+`checks/missing.py`, 3.1 and 7.1 ask the latter before they call an event lost.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,18 @@ class Oldest(rows.Row, query="processed/oldest"):
     counted_since: pd.Timestamp | None = None
 
     def find_doubtful(self, published: Mapping[str, pd.Timestamp | None], now: pd.Timestamp, keep_d: float) -> set[str]:
-        """Return which of these unregistered events may have been registered: their rows may be deleted.
+        """Return which of these unregistered events may have been registered: their rows may be deleted."""
+        until = self.doubtful_until(len(published), now, keep_d)
+        return {event for event, at in published.items() if until is not None and (at or now) <= until}
 
-        Either none is left from before the event was published, or `may_lack` so many.
+    def doubtful_until(self, n: int, now: pd.Timestamp, keep_d: float) -> pd.Timestamp | None:
+        """Return when the last of n unregistered events was published that may have been registered; None for none.
+
+        Either `may_lack` so many, and all may, or no registration is left from before the oldest one.
         """
-        if self.may_lack(len(published), keep_d):
-            return set(published)
-        if self.age_d is None:
-            return set()
-        first = now - pd.Timedelta(days=self.age_d)
-        return {event for event, at in published.items() if at is not None and at < first}
+        if self.may_lack(n, keep_d):
+            return now
+        return None if self.age_d is None else now - pd.Timedelta(days=self.age_d)
 
     def may_lack(self, n: int, keep_d: float) -> bool:
         """Return whether so many registrations were deleted that the retention of `keep_d` days would have left.

@@ -4,6 +4,7 @@
 -- answers: window
 -- column: bucket number
 -- column: n rows
+-- column: published rows
 -- column: first_late time
 WITH published AS MATERIALIZED (
     SELECT event_id, created_at FROM entitlement.outbox_events
@@ -31,15 +32,16 @@ WITH published AS MATERIALIZED (
     SELECT event_id FROM notification.notification_dlq
     WHERE created_at >= CAST(:since AS timestamptz) - interval '10 minutes'
 ), never AS (
-    SELECT o.created_at FROM published o
+    SELECT o.created_at, true AS published FROM published o
     LEFT JOIN processed p ON p.event_id = o.event_id
     WHERE p.event_id IS NULL
     UNION ALL
-    SELECT created_at FROM entitlement.outbox_events WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
+    SELECT created_at, false AS published FROM entitlement.outbox_events
+    WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
 )
 SELECT CAST(floor(extract(epoch FROM created_at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)) AS integer)
         AS bucket,
-    count(*) AS n, min(created_at) AS first_late
+    count(*) AS n, count(*) FILTER (WHERE published) AS published, min(created_at) AS first_late
 FROM never
 WHERE created_at >= CAST(:since AS timestamptz)
   AND created_at < CAST(:until AS timestamptz) - interval '1 second' * CAST(:limit_s AS double precision)
