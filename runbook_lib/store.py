@@ -263,7 +263,7 @@ class Archive:
 
     def raw(self, name: str) -> list[bytes]:
         """Return the raw lines of a log; [] if there is no log. Raises OSError."""
-        return _split_lines(self._read_file(name))
+        return split_lines(self._read_or_none(name))
 
     def _read_or_none(self, name: str) -> bytes | None:
         """Return a file's content; None if there is no file. Raises OSError."""
@@ -272,12 +272,12 @@ class Archive:
         except FileNotFoundError:
             return None
 
-    def _read_file(self, name: str) -> bytes | None:
+    def read_file(self, name: str) -> bytes | None:
         """Return a file's content; None for what is no file, or leads to none. Raises OSError."""
         try:
             return self.read(name)
         except OSError as e:
-            if e.errno in (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            if isinstance(e, FileNotFoundError) or e.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
                 return None
             raise
 
@@ -328,7 +328,7 @@ class Archive:
         added = None
         for tries in range(1, 21):
             before, etag = self._read_with_etag(name)
-            lines = _split_lines(before)
+            lines = split_lines(before)
             if added in lines:
                 return None  # it was written and only the answer was lost: times make entries unique
             if there := stops([e for line in lines if (e := entry_of(line))]):
@@ -384,10 +384,10 @@ class Archive:
 
     def problems(self) -> list[Text]:
         """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
-        logs = {log: content for log in SEALED if (content := self._read_file(log))}
+        logs = {log: content for log in SEALED if (content := self.read_file(log))}
         found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
         for log, content in logs.items():
-            lines = _split_lines(content)
+            lines = split_lines(content)
             for n, line in enumerate(lines, 1):
                 found += self._find_line_problems(log, n, line, digest(lines[n - 2]) if n > 1 else None)
             if not content.endswith(b"\n"):
@@ -407,7 +407,7 @@ class Archive:
         if log == MANIFEST and not entry.get("sha256"):
             yield say("seal.no_files", log=log, n=n)
         for name, expected in entry.get("sha256", {}).items():
-            content = self._read_file(name)
+            content = self.read_file(name)
             if content is None:
                 yield say("seal.missing", name=name)
             elif digest(content) != expected:
@@ -528,7 +528,7 @@ def _is_own_form(entry: dict[str, Any], line: bytes) -> bool:
         return False
 
 
-def _split_lines(content: bytes | None) -> list[bytes]:
+def split_lines(content: bytes | None) -> list[bytes]:
     """Split a log into lines; text after the last newline is a line, too."""
     return content.removesuffix(b"\n").split(b"\n") if content else []
 

@@ -25,7 +25,7 @@ from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Text, say
 from runbook_lib.sources import ReadCost, SourceError, http
-from runbook_lib.store import PARTIAL, SEALED, Archive, entry_of
+from runbook_lib.store import PARTIAL, SEALED, Archive, entry_of, split_lines
 from runbook_lib.usage import UsageError
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
@@ -178,7 +178,7 @@ def _compute_head(incident: str, lines: Sequence[Sequence[bytes]], counts: Seque
 
 
 def _read_logs(archive: Archive) -> list[list[bytes]]:
-    return [archive.raw(log) for log in SEALED]
+    return [split_lines(archive.read_file(log)) for log in SEALED]
 
 
 def _list_files(archive: Archive) -> list[str]:
