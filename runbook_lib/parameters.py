@@ -27,6 +27,10 @@ _CHECKED = ("incident_id", "target", "as_of", "detected_at")
 _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+#: The parameters that carry an action out, which a command to copy leaves out.
+ACTING = ("execute", "approved_by", "reason", "wait_s")
+
+
 class Parameters(BaseModel):
     """The parameters that notebooks declare, a pack's own beside these; a notebook takes those of its own cell only."""
 

@@ -122,7 +122,7 @@ def read(path: Path) -> Recording:
             raise ChangedError(f"{path} has lost its seal: it was changed, ask for it again")
         policy = members.get(_POLICY, b"")
         if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
-            policy = _read_archive(beside.read_bytes())[_POLICY]
+            policy = _read_shared_policy(beside)
         runs = {r["section"]: RecordedRun(r["section"], r["header"], r["findings"]) for r in content["runs"]}
         manifest = json.loads(members.get(_MANIFEST, b"{}"))
     except OSError as e:
@@ -135,6 +135,14 @@ def read(path: Path) -> Recording:
         raise UsageError(f"the recording {path} contains no run")
     name = path.name.removesuffix(SUFFIX)
     return Recording(name, runs, content["about"], policy, manifest, seal[0].decode() if seal else "")
+
+
+def _read_shared_policy(beside: Path) -> bytes:
+    """Return the policy that stands beside a recording. Raises ChangedError, OSError, or what a damaged file raises."""
+    policy = _read_archive(beside.read_bytes())[_POLICY]
+    if policy_file(policy) != beside.name:
+        raise ChangedError(f"{beside} was changed: ask for it again")
+    return policy
 
 
 def _write_archive(path: Path, members: Mapping[str, bytes], seal: str = "") -> str:

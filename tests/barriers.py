@@ -7,10 +7,13 @@ from playwright.sync_api import Page
 
 
 def none_on(page: Page) -> None:
-    """Fail with each barrier and where it stands. Looked at is a copy: some pages reload, or run no JavaScript."""
-    browser = page.context.browser
+    """Fail with each barrier and where it stands. Looked at is a copy: some pages reload, or run no JavaScript.
+
+    It has the size and the colours of the page.
+    """
+    browser, dark = page.context.browser, page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     assert browser
-    copy = browser.new_page()
+    copy = browser.new_page(viewport=page.viewport_size, color_scheme="dark" if dark else "light")
     copy.set_content(page.content().replace('http-equiv="refresh"', ""))
     found = Axe().run(copy)
     copy.close()

@@ -1,9 +1,10 @@
 """Make the recordings that `make test` judges: every fault of the sandbox, and moments that are none, once each.
 
     make record                     record what is missing
-    make record CHANGED=1           list what a changed query or `collect` has made stale, and record it again
+    make record CHANGED=1           list what a changed query has made stale, and record it again
     make record ONLY="relay_stopped two_faults"      these, whether they are there or not
-    make record ACCEPT=1            expect of every recording what today's code and documents say of it
+    make record ACCEPT=1            expect of every recording what today's code and documents say of it, but where a
+                                    person has said what to expect (`runbook record --expect`)
 
 A recording that is there is not made again, so that an interrupted run goes on where it was.
 """
@@ -11,31 +12,23 @@ A recording that is there is not made again, so that an interrupted run goes on 
 from __future__ import annotations
 
 import argparse
-import ast
-import hashlib
-import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import threading
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nats.js import JetStreamContext
 
 from runbook_lib import queries, recording
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import Check
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
@@ -181,8 +174,8 @@ MOMENTS = (
 )
 
 
-def make(moment: Moment, clock: play.DrillClock, rests_on: dict[str, str]) -> recording.Recording:
-    """Bring the moment about in a sandbox of its own and record it; `rests_on` is what `collects` has returned."""
+def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
+    """Bring the moment about in a sandbox of its own and record it."""
     people = any(faults.find(name).family == "people" for name in moment.faults)
     scenario = Scenario(0, moment.faults, 1.0, moment.load, moment.noise, moment.look_after_s)
     with tempfile.TemporaryDirectory(prefix="record-") as scratch:
@@ -203,7 +196,7 @@ def make(moment: Moment, clock: play.DrillClock, rests_on: dict[str, str]) -> re
             # Section 3 first, as triage does it; only it takes how the incident was detected.
             errors = [_runbook(it.sandbox, scratch, *words, *where) for words in ((*SECTIONS[:1], *told), SECTIONS[1:])]
         try:
-            made = replay.record(Archive(f"{scratch}/out", moment.name), moment.about | {"collects": rests_on})
+            made = replay.record(Archive(f"{scratch}/out", moment.name), moment.about)
             return without_paths(made, {scratch: "/sandbox", sys.executable: "python3"})
         except Exception as e:
             raise RuntimeError(f"{moment.name}: {e!r}; the command said: {errors}") from e
@@ -229,84 +222,23 @@ def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
 # What a recording rests on ------------------------------------------------------------------------------------
 
 
-def collects() -> dict[str, str]:
-    """Return a digest by step of what decides which rows are collected: the source of `collect` and its queries."""
-    return {step: digest_of_collect(check) for step, check in checks().items()}
-
-
-def digest_of_collect(check: Check) -> str:
-    """Return the digest of a check's `collect`, of what it calls in the packs, and of the queries that these name."""
-    names, parts = set(queries.names()), dict[str, str]()
-
-    def visit(thing: Any) -> None:
-        thing = inspect.unwrap(getattr(thing, "func", thing))
-        if isinstance(thing, type | types.FunctionType):
-            if not str(thing.__module__).startswith(("runbook_lib.packs", "runbook_lib.checks")):
-                return
-            key = f"{thing.__module__}.{thing.__qualname__}"
-            if key in parts:
-                return
-            parts[key] = _source(thing)
-            functions = [thing] if isinstance(thing, types.FunctionType) else _methods(thing)
-            for function in functions:
-                for cell in function.__closure__ or ():
-                    visit(cell.cell_contents)
-                for value in _used(function.__code__, function.__globals__):
-                    visit(value)
-        elif isinstance(thing, str):
-            # A name that is put together at run time begins with its topic: any query of the topic may be meant.
-            meant = [thing] if thing in names else [n for n in names if thing.endswith("/") and n.startswith(thing)]
-            parts.update({name: queries.query(name).sql for name in meant})
-        elif isinstance(thing, dict):
-            visit(tuple(thing.values()))
-        elif isinstance(thing, tuple | list | frozenset):
-            for each in thing:
-                visit(each)
-        elif isinstance(thing, Check):
-            visit(thing.collect)
-
-    visit(check.collect)
-    return hashlib.sha256("\n".join(f"{k}\n{v}" for k, v in sorted(parts.items())).encode()).hexdigest()[:12]
-
-
-def _methods(kind: type) -> list[types.FunctionType]:
-    return [f for f in vars(kind).values() if isinstance(f, types.FunctionType)]
-
-
-def _used(code: types.CodeType, known: dict[str, Any]) -> Iterator[Any]:
-    """Yield the constants of a function, and what its names mean in its module."""
-    for name in code.co_names:
-        if name in known and not isinstance(known[name], types.ModuleType):
-            yield known[name]
-        for module in (m for m in known.values() if isinstance(m, types.ModuleType)):
-            if module.__name__.startswith("runbook_lib.packs") and name in vars(module):
-                yield vars(module)[name]
-    for value in code.co_consts:
-        if isinstance(value, types.CodeType):
-            yield from _used(value, known)
-        else:
-            yield value
-
-
-@cache
-def _source(thing: Any) -> str:
-    """Return the code of a function or class without comments and docstrings."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
-    except (OSError, TypeError, SyntaxError):
-        return ""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree)
-
-
 def stale(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the steps of these recordings whose queries or `collect` have changed since."""
-    now = collects()
-    then = {name: recording.read(FOLDER / f"{name}{recording.SUFFIX}").about["collects"] for name in names}
-    found = {name: sorted(s for s in now if kept.get(s) != now[s]) for name, kept in then.items()}
-    return {name: steps for name, steps in found.items() if steps}
+    """Return of these recordings the queries that were sent otherwise than they are today."""
+    found = {name: recording.read(FOLDER / f"{name}{recording.SUFFIX}") for name in names}
+    return {name: queries for name, made in found.items() if (queries := changed_queries(made))}
+
+
+def changed_queries(made: recording.Recording) -> list[str]:
+    """Return the queries to PostgreSQL that a recording holds with another text than today's, or that are no more."""
+    known = set(queries.names())
+    sent = {
+        (query["name"], query["text"])
+        for run in made.runs.values()
+        for finding in run.stored
+        for query in finding["questions"]
+        if query["source"] == "postgres" and query["name"] != "connect"
+    }
+    return sorted({n for n, text in sent if n not in known or not text.startswith(queries.query(n).sql.rstrip(";\n"))})
 
 
 # The command --------------------------------------------------------------------------------------------------
@@ -330,8 +262,8 @@ def main() -> int:
         return 64
     wanted = asked.names or [name for name in known if name not in index]
     if asked.changed:
-        for name, steps in (found := stale(index.keys() & known.keys())).items():
-            print(f"stale: {name}: {', '.join(steps)}", flush=True)
+        for name, changed in (found := stale(index.keys() & known.keys())).items():
+            print(f"stale: {name}: {', '.join(changed)}", flush=True)
         wanted = sorted({*wanted, *found})
     return record([known[name] for name in wanted], index, asked.at_once)
 
@@ -340,9 +272,8 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
     """Record the moments, some at once; the exit code says whether all of them came about."""
     clock, failed = play.DrillClock(threading.Event()), 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    rests_on = collects()  # here: ast does not bear several threads
     with ThreadPoolExecutor(at_once) as lanes:
-        running = {lanes.submit(make, moment, clock, rests_on): moment.name for moment in moments}
+        running = {lanes.submit(make, moment, clock): moment.name for moment in moments}
         try:
             for n, done in enumerate(as_completed(running), start=1):
                 name = running[done]
@@ -364,18 +295,22 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
 def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
     """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
     recording.write(FOLDER / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
-    about = {k: v for k, v in made.about.items() if k != "collects"}
-    index[made.name] = {"about": about, "expected": replay.evaluate(made)}
+    index[made.name] = {"about": made.about, "expected": replay.evaluate(made)}
     replay.write_index(FOLDER, index)
 
 
 def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
-    """Expect of the recordings what is said of them today, and print what that changes."""
+    """Expect of the recordings what is said of them today, and print what that changes.
+
+    What a person expects of a wrong verdict names some values only, and stays as it is.
+    """
     for name in names:
-        now = replay.evaluate(recording.read(FOLDER / f"{name}{recording.SUFFIX}"))
-        for changed in replay.differences(index[name]["expected"], now):
-            print(f"{name}: {changed}")
-        index[name]["expected"] = now
+        now, expected = replay.evaluate(recording.read(FOLDER / f"{name}{recording.SUFFIX}")), index[name]["expected"]
+        by_a_person = expected.keys() != now.keys()
+        for changed in replay.differences(expected, now):
+            print(f"{name}: {changed}{', which a person has said: not accepted' if by_a_person else ''}")
+        if not by_a_person:
+            index[name]["expected"] = now
     replay.write_index(FOLDER, index)
     return 0
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,6 +36,7 @@ from runbook_lib.model.finding import (
     proposal_text,
     say,
 )
+from runbook_lib.parameters import ACTING, parameters_class
 from runbook_lib.view import record
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ _SCORE_REASON_KEYS = {
 _STRIP_KEYS = ("ui.hop", "ui.in", "ui.out", "ui.waiting", "ui.oldest", "ui.alive")
 ACTION_MARKS = {"dry": "○", "approved": "✔", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
+#: The parameters that have an option of their own.
+_OPTIONS = {"target": "--target", "incident_id": "--incident"}
 _TEMPLATES = Path(__file__).parent / "templates"
 #: The script of the dossier's page: a policy may name it by its digest.
 SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
@@ -616,6 +620,7 @@ def _environment() -> jinja2.Environment:
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         number=_format_number,
         rate=_format_rate,
+        run_again=run_again,
         age=_format_age,
         when=when,
     )
@@ -629,6 +634,18 @@ def sources(f: Mapping[str, Any]) -> list[dict[str, Any]]:
     return asked or [
         {"source": "", "name": n, "rows": len(x["rows"]), "ms": None, "error": ""} for n, x in f["frames"].items()
     ]
+
+
+def run_again(run: Mapping[str, Any]) -> str:
+    """Return the command that asks what a run (an entry of the manifest) has asked, with its parameters."""
+    defaults = {name: field_.default for name, field_ in parameters_class().model_fields.items()}
+    given = {name: run["parameters"].get(name, default) for name, default in defaults.items()}
+    words = ["runbook", "run", run["section"]]
+    words += [word for name, option in _OPTIONS.items() for word in (option, str(given.pop(name)))]
+    for name, value in given.items():
+        if value not in (None, defaults[name]) and name not in ACTING:
+            words += ["-p", f"{name}={value}"]
+    return shlex.join(words)
 
 
 def mark_numbers(text: str) -> Markup:

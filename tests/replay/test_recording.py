@@ -294,12 +294,34 @@ def test_a_step_that_is_not_recorded_is_unknown(sample: Path, monkeypatch: pytes
     assert (rb.findings["4.1.2"].status, rb.findings["4.1.2"].reason) == (Status.UNKNOWN, Reason.NO_DATA)
 
 
-def test_a_changed_query_makes_the_steps_that_ask_it_stale(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = make_recordings.collects()
-    asked = queries.query
+def test_a_query_that_changed_since_makes_a_recording_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = recording.read(RECORDINGS / "worker_hung.runbook"), queries.query
+    before = make_recordings.changed_queries(made)
+    assert "notifications/backlog" not in before
     monkeypatch.setattr(
         queries, "query", lambda name: asked("notifications/ages" if name == "notifications/backlog" else name)
     )
-    changed = {step for step, digest in make_recordings.collects().items() if before[step] != digest}
-    assert "4.1.1" in changed
-    assert "4.1.4" not in changed
+    assert make_recordings.changed_queries(made) == sorted([*before, "notifications/backlog"])
+
+
+def test_what_a_person_expects_is_not_overwritten_by_today_s_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(make_recordings, "FOLDER", tmp_path)
+    recording.write(tmp_path / "mine.runbook", recording.read(RECORDINGS / "worker_hung.runbook"))
+    now = replay.evaluate(recording.read(tmp_path / "mine.runbook"))
+    for expected, after in (({"stuck_at": "relay"}, {"stuck_at": "relay"}), (now | {"stuck_at": "relay"}, now)):
+        make_recordings.accept(index := {"mine": {"about": {}, "expected": expected}}, ["mine"])
+        assert index["mine"]["expected"] == after
+        assert "mine: stuck_at: expected relay, now delivery_worker" in capsys.readouterr().out
+
+
+def test_a_policy_beside_a_recording_has_to_be_unchanged(tmp_path: Path) -> None:
+    made = recording.read(RECORDINGS / "worker_hung.runbook")
+    recording.write(tmp_path / "mine.runbook", made, shared_policy=True)
+    (beside,) = tmp_path.glob("policy-*")
+    assert recording.read(tmp_path / "mine.runbook").policy == made.policy
+    other = recording.read(RECORDINGS / "broker_back.runbook")
+    recording._write_archive(beside, {"policy.json": other.policy + b" "})
+    with pytest.raises(recording.ChangedError, match=f"{beside.name} was changed"):
+        recording.read(tmp_path / "mine.runbook")

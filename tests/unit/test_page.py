@@ -106,6 +106,14 @@ def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_comm
     assert len(ids) == len(set(ids)) and set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
 
 
+def test_the_command_to_copy_asks_the_same_and_changes_nothing() -> None:
+    parameters = {"target": "eu 1", "incident_id": "INC-1", "window_minutes": 30, "as_of": "2026-11-26T02:13:00Z"}
+    changed = parameters | {"lang": "en", "execute": True, "approved_by": "Aoki", "detected_by": None}
+    assert render.run_again({"section": "4.1", "parameters": changed}) == (
+        "runbook run 4.1 --target 'eu 1' --incident INC-1 -p window_minutes=30 -p as_of=2026-11-26T02:13:00Z"
+    )
+
+
 def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (changed,) = (tmp_path / "sample").glob("*-4.1-*.ipynb")
