@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from runbook_lib import catalog, mandatory, messages, settings
 from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import policy, rejudge, seal
+from runbook_lib.archive import course, policy, rejudge, seal
 from runbook_lib.catalog import FIRST_RESPONSE, Catalog
 from runbook_lib.masking import hide_names
 from runbook_lib.model.finding import Finding, Text, Verdict, say
@@ -31,7 +31,7 @@ from runbook_lib.runs.investigation import sections_to_follow
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record as record_view
-from runbook_lib.view import render
+from runbook_lib.view import render, timeline
 
 INDEX = "index.json"
 
@@ -194,12 +194,28 @@ def contents(recorded: Recording) -> list[Text]:
 
 
 def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str) -> str:
-    """Return a replayed recording as one self-contained HTML page: the verdict, what was told, each section's steps."""
+    """Return a replayed recording as one self-contained HTML page.
+
+    It shows the verdict, what was told, the timeline, why and why not, and each section's steps.
+    """
     known = {f.name: recorded.first.header[f.name] for f in fields(render.Header) if f.name in recorded.first.header}
     header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
     title = f"{recorded.name} {replayed.verdict.status.name}"
     banner = _html(render.Banner(header, replayed.verdict, lang))
-    parts = [Markup("<h1>{}</h1>").format(title), _html(render.Plain(told))]
+    entry = {
+        "started": max(str(run.header["as_of"]) for run in recorded.runs.values()),
+        "sections": replayed.ran,
+        "verdict": record_view.verdict(replayed.verdict),
+    }
+    found = (record_view.finding(f) for findings in replayed.findings.values() for f in findings)
+    lanes = course.lanes((), [entry], (), (), found, lang)
+    span = course.span(lanes)
+    parts = [
+        Markup("<h1>{}</h1>").format(title),
+        _html(render.Plain(told)),
+        Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
+        Markup(render.html("why", lang, verdict=entry["verdict"])),  # noqa: S704 - our own rendering
+    ]
     for section, findings in replayed.findings.items():
         parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section, lang)))
         parts += [_html(render.Card(f, "", lang)) for f in findings]

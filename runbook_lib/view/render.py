@@ -711,7 +711,8 @@ def _table_html(frame: pd.DataFrame) -> str:
     for column in shown.columns:
         if pd.api.types.is_datetime64_any_dtype(shown[column]):
             shown[column] = [None if v is pd.NaT else when(v) for v in shown[column]]
-    return str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
+    table = str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
+    return table.replace("<table ", '<table tabindex="0" ', 1)  # a wide one scrolls, by the keys as well
 
 
 def _format_number(value: float | int | str | None) -> str:

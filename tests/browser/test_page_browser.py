@@ -1,4 +1,4 @@
-"""The dossier's page in a browser, from a file: barriers, cursor and zoom by keys, narrow screens, dark, print."""
+"""The pages in a browser, from files: barriers, cursor and zoom by keys, narrow screens, dark, print."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 import barriers
 import pytest
+from click.testing import CliRunner
 from playwright.sync_api import Page, sync_playwright
 
-from runbook_lib.archive import dossier
+from runbook_lib.archive import dossier, postmortem
+from runbook_lib.cli.main import cli
 from runbook_lib.notes import keep_note
+from runbook_lib.runs import replay
 from runbook_lib.store import Archive
 
 SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
@@ -104,3 +107,41 @@ def test_printed_it_is_light_and_its_folds_are_open(page: Page) -> None:
     assert page.locator("details:not([open])").count() == 0 and page.locator("button:visible").count() == 0
     assert page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
+
+
+# The other pages ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every page that a command writes of the sample, in Japanese, but the receiver's."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(SAMPLE, folder / "sample")
+    kept = replay.record(Archive(str(folder), "sample"), {"faults": ["worker_stopped"]})
+    replayed, told = replay.reopen(kept)
+    (folder / "capsule.html").write_text(replay.page(kept, replayed, [*told, "seal"], "ja"), encoding="utf-8")
+    first, *_, last = sorted(path.stem for path in (folder / "sample").glob("*-4.*.html"))
+    for words in (["report", "--page", "report.html"], ["diff", "sample", first, last, "--page", "diff.html"]):
+        words[-1] = str(folder / words[-1])
+        done = CliRunner().invoke(cli, [*words, "--output", str(folder), "--lang", "ja"])
+        assert done.exit_code in (0, 1, 2), done.output
+    draft = "# sample\n\n## 1\n\n| a | b |\n|---|---|\n| 1 | " + "long " * 40 + "|\n"
+    (folder / "postmortem.html").write_text(postmortem.page(draft, "sample", "ja", None), encoding="utf-8")
+    shutil.copy(next((folder / "sample").glob("*-4.1-*.html")), folder / "artifact.html")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["artifact", "capsule", "diff", "postmortem", "report"])
+def test_no_page_keeps_anybody_out(pages: Path, name: str, browser: str) -> None:
+    """Narrow and dark, wide and light, and printed."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        for width, scheme in ((360, "dark"), (1920, "light")):
+            page = chromium.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+            page.goto((pages / f"{name}.html").as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} at {width}"
+            page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            barriers.none_on(page)
+        page.emulate_media(media="print")
+        assert page.locator("button:visible").count() == 0
+        chromium.close()

@@ -222,6 +222,13 @@ def test_a_capsule_of_an_older_version_opens(monkeypatch: pytest.MonkeyPatch) ->
     assert "CRITICAL" in page and "4.1.4" in page and "src=" not in page
 
 
+def test_the_page_of_a_capsule_has_the_timeline_and_why_not(sample: Path) -> None:
+    kept = recording.read(sample)
+    page = replay.page(kept, replay.reopen(kept)[0], [], "en")
+    assert 'class="rb-time"' in page and "delivery worker: waiting" in page
+    assert "Why, and why not" in page and "Delivery worker stopped or hangs" in page
+
+
 def test_another_verdict_and_another_seal_are_said(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = recording.read(sample).seal
     again = rejudge.judge
