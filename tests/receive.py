@@ -32,7 +32,7 @@ def main() -> None:
     journal, places = Journal("journal.db"), notify.urls_by_digest(config)
     workers = ThreadPoolExecutor(config.receiver.workers)
     jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places), lang="en")
-    told = notify.Notifier(journal, places, metrics)
+    told = notify.Notifier(journal, places, metrics, "out", "en")
     jobs.start()
     told.start()
     while any(n for state, n in journal.counts().items() if state.endswith(("waiting", "running"))):

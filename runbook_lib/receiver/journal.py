@@ -337,6 +337,13 @@ class Journal:
         )
         return [Notice(**{k: r[k] for k in Notice.__dataclass_fields__}) for r in rows]
 
+    def threads(self, since: float) -> list[tuple[str, str, str]]:
+        """Return incident, place and id of each thread with a message made `since` then. Raises JournalError."""
+        rows = self._query(
+            "SELECT DISTINCT t.* FROM threads AS t JOIN messages USING (incident, place) WHERE made >= ?", since
+        )
+        return [(r["incident"], r["place"], r["thread"]) for r in rows]
+
     def mark_sent(self, message: Notice, now: float, thread: str = "") -> None:
         """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
         with self._transaction() as db:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache, partial
@@ -15,12 +16,15 @@ from typing import Any
 
 from runbook_lib import messages
 from runbook_lib.model.finding import say
+from runbook_lib.notes import keep_note
 from runbook_lib.receiver import slack
 from runbook_lib.receiver.alert import digest
 from runbook_lib.receiver.journal import Job, Journal, Notice
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.settings import Settings
+from runbook_lib.sources import SourceError
+from runbook_lib.store import Archive, OutputError
 from runbook_lib.usage import UsageError
 from runbook_lib.view import render
 
@@ -30,6 +34,8 @@ SEND_S = 30.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 #: Seconds after which an undelivered message is given up.
 GIVE_UP_S = 24 * 3600.0
+#: Seconds between two looks for reactions, and after which a thread's last message is not looked at any more.
+LOOK_EVERY_S, LOOK_FOR_S = 30.0, 24 * 3600.0
 #: Maximum characters of a message's title and body.
 TITLE, BODY = 200, 3000
 
@@ -81,13 +87,17 @@ def compose_failure(job: Job, problem: str, link: str, lang: str, seal: str = ""
 
 
 class Notifier(Loop):
-    """Sends the journal's messages, one at a time for each notify URL, so that a slow one does not delay the others."""
+    """Sends the journal's messages, one at a time for each notify URL, so that a slow one does not delay the others.
 
-    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics) -> None:
-        """Prepare the thread; `urls` is from `urls_by_digest`."""
+    A reaction to an incident's first message in Slack becomes a note of its timeline.
+    """
+
+    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics, output: str, lang: str) -> None:
+        """Prepare the thread; `urls` is from `urls_by_digest`, `output` the folder or URL of the dossiers."""
         super().__init__("notifier")
-        self._journal, self._urls, self._metrics = journal, dict(urls), metrics
+        self._journal, self._urls, self._metrics, self._output, self._lang = journal, dict(urls), metrics, output, lang
         self._clock = journal.clock
+        self._next_look, self._noted = 0.0, set[str]()
 
     def poll(self) -> None:
         """Send the messages that are due to URLs that are not busy. Raises JournalError."""
@@ -97,6 +107,31 @@ class Notifier(Loop):
                 self._give_up(message, "its notify URL is no longer configured")
             elif not self.stopping.is_set() and message.place not in self.busy:
                 self.start_work(message.place, partial(self._send, message, url))
+
+        if (now := self._clock.now()) >= self._next_look:
+            self._next_look, threads = now + LOOK_EVERY_S, defaultdict[str, list[tuple[str, str]]](list)
+            for incident, place, thread in self._journal.threads(now - LOOK_FOR_S):
+                threads[place].append((incident, thread))
+            for place in threads.keys() & self._urls.keys():
+                if (key := f"reactions {place}") not in self.busy and not self.stopping.is_set():
+                    self.start_work(key, partial(self._note_reactions, place, threads[place]))
+
+    def _note_reactions(self, place: str, threads: Sequence[tuple[str, str]]) -> None:
+        """Note who reacted to the first message of each thread (incident, id), once each; then do not look for a while.
+
+        An error ends the look: without the right to read reactions, nothing is noted.
+        """
+        plugin = _open_url(self._urls[place])
+        try:
+            for incident, thread in threads:
+                for user in slack.acknowledgements(plugin, thread):
+                    if (mark := f"acknowledged {place} {incident} {user}") not in self._noted:
+                        text = messages.text(say("notify.acknowledged"), self._lang)
+                        keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
+                        self._noted.add(mark)
+        except (SourceError, OutputError) as e:
+            detail = e.detail if isinstance(e, SourceError) else str(e)
+            _log.warning("reactions at notify URL %s could not be noted: %s", place, detail)
 
     def _send(self, message: Notice, url: str) -> None:
         results: list[tuple[str, str]] = []

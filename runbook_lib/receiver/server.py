@@ -179,7 +179,7 @@ def serve(
     """
     metrics = Metrics()
     dispatcher = Dispatcher(journal, config, output, executor, metrics, places=tuple(places), lang=lang)
-    notifier = Notifier(journal, places, metrics)
+    notifier = Notifier(journal, places, metrics, output, lang)
     serving = server(Receiver(journal, dispatcher, config, output, metrics, auth, lang).app, tls)
 
     def stop(*_: object) -> None:

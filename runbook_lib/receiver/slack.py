@@ -1,4 +1,4 @@
-"""Post an incident's messages to Slack as one thread, through its Web API.
+"""Post an incident's messages to Slack as one thread, and read who reacted to the first one, through its Web API.
 
 apprise can post there as well, but does not return a message's id, which the replies need.
 """
@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Reason
 from runbook_lib.receiver.journal import Notice
 from runbook_lib.sources import ReadCost, SourceError, http
 
@@ -41,9 +42,36 @@ def post(plugin: Any, message: Notice) -> tuple[str, str]:
     return _call(plugin, content)
 
 
+def acknowledgements(plugin: Any, thread: str) -> list[str]:
+    """Return the Slack ids of those who reacted to the first message of a thread; [] if the channel has no id (+ID).
+
+    Raises SourceError, also without the right `reactions:read`.
+    """
+    name = plugin.channels[0]
+    if name[0] != "+":
+        return []
+    params = {"channel": name[1:], "timestamp": thread, "full": "true"}
+    base, headers = _access(plugin)
+    answer = http.get_json("slack", ReadCost(Masker()), base, "reactions.get", params, headers=headers)
+    if not isinstance(answer, dict) or not answer.get("ok"):
+        raise SourceError("slack", Reason.ERROR, f"answered {_error_of(answer) or 'without a result'}")
+    found = answer.get("message", {}).get("reactions", [])
+    return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
+
+
+def _access(plugin: Any) -> tuple[str, dict[str, str]]:
+    """Return the address of the API, and the header with the bot's token."""
+    return plugin.api_url.format(""), {"Authorization": f"Bearer {plugin.access_token}"}
+
+
+def _error_of(answer: Any) -> str:
+    """Return the word by which Slack says what is wrong; "" for none."""
+    word = re.match(r"\w{1,60}", str(answer.get("error", ""))) if isinstance(answer, dict) else None
+    return word[0] if word else ""
+
+
 def _call(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
-    headers = {"Authorization": f"Bearer {plugin.access_token}"}
-    base, cost = plugin.api_url.format(""), ReadCost(Masker())  # no cost of the run: the target is not queried
+    (base, headers), cost = _access(plugin), ReadCost(Masker())  # no cost of the run: the target is not queried
     try:
         status, answer = http.post_json("slack", cost, base, "chat.postMessage", content, headers)
     except SourceError as e:
@@ -52,5 +80,4 @@ def _call(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
         return f"Slack: {type(e).__name__}", ""
     if isinstance(answer, dict) and answer.get("ok") and answer.get("ts"):
         return "", str(answer["ts"])
-    error = re.match(r"\w{1,60}", str(answer.get("error", ""))) if isinstance(answer, dict) else None
-    return f"Slack answered {error[0] if error else f'HTTP {status}'}", ""
+    return f"Slack answered {_error_of(answer) or f'HTTP {status}'}", ""

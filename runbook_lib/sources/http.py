@@ -44,9 +44,10 @@ def get_json(
     path: str,
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
+    headers: dict[str, str] | None = None,
 ) -> Any:
     """Return the JSON at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error."""
-    body = get(source, read_cost, url, path, params, trust)
+    body = get(source, read_cost, url, path, params, trust, headers)
     try:
         return json.loads(body)
     except ValueError:
@@ -60,6 +61,7 @@ def get(
     path: str,
     params: dict[str, str] | None = None,
     trust: Trust | None = None,
+    headers: dict[str, str] | None = None,
 ) -> bytes:
     """Return the body at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error.
 
@@ -67,7 +69,7 @@ def get(
     "no_connection" (it was refused), "cut_off" (it was closed without an answer), "no_host" (the name is not known
     here), "no_route", "not_found" (the server has no such page), or another HTTP status.
     """
-    return _request("GET", source, read_cost, url, path, trust, params=params)[1]
+    return _request("GET", source, read_cost, url, path, trust, params=params, headers=headers)[1]
 
 
 def get_status(source: str, read_cost: ReadCost, url: str, name: str) -> int:

@@ -241,7 +241,7 @@ def test_no_message_is_given_up_because_a_clock_was_set(
         journal.close()
         journal = Journal(tmp_path / "journal.db")
         journal.recover(journal.clock.now())
-    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics())
+    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), "out", "en")
     told.start()
     until = time.monotonic() + 15
     while not sent:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
@@ -29,6 +30,7 @@ from runbook_lib.receiver.journal import RECURRED, SECOND_RUN, Job, Journal, Not
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.settings import Settings
+from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
 
 CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
@@ -82,7 +84,7 @@ def notified(folder: Path, *urls: str, statuses: Sequence[str] = ("CRITICAL",)) 
         verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
         message = (f"{status} here", "what was found")
         journal.conclude(job, verdict, time.time(), places=list(places), message=message)
-    told = Notifier(journal, places, metrics)
+    told = Notifier(journal, places, metrics, str(folder / "out"), "en")
     told.start()
     try:
         yield journal, metrics
@@ -140,6 +142,42 @@ def test_slack_gets_one_thread_an_incident(tmp_path: Path, monkeypatch: pytest.M
     assert (
         "Slack answered not_in_channel" in heard[-1] and token not in heard[-1] and posts[-1]["channel"] == "#incidents"
     )
+
+
+def test_a_reaction_in_slack_is_one_note_of_the_timeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]
+) -> None:
+    token, looks, allowed = "xoxb-1234-5678-abcdefgh", list[dict[str, list[str]]](), [False]
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        assert request.headers["Authorization"] == f"Bearer {token}"
+        if request.command == "POST":
+            web.told(request)
+            return web.reply(request, body=json.dumps({"ok": True, "ts": "17.1"}).encode())
+        assert urlsplit(request.path).path == "/api/reactions.get"
+        looks.append(parse_qs(urlsplit(request.path).query))
+        seen = [{"name": "eyes", "users": ["U07AOKI"]}, {"name": "+1", "users": ["U07AOKI", "U08SATO"]}]
+        said = {"ok": True, "message": {"reactions": seen}} if allowed[0] else {"ok": False, "error": "missing_scope"}
+        web.reply(request, body=json.dumps(said).encode())
+
+    monkeypatch.setattr(notify, "LOOK_EVERY_S", 0.05)
+    with web.web(answer) as address:
+        monkeypatch.setattr(NotifySlack, "api_url", f"{address}/api/{{}}")
+        for url, n in ((f"slack://{token}/+C0123ABC", 1), (f"slack://{token}/incidents", 0)):
+            with notified(tmp_path / str(n), url) as (journal, _):
+                until(lambda: journal.counts()["messages_sent"] == 1)
+                if n:
+                    until(lambda: any("answered missing_scope" in line for line in heard))
+                    allowed[0] = True
+                    looks.clear()
+                    until(lambda: len(looks) > 3)
+            notes = Archive(str(tmp_path / str(n) / "out"), "I0").lines(NOTES)
+            assert [(note["who"], note["text"]) for note in notes] == [
+                ("slack:U07AOKI", "acknowledged in Slack"),
+                ("slack:U08SATO", "acknowledged in Slack"),
+            ][: 2 * n]
+    assert {(look["channel"][0], look["timestamp"][0]) for look in looks} == {("C0123ABC", "17.1")}
+    assert not any(token in line for line in heard)
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"down"])
@@ -230,7 +268,7 @@ def test_what_cannot_be_sent_is_given_up(tmp_path: Path, why: str, monkeypatch: 
 
 
 def _without_places(init: Callable[..., None]) -> Callable[..., None]:
-    return lambda self, journal, places, metrics: init(self, journal, {}, metrics)
+    return lambda self, journal, places, *rest: init(self, journal, {}, *rest)
 
 
 def test_places_are_known_by_digests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
