@@ -57,7 +57,7 @@ class Unmeasurable(BaseModel):
     not_measurable: FilledIn
 
 
-class Hit(BaseModel):
+class ObjectiveImpact(BaseModel):
     """The impact on an objective: minutes in breach, bad events of a total, rows at the peak."""
 
     model_config = ConfigDict(extra="forbid")
@@ -97,7 +97,7 @@ class IncidentRecord(BaseModel):
     Validation needs the catalog as pydantic's context, for the objectives and the failure modes.
     """
 
-    impact: dict[str, Hit | Unmeasurable] = Field(min_length=1)
+    impact: dict[str, ObjectiveImpact | Unmeasurable] = Field(min_length=1)
     origin: str
     timeline: Timeline
     measures: list[Measure] = Field(min_length=1)

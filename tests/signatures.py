@@ -21,8 +21,8 @@ from runbook_lib.gameday.drills import probe
 from runbook_lib.gameday.drills.judge import took_effect
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence import services, sessions
-from runbook_lib.packs.entitlement.evidence.services import Answers, Doing, ServiceSeen
-from runbook_lib.packs.entitlement.evidence.sessions import Says, SessionsSeen
+from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceSeen
+from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Settings
@@ -122,7 +122,7 @@ def look(sandbox: Sandbox, gap_s: float = 2.5) -> tuple[dict[str, ServiceSeen], 
     )
 
 
-def loop_is(service: str, loop: str, *doing: Doing, says: Says | None = None) -> Signature:
+def loop_is(service: str, loop: str, *doing: LoopActivity, says: SessionState | None = None) -> Signature:
     """Return the signature of a loop by what its service, and its sessions, tell of it."""
 
     def found(sandbox: Sandbox, before: probe.FlowSample) -> bool:
@@ -132,7 +132,7 @@ def loop_is(service: str, loop: str, *doing: Doing, says: Says | None = None) ->
     return found
 
 
-RELAY_RUNS = loop_is("entitlement", "relay", Doing.RUNS)
+RELAY_RUNS = loop_is("entitlement", "relay", LoopActivity.RUNS)
 
 
 def bound(there: bool) -> Signature:
@@ -179,7 +179,9 @@ def table_is_locked(sandbox: Sandbox, before: probe.FlowSample) -> bool:
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pg_blocking_pids(pid) <> '{}'"
         )
         stuck = ask(sandbox, waiting) == 2 and ask(sandbox, SINCE_PROCESSED) > 2
-        return bool(stuck) and loop_is("notification", "delivery", Doing.LONG, says=Says.BLOCKED)(sandbox, before)
+        return bool(stuck) and loop_is("notification", "delivery", LoopActivity.LONG, says=SessionState.BLOCKED)(
+            sandbox, before
+        )
     return False
 
 
@@ -223,9 +225,9 @@ def every_loop_fails(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     seen, held = look(sandbox, 4)
     for service, loop in (("entitlement", "relay"), ("notification", "delivery")):
         found = seen[service].loops[loop]
-        if (found.doing, found.exception, found.share) != (Doing.FAILS, "UncategorizedSQLException", 1.0):
+        if (found.doing, found.exception, found.share) != (LoopActivity.FAILS, "UncategorizedSQLException", 1.0):
             return False
-        if not seen[service].errors or held[service].says is not Says.FAILING:
+        if not seen[service].errors or held[service].says is not SessionState.FAILING:
             return False
     said = "PSQLException: ERROR: cannot execute INSERT in a read-only transaction" in sandbox.log("entitlement")
     return said and requests.get(f"{sandbox.state.addresses.service_url('entitlement')}/actuator/health", timeout=5).ok
@@ -233,7 +235,9 @@ def every_loop_fails(sandbox: Sandbox, before: probe.FlowSample) -> bool:
 
 def all_are_locked_out(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     seen, held = look(sandbox)
-    out = all(seen[service].locked_out and held[service].says is Says.NONE for service in EntitlementFacts.services)
+    out = all(
+        seen[service].locked_out and held[service].says is SessionState.NONE for service in EntitlementFacts.services
+    )
     return out and sessions.no_service_has_sessions(held)
 
 
@@ -243,8 +247,12 @@ def loop_is_off(service: str, loop: str) -> Signature:
     def off(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         seen, held = look(sandbox)
         other = next(s for s in EntitlementFacts.services if s != service)
-        runs = {each.doing for each in seen[other].loops.values()} == {Doing.RUNS}
-        return runs and seen[service].loops[loop].doing is Doing.OFF and held[service].says is Says.LOOP_SILENT
+        runs = {each.doing for each in seen[other].loops.values()} == {LoopActivity.RUNS}
+        return (
+            runs
+            and seen[service].loops[loop].doing is LoopActivity.OFF
+            and held[service].says is SessionState.LOOP_SILENT
+        )
 
     return off
 
@@ -254,8 +262,8 @@ def process_is_frozen(service: str) -> Signature:
 
     def frozen(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         seen, held = look(sandbox, 0.1)
-        silent = seen[service].answers is Answers.HUNG and seen[service].started is None
-        idle = held[service].says is Says.FROZEN and (held[service].sessions or 0) >= 8
+        silent = seen[service].answers is RequestResult.HUNG and seen[service].started is None
+        idle = held[service].says is SessionState.FROZEN and (held[service].sessions or 0) >= 8
         info = consumer(sandbox) if service == "notification" else None
         return silent and idle and (info is None or bool(info["push_bound"] and info["num_ack_pending"] > 20))
 
@@ -263,7 +271,7 @@ def process_is_frozen(service: str) -> Signature:
 
 
 def has_no_session(sandbox: Sandbox, before: probe.FlowSample) -> bool:
-    return look(sandbox, 0.1)[1]["notification"].says is Says.NONE
+    return look(sandbox, 0.1)[1]["notification"].says is SessionState.NONE
 
 
 def consumer_is_gone(sandbox: Sandbox, before: probe.FlowSample) -> bool:
@@ -350,7 +358,7 @@ SIGNATURES: dict[str, Signature] = {
     "relay_disabled": loop_is_off("entitlement", "relay"),
     "notification_frozen": process_is_frozen("notification"),
     "entitlement_frozen": process_is_frozen("entitlement"),
-    "nats_disabled": all_of(bound(False), loop_is("notification", "delivery", Doing.RUNS)),
+    "nats_disabled": all_of(bound(False), loop_is("notification", "delivery", LoopActivity.RUNS)),
     "wrong_nats_address": all_of(
         logs("notification", "Application run failed", times=2),
         logs("notification", "Caused by: java.net.ConnectException: Connection refused"),
@@ -400,7 +408,7 @@ SIGNATURES: dict[str, Signature] = {
     "consumer_filter": all_of(nothing_lags, counts(UNPROCESSED, 10)),
     "consumer_subject": all_of(worsens("processed"), bound(False), part_is("notification", "subscriber", there=True)),
     "relay_batch": all_of(worsens("waiting"), RELAY_RUNS),
-    "delivery_batch": all_of(worsens("waiting"), loop_is("notification", "delivery", Doing.RUNS)),
+    "delivery_batch": all_of(worsens("waiting"), loop_is("notification", "delivery", LoopActivity.RUNS)),
     "wrong_version": all_of(logs("notification", "Validate failed", times=2), has_no_session),
     "two_versions": logs("second-worker", "receiver unreachable: Connection refused", times=3),
     "receiver_rate_limit": all_of(worsens("sent"), logs("notification", "receiver answered 429", times=3)),

@@ -25,7 +25,7 @@ from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages
-from runbook_lib.mandatory import MARKDOWN, Hit, is_old_form
+from runbook_lib.mandatory import MARKDOWN, ObjectiveImpact, is_old_form
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import PARTIAL, Archive, digest
 from runbook_lib.view import render
@@ -276,7 +276,7 @@ def _prefill_record(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
     impact: dict[str, dict[str, float | str]] = {slo: {} for slo in catalog.load().slos}
     for r in _frame_rows(steps.get("7.1"), "impact"):
         if r["minutes"] is not None or r["bad"] is not None:
-            impact[r["slo"]] = {name: short(r[name]) for name in Hit.model_fields if r[name] is not None}
+            impact[r["slo"]] = {name: short(r[name]) for name in ObjectiveImpact.model_fields if r[name] is not None}
     times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
     entries = [
         {"time": render.when(r["time"]), "what": words(_KIND_KEYS[r["what"]])}

@@ -227,7 +227,7 @@ def _summarise_action(a: Mapping[str, Any]) -> ActionSummary:
 
 
 @dataclass(frozen=True)
-class SeenBefore(render.Shown):
+class SeenBefore(render.NotebookOutput):
     """Past incidents, with their actions and whether these helped."""
 
     incidents: Sequence[IncidentSummary]

@@ -28,7 +28,7 @@ _ASKED = "asked"
 
 
 @dataclass
-class Parts:
+class FrameCollector:
     """Collects frames part by part."""
 
     answers: Frames = field(default_factory=dict)
@@ -138,7 +138,7 @@ def warnings(frames: Frames) -> list[str]:
 
 def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
     """Collect the frames of several checks in one step, named "part.frame"; each check may fail alone."""
-    parts = Parts()
+    parts = FrameCollector()
     for name, check in checks.items():
         with parts.part(name) as answers:
             answers |= {f"{name}.{frame}": found for frame, found in check.collect(rb).items()}

@@ -285,7 +285,7 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> in
                 came["document"], until, order.lang
             ):
                 came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
-        except forks.Killed:
+        except forks.ProcessDiedError:
             raise click.ClickException(
                 f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
             ) from None

@@ -94,7 +94,7 @@ def run_sections(
             if problem:
                 raise RuntimeError(problem)
             result = runner.result()
-        except forks.Killed:
+        except forks.ProcessDiedError:
             result = _result_of_dead_runner(s.request, s.scratch, s.time, "the runner was killed")
         except Exception as e:
             runner.end()

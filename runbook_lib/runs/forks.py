@@ -39,7 +39,7 @@ _is_fork = False
 _pipe: connection.Connection | None = None
 
 
-class Killed(Exception):
+class ProcessDiedError(Exception):
     """The process ended without an answer."""
 
 
@@ -55,7 +55,7 @@ class Forked(Generic[R]):
         try:
             done, value = self.pipe.recv()
         except (EOFError, OSError):
-            done, value = False, Killed("the process was killed")
+            done, value = False, ProcessDiedError("the process was killed")
         if done is None:
             self._hear(value)
             return False

@@ -223,7 +223,7 @@ def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str
     return render.html("artifact", lang, title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
 
 
-def _html(shown: render.Shown) -> Markup:
+def _html(shown: render.NotebookOutput) -> Markup:
     return Markup(shown._repr_mimebundle_()["text/html"])  # noqa: S704 - our own rendering
 
 

@@ -23,7 +23,7 @@ _HOP_VALUE_KEYS = {
 
 
 @dataclass(frozen=True)
-class Comparison(render.Shown):
+class Comparison(render.NotebookOutput):
     """Two snapshots and the differences between them."""
 
     before: RunSnapshot

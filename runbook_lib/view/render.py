@@ -112,7 +112,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown(ABC):
+class NotebookOutput(ABC):
     """Base of everything that a run shows in a notebook, marked with the time at which the run was opened."""
 
     run: str = ""
@@ -135,7 +135,7 @@ def run_mark(run: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Card(Shown):
+class Card(NotebookOutput):
     """One finding, shown."""
 
     finding: Finding
@@ -159,7 +159,7 @@ class Card(Shown):
 
 
 @dataclass(frozen=True)
-class Banner(Shown):
+class Banner(NotebookOutput):
     """The first screen: the header of the run and, once it has concluded, the verdict."""
 
     header: Header
@@ -185,7 +185,7 @@ class Banner(Shown):
 
 
 @dataclass(frozen=True)
-class Concluded(Shown):
+class Concluded(NotebookOutput):
     """A section's verdict with every step, the ranking and the read cost."""
 
     header: Header
@@ -221,7 +221,7 @@ class Concluded(Shown):
 
 
 @dataclass(frozen=True)
-class Proposals(Shown):
+class Proposals(NotebookOutput):
     """The first response that the findings justify."""
 
     proposals: Sequence[Proposal]
@@ -237,7 +237,7 @@ class Proposals(Shown):
 
 
 @dataclass(frozen=True)
-class Plain(Shown):
+class Plain(NotebookOutput):
     """Lines of text as a terminal shows them."""
 
     lines: Sequence[str]
@@ -248,7 +248,7 @@ class Plain(Shown):
 
 
 @dataclass(frozen=True)
-class Line(Shown):
+class Line(NotebookOutput):
     """One sentence in a notebook."""
 
     text: Text
@@ -259,7 +259,7 @@ class Line(Shown):
 
 
 @dataclass(frozen=True)
-class Settled(Shown):
+class Settled(NotebookOutput):
     """What was asked to decide a verdict, and the verdict."""
 
     verdict: Verdict
@@ -297,7 +297,7 @@ class Revealed:
 
 
 @dataclass(frozen=True)
-class Bar(Shown):
+class Bar(NotebookOutput):
     """A progress bar; it is empty once the work is over (`share` None)."""
 
     share: float | None
@@ -315,7 +315,7 @@ class Bar(Shown):
 
 
 @dataclass(frozen=True)
-class ActionCard(Shown):
+class ActionCard(NotebookOutput):
     """An action and what became of it."""
 
     outcome: Outcome

@@ -347,7 +347,7 @@ def _print_past(tested: past.Tested) -> None:
     )
 
 
-def _print_many(course: many.Course) -> None:
+def _print_many(course: many.IncidentTimes) -> None:
     parts = ", ".join(f"{s:.0f}" for s in course.seconds)
     grown = (course.scheduler_mib[-1] - course.scheduler_mib[0]) * 1024 / course.systems
     sent, came = (n / course.systems for n in (course.sent, course.came))

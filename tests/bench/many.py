@@ -31,7 +31,7 @@ _DEADLINE_S = 180.0
 
 
 @dataclass
-class Course:
+class IncidentTimes:
     """How it went: a number for each part of the systems."""
 
     systems: int
@@ -56,7 +56,7 @@ class Course:
         return found
 
 
-def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Course:
+def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> IncidentTimes:
     """Carry them out; the second part begins with the death of a worker."""
     scratch.mkdir(parents=True, exist_ok=True)
     names = {key: f"MANY_{key.removeprefix('RUNBOOK_')}" for key in delivered.env}
@@ -68,7 +68,7 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Course:
         Order(("3",), output, target=f"t{n}", incident=f"M-t{n}", job=f"job-{n}", follow=True, deadline_s=_DEADLINE_S)
         for n in range(systems)
     ]
-    course = Course(systems, sent=sum(len(pickle.dumps(order)) for order in orders))
+    course = IncidentTimes(systems, sent=sum(len(pickle.dumps(order)) for order in orders))
     cluster = Cluster(scratch, env)
     try:
         victim = cluster.worker("--no-nanny")

@@ -13,8 +13,8 @@ import requests
 from signatures import look
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
-from runbook_lib.packs.entitlement.evidence.sessions import Says
+from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
+from runbook_lib.packs.entitlement.evidence.sessions import SessionState
 
 pytestmark = pytest.mark.slow
 
@@ -52,10 +52,10 @@ def test_at_work_all_loops_run_and_ten_sessions_each_are_fresh(running: Sandbox)
     seen, held = look(running)
     for service, loop in (("entitlement", "relay"), ("notification", "delivery")):
         one = seen[service]
-        assert (one.answers, one.by, one.loops[loop].doing) == (Answers.YES, "service", Doing.RUNS), one
+        assert (one.answers, one.by, one.loops[loop].doing) == (RequestResult.YES, "service", LoopActivity.RUNS), one
         assert one.connections == 10 and not one.waiting and not one.errors and one.restarted is False
-        assert all(each.doing is Doing.RUNS for each in one.loops.values()), one.loops
-        assert held[service].says is Says.ALIVE, held
+        assert all(each.doing is LoopActivity.RUNS for each in one.loops.values()), one.loops
+        assert held[service].says is SessionState.ALIVE, held
     per_driver = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'PostgreSQL JDBC Driver'"
     assert ask(running, per_driver) == 20
 
@@ -67,7 +67,7 @@ def test_without_the_right_to_see_others_nothing_is_said_of_the_sessions(running
             _, held = look(running, 0.1)
         finally:
             admin.execute("GRANT pg_monitor TO runbook")
-    assert {s.says for s in held.values()} == {Says.NOT_SEEN}
+    assert {s.says for s in held.values()} == {SessionState.NOT_SEEN}
 
 
 def test_the_api_grants_once_and_refuses_what_it_must(running: Sandbox) -> None:
@@ -95,29 +95,36 @@ def test_with_a_changed_password_no_pod_starts_again(running: Sandbox) -> None:
     running.fault("password_changed")
     before = running.pod("notification")
     running.restart("notification")
-    until(running, "its port to close", lambda: look(running, 0.1)[0]["notification"].answers is Answers.CLOSED)
+    until(running, "its port to close", lambda: look(running, 0.1)[0]["notification"].answers is RequestResult.CLOSED)
     assert running.pod("notification") == before  # none has come up
 
 
 def test_a_worker_that_is_gone_stands_still_while_its_service_answers(running: Sandbox) -> None:
     # A loop that has not ended a run since its process started has no series that could stand still.
-    until(running, "delivery to run", lambda: look(running, 2)[0]["notification"].loops["delivery"].doing is Doing.RUNS)
+    until(
+        running,
+        "delivery to run",
+        lambda: look(running, 2)[0]["notification"].loops["delivery"].doing is LoopActivity.RUNS,
+    )
     running.fault("worker_stopped")
 
-    def stands_still() -> bool:
+    def is_stalled() -> bool:
         notification = look(running, 5)[0]["notification"]
         # Killed between two runs, or inside of one.
-        return notification.answers is Answers.YES and notification.loops["delivery"].doing in (Doing.STILL, Doing.LONG)
+        return notification.answers is RequestResult.YES and notification.loops["delivery"].doing in (
+            LoopActivity.STILL,
+            LoopActivity.LONG,
+        )
 
-    until(running, "delivery to stand still", stands_still)
+    until(running, "delivery to stand still", is_stalled)
 
 
 def test_the_pool_comes_back_by_itself(running: Sandbox) -> None:
     running.stop("postgres")
     time.sleep(2)
     seen, held = look(running, 0.5)
-    assert seen["notification"].answers is Answers.YES and (seen["notification"].connections or 0) < 10
-    assert {s.says for s in held.values()} == {Says.NOT_SEEN}
+    assert seen["notification"].answers is RequestResult.YES and (seen["notification"].connections or 0) < 10
+    assert {s.says for s in held.values()} == {SessionState.NOT_SEEN}
     running.start("postgres")
     until(running, "ten each", lambda: {s.connections for s in look(running, 0.1)[0].values()} == {10.0})
     running.wait_for_flow(90)

@@ -1371,13 +1371,13 @@ KEPT_FROM = {
 }
 
 
-@pytest.mark.parametrize("kept_from", KEPT_FROM)
+@pytest.mark.parametrize("write_blocker", KEPT_FROM)
 def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
-    servers: Servers, db: psycopg.Connection, broker: str, kept_from: str
+    servers: Servers, db: psycopg.Connection, broker: str, write_blocker: str
 ) -> None:
     """Due rows that nobody claims look like a dead relay and a dead worker; why they do not claim is in the catalog."""
     event(db, 20, "PENDING", 60)
-    take, give, mode = KEPT_FROM[kept_from]
+    take, give, mode = KEPT_FROM[write_blocker]
     book = catalog.load()
     with steps.bound(broker):
         before = conclude(run(servers, *STEPS[:4]).values(), book)
@@ -1392,7 +1392,7 @@ def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
     assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.confidence) == ("database", mode, "high")
     assert [p.name for p in verdict.proposals] == ["look_at_role"]
     out = {m.id: m.excluded_by for m in verdict.failure_modes}
-    assert out["FM-OB-01"] == f"database.{kept_from}"
+    assert out["FM-OB-01"] == f"database.{write_blocker}"
 
 
 def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:

@@ -15,7 +15,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
-from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, Side
+from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, ThrottledWorker
 
 SLOS = catalog.load().slos
 #: A batch of 50 at 20 ms a row takes a second: 1,500 a minute.
@@ -29,7 +29,7 @@ def minutes(per_minute: float, n: int = 30) -> pd.DataFrame:
 
 
 def frames(
-    side: Side = DELIVERY,
+    side: ThrottledWorker = DELIVERY,
     *,
     now: Any = None,
     asked: Any = None,
@@ -82,7 +82,7 @@ def frames(
     return found
 
 
-def judge(found: Frames, side: Side = DELIVERY, **given: Any) -> Finding:
+def judge(found: Frames, side: ThrottledWorker = DELIVERY, **given: Any) -> Finding:
     finding = throttle.judge(found, make_given(**given), side)
     words(finding)
     chart = throttle.draw(found, make_given(**given), side)
@@ -137,7 +137,7 @@ def test_what_is_held_is_late_when_its_oldest_is() -> None:
 
 
 @BOTH
-def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: Side) -> None:
+def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: ThrottledWorker) -> None:
     finding = judge(frames(side), side)
     assert (finding.status, key(finding), finding.proposals) == (Status.OK, "room", ())
     assert finding.value(f"{side.name}.allowed") == 1500
@@ -149,7 +149,7 @@ def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: Side) -> None:
 
 
 @BOTH
-def test_a_quiet_system_is_ok(side: Side) -> None:
+def test_a_quiet_system_is_ok(side: ThrottledWorker) -> None:
     found = frames(side, came=0, gone=0, due=0)
     for name in ("came", "gone", "batches"):
         found[name] = found[name].iloc[:0]
@@ -165,7 +165,7 @@ def test_less_allowed_than_arrives_is_a_warning() -> None:
 
 
 @BOTH
-def test_a_change_in_force_is_to_be_remembered(side: Side) -> None:
+def test_a_change_in_force_is_to_be_remembered(side: ThrottledWorker) -> None:
     finding = judge(frames(side, now={"batch_size": 25.0}), side)
     assert (finding.status, key(finding)) == (Status.WARNING, "in_force")
     assert [p.name for p in finding.proposals] == ["undo_settings"]
@@ -173,7 +173,7 @@ def test_a_change_in_force_is_to_be_remembered(side: Side) -> None:
 
 
 @BOTH
-def test_a_side_that_is_switched_off(side: Side) -> None:
+def test_a_side_that_is_switched_off(side: ThrottledWorker) -> None:
     finding = judge(frames(side, now={"enabled": False}, gone=0, due=200), side)
     assert (finding.status, key(finding)) == (Status.WARNING, "held")
     assert [s.about for s in finding.signals] == [side.hop]
@@ -246,7 +246,7 @@ def test_what_would_break_the_next_start() -> None:
 
 
 @BOTH
-def test_without_the_tool_nothing_is_guessed(side: Side) -> None:
+def test_without_the_tool_nothing_is_guessed(side: ThrottledWorker) -> None:
     found = frames(side, now={"batch_size": None, "poll_interval": None, "enabled": None})
     del found["workload"]
     found["failed"] = failures(("workload", "workloads", "unreachable", "kubectl is not installed", "not_installed"))
@@ -273,7 +273,7 @@ def test_the_time_of_a_row_is_estimated_where_commits_are_not_tracked() -> None:
 
 
 @BOTH
-def test_counts_that_were_refused_leave_the_last_minute(side: Side) -> None:
+def test_counts_that_were_refused_leave_the_last_minute(side: ThrottledWorker) -> None:
     found = frames(side)
     del found["came"], found["gone"]
     finding = judge(found, side)

@@ -293,17 +293,17 @@ def test_no_lock_of_a_store_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     archive = Archive(f"memory://{tmp_path.name}", "INC-1")
     seen: list[Path] = []
 
-    class Killed(BaseException):
+    class ProcessDiedError(BaseException):
         pass
 
     def write(name: str, content: bytes) -> None:
         seen.extend(tmp_path.iterdir())
-        raise Killed
+        raise ProcessDiedError
 
     with monkeypatch.context() as dies:
         dies.setattr(Archive, "write", lambda _, name, content: write(name, content))
         dies.setattr(Path, "unlink", lambda *_, **__: None)
-        with pytest.raises(Killed):
+        with pytest.raises(ProcessDiedError):
             archive.append({"name": "a"}, {"a.ipynb": b"x"})
     assert len(seen) == 1 and list(tmp_path.iterdir()) == seen
     archive.append({"name": "a"}, {"a.ipynb": b"x"})

@@ -16,8 +16,8 @@ from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.evidence import services, sessions
-from runbook_lib.packs.entitlement.evidence.services import Answers, Doing, ServiceRequest, ServiceSeen
-from runbook_lib.packs.entitlement.evidence.sessions import Says, Sessions, SessionsSeen
+from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceRequest, ServiceSeen
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
 from runbook_lib.sources import SourceError
 
 NUMBERS = services.ServiceLimits.of(make_given())
@@ -67,23 +67,23 @@ WORKER, RETENTION = "NotificationDeliveryWorker", "NotificationRetentionWorker"
 @pytest.mark.parametrize(
     ("first", "second", "doing"),
     [
-        (runs(WORKER, 500), runs(WORKER, 504), Doing.RUNS),
-        (runs(WORKER, 500), runs(WORKER, 500) | runs(WORKER, 4, "UncategorizedSQLException"), Doing.FAILS),
-        (runs(WORKER, 500), runs(WORKER, 501) | inside(WORKER, 2), Doing.RUNS),
-        (runs(WORKER, 500) | inside(WORKER, 8), runs(WORKER, 500) | inside(WORKER, 12), Doing.LONG),
-        (runs(WORKER, 500) | inside(WORKER, 0), runs(WORKER, 500) | inside(WORKER, 1), Doing.NOT_SEEN),
-        (runs(WORKER, 500), runs(WORKER, 500), Doing.STILL),
-        (runs(WORKER, 20), runs(WORKER, 20), Doing.NOT_SEEN),  # one run in 30 s: its pause may be as long
-        (runs(WORKER, 500), runs(WORKER, 500) | runs(RETENTION, 1) | inside(RETENTION, 60), Doing.BEHIND),
-        ({}, runs(RETENTION, 1), Doing.OFF),
-        ({}, {}, Doing.NOT_SEEN),
-        ({}, inside(RETENTION, 60), Doing.BEHIND),  # the clean-up of its start holds the thread
-        ({}, inside(RETENTION, 3), Doing.NOT_SEEN),
-        ({}, runs("SomeOtherWorker", 9), Doing.NOT_SEEN),  # another version, with other names
-        ({}, runs(RETENTION, 1) | inside(WORKER, 2), Doing.NOT_SEEN),
+        (runs(WORKER, 500), runs(WORKER, 504), LoopActivity.RUNS),
+        (runs(WORKER, 500), runs(WORKER, 500) | runs(WORKER, 4, "UncategorizedSQLException"), LoopActivity.FAILS),
+        (runs(WORKER, 500), runs(WORKER, 501) | inside(WORKER, 2), LoopActivity.RUNS),
+        (runs(WORKER, 500) | inside(WORKER, 8), runs(WORKER, 500) | inside(WORKER, 12), LoopActivity.LONG),
+        (runs(WORKER, 500) | inside(WORKER, 0), runs(WORKER, 500) | inside(WORKER, 1), LoopActivity.NOT_SEEN),
+        (runs(WORKER, 500), runs(WORKER, 500), LoopActivity.STILL),
+        (runs(WORKER, 20), runs(WORKER, 20), LoopActivity.NOT_SEEN),  # one run in 30 s: its pause may be as long
+        (runs(WORKER, 500), runs(WORKER, 500) | runs(RETENTION, 1) | inside(RETENTION, 60), LoopActivity.BEHIND),
+        ({}, runs(RETENTION, 1), LoopActivity.OFF),
+        ({}, {}, LoopActivity.NOT_SEEN),
+        ({}, inside(RETENTION, 60), LoopActivity.BEHIND),  # the clean-up of its start holds the thread
+        ({}, inside(RETENTION, 3), LoopActivity.NOT_SEEN),
+        ({}, runs("SomeOtherWorker", 9), LoopActivity.NOT_SEEN),  # another version, with other names
+        ({}, runs(RETENTION, 1) | inside(WORKER, 2), LoopActivity.NOT_SEEN),
     ],
 )
-def test_what_a_loop_does_shows_in_two_looks(first: Series, second: Series, doing: Doing) -> None:
+def test_what_a_loop_does_shows_in_two_looks(first: Series, second: Series, doing: LoopActivity) -> None:
     assert delivery(process() | first, process() | second).doing is doing
 
 
@@ -91,26 +91,26 @@ def test_a_failing_loop_is_told_with_its_exception_and_its_share() -> None:
     before = process() | runs(WORKER, 500) | runs(WORKER, 7, "OldException")
     after = process() | runs(WORKER, 501) | runs(WORKER, 7, "OldException") | runs(WORKER, 3, "BadSqlGrammarException")
     found = delivery(before, after)
-    assert (found.doing, found.exception, found.share) == (Doing.FAILS, "BadSqlGrammarException", 0.75)
+    assert (found.doing, found.exception, found.share) == (LoopActivity.FAILS, "BadSqlGrammarException", 0.75)
 
 
 def test_one_look_tells_what_is_off_and_what_has_been_long_and_nothing_else() -> None:
-    assert delivery(process() | runs(RETENTION, 1)).doing is Doing.OFF
-    assert delivery(process() | runs(WORKER, 500) | inside(WORKER, 40)).doing is Doing.LONG
-    assert delivery(process() | runs(WORKER, 500)).doing is Doing.NOT_SEEN
+    assert delivery(process() | runs(RETENTION, 1)).doing is LoopActivity.OFF
+    assert delivery(process() | runs(WORKER, 500) | inside(WORKER, 40)).doing is LoopActivity.LONG
+    assert delivery(process() | runs(WORKER, 500)).doing is LoopActivity.NOT_SEEN
 
 
 def test_a_young_process_has_not_switched_off_anything() -> None:
     young = process(NOW.timestamp() - 3) | runs(RETENTION, 1)
-    assert delivery(young).doing is Doing.NOT_SEEN
-    assert delivery(runs(RETENTION, 1)).doing is Doing.NOT_SEEN  # nor one of no known age
+    assert delivery(young).doing is LoopActivity.NOT_SEEN
+    assert delivery(runs(RETENTION, 1)).doing is LoopActivity.NOT_SEEN  # nor one of no known age
 
 
 def test_counts_of_the_process_before_are_not_compared() -> None:
     frames = looked(process() | runs(WORKER, 500), process(NOW.timestamp() - 2) | runs(WORKER, 1))
     seen = services.read(frames, NUMBERS)["notification"]
     assert seen.restarted and seen.age_s == pytest.approx(2) and seen.gap_s is None
-    assert seen.loops["delivery"].doing is Doing.NOT_SEEN
+    assert seen.loops["delivery"].doing is LoopActivity.NOT_SEEN
 
 
 def test_the_pool_that_has_no_connection_and_is_waited_for() -> None:
@@ -124,21 +124,21 @@ def test_the_pool_that_has_no_connection_and_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("reason", "code", "answers"),
     [
-        ("timeout", "hung", Answers.HUNG),
-        ("timeout", "no_answer", Answers.NOT_SEEN),
-        ("unreachable", "no_connection", Answers.CLOSED),
-        ("not_configured", "", Answers.NOT_SEEN),
-        ("error", "not_found", Answers.OTHER),
-        ("denied", "403", Answers.OTHER),
+        ("timeout", "hung", RequestResult.HUNG),
+        ("timeout", "no_answer", RequestResult.NOT_SEEN),
+        ("unreachable", "no_connection", RequestResult.CLOSED),
+        ("not_configured", "", RequestResult.NOT_SEEN),
+        ("error", "not_found", RequestResult.OTHER),
+        ("denied", "403", RequestResult.OTHER),
     ],
 )
-def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, answers: Answers) -> None:
+def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, answers: RequestResult) -> None:
     frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 504))
     frames["service_asked"] = pd.DataFrame([vars(ServiceRequest("notification", NOW, "service", reason, code, "x"))])
     seen = services.read(frames, NUMBERS)
     assert seen["notification"].answers is answers
-    if answers in (Answers.HUNG, Answers.CLOSED):  # it answered a moment ago: that is over
-        assert seen["notification"].loops["delivery"].doing is Doing.NOT_SEEN
+    if answers in (RequestResult.HUNG, RequestResult.CLOSED):  # it answered a moment ago: that is over
+        assert seen["notification"].loops["delivery"].doing is LoopActivity.NOT_SEEN
     assert seen["entitlement"] == ServiceSeen(
         "entitlement", loops={n: services.LoopSeen(n) for n in ("relay", "outbox_retention")}
     )
@@ -147,7 +147,11 @@ def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, 
 def test_prometheus_stands_in_where_the_service_is_not_declared() -> None:
     frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 556), gap_s=60, by="prometheus")
     seen = services.read(frames, NUMBERS)["notification"]
-    assert (seen.by, seen.loops["delivery"].doing, seen.answers) == ("prometheus", Doing.RUNS, Answers.NOT_SEEN)
+    assert (seen.by, seen.loops["delivery"].doing, seen.answers) == (
+        "prometheus",
+        LoopActivity.RUNS,
+        RequestResult.NOT_SEEN,
+    )
     both = services.concat_samples(frames, looked(process() | runs(WORKER, 557)))
     assert services.read(both, NUMBERS)["notification"].by == "service"
 
@@ -187,17 +191,17 @@ def test_a_prometheus_is_asked_for_two_of_its_moments() -> None:
     run = Run(vector)
     seen = services.read(services.collect(run), NUMBERS)  # type: ignore[arg-type]
     assert [(NOW - at).total_seconds() for at in run.asked] == [60, 0]
-    assert (seen["notification"].by, seen["notification"].loops["delivery"].doing) == ("prometheus", Doing.RUNS)
+    assert (seen["notification"].by, seen["notification"].loops["delivery"].doing) == ("prometheus", LoopActivity.RUNS)
     relay = seen["entitlement"].loops["relay"]
-    assert (relay.doing, relay.exception, relay.runs) == (Doing.FAILS, "X", 56)
+    assert (relay.doing, relay.exception, relay.runs) == (LoopActivity.FAILS, "X", 56)
 
 
 def test_without_any_way_to_the_services_nothing_is_seen() -> None:
     frames = services.collect(Run(None))  # type: ignore[arg-type]
     assert list(frames["service_samples"].columns) == services.SAMPLE_COLUMNS and frames["service_samples"].empty
     seen = services.read(frames, NUMBERS)
-    assert {s.answers for s in seen.values()} == {Answers.NOT_SEEN}
-    assert {loop.doing for s in seen.values() for loop in s.loops.values()} == {Doing.NOT_SEEN}
+    assert {s.answers for s in seen.values()} == {RequestResult.NOT_SEEN}
+    assert {loop.doing for s in seen.values() for loop in s.loops.values()} == {LoopActivity.NOT_SEEN}
 
 
 _SERIES = st.dictionaries(
@@ -222,8 +226,8 @@ def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], g
     for one in seen.values():
         for loop in one.loops.values():
             assert loop.share is None or 0 <= loop.share <= 1
-            assert loop.doing is not Doing.FAILS or loop.exception
-    assert services.read({}, NUMBERS)["notification"].answers is Answers.NOT_SEEN
+            assert loop.doing is not LoopActivity.FAILS or loop.exception
+    assert services.read({}, NUMBERS)["notification"].answers is RequestResult.NOT_SEEN
 
 
 @given(st.floats(0, 1000), st.integers(0, 1000), st.floats(2, 20))
@@ -232,7 +236,7 @@ def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int
     age = pause_s * n
     series = process(NOW.timestamp() - age) | runs(WORKER, n)
     if n and gap_s < pause_s and pause_s > 2 * NUMBERS.poll_s:
-        assert delivery(series, series, gap_s=gap_s).doing is Doing.NOT_SEEN
+        assert delivery(series, series, gap_s=gap_s).doing is LoopActivity.NOT_SEEN
 
 
 @pytest.mark.parametrize("kind", [sessions.Sessions, sessions.Transactions])
@@ -391,30 +395,30 @@ def held(row: Sessions, either: Sessions = NOBODY, transactions: list[tuple[int,
 @pytest.mark.parametrize(
     ("changes", "says", "confidence"),
     [
-        ({}, Says.ALIVE, "medium"),
-        ({"sees_others": False}, Says.NOT_SEEN, "none"),
-        ({"sessions": 0, "newest": None, "poll": None}, Says.NONE, "high"),
-        ({"sessions": 0, "newest": None, "poll": None, "strangers": 10}, Says.NOT_SEEN, "none"),
-        ({"newest": 20.0, "poll": 20.5}, Says.FROZEN, "medium"),
-        ({"newest": 90.0, "poll": 90.5}, Says.FROZEN, "high"),
-        ({"newest": 7.0, "poll": 7.0}, Says.NOT_SEEN, "none"),  # too early to tell
-        ({"newest": 0.5, "poll": 90.0}, Says.LOOP_SILENT, "medium"),
-        ({"poll": None}, Says.LOOP_SILENT, "medium"),
-        ({"poll": None, "newest": 90.0}, Says.LOOP_SILENT, "low"),
-        ({"poll": None, "since": 4.0}, Says.NOT_SEEN, "none"),
-        ({"waiting": 1}, Says.BLOCKED, "medium"),
-        ({"working": 1, "newest": 40.0, "poll": 40.0}, Says.BLOCKED, "medium"),
-        ({"working": 1}, Says.ALIVE, "medium"),
+        ({}, SessionState.ALIVE, "medium"),
+        ({"sees_others": False}, SessionState.NOT_SEEN, "none"),
+        ({"sessions": 0, "newest": None, "poll": None}, SessionState.NONE, "high"),
+        ({"sessions": 0, "newest": None, "poll": None, "strangers": 10}, SessionState.NOT_SEEN, "none"),
+        ({"newest": 20.0, "poll": 20.5}, SessionState.FROZEN, "medium"),
+        ({"newest": 90.0, "poll": 90.5}, SessionState.FROZEN, "high"),
+        ({"newest": 7.0, "poll": 7.0}, SessionState.NOT_SEEN, "none"),  # too early to tell
+        ({"newest": 0.5, "poll": 90.0}, SessionState.LOOP_SILENT, "medium"),
+        ({"poll": None}, SessionState.LOOP_SILENT, "medium"),
+        ({"poll": None, "newest": 90.0}, SessionState.LOOP_SILENT, "low"),
+        ({"poll": None, "since": 4.0}, SessionState.NOT_SEEN, "none"),
+        ({"waiting": 1}, SessionState.BLOCKED, "medium"),
+        ({"working": 1, "newest": 40.0, "poll": 40.0}, SessionState.BLOCKED, "medium"),
+        ({"working": 1}, SessionState.ALIVE, "medium"),
     ],
 )
-def test_what_the_sessions_of_a_service_show(changes: dict[str, Any], says: Says, confidence: str) -> None:
+def test_what_the_sessions_of_a_service_show(changes: dict[str, Any], says: SessionState, confidence: str) -> None:
     seen = held(replace(AT_WORK, **changes))
     assert (seen.says, seen.confidence) == (says, confidence)
 
 
 def test_none_is_not_said_while_somebody_unnamed_is_there() -> None:
     nobody = replace(AT_WORK, sessions=0, newest=None, poll=None)
-    assert held(nobody, replace(NOBODY, sessions=2, newest=0.3)).says is Says.NOT_SEEN
+    assert held(nobody, replace(NOBODY, sessions=2, newest=0.3)).says is SessionState.NOT_SEEN
     silent = replace(AT_WORK, poll=None, newest=90.0)
     assert held(silent, replace(NOBODY, sessions=2, newest=0.3)).confidence == "medium"
 
@@ -423,25 +427,27 @@ def test_sessions_that_a_pooler_lends_to_all_tell_nothing() -> None:
     silent = replace(AT_WORK, sessions=3, newest=90.0, poll=90.5)
     others = replace(AT_WORK, service="entitlement", sessions=2)
 
-    def read(*found: Sessions) -> Says:
+    def read(*found: Sessions) -> SessionState:
         return sessions.read({"service_sessions": pd.DataFrame(map(vars, found))}, SEEN_BY)["notification"].says
 
-    assert read(silent, others) is Says.NOT_SEEN
-    assert read(replace(silent, sessions=0), others) is Says.NOT_SEEN
-    assert read(silent, others, replace(NOBODY, sessions=14)) is Says.FROZEN  # who is not told apart counts as well
-    assert read(replace(silent, sessions=10), replace(others, sessions=0)) is Says.FROZEN
+    assert read(silent, others) is SessionState.NOT_SEEN
+    assert read(replace(silent, sessions=0), others) is SessionState.NOT_SEEN
+    assert (
+        read(silent, others, replace(NOBODY, sessions=14)) is SessionState.FROZEN
+    )  # who is not told apart counts as well
+    assert read(replace(silent, sessions=10), replace(others, sessions=0)) is SessionState.FROZEN
 
 
 @pytest.mark.parametrize(
     ("transactions", "says"),
     [
-        ([(100, 5), (103, 25)], Says.FAILING),
-        ([(100, 5), (400, 8)], Says.ALIVE),
-        ([(100, 5), (100, 7)], Says.ALIVE),  # the runbook's own reads
-        ([(100, 5)], Says.ALIVE),
+        ([(100, 5), (103, 25)], SessionState.FAILING),
+        ([(100, 5), (400, 8)], SessionState.ALIVE),
+        ([(100, 5), (100, 7)], SessionState.ALIVE),  # the runbook's own reads
+        ([(100, 5)], SessionState.ALIVE),
     ],
 )
-def test_failing_is_told_by_what_is_rolled_back(transactions: list[tuple[int, int]], says: Says) -> None:
+def test_failing_is_told_by_what_is_rolled_back(transactions: list[tuple[int, int]], says: SessionState) -> None:
     assert held(AT_WORK, transactions=transactions).says is says
 
 
@@ -455,15 +461,15 @@ def test_a_loop_is_seen_to_run_only_by_what_it_said_after_the_first_look(poll: f
         ),
     }
     seen = sessions.read(frames, SEEN_BY)["notification"]
-    assert (seen.says, seen.confidence) == (Says.ALIVE, confidence)
+    assert (seen.says, seen.confidence) == (SessionState.ALIVE, confidence)
 
 
 def test_all_without_a_session_is_the_door() -> None:
-    gone = {s: SessionsSeen(s, Says.NONE, "high", 0) for s in ("entitlement", "notification")}
+    gone = {s: SessionsSeen(s, SessionState.NONE, "high", 0) for s in ("entitlement", "notification")}
     assert sessions.no_service_has_sessions(gone)
     assert not sessions.no_service_has_sessions(gone | {"entitlement": SessionsSeen("entitlement")})
     assert not sessions.no_service_has_sessions({})
-    assert sessions.read({}, SEEN_BY)["entitlement"].says is Says.NOT_SEEN
+    assert sessions.read({}, SEEN_BY)["entitlement"].says is SessionState.NOT_SEEN
 
 
 def test_the_numbers_that_decide_stand_in_the_document() -> None:

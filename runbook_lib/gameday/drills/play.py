@@ -195,7 +195,7 @@ def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float,
     }
 
 
-class _Twin:
+class _ControlRun:
     """The same incident, left alone, in a thread of its own."""
 
     def __init__(self, lane: ThreadPoolExecutor, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
@@ -222,9 +222,9 @@ class _Twin:
 
 
 @contextlib.contextmanager
-def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_Twin]:
+def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_ControlRun]:
     with ThreadPoolExecutor(1) as lane:
-        twin = _Twin(lane, scenario, directory, clock)
+        twin = _ControlRun(lane, scenario, directory, clock)
         try:
             yield twin
         finally:

@@ -119,7 +119,7 @@ def report(lines: Iterable[Line]) -> str:
         "Drills with a fault; Wilson's bounds, 95 %.",
         _calibration(real),
         "## Without a fault",
-        _calm(calm),
+        _format_no_fault_table(calm),
         "## Seconds to the verdict",
         _seconds(drills),
         "## Misses",
@@ -150,7 +150,7 @@ def _in_short(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
     return _table(("", "seen", "to reach"), rows)
 
 
-def _by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
+def _group_by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
     groups: dict[str, list[Drill]] = {}
     for drill in sorted(drills, key=key):
         groups.setdefault(key(drill), []).append(drill)
@@ -172,7 +172,7 @@ def _kinds(real: Sequence[Drill]) -> str:
     """Return a row for each kind that is not all right and helpful, and the other kinds as two lists."""
     rows = []
     rest: dict[Help | None, dict[int, list[str]]] = {"helps": {}, None: {}}
-    for kind, own in (_by(real, lambda d: d.kind) | {"all": [*real]}).items():
+    for kind, own in (_group_by(real, lambda d: d.kind) | {"all": [*real]}).items():
         answers, help_ = Counter(d.judged.answer for d in own), Counter(d.help for d in own)
         only_help = next(iter(help_)) if len(help_) == 1 else "nothing"
         if kind != "all" and answers["right"] == len(own) and only_help in rest:
@@ -201,10 +201,10 @@ def _calibration(real: Sequence[Drill]) -> str:
     return _table(("confidence", "drills", *_ANSWERS, "share right", "bounds"), rows)
 
 
-def _calm(calm: Sequence[Drill]) -> str:
+def _format_no_fault_table(calm: Sequence[Drill]) -> str:
     rows = [
         (noise, len(own), sum(_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
-        for noise, own in _by(calm, lambda d: d.line["scenario"]["noise"]).items()
+        for noise, own in _group_by(calm, lambda d: d.line["scenario"]["noise"]).items()
     ]
     return _table(("noise", "drills", "alarms", "undecided"), rows)
 

@@ -68,7 +68,7 @@ def accept(connection: Connection, event: Event, now: datetime) -> bool:
 
 
 @dataclass
-class Answering(ABC):
+class MessageHandler(ABC):
     """Takes messages one at a time, and answers each."""
 
     source: Database
@@ -87,7 +87,7 @@ class Answering(ABC):
 
 
 @dataclass
-class Subscriber(Answering):
+class Subscriber(MessageHandler):
     """Turns messages of one kind into rows."""
 
     kind: type[Event] = EntitlementEvent
@@ -124,7 +124,7 @@ class Subscriber(Answering):
 
 
 @dataclass
-class AdvisorySubscriber(Answering):
+class AdvisorySubscriber(MessageHandler):
     """Records the stream sequence of every message that the broker gave up on."""
 
     kind: str  # "advisory" or "terminated advisory"
@@ -150,7 +150,7 @@ class AdvisorySubscriber(Answering):
 
 
 #: By the durable: how the log calls its subscriber, and who that is.
-_SUBSCRIBERS: dict[str, tuple[str, Callable[[Database], Answering]]] = {
+_SUBSCRIBERS: dict[str, tuple[str, Callable[[Database], MessageHandler]]] = {
     broker.CONSUMER: ("notification", Subscriber),
     broker.MATCH_CONSUMER: ("matchmaking", partial(Subscriber, kind=MatchmakingEvent)),
     broker.ADVISORY_CONSUMER: ("notification advisory", partial(AdvisorySubscriber, kind="advisory")),

@@ -14,7 +14,7 @@ import pandas as pd
 
 from runbook_lib import messages, rows
 from runbook_lib.checks.check import failures, unknown_from_error
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import stream
@@ -170,7 +170,7 @@ def balance_of(states: pd.DataFrame, broker: Mapping[str, str]) -> Balance:
 
 def collect(rb: Context) -> Frames:
     """Query the tables and the broker. Frames: states; broker (event_id: id; place: text). Raises SourceError."""
-    parts = Parts()
+    parts = FrameCollector()
     before = None
     # Read the consumer before the tables: an event that neither holds is lost then, not in between.
     with parts.part("consumer"):
@@ -236,7 +236,7 @@ def _list_ids(ids: list[str], most: int = 5) -> str:
 
 
 @dataclass(frozen=True)
-class Account(render.Shown):
+class Account(render.NotebookOutput):
     """The balance, shown on screen and as JSON."""
 
     balance: Balance

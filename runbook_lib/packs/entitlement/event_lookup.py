@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from runbook_lib import messages
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Frames, Status, Text, hop_text, say, worst
 from runbook_lib.packs.entitlement import event_trace, stream
@@ -35,7 +35,7 @@ MAX_EVENTS = 20
 
 
 @dataclass(frozen=True)
-class FoundTraces(render.Shown):
+class FoundTraces(render.NotebookOutput):
     """The traces that were found, shown as text, and as a picture if there is only one."""
 
     traces: Sequence[EventTrace]
@@ -182,7 +182,7 @@ def collect_traces(rb: Context, events: Sequence[str], id: str = "") -> tuple[li
 
     The queries limit how many events are read. `id` is the id that led to them.
     """
-    parts = Parts()
+    parts = FrameCollector()
     before = None
     # Read the consumer before the tables: an event that neither holds is lost then, not in between.
     with parts.part("consumer"):

@@ -149,7 +149,7 @@ class Application(Row, query="database/application"):
     lacks: str | None = None
 
     @property
-    def kept_from(self) -> str:
+    def write_blocker(self) -> str:
         """Return what keeps the role from its work: read_only, shut_out or lacks_rights; "" for nothing or no role."""
         full = self.connection_limit is not None and self.connection_limit <= self.sessions
         if not self.there:

@@ -33,7 +33,7 @@ SAMPLE_EVERY_S = 1.0
 _QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
 
 
-#: By `Application.kept_from`.
+#: By `Application.write_blocker`.
 _ROLE_KEYS = {
     "read_only": "database.read_only",
     "shut_out": "database.shut_out",
@@ -211,9 +211,9 @@ def _check_database_role(rb: Context) -> Precondition:
             role = rows.one(db.ask(Application.QUESTION, role=name), Application)
     except SourceError:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
-    if not role.kept_from:
+    if not role.write_blocker:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
-    return Precondition(say(_ROLE_KEYS[role.kept_from], role=role.role, lacks=role.lacks), ok=False)
+    return Precondition(say(_ROLE_KEYS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
 
 
 def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:

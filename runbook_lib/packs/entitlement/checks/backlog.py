@@ -13,7 +13,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
-from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.checks.parts import FrameCollector, no_data
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -132,7 +132,7 @@ def collect(rb: Context) -> Frames:
     Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; ages; older_than_10min, letters
     and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
-    parts = Parts()
+    parts = FrameCollector()
     with rb.snapshot() as db:
         if rb.past:
             return past.ask(rb, db, past.window(rb.given()), ["notifications"])

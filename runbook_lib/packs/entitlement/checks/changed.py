@@ -12,7 +12,7 @@ import pandas as pd
 from runbook_lib.analysis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
 from runbook_lib.archive import baseline
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, no_data, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
@@ -50,7 +50,7 @@ def collect(rb: Context) -> Frames:
     at: time, when it was read), asked (source: text).
     """
     require_present(rb, "postgres")
-    parts, changes, settings = Parts(), list[Change](), list[configuration.Row]()
+    parts, changes, settings = FrameCollector(), list[Change](), list[configuration.Row]()
 
     def part(name: str, found: Iterator[Change]) -> None:
         with parts.part(name):

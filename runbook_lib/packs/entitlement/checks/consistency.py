@@ -8,7 +8,7 @@ import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, no_data, require_present
+from runbook_lib.checks.parts import FrameCollector, no_data, require_present
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
@@ -96,7 +96,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
     Frames: unprocessed, given_up; consumer (pending, unacknowledged: messages), scope (hours: h, refused: flag), broker
     (event_id: id; place: text).
     """
-    parts, before = Parts(), None
+    parts, before = FrameCollector(), None
     # The consumer first: an event that it does not hold now, and that is not processed afterwards, is lost.
     with parts.part("consumer") as answers:
         require_present(rb, "jetstream")

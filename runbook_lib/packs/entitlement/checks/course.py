@@ -20,7 +20,7 @@ from runbook_lib.packs.entitlement.checks.retention import Oldest
 
 
 @dataclass(frozen=True)
-class Course:
+class IncidentTimes:
     """The incident by the tables: its start, when all queues were back to usual, and the span's other incidents."""
 
     began: Moment = field(default_factory=Moment)
@@ -29,7 +29,7 @@ class Course:
     others: tuple[past.PastIncident, ...] = ()
 
 
-def course(frames: Frames, given: JudgeInput, detected: Moment) -> Course:
+def course(frames: Frames, given: JudgeInput, detected: Moment) -> IncidentTimes:
     """Choose the incident of the span: the last one that began before `detected`, else the one with the largest queue.
 
     Its start is the moment when a queue left its usual range, or the first event that was lost or given up; if there is
@@ -40,15 +40,15 @@ def course(frames: Frames, given: JudgeInput, detected: Moment) -> Course:
     known = [i for i in found if detected.at is None or i.since <= detected.at + gap]
     chosen = max(known, key=lambda i: i.since if detected.at is not None else i.waited, default=None)
     if harmed.at is not None and (chosen is None or _is_other_incident(chosen, harmed.at, detected, gap)):
-        return Course(harmed, others=tuple(found))
+        return IncidentTimes(harmed, others=tuple(found))
     if chosen is None:
-        return Course(onset_kept(frames), others=tuple(found))
+        return IncidentTimes(onset_kept(frames), others=tuple(found))
     first = chosen.episodes[0]
     began = Moment(chosen.since, "before" if first.from_before else first.queue)
     if harmed.at is not None and harmed.at < chosen.since:
         began = harmed
     recovered = Moment(chosen.until, "returned") if chosen.until is not None else Moment()
-    return Course(began, recovered, chosen, tuple(i for i in found if i is not chosen))
+    return IncidentTimes(began, recovered, chosen, tuple(i for i in found if i is not chosen))
 
 
 def _is_other_incident(incident: past.PastIncident, harmed: pd.Timestamp, detected: Moment, gap: pd.Timedelta) -> bool:

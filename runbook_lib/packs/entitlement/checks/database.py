@@ -12,7 +12,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, failures, unknown_from_error
-from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.checks.parts import FrameCollector, no_data
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 QUERIES = ("connections", "sessions", "blocked", "blockers", "table_locks", "long_transactions")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
-#: The headline by what keeps the services' role from its work (`Application.kept_from`).
+#: The headline by what keeps the services' role from its work (`Application.write_blocker`).
 _KEPT_FROM = {
     "read_only": "database.read_only",
     "shut_out": "database.shut_out",
@@ -157,7 +157,7 @@ def collect(rb: Context) -> Frames:
     Frames: `QUERIES`, application, row_locks, those of `collect_server_info`; statements if pg_stat_statements has
     them; only pools if every client waits in the pooler's queue.
     """
-    parts = Parts()
+    parts = FrameCollector()
     try:
         with rb.snapshot() as db:
             parts.answers |= {name: db.ask(f"database/{name}") for name in QUERIES}
@@ -241,7 +241,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     else:
         key = "database.free"
     application = rows.first(frames.get("application"), Application)
-    kept_from = application.kept_from if application else ""
+    write_blocker = application.write_blocker if application else ""
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
     proposed = _proposals(given, may_end, full, blocker, _find_waiting_blocker(blocked), most, share_of_most)
@@ -260,9 +260,9 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("database.long_transaction", longest=longest))
     return judged(
         _format_pool_wait(pool)
-        if pool_waits and key in ("database.free", "database.rows_unread") and not kept_from
+        if pool_waits and key in ("database.free", "database.rows_unread") and not write_blocker
         else say(
-            _KEPT_FROM[kept_from] if kept_from else key,
+            _KEPT_FROM[write_blocker] if write_blocker else key,
             blocked=len(blocked),
             wait=wait.value,
             commits=len(commits),
@@ -293,19 +293,23 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             Value("connections.used_of_usable", f"{used:.0f} / {usable:.0f}"),
             Value("transactions.longest", longest, "s"),
         ],
-        at_least=Status.CRITICAL if kept_from else Status.OK,
+        at_least=Status.CRITICAL if write_blocker else Status.OK,
         reason=next((e.reason for part, e in failures(frames).items() if part == "rows"), None),
         notes=tuple(notes),
         signals=tuple(
             _signals(
-                wait, share, queue, table_held, unconfirmed, kept_from, blamed or "application" not in frames, given
+                wait, share, queue, table_held, unconfirmed, write_blocker, blamed or "application" not in frames, given
             )
         ),
         proposals=(remedies.look_at_role(given),)
-        if kept_from
+        if write_blocker
         else proposed or (_propose_logs(given) if (blamed or own_work or table_held) and not unconfirmed else ()),
-        next_sections=("2",) if kept_from else ("5.2",) if (full or waits or table_held) and not unconfirmed else (),
-        show=(*(["application"] if kept_from else []), *shown),
+        next_sections=("2",)
+        if write_blocker
+        else ("5.2",)
+        if (full or waits or table_held) and not unconfirmed
+        else (),
+        show=(*(["application"] if write_blocker else []), *shown),
     )
 
 
@@ -375,15 +379,15 @@ def _signals(
     queue: Value,
     table_held: bool,
     unconfirmed: bool,
-    kept_from: str,
+    write_blocker: str,
     doubted: bool,
     given: JudgeInput,
 ) -> list[Signal]:
     free = wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
     observed = {
-        "database.read_only": kept_from == "read_only",
-        "database.shut_out": kept_from == "shut_out",
-        "database.lacks_rights": kept_from == "lacks_rights",
+        "database.read_only": write_blocker == "read_only",
+        "database.shut_out": write_blocker == "shut_out",
+        "database.lacks_rights": write_blocker == "lacks_rights",
         "database.blocked_for_long": wait.status is Status.CRITICAL,
         "database.blocked": wait.status is Status.WARNING,
         "database.table_held": table_held,
@@ -394,7 +398,7 @@ def _signals(
         "database.pool_waits": queue.status is Status.WARNING,
         "database.free": free,
         # A service that reports an error of the database outweighs these free locks and connections.
-        "database.takes_all": free and not kept_from and not doubted,
+        "database.takes_all": free and not write_blocker and not doubted,
     }
     return [signal for name, holds in observed.items() if holds for signal in given.evidence(name)]
 

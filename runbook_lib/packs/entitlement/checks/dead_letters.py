@@ -16,7 +16,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import FAILED, Check
 from runbook_lib.checks.parts import (
-    Parts,
+    FrameCollector,
     collect_each,
     judge_each,
     no_data,
@@ -118,7 +118,7 @@ def collect_permanent(rb: Context) -> Frames:
     Frames: outbox_failed, letters, sent_per_minute, given_up, older, errors, and those of
     `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`.
     """
-    parts = Parts()
+    parts = FrameCollector()
     answers = parts.answers
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "terminated")
@@ -320,7 +320,7 @@ def collect_transient(rb: Context) -> Frames:
     those of `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and
     `collect_again`, and of `outage.ask`.
     """
-    parts = Parts()
+    parts = FrameCollector()
     answers = parts.answers
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "exhausted")
@@ -743,7 +743,7 @@ def collect_trend(rb: Context) -> Frames:
     Frames: per_bucket, older, those of `given_up.collect_advisories` and `query_follow_up`, and those of
     `AGREEMENT_CHECKS` as "part.frame".
     """
-    parts = Parts()
+    parts = FrameCollector()
     given_up.collect_advisories(rb, parts)
     with rb.snapshot() as db:
         given_up.query_follow_up(db, parts)

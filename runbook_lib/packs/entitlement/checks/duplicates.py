@@ -14,7 +14,7 @@ from matplotlib.dates import date2num
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, failures, unknown_from_error
-from runbook_lib.checks.parts import Parts, no_data, require_present, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between, signals_of_failures
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
@@ -329,7 +329,7 @@ def collect_absorbed(rb: Context) -> Frames:
     (from_seq: id; since: time; messages), published, and those of `log_frames`.
     """
     require_present(rb, "postgres")
-    parts = Parts()
+    parts = FrameCollector()
     since = rb.as_of - pd.Timedelta(seconds=rb.number("duplicates.look_back"))
 
     def sample_tables(name: str) -> None:

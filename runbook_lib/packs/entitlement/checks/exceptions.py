@@ -19,7 +19,7 @@ from runbook_lib.analysis import stats
 from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.catalog import Phrase
 from runbook_lib.checks.check import Check, failures, unknown_from_error
-from runbook_lib.checks.parts import Parts, require_present
+from runbook_lib.checks.parts import FrameCollector, require_present
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     Finding,
@@ -111,7 +111,7 @@ def collect_exceptions(rb: Context) -> Frames:
     which = parameters_of(rb).workload
     name = str(getattr(facts_of(rb).workloads, which))
     minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
-    parts = Parts()
+    parts = FrameCollector()
     with parts.part("log") as found:
         require_present(rb, "workloads")
         at = rb.now().floor("us").to_pydatetime()

@@ -17,7 +17,7 @@ import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import failures
-from runbook_lib.checks.parts import Parts, notes_of_failures, seconds_between
+from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
@@ -141,7 +141,7 @@ def _is_instant(text: str) -> bool:
         return False
 
 
-def collect_advisories(rb: Context, parts: Parts) -> None:
+def collect_advisories(rb: Context, parts: FrameCollector) -> None:
     """Collect the newest advisories: `terminated` (not delivered again) and `exhausted` (ten deliveries used up).
 
     Frames of these names (advisory_seq, stream_seq: id; time).
@@ -170,7 +170,7 @@ def _parse_sequence(body: bytes) -> int | None:
     return seq if isinstance(seq, int) and seq > 0 else None
 
 
-def fetch_messages(rb: Context, parts: Parts, *kinds: str) -> None:
+def fetch_messages(rb: Context, parts: FrameCollector, *kinds: str) -> None:
     """Collect the messages of the newest advisories of the window. Frame: messages (columns of `classify`)."""
     most = int(rb.number("dead_letters.messages"))
     with parts.part("messages") as answers:
@@ -184,7 +184,7 @@ def fetch_messages(rb: Context, parts: Parts, *kinds: str) -> None:
         answers["messages"] = pd.DataFrame([classify(m) for m in found], columns=[*columns, "problem"])
 
 
-def query_follow_up(db: Snapshot, parts: Parts) -> None:
+def query_follow_up(db: Snapshot, parts: FrameCollector) -> None:
     """Collect the recorded sequences, and the fetched events that were processed afterwards.
 
     Frames: recorded, processed.

@@ -15,12 +15,12 @@ from runbook_lib import rows
 from runbook_lib.analysis import history
 from runbook_lib.catalog import Slo
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, no_data
+from runbook_lib.checks.parts import FrameCollector, no_data
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.course import Course, count_never_notified, course
+from runbook_lib.packs.entitlement.checks.course import IncidentTimes, count_never_notified, course
 from runbook_lib.packs.entitlement.checks.incident import (
     OWN,
     collect_runs,
@@ -111,7 +111,7 @@ def collect_impact(rb: Context) -> Frames:
     and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's queries reach, size, month,
     day, outbox_failed, letters, unprocessed, outbox, notifications; deletions (`Oldest`) if a published one is missing.
     """
-    parts, given = Parts(), rb.given()
+    parts, given = FrameCollector(), rb.given()
     with parts.part("archive") as answers:
         answers |= collect_runs(rb) | _read_earlier_impact(rb)
         answers |= _read_missed(rb.archive, answers["runs"])
@@ -292,7 +292,7 @@ class OutboxFailures(rows.Row, query="postmortem/outbox_failed"):
 
 
 @dataclass(frozen=True)
-class Reach:
+class DataCoverage:
     """How far back the rows of a side reach: the oldest row, the retention limit now, the known number of rows."""
 
     oldest: pd.Timestamp | None
@@ -307,16 +307,20 @@ class TableSizes(rows.Row, query="postmortem/size"):
     published: float | None = None
 
 
-def _read_reach(frames: Frames, given: JudgeInput, slo: str) -> Reach:
+def _read_reach(frames: Frames, given: JudgeInput, slo: str) -> DataCoverage:
     """Return how far back the rows of an objective's side reach."""
     oldest, size = rows.one(frames.get("reach"), past.OldestRows), rows.one(frames.get("size"), TableSizes)
     now = oldest.now or given.as_of
     if slo.startswith("ENT"):
-        return Reach(oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published)
-    return Reach(oldest.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")), size.ended)
+        return DataCoverage(
+            oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published
+        )
+    return DataCoverage(
+        oldest.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")), size.ended
+    )
 
 
-def measure_impacts(frames: Frames, given: JudgeInput, went: Course) -> list[Impact]:
+def measure_impacts(frames: Frames, given: JudgeInput, went: IncidentTimes) -> list[Impact]:
     """Return the impact on each objective from the onset to the end of the span, or to the next incident in it."""
     span, found, begin = span_of(frames), objective_levels(frames, given), went.began.at
     next_one = min((i.since for i in went.others if begin is not None and i.since > begin), default=None)
@@ -372,7 +376,7 @@ def _measure_given_up(r: Impact, failed: OutboxFailures, span: Span) -> Impact:
     return replace(r, minutes=minutes, why="")
 
 
-def _apply_retention(r: Impact, reach: Reach, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
+def _apply_retention(r: Impact, reach: DataCoverage, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
     """Return the impact with the rows considered that retention has deleted: all, some or none of the incident's."""
     if begin >= reach.horizon or (reach.oldest is not None and reach.oldest <= begin):
         return r
@@ -459,7 +463,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _queue_notes(frames: Frames, given: JudgeInput, went: Course) -> list[Text]:
+def _queue_notes(frames: Frames, given: JudgeInput, went: IncidentTimes) -> list[Text]:
     """Return the notes on how onset and end were measured, and on what they do not show."""
     steps, notes = past.span_of(frames, "steps"), []
     if steps is not None and went.incident:

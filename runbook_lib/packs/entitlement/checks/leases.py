@@ -14,7 +14,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis.stats import percentile
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, notes_of_failures, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between, signals_of_failures
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Value, judged, say
 from runbook_lib.model.frames import table
@@ -526,7 +526,7 @@ def collect_clocks(rb: Context) -> Frames:
     error_s: s).
     """
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
-    parts = Parts()
+    parts = FrameCollector()
     with rb.snapshot() as db:
         parts.ask(db, "notifications", {"worker": WorkerClock.QUESTION})
         parts.ask(db, "processed_events", {"subscriber": SubscriberClock.QUESTION})

@@ -16,7 +16,7 @@ import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.checks.check import failures
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.model.frames import row
@@ -141,7 +141,7 @@ def count_held(pending: float | None, unacknowledged: float | None) -> float | N
     return None if pending is None or unacknowledged is None else pending + unacknowledged
 
 
-def locate(rb: Context, parts: Parts, before: stream.ConsumerPosition | None) -> None:
+def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition | None) -> None:
     """Look for other traces of the events of the frame "unprocessed": a notification, else their place in the broker.
 
     Frames notified; broker (event_id: id; place: text). If the broker does not show how they were lost, also what was

@@ -42,7 +42,7 @@ class SentStep(rows.Row, query="recovery/sent_steps"):
 
 
 @dataclass(frozen=True)
-class Quiet:
+class TimeSinceLate:
     """A flow since its last late or failed event.
 
     `for_s` seconds have passed since then, `needed_s` are needed to prove the end; `in_time` events were in time since;
@@ -90,7 +90,7 @@ def has_passed(frames: Frames, given: JudgeInput, *flows: str) -> bool:
     return bool(late) and flowing and all(q.in_time >= enough for q in late.values())
 
 
-def _measure_late_flows(frames: Frames, given: JudgeInput, *flows: str) -> dict[str, Quiet]:
+def _measure_late_flows(frames: Frames, given: JudgeInput, *flows: str) -> dict[str, TimeSinceLate]:
     """Return the flows in which events were late, upstream first, and how long ago."""
     seen = {flow: measure_quiet(rows.each(frames.get(f"{flow}_steps"), SentStep), given) for flow in flows}
     return {flow: quiet for flow, quiet in seen.items() if quiet is not None}
@@ -102,7 +102,7 @@ def look_again_s(frames: Frames, given: JudgeInput, *flows: str) -> float | None
     return max((q.needed_s - q.for_s for q in late if q.for_s < q.needed_s), default=None)
 
 
-def measure_quiet(steps: list[SentStep], given: JudgeInput) -> Quiet | None:
+def measure_quiet(steps: list[SentStep], given: JudgeInput) -> TimeSinceLate | None:
     """Measure a flow since its last late, failed or given-up event; None if there was none."""
     step_s, gap_s = given.number("recovery.step"), given.number("past.gap")
     late = sorted({s.tens_ago for s in steps if s.late})
@@ -113,7 +113,7 @@ def measure_quiet(steps: list[SentStep], given: JudgeInput) -> Quiet | None:
     pauses = [_pause_s(steps, a, b, step_s) for a, b in pairwise(_outage_steps(steps, given.number("outage.share")))]
     needed_s = max([given.number("outage.quiet"), *(p for p in pauses if p <= gap_s)])
     in_time = sum(s.n - s.late for s in steps if s.tens_ago < late[0])
-    return Quiet(last, for_s, needed_s, in_time, any(s.tried for s in steps))
+    return TimeSinceLate(last, for_s, needed_s, in_time, any(s.tried for s in steps))
 
 
 def _outage_steps(steps: list[SentStep], share: float) -> list[int]:
@@ -136,7 +136,7 @@ def _flows_now(steps: list[SentStep]) -> bool:
     return any(s.n > s.late for s in steps if s.tens_ago == 0)
 
 
-def _format_proof(flow: str, since: Quiet) -> Text:
+def _format_proof(flow: str, since: TimeSinceLate) -> Text:
     """Return the proof that the outage is over: the flow that was late first is in time again."""
     if flow == "published":
         return say("outage.published", n=since.in_time)

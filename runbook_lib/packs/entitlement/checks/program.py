@@ -15,15 +15,15 @@ import pandas as pd
 
 from runbook_lib import rows, samples
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Proposal, Status, Text, Threshold, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.restart import is_starting, newest_start
 from runbook_lib.packs.entitlement.evidence import services, sessions
-from runbook_lib.packs.entitlement.evidence.services import Answers, Doing
-from runbook_lib.packs.entitlement.evidence.sessions import Says
+from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
+from runbook_lib.packs.entitlement.evidence.sessions import SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.first_look import sample_processes
 from runbook_lib.sources import SourceError
@@ -159,7 +159,7 @@ class LoopState:
 UNKNOWN_STATE = LoopState()
 
 
-def ask(rb: Context, step: str, parts: Parts, side: str, late: bool, at_work: bool = False) -> None:
+def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at_work: bool = False) -> None:
     """Query the services and the database for what each process does, in two samples that the steps of a run share.
 
     If rows are `late`, or the samples show that the loop does not work, the runner is queried for the workload too, and
@@ -252,8 +252,8 @@ def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
     which = change.SIDES[side][0]
     service = services.read(frames, services.ServiceLimits.of(given))[which]
     own = sessions.read(frames, sessions.SessionLimits.of(given))[which]
-    counted = service.by == "service" and service.loops[side].doing is Doing.RUNS
-    return counted or (own.says is Says.ALIVE and own.confidence == "high")
+    counted = service.by == "service" and service.loops[side].doing is LoopActivity.RUNS
+    return counted or (own.says is SessionState.ALIVE and own.confidence == "high")
 
 
 def look_again_s(given: JudgeInput, limit: Threshold, sign_s: float | None, in_hand: float) -> float:
@@ -288,14 +288,14 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     service = services.read(frames, replace(services.ServiceLimits.of(given), poll_s=pause_s))[which]
     held = sessions.read(frames, replace(sessions.SessionLimits.of(given), poll_s=pause_s))
     loop, own = service.loops[side], held[which]
-    quiet = own.says is Says.LOOP_SILENT and loop.doing is not Doing.BEHIND
+    quiet = own.says is SessionState.LOOP_SILENT and loop.doing is not LoopActivity.BEHIND
     if program.failed:
         return LoopState(NOT_UP[side])  # whatever its loops do until it ends again
-    if loop.doing is Doing.RUNS:
+    if loop.doing is LoopActivity.RUNS:
         return LoopState(RUNS[side])
     if service.locked_out:
         return LoopState(KEPT_OUT[side])
-    if loop.doing is Doing.FAILS and loop.share == 1:
+    if loop.doing is LoopActivity.FAILS and loop.share == 1:
         meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
         return LoopState(meant[side], loop.exception)
     if program.wanted == 0:
@@ -303,37 +303,41 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
         return LoopState(
             TAKEN_DOWN[side], others=own.sessions or None, elsewhere=ELSEWHERE[side] if own.sessions else ""
         )
-    if loop.doing is Doing.OFF or program.enabled is False:
+    if loop.doing is LoopActivity.OFF or program.enabled is False:
         return LoopState(SWITCHED_OFF[side])
     if given.limits["delivery.silence"].reached(program.poll_s, Status.CRITICAL):
         return LoopState(HELD[side])
     if program.young:
         return LoopState(STARTING[side])
     # The service accepted the connection and sent nothing, and its database sessions are silent too.
-    if service.answers is Answers.HUNG and own.sessions and own.says in (Says.FROZEN, Says.NOT_SEEN):
+    if (
+        service.answers is RequestResult.HUNG
+        and own.sessions
+        and own.says in (SessionState.FROZEN, SessionState.NOT_SEEN)
+    ):
         return LoopState(FROZEN[side], silent_s=own.newest_s)
-    if own.says is Says.FROZEN and service.answers is not Answers.YES:
+    if own.says is SessionState.FROZEN and service.answers is not RequestResult.YES:
         sure = own.confidence == "high"
         return LoopState((FROZEN if sure else SEEMS_FROZEN)[side], silent_s=own.newest_s)
     if program.ready == 0:
         return LoopState(NOT_UP[side])
-    if own.says is Says.NONE:
-        if service.answers is Answers.YES:
+    if own.says is SessionState.NONE:
+        if service.answers is RequestResult.YES:
             return LoopState(KEPT_OUT[side])
         if not sessions.no_service_has_sessions(held):
             return LoopState(NOT_UP[side])
         # Neither service has a session: the database refuses them only if their processes run. Otherwise their
         # sessions may have other names.
         return LoopState(NO_SESSION) if program.ready else UNKNOWN_STATE
-    if loop.doing is Doing.LONG and own.says is Says.BLOCKED:
+    if loop.doing is LoopActivity.LONG and own.says is SessionState.BLOCKED:
         return LoopState(HELD_UP[side])
-    if loop.doing is Doing.STILL or (quiet and (loop.doing is Doing.LONG or program.enabled)):
+    if loop.doing is LoopActivity.STILL or (quiet and (loop.doing is LoopActivity.LONG or program.enabled)):
         return LoopState(HANGS[side])
     if quiet:
         return LoopState(SILENT[side])
-    if own.says is Says.FAILING:
+    if own.says is SessionState.FAILING:
         return LoopState(ROLLS_BACK)
-    if own.says is Says.ALIVE and own.confidence == "high" and loop.doing is Doing.NOT_SEEN:
+    if own.says is SessionState.ALIVE and own.confidence == "high" and loop.doing is LoopActivity.NOT_SEEN:
         return LoopState(RUNS[side])
     return UNKNOWN_STATE
 

@@ -15,7 +15,7 @@ from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -205,7 +205,7 @@ def collect(rb: Context) -> Frames:
     (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter
     have not shown the loop running.
     """
-    parts = Parts()
+    parts = FrameCollector()
     with rb.snapshot() as db:
         frames = {"delay": db.ask("outbox/delay")}
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))

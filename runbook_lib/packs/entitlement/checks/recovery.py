@@ -13,7 +13,7 @@ from runbook_lib import rows
 from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import (
-    Parts,
+    FrameCollector,
     collect_each,
     judge_each,
     notes_of_failures,
@@ -96,13 +96,13 @@ def _lookback_start(rb: Context) -> pd.Timestamp:
     return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
 
 
-def _collect_flows(rb: Context, db: Snapshot, tried: Iterable[str] = TRIED) -> Parts:
+def _collect_flows(rb: Context, db: Snapshot, tried: Iterable[str] = TRIED) -> FrameCollector:
     """Read each part's queue now, and its flows in steps of ten seconds.
 
     Sent notifications are counted if they were created in the last `recovery.created_before` hours; if that read is too
     expensive, in the last hour.
     """
-    parts, since = Parts(), _lookback_start(rb)
+    parts, since = FrameCollector(), _lookback_start(rb)
     longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
     for queue, flows in (TRIED[part] for part in tried):
         question = f"recovery/{flows}"
@@ -377,7 +377,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
 
 def collect_dead_letters(rb: Context) -> Frames:
     """6.3: read when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
-    parts = Parts()
+    parts = FrameCollector()
     with rb.snapshot() as db:
         parts.answers["letters"] = db.ask("recovery/dead_letters")
         parts.ask(db, "outbox", {"outbox_failed": OutboxFailed.QUESTION})
@@ -469,7 +469,7 @@ def collect_slis(rb: Context) -> Frames:
         since, until = (rb.as_of - pd.Timedelta(seconds=rb.number(name)) for name in SPANS[part])
         return {"since": since, "until": until}
 
-    parts = Parts()
+    parts = FrameCollector()
     with rb.snapshot() as db:
         with parts.part("outbox") as answers:
             answers["publish"] = db.ask_apart("sli/outbox_cohort", **span("publish"))

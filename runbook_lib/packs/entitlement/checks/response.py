@@ -14,7 +14,7 @@ from runbook_lib.analysis import diagnosis, history, stats
 from runbook_lib.catalog import RECOVERY
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import (
-    Parts,
+    FrameCollector,
     collect_each,
     judge_each,
     notes_of_failures,
@@ -126,7 +126,7 @@ def collect_impact(rb: Context) -> Frames:
     created, those of `outage.ask`; requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective:
     text, met: flag, why: text).
     """
-    parts = Parts()
+    parts = FrameCollector()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
     lately = pd.Timedelta(seconds=rb.number(recovery.SPANS["publish"][0]))
     with rb.snapshot() as db:
@@ -155,7 +155,7 @@ def collect_impact(rb: Context) -> Frames:
     return frames | {"slis": sli_rows(frames, rb.given())}
 
 
-def _ask_for_deletions(rb: Context, db: Snapshot, parts: Parts) -> None:
+def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
     """Ask what was deleted if events seem to wait at the broker, and if that explains them, how many it holds."""
     missing = [at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"]
     if not sum(missing):

@@ -108,7 +108,7 @@ def collect_effect(rb: Context) -> Frames:
             time.sleep(rb.number("looks.effect"))
 
 
-class RestartLook(rows.Row):
+class RestartSample(rows.Row):
     """The time of the sample, and how long after a restart it was taken."""
 
     at: pd.Timestamp | None = None
@@ -118,7 +118,7 @@ class RestartLook(rows.Row):
 
 def judge_effect(frames: Frames, given: JudgeInput) -> Finding:
     """5.1.3: judge whether the backlog and the error rate go down."""
-    look = rows.first(frames.get("look"), RestartLook) or RestartLook()  # without one nothing was restarted either
+    look = rows.first(frames.get("look"), RestartSample) or RestartSample()  # without one nothing was restarted either
     now = replace(given, as_of=look.at or given.as_of)
     found = judge_each({k: f for k, f in frames.items() if k != "look"}, now, _EFFECT)
     headlines = {name: f.headline for name, f in found.items()}

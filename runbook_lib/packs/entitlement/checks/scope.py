@@ -13,7 +13,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.parts import (
-    Parts,
+    FrameCollector,
     no_data,
     notes_of_failures,
     require_present,
@@ -136,7 +136,7 @@ def collect_schema(rb: Context, schema: str, activity: Mapping[str, Mapping[str,
             result = db.try_ask(query, schema=schema)
             if result is not None:
                 frames[name] = result
-        parts = Parts(frames)
+        parts = FrameCollector(frames)
         for table, queries in activity.items():
             parts.ask(db, table, queries)
         return parts.frames()
@@ -368,7 +368,7 @@ def collect_broker(rb: Context) -> Frames:
         "slow_consumers": None,
         "started_at": None,
     }
-    parts, members = Parts(), list[quorum.Member]()
+    parts, members = FrameCollector(), list[quorum.Member]()
     with parts.part("monitor") as answers:
         varz, cluster = rb.nats_monitor.servers(), rb.nats_monitor.cluster()
         server |= {
@@ -623,7 +623,7 @@ class ReplicaWindow(rows.Row):
     behind_s: float | None = None
 
 
-class Right(rows.Row, query="scope/rights"):
+class TablePrivilege(rows.Row, query="scope/rights"):
     """The role's rights on a table."""
 
     table_name: str = ""
@@ -636,7 +636,7 @@ def judge_database(frames: Frames, given: JudgeInput) -> Finding:
     server = rows.first(frames.get("server"), DatabaseServer)
     if server is None:
         return no_data("scope/server")
-    rights = rows.each(frames.get("rights"), Right)
+    rights = rows.each(frames.get("rights"), TablePrivilege)
     unreadable, writable = ([r.table_name for r in rights if not r.may_read], [r for r in rights if r.may_write])
     connections = rows.first(frames.get("connections"), Connections)
     if connections is None or "rights" not in frames:
@@ -720,7 +720,7 @@ def collect_optional(rb: Context) -> Frames:
 
     Frames: redis (version, role: text; uptime_s: s; clients: number), prometheus (job, instance: text; value: number).
     """
-    parts = Parts()
+    parts = FrameCollector()
     with parts.part("redis") as answers:
         info = rb.redis.info()
         answers["redis"] = row(

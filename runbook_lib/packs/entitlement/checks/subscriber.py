@@ -14,7 +14,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import Parts, require_present, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between, signals_of_failures
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -207,7 +207,7 @@ class SubscriberReading:
         return self.missing is not None and self.missing.lately and bool(self.ended) and self.bound is not False
 
     @property
-    def stands_still(self) -> bool:
+    def is_stalled(self) -> bool:
         """Whether, by the tables alone, events are published and none is processed."""
         return bool(self.missed) and self.activity.processed_1m == 0
 
@@ -274,7 +274,7 @@ def collect(rb: Context) -> Frames:
     `list_clients`, `logins.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens: flag) and
     those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries are cheap.
     """
-    parts, before = Parts(), None
+    parts, before = FrameCollector(), None
     with parts.part("consumer") as frames:
         found, before = _read_consumer(rb)
         frames |= found
@@ -657,8 +657,8 @@ def _propose_credentials_check(given: JudgeInput, seen: SubscriberReading) -> tu
 
 def _propose_own_logs(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
     """Propose to read the log of a subscriber that loses events or processes none."""
-    stands_still = seen.unseen and seen.stands_still
-    return (proposals.logs(given, "notification"),) if seen.losing or stands_still else ()
+    is_stalled = seen.unseen and seen.is_stalled
+    return (proposals.logs(given, "notification"),) if seen.losing or is_stalled else ()
 
 
 def _rate_cluster(seen: SubscriberReading) -> Status:
@@ -713,7 +713,7 @@ CASES = Cases[SubscriberReading](
         "subscriber.unseen",
         S.unseen,
         Status.UNKNOWN,
-        evidence=lambda seen: ("subscriber.stands_still",) if seen.stands_still else (),
+        evidence=lambda seen: ("subscriber.stands_still",) if seen.is_stalled else (),
         propose=_propose_own_logs,
         read=_sections_after_loss,
     ),

@@ -15,7 +15,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
 from runbook_lib.catalog import SettingValue, Slo
 from runbook_lib.checks.check import Check, failures
-from runbook_lib.checks.parts import OutcomeRow, Parts, preconditions_hold
+from runbook_lib.checks.parts import FrameCollector, OutcomeRow, preconditions_hold
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
@@ -41,7 +41,7 @@ _TIMING_KEYS = {
 
 
 @dataclass(frozen=True)
-class Side:
+class ThrottledWorker:
     """One side of the pipeline that can be slowed down."""
 
     name: str
@@ -55,11 +55,11 @@ class Side:
     level: str | None = None
 
 
-DELIVERY = Side(
+DELIVERY = ThrottledWorker(
     "delivery", "delivery_worker", Notifications, "throttle.delivery_held",
     "notifications/arrivals_per_minute", "notifications/sent_per_minute", ("NOTI-B",), "NOTI-C",
 )  # fmt: skip
-RELAY = Side(
+RELAY = ThrottledWorker(
     "relay", "relay", Outbox, "throttle.relay_held",
     "outbox/arrivals_per_minute", "outbox/published_per_minute", ("ENT-C", "ENT-D", "NOTI-B"),
 )  # fmt: skip
@@ -108,7 +108,7 @@ class SampleTimes(rows.Row):
 # Collecting -------------------------------------------------------------------------------------------------
 
 
-def collect(rb: Context, side: Side) -> Frames:
+def collect(rb: Context, side: ThrottledWorker) -> Frames:
     """Query the settings in force, the flow of the queue, and the outcome of a change of this run.
 
     Frames: settings (fields of `SettingRow`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag;
@@ -116,7 +116,7 @@ def collect(rb: Context, side: Side) -> Frames:
     batches, backlog, came, gone; of delivery those of `delivery.collect`.
     """
     which, topic = change.SIDES[side.name]
-    parts, program = Parts(), getattr(facts_of(rb).workloads, which)
+    parts, program = FrameCollector(), getattr(facts_of(rb).workloads, which)
     environment: dict[str, str] | None = None
     with parts.part("workload") as found:
         environment = rb.workloads.environment(program)
@@ -148,7 +148,7 @@ def collect(rb: Context, side: Side) -> Frames:
     return parts.frames() | frames
 
 
-def _read_settings(rb: Context, side: Side, environment: dict[str, str] | None) -> pd.DataFrame:
+def _read_settings(rb: Context, side: ThrottledWorker, environment: dict[str, str] | None) -> pd.DataFrame:
     asked = change.requested_settings(rb.parameters, side.name)
     now = {} if environment is None else change.current_settings(rb.catalog.settings, side.name, environment)
     found = [
@@ -277,7 +277,7 @@ class ThrottleReading:
         return self.now.batch is not None and self.now.pause_s is not None and self.now.enabled is not None
 
 
-def read(frames: Frames, given: JudgeInput, side: Side) -> ThrottleReading:
+def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleReading:
     """Read the settings, the pace that they allow, and the flow."""
     settings = {s.kind: s for s in rows.each(frames.get("settings"), SettingRow)}
     now = {kind: settings[kind].now if kind in settings else None for kind in change.KINDS}
@@ -325,7 +325,7 @@ def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, now: dict[str, A
     return 0.0, "unknown"
 
 
-def _read_flow(frames: Frames, given: JudgeInput, side: Side, at: pd.Timestamp) -> Flow:
+def _read_flow(frames: Frames, given: JudgeInput, side: ThrottledWorker, at: pd.Timestamp) -> Flow:
     queue = rows.one(frames.get("backlog"), side.queue)
     last = rows.first(frames.get("activity"), LastMinute) or rows.one(frames.get("backlog"), LastMinute)
     gone = last.published_1m if last.sent_1m is None else last.sent_1m
@@ -350,7 +350,7 @@ def _count_per_minute(
     return float(counts[(counts.index >= until - minutes * history.MINUTE) & (counts.index < until)].sum()) / minutes
 
 
-def judge(frames: Frames, given: JudgeInput, side: Side) -> Finding:
+def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
     """Judge a side: OK with default settings, WARNING with a change in force, CRITICAL after a failed change."""
     if "backlog" not in frames:
         return judged(say("throttle.unseen"), at_least=Status.UNKNOWN)
@@ -387,12 +387,12 @@ def judge(frames: Frames, given: JudgeInput, side: Side) -> Finding:
     )  # fmt: skip
 
 
-def _is_late(seen: ThrottleReading, given: JudgeInput, side: Side) -> bool:
+def _is_late(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) -> bool:
     age = given.limits["backlog.oldest_due" if side is DELIVERY else "outbox.oldest_due"]
     return bool(seen.flow.due) and age.status(seen.flow.oldest_s) is not Status.OK
 
 
-def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side: Side) -> Text:
+def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side: ThrottledWorker) -> Text:
     flow, who = seen.flow, say(_WHO_KEYS[side.name])
     facts: dict[str, Any] = {
         "who": who,
@@ -426,7 +426,7 @@ def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side
     return say("throttle.in_force" if seen.changed else "throttle.room", **facts)
 
 
-def _build_values(seen: ThrottleReading, given: JudgeInput, side: Side) -> list[Value]:
+def _build_values(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) -> list[Value]:
     now, flow, limits = seen.now, seen.flow, given.limits
     values = [
         Value(f"{side.name}.batch_size", now.batch, "rows"),
@@ -442,7 +442,7 @@ def _build_values(seen: ThrottleReading, given: JudgeInput, side: Side) -> list[
     return values
 
 
-def _build_plan(seen: ThrottleReading, given: JudgeInput, side: Side) -> pd.DataFrame:
+def _build_plan(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) -> pd.DataFrame:
     """Return the current settings beside the requested or proposed ones, with the effect of each."""
     flow, now, then = seen.flow, seen.now, seen.then
     found: list[tuple[str, Any, Any, str]] = [
@@ -483,7 +483,7 @@ def _predict_growth(flow: Flow, pace: Pace) -> float | None:
     return 0.0  # a backlog below one batch does not shrink further
 
 
-def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side: Side) -> list[Text]:
+def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker) -> list[Text]:
     failed = failures(frames)
     notes = []
     if "workload" in failed:
@@ -520,7 +520,7 @@ def _measure_rate(frames: Frames, seen: ThrottleReading) -> float | None:
     return None if since is None else change.rate_of(change.claims_since(frames, since))
 
 
-def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: Side) -> list[Text]:
+def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker) -> list[Text]:
     """Note the predicted effect of the requested or proposed values."""
     flow, then = seen.flow, seen.then
     settings = ", ".join(
@@ -557,7 +557,7 @@ def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: Side) -> li
 
 
 def _build_proposals(
-    frames: Frames, given: JudgeInput, seen: ThrottleReading, side: Side, *, done: bool, failed: bool
+    frames: Frames, given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker, *, done: bool, failed: bool
 ) -> list[Proposal]:
     """Propose to undo a change in force, to run the requested one, or to throttle for a failing receiver or broker."""
     which = change.SIDES[side.name][0]
@@ -619,7 +619,7 @@ def _format_value(value: Any) -> str:
 # Drawing ----------------------------------------------------------------------------------------------------
 
 
-def draw(frames: Frames, given: JudgeInput, side: Side) -> charts.Chart | None:
+def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Chart | None:
     """Draw the rows per minute that arrived and were claimed, and the rates that the settings allow."""
     if "backlog" not in frames or not {"came", "gone"} & frames.keys():
         return None

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from runbook_lib import rows
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import row
@@ -160,7 +160,7 @@ class Connected(rows.Row):
     user: str = ""
 
 
-class AtWork(rows.Row):
+class BrokerActivity(rows.Row):
     """Signs that the service's own connection to the broker works: its consumer is bound, or it has published."""
 
     bound: bool | None = None
@@ -222,7 +222,7 @@ def collect(rb: Context, workload: str) -> Frames:
 
     Frames: logins (see `read_attempts`) and those of `collect_without_log`.
     """
-    parts, name = Parts(), rb.facts.workloads.program(workload)
+    parts, name = FrameCollector(), rb.facts.workloads.program(workload)
     with parts.part("log") as found:
         found["logins"] = read_attempts(read_log(rb.workloads.logs(name, rb.number("login.log"))))
     return parts.answers | collect_without_log(rb, workload)
@@ -234,7 +234,7 @@ def collect_without_log(rb: Context, workload: str) -> Frames:
     Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names); those of
     `services.collect` and `sessions.collect`.
     """
-    parts, name = Parts({"looked": row(at=rb.now())}), rb.facts.workloads.program(workload)
+    parts, name = FrameCollector({"looked": row(at=rb.now())}), rb.facts.workloads.program(workload)
     with parts.part("instances") as found:
         pods = rb.workloads.pods(name)
         ages = [(rb.now() - pd.Timestamp(pod["started"])).total_seconds() for pod in pods if pod["started"]]
@@ -322,13 +322,13 @@ def _process_has_no_session(frames: Frames, given: JudgeInput, workload: str, se
     found = sessions.read(frames, sessions.SessionLimits.of(given))
     if instances is None or not instances.ready or instances.young or workload not in found:
         return False
-    if found[workload].says is not sessions.Says.NONE:
+    if found[workload].says is not sessions.SessionState.NONE:
         return False
-    return seen.answers is services.Answers.YES or sessions.no_service_has_sessions(found)
+    return seen.answers is services.RequestResult.YES or sessions.no_service_has_sessions(found)
 
 
 def _judge_broker_login(frames: Frames, given: JudgeInput) -> LoginState:
-    at_work, node = rows.one(frames.get("at_work"), AtWork), rows.one(frames.get("node"), Node)
+    at_work, node = rows.one(frames.get("at_work"), BrokerActivity), rows.one(frames.get("node"), Node)
     if at_work.bound:
         return LoginState(True, given.as_of)
     attempts, connected = _read_server_attempts(frames, Server.BROKER), each(frames.get("connected"), Connected)

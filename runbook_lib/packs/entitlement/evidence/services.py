@@ -55,7 +55,7 @@ SAMPLE_COLUMNS = ["service", "at", "by", "name", "code_namespace", "exception", 
 REQUEST_COLUMNS = ["service", "at", "by", "reason", "code", "detail"]
 
 
-class Doing(StrEnum):
+class LoopActivity(StrEnum):
     """The activity of a loop."""
 
     RUNS = "runs"
@@ -67,7 +67,7 @@ class Doing(StrEnum):
     NOT_SEEN = "not_seen"
 
 
-class Answers(StrEnum):
+class RequestResult(StrEnum):
     """The result of a request to a service."""
 
     YES = "yes"
@@ -107,7 +107,7 @@ class LoopSeen:
     """The activity of one loop: `share` of its runs failed between the samples; `for_s` seconds inside its run now."""
 
     loop: str
-    doing: Doing = Doing.NOT_SEEN
+    doing: LoopActivity = LoopActivity.NOT_SEEN
     exception: str = ""
     share: float | None = None
     for_s: float | None = None
@@ -123,7 +123,7 @@ class ServiceSeen:
     """
 
     service: str
-    answers: Answers = Answers.NOT_SEEN
+    answers: RequestResult = RequestResult.NOT_SEEN
     why: str = ""
     by: str = ""
     gap_s: float | None = None
@@ -290,7 +290,7 @@ def _read_service(
     series = _group_samples(samples)
     direct = [a for a in asked if a.by == "service"]
     answers, why = _read_answer(direct[-1] if direct else None)
-    if not series or (answers in (Answers.HUNG, Answers.CLOSED) and series[-1].by == "service"):
+    if not series or (answers in (RequestResult.HUNG, RequestResult.CLOSED) and series[-1].by == "service"):
         # The earlier sample is out of date: the service does not answer now.
         return ServiceSeen(
             service, answers, why, loops={n: LoopSeen(n) for n, t in TASKS.items() if t.service == service}
@@ -336,13 +336,13 @@ def _to_timestamp(epoch_s: float | None) -> pd.Timestamp | None:
         return None
 
 
-def _read_answer(asked: ServiceRequest | None) -> tuple[Answers, str]:
+def _read_answer(asked: ServiceRequest | None) -> tuple[RequestResult, str]:
     if asked is None or asked.reason == Reason.NOT_CONFIGURED:
-        return Answers.NOT_SEEN, ""
+        return RequestResult.NOT_SEEN, ""
     if not asked.reason:
-        return Answers.YES, ""
-    known = {"hung": Answers.HUNG, "no_connection": Answers.CLOSED, "no_answer": Answers.NOT_SEEN}
-    return known.get(asked.code, Answers.OTHER), asked.detail
+        return RequestResult.YES, ""
+    known = {"hung": RequestResult.HUNG, "no_connection": RequestResult.CLOSED, "no_answer": RequestResult.NOT_SEEN}
+    return known.get(asked.code, RequestResult.OTHER), asked.detail
 
 
 def _read_loop(
@@ -357,36 +357,38 @@ def _read_loop(
 
     if not last.has(worker):
         if held >= numbers.long_s:
-            return LoopSeen(name, Doing.BEHIND, for_s=held)
+            return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
         begun = age is not None and age >= numbers.young_s
         finished = any(sum(last.runs(w).values()) > 0 for w in others)
         known = all(w.endswith(tuple(t.worker for t in TASKS.values())) for w in others)  # no other version's names
-        return LoopSeen(name, Doing.OFF if begun and finished and known and not held else Doing.NOT_SEEN)
+        return LoopSeen(name, LoopActivity.OFF if begun and finished and known and not held else LoopActivity.NOT_SEEN)
     if not task.polls:
         failed = total - ran.get("none", 0.0)
         if inside >= numbers.long_s:
-            return LoopSeen(name, Doing.LONG, for_s=inside)
+            return LoopSeen(name, LoopActivity.LONG, for_s=inside)
         if not total:
             return LoopSeen(name)
-        doing = Doing.FAILS if failed and not ran.get("none") else Doing.RUNS
+        doing = LoopActivity.FAILS if failed and not ran.get("none") else LoopActivity.RUNS
         return LoopSeen(name, doing, _most_frequent_exception(ran), failed / total, runs=total, failures=failed)
     if first is None:
-        return LoopSeen(name, Doing.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name, runs=total)
+        return (
+            LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name, runs=total)
+        )
     before = first.runs(worker)
     grown = {how: n - before.get(how, 0.0) for how, n in ran.items() if n > before.get(how, 0.0)}
     runs = sum(grown.values())
     failed = runs - grown.get("none", 0.0)
     if runs:
-        doing = Doing.FAILS if failed else Doing.RUNS
+        doing = LoopActivity.FAILS if failed else LoopActivity.RUNS
         return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None, runs, failed)
     gap = (last.at - first.at).total_seconds()
     if inside >= gap or inside >= numbers.long_s:
-        return LoopSeen(name, Doing.LONG, for_s=inside)
+        return LoopSeen(name, LoopActivity.LONG, for_s=inside)
     if held >= gap or held >= numbers.long_s:
-        return LoopSeen(name, Doing.BEHIND, for_s=held)
+        return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
     if inside or held or gap < 2 * _estimate_interval(total, age, numbers):
         return LoopSeen(name)
-    return LoopSeen(name, Doing.STILL)
+    return LoopSeen(name, LoopActivity.STILL)
 
 
 def _estimate_interval(total: float, age: float | None, numbers: ServiceLimits) -> float:

@@ -30,7 +30,7 @@ from runbook_lib.sources.postgres import Snapshot
 Confidence = Literal["high", "medium", "low", "none"]
 
 
-class Says(StrEnum):
+class SessionState(StrEnum):
     """The state that a service's sessions show."""
 
     NONE = "none"  # no session: the database refuses the service, or no process is there
@@ -100,7 +100,7 @@ class SessionsSeen:
     """The state of one service by its sessions, with its confidence."""
 
     service: str
-    says: Says = Says.NOT_SEEN
+    says: SessionState = SessionState.NOT_SEEN
     confidence: Confidence = "none"
     sessions: int | None = None
     newest_s: float | None = None
@@ -228,37 +228,39 @@ def _judge_service(
     fresh = max(numbers.fresh_s, 3 * numbers.poll_s)
     frozen = max(numbers.frozen_s, 5 * numbers.poll_s)
 
-    def seen(says: Says, confidence: Confidence) -> SessionsSeen:
+    def seen(says: SessionState, confidence: Confidence) -> SessionsSeen:
         return SessionsSeen(row.service, says, confidence, row.sessions, row.newest, row.poll)
 
     if not row.sessions:
         # Sessions without a known statement, or of an unknown driver, may be its own.
-        return seen(Says.NOT_SEEN, "none") if either.sessions or row.strangers else seen(Says.NONE, "high")
+        return (
+            seen(SessionState.NOT_SEEN, "none") if either.sessions or row.strangers else seen(SessionState.NONE, "high")
+        )
     if row.newest is None:
-        return seen(Says.NOT_SEEN, "none")
+        return seen(SessionState.NOT_SEEN, "none")
     if row.waiting or (row.working and row.newest >= fresh):
-        return seen(Says.BLOCKED, "medium")
+        return seen(SessionState.BLOCKED, "medium")
     if row.poll is None:
         # No session has a statement of the loop; a loop that stopped would have left its last one.
         if row.since is None or row.since < numbers.young_s:
-            return seen(Says.NOT_SEEN, "none")
+            return seen(SessionState.NOT_SEEN, "none")
         active = min(row.newest, either.newest if either.newest is not None else row.newest) < fresh
-        return seen(Says.LOOP_SILENT, "medium" if active else "low")
+        return seen(SessionState.LOOP_SILENT, "medium" if active else "low")
     if row.newest >= frozen and row.poll - row.newest <= fresh:
-        return seen(Says.FROZEN, "high" if row.newest >= numbers.sure_s else "medium")
+        return seen(SessionState.FROZEN, "high" if row.newest >= numbers.sure_s else "medium")
     if row.newest < fresh and row.poll >= frozen:
-        return seen(Says.LOOP_SILENT, "medium")
+        return seen(SessionState.LOOP_SILENT, "medium")
     if row.poll >= fresh:
-        return seen(Says.NOT_SEEN, "none")  # too early to tell
+        return seen(SessionState.NOT_SEEN, "none")  # too early to tell
     if share is not None and share >= numbers.failing:
-        return seen(Says.FAILING, "medium")
+        return seen(SessionState.FAILING, "medium")
     # A statement older than the first sample may have been the loop's last one.
-    return seen(Says.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
+    return seen(SessionState.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
 
 
 def no_service_has_sessions(seen: dict[str, SessionsSeen]) -> bool:
     """Return whether no service has a session: the database more likely refuses both than both processes are dead."""
-    return bool(seen) and all(s.says is Says.NONE for s in seen.values())
+    return bool(seen) and all(s.says is SessionState.NONE for s in seen.values())
 
 
 def sessions_beyond_pool(
