@@ -1239,7 +1239,7 @@ def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broke
     ("status", "place", "said"),
     [
         (204, "delivery_worker", "answers the runbook with 204"),
-        (503, "receiver", "answers the runbook with 503 too"),
+        (503, "receiver", "also gets status 503"),
         (0, "receiver", "refuses the runbook's connection too"),
     ],
 )

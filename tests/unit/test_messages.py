@@ -76,7 +76,7 @@ def test_a_part_whose_parameters_are_unknown_is_left_out(lang: str) -> None:
         ("recovery.outbox_growing", {"failed": 9999.0},
          "The relay still gives up events, or the time of the last one is not known: 9,999 in FAILED"),
         ("postmortem.times_open", {"ttd": None, "entries": 1},
-         "Not recovered yet, by what the tables and the runs say; when it began is not known; 1 entry"),
+         "Not recovered yet, according to the tables and the runs; the onset is unknown; 1 entry"),
         ("publish.slow", {"p95": float("nan"), "n": 0, "minutes": 15, "due": 0.0},
          "The outbox flows, but events were late; 0 due now"),
     ],
