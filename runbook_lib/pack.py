@@ -72,6 +72,8 @@ class Pack:
     hooks: Mapping[str, str] = field(default_factory=dict)
     """Functions and classes that the core calls, by name (`hook`): of optional packages; and of a system
     `first_numbers`, which asks for the hops before a triage has its sections, and `first_samples`."""
+    example: Path | None = None
+    """A recording of an incident, for who has no system at hand: `runbook lab --replay example`."""
     required: tuple[str, ...] = ()
     """The sources that a complete verdict needs, if a target declares them."""
     module: str = ""

@@ -11,13 +11,26 @@ from typing import Any, TypeVar
 
 import click
 
-from runbook_lib import interrupts, settings
+from runbook_lib import interrupts, pack, settings
 from runbook_lib.cli.numbers import NumberRange
 from runbook_lib.usage import UsageError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class RecordingFile(click.Path):
+    """A recording's file; where there is no file `example`, that is the recording that comes with the runbook."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path of the file."""
+        if str(value) == "example" and not Path(value).exists():
+            value = next((p.example for p in pack.active_runbook().packs if p.example), value)
+        return super().convert(value, param, ctx)
+
+
+RECORDING = RecordingFile(dir_okay=False, path_type=Path)
 DEADLINE = NumberRange(min=0, min_open=True, max=settings.DAY_S)
 
 

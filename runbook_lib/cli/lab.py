@@ -8,14 +8,16 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
-from runbook_lib.cli.common import FILE, lang_option
+from runbook_lib.cli.common import RECORDING, lang_option
 
 
 @click.command()
 @click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
 @click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
 @click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
-@click.option("--replay", type=FILE, metavar="FILE", help="answer from a recording instead of a target's servers")
+@click.option(
+    "--replay", type=RECORDING, metavar="FILE|example", help="answer from a recording instead of a target's servers"
+)
 @lang_option("of the copies")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTER-OPTION...]")
 @click.pass_context

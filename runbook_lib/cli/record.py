@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from runbook_lib import settings
-from runbook_lib.cli.common import FILE, existing_archive, lang_option, output_option, parse_pairs
+from runbook_lib.cli.common import FILE, RECORDING, existing_archive, lang_option, output_option, parse_pairs
 from runbook_lib.model.finding import Text, say
 from runbook_lib.usage import UsageError, did_you_mean
 
@@ -48,7 +48,7 @@ def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
 
 
 @click.command(name="open")
-@click.argument("file", type=FILE)
+@click.argument("file", type=RECORDING, metavar="FILE|example")
 @click.option("--no-browser", is_flag=True, help="print the page")
 @click.option("--lab", "in_lab", is_flag=True, help="open the notebooks on the recorded frames in JupyterLab")
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="the seal of the file")

@@ -212,6 +212,14 @@ def opened(file: Path, *options: str) -> Result:
     return CliRunner().invoke(cli, ["open", str(file), "--lang", "en", *options], standalone_mode=False)
 
 
+def test_the_example_opens_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = opened(Path("example"), "--no-browser")
+    assert done.return_value == 3 and "Stuck at delivery worker" in done.output, "no checkpoint of it is kept"
+    recording.write(Path("example"), recording.read(RECORDINGS / "healthy.runbook"))
+    assert "Stuck" not in opened(Path("example"), "--no-browser").output, "a file of that name is meant"
+
+
 def test_a_capsule_of_an_older_version_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda uri: shown.append(uri))

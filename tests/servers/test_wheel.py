@@ -56,6 +56,8 @@ def test_the_wheel_runs_away_from_the_checkout(
     listed = run([str(installed / "runbook"), "sections"], tmp_path)
     assert listed.returncode == 0, listed.stderr
     assert "04_1_not_delivered.ipynb" in listed.stdout and "4.1.4" in listed.stdout
+    shown = run([str(installed / "runbook"), "open", "example", "--no-browser"], tmp_path)
+    assert "FM-NOTI-06" in shown.stdout, shown.stderr
 
     with bound(broker):
         history.backfill(db, datetime.now(UTC), stopped="worker")

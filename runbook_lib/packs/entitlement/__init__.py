@@ -16,6 +16,7 @@ PACK = Pack(
     Path(__file__).parent,
     docs=ROOT / "docs",
     notebooks=ROOT / "notebooks",
+    example=ROOT / "tests" / "recordings" / "worker_hung.runbook",
     actions="actions:ACTIONS",
     facts="facts:EntitlementFacts",
     parameters="facts:EntitlementParameters",
