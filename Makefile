@@ -43,6 +43,7 @@ lint: venv
 	$(RUN)/mypy
 	$(RUN)/mypy examples/procrastinate
 	$(RUN)/lint-imports --no-logo
+	$(RUN)/python -m pytest -q tests/unit/test_words.py
 
 bench: venv
 	$(RUN)/python -m tests.bench

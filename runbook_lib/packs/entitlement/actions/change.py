@@ -48,7 +48,7 @@ class SettingsChange:
 
     Takes either `settings` by their names in docs/operations.md (None restores the default), or `side` ("delivery" or
     "relay"), which takes them from the session's parameters. If the parameters have none for the side, the action
-    proposes half the batch and twice the pause, or the defaults if a change is in force. A proposal is only shown:
+    proposes half the batch and twice the pause, or the defaults if a change is active. A proposal is only shown:
     the action runs only with values that a person has named.
     """
 

@@ -99,7 +99,7 @@ class ForbiddenVariable(rows.Row):
 
 
 class SampleTimes(rows.Row):
-    """The time of the sample, and the time since which a change of this run is in force."""
+    """The time of the sample, and the time since which a change of this run is active."""
 
     at: pd.Timestamp | None = None
     since: pd.Timestamp | None = None
@@ -109,7 +109,7 @@ class SampleTimes(rows.Row):
 
 
 def collect(rb: Context, side: ThrottledWorker) -> Frames:
-    """Query the settings in force, the flow of the queue, and the outcome of a change of this run.
+    """Query the active settings, the flow of the queue, and the outcome of a change of this run.
 
     Frames: settings (fields of `SettingRow`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag;
     why_en, why_ja: text), look (at: time), did (since: time), those of `Outcome.frames`, and of the side's queries
@@ -273,7 +273,7 @@ class ThrottleReading:
 
     @property
     def known(self) -> bool:
-        """Return whether the settings in force are known."""
+        """Return whether the active settings are known."""
         return self.now.batch is not None and self.now.pause_s is not None and self.now.enabled is not None
 
 
@@ -287,7 +287,7 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
     pods = max(workload.replicas or 1, 1)  # if the number of pods is unknown, the pace of one
     per_row, timing = _measure_row_time(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
     batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
-    other = asked or {name: default for name, (_, default) in changed.items()}  # a change in force would be undone
+    other = asked or {name: default for name, (_, default) in changed.items()}  # an active change would be undone
     if not other and batch is not None and pause is not None:
         other = remedies.halved_rate(given, side.name, batch, pause)
     then = {kind: other.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
@@ -351,7 +351,7 @@ def _count_per_minute(
 
 
 def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
-    """Judge a side: OK with default settings, WARNING with a change in force, CRITICAL after a failed change."""
+    """Judge a side: OK with default settings, WARNING with an active change, CRITICAL after a failed change."""
     if "backlog" not in frames:
         return judged(say("throttle.unseen"), at_least=Status.UNKNOWN)
     seen = read(frames, given, side)
@@ -559,7 +559,7 @@ def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWo
 def _build_proposals(
     frames: Frames, given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker, *, done: bool, failed: bool
 ) -> list[Proposal]:
-    """Propose to undo a change in force, to run the requested one, or to throttle for a failing receiver or broker."""
+    """Propose to undo an active change, to run the requested one, or to throttle for a failing receiver or broker."""
     which = change.SIDES[side.name][0]
     found = []
     if failed:
