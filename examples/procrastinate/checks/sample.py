@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib import rows
-from runbook_lib.checks.parts import Parts
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Status
 
@@ -236,7 +236,7 @@ def collect(rb: Context) -> Frames:
             "holders": db.ask("database/holders"),
             "flow": db.ask("events/flow", most=row_limit(rb), within_s=rb.number("lately")),
         }
-    parts = Parts(frames)
+    parts = FrameCollector(frames)
     silences = [math.inf if w.silent_s is None else w.silent_s for w in rows.each(frames["workers"], Worker)]
     left = sum(q.doing - q.served for q in rows.each(frames["queues"], Queue))
     if left or not silences or max(silences) >= overdue:
