@@ -85,6 +85,19 @@ def test_the_cursor_reads_values_out_and_the_keys_zoom(page: Page) -> None:
     assert width() == pytest.approx(whole, abs=1)
 
 
+def test_the_mouse_reads_values_out_and_zooms(page: Page) -> None:
+    place, read = page.locator(".rb-time svg").bounding_box(), page.locator(".rb-read")
+    assert place
+    known = page.locator("rect.known").first
+    before = float(known.evaluate("e => +e.getAttribute('width')"))
+    page.mouse.move(place["x"] + 0.6 * place["width"], place["y"] + 60)
+    assert re.match(r"\d\d:\d\d:\d\dZ · ", read.inner_text())
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -100)
+    page.keyboard.up("Control")
+    page.wait_for_function(f"+document.querySelector('rect.known').getAttribute('width') > {before}")
+
+
 def test_a_command_is_copied(page: Page) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     button = page.locator(".rb-banner button").first

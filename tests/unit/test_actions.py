@@ -181,7 +181,9 @@ def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: C
     assert (done["did"], done["after"]) == ({"counted": 1}, {"n": 1})
     assert report._summarise_action(done).helped is None, "neither helped nor did not"
     dossier.write_index(rb.archive, "en")
-    assert b"the effect is not known" in rb.archive.read("index.html")
+    page = rb.archive.read("index.html").decode()
+    assert "the effect is not known" in page
+    assert re.search(r'<td>n</td><td class="n">0</td><td class="n">1</td>', page), "before and after, side by side"
 
 
 def test_an_interrupt_leaves_its_line_also_where_the_state_can_not_be_seen(rb: Context) -> None:

@@ -64,7 +64,7 @@ for (const box of document.querySelectorAll(".rb-time")) {
     const values = series.map(([name, all]) => [name, all.find(([b, e]) => b <= at && at < e)]);
     const events = named.filter((e) => (e.dataset.u ? +e.dataset.t <= at && at <= +e.dataset.u : Math.abs(e.dataset.t - at) < near));
     read.textContent = [
-      clock(at) + "Z",
+      (span > 43200 ? new Date(since + at * 1000).toISOString().slice(5, 10) + " " : "") + clock(at) + "Z",
       ...values.map(([name, v]) => `${name} ${v ? v[2].toLocaleString("en") : "–"}`),
       ...events.map((e) => `${e.dataset.name}: ${e.dataset.say}`),
     ].join(" · ");
