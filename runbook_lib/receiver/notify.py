@@ -97,7 +97,7 @@ class Notifier(Loop):
         super().__init__("notifier")
         self._journal, self._urls, self._metrics, self._output, self._lang = journal, dict(urls), metrics, output, lang
         self._clock = journal.clock
-        self._next_look, self._noted = 0.0, set[str]()
+        self._next_look, self._noted, self._unread = 0.0, set[str](), dict[str, str]()
 
     def poll(self) -> None:
         """Send the messages that are due to URLs that are not busy. Raises JournalError."""
@@ -117,11 +117,11 @@ class Notifier(Loop):
                     self.start_work(key, partial(self._note_reactions, place, threads[place]))
 
     def _note_reactions(self, place: str, threads: Sequence[tuple[str, str]]) -> None:
-        """Note who reacted to the first message of each thread (incident, id), once each; then do not look for a while.
+        """Note who reacted to the first message of each thread (incident, id), once each.
 
-        An error ends the look: without the right to read reactions, nothing is noted.
+        An error ends the look; the same one again is not logged again.
         """
-        plugin = _open_url(self._urls[place])
+        plugin, problem = _open_url(self._urls[place]), ""
         try:
             for incident, thread in threads:
                 for user in slack.acknowledgements(plugin, thread):
@@ -130,8 +130,10 @@ class Notifier(Loop):
                         keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
                         self._noted.add(mark)
         except (SourceError, OutputError) as e:
-            detail = e.detail if isinstance(e, SourceError) else str(e)
-            _log.warning("reactions at notify URL %s could not be noted: %s", place, detail)
+            problem = e.detail if isinstance(e, SourceError) else str(e)
+            if problem != self._unread.get(place):
+                _log.warning("reactions at notify URL %s could not be noted: %s", place, problem)
+        self._unread[place] = problem
 
     def _send(self, message: Notice, url: str) -> None:
         results: list[tuple[str, str]] = []

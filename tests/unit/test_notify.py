@@ -171,6 +171,7 @@ def test_a_reaction_in_slack_is_one_note_of_the_timeline(
                     allowed[0] = True
                     looks.clear()
                     until(lambda: len(looks) > 3)
+                    assert sum("missing_scope" in line for line in heard) == 1
             notes = Archive(str(tmp_path / str(n) / "out"), "I0").lines(NOTES)
             assert [(note["who"], note["text"]) for note in notes] == [
                 ("slack:U07AOKI", "acknowledged in Slack"),
