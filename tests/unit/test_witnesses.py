@@ -205,6 +205,16 @@ def test_what_is_contradicted_is_evidence_in_no_finding(name: str) -> None:
         assert [*contradicted] == [name] and name not in BOOK.contradicted_by.get(other, ())
 
 
+def test_a_start_that_is_over_hides_no_hang() -> None:
+    """The first step saw a process that had just started; the step after it saw that its loop hangs."""
+    now = pd.Timestamp("2026-01-01T00:01Z")
+    starting, hangs = (replace(seen("4.1.1", f"delivery.{name}"), at=now) for name in ("starting", "hangs"))
+    later = conclude(replace(starting, at=now - pd.Timedelta("20s")), hangs)
+    assert (later.stuck_at, later.failure_modes[0].id) == ("delivery_worker", "FM-NOTI-06")
+    again = conclude(starting, replace(hangs, at=now - pd.Timedelta("20s")))
+    assert again.stuck_at is None, "it was restarted since"
+
+
 def test_what_was_seen_earlier_contradicts_nothing() -> None:
     """A worker that ran and hangs now hangs; one that hung and runs now runs."""
     now = pd.Timestamp("2026-01-01T00:01Z")
