@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
+
+#: The widths and colours in which each page is looked at.
+LOOKS: tuple[tuple[int, Literal["light", "dark"]], ...] = (
+    (360, "dark"),
+    (1280, "light"),
+    (1920, "dark"),
+    (360, "light"),
+)
 
 
 def none_on(page: Page) -> None:

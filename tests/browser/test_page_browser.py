@@ -51,10 +51,7 @@ def page(browser: str, index: str, request: pytest.FixtureRequest) -> Iterator[P
 
 @pytest.mark.parametrize(
     "page",
-    [
-        {"viewport": {"width": width, "height": 740}, "color_scheme": scheme}
-        for width, scheme in ((360, "light"), (1280, "dark"), (1920, "light"))
-    ],
+    [{"viewport": {"width": width, "height": 740}, "color_scheme": scheme} for width, scheme in barriers.LOOKS],
     indirect=True,
 )
 def test_nobody_is_kept_out(page: Page) -> None:
@@ -146,11 +143,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["artifact", "capsule", "diff", "postmortem", "report"])
 def test_no_page_keeps_anybody_out(pages: Path, name: str, browser: str) -> None:
-    """Narrow and dark, wide and light, and printed."""
+    """Narrow, wide, light, dark, and printed."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        for width, scheme in ((360, "dark"), (1920, "light")):
-            page = chromium.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)  # type: ignore[arg-type]
+        for width, scheme in barriers.LOOKS:
+            page = chromium.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)
             page.goto((pages / f"{name}.html").as_uri())
             assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} at {width}"
             page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")

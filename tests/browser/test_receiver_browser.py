@@ -129,8 +129,12 @@ def test_from_the_page_to_the_evidence(page: Page, receiver: Running) -> None:
 
 
 def test_nobody_is_kept_out(page: Page, receiver: Running) -> None:
-    page.goto(receiver.url)
-    barriers.none_on(page)
+    for width, scheme in barriers.LOOKS:
+        page.set_viewport_size({"width": width, "height": 740})
+        page.emulate_media(color_scheme=scheme)
+        page.goto(receiver.url)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), width
+        barriers.none_on(page)
     page.locator("#INC-1 a.dossier").click()
     barriers.none_on(page)
     page.locator('a[href*="-4.1-"]', has_text="html").click()
