@@ -432,6 +432,9 @@ def test_a_durable_has_one_subscriber_and_keeps_its_settings(own: Servers, on_br
     async def scene(client: broker.Broker, js: JetStreamContext) -> None:
         handler = Subscriber(Database(own.app_url)).on_message
         await client.bind(broker.CONSUMER, handler, 10, 10)
+        # The server learns of the subscription after the client has sent it.
+        while not (await js.consumer_info(broker.STREAM, broker.CONSUMER)).push_bound:
+            await asyncio.sleep(0.01)
         with pytest.raises(RuntimeError, match="SUB-90012"):
             await client.bind(broker.CONSUMER, handler, 10, 10)
         with pytest.raises(RuntimeError, match="SUB-90016"):
