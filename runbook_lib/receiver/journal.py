@@ -338,9 +338,14 @@ class Journal:
         return [Notice(**{k: r[k] for k in Notice.__dataclass_fields__}) for r in rows]
 
     def threads(self, since: float) -> list[tuple[str, str, str]]:
-        """Return incident, place and id of each thread with a message made `since` then. Raises JournalError."""
+        """Return incident, place and id of each thread with a message made `since` then, the newest first.
+
+        Raises JournalError.
+        """
         rows = self._query(
-            "SELECT DISTINCT t.* FROM threads AS t JOIN messages USING (incident, place) WHERE made >= ?", since
+            "SELECT t.* FROM threads AS t JOIN messages USING (incident, place) WHERE made >= ?"
+            " GROUP BY incident, place ORDER BY max(made) DESC",
+            since,
         )
         return [(r["incident"], r["place"], r["thread"]) for r in rows]
 

@@ -36,6 +36,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 GIVE_UP_S = 24 * 3600.0
 #: Seconds between two looks for reactions, and after which a thread's last message is not looked at any more.
 LOOK_EVERY_S, LOOK_FOR_S = 30.0, 24 * 3600.0
+#: The newest threads of a URL that are looked at: Slack allows some 50 such requests a minute.
+LOOK_AT = 20
 #: Maximum characters of a message's title and body.
 TITLE, BODY = 200, 3000
 
@@ -114,26 +116,24 @@ class Notifier(Loop):
                 threads[place].append((incident, thread))
             for place in threads.keys() & self._urls.keys():
                 if (key := f"reactions {place}") not in self.busy and not self.stopping.is_set():
-                    self.start_work(key, partial(self._note_reactions, place, threads[place]))
+                    self.start_work(key, partial(self._note_reactions, place, threads[place][:LOOK_AT]))
 
     def _note_reactions(self, place: str, threads: Sequence[tuple[str, str]]) -> None:
-        """Note who reacted to the first message of each thread (incident, id), once each.
-
-        An error ends the look; the same one again is not logged again.
-        """
-        plugin, problem = _open_url(self._urls[place]), ""
-        try:
-            for incident, thread in threads:
+        """Note who reacted to the first message of each thread (incident, id), once each; log each new problem once."""
+        plugin = _open_url(self._urls[place])
+        for incident, thread in threads:
+            problem = ""
+            try:
                 for user in slack.acknowledgements(plugin, thread):
                     if (mark := f"acknowledged {place} {incident} {user}") not in self._noted:
                         text = messages.text(say("notify.acknowledged"), self._lang)
                         keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
                         self._noted.add(mark)
-        except (SourceError, OutputError) as e:
-            problem = e.detail if isinstance(e, SourceError) else str(e)
-            if problem != self._unread.get(place):
-                _log.warning("reactions at notify URL %s could not be noted: %s", place, problem)
-        self._unread[place] = problem
+            except (SourceError, OutputError) as e:  # a deleted message, for example: the others are still looked at
+                problem = e.detail if isinstance(e, SourceError) else str(e)
+                if problem != self._unread.get(thread):
+                    _log.warning("reactions to incident %s at notify URL %s: %s", incident, place, problem)
+            self._unread[thread] = problem
 
     def _send(self, message: Notice, url: str) -> None:
         results: list[tuple[str, str]] = []

@@ -148,14 +148,17 @@ def test_a_reaction_in_slack_is_one_note_of_the_timeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]
 ) -> None:
     token, looks, allowed = "xoxb-1234-5678-abcdefgh", list[dict[str, list[str]]](), [False]
+    posts: list[dict[str, Any]] = []
 
     def answer(request: BaseHTTPRequestHandler) -> None:
         assert request.headers["Authorization"] == f"Bearer {token}"
         if request.command == "POST":
-            web.told(request)
-            return web.reply(request, body=json.dumps({"ok": True, "ts": "17.1"}).encode())
+            posts.append(web.told(request))
+            return web.reply(request, body=json.dumps({"ok": True, "ts": f"17.{len(posts)}"}).encode())
         assert urlsplit(request.path).path == "/api/reactions.get"
         looks.append(parse_qs(urlsplit(request.path).query))
+        if looks[-1]["timestamp"] == ["17.2"]:  # deleted
+            return web.reply(request, body=b'{"ok": false, "error": "message_not_found"}')
         seen = [{"name": "eyes", "users": ["U07AOKI"]}, {"name": "+1", "users": ["U07AOKI", "U08SATO"]}]
         said = {"ok": True, "message": {"reactions": seen}} if allowed[0] else {"ok": False, "error": "missing_scope"}
         web.reply(request, body=json.dumps(said).encode())
@@ -164,20 +167,20 @@ def test_a_reaction_in_slack_is_one_note_of_the_timeline(
     with web.web(answer) as address:
         monkeypatch.setattr(NotifySlack, "api_url", f"{address}/api/{{}}")
         for url, n in ((f"slack://{token}/+C0123ABC", 1), (f"slack://{token}/incidents", 0)):
-            with notified(tmp_path / str(n), url) as (journal, _):
-                until(lambda: journal.counts()["messages_sent"] == 1)
+            with notified(tmp_path / str(n), url, statuses=("CRITICAL", "CRITICAL")) as (journal, _):
+                until(lambda: journal.counts()["messages_sent"] == 2)
                 if n:
                     until(lambda: any("answered missing_scope" in line for line in heard))
                     allowed[0] = True
                     looks.clear()
                     until(lambda: len(looks) > 3)
-                    assert sum("missing_scope" in line for line in heard) == 1
+                    assert [sum(word in line for line in heard) for word in ("missing_scope", "not_found")] == [1, 1]
             notes = Archive(str(tmp_path / str(n) / "out"), "I0").lines(NOTES)
             assert [(note["who"], note["text"]) for note in notes] == [
                 ("slack:U07AOKI", "acknowledged in Slack"),
                 ("slack:U08SATO", "acknowledged in Slack"),
             ][: 2 * n]
-    assert {(look["channel"][0], look["timestamp"][0]) for look in looks} == {("C0123ABC", "17.1")}
+    assert {(look["channel"][0], look["timestamp"][0]) for look in looks} == {("C0123ABC", f"17.{n}") for n in (1, 2)}
     assert not any(token in line for line in heard)
 
 
