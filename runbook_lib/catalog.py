@@ -259,7 +259,7 @@ class RedrivePolicy:
 
 
 @dataclass(frozen=True)
-class Reporter:
+class Witness:
     """A part of the system, and the observations that rest on its word alone; docs/failure-modes.md.
 
     All that it reports of other parts counts for `at_most` together: it may be what is broken.
@@ -310,7 +310,7 @@ class Catalog:
     seen_by: dict[str, tuple[str, ...]]
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
-    witnesses: dict[str, Reporter]
+    witnesses: dict[str, Witness]
     contradicted_by: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
@@ -381,7 +381,7 @@ class Catalog:
         """Return the step that makes an observation; "" if any step may, as with the error of a source."""
         return next((step for step, names in self.seen_by.items() if observation.startswith(names)), "")
 
-    def foreign_witness(self, observation: str, about: str) -> Reporter | None:
+    def foreign_witness(self, observation: str, about: str) -> Witness | None:
         """Return the part that reports an observation about another place, or another place's failure mode.
 
         None if the observation is not one part's report, or is about that part.
@@ -476,7 +476,7 @@ def read(packs: Sequence[Pack]) -> Catalog:
         witnesses=_read_table(
             failures,
             "Observed by",
-            lambda row: Reporter(row["Observed by"], row.given("At most"), row.words("Observations")),
+            lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
         ),
         contradicted_by=_read_table(failures, "Contradicted", lambda row: row.words("By")),
         failure_modes=modes,

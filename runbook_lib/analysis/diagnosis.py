@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 
 from runbook_lib import pack
 from runbook_lib.analysis.stats import combine
-from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode, Reporter
+from runbook_lib.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode, Witness
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Answer,
@@ -161,7 +161,7 @@ def combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Cata
     What is against it does not reduce firm evidence. All that one other part reports counts for what its row allows.
     """
     weights = list(weights)
-    reported: dict[Reporter, list[float]] = {}
+    reported: dict[Witness, list[float]] = {}
     firm, others = list[float](), list[float]()
     for name, weight in weights:
         if weight > 0 and (witness := book.foreign_witness(name, about)):

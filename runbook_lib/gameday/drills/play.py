@@ -195,7 +195,7 @@ def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float,
     }
 
 
-class _ControlRun:
+class _Twin:
     """The same incident, left alone, in a thread of its own."""
 
     def __init__(self, lane: ThreadPoolExecutor, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
@@ -222,9 +222,9 @@ class _ControlRun:
 
 
 @contextlib.contextmanager
-def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_ControlRun]:
+def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_Twin]:
     with ThreadPoolExecutor(1) as lane:
-        twin = _ControlRun(lane, scenario, directory, clock)
+        twin = _Twin(lane, scenario, directory, clock)
         try:
             yield twin
         finally:
