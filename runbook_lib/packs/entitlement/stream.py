@@ -31,6 +31,7 @@ class ConsumerPosition:
     Every message up to the sequence `delivered` was delivered at least once; every message up to `answered` was
     acknowledged or given up. `unanswered` counts the delivered messages without acknowledgement. `there` is False if
     the broker has no such consumer. `subjects` are the subjects of its filter; without any it takes all subjects.
+    `held_s` is the age of the oldest message that it holds in seconds, 0 if it holds none; None if it was not read.
     """
 
     delivered: int = 0
@@ -38,12 +39,13 @@ class ConsumerPosition:
     unanswered: int = 0
     there: bool = True
     subjects: tuple[str, ...] = ()
+    held_s: float | None = None
 
     @classmethod
-    def of(cls, consumer: Consumer) -> ConsumerPosition:
+    def of(cls, consumer: Consumer, held_s: float | None = None) -> ConsumerPosition:
         """Return the position of a consumer as the broker reports it now."""
         delivered, answered, unanswered = consumer.delivered_seq, consumer.ack_floor_seq, consumer.num_ack_pending
-        return cls(delivered, answered, unanswered, subjects=consumer.subjects)
+        return cls(delivered, answered, unanswered, subjects=consumer.subjects, held_s=held_s)
 
     def takes(self, subject: str) -> bool:
         """Return whether the consumer's filter includes this subject; it never delivers the others."""
@@ -76,6 +78,21 @@ class FoundMessages:
 
     messages: dict[str, MessagePosition] = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
+
+
+def read_oldest_held(rb: Context, consumer: Consumer) -> tuple[Message | None, float | None]:
+    """Return the oldest message that the consumer holds and its age in seconds; (None, 0) if it holds none.
+
+    Both are None if the stream no longer has the message. Raises SourceError.
+    """
+    if not (consumer.num_pending or consumer.num_ack_pending):
+        return None, 0.0
+    subject = consumer.config.get("filter_subject") or ">"
+    message = rb.jetstream.message(facts_of(rb).streams.events, consumer.ack_floor_seq + 1, subject)
+    if message is None:
+        return None, None
+    now = pd.Timestamp(ts) if (ts := consumer.info.get("ts")) else rb.now()
+    return message, max((now - pd.Timestamp(message.time)).total_seconds(), 0.0)
 
 
 def read_consumer_position(rb: Context) -> ConsumerPosition:

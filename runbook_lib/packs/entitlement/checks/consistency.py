@@ -103,18 +103,22 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
         names = facts_of(rb).streams
         consumer = rb.jetstream.consumer(names.events, names.consumer)
         answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
-        before = stream.ConsumerPosition.of(consumer)
+        _, held_s = stream.read_oldest_held(rb, consumer)
+        before = stream.ConsumerPosition.of(consumer, held_s)
+    settled_s = missing.settled_s(rb, before)
     with rb.snapshot() as db:
-        events = db.try_ask("consistency/unprocessed_day") if day else None
+        events = db.try_ask("consistency/unprocessed_day", settled_s=settled_s) if day else None
         parts.answers["scope"] = row(hours=24.0 if events is not None else None, refused=day and events is None)
-        parts.answers["unprocessed"] = db.ask("outbox/unprocessed") if events is None else events
+        if events is None:
+            events = db.ask(missing.Unprocessed.QUESTION, settled_s=settled_s)
+        parts.answers["unprocessed"] = events
         parts.answers |= _query_if_cheap(db, given_up="processed/nats_dlq")
     missing.locate(rb, parts, before)
     return parts.frames()
 
 
 def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
-    """5.3.2: judge whether events that were published over a minute ago and never processed are waiting or lost."""
+    """5.3.2: judge whether published events that were never processed are waiting or lost."""
     lag = rows.one(frames.get("consumer"), ConsumerLag).lag
     seen = missing.judge_missing(frames, given, lag)
     if seen is None:

@@ -141,6 +141,18 @@ def count_held(pending: float | None, unacknowledged: float | None) -> float | N
     return None if pending is None or unacknowledged is None else pending + unacknowledged
 
 
+def settled_s(rb: Context, before: stream.ConsumerPosition | None) -> float:
+    """Return the age in seconds from which on a published event is registered, unless it is held or lost.
+
+    An event that is older than the oldest message which the consumer holds was acknowledged or given up. `before` is
+    the consumer's state from before the tables are read; without it the age is that of several deliveries.
+    """
+    most = rb.number("missing.settled")
+    if before is None or before.held_s is None:
+        return most
+    return min(most, before.held_s + rb.number("missing.answered"))
+
+
 def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition | None) -> None:
     """Look for other traces of the events of the frame "unprocessed": a notification, else their place in the broker.
 

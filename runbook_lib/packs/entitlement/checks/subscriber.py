@@ -294,7 +294,7 @@ def collect(rb: Context) -> Frames:
             "activity": db.try_ask("processed/activity"),
         }
         frames |= {name: frame for name, frame in others.items() if frame is not None}
-        frames["unprocessed"] = db.ask(missing.Unprocessed.QUESTION)
+        frames["unprocessed"] = db.ask(missing.Unprocessed.QUESTION, settled_s=missing.settled_s(rb, before))
     missing.locate(rb, parts, before)
     if _read_subscriber(parts.frames(), rb.given()).may_hang:
         with parts.part("consumer_later") as frames:
@@ -336,18 +336,15 @@ def _read_consumer(rb: Context) -> tuple[Frames, stream.ConsumerPosition]:
         "paused": bool(consumer.info.get("paused")),
     }
     now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
-    if state["messages"] and state["first_seq"] > 1:
-        seen["first_message"] = state["first_ts"]
+    if state["first_seq"] > 1:
+        seen["first_message"] = state["first_ts"] if state["messages"] else now
     seen |= {"full": False, **_read_limit(info["config"], state, now)}
     members = [*quorum.members(names.events, info), *quorum.members(names.consumer, consumer.info)]
     frames = {"consumer": row(**seen), "replicas": rows.frame(members, quorum.Member)}
-    if consumer.num_pending or consumer.num_ack_pending:
-        subject = config.get("filter_subject") or ">"
-        message = rb.jetstream.message(names.events, consumer.ack_floor_seq + 1, subject)
-        if message is not None:
-            age = (now - pd.Timestamp(message.time)).total_seconds()
-            frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=max(age, 0.0))
-    return frames, stream.ConsumerPosition.of(consumer)
+    message, held_s = stream.read_oldest_held(rb, consumer)
+    if message is not None:
+        frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=held_s)
+    return frames, stream.ConsumerPosition.of(consumer, held_s)
 
 
 def _read_limit(config: dict[str, Any], state: dict[str, Any], now: pd.Timestamp) -> dict[str, Any]:

@@ -1,4 +1,4 @@
--- question: which events of the window were published over 60 s ago and never processed (of the last 20,000)?
+-- question: which events of the window were published, long enough ago, and never processed (of the last 20,000)?
 -- index: outbox_published_at_idx, processed_events_processed_at_idx, processed_events_pkey
 -- cost: index
 -- answers: window
@@ -11,7 +11,7 @@ WITH published AS MATERIALIZED (
     FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED'
       AND published_at >= CAST(:since AS timestamptz)
-      AND published_at < CAST(:as_of AS timestamptz) - interval '60 seconds'
+      AND published_at < CAST(:as_of AS timestamptz) - make_interval(secs => CAST(:settled_s AS float8))
     ORDER BY published_at DESC
     LIMIT 20000
 ), processed AS MATERIALIZED (
