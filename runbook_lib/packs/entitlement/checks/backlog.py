@@ -279,7 +279,8 @@ def _signals(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
     if seen.stopping in delivery.STOPPED_OBSERVATIONS:
         found += given.evidence("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:
-        others = seen.elsewhere and seen.refuses_some
+        # While some sends succeed, those that fail may all be the other worker's.
+        others = seen.elsewhere and (seen.refuses_some or seen.worker.sends(given))
         found += given.evidence("backlog.refused_elsewhere" if others else "backlog.only_refused")
     if seen.given_up:
         # After a later send succeeded, they are the rest of a failure that is over.
