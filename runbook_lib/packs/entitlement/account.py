@@ -252,7 +252,7 @@ class Account(render.NotebookOutput):
     def lines(self) -> list[str]:
         """Return the text: the headline, a table of hops and places, then lost and given-up events by id."""
         lines = [f"{render.MARKS[self.status.name]} {self.status.name}  {self._t(self.finding.headline)}", ""]
-        lines += [f"    {line}" for line in render.columns(self._table(), right=(1, 2, 3)) if self.balance.places]
+        lines += [f"    {line}" for line in render.columns(self._build_table(), right=(1, 2, 3)) if self.balance.places]
         lines += [f"  {self._t(note)}" for note in self.finding.notes]
         for place, ids in self.balance.ids.items():
             if PLACES[place].disposition in ("lost", "given_up") and ids:
@@ -273,7 +273,7 @@ class Account(render.NotebookOutput):
             "notes": [self._t(n) for n in self.finding.notes],
         }
 
-    def _table(self) -> list[list[str]]:
+    def _build_table(self) -> list[list[str]]:
         keys = ("account.hop", "account.came", "account.stays", "account.goes_on", "account.where")
         places = self.balance.frame()
         table = [[self._t(say(key)) for key in keys]]
@@ -288,7 +288,7 @@ class Account(render.NotebookOutput):
     def _bundle(self) -> dict[str, Any]:
         return {
             "text/html": render.html(
-                "account", self.lang, f=self.finding, table=self._table(), unaccounted=self.balance.unaccounted
+                "account", self.lang, f=self.finding, table=self._build_table(), unaccounted=self.balance.unaccounted
             ),
             "text/plain": "\n".join(self.lines()),
         }

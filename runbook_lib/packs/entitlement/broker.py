@@ -58,7 +58,7 @@ class Nats:
         """Return the state and configuration of a stream, by default of the events: counts, bytes, UTC, s (`_s`)."""
         name = _check_name(name or self._names.events)
         with self._as_usage_error(name):
-            return self._series(name, _select_fields(self._rb.jetstream.stream(name), _STREAM))
+            return self._build_series(name, _select_fields(self._rb.jetstream.stream(name), _STREAM))
 
     def consumer(self, name: str | None = None, stream: str | None = None) -> pd.Series:
         """Return the state of a durable consumer, by default the subscriber's: counts, sequences, UTC, s (`_s`).
@@ -73,7 +73,7 @@ class Nats:
         with self._as_usage_error(stream, name):
             info = self._rb.jetstream.consumer(stream, name).info
             # The broker leaves out fields that are false.
-            return self._series(name, _select_fields({"push_bound": False, "paused": False} | info, _CONSUMER))
+            return self._build_series(name, _select_fields({"push_bound": False, "paused": False} | info, _CONSUMER))
 
     def message(self, seq: int, stream: str | None = None) -> pd.Series:
         """Return a stored message: its sequence, time (UTC), subject, bytes and headers.
@@ -93,9 +93,11 @@ class Nats:
         known = found.subject in (info["config"].get("subjects") or ())
         shown: dict[str, Any] = {"seq": found.seq, "time": pd.Timestamp(found.time), "bytes": len(found.body)}
         shown["subject"] = found.subject if known else self._masker.person(found.subject)
-        return self._series(str(number), shown | self._headers(found.headers) | self._body(found, name))
+        return self._build_series(
+            str(number), shown | self._mask_headers(found.headers) | self._describe_body(found, name)
+        )
 
-    def _headers(self, headers: Mapping[str, str]) -> dict[str, Any]:
+    def _mask_headers(self, headers: Mapping[str, str]) -> dict[str, Any]:
         def clear(name: str, value: str) -> bool:
             return name in _MASKED or bool(re.fullmatch(_HEADERS.get(name, ""), value))
 
@@ -103,7 +105,7 @@ class Nats:
         masked = self._masker.frame(pd.DataFrame([shown]))
         return {f"headers.{name}": masked[name].iloc[0] for name in shown}
 
-    def _body(self, message: Message, stream: str) -> dict[str, Any]:
+    def _describe_body(self, message: Message, stream: str) -> dict[str, Any]:
         if stream in (self._names.advisory, self._names.terminated):
             return {"about_seq": advised_sequence(message)}
         if stream != self._names.events:
@@ -114,7 +116,7 @@ class Nats:
             shown["user_id"] = self._masker.person(event.user_id)
         return shown
 
-    def _series(self, name: str, shown: Mapping[str, Any]) -> pd.Series:
+    def _build_series(self, name: str, shown: Mapping[str, Any]) -> pd.Series:
         scrubbed = {key: self._masker.scrub(v) if isinstance(v, str) else v for key, v in shown.items()}
         return pd.Series(scrubbed, name=name, dtype=object)
 

@@ -63,8 +63,8 @@ class FoundTraces(render.NotebookOutput):
         lines = []
         for t in self.traces:
             lines += [f"{render.MARKS[t.status.name]} {t.status.name}  {self._t(t.headline)}", f"  {self._t(t.title)}"]
-            lines += [f"    {line}" for line in render.columns([self._cells(s) for s in t.stages], right=(1,))]
-            links = [f"  {link}"] if (link := self._link(t)) else []
+            lines += [f"    {line}" for line in render.columns([self._format_cells(s) for s in t.stages], right=(1,))]
+            links = [f"  {link}"] if (link := self._build_link(t)) else []
             lines += [f"  → {self._t(t.next)}", *(f"  {self._t(n)}" for n in t.notes), *links, ""]
         return [*lines, *(self._t(n) for n in self.notes)]
 
@@ -79,7 +79,7 @@ class FoundTraces(render.NotebookOutput):
                     "type": t.type,
                     "user": t.user,
                     "trace_id": t.trace_id,
-                    **({"trace_link": link} if (link := self._link(t)) else {}),
+                    **({"trace_link": link} if (link := self._build_link(t)) else {}),
                     "place": t.place,
                     "status": t.status.name,
                     "headline": self._t(t.headline),
@@ -103,24 +103,24 @@ class FoundTraces(render.NotebookOutput):
 
     def picture(self) -> bytes | None:
         """Return the first trace as a PNG; None if no time is known."""
-        chart = self._draw() if self.traces else None
+        chart = self._draw_trace() if self.traces else None
         return chart.png() if chart else None
 
-    def _draw(self) -> Chart | None:
+    def _draw_trace(self) -> Chart | None:
         from runbook_lib.packs.entitlement.event_trace_chart import draw
 
         return draw(self.traces[0])
 
     def _bundle(self) -> dict[str, Any]:
-        chart = self._draw() if len(self.traces) == 1 else None
-        shown = [(t, [self._cells(s) for s in t.stages], self._link(t)) for t in self.traces]
+        chart = self._draw_trace() if len(self.traces) == 1 else None
+        shown = [(t, [self._format_cells(s) for s in t.stages], self._build_link(t)) for t in self.traces]
         image = chart and (base64.b64encode(chart.png()).decode(), self._t(chart.alt))
         return {
             "text/html": render.html("journey", self.lang, shown=shown, notes=self.notes, image=image),
             "text/plain": "\n".join(self.lines()),
         }
 
-    def _cells(self, s: event_trace.TraceStage) -> list[str]:
+    def _format_cells(self, s: event_trace.TraceStage) -> list[str]:
         at = f"{s.at:%m-%d %H:%M:%S.%f}"[:-3] if s.at is not None else "·"
         mark = {"passed": "✔", "here": "▶", "failed": "✖", "unseen": "?"}[s.mark]
         return [
@@ -130,7 +130,7 @@ class FoundTraces(render.NotebookOutput):
             self._t(s.text),
         ]
 
-    def _link(self, trace: EventTrace) -> str:
+    def _build_link(self, trace: EventTrace) -> str:
         """Return the URL of an event's trace in the tracing tool; "" without a trace id or a setting."""
         return self.trace_link.replace("{trace_id}", quote(trace.trace_id, safe="")) if trace.trace_id else ""
 

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
 
 
-def _make(module: str, kind: str, rb: Context, **what: Any) -> Action:
+def _create_action(module: str, kind: str, rb: Context, **what: Any) -> Action:
     made: Action = getattr(import_module(f"{__name__}.{module}"), kind)(rb, **what)
     return made
 
 
 ACTIONS: dict[str, Callable[..., Action]] = {
-    "restart": partial(_make, "restart", "Restart"),
-    "scale": partial(_make, "scale", "Scale"),
-    "set": partial(_make, "change", "SettingsChange"),
-    "redrive": partial(_make, "redrive", "Redrive"),
-    "canary": partial(_make, "canary", "Canary"),
+    "restart": partial(_create_action, "restart", "Restart"),
+    "scale": partial(_create_action, "scale", "Scale"),
+    "set": partial(_create_action, "change", "SettingsChange"),
+    "redrive": partial(_create_action, "redrive", "Redrive"),
+    "canary": partial(_create_action, "canary", "Canary"),
 }
 """Factories by name: each makes an action for a context. Raises UsageError for an invalid argument."""

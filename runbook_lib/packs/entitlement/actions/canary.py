@@ -61,14 +61,14 @@ class Canary:
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return the number of the account's events in the window."""
-        return {"events": len(self._events(rb))}
+        return {"events": len(self._read_events(rb))}
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Send both requests."""
-        did: dict[str, Any] = {"before": self._events(rb)}
+        did: dict[str, Any] = {"before": self._read_events(rb)}
         for n, (step, path) in enumerate(_STEPS.items()):
             progress(n / len(_STEPS), say(_PROGRESS_KEYS[step], sku=self.sku))
-            did[step] = self._send(rb, step, path, word)
+            did[step] = self._send_request(rb, step, path, word)
         return did
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
@@ -76,7 +76,7 @@ class Canary:
         wanted = sum(did[step] == "accepted" for step in _STEPS)
 
         def sample(spent_s: float) -> tuple[bool, bool, Text]:
-            new = [e for e in self._events(rb) if e not in did["before"]]
+            new = [e for e in self._read_events(rb) if e not in did["before"]]
             traces, _ = event_lookup.collect_traces(rb.present(), new) if new else ([], [])
             arrived = [t for t in traces if PLACES[t.place].disposition == "done"]
             if wanted and len(arrived) >= wanted:
@@ -86,7 +86,7 @@ class Canary:
 
         return sample_until_settled(rb, progress, sample)
 
-    def _send(self, rb: Context, step: str, path: str, word: Authorization) -> str:
+    def _send_request(self, rb: Context, step: str, path: str, word: Authorization) -> str:
         body = {
             "user_id": self.user,
             "stock_keeping_unit": self.sku,
@@ -102,7 +102,7 @@ class Canary:
             raise ActionError(f"the API answered the {step} with HTTP {status} {code}".rstrip())
         return "so already"
 
-    def _events(self, rb: Context) -> list[str]:
+    def _read_events(self, rb: Context) -> list[str]:
         with rb.present().snapshot() as db:
             return list(db.ask("journey/by_user", typed_user=self.user)["event_id"])
 

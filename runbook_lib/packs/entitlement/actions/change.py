@@ -86,7 +86,7 @@ class SettingsChange:
 
     def command(self) -> str:
         """Return the command of the target's runner."""
-        if len(self.sides) > 1 or any(self._problems()):
+        if len(self.sides) > 1 or any(self._find_problems()):
             values = (f"{name}={'default' if v is None else v}" for name, v in self.settings.items())
             return f"runbook act set {' '.join(values)}"
         return proposals.settings("", self.rb, self.settings).command
@@ -99,13 +99,13 @@ class SettingsChange:
             Precondition(say("change.one_side"), len(self.sides) == 1),
             *(
                 Precondition(say("change.not_in_range", problem=p) if p else say("change.in_range", name=n), not p)
-                for n, p in zip(self.settings, self._problems(), strict=True)
+                for n, p in zip(self.settings, self._find_problems(), strict=True)
             ),
             Precondition(
-                say("change.differs"), any(self._differs(n, v, environment) for n, v in self.settings.items())
+                say("change.differs"), any(self._is_different(n, v, environment) for n, v in self.settings.items())
             ),
         ]
-        twice = [other for s in self._changed() for other in other_spellings(s, environment)]
+        twice = [other for s in self._changed_settings() for other in other_spellings(s, environment)]
         if twice:
             found.append(Precondition(say("change.spelt_twice", names=", ".join(twice)), ok=False))
         frames = logins.collect(rb, self.which)
@@ -126,14 +126,17 @@ class SettingsChange:
     def state(self, rb: Context) -> dict[str, Any]:
         """Return each variable of the workload, or its default if it is not set."""
         environment = rb.workloads.environment(self.program)
-        return {s.variable: environment.get(s.variable, f"{s.spelt(s.standard)} (default)") for s in self._changed()}
+        return {
+            s.variable: environment.get(s.variable, f"{s.spelt(s.standard)} (default)")
+            for s in self._changed_settings()
+        }
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Set the variables, which restarts the workload, and wait until it is ready."""
         progress(0.0, say("change.setting", name=self.program))
         variables = {
             s.variable: None if value is None else s.spelt(value)
-            for s, value in zip(self._changed(), self.settings.values(), strict=True)
+            for s, value in zip(self._changed_settings(), self.settings.values(), strict=True)
         }
         output = [
             rb.workloads.set_environment(self.program, variables),
@@ -144,7 +147,7 @@ class SettingsChange:
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Read the values back, and check that the claims since the change follow them."""
         environment, since = rb.workloads.environment(self.program), pd.Timestamp(did["since"])
-        for s, value in zip(self._changed(), self.settings.values(), strict=True):
+        for s, value in zip(self._changed_settings(), self.settings.values(), strict=True):
             found = environment.get(s.variable)
             if found != (None if value is None else s.spelt(value)):
                 return False, say("change.not_read_back", name=s.variable, value=found)
@@ -153,12 +156,12 @@ class SettingsChange:
         watch, samples = Watch(now, pods, since, rb.catalog.numbers), list[Frames]()
 
         def sample(spent_s: float) -> tuple[bool, bool, Text]:
-            samples.append(self._query(rb, since))
+            samples.append(self._sample_flow(rb, since))
             return watch.judge(samples[0], samples[-1], spent_s)
 
         return sample_until_settled(rb, progress, sample)
 
-    def _query(self, rb: Context, since: pd.Timestamp) -> Frames:
+    def _sample_flow(self, rb: Context, since: pd.Timestamp) -> Frames:
         with rb.snapshot() as db:
             frames = {name: db.ask(f"{self.table}/{name}") for name in ("batches", "holders", "backlog")}
             frames["created"] = db.ask(f"{self.table}/created_since", moment=since)
@@ -166,13 +169,13 @@ class SettingsChange:
                 frames["attempts"] = db.ask("notifications/attempts")
         return frames
 
-    def _changed(self) -> list[Setting]:
+    def _changed_settings(self) -> list[Setting]:
         return [self.known[name] for name in self.settings]
 
-    def _problems(self) -> list[str]:
+    def _find_problems(self) -> list[str]:
         return ["" if v is None else self.known[name].problem(v) for name, v in self.settings.items()]
 
-    def _differs(self, name: str, value: SettingValue | None, environment: Mapping[str, str]) -> bool:
+    def _is_different(self, name: str, value: SettingValue | None, environment: Mapping[str, str]) -> bool:
         s = self.known[name]
         if value is None:
             return s.variable in environment
@@ -192,7 +195,7 @@ class Watch:
         """Return whether the result is final, whether the claims follow the values, and a text."""
         batch, pause, enabled = (next((v for k, v in self.now.items() if k.endswith(f".{x}")), None) for x in KINDS)
         claims, queue = claims_since(latest, self.since), rows.one(latest.get("backlog"), Queue)
-        held, came = self._held(latest, queue), rows.one(latest.get("created"), Count).n
+        held, came = self._count_held(latest, queue), rows.one(latest.get("created"), Count).n
         # A worker without a claim for this long is switched off, or idle if no row is due.
         still = self.numbers["change.still"]
         if pause is not None:
@@ -222,7 +225,7 @@ class Watch:
             return False, False, say("change.too_fast", **facts)
         return len(newest) > 2 * self.pods, True, say("change.keeps_to_it", **facts)
 
-    def _held(self, sample: Frames, queue: Queue) -> float:
+    def _count_held(self, sample: Frames, queue: Queue) -> float:
         if queue.now is None:
             raise UnreadError("Queue.now")
         age = (queue.now - self.since).total_seconds()

@@ -115,7 +115,7 @@ class Redrive:
         with stores.connect(rb) as db:
             if not db.lock(self.store.name):
                 raise ActionError(f"another redrive of {self.store.name} is running")
-            rows = self._enter_discarded(db, entry) if self.discard else self._send(db, entry, progress)
+            rows = self._enter_discarded(db, entry) if self.discard else self._send_portion(db, entry, progress)
         ids = [str(row["event_id"] or f"seq {row.get('stream_seq')}") for row in rows]
         return {"rows": len(rows), "events": ids[:KEPT], "ledger": [row["id"] for row in rows]}
 
@@ -183,13 +183,13 @@ class Redrive:
         kinds = ("eligible", "permanent") if self.events or "permanent" in self.policy.kinds else ("eligible",)
         return letter.verdict in kinds
 
-    def _choose(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+    def _choose_letters(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         going = [letter for letter in letters if self._may_send(letter)]
         return going if self.events else going[: self.limit]
 
     def _check_choice(self, letters: Sequence[DeadLetter]) -> Precondition:
         """Check that there is something to send again; if events are named, that each of them can be sent."""
-        chosen, seen = self._choose(letters), _count_verdicts(letters)
+        chosen, seen = self._choose_letters(letters), _count_verdicts(letters)
         if self.events:
             refused = [str(e) for e in self.events if e not in {letter.event_id for letter in chosen}]
             if refused:
@@ -206,10 +206,10 @@ class Redrive:
         return Precondition(text, len(chosen) > 0)
 
     def _enter_discarded(self, db: Writer, entry: LedgerEntry) -> list[dict[str, Any]]:
-        chosen = self._choose(self.store.waiting(db, self.policy, self.events))
+        chosen = self._choose_letters(self.store.waiting(db, self.policy, self.events))
         return stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry)
 
-    def _send(self, db: Writer, entry: LedgerEntry, progress: Progress) -> list[dict[str, Any]]:
+    def _send_portion(self, db: Writer, entry: LedgerEntry, progress: Progress) -> list[dict[str, Any]]:
         """Send the portion; under the lock, query the dead letters again, as another redrive may have sent some."""
         before = self.store.outcomes(db, None)
         stores.settle(db, before)
@@ -220,7 +220,7 @@ class Redrive:
             # A killed command left these unpublished: finish them, and add nothing new.
             rows = half_way
         else:
-            rows = self.store.take(db, self._choose(self.store.waiting(db, self.policy, self.events)), entry)
+            rows = self.store.take(db, self._choose_letters(self.store.waiting(db, self.policy, self.events)), entry)
             if not rows:
                 raise ActionError("no row could be taken: the rows are gone, or a worker has leased them")
         if isinstance(self.store, BrokerLetters):

@@ -76,7 +76,7 @@ class Restart:
         """Return the instances, and the rows that are due, leased, or under an expired lease."""
         pods = rb.workloads.pods(self.program)
         with rb.snapshot() as db:
-            queue = self._queue(db)
+            queue = self._read_queue(db)
         return {
             "pods": ", ".join(f"{p['name']} ({'ready' if p['ready'] else 'not ready'})" for p in pods),
             "due": int(queue.due),
@@ -96,12 +96,12 @@ class Restart:
         since = pd.Timestamp(did["since"])
 
         def sample(spent_s: float) -> tuple[bool, bool, Text]:
-            works, text = self._works(rb, since)
+            works, text = self._check_at_work(rb, since)
             return works, works, text
 
         return sample_until_settled(rb, progress, sample)
 
-    def _works(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
+    def _check_at_work(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
         if self.which == "notification":
             streams = facts_of(rb).streams
             try:
@@ -111,7 +111,7 @@ class Restart:
             if not bound:
                 return False, say("action.restart.not_bound", detail=streams.consumer)
         with rb.snapshot() as db:
-            queue = self._queue(db)
+            queue = self._read_queue(db)
             last = self._last_at_work(db, queue)
         if last is not None and last > since:
             return True, say("action.restart.works", name=self.program)
@@ -119,7 +119,7 @@ class Restart:
             return True, say("action.restart.idle", name=self.program)
         return False, say("action.restart.not_at_work", name=self.program, due=queue.due)
 
-    def _queue(self, db: Snapshot) -> Queue:
+    def _read_queue(self, db: Snapshot) -> Queue:
         kind = _QUEUES[self.which]
         return rows.one(db.ask(kind.QUESTION), kind)
 

@@ -229,7 +229,7 @@ class BrokerLetters:
         for row in db.ask("broker_letters", most=self.most):
             seq, at = row["stream_seq"], pd.Timestamp(row["created_at"])
             given_up[seq] = min(at, given_up.get(seq, at))
-        bodies = {m.seq: m for m in self._messages(self._streams.events, sorted(given_up))}
+        bodies = {m.seq: m for m in self._fetch_messages(self._streams.events, sorted(given_up))}
         events = {seq: read_event(message) for seq, message in bodies.items()}
         ids, users = zip(*(events.get(seq) or (None, None) for seq in given_up), strict=True) if given_up else ((), ())
         asked = db.ask("broker_known", seqs=list(given_up), events=list(ids), users=list(users))
@@ -266,7 +266,9 @@ class BrokerLetters:
             # The broker's advisory exists even if the subscriber could not record the failure.
             given_up = self._given_up()
             seqs = [row["published_seq"] for row in waiting]
-            message_ids = {m.seq: m.headers.get("Nats-Msg-Id") for m in self._messages(self._streams.events, seqs)}
+            message_ids = {
+                m.seq: m.headers.get("Nats-Msg-Id") for m in self._fetch_messages(self._streams.events, seqs)
+            }
             for row in waiting:
                 if message_ids.get(row["published_seq"]) != message_id(row["id"]):
                     row["outcome"] = "missing"
@@ -280,7 +282,7 @@ class BrokerLetters:
 
     def publish(self, db: Writer, row: Mapping[str, Any]) -> None:
         """Publish a row's stored body with the row's own message id, so that the stream stores it only once."""
-        (found,) = self._messages(self._streams.events, [row["stream_seq"]]) or (None,)
+        (found,) = self._fetch_messages(self._streams.events, [row["stream_seq"]]) or (None,)
         event = read_event(found) if found else None
         if found is None or event is None or event[0] != row["event_id"]:
             settle(db, [{**row, "outcome": "missing"}])
@@ -296,12 +298,12 @@ class BrokerLetters:
         last = int(state["last_seq"])
         seqs = range(max(int(state["first_seq"]), last - self.most + 1, 1), last + 1)
         found: dict[int, pd.Timestamp] = {}
-        for message in self._messages(self._streams.advisory, seqs):
+        for message in self._fetch_messages(self._streams.advisory, seqs):
             if (seq := advised_sequence(message)) is not None:
                 found.setdefault(seq, pd.Timestamp(message.time))
         return found
 
-    def _messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
+    def _fetch_messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
         parts = [seqs[i : i + FETCH_SIZE] for i in range(0, len(seqs), FETCH_SIZE)]
         return [message for part in parts for message in self._jetstream.messages(stream, part)]
 

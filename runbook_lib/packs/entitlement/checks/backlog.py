@@ -188,7 +188,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     ]
     if (older := rows.first(frames.get("older_than_10min"), OlderCount)) is not None:
         values.append(Value("runbook.older_than_10min", older.count, "rows"))
-    notes = [*_notes(frames), *worker.notes(given)]
+    notes = [*_build_notes(frames), *worker.notes(given)]
     if not (seen.loop_ran or seen.late or seen.stopping or seen.refusing or seen.workers or seen.loop.wrong):
         again = program.look_again_s(given, limits["delivery.silence"], worker.sign_s, queue.leased)
         values.append(Value(f"delivery.{LOOK_AGAIN}", again, "s"))
@@ -221,8 +221,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         values,
         at_least=worst([found.status, Status.WARNING if seen.workers else Status.OK]),
         notes=tuple(notes),
-        signals=tuple(_signals(seen, given)),
-        hops=_hops(seen, _history(frames, given)),
+        signals=tuple(_weigh_reading(seen, given)),
+        hops=_build_hops(seen, _read_history(frames, given)),
         proposals=found.proposals(given),
         next_sections=seen.next_sections,
         show=("by_status", "attempts") if worker.tried else ("by_status",),
@@ -266,7 +266,7 @@ def _count_given_up(frames: Frames, given: JudgeInput, worker: delivery.Delivery
     return float(letters.sum()), after or worker.sends(given)
 
 
-def _notes(frames: Frames) -> list[Text]:
+def _build_notes(frames: Frames) -> list[Text]:
     estimated = any("≈" in str(count) for count in table(frames, "by_status", "count")["count"])
     return [
         *([say("backlog.sent_is_estimated")] if estimated else []),
@@ -274,7 +274,7 @@ def _notes(frames: Frames) -> list[Text]:
     ]
 
 
-def _signals(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
+def _weigh_reading(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
     found = [signal for name in seen.observations for signal in given.evidence(name)]
     if seen.stopping in delivery.STOPPED_OBSERVATIONS:
         found += given.evidence("backlog.nothing_is_tried")
@@ -291,11 +291,11 @@ def _signals(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
     return found
 
 
-def _history(frames: Frames, given: JudgeInput) -> HopHistory | None:
+def _read_history(frames: Frames, given: JudgeInput) -> HopHistory | None:
     return past.hop_history(frames, given, "notifications", given.limits["backlog.due"].warning)
 
 
-def _hops(seen: BacklogReading, history: HopHistory | None) -> tuple[Hop, ...]:
+def _build_hops(seen: BacklogReading, history: HopHistory | None) -> tuple[Hop, ...]:
     queue, activity = seen.worker.queue, seen.worker.activity
     return (
         Hop(
@@ -382,7 +382,7 @@ def _judge_past(frames: Frames, given: JudgeInput) -> Finding:
         # The states of that moment are not stored: a small total does not prove that delivery was OK.
         at_least=Status.UNKNOWN if status is Status.OK else status,
         notes=_blind_spots(given),
-        hops=(Hop("delivery_worker", past=_history(frames, given)),),
+        hops=(Hop("delivery_worker", past=_read_history(frames, given)),),
     )
 
 

@@ -77,7 +77,7 @@ def collect(rb: Context) -> Frames:
     return parts.frames()
 
 
-def _change(at: Any, what: str, source: str, time: str = "exact") -> Change:
+def _build_change(at: Any, what: str, source: str, time: str = "exact") -> Change:
     return {"at": pd.Timestamp(at), "what": what, "source": source, "time": time}
 
 
@@ -89,14 +89,14 @@ def _read_database_changes(rb: Context, answers: Frames, settings: list[configur
         if catalog is not None and not catalog.attrs.get("capped"):
             settings += configuration.of_database(answers["settings"], catalog)
         histories = {service: db.try_ask(f"scope/migrations_{service}") for service in facts_of(rb).services}
-    yield _change(server["started_at"], "PostgreSQL started", "postgres", "of the newest")
+    yield _build_change(server["started_at"], "PostgreSQL started", "postgres", "of the newest")
     if server["loaded_at"] > server["started_at"] + pd.Timedelta(seconds=rb.number("changed.apart")):
-        yield _change(server["loaded_at"], "PostgreSQL read its configuration", "postgres", "of the newest")
+        yield _build_change(server["loaded_at"], "PostgreSQL read its configuration", "postgres", "of the newest")
     for service, history in histories.items():
         for migration in history.to_dict("records") if history is not None else ():
             failed = "" if migration["success"] else ", failed"
             what = f"migration of {service}: {migration['version']} {migration['description']}{failed}"
-            yield _change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
+            yield _build_change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
 
 
 def _read_stream_changes(rb: Context, settings: list[configuration.Row]) -> Iterator[Change]:
@@ -110,7 +110,7 @@ def _read_stream_changes(rb: Context, settings: list[configuration.Row]) -> Iter
                 continue
             settings += configuration.of_broker(what, info)
             if created := info.get("created"):
-                yield _change(created, f"{what} created", "jetstream", "of the newest")
+                yield _build_change(created, f"{what} created", "jetstream", "of the newest")
 
 
 def _read_broker_changes(rb: Context) -> Iterator[Change]:
@@ -118,10 +118,12 @@ def _read_broker_changes(rb: Context) -> Iterator[Change]:
     for server in rb.nats_monitor.servers():
         name = server.get("server_name") or server.get("server_id")
         if start := server.get("start"):
-            yield _change(start, f"NATS server {name} started", "nats_monitor", "of the newest")
+            yield _build_change(start, f"NATS server {name} started", "nats_monitor", "of the newest")
             loaded = server.get("config_load_time")
             if loaded and pd.Timestamp(loaded) > pd.Timestamp(start) + apart:
-                yield _change(loaded, f"NATS server {name} read its configuration", "nats_monitor", "of the newest")
+                yield _build_change(
+                    loaded, f"NATS server {name} read its configuration", "nats_monitor", "of the newest"
+                )
 
 
 def _read_pod_starts(rb: Context, settings: list[configuration.Row]) -> Iterator[Change]:
@@ -131,13 +133,13 @@ def _read_pod_starts(rb: Context, settings: list[configuration.Row]) -> Iterator
         for pod in rb.workloads.pods(name):
             if pod["started"]:
                 again = f" ({pod['restarts']} restarts before)" if pod["restarts"] else ""
-                yield _change(pod["started"], f"{pod['name']} started{again}", "workloads", "of the newest")
+                yield _build_change(pod["started"], f"{pod['name']} started{again}", "workloads", "of the newest")
 
 
 def _read_actions(rb: Context) -> Iterator[Change]:
     for line in rb.archive.lines(ACTION_LOG):
         if line.get("result") in ("done", "failed") and line.get("time"):
-            yield _change(line["time"], f"action {line.get('command') or line.get('action')}", "actions.jsonl")
+            yield _build_change(line["time"], f"action {line.get('command') or line.get('action')}", "actions.jsonl")
 
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:

@@ -244,7 +244,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     write_blocker = application.write_blocker if application else ""
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
-    proposed = _proposals(given, may_end, full, blocker, _find_waiting_blocker(blocked), most, share_of_most)
+    proposed = _propose_remedies(given, may_end, full, blocker, _find_waiting_blocker(blocked), most, share_of_most)
     pool_waits = queue.status is not Status.OK
     tables = (
         *("pools", "blockers", "blocked", "table_locks", "row_locks"),
@@ -297,7 +297,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         reason=next((e.reason for part, e in failures(frames).items() if part == "rows"), None),
         notes=tuple(notes),
         signals=tuple(
-            _signals(
+            _weigh_waits(
                 wait, share, queue, table_held, unconfirmed, write_blocker, blamed or "application" not in frames, given
             )
         ),
@@ -373,7 +373,7 @@ def _report_replica(used: float, usable: float, blocked: int) -> Finding:
     )
 
 
-def _signals(
+def _weigh_waits(
     wait: Value,
     share: Value,
     queue: Value,
@@ -408,7 +408,7 @@ def _find_waiting_blocker(blocked: list[Blocked]) -> Blocked | None:
     return next((b for b in blocked if b.pid is not None and any(o.blocked_by == str(b.pid) for o in blocked)), None)
 
 
-def _proposals(
+def _propose_remedies(
     given: JudgeInput,
     may_end: bool,
     full: bool,

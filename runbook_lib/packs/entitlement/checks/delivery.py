@@ -75,7 +75,7 @@ class Delivery:
         limits = given.limits
         if self._refuses_some(given):
             return "delivery.refused_some"
-        if self.tried < given.number("tries.pattern") or not self._failing(given):
+        if self.tried < given.number("tries.pattern") or not self._is_failing(given):
             return ""
         if self.stopping(given) in STOPPED_OBSERVATIONS:
             return "delivery.refused_before"
@@ -122,7 +122,7 @@ class Delivery:
         sent = self.activity.sent_1m * given.number("recovery.recent") / 60
         return sent > self.failed >= given.number("tries.pattern")
 
-    def _failing(self, given: JudgeInput) -> bool:
+    def _is_failing(self, given: JudgeInput) -> bool:
         """Return whether tries fail now; while sends succeed, only rows with a first failure prove it.
 
         A full sample of rows may have missed these, so it counts as failing.

@@ -155,10 +155,10 @@ class _EntryGroup:
             "per_min": round(len(ages) / covered_min, 2),
             "first": pd.Timestamp(min(self.times)),
             "last": pd.Timestamp(max(self.times)),
-            "since": pd.Timestamp(self._since(number("log.gap"))),
+            "since": pd.Timestamp(self._find_beginning(number("log.gap"))),
         }
 
-    def _since(self, gap_s: float) -> datetime:
+    def _find_beginning(self, gap_s: float) -> datetime:
         """Return when the newest series of entries without a gap longer than `gap_s` began."""
         newest_first = sorted(self.times, reverse=True)
         for later, earlier in pairwise(newest_first):
@@ -443,7 +443,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
             *(evidence_from_error(failed["tries"], given.catalog) if "tries" in failed else ()),
             *(signal for observation in observed for signal in given.evidence(observation)),
         ),
-        proposals=_proposals(given, about.workload, turned_away, restart=restart, unread=log is None),
+        proposals=_propose_remedies(given, about.workload, turned_away, restart=restart, unread=log is None),
         next_sections=("5.2",) if part == "delivery" and failing is not Status.OK else (),
         show=tuple(f for f in ("phrases", "texts") if f in frames and not frames[f].empty),
     )
@@ -470,7 +470,7 @@ def _match_database(text: str) -> str:
     return next((observation for words, observation in DATABASE_SAYS if words in text), "")
 
 
-def _proposals(
+def _propose_remedies(
     given: JudgeInput, workload: str, turned_away: Collection[logins.Server], *, restart: bool, unread: bool
 ) -> tuple[Proposal, ...]:
     """Propose a restart if only that helps; a read-only check instead while a server rejects the service's login."""

@@ -31,11 +31,11 @@ def collect_measures(rb: Context) -> Frames:
     ]
     return {
         "suggested": pd.DataFrame(suggested, columns=["id", "kind", "text"]),
-        "entered": pd.DataFrame(mandatory.measures_of(_draft(rb.archive)), columns=list(mandatory.MEASURE)),
+        "entered": pd.DataFrame(mandatory.measures_of(_read_draft(rb.archive)), columns=list(mandatory.MEASURE)),
     }
 
 
-def _draft(archive: Archive) -> str:
+def _read_draft(archive: Archive) -> str:
     try:
         return archive.read(mandatory.MARKDOWN).decode(errors="replace")
     except OSError:

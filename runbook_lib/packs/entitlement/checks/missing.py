@@ -171,7 +171,7 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         known = {e.event_id for e in rows.each(answers.get("notified"), Notified)}
         events = answers["unprocessed"]
         answers["broker"] = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
-    if rb.past or not _unexplained(parts.answers):
+    if rb.past or not _find_unexplained(parts.answers):
         return
     with parts.part("deletions") as answers, rb.snapshot() as db:
         answers["deletions"] = db.ask(Oldest.QUESTION)
@@ -195,7 +195,7 @@ def leave_open(rb: Context, places: Mapping[str, str], published: Mapping[str, p
     return {event: place for event, place in places.items() if event not in doubtful}
 
 
-def _unexplained(frames: Frames) -> dict[str, pd.Timestamp | None]:
+def _find_unexplained(frames: Frames) -> dict[str, pd.Timestamp | None]:
     """Return the events without a notification that the broker does not hold nor show to be given up or skipped."""
     explained = {e.event_id for e in rows.each(frames.get("broker"), Located) if e.place not in ("", "gone")}
     explained |= {e.event_id for e in rows.each(frames.get("notified"), Notified)}
@@ -225,7 +225,7 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
     may_be = undelivered if lost == len(undelivered) else unsure
     oldest = rows.first(frames.get("deletions"), Oldest)
     keep_d = given.number("retention.notifications")
-    doubtful = oldest.find_doubtful(_unexplained(frames), given.as_of, keep_d) if oldest and lost else ()
+    doubtful = oldest.find_doubtful(_find_unexplained(frames), given.as_of, keep_d) if oldest and lost else ()
     set_d = rows.one(frames.get("retention"), Retention).days if doubtful and "retention" in frames else None
     return MissingEvents(
         found=found,

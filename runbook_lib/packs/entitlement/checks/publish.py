@@ -327,8 +327,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         values,
         at_least=worst([found.status, Status.UNKNOWN if lately.n is None else Status.OK]),
         notes=tuple(notes),
-        signals=given.evidence_of(_observations(frames, given, seen, found.observations)),
-        hops=_hops(seen, past.hop_history(frames, given, "outbox")),
+        signals=given.evidence_of(_list_observations(frames, given, seen, found.observations)),
+        hops=_build_hops(seen, past.hop_history(frames, given, "outbox")),
         proposals=found.proposals(given),
         next_sections=found.sections,
         show=("errors",) if len(frames.get("errors", ())) else (),
@@ -443,7 +443,7 @@ def _failed_by_kind(frames: Frames, given: JudgeInput) -> dict[str, bool]:
     return kinds
 
 
-def _observations(frames: Frames, given: JudgeInput, seen: Relay, held_up: tuple[str, ...]) -> Iterator[str]:
+def _list_observations(frames: Frames, given: JudgeInput, seen: Relay, held_up: tuple[str, ...]) -> Iterator[str]:
     """Yield the observations on the process, on the cause (`held_up`), and on the events that were given up."""
     yield from (*seen.stands.observations, *held_up)
     if not held_up and not seen.late and not seen.stands.wrong and seen.publishes:
@@ -461,7 +461,7 @@ def _observations(frames: Frames, given: JudgeInput, seen: Relay, held_up: tuple
             yield "publish.gave_up"
 
 
-def _hops(seen: Relay, history: HopHistory | None) -> tuple[Hop, ...]:
+def _build_hops(seen: Relay, history: HopHistory | None) -> tuple[Hop, ...]:
     queue, alive = seen.queue, None
     if seen.stopped:
         alive = say("alive.silent", s=seen.silence_s)

@@ -647,7 +647,7 @@ def judge_place(frames: Frames, given: JudgeInput) -> Finding:
     elif first.decision and first.decision.case == "publish.passed":
         headline = say("response.passed", **facts)
     else:
-        headline = say("response.unclear" if _failing(found, HOP_CHECKS) else "response.flows_but", **facts)
+        headline = say("response.unclear" if _filter_failing(found, HOP_CHECKS) else "response.flows_but", **facts)
     return judged(
         headline,
         [
@@ -669,7 +669,7 @@ def judge_place(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _failing(found: dict[str, Finding], parts: Iterable[str]) -> list[Finding]:
+def _filter_failing(found: dict[str, Finding], parts: Iterable[str]) -> list[Finding]:
     return [found[part] for part in parts if found[part].status in (Status.WARNING, Status.CRITICAL)]
 
 
@@ -689,7 +689,7 @@ def _format_hops(*hops: str) -> Text | None:
     return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else None
 
 
-def _exceeds(found: Finding, name: str, than: float) -> bool:
+def _is_above(found: Finding, name: str, than: float) -> bool:
     """Return whether a value is known and above `than`."""
     value = found.value(name)
     return isinstance(value, float | int) and value > than
@@ -701,19 +701,19 @@ def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, 
         return (RECOVERY,)
     sections: list[str] = []
     silent = [f for f in found.values() if "2" in f.next_sections]
-    held_up, broken = _failing(found, HOP_CHECKS), _failing(found, INVARIANTS)
+    held_up, broken = _filter_failing(found, HOP_CHECKS), _filter_failing(found, INVARIANTS)
     wrong = held_up or broken
     if silent and not wrong and not verdict.undecided and not verdict.stuck_at:
         return ("2",)
     if held_up or (verdict.status is not Status.OK and not broken):
         sections.append("4.1")
     notifications = found["4.1.1"]
-    held = any(_exceeds(notifications, f"backlog.{name}", 0) for name in ("leased", "expired"))
-    beside = _exceeds(notifications, "processing.holders", 1)
+    held = any(_is_above(notifications, f"backlog.{name}", 0) for name in ("leased", "expired"))
+    beside = _is_above(notifications, "processing.holders", 1)
     if verdict.stuck_at == "delivery_worker" or (verdict.stuck_at and held) or beside:
         sections.append("4.3")
     missing = ("unprocessed", "not_registered", "lost_or_deleted")
-    if any(_exceeds(found["4.1.2"], f"outbox.{name}", 0) for name in missing):
+    if any(_is_above(found["4.1.2"], f"outbox.{name}", 0) for name in missing):
         sections.append("5.3")
     if any(p.section == proposals.LOGS for p in verdict.proposals[:1]):  # the run reads the log itself
         sections.append(proposals.LOGS)

@@ -598,12 +598,12 @@ def _note_manual_steps(seen: SubscriberReading, given: JudgeInput) -> Iterator[T
     if seen.paused:
         yield say("subscriber.resume", stream=names.events, consumer=names.consumer)
     if seen.full:
-        yield say("subscriber.raise_limit", stream=names.events, option=_unlimited(seen))
+        yield say("subscriber.raise_limit", stream=names.events, option=_option_without_limit(seen))
     if seen.expires:
-        yield say("subscriber.keep_longer", stream=names.events, option=_unlimited(seen))
+        yield say("subscriber.keep_longer", stream=names.events, option=_option_without_limit(seen))
 
 
-def _unlimited(seen: SubscriberReading) -> str:
+def _option_without_limit(seen: SubscriberReading) -> str:
     """Return the option of `nats stream edit` that takes the stream's limit away."""
     name = (seen.consumer.limit if seen.consumer else "").partition(" ")[0] or "max_msgs"
     return f"--{name.replace('_', '-')}={0 if name == 'max_age' else -1}"

@@ -18,7 +18,7 @@ _OPTIONS = (
 )
 
 
-def _options(f: Any) -> Any:
+def _add_options(f: Any) -> Any:
     for option in _OPTIONS:
         f = option(f)
     return f
@@ -30,12 +30,12 @@ def _options(f: Any) -> Any:
 @click.option("--window", type=click.IntRange(1, 7 * 24 * 60), default=24 * 60, show_default=True, metavar="MINUTES",
               help="window for a user's events, and for notifications found by trace id")  # fmt: skip
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline to a PNG file")
-@_options
+@_add_options
 def event(id: str | None, user: str | None, window: int, picture: Path | None, as_json: bool, **options: Any) -> int:
     """Show the event trace of an id (of an event, its notification, trace or audit row), or of a user's events."""
     from runbook_lib.packs.entitlement import event_lookup
 
-    rb = _session(window, **options)
+    rb = _open_session(window, **options)
     if user == "-":
         user = getpass("user id: ")
     found = event_lookup.event(rb, id, user=user)
@@ -52,12 +52,12 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
 @click.option("--window", type=click.IntRange(1, 24 * 60), default=60, show_default=True, metavar="MINUTES",
               help="length of the window in which the events were created")  # fmt: skip
 @click.option("--as-of", metavar="TIME", help="end of the window  [default: now]; places are always those of now")
-@_options
+@_add_options
 def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> int:
     """Count the events of a window by the place where each is, and list those without a place by id."""
     from runbook_lib.packs.entitlement import account as accounts
 
-    found = accounts.account(_session(window, as_of=as_of, **options))
+    found = accounts.account(_open_session(window, as_of=as_of, **options))
     if as_json:
         say_json(found.record())
     else:
@@ -65,7 +65,7 @@ def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> in
     return int(found.status.value)
 
 
-def _session(window: int, *, target: str, incident: str, lang: str, **more: Any) -> Any:
+def _open_session(window: int, *, target: str, incident: str, lang: str, **more: Any) -> Any:
     from runbook_lib.session import quiet_session
 
     return quiet_session("3", target=target, incident_id=incident, lang=lang, window_minutes=window, **more)

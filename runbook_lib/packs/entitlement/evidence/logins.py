@@ -294,8 +294,8 @@ def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> L
     held = {s.service: s for s in each(frames.get("service_sessions"), sessions.Sessions)}
     own = held.get(workload, sessions.Sessions(workload))
     attempts = _read_server_attempts(frames, Server.DATABASE)
-    accepted = _latest(_find_last(attempts, LoginResult.ACCEPTED), _moment_ago(given, own.newest_login))
-    others = _latest(*(_moment_ago(given, s.newest_login) for s in held.values() if s.service != workload))
+    accepted = _find_latest(_find_last(attempts, LoginResult.ACCEPTED), _moment_ago(given, own.newest_login))
+    others = _find_latest(*(_moment_ago(given, s.newest_login) for s in held.values() if s.service != workload))
     bad, proved_s = _find_last_failure(attempts, accepted), given.number("login.proved")
     if bad is not None and _is_recent(bad.last, given, given.number("log.gap")):
         return LoginState(False, bad.last, bad.detail, bad.came)
@@ -334,8 +334,8 @@ def _judge_broker_login(frames: Frames, given: JudgeInput) -> LoginState:
     attempts, connected = _read_server_attempts(frames, Server.BROKER), each(frames.get("connected"), Connected)
     accepted, user = _find_last(attempts, LoginResult.ACCEPTED), rows.value(frames.get("own"), "user", str)
     published, gap_s = at_work.last_published, given.number("log.gap")
-    bad = _find_last_failure(attempts, _latest(accepted, published))
-    same = _latest(*(c.start for c in connected if c.user == user)) if user else None
+    bad = _find_last_failure(attempts, _find_latest(accepted, published))
+    same = _find_latest(*(c.start for c in connected if c.user == user)) if user else None
     if bad is not None and bad.came == LoginResult.REFUSED:
         # A client that has given up does not try again, even when the cause is removed.
         opened = _is_after(node.loaded, bad.last) or _is_after(node.started, bad.last) or _is_after(same, bad.last)
@@ -345,7 +345,7 @@ def _judge_broker_login(frames: Frames, given: JudgeInput) -> LoginState:
         return LoginState(False if again else None, bad.last, bad.detail, bad.came)
     open_to_all = bool(connected) and not any(c.user for c in connected)
     seen = accepted or same or open_to_all or _is_recent(published, given, gap_s)
-    return LoginState(True if seen else None, _latest(accepted, published, same))
+    return LoginState(True if seen else None, _find_latest(accepted, published, same))
 
 
 def refused_servers(seen: Mapping[Server, LoginState]) -> dict[Server, LoginState]:
@@ -363,7 +363,7 @@ def _read_server_attempts(frames: Frames, server: Server) -> Sequence[Attempt]:
 
 
 def _find_last(attempts: Iterable[Attempt], came: LoginResult) -> pd.Timestamp | None:
-    return _latest(*(a.last for a in attempts if a.came == came))
+    return _find_latest(*(a.last for a in attempts if a.came == came))
 
 
 def _find_last_failure(attempts: Iterable[Attempt], accepted: pd.Timestamp | None) -> Attempt | None:
@@ -372,7 +372,7 @@ def _find_last_failure(attempts: Iterable[Attempt], accepted: pd.Timestamp | Non
     return max(bad, key=lambda a: a.last, default=None)  # type: ignore[arg-type,return-value]  # each has one
 
 
-def _latest(*moments: pd.Timestamp | None) -> pd.Timestamp | None:
+def _find_latest(*moments: pd.Timestamp | None) -> pd.Timestamp | None:
     return max((m for m in moments if m is not None), default=None)
 
 
