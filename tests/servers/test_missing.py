@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -22,7 +24,7 @@ from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.messages import text
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
-from runbook_lib.packs.entitlement.checks import consistency, subscriber
+from runbook_lib.packs.entitlement.checks import consistency, missing, subscriber
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError
@@ -329,3 +331,24 @@ def test_older_events_that_were_lost_are_not_hidden_by_newer_ones_that_wait(
     in_consistency = run(servers, "5.3.2")["5.3.2"]
     assert at_subscriber.value("subscriber.lag") == 15
     assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 3
+
+
+def test_events_that_were_lost_seconds_ago_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """They were acknowledged and are not registered: the consumer holds nothing that is as old."""
+    events(db, 3, 12, processed=False, status=None)
+    publish_and_acknowledge(broker, [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")])
+    publish_ids(broker, ["just-now"])
+    with bound(broker):
+        at_subscriber = run(servers, "4.1.2")["4.1.2"]
+        in_consistency = run(servers, "5.3.2")["5.3.2"]
+    assert at_subscriber.value("subscriber.lag") == 1
+    assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 3
+
+
+@pytest.mark.parametrize(("held_s", "settled_s"), [(None, 60), (0.0, 5), (8.0, 13), (300.0, 60)])
+def test_an_event_counts_as_missing_once_it_is_older_than_all_that_is_held(
+    held_s: float | None, settled_s: float
+) -> None:
+    rb: Any = SimpleNamespace(number=load().numbers.__getitem__)
+    assert missing.settled_s(rb, ConsumerPosition(held_s=held_s)) == settled_s
+    assert missing.settled_s(rb, None) == 60
