@@ -7,14 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from test_dispatcher import FOUND, Odd, dispatched
-from test_journal import CONFIG, WINDOW_S, done, firing, resolved, taken, verdict
+from test_journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
+from waiting import until
 
 from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.clock import SteadyClock
@@ -100,7 +99,6 @@ def test_the_newest_seal_is_the_one_that_was_told_last(journal: Journal, hands: 
 @SETS
 def test_while_it_runs_no_wait_gets_longer(journal: Journal, hands: Hands, by: float) -> None:
     """A first run, another try, a second look and a message, each with the clock set just before it is due."""
-    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
 
     def set_and_wait(seconds: float) -> float:
         nonlocal by
@@ -115,7 +113,7 @@ def test_while_it_runs_no_wait_gets_longer(journal: Journal, hands: Hands, by: f
     now = journal.clock.now()
     retried = taken(journal, set_and_wait(1))
     look = (journal.clock.now() + 120, "again")
-    journal.conclude(retried, verdict("WARNING"), journal.clock.now(), second_run=look, **told)
+    journal.conclude(retried, verdict("WARNING"), journal.clock.now(), second_run=look, **TOLD)
     (message,) = journal.due_messages(set_and_wait(0))
     journal.mark_unsent(message, journal.clock.now() + 30, "refused")
     assert journal.due_messages(set_and_wait(29)) == []
@@ -139,7 +137,6 @@ def test_the_window_of_a_repeat_is_as_long_as_ever(journal: Journal, hands: Hand
 
 @SETS
 def test_between_two_receivers_no_wait_gets_longer_than_it_was(journal: Journal, hands: Hands, by: float) -> None:
-    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
     start = journal.clock.now()
     for n, group in enumerate(("fresh", "retry", "look")):
         journal.accept([firing(group=group, runbook_target=("main", "other")[n % 2])], CONFIG, start)
@@ -149,7 +146,7 @@ def test_between_two_receivers_no_wait_gets_longer_than_it_was(journal: Journal,
     fresh = taken(journal, start)
     journal.retry(fresh, start + 300, "disk full")
     retry = taken(journal, start)
-    journal.conclude(retry, verdict("WARNING"), start, second_run=(start + 120, "again"), **told)
+    journal.conclude(retry, verdict("WARNING"), start, second_run=(start + 120, "again"), **TOLD)
     (message,) = journal.due_messages(start)
     journal.mark_unsent(message, start + 600, "refused")
     running = taken(journal, start)
@@ -185,14 +182,11 @@ def test_of_a_group_the_open_incident_is_the_one_that_ends(journal: Journal, han
     closed = done(journal, journal.clock.now(), "OK").incident
     hands.wall -= DAY
     hands.pass_(WINDOW_S + 1)
-    later = replace(firing(), starts_at=pd.Timestamp(hands.wall, unit="s", tz="UTC"))
-    journal.accept([later], CONFIG, journal.clock.now())
+    journal.accept([firing_since(hands.wall)], CONFIG, journal.clock.now())
     second = done(journal, journal.clock.now()).incident
     assert second != closed
     hands.wall += DAY - WINDOW_S
-    journal.accept(
-        [replace(firing(), starts_at=pd.Timestamp(hands.wall, unit="s", tz="UTC"))], CONFIG, journal.clock.now()
-    )
+    journal.accept([firing_since(hands.wall)], CONFIG, journal.clock.now())
     assert [i.id for i in journal.incidents() if i.closed is None] == [second]
 
 
@@ -212,10 +206,7 @@ def test_the_loops_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: fl
     executor = Sets(RuntimeError("lost"), FOUND | {"problem": "disk full"}, FOUND)
     with dispatched(tmp_path, executor) as (journal, _):
         ahead[0] -= by
-        until = time.monotonic() + 15
-        while len(executor.orders) < 3 or journal.incidents()[0].jobs[0].state != "done":
-            assert time.monotonic() < until, journal.incidents()
-            time.sleep(0.01)
+        until(lambda: len(executor.orders) >= 3 and journal.incidents()[0].jobs[0].state == "done", "the runs", 15)
         assert len(journal.due_messages(journal.clock.now())) == 1
 
 
@@ -235,7 +226,7 @@ def test_no_message_is_given_up_because_a_clock_was_set(
     journal = Journal(tmp_path / "journal.db")
     now = journal.clock.now()
     journal.accept([firing()], CONFIG, now)
-    journal.conclude(taken(journal, now), verdict(), now, places=["p"], message=("t", "b"))
+    journal.conclude(taken(journal, now), verdict(), now, **TOLD)
     ahead[0] = 2 * DAY
     if restarted:
         journal.close()
@@ -243,10 +234,8 @@ def test_no_message_is_given_up_because_a_clock_was_set(
         journal.recover(journal.clock.now())
     told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), "out", "en")
     told.start()
-    until = time.monotonic() + 15
-    while not sent:
-        assert time.monotonic() < until and not journal.counts()["messages_failed"]
-        time.sleep(0.01)
+    until(lambda: sent or journal.counts()["messages_failed"], "a message", 15)
+    assert not journal.counts()["messages_failed"]
     told.stop()
     journal.close()
 

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
@@ -97,8 +98,6 @@ class Receiver:
         self.process: subprocess.Popen[bytes] | None = None
 
     def accept(self, *alerts: Alert, toml: str | None = None) -> None:
-        import tomllib
-
         config = Settings(**tomllib.loads(toml or (self.folder / "runbook.toml").read_text()))
         journal = Journal(self.folder / "journal.db")
         for alert in alerts:
@@ -414,12 +413,18 @@ FOUND: dict[str, Any] = {
 }  # fmt: skip
 
 
+CONFIG = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+
+
+def dispatcher_of(folder: Path, journal: Journal, executor: Executor, metrics: Metrics) -> Dispatcher:
+    return Dispatcher(journal, CONFIG, str(folder / "out"), executor, metrics, places=["p"], lang="ja")
+
+
 @contextmanager
-def dispatched(folder: Path, executor: Executor, places: Sequence[str] = ("p",)) -> Iterator[tuple[Journal, Metrics]]:
-    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
+def dispatched(folder: Path, executor: Executor, alert: Alert | None = None) -> Iterator[tuple[Journal, Metrics]]:
     journal, metrics = Journal(folder / "journal.db"), Metrics()
-    journal.accept([firing("I")], config, time.time())
-    jobs = Dispatcher(journal, config, str(folder / "out"), executor, metrics, places=places, lang="ja")
+    journal.accept([alert or firing("I")], CONFIG, time.time())
+    jobs = dispatcher_of(folder, journal, executor, metrics)
     jobs.start()
     try:
         yield journal, metrics
@@ -434,12 +439,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "POLL_S", 0.02)
 
 
-def settled(journal: Journal, state: str, timeout_s: float = 15) -> Any:
-    until = time.monotonic() + timeout_s
-    while (job := journal.incidents()[0].jobs[0]).state != state:
-        assert time.monotonic() < until, job
-        time.sleep(0.01)
-    return job
+def wait_for_runs(journal: Journal, n: int) -> None:
+    until(lambda: [j.state for j in journal.incidents()[0].jobs] == ["done"] * n, lambda: repr(journal.incidents()), 15)
+
+
+def settled(journal: Journal, state: str) -> Any:
+    until(lambda: journal.incidents()[0].jobs[0].state == state, lambda: repr(journal.incidents()), 15)
+    return journal.incidents()[0].jobs[0]
 
 
 @pytest.mark.parametrize(
@@ -466,10 +472,7 @@ def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Pat
     early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
     executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
     with dispatched(tmp_path, executor) as (journal, _):
-        until = time.monotonic() + 15
-        while len(executor.orders) < 2 or journal.incidents()[0].jobs[-1].state != "done":
-            assert time.monotonic() < until, journal.incidents()
-            time.sleep(0.01)
+        wait_for_runs(journal, 2)
         first, second = journal.incidents()[0].jobs
         assert [o.job for o in executor.orders] == [first.key, second.key]
         assert "再調査" in second.alert and second.alert.endswith(first.alert)
@@ -477,14 +480,10 @@ def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Pat
 
 
 def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path) -> None:
-    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
     with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
         for jobs, ended in enumerate((False, True, False), start=1):
-            journal.accept([firing("I", ended=ended)], config, time.time())
-            until = time.monotonic() + 15
-            while [j.state for j in journal.incidents()[0].jobs] != ["done"] * jobs:
-                assert time.monotonic() < until, journal.incidents()
-                time.sleep(0.01)
+            journal.accept([firing("I", ended=ended)], CONFIG, time.time())
+            wait_for_runs(journal, jobs)
         titles = [row["title"] for row in journal._query("SELECT title FROM messages ORDER BY id")]
         assert titles == ["OK · I", "再発: OK · I"], "the recovery has the verdict of the first run: it is told once"
     texts = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
@@ -495,29 +494,19 @@ def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
     slow: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.1}
     recovering = FOUND | {"document": FOUND["document"] | {"verdict": slow}}
     executor = Odd(recovering, recovering, recovering, FOUND)
-    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
-    journal = Journal(tmp_path / "journal.db")
-    journal.accept([firing("I")], config, time.time())
-    journal.next_job(time.time(), ())
-    job = journal.incidents()[0].jobs[0]
-    journal.conclude(job, slow, time.time())
-    journal.accept([firing("I", ended=True)], config, time.time())
-    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=["p"], lang="ja")
-    jobs.start()
-    try:
-        until = time.monotonic() + 30
-        while (incident := journal.incidents()[0]).closed is None:
-            assert time.monotonic() < until, incident
-            time.sleep(0.01)
-    finally:
-        jobs.stop()
-    looks = [j for j in incident.jobs if j.kind == "resolved"]
+    earlier = Journal(tmp_path / "journal.db")
+    earlier.accept([firing("I")], CONFIG, time.time())
+    earlier.next_job(time.time(), ())
+    earlier.conclude(earlier.incidents()[0].jobs[0], slow, time.time())
+    earlier.close()
+    with dispatched(tmp_path, executor, alert=firing("I", ended=True)) as (journal, _):
+        until(lambda: journal.incidents()[0].closed is not None, lambda: repr(journal.incidents()), 30)
+        looks = [j for j in journal.incidents()[0].jobs if j.kind == "resolved"]
     assert [o.sections for o in executor.orders] == [("6",)] * 4 and len(looks) == 4
     waits = [later.started - (earlier.ended or 0) for earlier, later in itertools.pairwise(looks) if later.started]
     assert waits[0] < waits[1] < waits[2], "each wait is longer than the one before"
     notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
     assert sum("回復を確認できていません" in n for n in notes) == 3
-    journal.close()
 
 
 def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:
@@ -544,10 +533,7 @@ def test_the_journal_is_trimmed_at_the_start_and_every_day(tmp_path: Path, monke
     monkeypatch.setattr(Journal, "trim", lambda journal, keep: kept.append(keep))
     with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
         settled(journal, "done")
-        until = time.monotonic() + 15
-        while len(kept) < 3:
-            assert time.monotonic() < until, "it is not trimmed again"
-            time.sleep(0.01)
+        until(lambda: len(kept) >= 3, "it to be trimmed again", 15)
     assert set(kept) == {Settings().receiver.keep_runs}
 
 
@@ -582,16 +568,13 @@ def test_a_journal_that_cannot_be_used_is_waited_for(tmp_path: Path, monkeypatch
 
 
 def test_a_stop_does_not_wait_for_long_and_loses_nothing(tmp_path: Path) -> None:
-    config = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
-    journal = Journal(tmp_path / "journal.db")
-    journal.accept([firing("I")], config, time.time())
-    executor = Odd(None)
-    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=[], lang="en")
+    journal, executor = Journal(tmp_path / "journal.db"), Odd(None)
+    journal.accept([firing("I")], CONFIG, time.time())
+    jobs = dispatcher_of(tmp_path, journal, executor, Metrics())
     assert not jobs.alive and jobs.stop(0)
-    jobs = Dispatcher(journal, config, str(tmp_path / "out"), executor, Metrics(), places=[], lang="en")
+    jobs = dispatcher_of(tmp_path, journal, executor, Metrics())
     jobs.start()
-    while not executor.orders:
-        time.sleep(0.01)
+    until(lambda: executor.orders, "an order")
     assert jobs.alive
     began = time.monotonic()
     assert not jobs.stop(0.3)

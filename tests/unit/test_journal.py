@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ WINDOW_S = CONFIG.receiver.window_minutes * 60
 
 def firing(name: str = "Late", fingerprint: str = "1", group: str = "g", ended: bool = False, **labels: str) -> Alert:
     return Alert(name, not ended, fingerprint, {"alertname": name} | labels, "slow", pd.Timestamp(0, tz="UTC"), group)
+
+
+def firing_since(wall: float) -> Alert:
+    return replace(firing(), starts_at=pd.Timestamp(wall, unit="s", tz="UTC"))
 
 
 def resolved(name: str = "Late", fingerprint: str = "1") -> Alert:
@@ -59,6 +64,22 @@ def done(journal: Journal, now: float, status: str = "CRITICAL", **more: Any) ->
     job = taken(journal, now)
     journal.conclude(job, verdict(status), now, **more)
     return job
+
+
+def ran(journal: Journal, now: float, *alerts: Alert, status: str = "CRITICAL", **more: Any) -> Job:
+    """Accept alerts; a second later a run has ended."""
+    journal.accept(alerts, CONFIG, now)
+    return done(journal, now + 1, status, **more)
+
+
+def reopened(journal: Journal) -> Journal:
+    """Return the journal as the next receiver has it."""
+    journal.close()
+    return Journal(journal.file)
+
+
+#: Where a verdict is told.
+TOLD: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
 
 
 def test_an_alert_is_one_job_and_a_repeat_is_counted(journal: Journal) -> None:
@@ -103,8 +124,7 @@ def test_a_thousand_alerts_of_fifty_groups_are_fifty_jobs(journal: Journal) -> N
 
 
 def test_the_end_of_the_last_alert_looks_at_the_recovery_and_closes(journal: Journal) -> None:
-    journal.accept([firing(fingerprint="1"), firing(fingerprint="2")], CONFIG, 0)
-    done(journal, 1)
+    ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
     assert journal.accept([resolved("Late", "1")], CONFIG, 2).jobs == ()
     assert len(journal.accept([resolved("Late", "2")], CONFIG, 3).jobs) == 1
     assert journal.incidents()[0].closed is None
@@ -120,8 +140,7 @@ def test_an_end_without_a_beginning_is_only_counted(journal: Journal) -> None:
 
 
 def test_a_second_outage_during_the_look_at_the_recovery_is_run_after_it(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
+    ran(journal, 0, firing())
     journal.accept([resolved()], CONFIG, 2)
     job = taken(journal, 3)
     again = journal.accept([firing()], CONFIG, 4)
@@ -148,15 +167,14 @@ def recovered(journal: Journal, *alerts: Alert, **told: Any) -> None:
 
 @pytest.mark.parametrize("fingerprint", ["1", "another"])
 def test_an_alert_after_the_recovery_runs_at_once_and_is_told(journal: Journal, fingerprint: str) -> None:
-    told: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
-    recovered(journal, firing(), **told)
+    recovered(journal, firing(), **TOLD)
     again = journal.accept([firing(fingerprint=fingerprint)], CONFIG, 900)
     assert (len(again.jobs), again.counted) == (1, 0)
     (incident,) = journal.incidents()
     assert incident.closed is None
     second = taken(journal, 900)
     assert (second.id, second.recurred, second.number) == (*again.jobs, True, 2)
-    journal.conclude(second, verdict("OK"), 901, **told)
+    journal.conclude(second, verdict("OK"), 901, **TOLD)
     sent = journal._query("SELECT status FROM messages ORDER BY id")
     assert [m["status"] for m in sent] == ["CRITICAL", "OK", "OK"], "told, although the verdict is the one of section 6"
     repeat = journal.accept([firing(fingerprint=fingerprint)], CONFIG, 960)
@@ -166,11 +184,10 @@ def test_an_alert_after_the_recovery_runs_at_once_and_is_told(journal: Journal, 
 
 
 def test_a_second_outage_is_told_once_however_often_its_run_is_tried(journal: Journal) -> None:
-    told: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
-    recovered(journal, firing(), **told)
+    recovered(journal, firing(), **TOLD)
     journal.accept([firing()], CONFIG, 900)
-    journal.conclude(taken(journal, 900), verdict("OK"), 901, again=905, problem="disk full", **told)
-    journal.conclude(taken(journal, 905), verdict("OK"), 906, **told)
+    journal.conclude(taken(journal, 900), verdict("OK"), 901, again=905, problem="disk full", **TOLD)
+    journal.conclude(taken(journal, 905), verdict("OK"), 906, **TOLD)
     assert len(journal._query("SELECT 1 FROM messages")) == 3
 
 
@@ -185,8 +202,7 @@ def test_several_alerts_after_the_recovery_share_a_run_and_each_route_has_its_ow
 
 
 def test_an_alert_that_ends_and_comes_back_beside_another_is_counted(journal: Journal) -> None:
-    journal.accept([firing(fingerprint="1"), firing(fingerprint="2")], CONFIG, 0)
-    done(journal, 1)
+    ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
     journal.accept([resolved(fingerprint="1")], CONFIG, 2)
     back = journal.accept([firing(fingerprint="1")], CONFIG, 3)
     assert (back.jobs, back.counted) == ((), 1)
@@ -204,14 +220,12 @@ def test_what_comes_back_before_anybody_looked_goes_on(journal: Journal) -> None
     journal.conclude(first, verdict(), 20)
     assert journal.next_job(21, []) is None
     assert [j.kind for j in journal.incidents()[0].jobs] == ["firing"]
-    journal.accept([resolved()], CONFIG, 22)
-    assert done(journal, 23, "OK").kind == "resolved"
+    assert ran(journal, 22, resolved(), status="OK").kind == "resolved"
     assert journal.incidents()[0].closed == 23
 
 
 def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_outage(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
+    ran(journal, 0, firing())
     journal.accept([resolved()], CONFIG, 2)
     journal.retry(taken(journal, 3), 300, "disk full")
     journal.accept([firing()], CONFIG, 4)
@@ -222,40 +236,34 @@ def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_out
         ("failed", "disk full"),
         ("done", ""),
     ]
-    journal.accept([resolved()], CONFIG, 6)
-    assert done(journal, 7, "OK").kind == "resolved"
+    assert ran(journal, 6, resolved(), status="OK").kind == "resolved"
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_killed_between_the_end_and_the_second_outage(journal: Journal, tmp_path: Path, begun: bool) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
+def test_killed_between_the_end_and_the_second_outage(journal: Journal, begun: bool) -> None:
+    ran(journal, 0, firing())
     journal.accept([resolved()], CONFIG, 2)
     if begun:
         taken(journal, 3)
-    journal.close()
-    journal = Journal(tmp_path / "journal.db")
+    journal = reopened(journal)
     assert journal.recover(100) == int(begun)
     back = journal.accept([firing()], CONFIG, 101)
     assert len(back.jobs) == int(begun), "whoever may have been told of the end is told of what came after"
     if begun:
         assert done(journal, 102).recurred
     assert journal.next_job(103, []) is None
-    journal.accept([resolved()], CONFIG, 104)
-    assert done(journal, 105, "OK").kind == "resolved"
+    assert ran(journal, 104, resolved(), status="OK").kind == "resolved"
     assert journal.incidents()[0].closed == 105
     journal.close()
 
 
-def test_killed_after_the_recovery_was_told(journal: Journal, tmp_path: Path) -> None:
+def test_killed_after_the_recovery_was_told(journal: Journal) -> None:
     recovered(journal, firing())
-    journal.close()
-    journal = Journal(tmp_path / "journal.db")
+    journal = reopened(journal)
     journal.recover(800)
     journal.accept([firing()], CONFIG, 900)
     assert taken(journal, 900).recurred
-    journal.close()
-    journal = Journal(tmp_path / "journal.db")
+    journal = reopened(journal)
     journal.recover(950)
     again = taken(journal, 950)
     assert again.recurred and journal.conclude(again, verdict("OK"), 951), "killed while it ran: it is told by the next"
@@ -264,19 +272,14 @@ def test_killed_after_the_recovery_was_told(journal: Journal, tmp_path: Path) ->
 
 def test_a_window_after_its_end_it_is_another_incident(journal: Journal) -> None:
     recovered(journal, firing())
-    later = Alert(
-        "Late", True, "1", {"alertname": "Late"}, "slow", pd.Timestamp(310 + WINDOW_S, unit="s", tz="UTC"), "g"
-    )
-    journal.accept([later], CONFIG, 310 + WINDOW_S)
+    journal.accept([firing_since(310 + WINDOW_S)], CONFIG, 310 + WINDOW_S)
     assert len(journal.incidents()) == 2
     assert not taken(journal, 310 + WINDOW_S).recurred
 
 
 def test_a_recovery_is_looked_at_after_whatever_came_since_the_last_look(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
-    journal.accept([resolved()], CONFIG, WINDOW_S - 10)
-    done(journal, WINDOW_S - 9, "OK")
+    ran(journal, 0, firing())
+    ran(journal, WINDOW_S - 10, resolved(), status="OK")
     journal.accept([firing()], CONFIG, WINDOW_S + 1)
     journal.accept([resolved()], CONFIG, WINDOW_S + 2)
     assert [j.kind for j in journal.incidents()[0].jobs] == ["firing", "resolved"] * 2
@@ -297,11 +300,9 @@ def test_one_job_a_target_and_an_incident_keeps_its_order(journal: Journal) -> N
 
 
 def test_what_came_too_early_is_looked_at_once_more_and_holds_up_nothing(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    first = done(journal, 1, "WARNING", second_run=(60, "again"))
+    first = ran(journal, 0, firing(), status="WARNING", second_run=(60, "again"))
     assert journal.next_job(59, []) is None
-    journal.accept([firing("Db", "2")], CONFIG, 10)
-    assert done(journal, 11).sections == ("4.2",)
+    assert ran(journal, 10, firing("Db", "2")).sections == ("4.2",)
     again = taken(journal, 60)
     assert (again.key, again.alert) == (f"{first.key}/again", "again")
     assert (again.sections, again.parameters, again.number) == (first.sections, first.parameters, 2)
@@ -310,19 +311,15 @@ def test_what_came_too_early_is_looked_at_once_more_and_holds_up_nothing(journal
 
 
 def test_what_has_ended_is_not_looked_at_again(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1, "WARNING", second_run=(60, "again"))
-    journal.accept([resolved()], CONFIG, 2)
-    assert done(journal, 3, "OK", second_run=(60, "again")).kind == "resolved"
+    ran(journal, 0, firing(), status="WARNING", second_run=(60, "again"))
+    assert ran(journal, 2, resolved(), status="OK", second_run=(60, "again")).kind == "resolved"
     assert journal.next_job(100, []) is None
     assert journal.incidents()[0].closed == 3
 
 
 def test_an_incident_stays_open_until_its_recovery_is_seen(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
-    journal.accept([resolved()], CONFIG, 2)
-    first = done(journal, 3, "WARNING", second_run=(60, "again"))
+    ran(journal, 0, firing())
+    first = ran(journal, 2, resolved(), status="WARNING", second_run=(60, "again"))
     assert first.kind == "resolved" and journal.incidents()[0].closed is None
     assert journal.accept([resolved()], CONFIG, 4).jobs == (), "the end that is told twice drops no look"
     second = done(journal, 60, "WARNING", second_run=(180, "and again"))
@@ -332,31 +329,23 @@ def test_an_incident_stays_open_until_its_recovery_is_seen(journal: Journal) -> 
 
 
 def test_a_recovery_that_is_never_seen_is_closed_once_nobody_looks_again(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
-    journal.accept([resolved()], CONFIG, 2)
-    done(journal, 3, "WARNING", second_run=(60, "again"))
+    ran(journal, 0, firing())
+    ran(journal, 2, resolved(), status="WARNING", second_run=(60, "again"))
     done(journal, 60, "WARNING")
     assert journal.incidents()[0].closed == 60
 
 
 def test_what_fires_again_ends_the_looks_at_the_recovery_before(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1)
-    journal.accept([resolved()], CONFIG, 2)
-    done(journal, 3, "WARNING", second_run=(WINDOW_S + 60, "again"))
-    journal.accept([firing()], CONFIG, WINDOW_S + 1)
-    done(journal, WINDOW_S + 2)
-    journal.accept([resolved()], CONFIG, WINDOW_S + 3)
-    looked = done(journal, WINDOW_S + 4, "OK", second_run=(2 * WINDOW_S, "again"))
+    ran(journal, 0, firing())
+    ran(journal, 2, resolved(), status="WARNING", second_run=(WINDOW_S + 60, "again"))
+    ran(journal, WINDOW_S + 1, firing())
+    looked = ran(journal, WINDOW_S + 3, resolved(), status="OK", second_run=(2 * WINDOW_S, "again"))
     assert looked.kind == "resolved" and journal.incidents()[0].closed == WINDOW_S + 4
 
 
 def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
-    told = {"places": ["p", "q"], "message": ("title", "body")}
     for n in range(3):
-        journal.accept([firing()], CONFIG, n * WINDOW_S * 2)
-        done(journal, n * WINDOW_S * 2 + 1, "CRITICAL" if n < 2 else "OK", **told)
+        ran(journal, n * WINDOW_S * 2, firing(), status="CRITICAL" if n < 2 else "OK", **TOLD | {"places": ["p", "q"]})
     due = journal.due_messages(10 * WINDOW_S)
     assert [(m.place, m.status) for m in due] == [("p", "CRITICAL"), ("q", "CRITICAL")], "the newer ones wait"
     journal.mark_sent(due[0], 10 * WINDOW_S)
@@ -375,22 +364,18 @@ def test_what_is_given_up_is_told(journal: Journal) -> None:
 
 
 def test_after_a_run_that_was_given_up_the_next_verdict_is_told(journal: Journal) -> None:
-    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1, **told)
+    ran(journal, 0, firing(), **TOLD)
     journal.accept([firing()], CONFIG, WINDOW_S + 1)
-    journal.fail(taken(journal, WINDOW_S + 1), WINDOW_S + 2, "no such target", **told)
-    journal.accept([firing()], CONFIG, 2 * WINDOW_S + 2)
-    done(journal, 2 * WINDOW_S + 3, **told)
+    journal.fail(taken(journal, WINDOW_S + 1), WINDOW_S + 2, "no such target", **TOLD)
+    ran(journal, 2 * WINDOW_S + 2, firing(), **TOLD)
     sent = [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")]
     assert sent == ["CRITICAL", "UNKNOWN", "CRITICAL"], "the last that people heard was UNKNOWN"
 
 
-def test_what_ran_waits_again(journal: Journal, tmp_path: Path) -> None:
+def test_what_ran_waits_again(journal: Journal) -> None:
     journal.accept([firing()], CONFIG, 0)
     job = taken(journal, 1)
-    journal.close()
-    journal = Journal(tmp_path / "journal.db")
+    journal = reopened(journal)
     assert journal.recover(2) == 1
     assert taken(journal, 2).key == job.key
     journal.close()
@@ -402,11 +387,10 @@ def sizes(journal: Journal) -> dict[str, int]:
 
 
 def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> None:
-    told: dict[str, Any] = {"places": ["p", "q"], "message": ("t", "b")}
+    told = TOLD | {"places": ["p", "q"]}
     for n in range(40):
-        at = n * 3 * WINDOW_S
-        journal.accept([firing(incident="long") if n < 10 else firing(group="new")], CONFIG, at)
-        done(journal, at + 1, "OK" if n % 2 else "CRITICAL", seal=f"seal {n}", **told)
+        alert = firing(incident="long") if n < 10 else firing(group="new")
+        ran(journal, n * 3 * WINDOW_S, alert, status="OK" if n % 2 else "CRITICAL", seal=f"seal {n}", **told)
     while due := journal.due_messages(1e9):
         for message in due:
             journal.mark_sent(message, 1e9)
@@ -423,12 +407,10 @@ def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> N
 
 def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) -> None:
     keys: list[str] = []
-    told: dict[str, Any] = {"places": ["p"], "message": ("t", "b")}
     for name, at in (("old", 0), ("new", 1000), ("old", 2 * WINDOW_S)):
-        journal.accept([firing(incident=name)], CONFIG, at)
-        keys.append(done(journal, at + 1, seal=f"{name} {at}", **told).key)
-        journal.accept([firing(incident=name, ended=True)], CONFIG, at + 2)
-        keys.append(done(journal, at + 3, "OK", seal=f"{name} {at} OK", **told).key)
+        keys.append(ran(journal, at, firing(incident=name), seal=f"{name} {at}", **TOLD).key)
+        ended = firing(incident=name, ended=True)
+        keys.append(ran(journal, at + 2, ended, status="OK", seal=f"{name} {at} OK", **TOLD).key)
         if name == "new":
             journal.trim(2)
             assert sizes(journal)["jobs"] == sizes(journal)["messages"] == 4, "a message has not been sent"
@@ -445,8 +427,7 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
 
 
 def test_what_waits_or_fires_is_not_trimmed(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    done(journal, 1, "CRITICAL", places=["p"], message=("t", "b"), second_run=(60, "again"))
+    ran(journal, 0, firing(), **TOLD, second_run=(60, "again"))
     for n in range(5):
         journal.accept([firing(group=f"g{n}")], CONFIG, 2)
     before = sizes(journal)
