@@ -22,53 +22,48 @@ HEAVY = {
 }
 
 
-def loaded_by(*modules: str) -> set[str]:
-    """The packages that a fresh interpreter has after importing them."""
-    program = (
-        f"import json, sys, {', '.join(modules)}; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    return set(json.loads(done.stdout))
+def loaded_by(program: str, **env: str) -> set[str]:
+    """Return the modules and packages that a fresh interpreter has after a program, which writes no error."""
+    program = f"{program}; import json, sys; print(json.dumps([*sys.modules]))"
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True, env=os.environ | env)
+    assert done.stderr == ""
+    modules = json.loads(done.stdout)
+    return {*modules} | {module.split(".")[0] for module in modules}
 
 
 def test_the_receiver_loads_nothing_of_what_its_runs_need() -> None:
-    parts = ("receiver", "dispatcher", "journal", "notify", "server")
-    assert loaded_by(*(f"runbook_lib.receiver.{part}" for part in parts)) & HEAVY == set()
+    program = "from runbook_lib.receiver import receiver, dispatcher, journal, notify, server"
+    assert loaded_by(program) & HEAVY == set()
 
 
 def test_a_targets_settings_load_nothing_of_what_its_runs_need() -> None:
     """Whoever hands runs out reads the settings, and thereby what the system's pack says of a target."""
     program = (
-        "import json, sys; from runbook_lib import catalog, settings; catalog.load();"
-        "settings.Settings(targets={'t': {'database_url': 'postgresql://u@h/d', 'lease_s': 5}}).target('t');"
-        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+        "from runbook_lib import catalog, settings; catalog.load();"
+        "settings.Settings(targets={'t': {'database_url': 'postgresql://u@h/d', 'lease_s': 5}}).target('t')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
-    assert set(json.loads(done.stdout)) & HEAVY == set()
+    assert loaded_by(program) & HEAVY == set()
 
 
 def test_the_command_loads_nothing_until_it_knows_what_for() -> None:
-    assert loaded_by("runbook_lib.cli.main") & (HEAVY | {"pandas", "numpy", "jinja2"}) == set()
+    assert loaded_by("import runbook_lib.cli.main") & (HEAVY | {"pandas", "numpy", "jinja2"}) == set()
 
 
 def test_the_first_numbers_load_nothing_of_what_the_sections_need() -> None:
     """And say nothing where the database does not answer."""
     program = (
-        "import json, sys; from runbook_lib.cli import main, run; from runbook_lib.cli.progress import *;"
+        "from runbook_lib.cli import main, run; from runbook_lib.cli.progress import *;"
         "from runbook_lib.model.order import Order; from runbook_lib.runs import executors;"
-        "show_first_numbers(Order(('3',), ''), ProgressDisplay(in_pipe=True));"
-        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+        "show_first_numbers(Order(('3',), ''), ProgressDisplay(in_pipe=True))"
     )
-    env = os.environ | {"RUNBOOK_DATABASE_URL": "postgresql://u@127.0.0.1:1/d", "RUNBOOK_CONFIG": ""}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=env)
-    loaded = set(json.loads(done.stdout))
-    assert "psycopg" in loaded and done.stderr == ""
+    loaded = loaded_by(program, RUNBOOK_DATABASE_URL="postgresql://u@127.0.0.1:1/d", RUNBOOK_CONFIG="")
+    assert "psycopg" in loaded
     assert loaded & (HEAVY - {"psycopg"} | {"nbformat", "requests"}) == set()
 
 
 @pytest.mark.parametrize("package", ["model", "analysis", "view", "sources", "store", "messages"])
 def test_what_lies_below_loads_nothing_of_what_lies_above(package: str) -> None:
-    program = f"import runbook_lib.{package}, sys; print([m for m in sys.modules if m.startswith('runbook_lib.')])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     above = ("session", "checks", "actions", "context", "runs", "archive", "receiver", "lab", "cli", "sandbox")
-    assert not any(f"'runbook_lib.{name}" in done.stdout for name in above)
+    prefixes = tuple(f"runbook_lib.{name}" for name in above)
+    assert not any(module.startswith(prefixes) for module in loaded_by(f"import runbook_lib.{package}"))
