@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cluster import NAMESPACE, Asked, Cluster
+from test_rules import DEPLOY, tool
 
 from runbook_lib import settings
 from runbook_lib.masking import Masker
@@ -25,7 +25,6 @@ from runbook_lib.receiver import routes, server
 from runbook_lib.sources import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
 
-DEPLOY = ROOT / "docs" / "deploy"
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text(encoding="utf-8"))
@@ -69,11 +68,8 @@ def test_a_manifest_fits_its_schema(manifest: Manifest) -> None:
 
 
 def test_kustomize_joins_what_is_meant_to_be_applied() -> None:
-    if shutil.which("kubectl") is None:
-        if os.environ.get("RUNBOOK_REQUIRE_KUBECTL") == "1":
-            pytest.fail("RUNBOOK_REQUIRE_KUBECTL=1 and kubectl is not installed", pytrace=False)
-        pytest.skip("kubectl is not installed (Debian: kubernetes-client)")
-    done = subprocess.run(["kubectl", "kustomize", str(DEPLOY)], capture_output=True, text=True, check=False)
+    kubectl = tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
+    done = subprocess.run([kubectl, "kustomize", str(DEPLOY)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     joined = list(yaml.safe_load_all(done.stdout))
     for manifest in joined:
@@ -252,10 +248,7 @@ def allowed(rules: list[Manifest], asked: Asked) -> bool:
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Asked]]]:
     """What kubectl asks the API for all that the runbook lets it do: reading, and acting."""
-    if shutil.which("kubectl") is None:
-        if os.environ.get("RUNBOOK_REQUIRE_KUBECTL") == "1":
-            pytest.fail("RUNBOOK_REQUIRE_KUBECTL=1 and kubectl is not installed", pytrace=False)
-        pytest.skip("kubectl is not installed (Debian: kubernetes-client)")
+    tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
     with Cluster() as cluster, pytest.MonkeyPatch.context() as patched:
         for name in ("notification", "entitlement"):
             cluster.add(name)

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from cluster import NAMESPACE, Cluster
+from test_rules import tool
 from waiting import until
 
 from runbook_lib.masking import Masker
@@ -41,10 +42,7 @@ def a_read_cost() -> ReadCost:
 
 @pytest.fixture(scope="module")
 def kubectl() -> None:
-    if shutil.which("kubectl") is None:
-        if os.environ.get("RUNBOOK_REQUIRE_KUBECTL") == "1":
-            pytest.fail("RUNBOOK_REQUIRE_KUBECTL=1 and kubectl is not installed", pytrace=False)
-        pytest.skip("kubectl is not installed (Debian: kubernetes-client)")
+    tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
 
 
 @pytest.fixture
