@@ -101,7 +101,14 @@ LOOK: Frames = {
     "proposed": frame({"command": "x", "section": "4.1"}),
 }  # fmt: skip
 
+#: Nothing is known of the workers' processes.
+UNSEEN: Frames = {name: f for name, f in LOOK.items() if name != "instances"}
+
 STEPS = [s for section in ("2", "3", "4.1", "4.2", "6") for s in (f"{section}.{n}" for n in range(1, 5))]
+
+
+def sessions(**changes: Any) -> Frames:
+    return {"sessions": frame(LOOK["sessions"].iloc[0].to_dict() | changes)}
 
 
 def usual(**facts: Any) -> JudgeInput:
@@ -163,19 +170,22 @@ def test_a_job_in_the_hands_of_the_dead_is_put_back_and_no_other() -> None:
     ],
 )
 def test_what_the_sessions_say_of_a_silent_worker(change: dict[str, Any], said: str) -> None:
-    """Where nothing is known of its process."""
-    sessions = frame(LOOK["sessions"].iloc[0].to_dict() | change)
-    frames = {name: f for name, f in LOOK.items() if name != "instances"} | {"sessions": sessions}
-    found = checks()["4.2.1"].finding(frames, usual())
+    found = checks()["4.2.1"].finding(UNSEEN | sessions(**change), usual())
     assert found.headline.key == said
     assert [p.name for p in found.proposals][:1] != ["retry_orphans"]
 
 
-def test_sessions_with_a_name_of_their_own_are_the_workers() -> None:
-    """Others ask a SELECT 1 as well."""
-    sessions = frame(LOOK["sessions"].iloc[0].to_dict() | {"may_listen": 2})
-    frames = {name: f for name, f in LOOK.items() if name != "instances"} | {"sessions": sessions}
-    assert checks()["4.2.1"].finding(frames, usual(application="worker")).headline.key == "jobs.of_connected"
+@pytest.mark.parametrize(
+    ("frames", "facts", "said"),
+    [
+        (sessions(may_listen=2), {"application": "worker"}, "jobs.of_connected"),  # others ask a SELECT 1 as well
+        ({}, {"longest_job_s": 150}, "jobs.abandoned"),  # older than any job that is well
+        ({}, {"grace_s": 600}, "jobs.of_ending"),  # a worker gets its grace
+        ({}, {"listens": False}, "jobs.of_unseen"),  # workers that do not listen leave it open
+    ],
+)
+def test_what_the_facts_of_a_target_say_of_a_silent_worker(frames: Frames, facts: dict[str, Any], said: str) -> None:
+    assert checks()["4.2.1"].finding(UNSEEN | frames, usual(**facts)).headline.key == said
 
 
 @pytest.mark.parametrize(
@@ -192,23 +202,7 @@ def test_what_the_processes_say_of_a_silent_worker(started_s_ago: tuple[int | No
     assert checks()["4.2.1"].finding(LOOK | {"instances": instances}, usual()).headline.key == said
 
 
-def test_a_job_that_is_older_than_any_that_is_well_is_abandoned() -> None:
-    frames = {name: f for name, f in LOOK.items() if name != "instances"}
-    assert checks()["4.2.1"].finding(frames, usual(longest_job_s=150)).headline.key == "jobs.abandoned"
-
-
-def test_a_worker_gets_its_grace_before_its_jobs_are_called_abandoned() -> None:
-    frames = {name: f for name, f in LOOK.items() if name != "instances"}
-    assert checks()["4.2.1"].finding(frames, usual(grace_s=600)).headline.key == "jobs.of_ending"
-
-
-def test_workers_that_do_not_listen_leave_it_open() -> None:
-    frames = {name: f for name, f in LOOK.items() if name != "instances"}
-    assert checks()["4.2.1"].finding(frames, usual(listens=False)).headline.key == "jobs.of_unseen"
-
-
 def test_no_restart_where_it_would_find_no_connection() -> None:
     nobody = LOOK | {name: LOOK[name].iloc[:0] for name in ("workers", "doing", "instances")}
-    full = frame(LOOK["sessions"].iloc[0].to_dict() | {"used": 95})
     assert [p.name for p in checks()["4.1.2"].finding(nobody, usual()).proposals] == ["restart_worker"]
-    assert checks()["4.1.2"].finding(nobody | {"sessions": full}, usual()).proposals == ()
+    assert checks()["4.1.2"].finding(nobody | sessions(used=95), usual()).proposals == ()
