@@ -168,10 +168,15 @@ def test_numbers_may_move_between_dry_run_and_execution(world: World) -> None:
     assert execute(world, word, Counting(seen=(("jetstream", True), ("1,234 rows", True)))).result == "done"
 
 
-def replayed(world: World) -> Outcome:
+def used(world: World) -> str:
+    """An approval that was used."""
     word = world.approve()
     assert execute(world, word).result == "done"
-    return execute(world, word)
+    return word
+
+
+def replayed(world: World) -> Outcome:
+    return execute(world, used(world))
 
 
 def approved_twice(world: World) -> Outcome:
@@ -191,8 +196,7 @@ def shortened_log(world: World) -> Outcome:
 
 
 def used_before_there_was_a_ledger(world: World) -> Outcome:
-    word = world.approve()
-    assert execute(world, word).result == "done"
+    word = used(world)
     shutil.rmtree(world.folder / "runbook-ledger")
     return execute(world, word)
 
@@ -214,8 +218,7 @@ def in_a_copy(world: World) -> Outcome:
 
 
 def in_another_working_folder(world: World) -> Outcome:
-    word = world.approve()
-    assert execute(world, word).result == "done"
+    word = used(world)
     shutil.copytree(world.folder / "out", world.folder / "w" / "out")
     world.output("w/out")
     with chdir(world.folder / "w"):
@@ -249,6 +252,11 @@ def altered(world: World, old: str, new: str) -> Outcome:
     return execute(world, re.sub(old, new, world.approve(), count=1))
 
 
+def executed(world: World, action: Counter | None = None, **context: str) -> Outcome:
+    """What is approved is Aoki's restart of the counter."""
+    return execute(world, world.approve(), action, rb=world.open(**context))
+
+
 def by_another_person(world: World) -> Outcome:
     word, rb = world.approve(), world.open()
     world.as_login("mori")
@@ -265,23 +273,14 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     "other-output": (in_another_output, "the dry run that sato approved is not in "),
     "expired": (lambda w: execute(w, w.approve(minutes=-1)), "the approval by sato expired at "),
     "clock-set-back": (under_another_clock, "the approval by sato expired at "),
-    "other-arguments": (lambda w: execute(w, w.approve(), Counting("x")), "a different action: its arguments differ"),
-    "other-action": (
-        lambda w: execute(w, w.approve(), Counting(name="scale")),
-        "a different action: it is for another action",
-    ),
-    "other-target": (
-        lambda w: execute(w, w.approve(), rb=w.open(target="other")),
-        "a different action: it is for another target",
-    ),
-    "other-incident": (
-        lambda w: execute(w, w.approve(), rb=w.open("B-2")),
-        "a different action: it is for another incident",
-    ),
-    "other-section": (lambda w: execute(w, w.approve(), rb=w.open(section="5.2")), "it is from another section"),
+    "other-arguments": (lambda w: executed(w, Counting("x")), "a different action: its arguments differ"),
+    "other-action": (lambda w: executed(w, Counting(name="scale")), "a different action: it is for another action"),
+    "other-target": (lambda w: executed(w, target="other"), "a different action: it is for another target"),
+    "other-incident": (lambda w: executed(w, incident="B-2"), "a different action: it is for another incident"),
+    "other-section": (lambda w: executed(w, section="5.2"), "it is from another section"),
     "other-person": (by_another_person, "a different action: it is for another person"),
     "changed-preconditions": (
-        lambda w: execute(w, w.approve(), Counting(seen=(("postgres", True),))),
+        lambda w: executed(w, Counting(seen=(("postgres", True),))),
         "a different action: its preconditions were different",
     ),
     "own": (lambda w: execute(w, w.forge(w.ask(), "aoki", "aoki")), "aoki is the person who acts: another person must"),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from runbook_lib.model.finding import (
     Finding,
     Reason,
-    Signal,
     Status,
     Threshold,
     Value,
@@ -47,12 +46,7 @@ def test_worst_is_order_free_and_joins(a: list[Status], b: list[Status]) -> None
     assert worst(a + b) is worst([worst(a), worst(b)]) is worst(b + a)
 
 
-@given(
-    st.one_of(st.none(), st.floats(allow_nan=True)),
-    st.floats(0, 100),
-    st.floats(0, 100),
-    st.booleans(),
-)
+@given(st.none() | st.floats(allow_nan=True), st.floats(0, 100), st.floats(0, 100), st.booleans())
 def test_a_threshold_answers_everything(value: float | None, warning: float, critical: float, below: bool) -> None:
     status = Threshold("t", "s", warning, critical, below).status(value)
     missing = value is None or value != value
@@ -82,7 +76,3 @@ def test_not_configured_is_neither_green_nor_counted() -> None:
     absent = unknown("2.6", Reason.NOT_CONFIGURED, say("x"))
     assert overall([absent, Finding("2.5", Status.OK, say("x"))]) is Status.OK
     assert overall([absent]) is Status.UNKNOWN
-
-
-def test_signals_are_plain_data() -> None:
-    assert Signal("relay", 0.5) == Signal("relay", 0.5)

@@ -130,23 +130,18 @@ def test_a_mark_at_the_edge_stays_in_the_drawing() -> None:
     assert messages.text(say("timeline.no_data"), "ja") in page
 
 
+TRACEBACK = ["\x1b[0;31mKeyError\x1b[0m", "'x'"]
+FIGURE, ALT = {"image/png": "AA==\n", "text/plain": "<Figure>"}, {"image/png": {"alt": "rows over time"}}
+
+
 @pytest.mark.parametrize(
     ("output", "shown"),
     [
         (new_output("stream", text="a < b\x1b[31m red\x1b[0m"), '<pre class="printed">a &lt; b red</pre>'),
-        (
-            new_output("error", ename="KeyError", evalue="'x'", traceback=["\x1b[0;31mKeyError\x1b[0m", "'x'"]),
-            '<pre class="printed">KeyError\n&#39;x&#39;</pre>',
-        ),
+        (new_output("error", evalue="'x'", traceback=TRACEBACK), '<pre class="printed">KeyError\n&#39;x&#39;</pre>'),
         (new_output("display_data", {"text/html": "<b>1</b>", "text/plain": "1"}), "<b>1</b>"),
-        (
-            new_output("display_data", {"image/png": "AA==\n", "text/plain": "<Figure>"}, metadata={}),
-            '<img src="data:image/png;base64,AA==" alt="&lt;Figure&gt;">',
-        ),
-        (
-            new_output("display_data", {"image/png": "AA=="}, metadata={"image/png": {"alt": "rows over time"}}),
-            'alt="rows over time"',
-        ),
+        (new_output("display_data", FIGURE), '<img src="data:image/png;base64,AA==" alt="&lt;Figure&gt;">'),
+        (new_output("display_data", {"image/png": "AA=="}, metadata=ALT), 'alt="rows over time"'),
         (new_output("display_data", {"text/markdown": "*so*"}), "<em>so</em>"),
         (new_output("execute_result", {"text/plain": "<object>"}), '<pre class="printed">&lt;object&gt;</pre>'),
         (new_output("display_data", {"text/html": "<p>x</p><script src='http://h/s'></script>"}), "<p>x</p>\n"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from test_sign import KNOWN, public
 
 from runbook_lib import settings
 from runbook_lib.usage import UsageError
@@ -72,6 +74,15 @@ OF_ALL = [
     ("deadline_s = 1e300", "deadline_s: Input should be less than"),
     ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
     ("[receiver]\nwindow_minutes = nan", "receiver.window_minutes"),
+    # Keys
+    ('[sign]\nkey_file = "a"\nkey_command = ["b"]', "sign: key_file and key_command are both set"),
+    ('[sign]\nkey = "MC4CAQAw"', "sign.key: Extra inputs are not permitted"),
+    ("[sign]\nkey_command = []", "sign.key_command: "),
+    ('[sign.keys]\naoki = "not base64!"', "sign.keys: aoki: no Ed25519 public key"),
+    (f'[sign.keys]\naoki = "{KNOWN["aoki"][:-8]}"', "no Ed25519 public key"),
+    (f'[sign.keys]\naoki = "{public(ec.derive_private_key(7, ec.SECP256R1()))}"', "no Ed25519 public key"),
+    ('[approvers]\naoki = "not base64!"', "approvers: aoki: no Ed25519 public key"),
+    (f'[sign.keys]\n"a:b" = "{KNOWN["aoki"]}"', "sign.keys.a:b"),
 ]
 
 

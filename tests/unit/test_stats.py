@@ -56,12 +56,9 @@ def test_flow_test_finds_what_it_promises() -> None:
     rng = np.random.default_rng(7)
 
     def found(arrival_rate: float, departure_rate: float, minutes: int) -> float:
-        pairs = zip(
-            rng.poisson(arrival_rate * minutes, 2000),
-            rng.poisson(departure_rate * minutes, 2000),
-            strict=True,
-        )
-        return float(np.mean([stats.flow_test(a, d, minutes, 1).verdict == "draining" for a, d in pairs]))
+        arrivals, departures = (rng.poisson(rate * minutes, 2000) for rate in (arrival_rate, departure_rate))
+        verdicts = [stats.flow_test(a, d, minutes, 1).verdict for a, d in zip(arrivals, departures, strict=True)]
+        return verdicts.count("draining") / len(verdicts)
 
     assert stats.flow_test(2100, 2100, 21, 1).verdict == "steady"
     assert found(100, 110, 21) > 0.77
@@ -90,11 +87,7 @@ def test_flat_autocorrelated_levels_are_not_judged_draining(minutes: int) -> Non
 
 @given(count_lists)
 def test_counts_never_raise(counts: list[int]) -> None:
-    share, change, trend = (
-        stats.top_share(counts),
-        stats.change_point(counts),
-        stats.trend_kind(counts),
-    )
+    share, change, trend = stats.top_share(counts), stats.change_point(counts), stats.trend_kind(counts)
     assert math.isnan(share) or 0 <= share <= 1
     assert change.ratio >= 0
     assert (trend.onset is not None) == (trend.kind in ("spike", "step"))
