@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,22 +164,17 @@ def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edi
     for name in ("failure-modes", "runbook", "operations"):
         edited(name)
     edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
-    found = judged_all(output, tmp_path)  # its own goes before the document's
-    assert nothing_differs(found)
+    assert nothing_differs(judged_all(output, tmp_path)), "its own goes before the document's"
     edited("slo")
     toml = tmp_path / "runbook.toml"
     toml.write_text('[targets.default.thresholds]\ndelivery.silence = "5000 / 15000 s"\n')
-    found = judged_all(output, tmp_path)
-    assert nothing_differs(found)
+    assert nothing_differs(judged_all(output, tmp_path))
     toml.write_text('[targets.default]\nnats_url = "nats://127.0.0.1"\n')  # it has none any more
     assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, tmp_path))
     # A document that has no such threshold leaves nothing for the target to have.
     docs = edited("slo", **{"`delivery.silence`": "| `delivery.silence` | 5 | 15 | min | 4.1.1, 4.3.2, 5.1.3 | - |"})
-    assert policy.load_other(docs).of("default", next(policies(own))).own == {}
-
-
-def policies(archive: Archive) -> Iterator[catalog.Catalog]:
-    return (kept.policy for kept in rejudge.runs(archive) if isinstance(kept, rejudge.SealedRun) and kept.policy)
+    sealed = next(run for run in rejudge.runs(own) if isinstance(run, rejudge.SealedRun))
+    assert sealed.policy and policy.load_other(docs).of("default", sealed.policy).own == {}
 
 
 def test_what_was_swapped_is_no_policy(output: Path) -> None:

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import command
@@ -54,10 +56,15 @@ def ways(env: dict[str, str]) -> Path:
     return Path(env["WAYS"])
 
 
-def started(env: dict[str, str], cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *arguments], env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextmanager
+def started(env: dict[str, str], cwd: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command while it runs; it is killed if it has not ended by then."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*COMMAND, *arguments], env=env, cwd=cwd, stdout=pipe, stderr=pipe, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
 
 
 def ended(running: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -74,15 +81,12 @@ EVERY = {"postgres", "nats", "prometheus"}
 
 
 def test_held_until_it_is_interrupted(env: dict[str, str], ways: Path, tmp_path: Path) -> None:
-    running = started(env, tmp_path)
-    try:
+    with started(env, tmp_path) as running:
         until(lambda: alive(ways) == EVERY, "the three ways", 120)
         assert running.stdout is not None
         lines = [running.stdout.readline().strip() for _ in range(4)]
         running.send_signal(signal.SIGINT)
         code, _, err = ended(running)
-    finally:
-        running.kill()
     assert code == 130
     assert err.splitlines()[-1] == "runbook: interrupted"
     assert alive(ways) == set()
@@ -96,15 +100,12 @@ def test_held_until_it_is_interrupted(env: dict[str, str], ways: Path, tmp_path:
 
 def test_one_that_ends_takes_the_others_with_it(env: dict[str, str], ways: Path, tmp_path: Path) -> None:
     (ways / "no-prometheus").write_text("")
-    running = started(env, tmp_path)
-    try:
+    with started(env, tmp_path) as running:
         assert running.stderr is not None
         assert 'services "prometheus" not found' in running.stderr.readline()  # nobody needs it
         assert "until Ctrl-C" in running.stderr.readline()
         os.kill(int((ways / "nats").read_text()), signal.SIGKILL)
         code, _, err = ended(running)
-    finally:
-        running.kill()
     assert (code, alive(ways)) == (69, set())
     assert err.startswith("runbook: the forward to deploy/nats has ended")
     assert len(err.splitlines()) == 1
@@ -122,13 +123,10 @@ def test_what_a_target_has_is_opened_where_its_addresses_say(env: dict[str, str]
         forwards = {{ database_url = "svc/postgres:5432", nats_url = "statefulset/broker:4222" }}
         """
     )
-    running = started(env, tmp_path, "here", "--lang", "ja")
-    try:
+    with started(env, tmp_path, "here", "--lang", "ja") as running:
         until(lambda: alive(ways) == {"broker"}, "the one way", 120)
         running.send_signal(signal.SIGTERM)
         code, out, err = ended(running)
-    finally:
-        running.kill()
     assert (code, out) == (143, "")  # the target has all that it needs
     assert "database_url" in err
     assert "ため、転送しません" in err

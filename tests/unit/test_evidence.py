@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from steps import NOW, make_given
 
-from runbook_lib import catalog, messages, queries
+from runbook_lib import messages, queries
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
@@ -470,8 +470,3 @@ def test_all_without_a_session_is_the_door() -> None:
     assert not sessions.no_service_has_sessions(gone | {"entitlement": SessionsSeen("entitlement")})
     assert not sessions.no_service_has_sessions({})
     assert sessions.read({}, SEEN_BY)["entitlement"].says is SessionState.NOT_SEEN
-
-
-def test_the_numbers_that_decide_stand_in_the_document() -> None:
-    named = {"service.young", "service.long_run", "sessions.fresh", "sessions.frozen", "sessions.sure"}
-    assert named <= set(catalog.load().numbers)

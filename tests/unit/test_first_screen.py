@@ -57,10 +57,6 @@ signals = st.builds(
 unseen = st.builds(Unseen, st.sampled_from([*REQUIRED, "prometheus"]), st.sampled_from(list(Reason)))
 
 
-def _strip(found: list[Finding]) -> tuple[Hop, ...]:
-    return diagnosis.strip(found, HOPS)
-
-
 @st.composite
 def findings(draw: st.DrawFn) -> list[Finding]:
     found = []
@@ -126,14 +122,14 @@ def test_a_section_that_a_finding_points_to_is_pointed_to_by_the_verdict(found: 
 
 @given(findings())
 def test_a_provisional_strip_never_looks_like_a_verdict(found: list[Finding]) -> None:
+    title_of, known = say("ui.provisional_of", done=1, of=9), diagnosis.strip(found, HOPS)
     for lang in messages.LANGUAGES:
-        title, *strip = render.provisional_lines(say("ui.provisional_of", done=1, of=9), _strip(found), lang)
+        title, *strip = render.provisional_lines(title_of, known, lang)
         assert not {*" ".join([title, *strip])} & {*render.MARKS.values()} - {"?"}
         assert not any(status.name in line for status in Status for line in [title, *strip])
         unknown = messages.text(say("ui.not_known_yet"), lang)
-        assert len([line for line in strip if unknown in line]) == len(HOPS) - len(
-            {h.name for f in found for h in f.hops}
-        )
+        named = {h.name for f in found for h in f.hops}
+        assert len([line for line in strip if unknown in line]) == len(HOPS) - len(named)
 
 
 @given(findings())
