@@ -337,12 +337,8 @@ def test_a_clock_that_was_set_back_ends_no_freeze(rb: Context) -> None:
     """The newest line is of a frozen moment, and the clock shows one before it; or is of one long after, by mistake."""
     ahead = datetime.now(UTC) + timedelta(hours=3)
     was_done(rb, -3 * 60, "refused")
-    assert perform(Counter(), ruled(rb, freeze=[around(ahead)]), execute=True, **WORD).result == "refused"
-    assert perform(Counter(), ruled(rb, freeze=[around(datetime.now(UTC))]), execute=True, **WORD).result == "refused"
-    assert (
-        perform(Counter(), ruled(rb, freeze=[around(ahead + timedelta(hours=1))]), execute=True, **WORD).result
-        == "done"
-    )
+    for moment, result in ((ahead, "refused"), (datetime.now(UTC), "refused"), (ahead + timedelta(hours=1), "done")):
+        assert perform(Counter(), ruled(rb, freeze=[around(moment)]), execute=True, **WORD).result == result
 
 
 def test_the_limit_counts_what_was_begun_on_the_target_anywhere(rb: Context, tmp_path: Path) -> None:

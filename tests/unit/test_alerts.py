@@ -51,8 +51,12 @@ def cloudevent(data: Any, **changes: Any) -> bytes:
     return json.dumps(event | changes).encode()
 
 
+def read_all(*alerts: dict[str, Any]) -> list[Alert]:
+    return alert.from_alertmanager(webhook(*alerts))
+
+
 def made(**changes: Any) -> Alert:
-    return alert.from_alertmanager(webhook(one(**changes)))[0]
+    return read_all(one(**changes))[0]
 
 
 def test_a_webhook_is_read() -> None:
@@ -190,10 +194,8 @@ def test_without_a_route_it_is_section_3_of_the_first_target() -> None:
 
 
 def test_an_alert_by_a_clock_that_is_ahead_was_not_noticed_in_the_future() -> None:
-    noticed = routes.detection_parameters(replace(made(), starts_at=pd.Timestamp("2200-01-31", tz="UTC")), ("3",))[
-        "detected_at"
-    ]
-    assert pd.Timestamp(noticed) <= pd.Timestamp.now("UTC")
+    ahead = replace(made(), starts_at=pd.Timestamp("2200-01-31", tz="UTC"))
+    assert pd.Timestamp(routes.detection_parameters(ahead, ("3",))["detected_at"]) <= pd.Timestamp.now("UTC")
 
 
 def test_the_first_route_that_fits() -> None:
@@ -216,13 +218,11 @@ def test_an_alert_names_its_target_only_among_those_that_are_configured(named: s
 
 
 def test_alerts_of_a_group_are_one_incident_save_those_that_name_another() -> None:
-    alerts = alert.from_alertmanager(
-        webhook(
-            one(fingerprint="1"),
-            one(fingerprint="2", labels={"alertname": "B", "incident": "INC-7"}),
-            one(fingerprint="3", labels={"alertname": "C"}, startsAt="2026-01-31T02:00:00Z"),
-            one(fingerprint="4", labels={"alertname": "D", "runbook_target": "other"}),
-        )
+    alerts = read_all(
+        one(fingerprint="1"),
+        one(fingerprint="2", labels={"alertname": "B", "incident": "INC-7"}),
+        one(fingerprint="3", labels={"alertname": "C"}, startsAt="2026-01-31T02:00:00Z"),
+        one(fingerprint="4", labels={"alertname": "D", "runbook_target": "other"}),
     )
     parts = routes.split_by_incident(alerts, config())
     assert [(t, [a.fingerprint for a in own]) for t, own in parts] == [
@@ -305,11 +305,9 @@ def test_a_bad_alert_is_64_and_one_line(tmp_path: Path, arguments: list[str], bo
 
 def test_alerts_without_a_journal_are_one_order_for_each_thing_asked() -> None:
     settings = config(routes=[Route(alertname="Db", sections=["2"], parameters={"window_minutes": 5})])
-    alerts = alert.from_alertmanager(
-        webhook(
-            one(), one(fingerprint="2"), one(fingerprint="3", labels={"alertname": "Db"}),
-            one(fingerprint="4", labels={"alertname": "Db", "runbook_target": "other"}), one(status="resolved"),
-        )
+    alerts = read_all(
+        one(), one(fingerprint="2"), one(fingerprint="3", labels={"alertname": "Db"}),
+        one(fingerprint="4", labels={"alertname": "Db", "runbook_target": "other"}), one(status="resolved"),
     )  # fmt: skip
     orders = routes.orders(alerts, settings, Order(sections=("3",), output="o", parameters={"window_minutes": 9}))
     assert [(o.sections, o.target, o.parameters["window_minutes"], len(own)) for o, own in orders] == [

@@ -364,9 +364,7 @@ def test_break_glass_is_marked_and_uses_no_approval_up(world: World) -> None:
     (request,) = set(re.findall(r"request:\S+", why(perform(Counting(), frozen, break_glass=True))))
     assert execute(world, world.approve(request), rb=frozen).result == "refused"
     both = execute(world, world.approve(request), rb=frozen, break_glass=True)
-    assert (both.result, both.approved_by, both.break_glass) == ("done", "sato", True), (
-        "a freeze that Sato has seen broken"
-    )
+    assert (both.result, both.approved_by, both.break_glass) == ("done", "sato", True), "Sato has seen it broken"
 
 
 REFUSED: dict[str, tuple[Callable[[World], str], str]] = {

@@ -119,10 +119,7 @@ def test_unanswered_steps_lower_the_confidence_unless_they_are_the_evidence() ->
     silent = [unknown(str(n), Reason.TIMEOUT, say("ui.no_action")) for n in range(3)]
     strong = finding("a", ("delivery_worker", 0.95), ("FM-NOTI-06", 0.9))
     assert conclude([strong, *silent]).confidence == "low"
-    speaking = [
-        Finding(str(n), Status.UNKNOWN, say("ui.no_action"), signals=(Signal(DATABASE, 0.9), Signal("FM-DB-01", 0.9)))
-        for n in range(3)
-    ]
+    speaking = [finding(str(n), (DATABASE, 0.9), ("FM-DB-01", 0.9), status=Status.UNKNOWN) for n in range(3)]
     assert conclude(speaking).confidence == "high"
 
 
@@ -133,19 +130,9 @@ def test_nothing_answered_is_no_confidence() -> None:
 
 def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
     restart, throttle = Proposal("r", "restart", "5.1"), Proposal("t", "throttle", "5.2")
-    verdict = conclude(
-        [
-            Finding("a", Status.WARNING, say("ui.no_action"), proposals=(throttle,)),
-            Finding(
-                "b",
-                Status.CRITICAL,
-                say("ui.no_action"),
-                signals=(Signal("relay", 0.9),),
-                proposals=(restart, throttle),
-            ),
-        ]
-    )
-    assert verdict.proposals == (restart, throttle)
+    first = replace(finding("a", status=Status.WARNING), proposals=(throttle,))
+    second = replace(finding("b", ("relay", 0.9)), proposals=(restart, throttle))
+    assert conclude([first, second]).proposals == (restart, throttle)
 
 
 def test_remedies_of_the_likeliest_mode_stand_in_the_order_of_the_documents() -> None:
@@ -167,9 +154,8 @@ def test_a_lost_stream_is_made_before_its_consumer_is_bound(observation: str) ->
 
 
 def test_the_strip_joins_what_each_finding_knows() -> None:
-    a = Finding("a", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_in=3, waiting=2),))
-    b = Finding("b", Status.OK, say("ui.no_action"), hops=(Hop("relay", rate_out=4),))
-    strip = {h.name: h for h in diagnosis.strip([a, b], HOPS)}
+    hops = (Hop("relay", rate_in=3, waiting=2), Hop("relay", rate_out=4))
+    strip = {h.name: h for h in diagnosis.strip([replace(finding("a"), hops=(hop,)) for hop in hops], HOPS)}
     assert strip["relay"] == Hop("relay", 3, 4, 2)
     assert list(strip) == list(HOPS)
 
@@ -194,9 +180,8 @@ def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gat
 
     assert conclude([asked("unreachable", refused=False)]).confidence == "medium"
     assert conclude([asked("denied", refused=True)]).confidence == "high"
-    assert conclude([asked("unreachable", refused=False, source="workloads")]).confidence == "high", (
-        "a help, not needed"
-    )
+    helps = asked("unreachable", refused=False, source="workloads")
+    assert conclude([helps]).confidence == "high", "a help, not needed"
 
 
 def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> None:
@@ -237,12 +222,8 @@ def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -
 
 
 def test_two_that_call_for_different_remedies_are_undecided_with_what_would_settle_it() -> None:
-    book = hypotheses(
-        {
-            DEAD: {"remedies": ("restart",), "told_by": ("5.1.1",)},
-            OFF: {"remedies": ("switch_on",), "told_by": ("5.1.1",)},
-        }
-    )
+    remedies = {DEAD: ("restart",), OFF: ("switch_on",)}
+    book = hypotheses({mode: {"remedies": names, "told_by": ("5.1.1",)} for mode, names in remedies.items()})
     told = seen("4.1.1", Signal(DEAD, 0.8, "a"), Signal(OFF, 0.75, "b"), proposals=("restart", "switch_on", "logs"))
     verdict = diagnosis.conclude([told], book)
     assert (verdict.between, verdict.settled_by, verdict.confidence) == ((DEAD, OFF), ("5.1.1",), "low")
@@ -306,17 +287,13 @@ def test_what_helps_nothing_that_stands_is_proposed_only_where_nothing_stands() 
 
 def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen() -> None:
     book = hypotheses({DEAD: {"told_by": ("4.3.2", "4.1.1", "5.1.1")}})
-    verdict = diagnosis.conclude(
-        [
-            seen("4.1.1", Signal(DEAD, 0.8, "a")),
-            seen("4.1.4", Signal(DATABASE, 0.9, "b")),
-            replace(
-                unknown("4.3.2", Reason.TIMEOUT, say("ui.no_action")), unseen=(Unseen("postgres", Reason.TIMEOUT),)
-            ),
-        ],
-        book,
-    )
-    (mode,) = verdict.failure_modes
+    silent = unknown("4.3.2", Reason.TIMEOUT, say("ui.no_action"))
+    steps = [
+        seen("4.1.1", Signal(DEAD, 0.8, "a")),
+        seen("4.1.4", Signal(DATABASE, 0.9, "b")),
+        replace(silent, unseen=(Unseen("postgres", Reason.TIMEOUT),)),
+    ]
+    (mode,) = diagnosis.conclude(steps, book).failure_modes
     assert (mode.score, [b.kind for b in mode.because]) == (0.48, ["observed", "unseen", "elsewhere"])
     assert [(b.steps, b.observation, b.weight) for b in mode.because[1:]] == [
         (("4.3.2",), "postgres", 0.0),
@@ -326,16 +303,8 @@ def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen()
 
 def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
     """With both services kept out, whoever holds the connections is still the answer, and not the services' rights."""
-    verdict = conclude(
-        [
-            seen(step, *BOOK.observations[o])
-            for step, o in {
-                "4.1.1": "delivery.kept_out",
-                "4.1.3": "relay.kept_out",
-                "4.1.4": "database.no_connections",
-            }.items()
-        ]
-    )
+    told = {"4.1.1": "delivery.kept_out", "4.1.3": "relay.kept_out", "4.1.4": "database.no_connections"}
+    verdict = conclude([seen(step, *BOOK.observations[o]) for step, o in told.items()])
     assert (verdict.stuck_at, verdict.failure_modes[0].id) == (DATABASE, "FM-DB-01")
     assert (verdict.confidence, verdict.between) == ("high", ())
 
@@ -360,9 +329,7 @@ def test_what_is_left_by_elimination_alone_is_not_the_only_one_named() -> None:
 OVER = OutageEnd(pd.Timestamp("2026-07-01T03:12:40Z"), say("outage.published", n=3))
 
 
-def left(
-    step: str, *signals: tuple[str, float], status: Status = Status.WARNING, ended: OutageEnd | None = OVER
-) -> Finding:
+def left(step: str, *signals: tuple[str, float], status: Status = Status.WARNING, ended: OutageEnd = OVER) -> Finding:
     """A finding that is only what an outage has left."""
     return replace(finding(step, *signals, status=status), ended=ended)
 

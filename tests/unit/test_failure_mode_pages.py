@@ -63,9 +63,8 @@ def test_what_tells_two_neighbours_apart() -> None:
 def test_links_between_the_pages_lead_to_pages() -> None:
     for path, page in PAGES.items():
         for target in re.findall(r"\]\(([^)]+)\)", page):
-            assert (
-                f"failure-modes/{target}" in PAGES or (ROOT / "docs" / "failure-modes" / target).resolve().is_file()
-            ), path
+            file = (ROOT / "docs" / "failure-modes" / target).resolve()
+            assert f"failure-modes/{target}" in PAGES or file.is_file(), path
 
 
 def test_the_document_of_failure_modes_links_to_the_pages() -> None:

@@ -99,13 +99,12 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
     def run_sections(requests: Iterable[Request], progress: Any, follow: Any) -> list[Result]:
         requests, results = list(requests), []
         for r in requests:
-            for finding in sections[r.section]:
+            own = sections[r.section]
+            for finding in own:
                 events.append(finding.step)
                 requests += (more := follow(r.section, finding))
                 events.extend(f"starts {m.section}" for m in more)
-            run = Run(
-                r.section, tuple(sections[r.section]), conclude(sections[r.section], catalog.load()), {}, {}, True
-            )
+            run = Run(r.section, tuple(own), conclude(own, catalog.load()), {}, {}, True)
             results.append(Result(run, "", "", None, None, ""))
         return results
 

@@ -331,12 +331,8 @@ def test_the_page_of_many_drills() -> None:
     assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
     misses = page.split("## Misses")[1].split("## Not counted")
     assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page
-    assert (
-        "Right: delivery_worker, FM-NOTI-06. restart_notification: nothing" in misses[0]
-        and "Cause: a person's word." in misses[0]
-        and "seed 6, no fault" in misses[0]
-        and "seed 1," not in page
-    )
+    assert "Right: delivery_worker, FM-NOTI-06. restart_notification: nothing" in misses[0]
+    assert "Cause: a person's word." in misses[0] and "seed 6, no fault" in misses[0] and "seed 1," not in page
     assert "seed 3, played before: it was told to wait." in misses[1]
     assert "seed 4, worker_stopped: took no effect" in misses[1] and "seed 7: the sandbox" in misses[1]
     assert "for the first time" not in page

@@ -46,13 +46,12 @@ def env(folder: Path, **more: str) -> dict[str, str]:
 
 def test_a_link_is_of_the_window_and_the_place() -> None:
     whole = target(grafana_link=LINK + '&t={target}&i={incident}&panes={"a":{"b":1}}')
-    found = grafana.dashboard_link(whole, "a&b", "INC-1", Window.before(AT, 60))
+    window = Window.before(AT, 60)
+    found = grafana.dashboard_link(whole, "a&b", "INC-1", window)
     assert f"from={AT.value // 10**6 - 3_600_000}&to={AT.value // 10**6}&var-hop={{hop}}&t=a%26b&i=INC-1" in found
     assert found.endswith('{"a":{"b":1}}')
     assert "var-hop=relay&" in render.link_to_hop(found, "relay") and "var-hop=&" in render.link_to_hop(found, None)
-    assert (
-        grafana.dashboard_link(target(), "a", "INC-1", Window.before(AT, 60)) == render.link_to_hop("", "relay") == ""
-    )
+    assert grafana.dashboard_link(target(), "a", "INC-1", window) == render.link_to_hop("", "relay") == ""
 
 
 @pytest.mark.parametrize(
@@ -129,9 +128,8 @@ def line(n: int, status: str, place: str | None = None, *sections: str, onset: s
     verdict: dict[str, Any] = {
         "status": status, "stuck_at": place, "failure_modes": [], "hops": [], "undecided": [], "confidence": "high",
     }  # fmt: skip
-    return {"name": f"{n}", "verdict": verdict, "sections": list(sections or ("3",))} | (
-        {"onset": onset} if onset else {}
-    )
+    kept = {"name": f"{n}", "verdict": verdict, "sections": list(sections or ("3",))}
+    return kept | ({"onset": onset} if onset else {})
 
 
 SINCE = "2026-01-31T02:50:00+00:00"

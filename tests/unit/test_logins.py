@@ -160,9 +160,7 @@ def test_what_the_server_said_is_told_with_its_moment() -> None:
     assert (found.at, found.why) == (ago(7), PASSWORD.removeprefix(PSQL))
     assert logins.judge(held(), make_given(), "notification")[Server.DATABASE].at == ago(60)
     both = logins.judge(pool(0) | log(no_connection(7)), make_given(), "notification")
-    assert list(logins.refused_servers(both)) == [Server.DATABASE], (
-        "the server's own words before what follows from them"
-    )
+    assert list(logins.refused_servers(both)) == [Server.DATABASE], "its own words before what follows from them"
     assert logins.refused_servers(logins.judge(pool(0), make_given(), "notification")) == {}
 
 
@@ -288,9 +286,8 @@ def test_a_database_that_answers_neither_the_service_nor_us_is_away(
 
 
 def test_while_only_we_do_not_reach_the_database_the_logs_are_asked() -> None:
-    nothing = replace(
-        unknown("3.1", Reason.UNREACHABLE, say("ui.no_action")), unseen=(Unseen("postgres", Reason.UNREACHABLE),)
-    )
+    silent = unknown("3.1", Reason.UNREACHABLE, say("ui.no_action"))
+    nothing = replace(silent, unseen=(Unseen("postgres", Reason.UNREACHABLE),))
     asked = conclude([nothing], catalog.load()).settled_by
     assert {"4.5.1", "4.5.2"} <= {*asked}
     denied = replace(nothing, unseen=(Unseen("postgres", Reason.DENIED),))

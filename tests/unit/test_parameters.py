@@ -56,10 +56,10 @@ def test_bad_values_are_one_line(values: dict[str, object], said: str) -> None:
 @given(st.text(max_size=80))
 def test_an_incident_never_leaves_its_folder(incident: str) -> None:
     try:
-        parameters_class = validate({"incident_id": incident}).incident_id
+        name = validate({"incident_id": incident}).incident_id
     except UsageError:
         return
-    assert (Path("/archive") / parameters_class).resolve().parent == Path("/archive")
+    assert (Path("/archive") / name).resolve().parent == Path("/archive")
 
 
 def test_text_from_a_command_line_becomes_a_number() -> None:
@@ -93,11 +93,8 @@ def test_a_clock_that_is_a_little_ahead_is_no_future() -> None:
 def test_a_notebook_declares_only_what_is_validated(section: catalog.Section) -> None:
     assert section.notebook
     names = declared_names(section.notebook)
-    assert (
-        {"incident_id", "target", "window_minutes", "as_of", "lang"}
-        <= set(names)
-        <= set(parameters_class().model_fields)
-    )
+    common = {"incident_id", "target", "window_minutes", "as_of", "lang"}
+    assert common <= set(names) <= set(parameters_class().model_fields)
 
 
 def test_declared_reads_what_inspection_by_regex_drops(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -49,16 +50,24 @@ FINDING = Finding(
 )
 
 
+def through_json(document: Any) -> Any:
+    return json.loads(json.dumps(document, allow_nan=False))
+
+
+def conclusion(verdict: Any, lang: str) -> str:
+    """The page's part about a verdict."""
+    about: dict[str, Any] = {"header": {"section": "4.1"}, "findings": (), "titles": {}}
+    return render.html(
+        "conclusion", lang, verdict=verdict, cost={"queries": 1, "ms": 1, "rows": 1, "cost": None}, **about
+    )
+
+
 def test_a_finding_survives_json() -> None:
-    stored = json.loads(json.dumps(record.finding(FINDING)))
+    stored = through_json(record.finding(FINDING))
     back = record.finding_from_json(stored)
     assert record.finding(back) == stored
-    assert (back.status, back.reason, back.signals, back.hops) == (
-        FINDING.status,
-        FINDING.reason,
-        FINDING.signals,
-        FINDING.hops,
-    )
+    for name in ("status", "reason", "signals", "hops"):
+        assert getattr(back, name) == getattr(FINDING, name)
     for lang in messages.LANGUAGES:
         assert messages.text(back.headline, lang) == messages.text(FINDING.headline, lang)
     pd.testing.assert_frame_equal(back.frames["now"], FINDING.frames["now"], check_dtype=False)
@@ -75,7 +84,7 @@ columns = st.one_of(
 @given(columns)
 def test_a_frame_survives_json(values: list[object]) -> None:
     frame = pd.DataFrame({"x": pd.Series(values, dtype=object).infer_objects()})
-    stored = json.loads(json.dumps(record.frame_to_json(frame), allow_nan=False))
+    stored = through_json(record.frame_to_json(frame))
     back = record.frame_from_json(stored)
     assert record.frame_to_json(back) == stored
     missing = [v is None or v != v for v in values]
@@ -85,7 +94,7 @@ def test_a_frame_survives_json(values: list[object]) -> None:
 def test_an_index_of_times_survives() -> None:
     index = pd.date_range("2026-01-01", periods=3, freq="min", tz="UTC", name="minute")
     frame = pd.DataFrame({"n": [1, 2, 3]}, index=index)
-    back = record.frame_from_json(json.loads(json.dumps(record.frame_to_json(frame))))
+    back = record.frame_from_json(through_json(record.frame_to_json(frame)))
     assert list(back.index) == list(index) and back.index.name == "minute"
 
 
@@ -101,20 +110,16 @@ def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() ->
 @pytest.mark.parametrize("alive", [None, "pod", say("alive.not_bound"), say("alive.silent", s=12.4)])
 def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> None:
     """In the language of whoever reads, also of a finding read back; a name, as old dossiers have it, stays one."""
-    stored = json.loads(json.dumps(record.finding(replace(FINDING, hops=(Hop("subscriber", alive=alive),)))))
+    stored = through_json(record.finding(replace(FINDING, hops=(Hop("subscriber", alive=alive),))))
     back = record.finding_from_json(stored)
     assert record.finding(back) == stored
     verdict = Verdict(Status.OK, None, "high", hops=back.hops)
-    seen = json.loads(json.dumps(record.verdict(verdict)))  # as a dossier's page has it
-    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
+    seen = through_json(record.verdict(verdict))  # as a dossier's page has it
     for lang, word in (("en", "alive"), ("ja", "稼働")):
         shown = messages.text(alive, lang) if isinstance(alive, Text) else alive
         head, row = render.strip_lines(verdict, lang)
         assert head.endswith(word) and row.endswith(shown or "·")
-        page = render.html(
-            "conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost
-        )
-        assert (f"<small>{shown}</small>" in page) is (alive is not None)
+        assert (f"<small>{shown}</small>" in conclusion(seen, lang)) is (alive is not None)
 
 
 WHY = (
@@ -129,15 +134,14 @@ WHY = (
 @pytest.mark.parametrize("lang", messages.LANGUAGES)
 def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossier_and_terminal(lang: str) -> None:
     verdict = Verdict(Status.CRITICAL, "database", "low", (RankedMode("FM-NOTI-06", 0.32, WHY),))
-    seen = json.loads(json.dumps(record.verdict(verdict)))
+    seen = through_json(record.verdict(verdict))
     mode = seen["failure_modes"][0]
     lines = render.why_lines(mode, lang)
     assert len(lines) == len(WHY) and "None" not in "".join(lines)
     assert lines[0].startswith("+0.90 delivery.stopped") and "3.2, 4.1.1" in lines[0]
     assert messages.text(say("backlog.empty"), lang) in lines[1] and lines[1].startswith("-0.40")
     assert [line in "\n".join(render.failure_mode_lines(seen, lang)) for line in lines] == [True] * len(lines)
-    cost = {"queries": 1, "ms": 1, "rows": 1, "cost": None}
-    page = render.html("conclusion", lang, header={"section": "4.1"}, verdict=seen, findings=(), titles={}, cost=cost)
+    page = conclusion(seen, lang)
     assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
     old = seen | {"failure_modes": [{k: v for k, v in mode.items() if k != "because"}]}  # of an older dossier
     assert render.failure_mode_lines(old, lang)[1:] == [render.failure_mode_lines(seen, lang)[1]]
@@ -149,12 +153,9 @@ def test_what_would_change_the_verdict_is_told_with_step_weight_and_number(lang:
     gone = EvidenceChange("delivery.stopped", False, 0.41, 0.9, ("4.1.1",), (), silence, 5.0)
     other = EvidenceChange("delivery.refused", True, 0.3, 0.85, ("4.1.1",), ("FM-NOTI-03",))
     modes = (RankedMode("FM-NOTI-06", 0.9, changes=(gone,)), RankedMode("FM-NOTI-03", 0.2, changes=(gone, other)))
-    verdict = Verdict(
-        Status.CRITICAL, "receiver", "low", modes, places=(RankedMode("receiver", 0.6, changes=(other,)),)
-    )
-    place, first, second = (
-        line for line in render.failure_mode_lines(record.verdict(verdict), lang) if "delivery." in line
-    )
+    places = (RankedMode("receiver", 0.6, changes=(other,)),)
+    verdict = record.verdict(Verdict(Status.CRITICAL, "receiver", "low", modes, places=places))
+    place, first, second = (line for line in render.failure_mode_lines(verdict, lang) if "delivery." in line)
     assert "delivery.refused" in place and "FM-NOTI-03 " in place, "what it would be instead, in words"
     assert "delivery.silence" in first and "< 5 s" in first and "0.41" in first
     assert "delivery.stopped" in second and "delivery.refused" in second and "0.3" in second

@@ -80,9 +80,9 @@ def mode(id_: str, score: float = 0.9) -> dict[str, Any]:
     return {"id": id_, "score": score, "because": [], "excluded_by": ""}
 
 
-def acted(id_: str, minutes: float, result: str, verified: bool | None = None) -> dict[str, Any]:
+def acted(id_: str, minutes: float, result: str, verified: bool | None = None, **more: Any) -> dict[str, Any]:
     what = {"action": "restart", "what": {"name": "worker"}, "result": result, "verified": verified}
-    return {"id": id_, "time": at(minutes), "target": "production", **what}
+    return {"id": id_, "time": at(minutes), "target": "production", **what, **more}
 
 
 def noted(minutes: float, who: str, text: str) -> dict[str, Any]:
@@ -216,10 +216,8 @@ def test_an_undecided_verdict_names_all_that_it_may_be() -> None:
     found = report.summarise("x", concluded(ran("3", "CRITICAL", 1), **unsure), [], [])
     assert (found.place, found.modes) == (("relay", "database"), ("FM-OB-01", "FM-DB-01"))
     kinds = report.report([found])["modes"]
-    assert [(k["mode"], k["place"]) for k in kinds] == [
-        ("FM-DB-01", "relay / database"),
-        ("FM-OB-01", "relay / database"),
-    ]
+    assert [k["mode"] for k in kinds] == ["FM-DB-01", "FM-OB-01"]
+    assert [k["place"] for k in kinds] == ["relay / database"] * 2
 
 
 def test_a_mode_that_hardly_stands_is_none() -> None:
@@ -241,9 +239,8 @@ def test_the_sums(output: Path) -> None:
     assert sums["modes"] == [{"mode": "FM-OB-01", "place": "relay", "incidents": ["INC-1", "INC-2"]}]
     # UNKNOWN is not OK: what could not be seen was not for nothing.
     assert sums["alerts_for_nothing"] == [{"alert": "Late", "incidents": ["INC-3"], "of": 3}]
-    assert [(a["incident"], a["action"], a["what"]) for a in sums["actions_not_helped"]] == [
-        ("INC-1", "restart", "worker")
-    ]
+    (not_helped,) = sums["actions_not_helped"]
+    assert (not_helped["incident"], not_helped["action"], not_helped["what"]) == ("INC-1", "restart", "worker")
     assert [(m["incident"], m["owner"], m["due"]) for m in sums["open_measures"]] == [
         ("INC-2", "Mori", "2026-05-01"),
         ("INC-2", "Sato", ""),
@@ -337,31 +334,20 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
 
 
 def test_break_glass_is_marked_wherever_the_action_stands(output: Path, tmp_path: Path) -> None:
-    broken = [
-        acted("x", 1, result, verified) | {"break_glass": True}
-        for result, verified in (("begun", None), ("done", True))
-    ]
-    keep(
-        output,
-        "INC-5",
-        runs=[ran("3", "OK", 0)],
-        actions=[*broken, acted("y", 2, "done", True) | {"break_glass": False}],
-    )
+    broken = [acted("x", 1, "begun", break_glass=True), acted("x", 1, "done", True, break_glass=True)]
+    actions = [*broken, acted("y", 2, "done", True, break_glass=False)]
+    keep(output, "INC-5", runs=[ran("3", "OK", 0)], actions=actions)
     page, table = tmp_path / "page.html", tmp_path / "table.csv"
-    for lang, title in (
-        ("en", "▲ BREAK-GLASS: actions executed although"),
-        ("ja", "▲ 緊急解除(break-glass)による操作"),
-    ):
+    titles = {"en": "▲ BREAK-GLASS: actions executed although", "ja": "▲ 緊急解除(break-glass)による操作"}
+    for lang, title in titles.items():
         lines = said(output, "--lang", lang, "--page", str(page), "--csv", str(table)).output
         assert title in lines and title in page.read_text()
         for told in (lines, page.read_text(), table.read_text()):
             assert "✔ restart worker ▲ BREAK-GLASS / ✔ restart worker" in told and told.count("▲ BREAK-GLASS /") == 1
     told = json.loads(said(output, "--json").output)
     assert [(a["incident"], a["action"], a["result"]) for a in told["break_glass"]] == [("INC-5", "restart", "done")]
-    assert [a["break_glass"] for i in told["incidents"] for a in i["actions"] if i["incident"] == "INC-5"] == [
-        True,
-        False,
-    ]
+    (last,) = [i for i in told["incidents"] if i["incident"] == "INC-5"]
+    assert [a["break_glass"] for a in last["actions"]] == [True, False]
 
 
 def test_no_incident_is_no_mistake(tmp_path: Path) -> None:

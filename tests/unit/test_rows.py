@@ -103,9 +103,8 @@ def test_one_column_is_read_alone_and_what_is_not_there_is_none() -> None:
 
 
 def test_a_time_without_a_zone_is_utc() -> None:
-    assert rows.one(pd.DataFrame({"at": [pd.Timestamp("2025-01-31 03:00")]}), Batch).at == pd.Timestamp(
-        "2025-01-31T03:00:00Z"
-    )
+    frame = pd.DataFrame({"at": [pd.Timestamp("2025-01-31 03:00")]})
+    assert rows.one(frame, Batch).at == pd.Timestamp("2025-01-31T03:00:00Z")
 
 
 # The pack's.

@@ -126,10 +126,9 @@ def test_a_seal_without_a_signature_counts_unless_one_is_asked_for(
     assert verify(archive, "--checkpoint", stripped)[0] == 0
     code, _, err = verify(archive, "--checkpoint", stripped, "--signed")
     assert code == 3 and ": not signed:" in err
-    (tmp_path / "mail.txt").write_text(f"{stripped}\n{seal.seal_text(archive)}\n")
-    assert seal.read_checkpoints("INC-1", str(tmp_path / "mail.txt")) == seal.find_seals(
-        (tmp_path / "mail.txt").read_text()
-    )
+    mail = f"{stripped}\n{seal.seal_text(archive)}\n"
+    (tmp_path / "mail.txt").write_text(mail)
+    assert seal.read_checkpoints("INC-1", str(tmp_path / "mail.txt")) == seal.find_seals(mail)
 
 
 @pytest.mark.parametrize(
