@@ -9,19 +9,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_diagnosis import BOOK, seen
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
 from runbook_lib.model.finding import Answer, Finding, Hop, Signal, Status, say
 from runbook_lib.runs import batch, investigation
 
-BOOK = catalog.load()
 STEPS = sorted({step for mode in BOOK.failure_modes.values() for step in mode.told_by})
 RIVALS = ("FM-DB-01", "FM-DB-02", "FM-DB-03", "FM-OB-01")
-
-
-def seen(step: str, *signals: Signal) -> Finding:
-    return Finding(step, Status.CRITICAL, say("ui.no_action"), signals=signals)
 
 
 @given(
@@ -34,9 +30,8 @@ def test_the_next_question_tells_most_candidates_per_second(told: list[list[str]
         for id_, steps in zip(RIVALS, told, strict=False)
     }
     book = replace(BOOK, failure_modes=BOOK.failure_modes | modes)
-    verdict = diagnosis.conclude(
-        [seen("3.1", *(Signal(id_, 0.8, id_) for id_ in modes)), *(seen(step) for step in asked)], book
-    )
+    rivals = seen("3.1", *(Signal(id_, 0.8, id_) for id_ in modes))
+    verdict = diagnosis.conclude([rivals, *(seen(step) for step in asked)], book)
     assert set(verdict.between) == set(modes)
     left = {step for steps in told for step in steps} - asked
     gain = {
