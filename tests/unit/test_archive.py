@@ -234,9 +234,9 @@ def shared(folder: Path, mode: int) -> Path:
     return folder
 
 
-def whole(output: Path, *incidents: str, artifacts: int) -> bool:
-    archives = [Archive(str(output), incident) for incident in incidents]
-    return all(len(a.manifest()) == artifacts and a.problems() == [] for a in archives)
+def assert_whole(output: Path, *incidents: str, artifacts: int) -> None:
+    for archive in (Archive(str(output), incident) for incident in incidents):
+        assert len(archive.manifest()) == artifacts and archive.problems() == []
 
 
 def persons(output: Path, *who: tuple[str, str]) -> list[str]:
@@ -254,7 +254,7 @@ def test_two_people_write_to_one_incident_of_their_groups_folder(common: Path) -
     output = shared(common / "out", 0o2775)
     assert persons(output, (ONE, "INC-1"), (OTHER, "INC-1")) == ["", ""]
     assert persons(output, (OTHER, "INC-2")) == persons(output, (ONE, "INC-2")) == [""]
-    assert whole(output, "INC-1", "INC-2", artifacts=40)
+    assert_whole(output, "INC-1", "INC-2", artifacts=40)
     for incident in ("INC-1", "INC-2"):
         names = Archive(str(output), incident).names()
         assert {n for n in names if not n.startswith("6400")} == {"evidence", MANIFEST}
@@ -264,7 +264,7 @@ def test_two_people_write_to_one_incident_that_everybody_may_write_to(common: Pa
     shared(common / "out", 0o777)
     shared(common / "out" / "INC-1", 0o777)
     assert persons(common / "out", (ONE, "INC-1")) == persons(common / "out", (OTHER, "INC-1")) == [""]
-    assert whole(common / "out", "INC-1", artifacts=40)
+    assert_whole(common / "out", "INC-1", artifacts=40)
 
 
 def test_a_folder_that_one_may_write_to_and_not_read_takes_incidents(common: Path) -> None:
@@ -279,7 +279,7 @@ def test_in_a_sticky_folder_each_has_incidents_of_their_own(common: Path) -> Non
     assert persons(output, (ONE, "INC-1"), (OTHER, "INC-2")) == ["", ""]
     (refused,) = persons(output, (OTHER, "INC-1"))
     assert refused.startswith("OutputError") and "Permission denied" in refused and "\n" not in refused
-    assert whole(output, "INC-1", "INC-2", artifacts=20)
+    assert_whole(output, "INC-1", "INC-2", artifacts=20)
 
 
 def test_a_folder_of_one_person_is_that_persons(common: Path) -> None:
