@@ -33,9 +33,13 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: The names of a pack's documents.
-DOCUMENTS = ("runbook", "slo", "failure-modes", "operations")
-#: First columns of the tables that every system must have.
-_NEEDED = ("Step", "Threshold", "Hop")
+DOCUMENTS = ("runbook", "slo", "numbers", "failure-modes", "observations", "operations")
+#: First columns of the tables that every system must have, with the document that has them.
+_NEEDED = {"Step": "runbook", "Threshold": "slo", "Hop": "failure-modes"}
+#: Earlier names of columns, which archived policies have.
+_EARLIER_COLUMNS = {"Speaks for": "Supports", "Speaks against": "Contradicts"}
+#: The name of a document and the first column of a table that an earlier version had in another document.
+MOVED_TABLES = {"numbers": ("slo", "Number"), "observations": ("failure-modes", "Observation")}
 #: Sections that the engine itself points to, by number.
 REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"
 #: The log levels that are known here.
@@ -102,7 +106,6 @@ class Slo:
     number: float
     unit: str
     window: str
-    failure_modes: tuple[str, ...]
 
     def met(self, value: float) -> bool:
         """Whether an observed SLI value meets the objective."""
@@ -260,7 +263,7 @@ class RedrivePolicy:
 
 @dataclass(frozen=True)
 class Witness:
-    """A part of the system, and the observations that rest on its word alone; docs/failure-modes.md.
+    """A part of the system, and the observations that rest on its word alone; observations.md.
 
     All that it reports of other parts counts for `at_most` together: it may be what is broken.
     """
@@ -326,7 +329,7 @@ class Catalog:
         return tuple(p.name for p in self.places.values() if not p.under)
 
     def decides(self, name: str) -> object:
-        """Return the number, threshold or objective of docs/slo.md of that name; None if there is none."""
+        """Return the number, threshold or objective of that name; None if there is none."""
         return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
 
     def tuned(self, own: Mapping[str, Any]) -> Catalog:
@@ -446,15 +449,45 @@ def _load(runbook: pack.Runbook) -> Catalog:
     return read(runbook.packs)
 
 
-def read(packs: Sequence[Pack]) -> Catalog:
-    """Read the documents of a system's pack and of those that extend it. Raises CatalogError."""
+Texts = Mapping[str, Mapping[str, str]]
+"""The texts of documents, by pack and name."""
 
-    def documents(name: str, *, needed: bool = True) -> list[_Document]:
-        there = [p for p in packs if (needed and not p.extends) or p.document(name).is_file()]
-        return [_Document.read(p, name) for p in there]
 
-    slo, failures, runbook = documents("slo"), documents("failure-modes"), documents("runbook")
-    operations = documents("operations", needed=False)
+def read_texts(packs: Iterable[Pack]) -> dict[str, dict[str, str]]:
+    """Return the texts of the packs' documents, for packs that have any. Raises CatalogError."""
+    found: dict[str, dict[str, str]] = {}
+    for each in packs:
+        for name in DOCUMENTS:
+            path = each.document(name)
+            try:
+                found.setdefault(each.name, {})[name] = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
+    """Read the documents of a system's pack and of those that extend it, or `texts` in their place.
+
+    Raises CatalogError.
+    """
+    given = read_texts(packs) if texts is None else texts
+
+    def path(pack: Pack, name: str) -> Path:
+        return pack.document(name) if texts is None else Path(f"{name}.md")
+
+    def documents(*names: str) -> list[_Document]:
+        there = [(p, name) for p in packs for name in names if name in given.get(p.name, {})]
+        return [_Document.parse(p, path(p, name), given[p.name][name]) for p, name in there]
+
+    for each, name in ((p, name) for p in packs if not p.extends for name in _NEEDED.values()):
+        if name not in given.get(each.name, {}):
+            raise CatalogError(path(each, name), 1, "cannot be read (No such file or directory)")
+    runbook, operations = documents("runbook"), documents("operations")
+    # A pack may have the tables of numbers and observations in documents of their own.
+    slo, failures = documents("slo", "numbers"), documents("failure-modes", "observations")
     places = _read_table(failures, "Hop", _read_place)
     slos = _read_table(slo, "SLO", _read_slo)
     limits = Limits(_read_table(slo, "Threshold", _read_threshold))
@@ -485,13 +518,13 @@ def read(packs: Sequence[Pack]) -> Catalog:
         forbidden_variables=_read_table(operations, "Never set", lambda row: row["Why"]),
         redrive=_read_table(operations, "Redrive", _read_policy),
     )
-    observation = "an observation of this document"
+    observation = "among the observations"
     references: tuple[tuple[str, str, Collection[str], str], ...] = (
         ("Seen by", "Seen by", steps, "in runbook.md"),
         ("While", "While", names, observation),
         ("Contradicted", "Contradicted", names, observation),
         ("Contradicted", "By", names, observation),
-        ("Observed by", "Observed by", places, "a hop of this document"),
+        ("Observed by", "Observed by", places, "among the hops"),
         ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
     )
     for first, column, referenced, where in references:
@@ -500,8 +533,6 @@ def read(packs: Sequence[Pack]) -> Catalog:
     for document in slo:
         for row in document.rows("Threshold"):
             row.words("Steps", steps, "in runbook.md")
-        for row in document.rows("SLO"):
-            row.words("Failure modes", modes, "in failure-modes.md")
     return catalog
 
 
@@ -540,9 +571,7 @@ def _read_slo(row: _Record) -> Slo:
     m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
     if not m:
         raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
-    return Slo(
-        row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"], row.words("Failure modes")
-    )
+    return Slo(row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"])
 
 
 def _read_threshold(row: _Record) -> Threshold:
@@ -558,7 +587,7 @@ def _read_phrase(row: _Record, modes: Collection[str]) -> Phrase:
         raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
     return Phrase(
         row["Log phrase"], row.words("Workload"), row["Level"],
-        row.words("Failure mode", modes, "a heading of this document"), row["Meaning"], row["意味"],
+        row.words("Failure mode", modes, "in failure-modes.md"), row["Meaning"], row["意味"],
     )  # fmt: skip
 
 
@@ -578,7 +607,7 @@ def _read_failure_modes(
         modes[id_] = FailureMode(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
             facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
-            facts.words("Excluded by", observations, "an observation of this document"), facts.words("Remedies"),
+            facts.words("Excluded by", observations, "among the observations"), facts.words("Remedies"),
             facts.words("Told by", steps, "in runbook.md"), facts.words("Follows") if "Follows" in facts else (),
         )  # fmt: skip
         read.append(facts)
@@ -643,7 +672,7 @@ class _Record(dict[str, str]):
     def signals(self, known: Collection[str]) -> tuple[Signal, ...]:
         """Read the two evidence columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
         found = []
-        for column, sign in (("Speaks for", 1), ("Speaks against", -1)):
+        for column, sign in (("Supports", 1), ("Contradicts", -1)):
             for words in self.words(column):
                 m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
                 if not m or m[1] not in known:
@@ -671,12 +700,7 @@ class _Document:
     blocks: Sequence[SyntaxTreeNode]
 
     @staticmethod
-    def read(pack: Pack, name: str) -> _Document:
-        path = pack.document(name)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as e:
-            raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+    def parse(pack: Pack, path: Path, text: str) -> _Document:
         return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
 
     def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
@@ -684,7 +708,7 @@ class _Document:
         starts = [
             i for i, b in enumerate(self.blocks) if _heading_level(b) == level and re.fullmatch(pattern, _block_text(b))
         ]
-        if not starts and not self.pack.extends:
+        if not starts and self.path.stem in _NEEDED.values() and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no heading like '{like}'")
         for i in starts:
             under = list(takewhile(lambda b: _heading_level(b) > level, self.blocks[i + 1 :]))
@@ -701,10 +725,11 @@ class _Document:
         """
         spans = (b.map for b in self.blocks if b.type == "table" and b.map)
         tables = [(begin, end) for begin, end in spans if _split_cells(self.lines[begin])[0] == first]
-        if not tables and first in _NEEDED and not self.pack.extends:
+        if not tables and _NEEDED.get(first) == self.path.stem and not self.pack.extends:
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
-            header, _, *rows = map(_split_cells, self.lines[begin:end])
+            names, _, *rows = map(_split_cells, self.lines[begin:end])
+            header = [_EARLIER_COLUMNS.get(name, name) for name in names]
             for line, cells in enumerate(rows, start=begin + 3):
                 if len(cells) != len(header):
                     raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")

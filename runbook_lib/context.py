@@ -106,11 +106,11 @@ class JudgeInput:
         return self.catalog.slos
 
     def number(self, name: str) -> float:
-        """Return a number of docs/slo.md that is not a threshold. Raises KeyError."""
+        """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
         return self.catalog.numbers[name]
 
     def evidence(self, observation: str) -> tuple[Signal, ...]:
-        """Return the evidence of an observation, with the weights of docs/failure-modes.md."""
+        """Return the evidence of an observation, with the weights of observations.md."""
         return self.catalog.evidence(observation)
 
     def evidence_of(self, observations: Iterable[str]) -> tuple[Signal, ...]:
@@ -249,7 +249,7 @@ class Context:
             yield db
 
     def number(self, name: str) -> float:
-        """Return a number of docs/slo.md that is not a threshold. Raises KeyError."""
+        """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
         return self.catalog.numbers[name]
 
     def now(self) -> pd.Timestamp:

@@ -3,6 +3,7 @@
 A pack is a folder that Python can import, with a `PACK` in its `__init__.py`:
 
     docs/       runbook.md, slo.md, failure-modes.md, operations.md: text that is configuration (see `catalog`)
+    *.md        observations.md, numbers.md: the same, of tables alone; a small pack has these tables in docs/
     notebooks/  one .ipynb per section
     sql/        one .sql file per query (see `queries`)
     messages/   en.toml and ja.toml (see `messages`)
@@ -80,8 +81,9 @@ class Pack:
     """Its name as a module; set when the pack is found."""
 
     def document(self, name: str) -> Path:
-        """Return the path of one of its documents, such as "slo"; the file may be missing."""
-        return (self.docs or self.folder / "docs") / f"{name}.md"
+        """Return the path of one of its documents, such as "slo", in `docs` or in `folder`; the file may be missing."""
+        first, second = (folder / f"{name}.md" for folder in (self.docs or self.folder / "docs", self.folder))
+        return second if second.is_file() and not first.is_file() else first
 
     def notebook(self, name: str) -> Path:
         """Return the path of one of its notebooks."""

@@ -229,7 +229,7 @@ class Session:
     def settle(self) -> render.Settled:
         """Ask the steps, of any section, that may decide an undecided verdict; return what each showed.
 
-        It ends when the verdict is decided, no question is left, or the budget of docs/slo.md is used up. A step of a
+        It ends when the verdict is decided, no question is left, or the budget of numbers.md is used up. A step of a
         section that can act is not asked.
         """
         numbers, begun = self.context.catalog.numbers, time.monotonic()

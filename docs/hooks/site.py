@@ -18,9 +18,12 @@ from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).resolve().parents[2]
 _EXAMPLE = tuple(f"examples/procrastinate/{page}.md" for page in ("README", "docs/slo", "docs/failure-modes"))
+#: Documents in the folder of the pack.
+_DATA = ("observations", "numbers")
 #: Pages of the site by the file that has their text.
 PAGES = {
     "README.md": "index.md",
+    **{f"runbook_lib/packs/entitlement/{name}.md": f"reference/{name}.md" for name in _DATA},
     "docs/schemas": "reference/schemas.md",
     **{name: name for name in ("README.ja.md", "CONTRIBUTING.md", "CHANGELOG.md", "outputs/README.md", *_EXAMPLE)},
     **{name: name for name in (p.relative_to(ROOT).as_posix() for p in ROOT.glob("outputs/sample/**/[!.]*.*"))},

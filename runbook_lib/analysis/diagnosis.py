@@ -111,7 +111,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
 def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
     """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
 
-    docs/failure-modes.md, table "Contradicted", has what contradicts an observation.
+    observations.md, table "Contradicted", has what contradicts an observation.
     """
     findings = list(findings)
     seen: dict[str, Finding] = {}
@@ -199,7 +199,7 @@ def evidence_from_error(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
     """Return the evidence that a source's failure is about the source itself.
 
     A source that cannot be reached, a refusal of the runbook's own credentials, and a query that the cost gate stopped
-    are no evidence about it: docs/failure-modes.md has no observation `source.code` for them.
+    are no evidence about it: observations.md has no observation `source.code` for them.
     """
     return book.observations.get(f"{e.source}.{e.code}", ())
 

@@ -7,17 +7,17 @@ rules of its time.
 from __future__ import annotations
 
 import json
-import tempfile
+import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from runbook_lib import catalog, pack
-from runbook_lib.catalog import DOCUMENTS, Catalog
+from runbook_lib.catalog import DOCUMENTS, MOVED_TABLES, Catalog
 from runbook_lib.model.finding import OWN
 from runbook_lib.store import digest
 from runbook_lib.usage import UsageError
@@ -32,15 +32,9 @@ def current_policy(own: Mapping[str, str]) -> dict[str, bytes]:
 
 @cache
 def _policy_file(runbook: pack.Runbook, own: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
-    texts = _read_documents(runbook.packs) | ({OWN: dict(own)} if own else {})
+    texts: dict[str, Any] = catalog.read_texts(runbook.packs) | ({OWN: dict(own)} if own else {})
     content = json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True).encode()
     return {f"{_PREFIX}{digest(content)[:16]}.json": content}
-
-
-def _read_documents(packs: Iterable[pack.Pack]) -> dict[str, dict[str, str]]:
-    """Return the documents' texts by pack and name, for packs that have any."""
-    files = {p.name: {name: p.document(name) for name in DOCUMENTS if p.document(name).is_file()} for p in packs}
-    return {p: {n: path.read_text(encoding="utf-8") for n, path in own.items()} for p, own in files.items() if own}
 
 
 def policy_file_of(entry: dict[str, Any]) -> str | None:
@@ -56,7 +50,8 @@ def read(content: bytes) -> Catalog:
     """
     texts = json.loads(content)
     own = texts.pop(OWN, {})
-    return _build_catalog(texts).completed(catalog.load()).tuned(own)
+    packs = [p for p in pack.active_runbook().packs if p.name in texts]
+    return catalog.read(packs, texts).completed(catalog.load()).tuned(own)
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,13 @@ def load_other(given: Path) -> OtherPolicy:
     if not found:
         raise UsageError(f"{given} is neither one of {', '.join(names)} nor a folder with one of them")
     toml = found.pop(OWN, None)
-    texts = _read_documents(packs := pack.active_runbook().packs)
-    texts[packs[0].name] |= {name.removesuffix(".md"): text for name, text in found.items()}
+    replacements = {name.removesuffix(".md"): text for name, text in found.items()}
+    texts = catalog.read_texts(packs := pack.active_runbook().packs)
+    system = texts[packs[0].name]
+    for name, (earlier, column) in MOVED_TABLES.items():
+        if re.search(rf"^\| *{column} *\|", replacements.get(earlier, ""), re.MULTILINE):
+            system.pop(name, None)  # a document of an earlier version has these tables itself
+    system |= replacements
     book = read(json.dumps(texts).encode())
     return OtherPolicy(book, None if toml is None else _parse_thresholds(toml, book))
 
@@ -105,14 +105,3 @@ def _parse_thresholds(toml: str, book: Catalog) -> dict[str, dict[str, str]]:
     except (ValueError, AttributeError) as e:
         wrong = e if isinstance(e, ValueError) else "targets and their thresholds must be tables"
         raise UsageError(f"{OWN}: {wrong}") from None
-
-
-def _build_catalog(texts: dict[str, dict[str, str]]) -> Catalog:
-    with tempfile.TemporaryDirectory(prefix="runbook-policy-") as folder:
-        packs = [replace(p, docs=Path(folder, p.name)) for p in pack.active_runbook().packs if p.name in texts]
-        for name, documents in texts.items():
-            for document, text in documents.items():
-                file = Path(folder, Path(name).name, f"{Path(document).name}.md")
-                file.parent.mkdir(exist_ok=True)
-                file.write_text(text, encoding="utf-8")
-        return catalog.read(packs)

@@ -118,7 +118,7 @@ class Decided(Generic[T]):
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """The observations of the case, by their names in docs/failure-modes.md."""
+        """The observations of the case, by their names in observations.md."""
         found = self.case.evidence
         return found(self.seen) if callable(found) else (found,) if found else ()
 

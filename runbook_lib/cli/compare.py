@@ -127,7 +127,7 @@ def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
     type=click.Path(exists=True, path_type=Path),
     required=True,
     metavar="FILE|DIR",
-    help="the other documents: slo.md, failure-modes.md, runbook.toml for targets' own thresholds, or their folder",
+    help="the other documents: slo.md, observations.md, runbook.toml for targets' own thresholds, or their folder",
 )
 @_OUTPUT
 @_PAGE

@@ -157,7 +157,7 @@ class Value:
 class Signal:
     """Evidence of a finding for (weight > 0) or against (weight < 0) a hop or a failure mode.
 
-    `observation` is its name in docs/failure-modes.md. Several steps may report the same observation.
+    `observation` is its name in observations.md. Several steps may report the same observation.
     """
 
     about: str
@@ -279,7 +279,7 @@ class Finding:
     queries: tuple[SentQuery, ...] = ()
     unseen: tuple[Unseen, ...] = ()
     shaped_by: tuple[str, ...] = ()
-    """Names of docs/slo.md whose numbers are parameters of the queries: other numbers could return other rows."""
+    """Names of thresholds and numbers that are parameters of the queries: others could return other rows."""
     at: pd.Timestamp | None = None
     """The moment of the finding, by the database's clock."""
     ended: OutageEnd | None = None

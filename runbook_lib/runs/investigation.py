@@ -132,7 +132,7 @@ def _follow(
 ) -> Verdict:
     """Run the sections to which the first verdict points; then, while it is undecided, the next one that may decide.
 
-    Extend `results`. The time and the number of questions are limited (docs/slo.md). Of a past moment no more is asked.
+    Extend `results`. The time and the number of questions are limited (numbers.md). Of a past moment no more is asked.
     """
     book, asked, begun = catalog.load(), 0, math.inf
     opened = sections_to_follow(verdict.next_sections, [r.run.section for r in results])

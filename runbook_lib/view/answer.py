@@ -83,7 +83,7 @@ class StepResult:
     def explain(self) -> pd.DataFrame:
         """Return the evidence.
 
-        Each observation of docs/failure-modes.md, what it is about, and its weight (-1 to 1).
+        Each observation of observations.md, what it is about, and its weight (-1 to 1).
         """
         rows = [(s.observation, s.about, s.weight) for s in self._finding.signals]
         return pd.DataFrame(rows, columns=["observation", "about", "weight"])

@@ -47,10 +47,10 @@ def output(tmp_path: Path) -> Path:
 @pytest.fixture
 def edited(tmp_path: Path, output: Path) -> Edited:
     """The document that the sample's runs were judged by, with lines replaced, each by one with as many cells."""
-    kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())
+    kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())["entitlement"]
 
     def edit(name: str, **lines: str) -> Path:
-        text = kept["entitlement"][name]
+        text = kept[name]
         for start, line in lines.items():
             cells = line.count("|") - 2
             text, n = re.subn(rf"(?m)^\| {re.escape(start)} (?:\|[^|\n]*){{{cells}}}\|$", line, text)
@@ -95,8 +95,47 @@ def test_another_threshold_flips_the_steps_that_it_decides(output: Path, edited:
 
 def test_a_weight_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
     stopped = "| delivery.stopped | receiver 0.3 | - |"
-    found = judged_all(output, edited("failure-modes", **{"delivery.stopped": stopped}))
+    kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())["entitlement"]
+    document = "observations" if "observations" in kept else "failure-modes"
+    found = judged_all(output, edited(document, **{"delivery.stopped": stopped}))
     assert not flips(found) and len(found["flips"]) == 3  # verdicts: no step's status rests on it
+
+
+@pytest.fixture
+def earlier_layout(tmp_path: Path) -> Path:
+    """Today's documents as earlier versions had them: two documents with all tables, and earlier columns."""
+    (texts,) = catalog.read_texts(pack.active_runbook().packs[:1]).values()
+    folder = tmp_path / "earlier"
+    folder.mkdir()
+    for name, parts in {"slo": ("slo", "numbers"), "failure-modes": ("failure-modes", "observations")}.items():
+        text = "\n".join(texts[part] for part in parts)
+        text = text.replace("| Supports | Contradicts |", "| Speaks for | Speaks against |")
+        (folder / f"{name}.md").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("given", ["", "failure-modes.md", "slo.md"])
+def test_documents_of_an_earlier_layout_are_read(earlier_layout: Path, given: str) -> None:
+    assert policy.load_other(earlier_layout / given).book == catalog.load()
+
+
+def test_an_archived_policy_of_an_earlier_layout_is_read(earlier_layout: Path) -> None:
+    ((name, texts),) = catalog.read_texts(pack.active_runbook().packs[:1]).items()
+    earlier = {key: texts[key] for key in ("runbook", "operations")}
+    earlier |= {file.stem: file.read_text() for file in earlier_layout.iterdir()}
+    assert policy.read(json.dumps({name: earlier}).encode()) == catalog.load()
+
+
+@pytest.mark.parametrize("document", ["observations", "numbers"])
+def test_a_document_beside_the_code_is_a_policy_too(tmp_path: Path, document: str) -> None:
+    text = pack.active_runbook().packs[0].document(document).read_text()
+    changed = text.replace("| delivery.stopped | delivery_worker 0.9", "| delivery.stopped | delivery_worker 0.8")
+    changed = changed.replace("| `looks.apart` | 2.5 |", "| `looks.apart` | 3.5 |")
+    assert changed != text
+    (tmp_path / f"{document}.md").write_text(changed)
+    book, today = policy.load_other(tmp_path / f"{document}.md").book, catalog.load()
+    assert (book.observations != today.observations) is (document == "observations")
+    assert (book.numbers != today.numbers) is (document == "numbers")
 
 
 def test_a_dossier_is_judged_by_what_held_then(

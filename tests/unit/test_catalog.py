@@ -12,7 +12,7 @@ from runbook_lib import catalog
 from runbook_lib.catalog import CatalogError
 from runbook_lib.checks import checks
 from runbook_lib.pack import Pack
-from runbook_lib.packs.entitlement import ROOT
+from runbook_lib.packs.entitlement import PACK, ROOT
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.settings import Settings
 from runbook_lib.usage import UsageError
@@ -91,6 +91,8 @@ def test_phrases_of_the_log() -> None:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    for name in ("observations", "numbers"):
+        shutil.copy(PACK.document(name), tmp_path)
     return tmp_path
 
 
@@ -100,14 +102,15 @@ def root(tmp_path: Path) -> Path:
         ("slo.md", "| ENT-C | Entitlement |", "| ENT-C | Entitlement | too | many |", "", "cells under"),
         ("slo.md", "| = 0 rows |", "| none |", "", "is not like '< 5 s'"),
         ("slo.md", "| `backlog.due` | 50 |", "| `backlog.due` | fifty |", "", "limit 'fifty'"),
-        ("slo.md", "| `recovery.now` | 4 |", "| `recovery.now` | - |", "", "value is missing"),
+        ("numbers.md", "| `recovery.now` | 4 |", "| `recovery.now` | - |", "", "value is missing"),
         ("slo.md", "| 2.4, 4.3.2 |", "| 2.44, 4.3.2 |", "| 2.44", "step '2.44' is not in runbook.md"),
         ("operations.md", "| 100 | transient | 2 | 120 |", "| 100 | transient | 2 | - |", "", "pause is missing"),
         ("failure-modes.md", "- Hop: database", "- Hop: databse", "", "hop 'databse'"),
         ("failure-modes.md", "- Symptom:", "- Symptoms:", "", "'- Symptom: ...' is missing"),
         ("failure-modes.md", "- Remedies: -", "-", "", "'- Remedies: ...' is missing"),
-        ("failure-modes.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "", "failure mode 'FM-OB-99'"),
-        ("failure-modes.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "", "level 'LOUD'"),
+        ("observations.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "", "failure mode 'FM-OB-99'"),
+        ("observations.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "", "level 'LOUD'"),
+        ("observations.md", "| relay 0.9, FM-OB-01", "| relais 0.9, FM-OB-01", "", "'relais 0.9' is not a hop or a failure"),
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "Step | What is asked |", "Step | What |", "| 2.1 |", "the column 'What is asked' is missing"),
@@ -119,7 +122,7 @@ def test_a_malformed_document_names_file_and_line(
     root: Path, file: str, old: str, new: str, at: str, problem: str
 ) -> None:
     """The line with `at`, where it is told."""
-    path = root / "docs" / file
+    path = Pack("copy", root).document(file.removesuffix(".md"))
     text = path.read_text(encoding="utf-8")
     assert old in text
     text = text.replace(old, new, 1)

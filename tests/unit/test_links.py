@@ -14,7 +14,12 @@ from runbook_lib.packs.entitlement import ROOT
 
 BOOK = catalog.load()
 SECTIONS = list(BOOK.runnable().values())
-DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "outputs" / "README.md"]
+DOCUMENTS = [
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "runbook_lib" / "packs").rglob("*.md")),
+    *sorted(ROOT.glob("*.md")),
+    ROOT / "outputs" / "README.md",
+]
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
 DEFINITION = re.compile(r"^\[[^\]]+\]: (\S+)$", re.MULTILINE)
 MODE = re.compile(r"\bFM-[A-Z]+-\d\d\b")

@@ -78,7 +78,7 @@ NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
 def test_no_number_decides_in_a_judge(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [(line, n) for node in functions(tree) for line, n in numbers(node) if n not in PHYSICAL]
-    assert not found, f"{path.name}: put into docs/slo.md or docs/failure-modes.md"
+    assert not found, f"{path.name}: put into docs/slo.md, numbers.md or observations.md"
 
 
 #: What decides beside the judges: the rest of the pack without its simulator, and the pack of the example.
@@ -119,7 +119,7 @@ def test_a_judge_weighs_by_the_documents(path: Path) -> None:
 def test_no_failure_mode_is_named_in_code(path: Path) -> None:
     texts = [n.value for n in code(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Constant)]
     found = [text for text in texts if isinstance(text, str) and "FM-" in text]
-    assert not found, f"{path.name}: what is seen is an observation; docs/failure-modes.md has the modes it speaks for"
+    assert not found, f"{path.name}: what is seen is an observation; observations.md has the modes that it supports"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def of_workload(rb: Context, name: str) -> Iterator[Row]:
         yield "workloads", f"workload {name}", variable, value
 
 
-#: What a difference is by docs/failure-modes.md, by the first word of the item, or by the role of the workload.
+#: What a difference is by observations.md, by the first word of the item, or by the role of the workload.
 _OBSERVATIONS = {"stream": "changed.stream", "consumer": "changed.consumer"}
 _WORKLOADS = {"entitlement": "changed.entitlement", "notification": "changed.notification"}
 #: The same for a variable that sets a loop of its own workload, by the first word of the setting's name.
@@ -73,7 +73,7 @@ _TUNING = re.compile(r"(log|enable|jit|track|geqo)_\w+|jit|\w+_(mem|cost|concurr
 
 
 def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iterable[Setting]) -> str:
-    """Return what a difference is by docs/failure-modes.md; "" if it is none: a variable of the other workload.
+    """Return what a difference is by observations.md; "" if it is none: a variable of the other workload.
 
     `change` has the columns of `snapshots.drift`, `entitlement` is the name of that workload, `settings` those of
     docs/operations.md.
