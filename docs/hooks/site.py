@@ -80,7 +80,7 @@ def _commands() -> Iterator[str]:
     from runbook_lib.cli.main import cli
 
     yield "# Commands"
-    yield "What `--help` prints. Exit codes: [architecture](../architecture.md#the-command)."
+    yield "What `--help` prints. Exit codes: [README](../index.md#three-ways-to-use-it)."
 
     def pages(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
         context = click.Context(command, parent, name, terminal_width=80, **cli.context_settings)
