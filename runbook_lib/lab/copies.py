@@ -28,6 +28,8 @@ _OPTIONS = (
 
 #: A link to a document from a committed notebook, or the definition of one.
 _TO_DOCUMENTS = re.compile(r"(\]\(|^\[[^\]]+\]: )\.\./docs/", re.MULTILINE)
+#: A link from one document to another that the catalog reads, up to its name.
+_BETWEEN_DOCUMENTS = re.compile(rf"\]\([^()\s:]+/({'|'.join(catalog.DOCUMENTS)})\.md")
 _PICTURES = shutil.ignore_patterns("images", "hooks")
 
 
@@ -45,6 +47,9 @@ def prepare_copies(archive: Archive, target: str, sections: Container[str] | Non
         copied = folder / "docs" / (own.name if own.extends else "")
         if (documents := own.document("runbook").parent).is_dir():
             shutil.copytree(documents, copied, dirs_exist_ok=True, ignore=_PICTURES)
+            for path in filter(Path.is_file, map(own.document, catalog.DOCUMENTS)):  # some are in the pack's folder
+                text = _BETWEEN_DOCUMENTS.sub(r"](\1.md", path.read_text(encoding="utf-8"))
+                (copied / path.name).write_text(text, encoding="utf-8")
     for section in catalog.load().runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         if sections is not None and section.number not in sections:

@@ -39,6 +39,10 @@ def test_links_of_a_copy_lead_somewhere(tmp_path: Path) -> None:
         links = re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)#\s]+)", text, re.MULTILINE)
         assert links
         assert [link for link in links if not (folder / link).is_file()] == []
+    for name in catalog.DOCUMENTS:
+        text = (folder / "docs" / f"{name}.md").read_text()
+        links = re.findall(rf"\]\(([^)#\s]*(?:{'|'.join(catalog.DOCUMENTS)})\.md)", text)
+        assert [link for link in links if not (folder / "docs" / link).is_file()] == []
 
 
 def test_a_new_copy_is_in_one_language_and_keeps_it(tmp_path: Path) -> None:
