@@ -110,7 +110,7 @@ def root(tmp_path: Path) -> Path:
         ("failure-modes.md", "- Remedies: -", "-", "", "'- Remedies: ...' is missing"),
         ("observations.md", "| WARN | FM-OB-01 |", "| WARN | FM-OB-99 |", "", "failure mode 'FM-OB-99'"),
         ("observations.md", "| WARN | FM-OB-01 |", "| LOUD | FM-OB-01 |", "", "level 'LOUD'"),
-        ("observations.md", "| relay 0.9, FM-OB-01", "| relais 0.9, FM-OB-01", "", "'relais 0.9' is not a hop or a failure"),
+        ("observations.md", "| relay 0.9, FM-OB-01", "| relais 0.9, FM-OB-01", "", "'relais 0.9' is not a hop"),
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "Step | What is asked |", "Step | What |", "| 2.1 |", "the column 'What is asked' is missing"),
