@@ -14,7 +14,7 @@ from runbook_lib import catalog, messages, pack, queries
 from runbook_lib.catalog import Catalog, CatalogError
 from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
-from runbook_lib.model.finding import PROPOSAL_PARTS, Finding, proposal_text
+from runbook_lib.model.finding import PROPOSAL_PARTS, Finding, Proposal, proposal_text
 from runbook_lib.pack import Pack
 from runbook_lib.settings import facts_of
 from runbook_lib.view.queries import FILE, declared
@@ -91,7 +91,7 @@ def _mode_problems(book: Catalog) -> Iterator[str]:
         if mode.id not in supported:
             yield f"no observation supports {mode.id}"
         for name in mode.remedies:
-            if f"proposal.{name}.title" not in messages.catalogue("en"):
+            if proposal_text(Proposal(name, "", ""), "title").key not in messages.catalogue("en"):
                 yield f"{mode.id}: the remedy {name} is no proposal"
 
 

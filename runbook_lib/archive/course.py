@@ -11,7 +11,7 @@ import pandas as pd
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis.snapshots import DRIFT_COLUMNS
-from runbook_lib.model.finding import Status, hop_text, say
+from runbook_lib.model.finding import Status, action_title, hop_text, say
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, Archive
 from runbook_lib.view import record, render
@@ -77,7 +77,7 @@ def lanes(
             tuple(
                 Mark(
                     moment(a["time"]),
-                    f"{t('action.title.' + a['action'])}: {t(render.ACTION_RESULT_KEYS[a['result']])}. "
+                    f"{messages.text(action_title(a['action']), lang)}: {t(render.ACTION_RESULT_KEYS[a['result']])}. "
                     + (a["effect"] or a["why"])[lang],
                     _action_status(a),
                 )

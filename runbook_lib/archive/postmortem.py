@@ -234,6 +234,9 @@ def draft(
         "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_), lang)}"),
         "section": lambda number: md(f"{number} {render.section_title(str(number), lang)}"),
         "hop": lambda name: md(messages.text(hop_text(name), lang)) if name else Md(""),
+        # The pack's step names the reasons, and the ways in which a time is known; test_messages.py lists both.
+        "why": lambda name: t(f"postmortem.why.{name}"),
+        "how": lambda name: t(f"postmortem.how.{name}"),
         "KIND_KEYS": _KIND_KEYS,
         "ROLE_KEYS": _ROLE_KEYS,
         "lang": lang,

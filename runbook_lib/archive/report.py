@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from runbook_lib import catalog, mandatory, messages
 from runbook_lib.analysis.diagnosis import BROKEN
-from runbook_lib.model.finding import Status, Text, say, worst
+from runbook_lib.model.finding import Status, Text, hop_text, say, worst
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.view import record, render
@@ -437,7 +437,7 @@ def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
             return value or t("report.unnamed")
         case "place":
             known = messages.catalogue(lang)  # the dossier may be of another runbook
-            return " / ".join(known.get(f"hop.{p}", p) for p in row[column].split(" / "))
+            return " / ".join(known.get(hop_text(p).key, p) for p in row[column].split(" / "))
         case "mode" | "modes":
             return " / ".join(f"{m} {render.mode_title(m, lang)}".strip() for m in row[column].split(" / "))
         case "ttd" | "ttr":

@@ -17,7 +17,7 @@ from runbook_lib import catalog, mandatory, messages, settings
 from runbook_lib.archive.artifact import Result
 from runbook_lib.context import Context
 from runbook_lib.masking import Masker
-from runbook_lib.model.finding import Status, Window, say
+from runbook_lib.model.finding import Status, Window, action_title, say
 from runbook_lib.outcome import Outcome
 from runbook_lib.parameters import moment
 from runbook_lib.settings import Target
@@ -70,7 +70,7 @@ def annotate(target: Target, name: str, incident: str, annotations: Sequence[Ann
 def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp, lang: str) -> None:
     """Annotate an action that was executed."""
     if outcome.result in ("done", "failed"):
-        title = messages.text(say(f"action.title.{outcome.action}"), lang)  # a pack names its actions
+        title = messages.text(action_title(outcome.action), lang)
         result = messages.text(say("action.result.done" if outcome.result == "done" else "action.result.failed"), lang)
         text = rb.masker.scrub(f"{title} {record.describe_action(outcome.what)}: {result}")
         done = Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))

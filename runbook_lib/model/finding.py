@@ -81,9 +81,17 @@ def say(key: str, **params: Any) -> Text:
     return Text(key, {name: known(value) for name, value in params.items()})
 
 
+# Documents and packs name hops, actions and proposals; tests/unit/test_messages.py lists the keys of each.
+
+
 def hop_text(name: str) -> Text:
     """Return the message `hop.<name>`, which names a hop of docs/failure-modes.md."""
     return say(f"hop.{name}")
+
+
+def action_title(name: str) -> Text:
+    """Return the message `action.title.<name>`, which names an action of a pack."""
+    return say(f"action.title.{name}")
 
 
 #: The messages that each proposal has, `proposal.<name>.<part>`.

@@ -15,7 +15,7 @@ import pytest
 import runbook_lib
 from runbook_lib import messages
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
-from runbook_lib.model.finding import say
+from runbook_lib.model.finding import PROPOSAL_PARTS, say
 
 CODE = Path(runbook_lib.__file__).parent
 
@@ -44,6 +44,54 @@ def test_every_key_named_in_the_code_exists() -> None:
         and isinstance(node.args[0], ast.Constant)
     }
     assert named - set(messages.catalogue("en")) == set()
+
+
+#: Every key that is made from a name, which a document, a pack or a record gives: what it begins with, and the names.
+NAMED = {
+    "hop": """
+        hop.producer hop.relay hop.jetstream hop.subscriber hop.delivery_worker hop.receiver hop.database""",
+    "action.title": """
+        action.title.canary action.title.redrive action.title.restart action.title.scale action.title.set""",
+    "proposal": """
+        proposal.cancel_waiting proposal.change_settings proposal.check_clocks proposal.check_nats_credentials
+        proposal.end_blocker proposal.end_sessions proposal.fix_producer proposal.hold_delivery proposal.list_sessions
+        proposal.logs proposal.look_at_role proposal.pods proposal.redrive_broker proposal.redrive_delivery
+        proposal.redrive_outbox proposal.restart_entitlement proposal.restart_nats proposal.restart_notification
+        proposal.resume_delivery proposal.start_entitlement proposal.start_notification proposal.switch_on_delivery
+        proposal.switch_on_relay proposal.throttle_delivery proposal.throttle_relay proposal.undo_settings""",
+    "postmortem.why": """
+        postmortem.why.denied postmortem.why.earlier postmortem.why.error postmortem.why.no_data
+        postmortem.why.no_events postmortem.why.no_time postmortem.why.not_asked postmortem.why.not_configured
+        postmortem.why.not_in_tables postmortem.why.partly postmortem.why.retention postmortem.why.seen
+        postmortem.why.timeout postmortem.why.unreachable""",
+    "postmortem.how": """
+        postmortem.how.alert postmortem.how.before postmortem.how.broker postmortem.how.first_run postmortem.how.green
+        postmortem.how.letters postmortem.how.lost postmortem.how.notifications postmortem.how.outbox
+        postmortem.how.returned postmortem.how.run postmortem.how.slo postmortem.how.told postmortem.how.unknown
+        postmortem.how.user_report""",
+}
+
+
+@pytest.mark.parametrize("family", NAMED)
+def test_every_key_that_is_made_from_a_name_is_listed(family: str) -> None:
+    listed = set(NAMED[family].split())
+    if family == "proposal":
+        listed = {f"{key}.{part}" for key in listed for part in PROPOSAL_PARTS}
+    assert listed == {key for key in messages.catalogue("en") if key.startswith(f"{family}.")}
+
+
+def test_no_other_key_is_made_at_run_time() -> None:
+    made = set()
+    for path in CODE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("say", "t") and node.args:
+                key = node.args[0]
+                assert not isinstance(key, ast.BinOp), f"{path.name}:{node.lineno} adds up a key"
+                if isinstance(key, ast.JoinedStr):
+                    made.add(ast.unparse(key.values[0]).strip("'.") if key.values else "")
+    assert made == set(NAMED)
+    for template in CODE.rglob("*.j2"):
+        assert not re.search(r"\bt\([^()]*~", template.read_text(encoding="utf-8")), template.name
 
 
 def parts(template: str) -> set[str]:

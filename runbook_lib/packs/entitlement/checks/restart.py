@@ -55,12 +55,14 @@ def collect_restart(rb: Context) -> Frames:
 def judge_restart(frames: Frames, given: JudgeInput) -> Finding:
     """5.1.2: judge whether a restart is possible, was refused, has failed, or was done and verified."""
     outcome, about = rows.one(frames.get("outcome"), OutcomeRow), rows.one(frames.get("about"), RestartTarget)
-    may, reason, key = preconditions_hold(frames), None, f"restart.{outcome.result}"
+    may, reason = preconditions_hold(frames), None
     if outcome.result == "done":
         status = Status.OK if outcome.verified else Status.CRITICAL
         key = "restart.done" if outcome.verified else "restart.done_not_seen"
-    elif outcome.result in ("failed", "refused"):
-        status = Status.CRITICAL if outcome.result == "failed" else Status.WARNING
+    elif outcome.result == "failed":
+        status, key = Status.CRITICAL, "restart.failed"
+    elif outcome.result == "refused":
+        status, key = Status.WARNING, "restart.refused"
     elif may and warnings(frames):
         status, key = Status.WARNING, "restart.warned"
     elif may:
