@@ -24,7 +24,8 @@ from runbook_lib.archive import postmortem
 from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Text, say
-from runbook_lib.sources import ReadCost, SourceError, http
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.http import HttpServer
 from runbook_lib.store import PARTIAL, SEALED, Archive, entry_of, split_lines
 from runbook_lib.usage import UsageError
 
@@ -201,7 +202,7 @@ def _read_source(source: str) -> str:
     try:
         if source.startswith(("http://", "https://")):
             base, _, path = source.rpartition("/")
-            return http.get("checkpoint", ReadCost(Masker()), base, path).decode(errors="replace")
+            return HttpServer("checkpoint", base, ReadCost(Masker())).get(path).decode(errors="replace")
         content = Path(source).read_bytes()
         if content.startswith(_SQLITE):
             with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as journal:

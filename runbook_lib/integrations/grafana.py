@@ -21,7 +21,8 @@ from runbook_lib.model.finding import Status, Window, action_title, say
 from runbook_lib.outcome import Outcome
 from runbook_lib.parameters import moment
 from runbook_lib.settings import Target
-from runbook_lib.sources import ReadCost, SourceError, http
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.http import HttpServer
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
@@ -121,16 +122,15 @@ def _shows_recovery(line: dict[str, Any]) -> bool:
 def _post(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:
     """Send annotations; return "" or the error, without any part of the URL or the token."""
     token = target.grafana_token.get_secret_value() if target.grafana_token else ""
-    cost = ReadCost(Masker())  # not part of the run's read cost: the system under test is not queried
+    # Not part of the run's read cost: the system under test is not queried.
+    url, headers = target.url("grafana_url") or "", {"Authorization": f"Bearer {token}"}
+    grafana = HttpServer("grafana", url, ReadCost(Masker()), headers)
     try:
         for a in annotations:
             tags = ["runbook", a.kind, f"target:{name}", f"incident:{incident}", *a.tags]
             content = {"time": _to_ms(a.at), "tags": tags, "text": a.text}
             content |= {"timeEnd": _to_ms(a.until)} if a.until is not None else {}
-            headers = {"Authorization": f"Bearer {token}"}
-            status, _ = http.post_json(
-                "grafana", cost, target.url("grafana_url") or "", "api/annotations", content, headers
-            )
+            status, _ = grafana.post_json("api/annotations", content)
             if status != 200:
                 return f"HTTP {status}"
     except SourceError as e:

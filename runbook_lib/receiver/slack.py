@@ -12,7 +12,8 @@ from typing import Any
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.receiver.journal import Notice
-from runbook_lib.sources import ReadCost, SourceError, http
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.http import HttpServer
 
 _CHANNEL = re.compile(r"[+#]?([\w-]+)")
 
@@ -51,17 +52,17 @@ def acknowledgements(plugin: Any, thread: str) -> list[str]:
     if name[0] != "+":
         return []
     params = {"channel": name[1:], "timestamp": thread, "full": "true"}
-    base, headers = _access(plugin)
-    answer = http.get_json("slack", ReadCost(Masker()), base, "reactions.get", params, headers=headers)
+    answer = _api(plugin).get_json("reactions.get", params)
     if not isinstance(answer, dict) or not answer.get("ok"):
         raise SourceError("slack", Reason.ERROR, f"answered {_error_of(answer) or 'without a result'}")
     found = answer.get("message", {}).get("reactions", [])
     return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
 
 
-def _access(plugin: Any) -> tuple[str, dict[str, str]]:
-    """Return the address of the API, and the header with the bot's token."""
-    return plugin.api_url.format(""), {"Authorization": f"Bearer {plugin.access_token}"}
+def _api(plugin: Any) -> HttpServer:
+    """Return the API with the bot's token; it is no cost of a run, since the target is not queried."""
+    headers = {"Authorization": f"Bearer {plugin.access_token}"}
+    return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers)
 
 
 def _error_of(answer: Any) -> str:
@@ -71,9 +72,8 @@ def _error_of(answer: Any) -> str:
 
 
 def _call(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
-    (base, headers), cost = _access(plugin), ReadCost(Masker())  # no cost of the run: the target is not queried
     try:
-        status, answer = http.post_json("slack", cost, base, "chat.postMessage", content, headers)
+        status, answer = _api(plugin).post_json("chat.postMessage", content)
     except SourceError as e:
         return f"Slack: {e.detail}", ""
     except Exception as e:  # its text may contain the token

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import requests
 import urllib3.exceptions
@@ -25,125 +25,101 @@ SETTINGS = {"nats_monitor": "nats_ca_file, nats_cert_file"}
 
 
 @dataclass(frozen=True)
-class Trust:
-    """Which CA is trusted, where it is not one of this machine's, and our own certificate with its key; files."""
+class HttpServer:
+    """One server that is asked over HTTP; `source` is its name in errors and in the read cost.
 
-    authority: Path | None = None
+    Its requests raise SourceError: unreachable, timeout, denied, error. The `code` is "hung" (the connection was
+    accepted and no answer came), "no_answer" (it was not accepted in time), "no_connection" (it was refused), "cut_off"
+    (it was closed without an answer), "no_host" (the name is not known here), "no_route", "not_found" (the server has
+    no such page), or another HTTP status.
+    """
+
+    source: str
+    url: str
+    read_cost: ReadCost
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: The trusted CA, where it is not one of this machine's, and our own certificate with its key; files.
+    ca_file: Path | None = None
     certificate: tuple[Path, Path] | None = None
 
-    def options(self) -> dict[str, Any]:
-        """Return the options for `requests`."""
-        own = self.certificate and tuple(map(str, self.certificate))
-        return {"verify": str(self.authority) if self.authority else True, "cert": own}
+    def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        """Return the body at `path`."""
+        return self._request("GET", path, params=params)[1]
 
-
-def get_json(
-    source: str,
-    read_cost: ReadCost,
-    url: str,
-    path: str,
-    params: dict[str, str] | None = None,
-    trust: Trust | None = None,
-    headers: dict[str, str] | None = None,
-) -> Any:
-    """Return the JSON at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error."""
-    body = get(source, read_cost, url, path, params, trust, headers)
-    try:
-        return json.loads(body)
-    except ValueError:
-        raise unexpected_answer(source) from None
-
-
-def get(
-    source: str,
-    read_cost: ReadCost,
-    url: str,
-    path: str,
-    params: dict[str, str] | None = None,
-    trust: Trust | None = None,
-    headers: dict[str, str] | None = None,
-) -> bytes:
-    """Return the body at `url`/`path`. Raises SourceError: unreachable, timeout, denied, error.
-
-    Its `code` is "hung" (the connection was accepted and no answer came), "no_answer" (it was not accepted in time),
-    "no_connection" (it was refused), "cut_off" (it was closed without an answer), "no_host" (the name is not known
-    here), "no_route", "not_found" (the server has no such page), or another HTTP status.
-    """
-    return _request("GET", source, read_cost, url, path, trust, params=params, headers=headers)[1]
-
-
-def get_status(source: str, read_cost: ReadCost, url: str, name: str) -> int:
-    """Return the status of the answer at `url`, whatever it is, without its body; the query is recorded as `name`.
-
-    Raises SourceError as `get` does, but for a status.
-    """
-    base = "{0.scheme}://{0.netloc}".format(urlsplit(url))
-    path = url.removeprefix(base).lstrip("/")
-    return _request("GET", source, read_cost, base, path, name=name, only_status=True)[0]
-
-
-def post_json(
-    source: str, read_cost: ReadCost, url: str, path: str, content: object, headers: dict[str, str]
-) -> tuple[int, Any]:
-    """Post JSON; return the status and the JSON of the answer (None if it is not JSON), whatever the status.
-
-    Raises SourceError as `get` does, but for a status.
-    """
-    status, body = _request("POST", source, read_cost, url, path, json=content, headers=headers)
-    try:
-        return status, json.loads(body)
-    except ValueError:
-        return status, None
-
-
-def _request(
-    method: str,
-    source: str,
-    read_cost: ReadCost,
-    url: str,
-    path: str,
-    trust: Trust | None = None,
-    *,
-    name: str = "",
-    only_status: bool = False,
-    **more: Any,
-) -> tuple[int, bytes]:
-    query = "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
-    with read_cost.query(source, name or path, f"{method} /{path}{'?' + query if query else ''}") as asked:
+    def get_json(self, path: str, params: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON at `path`."""
         try:
-            with requests.request(
-                method,
-                f"{url.rstrip('/')}/{path}",
-                timeout=TIMEOUT_S,
-                stream=True,
-                allow_redirects=False,
-                **(trust or Trust()).options(),
-                **more,
-            ) as reply:
-                if method == "GET" and not only_status:
-                    reply.raise_for_status()
-                if reply.is_redirect and not only_status:
-                    raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
-                body = b"" if only_status else _read_body(source, reply)
-        except requests.ConnectTimeout:
-            raise SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer") from None
-        except (requests.Timeout, urllib3.exceptions.ReadTimeoutError):
-            raise SourceError(source, Reason.TIMEOUT, "no answer in time", "hung") from None
-        except requests.exceptions.SSLError:
+            return json.loads(self.get(path, params))
+        except ValueError:
+            raise unexpected_answer(self.source) from None
+
+    def get_status(self, path: str, name: str) -> int:
+        """Return the status of the answer at `path`, whatever it is, unread; the query is recorded as `name`."""
+        return self._request("GET", path, name=name, only_status=True)[0]
+
+    def post_json(self, path: str, content: object, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+        """Post JSON; return the status, whatever it is, and the JSON of the answer (None if it is not JSON)."""
+        status, body = self._request("POST", path, json=content, headers=headers)
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, None
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        name: str = "",
+        only_status: bool = False,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> tuple[int, bytes]:
+        source, query = self.source, "&".join(f"{k}={v}" for k, v in (more.get("params") or {}).items())
+        certificate = self.certificate and (str(self.certificate[0]), str(self.certificate[1]))
+        with self.read_cost.query(source, name or path, f"{method} /{path}{'?' + query if query else ''}") as asked:
+            try:
+                with requests.request(
+                    method,
+                    f"{self.url.rstrip('/')}/{path}",
+                    headers={**self.headers, **(headers or {})},
+                    timeout=TIMEOUT_S,
+                    stream=True,
+                    allow_redirects=False,
+                    verify=str(self.ca_file) if self.ca_file else True,
+                    cert=certificate,
+                    **more,
+                ) as reply:
+                    if method == "GET" and not only_status:
+                        reply.raise_for_status()
+                    if reply.is_redirect and not only_status:
+                        raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
+                    body = b"" if only_status else _read_body(source, reply)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
+                raise _request_error(source, e) from None
+            asked.rows = 1
+        return reply.status_code, body
+
+
+def _request_error(source: str, e: Exception) -> SourceError:
+    """Return the SourceError of a failed request."""
+    match e:
+        case requests.ConnectTimeout():
+            return SourceError(source, Reason.TIMEOUT, "no answer to the connection", "no_answer")
+        case requests.Timeout() | urllib3.exceptions.ReadTimeoutError():
+            return SourceError(source, Reason.TIMEOUT, "no answer in time", "hung")
+        case requests.exceptions.SSLError():
             detail = f"no TLS with it: the CA of its certificate, or ours, does not fit ({SETTINGS.get(source, 'CA')})"
-            raise SourceError(source, Reason.DENIED, detail, "no_tls") from None
-        except requests.ConnectionError as e:
-            raise SourceError(source, Reason.UNREACHABLE, *_explain_connection_error(e)) from None
-        except requests.HTTPError as e:
+            return SourceError(source, Reason.DENIED, detail, "no_tls")
+        case requests.ConnectionError():
+            return SourceError(source, Reason.UNREACHABLE, *_explain_connection_error(e))
+        case requests.HTTPError():
             status = e.response.status_code
             reason = Reason.DENIED if status in (401, 403) else Reason.ERROR
-            raise SourceError(source, reason, f"HTTP {status}", _CODES.get(status, str(status))) from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError):
-            raise unexpected_answer(source) from None
-        except OSError as e:  # of a file that `trust` names
-            raise SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file") from None
-        asked.rows = 1
-    return reply.status_code, body
+            return SourceError(source, reason, f"HTTP {status}", _CODES.get(status, str(status)))
+        case requests.RequestException() | urllib3.exceptions.HTTPError():
+            return unexpected_answer(source)
+    return SourceError(source, Reason.DENIED, f"TLS: {e}", "no_file")  # of a file for TLS
 
 
 def _explain_connection_error(e: requests.ConnectionError) -> tuple[str, str]:

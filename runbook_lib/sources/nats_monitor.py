@@ -9,22 +9,9 @@ import pandas as pd
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import NatsAccess, split_urls
 from runbook_lib.sources import Opening, ReadCost, SourceError
-from runbook_lib.sources.http import Trust, get_json
+from runbook_lib.sources.http import HttpServer
 
-_COLUMNS = [
-    "cid",
-    "name",
-    "ip",
-    "port",
-    "start",
-    "stop",
-    "reason",
-    "user",
-    "lang",
-    "pending_bytes",
-    "subjects",
-    "now",
-]
+_COLUMNS = ["cid", "name", "ip", "port", "start", "stop", "reason", "user", "lang", "pending_bytes", "subjects", "now"]
 
 
 class NatsMonitor:
@@ -33,7 +20,10 @@ class NatsMonitor:
     def __init__(self, urls: str, read_cost: ReadCost, access: NatsAccess | None = None) -> None:
         access = access or NatsAccess()
         own = (access.cert_file, access.key_file) if access.cert_file and access.key_file else None
-        self._urls, self._read_cost, self._trust = split_urls(urls), read_cost, Trust(access.ca_file, own)
+        self._nodes = [
+            HttpServer("nats_monitor", url, read_cost, ca_file=access.ca_file, certificate=own)
+            for url in split_urls(urls)
+        ]
 
     @classmethod
     def declared(cls, opening: Opening) -> NatsMonitor | None:
@@ -64,10 +54,10 @@ class NatsMonitor:
         """Return the answer of every node, each node once. Raises the SourceError of one node if none answers."""
         answers: dict[str, dict[str, Any]] = {}
         silent: list[SourceError] = []
-        for url in self._urls:
+        for node in self._nodes:
             try:
-                answer = dict(get_json("nats_monitor", self._read_cost, url, path, params, self._trust))
-                answers[answer.get("server_id") or url] = answer
+                answer = dict(node.get_json(path, params))
+                answers[answer.get("server_id") or node.url] = answer
             except SourceError as e:
                 silent.append(e)
         if not answers:

@@ -94,7 +94,7 @@ class Canary:
             "purchase_id": f"canary-{word.action}",
         }
         headers = {"Idempotency-Key": f"canary-{step}-{word.action}", "X-Trace-Id": uuid.uuid4().hex}
-        status, reply = rb.service(SERVICE).post(path, body, headers)
+        status, reply = rb.service(SERVICE).post_json(path, body, headers)
         if status == 200:
             return "accepted"
         code = str(reply.get("code", "")) if isinstance(reply, dict) else ""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from runbook_lib import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.sources import Opening, ReadCost, SourceError
-from runbook_lib.sources.http import get_status
+from runbook_lib.sources.http import HttpServer
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -30,7 +31,8 @@ class ReceiverProbe:
     """A source that asks the receiver of the notifications whether it answers."""
 
     def __init__(self, url: str, read_cost: ReadCost) -> None:
-        self._url, self._read_cost = url, read_cost
+        base = "{0.scheme}://{0.netloc}".format(urlsplit(url))
+        self._server, self._path = HttpServer("receiver", base, read_cost), url.removeprefix(base).lstrip("/")
 
     @classmethod
     def declared(cls, opening: Opening) -> ReceiverProbe | None:
@@ -42,12 +44,12 @@ class ReceiverProbe:
         """Request the address once, by GET."""
         status, result = None, ""
         try:
-            status = get_status("receiver", self._read_cost, self._url, "probe")
+            status = self._server.get_status(self._path, "probe")
         except SourceError as e:
             result = _RESULTS.get(e.code, "")
         else:
             result = "unwell" if status >= 500 or status == _TOO_MANY_REQUESTS else "answers"
-        return ProbeResult(result, status, round(self._read_cost.queries[-1].ms))
+        return ProbeResult(result, status, round(self._server.read_cost.queries[-1].ms))
 
 
 class ProbeResult(rows.Row):
