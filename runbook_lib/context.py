@@ -363,7 +363,7 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
 
 
 def in_lab() -> bool:
-    """Is this a kernel of `runbook lab`? Its server names itself; one that anything else started has another parent."""
+    """Return whether this is a kernel of `runbook lab`: a kernel that anything else started has another parent."""
     server = os.environ.get("RUNBOOK_LAB")
     return bool(server) and server == os.environ.get("JPY_PARENT_PID")
 

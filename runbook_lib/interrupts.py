@@ -20,17 +20,17 @@ _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 def exit_on_signal() -> None:
-    """From now on they end this process, once what was registered with `atexit` is done; a second one does at once."""
+    """Let a signal end this process, once what was registered with `atexit` is done; a second one ends it at once."""
     for number in _NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts what runs behind others
-            signal.signal(number, _end)
+            signal.signal(number, _end_process)
 
 
 def raise_on_signal() -> None:
-    """From now on the first of them is raised as a KeyboardInterrupt with its number; in a process that `watch`es."""
+    """Let the first signal raise a KeyboardInterrupt with its number; in a process that `watch`es."""
     for number in _NUMBERS:
-        if signal.getsignal(number) is _end:
-            signal.signal(number, _raise)
+        if signal.getsignal(number) is _end_process:
+            signal.signal(number, _raise_interrupt)
 
 
 def exit_as_told() -> None:
@@ -42,7 +42,7 @@ def exit_as_told() -> None:
     exec("")  # noqa: S102
 
 
-def _end(number: int, _: object) -> NoReturn:
+def _end_process(number: int, _: object) -> NoReturn:
     _set_handlers(signal.SIG_DFL)
     try:
         os.write(2, b"runbook: interrupted\n")
@@ -51,7 +51,7 @@ def _end(number: int, _: object) -> NoReturn:
         os._exit(128 + number)
 
 
-def _raise(number: int, _: object) -> NoReturn:
+def _raise_interrupt(number: int, _: object) -> NoReturn:
     _set_handlers(signal.SIG_IGN)  # what is undone now is bounded, and must not be left in its middle
     raise KeyboardInterrupt(number)
 

@@ -53,7 +53,7 @@ SALTS, DIGITS = 4096, 8
 
 
 def new_salts() -> bytes:
-    """Salts of an incident that begins."""
+    """Return the salts of an incident that begins."""
     return _random_salts(SALTS)
 
 
@@ -188,7 +188,7 @@ class Masker:
         return (self.people or {}).get(value, value) if isinstance(value, str) else value
 
     def frames(self, frames: Frames) -> Frames:
-        """All frames of a finding, masked."""
+        """Return all frames of a finding, masked."""
         return {name: self.frame(frame) for name, frame in frames.items()}
 
 

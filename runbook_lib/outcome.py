@@ -11,6 +11,8 @@ from runbook_lib import messages
 from runbook_lib.model.finding import Frames, Status, Text
 
 ActionStatus = Literal["dry", "refused", "done", "failed"]
+#: The fields of an outcome that its frame shows.
+_SHOWN = ("action", "result", "verified", "approved_by", "reason", "command")
 
 
 @dataclass(frozen=True)
@@ -76,36 +78,14 @@ class Outcome:
 
     def frames(self, lang: str) -> Frames:
         """Return the outcome as evidence frames: `outcome` (one row), `preconditions`, `changes`."""
+        outcome = {name: getattr(self, name) for name in _SHOWN}
+        for name, text in (("why", self.why), ("effect", self.effect)):
+            outcome |= {f"{name}_{each}": text and messages.text(text, each) for each in messages.LANGUAGES}
+        conditions = [[messages.text(p.text, lang), p.ok, p.warns] for p in self.preconditions]
+        names = dict.fromkeys((*self.before, *self.after))
+        changes = [[name, self.before.get(name), self.after.get(name)] for name in names]
         return {
-            "outcome": pd.DataFrame(
-                [
-                    {
-                        "action": self.action,
-                        "result": self.result,
-                        "verified": self.verified,
-                        "approved_by": self.approved_by,
-                        "reason": self.reason,
-                        "command": self.command,
-                    }
-                    | {f"why_{lang_}": messages.text(self.why, lang_) for lang_ in messages.LANGUAGES}
-                    | {
-                        f"effect_{lang_}": messages.text(self.effect, lang_) if self.effect else None
-                        for lang_ in messages.LANGUAGES
-                    }
-                ]
-            ),
-            "preconditions": pd.DataFrame(
-                [
-                    {"precondition": messages.text(p.text, lang), "holds": p.ok, "warns": p.warns}
-                    for p in self.preconditions
-                ],
-                columns=["precondition", "holds", "warns"],
-            ),
-            "changes": pd.DataFrame(
-                [
-                    {"name": name, "before": self.before.get(name), "after": self.after.get(name)}
-                    for name in dict.fromkeys((*self.before, *self.after))
-                ],
-                columns=["name", "before", "after"],
-            ).astype(object),
+            "outcome": pd.DataFrame([outcome]),
+            "preconditions": pd.DataFrame(conditions, columns=["precondition", "holds", "warns"]),
+            "changes": pd.DataFrame(changes, columns=["name", "before", "after"]).astype(object),
         }

@@ -42,11 +42,11 @@ class Query:
 
 def query(name: str) -> Query:
     """Return the query of that name. Raises KeyError for an unknown name or an incomplete header."""
-    return _query(name, pack.active_runbook().find("sql", f"{name}.sql"))
+    return _read_query(name, pack.active_runbook().find("sql", f"{name}.sql"))
 
 
 @cache
-def _query(name: str, file: Path) -> Query:
+def _read_query(name: str, file: Path) -> Query:
     text = file.read_text(encoding="utf-8")
     for rest in _CONTINUED.findall(text):
         text += statement(rest)
@@ -70,9 +70,9 @@ def names() -> list[str]:
 
 def statement(name: str) -> str:
     """Return the SQL of an action; its parameters are the driver's own, `%(name)s`. Raises KeyError."""
-    return _text(pack.active_runbook().find("sql", f"{name}.sql"))
+    return _read_text(pack.active_runbook().find("sql", f"{name}.sql"))
 
 
 @cache
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     return file.read_text(encoding="utf-8")

@@ -51,10 +51,10 @@ def _replace_within_quotes(value: str, replace: Callable[[str], str]) -> str:
     inner = value[len(opening) :]
     closed = bool(opening) and inner.endswith(opening)
     inner = inner.removesuffix(opening) if closed else inner
-    return opening + replace(_unescape(inner, opening)) + (opening if closed else "")
+    return opening + replace(_remove_escapes(inner, opening)) + (opening if closed else "")
 
 
-def _unescape(inner: str, opening: str) -> str:
+def _remove_escapes(inner: str, opening: str) -> str:
     if opening == "'":
         return inner.replace("''", "'").replace("\\'", "'")
     if opening:
@@ -240,7 +240,7 @@ def redact(text: str, person: Person) -> str:
 
 
 def _split_entries(lines: list[str]) -> Iterator[str]:
-    """Lines; PostgreSQL begins those with which a statement goes on with a tab, and they stay with it."""
+    """Yield the lines; lines that continue a statement, which PostgreSQL begins with a tab, stay with it."""
     statement: list[str] = []
     for line in lines:
         if statement and not line.startswith("\t"):

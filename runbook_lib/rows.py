@@ -55,31 +55,31 @@ def first(frame: pd.DataFrame | None, kind: type[T]) -> T | None:
 
 
 def each(frame: pd.DataFrame | None, kind: type[T]) -> list[T]:
-    """Every row of a frame, in its order."""
+    """Return every row of a frame, in its order."""
     if frame is None or frame.empty:
         return []
     wanted = {name: of for name, of in _field_types(kind).items() if name in frame.columns}  # type: ignore[arg-type]  # a type is
     columns = [frame[name].tolist() for name in wanted]
     return [
-        kind(**{n: _convert(of, v) for (n, of), v in zip(wanted.items(), values, strict=True) if not missing(v)})
+        kind(**{n: _convert_value(of, v) for (n, of), v in zip(wanted.items(), values, strict=True) if not missing(v)})
         for values in (zip(*columns, strict=True) if columns else [()] * len(frame))
     ]
 
 
 def value(frame: pd.DataFrame | None, column: str, of: type[V]) -> V | None:
-    """One column of the first row, where nothing else of the frame is read; None where nothing is there."""
+    """Return one column of the first row, where nothing else of the frame is read; None where nothing is there."""
     found = None if frame is None or frame.empty or column not in frame.columns else frame[column].iloc[0]
-    return None if missing(found) else _convert(of, found)
+    return None if missing(found) else _convert_value(of, found)
 
 
 def frame(found: Iterable[Any], kind: type[Any]) -> pd.DataFrame:
-    """Rows of that kind as a frame: what `each` reads back."""
+    """Return rows of that kind as a frame: what `each` reads back."""
     columns = [f.name for f in fields(kind)]
     return pd.DataFrame([[known(getattr(row, c)) for c in columns] for row in found], columns=columns)
 
 
 def missing(value: Any) -> bool:
-    """Whether a cell holds nothing: NULL, NaN, NaT."""
+    """Return whether a cell holds nothing: NULL, NaN, NaT."""
     return value is None or value is pd.NaT or (isinstance(value, float) and value != value)
 
 
@@ -103,7 +103,7 @@ def _without_none(hint: Any) -> Any:
     return get_origin(hint) or hint
 
 
-def _convert(of: type, value: Any) -> Any:
+def _convert_value(of: type, value: Any) -> Any:
     if of is pd.Timestamp:
         time = pd.Timestamp(value)
         return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")

@@ -26,7 +26,7 @@ def keep(name: str, at: pd.Timestamp | None, frames: Frames) -> None:
     """Keep a sample that was taken at a moment of the database's clock."""
     if (folder := os.environ.get(FOLDER)) and at is not None:
         stored = {"at": at.isoformat(), "frames": {n: record.frame_to_json(f) for n, f in frames.items()}}
-        _write(Path(folder, f"{name}-{time.monotonic_ns()}.json"), stored)
+        _write_json(Path(folder, f"{name}-{time.monotonic_ns()}.json"), stored)
 
 
 def earlier(
@@ -50,7 +50,7 @@ def earlier(
 def keep_queries(section: str, sent: Iterable[SentQuery]) -> None:
     """Keep the queries that were sent for a section before it was opened."""
     if folder := os.environ.get(FOLDER):
-        _write(Path(folder, f"{section}.queries"), [asdict(q) for q in sent])
+        _write_json(Path(folder, f"{section}.queries"), [asdict(q) for q in sent])
 
 
 def queries_before(section: str) -> list[SentQuery]:
@@ -61,5 +61,5 @@ def queries_before(section: str) -> list[SentQuery]:
     return [SentQuery(**q) for q in json.loads(file.read_bytes())]
 
 
-def _write(path: Path, content: object) -> None:
+def _write_json(path: Path, content: object) -> None:
     write_whole(path, json.dumps(content).encode(), durable=False)

@@ -119,7 +119,7 @@ class Session:
 
             own = charts.chart_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
             # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
-            self._draw(own, say("chart.no_rows"), {})
+            self._show_figure(own, say("chart.no_rows"), {})
             return
         if not isinstance(what, str):
             raise UsageError("rb.chart needs a step of this section, or a frame")
@@ -135,9 +135,9 @@ class Session:
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
                 display(render.Line(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
-            self._draw(figure, say("chart.no_data"), render.run_mark(self.opened))
+            self._show_figure(figure, say("chart.no_data"), render.run_mark(self.opened))
 
-    def _draw(self, figure: Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
+    def _show_figure(self, figure: Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
         if figure is None:
             display(mark | {"text/plain": messages.text(nothing, self.lang)}, raw=True)
         else:
@@ -398,16 +398,10 @@ class Session:
 
     @property
     def _dashboard(self) -> str:
-        target = self.context.target
-        return (
-            pack.hook("dashboard")(target, *self._target_and_incident, self.context.window)
-            if target.grafana_link
-            else ""
-        )
-
-    @property
-    def _target_and_incident(self) -> tuple[str, str]:
-        return self.context.parameters.target, self.context.parameters.incident_id
+        target, named = self.context.target, self.context.parameters
+        if not target.grafana_link:
+            return ""
+        return str(pack.hook("dashboard")(target, named.target, named.incident_id, self.context.window))
 
 
 def _find_hop(finding: Finding, hops: Sequence[str]) -> str | None:

@@ -86,7 +86,7 @@ class _Strict(BaseModel):
 _File = Annotated[Path, AfterValidator(lambda file: config_folder() / file.expanduser())]
 
 
-class _Addresses(BaseModel):
+class _SourceAddresses(BaseModel):
     """The addresses of a system's parts; those of one target may come from the environment alone."""
 
     database_url: SecretStr | None = None
@@ -102,7 +102,7 @@ class _Addresses(BaseModel):
     action_nats_url: SecretStr | None = None
 
 
-URLS = (*_Addresses.model_fields,)
+URLS = (*_SourceAddresses.model_fields,)
 
 
 class WorkloadSettings(_Strict):
@@ -190,7 +190,7 @@ class NatsAccess(_Strict):
         return self
 
     def secret(self) -> str:
-        """Its password or token as a URL would hold it, for the masker; "" where there is none."""
+        """Return its password or token as a URL would hold it, for the masker; "" where there is none."""
         word = self.password or self.token
         return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
 
@@ -234,7 +234,7 @@ def _pack_addresses() -> dict[str, str]:
 
 
 def _address_names() -> tuple[str, ...]:
-    """Every address that a target may have, those of the system's pack among them."""
+    """Return every address that a target may have, those of the system's pack among them."""
     return (*URLS, *_pack_addresses())
 
 
@@ -242,7 +242,7 @@ def _address_form(kind: str) -> tuple[str, tuple[str, ...]]:
     return _ADDRESS_FORMS[kind] if kind in _ADDRESS_FORMS else _facts_class().addresses[kind]
 
 
-class Target(_Addresses, _Strict):
+class Target(_SourceAddresses, _Strict):
     """One system to investigate: where its parts answer, and the facts that its settings fix."""
 
     #: An argument vector that prints the URL, or the password alone for the URL that stands beside it.
@@ -371,7 +371,7 @@ class Target(_Addresses, _Strict):
         return self.url(name) if name in URLS else self.service(name.removesuffix("_url"))
 
     def urls(self) -> list[str]:
-        """Every configured URL in the clear, for the masker; passwords and tokens that stand apart as one."""
+        """Return every configured URL in the clear, for the masker; separate passwords and tokens as URLs, too."""
         own = [(name, self.url(name)) for name in URLS]
         each = [u for name, urls in own if urls for u in (split_urls(urls) if name in MULTI_URLS else [urls])]
         return [u for u in (*each, *map(self.service, self.services), *self._separate_secrets()) if u]
@@ -512,7 +512,7 @@ def locale_language() -> Literal["ja", "en"]:
     return "ja" if named.startswith("ja") else "en"
 
 
-class Settings(_Addresses, BaseSettings):
+class Settings(_SourceAddresses, BaseSettings):
     """Everything configurable; `load()` makes it."""
 
     model_config = SettingsConfigDict(
@@ -542,7 +542,7 @@ class Settings(_Addresses, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment first, then the file."""
+        """Use the environment first, then the file."""
         file = config_file()
         toml = (TomlSource(settings_cls, file),) if file else ()
         return (init_settings, env_settings, *toml)

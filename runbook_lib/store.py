@@ -132,7 +132,7 @@ class Archive:
             if self._read_with_etag(SALTS)[0] or any(self.raw(log) for log in SEALED):
                 return
             try:
-                if self.local or not self._create(SALTS, new_salts()):
+                if self.local or not self._create_file(SALTS, new_salts()):
                     self.write(SALTS, new_salts())
             except OSError as e:
                 # Another machine has created them; or the disk is full: then the run goes on without salts.
@@ -155,7 +155,7 @@ class Archive:
             salts, etag = self._read_with_etag(SALTS)
             if not salts:
                 raise FileNotFoundError(errno.ENOENT, "the incident has no salts", f"{self.place}/{SALTS}")
-            self._replace(SALTS, replace_salt(salts, user), etag)
+            self._replace_file(SALTS, replace_salt(salts, user), etag)
 
     def remove(self) -> None:
         """Remove the incident, its manifest last, so that an interrupted removal can be repeated. Raises OSError.
@@ -173,7 +173,7 @@ class Archive:
             shutil.rmtree(folder)
         else:
             for name in sorted(self.files(), key=lambda name: name == MANIFEST):
-                self._remove(name)
+                self._remove_file(name)
 
     def reserve(self, stem: str) -> str:
         """Reserve an unused stem for an artifact by creating its partial file, and return the stem.
@@ -183,7 +183,7 @@ class Archive:
         for n in range(1, 1000):
             name = stem if n == 1 else f"{stem}.{n}"
             try:
-                if not self._create(f"{name}{PARTIAL}", b""):
+                if not self._create_file(f"{name}{PARTIAL}", b""):
                     break
                 # Checked after the creation: a run that used this stem leaves its artifact before it releases the stem.
                 if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
@@ -200,7 +200,7 @@ class Archive:
     def release(self, stem: str) -> None:
         """Remove the partial file of a stem, if possible: the run has ended, with or without an artifact."""
         with suppress(OSError):
-            self._remove(f"{stem}{PARTIAL}")
+            self._remove_file(f"{stem}{PARTIAL}")
             for half in self.local.glob(f".{stem}{PARTIAL}.*.new") if self.local else ():
                 half.unlink(missing_ok=True)  # of a run that was killed during a write
 
@@ -291,7 +291,7 @@ class Archive:
             if before := _find_of_job(entry, self.manifest()):
                 return before
             for name, content in files.items():
-                if not (new and self._create(name, content)):
+                if not (new and self._create_file(name, content)):
                     self.write(name, content)
             sha256 = {name: digest(content) for name, content in files.items()}
             before = self._add_line(MANIFEST, entry | {"sha256": sha256})
@@ -299,7 +299,7 @@ class Archive:
                 named = {name for e in self.manifest() for name in e.get("sha256", {})}
                 for name in files.keys() - named:
                     with suppress(OSError):
-                        self._remove(name)
+                        self._remove_file(name)
         return before
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
@@ -336,8 +336,8 @@ class Archive:
             added = _encode_line(entry | {"previous": digest(lines[-1]) if lines else None})
             content = b"".join(line + b"\n" for line in (*lines, added))
             try:
-                if before is not None or not self._create(name, content):
-                    self._replace(name, content, etag)
+                if before is not None or not self._create_file(name, content):
+                    self._replace_file(name, content, etag)
                 return None
             except OSError as e:
                 if not _is_conflict(e):
@@ -356,14 +356,14 @@ class Archive:
                 return None, ""
         return self._read_or_none(name), etag
 
-    def _replace(self, name: str, content: bytes, etag: str) -> None:
+    def _replace_file(self, name: str, content: bytes, etag: str) -> None:
         """Replace a file, with an ETag only if the file still has it. Raises OSError."""
         if not etag:
             return self.write(name, content)
         with self._store_errors(name):
             self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
 
-    def _create(self, name: str, content: bytes) -> bool:
+    def _create_file(self, name: str, content: bytes) -> bool:
         """Create a file exclusively; return False, and write nothing, if the store does not support that.
 
         Raises OSError; FileExistsError if the file exists.
@@ -378,7 +378,7 @@ class Archive:
                 return False
         return True
 
-    def _remove(self, name: str) -> None:
+    def _remove_file(self, name: str) -> None:
         with self._store_errors(name):
             self._filesystem.rm_file(self._path(name))
 

@@ -69,7 +69,7 @@ class _Named(NamedTuple):
     modes: tuple[str, ...]
 
     def names(self, id_: str) -> bool:
-        """Whether this place or mode is named, and no other beside it."""
+        """Return whether this place or mode is named, and no other beside it."""
         return id_ == self.stuck_at or self.modes == (id_,)
 
     def of(self, id_: str, book: Catalog) -> tuple[str, ...]:
@@ -96,12 +96,12 @@ class _Evidence:
             about, name = self._weights.setdefault(s.about, {}), s.observation or n
             about[name] = max(about.get(name, 0.0), s.weight, key=abs)
         self._contradicted = frozenset(book.find_contradicted(self._times))
-        self._scores = {about: self._weigh(about, 1.0, self._contradicted) for about in self._weights}
-        self._moves = [*self._removals(), *self._additions()]
-        self._changed = cache(lambda *moves: self._name(moves))
-        self._score = cache(self._weigh)
+        self._scores = {about: self._score_with_moves(about, 1.0, self._contradicted) for about in self._weights}
+        self._moves = [*self._list_removals(), *self._list_additions()]
+        self._changed = cache(lambda *moves: self._name_with_moves(moves))
+        self._score = cache(self._score_with_moves)
 
-    def _removals(self) -> Iterator[_Move]:
+    def _list_removals(self) -> Iterator[_Move]:
         for name, steps in self._steps.items():
             weights = {about: w[name] for about, w in self._weights.items() if name in w}
             if name:
@@ -110,7 +110,7 @@ class _Evidence:
                 made_from = (value, limit[1]) if limit and value and not others else ()
                 yield _Move(name, False, tuple(dict.fromkeys(steps)), weights, made_from)
 
-    def _additions(self) -> Iterator[_Move]:
+    def _list_additions(self) -> Iterator[_Move]:
         for name, signals in self._book.observations.items():
             if name not in self._steps and (step := self._book.step_of(name)):
                 yield _Move(name, True, (step,), {s.about: s.weight for s in signals})
@@ -119,7 +119,7 @@ class _Evidence:
         """Return the smallest change with which the verdict names this place or mode, or no longer names it."""
         now = self._changed()
         flipping: list[tuple[_Move, ...]] = []
-        for together in (((m,) for m in self._moves), combinations(self._helpful(id_, now), 2)):
+        for together in (((m,) for m in self._moves), combinations(self._find_helpful_moves(id_, now), 2)):
             flipping = flipping or [ms for ms in together if self._changed(*ms).names(id_) is not now.names(id_)]
         smallest: tuple[EvidenceChange, ...] = ()
         least = math.inf
@@ -134,7 +134,7 @@ class _Evidence:
                 least = whole * share
         return smallest
 
-    def _helpful(self, id_: str, now: _Named) -> Iterator[_Move]:
+    def _find_helpful_moves(self, id_: str, now: _Named) -> Iterator[_Move]:
         """Yield the moves that support or readmit a place or mode, or contradict what is named now."""
         mode = self._book.failure_modes.get(id_)
         own = {id_, *(mode.hops if mode else ())}
@@ -151,7 +151,7 @@ class _Evidence:
         named = self._changed().names(id_)
 
         def flips(share: float) -> bool:
-            return self._name(moves, share).names(id_) is not named
+            return self._name_with_moves(moves, share).names(id_) is not named
 
         if not flips(high):
             return None
@@ -163,13 +163,13 @@ class _Evidence:
             low, high = (low, middle) if flips(middle) else (middle, high)
         return high
 
-    def _weigh(self, about: str, share: float, contradicted: frozenset[str], *moves: _Move) -> float:
+    def _score_with_moves(self, about: str, share: float, contradicted: frozenset[str], *moves: _Move) -> float:
         """Return the score of a place or mode with a share of the moves made, without the observations that fall."""
         part: dict[object, float] = {m.observation: m.weights[about] * (share if m.seen else 1 - share) for m in moves}
         weights = (self._weights.get(about, {}) | part).items()
         return combine_weights(((str(name), w) for name, w in weights if name not in contradicted), about, self._book)
 
-    def _name(self, moves: Sequence[_Move], share: float = 1.0) -> _Named:
+    def _name_with_moves(self, moves: Sequence[_Move], share: float = 1.0) -> _Named:
         """Return what the verdict names with a share of the moves made."""
         seen = {*self._steps}
         if share == 1.0:

@@ -405,7 +405,7 @@ def _filter_proposals(
     seen: set[str],
     book: Catalog,
 ) -> tuple[Proposal, ...]:
-    """Without the remedies of what does not stand, and without any while it is undecided; what only looks stays.
+    """Drop the remedies of what does not stand, and all of them while it is undecided; what only looks stays.
 
     Between a reporter and the part that it accuses, only what helps each of them is proposed.
 
@@ -433,7 +433,7 @@ def _filter_proposals(
 def _order_proposals(
     findings: list[Finding], stuck_at: str | None, stand: Sequence[FailureMode]
 ) -> tuple[Proposal, ...]:
-    """Each proposal once; first those of steps that know a remedy of the likeliest mode or speak for the broken hop.
+    """Return each proposal once, first of the steps with a remedy of the likeliest mode or evidence for the stuck hop.
 
     That mode's remedies stand among themselves as its entry lists them: what another needs at its start comes first.
     """

@@ -247,5 +247,5 @@ def _log_likelihood(events: ArrayLike, buckets: ArrayLike) -> NDArray[np.float64
 
 
 def _joint_doubt(weights: Iterable[float]) -> float:
-    """Product of 1 - w."""
+    """Return the product of 1 - w."""
     return math.prod(1 - min(max(w, 0.0), 1.0) for w in weights if not math.isnan(w))

@@ -19,18 +19,7 @@ from runbook_lib import messages
 from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.catalog import REACHABILITY, Limits
 from runbook_lib.context import Context, JudgeInput
-from runbook_lib.model.finding import (
-    Finding,
-    Frames,
-    Reason,
-    Status,
-    Text,
-    Threshold,
-    Unseen,
-    Value,
-    say,
-    unknown,
-)
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Threshold, Unseen, Value, say, unknown
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources import SourceError
 
@@ -70,7 +59,9 @@ class Check:
         """Collect and judge. Never raises: a failure becomes the finding."""
         given = rb.given(self.step)
         if rb.recorded is not None:
-            return self._replay(rb.recorded.get(self.step), given)
+            if recorded := rb.recorded.get(self.step):
+                return self.judge_again(recorded, given)
+            return unknown(self.step, Reason.NO_DATA, say("unknown.not_recorded", step=self.step))
         first = len(rb.read_cost.queries)
         at = rb.as_of if rb.past else rb.now()
         frames: Frames = {}
@@ -83,11 +74,8 @@ class Check:
             frames = rb.masker.frames({FAILED: failure_frame({WHOLE: e})})
             finding = self.on_source_error(e, given)
         except Exception as e:
-            finding = unknown(
-                self.step,
-                Reason.ERROR,
-                say("unknown.error", detail=rb.masker.scrub(f"{type(e).__name__}: {e}")),
-            )
+            detail = rb.masker.scrub(f"{type(e).__name__}: {e}")
+            finding = unknown(self.step, Reason.ERROR, say("unknown.error", detail=detail))
             if os.environ.get("RUNBOOK_DEBUG"):
                 raise
         finding = replace(
@@ -104,7 +92,7 @@ class Check:
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
         if not found.frames:
-            return _reweigh(found, given)
+            return _update_weights(found, given)
         failed = failures(found.frames).get(WHOLE)
         finding = self.on_source_error(failed, given) if failed else self.finding(found.frames, given)
         return replace(
@@ -128,12 +116,6 @@ class Check:
             gone -= {s.observation for s in found.signals if s.weight > 0 and s.about in supported}
             limits |= dict.fromkeys(gone, (value, limit))
         return limits
-
-    def _replay(self, recorded: Finding | None, given: JudgeInput) -> Finding:
-        """Judge the recorded frames of the step."""
-        if recorded is None:
-            return unknown(self.step, Reason.NO_DATA, say("unknown.not_recorded", step=self.step))
-        return self.judge_again(recorded, given)
 
     def finding(self, frames: Frames, given: JudgeInput) -> Finding:
         """Judge the frames; add the sources that failed, and the deciding value to the headline.
@@ -188,7 +170,7 @@ def failures(frames: Frames) -> dict[str, SourceError]:
     }
 
 
-def _reweigh(found: Finding, given: JudgeInput) -> Finding:
+def _update_weights(found: Finding, given: JudgeInput) -> Finding:
     """Return a finding without frames with the weights of this policy; artifacts before 0.5 stored no failures."""
     named = dict.fromkeys(s.observation for s in found.signals if s.observation)
     signals = [s for s in found.signals if not s.observation]
@@ -220,12 +202,8 @@ def unknown_from_error(e: SourceError) -> Finding:
     It points to section 2 if the source is unreachable or refuses.
     """
     away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code == "no_connection"
-    return unknown(
-        "",
-        e.reason,
-        source_error_text(e),
-        next_sections=(REACHABILITY,) if away and e.code != "cost_gate" else (),
-    )
+    pointed = (REACHABILITY,) if away and e.code != "cost_gate" else ()
+    return unknown("", e.reason, source_error_text(e), next_sections=pointed)
 
 
 def with_deciding_value(f: Finding) -> Text:
@@ -237,10 +215,8 @@ def with_deciding_value(f: Finding) -> Text:
     if f.status is Status.UNKNOWN or not deciding:
         return f.headline
     named = [n for n in messages.shown(f.headline) if isinstance(n, int | float)]
-    if any(
-        isinstance(v.value, int | float) and any(math.isclose(v.value, n, rel_tol=0.01) for n in named)
-        for v in deciding
-    ):
+    numbers = [v.value for v in deciding if isinstance(v.value, int | float)]
+    if any(math.isclose(number, n, rel_tol=0.01) for number in numbers for n in named):
         return f.headline
     v = deciding[0]
     limit = v.threshold and (v.threshold.critical if f.status is Status.CRITICAL else v.threshold.warning)

@@ -58,9 +58,8 @@ class FrameCollector:
 
     def any_answer(self) -> Frames:
         """Return `frames`; if no part was answered, raise the SourceError of the first part."""
-        if not self.answers:
-            for e in failures(self.frames()).values():
-                raise e
+        if not self.answers and self.failures:
+            raise next(iter(self.failures.values()))
         return self.frames()
 
     def frames(self) -> Frames:
@@ -74,7 +73,7 @@ def signals_of_failures(failed: Mapping[str, SourceError], given: JudgeInput) ->
 
 
 def notes_of_failures(failed: Mapping[str, SourceError]) -> tuple[Text, ...]:
-    """One note for each part that was not answered."""
+    """Return one note for each part that was not answered."""
     return tuple(say("unknown.part", part=part, source=e.source, detail=e.detail) for part, e in failed.items())
 
 
@@ -90,7 +89,7 @@ def no_data(question: str) -> Finding:
 
 
 def seconds_between(earlier: Any, later: Any) -> float | None:
-    """Seconds from one moment to another, not below 0; None where one of them is missing."""
+    """Return the seconds from one moment to another, not below 0; None where one of them is missing."""
     if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:
         return None
     return max(float((pd.Timestamp(later) - pd.Timestamp(earlier)).total_seconds()), 0.0)
@@ -118,21 +117,23 @@ class OutcomeRow(rows.Row):
         return say(VERBATIM, en=self.effect_en, ja=self.effect_ja)
 
 
-class _Condition(rows.Row):
+class _PreconditionRow(rows.Row):
     precondition: str = ""
     holds: bool | None = None
     warns: bool = False
 
 
 def preconditions_hold(frames: Frames) -> bool | None:
-    """Whether an action's preconditions hold; None where one that stops it, or all, could not be seen."""
-    seen = [c.holds for c in rows.each(frames.get("preconditions"), _Condition) if not (c.holds is None and c.warns)]
+    """Return whether an action's preconditions hold; None where one that stops it, or all, could not be seen."""
+    seen = [
+        c.holds for c in rows.each(frames.get("preconditions"), _PreconditionRow) if not (c.holds is None and c.warns)
+    ]
     return None if not seen or None in seen else all(seen)
 
 
 def warnings(frames: Frames) -> list[str]:
     """Return the preconditions that could not be checked and do not stop the action, in the words of the run."""
-    conditions = rows.each(frames.get("preconditions"), _Condition)
+    conditions = rows.each(frames.get("preconditions"), _PreconditionRow)
     return [c.precondition for c in conditions if c.holds is None and c.warns]
 
 

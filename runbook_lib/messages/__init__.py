@@ -53,7 +53,7 @@ def fill(template: str, params: Mapping[str, Any]) -> str:
 
     def part(found: re.Match[str]) -> str:
         names = [name for _, name, _, _ in string.Formatter().parse(found[1]) if name]
-        return (found[2] or "") if any(_unknown(params[name]) for name in names) else found[1]
+        return (found[2] or "") if any(_is_unknown(params[name]) for name in names) else found[1]
 
     return _Sentence().vformat(_PART.sub(part, template), (), params)
 
@@ -68,7 +68,7 @@ def shown(message: Text) -> Iterator[Any]:
             yield from shown(value) if isinstance(value, Text) else [value]
 
 
-def _unknown(value: Any) -> bool:
+def _is_unknown(value: Any) -> bool:
     return value is None or value == "" or value != value
 
 

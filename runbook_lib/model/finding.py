@@ -133,7 +133,7 @@ class Threshold:
         return Status.OK
 
     def reached(self, value: float | None, level: Status = Status.WARNING) -> bool:
-        """Whether a value is known and as bad as `level`, WARNING or CRITICAL, or worse; never where there is no such.
+        """Return whether a value is known and at least as bad as `level` (WARNING, CRITICAL); False without that limit.
 
         >>> Threshold("age", "s", warning=5, critical=15).reached(7), Threshold("age", "s").reached(7)
         (True, False)
@@ -353,7 +353,7 @@ def overall(findings: Iterable[Finding]) -> Status:
 
 
 def complete(planned: Iterable[str], findings: Mapping[str, Finding]) -> list[Finding]:
-    """Every planned step exactly once, in the runbook's order; those missing are not_run."""
+    """Return every planned step exactly once, in the runbook's order; those missing are not_run."""
     return [findings.get(step) or unknown(step, Reason.NOT_RUN, say("unknown.not_run", step=step)) for step in planned]
 
 

@@ -26,15 +26,17 @@ class Unread:
     def __repr__(self) -> str:
         return f"<{self.name} was not read>"
 
-    def _fail(self, *_: Any) -> NoReturn:
+    def _raise_unread(self, *_: Any) -> NoReturn:
         raise UnreadError(self.name)
 
-    __bool__ = __int__ = __float__ = __index__ = __complex__ = __round__ = __len__ = __iter__ = _fail
-    __str__ = __format__ = __hash__ = _fail
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _fail
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _fail
-    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = _fail
-    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __neg__ = __pos__ = __abs__ = __invert__ = _fail
+    __bool__ = __int__ = __float__ = __index__ = __complex__ = __round__ = __len__ = __iter__ = _raise_unread
+    __str__ = __format__ = __hash__ = _raise_unread
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _raise_unread
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _raise_unread
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __divmod__ = __rdivmod__ = __pow__ = __rpow__ = _raise_unread
+    __and__ = __rand__ = __or__ = __ror__ = __xor__ = __rxor__ = __neg__ = __pos__ = __abs__ = __invert__ = (
+        _raise_unread
+    )
 
 
 def known(value: Any) -> Any:

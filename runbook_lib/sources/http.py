@@ -44,7 +44,7 @@ class HttpServer:
 
     def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         """Return the body at `path`."""
-        return self._request("GET", path, params=params)[1]
+        return self._send_request("GET", path, params=params)[1]
 
     def get_json(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """Return the JSON at `path`."""
@@ -55,17 +55,17 @@ class HttpServer:
 
     def get_status(self, path: str, name: str) -> int:
         """Return the status of the answer at `path`, whatever it is, unread; the query is recorded as `name`."""
-        return self._request("GET", path, name=name, only_status=True)[0]
+        return self._send_request("GET", path, name=name, only_status=True)[0]
 
     def post_json(self, path: str, content: object, headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
         """Post JSON; return the status, whatever it is, and the JSON of the answer (None if it is not JSON)."""
-        status, body = self._request("POST", path, json=content, headers=headers)
+        status, body = self._send_request("POST", path, json=content, headers=headers)
         try:
             return status, json.loads(body)
         except ValueError:
             return status, None
 
-    def _request(
+    def _send_request(
         self,
         method: str,
         path: str,
@@ -135,7 +135,7 @@ def _explain_connection_error(e: requests.ConnectionError) -> tuple[str, str]:
 
 
 def unexpected_answer(source: str) -> SourceError:
-    """Something answered, and not as this source does."""
+    """Return the error of an answer that this source does not give."""
     return SourceError(source, Reason.ERROR, "the answer is not what this source gives", "unfit")
 
 

@@ -14,6 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -150,17 +151,17 @@ class JetStream:
         return self._access.user or (unquote(parts.username or "") if parts.password else "")
 
     def stream(self, stream: str) -> dict[str, Any]:
-        """STREAM.INFO: config, state{messages, first_seq, last_seq, last_ts}; where the server has them ts, cluster."""
-        return _require_fields(self._api(f"STREAM.INFO.{stream}"), "config", "state")
+        """Return STREAM.INFO: config, state{messages, first_seq, last_seq, last_ts}; perhaps ts and cluster."""
+        return _require_fields(self._call_api(f"STREAM.INFO.{stream}"), "config", "state")
 
     def consumer(self, stream: str, durable: str) -> Consumer:
-        """CONSUMER.INFO."""
-        return Consumer.read(self._api(f"CONSUMER.INFO.{stream}.{durable}"))
+        """Ask CONSUMER.INFO."""
+        return Consumer.read(self._call_api(f"CONSUMER.INFO.{stream}.{durable}"))
 
     def names(self, stream: str | None = None) -> list[str]:
-        """STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
+        """Ask STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
         call, kind = (f"CONSUMER.NAMES.{stream}", "consumers") if stream else ("STREAM.NAMES", "streams")
-        return list(self._api(call).get(kind) or [])
+        return list(self._call_api(call).get(kind) or [])
 
     def message(self, stream: str, seq: int, subject: str | None = None) -> Message | None:
         """Return the stored message at that sequence, or with `subject` the next one at or after it.
@@ -171,7 +172,7 @@ class JetStream:
         if subject is not None:
             ask["next_by_subj"] = subject
         try:
-            return _parse_message(self._api(f"STREAM.MSG.GET.{stream}", ask)["message"])
+            return _parse_message(self._call_api(f"STREAM.MSG.GET.{stream}", ask)["message"])
         except SourceError as e:
             if e.code == _NO_MESSAGE:
                 return None
@@ -181,24 +182,21 @@ class JetStream:
         """Return the stored messages at those sequences, read over one connection; those that are gone are left out."""
         call = f"STREAM.MSG.GET.{stream}"
 
-        async def request(client: Client) -> list[Message | None]:
-            return await asyncio.gather(*(self._get_message(client, call, {"seq": seq}) for seq in seqs))
+        async def read(client: Client) -> list[Message]:
+            found = await asyncio.gather(*(self._get_message(client, call, {"seq": seq}) for seq in seqs))
+            return [message for message in found if message]
 
         if not seqs:
             return []
         text = f"{self._prefix}.{call} seq {min(seqs)} to {max(seqs)}, {len(seqs)} of them"
-        with self._read_cost.query("jetstream", call, text) as asked:
-            found = [message for message in self._run(request) if message]
-            asked.rows = len(found)
-        return found
+        return self._run_session(call, text, read)
 
     def positions(self, stream: str, times: Sequence[datetime]) -> list[int]:
-        """For each moment a sequence: all that the stream stored before it lies below, all from it on at or above."""
-
+        """Return for each moment a sequence: what the stream stored before it lies below, the rest at or above."""
         call = f"STREAM.MSG.GET.{stream}"
 
-        async def search(client: Client) -> list[list[int]]:
-            state = (await self._request(client, f"STREAM.INFO.{stream}"))["state"]
+        async def search(client: Client) -> list[int]:
+            state = (await self._send_request(client, f"STREAM.INFO.{stream}"))["state"]
             found = [[int(state["first_seq"]), int(state["last_seq"]) + 1] for _ in times]
             while open_ := [(t, at) for t, at in zip(times, found, strict=True) if at[0] < at[1]]:
                 probes = sorted({lo + (hi - lo) * n // _PROBES for _, (lo, hi) in open_ for n in range(_PROBES)})
@@ -212,15 +210,11 @@ class JetStream:
                             at[1] = probe
                         else:
                             at[0] = message.seq + 1
-            return found
+            return [at[0] for at in found]
 
         if not times:
             return []
-        text = f"by time, {min(times)} to {max(times)}, {len(times)} of them"
-        with self._read_cost.query("jetstream", call, text) as asked:
-            found = self._run(search)
-            asked.rows = len(found)
-        return [at[0] for at in found]
+        return self._run_session(call, f"by time, {min(times)} to {max(times)}, {len(times)} of them", search)
 
     def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Publish and wait until a stream has it: its sequence there. For actions alone, with their own user."""
@@ -229,10 +223,7 @@ class JetStream:
             js = client.jetstream(timeout=REQUEST_TIMEOUT_S)
             return int((await js.publish(subject, body, headers=dict(headers))).seq)
 
-        with self._read_cost.query("jetstream", "PUBLISH", f"{subject}, headers {', '.join(headers)}") as asked:
-            seq = self._run(send)
-            asked.rows = 1
-        return seq
+        return self._run_session("PUBLISH", f"{subject}, headers {', '.join(headers)}", send)
 
     def server(self) -> dict[str, Any]:
         """Return the broker's INFO on connect: version, server_name, jetstream, max_payload."""
@@ -240,28 +231,22 @@ class JetStream:
         async def info(client: Client) -> dict[str, Any]:
             return dict(client._server_info)
 
-        with self._read_cost.query("jetstream", "server", "CONNECT / INFO") as asked:
-            reply = self._run(info)
-            asked.rows = 1
-        return reply
+        return self._run_session("server", "CONNECT / INFO", info)
 
     def ready(self) -> None:
-        """Whether streams and consumers could be made; in a cluster that takes a leader. Raises SourceError if not."""
+        """Check that streams could be made, which takes a leader in a cluster. Raises SourceError if not."""
         try:
-            self._api("INFO")
+            self._call_api("INFO")
         except SourceError as e:
             if e.code != "permission_denied":
                 raise
             self.server()  # as far as this user can tell
 
-    def _api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _call_api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         text = f"{self._prefix}.{call} {json.dumps(body) if body else ''}"
-        with self._read_cost.query("jetstream", call, text) as asked:
-            reply = self._run(lambda client: self._request(client, call, body))
-            asked.rows = 1
-        return reply
+        return self._run_session(call, text, lambda client: self._send_request(client, call, body))
 
-    async def _request(self, client: Client, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    async def _send_request(self, client: Client, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Ask one question over an open connection. Raises SourceError for a refusal."""
         payload = json.dumps(body).encode() if body else b""
         reply = await client.request(f"{self._prefix}.{call}", payload, timeout=REQUEST_TIMEOUT_S)
@@ -273,54 +258,64 @@ class JetStream:
     async def _get_message(self, client: Client, call: str, body: dict[str, Any]) -> Message | None:
         """Ask for a stored message; None if gone."""
         try:
-            return _parse_message((await self._request(client, call, body))["message"])
+            return _parse_message((await self._send_request(client, call, body))["message"])
         except SourceError as e:
             if e.code == _NO_MESSAGE:
                 return None
             raise
 
-    def _run(self, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
-        """Connect, ask, close, in a thread of its own: a notebook's thread already runs an event loop."""
-        if self._down and time.monotonic() - self._down[0] < 15:
-            raise self._down[1]
-        answer: list[T] = []
-        problem: list[SourceError] = []
+    def _run_session(self, name: str, text: str, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        """Connect, ask, close, in a thread of its own: a notebook's thread already runs an event loop.
 
-        async def session() -> None:
-            errors: list[Exception] = []
+        The query is recorded by its name and text. A broker that did not answer is not asked again for 15 seconds.
+        """
+        answer: Future[T] = Future()
+
+        def run() -> None:
             try:
-                client = await self._connect(errors)
-            except SourceError as e:
-                problem.append(e)
-                self._down = (time.monotonic(), e)
-                return
+                answer.set_result(asyncio.run(self._ask_once(ask)))
+            except Exception as e:
+                answer.set_exception(e)
+
+        with self._read_cost.query("jetstream", name, text) as asked:
+            if self._down and time.monotonic() - self._down[0] < 15:
+                raise self._down[1]
+            threading.Thread(target=run, daemon=True).start()
             try:
-                answer.append(await asyncio.wait_for(ask(client), REQUEST_TIMEOUT_S + 1))
-            except nats.errors.NoRespondersError:
-                problem.append(self._no_responder_error())
-            except (TimeoutError, nats.errors.TimeoutError):
-                if any("permissions violation" in str(e).lower() for e in errors):
-                    # The broker says so on the side and leaves the request without an answer.
-                    problem.append(_error(Reason.DENIED, "this user may not ask that", "permission_denied"))
-                else:
-                    problem.append(await _unanswered_error(client))
-                    self._down = (time.monotonic(), problem[0])
-            except SourceError as e:
-                problem.append(e)
-            except nats.errors.Error as e:
-                problem.append(_error(Reason.ERROR, str(e)))
-            finally:
-                with suppress(TimeoutError, nats.errors.Error):  # a hung broker cannot say goodbye
-                    await asyncio.wait_for(client.close(), 1)
+                found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + REQUEST_TIMEOUT_S + 6)
+            except SourceError:
+                raise
+            except Exception:  # it does not end, or an answer has another form
+                raise _error(Reason.TIMEOUT, "the broker did not answer", "hung") from None
+            asked.rows = len(found) if isinstance(found, list) else 1
+        return found
 
-        thread = threading.Thread(target=lambda: asyncio.run(session()), daemon=True)
-        thread.start()
-        thread.join((CONNECT_TIMEOUT_S + 1) * len(self._urls) + REQUEST_TIMEOUT_S + 6)
-        if answer:
-            return answer[0]
-        raise (problem[0] if problem else _error(Reason.TIMEOUT, "the broker did not answer", "hung"))
+    async def _ask_once(self, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        """Connect, ask and close. Raises SourceError."""
+        errors: list[Exception] = []
+        try:
+            client = await self._connect_to_node(errors)
+        except SourceError as e:
+            self._down = (time.monotonic(), e)
+            raise
+        try:
+            return await asyncio.wait_for(ask(client), REQUEST_TIMEOUT_S + 1)
+        except nats.errors.NoRespondersError:
+            raise self._no_responder_error() from None
+        except (TimeoutError, nats.errors.TimeoutError):
+            if any("permissions violation" in str(e).lower() for e in errors):
+                # The broker says so on the side and leaves the request without an answer.
+                raise _error(Reason.DENIED, "this user may not ask that", "permission_denied") from None
+            unanswered = await _unanswered_error(client)
+            self._down = (time.monotonic(), unanswered)
+            raise unanswered from None
+        except nats.errors.Error as e:
+            raise _error(Reason.ERROR, str(e)) from None
+        finally:
+            with suppress(TimeoutError, nats.errors.Error):  # a hung broker cannot say goodbye
+                await asyncio.wait_for(client.close(), 1)
 
-    async def _connect(self, errors: list[Exception]) -> Client:
+    async def _connect_to_node(self, errors: list[Exception]) -> Client:
         """Connect to the first node that accepts us; the broker's asynchronous errors are added to `errors`.
 
         Raises SourceError: that of a node which answered, before that of one which did not.
@@ -373,10 +368,10 @@ class JetStream:
         elif access.password:
             options |= {"user": access.user, "password": access.password.get_secret_value()}
         if access.ca_file or access.cert_file:
-            options["tls"] = self._tls()
+            options["tls"] = self._tls_context()
         return options
 
-    def _tls(self) -> ssl.SSLContext:
+    def _tls_context(self) -> ssl.SSLContext:
         access = self._access
         authorities = _read_file(access.ca_file, "nats_ca_file") if access.ca_file else None
         try:
@@ -443,7 +438,7 @@ def _unfit_file(setting: str, file: Path | None, what: str) -> SourceError:
 def _parse_message(reply: dict[str, Any]) -> Message:
     return Message(
         reply["seq"],
-        datetime.fromisoformat(_microseconds(reply["time"])),
+        datetime.fromisoformat(reply["time"]),
         reply["subject"],
         headers_of(base64.b64decode(reply.get("hdrs", "")).decode(errors="replace")),
         base64.b64decode(reply.get("data", "")),
@@ -465,12 +460,6 @@ def _refused_error(error: dict[str, Any]) -> SourceError:
     code: Any = error.get("err_code", error.get("code"))
     reason = Reason.DENIED if error.get("code") == 403 else Reason.ERROR
     return _error(reason, error["description"], missing.get(code, str(code)))
-
-
-def _microseconds(timestamp: str) -> str:
-    """RFC 3339 with nanoseconds, as NATS writes it, cut to what datetime holds."""
-    head, dot, tail = timestamp.rstrip("Z").partition(".")
-    return f"{head}{dot}{tail[:6]}+00:00"
 
 
 def _connect_error(errors: list[Exception], *, asks_for_ours: bool) -> SourceError:

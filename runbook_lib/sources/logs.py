@@ -113,7 +113,7 @@ def _from_text(text: str, time: datetime | None) -> LogEntry:
 
 
 def _continues_trace(text: str) -> bool:
-    """Whether a line belongs to a stack trace. A level right behind the time is the head of an entry."""
+    """Return whether a line belongs to a stack trace. A level right behind the time is the head of an entry."""
     return not _LEVEL.match(text.lstrip()) and bool(_GOES_ON.match(text) or _ERROR.fullmatch(text))
 
 

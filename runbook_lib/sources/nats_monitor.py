@@ -32,15 +32,15 @@ class NatsMonitor:
         return cls(url, opening.read_cost, opening.target.nats) if url else None
 
     def servers(self) -> list[dict[str, Any]]:
-        """/varz of each node that answers: version, now, start, connections, slow_consumers."""
+        """Ask /varz of each node that answers: version, now, start, connections, slow_consumers."""
         return self._ask_each_node("varz")
 
     def cluster(self) -> list[dict[str, Any]]:
-        """/jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}, as it sees it."""
+        """Ask /jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}."""
         return self._ask_each_node("jsz")
 
     def connections(self, limit: int = 256) -> pd.DataFrame:
-        """Open connections with what they subscribe to; one row each, `now` is its node's clock."""
+        """Return open connections with what they subscribe to; one row each, `now` is its node's clock."""
         return self._read_connections({"subs": "1", "auth": "1", "limit": str(limit)})
 
     def closed(self, limit: int = 256) -> pd.DataFrame:

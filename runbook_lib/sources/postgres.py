@@ -142,7 +142,7 @@ class Postgres:
 
     @contextmanager
     def snapshot(self, window: Window | None = None) -> Iterator[Snapshot]:
-        """One short REPEATABLE READ READ ONLY transaction; what is asked in it is of one moment, about that window.
+        """Open one short REPEATABLE READ READ ONLY transaction; its answers are of one moment, about that window.
 
         Raises SourceError; a database that did not answer is not asked again for 15 seconds.
         """
@@ -160,14 +160,14 @@ class Postgres:
             yield snapshot
 
     def pools(self) -> pd.DataFrame:
-        """PgBouncer's own console: the pools of this database, the longest wait first.
+        """Ask PgBouncer's own console: the pools of this database, the longest wait first.
 
         Frame: pooler, role, mode (text); clients, waiting, servers_active, servers_idle (number); longest_wait_s (s).
         Raises SourceError, denied where this role may not ask it.
         """
         text = "SHOW POOLS"
         with self.read_cost.query("postgres", "pools", text) as asked, ExitStack() as ends:
-            console = self._open(dbname="pgbouncer")
+            console = self._open_connection(dbname="pgbouncer")
             ends.callback(console.close)
             with cut_when_hung(console, self.budget):
                 try:
@@ -228,9 +228,9 @@ class Postgres:
     def connect(self) -> psycopg.Connection[Any]:
         """Open a connection without limits; the caller begins each transaction with `begin`. Raises SourceError."""
         with self.read_cost.query("postgres", "connect", "CONNECT"):
-            return self._open()
+            return self._open_connection()
 
-    def _open(self, **other: str) -> psycopg.Connection[Any]:
+    def _open_connection(self, **other: str) -> psycopg.Connection[Any]:
         url, password = self._address()
         if password:
             other["password"] = password
@@ -301,7 +301,7 @@ class Snapshot:
             with suppress(psycopg.Error):
                 self._connection.rollback()
             try:
-                self._execute(self._source.begin)
+                self._execute_sql(self._source.begin)
             except SourceError as e:
                 if self._was_kept:  # whether one can connect is told by a new one
                     self._connect_anew()
@@ -356,7 +356,7 @@ class Snapshot:
         origins = frame.attrs["origins"]
         known = {
             (r[0], r[1]): r[2]
-            for r in one._execute(_COLUMNS, {"tables": [oid for oid, _ in origins if oid]}).fetchall()
+            for r in one._execute_sql(_COLUMNS, {"tables": [oid for oid, _ in origins if oid]}).fetchall()
         }
         frame.attrs["columns"] = [known.get(o) for o in origins]
         return frame
@@ -378,9 +378,9 @@ class Snapshot:
             frame = one._query_with_retry(q, params, apart=True)
         except SourceError:
             if not one._failure:
-                one._execute("ROLLBACK TO SAVEPOINT question")
+                one._execute_sql("ROLLBACK TO SAVEPOINT question")
             raise
-        one._execute("RELEASE SAVEPOINT question")
+        one._execute_sql("RELEASE SAVEPOINT question")
         return frame
 
     @property
@@ -390,7 +390,7 @@ class Snapshot:
         return None if one is None else one.place
 
     def clock_offset(self, rounds: int = 9) -> tuple[float, float]:
-        """Seconds that the database's clock is ahead of this machine's, and the error bound.
+        """Return the seconds that the database's clock is ahead of this machine's, and the error bound.
 
         Of nine round trips the shortest counts; its midpoint is taken as the moment of the server's answer.
         """
@@ -413,7 +413,7 @@ class Snapshot:
         while True:
             try:
                 if apart:
-                    self._execute("SAVEPOINT question")
+                    self._execute_sql("SAVEPOINT question")
                 return self._run_query(q, params)
             except SourceError as e:
                 if e.code != "recovery_conflict":
@@ -436,7 +436,7 @@ class Snapshot:
         if self.place.behind_s and q.cost != "catalog":  # the catalog's views are of this very moment on a replica too
             text = _NOW.sub(r"(\g<0> - make_interval(secs => :behind_s))", text)
             bound["behind_s"] = self.place.behind_s
-        used = {k: bound[k] for k in _compile(text)[1] if k in bound}
+        used = {k: bound[k] for k in _compile_query(text)[1] if k in bound}
         own = q.name == OWN  # what a responder has written or filled in may be a user
         sent = self._read_cost.masker.statement(text) if own else text
         shown = {k: "..." if own or k.startswith(TYPED) else v for k, v in used.items()}
@@ -454,7 +454,7 @@ class Snapshot:
                         f"plan cost {asked.plan_cost:,.0f} is over the limit of {self._budget.max_plan_cost:,.0f}",
                         "cost_gate",
                     )
-            with self._execute(text, used) as result:
+            with self._execute_sql(text, used) as result:
                 rows = result.fetchmany(self._budget.max_rows + 1)
                 columns = [c.name for c in result.description or ()]
                 answer = result.pgresult
@@ -490,16 +490,16 @@ class Snapshot:
         return float(plan[0]["Plan"]["Total Cost"])
 
     def _fetch_row(self, text: str, params: dict[str, Any]) -> tuple[Any, ...]:
-        with self._execute(text, params) as result:
+        with self._execute_sql(text, params) as result:
             row: tuple[Any, ...] = result.fetchone() or ()
         return row
 
-    def _execute(self, text: str | sql.Composed, params: dict[str, Any] | None = None) -> psycopg.Cursor[Any]:
+    def _execute_sql(self, text: str | sql.Composed, params: dict[str, Any] | None = None) -> psycopg.Cursor[Any]:
         if self._failure:
             raise self._failure
         with cut_when_hung(self._connection, self._budget) as cut:
             try:
-                asked = text if isinstance(text, sql.Composed) else _compile(text)[0] if params else text.encode()
+                asked = text if isinstance(text, sql.Composed) else _compile_query(text)[0] if params else text.encode()
                 return self._connection.execute(asked, params or None)
             except psycopg.Error as e:
                 error = source_error(e)
@@ -544,7 +544,7 @@ _DIALECT = PGDialect_psycopg()  # type: ignore[no-untyped-call]
 
 
 @cache
-def _compile(text: str) -> tuple[bytes, frozenset[str]]:
+def _compile_query(text: str) -> tuple[bytes, frozenset[str]]:
     """Compile a query for the driver; return it with the names of its parameters."""
     compiled = sa.text(text).compile(dialect=_DIALECT)
     return str(compiled).encode(), frozenset(compiled.params)
@@ -568,7 +568,7 @@ def _command_failed(why: str) -> SourceError:
 
 
 def _convert_types(frame: pd.DataFrame) -> pd.DataFrame:
-    """Decimals to floats, timestamps to UTC: what pandas would otherwise leave as objects."""
+    """Convert decimals to floats and timestamps to UTC, which pandas would otherwise leave as objects."""
     for column in frame.columns:
         kinds = {type(v).__name__ for v in frame[column] if v is not None}
         if kinds == {"datetime"}:

@@ -21,7 +21,7 @@ class Redis:
         return cls(url, opening.read_cost) if url else None
 
     def info(self) -> dict[str, Any]:
-        """INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
+        """Ask INFO: redis_version, role, uptime_in_seconds, used_memory, connected_clients. Raises SourceError."""
         import redis  # few targets have one
 
         with self._read_cost.query("redis", "info", "INFO") as asked:

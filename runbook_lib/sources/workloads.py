@@ -1,7 +1,7 @@
 """The system's workloads through the tool that runs them: logs, pods, variables, a restart.
 
-Argument vectors only, no shell. The allowed commands are the list `Runner.verbs`, checked in one place, `Runner._ask`;
-output is limited, scrubbed and counted in the read cost.
+Argument vectors only, no shell. The allowed commands are the list `Runner.verbs`, checked in one place,
+`Runner._run_verb`; output is limited, scrubbed and counted in the read cost.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ class Runner(ABC):
 
     #: The first words of every command that may be started.
     verbs: ClassVar[frozenset[tuple[str, ...]]]
+    #: How the tool reports failures: the reason, the code, and phrases in lower case, the first match counts.
+    failures: ClassVar[tuple[tuple[Reason, str, tuple[str, ...]], ...]]
 
     def __init__(self, settings: WorkloadSettings, read_cost: ReadCost) -> None:
         self._settings, self._read_cost = settings, read_cost
@@ -83,7 +85,7 @@ class Runner(ABC):
 
     @abstractmethod
     def pods(self, name: str) -> list[dict[str, Any]]:
-        """Its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or "")."""
+        """Return its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or "")."""
 
     @abstractmethod
     def replicas(self, name: str) -> int:
@@ -99,29 +101,29 @@ class Runner(ABC):
 
     @abstractmethod
     def restart(self, name: str) -> str:
-        """Restart it, and nothing else; what the tool said."""
+        """Restart it, and nothing else; return what the tool said."""
 
     @abstractmethod
     def wait_ready(self, name: str, timeout_s: float) -> str:
-        """Return when it is ready again; SourceError (timeout) when it is not in time."""
+        """Wait until it is ready again; return what the tool said. Raises SourceError (timeout)."""
 
     @abstractmethod
     def scale(self, name: str, replicas: int) -> str:
-        """Have that many instances, 0 or 1; what the tool said."""
+        """Set its number of instances, 0 or 1; return what the tool said."""
 
     @abstractmethod
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
-        """Set variables (None removes one), which restarts the workload; what the tool said."""
+        """Set variables (None removes one), which restarts the workload; return what the tool said."""
 
     @abstractmethod
     def _command(self, words: tuple[str, ...]) -> list[str]:
         """Return the argument vector of a command that ends with these words."""
 
     @abstractmethod
-    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
-        """Return the reason and code of a failed command; None if it did not fail."""
+    def _complaint(self, answer: CommandOutput) -> str | None:
+        """Return what a command says of its failure, in lower case; None if it did not fail."""
 
-    def _ask(self, *words: str, timeout_s: float = READ_TIMEOUT_S, most: int = OTHER_BYTES) -> CommandOutput:
+    def _run_verb(self, *words: str, timeout_s: float = READ_TIMEOUT_S, most: int = OTHER_BYTES) -> CommandOutput:
         """Start one command, if it is one of the list, and wait for its end.
 
         Raises SourceError: denied (not on the list, or the tool's own refusal), unreachable, timeout, error.
@@ -137,9 +139,15 @@ class Runner(ABC):
                 code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out)
             )
             asked.rows = answer.out.count("\n")
-            if failed := self._failure(answer):
-                raise _error(failed[0], answer.problem, failed[1])
+            if (complaint := self._complaint(answer)) is not None:
+                raise self._tool_error(complaint, answer.problem)
         return answer
+
+    def _tool_error(self, complaint: str, detail: str) -> SourceError:
+        """Return the error of what the tool says of its failure, in lower case."""
+        found = ((reason, code) for reason, code, signs in self.failures if any(sign in complaint for sign in signs))
+        reason, code = next(found, (Reason.ERROR, ""))
+        return _error(reason, detail, code)
 
     def _check_name(self, name: str) -> str:
         """Return the name if it is a valid workload of the target. Raises SourceError."""
@@ -160,13 +168,21 @@ class KubectlRunner(Runner):
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
         ("set", "env"), ("scale",),
     })  # fmt: skip
+    failures = (
+        (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
+        (Reason.ERROR, "not_found", ("(notfound)",)),
+        (Reason.TIMEOUT, "not_ready", ("timed out waiting", "exceeded its progress deadline")),
+        (Reason.TIMEOUT, "hung", ("i/o timeout", "deadline exceeded", "client.timeout", "tls handshake timeout")),
+        (Reason.UNREACHABLE, "no_connection", ("refused", "no such host", "unable to connect", "no route")),
+        (Reason.UNREACHABLE, "no_connection", ("reset by peer",)),
+    )
 
     def logs(self, name: str, minutes: float) -> list[str]:
-        """Of all its pods. Each line begins with the time at which it was written."""
-        container, selector = self._container(name), self._selector(self._deployment(name))
+        """Read the log of all its pods; each line begins with the time at which it was written."""
+        container, selector = self._container(name), self._selector(self._read_deployment(name))
         # A limit of bytes alone would keep the oldest; so it is the newest lines, fewer if they are too long.
         for newest in LOG_LINES:
-            answer = self._ask(
+            answer = self._run_verb(
                 "logs", f"--selector={selector}", "-c", container, "--timestamps", "--ignore-errors",
                 f"--since={max(int(minutes * 60), 1)}s", f"--tail={newest}", f"--limit-bytes={LOG_BYTES}",
                 most=2 * LOG_BYTES,
@@ -176,14 +192,13 @@ class KubectlRunner(Runner):
         lines = answer.out.splitlines()
         written = [line for line in lines if line[:4].isdigit()]
         if lines and not written:  # errors of single pods are among the lines
-            failed = self._failure(CommandOutput(1, "", answer.out, 0)) or (Reason.ERROR, "")
-            raise _error(failed[0], lines[-1].removeprefix("error: "), failed[1])
+            raise self._tool_error(answer.out.lower(), lines[-1].removeprefix("error: "))
         return sorted(written, key=lambda line: line[:30])
 
     def pods(self, name: str) -> list[dict[str, Any]]:
-        """By the deployment's own selector."""
-        container, selector = self._container(name), self._selector(self._deployment(name))
-        found = self._json("get", "pods", f"--selector={selector}")
+        """Find them by the deployment's own selector."""
+        container, selector = self._container(name), self._selector(self._read_deployment(name))
+        found = self._read_json("get", "pods", f"--selector={selector}")
         pods = []
         for pod in found.get("items", []):
             status = pod.get("status", {})
@@ -203,82 +218,66 @@ class KubectlRunner(Runner):
 
     def replicas(self, name: str) -> int:
         """Return the deployment's replicas."""
-        return int(self._deployment(name)["spec"].get("replicas", 1))
+        return int(self._read_deployment(name)["spec"].get("replicas", 1))
 
     def strategy(self, name: str) -> str:
-        """Of the deployment."""
-        return str(self._deployment(name)["spec"].get("strategy", {}).get("type", ""))
+        """Return the deployment's strategy."""
+        return str(self._read_deployment(name)["spec"].get("strategy", {}).get("type", ""))
 
     def environment(self, name: str) -> dict[str, str]:
-        """Of the workload's own container; a value that comes from elsewhere is left out."""
+        """Read those of the workload's own container; a value that comes from elsewhere is left out."""
         return self._mask_variables(
-            {e["name"]: str(e.get("value", "")) for e in self._env(name) if "valueFrom" not in e}
+            {e["name"]: str(e.get("value", "")) for e in self._read_variables(name) if "valueFrom" not in e}
         )
 
     def restart(self, name: str) -> str:
         """Restart the rollout."""
-        return self._ask("rollout", "restart", f"deploy/{self._check_name(name)}").out.strip()
+        return self._run_verb("rollout", "restart", f"deploy/{self._check_name(name)}").out.strip()
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait for the end of the rollout."""
         words = ("rollout", "status", f"deploy/{self._check_name(name)}", f"--timeout={max(int(timeout_s), 1)}s")
-        return self._ask(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
+        return self._run_verb(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
 
     def scale(self, name: str, replicas: int) -> str:
         """Set the deployment's replicas."""
-        return self._ask(
+        return self._run_verb(
             "scale", f"deploy/{self._check_name(name)}", f"--replicas={_check_replicas(replicas)}"
         ).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
-        """In the workload's own container only: a sidecar has its own."""
+        """Set them in the workload's own container only: a sidecar has its own."""
         changes = _check_variables(variables)
-        elsewhere = {e["name"] for e in self._env(name) if "valueFrom" in e} & set(changes)
+        elsewhere = {e["name"] for e in self._read_variables(name) if "valueFrom" in e} & set(changes)
         if elsewhere:  # it could not be put back
             raise _error(
                 Reason.DENIED, f"{min(elsewhere)} comes from a Secret or ConfigMap: change it there", "value_from"
             )
         words = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
-        return self._ask("set", "env", f"deploy/{name}", "-c", self._container(name), *words).out.strip()
+        return self._run_verb("set", "env", f"deploy/{name}", "-c", self._container(name), *words).out.strip()
 
     def _command(self, words: tuple[str, ...]) -> list[str]:
         context = ["--context", self._settings.context] if self._settings.context else []
         return ["kubectl", *context, "-n", self._settings.namespace, *words]
 
-    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
-        if answer.code == 0:
-            return None
-        said = answer.err.lower()
-        for reason, code, signs in (
-            (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
-            (Reason.ERROR, "not_found", ("(notfound)",)),
-            (Reason.TIMEOUT, "not_ready", ("timed out waiting", "exceeded its progress deadline")),
-            (Reason.TIMEOUT, "hung", ("i/o timeout", "deadline exceeded", "client.timeout", "tls handshake timeout")),
-            (
-                Reason.UNREACHABLE,
-                "no_connection",
-                ("refused", "no such host", "unable to connect", "no route", "reset by peer"),
-            ),
-        ):
-            if any(sign in said for sign in signs):
-                return reason, code
-        return Reason.ERROR, ""
+    def _complaint(self, answer: CommandOutput) -> str | None:
+        return answer.err.lower() if answer.code else None
 
-    def _json(self, *words: str) -> dict[str, Any]:
+    def _read_json(self, *words: str) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._ask(*words, "-o", "json").out))
+            return dict(json.loads(self._run_verb(*words, "-o", "json").out))
         except ValueError:
             raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
-    def _deployment(self, name: str) -> dict[str, Any]:
-        return self._json("get", "deploy", self._check_name(name))
+    def _read_deployment(self, name: str) -> dict[str, Any]:
+        return self._read_json("get", "deploy", self._check_name(name))
 
     def _container(self, name: str) -> str:
         return self._settings.containers.get(name, self._check_name(name))
 
-    def _env(self, name: str) -> list[dict[str, Any]]:
+    def _read_variables(self, name: str) -> list[dict[str, Any]]:
         container = self._container(name)
-        found = self._deployment(name)["spec"]["template"]["spec"]["containers"]
+        found = self._read_deployment(name)["spec"]["template"]["spec"]["containers"]
         own = next((c for c in found if c["name"] == container), None)
         if own is None:
             raise _error(Reason.ERROR, f"deployment {name} has no container {container}", "not_found")
@@ -297,16 +296,26 @@ class SupervisorctlRunner(Runner):
     """Programs under one supervisord: a program is its own only instance."""
 
     verbs = frozenset({("status",), ("tail",), ("restart",), ("start",), ("stop",)})
+    failures = (
+        (Reason.UNREACHABLE, "no_connection", ("no such file", "refused connection", "connection refused")),
+        (Reason.DENIED, "forbidden", ("unauthorized", "permission denied", "requires authentication")),
+        (Reason.ERROR, "not_found", ("no such process", "no such group")),
+        (Reason.ERROR, "not_started", ("spawn error", "abnormal termination")),
+    )
 
     def logs(self, name: str, minutes: float) -> list[str]:
-        """From the file where the settings name it, else as supervisord keeps it."""
+        """Read the file that the settings name, else what supervisord keeps."""
         file = self._settings.log_files.get(self._check_name(name))
-        text = self._tail(Path(file)) if file else self._ask("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).out
+        text = (
+            self._read_tail(Path(file))
+            if file
+            else self._run_verb("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).out
+        )
         return logs.lines_since(text.splitlines(), datetime.now(UTC) - timedelta(minutes=minutes))
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the program as one instance, while it runs or tries to start."""
-        state, rest = self._status(name)
+        state, rest = self._read_status(name)
         if state in ("STOPPED", "EXITED", "FATAL"):
             return []
         up = re.search(r"uptime (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", rest)
@@ -319,7 +328,7 @@ class SupervisorctlRunner(Runner):
 
     def replicas(self, name: str) -> int:
         """Return 1, or 0 if the program was stopped."""
-        return 0 if self._status(name)[0] == "STOPPED" else 1
+        return 0 if self._read_status(name)[0] == "STOPPED" else 1
 
     def strategy(self, name: str) -> str:
         """Return "Recreate": the old process is stopped before the new one starts."""
@@ -327,18 +336,18 @@ class SupervisorctlRunner(Runner):
         return "Recreate"
 
     def environment(self, name: str) -> dict[str, str]:
-        """Of the file that the programs read when they start."""
+        """Read the file that the programs read when they start."""
         self._check_name(name)
         return self._mask_variables(dict(line.split("=", 1) for line in self._read_env() if _is_assignment(line)))
 
     def restart(self, name: str) -> str:
         """Stop and start."""
-        return self._ask("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        return self._run_verb("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait until the program is RUNNING, that is, has stayed up for its `startsecs`."""
         deadline, pause = time.monotonic() + timeout_s, 0.5
-        while (status := self._status(name))[0] != "RUNNING":
+        while (status := self._read_status(name))[0] != "RUNNING":
             if time.monotonic() + pause > deadline:
                 raise _error(Reason.TIMEOUT, f"{name} is {status[0]} after {timeout_s:g} s", "not_ready")
             time.sleep(pause)
@@ -348,7 +357,7 @@ class SupervisorctlRunner(Runner):
     def scale(self, name: str, replicas: int) -> str:
         """Stop or start it."""
         verb = "start" if _check_replicas(replicas) else "stop"
-        return self._ask(verb, self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        return self._run_verb(verb, self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Rewrite the file and restart the one program."""
@@ -367,26 +376,19 @@ class SupervisorctlRunner(Runner):
     def _command(self, words: tuple[str, ...]) -> list[str]:
         return [*self._settings.supervisorctl, *words]
 
-    def _failure(self, answer: CommandOutput) -> tuple[Reason, str] | None:
+    def _complaint(self, answer: CommandOutput) -> str | None:
         # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.
         said = " ".join(_COMPLAINT.findall(f"{answer.err}\n{answer.out[:500]}")).lower()
-        for reason, code, signs in (
-            (Reason.UNREACHABLE, "no_connection", ("no such file", "refused connection", "connection refused")),
-            (Reason.DENIED, "forbidden", ("unauthorized", "permission denied", "requires authentication")),
-            (Reason.ERROR, "not_found", ("no such process", "no such group")),
-            (Reason.ERROR, "not_started", ("spawn error", "abnormal termination")),
-        ):
-            if any(sign in said for sign in signs):
-                return reason, code
-        return (Reason.ERROR, "") if answer.code and not answer.out.strip() else None
+        known = any(word in said for _, _, words in self.failures for word in words)
+        return said if known or (answer.code and not answer.out.strip()) else None
 
-    def _status(self, name: str) -> tuple[str, str]:
-        words = self._ask("status", self._check_name(name)).out.split(maxsplit=2)
+    def _read_status(self, name: str) -> tuple[str, str]:
+        words = self._run_verb("status", self._check_name(name)).out.split(maxsplit=2)
         if len(words) < 2:
             raise _error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
         return words[1], words[2].strip() if len(words) > 2 else ""
 
-    def _tail(self, path: Path) -> str:
+    def _read_tail(self, path: Path) -> str:
         with self._read_cost.query("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
             try:
                 with path.open("rb") as file:

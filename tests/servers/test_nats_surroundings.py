@@ -55,7 +55,7 @@ def asks(url: str, **access: Any) -> str:
     """The version of the broker that lets us in, or the code of why it does not."""
     try:
         source = JetStream(url, "runbook test", a_read_cost(), NatsAccess(**access))
-        source._api("INFO")
+        source._call_api("INFO")
         return str(source.server()["version"])[:1]
     except SourceError as e:
         return e.code if e.reason is Reason.DENIED and "\n" not in e.detail else repr(e)

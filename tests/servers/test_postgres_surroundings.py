@@ -851,7 +851,7 @@ def parted(admin: psycopg.Connection, schema: str, table: str) -> None:
 
 def looked_into(db: psycopg.Connection, name: str, table: str) -> set[str]:
     """The parts of a table that a question reads."""
-    text, names = postgres._compile(query(name).sql)
+    text, names = postgres._compile_query(query(name).sql)
     now = datetime.now(UTC)
     moments = {"as_of": now, "max_rows": 500}
     bound = {n: moments.get(n, now - timedelta(minutes=15)) for n in names}

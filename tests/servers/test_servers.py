@@ -420,7 +420,7 @@ def test_in_a_thread_that_runs_an_event_loop(servers: Servers) -> None:
 def test_what_the_broker_user_may_not_do(servers: Servers) -> None:
     source = broker_reader(servers.nats_url)
     with refused("jetstream", Reason.DENIED, "permission_denied", within=4):
-        source._api(f"STREAM.PURGE.{STREAM}")
+        source._call_api(f"STREAM.PURGE.{STREAM}")
     assert source.stream(STREAM)  # it is not taken for a broker that is down
 
 

@@ -98,7 +98,7 @@ def swap_alone(archive: Archive, log: str, line: int) -> None:
 
 
 def delete(archive: Archive, log: str, line: int) -> None:
-    archive._remove(log)
+    archive._remove_file(log)
 
 
 def add(archive: Archive, log: str, line: int) -> None:

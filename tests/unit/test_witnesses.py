@@ -194,7 +194,7 @@ def test_a_contradicted_observation_is_no_evidence() -> None:
     assert any("receiver.answers does not count" in line for line in lines)
     evidence = counterfactual._Evidence(findings, BOOK)
     (removed,) = (m for m in evidence._moves if m.observation == "sends.answered")
-    assert evidence._name((removed,)).stuck_at == conclude(findings[0]).stuck_at == "delivery_worker"
+    assert evidence._name_with_moves((removed,)).stuck_at == conclude(findings[0]).stuck_at == "delivery_worker"
 
 
 @pytest.mark.parametrize("name", BOOK.contradicted_by)

@@ -229,7 +229,7 @@ def test_what_is_not_on_the_list_is_not_started(words: tuple[str, ...], monkeypa
     for settings in (EntitlementWorkloads(), EntitlementWorkloads(runner="supervisorctl")):
         ledger = a_read_cost()
         with pytest.raises(SourceError, match="not on the list") as e:
-            runner_of(settings, ledger)._ask(*words)
+            runner_of(settings, ledger)._run_verb(*words)
         assert e.value.reason is Reason.DENIED and ledger.queries == []
 
 
@@ -297,7 +297,7 @@ def test_a_timeout_leaves_nobody_behind(tmp_path: Path) -> None:
     slow = python(f"{grandchild}.write(f'{{os.getpid()}} {{c.pid}}'); time.sleep(60)")
     begun = time.monotonic()
     with fails_with(Reason.TIMEOUT):
-        slow._ask("status", "notification", timeout_s=1.0)
+        slow._run_verb("status", "notification", timeout_s=1.0)
     assert time.monotonic() - begun < 5
     left = [psutil.Process(int(pid)) for pid in pids.read_text().split() if psutil.pid_exists(int(pid))]
     assert not psutil.wait_procs([p for p in left if p.status() != psutil.STATUS_ZOMBIE], timeout=5)[1]
@@ -306,10 +306,10 @@ def test_a_timeout_leaves_nobody_behind(tmp_path: Path) -> None:
 def test_output_is_bounded_and_scrubbed_and_the_environment_kept_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://x:y@z/w")
     talks = python(f"import os; print('{SECRET} password=abc', sorted(k for k in os.environ if 'RUNBOOK' in k))")
-    assert talks._ask("status").out == "*** password=*** []\n"
+    assert talks._run_verb("status").out == "*** password=*** []\n"
     assert SECRET not in str(talks._read_cost.queries)
     much = python("import sys; [sys.stdout.write('x' * 1000) for _ in range(5000)]")
-    assert len(much._ask("status", most=10_000).out) == 10_000
+    assert len(much._run_verb("status", most=10_000).out) == 10_000
 
 
 # supervisord ---------------------------------------------------------------------------------------------------
