@@ -23,11 +23,10 @@ from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal
 from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Settings, Target, TargetFacts, facts_of
 from runbook_lib.sources import ClockOffset, HasClock, Opening, ReadCost, SourceError
-from runbook_lib.sources.exposition import Exposition
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
-from runbook_lib.sources.prometheus import Prometheus
+from runbook_lib.sources.prometheus import Exposition, Prometheus
 from runbook_lib.sources.redis import Redis
 from runbook_lib.sources.workloads import Runner
 from runbook_lib.store import Archive
@@ -44,22 +43,30 @@ Progress = Callable[[float, Text], None]
 class Sources:
     """The sources of a target by name, each opened on first use.
 
-    A source that the target does not declare raises SourceError (not_configured).
+    A source that the target does not declare raises SourceError (not_configured), and in a replay every source raises
+    it (no_data): there is no `opening` then.
     """
 
-    def __init__(self, opening: Opening) -> None:
+    def __init__(self, opening: Opening | None) -> None:
         self._opening, self._opened = opening, dict[str, Any]()
 
     def get(self, name: str) -> Any:
         """Return a source (`Pack.sources`). Raises SourceError, and KeyError for an unknown name."""
+        opening = self._require_opening(name)
         if name not in self._opened:
-            self._opened[name] = pack.active_runbook().source(name).declared(self._opening)
+            self._opened[name] = pack.active_runbook().source(name).declared(opening)
         return _require_declared(self._opened[name], name)
 
     def service(self, name: str) -> Exposition:
         """Return a service of the system, asked for what it says of itself. Raises SourceError."""
-        url = self._opening.target.service(name)
-        return _require_declared(Exposition(name, url, self._opening.read_cost) if url else None, name)
+        opening = self._require_opening(name)
+        url = opening.target.service(name)
+        return _require_declared(Exposition(name, url, opening.read_cost) if url else None, name)
+
+    def _require_opening(self, name: str) -> Opening:
+        if self._opening is None:
+            raise SourceError(name, Reason.NO_DATA, messages.text(say("unknown.replayed"), "en"), "replayed")
+        return self._opening
 
     def clocks(self) -> dict[str, ClockOffset]:
         """Measure the clocks of the servers that have one and answer."""
@@ -67,18 +74,8 @@ class Sources:
         for name in pack.active_runbook().sources:
             with suppress(SourceError):
                 if isinstance(source := self.get(name), HasClock):
-                    clocks |= source.clock(self._opening.target.facts)
+                    clocks |= source.clock(self._require_opening(name).target.facts)
         return clocks
-
-
-class ReplayedSources:
-    """The sources of a replay: using one raises SourceError."""
-
-    def get(self, name: str) -> Any:
-        """Raise SourceError."""
-        raise SourceError(name, Reason.NO_DATA, messages.text(say("unknown.replayed"), "en"), "replayed")
-
-    service = get
 
 
 @dataclass(frozen=True)
@@ -355,7 +352,7 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
         archive=Archive(config.output, parameters.incident_id),
         masker=masker,
         read_cost=read_cost,
-        sources=cast(Sources, ReplayedSources()),
+        sources=Sources(None),
         window=Window.before(given.as_of, minutes, past=True),
         clocks={name: ClockOffset(*offset) for name, offset in header.get("clocks", {}).items()},
         recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.findings.items()},

@@ -358,13 +358,11 @@ class Target(_SourceAddresses, _Strict):
 
     def url(self, name: str) -> str | None:
         """Return the URL of one of `URLS` with its secrets; for the sources and actions only."""
-        secret: SecretStr | None = getattr(self, name)
-        return secret.get_secret_value() if secret else None
+        return _reveal_secret(getattr(self, name))
 
     def service(self, name: str) -> str | None:
         """Return the URL of a service, or of a source of the pack, with its secrets; for the sources only."""
-        secret = self.services.get(name)
-        return secret.get_secret_value() if secret else None
+        return _reveal_secret(self.services.get(name))
 
     def address(self, name: str) -> str | None:
         """Return the URL of that name, or of that service, with its secrets; None if there is none."""
@@ -374,12 +372,14 @@ class Target(_SourceAddresses, _Strict):
         """Return every configured URL in the clear, for the masker; separate passwords and tokens as URLs, too."""
         own = [(name, self.url(name)) for name in URLS]
         each = [u for name, urls in own if urls for u in (split_urls(urls) if name in MULTI_URLS else [urls])]
-        return [u for u in (*each, *map(self.service, self.services), *self._separate_secrets()) if u]
-
-    def _separate_secrets(self) -> tuple[str, ...]:
-        token = self.grafana_token.get_secret_value() if self.grafana_token else ""
+        token = _reveal_secret(self.grafana_token)
         grafana = f"https://:{quote(token, safe='')}@grafana" if token else ""
-        return self.nats.secret(), self.action_nats.secret(), grafana
+        services = map(self.service, self.services)
+        return [u for u in (*each, *services, self.nats.secret(), self.action_nats.secret(), grafana) if u]
+
+
+def _reveal_secret(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None
 
 
 def _default_ledger() -> Path:

@@ -105,8 +105,8 @@ def flow_test(arrivals: float, departures: float, minutes: float, backlog: float
     return FlowTest(z, verdict, net_per_min, max(backlog, 0.0) / net_per_min if has_eta else None)
 
 
-def top_share(counts: ArrayLike, k: int = 3) -> float:
-    """Tell which share (0..1) of all events fell into the `k` busiest buckets; `nan` without any.
+def top_share(counts: ArrayLike) -> float:
+    """Tell which share (0..1) of all events fell into the three busiest buckets; `nan` without any.
 
     >>> top_share([1, 1, 50, 30, 10, 1, 1, 1, 5])
     0.9
@@ -114,7 +114,7 @@ def top_share(counts: ArrayLike, k: int = 3) -> float:
     nan
     """
     c = np.sort(_clean_counts(counts))[::-1]
-    return float(c[:k].sum() / c.sum()) if c.any() else math.nan
+    return float(c[:3].sum() / c.sum()) if c.any() else math.nan
 
 
 def change_point(counts: ArrayLike) -> ChangePoint:

@@ -67,6 +67,11 @@ WHERE attrelid = ANY (:tables) AND attnum > 0 AND relkind IN ('r', 'p')
 """
 
 
+#: The columns of a frame of pools, by what PgBouncer calls them.
+_POOL_COLUMNS = {"role": "user", "mode": "pool_mode", "clients": "cl_active", "waiting": "cl_waiting"}
+_POOL_COLUMNS |= {"servers_active": "sv_active", "servers_idle": "sv_idle"}
+
+
 @dataclass(frozen=True)
 class ServerIdentity:
     """The server that answers at the address.
@@ -179,22 +184,14 @@ class Postgres:
                     raise source_error(e) from None
             asked.rows = len(pools)
         database = conninfo_to_dict(self._address()[0]).get("dbname")
-        columns = {
-            "role": "user",
-            "mode": "pool_mode",
-            "clients": "cl_active",
-            "waiting": "cl_waiting",
-            "servers_active": "sv_active",
-            "servers_idle": "sv_idle",
-        }
         rows = [
             {"pooler": str(version[0]) if version else "PgBouncer"}
-            | {ours: p[theirs] for ours, theirs in columns.items()}
+            | {ours: p[theirs] for ours, theirs in _POOL_COLUMNS.items()}
             | {"longest_wait_s": p["maxwait"] + p["maxwait_us"] / 1e6}
             for p in pools
             if p["database"] == database or (not database and p["database"] != "pgbouncer")
         ]
-        frame = pd.DataFrame(rows, columns=["pooler", *columns, "longest_wait_s"])
+        frame = pd.DataFrame(rows, columns=["pooler", *_POOL_COLUMNS, "longest_wait_s"])
         return frame.sort_values(["longest_wait_s", "waiting"], ascending=False, ignore_index=True)
 
     def take(self) -> psycopg.Connection[Any] | None:
@@ -448,12 +445,9 @@ class Snapshot:
             if q.cost == "scan":
                 asked.plan_cost = self._plan_cost(text, used)
                 if asked.plan_cost > self._budget.max_plan_cost:
-                    raise SourceError(
-                        "postgres",
-                        Reason.DENIED,
-                        f"plan cost {asked.plan_cost:,.0f} is over the limit of {self._budget.max_plan_cost:,.0f}",
-                        "cost_gate",
-                    )
+                    limit = f"{self._budget.max_plan_cost:,.0f}"
+                    detail = f"plan cost {asked.plan_cost:,.0f} is over the limit of {limit}"
+                    raise _error(Reason.DENIED, detail, "cost_gate")
             with self._execute_sql(text, used) as result:
                 rows = result.fetchmany(self._budget.max_rows + 1)
                 columns = [c.name for c in result.description or ()]
@@ -504,12 +498,7 @@ class Snapshot:
             except psycopg.Error as e:
                 error = source_error(e)
                 if cut.is_set():
-                    error = SourceError(
-                        "postgres",
-                        Reason.TIMEOUT,
-                        "the server accepted the query and never answered",
-                        "hung",
-                    )
+                    error = _error(Reason.TIMEOUT, "the server accepted the query and never answered", "hung")
                 if self._connection.closed:
                     self._failure = error
                 raise error from None

@@ -21,8 +21,8 @@ from runbook_lib.context import Sources
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Budget, Target
-from runbook_lib.sources import Opening, ReadCost, SourceError, exposition, http
-from runbook_lib.sources.exposition import Exposition
+from runbook_lib.sources import Opening, ReadCost, SourceError, http, prometheus
+from runbook_lib.sources.prometheus import Exposition
 
 #: As a service on a JVM writes it: comments, labels, a number without and with a point, one that is none.
 TEXT = """\
@@ -130,7 +130,7 @@ def test_an_answer_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> Non
 )))  # fmt: skip
 def test_whatever_answers_is_read_or_refused(body: bytes) -> None:
     try:
-        frame = exposition.rows("notification", body, lambda name: True)
+        frame = prometheus.rows("notification", body, lambda name: True)
     except SourceError:
         """It is refused."""
     else:
