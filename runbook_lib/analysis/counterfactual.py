@@ -182,7 +182,7 @@ class _Evidence:
             scores[about] = self._score(about, share, contradicted, *(m for m in moves if about in m.weights))
         stuck_at = find_stuck_hop({place: scores.get(place, 0.0) for place in self._book.places}, self._book)
         modes: dict[str, float] = {}
-        for mode in (self._book.failure_modes[id_] for id_ in scores if id_ in self._book.failure_modes):
+        for mode in (mode for id_, mode in self._book.failure_modes.items() if id_ in scores):
             elsewhere = stuck_at is not None and stuck_at not in mode.hops
             if seen.isdisjoint(mode.excluded_by):
                 modes[mode.id] = score_elsewhere(scores[mode.id]) if elsewhere else scores[mode.id]

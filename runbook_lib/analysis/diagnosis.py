@@ -310,9 +310,8 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
             found = replace(found, score=score_elsewhere(found.score))
         return replace(found, because=tuple(because))
 
-    ranked = [
-        weighed(id_) for id_ in _unique(s.about for f in findings for s in f.signals if s.about in book.failure_modes)
-    ]
+    told = {s.about for f in findings for s in f.signals}
+    ranked = [weighed(id_) for id_ in book.failure_modes if id_ in told]  # of equal ones the first in the document
     said = (m for m in ranked if m.score > 0 or (m.excluded_by and any(b.weight > 0 for b in m.because)))
     return tuple(sorted(said, key=lambda m: -m.score))
 
