@@ -17,7 +17,7 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,13 @@ SECOND_RUN = "/again"
 RECURRED = "/recurred"
 
 _SCHEMA = Path(__file__).with_name("journal.sql")
+#: Incidents with what `IncidentState` says of them, except their jobs.
+_INCIDENTS = (
+    "SELECT i.*, (SELECT count(DISTINCT fingerprint) FROM alerts WHERE incident = i.id) AS alerts,"
+    " (SELECT coalesce(sum(count - 1), 0) FROM alerts WHERE incident = i.id) AS repeats,"
+    " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
+    " FROM incidents AS i"
+)
 
 Kind = Literal["firing", "resolved"]
 
@@ -167,23 +174,22 @@ class Journal:
     def accept(self, alerts: Sequence[Alert], config: Settings, now: float) -> Accepted:
         """Store the alerts of one body in one transaction, which is on disk when this returns. Raises JournalError."""
         window_s = config.receiver.window_minutes * 60
-        jobs: list[int] = []
+        jobs: list[int | None] = []
         counted = 0
-        with self._transaction() as db:
+        with self._transaction():
             for target, own in routes.split_by_incident(alerts, config):
-                incident = self._find_or_open_incident(db, own, target, window_s, now)
+                incident = self._find_or_open_incident(own, target, window_s, now)
                 if incident is None:  # resolved alerts without an open incident
                     counted += len(own)
                     continue
                 if any(alert.firing for alert in own):
-                    self._drop_recovery(db, incident, now)
+                    self._drop_recovery(incident, now)
                 for alert in own:
-                    job, new = self._record_alert(db, alert, config, incident, window_s, now)
-                    jobs += [] if job is None else [job]
+                    job, new = self._record_alert(alert, config, incident, now - window_s, now)
+                    jobs.append(job)
                     counted += not new
-                ended = self._add_recovery_job(db, own, incident, target, now)
-                jobs += [ended] if ended is not None else []
-        return Accepted(tuple(dict.fromkeys(jobs)), counted)
+                jobs.append(self._add_recovery_job(own, incident, target, now))
+        return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
     def recover(self, now: float) -> int:
         """Set the jobs that a dead receiver was running to waiting; return their number. Raises JournalError.
@@ -191,14 +197,15 @@ class Journal:
         The stored times are from that receiver's clock: a time in the future of this clock is replaced by now. A second
         run keeps at most its planned wait; retries and messages are due at once.
         """
-        with self._transaction() as db:
-            db.execute("UPDATE messages SET due = min(due, ?), made = min(made, ?) WHERE state = 'waiting'", (now, now))
-            db.execute(
-                "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'",
-                (now,),
+        with self._transaction():
+            self._execute(
+                "UPDATE messages SET due = min(due, ?), made = min(made, ?) WHERE state = 'waiting'", now, now
             )
-            db.execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", (now, now))
-            return db.execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", (now,)).rowcount
+            self._execute(
+                "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'", now
+            )
+            self._execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", now, now)
+            return self._execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", now).rowcount
 
     def trim(self, keep: int) -> None:
         """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
@@ -206,62 +213,62 @@ class Journal:
         A closed incident without remaining jobs keeps only its row and its last seal, because its dossier may exist for
         longer. Any other incident keeps its alerts and the last job of each kind and sections.
         """
-        with self._transaction() as db:
-            beyond = "SELECT coalesce(max(id), 0) AS id FROM (SELECT id FROM jobs ORDER BY id DESC LIMIT -1 OFFSET ?)"
-            last = db.execute(beyond, (keep,)).fetchone()["id"]
-            found = db.execute(
+        with self._transaction():
+            newest = self._first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
+            last = newest["id"] if newest else 0
+            found = self._execute(
                 "SELECT id FROM incidents AS i WHERE closed IS NOT NULL AND EXISTS"
                 " (SELECT 1 FROM jobs WHERE incident = i.id) AND NOT EXISTS"
                 " (SELECT 1 FROM jobs WHERE incident = i.id AND id > ?) AND NOT EXISTS"
                 " (SELECT 1 FROM messages WHERE incident = i.id AND state = 'waiting')",
-                (last,),
+                last,
             )
-            old = (json.dumps([row["id"] for row in found]),)
-            db.execute(  # no update: that would leave each row on a page of its own
+            old = json.dumps([row["id"] for row in found])
+            self._execute(  # no update: that would leave each row on a page of its own
                 "REPLACE INTO incidents (id, alert, group_key, target, opened, closed, concluded)"
                 " SELECT id, alert, group_key, target, opened, closed, concluded FROM incidents"
                 " WHERE id IN (SELECT value FROM json_each(?))",
                 old,
             )
             for table in ("messages", "threads", "alerts", "jobs"):
-                db.execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
-            db.execute(
+                self._execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
+            self._execute(
                 "DELETE FROM jobs WHERE id <= ? AND state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
                 " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections)",
-                (last,),
+                last,
             )
-            db.execute(
+            self._execute(
                 "DELETE FROM messages WHERE state IN ('sent', 'failed')"
                 " AND id <= (SELECT id FROM messages ORDER BY id DESC LIMIT 1 OFFSET ?)",
-                (keep,),
+                keep,
             )
-            db.execute(
+            self._execute(
                 "DELETE FROM seals WHERE rowid <= (SELECT rowid FROM seals ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
                 " AND rowid NOT IN (SELECT max(rowid) FROM seals GROUP BY incident)",
-                (keep,),
+                keep,
             )
 
     # Jobs.
 
     def next_job(self, now: float, busy: Collection[str]) -> Job | None:
         """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
-        with self._transaction() as db:
-            row = db.execute(
+        with self._transaction():
+            row = self._first(
                 # An incident's jobs keep their order, also when one is retried; but no job waits for a second run.
                 "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
                 " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
                 " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id"
                 " AND key NOT LIKE ?) ORDER BY id LIMIT 1",
-                (now, json.dumps(list(busy)), f"%{SECOND_RUN}"),
-            ).fetchone()
+                now, json.dumps(list(busy)), f"%{SECOND_RUN}",
+            )  # fmt: skip
             if row is None:
                 return None
-            db.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ? WHERE id = ?", (now, row["id"])
+            job = replace(_job_from_row(row), state="running", attempts=row["attempts"] + 1, started=now)
+            self._execute(
+                "UPDATE jobs SET state = 'running', attempts = ?, started = ? WHERE id = ?", job.attempts, now, job.id
             )
-            job = _job_from_row(db.execute("SELECT * FROM jobs WHERE id = ?", (row["id"],)).fetchone())
             if job.recurred and job.attempts == 1:  # the last reported verdict belongs to an earlier outage
-                self._forget_last_verdict(db, job)
+                self._forget_last_verdict(job)
             return job
 
     def conclude(
@@ -286,41 +293,38 @@ class Journal:
         changed. Raises JournalError.
         """
         signature = record.signature(verdict)
-        with self._transaction() as db:
-            before = db.execute("SELECT signature FROM incidents WHERE id = ?", (job.incident,)).fetchone()
-            changed: bool = before["signature"] != signature
-            if again is None:
-                done = "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?"
-                db.execute(done, (now, problem, job.id))
-                if second_run is not None:
-                    self._add_second_run(db, job, verdict["status"], *second_run, now)
+        with self._transaction():
+            if again is not None:
+                self._postpone_job(job, again, problem)
             else:
-                self._postpone_job(db, job, again, problem)
-            db.execute(
-                "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
-                (json.dumps(verdict, ensure_ascii=False), signature, now, job.incident),
+                self._execute(
+                    "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?", now, problem, job.id
+                )
+                if second_run is not None:
+                    self._add_second_run(job, verdict["status"], *second_run, now)
+            changed = bool(
+                self._first("SELECT 1 FROM incidents WHERE id = ? AND signature IS NOT ?", job.incident, signature)
             )
-            self._close_incident(db, job.incident, now)
-            self._keep_seal(db, job.incident, seal, now)
-            if changed:
-                self._queue_messages(db, job.incident, places, message, verdict["status"], now)
+            self._execute(
+                "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
+                json.dumps(verdict, ensure_ascii=False), signature, now, job.incident,
+            )  # fmt: skip
+            self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
         return changed
 
     def retry(self, job: Job, due: float, problem: str) -> None:
         """Postpone a job that failed; it is tried again at `due`. Raises JournalError."""
-        with self._transaction() as db:
-            self._postpone_job(db, job, due, problem)
+        with self._transaction():
+            self._postpone_job(job, due, problem)
 
     def fail(
         self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str], seal: str = ""
     ) -> None:
         """Give up a job and queue a message to each of `places`. Raises JournalError."""
-        with self._transaction() as db:
-            db.execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", (now, problem, job.id))
-            self._forget_last_verdict(db, job)
-            self._close_incident(db, job.incident, now)
-            self._keep_seal(db, job.incident, seal, now)
-            self._queue_messages(db, job.incident, places, message, "UNKNOWN", now)
+        with self._transaction():
+            self._execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", now, problem, job.id)
+            self._forget_last_verdict(job)
+            self._finish_run(job, places, message, "UNKNOWN", seal, now)
 
     # Messages.
 
@@ -351,21 +355,21 @@ class Journal:
 
     def mark_sent(self, message: Notice, now: float, thread: str = "") -> None:
         """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", (now, message.id)
+        with self._transaction():
+            self._execute(
+                "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", now, message.id
             )
             if thread:
-                db.execute("REPLACE INTO threads VALUES (?, ?, ?)", (message.incident, message.place, thread))
+                self._execute("REPLACE INTO threads VALUES (?, ?, ?)", message.incident, message.place, thread)
 
     def mark_unsent(self, message: Notice, due: float | None, problem: str) -> None:
         """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError."""
-        with self._transaction() as db:
-            db.execute(
-                "UPDATE messages SET state = ?, due = coalesce(?, due), attempts = attempts + 1, problem = ?"
-                " WHERE id = ?",
-                ("waiting" if due is not None else "failed", due, problem, message.id),
-            )
+        with self._transaction():
+            self._execute(
+                "UPDATE messages SET state = iif(?1 IS NULL, 'failed', 'waiting'), due = coalesce(?1, due),"
+                " attempts = attempts + 1, problem = ?2 WHERE id = ?3",
+                due, problem, message.id,
+            )  # fmt: skip
 
     # Reading.
 
@@ -373,20 +377,21 @@ class Journal:
         """Count jobs and messages by state (such as `jobs_waiting`), and `incidents_open`. Raises JournalError."""
         found = {f"jobs_{s}": 0 for s in ("waiting", "running", "done", "failed")}
         found |= {f"messages_{s}": 0 for s in ("waiting", "sent", "failed")}
-        for table in ("jobs", "messages"):
-            for row in self._query(f"SELECT state, count(*) AS n FROM {table} GROUP BY state"):  # noqa: S608
-                found[f"{table}_{row['state']}"] = row["n"]
-        found["incidents_open"] = self._query("SELECT count(*) AS n FROM incidents WHERE closed IS NULL")[0]["n"]
-        return found
+        rows = self._query(
+            "SELECT 'jobs_' || state AS name, count(*) AS n FROM jobs GROUP BY state"
+            " UNION ALL SELECT 'messages_' || state, count(*) FROM messages GROUP BY state"
+            " UNION ALL SELECT 'incidents_open', count(*) FROM incidents WHERE closed IS NULL"
+        )
+        return found | {row["name"]: row["n"] for row in rows}
 
     def incidents(self, limit: int = 50, offset: int = 0) -> list[IncidentState]:
         """Return incidents, newest first. Raises JournalError."""
-        rows = self._query("SELECT * FROM incidents ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
+        rows = self._query(f"{_INCIDENTS} ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
         return [self._incident_state(row) for row in rows]
 
     def incident(self, id_: str) -> IncidentState | None:
         """Return one incident, or None if it is not known. Raises JournalError."""
-        rows = self._query("SELECT * FROM incidents WHERE id = ?", id_)
+        rows = self._query(f"{_INCIDENTS} WHERE id = ?", id_)
         return self._incident_state(rows[0]) if rows else None
 
     def seals(self, incident: str) -> list[tuple[float, str]]:
@@ -396,222 +401,204 @@ class Journal:
 
     def _incident_state(self, row: sqlite3.Row) -> IncidentState:
         jobs = self._query("SELECT * FROM jobs WHERE incident = ? ORDER BY id", row["id"])
-        seals = self._query("SELECT seal FROM seals WHERE incident = ? ORDER BY rowid DESC LIMIT 1", row["id"])
-        seen = self._query(
-            "SELECT count(DISTINCT fingerprint) AS alerts, coalesce(sum(count - 1), 0) AS repeats"
-            " FROM alerts WHERE incident = ?",
-            row["id"],
-        )[0]
-        return IncidentState(
-            id=row["id"],
-            alert=row["alert"],
-            target=row["target"],
-            opened=row["opened"],
-            closed=row["closed"],
-            verdict=json.loads(row["verdict"]) if row["verdict"] else None,
-            alerts=seen["alerts"],
-            repeats=seen["repeats"],
-            jobs=tuple(_job_from_row(j) for j in jobs),
-            seal=seals[0]["seal"] if seals else "",
-        )
+        plain = {k: row[k] for k in IncidentState.__dataclass_fields__ if k != "jobs"}
+        verdict = json.loads(row["verdict"]) if row["verdict"] else None
+        return IncidentState(**plain | {"verdict": verdict, "jobs": tuple(_job_from_row(j) for j in jobs)})
 
     # Inside a transaction.
 
-    def _find_or_open_incident(
-        self, db: sqlite3.Connection, alerts: Sequence[Alert], target: str, window_s: float, now: float
-    ) -> str | None:
+    def _find_or_open_incident(self, alerts: Sequence[Alert], target: str, window_s: float, now: float) -> str | None:
         """Return the alerts' incident: the one they name, else their group's open or just closed one, else a new one.
 
         Returns None if all alerts are resolved and no incident is open.
         """
-        named = alerts[0].incident
+        named, at = alerts[0].incident, self.clock.to_wall_clock(now)
         group = "" if named else digest(alerts[0].group)  # a named incident is found by its name only
-        found = db.execute(
-            "SELECT id FROM incidents WHERE id = ?"
-            if named
-            else "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
-            " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
-            (named,) if named else (group, target, self.clock.to_wall_clock(now), window_s),
-        ).fetchone()
+        if named:
+            found = self._first("SELECT id FROM incidents WHERE id = ?", named)
+        else:
+            found = self._first(
+                "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
+                " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
+                group, target, at, window_s,
+            )  # fmt: skip
         firing = [a for a in alerts if a.firing]
         if found:
             if firing:
-                db.execute("UPDATE incidents SET closed = NULL WHERE id = ?", (found["id"],))
+                self._execute("UPDATE incidents SET closed = NULL WHERE id = ?", found["id"])
             return str(found["id"])
         if not firing:
             return None
         id_ = routes.incident_id(firing, target)
-        db.execute(
+        self._execute(
             "INSERT INTO incidents (id, alert, group_key, target, opened) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET closed = NULL",
-            (id_, firing[0].name, group, target, self.clock.to_wall_clock(now)),
-        )
+            id_, firing[0].name, group, target, at,
+        )  # fmt: skip
         return id_
 
     def _record_alert(
-        self, db: sqlite3.Connection, alert: Alert, config: Settings, incident: str, window_s: float, now: float
+        self, alert: Alert, config: Settings, incident: str, since: float, now: float
     ) -> tuple[int | None, bool]:
-        """Record an alert; return its job (None for none) and whether the alert is news."""
+        """Record an alert; return its job (None for none) and whether the alert is news.
+
+        A job that was accepted before `since` is too old for a further alert.
+        """
         routed = routes.route_of(alert, config)
-        sections = ",".join(routed.sections)
-        known = db.execute(
+        own = (incident, alert.fingerprint, ",".join(routed.sections))
+        known = self._first(
             "SELECT a.job, a.firing, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
-            (incident, alert.fingerprint, sections),
-        ).fetchone()
+            *own,
+        )
         # An alert that fires after the recovery was checked is a further outage, not a repeat.
-        newest = "SELECT coalesce(max(id), 0) AS id FROM jobs WHERE incident = ? AND kind = 'resolved'"
-        last_check = db.execute(newest, (incident,)).fetchone()["id"]
-        repeats = known is not None and known["accepted"] > now - window_s and known["job"] > last_check
+        checks = self._first("SELECT max(id) AS last FROM jobs WHERE incident = ? AND kind = 'resolved'", incident)
+        last_check = (checks and checks["last"]) or 0
+        repeats = known is not None and known["accepted"] > since and known["job"] > last_check
         if known and (repeats or not alert.firing):
-            db.execute(
+            self._execute(
                 "UPDATE alerts SET count = count + ?, last = ?, firing = ?"
                 " WHERE incident = ? AND fingerprint = ? AND sections = ?",
-                (int(alert.firing), now, int(alert.firing), incident, alert.fingerprint, sections),
-            )
+                alert.firing, now, alert.firing, *own,
+            )  # fmt: skip
             return None, not alert.firing and bool(known["firing"])
         if not alert.firing:
             return None, False
-        job = self._find_or_add_job(db, alert, routed, incident, last_check, window_s, now)
-        db.execute(
+        job = self._find_or_add_job(alert, routed, incident, last_check, since, now)
+        self._execute(
             "INSERT INTO alerts (incident, fingerprint, sections, job, firing, last) VALUES (?, ?, ?, ?, 1, ?)"
             " ON CONFLICT (incident, fingerprint, sections)"
             " DO UPDATE SET job = excluded.job, firing = 1, count = count + 1, last = excluded.last",
-            (incident, alert.fingerprint, sections, job, now),
-        )
+            *own, job, now,
+        )  # fmt: skip
         return job, True
 
     def _find_or_add_job(
-        self, db: sqlite3.Connection, alert: Alert, routed: Route, incident: str, last_check: int, window_s: float,
-        now: float,
-    ) -> int:  # fmt: skip
+        self, alert: Alert, routed: Route, incident: str, last_check: int, since: float, now: float
+    ) -> int:
         """Return the job that runs an alert's sections in this window and outage, also another alert's; else a new one.
 
         `last_check` is the last job that checked the recovery, 0 for none: the outage began after it.
         """
         sections = ",".join(routed.sections)
-        since = db.execute(
+        last = self._first(
             "SELECT id, accepted FROM jobs WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
             " AND id > ? ORDER BY number DESC LIMIT 1",
-            (incident, sections, routed.target, last_check),
-        ).fetchone()
-        if since and since["accepted"] > now - window_s:
-            return int(since["id"])
+            incident, sections, routed.target, last_check,
+        )  # fmt: skip
+        if last and last["accepted"] > since:
+            return int(last["id"])
         parameters = routed.parameters | routes.detection_parameters(alert, routed.sections)
-        suffix = RECURRED if last_check and not since else ""
-        return self._add_job(db, incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
+        suffix = RECURRED if last_check and not last else ""
+        return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
 
-    def _add_recovery_job(
-        self, db: sqlite3.Connection, alerts: Sequence[Alert], incident: str, target: str, now: float
-    ) -> int | None:
+    def _add_recovery_job(self, alerts: Sequence[Alert], incident: str, target: str, now: float) -> int | None:
         """Add the job that checks the recovery when the last alert of an open incident is resolved; None otherwise."""
         ended = [a for a in alerts if not a.firing]
-        firing = db.execute("SELECT 1 FROM alerts WHERE incident = ? AND firing", (incident,)).fetchone()
-        is_open = db.execute("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", (incident,)).fetchone()
-        if not ended or firing or not is_open:
+        is_open = self._first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
+        if not ended or not is_open or self._fires(incident):
             return None
         # A waiting recovery check stays: an alert may be reported as resolved twice.
-        dropped = (
+        self._execute(
             "UPDATE jobs SET state = 'done', ended = ?"
-            " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?"
-        )
-        db.execute(dropped, (now, incident, f"%{SECOND_RUN}"))
-        newest = "SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1"
-        last = db.execute(newest, (incident,)).fetchone()
+            " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?",
+            now, incident, f"%{SECOND_RUN}",
+        )  # fmt: skip
+        last = self._first("SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1", incident)
         if last and last["kind"] == "resolved" and last["state"] in ("waiting", "running"):
             return None
-        return self._add_job(db, incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
+        return self._add_job(incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
 
-    def _drop_recovery(self, db: sqlite3.Connection, incident: str, now: float) -> None:
+    def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
-        db.execute(
-            "DELETE FROM jobs WHERE incident = ? AND kind = 'resolved' AND state = 'waiting' AND attempts = 0",
-            (incident,),
-        )
-        db.execute(
-            "UPDATE jobs SET state = 'failed', ended = ?"
-            " WHERE incident = ? AND kind = 'resolved' AND state = 'waiting'",
-            (now, incident),
-        )
+        waiting = "incident = ? AND kind = 'resolved' AND state = 'waiting'"
+        self._execute(f"DELETE FROM jobs WHERE {waiting} AND attempts = 0", incident)  # noqa: S608
+        self._execute(f"UPDATE jobs SET state = 'failed', ended = ? WHERE {waiting}", now, incident)  # noqa: S608
 
     def _add_job(
-        self, db: sqlite3.Connection, incident: str, kind: Kind, sections: str, target: str, parameters: dict[str, Any],
-        alert: str, now: float, suffix: str = "",
+        self, incident: str, kind: Kind, sections: str, target: str, parameters: dict[str, Any], alert: str, now: float,
+        suffix: str = "",
     ) -> int:  # fmt: skip
         """Add a job and return its id.
 
         Its key has a random part: if a journal was lost, the dossier still has artifacts with that journal's keys, and
         a job with the same key would report the verdict of that time.
         """
-        before = "SELECT coalesce(max(number), 0) AS number FROM jobs WHERE incident = ? AND kind = ? AND sections = ?"
-        number = db.execute(before, (incident, kind, sections)).fetchone()["number"] + 1
-        made = db.execute(
+        before = self._first(
+            "SELECT max(number) AS number FROM jobs WHERE incident = ? AND kind = ? AND sections = ?",
+            incident, kind, sections,
+        )  # fmt: skip
+        number = ((before and before["number"]) or 0) + 1
+        made = self._execute(
             "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}",
-                incident, kind, number, sections, target, json.dumps(parameters), alert, now, now,
-            ),
+            f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}",
+            incident, kind, number, sections, target, json.dumps(parameters), alert, now, now,
         )  # fmt: skip
         return int(made.lastrowid or 0)
 
-    def _add_second_run(self, db: sqlite3.Connection, job: Job, status: str, due: float, line: str, now: float) -> None:
+    def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
         """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
-        fires = db.execute("SELECT 1 FROM alerts WHERE incident = ? AND firing", (job.incident,)).fetchone()
+        fires = self._fires(job.incident)
         newer = "SELECT 1 FROM jobs WHERE incident = ? AND id > ? AND state IN ('waiting', 'running')"
         once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
         recovering = job.kind == "resolved" and status != "OK" and not fires
-        if once or (recovering and not db.execute(newer, (job.incident, job.id)).fetchone()):
-            db.execute(
+        if once or (recovering and not self._first(newer, job.incident, job.id)):
+            self._execute(
                 "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
                 " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
                 " ON CONFLICT (key) DO NOTHING",
-                (f"{job.key}{SECOND_RUN}", line, now, due, job.id),
-            )
+                f"{job.key}{SECOND_RUN}", line, now, due, job.id,
+            )  # fmt: skip
 
-    def _close_incident(self, db: sqlite3.Connection, incident: str, now: float) -> None:
-        """Close an incident that has no firing alert and no waiting or running job."""
-        db.execute(
+    def _fires(self, incident: str) -> bool:
+        """Return whether an alert of an incident fires."""
+        return bool(self._first("SELECT 1 FROM alerts WHERE incident = ? AND firing", incident))
+
+    def _finish_run(
+        self, job: Job, places: Sequence[str], message: tuple[str, str], status: str, seal: str, now: float
+    ) -> None:
+        """Close an incident without firing alerts and unfinished jobs; store the seal, and queue the messages."""
+        at = self.clock.to_wall_clock(now)
+        self._execute(
             "UPDATE incidents SET closed = ? WHERE id = ? AND closed IS NULL"
             " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)"
             " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
-            (self.clock.to_wall_clock(now), incident),
-        )
-
-    def _keep_seal(self, db: sqlite3.Connection, incident: str, seal: str, now: float) -> None:
+            at, job.incident,
+        )  # fmt: skip
         if seal:
-            at = self.clock.to_wall_clock(now)
-            db.execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", (incident, seal, at))
-
-    def _postpone_job(self, db: sqlite3.Connection, job: Job, due: float, problem: str) -> None:
-        db.execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", (due, problem, job.id))
-
-    def _forget_last_verdict(self, db: sqlite3.Connection, job: Job) -> None:
-        """Forget the last reported verdict, so that the next one is reported even if it is the same."""
-        db.execute("UPDATE incidents SET signature = NULL WHERE id = ?", (job.incident,))
-
-    def _queue_messages(
-        self,
-        db: sqlite3.Connection,
-        incident: str,
-        places: Sequence[str],
-        message: tuple[str, str],
-        status: str,
-        now: float,
-    ) -> None:
+            self._keep_seal(job.incident, seal, at)
         for place in places:
-            db.execute(
+            self._execute(
                 "INSERT INTO messages (incident, place, title, body, status, made, due) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (incident, place, *message, status, now, now),
-            )
+                job.incident, place, *message, status, now, now,
+            )  # fmt: skip
+
+    def _keep_seal(self, incident: str, seal: str, at: float) -> None:
+        self._execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", incident, seal, at)
+
+    def _postpone_job(self, job: Job, due: float, problem: str) -> None:
+        self._execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", due, problem, job.id)
+
+    def _forget_last_verdict(self, job: Job) -> None:
+        """Forget the last reported verdict, so that the next one is reported even if it is the same."""
+        self._execute("UPDATE incidents SET signature = NULL WHERE id = ?", job.incident)
+
+    def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        return self._db.execute(statement, values)
+
+    def _first(self, question: str, *values: Any) -> sqlite3.Row | None:
+        """Return the first row of a question; None if it has none."""
+        row: sqlite3.Row | None = self._execute(question, *values).fetchone()
+        return row
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[None]:
         with self._lock:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
-                    yield self._db
+                    yield
                     self._db.execute("COMMIT")
                 except BaseException:
                     if self._db.in_transaction:
@@ -621,6 +608,7 @@ class Journal:
                 raise JournalError(f"the journal {self.file} cannot be written: {e}") from None
 
     def _query(self, question: str, *values: Any) -> list[sqlite3.Row]:
+        """Return the rows of a question, outside of a transaction. Raises JournalError."""
         with self._lock:
             try:
                 return self._db.execute(question, values).fetchall()

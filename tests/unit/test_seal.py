@@ -256,10 +256,10 @@ def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
         seal.read_checkpoints("INC-1", "http://x:s3cret@127.0.0.1:9/seals/INC-1")
     assert "s3cret" not in str(e.value) and "\n" not in str(e.value)
     journal = Journal(tmp_path / "receiver.db")
-    with journal._transaction() as db:
-        db.execute("INSERT INTO incidents (id, alert, group_key, target, opened) VALUES ('INC-1', '', '', '', 0)")
+    with journal._transaction():
+        journal._execute("INSERT INTO incidents (id, alert, group_key, target, opened) VALUES ('INC-1', '', '', '', 0)")
         for at, told in enumerate((later, ours, later)):
-            journal._keep_seal(db, "INC-1", str(told), at)
+            journal._keep_seal("INC-1", str(told), at)
     assert journal.seals("INC-1") == [(0, str(later)), (1, str(ours))]
     assert seal.read_checkpoints("INC-1", str(tmp_path / "receiver.db")) == [later, ours], "also while it is in use"
     journal.close()
