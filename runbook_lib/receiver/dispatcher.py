@@ -104,12 +104,10 @@ class Dispatcher(Loop):
             problem = self._masker(job).scrub(problem)
             again = self._retry_time(job, problem) if problem and not last else None
             # A complete result is reported at once, even if its artifacts could not be archived.
-            if result is not None and (again is None or _reached_every_step(result["document"])):
-                self._report_result(job, result, problem, again)
-            elif again is not None:
+            if again is not None and not (result and _reached_every_step(result["document"])):
                 self.write_until_done(lambda: self._journal.retry(job, again, problem))
             else:
-                self._give_up(job, problem)
+                self._report(job, result, problem, again)
 
     def _investigate(self, job: Job, last: bool) -> dict[str, Any]:
         """Run the investigation and return the result of `executors.carry_out`; add the alert to the timeline.
@@ -167,40 +165,30 @@ class Dispatcher(Loop):
         wait_s: float = min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
         return self._clock.now() + wait_s
 
-    def _give_up(self, job: Job, problem: str) -> None:
-        _log.error("%s is given up: %s", job.key, problem)
-        sealed = self._current_seal(job)
-        message = self._scrub_message(
-            job, notify.compose_failure(job, problem, self._dossier_link(job, None), self._lang, sealed)
-        )
-        self.write_until_done(
-            lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message, seal=sealed)
-        )
-        self._metrics.failed.inc()
-
-    def _report_result(self, job: Job, result: dict[str, Any], problem: str, again: float | None) -> None:
-        link = self._dossier_link(job, result["index"])
-        sealed = self._current_seal(job)
-        message = self._scrub_message(job, notify.compose(job, result, problem, link, self._lang, sealed))
+    def _report(self, job: Job, result: dict[str, Any] | None, problem: str, again: float | None) -> None:
+        """Write what a job found into the journal, with the message about it; None: the job is given up."""
+        sealed = seal.seal_text(Archive(self._output, job.incident))  # it covers the notes added after the run
+        link = self._dossier_link(job, result["index"] if result else None)
+        masker = self._masker(job)
+        title, body = notify.compose(job, result, problem, link, self._lang, sealed)
+        message = masker.scrub(title), masker.scrub(body)
+        now = self._clock.now
+        if result is None:
+            _log.error("%s is given up: %s", job.key, problem)
+            self.write_until_done(lambda: self._journal.fail(job, now(), problem, self._places, message, seal=sealed))
+            self._metrics.failed.inc()
+            return
         verdict = result["document"]["verdict"]
         second_run = self._plan_second_run(job, verdict)
         self.write_until_done(
             lambda: self._journal.conclude(
-                job,
-                verdict,
-                self._clock.now(),
-                places=self._places,
-                message=message,
-                problem=problem,
-                again=again,
-                second_run=second_run,
-                seal=sealed,
+                job, verdict, now(), places=self._places, message=message, problem=problem, again=again,
+                second_run=second_run, seal=sealed,
             )
-        )
-        if again is not None:
-            return
-        self._metrics.finished.labels(verdict["status"]).inc()
-        self._metrics.seconds.observe(max(self._clock.now() - job.accepted, 0))
+        )  # fmt: skip
+        if again is None:
+            self._metrics.finished.labels(verdict["status"]).inc()
+            self._metrics.seconds.observe(max(now() - job.accepted, 0))
 
     def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
         """Return when the sections run a second time, and its line in the timeline; None for no second run."""
@@ -215,20 +203,12 @@ class Dispatcher(Loop):
             line = say("alert.not_recovered", seconds=wait_s)
         return now + wait_s, messages.text(line, self._lang)
 
-    def _current_seal(self, job: Job) -> str:
-        """Return the dossier's present seal: it covers the notes that were added after the run."""
-        return seal.seal_text(Archive(self._output, job.incident))
-
     def _dossier_link(self, job: Job, index: str | None) -> str:
         """Return the dossier's public URL if one is configured, else its path."""
         url = self._config.receiver.public_url.rstrip("/")
         if url:
             return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
         return index or Archive(self._output, job.incident).place
-
-    def _scrub_message(self, job: Job, message: tuple[str, str]) -> tuple[str, str]:
-        masker = self._masker(job)
-        return masker.scrub(message[0]), masker.scrub(message[1])
 
     def _masker(self, job: Job) -> Masker:
         try:

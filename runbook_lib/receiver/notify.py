@@ -68,24 +68,27 @@ def alert_line(job: Job, lang: str) -> str:
     return messages.text(say("alert.recurred", alert=job.alert), lang) if job.recurred else job.alert
 
 
-def compose(job: Job, came: dict[str, Any], problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
-    """Return title and body of a job's result; `came` is from `investigation.summary`, `seal` from `seal.seal_text`."""
-    first, *rest = came["lines"]
-    document = came["document"]
-    sections = ", ".join(r["section"] for r in document["runs"])
-    time = render.when(document["as_of"])
-    looked = say("notify.looked", target=job.target, sections=sections, time=time)
-    lines = [alert_line(job, lang), messages.text(looked, lang), *rest]
+def compose(
+    job: Job, result: dict[str, Any] | None, problem: str, link: str, lang: str, seal: str = ""
+) -> tuple[str, str]:
+    """Return title and body for a job that has ended, within their maximum lengths.
+
+    `result` is from `investigation.summary`, None if the job is given up; `seal` is from `seal.seal_text`. The incident
+    ends the title, seal and link end the body.
+    """
+    verdict, *rest = result["lines"] if result else [messages.text(say("notify.not_done"), lang)]
+    recurred = say("notify.recurred", verdict=verdict)
+    title = messages.text(recurred, lang) if job.recurred else verdict
+    lines = [alert_line(job, lang)]
+    if result:
+        document = result["document"]
+        sections, time = ", ".join(r["section"] for r in document["runs"]), render.when(document["as_of"])
+        looked = say("notify.looked", target=job.target, sections=sections, time=time)
+        lines += [messages.text(looked, lang), *rest]
     if problem:
         lines.append(messages.text(say("notify.problem", problem=problem), lang))
-    return _fit_length(_format_title(job, first, lang), job.incident, lines, seal, link)
-
-
-def compose_failure(job: Job, problem: str, link: str, lang: str, seal: str = "") -> tuple[str, str]:
-    """Return title and body for a job that is given up."""
-    lines = [alert_line(job, lang), messages.text(say("notify.problem", problem=problem), lang)]
-    title = _format_title(job, messages.text(say("notify.not_done"), lang), lang)
-    return _fit_length(title, job.incident, lines, seal, link)
+    end, body, last = f" · {job.incident}", "\n".join(lines).strip(), f"{seal}\n{link}".strip()
+    return f"{' '.join(title.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(last)]}\n\n{last}"
 
 
 class Notifier(Loop):
@@ -217,13 +220,3 @@ def _open_url(url: str) -> Any:
     from apprise import Apprise
 
     return Apprise.instantiate(url, asset=_apprise_asset())
-
-
-def _format_title(job: Job, verdict: str, lang: str) -> str:
-    return messages.text(say("notify.recurred", verdict=verdict), lang) if job.recurred else verdict
-
-
-def _fit_length(first: str, incident: str, lines: Sequence[str], seal: str, link: str) -> tuple[str, str]:
-    """Return title and body within their maximum lengths; the incident ends the title, seal and link end the body."""
-    end, body, last = f" · {incident}", "\n".join(lines).strip(), f"{seal}\n{link}".strip()
-    return f"{' '.join(first.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(last)]}\n\n{last}"

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 import fsspec
@@ -34,10 +33,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runbook_lib import messages
 from runbook_lib.archive import dossier
-from runbook_lib.model.order import RunProgress
 from runbook_lib.parameters import validate
 from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent
 from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.reads import AccessLog
@@ -89,31 +88,13 @@ _CLOSE = {"connection": "close"}
 _PROBES = ("/healthz", "/readyz", "/metrics")
 
 
-class JobRunner(Protocol):
-    """Runs the journal's jobs (`Dispatcher`)."""
-
-    @property
-    def alive(self) -> bool:
-        """Return whether its thread runs."""
-        ...
-
-    @property
-    def progress(self) -> Mapping[str, RunProgress]:
-        """Return what the running investigations have found so far, by incident."""
-        ...
-
-    def wake(self) -> None:
-        """Poll the journal now."""
-        ...
-
-
 class Receiver:
     """The endpoints; `app` is the ASGI application."""
 
     def __init__(
         self,
         journal: Journal,
-        dispatcher: JobRunner,
+        dispatcher: Dispatcher,
         config: Settings,
         output: str,
         metrics: Metrics,

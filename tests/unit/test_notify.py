@@ -332,7 +332,7 @@ def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str
 def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> None:
     came = {"lines": ["✖ CRITICAL"], "document": {"as_of": "2026-01-31T03:00:00Z", "runs": []}}
     told = notify.compose(job(f"k{RECURRED}"), came, "", "link", lang)
-    given_up = notify.compose_failure(job(f"k{RECURRED}"), "lost", "link", lang)
+    given_up = notify.compose(job(f"k{RECURRED}"), None, "lost", "link", lang)
     assert told[0] == f"{again}✖ CRITICAL · INC-1" and given_up[0].startswith(f"{again}? UNKNOWN")
     for _, body in (told, given_up):
         assert body.startswith(f"{line}Late firing: slow\n")
