@@ -27,7 +27,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _parse_seeds(_context: click.Context, _option: click.Parameter, value: str) -> range:
-    """Seeds written as 17 or 1000:1200, the last not among them."""
+    """Parse seeds written as 17 or 1000:1200, the last not among them."""
     first, colon, last = value.partition(":")
     try:
         found = range(int(first), int(last) if colon else int(first) + 1)
@@ -51,7 +51,7 @@ _WORD_KEYS = {
 }
 
 
-def _word(answer: str | None) -> Text:
+def _say_result(answer: str | None) -> Text:
     return say(_WORD_KEYS[answer or "none"])
 
 
@@ -104,7 +104,7 @@ def drill(
         for line in played:
             file.write(without_paths(json.dumps(line, ensure_ascii=False)) + "\n")
             file.flush()
-            _tell(line)
+            _print_drill(line)
     return 0
 
 
@@ -139,11 +139,11 @@ def _play_all(
             lanes.shutdown(cancel_futures=True)
 
 
-def _tell(line: dict[str, Any]) -> None:
+def _print_drill(line: dict[str, Any]) -> None:
     from runbook_lib.gameday.drills.report import judged
 
     what = line["scenario"]
-    kind = " + ".join(what["faults"]) or messages.text(_word("no_fault"), lang())
+    kind = " + ".join(what["faults"]) or messages.text(_say_result("no_fault"), lang())
     if "error" in line:
         return tell("drill.failed", seed=line["seed"], kind=kind, why=line["error"])
     found = judged(line)
@@ -155,9 +155,9 @@ def _tell(line: dict[str, Any]) -> None:
         noise=what["noise"],
         look=what["look_after_s"],
         ended=what["ended_s"] or None,
-        answer=_word(found.judged.answer),
+        answer=_say_result(found.judged.answer),
         confidence=found.confidence,
-        help=_word(found.help),
+        help=_say_result(found.help),
         s=line["seconds"],
     )
 
@@ -177,8 +177,8 @@ def _play_with_person(scenario: Scenario) -> int:
         with play.incident(scenario, directory, play.DrillClock()) as it:
             began = time.monotonic()
             tell("drill.play", env=command("env", it.sandbox.directory))
-            place = _asked("drill.ask_place", [*book.places, nothing])
-            mode = _asked("drill.ask_mode", [*book.failure_modes, nothing])
+            place = _ask_choice("drill.ask_place", [*book.places, nothing])
+            mode = _ask_choice("drill.ask_mode", [*book.failure_modes, nothing])
             took = time.monotonic() - began
     right = play.truth(scenario)
     calm = "UNKNOWN" if right and not right.modes else "OK"  # who can not see in has nothing to name
@@ -192,7 +192,7 @@ def _play_with_person(scenario: Scenario) -> int:
     answer = judge(said, right)
     points = {"right": 2, "undecided": 1, "wrong": 0}
     tell("drill.score", points=points[answer.place] + points[answer.mode], s=took)
-    tell("drill.judged", place=_word(answer.place), mode=_word(answer.mode))
+    tell("drill.judged", place=_say_result(answer.place), mode=_say_result(answer.mode))
     for name in scenario.faults:
         fault = find(name)
         what, where, why = Text(messages.VERBATIM, fault.description), fault.stuck_at, fault.failure_mode
@@ -204,7 +204,7 @@ def _play_with_person(scenario: Scenario) -> int:
     return 0
 
 
-def _asked(key: str, known: list[str]) -> str:
+def _ask_choice(key: str, known: list[str]) -> str:
     question = messages.text(say(key), lang())
     return str(click.prompt(question, type=click.Choice(known, case_sensitive=False)))
 

@@ -28,13 +28,13 @@ _directory = click.option(
 )
 
 
-def _open(directory: Path) -> Sandbox:
+def _open_sandbox(directory: Path) -> Sandbox:
     from runbook_lib.gameday.sandbox.sandbox import Sandbox  # late: it starts servers, and the help needs none
 
     return Sandbox(directory)
 
 
-def _settings(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def _parse_settings(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = [value.partition("=") for value in values]
     for name, equals, _value in pairs:
         if not (name.isidentifier() and equals):
@@ -56,12 +56,12 @@ def sandbox() -> None:
     "settings",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_settings,
+    callback=_parse_settings,
     help="An environment variable of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE=10.",
 )
 def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> None:
     """Start everything and wait until events flow."""
-    _open(directory).up(rate, hours, settings)
+    _open_sandbox(directory).up(rate, hours, settings)
     tell("sandbox.up", directory=directory, env=command("env", directory))
 
 
@@ -69,7 +69,7 @@ def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> 
 @_directory
 def status(directory: Path) -> None:
     """Show what runs, under which pod names, and the active fault."""
-    now = _open(directory).status()
+    now = _open_sandbox(directory).status()
     for program, word in now.programs.items():
         click.echo(f"{program:16} {word:10} {now.pods.get(program, '')}".rstrip())
     for name, address in now.addresses.items():
@@ -92,7 +92,7 @@ def faults() -> None:
 @_directory
 def fault(name: str, directory: Path) -> None:
     """Break one thing."""
-    broken = _open(directory).fault(name)
+    broken = _open_sandbox(directory).fault(name)
     tell("sandbox.broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
 
 
@@ -100,7 +100,7 @@ def fault(name: str, directory: Path) -> None:
 @_directory
 def heal(directory: Path) -> None:
     """Undo the fault and wait until events flow again."""
-    healed = _open(directory).heal()
+    healed = _open_sandbox(directory).heal()
     tell("sandbox.healed" if healed else "sandbox.no_fault", name=healed)
 
 
@@ -108,7 +108,7 @@ def heal(directory: Path) -> None:
 @_directory
 def down(directory: Path) -> None:
     """Stop and delete everything."""
-    there = _open(directory).down()
+    there = _open_sandbox(directory).down()
     tell("sandbox.gone" if there else "sandbox.not_there", directory=directory)
 
 
@@ -122,11 +122,11 @@ def env(directory: Path) -> None:
 
 
 @sandbox.command(name="set")
-@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...", callback=_settings)
+@click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...", callback=_parse_settings)
 @_directory
 def set_(settings: dict[str, str], directory: Path) -> None:
     """Set environment variables of the pods and restart those they belong to, as `kubectl set env` would."""
-    opened = _open(directory)
+    opened = _open_sandbox(directory)
     opened.configure(settings)
     others = ("entitlement", "receiver")
     owners = (name.split("_")[0].lower() for name in settings)

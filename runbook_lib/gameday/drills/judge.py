@@ -60,7 +60,7 @@ def judge(verdict: Mapping[str, Any] | None, truth: Truth | None) -> Judged:
         blind = truth is not None and verdict["status"] == "OK"
         calm: Answer = "wrong" if blind or alarms(verdict) else "undecided" if verdict["undecided"] else "right"
         return Judged(calm, calm)
-    place, mode = _place(verdict, truth), _mode(verdict, truth)
+    place, mode = _judge_place(verdict, truth), _judge_mode(verdict, truth)
     if "nothing" in (place, mode):
         # Nothing is named: honest where it says that it can not know yet, and a miss where it says that all is well.
         blind = verdict["status"] == "OK" and not verdict.get("look_again_s")
@@ -75,7 +75,7 @@ def alarms(verdict: Mapping[str, Any]) -> bool:
     return named or changing(verdict["proposals"]) is not None
 
 
-def _place(verdict: Mapping[str, Any], truth: Truth) -> Any:
+def _judge_place(verdict: Mapping[str, Any], truth: Truth) -> Any:
     stuck_at, undecided = verdict["stuck_at"], verdict["undecided"]
     if stuck_at is not None:
         return "right" if stuck_at in truth.places else "wrong"
@@ -85,7 +85,7 @@ def _place(verdict: Mapping[str, Any], truth: Truth) -> Any:
     return "right" if None in truth.places else "nothing"
 
 
-def _mode(verdict: Mapping[str, Any], truth: Truth) -> Any:
+def _judge_mode(verdict: Mapping[str, Any], truth: Truth) -> Any:
     if verdict.get("between"):
         return "undecided" if truth.modes & {*verdict["between"]} else "wrong"
     first = next((m for m in verdict["failure_modes"] if m["score"] >= NAMED), None)
@@ -111,7 +111,7 @@ _LOOKS = {
 
 
 def changes(command: str) -> bool:
-    """Whether a command as it stands changes anything; one that is not known counts as if it did.
+    """Return whether a command as it stands changes anything; one that is not known counts as if it did.
 
     >>> changes("runbook act redrive outbox"), changes("runbook act restart notification --execute")
     (False, True)
@@ -187,7 +187,7 @@ def took_effect(before: FlowSample, after: FlowSample) -> tuple[str, ...]:
 
 
 def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Bounds of a share, as shares: Wilson's interval, 95 % with this z. (0, 1) where nothing was seen.
+    """Return the bounds of a share, as shares: Wilson's interval, 95 % with this z; (0, 1) where nothing was seen.
 
     >>> [round(b, 2) for b in wilson(9, 10)]
     [0.6, 0.98]

@@ -47,7 +47,7 @@ class DrillClock:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def wait(self, s: float) -> None:
-        """So many seconds. Raises Stopped."""
+        """Wait so many seconds. Raises Stopped."""
         if self.stop.wait(max(s, 0.0)):
             raise Stopped
 
@@ -97,7 +97,7 @@ def incident(
         clock.wait(WARM_S + BEFORE_S)
         seen = probe.sample_flow(sandbox, BEFORE_S)
         if output:
-            _run(
+            _run_command(
                 (*_RUNBOOK, "baseline", "3", "--target", "sandbox", "--output", str(output)), sandbox, directory, clock
             )
         _make_noise(scenario, sandbox)
@@ -137,23 +137,25 @@ def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Pa
     line: dict[str, Any] = {
         "seed": scenario.seed,
         "scenario": asdict(scenario),
-        "at": _now(),
+        "at": _format_now(),
         "version": version("runbook-notebooks"),
     }
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
         try:
-            line |= _drill(scenario, Path(scratch), clock, after_s, keep)
+            line |= _play_scenario(scenario, Path(scratch), clock, after_s, keep)
         except (SandboxError, psycopg.Error, OSError) as error:
             line["error"] = (str(error).splitlines() or [type(error).__name__])[0]
     return line
 
 
-def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None) -> dict[str, Any]:
+def _play_scenario(
+    scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
+) -> dict[str, Any]:
     right, broken = truth(scenario), [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
     later = False
     with (
-        _twin(scenario, scratch / "twin", clock) as twin,
+        _Twin(scenario, scratch / "twin", clock) as twin,
         incident(scenario, scratch / "sandbox", clock, output=output) as it,
     ):
         onset = time.monotonic()
@@ -184,7 +186,7 @@ def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float,
         "families": sorted({f.family for f in broken}),
         "restore": [word for f in broken for word in f.restore],
         "verdict": verdict,
-        "headline": _headline(document) if document else problem,
+        "headline": _find_headline(document) if document else problem,
         "seconds": round(seconds, 1),
         "proposal": {**proposal, **done} if proposal and done else None,
         "before": asdict(it.before),
@@ -196,15 +198,22 @@ def _drill(scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float,
 
 
 class _Twin:
-    """The same incident, left alone, in a thread of its own."""
+    """The same incident, left alone, in a thread of its own, which ends with the block."""
 
-    def __init__(self, lane: ThreadPoolExecutor, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
-        self._lane, self._clock, self._up = lane, clock, contextlib.ExitStack()
-        self._begun = lane.submit(self._begin, scenario, directory)
+    def __init__(self, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
+        self._lane, self._clock, self._up = ThreadPoolExecutor(1), clock, contextlib.ExitStack()
+        self._begun = self._lane.submit(self._start_incident, scenario, directory)
 
-    def _begin(self, scenario: Scenario, directory: Path) -> tuple[Sandbox, float]:
+    def _start_incident(self, scenario: Scenario, directory: Path) -> tuple[Sandbox, float]:
         sandbox = self._up.enter_context(incident(scenario, directory, self._clock)).sandbox
         return sandbox, time.monotonic()
+
+    def __enter__(self) -> _Twin:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self._lane.shutdown()
 
     def look_at(self, age_s: float, after_s: float) -> Future[probe.FlowSample]:
         """Sample the flow at that age."""
@@ -221,16 +230,6 @@ class _Twin:
         self._lane.submit(self._up.close)
 
 
-@contextlib.contextmanager
-def _twin(scenario: Scenario, directory: Path, clock: DrillClock) -> Iterator[_Twin]:
-    with ThreadPoolExecutor(1) as lane:
-        twin = _Twin(lane, scenario, directory, clock)
-        try:
-            yield twin
-        finally:
-            twin.end()
-
-
 def triage(
     sandbox: Sandbox, scenario: Scenario, output: Path, clock: DrillClock
 ) -> tuple[dict[str, Any] | None, float, str]:
@@ -239,11 +238,11 @@ def triage(
     Return its document, its seconds, and its error output if it has no document.
     """
     where = ("--target", "sandbox", "--incident", f"drill-{scenario.seed}", "--output", str(output))
-    alert = ("-p", "detected_by=alert", "-p", f"detected_at={_now()}")
+    alert = ("-p", "detected_by=alert", "-p", f"detected_at={_format_now()}")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="drill-") as cwd:
         command = (*_RUNBOOK, "triage", "--json", *where, *alert)
-        code, out, err = _run(command, sandbox, Path(cwd), clock)
+        code, out, err = _run_command(command, sandbox, Path(cwd), clock)
     seconds = time.monotonic() - began
     try:
         return json.loads(out), seconds, ""
@@ -254,12 +253,12 @@ def triage(
 def carry_out(command: str, sandbox: Sandbox, folder: Path, clock: DrillClock) -> dict[str, Any]:
     """Run the command in a shell as it is; return its exit code, its last line and its seconds."""
     began = time.monotonic()
-    code, out, err = _run(("/bin/sh", "-c", command), sandbox, folder, clock, _COMMAND_S)
+    code, out, err = _run_command(("/bin/sh", "-c", command), sandbox, folder, clock, _COMMAND_S)
     last = ((out + err).strip().splitlines() or [""])[-1]
     return {"exit": code, "said": last[:200], "seconds": round(time.monotonic() - began, 1)}
 
 
-def _run(
+def _run_command(
     command: Sequence[str], sandbox: Sandbox, folder: Path, clock: DrillClock, limit_s: float = _TRIAGE_S
 ) -> tuple[int, str, str]:
     """Run it as a process group of its own to its end, or end it; exit code, standard output and error."""
@@ -273,13 +272,13 @@ def _run(
             while process.poll() is None and time.monotonic() < until:
                 clock.wait(0.1)
         finally:
-            _end(process)
+            _end_process(process)
         out.seek(0)
         err.seek(0)
         return process.returncode, out.read(), err.read()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)
@@ -302,7 +301,7 @@ def environment(sandbox: Sandbox) -> Mapping[str, str]:
     }
 
 
-def _headline(document: Mapping[str, Any]) -> str:
+def _find_headline(document: Mapping[str, Any]) -> str:
     """Return the sentence that gives the reason: step 3.2, or the first finding with the worst status."""
     findings = [f for run in document["runs"] for f in run["findings"]]
     worst = [f for f in findings if f["status"] == document["status"]]
@@ -310,5 +309,5 @@ def _headline(document: Mapping[str, Any]) -> str:
     return str(next(iter((*placed, *worst, *findings)), {"headline": ""})["headline"])
 
 
-def _now() -> str:
+def _format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -42,7 +42,7 @@ class FlowSample:
     ahead_s: float | None = None
 
 
-#: One row each, with the names of `Seen`; a name that several have is summed, ages and rates have one only.
+#: One row each, with the names of `FlowSample`; a name that several have is summed, ages and rates have one only.
 _QUESTIONS = (
     "SELECT count(*) FILTER (WHERE created_at > now() - %(while)s) / %(s)s AS created,"
     " count(*) FILTER (WHERE published_at > now() - %(while)s) / %(s)s AS published,"
@@ -70,7 +70,7 @@ _QUESTIONS = (
 
 def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
     """Sample the flow over `s` seconds."""
-    sent, twice = _received(sandbox, s)
+    sent, twice = _count_received(sandbox, s)
     found: dict[str, float] = {"sent": sent}
     missing: set[str] = set()
     with (
@@ -84,7 +84,7 @@ def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
         ) as connection,
     ):
         for question in _QUESTIONS:
-            names = _names(question)
+            names = _field_names(question)
             try:
                 row = connection.execute(question, {"s": s, "while": timedelta(seconds=s)}).fetchone() or {}
             except psycopg.Error:
@@ -115,12 +115,12 @@ def _given_up_by_the_broker(sandbox: Sandbox) -> int:
     return sandbox.visit(count)
 
 
-def _names(question: str) -> list[str]:
+def _field_names(question: str) -> list[str]:
     return [f.name for f in fields(FlowSample) if f" AS {f.name}" in question]
 
 
-def _received(sandbox: Sandbox, s: float) -> tuple[float, int]:
-    """Notifications per second that the receiver has got, and how many it has got again."""
+def _count_received(sandbox: Sandbox, s: float) -> tuple[float, int]:
+    """Return how many notifications per second the receiver has got, and how many it has got again."""
     since = datetime.now(UTC) - timedelta(seconds=s)
     ids: Counter[str] = Counter()
     n = 0

@@ -109,45 +109,49 @@ def report(lines: Iterable[Line]) -> str:
         f"{LATER_S:.0f} s after the proposal if they do not differ. If only the runbook's own view is broken, naming "
         "no place is right; after the end of a fault, naming none.",
         "## In short",
-        _in_short(real, calm),
+        _format_summary(real, calm),
         "## By family",
         "What a person must restore is named if the verdict's failure modes or its reason name it.",
-        _families(real),
+        _format_families(real),
         "## By kind of fault",
-        _kinds(real),
+        _format_kinds(real),
         "## How sure is sure",
         "Drills with a fault; Wilson's bounds, 95 %.",
-        _calibration(real),
+        _format_calibration(real),
         "## Without a fault",
         _format_no_fault_table(calm),
         "## Seconds to the verdict",
-        _seconds(drills),
+        _format_durations(drills),
         "## Misses",
-        _misses([d for d in (*real, *calm) if d.missed]),
+        _format_misses([d for d in (*real, *calm) if d.missed]),
         "## Not counted",
-        _not_counted(lines, drills),
+        _format_not_counted(lines, drills),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _in_short(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
+def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
     n, answers = len(real), Counter(d.judged.answer for d in real)
     high = [d for d in real if d.confidence == "high"]
     right = sum(d.judged.answer == "right" for d in high)
     helped_, named = Counter(d.help for d in (*real, *calm)), Counter(d.named for d in real)
     idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
     rows = [
-        ("right", _share(answers["right"], n), "at least 92 %"),
-        ("right or honestly undecided", _share(n - answers["wrong"], n), "at least 97 %"),
-        ("undecided", _share(answers["undecided"], n), "at most 5 %"),
-        ("*high* is right", f"{_share(right, len(high))}, lower bound {wilson(right, len(high))[0]:.0%}", "98 %, 95 %"),
-        ("names what a person must restore", _share(named[True], named[True] + named[False]), "at least 80 %"),
+        ("right", _format_share(answers["right"], n), "at least 92 %"),
+        ("right or honestly undecided", _format_share(n - answers["wrong"], n), "at least 97 %"),
+        ("undecided", _format_share(answers["undecided"], n), "at most 5 %"),
+        (
+            "*high* is right",
+            f"{_format_share(right, len(high))}, lower bound {wilson(right, len(high))[0]:.0%}",
+            "98 %, 95 %",
+        ),
+        ("names what a person must restore", _format_share(named[True], named[True] + named[False]), "at least 80 %"),
         ("proposals of *high* confidence that do nothing", str(idle), "0"),
         ("proposals that harm", str(helped_["harms"]), "0"),
-        ("proposals that help", _share(helped_["helps"], sum(helped_[name] for name in _HELP)), ""),
-        ("alarms without a fault", _share(sum(_alarm(d) for d in calm), len(calm)), "0"),
+        ("proposals that help", _format_share(helped_["helps"], sum(helped_[name] for name in _HELP)), ""),
+        ("alarms without a fault", _format_share(sum(_is_alarm(d) for d in calm), len(calm)), "0"),
     ]
-    return _table(("", "seen", "to reach"), rows)
+    return _format_table(("", "seen", "to reach"), rows)
 
 
 def _group_by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
@@ -157,18 +161,18 @@ def _group_by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str,
     return groups
 
 
-def _families(real: Sequence[Drill]) -> str:
+def _format_families(real: Sequence[Drill]) -> str:
     rows = []
     for family in (*sorted({f for d in real for f in d.families}), "all"):
         own = [d for d in real if family in (*d.families, "all")]
         answers, named = Counter(d.judged.answer for d in own), Counter(d.named for d in own)
         rows.append(
-            (family, len(own), *(answers[a] for a in _ANSWERS), _share(named[True], named[True] + named[False]))
+            (family, len(own), *(answers[a] for a in _ANSWERS), _format_share(named[True], named[True] + named[False]))
         )
-    return _table(("family", "drills", *_ANSWERS, "names what to restore"), rows)
+    return _format_table(("family", "drills", *_ANSWERS, "names what to restore"), rows)
 
 
-def _kinds(real: Sequence[Drill]) -> str:
+def _format_kinds(real: Sequence[Drill]) -> str:
     """Return a row for each kind that is not all right and helpful, and the other kinds as two lists."""
     rows = []
     rest: dict[Help | None, dict[int, list[str]]] = {"helps": {}, None: {}}
@@ -181,7 +185,7 @@ def _kinds(real: Sequence[Drill]) -> str:
             said = ", ".join(f"{answers[a]} {a}" for a in _ANSWERS if answers[a])
             proposed = ", ".join(f"{help_[h]} {h or 'none'}" for h in (*_HELP, None) if help_[h])
             rows.append((kind, len(own), said or "-", proposed or "-"))
-    parts = [_table(("kind", "drills", "verdicts", "proposals"), rows)]
+    parts = [_format_table(("kind", "drills", "verdicts", "proposals"), rows)]
     for only_help, what in (("helps", "the first proposal helped"), (None, "no proposal changes anything")):
         if groups := rest[only_help]:
             kinds = "; ".join(f"{n} each: {', '.join(names)}" for n, names in sorted(groups.items()))
@@ -189,7 +193,7 @@ def _kinds(real: Sequence[Drill]) -> str:
     return "\n\n".join(parts)
 
 
-def _calibration(real: Sequence[Drill]) -> str:
+def _format_calibration(real: Sequence[Drill]) -> str:
     rows = []
     for level in _LEVELS:
         own = [d for d in real if d.confidence == level]
@@ -198,22 +202,22 @@ def _calibration(real: Sequence[Drill]) -> str:
         low, high = wilson(answers["right"], len(own))
         shown = (f"{share:.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
         rows.append((level, len(own), *(answers[a] for a in _ANSWERS), *shown))
-    return _table(("confidence", "drills", *_ANSWERS, "share right", "bounds"), rows)
+    return _format_table(("confidence", "drills", *_ANSWERS, "share right", "bounds"), rows)
 
 
 def _format_no_fault_table(calm: Sequence[Drill]) -> str:
     rows = [
-        (noise, len(own), sum(_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
+        (noise, len(own), sum(_is_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
         for noise, own in _group_by(calm, lambda d: d.line["scenario"]["noise"]).items()
     ]
-    return _table(("noise", "drills", "alarms", "undecided"), rows)
+    return _format_table(("noise", "drills", "alarms", "undecided"), rows)
 
 
-def _alarm(drill: Drill) -> bool:
+def _is_alarm(drill: Drill) -> bool:
     return drill.line["verdict"] is None or alarms(drill.line["verdict"])
 
 
-def _seconds(drills: Sequence[Drill]) -> str:
+def _format_durations(drills: Sequence[Drill]) -> str:
     seconds = sorted(float(d.line["seconds"]) for d in drills)
     if not seconds:
         return "None."
@@ -221,11 +225,11 @@ def _seconds(drills: Sequence[Drill]) -> str:
     return f"Median {statistics.median(seconds):.0f}, p95 {slow:.0f}, longest {seconds[-1]:.0f}."
 
 
-def _misses(missed: Sequence[Drill]) -> str:
-    return "\n".join(_miss(d) for d in missed) or "None."
+def _format_misses(missed: Sequence[Drill]) -> str:
+    return "\n".join(_format_miss(d) for d in missed) or "None."
 
 
-def _miss(drill: Drill) -> str:
+def _format_miss(drill: Drill) -> str:
     line, what = drill.line, drill.line["scenario"]
     verdict = line["verdict"] or {}
     modes = [m["id"] for m in verdict.get("failure_modes", ())[:2]]
@@ -246,7 +250,7 @@ def _miss(drill: Drill) -> str:
     )
 
 
-def _not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
+def _format_not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
     found = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
     # What a person wrote of a play that this line stands in the place of.
     found += [f"- seed {line['seed']}, played before: {line['before_that']}" for line in lines if "before_that" in line]
@@ -259,10 +263,10 @@ def _not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
     return "\n".join(found) or "None."
 
 
-def _share(n: int, of: int) -> str:
+def _format_share(n: int, of: int) -> str:
     return f"{n} of {of}" + (f" ({n / of:.0%})" if of else "")
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def _format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     first, *rest = ("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, *rows))
     return "\n".join([first, "|" + "---|" * len(head), *rest])

@@ -68,7 +68,7 @@ async def ensure_stream(js: JetStreamContext, name: str, duplicate_window: float
 
 
 async def ensure_streams(js: JetStreamContext, duplicate_window: float = 120.0) -> None:
-    """All four streams; the two that hold advisories leave the duplicate window to the server."""
+    """Ensure all four streams; the two that hold advisories leave the duplicate window to the server."""
     for name in (STREAM, MATCH_STREAM):
         await ensure_stream(js, name, duplicate_window)
     for name in (ADVISORY_STREAM, TERMINATED_STREAM):
@@ -146,12 +146,12 @@ class Broker:
             reconnect_time_wait=0,
             connect_timeout=max(1, round(self._timeout)),
             closed_cb=self._on_closed,
-            error_cb=_quiet,
+            error_cb=_log_client_error,
         )
         js = client.jetstream(timeout=self._timeout)
         try:
             for durable, (config, handler) in self._bound.items():
-                await self._subscribe(js, durable, config, handler)
+                await self._bind_subscription(js, durable, config, handler)
         except BaseException:
             await client.close()
             raise
@@ -165,7 +165,7 @@ class Broker:
         config = await ensure_consumer(js, durable, ack_wait, max_deliver)
         if (await js.consumer_info(CONSUMERS[durable][0], durable)).push_bound:
             raise RuntimeError("[SUB-90012] Consumer is already bound to a subscription.")
-        await self._subscribe(js, durable, config, handler)
+        await self._bind_subscription(js, durable, config, handler)
         self._bound[durable] = (config, handler)
 
     async def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> None:
@@ -192,28 +192,30 @@ class Broker:
             await self._client.close()
 
     def give_up_on_signal(self) -> None:
-        """SIGUSR1 does what two minutes without a broker would do."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: self._start(self.give_up()))
+        """Let SIGUSR1 do what two minutes without a broker would do."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, lambda: self._start_task(self.give_up()))
 
     def _jetstream(self) -> JetStreamContext:
         if self._client is None:
             raise nats.errors.ConnectionClosedError
         return self._client.jetstream(timeout=self._timeout)
 
-    async def _subscribe(self, js: JetStreamContext, durable: str, config: ConsumerConfig, handler: Handler) -> None:
+    async def _bind_subscription(
+        self, js: JetStreamContext, durable: str, config: ConsumerConfig, handler: Handler
+    ) -> None:
         await js.subscribe_bind(CONSUMERS[durable][0], config, durable, cb=handler, manual_ack=True)
 
     async def _on_closed(self) -> None:
         if self._connected.is_set() and not self.closed:
             self._connected.clear()
-            self._start(self._reconnect())
+            self._start_task(self._try_reconnects())
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start_task(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)  # the loop itself keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
-    async def _reconnect(self) -> None:
+    async def _try_reconnects(self) -> None:
         for _ in range(RECONNECT_TRIES):
             await asyncio.sleep(RECONNECT_WAIT)
             if self.closed:
@@ -224,7 +226,7 @@ class Broker:
         await self.give_up()
 
 
-async def _quiet(error: Exception) -> None:
+async def _log_client_error(error: Exception) -> None:
     if isinstance(error, ConnectionRefusedError):
         log.error("exceptionOccurred, Connection: 1, Exception: java.net.ConnectException: Connection refused")
     else:

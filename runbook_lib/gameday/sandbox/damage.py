@@ -40,7 +40,7 @@ _NINE_TRIES = timedelta(minutes=4, seconds=5)
 # Rows -------------------------------------------------------------------------------------------------------
 
 
-def _event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
+def _add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
     """Grant a right, once per user and SKU; return the outbox row, which waits, or is as `columns` say."""
     command = entitlement.GrantRequest("GRANT", USER + user, sku, "purchase", f"purchase-{user}")
     entitlement.execute(connection, command, at)
@@ -53,7 +53,7 @@ def _event(connection: Connection, user: str, at: datetime, sku: str = SKU, **co
     return row
 
 
-def _queued(
+def _add_notification(
     connection: Connection,
     user: str,
     at: datetime,
@@ -66,7 +66,7 @@ def _queued(
     With `letter`, an error and its time, it has a dead letter.
     """
     published = at + timedelta(milliseconds=400)
-    row = _event(connection, user, at, sku, status="PUBLISHED", published_at=published)
+    row = _add_event(connection, user, at, sku, status="PUBLISHED", published_at=published)
     notification.accept(connection, EntitlementEvent(**row["payload"]), at + timedelta(milliseconds=500))
     database.update(connection, "notification.notifications", columns, event_id=row["event_id"])
     if letter:
@@ -101,7 +101,7 @@ def bad_payloads(connection: Connection, n: int) -> None:
     now = database.now()
     shapes = ("[]", '"text"', '{"version": "one"}', "[]", "[1, 2]")
     for minute, payload in enumerate(islice(cycle(shapes), n)):
-        _event(connection, f"shape-{minute}", now - timedelta(minutes=minute), payload=payload)
+        _add_event(connection, f"shape-{minute}", now - timedelta(minutes=minute), payload=payload)
 
 
 def unknown_event_types(connection: Connection, n: int) -> None:
@@ -109,7 +109,7 @@ def unknown_event_types(connection: Connection, n: int) -> None:
     now = database.now()
     last: dict[str, Any] = {"event_type": "EntitlementSuspended", "attempt_count": 9, "next_retry_at": now}
     for minute in range(n):
-        _event(connection, f"type-{minute}", now - _NINE_TRIES - timedelta(minutes=minute), **last)
+        _add_event(connection, f"type-{minute}", now - _NINE_TRIES - timedelta(minutes=minute), **last)
 
 
 def refuse_one_user(connection: Connection) -> None:
@@ -118,19 +118,21 @@ def refuse_one_user(connection: Connection) -> None:
     for n in range(6):
         at = now - timedelta(minutes=9 * n + 2)
         failed: dict[str, Any] = {"status": "FAILED", "attempt_count": 10, "next_retry_at": None}
-        _queued(connection, "refused", at - _NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed)
+        _add_notification(
+            connection, "refused", at - _NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed
+        )
     for n in range(6, 12):
         again = now + timedelta(seconds=2 * (n - 6))
-        _queued(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
+        _add_notification(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
 
 
 def part_dead_letters(connection: Connection) -> None:
     """Make a FAILED row without its dead letter, and a dead letter of what was sent."""
     at = database.now() - timedelta(minutes=5)
     made = at - _NINE_TRIES
-    _queued(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
+    _add_notification(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
     sent: dict[str, Any] = {"status": "SENT", "attempt_count": 9, "next_retry_at": None, "sent_at": at}
-    _queued(connection, "sent", made, letter=("receiver answered 503", at), **sent)
+    _add_notification(connection, "sent", made, letter=("receiver answered 503", at), **sent)
 
 
 def postpone(connection: Connection, n: int) -> None:
@@ -138,7 +140,7 @@ def postpone(connection: Connection, n: int) -> None:
     now = database.now()
     for second in range(n):
         at = now - timedelta(minutes=2, seconds=second)
-        _queued(connection, f"later-{second}", at, next_retry_at=now + timedelta(days=1))
+        _add_notification(connection, f"later-{second}", at, next_retry_at=now + timedelta(days=1))
 
 
 def delete_waiting(connection: Connection, n: int) -> None:
@@ -251,7 +253,7 @@ async def replay(js: JetStreamContext, n: int) -> None:
 
 
 async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
-    """Sequences in the stream of events that the advisories of a stream speak of."""
+    """Return the sequences in the stream of events that the advisories of a stream name."""
     held = (await js.stream_info(stream)).state
     stored = range(held.first_seq, held.last_seq + 1) if held.messages else ()
     return [json.loads((await js.get_msg(stream, seq)).data or b"")["stream_seq"] for seq in stored]
@@ -282,15 +284,15 @@ def lose_events(sandbox: Sandbox) -> None:
         for table in ("processed_events", "notification_nats_dlq"):
             connection.execute(f"REVOKE INSERT ON notification.{table} FROM CURRENT_USER")
         try:
-            sandbox.wait_for("events to be given up", lambda: sandbox.visit(_advisories)[0] >= 3, 30)
+            sandbox.wait_for("events to be given up", lambda: sandbox.visit(_count_advisories)[0] >= 3, 30)
             connection.execute(allow.format("processed_events"))
-            sandbox.wait_for("the advisories to be given up", lambda: sandbox.visit(_advisories)[1] == 0, 30)
+            sandbox.wait_for("the advisories to be given up", lambda: sandbox.visit(_count_advisories)[1] == 0, 30)
         finally:
             for table in ("processed_events", "notification_nats_dlq"):
                 connection.execute(allow.format(table))
 
 
-async def _advisories(js: JetStreamContext) -> tuple[int, int]:
+async def _count_advisories(js: JetStreamContext) -> tuple[int, int]:
     """Return how many there are, and how many the subscriber still has before it."""
     info = await js.consumer_info(broker.ADVISORY_STREAM, broker.ADVISORY_CONSUMER)
     messages = (await js.stream_info(broker.ADVISORY_STREAM)).state.messages
@@ -338,7 +340,7 @@ def exhaust_outbox(sandbox: Sandbox) -> None:
         with sandbox.transaction() as connection:
             for n in range(4):
                 at = now - _NINE_TRIES - timedelta(seconds=n)
-                _event(connection, f"outage-{n}", at, attempt_count=9, next_retry_at=now)
+                _add_event(connection, f"outage-{n}", at, attempt_count=9, next_retry_at=now)
         failed = "aggregate_key LIKE 'drill-%%' AND status = 'FAILED'"
         with database.connect(sandbox.state.addresses.app_url) as connection:
             sandbox.wait_for(

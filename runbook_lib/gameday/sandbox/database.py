@@ -51,7 +51,7 @@ def count(connection: Connection, table: str, condition: str, **values: object) 
 
 
 def url(env: Environment) -> str:
-    """From POSTGRES_HOST and its sisters."""
+    """Return the database's URL from POSTGRES_HOST and its sisters."""
     user, password = env["POSTGRES_USER"], env["POSTGRES_PASSWORD"]
     return f"postgresql://{user}:{password}@{env['POSTGRES_HOST']}:{env['POSTGRES_PORT']}/{env['POSTGRES_DB']}"
 
@@ -87,25 +87,25 @@ class Database:
         """Return the connection as soon as there is one; the caller handles all failures on it."""
         with self._turn:
             try:
-                connection = self._borrow()
-                self._tell(active=1)
+                connection = self._wait_for_connection()
+                self._report_use(active=1)
                 yield connection
             finally:
-                self._tell()
+                self._report_use()
 
-    def _borrow(self) -> Connection:
+    def _wait_for_connection(self) -> Connection:
         until = time.monotonic() + self._patience_s
         while True:
             try:
-                return self._open()
+                return self._open_connection()
             except psycopg.Error as error:
                 if time.monotonic() + _AGAIN_S > until:
                     telemetry.count("hikaricp_connections_timeout_total", pool=java.POOL)
                     raise java.NoConnectionError from error
-                self._tell(waiting=1)
+                self._report_use(waiting=1)
                 time.sleep(_AGAIN_S)
 
-    def _open(self) -> Connection:
+    def _open_connection(self) -> Connection:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._url)
             self._connection.execute(f"SET SESSION search_path TO '{self._schema}'")
@@ -122,12 +122,12 @@ class Database:
                         self._connection.pgconn.consume_input()  # it shows whether the server has hung up
                     if self._connection.pgconn.status != psycopg.pq.ConnStatus.OK:
                         self._connection.close()
-                self._open()
+                self._open_connection()
         finally:
             self._turn.release()
-        self._tell()
+        self._report_use()
 
-    def _tell(self, active: int = 0, waiting: int = 0) -> None:
+    def _report_use(self, active: int = 0, waiting: int = 0) -> None:
         if self._part:
             there = self._connection is not None and not self._connection.closed
             telemetry.pool(self._part, int(there), active, waiting)

@@ -64,7 +64,7 @@ class GrantRequest:
 
 
 def instant(moment: datetime) -> str:
-    """ISO-8601 in UTC, ending in Z."""
+    """Return a moment as ISO-8601 in UTC, ending in Z."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
@@ -82,7 +82,7 @@ def execute(connection: Connection, command: GrantRequest, now: datetime) -> tup
             if stored["request_hash"] != command.hash():
                 return 409, {"code": "IDEMPOTENCY_KEY_CONFLICT"}
             return stored["response_code"], stored["response_body"]
-        code, body = _transition(connection, command, now)
+        code, body = _change_right(connection, command, now)
         database.insert(
             connection,
             "entitlement.idempotency_keys",
@@ -99,7 +99,7 @@ def execute(connection: Connection, command: GrantRequest, now: datetime) -> tup
         return code, body
 
 
-def _transition(connection: Connection, command: GrantRequest, now: datetime) -> tuple[int, dict[str, Any]]:
+def _change_right(connection: Connection, command: GrantRequest, now: datetime) -> tuple[int, dict[str, Any]]:
     granting = command.action == "GRANT"
     status = "ACTIVE" if granting else "REVOKED"
     owner = {"user_id": command.user_id, "stock_keeping_unit": command.stock_keeping_unit}
@@ -249,10 +249,10 @@ def clean_up(connection: Connection, now: datetime, published_ttl: timedelta) ->
 
 def run_relay(env: Environment) -> None:
     """Run the relay and retention of a pod; SIGUSR1 as for a subscriber."""
-    asyncio.run(_relay(env))
+    asyncio.run(_run_relay_loop(env))
 
 
-async def _relay(env: Environment) -> None:
+async def _run_relay_loop(env: Environment) -> None:
     client = broker.Broker(env["NATS_URL"], nats_timeout(env))
     js = await client.open()
     if WorkerSettings.read(OutboxQueue.SETTINGS, env).enabled:
@@ -315,18 +315,18 @@ def run_api(env: Environment) -> None:
         time.sleep(max(0.0, due - time.monotonic()))
         with suppress(Exception), source.connection() as connection:
             if owned is None:
-                owned = _owned(connection)
-            _request(connection, owned)
+                owned = _read_owned(connection)
+            _send_request(connection, owned)
 
 
-def _owned(connection: Connection) -> set[tuple[str, str]]:
+def _read_owned(connection: Connection) -> set[tuple[str, str]]:
     rows = connection.execute(
         "SELECT user_id, stock_keeping_unit FROM entitlement.entitlements WHERE status = 'ACTIVE'"
     )
     return {(row["user_id"], row["stock_keeping_unit"]) for row in rows}
 
 
-def _request(connection: Connection, owned: set[tuple[str, str]]) -> None:
+def _send_request(connection: Connection, owned: set[tuple[str, str]]) -> None:
     pair = (f"user-{random.randrange(USERS):04d}", random.choice(STOCK_KEEPING_UNITS))
     action, reason = ("REVOKE", "refund") if pair in owned else ("GRANT", "purchase")
     command = GrantRequest(action, *pair, reason, f"purchase-{uuid.uuid4()}")

@@ -125,17 +125,17 @@ def rows(change: Callable[..., object], *usual: int) -> Act:
 
     def act(sandbox: Sandbox) -> None:
         with sandbox.transaction() as connection:
-            change(connection, *_numbers(sandbox, usual))
+            change(connection, *_scale_counts(sandbox, usual))
 
     return act
 
 
 def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
     """Do something at the broker, as the applications; of what is counted, as many as usual times the intensity."""
-    return lambda sandbox: sandbox.visit(lambda js: scene(js, *_numbers(sandbox, usual)))
+    return lambda sandbox: sandbox.visit(lambda js: scene(js, *_scale_counts(sandbox, usual)))
 
 
-def _numbers(sandbox: Sandbox, usual: Sequence[int]) -> list[int]:
+def _scale_counts(sandbox: Sandbox, usual: Sequence[int]) -> list[int]:
     return [max(round(n * sandbox.intensity), 1) for n in usual]
 
 
@@ -289,14 +289,14 @@ HARMLESS: dict[str, Act] = {
 _MEANS = ("do", "undo", "stream", "consumer", "settings", "restarts")
 
 
-def _fault(name: str, table: dict[str, Any]) -> Fault:
+def _make_fault(name: str, table: dict[str, Any]) -> Fault:
     means = {key: table.pop(key) for key in _MEANS if key in table}
     pairs = []
     if "do" in means:
         pairs.append((alter(*means["do"]), mend(*means.get("undo", ()))))
     for kind in ("stream", "consumer"):
         if kind in means:
-            pairs.append(_configured(kind, means[kind]))
+            pairs.append(_reconfigure(kind, means[kind]))
     if {"settings", "restarts"} & means.keys():
         pairs.append(settings(means.get("restarts", ()), means.get("settings", {})))
     if name in _ACTS:
@@ -306,7 +306,7 @@ def _fault(name: str, table: dict[str, Any]) -> Fault:
     return Fault(name, inject, each(heal, _COUNT_ANEW), **{**table, **lists})
 
 
-def _configured(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
+def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
     """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again."""
     wrong, right = ({name: value[which] for name, value in values.items()} for which in (0, 1))
     return on_broker(partial(damage.configure, kind=kind, **wrong)), each(
@@ -315,7 +315,7 @@ def _configured(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
 
 
 _FILE = Path(__file__).with_name("faults.toml")
-CATALOGUE = tuple(_fault(*each) for each in tomllib.loads(_FILE.read_text(encoding="utf-8")).items())
+CATALOGUE = tuple(_make_fault(*each) for each in tomllib.loads(_FILE.read_text(encoding="utf-8")).items())
 
 
 def find(name: str) -> Fault:

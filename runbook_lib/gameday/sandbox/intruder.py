@@ -22,7 +22,7 @@ from .state import load
 _POLL = 0.2
 
 
-def _hold(name: str, statement: str, again_s: float | None = None) -> Callable[[Path], None]:
+def _hold_locks(name: str, statement: str, again_s: float | None = None) -> Callable[[Path], None]:
     """Say that in a transaction and sit on what it takes, or on more and more of it: said again every so often."""
 
     def hold(directory: Path) -> None:
@@ -37,7 +37,7 @@ def _hold(name: str, statement: str, again_s: float | None = None) -> Callable[[
     return hold
 
 
-def _read(name: str, begin: str, query: str) -> Callable[[Path], None]:
+def _read_for_long(name: str, begin: str, query: str) -> Callable[[Path], None]:
     """Read for a long time as the superuser; no session waits for it, and it needs no core."""
 
     def read(directory: Path) -> None:
@@ -86,21 +86,25 @@ def deliver_too(directory: Path) -> None:
 
 #: Whoever may be started beside the pods, for a fault or as a drill's noise.
 INTRUDERS: dict[str, Callable[[Path], None]] = {
-    "schema-migration": _hold("schema-migration", "LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE"),
-    "outbox-migration": _hold("outbox-migration", "LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"),
-    "reconciliation": _hold(
+    "schema-migration": _hold_locks(
+        "schema-migration", "LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE"
+    ),
+    "outbox-migration": _hold_locks(
+        "outbox-migration", "LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"
+    ),
+    "reconciliation": _hold_locks(
         "reconciliation",
         "SELECT FROM notification.notifications WHERE status = 'PENDING' FOR UPDATE SKIP LOCKED",
         again_s=0.02,
     ),
     "nightly-report": hold_connections,
     "second-worker": deliver_too,
-    "backup": _read(
+    "backup": _read_for_long(
         "pg_dump",
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
         "SELECT n.*, pg_sleep(0.02) FROM notification.notifications n",
     ),
-    "analyst": _read(
+    "analyst": _read_for_long(
         "psql",
         "SET statement_timeout = '15min'",
         "SELECT count(*), max(pg_sleep(0.05)::text) FROM entitlement.outbox_events JOIN notification.notifications"

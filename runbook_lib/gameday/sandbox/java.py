@@ -65,7 +65,7 @@ def name(error: BaseException) -> str:
 
 
 def stack(error: BaseException) -> str:
-    """Its stack trace, with no frames but the top."""
+    """Return an exception's stack trace, with no frames but the top."""
     lines = []
     for n, (kind, text) in enumerate(chain(error)):
         lines.append(f"{'Caused by: ' if n else ''}{kind}: {text}")

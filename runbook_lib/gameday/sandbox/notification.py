@@ -163,10 +163,10 @@ _SUBSCRIBERS: dict[str, tuple[str, Callable[[Database], MessageHandler]]] = {
 
 def run_subscriber(env: Environment) -> None:
     """Run the subscriber of a pod; after SIGUSR1 it receives nothing (see `Broker.give_up`)."""
-    asyncio.run(_subscribe(env))
+    asyncio.run(_run_subscribers(env))
 
 
-async def _subscribe(env: Environment) -> None:
+async def _run_subscribers(env: Environment) -> None:
     sources = {durable: await asyncio.to_thread(pooled, env, durable) for durable in _SUBSCRIBERS}
     if not flag(env.get("NATS_ENABLED", "true")):
         await asyncio.Event().wait()
@@ -216,7 +216,7 @@ class Deliveries(WorkerQueue):
     def mark_failed(self, row: DictRow, now: datetime, error: Exception, **columns: object) -> None:
         """Mark for the next try, or as FAILED with a dead letter, and log it."""
         if columns["status"] == "FAILED":
-            self._dead_letter(row, now, error, columns)
+            self._add_dead_letter(row, now, error, columns)
             return
         if not self.mark(row, **columns):
             log.warning("notification retry skipped because lock was lost id=%s", row[self.KEY])
@@ -224,7 +224,7 @@ class Deliveries(WorkerQueue):
         log.warning("notification retry scheduled id=%s attempt=%s", row[self.KEY], tries, exc_info=error)
         telemetry.count("notification_delivery_total", result="retry_scheduled")
 
-    def _dead_letter(self, row: DictRow, now: datetime, error: Exception, columns: dict[str, object]) -> None:
+    def _add_dead_letter(self, row: DictRow, now: datetime, error: Exception, columns: dict[str, object]) -> None:
         try:
             with self.connection.transaction():
                 database.insert(

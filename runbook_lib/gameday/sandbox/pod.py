@@ -85,7 +85,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_logging(service: str) -> None:
-    """JSON lines on standard output."""
+    """Log JSON lines on standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -98,14 +98,14 @@ def main(app: str, directory: Path) -> NoReturn:
     env = {**os.environ, **read_own_env(directory / "pods.env", app), "HOSTNAME": name, "SERVICE": app}
     set_up_logging(app)
     database.set_clock(float(env.get(f"{app.upper()}_CLOCK_OFFSET", "0")))
-    _migrate(env)
+    _check_migrations(env)
 
     context = multiprocessing.get_context("fork")
     board = telemetry.Board(app)
     children, lines = {}, []
     for part, run in PARTS[app].items():
         heard, line = context.Pipe(duplex=False)
-        children[part] = child = context.Process(target=_run, args=(run, env, line), name=part)
+        children[part] = child = context.Process(target=_run_part, args=(run, env, line), name=part)
         child.start()
         line.close()
         lines.append(heard)
@@ -119,9 +119,9 @@ def main(app: str, directory: Path) -> NoReturn:
         telemetry.report_to(board.apply)
         for n in range(java.POOL_SIZE - USED[app]):
             database.pooled(env, f"spare-{n}")
-        serve = _service(env, board, load(directory).addresses.service_ports[app]).serve_forever
+        serve = _make_http_server(env, board, load(directory).addresses.service_ports[app]).serve_forever
         Thread(target=serve, daemon=True).start()
-        _watch(list(children.values()))
+        _wait_for_failure(list(children.values()))
     finally:
         for child in children.values():
             child.terminate()
@@ -130,7 +130,7 @@ def main(app: str, directory: Path) -> NoReturn:
             child.kill()  # a stopped (SIGSTOP) part does not hear SIGTERM
 
 
-def _migrate(env: Environment) -> None:
+def _check_migrations(env: Environment) -> None:
     """Migrate the schema to this version before anything else; on failure the application does not start."""
     service = env["SERVICE"]
     table = f"{service}.flyway_schema_history_{service}"
@@ -141,28 +141,28 @@ def _migrate(env: Environment) -> None:
                 done = connection.execute(history).fetchone()
         except psycopg.OperationalError as error:
             if n == DATABASE_TRIES:
-                _fail(java.StartError("Unable to obtain connection from database"), error)
+                _fail_start(java.StartError("Unable to obtain connection from database"), error)
             time.sleep(min(n + 1, LONGEST_PAUSE))
         except psycopg.Error as error:
-            _fail(java.StartError("Unable to check whether schema history table exists"), error)
+            _fail_start(java.StartError("Unable to check whether schema history table exists"), error)
         else:
             # An image is named by the last migration that it knows.
             known = int(env.get("IMAGE", f"{service}:{MIGRATIONS[service]}").rpartition(":")[2])
             if done != (True, known):
-                _fail(java.StartError("Validate failed: Migrations have failed validation"), None)
+                _fail_start(java.StartError("Validate failed: Migrations have failed validation"), None)
             return
 
 
-def _run(run: Callable[[Environment], None], env: Environment, line: Connection) -> None:
-    """One part; what it throws is the end of the application."""
+def _run_part(run: Callable[[Environment], None], env: Environment, line: Connection) -> None:
+    """Run one part; what it throws is the end of the application."""
     telemetry.report_to(lambda *report: line.send(report))
     try:
         run(env)
     except Exception as error:
-        _fail(java.StartError(f"Error creating bean: {error}"), error)
+        _fail_start(java.StartError(f"Error creating bean: {error}"), error)
 
 
-def _fail(error: Exception, cause: Exception | None) -> NoReturn:
+def _fail_start(error: Exception, cause: Exception | None) -> NoReturn:
     error.__cause__ = cause
     log.error(FAILED_START, exc_info=error)
     sys.exit(1)
@@ -188,7 +188,7 @@ def server(port: int, answer: Callable[[BaseHTTPRequestHandler, bytes], tuple[in
     return ThreadingHTTPServer(("127.0.0.1", port), Service)
 
 
-def _service(env: Environment, board: telemetry.Board, port: int) -> ThreadingHTTPServer:
+def _make_http_server(env: Environment, board: telemetry.Board, port: int) -> ThreadingHTTPServer:
     """Serve the service's own port, beside the work of the parts."""
     source = database.pooled(env, "http") if env["SERVICE"] == "entitlement" else None
     turn = Lock()
@@ -210,7 +210,7 @@ def _service(env: Environment, board: telemetry.Board, port: int) -> ThreadingHT
     return server(port, answer)
 
 
-def _watch(children: list[multiprocessing.context.ForkProcess]) -> NoReturn:
+def _wait_for_failure(children: list[multiprocessing.context.ForkProcess]) -> NoReturn:
     """Exit with an error as soon as a part has exited by itself; a killed part is ignored."""
     while children:
         ready = multiprocessing.connection.wait([child.sentinel for child in children])

@@ -103,7 +103,7 @@ class Sandbox:
             state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
             state.save()
             try:
-                self._start(state, hours, {**(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
+                self._start_programs(state, hours, {**(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
             except BaseException as error:
                 reason = self._last_words()
                 self.down()
@@ -134,11 +134,11 @@ class Sandbox:
         except OSError as error:
             raise SandboxError(f"cannot use {self.directory}: {error.strerror}") from None
         try:
-            if self._answers():
+            if self._supervisor_answers():
                 half = f"did not finish its start; `{command('down', self.directory)}` first"
                 word = "is already up" if self.is_up() else half
                 raise SandboxError(f"the sandbox in {self.directory} {word}")
-            self._clear()  # what a crash left
+            self._remove_remains()  # what a crash left
             if any(self.directory.iterdir()):
                 raise SandboxError(f"{self.directory} is not empty and holds no sandbox: name another folder")
             yield
@@ -147,24 +147,24 @@ class Sandbox:
 
     def down(self) -> bool:
         """Stop and delete everything, whatever state it is in; False when there was nothing."""
-        there = self._clear()
+        there = self._remove_remains()
         if there:
             with contextlib.suppress(OSError):  # somebody put a file of their own there
                 self.directory.rmdir()
         return there
 
-    def _clear(self) -> bool:
+    def _remove_remains(self) -> bool:
         self._stop_supervisord()
-        _stop_all(self.directory)
+        _stop_processes(self.directory)
         with contextlib.suppress(SandboxError):
             shutil.rmtree(self.state.socket.parent, ignore_errors=True)
         if not (self.directory / FILE_NAME).exists():
             return False
         for name in _OWN_FILES:
-            self._remove(self.directory / name)
+            self._remove_file(self.directory / name)
         return True
 
-    def _remove(self, path: Path) -> None:
+    def _remove_file(self, path: Path) -> None:
         """Remove our files; a process that was interrupted at its start and still writes there is ended first."""
         until = time.monotonic() + DOWN_TIMEOUT
         while True:
@@ -177,12 +177,12 @@ class Sandbox:
             except OSError:
                 if time.monotonic() > until:
                     raise
-                _stop_all(self.directory)
+                _stop_processes(self.directory)
                 time.sleep(0.1)
 
     def is_up(self) -> bool:
         """Return whether the sandbox exists, is ready, and its supervisor is alive."""
-        return self._answers() and self.state.ready
+        return self._supervisor_answers() and self.state.ready
 
     def status(self) -> Running:
         """Return what runs now."""
@@ -222,18 +222,20 @@ class Sandbox:
 
     def program_state(self, name: str) -> str:
         """Return the supervisor's state of a program: RUNNING, STOPPED, BACKOFF, ..."""
-        return str(self._call("getProcessInfo", name)["statename"])
+        return str(self._call_supervisor("getProcessInfo", name)["statename"])
 
     def start(self, *names: str) -> None:
         """Start programs unless they run."""
         for name in names:
             if self.program_state(name) not in ("RUNNING", "STARTING"):
-                self._call("startProcess", name, False, unless=Faults.ALREADY_STARTED)  # a crash loop is one, too
+                self._call_supervisor(
+                    "startProcess", name, False, unless=Faults.ALREADY_STARTED
+                )  # a crash loop is one, too
 
     def stop(self, *names: str) -> None:
         """Stop programs and wait for their end."""
         for name in names:
-            self._call("stopProcess", name, True, unless=Faults.NOT_RUNNING)
+            self._call_supervisor("stopProcess", name, True, unless=Faults.NOT_RUNNING)
 
     def restart(self, *names: str) -> None:
         """Stop and start programs, one after the other: a pod comes back under a new name."""
@@ -243,10 +245,10 @@ class Sandbox:
 
     def signal_program(self, name: str, number: str) -> None:
         """Send a signal, such as STOP, to a program."""
-        self._call("signalProcess", name, number, unless=Faults.NOT_RUNNING)
+        self._call_supervisor("signalProcess", name, number, unless=Faults.NOT_RUNNING)
 
     def pod(self, app: str) -> Any:
-        """Pod name and the process ids of its parts."""
+        """Return a pod's name and the process ids of its parts."""
         try:
             return json.loads((self.directory / "run" / f"{app}.json").read_text())
         except FileNotFoundError:
@@ -295,9 +297,9 @@ class Sandbox:
 
     def wait_for_flow(self, timeout: float) -> None:
         """Return when an event has passed every hop since now; SandboxError when none does in time."""
-        self.wait_for("events to flow end to end", self._flow(), timeout)
+        self.wait_for("events to flow end to end", self._flow_condition(), timeout)
 
-    def _flow(self) -> Callable[[], bool]:
+    def _flow_condition(self) -> Callable[[], bool]:
         state = self.state
         if not state.rate:
             return lambda: "terminated advisory subscriber started" in self.log("notification")
@@ -357,7 +359,7 @@ class Sandbox:
 
     # Inside -------------------------------------------------------------------------------------------------
 
-    def _start(self, state: SandboxState, hours: float, settings: dict[str, str], seed: int) -> None:
+    def _start_programs(self, state: SandboxState, hours: float, settings: dict[str, str], seed: int) -> None:
         deadline = time.monotonic() + UP_TIMEOUT
         for name in ("log", "run"):
             (self.directory / name).mkdir()
@@ -373,7 +375,7 @@ class Sandbox:
             history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
         # The load starts when the past is complete, so that there is no event in two minds about its order.
         self.start("entitlement")
-        flows = self._flow()
+        flows = self._flow_condition()
         self.wait_for(
             "events to flow end to end",
             lambda: self._pods_stay_up() and flows(),
@@ -384,7 +386,7 @@ class Sandbox:
         for app in SERVICES:
             if self.program_state(app) in ("BACKOFF", "FATAL") or FAILED_START in self.log(app):
                 # Its words at once: the supervisor is about to start it again, or has.
-                raise SandboxError(f"pod {app} ends at its start{self._words_of(app)}")
+                raise SandboxError(f"pod {app} ends at its start{self._last_log_line(app)}")
         return True
 
     def _start_supervisord(self, state: SandboxState) -> None:
@@ -399,16 +401,16 @@ class Sandbox:
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
             raise SandboxError(f"supervisord: {lines[0]}")
-        self.wait_for("supervisord", self._answers)
+        self.wait_for("supervisord", self._supervisor_answers)
 
     def _stop_supervisord(self) -> None:
         """Let it stop its programs and collect them, if it still lives."""
-        for supervisord in _supervisors(self.directory):
+        for supervisord in _find_supervisors(self.directory):
             with contextlib.suppress(psutil.NoSuchProcess):
                 supervisord.terminate()
             deadline = time.monotonic() + DOWN_TIMEOUT
             while _is_alive(supervisord) and time.monotonic() < deadline:
-                self._answers()  # left alone it looks around once a second; a question wakes it
+                self._supervisor_answers()  # left alone it looks around once a second; a question wakes it
                 time.sleep(0.05)
 
     def _write_env(self, variables: Mapping[str, str]) -> None:
@@ -429,7 +431,7 @@ class Sandbox:
         transport = SupervisorTransport(None, None, f"unix://{state.socket}")
         return xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport).supervisor
 
-    def _call(self, method: str, *arguments: object, unless: int | None = None) -> Any:
+    def _call_supervisor(self, method: str, *arguments: object, unless: int | None = None) -> Any:
         """Ask the supervisor; its refusal with the code `unless` is no error."""
         try:
             return getattr(self._rpc(self.state), method)(*arguments)
@@ -439,7 +441,7 @@ class Sandbox:
         except OSError as error:
             raise SandboxError(f"supervisord does not answer: {error}") from None
 
-    def _answers(self) -> bool:
+    def _supervisor_answers(self) -> bool:
         try:
             return bool(self._rpc(self.state).getState())
         except (SandboxError, OSError, xmlrpc.client.Error, http.client.HTTPException):
@@ -450,10 +452,10 @@ class Sandbox:
         with contextlib.suppress(Exception):
             for name in PROGRAMS:
                 if name not in SERVICES and self.program_state(name) in ("BACKOFF", "FATAL", "EXITED"):
-                    return self._words_of(name)
+                    return self._last_log_line(name)
         return ""
 
-    def _words_of(self, name: str) -> str:
+    def _last_log_line(self, name: str) -> str:
         lines = self.log(name).strip().splitlines()
         # What ended a pod is the root cause of the last stack trace that it logged.
         said = [record.error for record in logs.read(lines) if record.error] or lines
@@ -518,15 +520,15 @@ def _supervisor_config(state: SandboxState) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _stop_all(directory: Path) -> None:
+def _stop_processes(directory: Path) -> None:
     """Stop whatever is left of a sandbox by its pid: politely first, so that PostgreSQL frees its memory."""
     # The supervisor first, and at once: it would start again what is stopped after it.
-    for process in _supervisors(directory):
+    for process in _find_supervisors(directory):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     # SIGINT is PostgreSQL's fast shutdown, and an ordinary end for everybody else.
     for number, patience in ((signal.SIGINT, 1.5), (signal.SIGKILL, DOWN_TIMEOUT)):
-        left = list(_processes(directory))
+        left = list(_find_processes(directory))
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
@@ -552,11 +554,11 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _supervisors(directory: Path) -> Iterator[psutil.Process]:
-    return _processes(directory, "supervisor.supervisord")
+def _find_supervisors(directory: Path) -> Iterator[psutil.Process]:
+    return _find_processes(directory, "supervisor.supervisord")
 
 
-def _processes(directory: Path, module: str = "") -> Iterator[psutil.Process]:
+def _find_processes(directory: Path, module: str = "") -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             ours = process.environ().get(_MARK) == str(directory) and process.pid != os.getpid()

@@ -72,7 +72,7 @@ def initialise(directory: Path, addresses: Addresses) -> None:
     if os.geteuid() == 0:
         shutil.chown(data, "nobody")
     try:
-        _run(
+        _run_initdb(
             *_unprivileged(),
             postgres_binary("initdb"),
             f"--pgdata={data}",
@@ -150,7 +150,7 @@ def _wait_for_start(name: str, ask: Callable[[], object], alive: Callable[[], bo
 
 
 def create_database(addresses: Addresses) -> None:
-    """Roles, database and schema: the applications own everything, the runbook may read it."""
+    """Create roles, database and schema: the applications own everything, the runbook may read it."""
     passwords = addresses.passwords
     with psycopg.connect(addresses.admin_url.replace(f"/{DATABASE}", "/postgres"), autocommit=True) as admin:
         for role in (DATABASE, "runbook"):
@@ -207,19 +207,19 @@ class Servers:
 
     def start_postgres(self) -> None:
         """Start PostgreSQL and wait until it answers."""
-        self._launch("postgres", postgres_command(self.directory), wait_for_postgres)
+        self._launch_server("postgres", postgres_command(self.directory), wait_for_postgres)
 
     def start_nats(self) -> None:
         """Start nats-server and wait until it answers."""
-        self._launch("nats", nats_command(self.directory), wait_for_nats)
+        self._launch_server("nats", nats_command(self.directory), wait_for_nats)
 
     def stop_postgres(self) -> None:
-        """Fast shutdown: sessions end, the data stays."""
-        self._end("postgres", signal.SIGINT)
+        """Shut PostgreSQL down fast: sessions end, the data stays."""
+        self._end_server("postgres", signal.SIGINT)
 
     def stop_nats(self) -> None:
         """Stop the broker; streams and consumers stay on disk."""
-        self._end("nats", signal.SIGTERM)
+        self._end_server("nats", signal.SIGTERM)
 
     def stop(self) -> None:
         """Stop both servers."""
@@ -227,7 +227,7 @@ class Servers:
         self.stop_postgres()
 
     def ensure_streams(self) -> None:
-        """Streams and consumers as the applications create them at their start.
+        """Create streams and consumers as the applications do at their start.
 
         A broker that has just deleted a stream may still be at its files (500, 10049): for a while it is asked again.
         """
@@ -246,13 +246,15 @@ class Servers:
                     raise
                 time.sleep(0.2)
 
-    def _launch(self, name: str, command: list[str], wait: Callable[[Addresses, Callable[[], bool]], None]) -> None:
+    def _launch_server(
+        self, name: str, command: list[str], wait: Callable[[Addresses, Callable[[], bool]], None]
+    ) -> None:
         with (self.directory / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.processes[name] = process
         wait(self.addresses, lambda: process.poll() is None)
 
-    def _end(self, name: str, how: signal.Signals) -> None:
+    def _end_server(self, name: str, how: signal.Signals) -> None:
         if process := self.processes.pop(name, None):
             process.send_signal(how)
             try:
@@ -262,7 +264,7 @@ class Servers:
                 process.wait()
 
 
-def _run(*command: str) -> None:
+def _run_initdb(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]

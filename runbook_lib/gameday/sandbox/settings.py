@@ -79,7 +79,7 @@ class WorkerSettings:
 
     @classmethod
     def read(cls, prefix: str, env: Environment) -> WorkerSettings:
-        """From ENTITLEMENT_OUTBOX_* or NOTIFICATION_DELIVERY_*."""
+        """Read ENTITLEMENT_OUTBOX_* or NOTIFICATION_DELIVERY_*."""
 
         def get(name: str, default: str) -> str:
             return env.get(f"{prefix}_{name}", default)
@@ -102,7 +102,7 @@ class WorkerSettings:
 
 
 def nats_timeout(env: Environment) -> float:
-    """NATS_CONNECTION_TIMEOUT, also the time a publish waits for its receipt."""
+    """Return NATS_CONNECTION_TIMEOUT, also the time a publish waits for its receipt."""
     return float(env.get("NATS_CONNECTION_TIMEOUT", "5"))
 
 

@@ -46,7 +46,7 @@ class Addresses:
 
     @classmethod
     def choose(cls) -> Addresses:
-        """Free ports and fresh random passwords."""
+        """Choose free ports and fresh random passwords."""
         names = ("postgres", DATABASE, "runbook", "nats-app", "nats-runbook")
         postgres, nats, monitor, receiver, *services = free_ports(4 + len(SERVICES))
         ports = dict(zip(SERVICES, services, strict=True))
@@ -55,17 +55,17 @@ class Addresses:
     @property
     def admin_url(self) -> str:
         """The superuser, for tests and for what only an operator may do."""
-        return self._postgres("postgres")
+        return self._postgres_url("postgres")
 
     @property
     def app_url(self) -> str:
         """The role that the applications share and that owns every object."""
-        return self._postgres(DATABASE)
+        return self._postgres_url(DATABASE)
 
     @property
     def database_url(self) -> str:
         """The runbook's read-only role."""
-        return self._postgres("runbook")
+        return self._postgres_url("runbook")
 
     @property
     def app_nats_url(self) -> str:
@@ -103,7 +103,7 @@ class Addresses:
             "RUNBOOK_ACTION_NATS_URL": self.app_nats_url,
         }
 
-    def _postgres(self, role: str) -> str:
+    def _postgres_url(self, role: str) -> str:
         return f"postgresql://{role}:{self.passwords[role]}@127.0.0.1:{self.postgres_port}/{DATABASE}"
 
 

@@ -33,7 +33,7 @@ _turn = threading.Lock()
 
 
 def report_to(report: Report) -> None:
-    """From now on this process reports there, to the pod or in the pod itself to its board, its log entries too."""
+    """Let this process report there from now on, to the pod or in the pod itself to its board, its log entries too."""
     global _report
     _report = report
     logging.getLogger().addHandler(_Counted())
@@ -41,34 +41,34 @@ def report_to(report: Report) -> None:
 
 def count(name: str, by: float = 1.0, **labels: str) -> None:
     """Increase a counter."""
-    _tell("add", name, labels, by)
+    _send_report("add", name, labels, by)
 
 
 def gauge(name: str, value: float, **labels: str) -> None:
     """Set a gauge."""
-    _tell("set", name, labels, value)
+    _send_report("set", name, labels, value)
 
 
 def pool(part: str, connections: int, active: int, waiting: int) -> None:
     """Report how a part uses the pod's connections."""
-    _tell("pool", part, {}, (connections, active, waiting))
+    _send_report("pool", part, {}, (connections, active, waiting))
 
 
 @contextmanager
 def scheduled(worker: str) -> Iterator[None]:
-    """One run of a scheduled loop: what it throws is logged, and the next run comes all the same."""
+    """Report one run of a scheduled loop: what it throws is logged, and the next run comes all the same."""
     began, exception = time.monotonic(), "none"
-    _tell("begin", worker, {}, began)
+    _send_report("begin", worker, {}, began)
     try:
         yield
     except Exception as error:
         exception = java.name(error)
         log.exception("Unexpected error occurred in scheduled task")
     finally:
-        _tell("end", worker, {"exception": exception}, time.monotonic() - began)
+        _send_report("end", worker, {"exception": exception}, time.monotonic() - began)
 
 
-def _tell(verb: str, name: str, labels: dict[str, str], value: object) -> None:
+def _send_report(verb: str, name: str, labels: dict[str, str], value: object) -> None:
     if _report is not None:
         with _turn, suppress(OSError):
             _report(verb, name, labels, value)
@@ -109,13 +109,13 @@ class Board:
         threading.Thread(target=listen, daemon=True).start()
 
     def apply(self, verb: str, name: str, labels: dict[str, str], value: float | tuple[int, int, int]) -> None:
-        """One report."""
+        """Take one report."""
         with self._lock:
             if isinstance(value, tuple):
                 self._pools[name] = value
             elif verb == "begin":
                 self._inside[name] = value
-                self._values[_task("active_seconds_sum", name)] += 0.0  # there from its first run on
+                self._values[_task_series("active_seconds_sum", name)] += 0.0  # there from its first run on
             elif verb == "end":
                 self._inside.pop(name, None)
                 ended = {
@@ -123,15 +123,15 @@ class Board:
                     "exception": labels["exception"],
                     "outcome": "SUCCESS" if labels["exception"] == "none" else "ERROR",
                 }
-                self._values[_task("seconds_count", name, **ended)] += 1
-                self._values[_task("seconds_sum", name, **ended)] += value
+                self._values[_task_series("seconds_count", name, **ended)] += 1
+                self._values[_task_series("seconds_sum", name, **ended)] += value
             elif verb == "set":
                 self._values[name, tuple(sorted(labels.items()))] = value
             else:
                 self._values[name, tuple(sorted(labels.items()))] += value
 
     def text(self) -> str:
-        """All series in the text format that Prometheus reads."""
+        """Return all series in the text format that Prometheus reads."""
         now = time.monotonic()
         with self._lock:
             found = dict(self._values)
@@ -140,8 +140,8 @@ class Board:
                     worker = dict(labels)["code_namespace"].rpartition(".")[2]
                     inside = now - self._inside[worker] if worker in self._inside else 0.0
                     found[name, labels] = inside
-                    found[_task("active_seconds_max", worker)] = inside
-                    found[_task("active_seconds_count", worker)] = float(worker in self._inside)
+                    found[_task_series("active_seconds_max", worker)] = inside
+                    found[_task_series("active_seconds_count", worker)] = float(worker in self._inside)
             connections, active, waiting = (sum(part) for part in zip((0, 0, 0), *self._pools.values(), strict=True))
         own = (("pool", java.POOL),)
         found |= {
@@ -160,7 +160,7 @@ class Board:
         return "".join(lines)
 
 
-def _task(what: str, worker: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _task_series(what: str, worker: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     service = next(s for s in RETENTION if worker.lower().startswith(s))
     own = {"code_function": "run", "code_namespace": f"com.example.{service}.worker.{worker}", **labels}
     return f"tasks_scheduled_execution_{what}", tuple(sorted(own.items()))
