@@ -13,9 +13,11 @@ import json
 import secrets
 from datetime import datetime, timedelta
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nats.js.errors
+import psycopg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
 from psycopg.rows import DictRow
@@ -38,6 +40,11 @@ _NINE_TRIES = timedelta(minutes=4, seconds=5)
 
 
 # Rows -------------------------------------------------------------------------------------------------------
+
+
+def run_script(connection: Connection, name: str) -> psycopg.Cursor[DictRow]:
+    """Execute the SQL file of that name beside this module; return the cursor of its last statement."""
+    return connection.execute(Path(__file__).with_name(f"{name}.sql").read_bytes())
 
 
 def _add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
@@ -77,23 +84,6 @@ def _add_notification(
             " FROM notification.notifications WHERE event_id = %s",
             (*letter, row["event_id"]),
         )
-
-
-#: Deletes every row of the drill's users.
-FORGET = """
-WITH gone AS (
-    DELETE FROM notification.notifications WHERE user_id LIKE 'drill-%' RETURNING notification_id
-), letters AS (
-    DELETE FROM notification.notification_dlq WHERE notification_id IN (SELECT notification_id FROM gone)
-), outbox AS (
-    DELETE FROM entitlement.outbox_events WHERE aggregate_key LIKE 'drill-%' RETURNING event_id
-), processed AS (
-    DELETE FROM notification.processed_events WHERE event_id IN (SELECT event_id FROM outbox)
-), audit AS (
-    DELETE FROM entitlement.entitlement_audit WHERE user_id LIKE 'drill-%'
-)
-DELETE FROM entitlement.entitlements WHERE user_id LIKE 'drill-%'
-"""
 
 
 def bad_payloads(connection: Connection, n: int) -> None:
@@ -147,48 +137,6 @@ def delete_waiting(connection: Connection, n: int) -> None:
     """Delete waiting notifications, and nothing else of their events."""
     postpone(connection, n)
     connection.execute("DELETE FROM notification.notifications WHERE user_id LIKE 'drill-later-%'")
-
-
-_DOUBLES = """
-DELETE FROM notification.{table} USING (
-    SELECT ctid, row_number() OVER (PARTITION BY event_id ORDER BY {since}, ctid) AS nth FROM notification.{table}
-) numbered
-WHERE numbered.ctid = {table}.ctid AND nth > 1
-"""
-
-
-def repair_dedupe(connection: Connection) -> None:
-    """Keep the first of each event, and put the key back."""
-    # In the subscriber's order, which therefore waits instead of ending in a deadlock.
-    for table, since in (("processed_events", "processed_at"), ("notifications", "created_at")):
-        connection.execute(f"LOCK TABLE notification.{table} IN ACCESS EXCLUSIVE MODE")
-        connection.execute(_DOUBLES.format(table=table, since=since))
-    if not database.count(connection, "pg_constraint", "conname = 'processed_events_pkey'"):
-        connection.execute(
-            "ALTER TABLE notification.processed_events ADD CONSTRAINT processed_events_pkey PRIMARY KEY (event_id)"
-        )
-
-
-SKEW_S = 60  # as NOTIFICATION_CLOCK_OFFSET in faults.toml
-
-# What the pod's clock wrote lies ahead of the moment the database committed it.
-_SET_BACK = (
-    "UPDATE notification.notifications SET sent_at = sent_at - %(skew)s"
-    " WHERE sent_at > pg_xact_commit_timestamp(xmin) + interval '30 s'",
-    "UPDATE notification.notifications SET locked_at = locked_at - %(skew)s, lease_until = lease_until - %(skew)s"
-    " WHERE locked_at > now() + interval '30 s'",
-    "UPDATE notification.notifications n SET created_at = n.created_at - %(skew)s,"
-    " next_retry_at = n.next_retry_at - %(skew)s FROM notification.processed_events p"
-    " WHERE p.event_id = n.event_id AND p.processed_at > pg_xact_commit_timestamp(p.xmin) + interval '30 s'",
-    "UPDATE notification.processed_events SET processed_at = processed_at - %(skew)s"
-    " WHERE processed_at > pg_xact_commit_timestamp(xmin) + interval '30 s'",
-)
-
-
-def set_back(connection: Connection) -> None:
-    """Put the true time into the rows that were written by a clock ahead of it."""
-    for statement in _SET_BACK:
-        connection.execute(statement, {"skew": timedelta(seconds=SKEW_S)})
 
 
 # Streams and messages ---------------------------------------------------------------------------------------
@@ -299,22 +247,10 @@ async def _count_advisories(js: JetStreamContext) -> tuple[int, int]:
     return messages, (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
-#: What was published and has no notification; that it was processed is forgotten.
-_LOST = """
-WITH lost AS (
-    SELECT o.* FROM entitlement.outbox_events o LEFT JOIN notification.notifications n USING (event_id)
-    WHERE o.status = 'PUBLISHED' AND o.created_at > now() - interval '1 hour' AND n.event_id IS NULL
-), processed AS (
-    DELETE FROM notification.processed_events USING lost WHERE lost.event_id = processed_events.event_id
-)
-SELECT event_id, event_type, payload FROM lost
-"""
-
-
 def publish_lost_events_again(sandbox: Sandbox) -> None:
     """Publish what was lost once more, without the old message ids, and close the file."""
     with sandbox.transaction() as connection:
-        lost = connection.execute(_LOST).fetchall()
+        lost = run_script(connection, "lost").fetchall()
 
     async def publish(js: JetStreamContext) -> None:
         for row in lost:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from signal import SIGKILL, SIGSTOP, SIGUSR1, Signals
+from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -99,9 +99,9 @@ def frozen(program: str) -> Pair:
     )
 
 
-def signalled(number: Signals, app: str, part: str = "") -> Pair:
+def signalled(number: str, app: str, part: str = "") -> Pair:
     """Send a signal to a pod, or to one part of it, and restart it."""
-    return lambda sandbox: sandbox.signal_pod(number, app, part), restart(app)
+    return lambda sandbox: sandbox.signal_pod(Signals[number], app, part), restart(app)
 
 
 def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
@@ -128,6 +128,11 @@ def rows(change: Callable[..., object], *usual: int) -> Act:
             change(connection, *_scale_counts(sandbox, usual))
 
     return act
+
+
+def script(name: str) -> Act:
+    """Execute an SQL file in one transaction, as the applications."""
+    return rows(partial(damage.run_script, name=name))
 
 
 def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
@@ -213,25 +218,11 @@ _UNKNOWN_PASSWORD = "changed-and-not-announced"  # noqa: S105
 _BOTH = ("notification", "entitlement")
 #: Deletions that were repaired would make a later loss doubtful (5.3.2).
 _COUNT_ANEW = alter("SELECT pg_stat_reset_single_table_counters('notification.processed_events'::regclass)")
-_FORGET = rows(lambda connection: connection.execute(damage.FORGET))
+_FORGET = script("forget")
 
 #: By the fault's name: what is done after what its table says, and how that is undone.
 _ACTS: dict[str, Pair] = {
-    # Parts, pods and programs
-    "worker_stopped": signalled(SIGKILL, "notification", "worker"),
-    "worker_hung": signalled(SIGSTOP, "notification", "worker"),
-    "subscriber_deaf": signalled(SIGUSR1, "notification", "subscriber"),
-    "subscriber_frozen": signalled(SIGSTOP, "notification", "subscriber"),
-    "relay_stopped": signalled(SIGKILL, "entitlement", "relay"),
-    "relay_closed": signalled(SIGUSR1, "entitlement", "relay"),
-    "notification_frozen": signalled(SIGSTOP, "notification"),
-    "entitlement_frozen": signalled(SIGSTOP, "entitlement"),
-    "notification_stopped": stopped("notification"),
-    "entitlement_stopped": stopped("entitlement"),
-    "services_stopped": stopped(*_BOTH),
-    "second_worker": (start("second-worker"), stop("second-worker")),
-    "two_versions": (start("second-worker"), stop("second-worker")),
-    "clock_skew": (each(), each(stop("notification"), rows(damage.set_back))),
+    "clock_skew": (each(), each(stop("notification"), script("set_back"))),
     # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
     "broker_down": (stop("nats"), each(start("nats"), restart(*_BOTH))),
     "broker_frozen": (frozen("nats")[0], each(frozen("nats")[1], restart(*_BOTH))),
@@ -256,12 +247,9 @@ _ACTS: dict[str, Pair] = {
     "rows_locked": held("reconciliation", _IN_TRANSACTION),
     "connections_exhausted": held("nightly-report", _EXHAUSTED),
     "password_changed": (alter(_PASSWORD.format(_UNKNOWN_PASSWORD), "new sessions"), _restore_password),
-    # The receiver
-    "receiver_outage": stopped("receiver"),
-    "receiver_hangs": frozen("receiver"),
     "worker_out_of_files": (lambda sandbox: sandbox.limit_files("notification", "worker"), restart("notification")),
     # Single events
-    "dedupe_broken": (on_broker(partial(damage.replay, n=10)), rows(damage.repair_dedupe)),
+    "dedupe_broken": (on_broker(partial(damage.replay, n=10)), script("repair_dedupe")),
     "bad_payload": (rows(damage.bad_payloads, 5), _FORGET),
     "unknown_event_type": (rows(damage.unknown_event_types, 5), _FORGET),
     "undecodable_message": (on_broker(damage.publish_noise, 3), damage.forget_dead_messages),
@@ -271,7 +259,7 @@ _ACTS: dict[str, Pair] = {
     "dlq_mismatch": (rows(damage.part_dead_letters), _FORGET),
     "rows_postponed": (rows(damage.postpone, 20), _FORGET),
     "rows_deleted": (rows(damage.delete_waiting, 20), _FORGET),
-    "stream_replayed": (on_broker(damage.replay, 30), rows(damage.repair_dedupe)),
+    "stream_replayed": (on_broker(damage.replay, 30), script("repair_dedupe")),
     "consumer_subject": (on_broker(damage.make_consumer_again), restart("notification")),
     # While nothing is delivered, messages become older than the stream keeps them.
     "stream_retention": (on_broker(damage.pause_consumer, 4), each()),
@@ -285,26 +273,6 @@ HARMLESS: dict[str, Act] = {
     "replay": on_broker(damage.replay, 50),
 }
 
-#: The keys of a fault's table that say how it is caused and undone.
-_MEANS = ("do", "undo", "stream", "consumer", "settings", "restarts")
-
-
-def _make_fault(name: str, table: dict[str, Any]) -> Fault:
-    means = {key: table.pop(key) for key in _MEANS if key in table}
-    pairs = []
-    if "do" in means:
-        pairs.append((alter(*means["do"]), mend(*means.get("undo", ()))))
-    for kind in ("stream", "consumer"):
-        if kind in means:
-            pairs.append(_reconfigure(kind, means[kind]))
-    if {"settings", "restarts"} & means.keys():
-        pairs.append(settings(means.get("restarts", ()), means.get("settings", {})))
-    if name in _ACTS:
-        pairs.append(_ACTS[name])
-    inject, heal = stack(*pairs)
-    lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**table, **lists})
-
 
 def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
     """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again."""
@@ -312,6 +280,31 @@ def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
     return on_broker(partial(damage.configure, kind=kind, **wrong)), each(
         on_broker(partial(damage.configure, kind=kind, **right)), mend()
     )
+
+
+#: What a key of a fault's table does with its value, in the order in which it is done.
+_MEANS: dict[str, Callable[[Any], Pair]] = {
+    "stream": partial(_reconfigure, "stream"),
+    "consumer": partial(_reconfigure, "consumer"),
+    "signal": lambda words: signalled(*words),
+    "stopped": lambda programs: stopped(*programs),
+    "frozen": frozen,
+    "started": lambda program: (start(program), stop(program)),
+}
+
+
+def _make_fault(name: str, table: dict[str, Any]) -> Fault:
+    pairs = []
+    if "do" in table:
+        pairs.append((alter(*table.pop("do")), mend(*table.pop("undo", ()))))
+    if {"settings", "restarts"} & table.keys():
+        pairs.append(settings(table.pop("restarts", ()), table.pop("settings", {})))
+    pairs += [make(table.pop(key)) for key, make in _MEANS.items() if key in table]
+    if name in _ACTS:
+        pairs.append(_ACTS[name])
+    inject, heal = stack(*pairs)
+    lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
+    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**table, **lists})
 
 
 _FILE = Path(__file__).with_name("faults.toml")
