@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import nats.errors
 import psycopg
@@ -42,30 +43,7 @@ class FlowSample:
     ahead_s: float | None = None
 
 
-#: One row each, with the names of `FlowSample`; a name that several have is summed, ages and rates have one only.
-_QUESTIONS = (
-    "SELECT count(*) FILTER (WHERE created_at > now() - %(while)s) / %(s)s AS created,"
-    " count(*) FILTER (WHERE published_at > now() - %(while)s) / %(s)s AS published,"
-    " count(*) FILTER (WHERE status IN ('PENDING', 'IN_FLIGHT') AND attempt_count > 0) AS retrying,"
-    " count(*) FILTER (WHERE status = 'FAILED') AS lost FROM entitlement.outbox_events",
-    "SELECT count(*) / %(s)s AS processed FROM notification.processed_events WHERE processed_at > now() - %(while)s",
-    "SELECT count(*) FILTER (WHERE status IN ('PENDING', 'PROCESSING') AND attempt_count > 0) AS retrying,"
-    " count(*) FILTER (WHERE status = 'FAILED') AS lost,"
-    " greatest(0, extract(epoch FROM max(greatest(created_at, locked_at, sent_at)) - now())) AS ahead_s"
-    " FROM notification.notifications",
-    # A letter of what is not FAILED, and what is FAILED without one: only the letters tell, so they count once more.
-    "SELECT count(*) FILTER (WHERE l.event_id IS NULL OR n.status <> 'FAILED') AS lost"
-    " FROM notification.notification_dlq l FULL JOIN"
-    " (SELECT notification_id, status FROM notification.notifications WHERE status = 'FAILED' OR notification_id IN"
-    " (SELECT notification_id FROM notification.notification_dlq)) n USING (notification_id)",
-    "SELECT count(*) - count(DISTINCT event_id) AS doubled FROM notification.notifications"
-    " WHERE created_at > now() - interval '1 hour'",
-    # From the right that was granted to the notification that was sent, or to where it was given up.
-    "SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(o.created_at)), 0) AS oldest_s"
-    " FROM entitlement.outbox_events o LEFT JOIN notification.notifications n USING (event_id)"
-    " WHERE o.created_at > now() - interval '1 hour' AND o.status <> 'FAILED'"
-    " AND coalesce(n.status, '') NOT IN ('SENT', 'FAILED')",
-)
+_QUESTIONS = Path(__file__).with_name("flow.sql").read_text(encoding="utf-8").split(";\n")[:-1]
 
 
 def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
@@ -86,7 +64,7 @@ def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
         for question in _QUESTIONS:
             names = _field_names(question)
             try:
-                row = connection.execute(question, {"s": s, "while": timedelta(seconds=s)}).fetchone() or {}
+                row = connection.execute(question.encode(), {"s": s, "while": timedelta(seconds=s)}).fetchone() or {}
             except psycopg.Error:
                 missing |= set(names)
                 continue
