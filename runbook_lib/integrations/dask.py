@@ -26,14 +26,14 @@ class DaskExecutor(Executor):
     def __init__(self, scheduler: str) -> None:
         self._scheduler, self._lock = scheduler, Lock()
         self._version = metadata.version("runbook-notebooks")
-        self._open()
+        self._connect()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn` on a worker. Besides its own exceptions the future raises Dask's and WorkerError."""
         with self._lock:
             if self._client.status == "closed":
                 try:
-                    self._open()
+                    self._connect()
                 except UsageError as e:  # the setting worked before, so this is a failure, not a usage error
                     raise WorkerError(str(e)) from None
         future: Future[R] = self._executor.submit(_call_on_worker, self._version, fn, args, kwargs)
@@ -44,7 +44,7 @@ class DaskExecutor(Executor):
         self._executor.shutdown(wait=wait and not cancel_futures)
         self._client.close()
 
-    def _open(self) -> None:
+    def _connect(self) -> None:
         try:
             distributed: Any = import_module("distributed")
         except ModuleNotFoundError as e:
@@ -58,12 +58,12 @@ class DaskExecutor(Executor):
         # Not pure: a repeated order must run again, not return the cached result of an equal call.
         self._executor: Any = self._client.get_executor(pure=False)
         try:
-            self._check()
+            self._check_workers()
         except BaseException:
             self._client.close()
             raise
 
-    def _check(self) -> None:
+    def _check_workers(self) -> None:
         try:
             self._client.wait_for_workers(1, timeout=WORKER_S)
         except TimeoutError:

@@ -60,7 +60,7 @@ def annotate(target: Target, name: str, incident: str, annotations: Sequence[Ann
     if not target.grafana_url or not annotations:
         return
     results: list[str] = []
-    posting = Thread(target=lambda: results.append(_post(target, name, incident, annotations)), daemon=True)
+    posting = Thread(target=lambda: results.append(_post_annotations(target, name, incident, annotations)), daemon=True)
     posting.start()
     posting.join(POST_S)
     problem = results[0] if results else f"no answer within {POST_S:.0f} s"
@@ -119,7 +119,7 @@ def _shows_recovery(line: dict[str, Any]) -> bool:
     return line["verdict"]["status"] == Status.OK.name and catalog.RECOVERY in line.get("sections", ())
 
 
-def _post(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:
+def _post_annotations(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:
     """Send annotations; return "" or the error, without any part of the URL or the token."""
     token = target.grafana_token.get_secret_value() if target.grafana_token else ""
     # Not part of the run's read cost: the system under test is not queried.

@@ -111,7 +111,7 @@ class Notifier(Loop):
             if url is None:
                 self._give_up(message, "its notify URL is no longer configured")
             elif not self.stopping.is_set() and message.place not in self.busy:
-                self.start_work(message.place, partial(self._send, message, url))
+                self.start_work(message.place, partial(self._send_message, message, url))
 
         if (now := self._clock.now()) >= self._next_look:
             self._next_look, threads = now + LOOK_EVERY_S, defaultdict[str, list[tuple[str, str]]](list)
@@ -138,7 +138,7 @@ class Notifier(Loop):
                     _log.warning("reactions to incident %s at notify URL %s: %s", incident, place, problem)
             self._unread[thread] = problem
 
-    def _send(self, message: Notice, url: str) -> None:
+    def _send_message(self, message: Notice, url: str) -> None:
         results: list[tuple[str, str]] = []
         sending = Thread(target=lambda: results.append(deliver(url, message)), daemon=True)
         sending.start()

@@ -44,11 +44,11 @@ class AccessLog:
         day = f"{now:%Y-%m-%d}"
         entry = {"time": now.isoformat(timespec="milliseconds"), "who": who, "what": what, "from": address}
         try:
-            self._append(day, entry)
+            self._append_entry(day, entry)
         except FileNotFoundError:  # the first request of the day
             self._remove_oldest_days(self._keep_days - 1)
-            self._begin(day)
-            self._append(day, entry)
+            self._create_day(day)
+            self._append_entry(day, entry)
 
     def seals(self) -> list[str]:
         """Return the seals of the two newest days, to be kept elsewhere. Raises OSError."""
@@ -58,7 +58,7 @@ class AccessLog:
                 found.append(seal.seal_text(self._archive(day)))
         return found
 
-    def _begin(self, day: str) -> None:
+    def _create_day(self, day: str) -> None:
         """Create the day's log durably (fsync)."""
         folder = self._folder / day
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,8 @@ class AccessLog:
             finally:
                 os.close(number)
 
-    def _append(self, day: str, entry: dict[str, str]) -> None:
-        with self._archive(day).locked(), self._open(day) as log:
+    def _append_entry(self, day: str, entry: dict[str, str]) -> None:
+        with self._archive(day).locked(), self._open_log(day) as log:
             last = _last_line(log)
             sealed = entry | {"previous": digest(last) if last else None}
             line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode() + b"\n"
@@ -82,7 +82,7 @@ class AccessLog:
             os.fsync(log.fileno())
 
     def _truncate_partial_line(self, day: str) -> None:
-        with self._archive(day).locked(), self._open(day) as log:
+        with self._archive(day).locked(), self._open_log(day) as log:
             _last_line(log)
 
     def _remove_oldest_days(self, keep: int) -> None:
@@ -105,7 +105,7 @@ class AccessLog:
     def _archive(self, day: str) -> Archive:
         return Archive(str(self._folder), day)
 
-    def _open(self, day: str) -> FileIO:
+    def _open_log(self, day: str) -> FileIO:
         return (self._folder / day / NOTES).open("a+b", buffering=0)
 
 

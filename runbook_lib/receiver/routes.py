@@ -36,7 +36,7 @@ def route_of(alert: Alert, config: Settings) -> Route:
 
     A target named by the alert's label is used only if it is configured.
     """
-    route = next((r for r in config.routes if _matches(r, alert)), Route(sections=[FIRST_RESPONSE]))
+    route = next((r for r in config.routes if _route_matches(r, alert)), Route(sections=[FIRST_RESPONSE]))
     named = alert.labels.get(TARGET_LABEL, "")
     target = route.target or (named if named in config.targets else _default_target(config))
     return route.model_copy(update={"target": target})
@@ -88,7 +88,7 @@ def orders(
                 target=to,
                 incident=name,
                 follow=own[0].firing,
-                parameters=_parameters(own[0], sections, config) | like.parameters,
+                parameters=_run_parameters(own[0], sections, config) | like.parameters,
                 unattended=True,
             ),
             own,
@@ -97,11 +97,11 @@ def orders(
     ]
 
 
-def _parameters(alert: Alert, sections: Sequence[str], config: Settings) -> dict[str, Any]:
+def _run_parameters(alert: Alert, sections: Sequence[str], config: Settings) -> dict[str, Any]:
     return route_of(alert, config).parameters | detection_parameters(alert, sections) if alert.firing else {}
 
 
-def _matches(route: Route, alert: Alert) -> bool:
+def _route_matches(route: Route, alert: Alert) -> bool:
     return (not route.alertname or route.alertname == alert.name) and all(
         alert.labels.get(name) == value for name, value in route.labels.items()
     )

@@ -37,10 +37,10 @@ def post(plugin: Any, message: Notice) -> tuple[str, str]:
     )
     content = {"channel": name[1:] if name[0] == "+" else f"#{name.lstrip('#')}", "text": text, "unfurl_links": False}
     if message.thread:
-        problem, _ = _call(plugin, content | {"thread_ts": message.thread, "reply_broadcast": True})
+        problem, _ = _post_message(plugin, content | {"thread_ts": message.thread, "reply_broadcast": True})
         if not re.search("thread|message", problem):
             return problem, message.thread
-    return _call(plugin, content)
+    return _post_message(plugin, content)
 
 
 def acknowledgements(plugin: Any, thread: str) -> list[str]:
@@ -52,14 +52,14 @@ def acknowledgements(plugin: Any, thread: str) -> list[str]:
     if name[0] != "+":
         return []
     params = {"channel": name[1:], "timestamp": thread, "full": "true"}
-    answer = _api(plugin).get_json("reactions.get", params)
+    answer = _open_api(plugin).get_json("reactions.get", params)
     if not isinstance(answer, dict) or not answer.get("ok"):
         raise SourceError("slack", Reason.ERROR, f"answered {_error_of(answer) or 'without a result'}")
     found = answer.get("message", {}).get("reactions", [])
     return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
 
 
-def _api(plugin: Any) -> HttpServer:
+def _open_api(plugin: Any) -> HttpServer:
     """Return the API with the bot's token; it is no cost of a run, since the target is not queried."""
     headers = {"Authorization": f"Bearer {plugin.access_token}"}
     return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers)
@@ -71,9 +71,9 @@ def _error_of(answer: Any) -> str:
     return word[0] if word else ""
 
 
-def _call(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
+def _post_message(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
     try:
-        status, answer = _api(plugin).post_json("chat.postMessage", content)
+        status, answer = _open_api(plugin).post_json("chat.postMessage", content)
     except SourceError as e:
         return f"Slack: {e.detail}", ""
     except Exception as e:  # its text may contain the token
