@@ -20,7 +20,7 @@ import os
 import pwd
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ from runbook_lib.notes import whoami
 from runbook_lib.outcome import Precondition
 from runbook_lib.parameters import now
 from runbook_lib.settings import Signing, raw_key
-from runbook_lib.store import ACTION_LOG, Archive, digest, entry_of
+from runbook_lib.store import ACTION_LOG, Archive, digest
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 from runbook_lib.view.render import when
@@ -155,8 +155,7 @@ def find_request(request: str, archive_of: Callable[[str], Archive]) -> tuple[Ar
 
 def _find_dry_run(archive: Archive, id_: str, asked: str) -> dict[str, Any] | None:
     """Return the action log line of a dry run with that id and digest; None if there is none. Raises OSError."""
-    lines = (entry_of(line) for line in archive.raw(ACTION_LOG))
-    open_ = (e for e in lines if e and e.get("id") == id_ and e.get("result") in ("dry", "refused"))
+    open_ = [e for e in ledger.read_entries(archive) if e.get("id") == id_ and e.get("result") in ("dry", "refused")]
     return next((e for e in open_ if _request_digest(e) == asked), None)
 
 
@@ -208,24 +207,20 @@ def _find_rejection(rb: Context, asked: Mapping[str, Any], word: Approval) -> Te
         return say("action.approval.other", by=word.by, what=_find_difference(rb, asked, word))
     if _find_dry_run(rb.archive, word.id, word.digest) is None:
         return say("action.approval.elsewhere", by=word.by, place=rb.archive.place)
-    if word.job in {*log["job"], *_read_used_jobs(rb.archive)}:
+    # Earlier versions had no ledger: the archive's own log names the approvals that it used.
+    if word.job in {*log["job"], *(str(e.get("job")) for e in ledger.read_entries(rb.archive))}:
         return used_already(word)
     if word.until <= ledger.latest_time(rb, log):
         return say("action.approval.expired", by=word.by, until=when(pd.Timestamp(word.until)))
     return None
 
 
-def _read_used_jobs(archive: Archive) -> Iterator[str]:
-    """Return the used approvals of the archive's own log: earlier versions had no ledger."""
-    return (str(e.get("job")) for line in archive.raw(ACTION_LOG) if (e := entry_of(line)))
-
-
 def _find_difference(rb: Context, asked: Mapping[str, Any], word: Approval) -> Text:
     """Return the first field in which the approved action differs from the one asked for."""
     if word.incident != rb.archive.incident:
         return say("action.approval.differs.incident")
-    lines = (entry_of(line) for line in rb.archive.raw(ACTION_LOG))
-    approved = next((e for e in lines if e and e.get("id") == word.id and _request_digest(e) == word.digest), {})
+    lines = ledger.read_entries(rb.archive)
+    approved = next((e for e in lines if e.get("id") == word.id and _request_digest(e) == word.digest), {})
     today, then = _bound_values(asked), _bound_values(approved)
     differs = [name for name in today if today[name] != then[name]] if approved else ["unknown"]
     return say(_DIFFERENCE_KEYS[differs[0]])

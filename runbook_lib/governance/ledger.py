@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -32,7 +32,7 @@ def ledger_of(rb: Context) -> Archive:
 
 def read_actions(rb: Context) -> pd.DataFrame:
     """Return the ledger's actions as a frame: id, result, time (UTC), job. Raises OSError and UsageError."""
-    return _drop_refused(to_frame(entry_of(line) for line in ledger_of(rb).raw(ACTION_LOG)))
+    return _drop_refused(to_frame(read_entries(ledger_of(rb))))
 
 
 def _drop_refused(lines: pd.DataFrame) -> pd.DataFrame:
@@ -40,9 +40,14 @@ def _drop_refused(lines: pd.DataFrame) -> pd.DataFrame:
     return lines[~lines["id"].isin(lines.loc[lines["result"] == "refused", "id"])]
 
 
-def to_frame(entries: Iterable[dict[str, Any] | None]) -> pd.DataFrame:
-    """Return action log lines as a frame: id, result, time (UTC), job; invalid lines (None) are left out."""
-    rows = pd.DataFrame([e for e in entries if e], columns=["id", "result", "time", "job"], dtype=object).astype(str)
+def read_entries(archive: Archive) -> list[dict[str, Any]]:
+    """Return the entries of an archive's action log; invalid lines are left out. Raises OSError."""
+    return [entry for line in archive.raw(ACTION_LOG) if (entry := entry_of(line))]
+
+
+def to_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
+    """Return entries of an action log as a frame: id, result, time (UTC), job."""
+    rows = pd.DataFrame(entries, columns=["id", "result", "time", "job"], dtype=object).astype(str)
     return rows.assign(time=pd.to_datetime(rows["time"], utc=True, errors="coerce", format="ISO8601"))
 
 
@@ -70,6 +75,6 @@ def end(rb: Context, entry: dict[str, Any]) -> None:
 
 def latest_time(rb: Context, log: pd.DataFrame) -> pd.Timestamp:
     """Return the present, or the newest logged time if that is later (a clock was set back). Raises OSError."""
-    own = to_frame(entry_of(line) for line in rb.archive.raw(ACTION_LOG))
+    own = to_frame(read_entries(rb.archive))
     moments: list[pd.Timestamp] = [pd.Timestamp.now("UTC"), *log["time"].dropna(), *own["time"].dropna()]
     return max(moments)
