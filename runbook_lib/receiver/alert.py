@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib.parameters import validate
 from runbook_lib.usage import UsageError, first_problem
@@ -77,7 +77,7 @@ class _Alert(BaseModel):
 
     @field_validator("labels")
     @classmethod
-    def _labels(cls, labels: dict[str, str]) -> dict[str, str]:
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         for name, value in labels.items():
             if not _LABEL.fullmatch(name):
                 raise ValueError(f"label name {name!r:.60} has characters other than letters, digits and '_'")
@@ -96,7 +96,7 @@ class _Alert(BaseModel):
 
     @field_validator("startsAt")
     @classmethod
-    def _time(cls, value: str) -> str:
+    def _check_time(cls, value: str) -> str:
         _parse_time(value)
         return value
 
@@ -125,7 +125,7 @@ class _Webhook(BaseModel):
 def from_alertmanager(body: bytes) -> list[Alert]:
     """Return the alerts of a webhook's body, which is one group. Raises BadAlert."""
     try:
-        sent = TypeAdapter(_Webhook).validate_json(body)
+        sent = _Webhook.model_validate_json(body)
     except ValidationError as e:
         raise BadAlert(_first_problem(e)) from None
     return [a.alert(sent.groupKey) for a in sent.alerts]
@@ -147,7 +147,7 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
     try:
         data = event.get_data()
         data = json.loads(data) if isinstance(data, bytes | str) else data
-        sent = TypeAdapter(_Alert).validate_python(data)
+        sent = _Alert.model_validate(data)
     except ValidationError as e:
         raise BadAlert(f"data: {_first_problem(e)}") from None
     except (ValueError, RecursionError):

@@ -69,16 +69,15 @@ class Dispatcher(Loop):
         super().__init__("dispatcher")
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
         self._metrics, self._places, self._lang = metrics, tuple(places), lang
-        self._clock, self._trim_due = journal.clock, -math.inf
+        self._clock, self._recovered, self._trim_due = journal.clock, False, -math.inf
         #: What the running investigations have found so far, by incident; those on other machines do not tell.
         self.progress: dict[str, RunProgress] = {}
 
-    def on_start(self) -> None:
-        """Set the jobs that a dead receiver was running to waiting. Raises JournalError."""
-        self._journal.recover(self._clock.now())
-
     def poll(self) -> None:
-        """Start jobs while a worker is free. Raises JournalError."""
+        """Start jobs while a worker is free; first those that a dead receiver was running. Raises JournalError."""
+        if not self._recovered:
+            self._journal.recover(self._clock.now())
+            self._recovered = True
         if time.monotonic() >= self._trim_due:
             self._trim_due = time.monotonic() + TRIM_S  # set first: a trim that fails must not delay the jobs
             self._journal.trim(self._config.receiver.keep_runs)
@@ -92,24 +91,23 @@ class Dispatcher(Loop):
         """Run one job; it ends done, failed, or waiting for another attempt."""
         last = job.attempts >= ATTEMPTS
         result: dict[str, Any] | None = None
-        with self._metrics.running.track_inprogress():
-            try:
-                result = self._investigate(job, last)
-                problem = result["problem"]
-            except UsageError as e:
-                problem = str(e)
-                last = last or not isinstance(e, OutputError)  # a wrong setting stays wrong at the next attempt
-            except BaseException as e:  # an executor may raise anything; the job must not be lost
-                problem = f"{type(e).__name__}: {e}"
-            problem = self._masker(job).scrub(problem)
-            again = self._retry_time(job, problem) if problem and not last else None
-            # A complete result is reported at once, even if its artifacts could not be archived.
-            if again is not None and not (result and _reached_every_step(result["document"])):
-                self.write_until_done(lambda: self._journal.retry(job, again, problem))
-            else:
-                self._report(job, result, problem, again)
+        try:
+            result = self._run_investigation(job, last)
+            problem = result["problem"]
+        except UsageError as e:
+            problem = str(e)
+            last = last or not isinstance(e, OutputError)  # a wrong setting stays wrong at the next attempt
+        except BaseException as e:  # an executor may raise anything; the job must not be lost
+            problem = f"{type(e).__name__}: {e}"
+        problem = self._make_masker(job).scrub(problem)
+        again = self._retry_time(job, problem) if problem and not last else None
+        # A complete result is reported at once, even if its artifacts could not be archived.
+        if again is not None and not (result and _reached_every_step(result["document"])):
+            self.write_until_done(lambda: self._journal.retry(job, again, problem))
+        else:
+            self._report_end(job, result, problem, again)
 
-    def _investigate(self, job: Job, last: bool) -> dict[str, Any]:
+    def _run_investigation(self, job: Job, last: bool) -> dict[str, Any]:
         """Run the investigation and return the result of `executors.carry_out`; add the alert to the timeline.
 
         Raises whatever the executor raises.
@@ -153,7 +151,7 @@ class Dispatcher(Loop):
         """Add a line to the timeline, once per `mark`; return "" or why it could not be written."""
         try:
             archive.prepare()  # before the masker makes tokens
-            keep_note(archive, self._masker(job).scrub(text), WHO, job=mark)
+            keep_note(archive, self._make_masker(job).scrub(text), WHO, job=mark)
         except OutputError as e:
             return str(e)
         return ""
@@ -165,11 +163,11 @@ class Dispatcher(Loop):
         wait_s: float = min(FIRST_WAIT_S * 2 ** (job.attempts - 1), LONGEST_WAIT_S)
         return self._clock.now() + wait_s
 
-    def _report(self, job: Job, result: dict[str, Any] | None, problem: str, again: float | None) -> None:
+    def _report_end(self, job: Job, result: dict[str, Any] | None, problem: str, again: float | None) -> None:
         """Write what a job found into the journal, with the message about it; None: the job is given up."""
         sealed = seal.seal_text(Archive(self._output, job.incident))  # it covers the notes added after the run
         link = self._dossier_link(job, result["index"] if result else None)
-        masker = self._masker(job)
+        masker = self._make_masker(job)
         title, body = notify.compose(job, result, problem, link, self._lang, sealed)
         message = masker.scrub(title), masker.scrub(body)
         now = self._clock.now
@@ -210,7 +208,7 @@ class Dispatcher(Loop):
             return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
         return index or Archive(self._output, job.incident).place
 
-    def _masker(self, job: Job) -> Masker:
+    def _make_masker(self, job: Job) -> Masker:
         try:
             urls = self._config.target(job.target).urls()
         except UsageError:

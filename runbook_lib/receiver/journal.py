@@ -214,7 +214,7 @@ class Journal:
         longer. Any other incident keeps its alerts and the last job of each kind and sections.
         """
         with self._transaction():
-            newest = self._first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
+            newest = self._fetch_first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
             last = newest["id"] if newest else 0
             found = self._execute(
                 "SELECT id FROM incidents AS i WHERE closed IS NOT NULL AND EXISTS"
@@ -253,7 +253,7 @@ class Journal:
     def next_job(self, now: float, busy: Collection[str]) -> Job | None:
         """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
         with self._transaction():
-            row = self._first(
+            row = self._fetch_first(
                 # An incident's jobs keep their order, also when one is retried; but no job waits for a second run.
                 "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
                 " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
@@ -303,7 +303,9 @@ class Journal:
                 if second_run is not None:
                     self._add_second_run(job, verdict["status"], *second_run, now)
             changed = bool(
-                self._first("SELECT 1 FROM incidents WHERE id = ? AND signature IS NOT ?", job.incident, signature)
+                self._fetch_first(
+                    "SELECT 1 FROM incidents WHERE id = ? AND signature IS NOT ?", job.incident, signature
+                )
             )
             self._execute(
                 "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
@@ -366,9 +368,9 @@ class Journal:
         """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError."""
         with self._transaction():
             self._execute(
-                "UPDATE messages SET state = iif(?1 IS NULL, 'failed', 'waiting'), due = coalesce(?1, due),"
-                " attempts = attempts + 1, problem = ?2 WHERE id = ?3",
-                due, problem, message.id,
+                "UPDATE messages SET state = ?, due = coalesce(?, due), attempts = attempts + 1, problem = ?"
+                " WHERE id = ?",
+                "failed" if due is None else "waiting", due, problem, message.id,
             )  # fmt: skip
 
     # Reading.
@@ -415,9 +417,9 @@ class Journal:
         named, at = alerts[0].incident, self.clock.to_wall_clock(now)
         group = "" if named else digest(alerts[0].group)  # a named incident is found by its name only
         if named:
-            found = self._first("SELECT id FROM incidents WHERE id = ?", named)
+            found = self._fetch_first("SELECT id FROM incidents WHERE id = ?", named)
         else:
-            found = self._first(
+            found = self._fetch_first(
                 "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
                 " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
                 group, target, at, window_s,
@@ -446,13 +448,15 @@ class Journal:
         """
         routed = routes.route_of(alert, config)
         own = (incident, alert.fingerprint, ",".join(routed.sections))
-        known = self._first(
+        known = self._fetch_first(
             "SELECT a.job, a.firing, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
             *own,
         )
         # An alert that fires after the recovery was checked is a further outage, not a repeat.
-        checks = self._first("SELECT max(id) AS last FROM jobs WHERE incident = ? AND kind = 'resolved'", incident)
+        checks = self._fetch_first(
+            "SELECT max(id) AS last FROM jobs WHERE incident = ? AND kind = 'resolved'", incident
+        )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
         if known and (repeats or not alert.firing):
@@ -481,7 +485,7 @@ class Journal:
         `last_check` is the last job that checked the recovery, 0 for none: the outage began after it.
         """
         sections = ",".join(routed.sections)
-        last = self._first(
+        last = self._fetch_first(
             "SELECT id, accepted FROM jobs WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
             " AND id > ? ORDER BY number DESC LIMIT 1",
             incident, sections, routed.target, last_check,
@@ -495,8 +499,8 @@ class Journal:
     def _add_recovery_job(self, alerts: Sequence[Alert], incident: str, target: str, now: float) -> int | None:
         """Add the job that checks the recovery when the last alert of an open incident is resolved; None otherwise."""
         ended = [a for a in alerts if not a.firing]
-        is_open = self._first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
-        if not ended or not is_open or self._fires(incident):
+        is_open = self._fetch_first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
+        if not ended or not is_open or self._has_firing_alert(incident):
             return None
         # A waiting recovery check stays: an alert may be reported as resolved twice.
         self._execute(
@@ -504,7 +508,7 @@ class Journal:
             " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?",
             now, incident, f"%{SECOND_RUN}",
         )  # fmt: skip
-        last = self._first("SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1", incident)
+        last = self._fetch_first("SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1", incident)
         if last and last["kind"] == "resolved" and last["state"] in ("waiting", "running"):
             return None
         return self._add_job(incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
@@ -524,7 +528,7 @@ class Journal:
         Its key has a random part: if a journal was lost, the dossier still has artifacts with that journal's keys, and
         a job with the same key would report the verdict of that time.
         """
-        before = self._first(
+        before = self._fetch_first(
             "SELECT max(number) AS number FROM jobs WHERE incident = ? AND kind = ? AND sections = ?",
             incident, kind, sections,
         )  # fmt: skip
@@ -539,11 +543,11 @@ class Journal:
 
     def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
         """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
-        fires = self._fires(job.incident)
+        fires = self._has_firing_alert(job.incident)
         newer = "SELECT 1 FROM jobs WHERE incident = ? AND id > ? AND state IN ('waiting', 'running')"
         once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
         recovering = job.kind == "resolved" and status != "OK" and not fires
-        if once or (recovering and not self._first(newer, job.incident, job.id)):
+        if once or (recovering and not self._fetch_first(newer, job.incident, job.id)):
             self._execute(
                 "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
                 " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
@@ -551,9 +555,9 @@ class Journal:
                 f"{job.key}{SECOND_RUN}", line, now, due, job.id,
             )  # fmt: skip
 
-    def _fires(self, incident: str) -> bool:
+    def _has_firing_alert(self, incident: str) -> bool:
         """Return whether an alert of an incident fires."""
-        return bool(self._first("SELECT 1 FROM alerts WHERE incident = ? AND firing", incident))
+        return bool(self._fetch_first("SELECT 1 FROM alerts WHERE incident = ? AND firing", incident))
 
     def _finish_run(
         self, job: Job, places: Sequence[str], message: tuple[str, str], status: str, seal: str, now: float
@@ -587,7 +591,7 @@ class Journal:
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
 
-    def _first(self, question: str, *values: Any) -> sqlite3.Row | None:
+    def _fetch_first(self, question: str, *values: Any) -> sqlite3.Row | None:
         """Return the first row of a question; None if it has none."""
         row: sqlite3.Row | None = self._execute(question, *values).fetchone()
         return row

@@ -22,7 +22,7 @@ class Loop(ABC):
     def __init__(self, name: str) -> None:
         self._wakeup, self.stopping, self._lock = Event(), Event(), Lock()
         self._working: dict[str, Thread] = {}
-        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread = Thread(target=self._run_loop, name=name, daemon=True)
 
     @property
     def alive(self) -> bool:
@@ -51,9 +51,6 @@ class Loop(ABC):
         for thread in threads:
             thread.join(max(until - time.monotonic(), 0))
         return not any(t.is_alive() for t in threads)
-
-    def on_start(self) -> None:  # noqa: B027 - optional
-        """Run once before the first poll. May raise JournalError: then it is run again."""
 
     @abstractmethod
     def poll(self) -> None:
@@ -94,9 +91,7 @@ class Loop(ABC):
             if self.stopping.wait(POLL_S):
                 return False
 
-    def _run(self) -> None:
-        if not self.write_until_done(self.on_start):
-            return
+    def _run_loop(self) -> None:
         while not self.stopping.is_set():
             self._wakeup.clear()
             try:

@@ -157,24 +157,21 @@ class Receiver:
             alerts = await run_in_threadpool(read, dict(request.headers), body)
         except BadAlert as e:
             raise HTTPException(400, str(e)) from None
-        accepted = await self._accept(alerts)
+        accepted = await self._accept_alerts(alerts)
         self.metrics.accepted.inc(len(alerts))
         self.metrics.deduplicated.inc(accepted.counted)
         self.dispatcher.wake()
         answer = {"accepted": len(alerts), "jobs": list(accepted.jobs), "counted": accepted.counted}
         return JSONResponse(answer, 202)
 
-    async def _accept(self, alerts: list[Alert]) -> Accepted:
+    async def _accept_alerts(self, alerts: list[Alert]) -> Accepted:
         """Store alerts, one body at a time: with a locked journal, each thread would wait for all before it."""
         try:
-            async with asyncio.timeout(TURN_S):
-                await self._turn.acquire()
+            async with asyncio.timeout(TURN_S) as limit, self._turn:
+                limit.reschedule(None)  # its turn has come
+                return await run_in_threadpool(self.journal.accept, alerts, self.config, self.journal.clock.now())
         except TimeoutError:
             raise JournalError("the journal has been busy for too long") from None
-        try:
-            return await run_in_threadpool(self.journal.accept, alerts, self.config, self.journal.clock.now())
-        finally:
-            self._turn.release()
 
     # Health.
 
