@@ -56,7 +56,7 @@ def incident_id(alerts: Sequence[Alert], target: str) -> str:
     if named:
         return named
     first = min(alerts, key=lambda a: (a.starts_at, a.name))
-    name = re.sub(r"[^A-Za-z0-9]+", "-", first.name).strip("-")[:30]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", first.name).strip("-")[:30] or "alert"
     return f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}"
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from schemas import valid, valid_dossier
 
 from runbook_lib.model.order import Order
+from runbook_lib.parameters import validate
 from runbook_lib.receiver import alert, routes
 from runbook_lib.receiver.alert import Alert, BadAlert
 from runbook_lib.settings import Route, Settings
@@ -181,6 +182,13 @@ def test_whatever_is_sent_is_an_alert_or_one_line(body: bytes, headers: dict[str
         for a in read:
             name = routes.incident_id([a], "t")
             assert a.name and a.fingerprint and "/" not in name and ".." not in name and len(name) <= 64
+
+
+@pytest.mark.parametrize("name", ["_", "_通知の遅延"])
+def test_a_name_without_a_letter_for_a_folder_still_has_an_incident(name: str) -> None:
+    incident = routes.incident_id([made(labels={"alertname": name})], "main")
+    assert incident.startswith("alert-20260131T030000-")
+    validate({"incident_id": incident})
 
 
 def config(**values: Any) -> Settings:
