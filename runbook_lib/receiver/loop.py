@@ -80,16 +80,16 @@ class Loop(ABC):
             self._working[key] = thread
         thread.start()
 
-    def write_until_done(self, write: Callable[[], object]) -> bool:
-        """Write into the journal, retrying until it succeeds; return False if the receiver is stopped before."""
+    def write_until_done(self, write: Callable[[], object]) -> None:
+        """Write into the journal, retrying until it succeeds or the receiver is stopped."""
         while True:
             try:
                 write()
-                return True
+                return
             except JournalError as e:
                 _log.warning("%s", e)
             if self.stopping.wait(POLL_S):
-                return False
+                return
 
     def _run_loop(self) -> None:
         while not self.stopping.is_set():
