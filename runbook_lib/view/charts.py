@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, Literal
@@ -29,8 +29,8 @@ from runbook_lib.usage import UsageError, did_you_mean
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
 #: How several columns are told apart: by dash, marker or hatch as well as by colour.
 _STYLES = ((BLUE, "-", "o", ""), (RED, "--", "s", "//"), (GREEN, "-.", "^", ".."), (GREY, ":", "D", "xx"))
-#: How the name of a line begins that is a limit.
-_LIMITS = ("warning ", "critical ", "usable ", "configured lease ", "objective ")
+#: How the name of a limit begins: the label of its line, or the words on it.
+_LIMITS = ("warning ", "critical ", "limit ", "usual limit ", "allowed ", "usable ", "configured lease ", "objective ")
 KINDS = ("line", "bar", "scatter", "hist")
 #: So many points have a marker each, so many letters stand beside each other.
 FEW = 60
@@ -75,8 +75,9 @@ class Chart:
         axes = self.figure.axes
         labels = [self.figure.get_supylabel(), *(a.get_ylabel() for a in axes), *(a.get_xlabel() for a in axes)]
         axis = next(filter(None, labels), "")
-        lines = (str(line.get_label()) for ax in axes for line in ax.lines)
-        limits = ", ".join(dict.fromkeys(name for name in lines if name.startswith(_LIMITS)))
+        names = [str(line.get_label()) for ax in axes for line in ax.lines]
+        names += [words.get_text() for ax in axes for words in ax.texts]
+        limits = ", ".join(dict.fromkeys(name for name in names if name.startswith(_LIMITS)))
         return messages.text(say("chart.described", alt=self.alt, axis=axis, limits=limits), lang)
 
 
@@ -104,14 +105,30 @@ def panels(title: str, names: Sequence[str], ylabel: str, xlabel: str = "") -> t
     return figure, stacked
 
 
-def thresholds(ax: Axes, limit: Threshold) -> None:
-    """Draw a threshold's two limits, told apart by dash pattern as well as by colour."""
+def thresholds(ax: Axes, limit: Threshold, x_of: Callable[[float], float] | None = None) -> None:
+    """Draw a threshold's two limits, told apart by dash pattern as well as by colour.
+
+    They are values of the y axis; with `x_of` they are vertical lines at the x positions that it returns.
+    """
     for value, colour, dash, name in (
         (limit.warning, ORANGE, "--", "warning"),
         (limit.critical, RED, ":", "critical"),
     ):
-        if value is not None:
-            ax.axhline(value, color=colour, linestyle=dash, linewidth=1.2, label=f"{name} {value:g} {limit.unit}")
+        if value is None:
+            continue
+        drawn: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.2}
+        drawn["label"] = f"{name} {value:g} {limit.unit}"
+        if x_of is None:
+            ax.axhline(value, **drawn)
+        else:
+            ax.axvline(x_of(value), **drawn)
+
+
+def limit_line(ax: Axes, value: float, name: str, unit: str) -> None:
+    """Draw a limit, with its name, number and unit on the line: for panels that share one legend."""
+    ax.axhline(value, color=ORANGE, linestyle=":", linewidth=1.4)
+    words = f"{name} {value:,.4g} {unit}"
+    ax.text(0.995, value, words, fontsize=7, ha="right", va="bottom", transform=ax.get_yaxis_transform())
 
 
 def clock_ticks(ax: Axes) -> None:
@@ -137,9 +154,9 @@ def flows(
     clock_ticks(ax)
 
 
-def legend(figure: Figure) -> None:
+def legend(figure: Figure, columns: int = 4) -> None:
     """Name what is drawn, below the axes, where it hides no data."""
-    figure.legend(loc="outside lower left", ncols=4, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
 
 
 # A person's own frame ----------------------------------------------------------------------------------------

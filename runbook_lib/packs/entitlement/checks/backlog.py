@@ -403,30 +403,51 @@ def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
+#: The bars of `draw_ages`: the ages of the query's buckets, each with its lower edge in seconds.
+_AGES = {
+    "<1 s": 0.0,
+    "1-5 s": 1.0,
+    "5-10 s": 5.0,
+    "10-30 s": 10.0,
+    "30-60 s": 30.0,
+    "1-2 min": 60.0,
+    "2-5 min": 120.0,
+    "5-10 min": 300.0,
+    "10-30 min": 600.0,
+    "30-60 min": 1800.0,
+    ">1 h": 3600.0,
+}
+#: The colour and hatch of a bar by the status of its rows' age.
+_AGE_LOOKS = {
+    Status.OK: (charts.BLUE, ""),
+    Status.WARNING: (charts.ORANGE, "//"),
+    Status.CRITICAL: (charts.RED, "xx"),
+}
+
+
 def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Draw the ages of the unfinished notifications."""
     ages = table(frames, "ages", "bucket", "n")
     if ages.empty:
         return None
-    labels = [
-        *("<1 s", "1-5 s", "5-10 s", "10-30 s", "30-60 s"),
-        *("1-2 min", "2-5 min", "5-10 min", "10-30 min", "30-60 min", ">1 h"),
-    ]
-    counts = np.zeros(len(labels))
+    counts = np.zeros(len(_AGES))
     for bucket, n in ages[["bucket", "n"]].dropna().itertuples(index=False):
-        counts[min(max(int(bucket), 0), len(labels) - 1)] += n
+        counts[min(max(int(bucket), 0), len(_AGES) - 1)] += n
     figure, ax = charts.axes("Age of the unfinished notifications", "rows", "since creation")
     limit = given.limits["backlog.oldest_due"]
-    colours = [charts.BLUE if i < 3 else charts.ORANGE if i < 4 else charts.RED for i in range(len(labels))]
-    hatches = ["" if i < 3 else "//" if i < 4 else "xx" for i in range(len(labels))]
-    bars = ax.bar(labels, counts, color=colours, hatch=hatches, edgecolor="white")
+    edges = list(_AGES.values())
+    statuses = [limit.status(edge) for edge in edges]  # all rows of a bar are at least as old as its left edge
+    colours, hatches = zip(*(_AGE_LOOKS[status] for status in statuses), strict=True)
+    bars = ax.bar(list(_AGES), counts, color=colours, hatch=hatches, edgecolor="white")
     ax.bar_label(bars, labels=[f"{n:,.0f}" if n else "" for n in counts], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
-    old = float(counts[4:].sum())
+    charts.thresholds(ax, limit, lambda seconds: float(np.interp(seconds, edges, np.arange(len(edges)) - 0.5)))
+    charts.legend(figure)
+    old = [(edge, n) for edge, n, status in zip(edges, counts, statuses, strict=True) if status is Status.CRITICAL]
     return charts.Chart(
         figure,
-        say("backlog.alt_ages", total=float(counts.sum()), old=old),
-        (say("backlog.ages_caption", warning=limit.warning, critical=limit.critical),),
+        say("backlog.alt_ages", total=float(counts.sum()), old=sum(n for _, n in old), s=old[0][0] if old else None),
+        (say("backlog.ages_caption", warning=limit.warning, critical=limit.critical, unit=limit.unit),),
     )
 
 

@@ -494,7 +494,7 @@ def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Tim
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: values between edges, the limit, and the buckets in breach.
+    """One pair of axes: values between edges, the limit with its name, and the buckets in breach.
 
     For a queue, `values` are the most rows that waited in a step and `least` the fewest; rows before `gone_before` are
     deleted.
@@ -503,6 +503,7 @@ class Panel:
     title: str
     unit: str
     limit: float
+    limit_name: str
     colour: str
     edges: list[pd.Timestamp]
     values: pd.Series[float]
@@ -517,7 +518,17 @@ def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
     found = objective_levels(frames, given)
     edges = [span.at(i) for i in range(span.buckets + 1)]
     panels = [
-        Panel(f"{slo}: {title}", unit, limit, colour, edges, of["level"], of["breach"].astype(bool), fill=rows_only)
+        Panel(
+            f"{slo}: {title}",
+            unit,
+            limit,
+            f"limit of {slo}",
+            colour,
+            edges,
+            of["level"],
+            of["breach"].astype(bool),
+            fill=rows_only,
+        )
         for slo, title, unit, limit, colour, rows_only in (
             ("NOTI-B", "late deliveries", "% of events", _allowed_percent(given, "NOTI-B"), charts.BLUE, False),
             ("ENT-C", "late publishing", "% of events", _allowed_percent(given, "ENT-C"), charts.GREEN, False),
@@ -539,8 +550,11 @@ def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
         limit = past.limit(level, given, steps)
         left = level["least"] > limit
         panels.append(
-            Panel(title, "rows", limit, charts.GREY, edges, level["most"], left, level["least"], gone, fill=True)
-        )
+            Panel(
+                title, "rows", limit, "usual limit", charts.GREY, edges, level["most"], left, level["least"], gone,
+                fill=True,
+            )
+        )  # fmt: skip
     return panels
 
 
@@ -569,7 +583,7 @@ def draw_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         ax.stairs(panel.values, panel.edges, color=panel.colour, linewidth=1.5)
         if panel.fill:
             ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, alpha=0.6, fill=True)
-        ax.axhline(panel.limit, color=charts.ORANGE, linestyle=":", linewidth=1.4)
+        charts.limit_line(ax, panel.limit, panel.limit_name, panel.unit)
         for first, last in history.episodes(panel.breach.to_numpy(dtype=float), 0.5, 0):
             ax.axvspan(panel.edges[first], panel.edges[last], facecolor=charts.RED, alpha=0.18, hatch="//",
                        edgecolor=charts.RED, linewidth=0, label=None if shaded else "beyond its limit")  # fmt: skip
@@ -586,7 +600,6 @@ def draw_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         charts.clock_ticks(ax)
     every[-1, 0].set_xlabel(f"UTC, {begin:%Y-%m-%d}")
     every[-1, 0].set_xlim(begin, end + (end - begin) / 40)
-    every[0, 0].plot([], [], color=charts.ORANGE, linestyle=":", label="limit")
     figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
     found = objective_levels(frames, given)
     slos = [slo for slo in ("NOTI-B", "ENT-C", "NOTI-C", "NOTI-D") if slo in found]

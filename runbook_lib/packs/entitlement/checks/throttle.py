@@ -642,15 +642,15 @@ def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Cha
         if rate is None or (name != "allowed now" and seen.then == seen.now):
             continue
         if rate <= 4 * highest:
-            ax.axhline(rate, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {rate:,.0f}")
+            ax.axhline(rate, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {rate:,.0f} rows / min")
             highest = max(highest, rate)
         else:  # far above the data: its line would flatten the other lines
-            ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} (above the scale)")
+            ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} rows / min (above the scale)")
     since = seen.times.since
     if since is not None:
         ax.axvline(float(matplotlib.dates.date2num(since)), color="black", linewidth=1.0, label="changed")
         if (rate := _measure_rate(frames, seen)) is not None:
-            label = f"measured since {rate:,.0f}"
+            label = f"measured since {rate:,.0f} rows / min"
             ax.plot(
                 pd.DatetimeIndex([since, seen.at]),
                 [rate, rate],
@@ -662,7 +662,7 @@ def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Cha
             highest = max(highest, rate)
     ax.set_ylim(0, 1.25 * highest)
     charts.clock_ticks(ax)
-    charts.legend(figure)
+    charts.legend(figure, columns=3)  # the names are long
     alt = say(
         "throttle.alt", who=say(_WHO_KEYS[side.name]), came=seen.flow.came, gone=seen.flow.gone,
         allowed=seen.now.allowed, then=seen.then.allowed, minutes=minutes,
