@@ -47,14 +47,14 @@ _CHART = "<!-- chart -->"
 # A person's text --------------------------------------------------------------------------------------------
 
 
-def _normalize(text: str) -> str:
+def _normalize_text(text: str) -> str:
     """Return a text without what an editor changes by itself: line ends, trailing blanks, empty lines."""
     lines = (line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def _short_digest(text: str) -> str:
-    return digest(_normalize(text).encode())[:12]
+    return digest(_normalize_text(text).encode())[:12]
 
 
 def block(name: str, text: str, default: str) -> str:
@@ -75,7 +75,7 @@ def person_blocks(draft: str) -> dict[str, str]:
 def _generated_part(draft: str) -> str:
     """Return the generated part of a draft: without the text of a person's blocks and without its digest line."""
     without = _BLOCK.sub(lambda m: f"<!-- person:{m['name']} -->", draft)
-    return _normalize(_HEAD.sub("", without, count=1))
+    return _normalize_text(_HEAD.sub("", without, count=1))
 
 
 def is_edited(draft: str) -> bool:
@@ -156,6 +156,14 @@ def write(
     archive.write(MARKDOWN, text.encode())
     archive.write(PAGE, page(text, archive.incident, lang, chart).encode())
     return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
+
+
+def read_draft(archive: Archive) -> str | None:
+    """Return the incident's draft; None if there is none. Raises OSError."""
+    try:
+        return archive.read(MARKDOWN).decode(errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def target_of(archive: Archive) -> str:
@@ -246,11 +254,11 @@ def draft(
         "made": made,
         "chart": Md(_CHART),
     }
-    return _templates().get_template("postmortem.md.j2").render(**values)
+    return _template_environment().get_template("postmortem.md.j2").render(**values)
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def _template_environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(render._TEMPLATES), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, autoescape=False, finalize=md, keep_trailing_newline=True,  # noqa: S701

@@ -12,10 +12,17 @@ from typing import Any, TypeVar
 import click
 
 from runbook_lib import interrupts, pack, settings
-from runbook_lib.cli.numbers import NumberRange
+from runbook_lib.model.finding import Text
 from runbook_lib.usage import UsageError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def words(value: str) -> str:
+    """Decode text for people and files: bytes outside the terminal's encoding become \\xNN."""
+    return os.fsencode(value).decode(errors="backslashreplace")
+
+
 COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -30,12 +37,27 @@ class RecordingFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+class NumberRange(click.FloatRange):
+    """A number within limits, which `nan` is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        return number if number == number else self.fail(f"{value!r} is not a number.", param, ctx)
+
+
 RECORDING = RecordingFile(dir_okay=False, path_type=Path)
-DEADLINE = NumberRange(min=0, min_open=True, max=settings.DAY_S)
+_DEADLINE_S = NumberRange(min=0, min_open=True, max=settings.DAY_S)
 
-
-#: What a command prints with --json.
+#: Options of several commands.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
+TARGET = click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
+PAIRS = click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook")
+DEADLINE = click.option(
+    "--deadline", type=_DEADLINE_S, metavar="SECONDS", help="deadline of the whole run  [default: 180]"
+)
+EXECUTOR = click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
+SCHEDULER = click.option("--scheduler", metavar="URL", help="the Dask scheduler, such as tcp://scheduler:8786")
 
 
 def output_option(what: str = "folder or URL of the artifacts") -> Callable[[F], F]:
@@ -50,11 +72,6 @@ def lang_option(what: str = "language of the output") -> Callable[[F], F]:
     return click.option(
         "--lang", type=click.Choice(["ja", "en"]), default=default, help=f"{what}  [default: as the locale]"
     )
-
-
-def words(value: str) -> str:
-    """Decode text for people and files: bytes outside the terminal's encoding become \\xNN."""
-    return os.fsencode(value).decode(errors="backslashreplace")
 
 
 class CommandGroup(click.Group):
@@ -78,19 +95,37 @@ def parse_pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
     return values
 
 
+def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
+    """Print messages in a language, one a line."""
+    from runbook_lib import messages
+
+    for text in texts:
+        click.echo(messages.text(text, lang), err=err)
+
+
+def write_file(path: Path, content: str, what: str = "") -> None:
+    """Write a file of a command as a whole. Raises OutputError, which begins with `what`, else with the path."""
+    from runbook_lib.store import OutputError, write_whole
+
+    try:
+        write_whole(path.absolute(), content.encode())
+    except OSError as e:
+        raise OutputError(f"{what or f'{path} could not be written'}: {e.strerror}") from None
+
+
 def say_json(said: object) -> None:
-    """One document; where the terminal's encoding does not hold every character, in ASCII."""
+    """Print one document; if the terminal's encoding lacks some characters, in ASCII."""
     utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
     click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
 
 
-def existing_archive(incident: str, output: str | None) -> Any:
+def existing_archive(incident: str, output: str) -> Any:
     """Return the archive of an incident. Raises UsageError if there is none."""
     from runbook_lib.parameters import validate
     from runbook_lib.store import SEALED, Archive
 
     validate({"incident_id": incident})
-    archive = Archive(output or settings.load().output, incident)
+    archive = Archive(output, incident)
     if not set(SEALED) & set(archive.names()) and not archive.partials():
         raise UsageError(unknown_incident_text(archive))
     return archive
@@ -105,7 +140,7 @@ def unknown_incident_text(archive: Any) -> str:
 def action_options(f: Any) -> Any:
     """Add the options that every action has."""
     for option in (
-        click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml"),
+        TARGET,
         click.option(
             "--incident", default="adhoc", show_default=True, help="the incident whose dossier records the action"
         ),

@@ -7,32 +7,22 @@ from pathlib import Path
 
 import click
 
-from runbook_lib import interrupts, messages, settings
-from runbook_lib.cli.common import FILE, existing_archive, say_json
-from runbook_lib.cli.numbers import NumberRange
+from runbook_lib import interrupts
+from runbook_lib.cli import common
 
-_TARGET = click.option("--target", default="default", show_default=True, help="which system, from runbook.toml")
-_OUTPUT = click.option("--output", metavar="DIR|URL", help="where artifacts are  [default: outputs]")
-_PAGE = click.option("--page", type=FILE, help="write the differences as an HTML page")
-_LANG = click.option("--lang", type=click.Choice(["ja", "en"]), help="language of the output  [default: en]")
+_PAGE = click.option("--page", type=common.FILE, help="write the differences as an HTML page")
 
 
 @click.command()
 @click.argument("incident")
 @click.argument("before", required=False)
 @click.argument("after", required=False)
-@_OUTPUT
+@common.output_option()
 @_PAGE
-@click.option("--json", "as_json", is_flag=True, help="one JSON document and nothing else")
-@_LANG
+@common.AS_JSON
+@common.lang_option()
 def diff(
-    incident: str,
-    before: str | None,
-    after: str | None,
-    output: str | None,
-    page: Path | None,
-    as_json: bool,
-    lang: str | None,
+    incident: str, before: str | None, after: str | None, output: str, page: Path | None, as_json: bool, lang: str
 ) -> int:
     """Show the differences between two runs of an incident, by name, or the first and last run of each section.
 
@@ -45,7 +35,7 @@ def diff(
 
     if before and not after:
         raise UsageError("name two runs to compare, or none to compare the first and the last run of each section")
-    archive, lang = existing_archive(incident, output), lang or settings.load().lang
+    archive = common.existing_archive(incident, output)
     if before and after:
         pairs = [(compare.archived(archive, before), compare.archived(archive, after))]
     else:
@@ -54,7 +44,7 @@ def diff(
     if page:
         _write_page(page, render.html("compared", lang, incident=incident, told=told))
     if as_json:
-        say_json([c.record() for c in told])
+        common.say_json([c.record() for c in told])
     else:
         click.echo("\n\n".join("\n".join(c.lines()) for c in told))
     return 0
@@ -62,10 +52,10 @@ def diff(
 
 @click.command()
 @click.argument("sections", nargs=-1, metavar="[SECTION]...")
-@_TARGET
-@_OUTPUT
-@_LANG
-def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: str | None) -> int:
+@common.TARGET
+@common.output_option()
+@common.lang_option()
+def baseline(sections: tuple[str, ...], target: str, output: str, lang: str) -> int:
     """Store the usual values of a target: the numbers of these sections (3 and 4.1), if they are OK.
 
     Run it from a scheduler.
@@ -76,8 +66,6 @@ def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: s
     from runbook_lib.model.finding import Status, say, worst
     from runbook_lib.store import OutputError
 
-    config = settings.load()
-    output, lang = output or config.output, lang or config.lang
     found = []
     for section in sections or ("3", "4.1"):
         rb = compare.run_section(section, target=target, incident_id=f"baseline-{target}")
@@ -89,16 +77,18 @@ def baseline(sections: tuple[str, ...], target: str, output: str | None, lang: s
             except OSError as e:
                 raise OutputError(f"the usual values could not be stored in {output}: {e.strerror or e}") from None
         key = "compare.kept" if status is Status.OK else "compare.not_kept"
-        click.echo(messages.text(say(key, section=section, target=target, status=status.name), lang))
+        common.echo_text(lang, say(key, section=section, target=target, status=status.name))
     return int(worst(found).value)
 
 
 @click.command()
 @click.argument("section", default="4.1")
-@_TARGET
-@click.option("--every", "every_s", type=NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS")
-@_LANG
-def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
+@common.TARGET
+@click.option(
+    "--every", "every_s", type=common.NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS"
+)
+@common.lang_option()
+def watch(section: str, target: str, every_s: float, lang: str) -> int:
     """Run a section repeatedly until Ctrl-C: show the strip, and what changed since the last sample. Nothing is saved.
 
     Exit code: that of the last sample.
@@ -106,7 +96,6 @@ def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
     from runbook_lib.archive import compare
 
     interrupts.raise_on_signal()
-    lang = lang or settings.load().lang
     code: int | None = None
     try:
         for status, lines in compare.watching(section, every_s, target=target, lang=lang):
@@ -129,13 +118,11 @@ def watch(section: str, target: str, every_s: float, lang: str | None) -> int:
     metavar="FILE|DIR",
     help="the other documents: slo.md, observations.md, runbook.toml for targets' own thresholds, or their folder",
 )
-@_OUTPUT
+@common.output_option()
 @_PAGE
 @click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-@_LANG
-def backtest(
-    incidents: tuple[str, ...], given: Path, output: str | None, page: Path | None, as_json: bool, lang: str | None
-) -> int:
+@common.lang_option()
+def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool, lang: str) -> int:
     """Judge the stored runs of past incidents by other documents. All incidents if none is named.
 
     Exit code 0: no result changes; 1: a result changes, or cannot be judged again.
@@ -144,10 +131,8 @@ def backtest(
     from runbook_lib.store import SEALED, Archive
     from runbook_lib.view import differences
 
-    config = settings.load()
-    output, lang = output or config.output, lang or config.lang
     every = Archive(output, "").names()
-    named = [existing_archive(i, output).incident for i in incidents]
+    named = [common.existing_archive(i, output).incident for i in incidents]
     asked = named or [i for i in every if {*SEALED} & {*Archive(output, i).names()}]
     report, unread = past.run(output, asked, given)
     if page:
@@ -156,15 +141,9 @@ def backtest(
         click.echo(json.dumps(report, ensure_ascii=False))
     else:
         click.echo("\n".join(differences.backtest_lines(report, lang)))
-    for text in unread:
-        click.echo(messages.text(text, lang), err=True)
+    common.echo_text(lang, *unread, err=True)
     return int(bool(report["flips"] or report["not_replayable"]))
 
 
 def _write_page(page: Path, content: str) -> None:
-    from runbook_lib.store import OutputError, write_whole
-
-    try:
-        write_whole(page.absolute(), content.encode())
-    except OSError as e:
-        raise OutputError(f"the page could not be written to {page}: {e.strerror}") from None
+    common.write_file(page, content, f"the page could not be written to {page}")

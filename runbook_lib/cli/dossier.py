@@ -7,19 +7,18 @@ from contextlib import suppress
 import click
 
 from runbook_lib import settings
-from runbook_lib.cli.common import existing_archive, lang_option, output_option, unknown_incident_text, words
+from runbook_lib.cli import common
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
 
 @click.command()
 @click.argument("incident")
-@click.argument("text", type=words)
+@click.argument("text", type=common.words)
 @click.option("--new", is_flag=True, help="create the incident's folder if it does not exist")
-@output_option("folder or URL of the incidents")
+@common.output_option("folder or URL of the incidents")
 def note(incident: str, text: str, new: bool, output: str) -> int:
     """Add a line to an incident's timeline."""
-    from runbook_lib import messages
     from runbook_lib.archive import seal
     from runbook_lib.masking import Masker
     from runbook_lib.notes import keep_note, whoami
@@ -31,7 +30,7 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
     archive = Archive(output, incident)
     try:
         if not new and not archive.names():
-            raise UsageError(f"{unknown_incident_text(archive)} (--new creates one)")
+            raise UsageError(f"{common.unknown_incident_text(archive)} (--new creates one)")
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     if text.strip():
@@ -42,20 +41,20 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
         if len(about := archive.targets()) == 1:
             urls = config.target(about.pop()).urls()
     kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub(text), whoami())
-    click.echo(messages.text(kept, config.lang))
+    common.echo_text(config.lang, kept)
     click.echo(seal.seal_text(archive))
     return 0
 
 
 @click.command(name="dossier")
 @click.argument("incident")
-@output_option()
-@lang_option("language of the page")
+@common.output_option()
+@common.lang_option("language of the page")
 def dossier_(incident: str, output: str, lang: str) -> int:
     """Rebuild an incident's index page and print its path."""
     from runbook_lib.archive import dossier
 
-    archive = existing_archive(incident, output)
+    archive = common.existing_archive(incident, output)
     dossier.write_index(archive, lang)
     click.echo(f"{archive.place}/{dossier.INDEX}")
     return 0
@@ -68,8 +67,8 @@ def dossier_(incident: str, output: str, lang: str) -> int:
 @click.option(
     "--signed", is_flag=True, help="use only checkpoints with a valid signature ([sign.keys] in runbook.toml)"
 )
-@output_option()
-@lang_option()
+@common.output_option()
+@common.lang_option()
 def verify(
     incident: str, checkpoints: tuple[str, ...], witnesses: tuple[str, ...], signed: bool, output: str, lang: str
 ) -> int:
@@ -78,7 +77,6 @@ def verify(
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
     or files are not covered by a checkpoint.
     """
-    from runbook_lib import messages
     from runbook_lib.archive import rejudge, seal
     from runbook_lib.parameters import validate
     from runbook_lib.store import SEALED, Archive
@@ -87,15 +85,14 @@ def verify(
     kept = [head for source in (*checkpoints, *witnesses) for head in seal.read_checkpoints(incident, source)]
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=signed)
     # If the dossier is gone, a checkpoint still shows that it existed.
-    archive = Archive(output, incident) if kept else existing_archive(incident, output)
+    archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, counted)
     judged, apart = rejudge.judge_all(archive)
-    for text in (*report.changed, *doubted, *report.uncovered, *apart):
-        click.echo(messages.text(text, lang), err=True)
+    common.echo_text(lang, *report.changed, *doubted, *report.uncovered, *apart, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
-        click.echo(messages.text(say("seal.anchored", upto=upto), lang))
+        common.echo_text(lang, say("seal.anchored", upto=upto))
     for by, last in {h.by: h.bare for h in sorted(counted, key=lambda h: sum(h.lines)) if h.by}.items():
-        click.echo(messages.text(say("seal.signed", by=by, seal=str(last)), lang))
+        common.echo_text(lang, say("seal.signed", by=by, seal=str(last)))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
         (report.uncovered or doubted, "seal.state.not_witnessed", 3),
@@ -104,7 +101,7 @@ def verify(
     )
     state, code = next((state, code) for found, state, code in states if found)
     what = {"place": archive.place, "sealed": sum(report.chain_head.lines), "judged": judged}
-    click.echo(messages.text(say("seal.said", state=say(state), **what), lang))
+    common.echo_text(lang, say("seal.said", state=say(state), **what))
     if not report.changed:
         click.echo(seal.signed_seal(report.chain_head))
     return code

@@ -8,11 +8,11 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib import catalog, settings
-from runbook_lib.cli.common import RECORDING, lang_option
+from runbook_lib.cli.common import RECORDING, TARGET, lang_option
 
 
 @click.command()
-@click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
+@TARGET
 @click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
 @click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
 @click.option(

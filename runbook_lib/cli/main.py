@@ -68,18 +68,18 @@ class _SubcommandGroup(CommandGroup):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        self.help = f"Also: {', '.join(self._subcommands())}."
+        self.help = f"Also: {', '.join(self._find_subcommands())}."
 
-    def _subcommands(self) -> dict[str, pack.Command]:
+    def _find_subcommands(self) -> dict[str, pack.Command]:
         return {
             c.name.removeprefix(f"{self.name} "): c for c in _available_commands() if c.name.startswith(f"{self.name} ")
         }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self._subcommands())
+        return list(self._find_subcommands())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return _load_command(known) if (known := self._subcommands().get(name)) else None
+        return _load_command(known) if (known := self._find_subcommands().get(name)) else None
 
 
 def _available_commands() -> list[pack.Command]:
@@ -149,22 +149,18 @@ def main(arguments: list[str] | None = None) -> None:
 def _run_command(arguments: list[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False)
-    except (UsageError, CatalogError) as e:
-        click.echo(f"runbook: {e}", err=True)
-        code = EX_USAGE
+        return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message(), err=True)
-        code = EX_USAGE
+        return EX_USAGE
+    except (UsageError, CatalogError) as e:
+        code, problem = EX_USAGE, str(e)
     except click.UsageError as e:
-        click.echo(
-            f"runbook: {e.format_message()} (see `{e.ctx.command_path if e.ctx else 'runbook'} --help`)",
-            err=True,
-        )
-        code = EX_USAGE
+        command = e.ctx.command_path if e.ctx else "runbook"
+        code, problem = EX_USAGE, f"{e.format_message()} (see `{command} --help`)"
     except click.ClickException as e:
-        click.echo(f"runbook: {e.format_message()}", err=True)
-        code = EX_UNAVAILABLE
+        code, problem = EX_UNAVAILABLE, e.format_message()
     except OSError as e:  # of the archive: `Archive` raises nothing else
-        click.echo(f"runbook: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", err=True)
-        code = EX_UNAVAILABLE
-    return code if isinstance(code, int) else 0
+        code, problem = EX_UNAVAILABLE, f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}"
+    click.echo(f"runbook: {problem}", err=True)
+    return code

@@ -9,16 +9,7 @@ from typing import Any
 import click
 
 from runbook_lib import settings
-from runbook_lib.cli.common import (
-    AS_JSON,
-    DEADLINE,
-    existing_archive,
-    lang_option,
-    output_option,
-    parse_pairs,
-    say_json,
-    words,
-)
+from runbook_lib.cli import common
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
@@ -37,20 +28,20 @@ _ITEM_KEYS = {
 @click.command(name="postmortem")
 @click.argument("incident")
 @click.option("--target", help="the system, a target of runbook.toml  [default: that of the incident]")
-@click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
-@output_option()
-@click.option("--deadline", type=DEADLINE, metavar="SECONDS", help="deadline of the run  [default: 180]")
-@lang_option("language of the draft")
+@click.option("-p", "pairs", type=common.words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@common.output_option()
+@common.DEADLINE
+@common.lang_option("language of the draft")
 @click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
 @click.option("--as", "tracker", type=click.Choice(TRACKERS), help="run nothing: print the draft as an issue's body")
-@AS_JSON
+@common.AS_JSON
 def postmortem_(
     incident: str, check: bool, tracker: str | None, lang: str, output: str, as_json: bool, **options: Any
 ) -> int:
     """Draft an incident's postmortem (section 7), preserving what people wrote into it; check or print it."""
     if tracker and (check or as_json):
         raise click.UsageError("--as prints text: leave out --check and --json")
-    archive = existing_archive(incident, output)
+    archive = common.existing_archive(incident, output)
     if tracker:
         return _print_for_tracker(archive, tracker, lang)
     if check:
@@ -59,14 +50,13 @@ def postmortem_(
 
 
 def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
-    from runbook_lib import mandatory, messages
+    from runbook_lib import messages
     from runbook_lib.archive import postmortem, tracker
     from runbook_lib.masking import Masker
 
-    try:
-        draft = archive.read(mandatory.MARKDOWN).decode(errors="replace")
-    except FileNotFoundError:
-        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident), lang)) from None
+    draft = postmortem.read_draft(archive)
+    if draft is None:
+        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident), lang))
     config = settings.load()
     base = config.receiver.public_url.rstrip("/")
     urls: list[str] = []
@@ -79,28 +69,23 @@ def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
     from runbook_lib import catalog, mandatory, messages
+    from runbook_lib.archive import postmortem
 
-    try:
-        text = archive.read(mandatory.MARKDOWN).decode(errors="replace")
-    except FileNotFoundError:
-        text = ""
-        click.echo(messages.text(say("postmortem.no_draft", incident=archive.incident), lang), err=True)
-    missing = mandatory.missing(text, catalog.load())
-    lines = [(m, messages.text(say(_ITEM_KEYS[m.item]), lang), messages.text(m.problem, lang)) for m in missing]
+    draft, file = postmortem.read_draft(archive), f"{archive.place}/{mandatory.MARKDOWN}"
+    if draft is None:
+        common.echo_text(lang, say("postmortem.no_draft", incident=archive.incident), err=True)
+    missing = mandatory.missing(draft or "", catalog.load())
     if as_json:
-        lacks = [{"number": m.number, "item": m.item, "problem": problem} for m, _, problem in lines]
-        said = {"incident": archive.incident, "complete": not missing, "missing": lacks}
-        say_json(said)
-    elif mandatory.is_old_form(text):
-        old = say("postmortem.old_form", file=f"{archive.place}/{mandatory.MARKDOWN}", incident=archive.incident)
-        click.echo(messages.text(old, lang), err=True)
+        lacks = [{"number": m.number, "item": m.item, "problem": messages.text(m.problem, lang)} for m in missing]
+        common.say_json({"incident": archive.incident, "complete": not missing, "missing": lacks})
+    elif mandatory.is_old_form(draft or ""):
+        common.echo_text(lang, say("postmortem.old_form", file=file, incident=archive.incident), err=True)
+    elif missing:
+        for m in missing:
+            lacks_item = say("postmortem.lacks", number=m.number, item=say(_ITEM_KEYS[m.item]), problem=m.problem)
+            common.echo_text(lang, lacks_item, err=True)
     else:
-        for m, item, problem in lines:
-            text = messages.text(say("postmortem.lacks", number=m.number, item=item, problem=problem), lang)
-            click.echo(text, err=True)
-        if not missing:
-            file = f"{archive.place}/{mandatory.MARKDOWN}"
-            click.echo(messages.text(say("postmortem.complete", file=file), lang))
+        common.echo_text(lang, say("postmortem.complete", file=file))
     return 2 if missing else 0
 
 
@@ -120,7 +105,7 @@ def _draft_postmortem(
     config = settings.load()
     target = target or postmortem.target_of(archive)
     until = time.monotonic() + (deadline if deadline is not None else config.deadline_s)
-    values = parse_pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    values = common.parse_pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
     display = ProgressDisplay()
     results = batch.run_sections(
         [batch.request(mandatory.SECTION, values, archive.output, until)],
@@ -137,12 +122,12 @@ def _draft_postmortem(
         ) from None
     if as_json:
         said = dossier.document(archive.incident, target, results, verdict, lang)
-        say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
+        common.say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
     else:
         for finding in result.run.findings:
             click.echo(render.finding_line(finding, lang))
         if written.kept:
-            click.echo(messages.text(say("postmortem.kept", names=", ".join(written.kept)), lang))
+            common.echo_text(lang, say("postmortem.kept", names=", ".join(written.kept)))
         click.echo(f"\n{written.markdown}\n{written.page}\n{seal.seal_text(archive)}")
     if written.backup:
         click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup), lang)}", err=True)

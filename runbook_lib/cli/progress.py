@@ -42,28 +42,28 @@ class ProgressDisplay:
         with self._lock:
             self._has_steps = self._has_steps or bool(said.strip)
             self._strip, self._waits = said.strip or self._strip, said.waits
-            self._show(said.line, said.status)
+            self._show_line(said.line, said.status)
 
     def waits(self, text: str) -> None:
         """Show what is waited for."""
         with self._lock:
             self._waits = text
-            self._show()
+            self._show_line()
 
     def first_numbers(self, strip: Sequence[str]) -> None:
         """Show what the cheapest queries say, unless a step has said more by now."""
         with self._lock:
             if not (self._over or self._has_steps):
                 self._strip = strip
-                self._show("" if self._redraws else "\n".join(strip))
+                self._show_line("" if self._redraws else "\n".join(strip))
 
     def end(self) -> None:
         """Remove what is drawn: the verdict comes."""
         with self._lock:
             self._strip, self._waits, self._over = (), "", True
-            self._show()
+            self._show_line()
 
-    def _show(self, line: str = "", status: str = "") -> None:
+    def _show_line(self, line: str = "", status: str = "") -> None:
         if not self._redraws:
             if line and not self._is_silent:
                 click.echo(line, err=True)

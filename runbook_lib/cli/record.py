@@ -41,7 +41,7 @@ def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
     except OSError as e:
         raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
     _, differ = replay.reopen(made)
-    for line in (str(file), *_lines([*replay.contents(made), *differ], lang)):
+    for line in (str(file), *_translate_lines([*replay.contents(made), *differ], lang)):
         click.echo(line)
     click.echo(seal.signed_seal(seal.find_seals(sealed)[0]))
     return 0
@@ -87,7 +87,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
     notebooks = say("capsule.notebooks", command=f"runbook open {file} --lab")
-    told = _lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks], lang)
+    told = _translate_lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks], lang)
     if no_browser:
         told = [*replay.page_lines(replayed, lang), "", *told]
     else:
@@ -122,7 +122,7 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
 
     made = replay.record(existing_archive(incident, output))
     now = replay.evaluate(made)
-    expected = _expectations(parse_pairs(pairs, "--expect"), now) or now
+    expected = _parse_expectations(parse_pairs(pairs, "--expect"), now) or now
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{incident}{recording.SUFFIX}"
@@ -137,13 +137,13 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
     return 0
 
 
-def _lines(texts: Iterable[Text], lang: str) -> list[str]:
+def _translate_lines(texts: Iterable[Text], lang: str) -> list[str]:
     from runbook_lib import messages
 
     return [messages.text(text, lang) for text in texts]
 
 
-def _expectations(given: dict[str, str], now: dict[str, Any]) -> dict[str, Any]:
+def _parse_expectations(given: dict[str, str], now: dict[str, Any]) -> dict[str, Any]:
     """Return what was given by the names that the index has. Raises UsageError for what cannot be expected."""
     steps = {step: section for section, found in now["sections"].items() for step in found["steps"]}
     expected: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runbook_lib.cli.common import AS_JSON, FILE, lang_option, output_option, say_json
+from runbook_lib.cli.common import AS_JSON, FILE, echo_text, lang_option, output_option, say_json, write_file
 from runbook_lib.usage import UsageError
 
 if TYPE_CHECKING:
@@ -29,13 +29,7 @@ _HOURS = {"h": 1, "d": 24, "w": 168}
 @AS_JSON
 @lang_option()
 def report(
-    since: str | None,
-    until: str | None,
-    output: str,
-    page: Path | None,
-    table: Path | None,
-    as_json: bool,
-    lang: str,
+    since: str | None, until: str | None, output: str, page: Path | None, table: Path | None, as_json: bool, lang: str
 ) -> int:
     """Summarise the incidents of a period: results, effective actions, false alarms, open work.
 
@@ -58,16 +52,15 @@ def report(
     title = say("report.title", output=output, since=shown[0], until=shown[1])
     if page:
         told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said, lang)}
-        _write_file(page, render.html("report", lang, title=title, unread=unread, **told))
+        write_file(page, render.html("report", lang, title=title, unread=unread, **told))
     if table:
-        _write_file(table, period.frame(incidents).to_csv(index=False))
+        write_file(table, period.frame(incidents).to_csv(index=False))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
     else:
         click.echo("\n".join([messages.text(title, lang), *period.lines(incidents, said, lang)]))
-    for text in unread:
-        click.echo(messages.text(text, lang), err=True)
+    echo_text(lang, *unread, err=True)
     return 0
 
 
@@ -94,12 +87,3 @@ def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timesta
     if pd.Timestamp(text).tzinfo is None:
         raise UsageError(f"{option} {text} has no offset: write {time:%Y-%m-%dT%H:%M:%S}Z, or a day")
     return time
-
-
-def _write_file(path: Path, content: str) -> None:
-    from runbook_lib.store import OutputError, write_whole
-
-    try:
-        write_whole(path.absolute(), content.encode())
-    except OSError as e:
-        raise OutputError(f"{path} could not be written: {e.strerror}") from None

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib import messages, pack, settings
-from runbook_lib.cli.common import COLOURS, DEADLINE, lang_option, output_option, parse_pairs, say_json, words
+from runbook_lib.cli import common
 from runbook_lib.model.finding import Status, say
 from runbook_lib.usage import UsageError, did_you_mean
 
@@ -31,15 +31,13 @@ FORMATS = ("text", "json", "nagios", "openmetrics")
 
 def _run_options(f: Any) -> Any:
     for option in (
-        click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml"),
+        common.TARGET,
         click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
-        click.option(
-            "-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook"
-        ),
+        common.PAIRS,
         click.option("--as-of", metavar="TIME", help="run for a past moment, as far as stored timestamps allow"),
-        output_option("folder or URL for the artifacts"),
-        click.option("--deadline", type=DEADLINE, metavar="SECONDS", help="deadline of the whole run  [default: 180]"),
-        lang_option("language of the artifacts"),
+        common.output_option("folder or URL for the artifacts"),
+        common.DEADLINE,
+        common.lang_option("language of the artifacts"),
         click.option(
             "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
             help="output format: nagios is a plugin's line, openmetrics a textfile for node_exporter",
@@ -68,11 +66,13 @@ def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="section 6: repeat until it is OK, for at most this time, such as 3m",
 )
 @_run_options
-def run(sections: tuple[str, ...], wait_s: float | None, **options: Any) -> int:
+def run(sections: tuple[str, ...], wait_s: float | None, form: str, **options: Any) -> int:
     """Run sections of the runbook headless and store their artifacts."""
     if wait_s is not None and (sections != ("6",) or options["as_of"]):
         raise UsageError("--wait needs section 6 alone and no --as-of: runbook run 6 --wait 3m")
-    return _run_sections(list(dict.fromkeys(sections)), follow=False, wait_s=wait_s or 0.0, **options)
+    _start_fork_server()
+    order = _build_order(list(dict.fromkeys(sections)), follow=False, **options)
+    return _carry_out_orders([order], form, wait_s or 0.0)
 
 
 @click.command()
@@ -81,8 +81,8 @@ def run(sections: tuple[str, ...], wait_s: float | None, **options: Any) -> int:
     "--alert", type=click.File("rb"), metavar="FILE", help="run the sections for an alert; - reads it from stdin"
 )
 @click.option("--targets", metavar="all|NAME,...", help="several systems, each with a folder <incident>-<target>")
-@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
-@click.option("--scheduler", metavar="URL", help="the Dask scheduler, such as tcp://scheduler:8786")
+@common.EXECUTOR
+@common.SCHEDULER
 @click.option(
     "--workers", type=click.IntRange(1, 64), help="systems at once, with the local executor  [default: one per core]"
 )
@@ -95,6 +95,7 @@ def triage(
     executor: str,
     scheduler: str | None,
     workers: int | None,
+    form: str,
     **options: Any,
 ) -> int:
     """Run section 3, the sections that it points to, then what may decide; with --alert, the routes of runbook.toml."""
@@ -102,33 +103,26 @@ def triage(
     if targets is None:
         if executor != "local" or scheduler or workers:
             raise UsageError("--executor, --scheduler and --workers need --targets all|NAME,...")
-        return _run_sections(["3"], follow=True, **options) if alert is None else _triage_alert(alert, given, **options)
+        _start_fork_server()
+        if alert:
+            return _triage_alert(alert, given, form, **options)
+        return _carry_out_orders([_build_order(["3"], follow=True, **options)], form)
     if alert:
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
         raise UsageError("--target and --targets cannot be combined")
-    return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), **options)
+    _start_fork_server()
+    return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), form, **options)
 
 
 def _triage_many(
-    targets: str,
-    executor: str,
-    scheduler: str | None,
-    workers: int,
-    *,
-    target: str,
-    incident: str,
-    output: str,
-    form: str,
+    targets: str, executor: str, scheduler: str | None, workers: int, form: str, *, incident: str, output: str,
     **options: Any,
-) -> int:
+) -> int:  # fmt: skip
     """Run a triage for each system; print a line for each when it ends, or one JSON list, and write a page of all.
 
     Return the worst exit code.
     """
-    from runbook_lib.runs import forks
-
-    forks.context()
     from runbook_lib import parameters
     from runbook_lib.runs import executors
 
@@ -137,7 +131,8 @@ def _triage_many(
     orders = [
         # By its job, what a worker that died has left is not done again.
         replace(
-            _build_order(["3"], follow=True, target=name, incident=f"{incident}-{name}", output=output, **options),
+            _build_order(["3"], follow=True, incident=f"{incident}-{name}", output=output, **options),
+            target=name,
             job=uuid.uuid4().hex,
         )
         for name in _target_names(targets, config)
@@ -156,7 +151,7 @@ def _triage_many(
                 came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
             ended[order.target], document = came, came["document"]
             if form == "text":
-                verdict = click.style(came["lines"][0], fg=COLOURS[document["status"]])
+                verdict = click.style(came["lines"][0], fg=common.COLOURS[document["status"]])
                 click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
@@ -190,7 +185,7 @@ def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], o
 def _print_documents(said: list[dict[str, Any]], form: str, *, several: bool) -> int:
     """Print the documents as JSON (a list if there are several) or as OpenMetrics; return the worst exit code."""
     if form == "json":
-        say_json(said if several else said[0])
+        common.say_json(said if several else said[0])
     elif form == "openmetrics":
         click.echo(pack.hook("openmetrics")(said), nl=False)
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
@@ -208,10 +203,7 @@ def _target_names(targets: str, config: settings.Settings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any) -> int:
-    from runbook_lib.runs import forks
-
-    forks.context()
+def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) -> int:
     from runbook_lib.masking import Masker
     from runbook_lib.notes import keep_note
     from runbook_lib.receiver import alert, routes
@@ -235,41 +227,29 @@ def _triage_alert(file: BinaryIO, given: set[str], *, form: str, **options: Any)
     return _carry_out_orders([order for order, _ in orders], form)
 
 
-def _run_sections(numbers: list[str], *, follow: bool, form: str, wait_s: float = 0.0, **options: Any) -> int:
+def _start_fork_server() -> None:
+    """Start the process that runs are forked from: it imports what they need while this one does the same."""
     from runbook_lib.runs import forks
 
     forks.context()
-    return _carry_out_orders([_build_order(numbers, follow=follow, **options)], form, wait_s)
 
 
 def _build_order(
-    numbers: list[str],
-    *,
-    follow: bool,
-    target: str,
-    incident: str,
-    pairs: tuple[str, ...],
-    as_of: str | None,
-    output: str,
-    deadline: float | None,
-    lang: str,
+    numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, deadline: float | None, **fields: Any
 ) -> Order:
+    """Return an order for the sections; `fields` are the options that are fields of `Order`."""
     from runbook_lib.model.order import Order
 
     return Order(
-        sections=tuple(numbers),
-        output=output,
-        target=target,
-        incident=incident,
-        lang=lang,
+        tuple(numbers),
         deadline_s=deadline if deadline is not None else settings.load().deadline_s,
-        follow=follow,
-        parameters=parse_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+        parameters=common.parse_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+        **fields,
     )
 
 
 def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> int:
-    """Say what comes of each; as JSON one document (a list where there are several). The worst decides.
+    """Carry the orders out and print each result; return the worst exit code.
 
     With `wait_s` each order is repeated until it is OK; the last result is printed.
     """
@@ -280,15 +260,13 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> in
     for order in orders:
         until = time.monotonic() + wait_s
         try:
-            came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
-            while came["document"]["status"] != Status.OK.name and _wait_before_rerun(
-                came["document"], until, order.lang
-            ):
+            while True:
                 came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
+                if not _wait_before_rerun(came["document"], until, order.lang):
+                    break
         except forks.ProcessDiedError:
-            raise click.ClickException(
-                f"the run was killed from outside; what it left is in {order.output}/{order.incident}"
-            ) from None
+            left = f"{order.output}/{order.incident}"
+            raise click.ClickException(f"the run was killed from outside; what it left is in {left}") from None
         said.append(came["document"])
         _print_result(came, form)
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
@@ -304,12 +282,10 @@ def _print_result(came: dict[str, Any], form: str) -> None:
 
 
 def _wait_before_rerun(document: dict[str, Any], until: float, lang: str) -> bool:
-    """Wait for as long as the findings ask, and say so; False when the time is up."""
+    """Wait for as long as the findings ask, and say so; return False if the run is OK or the time is up."""
     left = until - time.monotonic()
-    if left <= 0:
+    if left <= 0 or document["status"] == Status.OK.name:
         return False
-    from runbook_lib import messages
-
     again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
     words = {"status": document["status"], "again": again, "left": left}
     click.echo(f"  {messages.text(say('ui.until_ok', **words), lang)}", err=True)
@@ -319,11 +295,11 @@ def _wait_before_rerun(document: dict[str, Any], until: float, lang: str) -> boo
 
 def _print_text(came: dict[str, Any]) -> None:
     first, *rest = came["lines"]
-    click.secho(first, fg=COLOURS[came["document"]["status"]], bold=True)
+    click.secho(first, fg=common.COLOURS[came["document"]["status"]], bold=True)
     for line in rest:
         click.echo(line)
     for status, line in came["details"]:
-        click.secho(line, fg=COLOURS.get(status))
+        click.secho(line, fg=common.COLOURS.get(status))
     if came["index"]:
         click.echo(f"\n{came['index']}")
     if came["document"]["seal"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from runbook_lib import settings
-from runbook_lib.cli.common import FILE, lang_option, output_option
+from runbook_lib.cli.common import EXECUTOR, FILE, SCHEDULER, echo_text, lang_option, output_option
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
@@ -32,8 +32,8 @@ _AUTH_KEYS = {
 @click.option("--tls-cert", type=FILE, help="listen with TLS: the certificate with its chain, PEM")
 @click.option("--tls-key", type=FILE, help="the key of the certificate, PEM")
 @click.option("--workers", type=click.IntRange(1, 64), help="investigations at once  [default: per core, 2 to 4]")
-@click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
-@click.option("--scheduler", metavar="URL", help="the Dask scheduler, such as tcp://scheduler:8786")
+@EXECUTOR
+@SCHEDULER
 @lang_option("language of the pages and the artifacts")
 def serve(
     host: str,
@@ -69,7 +69,7 @@ def serve(
         tls.check()
     if not secrets.needed:
         host = "127.0.0.1"
-        click.echo(messages.text(say("receiver.alone"), lang), err=True)
+        echo_text(lang, say("receiver.alone"), err=True)
     try:
         listening = server.listen(host, port)
     except OSError as e:
@@ -80,7 +80,7 @@ def serve(
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
     hello = messages.text(here, lang)
     if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):
-        click.echo(messages.text(say("receiver.left"), lang), err=True)
+        echo_text(lang, say("receiver.left"), err=True)
         sys.stdout.flush()
         os._exit(0)
     return 0

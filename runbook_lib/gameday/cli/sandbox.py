@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runbook_lib import messages
-from runbook_lib.cli.numbers import NumberRange
+from runbook_lib.cli.common import NumberRange
 from runbook_lib.gameday.cli import tell
 from runbook_lib.gameday.sandbox.state import command, load
 from runbook_lib.model.finding import Text
