@@ -133,7 +133,7 @@ class Session:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
-                display(render.Line(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
+                display(render.sentence(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
             self._show_figure(figure, say("chart.no_data"), render.run_mark(self.opened))
 
@@ -183,10 +183,10 @@ class Session:
             raise UsageError("only `runbook lab` stores the user id of a token")
         return str(self.context.masker.person(getpass("user id: ").strip()))
 
-    def first_response(self) -> render.Proposals:
+    def first_response(self) -> render.Shown:
         """Return the proposals that the findings so far justify, with the exact commands. Nothing is run."""
         found = diagnosis.conclude(self.findings.values(), self.context.catalog)
-        return render.Proposals(found.proposals, self.lang, run=self.opened)
+        return render.proposal_list(found.proposals, self.lang, run=self.opened)
 
     def act(
         self,
@@ -226,7 +226,7 @@ class Session:
             pack.hook("acted")(self.context, outcome, begun, self.lang)
         return render.ActionCard(outcome, self.lang, run=self.opened)
 
-    def settle(self) -> render.Settled:
+    def settle(self) -> render.Shown:
         """Ask the steps, of any section, that may decide an undecided verdict; return what each showed.
 
         It ends when the verdict is decided, no question is left, or the budget of numbers.md is used up. A step of a
@@ -244,17 +244,17 @@ class Session:
             self.answers += diagnosis.read_answers(before, earlier, [found], self.context.catalog)
             self._cards[step] = display(self._card(step), display_id=True)
         self._update_verdict()
-        return render.Settled(self.verdict(), asked, self.lang, run=self.opened)
+        return render.settlement(self.verdict(), asked, self.lang, run=self.opened)
 
-    def why(self) -> render.Plain:
+    def why(self) -> render.Shown:
         """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
         explained = counterfactual.explain(self.verdict(), self._planned_findings(), self.context.catalog)
-        return render.Plain(render.failure_mode_lines(record.verdict(explained), self.lang), run=self.opened)
+        return render.text_block(render.failure_mode_lines(record.verdict(explained), self.lang), run=self.opened)
 
-    def note(self, text: str) -> render.Line:
+    def note(self, text: str) -> render.Shown:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
         kept = keep_note(self.context.archive, self.context.masker.scrub(text), whoami(), self.context.section.number)
-        return render.Line(kept, self.lang, run=self.opened)
+        return render.sentence(kept, self.lang, run=self.opened)
 
     def reveal(self, *texts: str) -> render.Revealed:
         """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
@@ -274,11 +274,11 @@ class Session:
         if not self.shows:
             yield lambda share, text: None
             return
-        handle = display(render.Bar(0.0, say("ui.looking"), self.lang, run=self.opened), display_id=True)
+        handle = display(render.progress_bar(0.0, say("ui.looking"), self.lang, run=self.opened), display_id=True)
         try:
-            yield lambda share, text: handle.update(render.Bar(share, text, self.lang, run=self.opened))
+            yield lambda share, text: handle.update(render.progress_bar(share, text, self.lang, run=self.opened))
         finally:
-            handle.update(render.Bar(None, say("ui.looking"), self.lang, run=self.opened))
+            handle.update(render.progress_bar(None, say("ui.looking"), self.lang, run=self.opened))
 
     def conclude(self) -> None:
         """Show the verdict of the section, every planned step exactly once, and the cost of the queries.
@@ -307,12 +307,12 @@ class Session:
         self.shows = True
         if self.context.recorded is not None:
             said = say("lab.replayed", as_of=render.when(self.context.as_of))
-            display(render.Line(said, self.lang, run=self.opened))
+            display(render.sentence(said, self.lang, run=self.opened))
         self._top = display(self._banner(None), display_id=True)
 
-    def _conclusion(self) -> render.Concluded:
+    def _conclusion(self) -> render.Shown:
         findings = self._planned_findings()
-        return render.Concluded(
+        return render.conclusion(
             self._header(),
             counterfactual.explain(self.verdict(), findings, self.context.catalog),
             findings,
@@ -322,8 +322,8 @@ class Session:
             run=self.opened,
         )
 
-    def _banner(self, verdict: Verdict | None) -> render.Banner:
-        return render.Banner(self._header(), verdict, self.lang, run=self.opened)
+    def _banner(self, verdict: Verdict | None) -> render.Shown:
+        return render.banner(self._header(), verdict, self.lang, run=self.opened)
 
     def _card(self, step: str) -> render.Card:
         found = self.findings[step]
@@ -357,7 +357,7 @@ class Session:
         age_s = (self.context.now() - self.context.as_of).total_seconds()
         if self.shows and not self.context.past and age_s > OLD_S:
             text = say("lab.old", as_of=render.when(self.context.as_of), minutes=age_s / 60)
-            display(render.Line(text, self.lang, run=self.opened))
+            display(render.sentence(text, self.lang, run=self.opened))
 
     def _find_check(self, step: str) -> Check:
         if step not in {s.id for s in self.context.section.steps}:

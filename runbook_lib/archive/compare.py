@@ -69,7 +69,7 @@ def archived(archive: Archive, name: str) -> RunSnapshot:
     """Return a run of a dossier by its name or an unambiguous prefix of it. Raises UsageError."""
     incident, _, short = name.rpartition("/")
     archive = Archive(archive.output, incident or archive.incident)
-    named = {str(e["name"]): e for e in archive.manifest() if e.get("section") and e.get("name")}
+    named = {str(e["name"]): e for e in _list_runs(archive)}
     found = [n for n in named if n.startswith(short)]
     if len(found) != 1:
         problem = "no run" if not found else f"{len(found)} runs"
@@ -80,13 +80,17 @@ def archived(archive: Archive, name: str) -> RunSnapshot:
 def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
     """Return the first run and the last of each section that ran more than once. Raises UsageError if none did."""
     ran: dict[str, list[dict[str, Any]]] = {}
-    for entry in archive.manifest():
-        if entry.get("section") and entry.get("name"):
-            ran.setdefault(str(entry["section"]), []).append(entry)
+    for entry in _list_runs(archive):
+        ran.setdefault(str(entry["section"]), []).append(entry)
     pairs = [(_read_run(archive, runs[0]), _read_run(archive, runs[-1])) for runs in ran.values() if len(runs) > 1]
     if not pairs:
         raise UsageError(f"{archive.incident} has no section with two runs: there is nothing to compare")
     return pairs
+
+
+def _list_runs(archive: Archive) -> list[dict[str, Any]]:
+    """Return the manifest lines of the runs, without those of verdicts."""
+    return [e for e in archive.manifest() if e.get("section") and e.get("name")]
 
 
 def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
@@ -186,8 +190,8 @@ def watch(rb: Session, every_s: float = 10.0) -> None:
 
     Nothing is archived.
     """
-    handle = display(render.Plain((), run=rb.opened), display_id=True)
+    handle = display(render.text_block((), run=rb.opened), display_id=True)
     parameters = rb.context.parameters.model_dump(exclude_unset=True)
     with suppress(KeyboardInterrupt):
         for _, lines in watching(rb.context.section.number, every_s, **parameters):
-            handle.update(render.Plain(lines, run=rb.opened))
+            handle.update(render.text_block(lines, run=rb.opened))

@@ -59,8 +59,8 @@ def lanes(
     return [
         Lane(t("timeline.alerts"), tuple(alerts)),
         *_hop_lanes(verdicts, lang),
-        _locks(found, t),
-        _changes(found, t),
+        _build_locks_lane(found, t),
+        _build_changes_lane(found, t),
         Lane(
             t("timeline.runs"),
             tuple(
@@ -89,7 +89,7 @@ def lanes(
             t("dossier.notes"),
             tuple(Mark(moment(n["time"]), f"{n['who']}: {n['text']}") for n in notes if n["who"] != "alert"),
         ),
-        Lane(t("timeline.course"), tuple(_course(verdicts, t))),
+        Lane(t("timeline.course"), tuple(_mark_course(verdicts, t))),
     ]
 
 
@@ -139,7 +139,7 @@ def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
                 yield Lane(words, series=shown, limit=limits[name] if kinds == ("waiting",) else None)
 
 
-def _changes(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+def _build_changes_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
     """Return the changes that steps list (frame `lately`), and those since the last healthy configuration (`drift`)."""
     marks, known = dict[tuple[pd.Timestamp, str], Mark](), list[Interval]()
     for f in findings:
@@ -160,7 +160,7 @@ def _changes(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
     return Lane(t("timeline.changes"), tuple(marks.values()), known=tuple(known))
 
 
-def _locks(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+def _build_locks_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
     """Return waits for a lock (frames with `wait_s`) and open transactions (`transaction_s`) when a step looked."""
     marks, known = dict[tuple[Any, ...], Mark](), list[Interval]()
     for f in findings:
@@ -187,7 +187,7 @@ def _action_status(a: Entry) -> str:
     return {True: "OK", None: "UNKNOWN"}.get(a.get("verified"), "CRITICAL") if a["result"] == "done" else "CRITICAL"
 
 
-def _course(verdicts: Sequence[Entry], t: Any) -> Iterator[Mark]:
+def _mark_course(verdicts: Sequence[Entry], t: Any) -> Iterator[Mark]:
     """Yield the onset, the end of the outage, and the first verdict without a finding after it."""
     if onset := next((v["onset"] for v in verdicts if v.get("onset")), None):
         yield Mark(moment(onset), t("timeline.onset"), "CRITICAL")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
@@ -226,38 +227,22 @@ def _summarise_action(a: Mapping[str, Any]) -> ActionSummary:
     )
 
 
-@dataclass(frozen=True)
-class SeenBefore(render.NotebookOutput):
-    """Past incidents, with their actions and whether these helped."""
-
-    incidents: Sequence[IncidentSummary]
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        shown = [*self.incidents]
-        title = messages.text(say("dossier.seen_before"), self.lang)
-        rows = [
-            [_format_cell(i.row(), c, self.lang) for c in ("begun", "incident", "place", "modes", "actions")]
-            for i in shown
-        ]
-        return {
-            "text/html": render.html("seen_before", self.lang, incidents=shown, linked=False),
-            "text/plain": "\n".join([title, *(f"  {line}" for line in render.columns(rows))]),
-        }
-
-
-def similar_incidents(rb: Session) -> SeenBefore | None:
+def similar_incidents(rb: Session) -> render.Shown | None:
     """Return the past incidents most similar to this run's findings, with their actions; None if there are none.
 
     Searches the newest readable dossiers of the same output. Reads only, and does not raise OSError.
     """
-    verdict = record.verdict(rb.verdict())
-    own = {*_list_hops(verdict), *_list_modes(verdict, None)}
-    try:
-        found = _find_similar(rb.context.archive, own, pd.Timestamp.now("UTC")) if _list_modes(verdict, None) else []
-    except OSError:
-        found = []
-    return SeenBefore(found, rb.lang, run=rb.opened) if found else None
+    verdict, found = record.verdict(rb.verdict()), list[IncidentSummary]()
+    if modes := _list_modes(verdict, None):
+        with suppress(OSError):
+            found = _find_similar(rb.context.archive, {*_list_hops(verdict), *modes}, pd.Timestamp.now("UTC"))
+    if not found:
+        return None
+    columns = ("begun", "incident", "place", "modes", "actions")
+    rows = [[_format_cell(i.row(), c, rb.lang) for c in columns] for i in found]
+    lines = [messages.text(say("dossier.seen_before"), rb.lang), *(f"  {line}" for line in render.columns(rows))]
+    page = render.html("seen_before", rb.lang, incidents=found, linked=False)
+    return render.Shown({"text/html": page, "text/plain": "\n".join(lines)}, run=rb.opened)
 
 
 def seen_before(archive: Archive) -> list[IncidentSummary]:
@@ -308,12 +293,12 @@ def report(incidents: Sequence[IncidentSummary]) -> dict[str, Any]:
             ({"incident": i.incident} | asdict(m) for i in incidents for m in i.measures),
             key=lambda m: (m["due"] or "~", m["incident"]),
         ),
-        "ttd": _median(i.ttd_s for i in incidents),
-        "ttr": _median(i.ttr_s for i in incidents),
+        "ttd": _summarise_times(i.ttd_s for i in incidents),
+        "ttr": _summarise_times(i.ttr_s for i in incidents),
     }
 
 
-def _median(times: Iterable[float | None]) -> dict[str, Any]:
+def _summarise_times(times: Iterable[float | None]) -> dict[str, Any]:
     known = [s for s in times if s is not None]
     return {"median_s": median(known) if known else None, "known": len(known)}
 
@@ -380,12 +365,6 @@ _DURATION_KEYS = {
     "detected_at": "report.took.detected_at",
     "": "report.took.not_known",
 }
-_RESULT_KEYS = {
-    "begun": "action.result.begun",
-    "refused": "action.result.refused",
-    "done": "action.result.done",
-    "failed": "action.result.failed",
-}
 
 
 def summary_lines(said: Mapping[str, Any]) -> list[Text]:
@@ -443,5 +422,5 @@ def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
         case "ttd" | "ttr":
             return t(_DURATION_KEYS[row[f"{column}_by"]], s=row[f"{column}_s"])
         case "result":
-            return t(_RESULT_KEYS[row[column]])
+            return t(render.ACTION_RESULT_KEYS[row[column]])
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -27,14 +27,14 @@ def body(draft: str, tracker: str, dossier: str) -> str:
     marks = ("- ", "- **✔** ") if tracker == "jira" else ("- [ ] ", "- [x] ")
     for fence in reversed(_MARKDOWN.parse(text)):
         if fence.type == "fence" and fence.map and re.search(r"^measures:", fence.content, re.MULTILINE):
-            tasks = list(_tasks(mandatory.measures_of(draft, suggested=True), marks))
+            tasks = list(_format_tasks(mandatory.measures_of(draft, suggested=True), marks))
             lines[slice(*fence.map)] = tasks or lines[slice(*fence.map)]
     text = _LINK.sub(lambda m: f"[{m[1]}]({dossier}/{m[2]})" if dossier else m[1], "\n".join(lines))
     text = re.sub(r"\n{3,}", "\n\n", text).strip()
-    return "".join(_wiki(_MARKDOWN.parse(text))).strip() if tracker == "jira" else text
+    return "".join(_render_wiki(_MARKDOWN.parse(text))).strip() if tracker == "jira" else text
 
 
-def _tasks(measures: Iterable[Mapping[str, Any]], marks: tuple[str, str]) -> Iterator[str]:
+def _format_tasks(measures: Iterable[Mapping[str, Any]], marks: tuple[str, str]) -> Iterator[str]:
     for m in (m for m in measures if m["measure"]):
         named = ", ".join(filter(None, (m["kind"], m["owner"], m["due"])))
         yield f"{marks[m['done']]}{postmortem.md(m['measure'])}{f' ({postmortem.md(named)})' if named else ''}"
@@ -55,7 +55,7 @@ _WIKI = {
 }
 
 
-def _wiki(tokens: Sequence[Token]) -> Iterator[str]:
+def _render_wiki(tokens: Sequence[Token]) -> Iterator[str]:
     """Iterate over the parts of parsed Markdown as wiki markup."""
     lists = href = cell = ""
     for t in tokens:
@@ -73,11 +73,11 @@ def _wiki(tokens: Sequence[Token]) -> Iterator[str]:
         elif t.type in ("fence", "code_block"):
             yield f"{{code{f':{t.info}' if t.info else ''}}}\n{t.content}{{code}}\n\n"
         elif t.type == "inline":
-            yield "".join(_wiki(t.children or [])) or " "
+            yield "".join(_render_wiki(t.children or [])) or " "
         elif t.type == "code_inline":
-            yield f"{{{{{_escape(t.content)}}}}}"
+            yield f"{{{{{_escape_wiki(t.content)}}}}}"
         elif t.type in ("text", "image"):
-            yield _escape(t.content)
+            yield _escape_wiki(t.content)
         elif t.type == "link_open":
             href = str(t.attrs["href"])
             yield "["
@@ -92,7 +92,7 @@ def _wiki(tokens: Sequence[Token]) -> Iterator[str]:
             yield _WIKI.get(t.type, "")
 
 
-def _escape(text: str) -> str:
+def _escape_wiki(text: str) -> str:
     """Escape what wiki markup would read as a mark: brackets everywhere, other marks where a word begins."""
     text = text.replace("\\", "&#92;")
     return re.sub(r"[{}\[\]|]|(?<!\w)[*_+^~!-](?=\w)", lambda m: "\\" + m[0], text)

@@ -54,8 +54,8 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
     documents = archive.read(file) if file else b""
     verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
     known = _known_names(archive, runs)
-    keep = {*catalog.load().hops, *_words([r.header.get("given", {}) for r in runs])}
-    shown, hidden = hide_names([[r.section, _portable(r.header), r.stored] for r in runs], known, keep)
+    keep = {*catalog.load().hops, *_find_words([r.header.get("given", {}) for r in runs])}
+    shown, hidden = hide_names([[r.section, _strip_header(r.header), r.stored] for r in runs], known, keep)
     texts, _ = hide_names(json.loads(documents or "{}"), known, keep)
     sealed = seal.check(archive)
     logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
@@ -75,13 +75,13 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
         json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
         {
             "dossier": str(sealed.chain_head),
-            "verdict": _statuses(verdict),
+            "verdict": _drop_headlines(verdict),
             "left_out": [record_view.text(text) for text in left_out],
         },
     )
 
 
-def _portable(header: Mapping[str, Any]) -> dict[str, Any]:
+def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
     """Return the header of a run without who ran it, the dashboard's address and the notebook's own parameters."""
     return dict(header) | {"by": "-", "dashboard": "", "parameters": {}}
 
@@ -100,10 +100,10 @@ def _known_names(archive: Archive, runs: Iterable[RecordedRun]) -> dict[str, lis
     }
 
 
-def _words(value: Any) -> Iterator[str]:
+def _find_words(value: Any) -> Iterator[str]:
     """Yield the words within JSON: not paths, addresses and sentences."""
     for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _words(each)
+        yield from _find_words(each)
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][\w-]*", value):
         yield value
 
@@ -175,7 +175,7 @@ def reopen(recorded: Recording) -> tuple[Replayed, list[Text]]:
         now = replay(recorded, book)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
         return replay(recorded, catalog.load(), again=False), [rejudge.not_judged(recorded.name, e)]
-    expected = recorded.manifest.get("verdict") or _statuses(as_expected(replay(recorded, book, again=False)))
+    expected = recorded.manifest.get("verdict") or _drop_headlines(as_expected(replay(recorded, book, again=False)))
     return now, [say("capsule.apart", line=line) for line in differences(expected, as_expected(now))]
 
 
@@ -201,7 +201,7 @@ def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str
     known = {f.name: recorded.first.header[f.name] for f in fields(render.Header) if f.name in recorded.first.header}
     header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
     title = f"{recorded.name} {replayed.verdict.status.name}"
-    banner = _html(render.Banner(header, replayed.verdict, lang))
+    banner = _render_html(render.banner(header, replayed.verdict, lang))
     entry = {
         "started": max(str(run.header["as_of"]) for run in recorded.runs.values()),
         "sections": replayed.ran,
@@ -212,18 +212,18 @@ def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str
     span = course.span(lanes)
     parts = [
         Markup("<h1>{}</h1>").format(title),
-        _html(render.Plain(told)),
+        _render_html(render.text_block(told)),
         Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
         Markup(render.html("why", lang, verdict=entry["verdict"])),  # noqa: S704 - our own rendering
     ]
     for section, findings in replayed.findings.items():
         parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section, lang)))
-        parts += [_html(render.Card(f, "", lang)) for f in findings]
+        parts += [_render_html(render.Card(f, "", lang)) for f in findings]
     body = Markup("\n").join(parts)
     return render.html("artifact", lang, title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
 
 
-def _html(shown: render.NotebookOutput) -> Markup:
+def _render_html(shown: render.NotebookOutput) -> Markup:
     return Markup(shown._repr_mimebundle_()["text/html"])  # noqa: S704 - our own rendering
 
 
@@ -233,7 +233,7 @@ def page_lines(replayed: Replayed, lang: str) -> list[str]:
     return [*render.verdict_lines(replayed.verdict, lang), "", *steps]
 
 
-def _statuses(expected: dict[str, Any]) -> dict[str, Any]:
+def _drop_headlines(expected: dict[str, Any]) -> dict[str, Any]:
     """Return what is expected without the words of the headlines, which a newer version may change."""
     sections = {
         name: section | {"steps": {step: line.partition(": ")[0] for step, line in section["steps"].items()}}

@@ -21,10 +21,14 @@ class StepResult:
     """
 
     def __init__(self, card: Callable[[], render.Card], about: str) -> None:
-        """`card` is asked for the finding each time; `about` says which frames there are."""
+        """Ask `card` for the finding each time; `about` says which frames there are."""
         self._card, self._shown_in = card, _current_cell()
         self.about = about
         """The frames with their columns and units, in words."""
+
+    @property
+    def _finding(self) -> Finding:
+        return self._card().finding
 
     def __repr__(self) -> str:
         return render.finding_line(self._finding, self._card().lang)
@@ -32,10 +36,6 @@ class StepResult:
     def _ipython_display_(self) -> None:
         if _current_cell() != self._shown_in:
             display(self._card())
-
-    @property
-    def _finding(self) -> Finding:
-        return self._card().finding
 
     @property
     def status(self) -> Status:
@@ -50,18 +50,11 @@ class StepResult:
     @property
     def values(self) -> pd.DataFrame:
         """The observed values by name: value, unit, warning and critical (the limits of docs/slo.md), status."""
-        rows = [
-            {
-                "name": v.name,
-                "value": v.value,
-                "unit": v.unit,
-                "warning": v.threshold and v.threshold.warning,
-                "critical": v.threshold and v.threshold.critical,
-                "status": v.status and v.status.name,
-            }
-            for v in self._finding.values
-        ]
         columns = ["name", "value", "unit", "warning", "critical", "status"]
+        rows = []
+        for v in self._finding.values:
+            limits = (v.threshold.warning, v.threshold.critical) if v.threshold else (None, None)
+            rows.append((v.name, v.value, v.unit, *limits, v.status and v.status.name))
         return pd.DataFrame(rows, columns=columns).astype({"value": object}).set_index("name")
 
     @property
@@ -73,7 +66,7 @@ class StepResult:
     def queries(self) -> pd.DataFrame:
         """The queries of the step: source, name, ms, rows, plan_cost, error, and the text as it was sent."""
         columns = ["source", "name", "ms", "rows", "plan_cost", "error", "text"]
-        return pd.DataFrame([{c: getattr(q, c) for c in columns} for q in self._finding.queries], columns=columns)
+        return pd.DataFrame([vars(q) for q in self._finding.queries], columns=columns)
 
     @property
     def questions(self) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = 
 
 
 def panels(title: str, names: Sequence[str], ylabel: str, xlabel: str = "") -> tuple[Figure, list[Axes]]:
-    """One narrow pair of axes for each name above the other, each with its own scale, over one x axis."""
+    """Return one narrow pair of axes for each name, stacked over one x axis, each with its own scale."""
     figure = Figure(figsize=(8.0, 0.9 + 0.85 * len(names)), dpi=100, layout="constrained")
     stacked = list(figure.subplots(len(names), sharex=True))
     for ax, name in zip(stacked, names, strict=True):
@@ -163,7 +163,7 @@ def legend(figure: Figure, columns: int = 4) -> None:
 
 
 def chart_frame(frame: pd.DataFrame, x: str, y: Sequence[str], kind: str = "line", title: str = "") -> Chart | None:
-    """Columns `y` over `x`, or for "hist" how often the values of `x` occur; None where no row can be drawn.
+    """Draw columns `y` over `x`, or for "hist" how often the values of `x` occur; return None if no row can be drawn.
 
     Times in UTC, spans in s, rows by `x` unless it is text. Raises UsageError.
     """

@@ -43,7 +43,10 @@ class Comparison(render.NotebookOutput):
     def lines(self) -> list[str]:
         """Return the comparison as text: the title, then a line per difference."""
         table = render.columns(self.table(), right=(1, 2))
-        return [self._t(self.title), *(f"  {line}" for line in table or [self._t(say("compare.same"))])]
+        return [
+            self._translate_text(self.title),
+            *(f"  {line}" for line in table or [self._translate_text(say("compare.same"))]),
+        ]
 
     def table(self) -> list[tuple[str, str, str]]:
         """Return a row per difference: what differs, before, after."""
@@ -56,15 +59,15 @@ class Comparison(render.NotebookOutput):
         plain = [
             record.plain(vars(c) | {"before": _to_plain(c.before), "after": _to_plain(c.after)}) for c in self.changes
         ]
-        return {"title": self._t(self.title), "changes": plain}
+        return {"title": self._translate_text(self.title), "changes": plain}
 
     def _format_name(self, c: Difference) -> str:
         if c.kind == "verdict":
-            return self._t(say("compare.verdict"))
+            return self._translate_text(say("compare.verdict"))
         if c.kind == "mode":
             return f"{c.where} {render.mode_title(c.where, self.lang)}"
         if c.kind == "hop":
-            return f"{self._t(hop_text(c.where))}: {self._t(say(_HOP_VALUE_KEYS[c.name]))}"
+            return f"{self._translate_text(hop_text(c.where))}: {self._translate_text(say(_HOP_VALUE_KEYS[c.name]))}"
         return f"{c.where}: {c.name}" if c.kind == "setting" else f"{c.where} {c.name}".strip()
 
     def _format_side(self, c: Difference, value: Any) -> str:
@@ -73,15 +76,15 @@ class Comparison(render.NotebookOutput):
         if isinstance(value, Status):
             return f"{render.MARKS[value.name]} {value.name}"
         if isinstance(value, Verdict):
-            place = value.stuck_at and self._t(hop_text(value.stuck_at))
+            place = value.stuck_at and self._translate_text(hop_text(value.stuck_at))
             return " ".join(filter(None, (value.status.name, place)))
         return value if isinstance(value, str) else f"{value:,.4g} {c.unit}".rstrip()
 
-    def _bundle(self) -> dict[str, Any]:
+    def _make_bundle(self) -> dict[str, Any]:
         html = render.html("compare", self.lang, title=self.title, table=self.table())
         return {"text/html": html, "text/plain": "\n".join(self.lines())}
 
-    def _t(self, text: Text) -> str:
+    def _translate_text(self, text: Text) -> str:
         return messages.text(text, self.lang)
 
 

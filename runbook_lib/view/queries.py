@@ -48,10 +48,10 @@ class StepQueries:
         return len(self.sql) + len(self.calls)
 
     def __repr__(self) -> str:
-        return "\n\n".join([*map(psql, self.sql), *self._commands()]) or self._nothing()
+        return "\n\n".join([*map(psql, self.sql), *self._format_calls()]) or self._say_nothing_asked()
 
     def _repr_markdown_(self) -> str:
-        return "\n\n".join([*map(self._described, self.sql), *self._listed()]) or self._nothing()
+        return "\n\n".join([*map(self._describe_query, self.sql), *self._list_calls()]) or self._say_nothing_asked()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -68,19 +68,19 @@ class StepQueries:
             shown = messages.text(say("ui.queries_by_name", names=names, step=self.step), self.lang)
         return f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>" if len(self) else ""
 
-    def _described(self, q: Query) -> str:
+    def _describe_query(self, q: Query) -> str:
         columns = ", ".join(f"`{name}` {unit}" for name, unit in q.columns.items())
         said = messages.text(say("ui.query", name=q.name, cost=q.cost, index=q.index, columns=columns), self.lang)
         return f"{said}\n\n```\n{psql(q)}\n```"
 
-    def _listed(self) -> list[str]:
-        return ["```\n" + "\n".join(self._commands()) + "\n```"] if self.calls else []
+    def _list_calls(self) -> list[str]:
+        return ["```\n" + "\n".join(self._format_calls()) + "\n```"] if self.calls else []
 
-    def _commands(self) -> Iterator[str]:
+    def _format_calls(self) -> Iterator[str]:
         for source, call in self.calls:
             yield _CALLS.get(source, "# {source}: {call}").format(source=source, call=call)
 
-    def _nothing(self) -> str:
+    def _say_nothing_asked(self) -> str:
         return messages.text(say("ui.asks_nothing", step=self.step), self.lang)
 
 

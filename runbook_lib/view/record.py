@@ -46,9 +46,12 @@ RUN_MIME = "application/vnd.runbook.run+json"
 #: Marks what a responder unmasked on the screen; never part of anything that is saved.
 REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
+#: The type of a stored column by the kind of its dtype; any other is text.
+_COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "time"}
+
 
 def as_json(value: Any) -> Any:
-    """Plain data of the model as JSON: a dataclass by its fields, texts in every language, a status by its name."""
+    """Return plain data of the model as JSON: a dataclass by its fields, texts in every language, a status by name."""
     if isinstance(value, Text):
         return text(value)
     if isinstance(value, Status):
@@ -142,10 +145,10 @@ def _ended_from_json(stored: dict[str, Any] | None) -> OutageEnd | None:
 
 
 def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
-    """Columns with their kinds, and rows of JSON values; times in ISO 8601 with their offset."""
+    """Return columns with their kinds, and rows of JSON values; times in ISO 8601 with their offset."""
     kept = frame.reset_index() if frame.index.name else frame
     return {
-        "columns": [{"name": str(c), "type": _column_type(kept[c])} for c in kept.columns],
+        "columns": [{"name": str(c), "type": _COLUMN_TYPES.get(kept[c].dtype.kind, "text")} for c in kept.columns],
         "rows": [[plain(v) for v in row] for row in kept.itertuples(index=False, name=None)],
         "index": frame.index.name,
         "attrs": plain(dict(frame.attrs)),
@@ -179,18 +182,6 @@ def _build_column(kind: str, values: list[Any]) -> pd.Series[Any] | pd.DatetimeI
     if kind in ("int", "bool") and None not in values:
         return np.array(values, dtype={"int": "int64", "bool": "bool"}[kind])
     return pd.Series(values, dtype=object if kind == "text" or not values else None)
-
-
-def _column_type(column: pd.Series[Any]) -> str:
-    if pd.api.types.is_bool_dtype(column):
-        return "bool"
-    if pd.api.types.is_integer_dtype(column):
-        return "int"
-    if pd.api.types.is_float_dtype(column):
-        return "float"
-    if pd.api.types.is_datetime64_any_dtype(column):
-        return "time"
-    return "text"
 
 
 def _value_fields(v: Value) -> dict[str, Any]:

@@ -119,10 +119,10 @@ class NotebookOutput(ABC):
     run: str = ""
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return self._bundle() | run_mark(self.run)
+        return self._make_bundle() | run_mark(self.run)
 
     @abstractmethod
-    def _bundle(self) -> dict[str, Any]: ...
+    def _make_bundle(self) -> dict[str, Any]: ...
 
 
 def link_to_hop(dashboard: str, hop: str | None) -> str:
@@ -136,6 +136,19 @@ def run_mark(run: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Shown(NotebookOutput):
+    """An output in its forms, by MIME type."""
+
+    forms: Mapping[str, Any]
+
+    def _make_bundle(self) -> dict[str, Any]:
+        return dict(self.forms)
+
+    def __repr__(self) -> str:
+        return str(self.forms["text/plain"])
+
+
+@dataclass(frozen=True)
 class Card(NotebookOutput):
     """One finding, shown."""
 
@@ -145,7 +158,7 @@ class Card(NotebookOutput):
     dashboard: str = ""
     """Where more of it is seen, if anywhere."""
 
-    def _bundle(self) -> dict[str, Any]:
+    def _make_bundle(self) -> dict[str, Any]:
         f = self.finding
         tables = [
             (name, _table_html(f.frames[name]), min(len(f.frames[name]), 50), len(f.frames[name]))
@@ -159,121 +172,79 @@ class Card(NotebookOutput):
         }
 
 
-@dataclass(frozen=True)
-class Banner(NotebookOutput):
-    """The first screen: the header of the run and, once it has concluded, the verdict."""
-
-    header: Header
-    verdict: Verdict | None
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        shown = self.verdict
-        return {
-            "text/html": html(
-                "banner",
-                self.lang,
-                header=self.header,
-                verdict=shown and record.verdict(shown),
-                proposals=proposal_texts(shown.proposals if shown else (), self.lang),
-                dashboard=link_to_hop(self.header.dashboard, shown.stuck_at if shown else None),
-            ),
-            record.BANNER_MIME: {},
-            "text/plain": "\n".join(verdict_lines(shown, self.lang))
-            if shown
-            else messages.text(say("ui.no_verdict"), self.lang),
-        }
+def banner(header: Header, verdict: Verdict | None, lang: str, run: str = "") -> Shown:
+    """Return the first screen: the header of the run and, once it has concluded, the verdict."""
+    page = html(
+        "banner",
+        lang,
+        header=header,
+        verdict=verdict and record.verdict(verdict),
+        proposals=proposal_texts(verdict.proposals if verdict else (), lang),
+        dashboard=link_to_hop(header.dashboard, verdict.stuck_at if verdict else None),
+    )
+    lines = verdict_lines(verdict, lang) if verdict else [messages.text(say("ui.no_verdict"), lang)]
+    return Shown({"text/html": page, record.BANNER_MIME: {}, "text/plain": "\n".join(lines)}, run=run)
 
 
-@dataclass(frozen=True)
-class Concluded(NotebookOutput):
-    """A section's verdict with every step, the ranking and the read cost."""
-
-    header: Header
-    verdict: Verdict
-    findings: Sequence[Finding]
-    titles: Mapping[str, str]
-    queries: Sequence[SentQuery]
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        lines = [
-            *verdict_lines(self.verdict, self.lang),
-            *(finding_line(f, self.lang) for f in self.findings),
-        ]
-        return {
-            "text/html": html(
-                "conclusion",
-                self.lang,
-                header=self.header,
-                verdict=record.verdict(self.verdict),
-                findings=self.findings,
-                titles=self.titles,
-                cost=_format_cost(self.queries),
-            ),
-            "text/plain": "\n".join(lines),
-            record.VERDICT_MIME: {
-                "header": {**asdict(self.header), "as_of": self.header.as_of.isoformat()},
-                "verdict": record.verdict(self.verdict),
-                "steps": {f.step: f.status.name for f in self.findings},
-                "read_cost": read_cost(self.queries),
-            },
-        }
+def conclusion(
+    header: Header,
+    verdict: Verdict,
+    findings: Sequence[Finding],
+    titles: Mapping[str, str],
+    queries: Sequence[SentQuery],
+    lang: str,
+    run: str = "",
+) -> Shown:
+    """Return a section's verdict with every step, the ranking and the read cost."""
+    stored, cost = record.verdict(verdict), read_cost(queries)
+    shown = {"header": header, "verdict": stored, "findings": findings, "titles": titles, "cost": cost}
+    lines = [*verdict_lines(verdict, lang), *(finding_line(f, lang) for f in findings)]
+    forms = {
+        "text/html": html("conclusion", lang, **shown),
+        "text/plain": "\n".join(lines),
+        record.VERDICT_MIME: {
+            "header": {**asdict(header), "as_of": header.as_of.isoformat()},
+            "verdict": stored,
+            "steps": {f.step: f.status.name for f in findings},
+            "read_cost": cost,
+        },
+    }
+    return Shown(forms, run=run)
 
 
-@dataclass(frozen=True)
-class Proposals(NotebookOutput):
-    """The first response that the findings justify."""
-
-    proposals: Sequence[Proposal]
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        shown = proposal_texts(self.proposals, self.lang)
-        plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
-        return {
-            "text/html": html("proposals", self.lang, proposals=shown),
-            "text/plain": plain or messages.text(say("ui.no_action"), self.lang),
-        }
+def proposal_list(proposals: Iterable[Proposal], lang: str, run: str = "") -> Shown:
+    """Return the first response that the findings justify."""
+    shown = proposal_texts(proposals, lang)
+    plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
+    plain = plain or messages.text(say("ui.no_action"), lang)
+    return Shown({"text/html": html("proposals", lang, proposals=shown), "text/plain": plain}, run=run)
 
 
-@dataclass(frozen=True)
-class Plain(NotebookOutput):
-    """Lines of text as a terminal shows them."""
-
-    lines: Sequence[str]
-
-    def _bundle(self) -> dict[str, Any]:
-        text = "\n".join(self.lines)
-        return {"text/html": Markup("<pre class='rb'>{}</pre>").format(text), "text/plain": text}
+def text_block(lines: Sequence[str], run: str = "") -> Shown:
+    """Return lines of text as a terminal shows them."""
+    text = "\n".join(lines)
+    return Shown({"text/html": Markup("<pre class='rb'>{}</pre>").format(text), "text/plain": text}, run=run)
 
 
-@dataclass(frozen=True)
-class Line(NotebookOutput):
-    """One sentence in a notebook."""
-
-    text: Text
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        return {"text/plain": messages.text(self.text, self.lang)}
+def sentence(text: Text, lang: str, run: str = "") -> Shown:
+    """Return one sentence."""
+    return Shown({"text/plain": messages.text(text, lang)}, run=run)
 
 
-@dataclass(frozen=True)
-class Settled(NotebookOutput):
-    """What was asked to decide a verdict, and the verdict."""
+def settlement(verdict: Verdict, asked: int, lang: str, run: str = "") -> Shown:
+    """Return what was asked to decide a verdict, and the verdict."""
+    lines = question_lines(record.verdict(verdict), lang)
+    lines += [] if asked else [messages.text(say("ui.not_settled"), lang)]
+    return Shown({"text/plain": "\n".join([*lines, location(verdict, lang)])}, run=run)
 
-    verdict: Verdict
-    asked: int
-    lang: str
 
-    def _bundle(self) -> dict[str, Any]:
-        lines = question_lines(record.verdict(self.verdict), self.lang)
-        lines += [] if self.asked else [messages.text(say("ui.not_settled"), self.lang)]
-        return {"text/plain": "\n".join([*lines, location(self.verdict, self.lang)])}
-
-    def __repr__(self) -> str:
-        return str(self._bundle()["text/plain"])
+def progress_bar(share: float | None, text: Text, lang: str, run: str = "") -> Shown:
+    """Return a progress bar; it is empty once the work is over (`share` None)."""
+    if share is None:
+        return Shown({"text/html": "", "text/plain": ""}, run=run)
+    words = messages.text(text, lang)
+    bar = html("bar", lang, share=min(max(share, 0.0), 1.0), words=words)
+    return Shown({"text/html": bar, "text/plain": f"{share:4.0%} {words}"}, run=run)
 
 
 @dataclass(frozen=True)
@@ -298,31 +269,13 @@ class Revealed:
 
 
 @dataclass(frozen=True)
-class Bar(NotebookOutput):
-    """A progress bar; it is empty once the work is over (`share` None)."""
-
-    share: float | None
-    text: Text
-    lang: str
-
-    def _bundle(self) -> dict[str, Any]:
-        if self.share is None:
-            return {"text/html": "", "text/plain": ""}
-        words = messages.text(self.text, self.lang)
-        return {
-            "text/html": html("bar", self.lang, share=min(max(self.share, 0.0), 1.0), words=words),
-            "text/plain": f"{self.share:4.0%} {words}",
-        }
-
-
-@dataclass(frozen=True)
 class ActionCard(NotebookOutput):
     """An action and what became of it."""
 
     outcome: Outcome
     lang: str
 
-    def _bundle(self) -> dict[str, Any]:
+    def _make_bundle(self) -> dict[str, Any]:
         o = self.outcome
         return {
             "text/html": html("action", self.lang, o=o),
@@ -371,14 +324,8 @@ def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
     }
 
 
-def _format_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
-    cost = read_cost(queries)
-    largest = cost.pop("max_plan_cost")
-    return {**cost, "cost": None if largest is None else f"{largest:,.0f}"}
-
-
 def proposal_texts(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
-    """Proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
+    """Return proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
     return [
         {"command": p.command, "section": p.section}
         | {name: messages.text(proposal_text(p, name), lang) for name in PROPOSAL_PARTS}
@@ -515,7 +462,7 @@ def _change_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
 
 
 def failure_mode_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
-    """Each place and failure mode of a verdict's JSON, and why it has its score, as text."""
+    """Return each place and failure mode of a verdict's JSON, and why it has its score, as text."""
     lines = []
     for m in (*verdict.get("places", ()), *verdict["failure_modes"]):
         id_ = f"{m['id']} " if m in verdict["failure_modes"] else ""
@@ -572,7 +519,7 @@ def _format_alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str
 
 
 def finding_line(f: Finding, lang: str) -> str:
-    """One step as one line."""
+    """Return one step as one line."""
     reason = f" ({messages.text(say(REASON_KEYS[f.reason]), lang)})" if f.reason else ""
     return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
 
@@ -584,7 +531,7 @@ def html(template: str, lang: str, **values: Any) -> str:
         return messages.text(say(key, **params), lang)
 
     return (
-        _environment()
+        _template_environment()
         .get_template(f"{template}.html.j2")
         .render(
             t=t,
@@ -604,7 +551,7 @@ def html(template: str, lang: str, **values: Any) -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _template_environment() -> jinja2.Environment:
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -618,7 +565,7 @@ def _environment() -> jinja2.Environment:
         script=Markup(SCRIPT),  # noqa: S704 - our own file
         sources=sources,
         mark_numbers=mark_numbers,
-        sparkline=_sparkline,
+        sparkline=_build_sparkline,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         number=_format_number,
         rate=_format_rate,
@@ -656,7 +603,7 @@ def mark_numbers(text: str) -> Markup:
     return Markup("").join(part for pair in zip_longest(_NUMBER.split(text), marked, fillvalue="") for part in pair)
 
 
-def _sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
+def _build_sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the lines of a sparkline in a box of 100 x 24; None where nothing is known."""
     kind = next((k for k in ("waiting", "gone", "came") if past[k]), "")
     values = past[kind][-_SPARK:] if kind else []

@@ -80,7 +80,7 @@ def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: 
         peak = max((v for s in lane.series for *_, v in s.values), default=0.0)
         if lane.limit and peak < 0.3 * lane.limit:
             top = peak or 1.0
-        level = partial(_level, y + height - 4, (height - 16) / top)
+        level = partial(_scale_level, y + height - 4, (height - 16) / top)
         covered = [(since, until)] if lane.known is None and not lane.series else lane.covered
         shown.append(
             {
@@ -89,7 +89,7 @@ def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: 
                 "height": height,
                 "peak": peak,
                 "known": [(second(b), second(e)) for b, e in covered if e > since and b < until],
-                "series": [(s, *_points(s, second, level)) for s in lane.series],
+                "series": [(s, *_trace_lines(s, second, level)) for s in lane.series],
                 "limit": level(lane.limit) if lane.limit and lane.limit <= top else None,
                 "marks": [
                     (m, second(m.at), None if m.until is None else second(m.until))
@@ -101,16 +101,16 @@ def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: 
         y += height + 4
     return render.html(
         "timeline", lang, lanes=shown, span_s=span_s, since=since, width=WIDTH, names=NAMES, height=y, axis=AXIS,
-        ticks=list(_ticks(since, span_s)), events=_events(lanes, since, until), series=_table(lanes),
-        x=lambda s: round(NAMES + s / span_s * (WIDTH - NAMES - 12), 1),
+        ticks=list(_place_ticks(since, span_s)), events=_list_events(lanes, since, until),
+        series=_tabulate_series(lanes), x=lambda s: round(NAMES + s / span_s * (WIDTH - NAMES - 12), 1),
     )  # fmt: skip
 
 
-def _level(bottom: float, scale: float, value: float) -> float:
+def _scale_level(bottom: float, scale: float, value: float) -> float:
     return round(bottom - scale * value, 1)
 
 
-def _points(series: Series, second: Any, level: Any) -> tuple[list[list[tuple[float, float]]], str]:
+def _trace_lines(series: Series, second: Any, level: Any) -> tuple[list[list[tuple[float, float]]], str]:
     """Return the lines of a series, interrupted where it has no value, and its values as JSON (begin, end, value)."""
     lines: list[list[tuple[float, float]]] = []
     last: pd.Timestamp | None = None
@@ -123,7 +123,7 @@ def _points(series: Series, second: Any, level: Any) -> tuple[list[list[tuple[fl
     return lines, json.dumps([(second(b), second(e), v) for b, e, v in series.values], separators=(",", ":"))
 
 
-def _ticks(since: pd.Timestamp, span_s: float) -> Iterator[tuple[float, str]]:
+def _place_ticks(since: pd.Timestamp, span_s: float) -> Iterator[tuple[float, str]]:
     step = next((s for s in _TICKS_S if span_s / s <= _MAX_TICKS), _TICKS_S[-1] * (1 + int(span_s // 1e6)))
     first = -(-since.timestamp() // step) * step - since.timestamp()
     for n in range(int((span_s - first) // step) + 1):
@@ -131,12 +131,12 @@ def _ticks(since: pd.Timestamp, span_s: float) -> Iterator[tuple[float, str]]:
         yield first + n * step, f"{at:%m-%d}" if step >= 86400 else f"{at:%H:%M:%S}" if step < 60 else f"{at:%H:%M}"
 
 
-def _events(lanes: Iterable[Lane], since: pd.Timestamp, until: pd.Timestamp) -> list[tuple[Mark, str]]:
+def _list_events(lanes: Iterable[Lane], since: pd.Timestamp, until: pd.Timestamp) -> list[tuple[Mark, str]]:
     found = [(m, lane.name) for lane in lanes for m in lane.marks if (m.until or m.at) >= since and m.at <= until]
     return sorted(found, key=lambda e: e[0].at)
 
 
-def _table(lanes: Iterable[Lane]) -> tuple[list[str], list[tuple[pd.Timestamp, list[float | None]]]]:
+def _tabulate_series(lanes: Iterable[Lane]) -> tuple[list[str], list[tuple[pd.Timestamp, list[float | None]]]]:
     """Return the names of all series, and for each interval its begin and their values."""
     every = [(f"{lane.name}: {s.name}", {b: v for b, _, v in s.values}) for lane in lanes for s in lane.series]
     times = sorted({b for _, values in every for b in values})

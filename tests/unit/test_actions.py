@@ -475,7 +475,7 @@ def test_break_glass_is_loud_everywhere(rb: Context) -> None:
         assert in_the_postmortem.why_en.startswith("BREAK-GLASS although target default is frozen until ")
         assert "緊急解除" in in_the_postmortem.why_ja
     assert render.action_lines(outcome, "en")[0] == "▲ BREAK-GLASS"
-    assert "BREAK-GLASS</span>" in render.ActionCard(outcome, "en", run="")._bundle()["text/html"]
+    assert "BREAK-GLASS</span>" in render.ActionCard(outcome, "en", run="")._make_bundle()["text/html"]
     dossier.write_index(rb.archive, "en")
     assert b'<span class="rb-tag rb-CRITICAL">BREAK-GLASS</span>' in rb.archive.read("index.html")
     both = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)

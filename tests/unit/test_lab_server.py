@@ -68,11 +68,11 @@ def executed(*findings: Finding, opened: str = "2026-01-31T03:00:00.000+00:00", 
     whole = complete(STEPS, {f.step: f for f in findings})
     verdict = diagnosis.conclude(whole, catalog.load())
     shown: list[Any] = [
-        render.Banner(header, verdict, "en", run=opened),
+        render.banner(header, verdict, "en", run=opened),
         *(render.Card(f, f.step, "en", run=opened) for f in findings),
     ]
     if concluded:
-        shown.append(render.Concluded(header, verdict, whole, dict.fromkeys(STEPS, "t"), (), "en", run=opened))
+        shown.append(render.conclusion(header, verdict, whole, dict.fromkeys(STEPS, "t"), (), "en", run=opened))
     cells = [nbformat.v4.new_code_cell("rb.x()", outputs=[output(s)]) for s in shown]
     return nbformat.v4.new_notebook(cells=cells)
 

@@ -71,7 +71,7 @@ def follow(
         return [result(n, answers.get(n, seen(f"{n}.1"))) for n in sections]
 
     results = [result("3", CHANGED, SLOW)]
-    return opened, investigation._follow(results, batch.combine_verdict(results), run, past=past)
+    return opened, investigation._follow_verdict(results, batch.combine_verdict(results), run, past=past)
 
 
 def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

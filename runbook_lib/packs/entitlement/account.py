@@ -285,7 +285,7 @@ class Account(render.NotebookOutput):
             table.append([self._t(hop_text(row["hop"])), *counts, where])
         return table
 
-    def _bundle(self) -> dict[str, Any]:
+    def _make_bundle(self) -> dict[str, Any]:
         return {
             "text/html": render.html(
                 "account", self.lang, f=self.finding, table=self._build_table(), unaccounted=self.balance.unaccounted

@@ -111,7 +111,7 @@ class FoundTraces(render.NotebookOutput):
 
         return draw(self.traces[0])
 
-    def _bundle(self) -> dict[str, Any]:
+    def _make_bundle(self) -> dict[str, Any]:
         chart = self._draw_trace() if len(self.traces) == 1 else None
         shown = [(t, [self._format_cells(s) for s in t.stages], self._build_link(t)) for t in self.traces]
         image = chart and (base64.b64encode(chart.png()).decode(), self._t(chart.alt))
