@@ -13,7 +13,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 from markdown_it import MarkdownIt
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
@@ -52,7 +52,11 @@ def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = 
 
     `book` decides the verdict; None is the active documents.
     """
-    found = {f["step"]: record.finding_from_json(f) for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
+    found = {
+        f["step"]: record.finding_from_json(f)
+        for _, data in _iterate_outputs(nb)
+        if (f := data.get(record.FINDING_MIME))
+    }
     end = _read_conclusion(nb)
     findings = complete(dict.fromkeys([*(s.id for s in section.steps), *found]), found)
     cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.queries)
@@ -100,13 +104,13 @@ def keep_last_run(nb: Notebook) -> Notebook | None:
 
     A notebook in a browser also has outputs of earlier runs and of the responder's own cells.
     """
-    opened = [data[record.RUN_MIME]["opened"] for _, data in _outputs(nb) if record.RUN_MIME in data]
+    opened = [data[record.RUN_MIME]["opened"] for _, data in _iterate_outputs(nb) if record.RUN_MIME in data]
     last = {"opened": max(opened, default="")}
     nb = nbformat.from_dict(nb)
     for cell in nb.cells:
         if "outputs" in cell:
             cell.outputs = [o for o in cell.outputs if o.get("data", {}).get(record.RUN_MIME) == last]
-    found = {f["step"]: f["status"] for _, data in _outputs(nb) if (f := data.get(record.FINDING_MIME))}
+    found = {f["step"]: f["status"] for _, data in _iterate_outputs(nb) if (f := data.get(record.FINDING_MIME))}
     return nb if found.items() <= _read_conclusion(nb).get("steps", {}).items() and found else None
 
 
@@ -117,18 +121,25 @@ def header(nb: Notebook) -> dict[str, Any]:
 
 def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
     """Return the notebook as one self-contained HTML page, the verdict first, the digest of its evidence last."""
-    cells = [(_source(c), [_output(o) for o in c.get("outputs", []) if not _is_banner(o)]) for c in nb.cells]
+    parts = [
+        _remove_external(part)
+        for cell in nb.cells
+        for part in (
+            _render_source(cell),
+            *(_render_output(o) for o in cell.get("outputs", ()) if record.BANNER_MIME not in o.get("data", {})),
+        )
+    ]
     return render.html(
         "artifact",
         lang if lang in LANGUAGES else "en",
         title=title,
         banner=_mark_safe(_read_banner(nb)),
-        body=_mark_safe("\n".join(_remove_external(part) for source, shown in cells for part in (source, *shown))),
+        body=_mark_safe("\n".join(parts)),
         evidence=evidence,
     )
 
 
-def _outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _iterate_outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             if "data" in output:
@@ -137,30 +148,26 @@ def _outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 def _read_conclusion(nb: Notebook) -> dict[str, Any]:
     """Return the last output of `conclude`; {} if there is none."""
-    found = [data[record.VERDICT_MIME] for _, data in _outputs(nb) if record.VERDICT_MIME in data]
+    found = [data[record.VERDICT_MIME] for _, data in _iterate_outputs(nb) if record.VERDICT_MIME in data]
     return found[-1] if found else {}
 
 
 def _read_banner(nb: Notebook) -> str:
-    found = next((str(d["text/html"]) for _, d in _outputs(nb) if record.BANNER_MIME in d), "")
+    found = next((str(d["text/html"]) for _, d in _iterate_outputs(nb) if record.BANNER_MIME in d), "")
     return re.sub(r"<style>.*?</style>", "", found, count=1, flags=re.DOTALL)  # the page has it
 
 
-def _is_banner(output: dict[str, Any]) -> bool:
-    return record.BANNER_MIME in output.get("data", {})
-
-
-def _source(cell: Any) -> str:
+def _render_source(cell: Any) -> str:
     if cell.cell_type == "markdown":
-        return str(_markdown().render(cell.source))
-    return _preformatted(cell.source, "source") if cell.source.strip() else ""
+        return str(_markdown_parser().render(cell.source))
+    return _wrap_preformatted(cell.source, "source") if cell.source.strip() else ""
 
 
-def _output(output: dict[str, Any]) -> str:
+def _render_output(output: dict[str, Any]) -> str:
     """Return the HTML of one output, of its most telling form."""
     if "data" not in output:  # printed text, or an error
         text = output.get("text", "") or "\n".join(output.get("traceback", []))
-        return _preformatted(_COLOURS.sub("", text), "printed")
+        return _wrap_preformatted(_COLOURS.sub("", text), "printed")
     data = output["data"]
     if html := data.get("text/html") or data.get("image/svg+xml"):
         return str(html)
@@ -169,16 +176,16 @@ def _output(output: dict[str, Any]) -> str:
             alt = escape(output.get("metadata", {}).get(kind, {}).get("alt") or data.get("text/plain", ""))
             return f'<p><img src="data:{kind};base64,{data[kind].strip()}" alt="{alt}"></p>'
     if "text/markdown" in data:
-        return str(_markdown().render(data["text/markdown"]))
-    return _preformatted(data["text/plain"], "printed") if "text/plain" in data else ""
+        return str(_markdown_parser().render(data["text/markdown"]))
+    return _wrap_preformatted(data["text/plain"], "printed") if "text/plain" in data else ""
 
 
-def _preformatted(text: str, kind: str) -> str:
+def _wrap_preformatted(text: str, kind: str) -> str:
     return f'<pre class="{kind}">{escape(text)}</pre>'
 
 
 @cache
-def _markdown() -> MarkdownIt:
+def _markdown_parser() -> MarkdownIt:
     return MarkdownIt("commonmark").enable("table")  # it keeps HTML
 
 
@@ -188,9 +195,7 @@ def _remove_external(body: str) -> str:
     return re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
 
 
-def _mark_safe(markup: str) -> Any:
-    from markupsafe import Markup
-
+def _mark_safe(markup: str) -> Markup:
     return Markup(markup)  # noqa: S704 - our own rendering
 
 

@@ -57,19 +57,11 @@ def run(output: str, incidents: Iterable[str], given: Path) -> tuple[dict[str, A
 
 
 def _backtest_incident(output: str, given: Path, incident: str) -> list[BacktestedRun | Text]:
-    changed, found = policy.load_other(given), list[BacktestedRun | Text]()
-    for kept in rejudge.runs(Archive(output, incident)):
-        if isinstance(kept, Text):
-            found.append(kept)
-            continue
-        try:
-            found.append(_backtest_run(incident, kept, changed))
-        except Exception as e:
-            found.append(rejudge.not_judged(kept.entry["name"], e))
-    return found
+    judge = partial(_backtest_run, incident, policy.load_other(given))
+    return [*rejudge.judge_runs(Archive(output, incident), judge)]
 
 
-def _backtest_run(incident: str, kept: rejudge.SealedRun, changed: policy.OtherPolicy) -> BacktestedRun:
+def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.SealedRun) -> BacktestedRun:
     other = changed.of(kept.run.header["target"], kept.policy)
     before, after = rejudge.look(kept.run, kept.policy), rejudge.look(kept.run, other)
     shaped = {f.step: names for f in kept.run.findings if (names := _changed_inputs(f, kept.policy, other))}
@@ -79,7 +71,7 @@ def _backtest_run(incident: str, kept: rejudge.SealedRun, changed: policy.OtherP
         incident,
         pd.Timestamp(kept.entry["started"]).timestamp(),
         (before.status, after.status),
-        sum(1 for f in kept.run.findings if f.frames),
+        kept.judged,
         [
             where | differences.changed_judgement(c)
             for c in changes

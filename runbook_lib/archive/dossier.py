@@ -20,7 +20,7 @@ from runbook_lib import catalog, mandatory
 from runbook_lib.analysis import counterfactual
 from runbook_lib.archive import course, postmortem, report
 from runbook_lib.archive.artifact import Result, stamp
-from runbook_lib.model.finding import Status, Verdict
+from runbook_lib.model.finding import Proposal, Status, Verdict
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, LogError
 from runbook_lib.view import record, render, timeline
@@ -147,14 +147,10 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
         steps=_steps_of_hops(f for _, f in shown),
         following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
         located=report.located(verdicts),
-        proposals=_proposals(verdicts, lang),
+        proposals=render.proposal_texts((Proposal(**p) for p in now["verdict"]["proposals"]), lang) if now else [],
         verdicts=verdicts,
         artifacts=artifacts,
-        actions=[
-            a | {"what": record.describe_action(a["what"])}
-            for a in actions
-            if a["result"] != "begun" or _has_no_end(a, actions)
-        ],
+        actions=[a | {"what": record.describe_action(a["what"])} for a in actions if _is_shown(a, actions)],
         notes=notes,
         partials=archive.partials(),
         seen_before=report.seen_before(archive),
@@ -172,17 +168,9 @@ def _steps_of_hops(findings: Iterable[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _has_no_end(begun: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
-    """Return whether an action has no second line: it was interrupted."""
-    return [a["id"] for a in actions].count(begun["id"]) == 1
-
-
-def _proposals(verdicts: list[dict[str, Any]], lang: str) -> list[dict[str, str]]:
-    from runbook_lib.model.finding import Proposal
-
-    return (
-        render.proposal_texts((Proposal(**p) for p in verdicts[-1]["verdict"]["proposals"]), lang) if verdicts else []
-    )
+def _is_shown(line: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
+    """Return whether a line is an action's result, or its begin if there is no other line: it was interrupted."""
+    return line["result"] != "begun" or [a["id"] for a in actions].count(line["id"]) == 1
 
 
 def onset_of(said: dict[str, Any]) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis, snapshots
@@ -18,6 +18,8 @@ from runbook_lib.parameters import moment
 from runbook_lib.store import MANIFEST, Archive, digest, entry_of
 from runbook_lib.view import differences
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
 class SealedRun:
@@ -27,12 +29,22 @@ class SealedRun:
     run: artifact.Run
     policy: Catalog | None
 
+    @property
+    def judged(self) -> int:
+        """The number of steps that have evidence."""
+        return sum(1 for f in self.run.findings if f.frames)
+
 
 def runs(archive: Archive) -> Iterator[SealedRun | Text]:
     """Iterate over the concluded runs of a dossier, oldest first; a text stands for an unreadable run. Raises OSError.
 
     Runs that were changed after they were sealed are left out: `seal.check` reports them.
     """
+    return judge_runs(archive, lambda kept: kept)
+
+
+def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R | Text]:
+    """Iterate over what `judge` returns for each of `runs`; a text stands for a run that this version cannot judge."""
     for entry in filter(None, map(entry_of, archive.raw(MANIFEST))):
         name, section = entry.get("name"), entry.get("section")
         if not section or not isinstance(name, str):
@@ -51,11 +63,10 @@ def runs(archive: Archive) -> Iterator[SealedRun | Text]:
                 yield say("seal.no_section", name=name, section=section)
                 continue
             run = artifact.read(artifact.notebook(content), book.sections[section], book)
+            if run.concluded:
+                yield judge(SealedRun(entry, run, own))
         except Exception as e:  # this version may not be able to read what an earlier one wrote
             yield not_judged(name, e)
-            continue
-        if run.concluded:
-            yield SealedRun(entry, run, own)
 
 
 def read_sealed(archive: Archive, entry: Mapping[str, Any], name: str) -> bytes:
@@ -77,17 +88,13 @@ def judge_all(archive: Archive) -> tuple[int, list[Text]]:
     Raises OSError.
     """
     judged, apart = 0, list[Text]()
-    for kept in runs(archive):
-        if isinstance(kept, Text):
-            apart.append(kept)
+    for result in judge_runs(archive, lambda kept: (kept, judge_again(kept.run, kept.policy))):
+        if isinstance(result, Text):
+            apart.append(result)
             continue
+        kept, changes = result
+        judged += kept.judged
         name = kept.entry["name"]
-        try:
-            changes = judge_again(kept.run, kept.policy)
-        except Exception as e:
-            apart.append(not_judged(name, e))
-            continue
-        judged += sum(1 for f in kept.run.findings if f.frames)
         apart += [say("seal.judged_apart", name=name, **differences.changed_judgement(c)) for c in changes]
     return judged, apart
 

@@ -91,17 +91,15 @@ def run_sections(
     def end(runner: forks.Forked[Result], problem: str = "") -> None:
         s = running.pop(runner)
         try:
-            if problem:
-                raise RuntimeError(problem)
-            result = runner.result()
+            if not problem:
+                results[s.number] = runner.result()
+                return
         except forks.ProcessDiedError:
-            result = _result_of_dead_runner(s.request, s.scratch, s.time, "the runner was killed")
+            problem = "the runner was killed"
         except Exception as e:
-            runner.end()
-            result = _result_of_dead_runner(
-                s.request, s.scratch, s.time, problem or f"the runner failed: {type(e).__name__}: {e}"
-            )
-        results[s.number] = result
+            problem = f"the runner failed: {type(e).__name__}: {e}"
+        runner.end()
+        results[s.number] = _result_of_dead_runner(s, problem)
 
     def hear(r: Request, found: Finding) -> None:
         progress(r.section, found)
@@ -269,18 +267,18 @@ def kept(archive: Archive, entry: dict[str, Any]) -> Result:
     return Result(run, entry["started"], entry["ended"], ipynb, html, entry["problem"])
 
 
-def _result_of_dead_runner(r: Request, scratch: Path, started: str, what: str) -> Result:
+def _result_of_dead_runner(s: _StartedRun, problem: str) -> Result:
     """Return the result of a run whose runner died, from its partial notebook."""
-    archive, section = Archive(r.output, r.parameters["incident_id"]), catalog.load().sections[r.section]
+    archive, section = Archive(s.request.output, s.request.parameters["incident_id"]), s.request.section
     own: list[str] = []
     nb = nbformat.v4.new_notebook()
     with suppress(OSError, ValueError):
-        for left in scratch.glob(f"*{PARTIAL}"):
+        for left in s.scratch.glob(f"*{PARTIAL}"):
             archive.write(left.name, left.read_bytes())
-        own = [p for p in archive.partials() if f"-{r.section}." in p and p >= stamp(started)]
+        own = [p for p in archive.partials() if f"-{section}." in p and p >= stamp(s.time)]
         nb = artifact.notebook(archive.read(own[-1])) if own else nb
-    run = _mark_unfinished(artifact.read(nb, section), what)
-    return Result(run, started, parameters.now(), f"{archive.place}/{own[-1]}" if own else None, None, what)
+    run = _mark_unfinished(artifact.read(nb, catalog.load().sections[section]), problem)
+    return Result(run, s.time, parameters.now(), f"{archive.place}/{own[-1]}" if own else None, None, problem)
 
 
 def _mark_unfinished(run: Run, problem: str) -> Run:

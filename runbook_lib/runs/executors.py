@@ -26,7 +26,7 @@ class WorkerError(Exception):
 
 
 def executor_of(kind: str, scheduler: str | None = None, workers: int = 4) -> Executor:
-    """`local`: at most `workers` calls at once, here. `dask`: as many as the scheduler's workers have threads.
+    """Return an executor; `local` runs `workers` calls at once, `dask` as many as the scheduler's workers have threads.
 
     The work of a Dask worker that dies is repeated on another one. Raises UsageError, one line, for options that
     exclude each other, a missing package, or a scheduler or worker that does not answer or is incompatible.
@@ -70,10 +70,10 @@ def carry_out(order: Order, hear: Callable[[RunProgress], None] = lambda said: N
 
     Raises UsageError before anything has started when the order, or its target, is not in order.
     """
-    return forks.call(_investigate, order, hear=hear)
+    return forks.call(_run_investigation, order, hear=hear)
 
 
-def _investigate(order: Order) -> dict[str, Any]:
+def _run_investigation(order: Order) -> dict[str, Any]:
     from runbook_lib.runs import investigation
 
     return investigation.summary(order, investigation.tell_progress(order.lang, forks.report))

@@ -185,7 +185,7 @@ def _terminate_and_join(processes: Iterable[BaseProcess]) -> None:
 
 
 def _end_all() -> None:
-    """At the end of a process: of all that it has begun, and of where they come from."""
+    """End what this process has started, and the process that these were forked from."""
     _terminate_and_join(active_children())
     with suppress(OSError, TypeError):
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)  # type: ignore[attr-defined]

@@ -123,11 +123,11 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Re
     results = [result(n) for n in order.sections]
     verdict = batch.combine_verdict(results)
     if order.follow:
-        verdict = _follow(results, verdict, run_opened, past="as_of" in order.parameters)
+        verdict = _follow_verdict(results, verdict, run_opened, past="as_of" in order.parameters)
     return results, verdict
 
 
-def _follow(
+def _follow_verdict(
     results: list[Result], verdict: Verdict, run: Callable[[dict[str, list[str]]], list[Result]], *, past: bool
 ) -> Verdict:
     """Run the sections to which the first verdict points; then, while it is undecided, the next one that may decide.

@@ -44,7 +44,7 @@ class _Child:
         self.wait()
 
     def poll(self) -> int | None:
-        """Its exit code, None while it lives."""
+        """Return its exit code; None while it lives."""
         if self.returncode is None:
             with suppress(ChildProcessError):
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
