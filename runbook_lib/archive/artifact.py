@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -52,11 +52,7 @@ def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = 
 
     `book` decides the verdict; None is the active documents.
     """
-    found = {
-        f["step"]: record.finding_from_json(f)
-        for _, data in _iterate_outputs(nb)
-        if (f := data.get(record.FINDING_MIME))
-    }
+    found = {f["step"]: record.finding_from_json(f) for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
     end = _read_conclusion(nb)
     findings = complete(dict.fromkeys([*(s.id for s in section.steps), *found]), found)
     cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.queries)
@@ -94,9 +90,13 @@ def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
 
 def drop_outputs(nb: dict[str, Any], kind: str) -> None:
     """Remove the outputs of a MIME type, such as unmasked user ids (`record.REVEALED_MIME`)."""
+    _keep_outputs(nb, lambda data: kind not in data)
+
+
+def _keep_outputs(nb: dict[str, Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
     for cell in nb["cells"]:
         if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if kind not in o.get("data", {})]
+            cell["outputs"] = [o for o in cell["outputs"] if wanted(o.get("data", {}))]
 
 
 def keep_last_run(nb: Notebook) -> Notebook | None:
@@ -104,13 +104,10 @@ def keep_last_run(nb: Notebook) -> Notebook | None:
 
     A notebook in a browser also has outputs of earlier runs and of the responder's own cells.
     """
-    opened = [data[record.RUN_MIME]["opened"] for _, data in _iterate_outputs(nb) if record.RUN_MIME in data]
-    last = {"opened": max(opened, default="")}
+    last = max((run["opened"] for run in record.read_outputs(nb.cells, record.RUN_MIME)), default="")
     nb = nbformat.from_dict(nb)
-    for cell in nb.cells:
-        if "outputs" in cell:
-            cell.outputs = [o for o in cell.outputs if o.get("data", {}).get(record.RUN_MIME) == last]
-    found = {f["step"]: f["status"] for _, data in _iterate_outputs(nb) if (f := data.get(record.FINDING_MIME))}
+    _keep_outputs(nb, lambda data: data.get(record.RUN_MIME) == {"opened": last})
+    found = {f["step"]: f["status"] for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
     return nb if found.items() <= _read_conclusion(nb).get("steps", {}).items() and found else None
 
 
@@ -139,21 +136,15 @@ def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
     )
 
 
-def _iterate_outputs(nb: Notebook) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            if "data" in output:
-                yield output, output["data"]
-
-
 def _read_conclusion(nb: Notebook) -> dict[str, Any]:
     """Return the last output of `conclude`; {} if there is none."""
-    found = [data[record.VERDICT_MIME] for _, data in _iterate_outputs(nb) if record.VERDICT_MIME in data]
+    found = [*record.read_outputs(nb.cells, record.VERDICT_MIME)]
     return found[-1] if found else {}
 
 
 def _read_banner(nb: Notebook) -> str:
-    found = next((str(d["text/html"]) for _, d in _iterate_outputs(nb) if record.BANNER_MIME in d), "")
+    shown = (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", ()))
+    found = next((str(data["text/html"]) for data in shown if record.BANNER_MIME in data), "")
     return re.sub(r"<style>.*?</style>", "", found, count=1, flags=re.DOTALL)  # the page has it
 
 

@@ -33,8 +33,7 @@ def read_findings(archive: Archive, entries: Iterable[Entry]) -> list[tuple[Entr
     for entry in entries:
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
             cells = json.loads(rejudge.read_sealed(archive, entry, f"{entry['name']}.ipynb"))["cells"]
-            outputs = (o.get("data", {}) for cell in cells for o in cell.get("outputs", ()))
-            last = {f["step"]: f for data in outputs if (f := data.get(record.FINDING_MIME))}
+            last = {f["step"]: f for f in record.read_outputs(cells, record.FINDING_MIME)}
             found += [(entry, f) for f in last.values()]
     return found
 

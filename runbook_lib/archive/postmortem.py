@@ -28,7 +28,7 @@ from runbook_lib import catalog, messages
 from runbook_lib.mandatory import MARKDOWN, ObjectiveImpact, is_old_form
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import PARTIAL, Archive, digest
-from runbook_lib.view import render
+from runbook_lib.view import record, render
 
 if TYPE_CHECKING:
     from runbook_lib.archive.artifact import Result
@@ -182,8 +182,8 @@ def write_from_result(archive: Archive, result: Result, lang: str, target: str) 
 
 
 def _find_chart(notebook: bytes) -> str | None:
-    outputs = (o for c in json.loads(notebook)["cells"] for o in c.get("outputs", ()))
-    return next((str(p).replace("\n", "") for o in outputs if (p := o.get("data", {}).get("image/png"))), None)
+    pictures = record.read_outputs(json.loads(notebook)["cells"], "image/png")
+    return next((str(picture).replace("\n", "") for picture in pictures), None)
 
 
 _HINT_KEYS = {

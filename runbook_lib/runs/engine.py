@@ -67,9 +67,8 @@ class _MarkingClient(PapermillNotebookClient):  # type: ignore[misc]
 
 def _report_findings(cell: Any) -> None:
     """Report what the steps of a cell have found, without its evidence."""
-    for output in cell.get("outputs", ()):
-        if found := output.get("data", {}).get(record.FINDING_MIME):
-            forks.report(record.finding_from_json(found | {"frames": {}}))
+    for found in record.read_outputs([cell], record.FINDING_MIME):
+        forks.report(record.finding_from_json(found | {"frames": {}}))
 
 
 class Engine(NBClientEngine):  # type: ignore[misc]

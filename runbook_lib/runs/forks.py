@@ -63,7 +63,7 @@ class Forked(Generic[R]):
         return True
 
     def result(self) -> R:
-        """Wait for the call; return what it returned or raise what it raised. Raises Killed if the process died."""
+        """Wait for the call; return what it returned or raise what it raised. Raises ProcessDiedError if it died."""
         try:
             while self._answer is None:
                 self.receive()

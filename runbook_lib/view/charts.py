@@ -78,7 +78,8 @@ class Chart:
         names = [str(line.get_label()) for ax in axes for line in ax.lines]
         names += [words.get_text() for ax in axes for words in ax.texts]
         limits = ", ".join(dict.fromkeys(name for name in names if name.startswith(_LIMITS)))
-        return messages.text(say("chart.described", alt=self.alt, axis=axis, limits=limits), lang)
+        alt = messages.text(self.alt, lang).rstrip(".。")  # a sentence follows
+        return messages.text(say("chart.described", alt=alt, axis=axis, limits=limits), lang)
 
 
 def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = (8.0, 2.8)) -> tuple[Figure, Axes]:

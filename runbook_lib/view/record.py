@@ -7,7 +7,7 @@ kept with their types, so that a judge can be run again on what it was given.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,14 @@ REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
 #: The type of a stored column by the kind of its dtype; any other is text.
 _COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "time"}
+
+
+def read_outputs(cells: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Any]:
+    """Iterate over what the outputs of a notebook's cells hold of a MIME type."""
+    for cell in cells:
+        for output in cell.get("outputs", ()):
+            if kind in (data := output.get("data", {})):
+                yield data[kind]
 
 
 def as_json(value: Any) -> Any:

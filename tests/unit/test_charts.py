@@ -23,6 +23,8 @@ def test_the_alt_text_names_axis_and_limits() -> None:
     assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows")
     assert chart.metadata("en")["image/png"]["alt"] == image["text/plain"]
     assert "しきい値: warning 50 rows" in chart.described("ja")
+    sentence = charts.Chart(figure, say("verbatim", en="It ends.", ja="終わり。"))
+    assert sentence.described("en").startswith("It ends. Axis: rows. ")
 
 
 def test_each_limit_line_has_its_name_number_and_unit() -> None:
