@@ -177,7 +177,7 @@ def watching(section: str, every_s: float, **parameters: Any) -> Iterator[tuple[
         begun = time.monotonic()
         rb = run_section(section, **parameters)
         look = live(rb)
-        lines = [f"{look.name}  {parameters['target']} {section}", *render.verdict_lines(rb.verdict(), rb.lang)]
+        lines = [f"{look.name}  {rb.context.parameters.target} {section}", *render.verdict_lines(rb.verdict(), rb.lang)]
         if before:
             lines += ["", *Comparison(before, look, rb.lang).lines()]
         yield look.status, lines

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
+from runbook_lib.archive import compare
 from runbook_lib.masking import TOKEN
 from runbook_lib.parameters import declared_names, free_texts, moment, parameters_class, validate
 from runbook_lib.session import quiet_session
@@ -147,3 +148,10 @@ def test_a_run_shows_its_parameters_masked(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "alice" not in repr(rb._header())
     assert rb._header().parameters["reason"].startswith("user_id=user-")
     assert rb._header().parameters.keys() == {"incident_id", "reason"}, "what was not given is not said"
+
+
+def test_a_section_opened_without_a_target_can_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook:default@127.0.0.1:9/app")
+    monkeypatch.setattr(compare, "run_section", quiet_session)
+    _, lines = next(compare.watching("4.1", 10.0))
+    assert lines[0].endswith("  default 4.1")
