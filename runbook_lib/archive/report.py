@@ -313,25 +313,15 @@ def frame(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
 #: Title, column headings, rows.
 Table = tuple[str, list[str], list[list[str]]]
 
-_COLUMNS = {
-    "list": ("begun", "incident", "target", "begun_by", "worst", "last", "place", "modes"),
-    "course": ("incident", "ttd", "ttr", "sections", "actions", "measures"),
-    "modes": ("n", "mode", "place", "incidents"),
-    "alerts_for_nothing": ("alert", "n", "of", "incidents"),
-    "actions_not_helped": ("incident", "action", "what", "result"),
-    "break_glass": ("incident", "action", "what", "result"),
-    "open_measures": ("incident", "kind", "measure", "owner", "due"),
-}
-
-
-_TITLE_KEYS = {
-    "list": "report.list",
-    "course": "report.course",
-    "modes": "report.modes",
-    "alerts_for_nothing": "report.alerts_for_nothing",
-    "actions_not_helped": "report.actions_not_helped",
-    "break_glass": "report.break_glass",
-    "open_measures": "report.open_measures",
+#: The tables by the name of their rows: the message of the title, and the columns.
+_TABLES = {
+    "list": ("report.list", ("begun", "incident", "target", "begun_by", "worst", "last", "place", "modes")),
+    "course": ("report.course", ("incident", "ttd", "ttr", "sections", "actions", "measures")),
+    "modes": ("report.modes", ("n", "mode", "place", "incidents")),
+    "alerts_for_nothing": ("report.alerts_for_nothing", ("alert", "n", "of", "incidents")),
+    "actions_not_helped": ("report.actions_not_helped", ("incident", "action", "what", "result")),
+    "break_glass": ("report.break_glass", ("incident", "action", "what", "result")),
+    "open_measures": ("report.open_measures", ("incident", "kind", "measure", "owner", "due")),
 }
 _HEADING_KEYS = {
     "action": "report.col.action",
@@ -383,11 +373,11 @@ def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: 
     rows = dict(said) | {"list": flat, "course": flat}
     return [
         (
-            messages.text(say(_TITLE_KEYS[name]), lang),
+            messages.text(say(title), lang),
             [messages.text(say(_HEADING_KEYS[c]), lang) for c in columns],
             [[_format_cell(row, c, lang) for c in columns] for row in rows[name]],
         )
-        for name, columns in _COLUMNS.items()
+        for name, (title, columns) in _TABLES.items()
         if rows[name]
     ]
 

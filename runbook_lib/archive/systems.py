@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from runbook_lib.archive import dossier
 from runbook_lib.model.finding import Status
 from runbook_lib.store import Archive
 from runbook_lib.view import render
@@ -21,19 +20,7 @@ def write(output: str, incident: str, came: Collection[Mapping[str, Any]], of: i
     """
     archive = Archive(output, incident)
     archive.prepare(people=False)
-    page = f"{archive.place}/{PAGE}"
-    rows = [
-        {
-            "status": c["document"]["status"],
-            "target": c["document"]["target"],
-            "problem": c["problem"],
-            "verdict": c["document"].get("verdict"),
-            "link": f"../{c['document']['incident']}/{dossier.INDEX}" if c["index"] else "",
-        }
-        for c in came
-    ]
-    rows.sort(key=lambda row: (-Status[row["status"]].rank, row["target"]))
-    counts = Counter(row["status"] for row in rows)
-    shown = sorted(counts.items(), key=lambda n: -Status[n[0]].rank)
-    archive.write(PAGE, render.html("systems", lang, incident=incident, rows=rows, counts=shown, of=of).encode())
-    return page
+    ended = sorted(came, key=lambda c: (-Status[c["document"]["status"]].rank, c["document"]["target"]))
+    counts = Counter(c["document"]["status"] for c in ended)
+    archive.write(PAGE, render.html("systems", lang, incident=incident, ended=ended, counts=counts, of=of).encode())
+    return f"{archive.place}/{PAGE}"

@@ -62,16 +62,14 @@ SCHEDULER = click.option("--scheduler", metavar="URL", help="the Dask scheduler,
 
 def output_option(what: str = "folder or URL of the artifacts") -> Callable[[F], F]:
     """Return the option --output; its default is the setting `output`."""
-    default = lambda: settings.load().output  # noqa: E731 - read when the command is called
-    return click.option("--output", metavar="DIR|URL", default=default, help=f"{what}  [default: outputs]")
+    help_text = f"{what}  [default: outputs]"
+    return click.option("--output", metavar="DIR|URL", default=lambda: settings.load().output, help=help_text)
 
 
 def lang_option(what: str = "language of the output") -> Callable[[F], F]:
     """Return the option --lang; its default is the setting `lang`."""
-    default = lambda: settings.load().lang  # noqa: E731 - read when the command is called
-    return click.option(
-        "--lang", type=click.Choice(["ja", "en"]), default=default, help=f"{what}  [default: as the locale]"
-    )
+    choice, help_text = click.Choice(["ja", "en"]), f"{what}  [default: as the locale]"
+    return click.option("--lang", type=choice, default=lambda: settings.load().lang, help=help_text)
 
 
 class CommandGroup(click.Group):

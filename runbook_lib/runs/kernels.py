@@ -31,14 +31,17 @@ class _Child:
     def __init__(self, pid: int, order: int) -> None:
         self.pid, self._order = pid, order
         self.returncode: int | None = None
+        self.taken = False
 
     def start(self, command: list[str], environment: Mapping[str, str]) -> None:
         """Tell the waiting child what to become."""
+        self.taken = True
         with os.fdopen(self._order, "w", encoding="utf-8") as pipe:
             json.dump({"command": command, "environment": dict(environment)}, pipe)
 
     def give_up(self) -> None:
         """End a child that no notebook has taken."""
+        self.taken = True
         with suppress(OSError):
             os.close(self._order)
         self.wait()
@@ -74,15 +77,12 @@ class _Child:
         self.send_signal(signal.SIGTERM)
 
 
-_waiting: _Child | None = None
 _forked: _Child | None = None
 
 
 def fork_one() -> None:
     """Fork the kernel of the next notebook. Call it before anything that starts a thread or a connection."""
-    global _waiting, _forked
-    if not hasattr(os, "fork"):
-        return
+    global _forked
     from ipykernel.kernelapp import IPKernelApp  # noqa: F401 - imported before the fork, for the child
 
     order, told = os.pipe()
@@ -91,15 +91,13 @@ def fork_one() -> None:
         os.close(told)
         _run_kernel(order)
     os.close(order)
-    _waiting = _forked = _Child(pid, told)
+    _forked = _Child(pid, told)
 
 
 def end_unused_kernel() -> None:
     """End a forked kernel that no notebook has taken."""
-    global _waiting
-    if _waiting is not None:
-        _waiting.give_up()
-        _waiting = None
+    if _forked is not None and not _forked.taken:
+        _forked.give_up()
 
 
 def interrupt() -> None:
@@ -155,11 +153,9 @@ class ForkedKernel(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         """Tell the forked child its connection file."""
-        global _waiting
-        if _waiting is None or "-f" not in cmd:
+        if _forked is None or _forked.taken or "-f" not in cmd:
             return await super().launch_kernel(cmd, **kwargs)
-        child, _waiting = _waiting, None
-        child.start(cmd, kwargs.get("env") or {})
-        self.process = child  # type: ignore[assignment]
-        self.pid = self.pgid = child.pid
+        _forked.start(cmd, kwargs.get("env") or {})
+        self.process = _forked  # type: ignore[assignment]
+        self.pid = self.pgid = _forked.pid
         return self.connection_info

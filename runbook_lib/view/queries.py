@@ -51,7 +51,9 @@ class StepQueries:
         return "\n\n".join([*map(psql, self.sql), *self._format_calls()]) or self._say_nothing_asked()
 
     def _repr_markdown_(self) -> str:
-        return "\n\n".join([*map(self._describe_query, self.sql), *self._list_calls()]) or self._say_nothing_asked()
+        calls = ["```", *self._format_calls(), "```"] if self.calls else []
+        parts = [*map(self._describe_query, self.sql), "\n".join(calls)]
+        return "\n\n".join(filter(None, parts)) or self._say_nothing_asked()
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -72,9 +74,6 @@ class StepQueries:
         columns = ", ".join(f"`{name}` {unit}" for name, unit in q.columns.items())
         said = messages.text(say("ui.query", name=q.name, cost=q.cost, index=q.index, columns=columns), self.lang)
         return f"{said}\n\n```\n{psql(q)}\n```"
-
-    def _list_calls(self) -> list[str]:
-        return ["```\n" + "\n".join(self._format_calls()) + "\n```"] if self.calls else []
 
     def _format_calls(self) -> Iterator[str]:
         for source, call in self.calls:

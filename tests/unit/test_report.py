@@ -24,7 +24,7 @@ from runbook_lib.archive.report import IncidentSummary
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _parse_limit
 from runbook_lib.mandatory import MARKDOWN
-from runbook_lib.messages import LANGUAGES
+from runbook_lib.messages import LANGUAGES, catalogue
 from runbook_lib.model.finding import RankedMode, Status, Verdict
 from runbook_lib.session import Session
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
@@ -265,6 +265,10 @@ def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str,
     assert json.loads(json.dumps(sums)) == sums
     for lang in LANGUAGES:
         assert report.lines(found, sums, lang)
+
+
+def test_each_table_has_a_title() -> None:
+    assert {title for title, _ in report._TABLES.values()} <= catalogue("en").keys()
 
 
 # The period ---------------------------------------------------------------------------------------------------
