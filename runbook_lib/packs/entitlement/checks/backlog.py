@@ -11,6 +11,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
+from runbook_lib.catalog import duration
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import FrameCollector, no_data
@@ -403,26 +404,23 @@ def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-#: The bars of `draw_ages`: the ages of the query's buckets, each with its lower edge in seconds.
-_AGES = {
-    "<1 s": 0.0,
-    "1-5 s": 1.0,
-    "5-10 s": 5.0,
-    "10-30 s": 10.0,
-    "30-60 s": 30.0,
-    "1-2 min": 60.0,
-    "2-5 min": 120.0,
-    "5-10 min": 300.0,
-    "10-30 min": 600.0,
-    "30-60 min": 1800.0,
-    ">1 h": 3600.0,
-}
+#: The bars of `draw_ages`: the ages of the query's buckets.
+_AGES = (
+    *("<1 s", "1-5 s", "5-10 s", "10-30 s", "30-60 s"),
+    *("1-2 min", "2-5 min", "5-10 min", "10-30 min", "30-60 min", ">1 h"),
+)
 #: The colour and hatch of a bar by the status of its rows' age.
 _AGE_LOOKS = {
     Status.OK: (charts.BLUE, ""),
     Status.WARNING: (charts.ORANGE, "//"),
     Status.CRITICAL: (charts.RED, "xx"),
 }
+
+
+def _read_lower_edge(age: str) -> float:
+    """Return the lower edge of a bar in seconds, from its label."""
+    numbers, unit = age.split()
+    return 0.0 if numbers.startswith("<") else duration(numbers.strip(">").partition("-")[0] + unit[0]) or 0.0
 
 
 def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
@@ -435,10 +433,10 @@ def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         counts[min(max(int(bucket), 0), len(_AGES) - 1)] += n
     figure, ax = charts.axes("Age of the unfinished notifications", "rows", "since creation")
     limit = given.limits["backlog.oldest_due"]
-    edges = list(_AGES.values())
+    edges = [_read_lower_edge(age) for age in _AGES]
     statuses = [limit.status(edge) for edge in edges]  # all rows of a bar are at least as old as its left edge
     colours, hatches = zip(*(_AGE_LOOKS[status] for status in statuses), strict=True)
-    bars = ax.bar(list(_AGES), counts, color=colours, hatch=hatches, edgecolor="white")
+    bars = ax.bar(_AGES, counts, color=colours, hatch=hatches, edgecolor="white")
     ax.bar_label(bars, labels=[f"{n:,.0f}" if n else "" for n in counts], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
     charts.thresholds(ax, limit, lambda seconds: float(np.interp(seconds, edges, np.arange(len(edges)) - 0.5)))
