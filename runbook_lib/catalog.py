@@ -108,7 +108,7 @@ class Slo:
     window: str
 
     def met(self, value: float) -> bool:
-        """Whether an observed SLI value meets the objective."""
+        """Return whether an observed SLI value meets the objective."""
         return {
             "<": value < self.number,
             "<=": value <= self.number,
@@ -161,7 +161,7 @@ class FailureMode(Bilingual):
 
 
 def duration(text: str) -> float | None:
-    """Seconds of a duration as the applications spell it; None where they would not take it.
+    """Return the seconds of a duration as the applications spell it; None if they would not accept it.
 
     >>> duration("500ms"), duration("2m"), duration("PT1S"), duration("soon")
     (0.5, 120.0, 1.0, None)
@@ -198,7 +198,7 @@ class Setting:
     unit: str
 
     def problem(self, value: object) -> str:
-        """Why this value may not be set; "" where it may."""
+        """Return why this value may not be set; "" if it may."""
         if isinstance(value, bool):
             return "" if self.unit == "flag" else f"{self.name} is a number of {self.unit}"
         if self.unit == "flag":

@@ -15,7 +15,7 @@ class UsageError(Exception):
     """Something the caller gave is wrong; the text says what, and what was meant (exit code 64)."""
 
     def _render_traceback_(self) -> list[str]:
-        """In a notebook: the line, not where it was raised."""
+        """Return the message alone, without the traceback, for a notebook."""
         return [f"runbook: {self}"]
 
 

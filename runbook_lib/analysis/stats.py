@@ -241,7 +241,7 @@ def _clean_counts(counts: ArrayLike) -> NDArray[np.float64]:
 
 
 def _log_likelihood(events: ArrayLike, buckets: ArrayLike) -> NDArray[np.float64]:
-    """Log-likelihood of a Poisson rate fitted to its own segment, up to what all splits share."""
+    """Return the log-likelihood of a Poisson rate fitted to its own segment, up to what all splits share."""
     e = np.maximum(np.asarray(events, dtype=float), 0.0)
     return np.asarray(e * np.log(np.where(e > 0, e, 1.0) / np.asarray(buckets, dtype=float)))
 

@@ -20,7 +20,7 @@ class Unread:
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        """`name` tells what it would be, such as `Queue.due`."""
+        """Describe what is unread: `name` tells what it would be, such as `Queue.due`."""
         self.name = name
 
     def __repr__(self) -> str:

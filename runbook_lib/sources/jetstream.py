@@ -159,7 +159,7 @@ class JetStream:
         return Consumer.read(self._call_api(f"CONSUMER.INFO.{stream}.{durable}"))
 
     def names(self, stream: str | None = None) -> list[str]:
-        """Ask STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
+        """Return STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
         call, kind = (f"CONSUMER.NAMES.{stream}", "consumers") if stream else ("STREAM.NAMES", "streams")
         return list(self._call_api(call).get(kind) or [])
 

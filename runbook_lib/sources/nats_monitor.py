@@ -32,11 +32,11 @@ class NatsMonitor:
         return cls(url, opening.read_cost, opening.target.nats) if url else None
 
     def servers(self) -> list[dict[str, Any]]:
-        """Ask /varz of each node that answers: version, now, start, connections, slow_consumers."""
+        """Return /varz of each node that answers: version, now, start, connections, slow_consumers."""
         return self._ask_each_node("varz")
 
     def cluster(self) -> list[dict[str, Any]]:
-        """Ask /jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}."""
+        """Return /jsz of each node that answers: in a cluster meta_cluster{leader, replicas, cluster_size}."""
         return self._ask_each_node("jsz")
 
     def connections(self, limit: int = 256) -> pd.DataFrame:

@@ -165,7 +165,7 @@ class Postgres:
             yield snapshot
 
     def pools(self) -> pd.DataFrame:
-        """Ask PgBouncer's own console: the pools of this database, the longest wait first.
+        """Return the pools of this database from PgBouncer's console, the longest wait first.
 
         Frame: pooler, role, mode (text); clients, waiting, servers_active, servers_idle (number); longest_wait_s (s).
         Raises SourceError, denied where this role may not ask it.

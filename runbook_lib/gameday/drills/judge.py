@@ -141,7 +141,7 @@ def helped(acted: FlowSample, alone: FlowSample) -> Help:
     """
 
     def gain(name: str, slack: float, *, more: bool = False) -> int:
-        """1 where it is clearly better than in the twin, -1 where it is clearly worse; less is, or `more`."""
+        """Return 1 if it is clearly better than in the twin, -1 if clearly worse; less is better, or `more`."""
         ours, theirs = getattr(acted, name), getattr(alone, name)
         if ours is None or theirs is None:  # what can not be read (a table that is locked) is worse than any number
             return (theirs is None) - (ours is None)

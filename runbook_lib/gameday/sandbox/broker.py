@@ -98,7 +98,7 @@ async def ensure_consumer(
 
 
 def visit(url: str, scene: Callable[[JetStreamContext], Awaitable[T]], connect_timeout: int = 2) -> T:
-    """Do something on a short connection of one's own."""
+    """Run a function on a short connection of its own."""
 
     async def play() -> T:
         client = await nats.connect(url, allow_reconnect=False, connect_timeout=connect_timeout, error_cb=silent)
@@ -160,7 +160,7 @@ class Broker:
         return js
 
     async def bind(self, durable: str, handler: Handler, ack_wait: float, max_deliver: int) -> None:
-        """Be the one subscriber of a durable; a second one is refused."""
+        """Bind as the one subscriber of a durable; the broker refuses a second one."""
         js = self._jetstream()
         config = await ensure_consumer(js, durable, ack_wait, max_deliver)
         if (await js.consumer_info(CONSUMERS[durable][0], durable)).push_bound:

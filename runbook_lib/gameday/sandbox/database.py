@@ -112,7 +112,7 @@ class Database:
         return self._connection
 
     def keep(self) -> None:
-        """Have it open again where the server has ended it; nothing where it is in use, or that does not work now."""
+        """Open it again if the server has ended it; do nothing if it is in use, or if that fails now."""
         if not self._turn.acquire(blocking=False):
             return
         try:

@@ -136,7 +136,7 @@ def script(name: str) -> Act:
 
 
 def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
-    """Do something at the broker, as the applications; of what is counted, as many as usual times the intensity."""
+    """Run a function at the broker as the applications; counts are the usual ones times the intensity."""
     return lambda sandbox: sandbox.visit(lambda js: scene(js, *_scale_counts(sandbox, usual)))
 
 
@@ -152,7 +152,7 @@ _SHORT = {
 
 
 def alter(*statements: str) -> Act:
-    """Have the superuser, who may still write when the applications may not, say that."""
+    """Run SQL as the superuser, who may write when the applications may not."""
 
     def act(sandbox: Sandbox) -> None:
         # No commit of its own waits for a standby.

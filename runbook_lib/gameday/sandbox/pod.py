@@ -85,7 +85,7 @@ class JsonLines(logging.Formatter):
 
 
 def set_up_logging(service: str) -> None:
-    """Log JSON lines on standard output."""
+    """Log JSON lines to standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

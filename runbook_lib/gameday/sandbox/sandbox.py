@@ -286,7 +286,7 @@ class Sandbox:
         self.signal_program("nats", "HUP")
 
     def visit(self, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
-        """Do something at the broker as the applications, on a connection of its own."""
+        """Run a function at the broker as the applications, on a connection of its own."""
         return broker.visit(self.state.addresses.app_nats_url, scene)
 
     @contextlib.contextmanager

@@ -102,7 +102,7 @@ class WorkerSettings:
 
 
 def nats_timeout(env: Environment) -> float:
-    """Return NATS_CONNECTION_TIMEOUT, also the time a publish waits for its receipt."""
+    """Return NATS_CONNECTION_TIMEOUT, which is also how long a publish waits for its receipt."""
     return float(env.get("NATS_CONNECTION_TIMEOUT", "5"))
 
 

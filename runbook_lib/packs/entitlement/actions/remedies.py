@@ -102,7 +102,7 @@ _GIVEN_UP = {
 
 
 def fix_producer(of: Of, store: str, origin: str, n: float) -> Proposal:
-    """Have the producer of such events repaired; the command only lists the events (4.4)."""
+    """Propose to repair the producer of such events; the command only lists the events (4.4)."""
     return Proposal("fix_producer", psql(of, _GIVEN_UP[store]), "4.4", {"origin": origin, "n": n})
 
 
