@@ -13,7 +13,7 @@ from runbook_lib.cli.common import EXECUTOR, FILE, SCHEDULER, echo_text, lang_op
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
-#: The message that names what the receiver asks of a sender, by `auth.Secrets.name`.
+#: The message that names what the receiver asks of a sender, by `auth.Auth.name`.
 _AUTH_KEYS = {
     "none": "receiver.auth.none",
     "token": "receiver.auth.token",

@@ -77,8 +77,8 @@ class Loop(ABC):
 
         thread = Thread(target=do, name=f"{self._thread.name} {key}", daemon=True)
         with self._lock:
+            thread.start()  # if it fails, the key is not busy; the thread itself takes the lock at its end
             self._working[key] = thread
-        thread.start()
 
     def write_until_done(self, write: Callable[[], object]) -> None:
         """Write into the journal, retrying until it succeeds or the receiver is stopped."""

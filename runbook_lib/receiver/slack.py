@@ -55,7 +55,7 @@ def acknowledgements(plugin: Any, thread: str) -> list[str]:
     answer = _open_api(plugin).get_json("reactions.get", params)
     if not isinstance(answer, dict) or not answer.get("ok"):
         raise SourceError("slack", Reason.ERROR, f"answered {_error_of(answer) or 'without a result'}")
-    found = answer.get("message", {}).get("reactions", [])
+    found = (answer.get("message") or {}).get("reactions", [])
     return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
 
 

@@ -584,3 +584,25 @@ def test_a_stop_does_not_wait_for_long_and_loses_nothing(tmp_path: Path) -> None
     again = Journal(tmp_path / "journal.db")
     assert again.recover(time.time()) == 1
     again.close()
+
+
+class Idle(loop.Loop):
+    """A loop without a journal."""
+
+    def poll(self) -> None:
+        """Find nothing to do."""
+
+
+def test_work_whose_thread_does_not_start_leaves_its_key_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    idle, done = Idle("idle"), threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            idle.start_work("shop", done.set)
+    assert idle.busy == []
+    idle.start_work("shop", done.set)
+    assert done.wait(5)
+    until(lambda: not idle.busy)
