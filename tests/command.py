@@ -1,18 +1,20 @@
 """The `runbook` command with its imports paid once: in a process forked from one that has them.
 
 It has its own environment, folder, output and exit code, as from a shell. Only the interpreter's start is not its own;
-what that alone shows (signals, a missing package, an odd terminal) is tested with `python -m runbook_lib`.
+what that alone shows (signals, a missing package, an odd terminal) is tested by `alone` and `start`.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from subprocess import CompletedProcess, TimeoutExpired
+from subprocess import CompletedProcess, Popen, TimeoutExpired
+from typing import Any
 
 from runbook_lib.runs import forks
 
@@ -33,6 +35,22 @@ def runbook(
             running.end()
         out, err = (path.read_text(encoding="utf-8") for path in streams[1:])
     return CompletedProcess(arguments, code, out, err)
+
+
+def start(*arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> Popen[str]:
+    """Start the command with an interpreter of its own, by default with pipes for what it says."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return Popen([sys.executable, "-m", "runbook_lib", *arguments], env=env, **(pipes | options))
+
+
+def alone(*arguments: str, timeout: float = 240, **options: Any) -> CompletedProcess[str]:
+    """Run the command with an interpreter of its own to its end."""
+    with start(*arguments, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return CompletedProcess(arguments, process.returncode, out, err)
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], cwd: str, streams: list[str]) -> int:

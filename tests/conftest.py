@@ -197,6 +197,13 @@ def broker(servers: Servers) -> str:
     return servers.app_nats_url
 
 
+@pytest.fixture
+def default_target(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The addresses of both servers in the environment."""
+    for name, value in servers.env.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with three hours of past traffic, for the drills of one module."""

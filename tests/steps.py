@@ -11,20 +11,23 @@ from typing import Any
 import nats
 import pandas as pd
 import psycopg
+import pytest
+from _pytest.mark.structures import ParameterSet
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from runbook_lib import catalog, messages
+from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import FAILED_COLUMNS
-from runbook_lib.context import JudgeInput, open_context
+from runbook_lib.context import Context, JudgeInput, open_context
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Verdict, say
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.parameters import validate
-from runbook_lib.settings import Settings
+from runbook_lib.settings import Budget, Settings
 
 CHECKS = checks()
 
@@ -70,8 +73,13 @@ def expect(
     values: Mapping[str, Any] | None = None,
     weights: Mapping[str, str] | None = None,
     notes: Iterable[str] = (),
+    observations: set[str] | None = None,
+    says: str | tuple[str, ...] = (),
 ) -> None:
-    """Hold a finding against what is said of it, and see that its texts exist; a weight is compared, as in "> 0.5"."""
+    """Hold a finding against what is said of it, and see that its texts exist.
+
+    A weight is compared, as in "> 0.5"; `notes` are among its notes, and what it `says` among its headline's words.
+    """
     said = words(finding)
     assert status in (None, finding.status), (finding.status, said)
     assert key in (None, finding.headline.key), (finding.headline.key, said)
@@ -84,6 +92,9 @@ def expect(
         for sign, limit in zip(limits.split()[::2], limits.split()[1::2], strict=True):
             assert COMPARED[sign](weight(finding, about), float(limit)), (about, weight(finding, about))
     assert {*notes} <= {n.key for n in finding.notes}
+    assert observations in (None, {s.observation for s in finding.signals}), finding.signals
+    for part in (says,) if isinstance(says, str) else says:
+        assert part in said, said
 
 
 def through(
@@ -109,15 +120,29 @@ def documented(finding: Finding) -> bool:
     return {s.observation for s in finding.signals} <= {*book.observations, *book.phrases}
 
 
+def case(sentence: str, *seen: Any, **expected: Any) -> ParameterSet:
+    """Return a row of a table of states: what is seen, and what `expect` is to find then; the sentence is its id."""
+    return pytest.param(*seen, expected, id=sentence)
+
+
+def verdict_of(*findings: Finding) -> Verdict:
+    """What they come to together."""
+    return conclude(findings, catalog.load())
+
+
+def open_target(section: str, target: dict[str, Any], *, budget: Budget | None = None, **parameters: Any) -> Context:
+    """A section on a target that these settings describe."""
+    book, config = catalog.load(), Settings(targets={"here": target}, budget=budget or Budget())
+    given = validate({"incident_id": "test", "target": "here", **parameters})
+    return open_context(book.sections[section], given, config, book)
+
+
 def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
     """The steps of one section, as its notebook would ask them."""
     urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
     changed = {k: parameters.pop(k) for k in [*parameters] if k.endswith("_url") or k == "database_url_command"}
-    config = Settings(targets={"here": {k: v for k, v in (urls | changed).items() if k not in without}})
-    section = next(s for s in catalog.load().sections.values() if steps[0] in {x.id for x in s.steps})
-    rb = open_context(
-        section, validate({"incident_id": "test", "target": "here", **parameters}), config, catalog.load()
-    )
+    target = {k: v for k, v in (urls | changed).items() if k not in without}
+    rb = open_target(steps[0].rpartition(".")[0], target, **parameters)
     for step in steps:
         rb.findings[step] = CHECKS[step].run(rb)
         words(rb.findings[step])
@@ -181,6 +206,12 @@ def events(db: psycopg.Connection, n: int, age: float, **values: Any) -> None:
     }  # fmt: skip
     assert values.keys() <= usual.keys()
     db.execute(_EVENT, usual | {"n": n, "age": age} | values)
+
+
+def insert(db: psycopg.Connection, table: str, **row: Any) -> None:
+    """One row, by the names of its columns."""
+    names, marks = ", ".join(row), ", ".join(["%s"] * len(row))
+    db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})".encode(), list(row.values()))
 
 
 def traffic(db: psycopg.Connection, seconds: int = 300, until: int = 0, per_second: int = 5) -> None:

@@ -23,6 +23,7 @@ from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery
 from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
@@ -65,11 +66,11 @@ def letters(*at: tuple[float, int]) -> pd.DataFrame:
 
 
 def outbox_failed(n: int = 0, last: Any = None, newest: Any = None) -> pd.DataFrame:
-    return pd.DataFrame([{"n": n, "newest": newest, "last_failed": last}])
+    return row(n=n, newest=newest, last_failed=last)
 
 
 def cohort(n: int, done: int, p95: float | None) -> pd.DataFrame:
-    return pd.DataFrame([{"n": n, "done": done, "p95": p95}])
+    return row(n=n, done=done, p95=p95)
 
 
 FRAMES: dict[str, Frames] = {
@@ -80,15 +81,14 @@ FRAMES: dict[str, Frames] = {
         "publish": cohort(55, 55, 1.0),
         "accepted": cohort(100, 100, 1.0),
         "delivery": cohort(100, 100, 1.7),
-        "outbox_before": pd.DataFrame([{"p95": 1.0}]),
-        "delivery_before": pd.DataFrame([{"p95": 1.7}]),
+        "outbox_before": row(p95=1.0),
+        "delivery_before": row(p95=1.7),
     },
 }
 
 
 def test_side_effects_that_nobody_looked_for_are_not_ok() -> None:
-    found = recovery.judge_side_effects({}, make_given())
-    expect(found, Status.UNKNOWN)
+    expect(recovery.judge_side_effects({}, make_given()), Status.UNKNOWN)
 
 
 DEEP = {"due": 400, "oldest_due_s": 80.0}
@@ -125,8 +125,7 @@ def test_a_backlog_that_takes_days_to_empty_is_recovering_and_not_ok() -> None:
     assert (found.status, said.key) == (Status.WARNING, "recovery.queue_recovering"), words(found)
     assert said.params["eta"] == pytest.approx(50_000 / 12)
     assert found.value("notifications.empty_in") == pytest.approx(50_000 / 12, rel=0.01)
-    assert "empty in about 4,166.7 min" in words(found)
-    assert found.value("notifications.look_again") == 60
+    expect(found, values={"notifications.look_again": 60}, says="empty in about 4,166.7 min")
 
 
 def test_section_6_as_a_whole_is_not_ok_while_a_large_backlog_drains_slowly() -> None:
@@ -292,7 +291,7 @@ def test_events_that_the_relay_gave_up(failed: pd.DataFrame, status: Status) -> 
         ({"delivery": cohort(100, 30, 1.7)}, Status.CRITICAL),
         ({"delivery": cohort(100, 100, 24.0)}, Status.WARNING),
         ({"publish": cohort(55, 55, 9.0)}, Status.CRITICAL),
-        ({"publish": cohort(55, 55, 9.0), "outbox_before": pd.DataFrame([{"p95": 40.0}])}, Status.WARNING),
+        ({"publish": cohort(55, 55, 9.0), "outbox_before": row(p95=40.0)}, Status.WARNING),
         ({"publish": cohort(0, 0, None), "accepted": cohort(0, 0, None), "delivery": cohort(0, 0, None)}, Status.OK),
     ],
 )
@@ -300,13 +299,12 @@ def test_the_newest_events_tell(changes: Frames, status: Status) -> None:
     frames = FRAMES["6.4"] | changes
     if "delivery" in changes and changes["delivery"]["n"].iloc[0] == 60:
         frames |= {"delivery": cohort(60, 40, 1.7)}
-    found = recovery.judge_slis(frames, make_given())
-    expect(found, status)
+    expect(recovery.judge_slis(frames, make_given()), status)
 
 
 def test_duplicates_of_long_ago_are_not_new() -> None:
     def duplicates(s: float) -> Frames:
-        return {"duplicates": pd.DataFrame([{"event_id": "e", "n": 2, "first": ago(900), "last": ago(s)}])}
+        return {"duplicates": row(event_id="e", n=2, first=ago(900), last=ago(s))}
 
     assert recovery.judge_duplicates(duplicates(5), make_given()).status is Status.CRITICAL
     assert recovery.judge_duplicates(duplicates(500), make_given()).status is Status.WARNING
@@ -390,8 +388,7 @@ def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
 ) -> None:
     events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False,
            status=None)  # fmt: skip
-    found = run(servers, "6.3", window_minutes=15)["6.3"]
-    expect(found, Status.WARNING, values={"outbox.failed_total": 2})
+    expect(run(servers, "6.3", window_minutes=15)["6.3"], Status.WARNING, values={"outbox.failed_total": 2})
 
 
 def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:

@@ -44,6 +44,7 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import response
 from runbook_lib.view import record as records
 from runbook_lib.view.charts import Chart
@@ -65,13 +66,13 @@ def affected(**places: tuple[int, int, float]) -> pd.DataFrame:
 def impact(**changes: pd.DataFrame) -> Frames:
     usual = {
         "affected": affected(),
-        "outbox": pd.DataFrame([{"due": 0, "failed": 0, "oldest_due_s": 0.0}]),
-        "outbox_age": pd.DataFrame([{"n": 0, "p95": None, "oldest_s": None}]),
-        "publish_delay": pd.DataFrame([{"n": 1500, "p95": 1.0}]),
-        "notifications": pd.DataFrame([{"due": 0, "expired": 0}]),
-        "delivered": pd.DataFrame([{"n": 1500, "p95": 1.7, "longest": 3.0}]),
-        "given_up": pd.DataFrame([{"events": 0, "users": 0}]),
-        "given_up_messages": pd.DataFrame([{"n": 0}]),
+        "outbox": row(due=0, failed=0, oldest_due_s=0.0),
+        "outbox_age": row(n=0, p95=None, oldest_s=None),
+        "publish_delay": row(n=1500, p95=1.0),
+        "notifications": row(due=0, expired=0),
+        "delivered": row(n=1500, p95=1.7, longest=3.0),
+        "given_up": row(events=0, users=0),
+        "given_up_messages": row(n=0),
         "sent": per_minute(*[300] * 14),
         "dead": per_minute(),
         "published": per_minute(*[300] * 14),
@@ -87,14 +88,14 @@ def impact(**changes: pd.DataFrame) -> Frames:
 @pytest.mark.parametrize(
     ("changes", "slo"),
     [
-        ({"publish_delay": pd.DataFrame([{"n": 9, "p95": 7.0}])}, "ENT-C"),
-        ({"outbox_age": pd.DataFrame([{"n": 9, "p95": 20.0}])}, "ENT-D"),
-        ({"outbox": pd.DataFrame([{"due": 0, "failed": 1, "oldest_due_s": 0.0}])}, "ENT-E"),
-        ({"given_up": pd.DataFrame([{"events": 9, "users": 9}])}, "NOTI-A"),
-        ({"delivered": pd.DataFrame([{"n": 9, "p95": 44.0}])}, "NOTI-B"),
+        ({"publish_delay": row(n=9, p95=7.0)}, "ENT-C"),
+        ({"outbox_age": row(n=9, p95=20.0)}, "ENT-D"),
+        ({"outbox": row(due=0, failed=1, oldest_due_s=0.0)}, "ENT-E"),
+        ({"given_up": row(events=9, users=9)}, "NOTI-A"),
+        ({"delivered": row(n=9, p95=44.0)}, "NOTI-B"),
         ({"affected": affected(broker=(300, 200, 61.0))}, "NOTI-B"),
-        ({"notifications": pd.DataFrame([{"due": 40, "expired": 20}])}, "NOTI-C"),
-        ({"given_up_messages": pd.DataFrame([{"n": 1}])}, "NOTI-D"),
+        ({"notifications": row(due=40, expired=20)}, "NOTI-C"),
+        ({"given_up_messages": row(n=1)}, "NOTI-D"),
     ],
 )
 def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
@@ -109,8 +110,8 @@ def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
 def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
     frames = impact(affected=affected(broker=(300, 200, 3000.0), notification=(3, 2, 21.0)))
     deleted = {
-        "deletions": pd.DataFrame([{"age_d": 0.1, "inserted": 9000, "deleted": 300}]),
-        "consumer": pd.DataFrame([{"pending": 0, "unacknowledged": 0}]),
+        "deletions": row(age_d=0.1, inserted=9000, deleted=300),
+        "consumer": row(pending=0, unacknowledged=0),
     }
     waits = response.judge_impact(frames, make_given())
     assert (waits.status, waits.value("impact.events")) == (Status.CRITICAL, 303)
@@ -121,15 +122,14 @@ def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
     found = response.judge_impact(alone, make_given())
     assert (found.status, found.headline.key) == (Status.UNKNOWN, "response.doubtful")
     assert not found.hops[0].late and found.next_sections == ("5.3",)
-    few = {"deletions": pd.DataFrame([{"age_d": 0.1, "inserted": 9000, "deleted": 299}])}
-    held = {"consumer": pd.DataFrame([{"pending": 260, "unacknowledged": 40}])}
+    few = {"deletions": row(age_d=0.1, inserted=9000, deleted=299)}
+    held = {"consumer": row(pending=260, unacknowledged=40)}
     for changes in (few, held):
         found = response.judge_impact(alone | changes, make_given())
         assert (found.status, found.value("impact.events")) == (Status.CRITICAL, 300)
-    held = {"consumer": pd.DataFrame([{"pending": 5, "unacknowledged": 1}])}
+    held = {"consumer": row(pending=5, unacknowledged=1)}
     some = response.judge_impact(alone | held, make_given())
-    assert (some.value("impact.events"), some.value("impact.users")) == (6, 6)
-    assert "response.doubtful" in {n.key for n in some.notes}
+    expect(some, values={"impact.events": 6, "impact.users": 6}, notes={"response.doubtful"})
 
 
 def test_what_cannot_be_seen_is_a_row_and_does_not_count() -> None:
@@ -156,7 +156,7 @@ def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
 
 
 def test_what_is_over_says_so_and_does_not_alarm() -> None:
-    late = {"delivered": pd.DataFrame([{"n": 1500, "p95": 42.0, "longest": 60.0}])}
+    late = {"delivered": row(n=1500, p95=42.0, longest=60.0)}
     sent = per_minute(*[300] * 14, slow=200)
     sent["last_slow"] = pd.Series([ago(75), ago(130)], index=[0, 1])
     found = response.judge_impact(impact(sent=sent, **late, **got_through(75, 80)), make_given())
@@ -170,10 +170,10 @@ def test_what_is_over_says_so_and_does_not_alarm() -> None:
     assert (just.headline.key, just.ended) == ("response.impact_passed", None)
     words(just)
     goes_on = impact(sent=sent, affected=affected(notification=(3, 3, 21.0)), **late)
-    given_up = impact(sent=sent, given_up=pd.DataFrame([{"events": 2, "users": 1}]), **late)
-    slow = {"publish_delay": pd.DataFrame([{"n": 9, "p95": 7.0}])}
-    still = impact(**slow, publish_delay_lately=pd.DataFrame([{"n": 3, "p95": 6.0}]))
-    lately = {"publish_delay_lately": pd.DataFrame([{"n": 3, "p95": 0.6}])}
+    given_up = impact(sent=sent, given_up=row(events=2, users=1), **late)
+    slow = {"publish_delay": row(n=9, p95=7.0)}
+    still = impact(**slow, publish_delay_lately=row(n=3, p95=6.0))
+    lately = {"publish_delay_lately": row(n=3, p95=0.6)}
     again = response.judge_impact(impact(**slow, **lately, **got_through(published=(50, 55))), make_given())
     assert again.headline.key == "response.impact_over"
     assert again.ended and again.ended.by.key == "outage.published"
@@ -184,7 +184,7 @@ def test_what_is_over_says_so_and_does_not_alarm() -> None:
         assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
 
 
-LETTERS = {"given_up": pd.DataFrame([{"events": 40, "users": 30}]), "delivered": pd.DataFrame([{"n": 900, "p95": 2.0}])}
+LETTERS = {"given_up": row(events=40, users=30), "delivered": row(n=900, p95=2.0)}
 
 
 def test_dead_letters_of_an_outage_that_is_over_are_told_and_do_not_alarm() -> None:
@@ -194,7 +194,7 @@ def test_dead_letters_of_an_outage_that_is_over_are_told_and_do_not_alarm() -> N
     assert found.ended and found.ended.by.key == "outage.sent_again"
     expect(found, sections=("4.4",))
     # Those of the subscriber are of messages, and nothing that was sent tells of these.
-    messages_too = left | {"given_up_messages": pd.DataFrame([{"n": 2}])}
+    messages_too = left | {"given_up_messages": row(n=2)}
     assert response.judge_impact(impact(**messages_too), make_given()).status is Status.CRITICAL
 
 
@@ -230,8 +230,8 @@ def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
     steps = got_through(46, published=(46, 50, 115))
     down = steps["published_steps"]["tens_ago"].between(6, 10)
     steps["published_steps"] = steps["published_steps"][~down]
-    slow = {"publish_delay": pd.DataFrame([{"n": 9, "p95": 34.0}])}
-    lately = {"publish_delay_lately": pd.DataFrame([{"n": 3, "p95": 0.6}])}
+    slow = {"publish_delay": row(n=9, p95=34.0)}
+    lately = {"publish_delay_lately": row(n=3, p95=0.6)}
     found = response.judge_impact(impact(**slow, **lately, **steps), make_given())
     assert found.ended and found.ended.by.key == "outage.published"
 
@@ -247,7 +247,7 @@ def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
     ],
 )
 def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, published: list[int], status: Status) -> None:
-    last = pd.DataFrame([{"now": NOW, "last_event": ago(silent_s)}])
+    last = row(now=NOW, last_event=ago(silent_s))
     found = response.judge_impact(impact(last_event=last, published=per_minute(*published)), make_given())
     assert found.status is status
     broken = [h.name for h in found.hops if h != Hop(h.name, past=h.past)]
@@ -269,8 +269,7 @@ def test_events_that_are_registered_without_a_notification_are_no_ok(
 ) -> None:
     found = response.judge_impact(impact(created=per_minute(*created)), make_given())
     assert found.headline.key == told and {s.observation for s in found.signals} == observed
-    assert found.status is (Status.WARNING if observed else Status.OK)
-    assert found.next_sections == (("5.3",) if observed else ())
+    expect(found, Status.WARNING if observed else Status.OK, sections=("5.3",) if observed else ())
     late = impact(created=per_minute(*created), affected=affected(notification=(70, 60, 120.0)))
     assert (told in {n.key for n in response.judge_impact(late, make_given()).notes}) is bool(observed)
     cut = per_minute(*created)
@@ -280,8 +279,7 @@ def test_events_that_are_registered_without_a_notification_are_no_ok(
 
 def test_a_young_alert_is_looked_at_again_where_nothing_shows_yet() -> None:
     young = make_given(detected_by="alert", detected_at=ago(8))
-    found = response.judge_impact(impact(), young)
-    expect(found, Status.OK, values={"impact.look_again": 52.0})
+    expect(response.judge_impact(impact(), young), Status.OK, values={"impact.look_again": 52.0})
     for frames, told in ((impact(), make_given(detected_at=ago(90))), (impact(), make_given()),
                          (impact(affected=affected(notification=(3, 3, 21.0))), young)):  # fmt: skip
         assert response.judge_impact(frames, told).value("impact.look_again") is None
@@ -350,8 +348,7 @@ def test_the_smallest_step(earlier: tuple[Finding, ...], status: Status, key: st
 
 def test_of_an_outage_that_is_over_the_next_step_is_to_confirm_it() -> None:
     ended = replace(place(None, Status.WARNING), ended=OutageEnd(ago(50), say("outage.published", n=9)))
-    found = response.judge_recovery({}, make_given(earlier=(ended,)))
-    expect(found, Status.OK, "response.do_confirm")
+    expect(response.judge_recovery({}, make_given(earlier=(ended,))), Status.OK, "response.do_confirm")
 
 
 def test_the_record_is_ready_to_paste() -> None:
@@ -373,8 +370,7 @@ def test_the_record_is_ready_to_paste() -> None:
 
 
 def test_without_a_part_the_place_is_unknown() -> None:
-    found = response.judge_place({}, make_given())
-    expect(found, Status.UNKNOWN)
+    expect(response.judge_place({}, make_given()), Status.UNKNOWN)
     assert response.judge_criteria({}, make_given()).status is Status.UNKNOWN
 
 
@@ -476,6 +472,5 @@ def test_with_prometheus_the_api_is_judged_too(servers: Servers, db: psycopg.Con
         found = run(servers, "3.1", prometheus_url=url)["3.1"]
     table = found.frames["slis"].set_index("slo")
     assert table.loc["ENT-A", "now"] == 99.0
-    assert found.status is Status.CRITICAL
-    assert "ENT-A" in words(found)
+    expect(found, Status.CRITICAL, says="ENT-A")
     assert "ENT-B" not in words(found)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from steps import NOW, ago, bound, events, failures, make_given, run, traffic, words
+from steps import NOW, ago, bound, events, expect, failures, make_given, run, traffic, words
 
 from runbook_lib import catalog, messages
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -140,8 +140,7 @@ def test_what_is_held_is_late_when_its_oldest_is() -> None:
 def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: ThrottledWorker) -> None:
     finding = judge(frames(side), side)
     assert (finding.status, key(finding), finding.proposals) == (Status.OK, "room", ())
-    assert finding.value(f"{side.name}.allowed") == 1500
-    assert finding.value("throttle.headroom") == 5
+    expect(finding, values={f"{side.name}.allowed": 1500, "throttle.headroom": 5})
     assert notes(finding)[:2] == ["keeps_up", "spends"]
     plan = finding.frames["plan"].set_index("what")
     assert plan.loc["rate allowed", "proposed"] == 600.0  # 25 rows in 2.5 s

@@ -15,7 +15,7 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
-from steps import NOW, ago, bound, events, make_given, publish_ids, run, weight, words
+from steps import NOW, ago, bound, events, expect, make_given, publish_ids, run, words
 
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.catalog import load
@@ -24,6 +24,7 @@ from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.messages import text
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import consistency, missing, subscriber
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
@@ -47,7 +48,7 @@ def frames(places: Sequence[str], lag: int | None, published: Sequence[float] | 
             [(i, "EntitlementGranted", ago(s + 1), ago(s)) for i, s in zip(ids, seconds, strict=True)],
             columns=["event_id", "event_type", "created_at", "published_at"],
         ),
-        "activity": pd.DataFrame([{"now": ago(0), "last_processed": ago(1), "processed_1m": 300}]),
+        "activity": row(now=ago(0), last_processed=ago(1), processed_1m=300),
         "broker": pd.DataFrame(told, columns=["event_id", "place"]),
     }
     if lag is None:
@@ -110,9 +111,7 @@ def test_what_the_consumer_passes_by_is_named_and_nothing_is_restarted_for_it() 
     at_subscriber, in_consistency = judged(frames(["passed"] * N, 0))
     assert at_subscriber.headline.key == "subscriber.passed_by"
     for found in (at_subscriber, in_consistency):
-        assert "missing.passed_by" in {n.key for n in found.notes}
-        assert weight(found, "FM-NATS-03") == 0
-        assert found.proposals == ()
+        expect(found, proposals=[], weights={"FM-NATS-03": "== 0"}, notes={"missing.passed_by"})
     verdict = conclude([at_subscriber, in_consistency], load())
     assert (verdict.stuck_at, verdict.proposals) == ("subscriber", ())
 
@@ -147,8 +146,8 @@ def test_what_a_consumer_takes(config: dict[str, object], subject: str, takes: b
 def deletions(deleted: float, age_d: float | None, days: float | None = None) -> Frames:
     """How many registrations were deleted, how old the oldest is that is left, and the retention that is set."""
     return {
-        "deletions": pd.DataFrame([{"age_d": age_d, "inserted": 9, "deleted": deleted, "counted_since": ago(86400)}]),
-        "retention": pd.DataFrame([{"days": days}]),
+        "deletions": row(age_d=age_d, inserted=9, deleted=deleted, counted_since=ago(86400)),
+        "retention": row(days=days),
     }
 
 
@@ -174,8 +173,7 @@ def test_some_are_lost_and_others_only_not_registered() -> None:
     found["notified"] = found["unprocessed"][["event_id"]][3:].assign(notification="SENT")
     at_subscriber, in_consistency = judged(found)
     assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 3
-    assert in_consistency.headline.key == "consistency.lost"
-    assert "missing.not_registered" in {n.key for n in in_consistency.notes}
+    expect(in_consistency, None, "consistency.lost", notes={"missing.not_registered"})
 
 
 @pytest.mark.parametrize(
@@ -212,8 +210,7 @@ def test_without_the_notifications_nothing_is_called_lost() -> None:
     failed = failure_frame({"notified": SourceError("postgres", Reason.TIMEOUT, "a lock", "lock_not_available")})
     at_subscriber, in_consistency = judged(frames(["gone"] * N, 0) | {FAILED: failed})
     assert at_subscriber.value("outbox.unprocessed") is in_consistency.value("integrity.lost") is None
-    assert in_consistency.status is Status.UNKNOWN
-    assert "consistency.no_notifications" in {n.key for n in in_consistency.notes}
+    expect(in_consistency, Status.UNKNOWN, notes={"consistency.no_notifications"})
     assert not [s for f in (at_subscriber, in_consistency) for s in f.signals if s.about == "FM-NATS-03"]
 
 

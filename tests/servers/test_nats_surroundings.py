@@ -22,7 +22,7 @@ import steps
 from brokers import Authority, Cluster, Node, Operator
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
-from steps import NOW, ago, words
+from steps import NOW, ago, expect, words
 from test_checks_scope import broker_frames
 from test_servers import a_read_cost, refused
 from waiting import until
@@ -36,6 +36,7 @@ from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import publish, quorum
 from runbook_lib.packs.entitlement.checks.quorum import META, Member, Nodes
 from runbook_lib.parameters import validate
@@ -398,11 +399,11 @@ def member(node: str, active_s: float | None, *, current: bool = True, offline: 
 def test_publishes_that_fail_in_a_cluster(first: Member, second: Member, writes: bool | None, error: str) -> None:
     due = {"now": NOW, "due": 40, "oldest_due_s": 20.0, "tried": 40, "waiting_retry": 40, "last_published": ago(60)}
     frames = {
-        "delay": pd.DataFrame([{"n": 0}]),
+        "delay": row(n=0),
         "unprocessed": pd.DataFrame(),
         "backlog": pd.DataFrame([due]),
-        "errors": pd.DataFrame([{"status": "PENDING", "last_error": error, "n": 40, "newest": NOW}]),
-        "broker": pd.DataFrame([{"answers": True, "last_seq": 9}]),
+        "errors": row(status="PENDING", last_error=error, n=40, newest=NOW),
+        "broker": row(answers=True, last_seq=9),
         "replicas": replicas(first, second),
     }
     assert quorum.writes(frames, steps.make_given(), applications.STREAM, "broker") is writes
@@ -423,7 +424,7 @@ def test_publishes_that_fail_in_a_cluster(first: Member, second: Member, writes:
 def scope_frames(members: list[Member], seen: int) -> Frames:
     return broker_frames() | {
         "replicas": rows.frame(members, Member),
-        "nodes": pd.DataFrame([{"seen": seen, "of": 3}]),
+        "nodes": row(seen=seen, of=3),
     }
 
 
@@ -498,10 +499,8 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def test_an_older_server_says_less(bare: Node) -> None:
     with answering(bare.url, OLD), monitoring({"varz": {"version": "2.10.0"}, "connz": {}, "jsz": {}}) as http:
         found = {s: asked_of(bare.url, http, s) for s in ("2.3", "4.1.2")}
-    assert found["2.3"].status is Status.OK, words(found["2.3"])
-    assert found["2.3"].value("broker.clients") is None
-    assert found["4.1.2"].value("consumer.bound") == "yes"
-    assert found["4.1.2"].value("subscriber.lag") == 0
+    expect(found["2.3"], Status.OK, values={"broker.clients": None})
+    expect(found["4.1.2"], values={"consumer.bound": "yes", "subscriber.lag": 0})
     assert not found["4.1.2"].frames["replicas"].size
 
 
@@ -510,8 +509,7 @@ def test_what_a_server_does_not_say_is_no_zero(bare: Node, field: str) -> None:
     consumer = {k: v for k, v in OLD["CONSUMER.INFO"].items() if k != field}
     with answering(bare.url, OLD | {"CONSUMER.INFO": consumer}), monitoring({}) as http:
         found = asked_of(bare.url, http, "4.1.2")
-    assert found.status is Status.UNKNOWN
-    assert found.value("subscriber.lag") is None
+    expect(found, Status.UNKNOWN, values={"subscriber.lag": None})
     assert not [s for s in found.signals if s.weight > 0]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg.rows import dict_row
-from steps import events, run, statuses, weight, words
+from steps import events, expect, run, statuses, weight, words
 from waiting import until
 
 from runbook_lib import catalog, messages, rows
@@ -242,13 +242,11 @@ def test_who_waits_in_the_queue_is_a_finding(embedded: Servers, db: psycopg.Conn
                     pass
                 assert (queued.value.reason, queued.value.code) == (Reason.TIMEOUT, "queued")
                 found = run(embedded, "4.1.4", database_url=url)["4.1.4"]
-                assert found.status is Status.CRITICAL
-                assert "2 clients of miniserversystem wait" in words(found)
+                expect(found, Status.CRITICAL, says="2 clients of miniserversystem wait")
         # What the runbook alone waits for says nothing of the system.
         with held(url, waiting=0):
             found = run(embedded, "4.1.4", database_url=url)["4.1.4"]
-            assert (found.status, found.reason) == (Status.UNKNOWN, Reason.TIMEOUT)
-            assert found.signals == ()
+            expect(found, Status.UNKNOWN, reason=Reason.TIMEOUT, observations=set())
 
 
 def test_a_console_that_is_closed_to_the_runbook_is_said_and_costs_nothing_else(

@@ -20,7 +20,7 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemas import valid
-from steps import NOW, ago, events, make_given, run, traffic, words
+from steps import NOW, ago, events, expect, make_given, run, traffic, words
 
 from runbook_lib import catalog, mandatory, messages, rows
 from runbook_lib.archive import artifact, postmortem, rejudge
@@ -246,8 +246,7 @@ def test_the_impact_of_an_outage() -> None:
     since = span()["since"][0]
     assert found.value("onset") == (since + 20 * MINUTE).isoformat()
     assert found.value("recovered") == (since + 24 * MINUTE + pd.Timedelta(seconds=10)).isoformat()
-    assert found.value("onset_how") == "notifications"
-    assert "NOTI-B 4 min" in words(found)
+    expect(found, values={"onset_how": "notifications"}, says="NOTI-B 4 min")
 
 
 def test_a_backlog_that_came_and_went_within_a_minute_is_a_breach() -> None:
@@ -569,9 +568,7 @@ def test_the_worst_surest_first_verdict_names_the_origin() -> None:
     ],
 )
 def test_inconclusive_stays_inconclusive(verdict: tuple[str, str, list[tuple[str, float]]]) -> None:
-    found = origin_of(verdict)
-    assert found.value("origin") is None and found.status is Status.WARNING
-    assert "Inconclusive" in words(found)
+    expect(origin_of(verdict), Status.WARNING, values={"origin": None}, says="Inconclusive")
 
 
 # What a person wrote -----------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.model.finding import Frames, Status
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.store import ACTION_LOG, Archive
@@ -40,7 +41,7 @@ def outcome(result: str, verified: bool | None, holds: list[bool | None]) -> dic
     return {
         "outcome": pd.DataFrame([{"result": result, "verified": verified, **words}]),
         "preconditions": pd.DataFrame({"precondition": ["it answers"] * len(holds), "holds": holds}, dtype=object),
-        "about": pd.DataFrame([{"workload": "notification", "name": "notification", "leased": 3, "stream": "s"}]),
+        "about": row(workload="notification", name="notification", leased=3, stream="s"),
     }
 
 
