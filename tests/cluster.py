@@ -5,60 +5,44 @@ from __future__ import annotations
 import copy
 import json
 import re
-import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from web import reply, web
+
 NAMESPACE = "miniserversystem"
 _VERBS = ["get", "list", "patch", "watch"]
+
+
+def _resource(name: str, kind: str, verbs: list[str] = _VERBS, **more: Any) -> dict[str, Any]:
+    return {"name": name, "singularName": "", "namespaced": True, "kind": kind, "verbs": verbs} | more
+
+
+def _resources(version: str, *resources: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": "APIResourceList", "groupVersion": version, "resources": list(resources)}
+
+
+_APPS = {"groupVersion": "apps/v1", "version": "v1"}
+#: What a deployment says of its pods.
+_COUNTS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
 _DISCOVERY = {
     "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
     "/api": {"kind": "APIVersions", "versions": ["v1"]},
     "/apis": {
         "kind": "APIGroupList",
         "apiVersion": "v1",
-        "groups": [
-            {
-                "name": "apps",
-                "versions": [{"groupVersion": "apps/v1", "version": "v1"}],
-                "preferredVersion": {"groupVersion": "apps/v1", "version": "v1"},
-            }
-        ],
+        "groups": [{"name": "apps", "versions": [_APPS], "preferredVersion": _APPS}],
     },
-    "/api/v1": {
-        "kind": "APIResourceList",
-        "groupVersion": "v1",
-        "resources": [
-            {"name": "pods", "singularName": "pod", "namespaced": True, "kind": "Pod", "verbs": _VERBS},
-            {"name": "pods/log", "singularName": "", "namespaced": True, "kind": "Pod", "verbs": ["get"]},
-        ],
-    },
-    "/apis/apps/v1": {
-        "kind": "APIResourceList",
-        "groupVersion": "apps/v1",
-        "resources": [
-            {
-                "name": "deployments",
-                "singularName": "deployment",
-                "shortNames": ["deploy"],
-                "namespaced": True,
-                "kind": "Deployment",
-                "verbs": _VERBS,
-            },
-            {
-                "name": "deployments/scale",
-                "singularName": "",
-                "namespaced": True,
-                "group": "autoscaling",
-                "version": "v1",
-                "kind": "Scale",
-                "verbs": ["get", "patch", "update"],
-            },
-        ],
-    },
+    "/api/v1": _resources("v1", _resource("pods", "Pod", singularName="pod"), _resource("pods/log", "Pod", ["get"])),
+    "/apis/apps/v1": _resources(
+        "apps/v1",
+        _resource("deployments", "Deployment", singularName="deployment", shortNames=["deploy"]),
+        _resource("deployments/scale", "Scale", ["get", "patch", "update"], group="autoscaling", version="v1"),
+    ),
 }
 
 
@@ -84,33 +68,23 @@ class Cluster:
     refuse: int = 0
 
     def __enter__(self) -> Cluster:
-        cluster = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                cluster._answer(self)
-
-            do_PATCH = do_POST = do_PUT = do_DELETE = do_GET
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._open = ExitStack()
+        self._url = self._open.enter_context(web(self._answer))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.stop()
+
+    def stop(self) -> None:
+        """Nobody answers any more."""
+        self._open.close()
 
     def write_config(self, path: Path) -> None:
         """A kubeconfig that points here."""
-        server = f"http://127.0.0.1:{self._server.server_address[1]}"
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "double", "cluster": {"server": server}}],
+            "clusters": [{"name": "double", "cluster": {"server": self._url}}],
             "users": [{"name": "responder", "user": {"token": "kubeconfig-token"}}],
             "contexts": [{"name": "double", "context": {"cluster": "double", "user": "responder"}}],
             "current-context": "double",
@@ -120,6 +94,7 @@ class Cluster:
     def add(self, name: str, *, replicas: int = 1, strategy: str = "Recreate", env: Any = ()) -> None:
         """A deployment with a sidecar, and its ready pods."""
         labels = {"app": name}
+        started = {"running": {"startedAt": "2025-01-31T02:30:00Z"}}
         containers = [{"name": name, "image": "x", "env": list(env)}, {"name": "istio-proxy", "image": "y"}]
         self.deployments[name] = {
             "apiVersion": "apps/v1",
@@ -131,13 +106,7 @@ class Cluster:
                 "strategy": {"type": strategy},
                 "template": {"metadata": {"labels": labels}, "spec": {"containers": containers}},
             },
-            "status": {
-                "observedGeneration": 1,
-                "replicas": replicas,
-                "updatedReplicas": replicas,
-                "readyReplicas": replicas,
-                "availableReplicas": replicas,
-            },
+            "status": {"observedGeneration": 1} | dict.fromkeys(_COUNTS, replicas),
         }
         for n in range(replicas):
             self.pods.append(
@@ -150,13 +119,8 @@ class Cluster:
                         "phase": "Running",
                         "startTime": "2025-01-31T02:00:00Z",
                         "containerStatuses": [
-                            {
-                                "name": container,
-                                "ready": True,
-                                "restartCount": 3 if container == name else 0,
-                                "state": {"running": {"startedAt": "2025-01-31T02:30:00Z"}},
-                            }
-                            for container in ("istio-proxy", name)
+                            {"name": container, "ready": True, "restartCount": restarts, "state": started}
+                            for container, restarts in (("istio-proxy", 0), (name, 3))
                         ],
                     },
                 }
@@ -254,8 +218,5 @@ def _status(code: int, reason: str, message: str) -> dict[str, Any]:
 
 def _send(request: BaseHTTPRequestHandler, answer: Any, code: int = 200) -> None:
     content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-    request.send_response(code)
-    request.send_header("Content-Type", "text/plain" if isinstance(answer, str) else "application/json")
-    request.send_header("Content-Length", str(len(content)))
-    request.end_headers()
-    request.wfile.write(content)
+    kind = "text/plain" if isinstance(answer, str) else "application/json"
+    reply(request, code, content, {"Content-Type": kind, "Content-Length": str(len(content))})

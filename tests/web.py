@@ -18,7 +18,7 @@ def web(answer: Callable[[BaseHTTPRequestHandler], None], port: int = 0) -> Iter
         def do_GET(self) -> None:
             answer(self)
 
-        do_POST = do_GET
+        do_POST = do_PATCH = do_PUT = do_DELETE = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass

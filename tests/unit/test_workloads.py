@@ -204,7 +204,7 @@ def test_refusals_and_silence_have_their_reasons(
     cluster.refuse = 0
     del cluster.deployments["notification"]
     assert reason() == (Reason.ERROR, "not_found")
-    cluster._server.server_close()
+    cluster.stop()
     assert reason() == (Reason.UNREACHABLE, "no_connection")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SourceError, match="kubectl is not installed") as e:
