@@ -104,13 +104,14 @@ class Authority:
         return path
 
     def sign(self, name: str, *, word: bytes | None = None) -> tuple[Path, Path]:
-        """Files of a certificate for 127.0.0.1 and of its key, encrypted where a word is given."""
+        """Files of a certificate for this machine and of its key, encrypted where a word is given."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate, own = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         signed = self._certificate(name, key.public_key())
         certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         lock = serialization.BestAvailableEncryption(word) if word else serialization.NoEncryption()
         pem = serialization.Encoding.PEM
+        own.touch(0o600)
         own.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, lock))
         return certificate, own
 

@@ -22,11 +22,13 @@ from pathlib import Path
 import hypothesis
 import psycopg
 import pytest
+import sandboxes
 from effort import examples
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 from psycopg import sql
 from recording import Http
+from store import Store
 from testcontainers.community.postgres import PostgresContainer
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
@@ -36,7 +38,9 @@ from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox import servers as embedded_servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.queries import Query, query
 from runbook_lib.runs import forks
+from runbook_lib.sources import postgres
 from runbook_lib.store import Archive
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
@@ -204,14 +208,33 @@ def default_target(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Make a question out of SQL and get its name."""
+    made: dict[str, Query] = {}
+    monkeypatch.setattr(postgres, "query", lambda name: made.get(name) or query(name))
+
+    def make(sql: str, cost: str = "index", answers: str = "present") -> str:
+        name = f"test/{len(made)}"
+        made[name] = Query(name, sql, "a test's question", "none", cost, answers, {})
+        return name
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with three hours of past traffic, for the drills of one module."""
     forks.context()  # has its imports when the sandbox is up
-    sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
-    sandbox.up(hours=3)
-    yield sandbox
-    sandbox.down()
+    with sandboxes.running(tmp_path_factory.mktemp("sandbox"), hours=3) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """An object store for the tests of one module."""
+    with Store() as running:
+        yield running
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+from command import alone
 from steps import bound
 
 from runbook_lib.gameday.sandbox import history
@@ -45,16 +46,8 @@ def triage(servers: Servers, output: str, name: str, folder: Path) -> subprocess
     """Run the command in `folder` with the addresses in its environment, as nobody in particular."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
     who = {"LOGNAME": "oncall", "PYTHONPATH": str(ROOT)}
-    command = ["triage", "--incident", name, "--output", output, "-p", "detected_by=alert"]
-    return subprocess.run(
-        [sys.executable, "-m", "runbook_lib", *command],
-        env={**own, **servers.env, **who},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    asked = ("triage", "--incident", name, "--output", output, "-p", "detected_by=alert")
+    return alone(*asked, env={**own, **servers.env, **who}, cwd=folder)
 
 
 def main() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import Any
 
 import requests
 import web
+from command import start
 
 from runbook_lib.store import Archive
 
@@ -61,9 +60,8 @@ def serving(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serving
             "RUNBOOK_RECEIVER_TOKEN": TOKEN,
             "RUNBOOK_NOTIFY_URLS": place.replace("http:", "json:"),
         }
-        command = [sys.executable, "-m", "runbook_lib", "serve", "--port", "0", "--output", "kept"]
         with (folder / "log").open("w") as log:
-            process = subprocess.Popen(command, cwd=folder, env=own, stdout=subprocess.PIPE, stderr=log, text=True)
+            process = start("serve", "--port", "0", "--output", "kept", cwd=folder, env=own, stderr=log)
             try:
                 assert process.stdout
                 line = process.stdout.readline()

@@ -14,18 +14,17 @@ import psutil
 import psycopg
 import requests
 from drills import ask, consumer, monitor, streams
+from steps import open_target
 
-from runbook_lib import catalog
-from runbook_lib.context import Context, open_context
+from runbook_lib.context import Context
 from runbook_lib.gameday.drills import probe
 from runbook_lib.gameday.drills.judge import took_effect
+from runbook_lib.gameday.sandbox import broker
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
-from runbook_lib.parameters import validate
-from runbook_lib.settings import Settings
 from runbook_lib.sources import SourceError
 
 Signature = Callable[[Sandbox, probe.FlowSample], bool]
@@ -97,9 +96,7 @@ def part_is(app: str, name: str, *, there: bool) -> Signature:
 
 
 def context(sandbox: Sandbox) -> Context:
-    config = Settings(targets={"here": sandbox.state.target()})
-    book = catalog.load()
-    return open_context(book.sections["3"], validate({"target": "here"}), config, book)
+    return open_target("3", sandbox.state.target())
 
 
 def look(sandbox: Sandbox, gap_s: float = 2.5) -> tuple[dict[str, ServiceSeen], dict[str, SessionsSeen]]:
@@ -146,10 +143,6 @@ def delivery_stands_still(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     return (
         ask(sandbox, BACKLOG) > 20 and ask(sandbox, SINCE_PROCESSED) < 3 and bool(consumer(sandbox).get("push_bound"))
     )
-
-
-def worker_is_stopped(sandbox: Sandbox, before: probe.FlowSample) -> bool:
-    return psutil.Process(part(sandbox, "notification", "worker")).status() == "stopped"
 
 
 def subscriber_is_unbound(sandbox: Sandbox, before: probe.FlowSample) -> bool:
@@ -200,17 +193,9 @@ def sends_are_retried(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     return bool(ask(sandbox, retried) > 5 and ask(sandbox, SINCE_PROCESSED) < 3 and ask(sandbox, SINCE_SENT) > 2)
 
 
-def stream_is_gone(sandbox: Sandbox, before: probe.FlowSample) -> bool:
-    return "entitlement-events" not in streams(sandbox)
-
-
 def nothing_lags(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     found = consumer(sandbox)
     return bool(found["num_pending"] + found["num_ack_pending"] == 0)
-
-
-def three_were_terminated(sandbox: Sandbox, before: probe.FlowSample) -> bool:
-    return bool(streams(sandbox)["notification-terminated-advisory-dlq"]["state"]["messages"] >= 3)
 
 
 def one_is_sent_twice(sandbox: Sandbox, before: probe.FlowSample) -> bool:
@@ -274,10 +259,6 @@ def has_no_session(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     return look(sandbox, 0.1)[1]["notification"].says is SessionState.NONE
 
 
-def consumer_is_gone(sandbox: Sandbox, before: probe.FlowSample) -> bool:
-    return "consumer_detail" not in streams(sandbox)["entitlement-events"]
-
-
 def some_are_refused(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     since = "FROM notification.notifications WHERE created_at > now() - interval '30 s'"
     tried = ask(sandbox, f"SELECT count(DISTINCT user_id) {since} AND status <> 'SENT' AND attempt_count > 0")
@@ -295,7 +276,10 @@ def runbook_is_locked_out(sandbox: Sandbox, before: probe.FlowSample) -> bool:
 
 SIGNATURES: dict[str, Signature] = {
     "worker_stopped": all_of(delivery_stands_still, part_is("notification", "worker", there=False)),
-    "worker_hung": all_of(delivery_stands_still, worker_is_stopped),
+    "worker_hung": all_of(
+        delivery_stands_still,
+        lambda sandbox, before: psutil.Process(part(sandbox, "notification", "worker")).status() == "stopped",
+    ),
     "subscriber_deaf": subscriber_is_unbound,
     "relay_stopped": all_of(counts(UNPUBLISHED, 20), part_is("entitlement", "relay", there=False)),
     "broker_down": broker_is_gone,
@@ -304,7 +288,9 @@ SIGNATURES: dict[str, Signature] = {
     "connections_exhausted": connections_are_gone,
     "receiver_outage": sends_are_retried,
     "stream_missing": all_of(
-        stream_is_gone, counts(OUTBOX + "last_error LIKE 'Error Publishing: 503%'", 10), counts(PUBLISHED_LATELY, 0, 0)
+        lambda sandbox, before: broker.STREAM not in streams(sandbox),
+        counts(OUTBOX + "last_error LIKE 'Error Publishing: 503%'", 10),
+        counts(PUBLISHED_LATELY, 0, 0),
     ),
     # Rows with this error alone may also be left by the restart that healed an earlier fault.
     "relay_closed": all_of(
@@ -327,7 +313,10 @@ SIGNATURES: dict[str, Signature] = {
     ),
     "bad_payload": counts(DRILL_OUTBOX + "= 'outbox payload parse failure'", 5),
     "unknown_event_type": counts(DRILL_OUTBOX + "LIKE 'unknown event type: %'", 5),
-    "undecodable_message": all_of(three_were_terminated, counts(GIVEN_UP, 3, 3)),
+    "undecodable_message": all_of(
+        lambda sandbox, before: streams(sandbox)[broker.TERMINATED_STREAM]["state"]["messages"] >= 3,
+        counts(GIVEN_UP, 3, 3),
+    ),
     "events_lost": all_of(
         nothing_lags,
         counts(GIVEN_UP, 0, 0),
@@ -365,7 +354,9 @@ SIGNATURES: dict[str, Signature] = {
         has_no_session,
         RELAY_RUNS,
     ),
-    "consumer_deleted": all_of(consumer_is_gone, RELAY_RUNS),
+    "consumer_deleted": all_of(
+        lambda sandbox, before: "consumer_detail" not in streams(sandbox)[broker.STREAM], RELAY_RUNS
+    ),
     "stream_full": all_of(
         lambda sandbox, before: "maximum messages exceeded [10077]" in ask(sandbox, LAST_ERROR), RELAY_RUNS
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ from runbook_lib.context import Context, JudgeInput, open_context
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Verdict, say
+from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
+from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Budget, Settings
 
@@ -197,6 +200,10 @@ FROM event WHERE %(dead)s IS NOT NULL
 """
 
 
+#: Of events that have not come further than the broker.
+UNPROCESSED: dict[str, Any] = {"processed": False, "status": None}
+
+
 def events(db: psycopg.Connection, n: int, age: float, **values: Any) -> None:
     """`n` events about `age` seconds old, sent in time unless `values` say otherwise; times are in seconds."""
     usual: dict[str, Any] = {
@@ -206,6 +213,16 @@ def events(db: psycopg.Connection, n: int, age: float, **values: Any) -> None:
     }  # fmt: skip
     assert values.keys() <= usual.keys()
     db.execute(_EVENT, usual | {"n": n, "age": age} | values)
+
+
+def an_event(**changes: Any) -> EntitlementEvent:
+    """A whole event as the applications publish it."""
+    usual: dict[str, Any] = {
+        "event_id": str(uuid.uuid4()), "event_type": wire.GRANTED, "occurred_at": "2026-03-01T12:00:00.000001Z",
+        "user_id": "user-0001", "stock_keeping_unit": "sku-starter", "source": "purchase", "source_id": "purchase-1",
+        "version": 0, "trace_id": "abc",
+    }  # fmt: skip
+    return EntitlementEvent(**usual | changes)
 
 
 def insert(db: psycopg.Connection, table: str, **row: Any) -> None:
@@ -218,6 +235,16 @@ def traffic(db: psycopg.Connection, seconds: int = 300, until: int = 0, per_seco
     """A healthy flow that ends `until` seconds ago."""
     for second in range(until + 2, until + seconds):
         events(db, per_second, second)
+
+
+@contextmanager
+def undone(db: psycopg.Connection, statement: str, undo: str) -> Iterator[None]:
+    """A statement whose effect is taken back, whatever happens."""
+    db.execute(statement.encode())
+    try:
+        yield
+    finally:
+        db.execute(undo.encode())
 
 
 def publish(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 import requests
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
+from waiting import until
+
+from runbook_lib.gameday.sandbox.broker import is_listening
+from runbook_lib.gameday.sandbox.state import free_ports
 
 BUCKET = "incidents"
 
@@ -30,9 +32,7 @@ class Store:
     """The server; its objects are in its memory alone."""
 
     def __init__(self) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port: int = s.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         #: What a process needs to find it; the credentials are believed by moto alone.
         self.env = {
@@ -50,14 +50,7 @@ class Store:
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER, str(self.port)], stdout=quiet, stderr=quiet, env=os.environ | self.env
         )
-        until = time.monotonic() + 30
-        while True:
-            try:
-                requests.get(f"{self.url}/moto-api/", timeout=2)
-                break
-            except requests.RequestException:
-                assert time.monotonic() < until and self._server.poll() is None
-                time.sleep(0.05)
+        until(lambda: is_listening(self.port), "moto")
         requests.put(f"{self.url}/{BUCKET}", timeout=5).raise_for_status()
 
     def stop(self) -> None:

@@ -1,0 +1,21 @@
+"""A sandbox for the tests of a module or of one test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
+
+
+@contextmanager
+def running(folder: Path, **options: Any) -> Iterator[Sandbox]:
+    """A sandbox that is up, with these options of its start."""
+    sandbox = Sandbox(folder)
+    sandbox.up(**options)
+    try:
+        yield sandbox
+    finally:
+        sandbox.down()
