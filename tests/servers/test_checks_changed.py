@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import psycopg
 import pytest
-from steps import NOW, ago, make_given, run, words
+from steps import NOW, ago, make_given, run, undone, words
 
 from runbook_lib import messages
 from runbook_lib.analysis import diagnosis
@@ -69,12 +69,10 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
 
 
 def test_what_changed_on_real_servers(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    db.execute("ALTER ROLE miniserversystem SET statement_timeout = '7s'")
     db.execute("SELECT pg_reload_conf()")
-    try:
+    role = "ALTER ROLE miniserversystem"
+    with undone(db, f"{role} SET statement_timeout = '7s'", f"{role} RESET statement_timeout"):
         found = run(servers, "3.6")["3.6"]
-    finally:
-        db.execute("ALTER ROLE miniserversystem RESET statement_timeout")
     assert found.status is Status.OK, words(found)
     told = set(found.frames["lately"]["what"])
     assert {"PostgreSQL started", "stream entitlement-events created"} <= told
@@ -93,11 +91,11 @@ def test_settings_are_named_and_only_values_that_can_hold_no_secret_are_shown(
     named = {"app.jwt_secret", "app.pin", "auto_explain.log_analyze", "application_name"}
     db.execute(f"ALTER DATABASE {name} SET app.jwt_secret = 'planted=Value'")
     db.execute(f"ALTER DATABASE {name} SET search_path = notification, public")
-    db.execute("ALTER ROLE miniserversystem SET app.pin = '914773350118'")
-    db.execute("ALTER ROLE miniserversystem SET auto_explain.log_analyze = 'planted'")
-    db.execute("ALTER ROLE miniserversystem SET application_name = 'planted'")
-    db.execute("ALTER ROLE miniserversystem SET statement_timeout = '7s'")
-    db.execute("ALTER ROLE miniserversystem SET default_transaction_isolation = 'serializable'")
+    for setting in (
+        *("app.pin = '914773350118'", "auto_explain.log_analyze = 'planted'", "application_name = 'planted'"),
+        *("statement_timeout = '7s'", "default_transaction_isolation = 'serializable'"),
+    ):
+        db.execute(f"ALTER ROLE miniserversystem SET {setting}".encode())
     try:
         found = run(servers, "3.6")["3.6"]
     finally:
@@ -118,6 +116,10 @@ HEALTHY = [
     ("workloads", "workload notification", "ENTITLEMENT_OUTBOX_BATCH_SIZE", "50"),
     ("postgres", "table t", "column gone", "text"),
 ]
+
+
+#: Something is late.
+LATE = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
 
 
 def drifted(**values: str) -> Frames:
@@ -145,23 +147,21 @@ def drifted(**values: str) -> Frames:
 def test_a_difference_to_the_healthy_configuration_is_evidence_while_something_is_late(
     values: dict[str, str], observed: str, told: str
 ) -> None:
-    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
-    found = changed.judge(drifted(**values), make_given(earlier=(late,)))
+    found = changed.judge(drifted(**values), make_given(earlier=(LATE,)))
     assert told in words(found) and found.value("changes.configuration") == len(values)
     assert observed in {s.observation for s in found.signals}
     assert "FM-CFG-01" in {s.about for s in found.signals}
     # A change while all is well, or after the end, is told and accuses nobody.
     for earlier in (
-        replace(late, status=Status.OK),
-        replace(late, ended=OutageEnd(ago(50), say("outage.published", n=9))),
+        replace(LATE, status=Status.OK),
+        replace(LATE, ended=OutageEnd(ago(50), say("outage.published", n=9))),
     ):
         calm = changed.judge(drifted(**values), make_given(earlier=(earlier,)))
         assert told in words(calm) and calm.signals == ()
 
 
 def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
-    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
-    found = changed.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(late,)))
+    found = changed.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(LATE,)))
     assert "ENTITLEMENT_OUTBOX_BATCH_SIZE changed" in words(found) and found.signals == ()
 
 
@@ -170,18 +170,16 @@ def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
     [("text not null", "changed.column_required"), ("text not null default ''::text", "changed.database")],
 )
 def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed: str) -> None:
-    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
     seen = drifted()
     added = pd.DataFrame([("postgres", "table t", "column channel", definition)], columns=SETTING_COLUMNS)
     seen["configuration"] = pd.concat([seen["configuration"], added])
-    assert {s.observation for s in changed.judge(seen, make_given(earlier=(late,))).signals} == {observed}
+    assert {s.observation for s in changed.judge(seen, make_given(earlier=(LATE,))).signals} == {observed}
 
 
 def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
-    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
     seen = drifted(statement_timeout="5s", filter_subject="other.>")
     seen["healthy"] = seen["healthy"].assign(at=ago(3600 * 25))
-    (signal,) = changed.judge(seen, make_given(earlier=(late,))).signals
+    (signal,) = changed.judge(seen, make_given(earlier=(LATE,))).signals
     assert (signal.about, signal.observation) == ("FM-CFG-01", "changed.long_ago")
 
 
@@ -207,15 +205,14 @@ def test_a_table_that_is_locked_has_not_lost_its_columns() -> None:
     ("name", "value"), [("trigger no", "CREATE TRIGGER no BEFORE UPDATE"), ("row security", "enabled, forced")]
 )
 def test_without_a_baseline_what_no_migration_makes_is_named(name: str, value: str) -> None:
-    late = replace(judged(say("response.impact"), []), step="3.1", status=Status.CRITICAL)
     own = ("postgres", "table notification.notifications", "constraint notifications_status_check", "CHECK (status)")
     seen = drifted()
     del seen["healthy"]
     seen["configuration"] = pd.DataFrame([own], columns=SETTING_COLUMNS)
-    found = changed.judge(seen, make_given(earlier=(late,)))
+    found = changed.judge(seen, make_given(earlier=(LATE,)))
     assert found.signals == () and "migrations" not in words(found)
     seen["configuration"] = pd.DataFrame([own, (*own[:2], name, value)], columns=SETTING_COLUMNS)
-    found = changed.judge(seen, make_given(earlier=(late,)))
+    found = changed.judge(seen, make_given(earlier=(LATE,)))
     assert f"{name} is not made by the services' migrations: {value}" in words(found)
     assert {s.observation for s in found.signals} == {"changed.unexpected"}
 
@@ -248,31 +245,23 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
     line = {"at": ago(3600).isoformat(), "configuration": baseline.keep_configuration(kept, before)}
     kept.write(baseline.USUAL, json.dumps(line).encode() + b"\n")
     assert run(servers, "3.6")["3.6"].value("changes.configuration") == 0
-    changes = (
-        ("ALTER ROLE miniserversystem SET statement_timeout = '7s'", "ALTER ROLE miniserversystem RESET ALL"),
-        (
-            "ALTER TABLE notification.notifications ADD CONSTRAINT nobody"
-            " CHECK (status IN ('SENT', 'planted', 'X''planted') AND user_id <> 'planted') NOT VALID",
-            "ALTER TABLE notification.notifications DROP CONSTRAINT nobody",
+    role, table = "ALTER ROLE miniserversystem", "ALTER TABLE notification.notifications"
+    letters = "notification.notification_dlq"
+    check = "CHECK (status IN ('SENT', 'planted', 'X''planted') AND user_id <> 'planted') NOT VALID"
+    policy = f"CREATE POLICY few ON {letters} USING (error_message <> 'planted')"
+    with (
+        undone(db, f"{role} SET statement_timeout = '7s'", f"{role} RESET ALL"),
+        undone(db, f"{table} ADD CONSTRAINT nobody {check}", f"{table} DROP CONSTRAINT nobody"),
+        undone(
+            db, f"ALTER TABLE {letters} ENABLE ROW LEVEL SECURITY; {policy}",
+            f"DROP POLICY few ON {letters}; ALTER TABLE {letters} DISABLE ROW LEVEL SECURITY",
         ),
-        (
-            "ALTER TABLE notification.notification_dlq ENABLE ROW LEVEL SECURITY;"
-            " CREATE POLICY few ON notification.notification_dlq USING (error_message <> 'planted')",
-            "DROP POLICY few ON notification.notification_dlq;"
-            " ALTER TABLE notification.notification_dlq DISABLE ROW LEVEL SECURITY",
-        ),
-    )
-    try:
-        for statement, _ in changes:
-            db.execute(statement)
+    ):  # fmt: skip
         found = run(servers, "3.6")["3.6"]
-    finally:
-        for _, undo in changes:
-            db.execute(undo)
     drift = {(r.setting, r.before, r.now) for r in found.frames["drift"].itertuples()}
     assert {("statement_timeout", "", "7s"), ("row security", "", "enabled")} <= drift
-    (policy,) = [str(now) for setting, _, now in drift if setting == "policy few"]
-    assert policy.startswith("* using (error_message <> ***")
+    (shown,) = [str(now) for setting, _, now in drift if setting == "policy few"]
+    assert shown.startswith("* using (error_message <> ***")
     (added,) = [str(now) for setting, _, now in drift if setting == "constraint nobody"]
     assert added.startswith("CHECK") and "planted" not in added
     assert "user_id <> ***::text" in added, "a token would differ from that of the baseline's incident"

@@ -6,7 +6,7 @@ import doctest
 import json
 import time
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -15,13 +15,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
+from psycopg.types.json import Jsonb
 from steps import (
     NOW,
+    UNPROCESSED,
     ago,
     bound,
     events,
     expect,
     failures,
+    insert,
     make_given,
     publish,
     run,
@@ -133,26 +136,29 @@ def sends(first: float, last: float) -> pd.DataFrame:
     return pd.DataFrame({"minute": minutes, "n": 300})
 
 
+LONG = range(1, 50, 6)
+
+
+def series(error: str, minutes: range, user: str | None = None) -> list[Any]:
+    """One in each of these minutes before now, of another user each unless one is named."""
+    return [letter(60 * i, error, user or f"user-{i}") for i in minutes]
+
+
 @pytest.mark.parametrize(
     ("rows", "sent", "kind", "shape"),
     [
         (burst("receiver answered 503", 100), None, "dependency", "burst"),
         (burst("oops", 100), None, "dependency", "burst"),
         (burst("oops", 100), sends(600, 0), "unclear", "burst"),  # the others got through meanwhile
-        ([letter(60 * i, "oops", f"user-{i}") for i in range(1, 50, 6)], sends(3600, 0), "data", "long"),
-        ([letter(60 * i, "oops", f"user-{i}") for i in range(1, 50, 6)], None, "unclear", "long"),
-        ([letter(60 * i, "oops", "alice") for i in range(1, 50, 6)], None, "data", "long"),
-        ([letter(60 * i, "timed out", "alice") for i in range(1, 50, 6)], None, "data", "long"),
+        (series("oops", LONG), sends(3600, 0), "data", "long"),
+        (series("oops", LONG), None, "unclear", "long"),
+        (series("oops", LONG, "alice"), None, "data", "long"),
+        (series("timed out", LONG, "alice"), None, "data", "long"),
         (burst("timed out", 50, 5, "alice"), None, "dependency", "burst"),  # the only user of a quiet night
         (burst("receiver answered 400", 100), None, "data", "burst"),
         ([letter(5, "oops", "bob")], None, "unclear", "few"),
         # A long series of one kind of user, of which several came at once at its end.
-        (
-            [letter(60 * i, "oops", f"user-{i}") for i in range(4, 50, 9)] + burst("oops", 20, 6),
-            sends(3600, 0),
-            "data",
-            "long",
-        ),
+        (series("oops", range(4, 50, 9)) + burst("oops", 20, 6), sends(3600, 0), "data", "long"),
     ],
 )
 def test_a_dependency_is_told_from_data(rows: list[Any], sent: pd.DataFrame | None, kind: str, shape: str) -> None:
@@ -302,17 +308,14 @@ BUSY: dict[str, Frames] = {
     "4.4.3": {
         "exhausted": advisories((90, 4), (5, 6)),
         "recorded": recorded((5, 6)),
-        "per_bucket": pd.DataFrame(
-            [("delivery", 3, 9, ago(200), True)], columns=["store", "ago", "n", "last", "exact"]
-        ),
+        "per_bucket": row(store="delivery", ago=3, n=9, last=ago(200), exact=True),
     },
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_quiet_is_ok_and_nothing_is_not(step: str) -> None:
+def test_quiet_is_ok(step: str) -> None:
     expect(judge(step), Status.OK, notes={"letters.older"})
-    assert CHECKS[step].judge({}, make_given()).status is Status.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -406,8 +409,7 @@ def test_an_outage_that_goes_on_throttles_and_one_that_is_over_sends_again() -> 
 def test_letters_of_an_outage_that_is_over_are_not_growing_and_may_be_sent_again() -> None:
     """Younger than the time that proves it by itself; what got through since proves it."""
     dead, left = letters(*burst("receiver answered 503", 89)), {"sent_steps": through(60, 70, tried=1)}
-    buckets = [("delivery", 1, 30, ago(60), True)]
-    per_bucket = pd.DataFrame(buckets, columns=["store", "ago", "n", "last", "exact"])
+    per_bucket = row(store="delivery", ago=1, n=30, last=ago(60), exact=True)
 
     def judged(**frames: pd.DataFrame) -> tuple[Finding, Finding]:
         transient = judge("4.4.2", letters=dead, **frames)
@@ -473,10 +475,7 @@ def test_publishing_that_fails_points_at_its_cause() -> None:
     stale = QUIET["outbox"].assign(last_published=ago(20))
 
     def waiting(error: str) -> pd.DataFrame:
-        return pd.DataFrame(
-            [("PENDING", error, 9, 2, ago(15), ago(9))],
-            columns=["status", "last_error", "n", "attempts", "oldest", "newest"],
-        )
+        return row(status="PENDING", last_error=error, n=9, attempts=2, oldest=ago(15), newest=ago(9))
 
     closed = judge("4.4.2", tries=tries, outbox=stale, errors=waiting("Connection is Closed"))
     expect(closed, sections=("4.1",), weights={"relay": ">= 0.7"})
@@ -516,8 +515,7 @@ def buckets(*rows: tuple[str, int, int]) -> pd.DataFrame:
     ],
 )
 def test_a_burst_that_is_over_is_told_from_growth(rows: list[Any], shape: str, status: Status) -> None:
-    found = judge("4.4.3", per_bucket=buckets(*rows))
-    assert (found.value("dlq.trend"), found.status) == (shape, status), words(found)
+    expect(judge("4.4.3", per_bucket=buckets(*rows)), status, values={"dlq.trend": shape})
 
 
 def test_an_advisory_without_a_record_is_a_loss() -> None:
@@ -570,41 +568,30 @@ def advise(url: str, subject: str, *seqs: int) -> None:
     applications.visit(url, scene)
 
 
-def give_up(
-    db: psycopg.Connection, error: str, seconds: float, payload: str = "{}", event_type: str = wire.GRANTED
-) -> str:
-    """An event that the relay has given up; its payload is a whole one, changed by `payload`."""
+def give_up(db: psycopg.Connection, error: str, seconds: float, payload: Any, event_type: str = wire.GRANTED) -> None:
+    """An event that the relay has given up; its payload is a whole one, changed by `payload`, or another one."""
     event_id = str(uuid.uuid4())
-    whole = {**EVENT.payload(), "event_id": event_id}
-    db.execute(
-        "INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status, attempt_count,"
-        " created_at, last_error) VALUES (%s, %s, 'alice:sku', CASE WHEN jsonb_typeof(%s::jsonb) = 'object'"
-        " THEN jsonb_strip_nulls(%s::jsonb || %s::jsonb) ELSE %s::jsonb END, 'FAILED', 10,"
-        " now() - %s * interval '1 s', %s)",
-        (event_id, event_type, payload, json.dumps(whole), payload, payload, seconds, error),
-    )
-    return event_id
+    if isinstance(payload, dict):
+        whole = {**EVENT.payload(), "event_id": event_id} | payload
+        payload = {name: value for name, value in whole.items() if value is not None}
+    insert(
+        db, "entitlement.outbox_events", event_id=event_id, event_type=event_type, aggregate_key="alice:sku",
+        payload=Jsonb(payload), status="FAILED", attempt_count=10, last_error=error,
+        created_at=datetime.now(UTC) - timedelta(seconds=seconds),
+    )  # fmt: skip
 
 
 def dead(db: psycopg.Connection, error: str, seconds: float, user: str, **payload: Any) -> str:
     """A notification that was given up, and its dead letter."""
-    event_id, notification_id = str(uuid.uuid4()), str(uuid.uuid4())
-    body = json.dumps({**EVENT.payload(), "event_id": event_id, "user_id": user} | payload)
-    db.execute(
-        "INSERT INTO notification.processed_events VALUES (%s, now() - %s * interval '1 s' - interval '250 s')",
-        (event_id, seconds),
-    )
-    db.execute(
-        "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
-        " status, attempt_count, created_at) VALUES (%s, %s, %s, %s, now(), %s, 'FAILED', 10,"
-        " now() - %s * interval '1 s' - interval '250 s')",
-        (notification_id, event_id, user, wire.GRANTED, body, seconds),
-    )
-    db.execute(
-        "INSERT INTO notification.notification_dlq VALUES"
-        " (gen_random_uuid(), %s, %s, %s, %s, now() - %s * interval '1 s')",
-        (notification_id, event_id, body, error, seconds),
-    )
+    event_id = str(uuid.uuid4())
+    given_up = datetime.now(UTC) - timedelta(seconds=seconds)
+    queued = given_up - timedelta(seconds=250)
+    body = Jsonb({**EVENT.payload(), "event_id": event_id, "user_id": user} | payload)
+    both: dict[str, Any] = {"notification_id": uuid.uuid4(), "event_id": event_id, "payload_json": body}
+    own = {"user_id": user, "type": wire.GRANTED, "occurred_at": queued, "status": "FAILED", "attempt_count": 10}
+    insert(db, "notification.processed_events", event_id=event_id, processed_at=queued)
+    insert(db, "notification.notifications", **both, **own, created_at=queued)
+    insert(db, "notification.notification_dlq", dlq_id=uuid.uuid4(), **both, error_message=error, created_at=given_up)
     return event_id
 
 
@@ -633,10 +620,10 @@ def test_old_dead_letters_are_not_this_incident(servers: Servers, db: psycopg.Co
 
 def test_events_of_the_wrong_shape(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     traffic(db, 60)
-    give_up(db, PARSE, 40, "[]")
-    give_up(db, PARSE, 30, '{"version": "one"}')
-    give_up(db, "text", 300, '{"occurred_at": null}')
-    give_up(db, "unknown event type: Sold", 300, event_type="Sold")
+    give_up(db, PARSE, 40, [])
+    give_up(db, PARSE, 30, {"version": "one"})
+    give_up(db, "text", 300, {"occurred_at": None})
+    give_up(db, "unknown event type: Sold", 300, {}, "Sold")
     with bound(broker):
         found = run(servers, *STEPS)
     kinds = found["4.4.1"].frames["kinds"]
@@ -731,7 +718,7 @@ def test_deliveries_that_ran_out_without_a_record(servers: Servers, db: psycopg.
 
 def test_lost_without_lag_and_letters_apart(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     traffic(db, 60)
-    events(db, 2, 100, processed=False, status=None)
+    events(db, 2, 100, **UNPROCESSED)
     event_id = dead(db, "receiver answered 503", 300, "alice")
     db.execute(
         "UPDATE notification.notifications SET status = 'SENT', sent_at = now() WHERE event_id = %s", (event_id,)
@@ -743,12 +730,11 @@ def test_lost_without_lag_and_letters_apart(servers: Servers, db: psycopg.Connec
 
 
 def test_without_the_broker_the_tables_still_answer(servers: Servers, db: psycopg.Connection) -> None:
-    give_up(db, PARSE, 40, "[]")
+    give_up(db, PARSE, 40, [])
     away = run(servers, "4.4.1", "4.4.3", without=("nats_url",))
     expect(away["4.4.1"], Status.CRITICAL, notes={"letters.without"})
     db.execute("TRUNCATE entitlement.outbox_events")
-    down = run(servers, "4.4.1", nats_url="nats://127.0.0.1:1")["4.4.1"]
-    assert (down.status, down.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    expect(run(servers, "4.4.1", nats_url="nats://127.0.0.1:1")["4.4.1"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
     assert run(servers, "4.4.1", without=("nats_url",))["4.4.1"].status is Status.OK
 
 

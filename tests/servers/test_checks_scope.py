@@ -8,7 +8,7 @@ import pandas as pd
 import psycopg
 import pytest
 from psycopg import sql as identifiers
-from steps import NOW, ago, bound, events, expect, make_given, run, statuses, weight, words
+from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, undone, weight, words
 
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -56,6 +56,12 @@ def database_frames(**changes: Any) -> Frames:
     }
 
 
+def clocks(*ahead_s: float, error_s: float = 0.02) -> pd.DataFrame:
+    """How far PostgreSQL's and the broker's clocks are ahead."""
+    against = {"clock": ["postgres", "nats"], "against": ["here", "postgres"]}
+    return pd.DataFrame(against | {"ahead_s": ahead_s, "error_s": error_s})
+
+
 FRAMES: dict[str, Frames] = {
     "2.1": schema("entitlement") | {"last": row(now=NOW, last_event=ago(3))},
     "2.2": {
@@ -73,16 +79,7 @@ FRAMES: dict[str, Frames] = {
     },
     "2.5": database_frames(),
     "2.6": {"redis": row(version="7.2")},
-    "2.7": {
-        "clocks": pd.DataFrame(
-            {
-                "clock": ["postgres", "nats"],
-                "against": ["here", "postgres"],
-                "ahead_s": [0.01, 0.02],
-                "error_s": [0.02] * 2,
-            }
-        )
-    },
+    "2.7": {"clocks": clocks(0.01, 0.02)},
 }
 
 
@@ -147,30 +144,25 @@ def test_a_role_that_may_write_is_a_note_and_one_that_may_not_read_a_warning() -
     writer = scope.judge_database(database_frames(may_write=True, superuser=True), make_given())
     expect(writer, Status.OK, notes={"scope.grants"})
     blind = scope.judge_database(database_frames(may_read=False, monitor=False), make_given())
-    assert blind.status is Status.WARNING
-    assert {"scope.unreadable", "scope.no_pg_monitor"} <= {n.key for n in blind.notes}
-    words(blind)
+    expect(blind, Status.WARNING, notes={"scope.unreadable", "scope.no_pg_monitor"})
 
 
 def test_no_connection_left_is_the_answer() -> None:
-    full = scope.judge_database_error(
-        SourceError("postgres", Reason.UNREACHABLE, "full", "too_many_clients"), make_given()
-    )
-    assert full.status is Status.CRITICAL
-    denied = scope.judge_database_error(SourceError("postgres", Reason.DENIED, "no", "wrong_password"), make_given())
-    assert (denied.status, denied.reason) == (Status.UNKNOWN, Reason.DENIED)
+    full = SourceError("postgres", Reason.UNREACHABLE, "full", "too_many_clients")
+    expect(scope.judge_database_error(full, make_given()), Status.CRITICAL)
+    denied = SourceError("postgres", Reason.DENIED, "no", "wrong_password")
+    expect(scope.judge_database_error(denied, make_given()), Status.UNKNOWN, reason=Reason.DENIED)
 
 
 @pytest.mark.parametrize(("ahead", "status"), [(0.9, Status.OK), (2.0, Status.WARNING), (-16.0, Status.CRITICAL)])
 def test_clocks_apart(ahead: float, status: Status) -> None:
-    frames = {"clocks": FRAMES["2.7"]["clocks"].assign(ahead_s=[0.0, ahead])}
-    found = scope.judge_clocks(frames, make_given())
+    found = scope.judge_clocks({"clocks": clocks(0.0, ahead)}, make_given())
     assert found.status is status
     assert (weight(found, "FM-CLK-01") > 0) is (abs(ahead) >= 3)
 
 
 def test_an_error_larger_than_the_offset_proves_nothing() -> None:
-    frames = {"clocks": FRAMES["2.7"]["clocks"].assign(ahead_s=[0.0, 8.0], error_s=[0.1, 8.0])}
+    frames = {"clocks": clocks(0.0, 8.0, error_s=8.0)}
     assert scope.judge_clocks(frames, make_given()).status is Status.OK
 
 
@@ -187,7 +179,7 @@ def test_an_idle_system_is_ok(servers: Servers, db: psycopg.Connection, broker: 
 
 
 def test_what_is_late_and_unbound(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    events(db, 3, 20, outbox="PENDING", processed=False, status=None)
+    events(db, 3, 20, outbox="PENDING", **UNPROCESSED)
     events(db, 60, 40, status="PENDING")
     found = run(servers, *STEPS)
     assert statuses(found)["2.2"] is Status.CRITICAL
@@ -202,19 +194,15 @@ def test_the_applications_own_role_gets_the_grants(servers: Servers, db: psycopg
 
 
 def test_a_schema_that_lost_a_column_and_an_index(servers: Servers, db: psycopg.Connection) -> None:
-    db.execute("ALTER TABLE notification.notifications RENAME COLUMN lease_until TO lease_end")
-    try:
+    column = "ALTER TABLE notification.notifications RENAME COLUMN {} TO {}"
+    with undone(db, column.format("lease_until", "lease_end"), column.format("lease_end", "lease_until")):
         found = run(servers, "2.1", "2.4")
-    finally:
-        db.execute("ALTER TABLE notification.notifications RENAME COLUMN lease_end TO lease_until")
     assert found["2.1"].status is Status.OK
     assert found["2.4"].status is not Status.OK
     assert weight(found["2.4"], "FM-DB-03") > 0.5
-    db.execute("ALTER INDEX entitlement.outbox_pick_idx RENAME TO outbox_other_idx")
-    try:
+    index = "ALTER INDEX entitlement.outbox_{}_idx RENAME TO outbox_{}_idx"
+    with undone(db, index.format("pick", "other"), index.format("other", "pick")):
         found = run(servers, "2.1")
-    finally:
-        db.execute("ALTER INDEX entitlement.outbox_other_idx RENAME TO outbox_pick_idx")
     assert found["2.1"].status is Status.WARNING
 
 
@@ -240,8 +228,7 @@ def test_a_broker_that_refuses_or_is_not_there(servers: Servers, db: psycopg.Con
 
 
 def test_redis_that_is_declared_and_silent(servers: Servers, db: psycopg.Connection) -> None:
-    found = run(servers, "2.6", redis_url="redis://127.0.0.1:9/0")["2.6"]
-    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
+    expect(run(servers, "2.6", redis_url="redis://127.0.0.1:9/0")["2.6"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
 
 
 def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
