@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,12 +18,14 @@ from typing import Any
 
 import psycopg
 import pytest
+from brokers import Authority
 from psycopg.rows import dict_row
 from steps import events, expect, run, statuses, weight, words
 from waiting import until
 
 from runbook_lib import catalog, messages, rows
 from runbook_lib.gameday.sandbox import servers as embedded_servers
+from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import Servers, _unprivileged
 from runbook_lib.gameday.sandbox.state import DATABASE, free_ports
 from runbook_lib.mandatory import SECTION as POSTMORTEM
@@ -32,7 +33,7 @@ from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.checks import database
-from runbook_lib.queries import Query, query
+from runbook_lib.queries import query
 from runbook_lib.settings import Budget, Settings
 from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.postgres import Postgres
@@ -53,20 +54,6 @@ def reader(url: str, *, command: list[str] | None = None, replica: Postgres | No
 
 def notes(finding: Finding) -> str:
     return "\n".join(messages.text(note, "en") for note in finding.notes)
-
-
-@pytest.fixture
-def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Make a question out of SQL and get its name."""
-    made: dict[str, Query] = {}
-    monkeypatch.setattr(postgres, "query", lambda name: made.get(name) or query(name))
-
-    def make(sql: str, cost: str = "index", answers: str = "present") -> str:
-        name = f"test/{len(made)}"
-        made[name] = Query(name, sql, "a test's question", "none", cost, answers, {})
-        return name
-
-    return make
 
 
 # PgBouncer --------------------------------------------------------------------------------------------------
@@ -93,11 +80,8 @@ def pgbouncer(
     servers: Servers,
     directory: Path,
     *,
-    mode: str = "transaction",
-    size: int = 5,
-    may_ask: str = "runbook",
     server: int | None = None,
-    ignored: str = "extra_float_digits",
+    **changes: Any,
 ) -> Iterator[Callable[[str], str]]:
     """A PgBouncer before the server; what it yields turns a URL of the server into one through it."""
     if shutil.which("pgbouncer") is None:
@@ -105,19 +89,11 @@ def pgbouncer(
             pytest.fail("RUNBOOK_REQUIRE_PGBOUNCER=1 and pgbouncer is not installed", pytrace=False)
         pytest.skip("pgbouncer is not installed")
     port = free_ports(1)[0]
+    options = {"mode": "transaction", "size": 5, "may_ask": "runbook", "ignored": "extra_float_digits"} | changes
     own, passwords = servers.addresses.postgres_port, servers.addresses.passwords
     (directory / "users").write_text("".join(f'"{r}" "{passwords[r]}"\n' for r in ("postgres", DATABASE, "runbook")))
     (directory / "pgbouncer.ini").write_text(
-        PGBOUNCER.format(
-            database=DATABASE,
-            server=server or own,
-            port=port,
-            directory=directory,
-            mode=mode,
-            size=size,
-            may_ask=may_ask,
-            ignored=ignored,
-        )
+        PGBOUNCER.format(database=DATABASE, server=server or own, port=port, directory=directory, **options)
     )
     command = [*_unprivileged(), shutil.which("pgbouncer") or "", "-q", str(directory / "pgbouncer.ini")]
     with (directory / "pgbouncer.log").open("wb") as log:
@@ -129,10 +105,7 @@ def pgbouncer(
 
         def answers() -> bool:
             assert process.poll() is None, (directory / "pgbouncer.log").read_text()
-            with suppress(OSError):
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return True
-            return False
+            return is_listening(port)
 
         until(answers)
         yield through
@@ -189,10 +162,8 @@ def test_every_transaction_has_its_limits_whoever_had_the_session_before(
                 other.execute("SET SESSION statement_timeout = 0; SET SESSION default_transaction_read_only = off")
                 with source.snapshot() as snapshot:
                     assert snapshot.place.pooled
-                    seen = [
-                        snapshot.ask(asked).iloc[0].to_dict() for _ in range(7)
-                    ]  # more than a driver prepares after
-                    assert seen == [limits] * 7
+                    # More often than a driver prepares after.
+                    assert [snapshot.ask(asked).iloc[0].to_dict() for _ in range(7)] == [limits] * 7
                     with pytest.raises(SourceError) as refused:
                         snapshot.ask(wrote)
                     assert refused.value.code == "25006"
@@ -260,12 +231,10 @@ def test_a_console_that_is_closed_to_the_runbook_is_said_and_costs_nothing_else(
 
 
 def test_the_server_behind_a_pooler_is_down(embedded: Servers, tmp_path: Path) -> None:
-    with (
-        pgbouncer(embedded, tmp_path, server=9) as through,
-        pytest.raises(SourceError) as refused,
-        reader(through(embedded.database_url)).snapshot(),
-    ):
-        pass
+    with pgbouncer(embedded, tmp_path, server=9) as through:
+        source = reader(through(embedded.database_url))
+        with pytest.raises(SourceError) as refused, source.snapshot():
+            pass
     assert refused.value.reason is not Reason.DENIED
 
 
@@ -293,26 +262,6 @@ hostssl all certain 127.0.0.1/32 cert
 """
 
 
-def certificate(folder: Path, name: str, subject: str, *, signed_by: str = "") -> None:
-    """A key and a certificate in PEM: its own authority, or signed by one that is there."""
-    new = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    signed = ["-CA", f"{signed_by}.pem", "-CAkey", f"{signed_by}.key", "-addext", "subjectAltName=IP:127.0.0.1"]
-    out = ["-subj", f"/CN={subject}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
-    subprocess.run([*new, *(signed if signed_by else []), *out], cwd=folder, check=True, capture_output=True)
-    (folder / f"{name}.key").chmod(0o600)
-
-
 def of_the_system() -> Path:
     """The programs of the newest PostgreSQL that is installed beside the wheel's, or those of RUNBOOK_TEST_POSTGRES."""
     if named := os.environ.get("RUNBOOK_TEST_POSTGRES"):
@@ -328,18 +277,15 @@ def of_the_system() -> Path:
 
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """A PostgreSQL of the system that takes TLS alone, and the folder of its authority: `ca`, `client`, `other`."""
+    """A PostgreSQL of the system that takes TLS alone, and the folder of its authority: `ca`, `certain`, `other`."""
     binaries = of_the_system()
     folder, data, port = tmp_path_factory.mktemp("tls"), tmp_path_factory.mktemp("data"), free_ports(1)[0]
     if os.geteuid() == 0:
         shutil.chown(data, "nobody")
-    for name, subject, by in (
-        ("ca", "a private authority", ""),
-        ("other", "somebody", ""),
-        ("server", "127.0.0.1", "ca"),
-        ("client", "certain", "ca"),
-    ):
-        certificate(folder, name, subject, signed_by=by)
+    authority = Authority(folder, "ca")
+    assert Authority(folder, "other").file.is_file()
+    certificate, key = authority.sign("server")
+    authority.sign("certain")
     initdb = [*_unprivileged(), str(binaries / "initdb"), "-D", str(data), "-U", "postgres", "--no-locale", "--no-sync"]
     subprocess.run([*initdb, "--auth=trust", "--encoding=UTF8"], check=True, capture_output=True)
     (data / "pg_hba.conf").write_text(HBA)
@@ -350,29 +296,23 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
         "fsync": "off",
         "dynamic_shared_memory_type": "mmap",
         "ssl": "on",
-        "ssl_ca_file": folder / "ca.pem",
-        "ssl_cert_file": folder / "server.pem",
-        "ssl_key_file": folder / "server.key",
+        "ssl_ca_file": authority.file,
+        "ssl_cert_file": certificate,
+        "ssl_key_file": key,
     }
     if keeps_statements := (binaries.parent / "lib" / "pg_stat_statements.so").exists():
         settings["shared_preload_libraries"] = "pg_stat_statements"
-    command = [
-        *_unprivileged(),
-        str(binaries / "postgres"),
-        "-D",
-        str(data),
-        *(f"-c{k}={v}" for k, v in settings.items()),
-    ]
+    options = [f"-c{k}={v}" for k, v in settings.items()]
+    command = [*_unprivileged(), str(binaries / "postgres"), "-D", str(data), *options]
     with (folder / "postgres.log").open("wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
 
         def made() -> bool:
             assert process.poll() is None, (folder / "postgres.log").read_text()
+            url = f"postgresql://postgres@/postgres?host={data}&port={port}"
             with suppress(psycopg.OperationalError):
-                with psycopg.connect(
-                    f"postgresql://postgres@/postgres?host={data}&port={port}", autocommit=True
-                ) as admin:
+                with psycopg.connect(url, autocommit=True) as admin:
                     admin.execute(f"CREATE ROLE runbook LOGIN PASSWORD '{SECRET}'")
                     admin.execute("CREATE ROLE certain LOGIN")
                     if keeps_statements:
@@ -396,7 +336,7 @@ def declared(url: str, **others: Any) -> str:
 WAYS = {
     "private authority": "runbook:{secret}@127.0.0.1:{port}/postgres?sslmode=verify-full&sslrootcert={tls}/ca.pem",
     "client certificate": "certain@127.0.0.1:{port}/postgres?sslmode=verify-full&sslrootcert={tls}/ca.pem"
-    "&sslcert={tls}/client.pem&sslkey={tls}/client.key",
+    "&sslcert={tls}/certain.pem&sslkey={tls}/certain.key",
     "password file": "runbook@127.0.0.1:{port}/postgres?sslmode=require&passfile={tmp}/passfile",
     "password in the query": "runbook@127.0.0.1:{port}/postgres?sslmode=require&password={secret}",
     "service": "/?service=of-the-test",
@@ -441,24 +381,13 @@ def test_ways_in_that_libpq_knows(
         assert not snapshot.place.pooled and not snapshot.place.replica
 
 
-IN = "127.0.0.1:{port}/postgres"
+IN, US = "127.0.0.1:{port}/postgres", "runbook:{secret}@"
+OTHER = "?sslmode=verify-full&sslrootcert={tls}/other.pem"
 REFUSED = {
-    "another authority": (
-        "runbook:{secret}@" + IN + "?sslmode=verify-full&sslrootcert={tls}/other.pem",
-        Reason.UNREACHABLE,
-        "certificate verify failed",
-    ),
-    "no client certificate": (
-        "certain@" + IN + "?sslmode=require",
-        Reason.DENIED,
-        "requires a valid client certificate",
-    ),
-    "without TLS": ("runbook:{secret}@" + IN + "?sslmode=disable", Reason.DENIED, "no pg_hba.conf entry"),
-    "no standby": (
-        "runbook:{secret}@127.0.0.1:9," + IN + "?target_session_attrs=standby",
-        Reason.UNREACHABLE,
-        "standby",
-    ),
+    "another authority": (US + IN + OTHER, Reason.UNREACHABLE, "certificate verify failed"),
+    "no client certificate": (f"certain@{IN}?sslmode=require", Reason.DENIED, "requires a valid client certificate"),
+    "without TLS": (US + IN + "?sslmode=disable", Reason.DENIED, "no pg_hba.conf entry"),
+    "no standby": (US + f"127.0.0.1:9,{IN}?target_session_attrs=standby", Reason.UNREACHABLE, "standby"),
     "no such service": ("/?service=nowhere", Reason.UNREACHABLE, "nowhere"),
 }
 
@@ -467,10 +396,8 @@ REFUSED = {
 def test_ways_in_that_are_shut_say_why_in_a_line(tls: tuple[Path, int], case: str) -> None:
     folder, port = tls
     url, reason, why = REFUSED[case]
-    with (
-        pytest.raises(SourceError) as refused,
-        reader(declared("postgresql://" + url.format(secret=SECRET, port=port, tls=folder))).snapshot(),
-    ):
+    source = reader(declared("postgresql://" + url.format(secret=SECRET, port=port, tls=folder)))
+    with pytest.raises(SourceError) as refused, source.snapshot():
         pass
     assert refused.value.reason is reason, refused.value
     assert why in refused.value.detail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import html
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ from typing import Any
 import fsspec
 import pytest
 import requests
+from brokers import Authority
+from command import start
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
@@ -457,21 +460,13 @@ def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch
         auth.load()
 
 
-def certificate(folder: Path) -> Tls:
-    tls = Tls(folder / "cert.pem", folder / "key.pem")
-    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    files = ["-keyout", str(tls.key), "-out", str(tls.certificate)]
-    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run([*new, "-days", "2", *names, *files], check=True, capture_output=True)
-    return tls
-
-
 def test_tls(tmp_path: Path) -> None:
-    tls = certificate(tmp_path)
+    authority = Authority(tmp_path, "ca")
+    tls = Tls(*authority.sign("server"))
     tls.check()
     with running(tmp_path, Auth(token=TOKEN), tls=tls) as here:
         assert here.url.startswith("https://")
-        options: dict[str, Any] = {"headers": JSON | bearer(), "timeout": 10, "verify": str(tls.certificate)}
+        options: dict[str, Any] = {"headers": JSON | bearer(), "timeout": 10, "verify": str(authority.file)}
         assert requests.post(f"{here.url}alertmanager", webhook(), **options).status_code == 202
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(f"{here.url}healthz", timeout=5)
@@ -596,27 +591,36 @@ def test_the_page_says_how_to_send_a_first_alert(here: Running, tmp_path: Path) 
     page = here.get()
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "No alert has arrived yet" in page.text and "<script" not in page.text
-    command = re.search(r"<pre>(.*?)</pre>", page.text, re.DOTALL)
-    assert command
-    text = command[1].replace("&gt;", ">").replace("&lt;", "<").replace("&#34;", '"').replace("&#39;", "'")
-    if not shutil.which("curl"):
-        pytest.skip("no curl here")
-    done = subprocess.run(["bash", "-ec", text], cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True)
-    assert json.loads(done.stdout)["jobs"] == [1]
+    assert in_a_shell(typed(page.text), tmp_path) == [1]
     assert here.get().text.count("<article") == 1
 
 
 def test_the_page_of_a_signed_receiver_says_how_too(tmp_path: Path) -> None:
-    if not shutil.which("curl"):
-        pytest.skip("no curl here")
     with running(tmp_path, Auth(key=KEY)) as here:
         page = here.get(headers=basic(KEY)).text
         assert KEY not in page
-        (text,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
-        text = text.replace("&gt;", ">").replace("&lt;", "<")
-        env = os.environ | {"RUNBOOK_RECEIVER_HMAC": KEY}
-        run = subprocess.run(["bash", "-ec", text], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
-        assert json.loads(run.stdout)["jobs"] == [1], run.stderr
+        assert in_a_shell(typed(page), tmp_path, RUNBOOK_RECEIVER_HMAC=KEY) == [1]
+
+
+def cards_of(page: str) -> dict[str, str]:
+    """The card of each incident."""
+    return dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', page, re.DOTALL))
+
+
+def typed(page: str) -> str:
+    """The command on the page, as it is pasted into a shell."""
+    (text,) = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    return html.unescape(text)
+
+
+def in_a_shell(text: str, folder: Path, **env: str) -> list[int]:
+    """The jobs of the answer to a command."""
+    if not shutil.which("curl"):
+        pytest.skip("no curl here")
+    own = os.environ | env
+    done = subprocess.run(["bash", "-ec", text], cwd=folder, env=own, capture_output=True, text=True, timeout=60)
+    jobs: list[int] = json.loads(done.stdout)["jobs"]
+    return jobs
 
 
 def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
@@ -629,7 +633,7 @@ def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
     here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
     here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
     text = here.get().text
-    cards = dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', text, re.DOTALL))
+    cards = cards_of(text)
     assert list(cards)[-1] == located and len(cards) == 3
     assert "CRITICAL" in cards[located] and "rb-strip" in cards[located] and "STUCK HERE" in cards[located]
     assert f'href="incidents/{located}/index.html"' in cards[located]
@@ -649,11 +653,8 @@ def test_the_page_shows_what_a_running_investigation_has_found(here: Running, mo
     told, goes_on = threading.Event(), threading.Event()
 
     def carry_out(order: Order, hear: Callable[[RunProgress], None]) -> dict[str, Any]:
-        hear(
-            RunProgress(
-                "✔ 3.1  OK: <no objective> is missed", "OK", ("Provisional: 3 of 7 steps.", "outbox relay 245"), ""
-            )
-        )
+        strip = ("Provisional: 3 of 7 steps.", "outbox relay 245")
+        hear(RunProgress("✔ 3.1  OK: <no objective> is missed", "OK", strip, ""))
         hear(RunProgress("", "", (), "Waiting for 3.2"))
         told.set()
         goes_on.wait(20)
@@ -666,9 +667,8 @@ def test_the_page_shows_what_a_running_investigation_has_found(here: Running, mo
     assert told.wait(20)
     text = here.get().text
     assert 'content="10"' in text and "Waiting for 3.2" in text
-    assert "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>" in text, (
-        "the strip stays until there is a newer one"
-    )
+    kept = "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>"
+    assert kept in text, "the strip stays until there is a newer one"
     goes_on.set()
     until(lambda: not here.dispatcher.progress, "the end")
     assert "Provisional" not in here.get().text
@@ -681,7 +681,7 @@ def test_the_page_shows_the_line_of_an_incident_whose_runs_were_trimmed(here: Ru
     old = here.journal.incidents()[-1].id
     here.journal.trim(2)
     text = here.get().text
-    cards = dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', text, re.DOTALL))
+    cards = cards_of(text)
     assert "The journal no longer has its runs" in cards[old] and "closed 2" in cards[old]
     assert "waiting" not in cards[old] and "repeats" not in cards[old] and "concluded" not in cards[old]
     assert [word for word in cards if "The journal no longer has its runs" in cards[word]] == [old]
@@ -768,65 +768,58 @@ def test_nothing_else_is_served(dossier: Running, path: str) -> None:
 # The command.
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "runbook_lib", "serve", *arguments]
-
-
 @pytest.fixture
-def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """`runbook serve` that does not come to serve: its exit code and its last line."""
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """`runbook serve` that does not come to serve: its last line, which has these words; it ends with 64 or `code`."""
 
-    def call(*arguments: str) -> tuple[int, str]:
+    def call(words: str, *arguments: str, code: int = 64) -> str:
         with pytest.raises(SystemExit) as end:
             cli.main(["serve", "--port", "0", *arguments])
         lines = capsys.readouterr().err.splitlines()
         assert not [line for line in lines if "Traceback" in line]
-        return int(end.value.code or 0), lines[-1]
+        assert (end.value.code, words in lines[-1]) == (code, True), lines[-1]
+        return lines[-1]
 
     return call
 
 
 def test_what_is_wrong_at_the_start_is_one_line(
-    said: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, line = said()
-    assert (code, "alerts that match no route: target 'default' has no address" in line) == (64, True), line
+    said("alerts that match no route: target 'default' has no address")
     monkeypatch.setenv("RUNBOOK_NATS_URL", "nats://127.0.0.1:1")
 
-    (tmp_path / "empty").touch()
-    monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN_FILE", str(tmp_path / "none"))
-    code, line = said()
-    assert (code, "RUNBOOK_RECEIVER_TOKEN_FILE" in line, "No such file" in line) == (64, True, True), line
-    monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN_FILE", str(tmp_path / "empty"))
-    assert said()[0] == 64 and "is empty" in said()[1]
-    monkeypatch.delenv("RUNBOOK_RECEIVER_TOKEN_FILE")
+    empty, none, token = str(tmp_path / "empty"), str(tmp_path / "none"), "RUNBOOK_RECEIVER_TOKEN_FILE"
+    Path(empty).touch()
+    monkeypatch.setenv(token, none)
+    assert "No such file" in said(token)
+    monkeypatch.setenv(token, empty)
+    said("is empty")
+    monkeypatch.delenv(token)
 
-    code, line = said("--tls-cert", str(tmp_path / "none"), "--tls-key", str(tmp_path / "none"))
-    assert (code, "--tls-cert" in line) == (64, True), line
-    code, line = said("--tls-cert", str(tmp_path / "empty"), "--tls-key", str(tmp_path / "empty"))
-    assert (code, "cannot be used together" in line) == (64, True), line
-    assert said("--tls-cert", "x")[0] == 64
-    assert said("--executor", "dask")[0] == 64 and said("--scheduler", "tcp://127.0.0.1:1")[0] == 64
-    assert said("--journal", str(tmp_path / "empty" / "x.db"))[0] == 64
+    said("--tls-cert", "--tls-cert", none, "--tls-key", none)
+    said("cannot be used together", "--tls-cert", empty, "--tls-key", empty)
+    for asked in (
+        ("--tls-cert", "x"),
+        ("--executor", "dask"),
+        ("--scheduler", "tcp://127.0.0.1:1"),
+        ("--journal", f"{empty}/x.db"),
+    ):
+        said("", *asked)
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        code, line = said("--port", str(taken.getsockname()[1]))
-    assert (code, "Address already in use" in line) == (69, True), line
+        said("Address already in use", "--port", str(taken.getsockname()[1]), code=69)
+    with closing(Journal(tmp_path / "held.db")):
+        said("another receiver", "--journal", str(tmp_path / "held.db"))
 
-    held = Journal(tmp_path / "held.db")
-    code, line = said("--journal", str(tmp_path / "held.db"))
-    held.close()
-    assert (code, "another receiver" in line) == (64, True), line
-
-    (tmp_path / "runbook.toml").write_text('[[routes]]\nalertname = "A"\nsections = ["9.9"]\n')
-    code, line = said()
-    assert (code, "routes, number 1 (A)" in line) == (64, True), line
-    (tmp_path / "runbook.toml").write_text("[receiver]\nworkers = 0\n")
-    assert said()[0] == 64
+    toml = tmp_path / "runbook.toml"
+    toml.write_text('[[routes]]\nalertname = "A"\nsections = ["9.9"]\n')
+    said("routes, number 1 (A)")
+    toml.write_text("[receiver]\nworkers = 0\n")
+    said("")
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    code, line = said()
-    assert (code, line) == (64, "runbook: serve needs the package uvicorn: pip install 'runbook-notebooks[serve]'")
+    assert said("") == "runbook: serve needs the package uvicorn: pip install 'runbook-notebooks[serve]'"
 
 
 @pytest.mark.slow
@@ -841,9 +834,7 @@ def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
         "NATS": "nats://127.0.0.1:1",
     }  # fmt: skip
     log = (tmp_path / "log").open("w+")
-    serving = subprocess.Popen(
-        command("--port", "0", "--output", "kept"), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=log, text=True
-    )
+    serving = start("serve", "--port", "0", "--output", "kept", cwd=tmp_path, env=env, stderr=log)
     try:
         assert serving.stdout
         line = serving.stdout.readline()
@@ -891,10 +882,7 @@ def test_an_end_in_the_middle_is_no_loss(tmp_path: Path) -> None:
         f'[targets.production]\ndatabase_url = "postgresql://u@127.0.0.1:{port}/x"\n[budget]\nconnect_timeout_s = 60\n'
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {"PYTHONPATH": str(ROOT)}
-    serving = subprocess.Popen(
-        command("--port", "0", "--host", "0.0.0.0"), cwd=tmp_path, env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    serving = start("serve", "--port", "0", "--host", "0.0.0.0", cwd=tmp_path, env=env)
     try:
         assert serving.stdout
         line = serving.stdout.readline()

@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import ServerError
-from steps import publish
+from steps import UNPROCESSED, events, publish
 from waiting import until
 
 from runbook_lib.gameday.sandbox import broker as applications
@@ -27,7 +27,6 @@ from runbook_lib.gameday.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, Window
-from runbook_lib.queries import Query
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.jetstream import JetStream
@@ -65,34 +64,13 @@ def refused(
     assert not A_PASSWORD.search("".join(traceback.format_exception(error)))
 
 
-@pytest.fixture
-def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Make a question out of SQL and get its name."""
-
-    def make(sql: str, cost: str = "index", answers: str = "present") -> str:
-        monkeypatch.setattr(
-            postgres, "query", lambda name: Query(name, sql, "a test's question", "none", cost, answers, {})
-        )
-        return "test"
-
-    return make
-
-
-def add_outbox_events(db: psycopg.Connection, count: int) -> None:
-    db.execute(
-        "INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status) "
-        "SELECT gen_random_uuid(), 'GRANTED', 'u:s', '{}', 'PENDING' FROM generate_series(1, %s)",
-        [count],
-    )
-
-
 # PostgreSQL -------------------------------------------------------------------------------------------------
 
 
 def test_a_snapshot_is_of_one_moment(servers: Servers, db: psycopg.Connection) -> None:
     with reader(servers.database_url).snapshot() as snapshot:
         before = snapshot.ask("outbox/backlog")
-        add_outbox_events(db, 3)
+        events(db, 3, 10, outbox="PENDING", **UNPROCESSED)
         after = snapshot.ask("outbox/backlog")
     assert after.equals(before)
     with reader(servers.database_url).snapshot() as snapshot:
@@ -141,15 +119,11 @@ def test_a_lock_that_only_queues(servers: Servers, db: psycopg.Connection) -> No
     """A migration that waits behind a long reader stops every new reader as well."""
     with psycopg.connect(servers.admin_url) as long_reader, psycopg.connect(servers.admin_url) as migration:
         long_reader.execute("SELECT count(*) FROM entitlement.outbox_events")
-
-        def migrate() -> None:
-            migration.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
-
-        thread = threading.Thread(target=migrate)
+        lock = "LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"
+        thread = threading.Thread(target=migration.execute, args=[lock])
         thread.start()
         try:
-            while not db.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
-                time.sleep(0.01)
+            until(lambda: db.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
             with (
                 reader(servers.database_url).snapshot() as snapshot,
                 refused("postgres", Reason.TIMEOUT, "lock_not_available"),
@@ -261,7 +235,7 @@ def test_too_many_clients(servers: Servers) -> None:
 
 
 def test_wrong_password(servers: Servers) -> None:
-    url, ledger = servers.database_url.replace(password_of(servers), WRONG), a_read_cost()
+    url, ledger = servers.database_url.replace(servers.addresses.passwords["runbook"], WRONG), a_read_cost()
     with (
         refused("postgres", Reason.DENIED, "wrong_password"),
         reader(url, ledger).snapshot(),
@@ -354,9 +328,10 @@ def test_a_kept_connection_to_a_server_that_hangs_tells_nothing(embedded: Server
 def test_a_server_that_hangs_under_a_snapshot(embedded: Servers, ask_for: Callable[..., str], method: str) -> None:
     """A stopped backend does not enforce its own timeout; the client has to cut the line."""
     with reader(embedded.database_url, statement_timeout_ms=300).snapshot() as snapshot:
-        pid = snapshot.ask(ask_for("SELECT pg_backend_pid() AS pid"))["pid"][0]
+        name = ask_for("SELECT pg_backend_pid() AS pid")
+        pid = snapshot.ask(name)["pid"][0]
         with stopped(int(pid)), refused("postgres", Reason.TIMEOUT, "hung", within=4):
-            getattr(snapshot, method)("test")
+            getattr(snapshot, method)(name)
 
 
 # JetStream --------------------------------------------------------------------------------------------------
@@ -490,10 +465,6 @@ def test_connections_and_why_they_closed(servers: Servers) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------
-
-
-def password_of(servers: Servers) -> str:
-    return servers.addresses.passwords["runbook"]
 
 
 @contextmanager
