@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from steps import events
+from steps import events, open_target
 
-from runbook_lib import catalog, session
-from runbook_lib.context import open_context
+from runbook_lib import session
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.parameters import validate
 from runbook_lib.session import Session
-from runbook_lib.settings import Budget, Settings
+from runbook_lib.settings import Budget
 from runbook_lib.usage import UsageError
 
 WHO = "alice@example.org"
@@ -29,9 +27,8 @@ def rb(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 
 
 def opened(servers: Servers, **budget: int) -> Session:
-    config = Settings(targets={"here": {"database_url": servers.env["RUNBOOK_DATABASE_URL"]}}, budget=Budget(**budget))
-    section = catalog.load().sections["4.1"]
-    return Session(open_context(section, validate({"target": "here", "incident_id": "A"}), config, catalog.load()))
+    target = {"database_url": servers.env["RUNBOOK_DATABASE_URL"]}
+    return Session(open_target("4.1", target, budget=Budget(**budget), incident_id="A"))
 
 
 EVERYBODY = "(SELECT string_agg(user_id, ',') FROM notification.notifications)"

@@ -15,17 +15,14 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from nats.js import JetStreamContext
-from steps import publish
+from steps import open_target, publish
 
-from runbook_lib import catalog, messages
-from runbook_lib.context import open_context
+from runbook_lib import messages
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import say
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.parameters import validate
 from runbook_lib.session import Session
-from runbook_lib.settings import Settings
 from runbook_lib.usage import UsageError
 from runbook_lib.view import charts, record
 
@@ -44,9 +41,8 @@ HEADERS = {
 
 
 def opened(url: str, **parameters: Any) -> Session:
-    config = Settings(targets={"here": {"nats_url": url} if url else {"database_url": "postgresql://127.0.0.1:9/x"}})
-    given = validate({"target": "here", "incident_id": "A", **parameters})
-    return Session(open_context(catalog.load().sections["4.1"], given, config, catalog.load()))
+    target = {"nats_url": url} if url else {"database_url": "postgresql://127.0.0.1:9/x"}
+    return Session(open_target("4.1", target, incident_id="A", **parameters))
 
 
 @pytest.fixture

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,12 +13,12 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook
+from command import runbook, start
 from hypothesis import given
 from hypothesis import strategies as st
 from sample import ROOT
 from schemas import valid
-from steps import events, traffic
+from steps import UNPROCESSED, events, traffic
 
 from runbook_lib.analysis import snapshots
 from runbook_lib.analysis.snapshots import RunSnapshot, difference
@@ -122,10 +120,8 @@ def test_a_look_does_not_differ_from_itself_nor_from_what_is_usual(
 
 
 @pytest.fixture
-def target(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def target(servers: Servers, db: psycopg.Connection, broker: str, default_target: None) -> dict[str, str]:
     """A system on which a little flows, by its environment."""
-    for name, value in servers.env.items():
-        monkeypatch.setenv(name, value)
     traffic(db)
     return {**os.environ, **servers.env}
 
@@ -143,7 +139,7 @@ def test_now_against_then_and_against_what_is_usual(
             healthy.compare(name)
     for _ in range(5):
         compare.keep(healthy, str(tmp_path))
-    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
     now = compare.run_section("4.1")
     found = now.compare("healthy")
     assert "this hour of the week (5 healthy samples)" in found.lines()[0]
@@ -170,7 +166,7 @@ def test_what_is_too_old_is_no_longer_usual(target: dict[str, str], tmp_path: Pa
 
 @pytest.mark.slow
 def test_only_what_is_healthy_is_kept(target: dict[str, str], db: psycopg.Connection, tmp_path: Path) -> None:
-    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
     done = runbook("baseline", "4.1", "--output", str(tmp_path), env=target)
     assert (done.returncode, done.stderr) == (Status.CRITICAL.value, "")
     assert "is CRITICAL: not added to the baseline" in done.stdout
@@ -179,10 +175,9 @@ def test_only_what_is_healthy_is_kept(target: dict[str, str], db: psycopg.Connec
 
 @pytest.mark.slow
 def test_watch_shows_look_after_look_until_it_is_interrupted(target: dict[str, str], db: psycopg.Connection) -> None:
-    events(db, 400, 100, outbox="PENDING", processed=False, status=None)
+    events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
     time.sleep(6)  # what the fixture has published is as new as this test, and whoever published within 5 s is at work
-    command = [sys.executable, "-m", "runbook_lib", "watch", "--every", "2"]
-    process = subprocess.Popen(command, env=target, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start("watch", "--every", "2", env=target)
     assert process.stdout is not None
     shown = ""
     while "compared with" not in shown:  # the second sample says what it is compared with

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
-import nats
 import pandas as pd
 import psycopg
 import pytest
+import sandboxes
 from command import runbook
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemas import valid
-from steps import events
+from steps import UNPROCESSED, events, publish_ids
 from tagged import Tagged
 
 from runbook_lib import messages, rows
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Status
 from runbook_lib.packs.entitlement import account, event_lookup, stream
@@ -94,22 +92,8 @@ def test_what_the_broker_was_not_asked_is_not_lost() -> None:
 
 
 @pytest.fixture
-def rb(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch) -> Session:
-    for name, value in servers.env.items():
-        monkeypatch.setenv(name, value)
+def rb(servers: Servers, db: psycopg.Connection, broker: str, default_target: None) -> Session:
     return quiet_session("3")
-
-
-def publish(url: str, ids: Sequence[str]) -> None:
-    """As the relay would, but for the body."""
-
-    async def send() -> None:
-        client = await nats.connect(url)
-        for id_ in ids:
-            await client.jetstream().publish(applications.SUBJECT, b"", headers={"Nats-Msg-Id": id_})
-        await client.close()
-
-    asyncio.run(send())
 
 
 def ids(db: psycopg.Connection, table: str = "entitlement.outbox_events", column: str = "event_id") -> list[str]:
@@ -166,12 +150,12 @@ def test_each_place_and_what_comes_next(rb: Session, db: psycopg.Connection) -> 
 def test_published_and_not_processed_is_told_by_the_broker_alone(
     rb: Session, db: psycopg.Connection, broker: str, servers: Servers
 ) -> None:
-    events(db, 3, 1, processed=False, status=None)
+    events(db, 3, 1, **UNPROCESSED)
     three = ids(db)
     # An empty stream may be another system's: nothing is said to be lost.
     assert {one(rb.event(e)) for e in three} == {"published"}
     assert (rb.account().status, rb.account().balance.unaccounted) == (Status.UNKNOWN, [])
-    publish(broker, three[:2])
+    publish_ids(broker, three[:2])
     assert [one(rb.event(e)) for e in three] == ["stream", "stream", "lost"]
     said: Account = rb.account()
     assert (said.status, said.balance.unaccounted) == (Status.CRITICAL, three[2:])
@@ -179,7 +163,7 @@ def test_published_and_not_processed_is_told_by_the_broker_alone(
 
 
 def test_a_moment_is_found_in_a_stream_with_gaps(rb: Session, broker: str) -> None:
-    publish(broker, [str(n) for n in range(60)])
+    publish_ids(broker, [str(n) for n in range(60)])
     deleted = {1, 2, *range(20, 45), 60}
     for seq in deleted:
         applications.visit(broker, lambda js, seq=seq: js.delete_msg(applications.STREAM, seq))  # type: ignore[misc]
@@ -271,11 +255,10 @@ COARSE = {"stream": "broker", "subscriber": "broker"} | {
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tagged]:
     forks.context()
-    sandbox = Sandbox(tmp_path_factory.mktemp("tagged"))
     # Publishing in vain takes a second each: the record stands still once it is over.
-    sandbox.up(rate=0, hours=0, settings={"NATS_CONNECTION_TIMEOUT": "1"})
-    yield Tagged(sandbox)
-    sandbox.down()
+    slow = {"NATS_CONNECTION_TIMEOUT": "1"}
+    with sandboxes.running(tmp_path_factory.mktemp("tagged"), rate=0, hours=0, settings=slow) as sandbox:
+        yield Tagged(sandbox)
 
 
 def places(rb: Session, tagged: Tagged) -> dict[str, str]:

@@ -15,10 +15,8 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
-from steps import NOW, ago, bound, events, expect, make_given, publish_ids, run, words
+from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, publish_ids, run, verdict_of, words
 
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.catalog import load
 from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -112,7 +110,7 @@ def test_what_the_consumer_passes_by_is_named_and_nothing_is_restarted_for_it() 
     assert at_subscriber.headline.key == "subscriber.passed_by"
     for found in (at_subscriber, in_consistency):
         expect(found, proposals=[], weights={"FM-NATS-03": "== 0"}, notes={"missing.passed_by"})
-    verdict = conclude([at_subscriber, in_consistency], load())
+    verdict = verdict_of(at_subscriber, in_consistency)
     assert (verdict.stuck_at, verdict.proposals) == ("subscriber", ())
 
 
@@ -164,7 +162,7 @@ def test_events_with_a_notification_are_not_lost_but_not_registered() -> None:
     assert "INSERT INTO notification.processed_events" in text(repair, "en")
     day_before = f"{NOW - pd.Timedelta('24h'):%Y-%m-%d %H:%M:%S}+00"
     assert f"created_at >= timestamptz '{day_before}'" in text(repair, "en"), "more may be missing than was read"
-    verdict = conclude([at_subscriber, in_consistency], load())
+    verdict = verdict_of(at_subscriber, in_consistency)
     assert (verdict.stuck_at, verdict.failure_modes[0].id, verdict.proposals) == (None, "FM-DB-07", ())
 
 
@@ -201,7 +199,7 @@ def test_deletions_that_would_explain_a_loss_leave_it_open(
         return
     assert (at_subscriber.status, in_consistency.status) == (Status.UNKNOWN, Status.UNKNOWN)
     assert at_subscriber.headline.key == "subscriber.lost_or_deleted"
-    verdict = conclude([at_subscriber, in_consistency], load())
+    verdict = verdict_of(at_subscriber, in_consistency)
     assert verdict.stuck_at is None, "no deletion is proof of a loss, and none of its absence"
     assert "redrive_broker" not in {p.name for p in verdict.proposals}
 
@@ -240,17 +238,15 @@ def publish_and_acknowledge(broker: str, ids: list[str]) -> None:
 
 @pytest.mark.parametrize("missed", [4, 80])
 def test_deleted_registrations_mean_the_same_to_every_section(
-    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch, missed: int
+    servers: Servers, db: psycopg.Connection, broker: str, default_target: None, missed: int
 ) -> None:
     """5.3, the triage's step, the account and the postmortem speak of the same events."""
-    for name, value in servers.env.items():
-        monkeypatch.setenv(name, value)
     events(db, 3, 300)
     events(db, N, 90)
     events(db, 2, 90, status="FAILED", tries=10, dead=50)
     db.execute("DELETE FROM notification.processed_events WHERE processed_at > now() - interval '200 seconds'")
     db.execute("DELETE FROM notification.notifications WHERE status = 'FAILED'")  # their dead letters remain
-    events(db, missed, 95, processed=False, status=None)
+    events(db, missed, 95, **UNPROCESSED)
     db.execute("SELECT pg_stat_force_next_flush()")
     publish_and_acknowledge(broker, [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")])
     with bound(broker):
@@ -294,11 +290,9 @@ def another_subject(servers: Servers) -> Iterator[str]:
 
 
 def test_published_events_that_pass_the_consumer_by(
-    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch
+    servers: Servers, db: psycopg.Connection, broker: str, default_target: None
 ) -> None:
-    for name, value in servers.env.items():
-        monkeypatch.setenv(name, value)
-    events(db, N, 90, processed=False, status=None)
+    events(db, N, 90, **UNPROCESSED)
     ids = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
     with bound(broker), another_subject(servers) as subject:
         publish_ids(broker, ids, subject)
@@ -318,9 +312,9 @@ def test_older_events_that_were_lost_are_not_hidden_by_newer_ones_that_wait(
     servers: Servers, db: psycopg.Connection, broker: str
 ) -> None:
     """Nobody takes what is new, so that the consumer holds more than is missing; what was acknowledged is gone."""
-    events(db, 3, 200, processed=False, status=None)
+    events(db, 3, 200, **UNPROCESSED)
     old = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
-    events(db, 5, 90, processed=False, status=None)
+    events(db, 5, 90, **UNPROCESSED)
     new = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events") if str(i) not in old]
     publish_and_acknowledge(broker, old)
     publish_ids(broker, [*new, *(f"just-now-{n}" for n in range(10))])

@@ -13,7 +13,7 @@ import click
 import nbformat
 import pytest
 from click.testing import CliRunner
-from command import runbook
+from command import alone, runbook
 
 import runbook_lib
 from runbook_lib import catalog, pack, testing
@@ -35,6 +35,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def own(here: Path) -> Path:
+    """A pack with a section of one's own, named in the settings."""
+    write_section("8.1", here / "own", "Our own", "独自の節")
+    (here / "runbook.toml").write_text('packs = ["own"]\n')
+    return here / "own"
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_the_engine_knows_no_system() -> None:
@@ -120,16 +134,14 @@ def test_a_new_section_runs_like_those_of_the_system(here: Path, embedded: Serve
     assert runbook("verify", "INC-1", "--checkpoint", said["seal"], env=env, cwd=here).returncode == 0
 
 
-def test_a_new_section_is_in_the_lab_with_its_own_documents(here: Path) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
-    notebook = here / "own" / "notebooks" / "08_1_own.ipynb"
+def test_a_new_section_is_in_the_lab_with_its_own_documents(own: Path) -> None:
+    notebook = own / "notebooks" / "08_1_own.ipynb"
     nb = nbformat.read(notebook, as_version=4)
     nb.cells.append(nbformat.v4.new_markdown_cell("[text](../docs/runbook.md)", id="text"))
     nbformat.write(nb, notebook)
-    (here / "runbook.toml").write_text('packs = ["own"]\n')
     folder = Path(copies.prepare_copies(Archive("outputs", "INC-1"), "default"))
-    own = (folder / "08_1_own.ipynb").read_text(encoding="utf-8")
-    assert "](docs/own/runbook.md)" in own and "INC-1" in own
+    copy = (folder / "08_1_own.ipynb").read_text(encoding="utf-8")
+    assert "](docs/own/runbook.md)" in copy and "INC-1" in copy
     assert (folder / "docs" / "own" / "runbook.md").is_file()
     assert "## 4.1" in (folder / "docs" / "runbook.md").read_text(encoding="utf-8")
 
@@ -173,22 +185,16 @@ def test_a_slip_in_what_is_asked_for_is_one_line(here: Path, packs: str, init: s
 
 
 @pytest.mark.slow
-def test_a_slip_in_a_document_is_one_line_also_where_runs_would_begin(here: Path) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
-    (here / "runbook.toml").write_text('packs = ["own"]\n')
-    slo = here / "own" / "docs" / "slo.md"
-    slo.write_text(slo.read_text(encoding="utf-8").replace("| 1 | 5 |", "| one | 5 |"), encoding="utf-8")
-    command = [sys.executable, "-m", "runbook_lib", "run", "8.1"]
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120, check=False)
+def test_a_slip_in_a_document_is_one_line_also_where_runs_would_begin(own: Path) -> None:
+    rewrite(own / "docs" / "slo.md", "| 1 | 5 |", "| one | 5 |")
+    done = alone("run", "8.1", cwd=own.parent)
     assert done.returncode == 64 and "slo.md:3: limit 'one' is not a number" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
-def test_two_answers_to_one_question_are_refused(here: Path) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
-    runbook_md = here / "own" / "docs" / "runbook.md"
-    runbook_md.write_text(runbook_md.read_text(encoding="utf-8").replace("8.1", "4.1"), encoding="utf-8")
-    (problem,) = testing.problems(here / "own")
+def test_two_answers_to_one_question_are_refused(own: Path) -> None:
+    rewrite(own / "docs" / "runbook.md", "8.1", "4.1")
+    (problem,) = testing.problems(own)
     assert "runbook.md:1: section 4.1 is there already" in problem
 
 
@@ -203,24 +209,19 @@ def test_two_answers_to_one_question_are_refused(here: Path) -> None:
         ("docs/slo.md", "| 8.1.1 |", "| 8.1.7 |", "step '8.1.7' is not in runbook.md"),
     ],
 )
-def test_what_does_not_fit_together_is_named(here: Path, file: str, old: str, new: str, said: str) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
-    path = here / "own" / file
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    assert any(said in p for p in testing.problems(here / "own")), testing.problems(here / "own")
+def test_what_does_not_fit_together_is_named(own: Path, file: str, old: str, new: str, said: str) -> None:
+    rewrite(own / file, old, new)
+    assert any(said in p for p in testing.problems(own)), testing.problems(own)
 
 
-def test_a_failure_mode_that_nothing_can_name_or_mend_is_told(here: Path) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
+def test_a_failure_mode_that_nothing_can_name_or_mend_is_told(own: Path) -> None:
     bullets = {
         "Hop": "relay", "Symptom": "x", "Detection": "x", "Mitigation": "x", "SLO": "-", "Sections": "8.1",
         "Excluded by": "-", "Remedies": "restart_notification, hope", "Told by": "8.1.1",
     }  # fmt: skip
     lines = ["### FM-OWN-01 Ours · 独自", "", *(f"- {name}: {text}" for name, text in bullets.items())]
-    (here / "own" / "docs" / "failure-modes.md").write_text("\n".join(lines), encoding="utf-8")
-    assert testing.problems(here / "own") == [
+    (own / "docs" / "failure-modes.md").write_text("\n".join(lines), encoding="utf-8")
+    assert testing.problems(own) == [
         "no observation supports FM-OWN-01",
         "FM-OWN-01: the remedy hope is no proposal",
     ]

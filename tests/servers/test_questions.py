@@ -12,7 +12,7 @@ from uuid import uuid4
 import pandas as pd
 import psycopg
 import pytest
-from steps import events
+from steps import UNPROCESSED, events
 
 from runbook_lib import queries
 from runbook_lib.gameday.sandbox import history
@@ -103,24 +103,12 @@ def a_lock_that_is_waited_for(servers: Servers) -> Iterator[None]:
 def fill(db: psycopg.Connection) -> None:
     """An hour of traffic, and of what goes wrong a little of each kind."""
     history.backfill(db, datetime.now(UTC), hours=1.0, rate=0.5)
-    events(
-        db,
-        3,
-        40,
-        outbox="PENDING",
-        publish_tries=2,
-        error="nats: timeout",
-        publish_again=5.0,
-        processed=False,
-        status=None,
-    )
-    events(
-        db, 2, 50, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False, status=None
-    )
+    events(db, 3, 40, outbox="PENDING", publish_tries=2, error="nats: timeout", publish_again=5.0, **UNPROCESSED)
+    events(db, 2, 50, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", **UNPROCESSED)
     events(db, 3, 30, status="PROCESSING", by="pod-1", locked=20.0, over=2.0)
     events(db, 3, 30, status="PENDING", tries=1, again=3.0)
     events(db, 2, 300, status="FAILED", tries=10, dead=20.0)
-    events(db, 2, 200, processed=False, status=None)
+    events(db, 2, 200, **UNPROCESSED)
     db.execute("INSERT INTO notification.notification_nats_dlq (stream_seq, created_at) VALUES (7, now())")
     db.execute(
         "UPDATE entitlement.outbox_events SET status = 'IN_FLIGHT', locked_by = 'entitlement-1', locked_at = now(),"
@@ -130,7 +118,7 @@ def fill(db: psycopg.Connection) -> None:
     events(db, 2, 100, status="FAILED", tries=10)
     events(db, 2, 110, status="PENDING", tries=10, again=0.0, dead=20.0)
     events(db, 2, 120, processed=False)
-    events(db, 2, 130, outbox=None, processed=False, status=None)
+    events(db, 2, 130, outbox=None, **UNPROCESSED)
     events(db, 2, 140, by="pod-1", locked=20.0, over=2.0)
     events(db, 2, 150, status="PENDING", by="pod-1", locked=20.0, over=2.0)
     db.execute(

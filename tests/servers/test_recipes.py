@@ -13,11 +13,10 @@ import psycopg
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from steps import events
+from steps import UNPROCESSED, events
 
 from runbook_lib import catalog, session
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import server as lab_server
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.session import Session, quiet_session
@@ -31,27 +30,15 @@ HEADERS = {"Nats-Msg-Id": EVENT.event_id, "aggregate_key": "user-3:sku"}
 
 
 @pytest.fixture
-def rb(servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch) -> Session:
+def rb(db: psycopg.Connection, broker: str, default_target: None, monkeypatch: pytest.MonkeyPatch) -> Session:
     """A run in `runbook lab`, on rows of each state and a message that nobody has taken."""
-    for name, value in servers.env.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv("RUNBOOK_LAB", "4711")
     monkeypatch.setenv("JPY_PARENT_PID", "4711")
     monkeypatch.setattr(session, "getpass", lambda prompt: "user-3")
     events(db, 20, 300)
     events(db, 10, 900, status="PENDING")
     events(db, 5, 120, status="PROCESSING", by="notification-1", locked=20, over=-10)
-    events(
-        db,
-        5,
-        60,
-        outbox="PENDING",
-        publish_tries=3,
-        publish_again=30,
-        error="Connection is Closed",
-        processed=False,
-        status=None,
-    )
+    events(db, 5, 60, outbox="PENDING", publish_tries=3, publish_again=30, error="Connection is Closed", **UNPROCESSED)
     applications.visit(broker, lambda js: js.publish(applications.SUBJECT, wire.encode(EVENT), headers=HEADERS))
     return quiet_session("4.1")
 
