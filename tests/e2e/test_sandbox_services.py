@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import psycopg
 import pytest
 import requests
+import sandboxes
 from signatures import look
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -21,10 +22,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    started = Sandbox(tmp_path_factory.mktemp("services"))
-    started.up(rate=5, hours=0.1)
-    yield started
-    started.down()
+    with sandboxes.running(tmp_path_factory.mktemp("services"), rate=5, hours=0.1) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +37,6 @@ def ask(sandbox: Sandbox, query: str) -> Any:
         row = connection.execute(query).fetchone()
         assert row is not None
         return row[0]
-
-
-def log_of(sandbox: Sandbox, app: str) -> str:
-    return (sandbox.directory / "log" / f"{app}.log").read_text()
-
-
-def until(sandbox: Sandbox, what: str, condition: Callable[[], bool], timeout: float = 60) -> None:
-    sandbox.wait_for(what, condition, timeout)
 
 
 def test_at_work_all_loops_run_and_ten_sessions_each_are_fresh(running: Sandbox) -> None:
@@ -87,7 +78,7 @@ def test_the_api_grants_once_and_refuses_what_it_must(running: Sandbox) -> None:
     assert post("revokes", "k-3")[1]["status"] == "REVOKED"
     assert post("grants") == (400, {"code": "BAD_REQUEST"})
     sent = "SELECT count(*) FROM notification.notifications WHERE user_id = 'api-user' AND status = 'SENT'"
-    until(running, "both to be sent", lambda: ask(running, sent) == 2)
+    running.wait_for("both to be sent", lambda: ask(running, sent) == 2)
     assert requests.get(f"{url}/actuator/health", timeout=5).json()["status"] == "UP"
 
 
@@ -95,14 +86,13 @@ def test_with_a_changed_password_no_pod_starts_again(running: Sandbox) -> None:
     running.fault("password_changed")
     before = running.pod("notification")
     running.restart("notification")
-    until(running, "its port to close", lambda: look(running, 0.1)[0]["notification"].answers is RequestResult.CLOSED)
+    running.wait_for("its port to close", lambda: look(running, 0.1)[0]["notification"].answers is RequestResult.CLOSED)
     assert running.pod("notification") == before  # none has come up
 
 
 def test_a_worker_that_is_gone_stands_still_while_its_service_answers(running: Sandbox) -> None:
     # A loop that has not ended a run since its process started has no series that could stand still.
-    until(
-        running,
+    running.wait_for(
         "delivery to run",
         lambda: look(running, 2)[0]["notification"].loops["delivery"].doing is LoopActivity.RUNS,
     )
@@ -116,7 +106,7 @@ def test_a_worker_that_is_gone_stands_still_while_its_service_answers(running: S
             LoopActivity.LONG,
         )
 
-    until(running, "delivery to stand still", is_stalled)
+    running.wait_for("delivery to stand still", is_stalled)
 
 
 def test_the_pool_comes_back_by_itself(running: Sandbox) -> None:
@@ -126,7 +116,7 @@ def test_the_pool_comes_back_by_itself(running: Sandbox) -> None:
     assert seen["notification"].answers is RequestResult.YES and (seen["notification"].connections or 0) < 10
     assert {s.says for s in held.values()} == {SessionState.NOT_SEEN}
     running.start("postgres")
-    until(running, "ten each", lambda: {s.connections for s in look(running, 0.1)[0].values()} == {10.0})
+    running.wait_for("ten each", lambda: {s.connections for s in look(running, 0.1)[0].values()} == {10.0})
     running.wait_for_flow(90)
 
 

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from steps import (
     NOW,
+    UNPROCESSED,
     ago,
     bound,
     events,
@@ -113,8 +114,7 @@ def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
         "deletions": row(age_d=0.1, inserted=9000, deleted=300),
         "consumer": row(pending=0, unacknowledged=0),
     }
-    waits = response.judge_impact(frames, make_given())
-    assert (waits.status, waits.value("impact.events")) == (Status.CRITICAL, 303)
+    expect(response.judge_impact(frames, make_given()), Status.CRITICAL, values={"impact.events": 303})
     found = response.judge_impact(frames | deleted, make_given())
     assert (found.status, found.value("impact.events"), found.value("impact.users")) == (Status.WARNING, 3, 2)
     assert found.headline.key == "response.impact_begins" and "response.doubtful" in {n.key for n in found.notes}
@@ -125,8 +125,7 @@ def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
     few = {"deletions": row(age_d=0.1, inserted=9000, deleted=299)}
     held = {"consumer": row(pending=260, unacknowledged=40)}
     for changes in (few, held):
-        found = response.judge_impact(alone | changes, make_given())
-        assert (found.status, found.value("impact.events")) == (Status.CRITICAL, 300)
+        expect(response.judge_impact(alone | changes, make_given()), Status.CRITICAL, values={"impact.events": 300})
     held = {"consumer": row(pending=5, unacknowledged=1)}
     some = response.judge_impact(alone | held, make_given())
     expect(some, values={"impact.events": 6, "impact.users": 6}, notes={"response.doubtful"})
@@ -178,8 +177,7 @@ def test_what_is_over_says_so_and_does_not_alarm() -> None:
     assert again.headline.key == "response.impact_over"
     assert again.ended and again.ended.by.key == "outage.published"
     # Without a question that the cost gate refused, nothing is proven and nothing alarms.
-    unproven = response.judge_impact(impact(**slow, **lately), make_given())
-    assert (unproven.status, unproven.headline.key) == (Status.WARNING, "response.impact_passed")
+    expect(response.judge_impact(impact(**slow, **lately), make_given()), Status.WARNING, "response.impact_passed")
     for frames in (goes_on, given_up, still):
         assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
 
@@ -425,7 +423,7 @@ def test_a_worker_that_stopped(servers: Servers, db: psycopg.Connection, broker:
 
 def test_the_place_can_be_judged_again_from_its_record(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     for second in range(2, 30):
-        events(db, 5, second, outbox="PENDING", processed=False, status=None)
+        events(db, 5, second, outbox="PENDING", **UNPROCESSED)
     before = run(servers, "3.1", "3.2", nats_url="nats://127.0.0.1:9")["3.2"]
     stored = json.loads(json.dumps(records.finding(before)))
     frames = {name: records.frame_from_json(frame) for name, frame in stored["frames"].items()}
@@ -447,7 +445,7 @@ def test_nothing_reachable_leads_to_section_2(servers: Servers) -> None:
 @pytest.mark.slow
 def test_lost_events_lead_to_consistency(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     traffic(db, 60)
-    events(db, 4, 100, processed=False, status=None)
+    events(db, 4, 100, **UNPROCESSED)
     with bound(broker):
         found = run(servers, "3.1", "3.2")["3.2"]
     assert "5.3" in found.next_sections

@@ -28,10 +28,8 @@ from test_servers import a_read_cost, refused
 from waiting import until
 from web import reply, web
 
-from runbook_lib import catalog, messages, rows, settings
-from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib import messages, rows, settings
 from runbook_lib.checks import checks
-from runbook_lib.context import open_context
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.masking import Masker
@@ -39,7 +37,6 @@ from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import publish, quorum
 from runbook_lib.packs.entitlement.checks.quorum import META, Member, Nodes
-from runbook_lib.parameters import validate
 from runbook_lib.settings import NatsAccess, Settings
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import JetStream
@@ -271,17 +268,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield three
 
 
-def asked(url: str, monitor: str, *names: str) -> dict[str, Finding]:
-    """What steps of one section find where the database is not declared."""
-    target = {"nats_url": url, "nats_monitor_url": monitor}
-    book = catalog.load()
-    section = book.sections[names[0].rpartition(".")[0]]
-    values = validate({"incident_id": "test", "target": "here"})
-    rb = open_context(section, values, Settings(targets={"here": target}), book)
-    for step in names:
-        rb.findings[step] = CHECKS[step].run(rb)
-        words(rb.findings[step])
-    return rb.findings
+def asked_of(url: str, monitor: str, step: str) -> Finding:
+    """What a step finds where the database is not declared."""
+    rb = steps.open_target(step.rpartition(".")[0], {"nats_url": url, "nats_monitor_url": monitor})
+    found = CHECKS[step].run(rb)
+    words(found)
+    return found
 
 
 def signals(finding: Finding) -> set[str]:
@@ -295,8 +287,11 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         info = JetStream(cluster.url, "x", a_read_cost()).stream(applications.STREAM)
         return str(info["cluster"].get("leader", ""))
 
+    def both() -> dict[str, Finding]:
+        return {s: asked_of(cluster.url, cluster.monitor_url, s) for s in ("2.3", "4.1.2")}
+
     def well() -> bool:
-        found = asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]
+        found = asked_of(cluster.url, cluster.monitor_url, "2.3")
         return "scope.broker_well" in signals(found) or "scope.unbound" in signals(found)
 
     until(well, "a quorum of every group", 120)
@@ -305,7 +300,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
     with steps.bound(cluster.nodes[leader].url):
 
         def looked() -> Finding:
-            return asked(cluster.url, cluster.monitor_url, "2.3")["2.3"]
+            return asked_of(cluster.url, cluster.monitor_url, "2.3")
 
         found = until(
             lambda: (f := looked()).status is Status.OK and f,
@@ -315,9 +310,9 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         assert "scope.broker_well" in signals(found)
         assert {m.group for m in rows.each(found.frames["replicas"], Member)} >= {applications.STREAM, META}
         # The client of the leader's node is seen from all three, and from that one alone; not from another.
-        everywhere = asked(cluster.url, cluster.monitor_url, "4.1.2")["4.1.2"]
+        everywhere = asked_of(cluster.url, cluster.monitor_url, "4.1.2")
         assert everywhere.frames["clients"]["bound"].any()
-        elsewhere = asked(cluster.url, cluster.nodes[first].monitor_url, "4.1.2")["4.1.2"]
+        elsewhere = asked_of(cluster.url, cluster.nodes[first].monitor_url, "4.1.2")
         assert not elsewhere.frames["clients"]["bound"].any()
         assert rows.one(elsewhere.frames["nodes"], Nodes) == Nodes(1, 3)
         assert "1 of the cluster's 3 nodes" in noted(elsewhere)
@@ -325,10 +320,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         cluster.nodes[first].stop()
 
         def missed() -> Any:
-            found = {
-                **asked(cluster.url, cluster.monitor_url, "2.3"),
-                **asked(cluster.url, cluster.monitor_url, "4.1.2"),
-            }
+            found = both()
             warned = all(f.status is Status.WARNING for f in found.values())
             return warned and first in noted(found["2.3"]) and found
 
@@ -343,16 +335,13 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
         try:
             # At once the leader answers as if nothing were; nobody says OK from the moment on that it may not be.
             def lost() -> Any:
-                found = {
-                    **asked(cluster.url, cluster.monitor_url, "2.3"),
-                    **asked(cluster.url, cluster.monitor_url, "4.1.2"),
-                }
+                found = both()
                 return all(f.status is Status.CRITICAL for f in found.values()) and found
 
             gone = until(lost, "both steps to see that nothing can be written", 120)
             for finding in gone.values():
                 assert Status.OK is not finding.status
-                verdict = conclude([finding], catalog.load())
+                verdict = steps.verdict_of(finding)
                 assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-07")
                 assert {p.name for p in verdict.proposals} <= {"pods", "logs"}
             until(lambda: not ready(cluster.url), "a restart to be refused", 120)
@@ -409,7 +398,7 @@ def test_publishes_that_fail_in_a_cluster(first: Member, second: Member, writes:
     assert quorum.writes(frames, steps.make_given(), applications.STREAM, "broker") is writes
     found = publish.judge(frames, steps.make_given())
     words(found)
-    verdict = conclude([found], catalog.load())
+    verdict = steps.verdict_of(found)
     if writes is True:
         assert "FM-NATS-07" not in {s.about for s in found.signals}
     elif writes is False:
@@ -511,10 +500,6 @@ def test_what_a_server_does_not_say_is_no_zero(bare: Node, field: str) -> None:
         found = asked_of(bare.url, http, "4.1.2")
     expect(found, Status.UNKNOWN, values={"subscriber.lag": None})
     assert not [s for s in found.signals if s.weight > 0]
-
-
-def asked_of(url: str, monitor: str, step: str) -> Finding:
-    return asked(url, monitor, step)[step]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,11 +19,12 @@ from typing import Any
 
 import psycopg
 import pytest
+import sandboxes
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from portion import start
 from psycopg.types.json import Jsonb
-from steps import bound, publish
+from steps import an_event, bound, insert, publish
 
 from runbook_lib import catalog, messages, queries
 from runbook_lib.context import open_context
@@ -69,13 +71,17 @@ def opened(servers: Servers, tmp_path: Path) -> Opened:
 def act(rb: Session, store: str, **what: Any) -> Outcome:
     """The action as a notebook or the command has it carried out; every text exists in both languages."""
     outcome = rb.act("redrive", store=store, **(WORD | what)).outcome
+    texts = [outcome.why, *(p.text for p in outcome.preconditions), *([outcome.effect] if outcome.effect else [])]
     for lang in messages.LANGUAGES:
-        for text in (
-            outcome.why,
-            *(p.text for p in outcome.preconditions),
-            *([outcome.effect] if outcome.effect else []),
-        ):
-            assert messages.text(text, lang)
+        assert all(messages.text(text, lang) for text in texts)
+    return outcome
+
+
+def refused(rb: Session, store: str, *words: str, **what: Any) -> Outcome:
+    """It is refused, and why has these words."""
+    outcome = act(rb, store, **what)
+    assert outcome.result == "refused", outcome
+    assert all(part in why(outcome) for part in words), why(outcome)
     return outcome
 
 
@@ -95,11 +101,7 @@ def one(db: psycopg.Connection, query: str, *values: object) -> Any:
 
 
 def payload(event_id: uuid.UUID, user: str, **changes: Any) -> dict[str, Any]:
-    return {
-        "event_id": str(event_id), "event_type": wire.GRANTED, "occurred_at": "2026-03-01T12:00:00.000001Z",
-        "user_id": user, "stock_keeping_unit": "sku-starter", "source": "purchase", "source_id": "purchase-1",
-        "version": 0, "trace_id": "abc",
-    } | changes  # fmt: skip
+    return an_event(event_id=str(event_id), user_id=user, **changes).payload()
 
 
 def dead(
@@ -114,20 +116,13 @@ def dead(
             "occurred_at": at, "payload_json": Jsonb(payload(event, f"user-{i:04d}")), "status": "FAILED",
             "attempt_count": 10, "created_at": at,
         } | columns  # fmt: skip
-        names = ", ".join(row)
-        db.execute(
-            f"INSERT INTO notification.notifications ({names}) VALUES ({', '.join(['%s'] * len(row))})",
-            list(row.values()),
-        )
-        db.execute(
-            "INSERT INTO notification.processed_events VALUES (%s, %s) ON CONFLICT DO NOTHING", [row["event_id"], at]
-        )
+        insert(db, "notification.notifications", **row)
+        processed = "INSERT INTO notification.processed_events VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        db.execute(processed, [row["event_id"], at])
         if letter:
-            db.execute(
-                "INSERT INTO notification.notification_dlq"
-                " VALUES (gen_random_uuid(), %s, %s, %s, 'receiver answered 503', %s)",
-                [row["notification_id"], row["event_id"], row["payload_json"], at],
-            )
+            same = {name: row[name] for name in ("notification_id", "event_id", "payload_json")}
+            said = {"error_message": "receiver answered 503", "created_at": at}
+            insert(db, "notification.notification_dlq", dlq_id=uuid.uuid4(), **same, **said)
     return events
 
 
@@ -252,26 +247,19 @@ def test_what_a_worker_holds_is_left_alone(opened: Opened, servers: Servers, db:
     assert outcome.before["held"] == 1
     assert statuses(db) == {"PROCESSING": 1, "FAILED": 2, "PENDING": 1}
     assert one(db, "SELECT count(*) FROM notification.notification_dlq") == 2
-    named = act(opened(), "delivery", events=[str(held)])
-    assert named.result == "refused"
+    refused(opened(), "delivery", events=[str(held)])
 
 
 def test_what_would_fail_again_goes_by_name_only(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
-    event = uuid.uuid4()
-    (lacking,) = dead(
-        db, 1, event_id=event, payload_json=Jsonb(payload(event, "user-0000", stock_keeping_unit=""))
-    ) and [event]
-    shapeless = uuid.uuid4()
-    dead(db, 1, event_id=shapeless, payload_json=Jsonb([1, 2]))
-    match = uuid.uuid4()
-    dead(
-        db,
-        1,
-        event_id=match,
-        type=wire.MATCH_FOUND,
-        user_id="matchmaking-system",
-        payload_json=Jsonb({"match_id": "m"}),
-    )
+    lacking, match = uuid.uuid4(), uuid.uuid4()
+    dead(db, 1, event_id=lacking, payload_json=Jsonb(payload(lacking, "user-0000", stock_keeping_unit="")))
+    dead(db, 1, payload_json=Jsonb([1, 2]))
+    system: dict[str, Any] = {
+        "type": wire.MATCH_FOUND,
+        "user_id": "matchmaking-system",
+        "payload_json": Jsonb({"match_id": "m"}),
+    }
+    dead(db, 1, event_id=match, **system)
     (no_letter,) = dead(db, 1, letter=False)
     rb = opened(wait_s=20.0)
     with worker(servers) as delivered:
@@ -281,25 +269,21 @@ def test_what_would_fail_again_goes_by_name_only(opened: Opened, servers: Server
         named = act(opened(wait_s=20.0), "delivery", events=[str(lacking), str(no_letter)])
         assert named.verified and set(delivered) == {str(match), str(lacking), str(no_letter)}
     assert named.command.startswith(f"runbook act redrive delivery --event {lacking} --event {no_letter} ")
-    again = act(opened(), "delivery", events=[str(lacking), str(uuid.uuid4())])
-    assert again.result == "refused" and "not so for 2" in why(again)
+    refused(opened(), "delivery", "not so for 2", events=[str(lacking), str(uuid.uuid4())])
 
 
 def test_an_event_is_sent_again_so_often_and_then_discarded(
     opened: Opened, servers: Servers, db: psycopg.Connection
 ) -> None:
-    (event,) = dead(db, 1)
-    event_2 = uuid.uuid4()
-    dead(db, 1, event_id=event_2, payload_json=Jsonb({}))
+    (event,), (event_2,) = dead(db, 1), dead(db, 1, payload_json=Jsonb({}))
     rb = opened(policy={"pause_s": 0.0}, wait_s=20.0)
     with worker(servers, fails=lambda row: True, attempts=1):
         for _ in range(2):
             outcome = act(rb, "delivery")
             assert outcome.result == "done" and outcome.verified is False
             assert effect(outcome) == "1 sent again: 0 SENT, 0 still waiting, 1 FAILED again, 0 missing, 0 duplicates"
-    third = act(rb, "delivery")
-    assert third.result == "refused" and "0 can be sent now" in why(third), why(third)
-    assert act(rb, "delivery", events=[str(event)]).result == "refused"
+    third = refused(rb, "delivery", "0 can be sent now")
+    refused(rb, "delivery", events=[str(event)])
     assert third.before == {
         "eligible": 0, "permanent": 1, "over_limit": 1, "held": 0, "doubled": 0, "gone": 0, "discarded": 0,
         "under_way": 0,
@@ -308,20 +292,19 @@ def test_an_event_is_sent_again_so_often_and_then_discarded(
     (fresh,) = dead(db, 1)
     before = everything(db)[:-1]
     discarded = act(rb, "delivery", discard=True)
-    assert (
-        discarded.result == "done" and discarded.verified and set(discarded.did["events"]) == {str(event), str(event_2)}
-    )
+    assert discarded.result == "done" and discarded.verified
+    assert set(discarded.did["events"]) == {str(event), str(event_2)}
     assert discarded.command.endswith(" --discard --target here --incident INC-7")
     assert everything(db)[:-1] == before  # the rows stay as they are
     assert db.execute("SELECT decision, state, count(*) FROM runbook.redriven GROUP BY 1, 2 ORDER BY 1").fetchall() == [
         ("discard", "discarded", 2),
         ("redrive", "failed", 2),
     ]
-    assert act(rb, "delivery", discard=True).result == "refused"  # what may still go is discarded by name only
+    refused(rb, "delivery", discard=True)  # what may still go is discarded by name only
     after = act(rb, "delivery", execute=False)
     assert (after.before["discarded"], after.before["eligible"], after.before["permanent"]) == (2, 1, 0)
     assert act(rb, "delivery", discard=True, events=[str(fresh)]).result == "done"
-    assert act(rb, "delivery").result == "refused"
+    refused(rb, "delivery")
 
 
 def test_an_event_that_has_another_notification_is_not_sent_twice(
@@ -345,8 +328,7 @@ def test_the_next_portion_waits_for_the_one_before(opened: Opened, servers: Serv
     dead(db, 6)
     rb = opened()
     assert effect(act(rb, "delivery", limit=4)).startswith("4 sent again: 0 SENT, 4 still waiting")
-    second = act(rb, "delivery")
-    assert second.result == "refused" and "(4 still under way)" in why(second)
+    refused(rb, "delivery", "(4 still under way)")
     with worker(servers) as delivered:
         Sandbox.wait_for("the first portion", lambda: len(delivered) == 4)
     rb = opened(wait_s=20.0)
@@ -382,24 +364,21 @@ def test_nothing_goes_while_it_still_fails(opened: Opened, db: psycopg.Connectio
     rb = opened()
     assert all(holds(act(rb, "delivery", execute=False)).values())
     (recent,) = dead(db, 1, ago=60)
-    outcome = act(rb, "delivery")
-    assert outcome.result == "refused" and re.search(r"failed for 120 s.*\(the last (59|6\d) s ago", why(outcome))
+    assert re.search(r"failed for 120 s.*\(the last (59|6\d) s ago", why(refused(rb, "delivery")))
     db.execute("DELETE FROM notification.notification_dlq WHERE event_id = %s", [recent])
     retry = datetime.now(UTC) + timedelta(seconds=30)
     dead(db, 1, letter=False, status="PENDING", attempt_count=3, next_retry_at=retry)
     assert holds(act(rb, "delivery"))["quiet"] is False
     db.execute("UPDATE notification.notifications SET next_retry_at = now() - interval '40 s' WHERE status = 'PENDING'")
-    outcome = act(rb, "delivery")
-    assert outcome.result == "refused" and holds(outcome)["worker"] is False and holds(outcome)["quiet"] is True
+    outcome = refused(rb, "delivery")
+    assert holds(outcome)["worker"] is False and holds(outcome)["quiet"] is True
     assert statuses(db) == {"FAILED": 3, "PENDING": 1}
 
 
 def test_the_policy_and_the_arguments(opened: Opened, db: psycopg.Connection) -> None:
     dead(db, 3)
     rb = opened()
-    outcome = act(rb, "delivery", limit=101)
-    assert outcome.result == "refused"
-    assert "a portion of delivery has at most 100 dead letters (requested: 101)" in why(outcome)
+    refused(rb, "delivery", "a portion of delivery has at most 100 dead letters (requested: 101)", limit=101)
     many = [str(uuid.uuid4()) for _ in range(101)]
     assert holds(act(rb, "delivery", events=many))["within_limit"] is False
     for words, what in (
@@ -409,33 +388,25 @@ def test_the_policy_and_the_arguments(opened: Opened, db: psycopg.Connection) ->
     ):
         with pytest.raises(UsageError, match=re.escape(words)):
             act(rb, **what)
-    assert act(rb, "delivery", approved_by=None).result == "refused"
-    assert act(rb, "delivery", reason=None).result == "refused"
+    refused(rb, "delivery", approved_by=None)
+    refused(rb, "delivery", reason=None)
     assert statuses(db) == {"FAILED": 3} and one(db, "SELECT count(*) FROM runbook.redriven") == 0
 
 
 def test_without_credentials_or_rights_it_refuses(opened: Opened, servers: Servers, db: psycopg.Connection) -> None:
     dead(db, 1)
     before = everything(db)
-    outcome = act(opened(without=["action_database_url"]), "delivery")
-    assert outcome.result == "refused"
-    assert "action_database_url" in why(outcome) and "RUNBOOK_ACTION_DATABASE_URL" in why(outcome)
-    outcome = act(opened(without=["action_nats_url"]), "broker")
-    assert outcome.result == "refused" and "RUNBOOK_ACTION_NATS_URL" in why(outcome)
+    for url, store in (("action_database_url", "delivery"), ("action_nats_url", "broker")):
+        refused(opened(without=[url]), store, url, f"RUNBOOK_{url.upper()}")
     # The role that reads: its sessions are read-only, and it may not write even where they are not.
     reading = opened(urls={"action_database_url": servers.database_url})
-    outcome = act(reading, "delivery")
-    assert outcome.result == "refused" and holds(outcome)["may_write"] is False
+    assert holds(refused(reading, "delivery"))["may_write"] is False
     forced = servers.database_url + "?options=-c%20default_transaction_read_only%3Doff"
     with psycopg.connect(forced) as reader, pytest.raises(psycopg.errors.InsufficientPrivilege):
         reader.execute("INSERT INTO runbook.redriven (store) VALUES ('delivery')")
     wrong = servers.app_url.replace(servers.addresses.passwords["miniserversystem"], "0" * 32)
-    outcome = act(opened(urls={"action_database_url": wrong}), "delivery")
-    assert (
-        outcome.result == "refused"
-        and "password authentication failed" in why(outcome)
-        and "0" * 32 not in why(outcome)
-    )
+    outcome = refused(opened(urls={"action_database_url": wrong}), "delivery", "password authentication failed")
+    assert "0" * 32 not in why(outcome)
     assert everything(db) == before
 
 
@@ -445,8 +416,7 @@ def test_without_the_ledger_it_refuses_and_says_how_to_make_it(
     dead(db, 1)
     db.execute("DROP SCHEMA runbook CASCADE")
     try:
-        outcome = act(opened(), "delivery")
-        assert outcome.result == "refused" and "runbook_lib/packs/entitlement/sql/redrive/ledger.sql" in why(outcome)
+        refused(opened(), "delivery", "runbook_lib/packs/entitlement/sql/redrive/ledger.sql")
         assert statuses(db) == {"FAILED": 1}
     finally:
         with psycopg.connect(servers.app_url) as owner:
@@ -463,19 +433,15 @@ def test_what_an_action_writes_is_no_question_of_a_check() -> None:
 @pytest.mark.slow
 def test_two_at_once_send_one_portion(servers: Servers, db: psycopg.Connection, tmp_path: Path) -> None:
     dead(db, 40)
-    outcomes: list[Outcome] = []
     begin = threading.Barrier(4)
 
-    def run(n: int) -> None:
+    def run(n: int) -> Outcome:
         rb = open_session(servers, tmp_path / str(n))
         begin.wait()
-        outcomes.append(act(rb, "delivery", limit=10))
+        return act(rb, "delivery", limit=10)
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = list(pool.map(run, range(4)))
     assert sorted(o.result == "done" for o in outcomes) == [False, False, False, True], [why(o) for o in outcomes]
     assert one(db, "SELECT count(*) FROM runbook.redriven") == 10
     assert statuses(db) == {"FAILED": 30, "PENDING": 10}
@@ -493,10 +459,6 @@ def kill(process: BaseProcess) -> None:
     assert process.exitcode == -signal.SIGKILL  # it was still at it
 
 
-def more_than(db: psycopg.Connection, rows: int) -> bool:
-    return bool(one(db, "SELECT count(*) > %s FROM runbook.redriven", rows))
-
-
 def finish(process: BaseProcess) -> bool:
     """Whether it was carried out and its effect was seen."""
     process.join(START_S)
@@ -506,7 +468,12 @@ def finish(process: BaseProcess) -> bool:
 @contextmanager
 def slow_ledger(admin_url: str, seconds: float, *, at_commit: bool) -> Iterator[Callable[[], bool]]:
     """Each portion is held up: at its end while nothing is committed, or in its commit; yields whether one is."""
+    sleeping = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid <> pg_backend_pid())"
     with psycopg.connect(admin_url, autocommit=True) as db:
+
+        def held_up() -> bool:
+            return bool(one(db, sleeping))
+
         db.execute(
             "CREATE FUNCTION public.test_slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
             "IF current_setting('test.slept', true) IS DISTINCT FROM 'yes' THEN "
@@ -517,13 +484,6 @@ def slow_ledger(admin_url: str, seconds: float, *, at_commit: bool) -> Iterator[
             f"CREATE {constraint}TRIGGER slow AFTER INSERT ON runbook.redriven {when} "
             "FOR EACH ROW EXECUTE FUNCTION public.test_slow()"
         )
-
-        def held_up() -> bool:
-            found = (
-                "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid <> pg_backend_pid())"
-            )
-            return bool(one(db, found))
-
         try:
             yield held_up
         finally:
@@ -532,16 +492,29 @@ def slow_ledger(admin_url: str, seconds: float, *, at_commit: bool) -> Iterator[
             db.execute("DROP FUNCTION public.test_slow CASCADE")
 
 
+def kill_portion(admin_url: str, env: dict[str, str], output: Path, *, at_commit: bool, limit: int = 10) -> None:
+    """Kill a portion while it is held up: before anything is committed, or in its commit."""
+    with slow_ledger(admin_url, 3 if at_commit else 20, at_commit=at_commit) as held_up:
+        process = start(env, output, "delivery", limit)
+        Sandbox.wait_for("the portion to be held up", held_up, START_S)
+        kill(process)
+
+
+def kill_waiting(db: psycopg.Connection, env: dict[str, str], output: Path, *, rows: int, limit: int = 10) -> None:
+    """Kill a portion that waits for its effect, once the ledger has more than so many rows."""
+    process = start(env, output, "delivery", limit)
+    more = "SELECT count(*) > %s FROM runbook.redriven"
+    Sandbox.wait_for("the portion", lambda: bool(one(db, more, rows)), START_S)
+    kill(process)
+
+
 @pytest.mark.slow
 def test_killed_before_the_commit_nothing_has_happened(
     servers: Servers, db: psycopg.Connection, tmp_path: Path
 ) -> None:
     dead(db, 20)
     before = everything(db)
-    with slow_ledger(servers.admin_url, 20, at_commit=False) as held_up:
-        process = start(servers.env, tmp_path, "delivery", 10)
-        Sandbox.wait_for("the portion to be held up", held_up, START_S)
-        kill(process)
+    kill_portion(servers.admin_url, servers.env, tmp_path, at_commit=False)
     assert everything(db) == before
     assert [line["result"] for line in journal(tmp_path)] == ["begun"]
     with worker(servers) as delivered:
@@ -556,15 +529,11 @@ def test_killed_in_the_commit_all_of_it_has_happened(
     opened: Opened, servers: Servers, db: psycopg.Connection, tmp_path: Path
 ) -> None:
     events = dead(db, 20)
-    with slow_ledger(servers.admin_url, 3, at_commit=True) as held_up:
-        process = start(servers.env, tmp_path, "delivery", 10)
-        Sandbox.wait_for("the commit to be held up", held_up, START_S)
-        kill(process)
+    kill_portion(servers.admin_url, servers.env, tmp_path, at_commit=True)
     assert statuses(db) == {"PENDING": 10, "FAILED": 10}
     assert one(db, "SELECT count(*) FROM runbook.redriven") == 10
     assert one(db, "SELECT count(*) FROM notification.notification_dlq") == 10
-    refused = act(opened(), "delivery")
-    assert refused.result == "refused" and "(10 still under way)" in why(refused)
+    refused(opened(), "delivery", "(10 still under way)")
     with worker(servers) as delivered:
         Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
         assert finish(start(servers.env, tmp_path, "delivery", 10))
@@ -575,11 +544,9 @@ def test_killed_before_its_last_line_it_can_be_started_again(
     opened: Opened, servers: Servers, db: psycopg.Connection, tmp_path: Path
 ) -> None:
     events = dead(db, 20)
-    process = start(servers.env, tmp_path, "delivery", 10)  # without a worker it waits for its effect
-    Sandbox.wait_for("the portion", partial(more_than, db, 9), START_S)
-    kill(process)
-    assert [line["result"] for line in journal(tmp_path)] == ["begun"]
+    kill_waiting(db, servers.env, tmp_path, rows=9)
     (line,) = journal(tmp_path)
+    assert line["result"] == "begun"
     assert one(db, "SELECT count(*) FROM runbook.redriven WHERE action = %s", line["id"]) == 10
     with worker(servers) as delivered:
         Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
@@ -598,10 +565,7 @@ def unpublished(db: psycopg.Connection, error: str | None, **changes: Any) -> uu
         "payload": Jsonb(payload(event, "user-0001")), "attempt_count": 10, "last_error": error,
         "created_at": datetime.now(UTC) - timedelta(minutes=20),
     } | changes  # fmt: skip
-    names = ", ".join(row)
-    db.execute(
-        f"INSERT INTO entitlement.outbox_events ({names}) VALUES ({', '.join(['%s'] * len(row))})", list(row.values())
-    )
+    insert(db, "entitlement.outbox_events", **row)
     return event
 
 
@@ -627,12 +591,9 @@ def test_the_outbox_gives_back_what_was_used_up(opened: Opened, db: psycopg.Conn
         [good],
     ).fetchall()
     assert rows == [("PENDING", 0, None, None, None, None, None)]
-    assert (
-        one(db, "SELECT archived -> 'row' ->> 'last_error' FROM runbook.redriven WHERE event_id = %s", good[0])
-        == TIMEOUT
-    )
-    refused = act(rb, "outbox", events=[str(bad[0])])
-    assert refused.result == "refused" and "(2 still under way)" in why(refused)
+    kept = "SELECT archived -> 'row' ->> 'last_error' FROM runbook.redriven WHERE event_id = %s"
+    assert one(db, kept, good[0]) == TIMEOUT
+    refused(rb, "outbox", "(2 still under way)", events=[str(bad[0])])
 
     mark = "UPDATE entitlement.outbox_events SET status = 'PUBLISHED', published_at = now() WHERE event_id = ANY (%s)"
     db.execute(mark, [good])
@@ -641,7 +602,7 @@ def test_the_outbox_gives_back_what_was_used_up(opened: Opened, db: psycopg.Conn
     assert third.result == "done" and third.verified is False and third.did["events"] == [str(bad[0])]
     db.execute(mark, [bad])
     db.execute("INSERT INTO notification.processed_events SELECT event_id FROM entitlement.outbox_events")
-    assert act(rb, "outbox", discard=True).result == "refused"
+    refused(rb, "outbox", discard=True)
     rb.act("redrive", store="outbox")  # a dry run writes nothing
     assert one(db, "SELECT count(*) FROM runbook.redriven WHERE state = 'waiting'") == 3
 
@@ -654,17 +615,12 @@ def test_the_outbox_waits_until_nothing_fails(opened: Opened, db: psycopg.Connec
     rb = opened(policy={"pause_s": 0.0})
     retry = datetime.now(UTC) + timedelta(seconds=30)
     unpublished(db, TIMEOUT, status="PENDING", attempt_count=2, next_retry_at=retry)
-    outcome = act(rb, "outbox")
-    assert outcome.result == "refused" and "1 wait for a retry" in why(outcome)
+    refused(rb, "outbox", "1 wait for a retry")
     db.execute("UPDATE entitlement.outbox_events SET attempt_count = 0, next_retry_at = NULL WHERE status = 'PENDING'")
     assert holds(act(rb, "outbox"))["worker"] is False
 
 
 # The broker --------------------------------------------------------------------------------------------------
-
-
-def an_event(**changes: Any) -> wire.EntitlementEvent:
-    return wire.EntitlementEvent(**(payload(uuid.uuid4(), "user-0001") | changes))
 
 
 def given_up(db: psycopg.Connection, *seqs: int, ago: float = 0) -> None:
@@ -744,12 +700,8 @@ def test_the_broker_leaves_out_what_can_not_be_taken(opened: Opened, db: psycopg
     ]
     seqs = publish(bound_broker, *bodies)
     db.execute("INSERT INTO notification.processed_events VALUES (%s)", [done.event_id])
-    db.execute(  # and its registration was deleted
-        "INSERT INTO notification.notifications"
-        " (notification_id, event_id, user_id, type, occurred_at, payload_json, status)"
-        " VALUES (gen_random_uuid(), %s, %s, 'EntitlementGranted', now(), '{}', 'SENT')",
-        [notified.event_id, notified.user_id],
-    )
+    dead(db, event_id=uuid.UUID(notified.event_id), user_id=notified.user_id, letter=False, status="SENT")
+    db.execute("DELETE FROM notification.processed_events WHERE event_id = %s", [notified.event_id])
     given_up(db, *seqs, seqs[-1] + 100)
     rb = opened(policy={"pause_s": 0.0, "per_event": 1})
     dry = act(rb, "broker", execute=False)
@@ -791,8 +743,7 @@ def test_without_a_subscriber_nothing_is_published(
 ) -> None:
     given_up(db, *publish(broker, wire.encode(an_event())))
     rb = opened(policy={"pause_s": 0.0})
-    outcome = act(rb, "broker")
-    assert outcome.result == "refused" and holds(outcome)["subscriber"] is False and last_seq(broker) == 1
+    assert holds(refused(rb, "broker"))["subscriber"] is False and last_seq(broker) == 1
     reading = opened(urls={"action_nats_url": servers.nats_url}, policy={"pause_s": 0.0})
     with bound(broker):
         outcome = act(reading, "broker")
@@ -811,51 +762,35 @@ def received(sandbox: Sandbox) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def flowing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    sandbox = Sandbox(tmp_path_factory.mktemp("redrive"))
-    sandbox.up(hours=0.2)
-    yield sandbox
-    sandbox.down()
+    with sandboxes.running(tmp_path_factory.mktemp("redrive"), hours=0.2) as sandbox:
+        yield sandbox
 
 
 @pytest.mark.slow
 def test_five_hundred_dead_letters_arrive_once_each(flowing: Sandbox, tmp_path: Path) -> None:
-    env = flowing.state.env
-    with psycopg.connect(flowing.state.addresses.admin_url, autocommit=True) as db:
+    env, admin_url = flowing.state.env, flowing.state.addresses.admin_url
+    unsent = (
+        "SELECT count(*) FROM runbook.redriven JOIN notification.notifications USING (notification_id) "
+        "WHERE status <> 'SENT'"
+    )
+    with psycopg.connect(admin_url, autocommit=True) as db:
         events = [str(e) for e in dead(db, 500)]
         done = 0
         for kill_at in ("statement", "commit", "effect", "", "", "", "", ""):
             if kill_at in ("statement", "commit"):
-                seconds, at_commit = (20.0, False) if kill_at == "statement" else (3.0, True)
-                with slow_ledger(flowing.state.addresses.admin_url, seconds, at_commit=at_commit) as held_up:
-                    process = start(env, tmp_path, "delivery", 100)
-                    Sandbox.wait_for("the portion to be held up", held_up, START_S)
-                    kill(process)
+                kill_portion(admin_url, env, tmp_path, at_commit=kill_at == "commit", limit=100)
             elif kill_at == "effect":
-                process = start(env, tmp_path, "delivery", 100)
-                Sandbox.wait_for("the portion", partial(more_than, db, done), START_S)
-                kill(process)
+                kill_waiting(db, env, tmp_path, rows=done, limit=100)
             elif not finish(start(env, tmp_path, "delivery", 100)):
                 break
             done = one(db, "SELECT count(*) FROM runbook.redriven")
-            Sandbox.wait_for(
-                "the portion's end",
-                lambda: (
-                    one(
-                        db,
-                        "SELECT count(*) FROM runbook.redriven JOIN notification.notifications USING (notification_id) "
-                        "WHERE status <> 'SENT'",
-                    )
-                    == 0
-                ),
-                30,
-            )
+            Sandbox.wait_for("the portion's end", lambda: one(db, unsent) == 0, 30)
         assert done == 500
         ours = "SELECT event_id::text, count(*), min(status), max(attempt_count) FROM notification.notifications "
         rows = db.execute(ours + "WHERE event_id = ANY (%s::uuid[]) GROUP BY 1", [events]).fetchall()
         assert sorted(rows) == sorted((event, 1, "SENT", 0) for event in events)
-        assert (
-            one(db, "SELECT count(*) FROM notification.notification_dlq WHERE event_id = ANY (%s::uuid[])", events) == 0
-        )
+        left = "SELECT count(*) FROM notification.notification_dlq WHERE event_id = ANY (%s::uuid[])"
+        assert one(db, left, events) == 0
         assert one(db, "SELECT count(DISTINCT event_id) FROM runbook.redriven WHERE store = 'delivery'") == 500
     times = received(flowing)
     assert {event: times[event] for event in events} == dict.fromkeys(events, 1)

@@ -10,7 +10,7 @@ import pandas as pd
 import psycopg
 import pytest
 from psycopg import sql
-from steps import bound, events, expect, make_given, run, traffic, weight, words
+from steps import UNPROCESSED, bound, events, expect, make_given, run, traffic, weight, words
 
 from runbook_lib import catalog
 from runbook_lib.analysis.diagnosis import conclude
@@ -68,10 +68,8 @@ def test_how_long_a_table_is_held_decides(held_s: float | None, status: Status) 
 
 def test_a_migration_of_the_services_themselves_is_not_ended_while_it_works() -> None:
     own = table_lock(application="PostgreSQL JDBC Driver", state="active")
-    found = database.judge(own, make_given())
-    assert (found.headline.key, [p.name for p in found.proposals]) == ("database.table_held", ["logs", "logs"])
-    idle = database.judge(table_lock(application="PostgreSQL JDBC Driver"), make_given())
-    assert [p.name for p in idle.proposals] == ["end_blocker"]
+    expect(database.judge(own, make_given()), None, "database.table_held", proposals=["logs", "logs"])
+    expect(database.judge(table_lock(application="PostgreSQL JDBC Driver"), make_given()), proposals=["end_blocker"])
 
 
 def test_whoever_waits_already_counts_more() -> None:
@@ -160,9 +158,8 @@ def test_a_lock_on_the_registrations_does_not_hide_a_broker_that_is_gone(
 ) -> None:
     """The broker refuses the runbook's connection, and the relay's publishes have failed for 40 s."""
     traffic(db, 200, until=45)
-    events(db, 40, 40, outbox="PENDING", publish_tries=4, error=TIMEOUT, publish_again=5.0, processed=False,
-           status=None)  # fmt: skip
-    events(db, 4, 40, outbox="PENDING", processed=False, status=None)
+    events(db, 40, 40, outbox="PENDING", publish_tries=4, error=TIMEOUT, publish_again=5.0, **UNPROCESSED)
+    events(db, 4, 40, outbox="PENDING", **UNPROCESSED)
     with locked(servers, "notification.processed_events", held_s=5.5) as pid:
         found = run(servers, "4.1.1", "4.1.2", "4.1.3", "4.1.4", without=("nats_monitor_url",), nats_url=CLOSED)
         triage = run(servers, "3.1", "3.2", without=("nats_monitor_url",), nats_url=CLOSED)
