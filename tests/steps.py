@@ -134,8 +134,10 @@ def verdict_of(*findings: Finding) -> Verdict:
 
 
 def open_target(section: str, target: dict[str, Any], *, budget: Budget | None = None, **parameters: Any) -> Context:
-    """A section on a target that these settings describe."""
-    book, config = catalog.load(), Settings(targets={"here": target}, budget=budget or Budget())
+    """A section on a target that these settings describe; the budget is the environment's where none is given."""
+    book, config = catalog.load(), Settings(targets={"here": target})
+    if budget:
+        config = config.model_copy(update={"budget": budget})
     given = validate({"incident_id": "test", "target": "here", **parameters})
     return open_context(book.sections[section], given, config, book)
 

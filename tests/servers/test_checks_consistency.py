@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from steps import bound, events, expect, make_given, publish, run, statuses, traffic, weight, words
+from steps import UNPROCESSED, bound, events, expect, make_given, publish, run, statuses, traffic, weight, words
 
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -74,8 +74,8 @@ def test_what_agrees_is_ok(servers: Servers, db: psycopg.Connection, broker: str
     events(db, 3, 30, status="PENDING")
     events(db, 3, 30, status="PROCESSING", by="pod-1", locked=1, over=-29)
     events(db, 3, 200, status="FAILED", tries=10, dead=50)
-    events(db, 3, 5, outbox="PENDING", processed=False, status=None)
-    events(db, 3, 2, processed=False, status=None)  # published a moment ago: on its way
+    events(db, 3, 5, outbox="PENDING", **UNPROCESSED)
+    events(db, 3, 2, **UNPROCESSED)  # published a moment ago: on its way
     with bound(broker):
         found = run(servers, *STEPS)
     assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
@@ -118,8 +118,7 @@ NO_EVENT: dict[str, Any] = {"outbox": None, "processed": False, "status": None}
 def test_a_day_of_the_audit_is_compared(servers: Servers, db: psycopg.Connection) -> None:
     events(db, 3, 26 * 3600, **NO_EVENT)  # removed by retention
     events(db, 2, 3 * 3600, **NO_EVENT)  # before the window, within the day
-    found = run(servers, "5.3.5")["5.3.5"]
-    assert (found.status, found.value("integrity.lost")) == (Status.CRITICAL, 2)
+    expect(run(servers, "5.3.5")["5.3.5"], Status.CRITICAL, values={"integrity.lost": 2})
 
 
 @pytest.mark.parametrize("day", [True, False])
@@ -141,8 +140,8 @@ def test_an_event_that_was_notified_was_deleted_not_lost(
 def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     events(db, 3, 100, **NO_EVENT)
     events(db, 2, 3 * 3600, **NO_EVENT)
-    events(db, 4, 200, processed=False, status=None)
-    events(db, 5, 3 * 3600, processed=False, status=None)
+    events(db, 4, 200, **UNPROCESSED)
+    events(db, 5, 3 * 3600, **UNPROCESSED)
     db.execute("UPDATE notification.notifications SET locked_by = 'me' WHERE created_at < now() - interval '2 hours'")
     monkeypatch.setenv("RUNBOOK_BUDGET__MAX_PLAN_COST", "1")
     found = run(servers, "5.3.1", "5.3.2", "5.3.4", "5.3.5")
@@ -155,7 +154,7 @@ def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, mo
 
 
 def test_published_and_gone(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    events(db, 3, 100, processed=False, status=None)
+    events(db, 3, 100, **UNPROCESSED)
     with bound(broker):
         lost = run(servers, "5.3.2")["5.3.2"]
         expect(lost, Status.CRITICAL, values={"integrity.lost": 3}, weights={"FM-NATS-03": "> 0"})
@@ -167,9 +166,8 @@ def test_published_and_gone(servers: Servers, db: psycopg.Connection, broker: st
 def test_without_the_broker_lost_is_not_told_from_waiting(servers: Servers, db: psycopg.Connection) -> None:
     found = run(servers, "5.3.2", nats_url="nats://127.0.0.1:9")["5.3.2"]
     assert found.status is Status.OK  # nothing is missing, whatever the consumer holds
-    events(db, 3, 100, processed=False, status=None)
-    found = run(servers, "5.3.2", nats_url="nats://127.0.0.1:9")["5.3.2"]
-    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
+    events(db, 3, 100, **UNPROCESSED)
+    expect(run(servers, "5.3.2", nats_url="nats://127.0.0.1:9")["5.3.2"], Status.UNKNOWN, reason=Reason.NO_DATA)
 
 
 def test_people_are_masked_in_the_evidence(servers: Servers, db: psycopg.Connection) -> None:
