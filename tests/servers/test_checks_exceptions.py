@@ -19,15 +19,13 @@ from runbook_lib import catalog
 from runbook_lib import settings as target_settings
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import FAILED
-from runbook_lib.context import open_context
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
-from runbook_lib.parameters import validate
-from runbook_lib.settings import Settings
+from runbook_lib.session import quiet_session
 from runbook_lib.sources import logs
 
 CHECKS = checks()
@@ -313,15 +311,13 @@ def test_one_part_may_be_missing_and_nothing_is_green_without_any() -> None:
                                       "tries": ("postgres", "timeout", "slow")}))  # fmt: skip
     assert (neither.status, neither.reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
     assert judge().reason is Reason.NO_DATA
-    silent = judge(log(), tables())
-    assert silent.status is Status.OK and "no log line" in words(silent)
+    expect(judge(log(), tables()), Status.OK, says="no log line")
     assert judge(log()).status is Status.UNKNOWN
 
 
 def test_prometheus_decides_where_the_tables_do_not() -> None:
     results = {"results": pd.DataFrame({"result": ["sent", "retry_scheduled", "failed"], "value": [50.0, 40.0, 10.0]})}
-    found = judge(HEALTHY, tables(), results)
-    assert found.status is Status.OK and found.value("prometheus.failed_share") == 50
+    expect(judge(HEALTHY, tables(), results), Status.OK, values={"prometheus.failed_share": 50})
     assert judge(HEALTHY, results).status is Status.CRITICAL
 
 
@@ -351,8 +347,7 @@ def test_the_past_has_no_log(servers: Servers) -> None:
 
 
 def run(**parameters: Any) -> Finding:
-    asked = {"incident_id": "test", "target": "sandbox", "window_minutes": 15, **parameters}
-    rb = open_context(catalog.load().sections["5.1"], validate(asked), Settings(), catalog.load())
+    rb = quiet_session("5.1", target="sandbox", window_minutes=15, **parameters).context
     found = CHECKS["5.1.1"].run(rb)
     words(found)
     assert found.reason is not Reason.ERROR, found.headline
@@ -372,8 +367,7 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
     here: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for workload in ("notification", "entitlement"):
-        found = run(workload=workload)
-        assert found.status is Status.OK, words(found)
+        expect(run(workload=workload), Status.OK)
     here.fault("receiver_outage")
     try:
         here.wait_for("tries to fail", lambda: run().status is Status.CRITICAL)
@@ -399,8 +393,7 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
 
 @pytest.mark.slow
 def test_a_restart_in_the_sandbox_is_that_of_a_person(here: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = validate({"incident_id": "t", "target": "sandbox"})
-    rb = open_context(catalog.load().sections["5.1"], asked, Settings(), catalog.load())
+    rb = quiet_session("5.1", target="sandbox").context
     before = here.pod("notification")["pod"]
     variables = rb.workloads.environment("notification")
     assert variables["POSTGRES_PASSWORD"] == "***"

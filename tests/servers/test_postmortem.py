@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -61,14 +61,9 @@ def a_run(
 ) -> dict[str, Any]:
     """One run as the manifest and its notebook would tell it."""
     verdict = Verdict(Status[status], "delivery_worker" if modes else None, "high", modes)
-    return {
-        "section": section,
-        "status": status,
-        "at": at,
-        "findings": findings,
-        "verdict": verdict,
-        "parameters": {"incident_id": "INC", "target": "default", **parameters},
-    }
+    asked = {"incident_id": "INC", "target": "default", **parameters}
+    own = {"section": section, "status": status, "parameters": asked}
+    return own | {"at": at, "findings": findings, "verdict": verdict}
 
 
 def keep(archive: Archive, *runs: dict[str, Any]) -> None:
@@ -81,32 +76,18 @@ def keep(archive: Archive, *runs: dict[str, Any]) -> None:
             nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
             for data in (*shown, {record.VERDICT_MIME: end})
         ]
-        entry = {
-            "name": name,
-            "started": r["at"].isoformat(),
-            "ended": (r["at"] + MINUTE / 6).isoformat(),
-            "stuck_at": r["verdict"].stuck_at,
-            "confidence": "high",
-            "problem": "",
-        }
-        entry |= {c: r[c] for c in ("section", "status", "parameters")}
+        entry = {c: r[c] for c in ("section", "status", "parameters")} | {
+            "name": name, "started": r["at"].isoformat(), "ended": (r["at"] + MINUTE / 6).isoformat(),
+            "stuck_at": r["verdict"].stuck_at, "confidence": "high", "problem": "",
+        }  # fmt: skip
         archive.append(entry, {f"{name}.ipynb": nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()})
-        said = {
-            "name": f"{name}.json",
-            "verdict": end["verdict"],
-            "started": entry["started"],
-            "sections": [r["section"]],
-        }
-        archive.append(said, {f"{name}.json": b"{}"})
+        said = {"verdict": end["verdict"], "started": entry["started"], "sections": [r["section"]]}
+        archive.append({"name": f"{name}.json"} | said, {f"{name}.json": b"{}"})
 
 
 WORKER = RankedMode("FM-NOTI-06", 0.95)
-SPOKEN = replace(
-    judged(
-        say("ui.no_action"), at_least=Status.CRITICAL, signals=(Signal("FM-NOTI-06", 0.8), Signal("FM-DB-01", -0.3))
-    ),
-    step="4.1.1",
-)
+_SIGNALS = (Signal("FM-NOTI-06", 0.8), Signal("FM-DB-01", -0.3))
+SPOKEN = replace(judged(say("ui.no_action"), at_least=Status.CRITICAL, signals=_SIGNALS), step="4.1.1")
 
 
 def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) -> None:
@@ -115,31 +96,17 @@ def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) 
     def before(minutes: float) -> pd.Timestamp:
         return now - minutes * MINUTE
 
-    runs = [
-        a_run(
-            "3", "CRITICAL", before(7), SPOKEN, modes=(WORKER,), detected_by="alert", detected_at=before(8).isoformat()
-        ),
-        a_run("6", "WARNING", before(4)),
-        *([a_run("6", "OK", before(2))] if recovered else []),
-    ]
-    keep(archive, *runs)
+    alert = {"detected_by": "alert", "detected_at": before(8).isoformat()}
+    first = a_run("3", "CRITICAL", before(7), SPOKEN, modes=(WORKER,), **alert)
+    green = [a_run("6", "OK", before(2))] if recovered else []
+    keep(archive, first, a_run("6", "WARNING", before(4)), *green)
     archive.add_line(NOTES, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
-    archive.add_line(
-        ACTION_LOG,
-        {
-            "time": before(6).isoformat(),
-            "id": "a",
-            "result": "dry",
-            "action": "restart",
-            "what": {"workload": "notification"},
-            "who": "ops",
-            "approved_by": "",
-            "reason": "",
-            "why": {"en": "shown only", "ja": "表示のみ"},
-            "effect": None,
-            "verified": None,
-        },
-    )
+    action = {
+        "time": before(6).isoformat(), "id": "a", "result": "dry", "action": "restart", "who": "ops",
+        "what": {"workload": "notification"}, "why": {"en": "shown only", "ja": "表示のみ"},
+        "approved_by": "", "reason": "", "effect": None, "verified": None,
+    }  # fmt: skip
+    archive.add_line(ACTION_LOG, action)
     archive.write(f"{before(3):%Y%m%dT%H%M%SZ}-4.3.partial.ipynb", b"{}")
 
 
@@ -207,19 +174,9 @@ def waiting(came: list[float], gone: list[float], low: dict[int, float], since: 
 
 
 def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[str, Any]:
-    usual = dict.fromkeys(incident.RUN) | {
-        "name": f"{section}-{status}",
-        "section": section,
-        "status": status,
-        "started": at,
-        "ended": at,
-        "looked_at": at,
-    }
-    return usual | {"detected_at": pd.NaT, "onset": pd.NaT} | more
-
-
-def rows_of(kind: type[Any], *found: Any) -> pd.DataFrame:
-    return rows.frame(found, kind)
+    usual = dict.fromkeys(incident.RUN) | {"name": f"{section}-{status}", "section": section, "status": status}
+    times = dict.fromkeys(("started", "ended", "looked_at"), at) | dict.fromkeys(("detected_at", "onset"), pd.NaT)
+    return usual | times | more
 
 
 def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
@@ -227,6 +184,22 @@ def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
     for column in ("started", "ended", "looked_at", "detected_at", "onset"):
         frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
+
+
+def drafted(lang: str = "en", found: Iterable[Finding] | None = None) -> str:
+    """A draft that nobody has written in yet."""
+    return postmortem.draft(
+        _FOUND if found is None else found,
+        lang,
+        incident="INC",
+        target="here",
+        artifact="x",
+        made="2025-01-31T03:00:00Z",
+    )
+
+
+def detected(*runs: dict[str, Any], **given: Any) -> incident.Moment:
+    return incident.detection({"runs": runs_of(*runs)}, make_given(**given))
 
 
 def by_slo(found: Finding) -> dict[str, dict[Any, Any]]:
@@ -319,18 +292,10 @@ def test_retention_is_said_and_is_never_0() -> None:
     assert rows["NOTI-B"]["minutes"] == 4
     assert found.status is Status.WARNING and "ENT-C" in words(found)
     # An earlier run had measured it.
-    frames["earlier"] = pd.DataFrame(
-        [
-            dict.fromkeys(impact.IMPACT)
-            | {"slo": "ENT-C", "minutes": 3.0, "bad": 9.0, "total": 99.0, "why": "", "name": "x-7-OK"}
-        ]
-    )
-    again = by_slo(impact.judge_impact(frames, week_later))
-    assert (again["ENT-C"]["minutes"], again["ENT-C"]["why"], again["ENT-C"]["name"]) == (
-        3,
-        "earlier",
-        "x-7-OK",
-    )
+    known = {"slo": "ENT-C", "minutes": 3.0, "bad": 9.0, "total": 99.0, "why": "", "name": "x-7-OK"}
+    frames["earlier"] = pd.DataFrame([dict.fromkeys(impact.IMPACT) | known])
+    again = by_slo(impact.judge_impact(frames, week_later))["ENT-C"]
+    assert (again["minutes"], again["why"], again["name"]) == (3, "earlier", "x-7-OK")
     # Of a part that is left, the numbers are a lower bound.
     del frames["earlier"]
     frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(300)}])
@@ -404,15 +369,15 @@ def minute_of(text: Any) -> int:
 
 
 def test_an_incident_that_nobody_looked_at_is_found_by_itself() -> None:
-    found = impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), make_given())
+    two = quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90))
+    found = impact.judge_impact(two, make_given())
     assert (minute_of(found.value("onset")), found.value("onset_how")) == (20, "notifications")
     assert minute_of(found.value("recovered")) == 31
     assert list(found.frames["spells"]["queue"]) == ["notifications"]
     assert any("This window has another incident" in messages.text(note, "en") for note in found.notes)
     # What was noticed is the one that is meant.
     later = make_given(detected_at=span(60)["since"][0] + 42 * MINUTE)
-    assert minute_of(impact.judge_impact(quiet(("notifications", 20, 30, 200), ("outbox", 40, 43, 90)), later).value(
-        "onset")) == 40  # fmt: skip
+    assert minute_of(impact.judge_impact(two, later).value("onset")) == 40
 
 
 def test_spells_side_by_side_are_one_incident() -> None:
@@ -423,8 +388,7 @@ def test_spells_side_by_side_are_one_incident() -> None:
 def test_what_stands_at_an_end_of_the_span_has_bounds_only() -> None:
     found = impact.judge_impact(quiet(("notifications", 50, 60, 200)), make_given())
     assert found.value("recovered") is None and minute_of(found.value("onset")) == 50
-    found = impact.judge_impact(quiet(("notifications", -1, 9, 200)), make_given())
-    assert found.value("onset_how") == "before"
+    expect(impact.judge_impact(quiet(("notifications", -1, 9, 200)), make_given()), values={"onset_how": "before"})
 
 
 def test_a_window_that_is_full_of_it_is_said_to_be_too_short() -> None:
@@ -448,7 +412,9 @@ def test_without_a_verdict_the_tables_tell_a_place_at_best(
     begun: tuple[str, ...], tried: int, observation: str
 ) -> None:
     spells = [past.Episode(queue, ago(300), ago(200), slow=90.0, tried=float(tried)) for queue in begun]
-    frames = {"spells": rows_of(past.Episode, *spells, past.Episode("notifications", ago(250), ago(200), slow=500.0))}
+    frames = {
+        "spells": rows.frame([*spells, past.Episode("notifications", ago(250), ago(200), slow=500.0)], past.Episode)
+    }
     seen = origin.observe_first_episode(frames, make_given())
     assert seen and seen[0] == observation
     found = origin.judge_origin(frames, make_given())
@@ -472,29 +438,20 @@ def test_the_end_is_the_tables_and_what_a_run_saw_is_a_mark() -> None:
     found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
     assert (found.value("ttd"), found.value("ttr")) == (50, 150)
     times = found.frames["times"].set_index("what")
-    assert (times["how"]["recovery"], times["how"]["confirmed"], times["time"]["confirmed"]) == (
-        "returned",
-        "green",
-        ago(600),
-    )
+    assert (times["how"]["recovery"], times["how"]["confirmed"]) == ("returned", "green")
+    assert times["time"]["confirmed"] == ago(600)
 
 
 def test_detection() -> None:
     told = run_row("3", "CRITICAL", ago(60), detected_by="alert", detected_at=ago(100))
     first = run_row("4.1", "CRITICAL", ago(80))
-    assert incident.detection({"runs": runs_of(first, told)}, make_given()) == incident.Moment(
-        ago(100), "alert", "3-CRITICAL"
-    )
-    assert incident.detection({"runs": runs_of(first)}, make_given()) == incident.Moment(
-        ago(80), "first_run", "4.1-CRITICAL"
-    )
     by = run_row("3", "CRITICAL", ago(70), detected_by="user_report")
-    assert incident.detection({"runs": runs_of(first, by)}, make_given()) == incident.Moment(
-        ago(70), "user_report", "3-CRITICAL"
-    )
-    here = make_given(detected_at=ago(300), detected_by="slo")
-    assert incident.detection({"runs": runs_of(first, told)}, here) == incident.Moment(ago(300), "slo")
-    assert incident.detection({"runs": runs_of()}, make_given()) == incident.Moment()
+    assert detected(first, told) == incident.Moment(ago(100), "alert", "3-CRITICAL")
+    assert detected(first) == incident.Moment(ago(80), "first_run", "4.1-CRITICAL")
+    assert detected(first, by) == incident.Moment(ago(70), "user_report", "3-CRITICAL")
+    here = {"detected_at": ago(300), "detected_by": "slo"}
+    assert detected(first, told, **here) == incident.Moment(ago(300), "slo")
+    assert detected() == incident.Moment()
 
 
 @pytest.mark.parametrize(
@@ -647,16 +604,13 @@ _WRITTEN = st.text(st.characters(codec="utf-8", exclude_characters="\r")).filter
     langs=st.lists(st.sampled_from(["en", "ja"]), min_size=1, max_size=3),
 )
 def test_what_a_person_wrote_is_kept_in_every_language(texts: dict[str, str], langs: list[str]) -> None:
-    def new(lang: str) -> str:
-        return postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z")
-
-    text = postmortem.compose(new("en"), {})
+    text = postmortem.compose(drafted(), {})
     for name, content in texts.items():
         text = fill(text, name, content)
     assert not postmortem.is_edited(text)
     before = postmortem.person_blocks(text)
     for lang in langs:
-        text = postmortem.compose(new(lang), postmortem.person_blocks(text))
+        text = postmortem.compose(drafted(lang), postmortem.person_blocks(text))
         assert not postmortem.is_edited(text)
     for name, content in texts.items():
         if name in before:
@@ -729,14 +683,14 @@ def data(item: str, text: str) -> str:
 
 
 def filled(lang: str) -> str:
-    text = postmortem.compose(
-        postmortem.draft(_FOUND, lang, incident="INC", target="here", artifact="x", made="2025-01-31T03:00:00Z"), {}
-    )
-    return fill(text, "data-measures", data("measures", f"\n{MEASURES[lang]}"))
+    return fill(postmortem.compose(drafted(lang), {}), "data-measures", data("measures", f"\n{MEASURES[lang]}"))
 
 
 def with_(item: str, text: str) -> Callable[[str, str], str]:
     return lambda draft, lang: fill(draft, f"data-{item}", data(item, text))
+
+
+TO_BE_FILLED_IN = {"en": "to be filled in", "ja": "要記入"}
 
 
 OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
@@ -758,10 +712,7 @@ OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
     "measures": (4, lambda t, lang: fill(t, "data-measures", "-")),
     "measures text": (4, with_("measures", "we will do better")),
     "owner": (4, lambda t, lang: re.sub("A. Sato|佐藤", "", t)),
-    "owner open": (
-        4,
-        lambda t, lang: re.sub("A. Sato|佐藤", {"en": "to be filled in", "ja": "要記入"}[lang], t),
-    ),
+    "owner open": (4, lambda t, lang: re.sub("A. Sato|佐藤", TO_BE_FILLED_IN[lang], t)),
     "due": (4, lambda t, lang: t.replace("2026-01-31", "2026-02-31")),
     "due word": (4, lambda t, lang: t.replace("2026-01-31", "soon")),
     "kind": (4, lambda t, lang: t.replace("kind: control, ", "kind: '-', ")),
@@ -771,6 +722,10 @@ OMISSIONS: dict[str, tuple[int, Callable[[str, str], str]]] = {
 
 def missing(draft: str) -> list[mandatory.MissingItem]:
     return mandatory.missing(draft, catalog.load())
+
+
+def numbers(draft: str) -> list[int]:
+    return [m.number for m in missing(draft)]
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
@@ -803,15 +758,9 @@ def test_the_problem_names_what_a_person_looks_for() -> None:
 
 
 def test_a_draft_lacks_its_measures_and_an_inconclusive_one_its_origin() -> None:
-    assert [
-        m.number
-        for m in missing(postmortem.draft(_FOUND, "en", incident="I", target="t", artifact=None, made="2025-01-31"))
-    ] == [4]
-    open_ = postmortem.draft(
-        findings(mode=None, ttr=None), "ja", incident="I", target="t", artifact=None, made="2025-01-31"
-    )
-    assert [m.number for m in missing(open_)] == [2, 3, 4]
-    assert [m.number for m in missing("")] == [1, 2, 3, 4]
+    assert numbers(drafted()) == [4]
+    assert numbers(drafted("ja", findings(mode=None, ttr=None))) == [2, 3, 4]
+    assert numbers("") == [1, 2, 3, 4]
 
 
 def test_a_record_as_hands_write_it() -> None:
@@ -883,7 +832,7 @@ def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archi
     assert made.backup and archive.read(made.backup).decode() == old
     assert table in text_of(archive) and "Sato decided to restart." in text_of(archive)
     assert "Origin: FM-NOTI-06" not in text_of(archive)  # nobody wrote that
-    assert [m.number for m in missing(text_of(archive))] == [4]
+    assert numbers(text_of(archive)) == [4]
     assert make(archive).backup is None
 
 
@@ -910,11 +859,8 @@ def test_an_issue_has_the_draft_and_its_tasks(
     assert task and "<!--" not in body and "measures:" not in body and "person:" not in body
     if tracker == "jira":
         assert f"\n* {task[1]} (control, " in body and "\n* *✔* a \\| \\*b* (design)" in body
-        assert (
-            "It _stopped_; {{a_b}} " in body
-            and "\nh2. 4. " in body
-            and "{code:yaml}\norigin: FM-NOTI-06\n{code}" in body
-        )
+        assert "It _stopped_; {{a_b}} " in body and "\nh2. 4. " in body
+        assert "{code:yaml}\norigin: FM-NOTI-06\n{code}" in body
         assert "\n* one\n** two \\-x \\[a\\|b\\]\n\n# three\n\n{quote}\nfour\n\n{quote}\n" in body
         rows = [line for line in body.splitlines() if line.startswith("|")]
         assert "[6-O|https://r.example/incidents/INC/6-O.html]" in body and all(r.endswith("|") for r in rows)
@@ -986,9 +932,9 @@ def test_without_a_database_it_says_what_is_missing(servers: Servers, now: pd.Ti
     assert (found["7.1"].status, found["7.1"].reason) == (Status.UNKNOWN, Reason.UNREACHABLE)
     assert found["7.2"].value("origin") == "FM-NOTI-06"
     assert found["7.3"].value("ttr") is None and found["7.3"].status is Status.WARNING
-    text = postmortem.draft(found.values(), "en", incident="INC", target="t", artifact=None, made="2025-01-31")
+    text = drafted(found=found.values())
     assert "not measured: the database could not be reached" in text and "not recovered yet" in text
-    assert [m.number for m in missing(text)] == [1, 3, 4]
+    assert numbers(text) == [1, 3, 4]
 
 
 def test_an_idle_system_without_an_incident(servers: Servers, db: psycopg.Connection, archive: Archive) -> None:
@@ -1012,25 +958,19 @@ def test_a_long_incident_is_asked_in_pieces(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("slo", "table", "column"),
+    ("slo", "written"),
     [
-        ("NOTI-C", "notification.notifications", "sent_at"),
-        ("ENT-D", "entitlement.outbox_events", "published_at"),
+        ("NOTI-C", ("notification.notifications", "sent_at")),
+        ("ENT-D", ("entitlement.outbox_events", "published_at")),
     ],
 )
 def test_what_was_over_within_a_minute_on_real_tables(
-    servers: Servers,
-    db: psycopg.Connection,
-    now: pd.Timestamp,
-    archive: Archive,
-    slo: str,
-    table: str,
-    column: str,
+    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive, slo: str, written: tuple[str, str]
 ) -> None:
     """Twenty seconds in which a worker did nothing: no minute's end shows them, and no delivery is late."""
     history.backfill(db, now.to_pydatetime(), hours=0.7, rate=10)
     begin = (now - 10 * MINUTE).floor("min") + pd.Timedelta(seconds=15)
-    end = begin + pd.Timedelta(seconds=20)
+    end, (table, column) = begin + pd.Timedelta(seconds=20), written
     db.execute(
         f"UPDATE {table} SET {column} = %(end)s WHERE {column} >= %(begin)s AND {column} < %(end)s",
         {"begin": begin, "end": end},
@@ -1083,11 +1023,8 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "restart by a probe" in text_of(archive) and "\norigin: FM-NOTI-06\n" in text_of(archive)
     passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
-    assert passed.returncode == 0 and valid(json.loads(passed.stdout), "mandatory") == {
-        "incident": "INC",
-        "complete": True,
-        "missing": [],
-    }
+    complete = {"incident": "INC", "complete": True, "missing": []}
+    assert passed.returncode == 0 and valid(json.loads(passed.stdout), "mandatory") == complete
     assert 'href="postmortem.html"' in archive.read("index.html").decode()
     # A look back is not how things stand.
     assert not any(e.get("sections") == ["7"] for e in archive.manifest())
@@ -1106,13 +1043,12 @@ def test_a_draft_of_what_nobody_looked_at(
     done = runbook(*asked, env={**os.environ, **servers.env})
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
     assert f"{archive.place}/{mandatory.MARKDOWN}" in done.stdout
-    times = {
-        r["what"]: pd.Timestamp(r["time"]) for r in mandatory.parse_record(text_of(archive))["timeline"]["entries"]
-    }
+    entries = mandatory.parse_record(text_of(archive))["timeline"]["entries"]
+    times = {r["what"]: pd.Timestamp(r["time"]) for r in entries}
     assert abs((times["Onset"] - (now - 10 * MINUTE)).total_seconds()) < 20
     assert abs((times["Recovery"] - (now - 5 * MINUTE)).total_seconds()) < 20
     assert "FM-NOTI-03" in text_of(archive) and "\norigin: ''\n" in text_of(archive)
-    assert [m.number for m in missing(text_of(archive))] == [2, 3, 4]
+    assert numbers(text_of(archive)) == [2, 3, 4]
     assert archive.problems() == []
 
 
