@@ -17,7 +17,9 @@ import fsspec
 import psutil
 import pytest
 import requests
+from command import start
 from store import BUCKET, Store
+from waiting import until
 
 from runbook_lib.governance import keeping
 from runbook_lib.settings import Settings
@@ -34,12 +36,6 @@ database_url = "postgresql://runbook@127.0.0.1:{port}/miniserversystem"
 """
 
 
-@pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with Store() as running:
-        yield running
-
-
 @pytest.fixture
 def place(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A prefix of its own in the bucket, and a working folder with two targets that have no server."""
@@ -51,9 +47,7 @@ def place(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(autouse=True)
 def targets(tmp_path: Path) -> Iterator[None]:
-    with socket.socket() as silent:  # takes connections and says nothing
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(64)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections and says nothing
         (tmp_path / "runbook.toml").write_text(TARGETS.format(port=silent.getsockname()[1]))
         yield
 
@@ -126,11 +120,8 @@ def test_nothing_is_read_from_an_old_listing(place: str, store: Store) -> None:
 
 
 def test_a_run_that_died_is_listed_with_what_it_saw(place: str) -> None:
-    command = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--target", "silent", "--incident", "K"]
     archive = Archive(place, "K")
-    with subprocess.Popen(
-        [*command, "--output", place, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start("run", "4.1", "--target", "silent", "--incident", "K", "--output", place, "--json") as process:
         try:
             wait_for(lambda: archive.partials(), process)
             runner = wait_for(lambda: _runner(process.pid), process)
@@ -146,12 +137,14 @@ def test_a_run_that_died_is_listed_with_what_it_saw(place: str) -> None:
     assert partial in archive.read("index.html").decode()
 
 
-def wait_for(look: Any, process: subprocess.Popen[str], seconds: float = 60) -> Any:
-    until = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < until and process.poll() is None
-        time.sleep(0.05)
-    return found
+def wait_for(look: Any, process: subprocess.Popen[str]) -> Any:
+    """What is seen at last, while the process runs."""
+
+    def seen() -> Any:
+        assert process.poll() is None
+        return look()
+
+    return until(seen)
 
 
 def _runner(pid: int) -> psutil.Process | None:
@@ -251,9 +244,7 @@ def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> Non
 
 def test_a_missing_package_or_a_scheme_that_is_none_is_one_line(place: str, tmp_path: Path) -> None:
     (tmp_path / "s3fs.py").write_text("raise ImportError('no s3fs')")
-    verify = [sys.executable, "-m", "runbook_lib", "verify", "I", "--output", place]
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(verify, env=env, capture_output=True, text=True, timeout=120)
+    done = command.alone("verify", "I", "--output", place, env=os.environ | {"PYTHONPATH": str(tmp_path)})
     assert "pip install 'runbook-notebooks[s3]'" in _one_line(done) and done.returncode == 64
     assert "nonsense" in _one_line(runbook("verify", "I", "--output", "nonsense://x"))
 
@@ -296,6 +287,10 @@ def test_a_store_that_creates_nothing_exclusively_has_names_nobody_else_thinks_o
     assert archive.problems() == []
 
 
+#: A store that is silent is given up after a second.
+SOON = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 2}}})}
+
+
 AGAIN = """
 import json, sys
 from runbook_lib.runs import forks
@@ -313,11 +308,10 @@ def test_what_a_silent_store_did_not_take_is_taken_once_when_it_answers(
     place: str, store: Store, tmp_path: Path
 ) -> None:
     """The store stops to answer while a section runs: it keeps its artifact elsewhere and says where."""
-    soon = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 2}}})}
     (tmp_path / "again.py").write_text(AGAIN)
     archive = Archive(place, "A")
     again = [sys.executable, str(tmp_path / "again.py"), place]
-    with subprocess.Popen(again, env=os.environ | soon, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(again, env=os.environ | SOON, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_for(lambda: archive.partials(), process)
             with store.silent():
@@ -335,12 +329,9 @@ def test_what_a_silent_store_did_not_take_is_taken_once_when_it_answers(
 
 
 def test_a_command_whose_store_falls_silent_says_where_the_artifact_is(place: str, store: Store) -> None:
-    soon = {"FSSPEC_S3": json.dumps({"config_kwargs": {"read_timeout": 1, "retries": {"total_max_attempts": 2}}})}
     archive = Archive(place, "B")
-    command = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--target", "silent", "--incident", "B", "--json"]
-    with subprocess.Popen(
-        [*command, "--output", place], env=os.environ | soon, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    run = ("run", "4.1", "--target", "silent", "--incident", "B", "--output", place, "--json")
+    with start(*run, env=os.environ | SOON) as process:
         try:
             wait_for(lambda: archive.partials(), process)
             with store.silent():
