@@ -6,18 +6,17 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import command
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import ago, bound, events, expect, make_given, run, statuses, traffic, words
+from steps import UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, traffic, words
 
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
@@ -223,12 +222,10 @@ def test_a_backlog_that_falls_has_an_eta() -> None:
 
 def test_tries_that_fail_now_count_and_old_ones_that_wait_do_not() -> None:
     base = queues() | {"letters": letters()}
-    failing = recovery.judge_errors(base | {"tries": tries(failed=90, waiting=90)}, make_given())
-    assert failing.status is Status.CRITICAL
+    expect(recovery.judge_errors(base | {"tries": tries(failed=90, waiting=90)}, make_given()), Status.CRITICAL)
     waiting = recovery.judge_errors(base | {"tries": tries(waiting=80)}, make_given())
     expect(waiting, Status.OK, values={"delivery.waiting_retry": 80})
-    given_up = recovery.judge_errors(base | {"tries": tries(), "letters": letters((5, 4))}, make_given())
-    assert given_up.status is Status.WARNING
+    expect(recovery.judge_errors(base | {"tries": tries(), "letters": letters((5, 4))}, make_given()), Status.WARNING)
 
 
 def test_tries_of_what_was_given_up_have_to_be_counted() -> None:
@@ -372,7 +369,7 @@ def test_a_receiver_that_still_refuses(servers: Servers, db: psycopg.Connection)
 def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     events(db, 1, 200)
     traffic(db, 30)
-    events(db, 2, 100, processed=False, status=None)
+    events(db, 2, 100, **UNPROCESSED)
     found = run(servers, "6.5", window_minutes=15)["6.5"]
     expect(found, Status.CRITICAL, sections=("5.3",), values={"lost": 2}, notes={"scope.broker_unbound"})
     db.execute(
@@ -386,8 +383,7 @@ def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker
 def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
     servers: Servers, db: psycopg.Connection
 ) -> None:
-    events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", processed=False,
-           status=None)  # fmt: skip
+    events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", **UNPROCESSED)
     expect(run(servers, "6.3", window_minutes=15)["6.3"], Status.WARNING, values={"outbox.failed_total": 2})
 
 
@@ -401,13 +397,8 @@ def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.C
 
 
 def start(servers: Servers, output: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "runbook_lib", "run", *arguments, "--incident", "W", "--output", str(output)],
-        env={**os.environ, **servers.env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    where = ("--incident", "W", "--output", str(output))
+    return command.start("run", *arguments, *where, env={**os.environ, **servers.env})
 
 
 @pytest.mark.slow
@@ -459,7 +450,7 @@ def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connectio
 )  # fmt: skip
 def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
     asked = ("run", *arguments, "--incident", "W", "--output", str(tmp_path))
-    refused = runbook(*asked, env={**os.environ, **servers.env})
+    refused = command.runbook(*asked, env={**os.environ, **servers.env})
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (64, "", 1), refused.stderr
     assert "3m" in refused.stderr
     assert not list(tmp_path.iterdir())
