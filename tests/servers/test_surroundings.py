@@ -9,7 +9,6 @@ import resource
 import signal
 import socketserver
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import psycopg
 import pytest
 from drills import unfit
 from steps import bound
+from waiting import until
 
 from runbook_lib import settings
 from runbook_lib.gameday.sandbox import broker
@@ -66,9 +66,7 @@ def runbook(env: Env, *arguments: str, cwd: Path | None = None) -> subprocess.Co
 
 def process(env: Env, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """The same with an interpreter of its own, where its start is what is tested."""
-    program = [sys.executable, "-m", "runbook_lib", *arguments]
-    options = {"capture_output": True, "text": True, "timeout": 120} | options
-    done = subprocess.run(program, env=env, check=False, **options)
+    done = command.alone(*arguments, env=env, **options)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
 
@@ -100,16 +98,6 @@ def admin(servers: Servers, statement: str) -> None:
         connection.execute(statement)
 
 
-def swapped(name: str, old: str, new: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        assert old in env[name] or not old
-        env[name] = env[name].replace(old, new) if old else new
-        yield
-
-    return use
-
-
 def sql(do: str, undo: str) -> Break:
     @contextmanager
     def use(servers: Servers, env: Env) -> Iterator[None]:
@@ -132,12 +120,29 @@ def without(*names: str) -> Break:
     return use
 
 
-@contextmanager
-def both_closed(servers: Servers, env: Env) -> Iterator[None]:
-    """As from a machine on which nobody has opened a way to the cluster."""
-    env |= {"RUNBOOK_DATABASE_URL": "postgresql://runbook@127.0.0.1:9/d", "RUNBOOK_NATS_URL": "nats://127.0.0.1:9"}
-    env["RUNBOOK_NATS_MONITOR_URL"] = "http://127.0.0.1:9"
-    yield
+def swapped(name: str, old: str, new: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        assert old in env[name]
+        env[name] = env[name].replace(old, new)
+        yield
+
+    return use
+
+
+def declared(**addresses: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        env |= {f"RUNBOOK_{name}_URL": url for name, url in addresses.items()}
+        yield
+
+    return use
+
+
+#: As from a machine on which nobody has opened a way to the cluster.
+BOTH_CLOSED = declared(
+    DATABASE="postgresql://runbook@127.0.0.1:9/d", NATS="nats://127.0.0.1:9", NATS_MONITOR="http://127.0.0.1:9"
+)
 
 
 @contextmanager
@@ -159,22 +164,16 @@ def pooler(servers: Servers, env: Env) -> Iterator[None]:
         server.shutdown()
 
 
-@contextmanager
-def postgres_down(servers: Servers, env: Env) -> Iterator[None]:
-    servers.stop_postgres()
-    try:
-        yield
-    finally:
-        servers.start_postgres()
+def down(server: str) -> Break:
+    @contextmanager
+    def use(servers: Servers, env: Env) -> Iterator[None]:
+        getattr(servers, f"stop_{server}")()
+        try:
+            yield
+        finally:
+            getattr(servers, f"start_{server}")()
 
-
-@contextmanager
-def nats_down(servers: Servers, env: Env) -> Iterator[None]:
-    servers.stop_nats()
-    try:
-        yield
-    finally:
-        servers.start_nats()
+    return use
 
 
 def frozen(command: str) -> Break:
@@ -284,7 +283,7 @@ class Case:
 
 
 CASES = [  # one line each: a table to read down
-    Case("postgres down", postgres_down, {"4.1.1": UNREACHABLE, "4.1.3": UNREACHABLE}, None),
+    Case("postgres down", down("postgres"), {"4.1.1": UNREACHABLE, "4.1.3": UNREACHABLE}, None),
     Case("wrong password", swapped("RUNBOOK_DATABASE_URL", "runbook:", "runbook:not-the-password"), {"4.1.1": DENIED, "4.1.4": DENIED}, None),
     Case("wrong database", swapped("RUNBOOK_DATABASE_URL", "/miniserversystem", "/elsewhere"), {"4.1.1": UNREACHABLE}, None),
     Case("a pooler that refuses us", pooler, {"4.1.1": DENIED, "4.1.4": DENIED}, None),
@@ -296,19 +295,19 @@ CASES = [  # one line each: a table to read down
     Case("table lock queued", lock_queued, {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
     Case("statement timeout", sql(SLOW, QUICK), {"4.1.1": TIMEOUT}, "database", "FM-DB-01"),
     Case("postgres hung", frozen("postgres"), {"4.1.1": TIMEOUT, "4.1.4": TIMEOUT}, None),
-    Case("nats down", nats_down, {"4.1.2": UNREACHABLE, "4.1.1": OK}, None),
+    Case("nats down", down("nats"), {"4.1.2": UNREACHABLE, "4.1.1": OK}, None),
     Case("nats refuses us", swapped("RUNBOOK_NATS_URL", "runbook:", "runbook:not-the-password"), {"4.1.2": DENIED, "4.1.1": OK}, None),
     Case("stream missing", jetstream(lambda js: js.delete_stream(broker.STREAM)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-04"),
     Case("consumer missing", jetstream(lambda js: js.delete_consumer(broker.STREAM, broker.CONSUMER)), {"4.1.2": CRITICAL}, "jetstream", "FM-NATS-06"),
-    Case("monitoring port closed", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"4.1.1": OK, "4.1.3": OK}, None),
-    Case("monitoring port closed, and section 2 says so", swapped("RUNBOOK_NATS_MONITOR_URL", "", "http://127.0.0.1:9"), {"2.3": UNREACHABLE, "2.5": OK}, None, section="2"),
+    Case("monitoring port closed", declared(NATS_MONITOR="http://127.0.0.1:9"), {"4.1.1": OK, "4.1.3": OK}, None),
+    Case("monitoring port closed, and section 2 says so", declared(NATS_MONITOR="http://127.0.0.1:9"), {"2.3": UNREACHABLE, "2.5": OK}, None, section="2"),
     Case("no monitoring port declared, and section 2 says so", without("RUNBOOK_NATS_MONITOR_URL"), {"2.3": WARNING, "2.5": OK}, None, section="2"),
     Case("no broker declared", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"4.1.2": UNDECLARED, "4.1.1": OK}, None),
     Case("no broker declared, and section 2 says so", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"2.3": WARNING, "2.5": OK}, None, section="2"),
     Case("no broker declared, by section 3", without("RUNBOOK_NATS_URL", "RUNBOOK_NATS_MONITOR_URL"), {"3.2": OK}, None, section="3"),
-    Case("both addresses closed", both_closed, {"3.2": UNREACHABLE}, None, section="3"),
+    Case("both addresses closed", BOTH_CLOSED, {"3.2": UNREACHABLE}, None, section="3"),
     Case("nats hung", frozen("nats-server"), {"4.1.2": TIMEOUT, "4.1.1": OK}, None),
-    Case("redis configured and down", swapped("RUNBOOK_REDIS_URL", "", "redis://127.0.0.1:9/0"), {"2.6": UNREACHABLE, "2.5": OK}, None, section="2"),
+    Case("redis configured and down", declared(REDIS="redis://127.0.0.1:9/0"), {"2.6": UNREACHABLE, "2.5": OK}, None, section="2"),
 ]  # fmt: skip
 
 
@@ -353,6 +352,9 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
     assert said["verdict"]["stuck_at"] is None
 
 
+DEADLINE = "Invalid value for '--deadline'"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -365,12 +367,9 @@ def test_empty_tables_are_a_quiet_system(own: Servers, tmp_path: Path) -> None:
         (["run", "4.1", "--as-of", "soon"], "parameter as_of='soon': not a time like"),
         (["run", "4.1", "--as-of", "2200-01-01T00:00:00Z"], "that is in the future"),
         (["triage", "-p", "detected_at=2026-01-31T03:00:00"], "it has no offset: write 2026-01-31T03:00:00"),
-        *(
-            (["run", "4.1", "--deadline", n], "Invalid value for '--deadline'")
-            for n in ("nan", "inf", "0", "-1", "1e300")
-        ),
-        (["triage", "--deadline", "nan"], "Invalid value for '--deadline'"),
-        (["postmortem", "x", "--deadline", "nan"], "Invalid value for '--deadline'"),
+        *((["run", "4.1", "--deadline", n], DEADLINE) for n in ("nan", "inf", "0", "-1", "1e300")),
+        (["triage", "--deadline", "nan"], DEADLINE),
+        (["postmortem", "x", "--deadline", "nan"], DEADLINE),
         *((["act", "restart", "notification", "--wait", n], "parameter wait_s=") for n in ("nan", "inf", "0")),
         (["sandbox", "up", "--rate", "nan"], "Invalid value for '--rate'"),
         (["note", "x", "hi", "--output", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
@@ -410,10 +409,8 @@ def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Pat
     noted = runbook(env, "note", "INC-1", "called them")
     assert noted.returncode == 0
     wrong = runbook(env, "note", "INC-typo", "called them")
-    assert (wrong.returncode, wrong.stdout) == (64, "")
-    assert (
-        wrong.stderr == f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? (--new creates one)\n"
-    )
+    line = f"runbook: no incident 'INC-typo' under {tmp_path}: did you mean 'INC-1'? (--new creates one)\n"
+    assert (wrong.returncode, wrong.stdout, wrong.stderr) == (64, "", line)
     assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
     whole = runbook(env, "verify", "INC-1", "--checkpoint", noted.stdout.splitlines()[-1])
     assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
@@ -523,22 +520,17 @@ def test_a_terminal_without_the_characters_loses_nothing(own: Servers, tmp_path:
 @pytest.mark.parametrize("arguments", [["run", "4.1"], ["run", "4.1", "--json"], ["sections"], ["--help"]])
 def test_who_reads_it_may_go_and_the_exit_code_stays(own: Servers, tmp_path: Path, arguments: list[str]) -> None:
     env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
-    command = [sys.executable, "-m", "runbook_lib", *arguments]
     expected = runbook(env, *arguments).returncode
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing) as gone:
-        done = subprocess.run(
-            command, env=env, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120, check=False
-        )
+        done = process(env, *arguments, stdout=gone)
     assert (done.returncode, done.stderr) == (expected, "")
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False
-        )
+        done = process(env, *arguments, stdout=full)
         assert done.stderr == "runbook: could not write to standard output: No space left on device\n"
         assert done.returncode == 74
-        done = subprocess.run([*command, "--colour"], env=env, stderr=full, text=True, timeout=120, check=False)
+        done = command.alone(*arguments, "--colour", env=env, stdout=None, stderr=full)
         assert done.returncode == 64 or arguments == ["--help"]
 
 
@@ -552,8 +544,12 @@ def processes(mark: str) -> list[psutil.Process]:
     return found
 
 
+def default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def interrupted(
-    env: Env, command: list[str], when: Callable[[Path], bool], number: signal.Signals, tmp_path: Path
+    env: Env, arguments: list[str], when: Callable[[Path], bool], number: signal.Signals, tmp_path: Path
 ) -> None:
     """Interrupt a command once it can be, and `when` says so; what must hold at whatever moment that was."""
     with tempfile.TemporaryDirectory() as temporary:  # a socket lies there, whose name must be short
@@ -563,13 +559,9 @@ def interrupted(
         env |= {"RUNBOOK_SANDBOX_DIR": f"{tmp_path}/sandbox"}
         said, problems = tmp_path / "stdout", tmp_path / "stderr"
         with said.open("w") as out, problems.open("w") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "runbook_lib", *command],
-                env=env,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which is ignored behind a shell's &
+            # Its SIGINT would be ignored behind a shell's &.
+            process = command.start(
+                *arguments, env=env, stdout=out, stderr=err, start_new_session=True, preexec_fn=default_interrupt
             )
         try:
             caught = 0
@@ -610,14 +602,14 @@ def a_section_runs(said: Path) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "command", [["triage"], ["run", "3", "4.1", "4.3"], ["triage", "--targets", "default"]], ids=" ".join
+    "asked", [["triage"], ["run", "3", "4.1", "4.3"], ["triage", "--targets", "default"]], ids=" ".join
 )
-def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, command: list[str], number: signal.Signals) -> None:
+def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, asked: list[str], number: signal.Signals) -> None:
     env = environment(own)
     moments = [after(s) for s in (0, 0.7)] + [after(s, a_section_runs) for s in (0, 2)]
     with frozen("postgres")(own, env):  # makes the run last
         for n, when in enumerate(moments):
-            interrupted(env, command, when, number, tmp_path / str(n))
+            interrupted(env, asked, when, number, tmp_path / str(n))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -645,12 +637,8 @@ def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    program = [sys.executable, "-m", "runbook_lib", "run", "4.1", "--output", str(tmp_path / "o"), "--json"]
-    done = subprocess.run(
-        [*program, "--incident", "F"],
-        env=environment(own), capture_output=True, text=True, timeout=120, check=False, preexec_fn=limit,
-    )  # fmt: skip
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    asked = ("run", "4.1", "--output", str(tmp_path / "o"), "--json", "--incident", "F")
+    done = process(environment(own), *asked, preexec_fn=limit)
     said = json.loads(done.stdout)
     assert [f["step"] for f in said["runs"][0]["findings"]] == ["4.1.1", "4.1.2", "4.1.3", "4.1.4"]
     assert done.returncode == said["exit_code"]
@@ -660,30 +648,28 @@ def test_a_full_disk_loses_no_verdict(own: Servers, tmp_path: Path) -> None:
 def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None:
     env = environment(own)
     with locked(own, env):  # makes the run last
-        command = [sys.executable, "-m", "runbook_lib", "run", "4.3", "--incident", "K", "--output", str(tmp_path)]
-        process = subprocess.Popen(
-            [*command, "--json"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        partial = None
-        while partial is None and process.poll() is None:
-            partial = next(tmp_path.rglob("*.partial.ipynb"), None)
-            time.sleep(0.05)
-        runner = None
-        while runner is None and process.poll() is None:
+        asked = ("run", "4.3", "--incident", "K", "--output", str(tmp_path), "--json")
+        running = command.start(*asked, env=env)
+
+        def runner_of() -> psutil.Process | None:
+            assert running.poll() is None
             with suppress(psutil.Error):
                 # The command's server forks who carries the order out, who forks runners, each of which forks its kernel.
-                tree = psutil.Process(process.pid).children(recursive=True)
-                runner = next((p for p in tree if p.children() and p.parents()[2].pid == process.pid), None)
-        assert runner is not None
+                tree = psutil.Process(running.pid).children(recursive=True)
+                return next((p for p in tree if p.children() and p.parents()[2].pid == running.pid), None)
+            return None
+
+        partial = until(lambda: next(tmp_path.rglob("*.partial.ipynb"), None))
+        runner = until(runner_of)
         (kernel,) = runner.children()
         runner.kill()
-        out, err = process.communicate(timeout=60)
+        out, err = running.communicate(timeout=60)
     said = json.loads(out)
     assert "the runner was killed" in err
     assert psutil.wait_procs([kernel], timeout=10)[1] == [], "the kernel outlived its runner"
-    assert said["exit_code"] == process.returncode == 3
+    assert said["exit_code"] == running.returncode == 3
     assert {f["reason"] for f in said["runs"][0]["findings"]} <= {"not_run", "timeout"}
-    assert partial is not None and partial.name in (tmp_path / "K" / "index.html").read_text(encoding="utf-8")
+    assert partial.name in (tmp_path / "K" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_deadline_holds_and_leaves_a_truthful_artifact(own: Servers, tmp_path: Path) -> None:
