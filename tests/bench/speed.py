@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import requests
 
 from runbook_lib import catalog
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.store import Archive
 
@@ -243,9 +243,7 @@ def receiver(
 ) -> Iterator[tuple[str, Path, psutil.Process]]:
     """A receiver that is up: where it listens, where it leaves its artifacts. `first` is called in its process."""
     scratch.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     output = scratch / "warm"
     command = [str(BIN / "runbook"), "serve", "--port", str(port), "--output", str(output)]
     url = f"http://127.0.0.1:{port}"

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,12 +23,15 @@ import psutil
 import psycopg
 import pytest
 import requests
+import sandboxes
+from command import alone
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
 
 from runbook_lib import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.notes import keep_note
 from runbook_lib.store import NOTES, Archive
 
@@ -54,10 +56,8 @@ PATIENCE = 60_000
 @pytest.fixture(scope="module")
 def sandbox(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with little past."""
-    sandbox = Sandbox(tmp_path_factory.mktemp("sandbox"))
-    sandbox.up(hours=0.5)
-    yield sandbox
-    sandbox.down()
+    with sandboxes.running(tmp_path_factory.mktemp("sandbox"), hours=0.5) as sandbox:
+        yield sandbox
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ def server(browser: str, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFact
         path = own / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(settings))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     found = Server(f"http://127.0.0.1:{port}", os.urandom(8).hex(), folder, own / "log")
     command = [sys.executable, "-m", "runbook_lib", "lab", "--target", "production", "--incident", INCIDENT, "--"]
     options = [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={found.token}"]
@@ -315,10 +313,7 @@ def test_saving_archives_a_run_once_and_a_reload_shows_it(page: Page, server: Se
     add(page, "# nothing of the runbook's own")
     save(page)
     assert runs(server) == archived
-    done = subprocess.run(
-        [sys.executable, "-m", "runbook_lib", "verify", INCIDENT, "--output", server.archive.output],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = alone("verify", INCIDENT, "--output", server.archive.output)
     assert done.returncode == 3 and "judged again" in done.stdout, done.stderr  # nobody was told of its seal
     page.reload()
     ready(page)

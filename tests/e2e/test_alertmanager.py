@@ -5,7 +5,6 @@ Then amtool fires once more.
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from test_rules import DEPLOY, tool
 from waiting import until
 
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.store import NOTES
 
 
@@ -31,8 +31,7 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
     routes = (DEPLOY / "runbook.toml").read_text().partition("[[routes]]")
     (tmp_path / "runbook.toml").write_text("".join(routes[1:]))
     (tmp_path / "token").write_text(TOKEN)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with serving(tmp_path, embedded.env) as receiver, (tmp_path / "alertmanager.log").open("wb") as log:
         config = yaml.safe_load((DEPLOY / "alertmanager.yaml").read_text())
         config["route"] |= {"group_wait": "100ms", "group_interval": "1s"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import sandboxes
 from command import runbook as command
 from drills import runbook, shown
 from schemas import valid, valid_dossier
@@ -43,21 +43,16 @@ def test_what_cannot_be_reached_from_here_is_not_blamed(
     assert "restart" not in (tmp_path / "E2E" / "index.html").read_text(encoding="utf-8").lower()
 
 
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Sandbox]:
-    """A sandbox that nothing has happened to yet."""
-    sandbox = Sandbox(tmp_path / "sandbox")
-    sandbox.up(hours=1)
-    yield sandbox
-    sandbox.down()
-
-
-def test_the_demo_s_incident_is_told_the_same_by_every_section(fresh: Sandbox, tmp_path: Path) -> None:
+def test_the_demo_s_incident_is_told_the_same_by_every_section(tmp_path: Path) -> None:
     """Short enough for a minute's bucket to hide: 3.1 and 7.1 agree, and the onset is when it was broken.
 
     On a busy machine rows wait for a few seconds before it breaks.
     """
-    sandbox, tmp_path = fresh, tmp_path / "out"
+    with sandboxes.running(tmp_path / "sandbox", hours=1) as sandbox:
+        told_the_same(sandbox, tmp_path / "out")
+
+
+def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.fault("worker_stopped")
     broken = pd.Timestamp(str(sandbox.state.fault_at))
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import sandboxes
 from drills import runbook, shown
 from signatures import SIGNATURES, WHILE_S, context
 
@@ -106,10 +107,8 @@ def test_each_fault_has_a_signature_and_an_answer() -> None:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox whose folder has a long name with a space: the supervisor's socket must not care."""
-    started = Sandbox(tmp_path_factory.mktemp("faults") / ("deep" * 20) / "with space")
-    started.up(hours=3)
-    yield started
-    started.down()
+    with sandboxes.running(tmp_path_factory.mktemp("faults") / ("deep" * 20) / "with space", hours=3) as sandbox:
+        yield sandbox
 
 
 @pytest.mark.xdist_group(QUICK_LANE)

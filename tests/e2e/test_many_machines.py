@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from bench.machines import Cluster
-from command import runbook
+from command import alone, runbook
 from schemas import valid
 from store import BUCKET, Store
 
@@ -33,18 +32,10 @@ SHUT = 'database_url = "postgresql://runbook@127.0.0.1:9/miniserversystem"\nnats
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Store]:
-    with Store() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Many systems whose ports are shut, and one that takes connections and says nothing."""
     folder = tmp_path_factory.mktemp("machines")
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(64)
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         shut = [f"[targets.t{n}]\n{SHUT}" for n in range(MANY)]
         silent_one = f"[targets.silent]\n{SHUT.replace('127.0.0.1:9', at)}"
@@ -197,11 +188,9 @@ def until_it_joins(cluster: Cluster) -> None:
 
 def test_a_missing_package_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "distributed.py").write_text("raise ModuleNotFoundError('none', name='distributed')")
-    command = [sys.executable, "-m", "runbook_lib", "triage", "--targets", "t0", "--executor", "dask"]
-    done = subprocess.run(
-        [*command, "--scheduler", "tcp://127.0.0.1:9"],
-        cwd=folder, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    on = ("--executor", "dask", "--scheduler", "tcp://127.0.0.1:9")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = alone("triage", "--targets", "t0", *on, cwd=folder, env=env)
     assert done.returncode == 64
     assert done.stderr.count("\n") == 1
     assert done.stderr.endswith("needs the package distributed: pip install 'runbook-notebooks[dask]'\n")

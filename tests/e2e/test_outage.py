@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sandboxes
 from drills import runbook, shown
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -21,10 +22,8 @@ FEW_TRIES = {"NOTIFICATION_DELIVERY_MAX_ATTEMPTS": "3"}
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Sandbox]:
     """A sandbox that nothing has happened to yet."""
-    sandbox = Sandbox(tmp_path / "sandbox")
-    sandbox.up(hours=1, settings=FEW_TRIES)
-    yield sandbox
-    sandbox.down()
+    with sandboxes.running(tmp_path / "sandbox", hours=1, settings=FEW_TRIES) as sandbox:
+        yield sandbox
 
 
 def over(said: dict[str, Any]) -> str:

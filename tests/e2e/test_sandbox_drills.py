@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sandboxes
+from command import start
 from drills import ask, consumer, streams
 from nats.js import JetStreamContext
 from psycopg.rows import DictRow
@@ -40,10 +40,8 @@ FREE = {"locked_by": None, "locked_at": None, "lease_until": None}
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    sandbox = Sandbox(tmp_path_factory.mktemp("quiet"))
-    sandbox.up(rate=0, hours=0, settings=QUICK)
-    yield sandbox
-    sandbox.down()
+    with sandboxes.running(tmp_path_factory.mktemp("quiet"), rate=0, hours=0, settings=QUICK) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture
@@ -275,23 +273,11 @@ def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: 
     time.sleep(catalog.load().numbers["program.young"])  # what a test before has restarted is coming up no more
     words = ["workload=notification", "execute=true", "approved_by=drill", "reason=to be interrupted"]
     env = {**os.environ, "RUNBOOK_SANDBOX_DIR": str(quiet.directory), "RUNBOOK_OUTPUT": str(tmp_path)}
-    run = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "runbook_lib",
-            "run",
-            "5.1",
-            "--target",
-            "sandbox",
-            *(x for w in words for x in ("-p", w)),
-        ],
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    asked = ("run", "5.1", "--target", "sandbox", *(x for w in words for x in ("-p", w)))
+    run = start(
+        *asked, env=env, stdout=None, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    )  # fmt: skip
     archive = Archive(str(tmp_path), "adhoc")
     while not archive.lines(ACTION_LOG):
         assert run.poll() is None

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+import sandboxes
 from click.testing import CliRunner
+from command import start
 from drills import ask
 from signatures import BACKLOG, alive
 
@@ -33,10 +35,9 @@ POD_NAME = re.compile(r"(entitlement|notification)-[a-z0-9]{9}-[a-z0-9]{5}")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     # Deep on purpose: the supervisor's socket must not care.
     folder = tmp_path_factory.mktemp("pods") / ("deep" * 20) / "with space"
-    started = Sandbox(folder)
-    started.up(rate=10, hours=0.1, settings={"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"})
-    yield started
-    started.down()
+    settings = {"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"}
+    with sandboxes.running(folder, rate=10, hours=0.1, settings=settings) as sandbox:
+        yield sandbox
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
@@ -175,8 +176,7 @@ def test_without_a_sandbox_every_command_says_it_in_one_line(tmp_path: Path) -> 
 
 def test_of_two_that_start_one_sandbox_one_does(tmp_path: Path) -> None:
     folder = tmp_path / "two"
-    up = [sys.executable, "-m", "runbook_lib", "sandbox", "up", "--history", "0.05", "--dir", str(folder)]
-    two = [subprocess.Popen(up, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    two = [start("sandbox", "up", "--history", "0.05", "--dir", str(folder)) for _ in range(2)]
     try:
         (won, out, err), (lost, nothing, why) = sorted((p.wait(120), *p.communicate()) for p in two)
         assert (won, err, lost, nothing) == (0, "", 69, "")
