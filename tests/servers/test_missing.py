@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, publish_ids, run, verdict_of, words
 
+from runbook_lib import catalog
 from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -340,6 +341,6 @@ def test_events_that_were_lost_seconds_ago_are_found(servers: Servers, db: psyco
 def test_an_event_counts_as_missing_once_it_is_older_than_all_that_is_held(
     held_s: float | None, settled_s: float
 ) -> None:
-    rb: Any = SimpleNamespace(number=load().numbers.__getitem__)
+    rb: Any = SimpleNamespace(number=catalog.load().numbers.__getitem__)
     assert missing.settled_s(rb, ConsumerPosition(held_s=held_s)) == settled_s
     assert missing.settled_s(rb, None) == 60
