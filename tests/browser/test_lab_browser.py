@@ -344,7 +344,7 @@ def test_the_verdict_follows_a_parameter_and_a_step(page: Page, server: Server, 
             break
         assert time.monotonic() < until, banner(page).inner_text()
     assert "15 min before" in cell(page, "open_section(").locator(".jp-OutputArea").inner_text()
-    steps = cell(page, "rb.conclude()").locator(".rb").inner_text()
+    steps = cell(page, "rb.conclude()").locator(".jp-OutputArea").inner_text()
     assert "4.1.2" in steps and "not_run" in steps
     save(page)
     assert runs(server)[-1].endswith("-CRITICAL")
