@@ -68,7 +68,7 @@ def parameters(now: pd.Timestamp) -> dict[str, Any]:
         "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",
         "event": str(uuid4()), "seqs": [7], "with_open": True, "role": "miniserversystem",
         "schemas": ["entitlement", "notification"],
-        "id": str(uuid4()), "ids": [], "instants": [], "typed_id": "", "typed_user": "",
+        "id": str(uuid4()), "ids": [], "settled_s": 5.0, "instants": [], "typed_id": "", "typed_user": "",
     }  # fmt: skip
 
 

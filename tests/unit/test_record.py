@@ -58,7 +58,7 @@ def conclusion(verdict: Any, lang: str) -> str:
     """The page's part about a verdict."""
     about: dict[str, Any] = {"header": {"section": "4.1"}, "findings": (), "titles": {}}
     return render.html(
-        "conclusion", lang, verdict=verdict, cost={"queries": 1, "ms": 1, "rows": 1, "cost": None}, **about
+        "conclusion", lang, verdict=verdict, cost={"queries": 1, "ms": 1, "rows": 1, "max_plan_cost": None}, **about
     )
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis import history
-from runbook_lib.catalog import duration
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.parts import FrameCollector, no_data
@@ -404,23 +403,17 @@ def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-#: The bars of `draw_ages`: the ages of the query's buckets.
-_AGES = (
-    *("<1 s", "1-5 s", "5-10 s", "10-30 s", "30-60 s"),
-    *("1-2 min", "2-5 min", "5-10 min", "10-30 min", "30-60 min", ">1 h"),
-)
+#: The bars of `draw_ages`: the query's buckets, with their lower edges.
+_AGES = {
+    **{"<1 s": "0 s", "1-5 s": "1 s", "5-10 s": "5 s", "10-30 s": "10 s", "30-60 s": "30 s", "1-2 min": "1 min"},
+    **{"2-5 min": "2 min", "5-10 min": "5 min", "10-30 min": "10 min", "30-60 min": "30 min", ">1 h": "1 h"},
+}
 #: The colour and hatch of a bar by the status of its rows' age.
 _AGE_LOOKS = {
     Status.OK: (charts.BLUE, ""),
     Status.WARNING: (charts.ORANGE, "//"),
     Status.CRITICAL: (charts.RED, "xx"),
 }
-
-
-def _read_lower_edge(age: str) -> float:
-    """Return the lower edge of a bar in seconds, from its label."""
-    numbers, unit = age.split()
-    return 0.0 if numbers.startswith("<") else duration(numbers.strip(">").partition("-")[0] + unit[0]) or 0.0
 
 
 def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
@@ -433,10 +426,10 @@ def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         counts[min(max(int(bucket), 0), len(_AGES) - 1)] += n
     figure, ax = charts.axes("Age of the unfinished notifications", "rows", "since creation")
     limit = given.limits["backlog.oldest_due"]
-    edges = [_read_lower_edge(age) for age in _AGES]
+    edges = [pd.Timedelta(edge).total_seconds() for edge in _AGES.values()]
     statuses = [limit.status(edge) for edge in edges]  # all rows of a bar are at least as old as its left edge
     colours, hatches = zip(*(_AGE_LOOKS[status] for status in statuses), strict=True)
-    bars = ax.bar(_AGES, counts, color=colours, hatch=hatches, edgecolor="white")
+    bars = ax.bar([*_AGES], counts, color=colours, hatch=hatches, edgecolor="white")
     ax.bar_label(bars, labels=[f"{n:,.0f}" if n else "" for n in counts], fontsize=8)
     ax.tick_params(axis="x", labelsize=8)
     charts.thresholds(ax, limit, lambda seconds: float(np.interp(seconds, edges, np.arange(len(edges)) - 0.5)))
