@@ -176,6 +176,19 @@ def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed
     assert {s.observation for s in changed.judge(seen, make_given(earlier=(LATE,))).signals} == {observed}
 
 
+@pytest.mark.parametrize(
+    ("table", "observed"),
+    [("notification.processed_events", "changed.duplicate_key"), ("notification.notifications", "changed.database")],
+)
+def test_a_key_against_duplicates_that_is_gone_stops_no_hop(table: str, observed: str) -> None:
+    seen = drifted()
+    key = ("postgres", f"table {table}", "constraint pkey", "PRIMARY KEY (event_id)")
+    seen["healthy"] = pd.concat([seen["healthy"], pd.DataFrame([key], columns=SETTING_COLUMNS).assign(at=ago(3600))])
+    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    assert {s.observation for s in signals} == {observed}
+    assert ("database" in {s.about for s in signals}) is (observed == "changed.database")
+
+
 def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
     seen = drifted(statement_timeout="5s", filter_subject="other.>")
     seen["healthy"] = seen["healthy"].assign(at=ago(3600 * 25))

@@ -70,6 +70,8 @@ _LOOPS = {"relay": "changed.relay", "delivery": "changed.delivery"}
 
 #: The names of server settings that make statements slower or faster, and refuse nothing.
 _TUNING = re.compile(r"(log|enable|jit|track|geqo)_\w+|jit|\w+_(mem|cost|concurrency|workers|buffers)")
+#: The definitions of a key that no two rows share.
+_KEY = re.compile(r"PRIMARY KEY|UNIQUE|CREATE UNIQUE INDEX")
 
 
 def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iterable[Setting]) -> str:
@@ -94,6 +96,9 @@ def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iter
     # What inserts rows does not know the column, and leaves it empty.
     if change["setting"].startswith("column ") and not change["before"] and change["now"].endswith(" not null"):
         return "changed.column_required"
+    # Without the key the flow goes on, and each redelivery notifies again.
+    if name == "notification.processed_events" and _KEY.match(change["before"]) and not change["now"]:
+        return "changed.duplicate_key"
     if kind in ("server", "role", "database") and _TUNING.fullmatch(change["setting"]):
         return "changed.tuning"
     return _OBSERVATIONS.get(kind, "changed.database")
