@@ -37,7 +37,7 @@ class HttpServer:
     source: str
     url: str
     read_cost: ReadCost
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: The trusted CA, where it is not one of this machine's, and our own certificate with its key; files.
     ca_file: Path | None = None
     certificate: tuple[Path, Path] | None = None
