@@ -177,6 +177,18 @@ def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed
 
 
 @pytest.mark.parametrize(
+    ("value", "observed"), [("enabled", "changed.database"), ("enabled, forced", "changed.row_security")]
+)
+def test_row_security_that_is_forced_refuses_rows_of_the_owner(value: str, observed: str) -> None:
+    seen = drifted()
+    enabled = pd.DataFrame([("postgres", "table t", "row security", value)], columns=SETTING_COLUMNS)
+    seen["configuration"] = pd.concat([seen["configuration"], enabled])
+    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    assert {s.observation for s in signals} == {observed}
+    assert ("FM-DB-05" in {s.about for s in signals}) is (observed == "changed.row_security")
+
+
+@pytest.mark.parametrize(
     ("table", "observed"),
     [("notification.processed_events", "changed.duplicate_key"), ("notification.notifications", "changed.database")],
 )

@@ -96,6 +96,9 @@ def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iter
     # What inserts rows does not know the column, and leaves it empty.
     if change["setting"].startswith("column ") and not change["before"] and change["now"].endswith(" not null"):
         return "changed.column_required"
+    # Forced, it also hides and refuses rows of the tables' owner, which the services are.
+    if change["setting"] == "row security" and change["now"].endswith("forced"):
+        return "changed.row_security"
     # Without the key the flow goes on, and each redelivery notifies again.
     if name == "notification.processed_events" and _KEY.match(change["before"]) and not change["now"]:
         return "changed.duplicate_key"
