@@ -283,6 +283,25 @@ def test_the_words_of_the_database_name_what_it_refuses(
     assert weight(judge(log(*many[:2]), tables()), "database") == 0, "one or two may be chance"
 
 
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ('new row for relation "notifications" violates check constraint "nobody"\nDETAIL:  Failing row: user-7', True),
+        ('duplicate key value violates unique constraint "processed_events_pkey"', False),
+        ("the connection is closed", False),
+    ],
+)
+def test_the_words_of_the_database_count_behind_a_phrase_too(error: str, shown: bool) -> None:
+    frames = log(*[line(s, f"temporary failure while handling nats message: {error}") for s in (3, 2, 1)])
+    found = judge(frames, tables())
+    assert frames["texts"]["detail"].tolist() == ([error.partition("\n")[0]] if shown else [])
+    assert (weight(found, "database") > 0.5, weight(found, "FM-CFG-01") > 0.6) == (shown, shown)
+    assert "user-7" not in words(found) and ('constraint "nobody"' in words(found)) is shown
+    many = [line(s, f"temporary failure while handling nats message: {error}") for s in (5, 4, 3)]
+    over = judge(log(*many, line(2, "notification event accepted and queued", "INFO")), tables())
+    assert weight(over, "database") == 0, "what is handled since is refused no more"
+
+
 def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
     gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
     found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())

@@ -56,6 +56,11 @@ FAILED_TRY = (
     "outbox publish moved to FAILED",
 )
 SENT = "notification simulated send"
+#: The phrase of a message that was handled after all, by the phrase of one that the database refused.
+HANDLED = {
+    "temporary failure while handling nats message": "notification event accepted and queued",
+    "temporary failure while handling matchmaking nats message": "matchmaking event accepted and queued",
+}
 #: The phrases of a failed try that is retried: the weight of this evidence depends on the share of failed tries.
 RETRIED = ("notification retry scheduled", "outbox publish retry scheduled")
 #: A client that has given up its connection logs this once, and stays disconnected until the next start.
@@ -198,8 +203,10 @@ def log_frames(
             _add_entry(by_phrase.setdefault(phrase, _EntryGroup()), record.time, level)
         if level not in ("WARN", "ERROR"):
             continue
-        text = errors.fingerprint(record.error or record.message)
-        if record.error or not phrase:
+        # An application may put the error behind the phrase. Its first line alone: the next ones may quote the row.
+        behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
+        text = errors.fingerprint(record.error or behind or record.message)
+        if record.error or not phrase or _match_database(behind):
             key = (phrase, text)
             if key not in by_text and len(by_text) >= number("log.texts"):
                 key = ("", OTHER)
@@ -450,8 +457,15 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
-    """Return the observation of the database's words that are in most of the current errors."""
+    """Return the observation of the database's words in most current errors, unless messages are handled since."""
+    handled = {p.phrase: p.last for p in rows.each(frames.get("phrases"), PhraseCount)}
+
+    def goes_on(error: PhraseCount) -> bool:
+        since = handled.get(HANDLED.get(error.phrase, ""))
+        return since is None or error.last is None or since <= error.last
+
     texts = [t for t in rows.each(frames.get("texts"), PhraseCount) if t.now >= given.number("tries.pattern")]
+    texts = [t for t in texts if goes_on(t)]
     found = max(texts, key=lambda t: (bool(_match_database(t.detail)), t.now), default=PhraseCount())
     return [o] if (o := _match_database(found.detail)) else []
 
