@@ -297,7 +297,8 @@ def test_the_words_of_the_database_count_behind_a_phrase_too(error: str, shown: 
     assert frames["texts"]["detail"].tolist() == ([error.partition("\n")[0]] if shown else [])
     assert (weight(found, "database") > 0.5, weight(found, "FM-CFG-01") > 0.6) == (shown, shown)
     assert "user-7" not in words(found) and ('constraint "nobody"' in words(found)) is shown
-    many = [line(s, f"temporary failure while handling nats message: {error}") for s in (5, 4, 3)]
+    kinds = ("nats message", "advisory payload")
+    many = [line(s, f"temporary failure while handling {kind}: {error}") for s in (5, 4, 3) for kind in kinds]
     over = judge(log(*many, line(2, "notification event accepted and queued", "INFO")), tables())
     assert weight(over, "database") == 0, "what is handled since is refused no more"
 

@@ -56,9 +56,11 @@ FAILED_TRY = (
     "outbox publish moved to FAILED",
 )
 SENT = "notification simulated send"
-#: The phrase of a message that was handled after all, by the phrase of one that the database refused.
+#: The phrase that shows that the database accepts what the subscriber writes, by the phrase of what it refused.
 HANDLED = {
     "temporary failure while handling nats message": "notification event accepted and queued",
+    "temporary failure while handling advisory payload": "notification event accepted and queued",
+    "temporary failure while handling terminated advisory payload": "notification event accepted and queued",
     "temporary failure while handling matchmaking nats message": "matchmaking event accepted and queued",
 }
 #: The phrases of a failed try that is retried: the weight of this evidence depends on the share of failed tries.
