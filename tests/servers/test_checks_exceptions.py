@@ -265,6 +265,7 @@ def test_other_errors_are_judged_by_their_number(n: int, status: Status) -> None
         ("canceling statement due to statement timeout", "FM-CFG-01", "FM-DB-01"),
         ("cannot execute UPDATE in a read-only transaction", "FM-DB-04", None),
         ("permission denied for table notifications", "FM-DB-05", "FM-DB-04"),
+        ('new row violates row-level security policy for table "notifications"', "FM-DB-05", "FM-DB-04"),
         ('column "title" does not exist', "FM-DB-03", "FM-DB-04"),
         ("user-7 may not be notified", None, "FM-DB-04"),
         ('duplicate key value violates unique constraint "processed_events_pkey"', None, None),
