@@ -344,3 +344,14 @@ def test_an_event_counts_as_missing_once_it_is_older_than_all_that_is_held(
     rb: Any = SimpleNamespace(number=catalog.load().numbers.__getitem__)
     assert missing.settled_s(rb, ConsumerPosition(held_s=held_s)) == settled_s
     assert missing.settled_s(rb, None) == 60
+
+
+def test_a_young_event_is_missing_only_if_the_broker_shows_its_loss() -> None:
+    """The others may have been published after the consumer was read, or registered after the tables were."""
+    ages = {"waits": 20.0, "gone": 20.5, "": 21.0, "delivered": 22.0}
+    found = frames([*ages, "waits"], 0, [*ages.values(), 90.0])
+    found["unprocessed"].attrs["capped"] = True
+    rb: Any = SimpleNamespace(number=catalog.load().numbers.__getitem__, as_of=NOW)
+    missing._drop_unsettled(rb, found)
+    assert [str(uuid.UUID(i).int) for i in found["unprocessed"]["event_id"]] == ["1", "4"]
+    assert found["unprocessed"].attrs["capped"]

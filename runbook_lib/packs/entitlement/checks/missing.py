@@ -171,6 +171,7 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         known = {e.event_id for e in rows.each(answers.get("notified"), Notified)}
         events = answers["unprocessed"]
         answers["broker"] = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
+    _drop_unsettled(rb, parts.answers)
     if rb.past or not _find_unexplained(parts.answers):
         return
     with parts.part("deletions") as answers, rb.snapshot() as db:
@@ -179,6 +180,19 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
         days = [v for k, v in environment.items() if k.endswith(RETENTION_VARIABLE)]
         answers["retention"] = row(days=float(days[0]) if days and days[0].isdecimal() else None)
+
+
+def _drop_unsettled(rb: Context, answers: Frames) -> None:
+    """Drop events that may be on their way from the frame "unprocessed": young ones that the broker shows not as lost.
+
+    An event has the time at which its batch began, so it may have been published after the consumer was read, and
+    registered after the tables were.
+    """
+    lost = {e.event_id for e in rows.each(answers.get("broker"), Located) if e.place in LOST}
+    since, events = rb.as_of - pd.Timedelta(seconds=rb.number("missing.settled")), answers["unprocessed"]
+    settled = (pd.to_datetime(events["published_at"], utc=True) < since) | events["event_id"].astype(str).isin(lost)
+    answers["unprocessed"] = events[settled].reset_index(drop=True)
+    answers["unprocessed"].attrs |= events.attrs
 
 
 def leave_open(rb: Context, places: Mapping[str, str], published: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
