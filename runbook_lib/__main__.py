@@ -1,11 +1,15 @@
 """The `runbook` command, also as `python -m runbook_lib`."""
 
+import atexit
+import gc
+
 from runbook_lib import interrupts
 
 
 def main() -> None:
     """Run it. From the first moment it can be interrupted: what it imports takes its time."""
     interrupts.exit_on_signal()
+    atexit.register(gc.freeze)  # looking for garbage at the end would take a third of a second
     from runbook_lib.cli import main as command
 
     command.main()

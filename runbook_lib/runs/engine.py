@@ -47,6 +47,7 @@ class _MarkingClient(PapermillNotebookClient):  # type: ignore[misc]
         """Connect over ipc, which needs no ports and is private; a folder per kernel keeps kernels apart."""
         km = super().create_kernel_manager()
         km.transport, km.ip, km.connection_file = "ipc", f"{self.sockets}/ipc", f"{self.sockets}/kernel.json"
+        km.client_factory = kernels.QuickKernelClient
         km.kernel_spec.metadata["kernel_provisioner"] = {"provisioner_name": kernels.PROVISIONER}
         return km
 

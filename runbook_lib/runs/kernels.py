@@ -15,12 +15,16 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from queue import Empty
 from typing import Any, NoReturn
 
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 #: The name under which jupyter_client finds `ForkedKernel` (pyproject.toml).
 PROVISIONER = "runbook-forked"
+#: Seconds for which the end of a killed kernel is waited for.
+KILLED_S = 1.0
 
 
 class _Child:
@@ -159,3 +163,32 @@ class ForkedKernel(LocalProvisioner):
         self.process = _forked  # type: ignore[assignment]
         self.pid = self.pgid = _forked.pid
         return self.connection_info
+
+    async def kill(self, restart: bool = False) -> None:
+        """Kill the kernel and wait for its end, which takes milliseconds; jupyter_client looks every 100 ms."""
+        await super().kill(restart)
+        if isinstance(self.process, _Child):
+            self.process.wait(KILLED_S)
+
+
+class QuickKernelClient(AsyncKernelClient):
+    """A client that waits for its kernel only until it answers.
+
+    jupyter_client then listens until the kernel says nothing for 0.2 s. The messages of a start belong to no cell, and
+    are ignored by whoever executes one.
+    """
+
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
+        """Wait for the answer on the shell, and for a sign of the channel of outputs. Raises RuntimeError."""
+        until = time.monotonic() + (timeout or float("inf"))
+        while time.monotonic() < until:
+            self.kernel_info()
+            with suppress(Empty):
+                said = await self.get_shell_msg(timeout=1)
+                if said["msg_type"] == "kernel_info_reply":
+                    await self.get_iopub_msg(timeout=0.2)  # else it is not connected yet, and outputs would be lost
+                    self._handle_kernel_info_reply(said)
+                    return
+            if not await self.is_alive():
+                raise RuntimeError("the kernel died before it answered")
+        raise RuntimeError(f"the kernel did not answer within {timeout:g} s")
