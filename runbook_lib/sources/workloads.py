@@ -7,6 +7,7 @@ Argument vectors only, no shell. The allowed commands are the list `Runner.verbs
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import selectors
@@ -30,6 +31,8 @@ from runbook_lib.sources import Opening, ReadCost, SourceError, logs
 
 _error = partial(SourceError, "workloads")
 READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
+#: Seconds for which a deployment that was read is not read again.
+SAME_S = 5.0
 LOG_BYTES, OTHER_BYTES = 20_000_000, 4_000_000
 #: The newest lines of a log; less where they are more than LOG_BYTES.
 LOG_LINES = (50_000, 10_000, 2_000)
@@ -73,6 +76,7 @@ class Runner(ABC):
 
     def __init__(self, settings: WorkloadSettings, read_cost: ReadCost) -> None:
         self._settings, self._read_cost = settings, read_cost
+        self._known: dict[str, tuple[float, dict[str, Any] | SourceError]] = {}
 
     @classmethod
     def declared(cls, opening: Opening) -> Runner:
@@ -132,6 +136,8 @@ class Runner(ABC):
         if verb is None:
             raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
         command = self._command(words)
+        if verb[0] not in ("get", "logs"):
+            self._known.clear()
         with self._read_cost.query("workloads", " ".join(verb), shlex.join(command)) as asked:
             code, out, err = _run_command(command, timeout_s, most)
             scrub = self._read_cost.masker.scrub
@@ -270,7 +276,20 @@ class KubectlRunner(Runner):
             raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
     def _read_deployment(self, name: str) -> dict[str, Any]:
-        return self._read_json("get", "deploy", self._check_name(name))
+        """Read it; for `SAME_S` seconds the answer, or the failure, is the one before, unless it was changed from here.
+
+        Its environment, its replicas and what selects its pods are asked for one after another.
+        """
+        at, known = self._known.get(self._check_name(name), (-math.inf, None))
+        if known is None or time.monotonic() - at > SAME_S:
+            try:
+                known = self._read_json("get", "deploy", name)
+            except SourceError as e:
+                known = e
+            self._known[name] = time.monotonic(), known
+        if isinstance(known, SourceError):
+            raise known
+        return known
 
     def _container(self, name: str) -> str:
         return self._settings.containers.get(name, self._check_name(name))

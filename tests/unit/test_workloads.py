@@ -133,6 +133,28 @@ def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
     assert all(a.method == "GET" for a in cluster.asked)
 
 
+def test_a_deployment_is_read_once_in_a_moment_and_again_after_a_change(
+    cluster: Cluster, runner: KubectlRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read() -> int:
+        runner.replicas("notification"), runner.environment("notification"), runner.pods("notification")
+        return sum(a.method == "GET" and a.path == DEPLOYMENT for a in cluster.asked)
+
+    assert [read(), read()] == [1, 1]
+    runner.restart("notification")
+    known = sum(a.method == "GET" and a.path == DEPLOYMENT for a in cluster.asked)
+    assert read() == known + 1
+    monkeypatch.setattr(workloads, "SAME_S", 0.0)
+    assert read() == known + 4
+    monkeypatch.undo()
+    cluster.stop()
+    runner._known.clear()
+    for _ in range(2):
+        with fails_with(Reason.UNREACHABLE, "no_connection"):
+            runner.replicas("notification")
+    assert [q.error != "" for q in runner._read_cost.queries][-2:] == [False, True], "a failure too is asked for once"
+
+
 def test_a_restart_is_a_new_annotation_of_the_template(cluster: Cluster, runner: KubectlRunner) -> None:
     assert "restarted" in runner.restart("notification")
     (patch,) = [a for a in cluster.asked if a.method == "PATCH"]
