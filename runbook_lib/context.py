@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 
-from runbook_lib import messages, pack, recording, samples
+from runbook_lib import messages, pack, recording
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
@@ -300,7 +300,6 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     archive = Archive(config.output, parameters.incident_id)
     masker = Masker.of(target.urls(), parameters.incident_id, archive.salts, remembers=in_lab())
     read_cost = ReadCost(masker)
-    read_cost.queries += samples.queries_before(section.number)
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(Opening(target, name, config.budget, read_cost))
     clocks = sources.clocks()

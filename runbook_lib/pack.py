@@ -72,9 +72,12 @@ class Pack:
     """Its own sources, by name (`rb.source(name)`): classes as `sources` describes them."""
     hooks: Mapping[str, str] = field(default_factory=dict)
     """Functions and classes that the core calls, by name (`hook`): of optional packages; and of a system
-    `first_numbers`, which asks for the hops before a triage has its sections, and `first_samples`."""
+    `first_numbers`, which asks for the hops before a triage has its sections, `first_sections`, to which these point,
+    and `first_samples`."""
     example: Path | None = None
     """A recording of an incident, for who has no system at hand: `runbook lab --replay example`."""
+    sampled: frozenset[str] = frozenset()
+    """The sections that compare two samples: for a run with one, `first_numbers` takes the first while they start."""
     required: tuple[str, ...] = ()
     """The sources that a complete verdict needs, if a target declares them."""
     module: str = ""
@@ -231,6 +234,11 @@ class Runbook:
     def required(self) -> frozenset[str]:
         """The sources that a complete verdict needs."""
         return frozenset(name for p in self.packs for name in p.required)
+
+    @property
+    def sampled(self) -> frozenset[str]:
+        """The sections that compare two samples."""
+        return frozenset(section for p in self.packs for section in p.sampled)
 
     @property
     def asks(self) -> list[str]:

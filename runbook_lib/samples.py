@@ -20,6 +20,7 @@ from runbook_lib.store import write_whole
 from runbook_lib.view import record
 
 FOLDER = "RUNBOOK_SAMPLES"
+SECTIONS = "sections"
 
 
 def keep(name: str, at: pd.Timestamp | None, frames: Frames) -> None:
@@ -48,17 +49,29 @@ def earlier(
 
 
 def keep_queries(section: str, sent: Iterable[SentQuery]) -> None:
-    """Keep the queries that were sent for a section before it was opened."""
+    """Keep the queries that are sent for a section outside of it, all so far."""
     if folder := os.environ.get(FOLDER):
         _write_json(Path(folder, f"{section}.queries"), [asdict(q) for q in sent])
 
 
 def queries_before(section: str) -> list[SentQuery]:
-    """Return the queries that were sent for a section before it was opened; it counts them as its own."""
+    """Return the queries that were sent for a section outside of it; it counts them as its own."""
     folder = os.environ.get(FOLDER)
     if not folder or not (file := Path(folder, f"{section}.queries")).is_file():
         return []
     return [SentQuery(**q) for q in json.loads(file.read_bytes())]
+
+
+def keep_sections(sections: Iterable[str]) -> None:
+    """Keep the sections to which the first numbers point, before section 3 does."""
+    if folder := os.environ.get(FOLDER):
+        _write_json(Path(folder, SECTIONS), list(sections))
+
+
+def sections_before(folder: str) -> list[str]:
+    """Return the sections to which the first numbers of a run point; none if these are not there yet."""
+    file = Path(folder, SECTIONS)
+    return list(json.loads(file.read_bytes())) if folder and file.is_file() else []
 
 
 def _write_json(path: Path, content: object) -> None:

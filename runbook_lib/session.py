@@ -22,7 +22,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import DisplayHandle, display
 
 from runbook_lib import catalog as catalogs
-from runbook_lib import messages, pack, queries, settings
+from runbook_lib import messages, pack, queries, samples, settings
 from runbook_lib.actions import action
 from runbook_lib.analysis import counterfactual, diagnosis
 from runbook_lib.checks import checks
@@ -317,7 +317,7 @@ class Session:
             counterfactual.explain(self.verdict(), findings, self.context.catalog),
             findings,
             self._step_titles(),
-            self.context.read_cost.queries,
+            [*samples.queries_before(self.context.section.number), *self.context.read_cost.queries],
             self.lang,
             run=self.opened,
         )

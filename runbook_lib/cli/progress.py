@@ -87,7 +87,8 @@ def carry_out_shown(order: Order, *, in_pipe: bool) -> dict[str, Any]:
         os.environ["RUNBOOK_SAMPLES"] = samples
         order = replace(order, samples=samples)
         # A forked process forks again, and so must have one thread.
-        if order.follow and "as_of" not in order.parameters and not forks.is_fork():
+        sampled = pack.active_runbook().sampled & {*order.sections}
+        if sampled and "as_of" not in order.parameters and not forks.is_fork():
             display.waits(messages.text(say("ui.waits_for_numbers"), order.lang))
             threading.Thread(target=show_first_numbers, args=(order, display), daemon=True).start()
         try:
@@ -114,7 +115,9 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     gc.enable()
     with suppress(Exception):  # the sections say what is wrong
         config, section = settings.load(), order.sections[0]
-        take_numbers, take_samples = pack.hook("first_numbers"), pack.hook("first_samples")
+        take_numbers, take_samples, first_sections = map(
+            pack.hook, ("first_numbers", "first_samples", "first_sections")
+        )
         target, book = config.target(order.target), catalog.load()
         cost = ReadCost(Masker.of(target.urls(), order.incident))
         source = Postgres.declared(Opening(target, f"runbook/{section}/{order.incident}", config.budget, cost))
@@ -126,6 +129,7 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
         strip = diagnosis.strip([judged(title, hops=hops)], book.hops)
         display.first_numbers(render.provisional_lines(title, strip, order.lang))
         source.close()
+        samples.keep_sections(first_sections(hops, book))
         samples.keep_queries(section, cost.queries)
 
         from runbook_lib.context import open_context
@@ -133,5 +137,5 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
 
         named = validate({"target": order.target, "incident_id": order.incident})
         rb = open_context(book.sections[section], named, config, book)
-        take_samples(rb)
+        take_samples(rb, hops)
         samples.keep_queries(section, [*cost.queries, *rb.read_cost.queries])

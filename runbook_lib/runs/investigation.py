@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from runbook_lib import catalog, mandatory, messages, pack, parameters
+from runbook_lib import catalog, mandatory, messages, pack, parameters, samples
 from runbook_lib.analysis import diagnosis
 from runbook_lib.archive import dossier, postmortem, seal
 from runbook_lib.archive.artifact import Result
@@ -119,23 +119,30 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Re
         had = {r.run.section for r in results}
         return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
 
-    run(r for r in requests if r.section not in there)
+    early = sections_to_follow(samples.sections_before(order.samples), begun) if order.follow else {}
+    run([*(r for r in requests if r.section not in there), *follow(early)])
     results = [result(n) for n in order.sections]
     verdict = batch.combine_verdict(results)
     if order.follow:
-        verdict = _follow_verdict(results, verdict, run_opened, past="as_of" in order.parameters)
+        verdict = _follow_verdict(results, verdict, run_opened, early=early, past="as_of" in order.parameters)
     return results, verdict
 
 
 def _follow_verdict(
-    results: list[Result], verdict: Verdict, run: Callable[[dict[str, list[str]]], list[Result]], *, past: bool
+    results: list[Result],
+    verdict: Verdict,
+    run: Callable[[dict[str, list[str]]], list[Result]],
+    *,
+    early: dict[str, list[str]] | None = None,
+    past: bool,
 ) -> Verdict:
     """Run the sections to which the first verdict points; then, while it is undecided, the next one that may decide.
 
-    Extend `results`. The time and the number of questions are limited (numbers.md). Of a past moment no more is asked.
+    Extend `results`. `early` are sections that were begun before the first verdict, with their parameters. The time and
+    the number of questions are limited (numbers.md). Of a past moment no more is asked.
     """
     book, asked, begun = catalog.load(), 0, math.inf
-    opened = sections_to_follow(verdict.next_sections, [r.run.section for r in results])
+    opened = (early or {}) | sections_to_follow(verdict.next_sections, [r.run.section for r in results])
     while opened:
         new = run(opened)
         begun = min(begun, time.monotonic())

@@ -19,6 +19,7 @@ from runbook_lib.archive.artifact import Result, Run
 from runbook_lib.cli.progress import ProgressDisplay
 from runbook_lib.model.finding import Finding, Frames, Hop, Status, say
 from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.packs.entitlement import first_look
 from runbook_lib.packs.entitlement.checks import delivery
 from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
@@ -44,6 +45,24 @@ def test_the_newest_sample_that_is_old_enough_is_taken_and_none_too_old(
         expected = min((n for n in usable if n >= 25), default=max(usable, default=None))
         assert (at and list(frames["held"]["n"])) == (expected and [expected])
         assert samples.earlier("processes", NOW, 2.5, 5.0) == (None, {})
+
+
+@pytest.mark.parametrize(
+    ("hops", "sections"),
+    [
+        ((Hop("relay", oldest_s=600), Hop("delivery_worker", oldest_s=1)), ("4.1",)),
+        ((Hop("relay"), Hop("delivery_worker", oldest_s=600)), ("4.1", "4.3")),
+        ((Hop("relay", oldest_s=0), Hop("subscriber", oldest_s=600), Hop("delivery_worker")), ()),
+    ],
+)
+def test_rows_that_are_late_by_the_first_numbers_open_their_sections(
+    hops: tuple[Hop, ...], sections: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first_look.sections_of_late_hops(hops, catalog.load()) == sections
+    monkeypatch.setenv(samples.FOLDER, str(tmp_path))
+    assert samples.sections_before(str(tmp_path)) == samples.sections_before("") == []
+    samples.keep_sections(sections)
+    assert samples.sections_before(str(tmp_path)) == [*sections]
 
 
 def sample(at: float, sent: float, claimed: float, held: list[str], tries: dict[int, int]) -> Frames:

@@ -59,7 +59,12 @@ def result(section: str, *findings: Finding) -> Any:
 
 
 def follow(
-    answers: dict[str, Finding], monkeypatch: pytest.MonkeyPatch, *, takes_s: float = 1.0, past: bool = False
+    answers: dict[str, Finding],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    takes_s: float = 1.0,
+    early: dict[str, list[str]] | None = None,
+    past: bool = False,
 ) -> tuple[list[str], Any]:
     """The sections that are opened after section 3, in their order, and the verdict."""
     clock, opened = [0.0], list[str]()
@@ -71,7 +76,7 @@ def follow(
         return [result(n, answers.get(n, seen(f"{n}.1"))) for n in sections]
 
     results = [result("3", CHANGED, SLOW)]
-    return opened, investigation._follow_verdict(results, batch.combine_verdict(results), run, past=past)
+    return opened, investigation._follow_verdict(results, batch.combine_verdict(results), run, early=early, past=past)
 
 
 def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +89,7 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
     limit = BOOK.numbers["settle.time"]
     assert follow({}, monkeypatch, takes_s=limit)[0] == ["4.5", "4.1"], "the first answers are not in the budget"
     assert follow({}, monkeypatch, past=True)[0] == ["4.5"]
+    assert follow({}, monkeypatch, early={"4.3": []}, past=True)[0] == ["4.3", "4.5"], "it was begun, so it counts"
     few = replace(BOOK, numbers=BOOK.numbers | {"settle.questions": 0})
     monkeypatch.setattr(catalog, "load", lambda: few)
     assert follow({}, monkeypatch)[0] == ["4.5"]

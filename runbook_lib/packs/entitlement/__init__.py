@@ -25,7 +25,12 @@ PACK = Pack(
         "act": {"act": "cli.act:act"},
     },
     sources={"receiver": "evidence.receiver:ReceiverProbe"},
+    sampled=frozenset({"3", "4.1", "4.3"}),
     required=("postgres", "jetstream", "nats_monitor"),
-    hooks={"first_numbers": "first_look:take_numbers", "first_samples": "first_look:sample_processes"},
+    hooks={
+        "first_numbers": "first_look:take_numbers",
+        "first_samples": "first_look:take_samples",
+        "first_sections": "first_look:sections_of_late_hops",
+    },
     asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Nats"},
 )

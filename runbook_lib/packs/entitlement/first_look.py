@@ -5,6 +5,7 @@ They are no evidence. Their samples are: 3.2 compares them with its own, instead
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,15 @@ from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Noti
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
+    from runbook_lib.catalog import Catalog
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: The frames of a sample of the delivery worker, and their queries.
 DELIVERY = {"activity": Activity.QUESTION, "attempts": Attempts.QUESTION, "held": HeldRow.QUESTION}
+
+#: The limit of the oldest row that is due, by hop.
+LATE = {"relay": "outbox.oldest_due", "delivery_worker": "backlog.oldest_due"}
 
 
 def keep_delivery(frames: dict[str, pd.DataFrame]) -> None:
@@ -47,6 +52,23 @@ def take_numbers(db: Snapshot) -> tuple[pd.Timestamp | None, tuple[Hop, ...]]:
     if activity:
         hops.append(Hop("delivery_worker", activity.arrived_1m, activity.sent_1m))
     return next((row.now for row in (activity, queue, outbox) if row), None), tuple(hops)
+
+
+def sections_of_late_hops(hops: Iterable[Hop], book: Catalog) -> tuple[str, ...]:
+    """Return the sections to which 3.2 will point where rows are due for too long: they need not wait for it."""
+    late = {hop.name for hop in hops if hop.name in LATE and book.limits[LATE[hop.name]].reached(hop.oldest_s)}
+    return ("4.1", "4.3") if "delivery_worker" in late else ("4.1",) if late else ()
+
+
+def take_samples(rb: Context, hops: tuple[Hop, ...]) -> None:
+    """Sample the processes, and where notifications are due for too long, what the delivery worker does; it is kept."""
+    from runbook_lib.packs.entitlement.evidence import sessions
+
+    frames = sample_processes(rb)
+    limit = rb.catalog.limits["delivery.silence"]
+    if any(hop.name == "delivery_worker" and limit.reached(hop.oldest_s) for hop in hops):
+        pause_s = (rb.number("samples.least") + 2) * rb.number("samples.apart")
+        samples.keep("worker", rb.now(), sessions.watch_worker(rb, pause_s, frames))
 
 
 def sample_processes(rb: Context) -> dict[str, pd.DataFrame]:

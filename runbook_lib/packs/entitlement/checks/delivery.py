@@ -159,7 +159,8 @@ def collect_again(rb: Context, first: Frames, always: bool = False) -> Frames:
     before, kept = samples.earlier("delivery", taken, apart_s, rb.number("looks.shared"))
     keep_delivery(first)
     earlier = {f"{name}_earlier": frame for name, frame in kept.items()}
-    watched = samples.earlier("worker", taken, 0.0, rb.number("looks.shared"))[1] | first
+    kept_watch = samples.earlier("worker", rb.now(), 0.0, rb.number("looks.shared"))[1]
+    watched = max(first, kept_watch, key=lambda frames: len(frames.get("worker_samples", ())))
     least, each_s = rb.number("samples.least"), rb.number("samples.apart")
     must_watch = late and len(watched.get("worker_samples", ())) < least
     between_s = seconds_between(before, taken)
