@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-import nats.errors
 import pandas as pd
-from nats.aio.client import Client, RawCredentials
 
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import NatsAccess, TargetFacts, split_urls
-from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError
+from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError, broker_client
+from runbook_lib.sources.broker_client import Client, RawCredentials
 
 _error = partial(SourceError, "jetstream")
 CONNECT_TIMEOUT_S = 3
@@ -300,19 +299,19 @@ class JetStream:
             raise
         try:
             return await asyncio.wait_for(ask(client), REQUEST_TIMEOUT_S + 1)
-        except nats.errors.NoRespondersError:
+        except broker_client.errors.NoRespondersError:
             raise self._no_responder_error() from None
-        except (TimeoutError, nats.errors.TimeoutError):
+        except (TimeoutError, broker_client.errors.TimeoutError):
             if any("permissions violation" in str(e).lower() for e in errors):
                 # The broker says so on the side and leaves the request without an answer.
                 raise _error(Reason.DENIED, "this user may not ask that", "permission_denied") from None
             unanswered = await _unanswered_error(client)
             self._down = (time.monotonic(), unanswered)
             raise unanswered from None
-        except nats.errors.Error as e:
+        except broker_client.errors.Error as e:
             raise _error(Reason.ERROR, str(e)) from None
         finally:
-            with suppress(TimeoutError, nats.errors.Error):  # a hung broker cannot say goodbye
+            with suppress(TimeoutError, broker_client.errors.Error):  # a hung broker cannot say goodbye
                 await asyncio.wait_for(client.close(), 1)
 
     async def _connect_to_node(self, errors: list[Exception]) -> Client:
@@ -326,6 +325,7 @@ class JetStream:
 
         options, refused = self._options(), list[SourceError]()
         for url in list(self._urls):
+            broker_client.load_transport(url)
             client = _TlsClient()
             client.tls_wanted = "tls" in options or urlsplit(url).scheme == "tls"
             errors.clear()
@@ -401,7 +401,7 @@ class JetStream:
 
 async def _unanswered_error(client: Client) -> SourceError:
     """Return the error of a request without an answer: the whole node hangs, or only its cluster's JetStream."""
-    with suppress(TimeoutError, nats.errors.Error, OSError):
+    with suppress(TimeoutError, broker_client.errors.Error, OSError):
         await asyncio.wait_for(client.flush(1), 2)
         if client._server_info.get("cluster"):
             detail = "the node answers, and the cluster's JetStream does not"
@@ -478,7 +478,7 @@ def _connect_error(errors: list[Exception], *, asks_for_ours: bool) -> SourceErr
         r"connection refused|errno (?:111|61)\b", words
     ):
         return _error(Reason.UNREACHABLE, "connection refused", "no_connection")
-    if any(isinstance(e, TimeoutError | nats.errors.TimeoutError) for e in errors):
+    if any(isinstance(e, TimeoutError | broker_client.errors.TimeoutError) for e in errors):
         return _error(Reason.TIMEOUT, "no answer to the connection", "no_connection")
     if asks_for_ours:  # it hangs up without a word
         detail = "the broker takes no client without a certificate of its CA: see nats_cert_file and nats_key_file"

@@ -135,6 +135,14 @@ def test_a_token(plain: Node) -> None:
     assert asks(plain.url) == "wrong_credentials"
 
 
+def test_a_websocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nats.aio.transport.aiohttp", None)  # as it is when the runbook has imported the client
+    (port,) = free_ports(1)
+    listens = f'websocket {{ listen: "127.0.0.1:{port}", no_tls: true }}'
+    with brokers.node(tmp_path, f'jetstream {{ store_dir: "{tmp_path}" }}\n{listens}'):
+        assert asks(f"ws://127.0.0.1:{port}") == "2"
+
+
 def test_where_tls_is_asked_for_nothing_is_said_without_it(plain: Node, authority: Authority) -> None:
     before = plain.log().count("[CONNECT")
     assert asks(plain.url, token=TOKEN, ca_file=authority.file) == "no_tls"
