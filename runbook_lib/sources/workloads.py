@@ -17,21 +17,23 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import WorkloadSettings
 from runbook_lib.sources import Opening, ReadCost, SourceError, logs
 
+T = TypeVar("T")
+
 _error = partial(SourceError, "workloads")
 READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
-#: Seconds for which a deployment that was read is not read again.
+#: Seconds for which a workload that was read is not read again.
 SAME_S = 5.0
 LOG_BYTES, OTHER_BYTES = 20_000_000, 4_000_000
 #: The newest lines of a log; less where they are more than LOG_BYTES.
@@ -76,7 +78,7 @@ class Runner(ABC):
 
     def __init__(self, settings: WorkloadSettings, read_cost: ReadCost) -> None:
         self._settings, self._read_cost = settings, read_cost
-        self._known: dict[str, tuple[float, dict[str, Any] | SourceError]] = {}
+        self._known: dict[str, tuple[float, Any]] = {}
 
     @classmethod
     def declared(cls, opening: Opening) -> Runner:
@@ -136,7 +138,7 @@ class Runner(ABC):
         if verb is None:
             raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
         command = self._command(words)
-        if verb[0] not in ("get", "logs"):
+        if verb[0] not in ("get", "logs", "status", "tail"):
             self._known.clear()
         with self._read_cost.query("workloads", " ".join(verb), shlex.join(command)) as asked:
             code, out, err = _run_command(command, timeout_s, most)
@@ -148,6 +150,22 @@ class Runner(ABC):
             if (complaint := self._complaint(answer)) is not None:
                 raise self._tool_error(complaint, answer.problem)
         return answer
+
+    def _read_once(self, name: str, read: Callable[[], T]) -> T:
+        """Return what a workload is; for `SAME_S` seconds the same answer or failure, unless it was changed from here.
+
+        Its variables, instances and replicas are asked for one after another.
+        """
+        at, known = self._known.get(name, (-math.inf, None))
+        if time.monotonic() - at > SAME_S:
+            try:
+                known = read()
+            except SourceError as e:
+                known = e
+            self._known[name] = time.monotonic(), known
+        if isinstance(known, SourceError):
+            raise known
+        return cast(T, known)
 
     def _tool_error(self, complaint: str, detail: str) -> SourceError:
         """Return the error of what the tool says of its failure, in lower case."""
@@ -276,20 +294,7 @@ class KubectlRunner(Runner):
             raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
     def _read_deployment(self, name: str) -> dict[str, Any]:
-        """Read it; for `SAME_S` seconds the answer, or the failure, is the one before, unless it was changed from here.
-
-        Its environment, its replicas and what selects its pods are asked for one after another.
-        """
-        at, known = self._known.get(self._check_name(name), (-math.inf, None))
-        if known is None or time.monotonic() - at > SAME_S:
-            try:
-                known = self._read_json("get", "deploy", name)
-            except SourceError as e:
-                known = e
-            self._known[name] = time.monotonic(), known
-        if isinstance(known, SourceError):
-            raise known
-        return known
+        return self._read_once(self._check_name(name), lambda: self._read_json("get", "deploy", name))
 
     def _container(self, name: str) -> str:
         return self._settings.containers.get(name, self._check_name(name))
@@ -334,7 +339,7 @@ class SupervisorctlRunner(Runner):
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the program as one instance, while it runs or tries to start."""
-        state, rest = self._read_status(name)
+        state, rest = self._read_once(self._check_name(name), lambda: self._read_status(name))
         if state in ("STOPPED", "EXITED", "FATAL"):
             return []
         up = re.search(r"uptime (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", rest)
@@ -347,7 +352,8 @@ class SupervisorctlRunner(Runner):
 
     def replicas(self, name: str) -> int:
         """Return 1, or 0 if the program was stopped."""
-        return 0 if self._read_status(name)[0] == "STOPPED" else 1
+        state, _ = self._read_once(self._check_name(name), lambda: self._read_status(name))
+        return 0 if state == "STOPPED" else 1
 
     def strategy(self, name: str) -> str:
         """Return "Recreate": the old process is stopped before the new one starts."""
