@@ -76,4 +76,4 @@ def carry_out(order: Order, hear: Callable[[RunProgress], None] = lambda said: N
 def _run_investigation(order: Order) -> dict[str, Any]:
     from runbook_lib.runs import investigation
 
-    return investigation.summary(order, investigation.tell_progress(order.lang, forks.report))
+    return investigation.summary(order, investigation.tell_progress(order.lang, forks.report), forks.report)

@@ -26,8 +26,14 @@ from runbook_lib.store import Archive
 from runbook_lib.view import render
 
 
-def summary(order: Order, progress: Steps = lambda section, found: None) -> dict[str, Any]:
+def summary(
+    order: Order,
+    progress: Steps = lambda section, found: None,
+    tell: Callable[[RunProgress], None] = lambda said: None,
+) -> dict[str, Any]:
     """Run the sections, keep artifacts, verdict and dossier; what came of it as plain data, small enough to travel.
+
+    `tell` is called with the verdict's line when it is known; the archive is written after that.
 
     `document`, as --json prints it (docs/architecture.md, "The command"), with its `seal`: the dossier's head, to be
     kept outside of it. `index`, the dossier's page; None where it could not be written. `problem`, one line: why what
@@ -41,6 +47,9 @@ def summary(order: Order, progress: Steps = lambda section, found: None) -> dict
         results, verdict = _run_order(archive, replace(order, samples=order.samples or folder), progress)
     ran = {r.run.section for r in results}
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
+    lines = render.verdict_lines(verdict, order.lang)
+    stores = messages.text(say("ui.waits_for_pages"), order.lang)
+    tell(RunProgress(line=lines[0], status=verdict.status.name, waits=stores))
     said = dossier.document(order.incident, order.target, results, verdict, order.lang)
     index = draft = None
     problem = next((r.problem for r in results if not (r.html or "").startswith(f"{archive.place}/")), "")
@@ -66,7 +75,7 @@ def summary(order: Order, progress: Steps = lambda section, found: None) -> dict
         "document": json.loads(json.dumps(said)) | {"seal": "" if lost else seal.seal_text(archive)},
         "index": index,
         "problem": problem,
-        "lines": render.verdict_lines(verdict, order.lang),
+        "lines": lines,
         "details": details,
         "problems": [f"section {r.run.section}: {r.problem}" for r in results if r.problem],
     }
