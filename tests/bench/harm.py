@@ -29,8 +29,8 @@ import requests
 from . import speed
 from .fill import Filled
 
-#: At most so many times the percentile of the phase that each is held against, by way.
-TARGETS = {"as shipped": 1.5, "the database's share": 1.2}
+#: At most so many times the p95 of the phase that each is held against, by way, for each of `PHASES`.
+TARGETS = {"as shipped": (1.4, 1.4, 1.4), "the database's share": (1.2, 1.2, 1.5)}
 KINDS = ("enqueue", "claim", "mark")
 PERCENTILES = (95, 99)
 IDLE_S = 10.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,22 +29,27 @@ import psutil
 import requests
 
 from runbook_lib import catalog
+from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.store import Archive
 
+from . import timeline
+
 ONE = ("4.1",)
 TOKEN = "bench"
 #: At most so much of papermill's time (median of the rounds' ratios), by case.
 TARGETS = {
-    **{("cold", "one"): 0.45, ("cold", "one, backlog"): 0.45, ("cold", "ten"): 0.08},
-    **{("warm", "one"): 0.20, ("warm", "one, backlog"): 0.20, ("warm", "ten"): 0.07},
+    **{("cold", "one"): 0.50, ("cold", "one, backlog"): 0.50, ("cold", "ten"): 0.12},
+    **{("warm", "one"): 0.25, ("warm", "ten"): 0.09},
 }
 #: At most so much memory, for ten sections.
 MEBIBYTES = 450
-#: At most so many seconds from Enter, where no worker delivers a backlog.
+#: At most so many seconds from Enter, where the delivery worker has stopped.
 FIRST_SCREEN_S, TRIAGE_S = 2.0, 6.0
+#: So long it has stopped when the first triage begins.
+STOPPED_S = 40.0
 #: What is imported from nothing: until the first numbers, and by the process that runs are forked from.
 IMPORTED = {
     "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
@@ -68,6 +74,10 @@ class Triage:
 
     first_screen: list[float] = field(default_factory=list)
     verdict: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    """When the command has ended: the archive is written."""
+    bars: list[timeline.Bar] = field(default_factory=list)
+    """What ran when, in the last round."""
 
 
 @dataclass
@@ -127,25 +137,43 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
     return cases
 
 
-def triage(servers: Servers, scratch: Path, rounds: int = 3) -> Triage:
-    """Run a triage as a person does; the first round compiles and is not counted."""
+def triage(scratch: Path, rounds: int = 5) -> Triage:
+    """Run a triage of a sandbox as a person does; the first round compiles and is not counted."""
     scratch.mkdir(parents=True, exist_ok=True)
-    env, measured = _environment(servers, scratch), Triage()
-    command = [str(BIN / "runbook"), "triage", "--lang", "en", "--output", str(scratch / "triage")]
+    sandbox = Sandbox(scratch / "sandbox")
+    sandbox.up()
+    try:
+        sandbox.fault("worker_stopped")
+        time.sleep(STOPPED_S)
+        return _triage_often(scratch, rounds)
+    finally:
+        sandbox.down()
+
+
+def _triage_often(scratch: Path, rounds: int) -> Triage:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))}
+    env |= {"RUNBOOK_SANDBOX_DIR": str(scratch / "sandbox")}
+    command = [str(BIN / "runbook"), "triage", "--target", "sandbox", "--lang", "en", "--output", str(scratch / "out")]
+    measured = Triage()
     for n in range(rounds + 1):
-        began = time.monotonic()
+        shutil.rmtree(scratch / "out", ignore_errors=True)
+        began, clock = time.monotonic(), time.time()
         with subprocess.Popen(
             command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as running:
             assert running.stdout and running.stderr
-            first = running.stderr.readline().decode()
-            screen_s = time.monotonic() - began
-            said = running.communicate(timeout=_TIMEOUT_S)
-        if not said[0]:
-            raise RuntimeError(f"runbook triage: {first}{said[1].decode()[-500:]}")
+            seen = [(line.decode().strip(), time.monotonic() - began) for line in running.stderr]
+            said = running.stdout.read().decode()
+        verdict = said.partition("\n")[0].strip()
+        at = dict(reversed(seen))
+        first = next((line for line, _ in seen if line.startswith("Provisional")), verdict)
+        if not verdict or verdict not in at:
+            raise RuntimeError(f"runbook triage: {said[-300:]} {[line for line, _ in seen][-3:]}")
         if n:
-            measured.verdict.append(time.monotonic() - began)
-            measured.first_screen.append(screen_s if first.startswith("Provisional") else measured.verdict[-1])
+            measured.verdict.append(at[verdict])
+            measured.first_screen.append(at[first])
+            measured.ended.append(time.monotonic() - began)
+    measured.bars = timeline.bars(scratch / "out" / "adhoc", clock)
     return measured
 
 
@@ -252,7 +280,7 @@ def receiver(
             command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=first
         )
         try:
-            _until_ready(url, process, scratch)
+            until_ready(url, process, scratch)
             yield url, output, process
         finally:
             process.terminate()
@@ -262,7 +290,8 @@ def receiver(
                 process.kill()
 
 
-def _until_ready(url: str, process: psutil.Process, scratch: Path) -> None:
+def until_ready(url: str, process: psutil.Process, scratch: Path) -> None:
+    """Wait until a receiver takes alerts. Raises RuntimeError with the end of its log."""
     until = time.monotonic() + 60
     while time.monotonic() < until and process.is_running():
         try:
