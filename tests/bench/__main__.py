@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from runbook_lib import queries
+
 from . import burst, by_hand, harm, load, many, obvious, past, questions, runs, speed, timeline
 from .fill import DAYS, Filled
 from .questions import Row
@@ -23,6 +25,7 @@ SMALLER = 100  # the small server has this many times fewer rows
 MEMORY_SLACK = 0.10
 RATIO = 0.1
 TENFOLD = 10
+SIZES = (1, 10, 100)  # times the rows that there are, by statistics
 GROWTH, FEW = 1.5, 20  # buffers: one more level of an index is no growth
 SECTIONS = ("4.1", "4.3")  # whose questions have the target
 
@@ -38,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "only",
         nargs="?",
-        choices=("speed", "triage", "harm", "past", "many", "growth", "burst"),
+        choices=("speed", "triage", "harm", "past", "many", "growth", "plans", "burst"),
         help="a part alone: the times and memory, the triage, what it does to the application, the backtest of many"
-        " dossiers; not part of the whole: the triage of many systems, what ten times the rows cost each question, and"
-        " a burst of alerts",
+        " dossiers; not part of the whole: the triage of many systems, what ten times the rows cost each question, the"
+        " plans of ten and a hundred times the rows, and a burst of alerts",
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw where the time of the triage goes")
     options = parser.parse_args(arguments)
@@ -57,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 return _print_past(past.measure(scratch / "past"))
             if options.only == "growth":
                 return _growth(stack, scratch, options.keep or scratch / "large", options.rows)
+            if options.only == "plans":
+                return _print_plans(
+                    stack.enter_context(Filled(options.keep or scratch / "large", options.rows)), options.rows
+                )
             small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
             if options.only == "speed":
                 _speed(small, scratch, options.rows)
@@ -117,6 +124,25 @@ def _growth(stack: ExitStack, scratch: Path, folder: Path, rows: int) -> None:
             grown.append(f"{r.query.name} ({r.query.cost}, {ratio:.2f})")
     _table(("question", "tier", "before", "after", "ratio"), lines, left={0, 1})
     _target(f"each question at most {GROWTH} times the buffers (or {FEW} more)", grown)
+
+
+def _print_plans(filled: Filled, rows: int) -> None:
+    """The planner's cost of each question at several sizes, and what the cost gate decides."""
+    costs = [questions.plan_costs(filled.database_url, filled.admin_url, times) for times in SIZES]
+    limit = questions.BUDGET.max_plan_cost
+    _say(
+        f"\nThe planner's cost of each question by statistics of so many notifications; of tier `scan`, above"
+        f" {limit:,.0f} the gate\nrefuses it, and the step says so."
+    )
+    lines, over = [], []
+    for name in costs[0]:
+        tier, each = queries.query(name).cost, [c.get(name, 0.0) for c in costs]
+        refused = [tier == "scan" and c > limit for c in each]
+        lines.append((name, tier, *(f"{c:,.0f}{' refused' * r}" for c, r in zip(each, refused, strict=True))))
+        if tier != "scan" and each[-1] > limit:
+            over.append(f"{name} ({each[-1]:,.0f})")
+    _table(("question", "tier", *(f"{int(rows * times):,}" for times in SIZES)), lines, left={0, 1})
+    _target("no question that the gate does not guard costs more than its limit", over)
 
 
 def _speed(small: Filled, scratch: Path, rows: int) -> None:
@@ -367,6 +393,9 @@ def _print_many(course: many.IncidentTimes) -> None:
     )
     _target(f"{course.systems:,} systems, each once", course.wrong[:5])
     _target("time and memory grow with their number alone", course.bends)
+    took = "no browser here" if course.page_s is None else f"{course.page_s:.2f} s"
+    late = course.page_s is None or course.page_s > many.PAGE_S
+    _target(f"the page of all systems is open within {many.PAGE_S:.0f} s ({took})", [took] if late else [])
 
 
 def _print_burst(measured: burst.Burst) -> None:

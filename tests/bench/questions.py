@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import psycopg
 
 from runbook_lib import queries
 from runbook_lib.masking import Masker
@@ -62,12 +64,50 @@ class Row:
 
 def measure(database_url: str, names: Iterable[str] | None = None, *, besides: bool = True) -> Iterator[Row]:
     """Ask those named, or all, and the obvious ones beside them; each with the settings and the role of the runbook."""
-    source = Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
+    source = _source(database_url)
+    values = _parameters(source)
+    for name in queries.names() if names is None else names:
+        q = queries.query(name)
+        try:
+            yield _row(source, q, values, obvious.QUERIES.get(q.name) if besides else None)
+        except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
+            yield Row(q, 0.0, False, None, None, str(e.args[0]))
+
+
+def plan_costs(database_url: str, admin_url: str, times: float) -> dict[str, float]:
+    """Return the planner's cost of each question, were each table so many times as long, by its statistics alone.
+
+    Pages stay as they are, so what is read in sequence would cost more.
+    """
+    grow = (
+        "UPDATE pg_class SET reltuples = reltuples * %s WHERE reltuples > 0"
+        " AND relnamespace IN ('entitlement'::regnamespace, 'notification'::regnamespace)"
+    )
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(grow, [times])
+        try:
+            source, costs = _source(database_url), dict[str, float]()
+            values = _parameters(source)
+            for name in queries.names():
+                text = queries.query(name).sql
+                with suppress(SourceError, KeyError), source.snapshot() as db:
+                    costs[name] = db._plan_cost(text, _used(text, values))
+            return costs
+        finally:
+            admin.execute(grow, [1 / times])
+
+
+def _source(database_url: str) -> Postgres:
+    return Postgres(database_url, "runbook/bench", BUDGET, ReadCost(Masker.of([database_url], "bench")))
+
+
+def _parameters(source: Postgres) -> dict[str, Any]:
+    """Return a value for each parameter that a question has."""
     with source.snapshot() as db:
         now = pd.Timestamp(*db._fetch_row("SELECT now()", {}))
         (event,) = db._fetch_row(_EVENT, {}) or (None,)
         audit, instant, user = db._fetch_row(_CHANGE, {}) or (None, now, "")
-    values = {
+    return {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
         "created_since": now - pd.Timedelta(hours=2),
@@ -96,12 +136,6 @@ def measure(database_url: str, names: Iterable[str] | None = None, *, besides: b
         "role": "miniserversystem",
         "max_rows": BUDGET.max_rows + 1,
     }
-    for name in queries.names() if names is None else names:
-        q = queries.query(name)
-        try:
-            yield _row(source, q, values, obvious.QUERIES.get(q.name) if besides else None)
-        except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
-            yield Row(q, 0.0, False, None, None, str(e.args[0]))
 
 
 def _row(source: Postgres, q: Query, values: dict[str, Any], beside: str | None) -> Row:
