@@ -142,7 +142,10 @@ def _print_plans(filled: Filled, rows: int) -> None:
         if tier != "scan" and each[-1] > limit:
             over.append(f"{name} ({each[-1]:,.0f})")
     _table(("question", "tier", *(f"{int(rows * times):,}" for times in SIZES)), lines, left={0, 1})
-    _target("no question that the gate does not guard costs more than its limit", over)
+    _say(
+        "    read through an index, most up to a LIMIT, which an estimate of their parts does not know; beyond"
+        f" statement_timeout they end: {', '.join(over) or '-'}"
+    )
 
 
 def _speed(small: Filled, scratch: Path, rows: int) -> None:
