@@ -160,6 +160,26 @@ def test_a_difference_to_the_healthy_configuration_is_evidence_while_something_i
         assert told in words(calm) and calm.signals == ()
 
 
+@pytest.mark.parametrize(
+    ("variable", "also", "times"),
+    [
+        ("NATS_CONNECTION_TIMEOUT", (), 1),
+        ("NATS_CONNECTION_TIMEOUT", ("NOTIFICATION_ENABLED",), 2),
+        ("NOTIFICATION_DELIVERY_BATCH_SIZE", (), 1),  # nothing to the other workload
+    ],
+)
+def test_a_variable_that_two_workloads_share_is_one_change(variable: str, also: tuple[str, ...], times: int) -> None:
+    shared = [(f"workload {name}", variable) for name in ("entitlement", "notification")]
+    changes = [*shared, *(("workload notification", name) for name in also)]
+    seen = frames()
+    for name, value in (("configuration", "1"), ("healthy", "5")):
+        rows = [("workloads", item, setting, value) for item, setting in changes]
+        seen[name] = pd.DataFrame(rows, columns=SETTING_COLUMNS).assign(at=ago(3600))
+    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    assert [s.about for s in signals].count("FM-CFG-01") == times
+    assert "delivery_worker" in {s.about for s in signals}
+
+
 def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
     found = changed.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(LATE,)))
     assert "ENTITLEMENT_OUTBOX_BATCH_SIZE changed" in words(found) and found.signals == ()

@@ -243,7 +243,20 @@ def _weigh_changes(
         changes, settings = differing.to_dict("records"), given.catalog.settings.values()
         found = [configuration.observation(change, entitlement, settings) for change in changes]
     unexpected = ["changed.unexpected"] if len(foreign) else []
-    return given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
+    signals = given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
+    repeated = _find_repeated(differing, found)
+    return tuple(s for s in signals if s.observation not in repeated or s.about in given.catalog.places)
+
+
+def _find_repeated(differing: pd.DataFrame, found: list[str]) -> set[str]:
+    """Return the observations of a workload's variables that another workload has, too: one change, not two."""
+    own, first = set[str](), dict[tuple[str, ...], str]()
+    for change, name in zip(differing.itertuples(), found, strict=False):
+        of_workload = str(change.item).startswith("workload ")
+        told = tuple(map(str, (change.setting, change.before, change.now)))
+        if not of_workload or (name and first.setdefault(told, name) == name):
+            own.add(name)
+    return {*found} - own
 
 
 def _add_preceding_change(given: JudgeInput, lately: pd.DataFrame, onset: pd.Timestamp | None) -> OutageEnd | None:
