@@ -263,6 +263,9 @@ def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: st
     assert [p.name for p in exceptions_of(line(900, UP), given_up).proposals] == ["restart_notification"]
 
 
+CUT_OFF = "org.postgresql.util.PSQLException: FATAL: terminating connection due to administrator command"
+
+
 @pytest.mark.parametrize(
     ("lines", "database", "away"),
     [
@@ -270,6 +273,8 @@ def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: st
         ([no_connection(5, AWAY)], None, False),  # its address may be wrong
         ([no_connection(5, AWAY)], Reason.DENIED, False),  # the database lets nobody of ours in: it is there
         ([no_connection(500, AWAY)], Reason.UNREACHABLE, False),  # long over
+        ([line(5, TASK, CUT_OFF)], Reason.UNREACHABLE, True),
+        ([line(5, TASK, CUT_OFF)], None, False),  # a person has ended its sessions
         ([line(5, TASK, "java.lang.IllegalStateException: odd")], Reason.UNREACHABLE, False),
     ],
 )

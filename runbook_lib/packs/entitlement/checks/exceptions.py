@@ -87,6 +87,12 @@ DATABASE_SAYS = (
     (" violates ", "exceptions.row_refused"),
     ("PSQLException: ERROR: ", "exceptions.refused_otherwise"),
 )
+#: What the database says when it ends, and until it is ready; the first also when a person ends a session.
+CUT_OFF = (
+    "terminating connection due to administrator command",
+    "the database system is shutting down",
+    "the database system is starting up",
+)
 RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
 COLOURS = (charts.RED, charts.ORANGE, charts.BLUE, charts.GREEN, charts.GREY)
 HATCHES = ("", "//", "..", "xx", "")
@@ -387,7 +393,8 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     turned_away = logins.refused_servers(states)
     from_here = failed.get("tries")
     # A service may have a wrong address: what counts is that nobody reaches the database.
-    away = bool(from_here and from_here.reason is Reason.UNREACHABLE) and logins.is_away(states[logins.Server.DATABASE])
+    state, cut_off = states[logins.Server.DATABASE], _find_cut_off(frames)
+    away = bool(from_here and from_here.reason is Reason.UNREACHABLE) and (logins.is_away(state) or bool(cut_off))
     if log is not None and read is not None:
         facts = {"name": name, "what": log.top, **vars(log), "minutes": about.minutes}
         facts |= {"lines": read.lines, "now": log.bad_now}
@@ -437,7 +444,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
         observed.append("exceptions.database_full" if database.for_want_of_a_slot else "exceptions.database_refuses")
     if away:
-        notes.append(say("exceptions.database_away", name=name, detail=states[logins.Server.DATABASE].why))
+        notes.append(say("exceptions.database_away", name=name, detail=state.why or cut_off))
         observed.append("exceptions.database_away")
     if broker := turned_away.get(logins.Server.BROKER):
         notes.append(say("exceptions.broker_refuses", name=name, detail=broker.why))
@@ -471,6 +478,12 @@ def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
     texts = [t for t in texts if goes_on(t)]
     found = max(texts, key=lambda t: (bool(_match_database(t.detail)), t.now), default=PhraseCount())
     return [o] if (o := _match_database(found.detail)) else []
+
+
+def _find_cut_off(frames: Frames) -> str:
+    """Return a current error in which the database says that it ends or is not ready; "" if there is none."""
+    current = (t.detail for t in rows.each(frames.get("texts"), PhraseCount) if t.now)
+    return next((text for text in current if any(words in text for words in CUT_OFF)), "")
 
 
 def _read_send_errors(frames: Frames) -> str:
