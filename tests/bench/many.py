@@ -27,7 +27,7 @@ from runbook_lib.store import Archive
 from .fill import Filled
 from .machines import Cluster
 
-SYSTEMS = 1000
+SYSTEMS = 100
 PARTS = 5
 #: The page of all of them is open within so many seconds.
 PAGE_S = 1.0
