@@ -59,9 +59,7 @@ FAMILY ?= people
 DRILLS := tests/drills.jsonl
 drills: venv
 	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
-	$(RUN)/runbook drill report $(DRILLS) --write docs/truth.md
-	sed -i '/^## By family/,$$d' docs/truth.md
-	echo 'By family and kind of fault, by confidence, and each miss: `runbook drill report $(DRILLS)`, and the site (`make docs`).' >> docs/truth.md
+	$(RUN)/runbook drill report $(DRILLS) --short --write docs/truth.md
 
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
 # CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts.

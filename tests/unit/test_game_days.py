@@ -20,7 +20,7 @@ from runbook_lib.gameday.cli.drill import drill, without_paths
 from runbook_lib.gameday.drills import judge, play
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
-from runbook_lib.gameday.drills.report import report
+from runbook_lib.gameday.drills.report import of_newest_code, report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 
@@ -343,6 +343,16 @@ def test_the_page_depends_on_the_lines_alone() -> None:
     shuffled = random.Random(3).sample(once, len(once))
     assert report(json.loads(json.dumps(shuffled))) == report(LINES)
     assert "seeds none" in report([])
+
+
+def test_the_page_says_of_how_many_states_of_the_code_it_is() -> None:
+    old, new = ([each | {"code": code} for each in LINES if "error" not in each] for code in ("aaaa", "bbbb"))
+    assert "several states of the code" in report([*old[:2], *new[2:]]) and "code bbbb, seeds" in report(new)
+    assert of_newest_code([*old[:2], *new[2:]]) == new[2:] and of_newest_code(LINES) == [*LINES]
+    assert of_newest_code([]) == []
+    short = report(new, short=True)
+    assert report(new).startswith(short.split("By family and kind")[0]) and "## By family" not in short
+    assert len(play._digest_of_code()) == 8
 
 
 def test_the_command_writes_the_page_and_reads_whole_lines_only(tmp_path: Path) -> None:

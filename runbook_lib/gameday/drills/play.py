@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -15,16 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+import runbook_lib
 from runbook_lib import catalog
 from runbook_lib.gameday.sandbox import faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
+from runbook_lib.pack import active_runbook
 
 from . import probe
 from .judge import LATER_S, Truth, changing, helped
@@ -139,6 +143,7 @@ def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Pa
         "scenario": asdict(scenario),
         "at": _format_now(),
         "version": version("runbook-notebooks"),
+        "code": _digest_of_code(),
     }
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
         try:
@@ -146,6 +151,17 @@ def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Pa
         except (SandboxError, psycopg.Error, OSError) as error:
             line["error"] = (str(error).splitlines() or [type(error).__name__])[0]
     return line
+
+
+@cache
+def _digest_of_code() -> str:
+    """Return a short digest of what decides a verdict: code, queries and documents, without the game days."""
+    files = [f for f in Path(runbook_lib.__file__).parent.rglob("*") if f.suffix in (".py", ".sql", ".md", ".toml")]
+    documents = [pack.document(name) for pack in active_runbook().packs for name in catalog.DOCUMENTS]
+    digest = hashlib.sha256()
+    for file in sorted({*(f for f in files if "gameday" not in f.parts), *(d for d in documents if d.is_file())}):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _play_scenario(

@@ -12,6 +12,10 @@ from .judge import LATER_S, NAMED, Answer, Help, Judged, Truth, alarms, helped, 
 from .probe import FlowSample
 
 Line = Mapping[str, Any]
+_WHOLE = (
+    "By family and kind of fault, by confidence, and each miss: `runbook drill report tests/drills.jsonl`, and the site"
+    " (`make docs`)."
+)
 _LEVELS = ("high", "medium", "low", "none")
 _ANSWERS: tuple[Answer, ...] = ("right", "undecided", "wrong")
 _HELP: tuple[Help, ...] = ("helps", "nothing", "harms")
@@ -88,20 +92,31 @@ def latest(lines: Iterable[Line]) -> list[Line]:
     return sorted({line["seed"]: line for line in lines}.values(), key=lambda line: int(line["seed"]))
 
 
-def report(lines: Iterable[Line]) -> str:
-    """Return the page: figures, kinds, calibration, drills without a fault, misses, and what does not count."""
+def of_newest_code(lines: Iterable[Line]) -> list[Line]:
+    """Return the lines of drills that the code of the last line has played."""
+    lines = list(lines)
+    return [line for line in lines if line.get("code") == lines[-1].get("code")]
+
+
+def report(lines: Iterable[Line], *, short: bool = False) -> str:
+    """Return the page: figures, kinds, calibration, drills without a fault, misses, and what does not count.
+
+    With `short`, the figures alone.
+    """
     lines = latest(lines)
     drills = [judged(line) for line in lines if "error" not in line]
     real = [d for d in drills if d.counts and d.kind]
     calm = [d for d in drills if not d.kind]
     seeds = [line["seed"] for line in lines]
     versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
+    codes = {str(line.get("code", "")) for line in lines}
+    which = f"code {codes.pop()}" if len(codes) == 1 and all(codes) else "several states of the code"
     span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
     parts = [
         "# What the drills show",
         "Random incidents on the sandbox, each with a triage, its first proposal that changes something, and a twin "
         "left alone (`runbook drill report`). "
-        f"Version {versions}, seeds {span}: {len(lines)} played, "
+        f"Version {versions}, {which}, seeds {span}: {len(lines)} played, "
         f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows (of two faults, either), "
         "and *undecided* if it names several with a right one among them, or none and is not OK. A proposal *helps*, "
@@ -127,6 +142,8 @@ def report(lines: Iterable[Line]) -> str:
         "## Not counted",
         _format_not_counted(lines, drills),
     ]
+    if short:
+        parts = [*parts[: parts.index("## By family")], _WHOLE]
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,6 +152,7 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
     high = [d for d in real if d.confidence == "high"]
     right = sum(d.judged.answer == "right" for d in high)
     helped_, named = Counter(d.help for d in (*real, *calm)), Counter(d.named for d in real)
+    median = statistics.median([float(d.line["seconds"]) for d in (*real, *calm)] or [0.0])
     idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
     rows = [
         ("right", _format_share(answers["right"], n), "at least 92 %"),
@@ -150,6 +168,7 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
         ("proposals that harm", str(helped_["harms"]), "0"),
         ("proposals that help", _format_share(helped_["helps"], sum(helped_[name] for name in _HELP)), ""),
         ("alarms without a fault", _format_share(sum(_is_alarm(d) for d in calm), len(calm)), "0"),
+        ("seconds to the verdict, median", f"{median:.0f}", "at most 9"),
     ]
     return _format_table(("", "seen", "to reach"), rows)
 
