@@ -21,9 +21,9 @@ from steps import UNPROCESSED, ago, bound, events, expect, make_given, run, stat
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import recovery
+from runbook_lib.packs.entitlement.checks import recovery, response
 from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
 
@@ -241,6 +241,21 @@ def test_a_rate_of_tries_of_which_a_part_was_not_read_is_unknown(frame: str) -> 
     frames = FRAMES["6.2"] | {"tries": tries(failed=90)}
     found = recovery.judge_errors({name: f for name, f in frames.items() if name != frame}, make_given())
     assert found.status is Status.UNKNOWN, words(found)
+
+
+@pytest.mark.parametrize(
+    ("failed", "place", "sections"),
+    [(90, Status.OK, ("4.5",)), (0, Status.OK, ()), (90, Status.CRITICAL, ())],  # what is stuck names its own
+)
+def test_tries_that_fail_while_nothing_waits_have_the_log_read(
+    failed: int, place: Status, sections: tuple[str, ...]
+) -> None:
+    criteria = FRAMES | {"6.2": FRAMES["6.2"] | {"tries": tries(failed=failed)}}
+    frames = {f"{step}.{name}": frame for step, own in criteria.items() for name, frame in own.items()}
+    frames |= {f"{step}.asked": row(step=step) for step in criteria}
+    placed = Finding("3.2", place, say("response.not_stuck"))
+    found = response.judge_criteria(frames, make_given(earlier=(placed,)))
+    assert found.next_sections == sections, words(found)
 
 
 def test_nothing_succeeds_although_work_is_due() -> None:

@@ -803,7 +803,10 @@ def judge_criteria(frames: Frames, given: JudgeInput) -> Finding:
     """3.4: report which of the four criteria hold at this moment, and what meets the others."""
     found = judge_each(frames, given, CRITERIA)
     unmet = [step for step, f in found.items() if f.status is not Status.OK]
-    limits = _criteria_limits(given)
+    limits, place = _criteria_limits(given), place_finding(given)
+    # Tries fail although nothing waits yet: the log says why.
+    fails = found["6.2"].status in (Status.WARNING, Status.CRITICAL)
+    reads_log = fails and place is not None and place.status is Status.OK and not place.ended
     notes = [
         say("response.criterion_unmet", step=s, answer=found[s].headline, target=say(_TARGET_KEYS[s], **limits))
         for s in unmet
@@ -817,6 +820,7 @@ def judge_criteria(frames: Frames, given: JudgeInput) -> Finding:
         at_least=worst(f.status for f in found.values()),
         reason=next((f.reason for f in found.values() if f.reason), None),
         notes=tuple(notes),
+        next_sections=(proposals.LOGS,) if reads_log else (),
     )
 
 
