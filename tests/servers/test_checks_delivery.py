@@ -871,6 +871,11 @@ def test_a_lease_is_measured_against_real_batches() -> None:
 def test_a_clock_that_is_behind_is_seen_by_commit_times() -> None:
     found = leases.judge_clocks({"subscriber": row(now=NOW, n=200, ahead_s=-21.0, to_commit_s=20.0)}, make_given())
     assert (found.status, found.headline.params["skew"]) == (Status.CRITICAL, -20.0)
+    # Rows that were written anew have late commits; the newest time shows that the clock is right.
+    written_anew = leases.judge_clocks(
+        {"subscriber": row(now=NOW, n=200, ahead_s=-0.8, to_commit_s=121.0)}, make_given()
+    )
+    assert not {"FM-CLK-01"} & {s.about for s in written_anew.signals}
 
 
 def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:

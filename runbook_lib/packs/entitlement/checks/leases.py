@@ -604,7 +604,8 @@ def _clock_skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: floa
     elif mark is not None:
         found.setdefault("delivery_worker", -mark if mark > lease_s else 0.0)  # no batch lasts longer than its lease
     if subscriber.to_commit_s is not None:
-        found["subscriber"] = -subscriber.to_commit_s
+        # Rows may have been written anew since: a clock that is behind has not written a newer time either.
+        found["subscriber"] = max(-subscriber.to_commit_s, min(subscriber.ahead_s, 0.0))
     elif subscriber.ahead_s > 0:
         found["subscriber"] = subscriber.ahead_s
     if worker.shortest_delay_s is not None and worker.shortest_delay_s < 0:
