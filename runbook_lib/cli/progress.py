@@ -115,9 +115,8 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     gc.enable()
     with suppress(Exception):  # the sections say what is wrong
         config, section = settings.load(), order.sections[0]
-        take_numbers, take_samples, first_sections = map(
-            pack.hook, ("first_numbers", "first_samples", "first_sections")
-        )
+        take_numbers, take_samples = pack.hook("first_numbers"), pack.hook("first_samples")
+        first_sections = pack.hook("first_sections")
         target, book = config.target(order.target), catalog.load()
         cost = ReadCost(Masker.of(target.urls(), order.incident))
         source = Postgres.declared(Opening(target, f"runbook/{section}/{order.incident}", config.budget, cost))
