@@ -34,7 +34,7 @@ BECAUSE = {
     "cold": "imports take 1.8 s of one core before a section begins, and two samples 2.5 s where rows wait",
     "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
     "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
-    "harm": "three sections work on two cores for six seconds; the more slowly they ran, the less they would harm",
+    "harm": "three sections work on two cores; neither slower sections nor another scheduling policy harmed less",
 }
 
 Runs = dict[str, dict[str, Measured]]  # by section, then by how
