@@ -272,6 +272,7 @@ class KubectlRunner(Runner):
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set them in the workload's own container only: a sidecar has its own."""
         changes = _check_variables(variables)
+        self._known.clear()  # what it is now decides, not what was read before
         elsewhere = {e["name"] for e in self._read_variables(name) if "valueFrom" in e} & set(changes)
         if elsewhere:  # it could not be put back
             raise _error(
