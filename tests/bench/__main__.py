@@ -34,7 +34,7 @@ BECAUSE = {
     "cold": "imports take 1.8 s of one core before a section begins, and two samples 2.5 s where rows wait",
     "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
     "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
-    "harm": "three sections work on two cores; neither slower sections nor another scheduling policy harmed less",
+    "harm": "a process per core that computes as politely and asks nothing does the same: the scheduler lets it finish",
 }
 
 Runs = dict[str, dict[str, Measured]]  # by section, then by how
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 small.deliver()
                 _print_many(many.measure(small, scratch / "many", options.systems))
             else:
-                _print_harm(harm.measure(small, scratch / "harm"))
+                _harm(small, scratch)
         return
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
         # Each is printed when it is known: a bench that is ended loses none.
         _speed(small, scratch, options.rows)
-        _print_harm(harm.measure(small, scratch / "harm"))
+        _harm(small, scratch)
         measured = _notebooks(large, small, scratch)
         large.renew_leases()
         rows = list(questions.measure(large.database_url))
@@ -100,16 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typed = by_hand.measure(large, scratch / "by-hand")
         large.vacuum()
         vacuumed = list(questions.measure(large.database_url, _names(late)))
+        _print_questions(rows, asked)
+        _print_notebooks(measured, options.rows)
+        _print_targets(rows, vacuumed, asked, measured)
+        _print_by_hand(typed)
         _print_plans(large, options.rows)
         _print_burst(burst.measure(scratch / "burst"))
         small.deliver()
         _print_many(many.measure(small, scratch / "many", options.systems))
-        tested = past.measure(scratch / "past")
-    _print_questions(rows, asked)
-    _print_notebooks(measured, options.rows)
-    _print_targets(rows, vacuumed, asked, measured)
-    _print_by_hand(typed)
-    _print_past(tested)
+        _print_past(past.measure(scratch / "past"))
     _say(f"\nThe bench took {_since(began)} s.")
 
 
@@ -356,12 +355,18 @@ def _print_speed(cases: list[speed.Case]) -> None:
                 )
 
 
+def _harm(small: Filled, scratch: Path) -> None:
+    for phase, seconds in harm.database_seconds(small, scratch / "alone").items():
+        _say(f"\nThe database works {seconds:.2f} s of one core for {phase}.")
+    _print_harm(harm.measure(small, scratch / "harm"))
+
+
 def _print_harm(ways: list[harm.Way]) -> None:
     _say(
         f"\nWhat the application's statements take at {1 / load.EVERY_S:.0f} of each kind a second, in ms: medians of"
         "\nthe rounds. `as shipped` all share the cores, and times are held against the idle ones. For `the"
         "\ndatabase's share` the runbook has the last core, everything else the others, and times are held against"
-        f"\n`{harm.BUSY}`: a process on the runbook's core that computes and asks nothing."
+        f"\n`{harm.BUSY}`: a process on each of the runbook's cores that computes as politely and asks nothing."
     )
     lines = []
     for way in ways:

@@ -3,7 +3,7 @@
 Once as shipped, all on the same cores, against the idle time of the same round. And once with the runbook alone on the
 last core, and the servers with the application on the others: there against a process on that core that computes as
 politely and asks nothing, since two cores share caches, and often are two threads of one. What is left is the
-database's share.
+database's share. As shipped, a process per core that asks nothing shows what the scheduler alone does.
 """
 
 from __future__ import annotations
@@ -58,8 +58,25 @@ class Way:
         return statistics.median(a / b for a, b in pairs)
 
 
-IDLE, BUSY = "idle", "a busy core"
+IDLE, BUSY = "idle", "busy cores"
 PHASES = ("one triage", "eight sections", f"{ALERTS} alerts")
+
+
+def database_seconds(servers: Filled, scratch: Path) -> dict[str, float]:
+    """Seconds of one core that the database works for each phase, without a load: its sessions end with the command."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    env, cores, took = _environment(servers, scratch), sorted(os.sched_getaffinity(0)), {}
+    for phase, arguments in zip(PHASES, (["triage"], ["run", *eight()]), strict=False):
+        before = _of_ended_sessions(servers)
+        _command(arguments, env, scratch, cores)
+        time.sleep(1)
+        took[phase] = _of_ended_sessions(servers) - before
+    return took
+
+
+def _of_ended_sessions(servers: Filled) -> float:
+    times = _postmaster(servers).cpu_times()
+    return float(times.children_user + times.children_system)
 
 
 def measure(servers: Filled, scratch: Path, rounds: int = 3) -> list[Way]:
@@ -128,16 +145,23 @@ def _on(cores: list[int]) -> Callable[[], None]:
     return partial(os.sched_setaffinity, 0, cores)
 
 
+def _postmaster(servers: Filled) -> psutil.Process:
+    return psutil.Process(int((servers.directory / "postgres" / "postmaster.pid").read_text().split()[0]))
+
+
 def _pin(servers: Filled, cores: list[int]) -> None:
-    postgres = psutil.Process(int((servers.directory / "postgres" / "postmaster.pid").read_text().split()[0]))
+    postgres = _postmaster(servers)
     for process in [postgres, *postgres.children(recursive=True)]:
         process.cpu_affinity(cores)
 
 
 def _compute(cores: list[int]) -> None:
-    """Work on one core that asks nobody, for as long as the idle time."""
+    """Work on each of these cores that asks nobody, for as long as the idle time."""
     polite = "import runbook_lib.runs.polite, time; until = time.monotonic() + %s\nwhile time.monotonic() < until: pass"
-    subprocess.run([sys.executable, "-c", polite % IDLE_S], preexec_fn=_on(cores), check=True, timeout=_TIMEOUT_S)
+    command = [sys.executable, "-c", polite % IDLE_S]
+    for process in [subprocess.Popen(command, preexec_fn=_on(cores)) for _ in cores]:
+        if code := process.wait(_TIMEOUT_S):
+            raise RuntimeError(f"{sys.executable} ended with {code}")
 
 
 def _command(arguments: list[str], env: dict[str, str], scratch: Path, cores: list[int]) -> None:
