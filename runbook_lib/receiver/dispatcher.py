@@ -70,8 +70,8 @@ class Dispatcher(Loop):
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
         self._metrics, self._places, self._lang = metrics, tuple(places), lang
         self._clock, self._recovered, self._trim_due = journal.clock, False, -math.inf
-        #: What the running investigations have found so far, by incident; those on other machines do not tell.
-        self.progress: dict[str, RunProgress] = {}
+        #: What the running investigations have found, by incident and target; those on other machines do not tell.
+        self.progress: dict[tuple[str, str], RunProgress] = {}
 
     def poll(self) -> None:
         """Start jobs while a worker is free; first those that a dead receiver was running. Raises JournalError."""
@@ -128,7 +128,7 @@ class Dispatcher(Loop):
             unattended=True,
         )
         here = isinstance(self._executor, ThreadPoolExecutor)
-        hear = [partial(self._keep_progress, job.incident)] if here else []
+        hear = [partial(self._keep_progress, (job.incident, job.target))] if here else []
         future = self._executor.submit(carry_out, order, *hear)
         try:
             result = future.result(order.deadline_s + LOST_S)
@@ -136,16 +136,16 @@ class Dispatcher(Loop):
             future.cancel()
             raise
         finally:
-            self.progress.pop(job.incident, None)
+            self.progress.pop((job.incident, job.target), None)
         if job.kind == "resolved" and not result["problem"]:
             text = say("alert.closed", sections=", ".join(job.sections), verdict=result["lines"][0])
             unnoted = unnoted or self._add_note(archive, job, messages.text(text, self._lang), f"{job.key}/closed")
             dossier.write_index(archive, self._lang)
         return result | {"problem": result["problem"] or unnoted}
 
-    def _keep_progress(self, incident: str, said: RunProgress) -> None:
-        before = self.progress.get(incident, RunProgress())
-        self.progress[incident] = replace(said, strip=said.strip or before.strip)
+    def _keep_progress(self, job: tuple[str, str], said: RunProgress) -> None:
+        before = self.progress.get(job, RunProgress())
+        self.progress[job] = replace(said, strip=said.strip or before.strip)
 
     def _add_note(self, archive: Archive, job: Job, text: str, mark: str) -> str:
         """Add a line to the timeline, once per `mark`; return "" or why it could not be written."""

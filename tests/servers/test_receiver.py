@@ -650,22 +650,29 @@ def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
 
 
 def test_the_page_shows_what_a_running_investigation_has_found(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    told, goes_on = threading.Event(), threading.Event()
+    told, goes_on = threading.Semaphore(0), threading.Event()
 
     def carry_out(order: Order, hear: Callable[[RunProgress], None]) -> dict[str, Any]:
+        if order.target == "elsewhere":
+            hear(RunProgress("✔ 3.1  OK: elsewhere", "OK", (), ""))
+            told.release()
+            goes_on.wait(20)
+            raise UsageError("over")
         strip = ("Provisional: 3 of 7 steps.", "outbox relay 245")
         hear(RunProgress("✔ 3.1  OK: <no objective> is missed", "OK", strip, ""))
         hear(RunProgress("", "", (), "Waiting for 3.2"))
-        told.set()
+        told.release()
         goes_on.wait(20)
         raise UsageError("over")
 
     monkeypatch.setattr("runbook_lib.receiver.dispatcher.carry_out", carry_out)
     here.post(webhook(one(incident="INC-1")))
+    here.post(webhook(one("Other", incident="INC-1", runbook_target="elsewhere"), group="b"))
     assert 'content="20"' in here.get().text
     here.dispatcher.start()
-    assert told.wait(20)
+    assert told.acquire(timeout=20) and told.acquire(timeout=20)
     text = here.get().text
+    assert "<b>elsewhere</b> &middot; ✔ 3.1  OK: elsewhere" in text, "one target does not overwrite the other"
     assert 'content="10"' in text and "Waiting for 3.2" in text
     kept = "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>"
     assert kept in text, "the strip stays until there is a newer one"
