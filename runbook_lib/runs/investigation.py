@@ -18,12 +18,15 @@ from runbook_lib import catalog, mandatory, messages, pack, parameters, samples
 from runbook_lib.analysis import diagnosis
 from runbook_lib.archive import dossier, postmortem, seal
 from runbook_lib.archive.artifact import Result
-from runbook_lib.model.finding import Finding, Verdict, say
+from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store import Archive
 from runbook_lib.view import render
+
+#: Behind the mark of an order: its second look.
+AGAIN = "/again"
 
 
 def summary(
@@ -43,8 +46,7 @@ def summary(
     Raises UsageError before anything has started when the order, or the target, is not in order.
     """
     archive = Archive(order.output, order.incident)
-    with tempfile.TemporaryDirectory(prefix="runbook-") as folder:
-        results, verdict = _run_order(archive, replace(order, samples=order.samples or folder), progress)
+    results, verdict = _look(archive, order, progress, tell)
     ran = {r.run.section for r in results}
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     lines = render.verdict_lines(verdict, order.lang)
@@ -87,6 +89,33 @@ def _detail_lines(result: Result, lang: str) -> Iterator[tuple[str, str]]:
     yield from ((f.status.name, f"  {render.finding_line(f, lang)}") for f in result.run.findings)
     if result.html:
         yield "", f"  {result.html}"
+
+
+def _look(
+    archive: Archive, order: Order, progress: Steps, tell: Callable[[RunProgress], None]
+) -> tuple[list[Result], Verdict]:
+    """Run an order, and once more if it decides nothing: an incident of a few seconds, or one that ends, shows later.
+
+    Both looks are archived; the second one counts if it sees anything. Not of a past moment, nor late in the deadline.
+    """
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="runbook-") as first, tempfile.TemporaryDirectory(prefix="runbook-") as own:
+        results, verdict = _run_order(archive, replace(order, samples=order.samples or first), progress)
+        left = order.deadline_s - (time.monotonic() - began)
+        present = pack.active_runbook().sampled & {*order.sections} if "as_of" not in order.parameters else ()
+        if not (order.follow and present and may_tell_later(verdict) and left > order.deadline_s / 2):
+            return results, verdict
+        tell(RunProgress(line=messages.text(say("ui.looks_again"), order.lang), status=verdict.status.name))
+        again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{AGAIN}")
+        later, second = _run_order(archive, again, progress)
+    return (results, verdict) if second.status is Status.UNKNOWN else (later, second)
+
+
+def may_tell_later(verdict: Verdict) -> bool:
+    """Return whether another look may decide what this verdict leaves open: a place, a mode, or an end too near."""
+    open_ = verdict.undecided or verdict.between or not any(m.score >= diagnosis.BROKEN for m in verdict.failure_modes)
+    worth = verdict.status is not Status.WARNING or verdict.undecided or verdict.look_again_s is not None
+    return bool(open_ and worth and verdict.status is not Status.OK and not verdict.ended)
 
 
 def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Result], Verdict]:

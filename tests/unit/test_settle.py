@@ -13,8 +13,10 @@ from test_diagnosis import BOOK, seen
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
-from runbook_lib.model.finding import Answer, Finding, Hop, Signal, Status, say
+from runbook_lib.model.finding import Answer, Finding, Hop, Reason, Signal, Status, Value, say
+from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch, investigation
+from runbook_lib.store import Archive
 
 STEPS = sorted({step for mode in BOOK.failure_modes.values() for step in mode.told_by})
 RIVALS = ("FM-DB-01", "FM-DB-02", "FM-DB-03", "FM-OB-01")
@@ -93,3 +95,69 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
     few = replace(BOOK, numbers=BOOK.numbers | {"settle.questions": 0})
     monkeypatch.setattr(catalog, "load", lambda: few)
     assert follow({}, monkeypatch)[0] == ["4.5"]
+
+
+LATE = Finding("3.2", Status.CRITICAL, say("ui.no_action"), hops=(Hop("delivery_worker", late=True),))
+WORKS = Finding("3.2", Status.OK, say("ui.no_action"))
+AWAY = Finding("3.2", Status.UNKNOWN, say("ui.no_action"), Reason.TIMEOUT)
+ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "first_s", "looks", "counts", "orders"),
+    [
+        (ORDER, 5, (LATE, CANCELLED), CANCELLED, ["j", "j/again"]),
+        (replace(ORDER, job=""), 5, (LATE, WORKS), WORKS, ["", ""]),
+        (ORDER, 5, (AWAY, LATE), LATE, ["j", "j/again"]),
+        (ORDER, 5, (LATE, AWAY), LATE, ["j", "j/again"]),
+        (ORDER, 5, (CANCELLED, LATE), CANCELLED, ["j"]),
+        (ORDER, 5, (WORKS, LATE), WORKS, ["j"]),
+        (ORDER, 60, (LATE, CANCELLED), LATE, ["j"]),
+        (replace(ORDER, follow=False), 5, (LATE, CANCELLED), LATE, ["j"]),
+        (replace(ORDER, sections=("2",)), 5, (LATE, CANCELLED), LATE, ["j"]),
+        (replace(ORDER, parameters={"as_of": "2026-01-31T03:00:00Z"}), 5, (LATE, CANCELLED), LATE, ["j"]),
+    ],
+    ids=[
+        "decided",
+        "over",
+        "seen",
+        "unseen",
+        "clear",
+        "calm",
+        "late_in_the_deadline",
+        "alone",
+        "of_no_flow",
+        "of_the_past",
+    ],
+)
+def test_what_is_not_decided_is_looked_at_once_more(
+    order: Order,
+    first_s: float,
+    looks: tuple[Finding, Finding],
+    counts: Finding,
+    orders: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, given, told = [0.0], list[Order](), list[RunProgress]()
+    monkeypatch.setattr(investigation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def run_order(archive: Archive, order: Order, progress: Any) -> tuple[list[Any], Any]:
+        given.append(order)
+        clock[0] += first_s
+        results = [result("3", looks[len(given) - 1])]
+        return results, batch.combine_verdict(results)
+
+    monkeypatch.setattr(investigation, "_run_order", run_order)
+    results, verdict = investigation._look(Archive("kept", "I"), order, lambda section, found: None, told.append)
+    assert [o.job for o in given] == orders
+    assert [r.run.findings for r in results] == [(counts,)] and verdict.status is counts.status
+    assert len(told) == len(orders) - 1
+    if len(given) == 2:
+        assert given[0].samples != given[1].samples, "its samples are its own"
+        assert given[1].deadline_s == order.deadline_s - first_s
+
+
+def test_a_warning_is_looked_at_again_only_if_it_says_that_it_is_early() -> None:
+    early = Finding("4.1.3", Status.WARNING, say("ui.no_action"), values=(Value("outbox.look_again", 9.0, "s"),))
+    assert investigation.may_tell_later(diagnosis.conclude([early], BOOK))
+    assert not investigation.may_tell_later(diagnosis.conclude([replace(early, values=())], BOOK))
