@@ -35,6 +35,7 @@ BECAUSE = {
     "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
     "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
     "harm": "a process per core that computes as politely and asks nothing does the same: the scheduler lets it finish",
+    "share": "the sessions of the runbook and of the application share the cores that the database has",
 }
 
 Runs = dict[str, dict[str, Measured]]  # by section, then by how
@@ -389,7 +390,7 @@ def _print_harm(ways: list[harm.Way]) -> None:
             _target(
                 f"{way.name}, {phase}: p95 at most x{limit} of {way.against} (x{max(ratios.values()):.2f})",
                 [f"{kind} x{r:.2f}" for kind, r in ratios.items() if r > limit],
-                BECAUSE["harm"],
+                BECAUSE["harm" if way.against == harm.IDLE else "share"],
             )
 
 
