@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from getpass import getpass
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from IPython.core.getipython import get_ipython
@@ -34,12 +34,9 @@ from runbook_lib.notes import keep_note, whoami
 from runbook_lib.parameters import declared_names, mask_free_texts, now, parameters_class, validate
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
-from runbook_lib.view import record, render
+from runbook_lib.view import charts, record, render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import StepQueries, queries_of
-
-if TYPE_CHECKING:
-    from runbook_lib.view.charts import Chart
 
 #: Seconds after which a step that is run again warns that the run shows an earlier moment.
 OLD_S = 120.0
@@ -115,8 +112,6 @@ class Session:
         UsageError, one line, for a step, column or kind that does not exist or cannot be drawn.
         """
         if isinstance(what, pd.DataFrame):
-            from runbook_lib.view import charts  # takes half a second, which other commands save
-
             own = charts.chart_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
             # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
             self._show_figure(own, say("chart.no_rows"), {})
@@ -137,7 +132,7 @@ class Session:
                 continue
             self._show_figure(figure, say("chart.no_data"), render.run_mark(self.opened))
 
-    def _show_figure(self, figure: Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
+    def _show_figure(self, figure: charts.Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
         if figure is None:
             display(mark | {"text/plain": messages.text(nothing, self.lang)}, raw=True)
         else:

@@ -1,7 +1,7 @@
 """Figures for people: units, thresholds, alt text, colours that colour-blind readers can tell apart.
 
-Labels are English, so that no font is missing anywhere. `Figure` is used without pyplot: no global state,
-and half a second less to import.
+Labels are English, so that no font is missing anywhere. `Figure` is used without pyplot: no global state. matplotlib is
+imported with the first figure: it takes a third of a second, which commands without one save.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import matplotlib
-import matplotlib.dates
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from runbook_lib import messages
 from runbook_lib.model.finding import Text, Threshold, say
 from runbook_lib.usage import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
@@ -39,8 +38,7 @@ HALF_SECOND = 0.5 / 86400
 #: What pandas says that a column is.
 _NUMBERS = ("integer", "floating", "decimal", "mixed-integer-float", "boolean", "empty")
 _SPANS = ("timedelta64", "timedelta")
-
-matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3})
+_STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,8 @@ class Chart:
 
     def png(self) -> bytes:
         """Return the figure as PNG."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         buffer = io.BytesIO()
         FigureCanvasAgg(self.figure).print_png(buffer, metadata={"Software": None})
         return buffer.getvalue()
@@ -82,9 +82,18 @@ class Chart:
         return messages.text(say("chart.described", alt=alt, axis=axis, limits=limits), lang)
 
 
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of this size in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update(_STYLE)
+    return Figure(figsize=size, dpi=100, layout="constrained")
+
+
 def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = (8.0, 2.8)) -> tuple[Figure, Axes]:
     """Return a figure with one pair of axes, a title, and units on the axes."""
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = new_figure(size)
     ax = figure.add_subplot()
     ax.set_title(title, loc="left", fontweight="bold")
     ax.set_ylabel(ylabel)
@@ -95,7 +104,7 @@ def axes(title: str, ylabel: str, xlabel: str = "", size: tuple[float, float] = 
 
 def panels(title: str, names: Sequence[str], ylabel: str, xlabel: str = "") -> tuple[Figure, list[Axes]]:
     """Return one narrow pair of axes for each name, stacked over one x axis, each with its own scale."""
-    figure = Figure(figsize=(8.0, 0.9 + 0.85 * len(names)), dpi=100, layout="constrained")
+    figure = new_figure((8.0, 0.9 + 0.85 * len(names)))
     stacked = list(figure.subplots(len(names), sharex=True))
     for ax, name in zip(stacked, names, strict=True):
         ax.set_title(name, loc="left", fontsize=8, pad=2)
@@ -137,9 +146,18 @@ def clock_ticks(ax: Axes) -> None:
     low, high = ax.dataLim.intervalx
     if ax.get_autoscalex_on() and 0 <= high - low < 1e-9:  # a moment alone would be amid four years
         ax.set_xlim(low - HALF_SECOND, high + HALF_SECOND)
-    locator = matplotlib.dates.AutoDateLocator(tz=UTC)
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(tz=UTC)
     ax.xaxis.set_major_locator(locator)
-    ax.xaxis.set_major_formatter(matplotlib.dates.ConciseDateFormatter(locator, tz=UTC))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
+
+
+def days(moments: Sequence[pd.Timestamp] | pd.DatetimeIndex | np.ndarray) -> np.ndarray:
+    """Return the x positions of moments: in days, as matplotlib counts."""
+    from matplotlib.dates import date2num
+
+    return np.asarray(date2num(moments))
 
 
 def flows(
@@ -231,7 +249,7 @@ def _axis_label(frame: pd.DataFrame, name: str) -> str:
 def _x_positions(ax: Axes, column: pd.Series) -> np.ndarray:
     """Return the x positions of a column's values; names become ticks."""
     if column.dtype.kind == "M":
-        return np.asarray(matplotlib.dates.date2num(column.dt.tz_convert(None).to_numpy()))
+        return days(column.dt.tz_convert(None).to_numpy())
     if column.dtype.kind == "f":
         return column.to_numpy()
     places, names = pd.factorize(column)

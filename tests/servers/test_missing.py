@@ -24,7 +24,8 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.messages import text
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import consistency, missing, subscriber
+from runbook_lib.packs.entitlement import missing
+from runbook_lib.packs.entitlement.checks import consistency, subscriber
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError

@@ -15,7 +15,7 @@ from runbook_lib import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
 from runbook_lib.model.finding import OutageEnd, Status, say
 from runbook_lib.packs.entitlement.checks import backlog, delivery, leases, program, publish, quorum, subscriber
-from runbook_lib.packs.entitlement.checks.missing import MissingEvents, Unprocessed
+from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox, Registered
 from runbook_lib.runs import replay
 

@@ -50,6 +50,11 @@ def test_the_command_loads_nothing_until_it_knows_what_for() -> None:
     assert loaded_by("import runbook_lib.cli.main") & (HEAVY | {"pandas", "numpy", "jinja2"}) == set()
 
 
+def test_the_trace_of_an_event_loads_no_chart_and_no_check() -> None:
+    loaded = loaded_by("from runbook_lib.packs.entitlement import account, event_lookup")
+    assert loaded & {"matplotlib", "runbook_lib.packs.entitlement.checks"} == set()
+
+
 def test_the_first_numbers_load_nothing_of_what_the_sections_need() -> None:
     """And say nothing where the database does not answer."""
     program = (

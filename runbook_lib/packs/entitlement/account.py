@@ -17,8 +17,7 @@ from runbook_lib.checks.check import failures, unknown_from_error
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
-from runbook_lib.packs.entitlement import stream
-from runbook_lib.packs.entitlement.checks import missing
+from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError

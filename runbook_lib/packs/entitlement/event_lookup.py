@@ -15,20 +15,20 @@ from runbook_lib import messages
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Frames, Status, Text, hop_text, say, worst
-from runbook_lib.packs.entitlement import event_trace, stream
+from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
-from runbook_lib.packs.entitlement.checks import missing
 from runbook_lib.packs.entitlement.event_trace import EventTrace
+from runbook_lib.packs.entitlement.event_trace_chart import draw
 from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError
 from runbook_lib.view import render
+from runbook_lib.view.charts import Chart
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.session import Session
     from runbook_lib.sources.postgres import Snapshot
-    from runbook_lib.view.charts import Chart
 
 #: Of a user's events, only the newest are traced.
 MAX_EVENTS = 20
@@ -107,8 +107,6 @@ class FoundTraces(render.NotebookOutput):
         return chart.png() if chart else None
 
     def _draw_trace(self) -> Chart | None:
-        from runbook_lib.packs.entitlement.event_trace_chart import draw
-
         return draw(self.traces[0])
 
     def _make_bundle(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Draw an event trace. A module of its own, so that a trace without a picture does not import matplotlib."""
+"""Draw an event trace."""
 
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.dates import date2num
 
 from runbook_lib.model.finding import say
 from runbook_lib.packs.entitlement.event_trace import EventTrace
@@ -32,14 +31,13 @@ def draw(trace: EventTrace) -> charts.Chart | None:
         waits = stage.mark in ("here", "failed") and stage is trace.stages[-1]
         end = trace.now if waits and stage.mark == "here" else stage.at
         if before is not None and end is not None and end > before:
-            ax.barh(
-                row, date2num(end) - date2num(before), left=date2num(before), height=0.3, color=charts.BLUE, alpha=0.4
-            )
+            left, right = charts.days([before, end])
+            ax.barh(row, right - left, left=left, height=0.3, color=charts.BLUE, alpha=0.4)
         at = end or before
         if at is not None:
             shape, colour = _MARKS[stage.mark]
             label = None if stage.mark in drawn else stage.mark
-            ax.plot([date2num(at)], [row], shape, color=colour, markersize=9, linestyle="none", label=label)
+            ax.plot(charts.days([at]), [row], shape, color=colour, markersize=9, linestyle="none", label=label)
             drawn.add(stage.mark)
         before = stage.at or before
     ax.set_yticks(range(len(hops)), [h.replace("_", " ") for h in reversed(hops)])
@@ -47,7 +45,7 @@ def draw(trace: EventTrace) -> charts.Chart | None:
     times = [s.at for s in known if s.at] + ([trace.now] if trace.stages[-1].mark == "here" else [])
     # At least half a second, so that a single time does not get an axis of years.
     margin = max((max(times) - min(times)) * 0.03, pd.Timedelta(milliseconds=500))
-    ax.set_xlim(*date2num([min(times) - margin, max(times) + margin]))
+    ax.set_xlim(*charts.days([min(times) - margin, max(times) + margin]))
     ax.xaxis_date()
     charts.clock_ticks(ax)
     charts.legend(figure)

@@ -12,8 +12,7 @@ from runbook_lib.checks.parts import FrameCollector, no_data, require_present
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import stream
-from runbook_lib.packs.entitlement.checks import missing
+from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 

@@ -16,7 +16,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.incident import Moment, onset_kept
 from runbook_lib.packs.entitlement.checks.past import span_of
-from runbook_lib.packs.entitlement.checks.retention import Oldest
+from runbook_lib.packs.entitlement.retention import Oldest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.dates
 import numpy as np
 import pandas as pd
 
@@ -927,7 +926,7 @@ def draw_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     if not new.any():
         return None
     edges, per_min = _bucket_edges(given), _bucket_s(given, given.window_minutes) / 60
-    at = [float(x) for x in matplotlib.dates.date2num(edges)]
+    at = [float(x) for x in charts.days(edges)]
     trend = stats.trend_kind(new)
     styles = {
         "outbox": (charts.ORANGE, "outbox FAILED"),

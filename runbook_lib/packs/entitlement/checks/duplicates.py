@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.dates import date2num
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
@@ -30,8 +29,9 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import leases, retention
+from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import logs
 from runbook_lib.view import charts
@@ -311,7 +311,7 @@ def draw_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
             extra.index, extra.to_numpy(), width=width, align="edge", color=charts.RED, hatch="xx",
             edgecolor="white", label="duplicate of an event",
         )  # fmt: skip
-    ax.set_xlim(*date2num([given.as_of - pd.Timedelta(minutes=given.window_minutes), given.as_of]))
+    ax.set_xlim(*charts.days([given.as_of - pd.Timedelta(minutes=given.window_minutes), given.as_of]))
     charts.clock_ticks(ax)
     charts.legend(figure)
     facts = {"n": float(arrivals["n"].sum()), "extra": len(copies), "minutes": given.window_minutes}

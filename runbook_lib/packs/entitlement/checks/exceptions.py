@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.dates
 import numpy as np
 import pandas as pd
 
@@ -592,7 +591,7 @@ def draw_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
             label=what if len(what) <= 60 else what[:57] + "...",
         )
         base += counts
-    ax.set_xlim(*matplotlib.dates.date2num([span[0], span[-1] + pd.Timedelta(minutes=1)]))
+    ax.set_xlim(*charts.days([span[0], span[-1] + pd.Timedelta(minutes=1)]))
     charts.clock_ticks(ax)
     figure.legend(loc="outside lower left", ncols=1, fontsize=8, frameon=False)
     return charts.Chart(

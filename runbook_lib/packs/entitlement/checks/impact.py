@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from runbook_lib import rows
 from runbook_lib.analysis import history
@@ -32,7 +31,7 @@ from runbook_lib.packs.entitlement.checks.incident import (
     timed,
 )
 from runbook_lib.packs.entitlement.checks.past import Span, span_of
-from runbook_lib.packs.entitlement.checks.retention import Oldest
+from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.store import Archive
 from runbook_lib.view import charts, record
@@ -572,7 +571,7 @@ def draw_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         ("recovered", went.recovered.at, "-"),
         ("section 6 OK", green(frames, detected.at).at, ":"),
     )
-    figure = Figure(figsize=(8.0, 1.3 + 1.35 * len(panels)), dpi=100, layout="constrained")
+    figure = charts.new_figure((8.0, 1.3 + 1.35 * len(panels)))
     every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
     began, over = went.began.at or span.since, went.recovered.at or span.until
     # Show as much time around the incident as it lasted, at least ten minutes.

@@ -55,8 +55,8 @@ from runbook_lib.packs.entitlement.checks import (
     subscriber,
 )
 from runbook_lib.packs.entitlement.checks.consistency import ConsumerLag
-from runbook_lib.packs.entitlement.checks.retention import Oldest
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
 from runbook_lib.view import charts
 

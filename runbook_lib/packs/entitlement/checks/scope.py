@@ -36,7 +36,8 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import quorum, retention
+from runbook_lib.packs.entitlement import retention
+from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered

@@ -31,12 +31,12 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import stream
+from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import missing, program, quorum
-from runbook_lib.packs.entitlement.checks.missing import MissingEvents
+from runbook_lib.packs.entitlement.checks import program, quorum
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.missing import MissingEvents
 from runbook_lib.packs.entitlement.rows import Letters, Registered
 from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError

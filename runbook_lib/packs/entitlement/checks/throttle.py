@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.dates
 import pandas as pd
 
 from runbook_lib import messages, rows
@@ -648,7 +647,7 @@ def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Cha
             ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} rows / min (above the scale)")
     since = seen.times.since
     if since is not None:
-        ax.axvline(float(matplotlib.dates.date2num(since)), color="black", linewidth=1.0, label="changed")
+        ax.axvline(float(charts.days([since])[0]), color="black", linewidth=1.0, label="changed")
         if (rate := _measure_rate(frames, seen)) is not None:
             label = f"measured since {rate:,.0f} rows / min"
             ax.plot(

@@ -21,7 +21,7 @@ from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import stream
-from runbook_lib.packs.entitlement.checks.retention import Oldest
+from runbook_lib.packs.entitlement.retention import Oldest
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context

@@ -1,6 +1,6 @@
 """Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2, and whether others may be.
 
-`checks/missing.py`, 3.1 and 7.1 ask the latter before they call an event lost.
+`missing.py`, 3.1 and 7.1 ask the latter before they call an event lost.
 """
 
 from __future__ import annotations
