@@ -112,10 +112,10 @@ def _look(
 
 
 def may_tell_later(verdict: Verdict) -> bool:
-    """Return whether another look may decide what this verdict leaves open: a place, a mode, or an end too near."""
-    open_ = verdict.undecided or verdict.between or not any(m.score >= diagnosis.BROKEN for m in verdict.failure_modes)
-    worth = verdict.status is not Status.WARNING or verdict.undecided or verdict.look_again_s is not None
-    return bool(open_ and worth and verdict.status is not Status.OK and not verdict.ended)
+    """Return whether nothing is decided, and steps say that it is too early to tell."""
+    named = any(m.score >= diagnosis.BROKEN for m in verdict.failure_modes)
+    open_ = verdict.undecided or verdict.between or not named
+    return bool(open_ and verdict.look_again_s is not None and verdict.status is not Status.OK and not verdict.ended)
 
 
 def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Result], Verdict]:

@@ -122,8 +122,11 @@ def test_a_healthy_system_is_ok_in_every_section(running: Sandbox, tmp_path: Pat
 
 @pytest.mark.xdist_group(QUICK_LANE)
 def test_the_sections_that_can_act_have_nothing_to_say(running: Sandbox, tmp_path: Path) -> None:
-    said = runbook(running, tmp_path, "run", "5.1", "5.2", target="sandbox")
-    assert {f["status"] for r in said["runs"] for f in r["findings"]} == {"OK"}, shown(said)
+    for _ in range(4):  # for 20 s after their start another restart would be refused
+        said = runbook(running, tmp_path, "run", "5.1", "5.2", target="sandbox")
+        if (statuses := {f["status"] for r in said["runs"] for f in r["findings"]}) == {"OK"}:
+            break
+    assert statuses == {"OK"}, shown(said)
 
 
 @pytest.mark.timeout(420)

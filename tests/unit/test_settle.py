@@ -97,9 +97,11 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
     assert follow({}, monkeypatch)[0] == ["4.5"]
 
 
-LATE = Finding("3.2", Status.CRITICAL, say("ui.no_action"), hops=(Hop("delivery_worker", late=True),))
-WORKS = Finding("3.2", Status.OK, say("ui.no_action"))
-AWAY = Finding("3.2", Status.UNKNOWN, say("ui.no_action"), Reason.TIMEOUT)
+EARLY = (Value("backlog.look_again", 9.0, "s"),)
+LATE = Finding("3.2", Status.CRITICAL, say("ui.no_action"), values=EARLY, hops=(Hop("delivery_worker", late=True),))
+WORKS = Finding("3.2", Status.OK, say("ui.no_action"), values=EARLY)
+AWAY = Finding("3.2", Status.UNKNOWN, say("ui.no_action"), Reason.TIMEOUT, values=EARLY)
+LASTS = replace(LATE, values=())
 ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
 
 
@@ -112,6 +114,7 @@ ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
         (ORDER, 5, (LATE, AWAY), LATE, ["j", "j/again"]),
         (ORDER, 5, (CANCELLED, LATE), CANCELLED, ["j"]),
         (ORDER, 5, (WORKS, LATE), WORKS, ["j"]),
+        (ORDER, 5, (LASTS, CANCELLED), LASTS, ["j"]),
         (ORDER, 60, (LATE, CANCELLED), LATE, ["j"]),
         (replace(ORDER, follow=False), 5, (LATE, CANCELLED), LATE, ["j"]),
         (replace(ORDER, sections=("2",)), 5, (LATE, CANCELLED), LATE, ["j"]),
@@ -124,6 +127,7 @@ ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
         "unseen",
         "clear",
         "calm",
+        "lasting",
         "late_in_the_deadline",
         "alone",
         "of_no_flow",
@@ -155,9 +159,3 @@ def test_what_is_not_decided_is_looked_at_once_more(
     if len(given) == 2:
         assert given[0].samples != given[1].samples, "its samples are its own"
         assert given[1].deadline_s == order.deadline_s - first_s
-
-
-def test_a_warning_is_looked_at_again_only_if_it_says_that_it_is_early() -> None:
-    early = Finding("4.1.3", Status.WARNING, say("ui.no_action"), values=(Value("outbox.look_again", 9.0, "s"),))
-    assert investigation.may_tell_later(diagnosis.conclude([early], BOOK))
-    assert not investigation.may_tell_later(diagnosis.conclude([replace(early, values=())], BOOK))

@@ -120,7 +120,8 @@ class Relay:
     - `away`: the broker did not answer the runbook, `broker_error` if it answered with an error. `gone`: publishes
       fail as well.
     - `cut_off`: notification, the broker's other client, has no connection.
-    - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running.
+    - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running. `retrying`: events wait for
+      their next try, with the error of the last one, while others are published.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
     - `overloaded`: its settings let through less than what arrives (see `_is_overloaded`).
     - `slow`: the newest events were published late. `passed`: but not the very last ones. `ended`: the outage that
@@ -148,6 +149,7 @@ class Relay:
     passed: bool = False
     ended: OutageEnd | None = None
     overloaded: bool = False
+    retrying: bool = False
 
     @property
     def wrong(self) -> bool:
@@ -377,6 +379,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         n=n,
         window_n=window_n,
         overloaded=_is_overloaded(frames, given, queue),
+        retrying=live > 0 and publishes and not failing,
         ran=_has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
         or program.seen_running(frames, given, "relay"),
     )
@@ -571,6 +574,18 @@ OUTBOX = Cases[Relay](
     ),
     Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
+    *(
+        Case(
+            name, (S.late | S.slow) & S.retrying & S.one_of("kind", kind), Status.WARNING, name, says="publish.retries"
+        )
+        for kind, name in (
+            ("no_stream", "publish.retries_no_stream"),
+            ("no_subject", "publish.retries_no_subject"),
+            ("full", "publish.retries_full"),
+            ("timeout", "publish.retries_timeout"),
+            ("closed", "publish.retries_closed"),
+        )
+    ),
     Case("publish.late", S.late, read=_other_sections),
     Case("publish.failed", S.failed, read=_other_sections),
     Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
