@@ -113,7 +113,7 @@ def running(
     """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
     config = config or Settings(targets=NOWHERE)
     kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(2) as executor:
         dispatcher = Dispatcher(kept, config, output, executor, metrics, places=(), lang=lang)
         received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
         listening = server.listen("127.0.0.1", 0)
@@ -649,7 +649,7 @@ def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
         assert here.get(link.replace("&amp;", "&")).status_code == 200, link
 
 
-def test_the_page_shows_what_a_running_investigation_has_found(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_shows_what_a_running_investigation_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told, goes_on = threading.Semaphore(0), threading.Event()
 
     def carry_out(order: Order, hear: Callable[[RunProgress], None]) -> dict[str, Any]:
@@ -666,19 +666,21 @@ def test_the_page_shows_what_a_running_investigation_has_found(here: Running, mo
         raise UsageError("over")
 
     monkeypatch.setattr("runbook_lib.receiver.dispatcher.carry_out", carry_out)
-    here.post(webhook(one(incident="INC-1")))
-    here.post(webhook(one("Other", incident="INC-1", runbook_target="elsewhere"), group="b"))
-    assert 'content="20"' in here.get().text
-    here.dispatcher.start()
-    assert told.acquire(timeout=20) and told.acquire(timeout=20)
-    text = here.get().text
-    assert "<b>elsewhere</b> &middot; ✔ 3.1  OK: elsewhere" in text, "one target does not overwrite the other"
-    assert 'content="10"' in text and "Waiting for 3.2" in text
-    kept = "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>"
-    assert kept in text, "the strip stays until there is a newer one"
-    goes_on.set()
-    until(lambda: not here.dispatcher.progress, "the end")
-    assert "Provisional" not in here.get().text
+    config = Settings(targets={"production": NOWHERE["production"], "elsewhere": NOWHERE["production"]})
+    with running(tmp_path, config=config) as here:
+        here.post(webhook(one(incident="INC-1", runbook_target="production")))
+        here.post(webhook(one("Other", incident="INC-1", runbook_target="elsewhere"), group="b"))
+        assert 'content="20"' in here.get().text
+        here.dispatcher.start()
+        assert told.acquire(timeout=20) and told.acquire(timeout=20)
+        text = here.get().text
+        assert "<b>elsewhere</b> &middot; ✔ 3.1  OK: elsewhere" in text, "one target does not overwrite the other"
+        assert 'content="10"' in text and "Waiting for 3.2" in text
+        kept = "<pre>Provisional: 3 of 7 steps.\noutbox relay 245</pre>"
+        assert kept in text, "the strip stays until there is a newer one"
+        goes_on.set()
+        until(lambda: not here.dispatcher.progress, "the end")
+        assert "Provisional" not in here.get().text
 
 
 def test_the_page_shows_the_line_of_an_incident_whose_runs_were_trimmed(here: Running) -> None:
