@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import requests
 
 from . import speed
 from .fill import Filled
+from .receiver import BIN, Receiver
 
 #: At most so many times the p95 of the phase that each is held against, by way, for each of `PHASES`.
 TARGETS = {"as shipped": (1.4, 1.4, 1.4), "the database's share": (1.2, 1.2, 1.5)}
@@ -89,17 +89,17 @@ def measure(servers: Filled, scratch: Path, rounds: int = 3) -> list[Way]:
     env = _environment(servers, scratch)
     with ExitStack() as stack:
         receivers = [
-            stack.enter_context(speed.receiver(env, scratch / f"receiver-{n}", _on(own)))[:2]
+            stack.enter_context(Receiver(env, scratch / f"receiver-{n}", _on(own)))
             for n, (_, _, own) in enumerate(ways)
         ]
         for _ in range(rounds):
-            for (way, others, own), (url, output) in zip(ways, receivers, strict=True):
+            for (way, others, own), receiver in zip(ways, receivers, strict=True):
                 _pin(servers, others)
                 with _load(servers.app_url, scratch / "load.json", others) as took:
                     moments = {IDLE: _span(time.sleep, IDLE_S), BUSY: _span(_compute, own)}
                     moments[PHASES[0]] = _span(_command, ["triage"], env, scratch, own)
                     moments[PHASES[1]] = _span(_command, ["run", *eight()], env, scratch, own)
-                    moments[PHASES[2]] = _span(_alerts, url, output)
+                    moments[PHASES[2]] = _span(_alerts, receiver)
                 _sort(way, moments, took)
     _pin(servers, cores)
     return [way for way, _, _ in ways]
@@ -165,7 +165,7 @@ def _compute(cores: list[int]) -> None:
 
 
 def _command(arguments: list[str], env: dict[str, str], scratch: Path, cores: list[int]) -> None:
-    command = [str(speed.BIN / "runbook"), *arguments, "--incident", uuid.uuid4().hex[:8], "--json"]
+    command = [str(BIN / "runbook"), *arguments, "--incident", uuid.uuid4().hex[:8], "--json"]
     done = subprocess.run(
         [*command, "--output", str(scratch / "runs")],
         env=env,
@@ -186,10 +186,10 @@ def _environment(servers: Filled, scratch: Path) -> dict[str, str]:
     file.write_text("\n".join(f"[targets.system-{n}]\n" + "\n".join(lines) for n in range(4)))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env
     secrets = {names[key]: value for key, value in servers.env.items()}
-    return env | secrets | {"RUNBOOK_RECEIVER_TOKEN": speed.TOKEN, "RUNBOOK_CONFIG": str(file)}
+    return env | secrets | {"RUNBOOK_CONFIG": str(file)}
 
 
-def _alerts(url: str, output: Path) -> None:
+def _alerts(receiver: Receiver) -> None:
     """A burst of incidents, and all of their artifacts."""
     burst = uuid.uuid4().hex[:8]
     incidents = [f"{burst}-{n}" for n in range(ALERTS)]
@@ -197,9 +197,9 @@ def _alerts(url: str, output: Path) -> None:
         labels = {"alertname": "Harm", "incident": incident, "runbook_target": f"system-{n % 4}"}
         alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
         body = {"version": "4", "groupKey": incident, "alerts": [alert]}
-        requests.post(f"{url}/alertmanager", json=body, headers=speed.token(), timeout=30).raise_for_status()
+        receiver.post(body).raise_for_status()
     until = time.monotonic() + _TIMEOUT_S
-    while not all(list(Path(output, i).glob("*-verdict-*.json")) for i in incidents):
+    while not all(list((receiver.output / i).glob("*-verdict-*.json")) for i in incidents):
         if time.monotonic() > until:
             raise RuntimeError(f"no verdict of {ALERTS} alerts within {_TIMEOUT_S:.0f} s")
         time.sleep(0.2)

@@ -18,27 +18,25 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import psutil
-import requests
 
 from runbook_lib import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.store import Archive
 
 from . import timeline
+from .receiver import BIN, Receiver
 
 ONE = ("4.1",)
-TOKEN = "bench"
 #: At most so much of papermill's time (median of the rounds' ratios), by case.
 TARGETS = {
     **{("cold", "one"): 0.50, ("cold", "one, backlog"): 0.50, ("cold", "ten"): 0.12},
@@ -55,7 +53,6 @@ IMPORTED = {
     "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
     "the sections": "runbook_lib.runs.polite, runbook_lib.warm",
 }
-BIN = Path(sys.executable).parent
 _TIMEOUT_S = 300.0
 
 
@@ -113,16 +110,16 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
     with ExitStack() as stack:
         envs = {id(s): _environment(s, scratch) for s in (standing, delivered)}
         receivers = {
-            key: stack.enter_context(receiver(env, scratch / f"receiver-{n}"))
+            key: stack.enter_context(Receiver(env, scratch / f"receiver-{n}"))
             for n, (key, env) in enumerate(envs.items())
         }
         for n in range(rounds + 1):
             for case in cases:
-                env, (url, output, family) = envs[id(case.servers)], receivers[id(case.servers)]
+                env, receiver = envs[id(case.servers)], receivers[id(case.servers)]
                 for way, run, tree in (
                     (case.papermill, partial(_papermill, case.sections, env, scratch), None),
                     (case.cold, partial(_runbook, case.sections, env, scratch), None),
-                    (case.warm, partial(_alert, case.sections, url, output), family),
+                    (case.warm, partial(_alert, case.sections, receiver), receiver.process),
                 ):
                     if n == 0:  # compiles and caches too, and whoever counts pages holds others up
                         way.mebibytes = _peak(run, tree)
@@ -131,9 +128,9 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
                     incident = run()
                     way.seconds.append(time.monotonic() - began)
                     if incident:
-                        case.verdicts.append((_concluded(output, incident) - at).total_seconds())
+                        case.verdicts.append((_concluded(receiver.output, incident) - at).total_seconds())
                     if incident and case.sections == ONE:
-                        case.outside.append(1 - _own_work(output, incident) / way.seconds[-1])
+                        case.outside.append(1 - _own_work(receiver.output, incident) / way.seconds[-1])
     return cases
 
 
@@ -192,7 +189,7 @@ def imports(what: str, most: int = 12) -> tuple[float, list[tuple[str, float]]]:
 
 def _environment(servers: Servers, scratch: Path) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env
-    return env | {"RUNBOOK_RECEIVER_TOKEN": TOKEN, "RUNBOOK_CONFIG": str(_config(scratch))}
+    return env | {"RUNBOOK_CONFIG": str(_config(scratch))}
 
 
 def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
@@ -214,14 +211,14 @@ def _runbook(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str
     return ""
 
 
-def _alert(sections: Sequence[str], url: str, output: Path) -> str:
+def _alert(sections: Sequence[str], receiver: Receiver) -> str:
     """Post an alert and wait for its artifacts; the incident."""
     incident = f"bench-{uuid.uuid4().hex[:8]}"
     labels = {"alertname": _name(sections), "incident": incident}
     alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
     body = {"version": "4", "groupKey": incident, "alerts": [alert]}
-    requests.post(f"{url}/alertmanager", json=body, headers=token(), timeout=10).raise_for_status()
-    archive = Archive(str(output), incident)
+    receiver.post(body).raise_for_status()
+    archive = Archive(str(receiver.output), incident)
     until = time.monotonic() + _TIMEOUT_S
     while not set(sections) <= {e.get("section") for e in archive.manifest()}:
         if time.monotonic() > until:
@@ -259,47 +256,6 @@ def _config(scratch: Path) -> Path:
 
 def _name(sections: Sequence[str]) -> str:
     return f"Bench{len(sections)}"
-
-
-def token() -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKEN}"}
-
-
-@contextmanager
-def receiver(
-    env: dict[str, str], scratch: Path, first: Callable[[], None] | None = None
-) -> Iterator[tuple[str, Path, psutil.Process]]:
-    """A receiver that is up: where it listens, where it leaves its artifacts. `first` is called in its process."""
-    scratch.mkdir()
-    (port,) = free_ports(1)
-    output = scratch / "warm"
-    command = [str(BIN / "runbook"), "serve", "--port", str(port), "--output", str(output)]
-    url = f"http://127.0.0.1:{port}"
-    with (scratch / "receiver.log").open("wb") as log:
-        process = psutil.Popen(
-            command, env=env, cwd=scratch, stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=first
-        )
-        try:
-            until_ready(url, process, scratch)
-            yield url, output, process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except psutil.TimeoutExpired:
-                process.kill()
-
-
-def until_ready(url: str, process: psutil.Process, scratch: Path) -> None:
-    """Wait until a receiver takes alerts. Raises RuntimeError with the end of its log."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.is_running():
-        try:
-            if requests.get(f"{url}/readyz", timeout=2).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the receiver did not start: {(scratch / 'receiver.log').read_text()[-500:]}")
 
 
 def _peak(run: Callable[[], str], family: psutil.Process | None = None) -> float:
