@@ -262,6 +262,7 @@ def test_other_errors_are_judged_by_their_number(n: int, status: Status) -> None
     ("words_of_the_database", "mode", "against"),
     [
         ('new row for relation "notifications" violates check constraint "nobody"', "FM-CFG-01", "FM-DB-04"),
+        ('null value in column "x" of relation "y" violates not-null constraint', "FM-DB-03", "FM-DB-04"),
         ("canceling statement due to statement timeout", "FM-CFG-01", "FM-DB-01"),
         ("cannot execute UPDATE in a read-only transaction", "FM-DB-04", None),
         ("permission denied for table notifications", "FM-DB-05", "FM-DB-04"),

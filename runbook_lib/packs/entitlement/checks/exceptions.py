@@ -83,6 +83,7 @@ DATABASE_SAYS = (
     ("due to statement timeout", "exceptions.cancelled"),
     ("does not exist", "exceptions.undefined"),
     ("violates row-level security", "exceptions.lacks_rights"),
+    ("violates not-null constraint", "exceptions.column_required"),
     (" violates ", "exceptions.row_refused"),
     ("PSQLException: ERROR: ", "exceptions.refused_otherwise"),
 )
