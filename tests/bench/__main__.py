@@ -35,6 +35,7 @@ BECAUSE = {
     "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
     "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
     "harm": "a process per core that computes as politely and asks nothing does the same: the scheduler lets it finish",
+    "event": "the command imports for 0.9 s, pandas and SQLAlchemy first",
     "share": "the sessions of the runbook and of the application share the cores that the database has",
 }
 
@@ -296,7 +297,9 @@ def _print_by_hand(asked: list[by_hand.Asked]) -> None:
         took = f"{a.counted_s * 1000:,.0f} ms"
         over = "over the bare query " if a.command_s is None else ""
         _target(
-            f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})", [took] if a.counted_s > a.target_s else []
+            f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})",
+            [took] if a.counted_s > a.target_s else [],
+            BECAUSE["event"],
         )
 
 
