@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -126,6 +127,19 @@ def test_registrations_that_nobody_removes(age_d: float | None) -> None:
 )
 def test_a_broker_that_is_not_as_expected(changes: dict[str, Any], status: Status) -> None:
     expect(scope.judge_broker(broker_frames(**changes), make_given()), status)
+
+
+@pytest.mark.parametrize(("late_s", "restarted"), [(60.0, True), (15.0, False), (0.5, False)])
+def test_a_broker_that_started_while_events_waited(late_s: float, restarted: bool) -> None:
+    outbox = row(now=NOW, due=9, oldest_due=ago(late_s), oldest_due_s=late_s, last_published=ago(1))
+    relay = replace(scope.judge_relay({"outbox": outbox}, make_given()), step="2.2")
+    frames = broker_frames()
+    frames["server"] = frames["server"].assign(started_at=ago(20))
+    found = scope.judge_broker(frames, make_given(earlier=(relay,)))
+    expect(found, Status.WARNING if restarted else Status.OK, weights={"jetstream": "> 0.5" if restarted else "< 0"})
+    assert ("started 20 s ago" in words(found)) is restarted
+    cut_off = frames | {"consumers": frames["consumers"].assign(bound=False)}
+    expect(scope.judge_broker(cut_off, make_given(earlier=(relay,))), Status.WARNING, says="bound")
 
 
 def test_what_is_missing_at_the_broker_is_named() -> None:

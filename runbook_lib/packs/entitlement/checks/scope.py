@@ -439,6 +439,7 @@ class BrokerServer(rows.Row):
     user: str = ""
     clients: int | None = None
     slow_consumers: int | None = None
+    started_at: pd.Timestamp | None = None
 
 
 class StreamConfig(rows.Row):
@@ -522,6 +523,9 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
         status = Status.CRITICAL if broken[0].writes is False else Status.UNKNOWN
     elif unbound:
         headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
+    well, restarted_s = not (missing or unbound or broken), _restarted_meanwhile(server, given)
+    if well and restarted_s is not None:
+        headline, status = say("scope.broker_restarted", ago=restarted_s), Status.WARNING
     if monitor:
         headline = say("scope.without_monitor", broker=headline, why=explain_error(monitor))
     return judged(
@@ -548,12 +552,20 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
             *(given.evidence("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
             *(given.evidence(_observe_missing(missing, streams, consumers)) if missing else ()),
             *(given.evidence("scope.unbound") if unbound else ()),
-            *(given.evidence("scope.broker_well") if not missing and not unbound and not broken else ()),
+            *(given.evidence("scope.broker_well" if restarted_s is None else "scope.broker_restarted") if well else ()),
         ),
         proposals=(proposals.pods(given, "nats"), proposals.logs(given, "nats")) if broken else (),
         next_sections=("4.1",) if missing or unbound or broken else (),
         show=("streams", "consumers", *(("replicas",) if len(frames.get("replicas", ())) else ())),
     )
+
+
+def _restarted_meanwhile(server: BrokerServer, given: JudgeInput) -> float | None:
+    """Return the seconds since the broker's start if an event of the outbox was late already by then, else None."""
+    since_s = seconds_between(server.started_at, given.as_of)
+    late_s = next((f.value("outbox.oldest_due") for f in given.earlier if f.step == "2.2" and f.signals), None)
+    meanwhile = since_s is not None and isinstance(late_s, float) and 0 <= since_s < late_s
+    return since_s if meanwhile else None
 
 
 def _find_raft_problems(
