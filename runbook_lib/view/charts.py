@@ -38,7 +38,7 @@ HALF_SECOND = 0.5 / 86400
 #: What pandas says that a column is.
 _NUMBERS = ("integer", "floating", "decimal", "mixed-integer-float", "boolean", "empty")
 _SPANS = ("timedelta64", "timedelta")
-_STYLE: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+_DEFAULTS: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
     import matplotlib
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update(_STYLE)
+    matplotlib.rcParams.update(_DEFAULTS)
     return Figure(figsize=size, dpi=100, layout="constrained")
 
 
@@ -143,11 +143,11 @@ def limit_line(ax: Axes, value: float, name: str, unit: str) -> None:
 
 def clock_ticks(ax: Axes) -> None:
     """Write the times of the x axis, in UTC and as finely as their span asks for; after they are drawn."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
     low, high = ax.dataLim.intervalx
     if ax.get_autoscalex_on() and 0 <= high - low < 1e-9:  # a moment alone would be amid four years
         ax.set_xlim(low - HALF_SECOND, high + HALF_SECOND)
-    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-
     locator = AutoDateLocator(tz=UTC)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=UTC))
