@@ -576,7 +576,12 @@ OUTBOX = Cases[Relay](
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
     *(
         Case(
-            name, (S.late | S.slow) & S.retrying & S.one_of("kind", kind), Status.WARNING, name, says="publish.retries"
+            name,
+            (S.late | S.slow) & S.retrying & S.one_of("kind", kind),
+            Status.WARNING,
+            name,
+            read=_other_sections,
+            says="publish.retries",
         )
         for kind, name in (
             ("no_stream", "publish.retries_no_stream"),
