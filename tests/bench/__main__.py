@@ -299,7 +299,7 @@ def _print_by_hand(asked: list[by_hand.Asked]) -> None:
         _target(
             f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})",
             [took] if a.counted_s > a.target_s else [],
-            BECAUSE["event"],
+            BECAUSE["event"] if a.name == "runbook event" else "",
         )
 
 
