@@ -553,7 +553,8 @@ class Settings(_SourceAddresses, BaseSettings):
         Raises UsageError when it is not known or not complete.
         """
         if name in self.targets:
-            return _target_from_table(name, self.targets[name])
+            table = self.targets[name]
+            return _target_from_table(name, self._lacking(table) | table if name == "default" else table)
         if name == "default":
             urls = {u: getattr(self, u) for u in URLS if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
@@ -572,6 +573,15 @@ class Settings(_SourceAddresses, BaseSettings):
             raise UsageError("no sandbox is up: start one with `runbook sandbox up`")
         known = [*dict.fromkeys(("default", "sandbox", *self.targets))]
         raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
+
+    def _lacking(self, table: dict[str, Any]) -> dict[str, Any]:
+        """Return the addresses and the ledger that the environment names for `default` and its table does not.
+
+        A pod in which people act shares the table with the receiver, and adds its own.
+        """
+        named = {re.sub("_(env|file|command)$", "", key) for key in table}
+        here = {url: getattr(self, url) for url in URLS} | {"ledger": os.environ.get("RUNBOOK_LEDGER")}
+        return {key: value for key, value in here.items() if value and key not in named}
 
 
 def load() -> Settings:

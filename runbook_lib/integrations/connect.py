@@ -109,8 +109,9 @@ def connect(target: str, lang: str) -> None:
             forward.start(workloads)
         _wait_until_open(forwards, workloads, lang)
         running = [f for f in forwards if not f.ended]
-        for line in _export_lines(running, known, workloads):
-            click.echo(line)
+        if target == "default":  # the environment gives only this target its addresses
+            for line in _export_lines(running, known, workloads):
+                click.echo(line)
         click.echo(messages.text(say("connect.open", command=f"runbook run 2 --target {target}"), lang), err=True)
         while not (dead := [f for f in running if f.ended]):
             time.sleep(0.3)

@@ -74,8 +74,9 @@ def test_kustomize_joins_what_is_meant_to_be_applied() -> None:
     joined = list(yaml.safe_load_all(done.stdout))
     for manifest in joined:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-    (config,) = [m for m in joined if m["kind"] == "ConfigMap"]
+    config, fixed = [m for m in joined if m["kind"] == "ConfigMap"]
     assert config["data"]["runbook.toml"] == (DEPLOY / "runbook.toml").read_text(encoding="utf-8")
+    assert (fixed["metadata"]["name"], fixed["data"]) == ("runbook-responder", config["data"])
     (receiver,) = [m for m in joined if m["kind"] == "Deployment"]
     spec = receiver["spec"]["template"]["spec"]
     assert config["metadata"]["name"] in [v.get("configMap", {}).get("name") for v in spec["volumes"]]
@@ -122,7 +123,7 @@ def secrets_of(spec: Manifest) -> set[str]:
 @pytest.mark.parametrize("name", PODS)
 def test_what_a_pod_mounts_exists_or_is_made_by_the_documents(name: str) -> None:
     spec = PODS[name]["spec"]
-    made = set(re.findall(r"create secret generic (\S+)", README))
+    made = set(re.findall(r"-n runbook create secret generic (\S+)", README))
     assert secrets_of(spec) <= made
     assert {v["configMap"]["name"] for v in spec["volumes"] if "configMap" in v} <= {
         g["name"] for g in KUSTOMIZATION["configMapGenerator"]
@@ -137,7 +138,7 @@ def test_what_a_pod_mounts_exists_or_is_made_by_the_documents(name: str) -> None
 def test_every_secret_file_that_is_read_is_a_key_of_a_mounted_secret() -> None:
     keys = {
         secret: set(re.findall(r"--from-\w+=([\w-]+)=", made))
-        for secret, made in re.findall(r"create secret generic (\S+)((?:.*\\\n)*.*)", README)
+        for secret, made in re.findall(r"-n runbook create secret generic (\S+)((?:.*\\\n)*.*)", README)
     }
     spec = PODS["Deployment/runbook-receiver"]["spec"]
     (container,) = spec["containers"]
@@ -173,6 +174,42 @@ def test_the_configuration_loads_and_each_route_can_be_run(tmp_path: Path, monke
     routes.check(config)
     assert config.receiver.notify_urls() == ["json://127.0.0.1:1/"]
     assert config.target("default").facts.workloads.namespace == NAMESPACE
+    assert config.target("default").action_database_url is None
+
+
+def test_who_acts_in_the_responders_pod_keeps_the_rules_of_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (container,) = PODS["Pod/responder"]["spec"]["containers"]
+    assert {"name": "RUNBOOK_CONFIG", "value": "/etc/runbook/runbook.toml"} in container["env"]
+    assert {"name": "config", "mountPath": "/etc/runbook", "readOnly": True} in container["volumeMounts"]
+    (tmp_path / "runbook.toml").write_text(
+        '[targets.default]\ndatabase_url_file = "url"\nactions_per_hour = 2\nnats_monitor_url = "http://own:8222"\n'
+    )
+    (tmp_path / "url").write_text("postgresql://reader@postgres/d\n")
+    for name, value in {
+        "CONFIG": str(tmp_path / "runbook.toml"),
+        "DATABASE_URL": "postgresql://other@elsewhere/d",
+        "NATS_MONITOR_URL": "http://elsewhere:8222",
+        "ACTION_DATABASE_URL": "postgresql://acting@postgres/d",
+        "LEDGER": str(tmp_path / "ledger"),
+    }.items():
+        monkeypatch.setenv(f"RUNBOOK_{name}", value)
+    found = settings.load().target("default")
+    addresses = {url: found.address(url) for url in ("database_url", "nats_monitor_url", "action_database_url")}
+    assert addresses == {
+        "database_url": "postgresql://reader@postgres/d",
+        "nats_monitor_url": "http://own:8222",
+        "action_database_url": "postgresql://acting@postgres/d",
+    }
+    assert (found.actions_per_hour, found.ledger) == (2, str(tmp_path / "ledger"))
+
+
+def test_an_image_is_built_from_all_that_the_package_holds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert sent and all(any(Path(path).is_relative_to(kept) for kept in sent) for path in held)
 
 
 def test_the_receiver_is_alone_and_may_end_in_order() -> None:
