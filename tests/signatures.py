@@ -16,6 +16,7 @@ import requests
 from drills import ask, consumer, monitor, streams
 from steps import open_target
 
+from runbook_lib import catalog
 from runbook_lib.context import Context
 from runbook_lib.gameday.drills import probe
 from runbook_lib.gameday.drills.judge import took_effect
@@ -171,7 +172,10 @@ def table_is_locked(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pg_blocking_pids(pid) <> '{}'"
         )
-        stuck = ask(sandbox, waiting) == 2 and ask(sandbox, SINCE_PROCESSED) > 2
+        critical_s = catalog.load().limits["locks.wait"].critical
+        # Before that the lock is a WARNING only, and the steps that cannot read the table are UNKNOWN, which is worse.
+        old = f"SELECT count(*) FROM pg_locks WHERE NOT granted AND waitstart < now() - interval '{critical_s} s'"
+        stuck = ask(sandbox, waiting) == 2 and ask(sandbox, old) >= 1 and ask(sandbox, SINCE_PROCESSED) > 2
         return bool(stuck) and loop_is("notification", "delivery", LoopActivity.LONG, says=SessionState.BLOCKED)(
             sandbox, before
         )
