@@ -54,7 +54,7 @@ from runbook_lib.packs.entitlement.actions.restart import check_servers
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import read_delivery
 from runbook_lib.packs.entitlement.evidence import services
-from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use, watch_worker
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources import SourceError
 from runbook_lib.view.render import read_cost
@@ -1369,15 +1369,20 @@ def test_connections_run_out(servers: Servers, db: psycopg.Connection, broker: s
     assert found.proposals[0].name in ("end_sessions", "list_sessions")
 
 
-def test_a_row_that_changes_hands(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+def test_a_row_that_changes_hands(
+    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notify(db, 3, "PROCESSING", 10, by="one", locked=5, over=-25)
-    delayed = psycopg.connect(servers.app_url, autocommit=True)
-    delayed.pgconn.send_query(
-        b"SELECT pg_sleep(2.2); UPDATE notification.notifications"
-        b" SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
-    )
+
+    def claim_and_watch(*how: Any) -> Frames:
+        db.execute(
+            "UPDATE notification.notifications"
+            " SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
+        )
+        return watch_worker(*how)
+
+    monkeypatch.setattr(f"{watch_worker.__module__}.watch_worker", claim_and_watch)
     found = run(servers, "4.3.3")["4.3.3"]
-    delayed.close()
     expect(found, Status.CRITICAL, values={"processing.taken_before_lease_end": 3}, weights={"FM-NOTI-02": "> 0.8"})
 
 
