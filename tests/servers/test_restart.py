@@ -85,7 +85,7 @@ def test_what_became_of_it(result: str, verified: bool | None, holds: list[bool 
     st.sampled_from(["5.1.2", "5.1.3"]),
 )
 def test_judges_are_total(frames: dict[str, pd.DataFrame], step: str) -> None:
-    assert CHECKS[step].judge(frames, GIVEN).status is not Status.OK or step == "5.1.3"
+    assert CHECKS[step].judge(frames, GIVEN).status is not Status.OK
 
 
 def test_nothing_seen_is_not_recovered() -> None:
