@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import nats
@@ -460,20 +460,18 @@ def test_a_past_moment(servers: Servers, db: psycopg.Connection) -> None:
     assert {found[s].reason for s in ("4.2.1", "4.2.3")} == {Reason.NO_DATA}
 
 
-@contextmanager
-def meanwhile(after_s: float, happens: Callable[[], object]) -> Iterator[None]:
-    """It happens so long after the beginning."""
-    timer = threading.Timer(after_s, happens)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
+@pytest.fixture
+def in_the_pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Let something happen between the two samples, instead of the pause."""
+    return lambda happens: monkeypatch.setattr(duplicates, "time", SimpleNamespace(sleep=lambda seconds: happens()))
 
 
-def test_redeliveries_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+def test_redeliveries_are_counted(
+    servers: Servers, db: psycopg.Connection, broker: str, in_the_pause: Callable[[Callable[[], object]], None]
+) -> None:
     """A subscriber that refuses its messages during the pause: each comes ten times."""
     publish_ids(broker, [str(uuid.uuid4()) for _ in range(8)])
+    refused: list[Any] = []
 
     async def refuse() -> None:
         client = await nats.connect(broker)
@@ -481,15 +479,17 @@ def test_redeliveries_are_counted(servers: Servers, db: psycopg.Connection, brok
         info = await js.consumer_info(applications.STREAM, applications.CONSUMER)
 
         async def nak(message: Any) -> None:
-            await asyncio.sleep(0.02)
             await message.nak()
+            refused.append(message)
 
         await js.subscribe_bind(applications.STREAM, info.config, applications.CONSUMER, cb=nak, manual_ack=True)
-        await asyncio.sleep(3)
+        async with asyncio.timeout(60):
+            while len(refused) < 80:
+                await asyncio.sleep(0.02)
         await client.close()
 
-    with meanwhile(0.7, lambda: asyncio.run(refuse())):
-        found = run(servers, "4.2.3")["4.2.3"]
+    in_the_pause(lambda: asyncio.run(refuse()))
+    found = run(servers, "4.2.3")["4.2.3"]
     expect(found, Status.WARNING, "duplicates.storm")
     assert 25 < float(found.value("redelivered") or 0) <= 72
 
@@ -517,14 +517,17 @@ def test_without_the_broker(servers: Servers, db: psycopg.Connection) -> None:
     assert run(servers, "4.2.3", nats_url="nats://127.0.0.1:9")["4.2.3"].status is Status.CRITICAL
 
 
-def test_two_workers(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+def test_two_workers(
+    servers: Servers, db: psycopg.Connection, broker: str, in_the_pause: Callable[[Callable[[], object]], None]
+) -> None:
     events(db, 5, 30, status="PROCESSING", by="pod-1", locked=2, over=-28)
 
     steal = (
         "UPDATE notification.notifications SET locked_by = 'pod-2', locked_at = now(),"
         " lease_until = now() + interval '30 s'"
     )
-    with bound(broker), meanwhile(1.2, lambda: db.execute(steal)):
+    in_the_pause(lambda: db.execute(steal))
+    with bound(broker):
         found = run(servers, "4.2.3")["4.2.3"]
     assert (found.headline.key, found.status) == ("duplicates.two_hands", Status.CRITICAL), words(found)
     expect(found, proposals=["pods"], sections=("4.3",), weights={"FM-NOTI-02": "> 0.8"})
