@@ -6,7 +6,7 @@ import asyncio
 import operator
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import nats
@@ -17,6 +17,8 @@ from _pytest.mark.structures import ParameterSet
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
+from psycopg import sql
+from waiting import until
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis.diagnosis import conclude
@@ -247,6 +249,64 @@ def undone(db: psycopg.Connection, statement: str, undo: str) -> Iterator[None]:
         yield
     finally:
         db.execute(undo.encode())
+
+
+@contextmanager
+def locked(servers: Servers, table: str, mode: str = "ACCESS EXCLUSIVE", held_s: float = 0.0) -> Iterator[int]:
+    """A migration's lock on a table; its pid."""
+    with psycopg.connect(servers.admin_url, application_name="migration") as holder:
+        name = sql.Identifier(*table.split("."))
+        holder.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
+        holder.execute("SELECT pg_sleep(%s)", [held_s])
+        yield holder.info.backend_pid
+        holder.rollback()
+
+
+@contextmanager
+def lock_wait(url: str, statement: str) -> Iterator[psycopg.Connection]:
+    """A session whose statement waits for a lock; it is cancelled at the end."""
+    with psycopg.connect(url, autocommit=True) as db, closing(psycopg.connect(url, autocommit=True)) as waiting:
+        waiting.pgconn.send_query(statement.encode())
+        granted = "SELECT bool_and(granted) FROM pg_locks WHERE pid = %s"
+        until(lambda: db.execute(granted, [waiting.info.backend_pid]).fetchone() == (False,), "a wait for a lock")
+        try:
+            yield waiting
+        finally:
+            waiting.cancel_safe()
+
+
+#: The slots of connections that the services' role may not take.
+RESERVED = ("superuser_reserved_connections", "reserved_connections")
+
+
+@contextmanager
+def slots_taken(
+    db: psycopg.Connection, url: str, *, left: Iterable[str] = RESERVED, application_name: str = "test"
+) -> Iterator[None]:
+    """Sessions in all slots but `db`'s own and those that these settings reserve; every other session is ended."""
+    others = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
+    def end_others() -> None:
+        db.execute(f"SELECT pg_terminate_backend(pid) {others}".encode())
+        until(lambda: not db.execute(f"SELECT 1 {others}".encode()).fetchone(), "the end of the other sessions")
+
+    def session() -> closing[psycopg.Connection] | None:
+        """None while a session that was refused, or has ended, still has the slot."""
+        with suppress(psycopg.OperationalError):
+            return closing(psycopg.connect(url, application_name=application_name))
+        return None
+
+    def setting(name: str) -> int:
+        row = db.execute("SELECT coalesce(current_setting(%s, true)::integer, 0)", [name]).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    end_others()
+    with ExitStack() as held:
+        for _ in range(setting("max_connections") - sum(setting(name) for name in left) - 1):
+            held.enter_context(until(session, "a free slot"))
+        yield
+        end_others()
 
 
 def publish(

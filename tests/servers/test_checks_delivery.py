@@ -1293,17 +1293,9 @@ def test_due_rows_that_somebody_holds_are_found_without_a_queue(servers: Servers
 
 
 def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    with psycopg.connect(servers.app_url, application_name="migration") as migration:
-        migration.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
-        waiting = psycopg.connect(servers.app_url, autocommit=True)
-        waiting.pgconn.send_query(b"SELECT count(*) FROM notification.notifications")
-        waited = 0.0
-        while waited < 6 and not db.execute("SELECT FROM pg_locks WHERE NOT granted").fetchone():
-            db.execute("SELECT pg_sleep(0.05)")
-            waited += 0.05
+    table = "notification.notifications"
+    with steps.locked(servers, table), steps.lock_wait(servers.app_url, f"SELECT count(*) FROM {table}"):
         found = run(servers, "4.1.1", "4.1.4")
-        migration.rollback()
-        waiting.close()
     expect(found["4.1.1"], Status.UNKNOWN, reason=Reason.TIMEOUT, weights={"database": "> 0.5"})
     blockers = found["4.1.4"].frames["blockers"]
     assert blockers["application"].tolist() == ["migration"]
@@ -1354,17 +1346,8 @@ def test_a_commit_that_waits_for_a_standby(servers: Servers, db: psycopg.Connect
 
 
 def test_connections_run_out(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    held_open: list[psycopg.Connection] = []
-    try:
-        while len(held_open) < 200:
-            held_open.append(psycopg.connect(servers.app_url, application_name="nightly-report", autocommit=True))
-    except psycopg.OperationalError:
-        pass
-    try:
+    with steps.slots_taken(db, servers.app_url, application_name="nightly-report"):
         found = run(servers, "4.1.4")["4.1.4"]
-    finally:
-        for connection in held_open:
-            connection.close()
     expect(found, Status.CRITICAL, weights={"FM-DB-01": ">= 0.9"})
     assert found.proposals[0].name in ("end_sessions", "list_sessions")
 

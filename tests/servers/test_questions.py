@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -12,7 +10,7 @@ from uuid import uuid4
 import pandas as pd
 import psycopg
 import pytest
-from steps import UNPROCESSED, events
+from steps import UNPROCESSED, events, lock_wait, locked
 
 from runbook_lib import queries
 from runbook_lib.gameday.sandbox import history
@@ -87,19 +85,6 @@ def of_what_is_there(db: psycopg.Connection) -> dict[str, Any]:
     return asked
 
 
-@contextmanager
-def a_lock_that_is_waited_for(servers: Servers) -> Iterator[None]:
-    with psycopg.connect(servers.app_url) as holder, closing(psycopg.connect(servers.app_url)) as waiter:
-        holder.execute("LOCK TABLE entitlement.idempotency_keys")
-        waiter.pgconn.send_query(b"SELECT FROM entitlement.idempotency_keys")
-        for _ in range(500):
-            if holder.execute("SELECT pid FROM pg_locks WHERE NOT granted").fetchone():
-                break
-            time.sleep(0.01)
-        yield
-        holder.rollback()
-
-
 def fill(db: psycopg.Connection) -> None:
     """An hour of traffic, and of what goes wrong a little of each kind."""
     history.backfill(db, datetime.now(UTC), hours=1.0, rate=0.5)
@@ -152,7 +137,12 @@ def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connect
     empty, now = set(), pd.Timestamp.now("UTC")
     there = of_what_is_there(db)
     source = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker()))
-    with a_lock_that_is_waited_for(servers), source.snapshot(Window.before(now, 60)) as snapshot:
+    keys = "entitlement.idempotency_keys"
+    with (
+        locked(servers, keys),
+        lock_wait(servers.app_url, f"SELECT FROM {keys}"),
+        source.snapshot(Window.before(now, 60)) as snapshot,
+    ):
         for name in (n for n in NAMES if n not in BY_EXTENSION):
             frame = snapshot.ask(name, **parameters(now) | there)
             check(name, frame)

@@ -6,12 +6,11 @@ import asyncio
 import os
 import re
 import signal
-import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import nats
 import pandas as pd
@@ -19,7 +18,7 @@ import psycopg
 import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import ServerError
-from steps import UNPROCESSED, events, publish
+from steps import UNPROCESSED, events, lock_wait, locked, publish, slots_taken
 from waiting import until
 
 from runbook_lib.gameday.sandbox import broker as applications
@@ -102,41 +101,30 @@ def test_statement_timeout(servers: Servers, ask_for: Callable[..., str]) -> Non
 
 
 def test_a_locked_table(servers: Servers, db: psycopg.Connection) -> None:
-    with psycopg.connect(servers.admin_url) as locker:
-        locker.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
-        with (
-            reader(servers.database_url).snapshot() as snapshot,
-            refused("postgres", Reason.TIMEOUT, "lock_not_available"),
-        ):
-            snapshot.ask("outbox/backlog")
+    with (
+        locked(servers, "entitlement.outbox_events"),
+        reader(servers.database_url).snapshot() as snapshot,
+        refused("postgres", Reason.TIMEOUT, "lock_not_available"),
+    ):
+        snapshot.ask("outbox/backlog")
 
 
 def test_a_lock_that_only_queues(servers: Servers, db: psycopg.Connection) -> None:
     """A migration that waits behind a long reader stops every new reader as well."""
-    with psycopg.connect(servers.admin_url) as long_reader, psycopg.connect(servers.admin_url) as migration:
-        long_reader.execute("SELECT count(*) FROM entitlement.outbox_events")
-        lock = "LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"
-        thread = threading.Thread(target=migration.execute, args=[lock])
-        thread.start()
-        try:
-            until(lambda: db.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone())
-            with (
-                reader(servers.database_url).snapshot() as snapshot,
-                refused("postgres", Reason.TIMEOUT, "lock_not_available"),
-            ):
-                snapshot.ask("outbox/backlog")
-        finally:
-            long_reader.rollback()
-            thread.join()
+    with (
+        locked(servers, "entitlement.outbox_events", "ACCESS SHARE"),
+        lock_wait(servers.admin_url, "BEGIN; LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE"),
+        reader(servers.database_url).snapshot() as snapshot,
+        refused("postgres", Reason.TIMEOUT, "lock_not_available"),
+    ):
+        snapshot.ask("outbox/backlog")
 
 
 def test_the_rest_of_a_snapshot_goes_on(servers: Servers, db: psycopg.Connection) -> None:
-    with psycopg.connect(servers.admin_url) as locker:
-        locker.execute("LOCK TABLE entitlement.outbox_events IN ACCESS EXCLUSIVE MODE")
-        with reader(servers.database_url).snapshot() as snapshot:
-            assert snapshot.try_ask("outbox/backlog") is None
-            assert snapshot.try_ask("notifications/backlog") is not None
-            assert len(snapshot.ask("notifications/backlog")) == 1
+    with locked(servers, "entitlement.outbox_events"), reader(servers.database_url).snapshot() as snapshot:
+        assert snapshot.try_ask("outbox/backlog") is None
+        assert snapshot.try_ask("notifications/backlog") is not None
+        assert len(snapshot.ask("notifications/backlog")) == 1
 
 
 def test_the_cost_gate(servers: Servers, ask_for: Callable[..., str]) -> None:
@@ -209,25 +197,15 @@ def test_a_snapshot_that_idles_is_ended_by_the_server(servers: Servers, ask_for:
             snapshot.ask(ask_for("SELECT 1"))
 
 
-def test_too_many_clients(servers: Servers) -> None:
-    with ExitStack() as clients:
-
-        def take_all(url: str) -> None:
-            while True:
-                try:
-                    clients.enter_context(psycopg.connect(url))
-                except psycopg.OperationalError:
-                    return
-
-        take_all(servers.app_url)
-        with reader(servers.database_url).snapshot():
-            pass  # the reserved slots are for this
-        take_all(servers.database_url)
-        with (
-            refused("postgres", Reason.UNREACHABLE, "too_many_clients"),
-            reader(servers.database_url).snapshot(),
-        ):
-            pass
+def test_too_many_clients(servers: Servers, db: psycopg.Connection) -> None:
+    with slots_taken(db, servers.app_url), reader(servers.database_url).snapshot():
+        pass  # the reserved slots are for this
+    with (
+        slots_taken(db, servers.database_url, left=["superuser_reserved_connections"]),
+        refused("postgres", Reason.UNREACHABLE, "too_many_clients"),
+        reader(servers.database_url).snapshot(),
+    ):
+        pass
 
 
 def test_wrong_password(servers: Servers) -> None:

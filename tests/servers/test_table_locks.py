@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
 import psycopg
 import pytest
-from psycopg import sql
-from steps import UNPROCESSED, bound, events, expect, make_given, run, traffic, weight, words
+from steps import UNPROCESSED, bound, events, expect, locked, make_given, run, traffic, weight, words
 
 from runbook_lib import catalog
 from runbook_lib.analysis.diagnosis import conclude
@@ -21,17 +18,6 @@ from runbook_lib.packs.entitlement.checks import database, recovery
 
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 CLOSED = "nats://127.0.0.1:9"
-
-
-@contextmanager
-def locked(servers: Servers, table: str, mode: str = "ACCESS EXCLUSIVE", held_s: float = 0.0) -> Iterator[int]:
-    """A migration's lock on a table; its pid."""
-    with psycopg.connect(servers.admin_url, application_name="migration") as holder:
-        name = sql.Identifier(*table.split("."))
-        holder.execute(sql.SQL("LOCK TABLE {} IN {} MODE").format(name, sql.SQL(mode)))
-        holder.execute("SELECT pg_sleep(%s)", [held_s])
-        yield holder.info.backend_pid
-        holder.rollback()
 
 
 # The session that holds it ------------------------------------------------------------------------------------
