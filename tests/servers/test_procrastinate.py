@@ -11,10 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -28,7 +27,7 @@ from command import runbook
 from procrastinate import schema
 from psycopg import sql
 from schemas import valid
-from steps import open_target, verdict_of, words
+from steps import lock_wait, open_target, verdict_of, words
 from waiting import until
 
 from runbook_lib import catalog, messages, pack, queries, rows
@@ -38,7 +37,7 @@ from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
 
 HERE = Path(__file__).parents[1]
 PACK = HERE.parent / "examples" / "procrastinate"
-HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 2.0, 0.5
+HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 30.0, 0.5
 #: The application_name of the workers' sessions.
 WORKERS = "shop-worker"
 #: The workers' settings, as the target has them.
@@ -155,14 +154,21 @@ class System:
         assert words[0] == "psql", words
         self.db.execute(words[-1].encode())
 
+    def silence(self, living: int = 0) -> None:
+        """Let the heartbeats of all workers but the living be overdue, and their grace over."""
+        beats = f"last_heartbeat > now() - interval '{4 * HEARTBEAT_S} s'"
+        overdue = f"last_heartbeat < now() - interval '{STALLED_S} s'"
+        age = f"UPDATE procrastinate_workers SET last_heartbeat = last_heartbeat - interval '{STALLED_S} s'"
+
+        def is_silent() -> bool:
+            self.db.execute(f"{age} WHERE NOT {beats} AND NOT {overdue}".encode())
+            return bool(self.value(f"SELECT count(*) FROM procrastinate_workers WHERE {beats}") == living)
+
+        until(is_silent, "the silence of the others")
+
     def rests(self) -> None:
         """Wait until nothing is left to do."""
         until(lambda: not self.value("SELECT count(*) FROM procrastinate_jobs WHERE status IN ('todo', 'doing')"))
-
-
-def silence() -> None:
-    """So long that a heartbeat is overdue, and a grace over."""
-    time.sleep(STALLED_S + HEARTBEAT_S + 0.3)
 
 
 @pytest.fixture(autouse=True)
@@ -298,7 +304,7 @@ def test_a_worker_that_was_killed_with_a_job(system: System) -> None:
     left = system.lost_job()
     (waits,) = system.defer("send")
     system.passes(90)
-    silence()
+    system.silence()
     proposed = ["worker_process", "restart_worker", "retry_orphans"]
     ask(system, "3").expect(Status.CRITICAL, "worker", "FM-WRK-02", proposed)
     # A worker that starts takes what waits, and leaves what the dead one had.
@@ -321,7 +327,7 @@ def test_a_worker_that_was_killed_with_a_job(system: System) -> None:
 def test_a_job_that_is_taken_meanwhile_is_not_put_back(system: System) -> None:
     """The proposed statement looks again: what it names may be in good hands by the time somebody types it."""
     left = system.lost_job()
-    silence()
+    system.silence()
     proposal = next(p for p in ask(system).verdict.proposals if p.name == "retry_orphans")
     system.worker()
     system.runs(proposal)
@@ -338,7 +344,7 @@ def test_a_worker_that_is_stopping_is_left_its_job(system: System) -> None:
     worker = system.worker()
     system.running_job(seconds=30)
     worker.terminate()
-    silence()
+    system.silence()
     assert worker.poll() is None
     said = ask(system, grace_s=120)
     said.expect(Status.WARNING, None, "FM-WRK-05", [])
@@ -358,7 +364,7 @@ def test_a_worker_that_is_silent_and_still_there(system: System, how: str, named
         worker.send_signal(signal.SIGSTOP)
     system.defer("send")
     system.passes(90)
-    silence()
+    system.silence()
     said = ask(system, concurrency=2, application=WORKERS if named else "")
     assert said.verdict.stuck_at == "worker"
     if named:
@@ -382,7 +388,7 @@ def test_every_worker_is_busy(system: System) -> None:
 def test_without_the_right_to_see_sessions_it_is_left_open(system: System, embedded: Servers) -> None:
     """Without pg_monitor a worker that was killed can not be told from one that hangs."""
     system.lost_job()
-    silence()
+    system.silence()
     with blind(system) as url:
         system.reader_url = url
         said = ask(system, "2", "4.1", "4.2")
@@ -493,7 +499,7 @@ def test_a_worker_that_was_killed_under_a_supervisor(system: System) -> None:
         worker.kill()
         (waits,) = system.defer("send")
         system.passes(90)
-        silence()
+        system.silence()
         said = ask(system, **worker.facts())
         said.expect(Status.CRITICAL, "worker", "FM-WRK-02", ["restart_worker", "retry_orphans"])
         assert said.verdict.confidence == "high"
@@ -514,7 +520,7 @@ def test_a_worker_that_its_supervisor_started_again(system: System) -> None:
         worker.kill()
         until(lambda: system.value("SELECT max(id) FROM procrastinate_workers") == 2)
         system.defer("send", 5)
-        silence()
+        system.silence(living=1)
         said = ask(system, **worker.facts())
         said.expect(Status.CRITICAL, "worker", "FM-WRK-02", ["retry_orphans"])
         assert said.verdict.confidence == "high"
@@ -545,7 +551,7 @@ def test_a_worker_whose_heartbeat_failed_finishes_its_job(system: System) -> Non
         system.db.execute("ALTER FUNCTION procrastinate_update_heartbeat_v1 RENAME TO away")
         time.sleep(1)
         system.db.execute("ALTER FUNCTION away RENAME TO procrastinate_update_heartbeat_v1")
-        silence()
+        system.silence()
         said = ask(system, **worker.facts())
         assert system.status(job) == "doing"
         assert said.verdict.stuck_at == "worker"
@@ -595,7 +601,7 @@ def test_a_line_behind_a_lock_whose_first_runs_too_long(system: System) -> None:
 @pytest.mark.slow
 def test_a_line_behind_a_lock_that_a_dead_worker_left(system: System) -> None:
     system.lost_job(lock="account-7")
-    silence()
+    system.silence()
     system.worker()
     system.defer("send", 3, lock="account-7")
     system.passes(90)
@@ -709,20 +715,8 @@ def every_kind_of_row(system: System, ask: Callable[[], T]) -> T:
     system.defer("send", 2, queue="mails")
     with psycopg.connect(system.url) as other:
         other.execute("LOCK TABLE procrastinate_jobs IN SHARE MODE")
-        with psycopg.connect(system.url) as waiting:
-
-            def wait_in_vain() -> None:
-                with suppress(psycopg.Error):
-                    waiting.execute("DELETE FROM procrastinate_jobs")
-
-            waits = threading.Thread(target=wait_in_vain)
-            waits.start()
-            system.somebody_waits()
-            try:
-                return ask()
-            finally:
-                waiting.cancel_safe()
-                waits.join()
+        with lock_wait(system.url, "DELETE FROM procrastinate_jobs"):
+            return ask()
 
 
 # Database.
@@ -744,31 +738,16 @@ def test_a_lock_on_the_jobs(system: System) -> None:
 def test_a_migration_that_queues_behind_a_reader(system: System) -> None:
     """The one to end is the reader at the head, not the migration that everybody else waits behind."""
     system.worker()
-    with psycopg.connect(system.url, application_name="report") as reader, psycopg.connect(system.url) as migration:
+    with psycopg.connect(system.url, application_name="report") as reader:
         reader.execute("SELECT count(*) FROM procrastinate_jobs")
-        pid = migration.info.backend_pid
-        process = subprocess.Popen(
-            [sys.executable, "-c", ALTER, system.url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
+        with lock_wait(system.url, "ALTER TABLE procrastinate_jobs ADD COLUMN note text") as migration:
             system.somebody_waits(2)
             time.sleep(5.2)
             said = ask(system)
             blocker = next(p for p in said.verdict.proposals if p.name == "end_blocker")
-        finally:
-            process.kill()
-            process.wait(10)
+            assert blocker.params["pid"] != migration.info.backend_pid
+        assert blocker.params == {"pid": reader.info.backend_pid, "application": "report"}
     said.expect(None, "database", "FM-DB-01")
-    assert blocker.params == {"pid": reader.info.backend_pid if not reader.closed else blocker.params["pid"],
-                              "application": "report"}  # fmt: skip
-    assert pid != blocker.params["pid"]
-
-
-ALTER = """
-import sys, psycopg
-with psycopg.connect(sys.argv[1]) as db:
-    db.execute("ALTER TABLE procrastinate_jobs ADD COLUMN note text")
-"""
 
 
 def test_rows_that_a_transaction_keeps(system: System) -> None:
@@ -832,7 +811,7 @@ def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str,
         system.defer("send", 3)
         system.defer("send", 2, lock="account-7")
         system.passes(90)
-        silence()
+        system.silence()
 
         done = command("triage", "--target", "shop", "--json")
         said = json.loads(done.stdout)
