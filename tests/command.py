@@ -12,9 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from subprocess import CompletedProcess, Popen, TimeoutExpired
 from typing import Any
+
+import psutil
 
 from runbook_lib.runs import forks
 
@@ -51,6 +54,16 @@ def alone(*arguments: str, timeout: float = 240, **options: Any) -> CompletedPro
         finally:
             process.kill()
     return CompletedProcess(arguments, process.returncode, out, err)
+
+
+def processes(variable: str, value: str) -> list[psutil.Process]:
+    """Return the living processes that have this value in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def _main(arguments: tuple[str, ...], env: dict[str, str], cwd: str, streams: list[str]) -> int:

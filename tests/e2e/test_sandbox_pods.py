@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import sandboxes
 from click.testing import CliRunner
-from command import start
+from command import processes, start
 from drills import ask
 from signatures import BACKLOG, alive
 
@@ -38,17 +38,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     settings = {"NOTIFICATION_DELIVERY_BATCH_SIZE": "40"}
     with sandboxes.running(folder, rate=10, hours=0.1, settings=settings) as sandbox:
         yield sandbox
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("RUNBOOK_SANDBOX_OWNER") == str(folder) and process.status() != "zombie":
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +199,7 @@ def test_a_start_that_fails_says_why_and_cleans_up(tmp_path: Path) -> None:
     assert "not a duration: 'soon'" in result.output
     assert result.output.count("\n") == 1
     assert not folder.exists()
-    assert processes_of(folder) == []
+    assert processes("RUNBOOK_SANDBOX_OWNER", str(folder)) == []
 
 
 def test_down_finds_everything_after_a_crash_and_up_starts_over(tmp_path: Path) -> None:
@@ -220,14 +209,14 @@ def test_down_finds_everything_after_a_crash_and_up_starts_over(tmp_path: Path) 
     crashed.fault("worker_hung")
     os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
     crashed.wait_for("the supervisor's end", lambda: not crashed.is_up())
-    assert len(processes_of(folder)) > 5
+    assert len(processes("RUNBOOK_SANDBOX_OWNER", str(folder))) > 5
     with pytest.raises(SandboxError, match="is not up"):
         crashed.status()
     second = Sandbox(folder).up(hours=0)
     assert second.addresses != started.addresses
     assert state.load(folder).ready
     assert Sandbox(folder).down()
-    assert processes_of(folder) == []
+    assert processes("RUNBOOK_SANDBOX_OWNER", str(folder)) == []
     assert not folder.exists()
     assert not second.socket.parent.exists()
     assert not started.socket.parent.exists()

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import command
 import psutil
 import psycopg
 import pytest
+import steps
 from drills import unfit
 from steps import bound
 from waiting import until
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.slow
 
 Env = dict[str, str]
 Break = Callable[[Servers, Env], AbstractContextManager[None]]
+P = ParamSpec("P")
 
 
 @pytest.fixture(scope="module")
@@ -98,45 +100,42 @@ def admin(servers: Servers, statement: str) -> None:
         connection.execute(statement)
 
 
-def sql(do: str, undo: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        admin(servers, do)
-        try:
-            yield
-        finally:
-            admin(servers, undo)
+def breaking(broken: Callable[Concatenate[Servers, Env, P], Iterator[None]]) -> Callable[P, Break]:
+    """Make a function that takes the other arguments, and returns what breaks the servers or the environment."""
 
-    return use
+    def given(*args: P.args, **kwargs: P.kwargs) -> Break:
+        return lambda servers, env: contextmanager(broken)(servers, env, *args, **kwargs)
+
+    return given
 
 
-def without(*names: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        for name in names:
-            del env[name]
+@breaking
+def sql(servers: Servers, env: Env, do: str, undo: str) -> Iterator[None]:
+    admin(servers, do)
+    try:
         yield
-
-    return use
-
-
-def swapped(name: str, old: str, new: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        assert old in env[name]
-        env[name] = env[name].replace(old, new)
-        yield
-
-    return use
+    finally:
+        admin(servers, undo)
 
 
-def declared(**addresses: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        env |= {f"RUNBOOK_{name}_URL": url for name, url in addresses.items()}
-        yield
+@breaking
+def without(servers: Servers, env: Env, *names: str) -> Iterator[None]:
+    for name in names:
+        del env[name]
+    yield
 
-    return use
+
+@breaking
+def swapped(servers: Servers, env: Env, name: str, old: str, new: str) -> Iterator[None]:
+    assert old in env[name]
+    env[name] = env[name].replace(old, new)
+    yield
+
+
+@breaking
+def declared(servers: Servers, env: Env, /, **addresses: str) -> Iterator[None]:
+    env |= {f"RUNBOOK_{name}_URL": url for name, url in addresses.items()}
+    yield
 
 
 #: As from a machine on which nobody has opened a way to the cluster.
@@ -164,98 +163,70 @@ def pooler(servers: Servers, env: Env) -> Iterator[None]:
         server.shutdown()
 
 
-def down(server: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        getattr(servers, f"stop_{server}")()
-        try:
-            yield
-        finally:
-            getattr(servers, f"start_{server}")()
-
-    return use
+@breaking
+def down(servers: Servers, env: Env, server: str) -> Iterator[None]:
+    getattr(servers, f"stop_{server}")()
+    try:
+        yield
+    finally:
+        getattr(servers, f"start_{server}")()
 
 
-def frozen(command: str) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        mine = str(servers.directory)
-        tree = [
-            p
-            for p in psutil.process_iter(["cmdline"])
-            if command in " ".join(p.info["cmdline"] or []) and mine in " ".join(p.info["cmdline"] or [])
-        ]
-        tree += [child for p in tree for child in p.children(recursive=True)]
-        assert tree
+@breaking
+def frozen(servers: Servers, env: Env, command: str) -> Iterator[None]:
+    mine = str(servers.directory)
+    tree = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if command in " ".join(p.info["cmdline"] or []) and mine in " ".join(p.info["cmdline"] or [])
+    ]
+    tree += [child for p in tree for child in p.children(recursive=True)]
+    assert tree
+    for process in tree:
+        process.suspend()
+    try:
+        yield
+    finally:
         for process in tree:
-            process.suspend()
-        try:
-            yield
-        finally:
-            for process in tree:
-                with suppress(psutil.NoSuchProcess):  # a connection's own, whose client went meanwhile
-                    process.resume()
-
-    return use
+            with suppress(psutil.NoSuchProcess):  # a connection's own, whose client went meanwhile
+                process.resume()
 
 
 @contextmanager
 def slots_taken(servers: Servers, env: Env) -> Iterator[None]:
-    admin(servers, "REVOKE pg_use_reserved_connections FROM runbook")
-    held = []
-    try:
-        while True:
-            held.append(psycopg.connect(servers.app_url))
-    except psycopg.OperationalError:
-        pass
-    try:
+    may = "pg_use_reserved_connections"
+    with (
+        psycopg.connect(servers.admin_url, autocommit=True) as db,
+        steps.undone(db, f"REVOKE {may} FROM runbook", f"GRANT {may} TO runbook"),
+        steps.slots_taken(db, servers.app_url),
+    ):
         yield
-    finally:
-        for connection in held:
-            connection.close()
-        time.sleep(0.2)
-        admin(servers, "GRANT pg_use_reserved_connections TO runbook")
 
 
 @contextmanager
 def locked(servers: Servers, env: Env) -> Iterator[None]:
-    with psycopg.connect(servers.admin_url) as holder:
-        holder.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
+    with steps.locked(servers, "notification.notifications"):
         yield
 
 
 @contextmanager
 def lock_queued(servers: Servers, env: Env) -> Iterator[None]:
     """A reader holds the table; whoever wants it all only waits, and everybody else waits behind."""
-    with psycopg.connect(servers.admin_url) as reader, psycopg.connect(servers.admin_url) as waiter:
-        reader.execute("LOCK TABLE notification.notifications IN ACCESS SHARE MODE")
-        waiter.execute("SET LOCAL lock_timeout = '60s'")
-        pid = waiter.info.backend_pid
-
-        def wait() -> None:
-            with suppress(psycopg.Error):
-                waiter.execute("LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE")
-
-        thread = Thread(target=wait)
-        thread.start()
-        time.sleep(0.3)
-        try:
-            yield
-        finally:
-            admin(servers, f"SELECT pg_cancel_backend({pid})")
-            thread.join()
+    table = "notification.notifications"
+    with (
+        steps.locked(servers, table, "ACCESS SHARE"),
+        steps.lock_wait(servers.admin_url, f"BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"),
+    ):
+        yield
 
 
-def jetstream(change: Callable[[Any], Any]) -> Break:
-    @contextmanager
-    def use(servers: Servers, env: Env) -> Iterator[None]:
-        broker.visit(servers.app_nats_url, change)
-        try:
-            yield
-        finally:
-            servers.ensure_streams()
-
-    return use
+@breaking
+def jetstream(servers: Servers, env: Env, change: Callable[[Any], Any]) -> Iterator[None]:
+    broker.visit(servers.app_nats_url, change)
+    try:
+        yield
+    finally:
+        servers.ensure_streams()
 
 
 SLOW = """
@@ -317,9 +288,7 @@ def test_broken(own: Servers, tmp_path: Path, case: Case) -> None:
     # Somebody is bound to the consumers, so that only what is broken is wrong.
     live = nullcontext() if case.stuck_at == "jetstream" else bound(own.app_nats_url)
     with live, case.broken(own, env):
-        start = time.monotonic()
         said = run(own, env, tmp_path, "run", case.section, "--deadline", "60")
-        took = time.monotonic() - start
     seen = findings(said)
     assert {step: seen[step] for step in case.expected} == case.expected, json.dumps(
         said["runs"][0]["findings"], indent=1
@@ -330,7 +299,7 @@ def test_broken(own: Servers, tmp_path: Path, case: Case) -> None:
     if case.stuck_at is None:
         assert said["verdict"]["confidence"] != "high"
         assert said["verdict"]["proposals"] == [], "what was only not seen justifies nothing"
-    assert took < 68
+    assert [r["problem"] for r in said["runs"]] == [None], "it ends before the deadline"
 
 
 def test_a_part_that_nobody_asked_is_in_no_all(own: Servers, tmp_path: Path) -> None:
@@ -534,16 +503,6 @@ def test_who_reads_it_may_go_and_the_exit_code_stays(own: Servers, tmp_path: Pat
         assert done.returncode == 64 or arguments == ["--help"]
 
 
-def processes(mark: str) -> list[psutil.Process]:
-    found = []
-    for pid in psutil.pids():
-        with suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if process.environ().get("INTERRUPTED") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
-
-
 def default_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -573,9 +532,9 @@ def interrupted(
             # Ctrl-C is for all that a terminal has in its foreground.
             (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
             code = process.wait(60)
-            left = psutil.wait_procs(processes(mark), timeout=20)[1]
+            left = psutil.wait_procs(command.processes("INTERRUPTED", mark), timeout=20)[1]
         finally:
-            for one in processes(mark):
+            for one in command.processes("INTERRUPTED", mark):
                 with suppress(psutil.Error):
                     one.kill()
         told = [line for line in problems.read_text().splitlines() if not line.startswith(("Provisional: ", "  ┆ "))]
@@ -675,11 +634,8 @@ def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None
 def test_the_deadline_holds_and_leaves_a_truthful_artifact(own: Servers, tmp_path: Path) -> None:
     env = environment(own)
     with frozen("postgres")(own, env):
-        start = time.monotonic()
         said = run(own, env, tmp_path, "run", "4.3", "--deadline", "4")
-        took = time.monotonic() - start
     assert said["status"] == "UNKNOWN"
     assert "not_run" in {f["reason"] for f in said["runs"][0]["findings"]}
     assert "deadline" in said["runs"][0]["problem"]
     assert "did not finish" in Path(said["runs"][0]["artifact"]["html"]).read_text(encoding="utf-8")
-    assert took < 30
