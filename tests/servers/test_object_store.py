@@ -229,11 +229,9 @@ def _one_line(done: subprocess.CompletedProcess[str]) -> str:
     [(("run", "3", "--target", "shut", "--incident", "I"), 64), (("note", "I", "x"), 64), (("verify", "I"), 69)],
 )
 def test_a_store_that_is_down_is_one_line(place: str, arguments: tuple[str, ...], code: int) -> None:
-    began = time.monotonic()
     done = runbook(*arguments, "--output", place, AWS_ENDPOINT_URL="http://127.0.0.1:9")
     assert "Could not connect" in _one_line(done) and place in done.stderr
     assert done.returncode == code
-    assert time.monotonic() - began < 40
 
 
 def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> None:

@@ -206,7 +206,7 @@ def test_the_loops_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: fl
     executor = Sets(RuntimeError("lost"), FOUND | {"problem": "disk full"}, FOUND)
     with dispatched(tmp_path, executor) as (journal, _):
         ahead[0] -= by
-        until(lambda: len(executor.orders) >= 3 and journal.incidents()[0].jobs[0].state == "done", "the runs", 15)
+        until(lambda: len(executor.orders) >= 3 and journal.incidents()[0].jobs[0].state == "done", "the runs")
         assert len(journal.due_messages(journal.clock.now())) == 1
 
 
@@ -234,7 +234,7 @@ def test_no_message_is_given_up_because_a_clock_was_set(
         journal.recover(journal.clock.now())
     told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), "out", "en")
     told.start()
-    until(lambda: sent or journal.counts()["messages_failed"], "a message", 15)
+    until(lambda: sent or journal.counts()["messages_failed"], "a message")
     assert not journal.counts()["messages_failed"]
     told.stop()
     journal.close()

@@ -116,10 +116,8 @@ def test_nobody_there_and_nobody_who_answers_are_two_things(monkeypatch: pytest.
 
 def test_an_answer_without_an_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "WHOLE_S", 0.5)
-    began = time.monotonic()
     with answering(200, b"# drip " * 100, pause_s=0.05) as url, pytest.raises(SourceError, match="did not end"):
         asked(url)
-    assert time.monotonic() - began < 3
     monkeypatch.setattr(http, "MOST_BYTES", 1000)
     with answering(200, b"#" * 5000) as url, pytest.raises(SourceError, match="longer than"):
         asked(url)
