@@ -149,6 +149,13 @@ def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     return folder
 
 
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the runbook in the environment."""
+    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The servers from the wheels, for what needs their processes."""

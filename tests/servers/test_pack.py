@@ -29,10 +29,8 @@ ENGINE = Path(runbook_lib.__file__).parent
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of one's own, without any settings."""
-    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -130,10 +130,8 @@ def running(
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _apart(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in [n for n in os.environ if n.startswith("RUNBOOK_RECEIVER")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from runbook_lib.actions import action
 from runbook_lib.actions.action import Action, ActionError, Authorization, perform
 from runbook_lib.archive import dossier, report
 from runbook_lib.context import Context, Progress
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.governance import freeze, ledger
 from runbook_lib.model.finding import Reason, Status, Text, say
 from runbook_lib.notes import keep_note
@@ -83,10 +84,7 @@ class Counter:
 
 
 @pytest.fixture
-def rb(embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:  # type: ignore[no-untyped-def]
-    for name in list(os.environ):
-        if name.startswith("RUNBOOK_"):
-            monkeypatch.delenv(name)
+def rb(no_settings: None, embedded: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", embedded.database_url)
     monkeypatch.setenv("RUNBOOK_NATS_URL", embedded.nats_url)
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
@@ -444,9 +442,9 @@ def test_what_did_not_begin_is_not_counted(rb: Context) -> None:
     assert perform(counter, limited, execute=True, **WORD).result == "done" and counter.n == 1
 
 
-def test_where_a_ledger_is(tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
-        monkeypatch.delenv(name)
+def test_where_a_ledger_is(
+    no_settings: None, tmp_path: Path, state_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

@@ -106,10 +106,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    for name in list(os.environ):
-        if name.startswith("RUNBOOK_") or name == "SUDO_USER":
-            monkeypatch.delenv(name)
+def world(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.delenv("SUDO_USER", raising=False)
     monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
     world = World(tmp_path, lambda login: monkeypatch.setenv("LOGNAME", login))

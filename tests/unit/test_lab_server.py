@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,10 +36,8 @@ STEPS = [s.id for s in SECTION.steps]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one target, and its archive."""
-    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
-        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", URL)
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))

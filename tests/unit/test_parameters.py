@@ -112,12 +112,8 @@ def test_free_texts_are_those_in_which_anybody_may_be_named() -> None:
     assert set(free_texts()) == {"approved_by", "reason"}
 
 
-def test_no_file_of_a_dossier_holds_what_a_parameter_says_of_a_person(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_of_a_dossier_holds_what_a_parameter_says_of_a_person(no_settings: None, tmp_path: Path) -> None:
     """A headless run of a section that can act: parameters cell, metadata, header, manifest, action log, page."""
-    for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
-        monkeypatch.delenv(name)
     # A password that is also a word of the parameters which are no free text: these stay as they are.
     env = os.environ | {"RUNBOOK_DATABASE_URL": "postgresql://runbook:default@127.0.0.1:9/app"}
     reason = "reason=user_id=alice.smith waits, password=hunter2"
