@@ -22,9 +22,10 @@ TOKEN = "token-of-a-test"
 
 @dataclass(frozen=True)
 class Serving:
-    """A receiver that is up: where it listens, where it works, what it has told."""
+    """A receiver that is up: where it listens, its first line, where it works, what it has told."""
 
     url: str
+    line: str
     folder: Path
     told: list[dict[str, Any]]
 
@@ -40,13 +41,13 @@ class Serving:
         return [Archive(str(self.folder / "kept"), p.name) for p in sorted((self.folder / "kept").iterdir())]
 
 
-def bearer() -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKEN}"}
+def bearer(token: str = TOKEN) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
 
 
 @contextmanager
-def serving(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serving]:
-    """Serve `runbook.toml` of a folder, artifacts into `kept`."""
+def serving(folder: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Serving]:
+    """Serve `runbook.toml` of a folder, artifacts into `kept`, what it says into `log`; its exit code must be 0."""
     told: list[dict[str, Any]] = []
 
     def take(request: BaseHTTPRequestHandler) -> None:
@@ -54,20 +55,21 @@ def serving(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serving
         web.reply(request)
 
     with web.web(take) as place:
-        own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | (env or {})
+        own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
         own |= {
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "RUNBOOK_RECEIVER_TOKEN": TOKEN,
             "RUNBOOK_NOTIFY_URLS": place.replace("http:", "json:"),
-        }
+        } | (env or {})
         with (folder / "log").open("w") as log:
-            process = start("serve", "--port", "0", "--output", "kept", cwd=folder, env=own, stderr=log)
+            process = start("serve", "--port", "0", "--output", "kept", *options, cwd=folder, env=own, stderr=log)
             try:
                 assert process.stdout
                 line = process.stdout.readline()
                 found = re.search(r"http://127\.0\.0\.1:\d+/", line)
                 assert found, line + (folder / "log").read_text()
-                yield Serving(found[0], folder, told)
+                yield Serving(found[0], line, folder, told)
             finally:
                 process.terminate()
-                process.wait(60)
+                code = process.wait(60)
+        assert code == 0, (folder / "log").read_text()

@@ -32,7 +32,7 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
     (tmp_path / "runbook.toml").write_text("".join(routes[1:]))
     (tmp_path / "token").write_text(TOKEN)
     (port,) = free_ports(1)
-    with serving(tmp_path, embedded.env) as receiver, (tmp_path / "alertmanager.log").open("wb") as log:
+    with serving(tmp_path, env=embedded.env) as receiver, (tmp_path / "alertmanager.log").open("wb") as log:
         config = yaml.safe_load((DEPLOY / "alertmanager.yaml").read_text())
         config["route"] |= {"group_wait": "100ms", "group_interval": "1s"}
         (hook,) = next(r for r in config["receivers"] if r["name"] == "runbook")["webhook_configs"]

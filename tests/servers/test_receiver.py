@@ -28,11 +28,11 @@ import fsspec
 import pytest
 import requests
 from brokers import Authority
-from command import start
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
 from schemas import valid
+from serving import TOKEN, bearer, serving
 from starlette.datastructures import Headers
 from waiting import until
 
@@ -51,7 +51,7 @@ from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKEN, KEY = "a-token-for-tests", "a-key-for-tests"
+KEY = "a-key-for-tests"
 JSON = {"content-type": "application/json"}
 BINARY = JSON | {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/checks", "ce-type": "alert"}
 #: Nobody answers there.
@@ -117,13 +117,13 @@ def running(
         dispatcher = Dispatcher(kept, config, output, executor, metrics, places=(), lang=lang)
         received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
         listening = server.listen("127.0.0.1", 0)
-        serving = server.server(received.app, tls)
-        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        served = server.server(received.app, tls)
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
             yield Running(server.url(listening, tls), listening.getsockname()[1], kept, output, dispatcher)
         finally:
-            serving.should_exit = True
+            served.should_exit = True
             thread.join(20)
             dispatcher.stop()
             kept.close()
@@ -280,21 +280,19 @@ def test_who_sends_slowly_is_cut_off_and_holds_up_nobody(here: Running, monkeypa
     monkeypatch.setattr(server, "REQUEST_S", 2.5)
     monkeypatch.setattr(receiver, "BODY_S", 0.7)
 
-    def trickle(start: bytes, drop: bytes) -> tuple[float, bytes]:
-        """How long such a connection lasts, and what was answered."""
-        began = time.monotonic()
+    def trickle(start: bytes, drop: bytes) -> bytes:
+        """What is answered until the server closes such a connection."""
+        came = b""
         with socket.create_connection(("127.0.0.1", here.port), timeout=0.1) as s, suppress(ConnectionError):
             s.sendall(start)
-            came = b""
-            while time.monotonic() - began < 10:
+            while True:
                 with suppress(TimeoutError):
                     part = s.recv(4096)
                     if not part:
                         break
                     came += part
                 s.sendall(drop)
-            return time.monotonic() - began, came
-        return time.monotonic() - began, b""
+        return came
 
     post = b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
     with ThreadPoolExecutor(7) as pool:
@@ -305,10 +303,10 @@ def test_who_sends_slowly_is_cut_off_and_holds_up_nobody(here: Running, monkeypa
         time.sleep(0.3)
         assert here.post(webhook()).status_code == 202
         assert not any(f.done() for f in [*head, silent, unread])
-        assert all(f.result()[0] < 8 for f in [*head, silent, unread])
-        assert all(f.result()[1] == b"" for f in [*head, silent])
-        assert all(f.result()[0] < 2.4 for f in (stalled, body))
-        assert stalled.result()[1].startswith(b"HTTP/1.1 408")
+        assert all(f.result() == b"" for f in [*head, silent])
+        assert stalled.result().startswith(b"HTTP/1.1 408")
+        for f in (body, unread):
+            f.result()
 
 
 def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,10 +327,6 @@ def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def signed(body: bytes, key: str = KEY) -> dict[str, str]:
     return {"x-runbook-signature": "sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest()}
-
-
-def bearer(token: str = TOKEN) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"}
 
 
 def basic(password: str, user: str = "oncall") -> dict[str, str]:
@@ -543,15 +537,19 @@ def test_a_locked_journal_refuses_for_now_and_loses_nothing(tmp_path: Path, monk
 
 
 def test_many_at_once_behind_a_locked_journal_are_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "BUSY_S", 0.5)
+    """The first waits for the lock; the others are told before it is over."""
+    monkeypatch.setattr(journal, "BUSY_S", 60.0)
     monkeypatch.setattr(receiver, "TURN_S", 0.7)
-    with running(tmp_path) as here, sqlite3.connect(here.journal.file, isolation_level=None) as db:
+    with (
+        running(tmp_path) as here,
+        sqlite3.connect(here.journal.file, isolation_level=None) as db,
+        ThreadPoolExecutor(20) as pool,
+    ):
         db.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
-        with ThreadPoolExecutor(20) as pool:
-            codes = list(pool.map(lambda n: here.post(webhook(group=f"g{n}")).status_code, range(20)))
-        assert set(codes) == {503} and time.monotonic() - began < 3
+        asked = [pool.submit(here.post, webhook(group=f"g{n}")) for n in range(20)]
+        until(lambda: sum(f.done() for f in asked) == 19, "the answers to the others")
         db.execute("ROLLBACK")
+        assert sorted(f.result().status_code for f in asked) == [202] + [503] * 19
         assert here.post(webhook()).status_code == 202
 
 
@@ -836,18 +834,10 @@ def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
         '[targets.production]\ndatabase_url_env = "DB"\nnats_url_env = "NATS"\n'
         '[[routes]]\nalertname = "NotDelivered"\nsections = ["4.1"]\n'
     )
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {
-        "PYTHONPATH": str(ROOT), "RUNBOOK_RECEIVER_TOKEN": TOKEN, "DB": "postgresql://u:pw-17@127.0.0.1:1/x",
-        "NATS": "nats://127.0.0.1:1",
-    }  # fmt: skip
-    log = (tmp_path / "log").open("w+")
-    serving = start("serve", "--port", "0", "--output", "kept", cwd=tmp_path, env=env, stderr=log)
-    try:
-        assert serving.stdout
-        line = serving.stdout.readline()
-        found = re.search(r"listening on (http://127\.0\.0\.1:\d+/) \(bearer token\).*/kept, .*routes: 1", line)
-        assert found, line + Path(log.name).read_text()
-        url, known = found[1], HTTPBasicAuth("oncall", TOKEN)
+    env = {"DB": "postgresql://u:pw-17@127.0.0.1:1/x", "NATS": "nats://127.0.0.1:1"}
+    with serving(tmp_path, env=env) as served:
+        url, known = served.url, HTTPBasicAuth("oncall", TOKEN)
+        assert re.search(rf"listening on {url} \(bearer token\).*/kept, .*routes: 1", served.line), served.line
         assert requests.post(f"{url}alertmanager?token={TOKEN}", webhook(), headers=JSON, timeout=10).status_code == 401
         taken = requests.post(f"{url}alertmanager", webhook(), headers=JSON | bearer(), timeout=10)
         assert taken.json() == {"accepted": 1, "jobs": [1], "counted": 0}
@@ -870,12 +860,7 @@ def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
         assert f"<code>{kept[-1]}</code>" in page()
         report = seal.check(Archive(str(tmp_path / "kept"), incident), kept)
         assert (report.changed, report.uncovered) == ((), ())
-    finally:
-        serving.terminate()
-        code = serving.wait(40)
-    log.seek(0)
-    text = log.read()
-    assert code == 0, text
+    text = (tmp_path / "log").read_text()
     assert "POST /alertmanager 202" in text and "Traceback" not in text
     assert TOKEN not in text and "pw-17" not in text
     assert "pw-17" not in "".join(p.read_text(errors="replace") for p in (tmp_path / "kept").rglob("*") if p.is_file())
@@ -883,24 +868,17 @@ def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
 
 def test_an_end_in_the_middle_is_no_loss(tmp_path: Path) -> None:
     """SIGTERM while an investigation is at work: exit code 0, in time, and its job is still to be done."""
-    hang = socket.create_server(("127.0.0.1", 0))  # takes connections and never says a word
-    port = hang.getsockname()[1]
-    (tmp_path / "runbook.toml").write_text(
-        f'[targets.production]\ndatabase_url = "postgresql://u@127.0.0.1:{port}/x"\n[budget]\nconnect_timeout_s = 60\n'
-    )
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")} | {"PYTHONPATH": str(ROOT)}
-    serving = start("serve", "--port", "0", "--host", "0.0.0.0", cwd=tmp_path, env=env)
-    try:
-        assert serving.stdout
-        line = serving.stdout.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+/", line)  # whatever --host says
-        assert url and "no authentication" in line
-        assert requests.post(f"{url[0]}alertmanager", webhook(), headers=JSON, timeout=10).status_code == 202
-        until(lambda: "runbook_investigations_running 1" in requests.get(f"{url[0]}metrics", timeout=5).text, "work")
-    finally:
-        serving.terminate()
-        _, err = serving.communicate(timeout=40)
-        hang.close()
-    assert serving.returncode == 0 and "will run again at the next start" in err and "127.0.0.1 only" in err
+    with socket.create_server(("127.0.0.1", 0)) as hang:  # takes connections and never says a word
+        database_url = f"postgresql://u@127.0.0.1:{hang.getsockname()[1]}/x"
+        (tmp_path / "runbook.toml").write_text(
+            f'[targets.production]\ndatabase_url = "{database_url}"\n[budget]\nconnect_timeout_s = 60\n'
+        )
+        with serving(tmp_path, "--host", "0.0.0.0", env={"RUNBOOK_RECEIVER_TOKEN": ""}) as served:
+            assert "no authentication" in served.line
+            taken = requests.post(f"{served.url}alertmanager", webhook(), headers=JSON, timeout=10)
+            assert taken.status_code == 202
+            until(lambda: served.metric("runbook_investigations_running") == 1, "work")
+    said = (tmp_path / "log").read_text()
+    assert "will run again at the next start" in said and "127.0.0.1 only" in said
     with closing(Journal(tmp_path / "receiver.db")) as kept:
         assert kept.recover(time.time()) == 1
