@@ -320,12 +320,27 @@ def publish(
     return applications.visit(url, scene)
 
 
-def publish_ids(url: str, ids: Iterable[str | None], subject: str = applications.SUBJECT) -> None:
-    """Publish an empty message for each id; None goes without one."""
+def publish_ids(url: str, ids: Iterable[str | None], subject: str = applications.SUBJECT) -> list[int]:
+    """Publish an empty message for each id, and return their sequences; None goes without an id."""
+
+    async def scene(js: JetStreamContext) -> list[int]:
+        headers = [{"Nats-Msg-Id": id_} if id_ else None for id_ in ids]
+        return [(await js.publish(subject, b"", headers=each)).seq for each in headers]
+
+    return applications.visit(url, scene)
+
+
+def acknowledge(url: str, seqs: Iterable[int]) -> None:
+    """Acknowledge what the subscriber's consumer delivers, until messages of these sequences were among it."""
 
     async def scene(js: JetStreamContext) -> None:
-        for id_ in ids:
-            await js.publish(subject, b"", headers={"Nats-Msg-Id": id_} if id_ else None)
+        config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
+        inbox = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
+        left = {*seqs}
+        while left:
+            message = await inbox.next_msg(timeout=10)
+            await message.ack_sync()
+            left.discard(message.metadata.sequence.stream)
 
     applications.visit(url, scene)
 

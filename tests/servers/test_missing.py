@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
+import steps
 from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -225,19 +226,6 @@ def test_a_retention_that_is_too_short_is_named() -> None:
 # On real servers -----------------------------------------------------------------------------------------------
 
 
-def publish_and_acknowledge(broker: str, ids: list[str]) -> None:
-    """Publish an empty message for each id, and have the consumer acknowledge it."""
-    publish_ids(broker, ids)
-
-    async def acknowledge(js: JetStreamContext) -> None:
-        config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
-        sub = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
-        for _ in ids:
-            await (await sub.next_msg()).ack_sync()
-
-    applications.visit(broker, acknowledge)
-
-
 @pytest.mark.parametrize("missed", [4, 80])
 def test_deleted_registrations_mean_the_same_to_every_section(
     servers: Servers, db: psycopg.Connection, broker: str, default_target: None, missed: int
@@ -250,7 +238,8 @@ def test_deleted_registrations_mean_the_same_to_every_section(
     db.execute("DELETE FROM notification.notifications WHERE status = 'FAILED'")  # their dead letters remain
     events(db, missed, 95, **UNPROCESSED)
     db.execute("SELECT pg_stat_force_next_flush()")
-    publish_and_acknowledge(broker, [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")])
+    ids = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
+    steps.acknowledge(broker, publish_ids(broker, ids))
     with bound(broker):
         at_subscriber = run(servers, "4.1.2")["4.1.2"]
         in_consistency = run(servers, "5.3.2")["5.3.2"]
@@ -318,7 +307,7 @@ def test_older_events_that_were_lost_are_not_hidden_by_newer_ones_that_wait(
     old = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
     events(db, 5, 90, **UNPROCESSED)
     new = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events") if str(i) not in old]
-    publish_and_acknowledge(broker, old)
+    steps.acknowledge(broker, publish_ids(broker, old))
     publish_ids(broker, [*new, *(f"just-now-{n}" for n in range(10))])
     at_subscriber = run(servers, "4.1.2")["4.1.2"]
     in_consistency = run(servers, "5.3.2")["5.3.2"]
@@ -329,7 +318,8 @@ def test_older_events_that_were_lost_are_not_hidden_by_newer_ones_that_wait(
 def test_events_that_were_lost_seconds_ago_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     """They were acknowledged and are not registered: the consumer holds nothing that is as old."""
     events(db, 3, 12, processed=False, status=None)
-    publish_and_acknowledge(broker, [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")])
+    ids = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
+    steps.acknowledge(broker, publish_ids(broker, ids))
     publish_ids(broker, ["just-now"])
     with bound(broker):
         at_subscriber = run(servers, "4.1.2")["4.1.2"]

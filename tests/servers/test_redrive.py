@@ -24,7 +24,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from portion import start
 from psycopg.types.json import Jsonb
-from steps import an_event, bound, insert, publish
+from steps import acknowledge, an_event, bound, insert, publish
 
 from runbook_lib import catalog, messages, queries
 from runbook_lib.context import open_context
@@ -816,17 +816,7 @@ def test_outbox_and_broker_arrive_once_each(flowing: Sandbox, tmp_path: Path) ->
         lost = [an_event() for _ in range(10)]
         flowing.stop("notification")
         seqs = publish(addresses.app_nats_url, *map(wire.encode, lost))
-
-        async def acknowledge(js: JetStreamContext) -> None:
-            config = (await js.consumer_info(applications.STREAM, applications.CONSUMER)).config
-            inbox = await js.subscribe_bind(applications.STREAM, config, applications.CONSUMER, manual_ack=True)
-            seen: set[int] = set()
-            while not set(seqs) <= seen:
-                message = await inbox.next_msg(timeout=10)
-                seen.add(message.metadata.sequence.stream)
-                await message.ack()
-
-        applications.visit(addresses.app_nats_url, acknowledge)
+        acknowledge(addresses.app_nats_url, seqs)
         flowing.start("notification")
         flowing.wait_for_flow(90)
         given_up(db, *seqs)
