@@ -1031,14 +1031,14 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
 
 
 @pytest.mark.slow
-def test_a_draft_of_what_nobody_looked_at(
-    servers: Servers, db: psycopg.Connection, now: pd.Timestamp, archive: Archive
-) -> None:
+def test_a_draft_of_what_nobody_looked_at(servers: Servers, db: psycopg.Connection, archive: Archive) -> None:
     """The section alone, and only a window: the incident is found, its times are the rows' own, its cause is open."""
-    traffic(db, seconds=2400, until=600, per_second=2)
-    for second in range(480, 600):
-        events(db, 2, second, sent_after=180.0, tries=2)
-    traffic(db, seconds=478, until=0, per_second=2)
+    with db.transaction():
+        traffic(db, seconds=2400, until=600, per_second=2)
+        for second in range(480, 600):
+            events(db, 2, second, sent_after=180.0, tries=2)
+        traffic(db, seconds=478, until=0, per_second=2)
+        now = moment(db)
     asked = ("run", "7", "--incident", "INC", "-p", "window_minutes=30", "--output", archive.output)
     done = runbook(*asked, env={**os.environ, **servers.env})
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr

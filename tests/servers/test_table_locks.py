@@ -8,6 +8,7 @@ import pandas as pd
 import psycopg
 import pytest
 from steps import UNPROCESSED, bound, events, expect, locked, make_given, run, traffic, weight, words
+from test_checks_delivery import sessions
 
 from runbook_lib import catalog
 from runbook_lib.analysis.diagnosis import conclude
@@ -27,14 +28,8 @@ def table_lock(**changes: Any) -> dict[str, pd.DataFrame]:
     held = {
         "pid": 5, "application": "migration", "state": "idle in transaction", "tables": "notification.notifications",
         "mode": "AccessExclusiveLock", "transaction_s": 20.0,
-    } | changes  # fmt: skip
-    connections = {"max_connections": 40, "superuser_reserved": 3, "reserved": 2, "sees_others": True, "used": 5}
-    return {
-        "connections": pd.DataFrame([connections]),
-        "blocked": pd.DataFrame(),
-        "row_locks": pd.DataFrame(),
-        "table_locks": pd.DataFrame([held]),
-    }
+    }  # fmt: skip
+    return sessions(table_locks=row(**held | changes))
 
 
 @pytest.mark.parametrize(

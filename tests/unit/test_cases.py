@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-import pandas as pd
 import pytest
 from make_recordings import FOLDER
+from steps import NOW, ago, make_given
+from test_checks_delivery import consumer, look, outbox, runs
 
 from runbook_lib import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
 from runbook_lib.model.finding import OutageEnd, Status, say
-from runbook_lib.packs.entitlement.checks import backlog, delivery, leases, program, publish, quorum, subscriber
+from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, quorum, subscriber
 from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
-from runbook_lib.packs.entitlement.rows import Holder, Outbox, Registered
+from runbook_lib.packs.entitlement.rows import Holder, Outbox
 from runbook_lib.runs import replay
 
 
@@ -105,65 +106,15 @@ def test_no_case_is_shadowed_and_each_has_its_words(step: str) -> None:
     assert said - {*messages.catalogue("en")} == set()
 
 
-NOW = pd.Timestamp("2026-01-01", tz="UTC")
-BOUND = subscriber.SubscriberReading(
-    consumer=subscriber.ConsumerRow(bound=True, num_pending=0, num_ack_pending=0),
-    activity=Registered(),
-    oldest_s=0.0,
-    late=False,
-    missing=None,
-    given_up=None,
-    refused=0.0,
-    reason="",
-    client="app",
-    clients_seen=True,
-    switched_off=False,
-    stands=program.UNKNOWN_STATE,
-    silent=False,
-    loop=False,
-    locked_out=False,
-    broken=(),
-    thin=(),
-    handled=True,
-)
+BOUND = subscriber._read_subscriber(consumer(), make_given())
 STALLED = subscriber.ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
-FLOWING = publish.Relay(
-    queue=Outbox(),
-    silence_s=0.0,
-    kind="other",
-    late=False,
-    failing=False,
-    stopped=False,
-    publishes=True,
-    away=False,
-    broker_error=False,
-    cut_off=False,
-    writes=True,
-    stands=program.UNKNOWN_STATE,
-    silent_for_long=False,
-    ran=True,
-    n=5.0,
-    window_n=50.0,
-)
+FLOWING = publish._read_relay(outbox() | runs("relay"), make_given(), Outbox(now=NOW, last_published=ago(1)), 5.0, 50.0)
 FAILING = replace(FLOWING, failing=True, publishes=False)
-WORKER = delivery.read_delivery({})
-LATE = backlog.BacklogReading(
-    delivery.read_delivery({"backlog": pd.DataFrame([{"due": 9}])}),
-    0,
-    True,
-    "",
-    "",
-    program.UNKNOWN_STATE,
-    (),
-    True,
-    True,
-)
+LATE = backlog._read_backlog(look(due=9, oldest_due_s=20), make_given())
 ONE_HAND = leases.HolderChanges(rows=9, taken=0, again=0, stolen=0, alive=False, side_by_side=False)
 #: Those that no recording comes to, or only by chance.
 STATES: dict[str, object] = {
-    "backlog.two_workers": backlog.BacklogReading(
-        WORKER, 0, True, "", "", program.UNKNOWN_STATE, ("a", "b"), True, False
-    ),
+    "backlog.two_workers": replace(LATE, workers=("a", "b")),
     "backlog.elsewhere": replace(LATE, loop=program.LoopState(others=10, elsewhere="delivery.elsewhere")),
     "backlog.slow_outside": replace(LATE, spends="delivery.slow_outside"),
     "backlog.postponed": replace(LATE, postponed=20),
