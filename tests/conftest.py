@@ -92,19 +92,10 @@ class Containers(Servers):
         )
         self._made: set[str] = set()
 
-    def __enter__(self) -> Containers:
-        self.directory.mkdir(parents=True, exist_ok=True)
+    def _prepare(self) -> None:
         embedded_servers.write_nats_config(self.directory, self.addresses, self.addresses.passwords["nats-app"])
         config = (self.directory / "nats.conf").read_text().replace("127.0.0.1", "0.0.0.0")
         self._nats_container.with_copy_into_container(config.encode(), "/nats.conf")
-        try:
-            self.start_nats()
-            self.start_postgres()
-            embedded_servers.create_database(self.addresses)
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
     def start_postgres(self) -> None:
         self._start(self._postgres_container)

@@ -32,6 +32,7 @@ from waiting import until
 
 from runbook_lib import catalog, messages, pack, queries, rows
 from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
 
@@ -422,20 +423,15 @@ class Supervisor:
         command = [sys.executable, "-m", "procrastinate", "--app", "procrastinate_app.app", "worker", *options]
         environment = ",".join(f'{k}="{v.replace("%", "%%")}"' for k, v in system.environment.items())
         (self.folder / "conf").write_text(
-            f"[unix_http_server]\nfile={self.folder}/s\n"
-            f"[supervisord]\nnodaemon=true\npidfile={self.folder}/pid\nlogfile={self.folder}/log\n"
-            "[rpcinterface:supervisor]\n"
-            "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
-            f"[supervisorctl]\nserverurl=unix://{self.folder}/s\n"
-            f"[program:worker]\ncommand={shlex.join(command)}\nenvironment={environment}\n"
+            supervisor_sections(self.folder / "s", self.folder / "log", self.folder / "pid")
+            + f"[program:worker]\ncommand={shlex.join(command)}\nenvironment={environment}\n"
             f"autorestart={str(autorestart).lower()}\nstartsecs=0\nstopwaitsecs=3\n"
             f"stdout_logfile={self.folder}/worker.log\nredirect_stderr=true\n"
         )
         self.supervisorctl = [sys.executable, "-m", "supervisor.supervisorctl", "-c", f"{self.folder}/conf"]
+        supervisord = [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "-c", f"{self.folder}/conf"]
         with (self.folder / "out").open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "-c", f"{self.folder}/conf"], stdout=out, stderr=out
-            )
+            self.process = subprocess.Popen(supervisord, stdout=out, stderr=out)
         until(lambda: system.listeners() == 1)
 
     def facts(self) -> dict[str, Any]:

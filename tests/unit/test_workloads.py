@@ -22,6 +22,7 @@ from cluster import NAMESPACE, Cluster
 from test_rules import tool
 from waiting import until
 
+from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
@@ -355,14 +356,9 @@ def supervised() -> Iterator[EntitlementWorkloads]:
     (folder / "program.py").write_text(PROGRAM)
     (folder / "pods.env").write_text(f"POSTGRES_PASSWORD={SECRET}\nNATS_URL=nats://app:{SECRET}@nats:4222\nBATCH=50\n")
     config = folder / "supervisord.conf"
-    socket = folder / "s.sock"
-    user = "user=root\n" if os.geteuid() == 0 else ""
     config.write_text(
-        f"[unix_http_server]\nfile={socket}\n\n"
-        f"[supervisord]\n{user}logfile={folder}/log\npidfile={folder}/pid\n\n"
-        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\n"
-        f"[supervisorctl]\nserverurl=unix://{socket}\n\n"
-        f"[program:notification]\ncommand={sys.executable} {folder}/program.py {folder}/pods.env\n"
+        supervisor_sections(folder / "s.sock", folder / "log", folder / "pid")
+        + f"[program:notification]\ncommand={sys.executable} {folder}/program.py {folder}/pods.env\n"
         f"redirect_stderr=true\nstdout_logfile={folder}/notification.log\n\n"
         "[program:entitlement]\ncommand=false\nautostart=false\nstartretries=0\n"
     )

@@ -158,18 +158,12 @@ async def make_consumer_again(js: JetStreamContext) -> None:
     await js.add_consumer(broker.STREAM, config.evolve(deliver_subject="review.events"))
 
 
-async def pause_consumer(js: JetStreamContext, s: int) -> None:
-    """Pause the consumer for so many seconds."""
+async def pause_consumer(js: JetStreamContext, s: int, *, purge: bool = False) -> None:
+    """Pause the consumer for so many seconds, and purge the events' stream before it goes on, if wanted."""
     await js.pause_consumer(broker.STREAM, broker.CONSUMER, "2100-01-01T00:00:00Z")
     await asyncio.sleep(s)
-    await js.resume_consumer(broker.STREAM, broker.CONSUMER)
-
-
-async def purge_waiting(js: JetStreamContext, s: int) -> None:
-    """Purge the events' stream after the consumer has been paused for so many seconds."""
-    await js.pause_consumer(broker.STREAM, broker.CONSUMER, "2100-01-01T00:00:00Z")
-    await asyncio.sleep(s)
-    await js.purge_stream(broker.STREAM)
+    if purge:
+        await js.purge_stream(broker.STREAM)
     await js.resume_consumer(broker.STREAM, broker.CONSUMER)
 
 

@@ -103,6 +103,7 @@ def _change_right(connection: Connection, command: GrantRequest, now: datetime) 
     granting = command.action == "GRANT"
     status = "ACTIVE" if granting else "REVOKED"
     owner = {"user_id": command.user_id, "stock_keeping_unit": command.stock_keeping_unit}
+    shared: dict[str, Any] = owner | {"source": command.reason, "source_id": command.purchase_id}
     current = connection.execute(
         "SELECT status, version FROM entitlement.entitlements"
         " WHERE user_id = %(user_id)s AND stock_keeping_unit = %(stock_keeping_unit)s",
@@ -118,12 +119,10 @@ def _change_right(connection: Connection, command: GrantRequest, now: datetime) 
         " granted_at = coalesce(excluded.granted_at, e.granted_at), revoked_at = excluded.revoked_at,"
         " source = excluded.source, source_id = excluded.source_id, version = excluded.version,"
         " updated_at = excluded.updated_at",
-        **owner,
+        **shared,
         status=status,
         granted_at=now if granting else None,
         revoked_at=None if granting else now,
-        source=command.reason,
-        source_id=command.purchase_id,
         version=version,
         updated_at=now,
     )
@@ -132,10 +131,8 @@ def _change_right(connection: Connection, command: GrantRequest, now: datetime) 
         "entitlement.entitlement_audit",
         audit_id=uuid.uuid4(),
         occurred_at=now,
-        **owner,
+        **shared,
         action=command.action,
-        source=command.reason,
-        source_id=command.purchase_id,
         request_id=command.idempotency_key,
         detail=Jsonb(command.detail()),
     )
@@ -143,10 +140,7 @@ def _change_right(connection: Connection, command: GrantRequest, now: datetime) 
         event_id=str(uuid.uuid4()),
         event_type=wire.GRANTED if granting else wire.REVOKED,
         occurred_at=instant(now),
-        user_id=command.user_id,
-        stock_keeping_unit=command.stock_keeping_unit,
-        source=command.reason,
-        source_id=command.purchase_id,
+        **shared,
         version=version,
         trace_id=command.trace_id,
     )

@@ -263,7 +263,7 @@ _ACTS: dict[str, Pair] = {
     "consumer_subject": (on_broker(damage.make_consumer_again), restart("notification")),
     # While nothing is delivered, messages become older than the stream keeps them.
     "stream_retention": (on_broker(damage.pause_consumer, 4), each()),
-    "stream_purged": (on_broker(damage.purge_waiting, 4), mend()),
+    "stream_purged": (on_broker(partial(damage.pause_consumer, purge=True), 4), mend()),
     "record_deleted": (each(damage.lose_events, on_broker(damage.purge_record)), damage.publish_lost_events_again),
 }
 

@@ -482,6 +482,17 @@ def _socket_path() -> Path:
     return Path(folder) / "supervisor.sock"
 
 
+def supervisor_sections(socket: Path, log: Path, pid: Path) -> str:
+    """Return the sections of a supervisord's configuration but those of its programs."""
+    user = "user=root\n" if os.geteuid() == 0 else ""
+    return (
+        f"[unix_http_server]\nfile={socket}\nchmod=0700\n\n"
+        f"[supervisord]\n{user}logfile={log}\npidfile={pid}\n\n"
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\n"
+        f"[supervisorctl]\nserverurl=unix://{socket}\n\n"
+    )
+
+
 def _supervisor_config(state: SandboxState) -> str:
     directory = state.directory
     python = sys.executable
@@ -493,13 +504,7 @@ def _supervisor_config(state: SandboxState) -> str:
         **{app: [python, "-m", f"{module}.pod", app, str(directory)] for app in SERVICES},
         **{name: [python, "-m", f"{module}.intruder", name, str(directory)] for name in INTRUDERS},
     }
-    user = "user=root\n" if os.geteuid() == 0 else ""
-    sections = [
-        f"[unix_http_server]\nfile={state.socket}\nchmod=0700",
-        f"[supervisord]\n{user}logfile={directory}/log/supervisord.log\npidfile={directory}/supervisord.pid",
-        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
-        f"[supervisorctl]\nserverurl=unix://{state.socket}",
-    ]
+    sections = [supervisor_sections(state.socket, directory / "log/supervisord.log", directory / "supervisord.pid")]
     for name, arguments in commands.items():
         server = name in ("postgres", "nats")
         sections.append(

@@ -193,7 +193,7 @@ class Servers:
     def __enter__(self) -> Servers:
         self.directory.mkdir(parents=True, exist_ok=True)
         try:
-            initialise(self.directory, self.addresses)
+            self._prepare()
             self.start_nats()
             self.start_postgres()
             create_database(self.addresses)
@@ -204,6 +204,9 @@ class Servers:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _prepare(self) -> None:
+        initialise(self.directory, self.addresses)
 
     def start_postgres(self) -> None:
         """Start PostgreSQL and wait until it answers."""
