@@ -31,7 +31,6 @@ from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
     from runbook_lib.parameters import Parameters
 
 #: The two sides that have settings, each with its workload and its table.

@@ -15,7 +15,7 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import stores
-from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, LedgerEntry, Writer
+from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, Writer
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.usage import UsageError, did_you_mean
 
@@ -101,16 +101,15 @@ class Redrive:
             seen = _count_verdicts(self.store.waiting(db, self.policy, ()))
             open_ = Counter(row["outcome"] for row in self.store.outcomes(db, None))
             (discarded,) = db.ask("discarded", store=self.store.name)
-        verdicts = ("eligible", "permanent", "over_limit", "held", "doubled", "gone")
         return {
-            **{verdict: seen[verdict] for verdict in verdicts},
+            **seen,
             "discarded": discarded["n"],
             "under_way": open_["waiting"] + open_["publishing"],
         }
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Take the portion in one transaction; the broker's bodies are published after it."""
-        entry = LedgerEntry(incident=self._incident, **asdict(word))
+        entry = {"incident": self._incident, **asdict(word)}
         progress(0.0, say("action.redrive.taking", n=self.limit, store=self.store.name))
         with stores.connect(rb) as db:
             if not db.lock(self.store.name):
@@ -189,7 +188,7 @@ class Redrive:
 
     def _check_choice(self, letters: Sequence[DeadLetter]) -> Precondition:
         """Check that there is something to send again; if events are named, that each of them can be sent."""
-        chosen, seen = self._choose_letters(letters), _count_verdicts(letters)
+        chosen = self._choose_letters(letters)
         if self.events:
             refused = [str(e) for e in self.events if e not in {letter.event_id for letter in chosen}]
             if refused:
@@ -199,17 +198,15 @@ class Redrive:
             n=len(chosen),
             ids=_list_ids([letter.name for letter in chosen]),
             most=self.store.most,
-            **{
-                verdict: seen[verdict] for verdict in ("eligible", "permanent", "over_limit", "held", "doubled", "gone")
-            },
+            **_count_verdicts(letters),
         )
         return Precondition(text, len(chosen) > 0)
 
-    def _enter_discarded(self, db: Writer, entry: LedgerEntry) -> list[dict[str, Any]]:
+    def _enter_discarded(self, db: Writer, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         chosen = self._choose_letters(self.store.waiting(db, self.policy, self.events))
         return stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry)
 
-    def _send_portion(self, db: Writer, entry: LedgerEntry, progress: Progress) -> list[dict[str, Any]]:
+    def _send_portion(self, db: Writer, entry: Mapping[str, Any], progress: Progress) -> list[dict[str, Any]]:
         """Send the portion; under the lock, query the dead letters again, as another redrive may have sent some."""
         before = self.store.outcomes(db, None)
         stores.settle(db, before)
@@ -237,8 +234,9 @@ def _parse_event_id(text: str) -> uuid.UUID:
         raise UsageError(f"'{text}' is not an event id: give a UUID") from None
 
 
-def _count_verdicts(letters: Sequence[DeadLetter]) -> Counter[str]:
-    return Counter(letter.verdict for letter in letters)
+def _count_verdicts(letters: Sequence[DeadLetter]) -> dict[str, int]:
+    seen = Counter(letter.verdict for letter in letters)
+    return {verdict: seen[verdict] for verdict in stores.VERDICTS}
 
 
 def _list_ids(ids: Sequence[str]) -> str:

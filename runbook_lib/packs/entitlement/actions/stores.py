@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 import psycopg
@@ -39,6 +39,8 @@ MATCH_FIELDS = ["match_id"]
 _LOCK = 0x52554E44
 #: Messages that are fetched over one connection.
 FETCH_SIZE = 250
+#: What `DeadLetter.verdict` may be.
+VERDICTS = ("eligible", "permanent", "over_limit", "held", "doubled", "gone")
 
 
 class Writer:
@@ -132,52 +134,20 @@ class DeadLetter:
         return {**ids, "stream_seq": self.stream_seq, "archived": archived}
 
 
-@dataclass(frozen=True)
-class LedgerEntry:
-    """The columns of the ledger for each row: incident, action id, approver and reason."""
-
-    incident: str
-    action: str
-    approved_by: str
-    reason: str
-
-
-class Store(Protocol):
-    """A store of dead letters."""
-
-    name: str
-    #: The settings with the credentials that it needs.
-    urls: tuple[str, ...]
-    #: The privileges that it needs: (table, privilege).
-    rights: tuple[tuple[str, str], ...]
-    #: The largest number of dead letters that is read.
-    most: int
-
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
-        """Return dead letters that are not discarded, oldest first; with `named`, only those of these events."""
-
-    def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
-        """Return `failed_s` (since the last failure), `retrying` (rows that wait for a retry), `works` (flag)."""
-
-    def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
-        """Return the outcomes of ledger rows (`id`, `event_id`, `user_id`, `outcome`); None: of all open rows."""
-
-    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
-        """Send the dead letters again, by one statement; return ledger `id` and `event_id` of those that were sent."""
-
-
 class Table:
     """Dead letters that are rows of a worker's table: a row becomes PENDING again."""
 
+    #: The settings with the credentials that it needs.
     urls: tuple[str, ...] = ("action_database_url",)
-    #: The oldest ones; discarded rows are not counted.
+    #: The largest number of dead letters that is read, the oldest ones; discarded rows are not counted.
     most = 1000
 
     def __init__(self, name: str, rights: tuple[tuple[str, str], ...]) -> None:
+        #: `rights` are the privileges that it needs: (table, privilege).
         self.name, self.rights = name, rights
 
     def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
-        """Return the FAILED rows."""
+        """Return the FAILED rows that are not discarded, oldest first; with `named`, only those of these events."""
         rows = db.ask(
             f"{self.name}_waiting",
             named=list(named) or None,
@@ -189,18 +159,21 @@ class Table:
         return [DeadLetter(**row) for row in rows]
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
-        """Return the flow; the worker works if no row has been due for longer than a lease."""
+        """Return `failed_s` (since the last failure), `retrying` (rows that wait for a retry), `works` (flag).
+
+        The worker works if no row has been due for longer than a lease.
+        """
         (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s)
         return row | {"works": not row["overdue"]}
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
-        """Return the outcomes from the worker's table."""
+        """Return the outcomes of ledger rows (`id`, `event_id`, `user_id`, `outcome`); None: of all open rows."""
         return db.ask(f"{self.name}_outcomes", ids=None if ids is None else list(ids))
 
-    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
-        """Update row, dead letter and ledger together."""
+    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Update row, dead letter and ledger together; return ledger `id` and `event_id` of those that were sent."""
         return db.ask(
-            f"{self.name}_take", keys=[letter.notification_id or letter.event_id for letter in letters], **asdict(entry)
+            f"{self.name}_take", keys=[letter.notification_id or letter.event_id for letter in letters], **entry
         )
 
 
@@ -276,7 +249,7 @@ class BrokerLetters:
                     row["outcome"] = "failed"
         return rows
 
-    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: LedgerEntry) -> list[dict[str, Any]]:
+    def take(self, db: Writer, letters: Sequence[DeadLetter], entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Enter the dead letters as to be published; `publish` publishes them."""
         return enter_decisions(db, self.name, "redrive", "publishing", letters, entry)
 
@@ -308,6 +281,9 @@ class BrokerLetters:
         return [message for part in parts for message in self._jetstream.messages(stream, part)]
 
 
+Store: TypeAlias = Table | BrokerLetters
+
+
 def store(name: str, rb: Context) -> Store:
     """Return the store of this name (docs/operations.md)."""
     if name == "delivery":
@@ -318,11 +294,11 @@ def store(name: str, rb: Context) -> Store:
 
 
 def enter_decisions(
-    db: Writer, store: str, decision: str, state: str, letters: Sequence[DeadLetter], entry: LedgerEntry
+    db: Writer, store: str, decision: str, state: str, letters: Sequence[DeadLetter], entry: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Enter a decision on each dead letter into the ledger."""
     rows = Jsonb([letter.row() for letter in letters])
-    return db.ask("enter", store=store, decision=decision, state=state, letters=rows, **asdict(entry))
+    return db.ask("enter", store=store, decision=decision, state=state, letters=rows, **entry)
 
 
 def settle(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> None:
