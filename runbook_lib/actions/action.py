@@ -57,7 +57,10 @@ class Action(Protocol):
         """Return the present state of what the action changes: `before` and `after` of the action log."""
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
-        """Run the action and return what it did. Raises ActionError or SourceError."""
+        """Run the action and return what it did. Raises ActionError or SourceError.
+
+        An action of several steps notes in an attribute `did` what it has done so far, for the log line of a failure.
+        """
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Return whether the effect appeared within the session's `wait_s`, and a text about it."""
@@ -224,7 +227,8 @@ def _run_and_verify(
         else:
             came |= {"verified": None, "effect": say("action.not_waited_for")}
     after, interrupt = _read_state_after(action, rb)
-    return came | {"did": did or {}, "after": after}, problem or interrupt
+    done = did if did is not None else {**getattr(action, "did", {})}
+    return came | {"did": done, "after": after}, problem or interrupt
 
 
 def _describe_error(rb: Context, e: BaseException) -> str:

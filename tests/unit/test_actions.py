@@ -26,6 +26,7 @@ from runbook_lib.governance import freeze, ledger
 from runbook_lib.model.finding import Reason, Status, Text, say
 from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.entitlement.checks.timeline import _read_action
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.sources import SourceError
@@ -162,6 +163,28 @@ def test_a_failure_keeps_what_was_seen(rb: Context, fails: str) -> None:
     assert (begun["result"], failed["result"]) == ("begun", "failed")
     assert failed["after"] == {"n": 1 if fails == "halfway" else 0}
     assert "alice" not in json.dumps(failed) and "hunter2" not in json.dumps(failed)
+
+
+def test_a_failure_keeps_what_was_done_before_it(rb: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Steps(Counter):
+        did: Mapping[str, Any] = {"first": "accepted"}
+
+    for fails in ("run", "halfway", "run-broken"):
+        assert perform(Steps(fails=fails), rb, execute=True, **WORD).did == {"first": "accepted"}
+    assert lines(rb)[-1]["did"] == {"first": "accepted"}
+
+    def send(self: Canary, rb: Context, step: str, *rest: Any) -> str:
+        if step == "revoke":
+            raise ActionError("the API answered the revoke with HTTP 500")
+        return "accepted"
+
+    monkeypatch.setattr(Canary, "preconditions", lambda self, rb: [])
+    monkeypatch.setattr(Canary, "_read_events", lambda self, rb: ["7"])
+    monkeypatch.setattr(Canary, "_send_request", send)
+    facts = rb.facts.model_copy(update={"canary_user": "test-account"})
+    canary = Canary(replace(rb, target=rb.target.model_copy(update={"facts": facts})))
+    outcome = perform(canary, rb, execute=True, **WORD)
+    assert (outcome.result, outcome.did) == ("failed", {"before": ["7"], "grant": "accepted"})
 
 
 def test_an_interrupt_is_a_line_and_goes_on(rb: Context) -> None:

@@ -43,6 +43,8 @@ class Canary:
         if not facts.canary_user:
             raise UsageError("the target has no canary_user: name a test account of yours that may get a notification")
         self.user, self.sku = facts.canary_user, facts.canary_sku
+        #: What `run` has done so far.
+        self.did: dict[str, Any] = {}
 
     def what(self) -> dict[str, Any]:
         """Return the right; the account is not shown."""
@@ -65,11 +67,11 @@ class Canary:
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Send both requests."""
-        did: dict[str, Any] = {"before": self._read_events(rb)}
+        self.did["before"] = self._read_events(rb)
         for n, (step, path) in enumerate(_STEPS.items()):
             progress(n / len(_STEPS), say(_PROGRESS_KEYS[step], sku=self.sku))
-            did[step] = self._send_request(rb, step, path, word)
-        return did
+            self.did[step] = self._send_request(rb, step, path, word)
+        return self.did
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Check that every event of the accepted requests has reached the receiver."""
