@@ -20,13 +20,16 @@ from typing import Any
 import psycopg
 import pytest
 import sandboxes
+import steps
+from click.testing import CliRunner
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from portion import start
 from psycopg.types.json import Jsonb
-from steps import acknowledge, an_event, bound, insert, publish
+from steps import acknowledge, bound, insert, publish
 
 from runbook_lib import catalog, messages, queries
+from runbook_lib.cli import common
 from runbook_lib.context import open_context
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox import database
@@ -34,12 +37,16 @@ from runbook_lib.gameday.sandbox.notification import Deliveries
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import WorkerSettings
-from runbook_lib.model.finding import replace
+from runbook_lib.model.finding import Reason, replace
 from runbook_lib.outcome import Outcome
 from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.actions import stores
+from runbook_lib.packs.entitlement.cli.act import act as command
 from runbook_lib.parameters import validate
 from runbook_lib.session import Session
 from runbook_lib.settings import Settings
+from runbook_lib.sources import SourceError
+from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.usage import UsageError
 
 Opened = Callable[..., Session]
@@ -53,6 +60,7 @@ def open_session(
     without: Sequence[str] = (),
     urls: dict[str, str] | None = None,
     policy: dict[str, Any] | None = None,
+    waits: bool = True,
     **parameters: Any,
 ) -> Session:
     target = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()} | (urls or {})
@@ -60,7 +68,10 @@ def open_session(
     given = {"incident_id": "INC-7", "target": "here", "wait_s": 5.0} | parameters
     book = catalog.load()
     rules = {name: replace(rule, **policy or {}) for name, rule in book.redrive.items()}
-    return Session(open_context(book.sections["4.4"], validate(given), config, replace(book, redrive=rules)))
+    asked = validate(given)
+    if not waits:  # for an effect that nobody brings about
+        asked = asked.model_copy(update={"wait_s": 0.0})
+    return Session(open_context(book.sections["4.4"], asked, config, replace(book, redrive=rules)))
 
 
 @pytest.fixture
@@ -100,12 +111,23 @@ def one(db: psycopg.Connection, query: str, *values: object) -> Any:
     return row[0] if len(row) == 1 else row
 
 
+def an_event(ago: float = 3600, **changes: Any) -> wire.EntitlementEvent:
+    """A whole event that happened `ago` seconds ago."""
+    return steps.an_event(**({"occurred_at": (datetime.now(UTC) - timedelta(seconds=ago)).isoformat()} | changes))
+
+
 def payload(event_id: uuid.UUID, user: str, **changes: Any) -> dict[str, Any]:
     return an_event(event_id=str(event_id), user_id=user, **changes).payload()
 
 
 def dead(
-    db: psycopg.Connection, n: int = 1, *, ago: float = 600, letter: bool = True, **columns: Any
+    db: psycopg.Connection,
+    n: int = 1,
+    *,
+    ago: float = 600,
+    letter: bool = True,
+    error: str = "receiver answered 503",
+    **columns: Any,
 ) -> list[uuid.UUID]:
     """`n` notifications that were given up `ago` seconds ago; the ids of their events."""
     events = [uuid.uuid4() for _ in range(n)]
@@ -121,9 +143,17 @@ def dead(
         db.execute(processed, [row["event_id"], at])
         if letter:
             same = {name: row[name] for name in ("notification_id", "event_id", "payload_json")}
-            said = {"error_message": "receiver answered 503", "created_at": at}
+            said = {"error_message": error, "created_at": at}
             insert(db, "notification.notification_dlq", dlq_id=uuid.uuid4(), **same, **said)
     return events
+
+
+#: A match, as notification files it.
+A_MATCH: dict[str, Any] = {
+    "type": wire.MATCH_FOUND,
+    "user_id": "matchmaking-system",
+    "payload_json": Jsonb({"match_id": "m"}),
+}
 
 
 def statuses(db: psycopg.Connection) -> Counter[str]:
@@ -254,12 +284,7 @@ def test_what_would_fail_again_goes_by_name_only(opened: Opened, servers: Server
     lacking, match = uuid.uuid4(), uuid.uuid4()
     dead(db, 1, event_id=lacking, payload_json=Jsonb(payload(lacking, "user-0000", stock_keeping_unit="")))
     dead(db, 1, payload_json=Jsonb([1, 2]))
-    system: dict[str, Any] = {
-        "type": wire.MATCH_FOUND,
-        "user_id": "matchmaking-system",
-        "payload_json": Jsonb({"match_id": "m"}),
-    }
-    dead(db, 1, event_id=match, **system)
+    dead(db, 1, event_id=match, **A_MATCH)
     (no_letter,) = dead(db, 1, letter=False)
     rb = opened(wait_s=20.0)
     with worker(servers) as delivered:
@@ -285,7 +310,7 @@ def test_an_event_is_sent_again_so_often_and_then_discarded(
     third = refused(rb, "delivery", "0 can be sent now")
     refused(rb, "delivery", events=[str(event)])
     assert third.before == {
-        "eligible": 0, "permanent": 1, "over_limit": 1, "held": 0, "doubled": 0, "gone": 0, "discarded": 0,
+        "eligible": 0, "permanent": 1, "old": 0, "over_limit": 1, "held": 0, "doubled": 0, "gone": 0, "discarded": 0,
         "under_way": 0,
     }  # fmt: skip
 
@@ -321,6 +346,80 @@ def test_an_event_that_has_another_notification_is_not_sent_twice(
     assert outcome.verified is False and effect(outcome).endswith(
         "1 SENT, 0 still waiting, 0 FAILED again, 0 missing, 1 duplicate"
     )
+
+
+def test_a_match_that_has_another_notification_is_not_sent_twice(
+    opened: Opened, servers: Servers, db: psycopg.Connection
+) -> None:
+    twice, apart, sent = uuid.uuid4(), uuid.uuid4(), uuid.uuid4()
+    for event, ago in ((twice, 600), (twice, 590), (apart, 90_000), (apart, 600), (sent, 600)):
+        dead(db, 1, ago=ago, event_id=event, **A_MATCH)
+    dead(db, 1, ago=700, event_id=sent, letter=False, **A_MATCH | {"status": "SENT", "sent_at": datetime.now(UTC)})
+    rb = opened(wait_s=20.0)
+    with worker(servers) as delivered:
+        outcome = act(rb, "delivery")
+    assert Counter(delivered) == {str(twice): 1, str(apart): 1}
+    assert (outcome.before["eligible"], outcome.before["doubled"]) == (2, 3)
+    chosen = messages.text(outcome.preconditions[-1].text, "en")
+    assert "match notifications were compared only with those created within 10 min" in chosen
+    assert outcome.verified is False and "1 duplicate (of matches, only those created within 10 min" in effect(outcome)
+
+
+def test_what_the_receiver_calls_wrong_goes_by_name_only(opened: Opened, db: psycopg.Connection) -> None:
+    """What step 4.4.1 calls permanent."""
+    (refused_,), (good,) = dead(db, 1, error="receiver answered 422"), dead(db, 1, error="connection reset")
+    outcome = act(opened(waits=False), "delivery")
+    assert outcome.did["events"] == [str(good)] and outcome.before["permanent"] == 1
+    db.execute("UPDATE runbook.redriven SET state = 'succeeded'")
+    assert act(opened(waits=False), "delivery", events=[str(refused_)]).did["events"] == [str(refused_)]
+
+
+def test_a_portion_can_be_limited_to_one_incident(opened: Opened, db: psycopg.Connection) -> None:
+    (old,), (new,) = dead(db, 1, ago=7200), dead(db, 1, ago=600)
+    since = datetime.now(UTC) - timedelta(seconds=3600)
+    both = act(opened(waits=False), "delivery", execute=False)
+    assert "; the oldest failed 2 h ago, the newest 10 min ago (" in messages.text(both.preconditions[-1].text, "en")
+    outcome = act(opened(waits=False), "delivery", since=since.isoformat())
+    assert outcome.did["events"] == [str(new)] and outcome.before["eligible"] == 1
+    at = since.replace(microsecond=0).isoformat()
+    assert outcome.what == {"store": "delivery", "limit": 50, "since": at, "discard": False}
+    assert f" --limit 50 --since {at} --target " in outcome.command
+    db.execute("UPDATE runbook.redriven SET state = 'succeeded'")
+    refused(opened(waits=False), "delivery", since=since.isoformat())
+    assert act(opened(waits=False), "delivery").did["events"] == [str(old)]
+    for wrong in ("yesterday", "2026-01-31T03:00:00"):
+        with pytest.raises(UsageError, match="is not a time with an offset"):
+            act(opened(waits=False), "delivery", since=wrong)
+
+
+def test_the_command_passes_the_time_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(common, "act", lambda section, name, what, **options: asked.update(what))
+    CliRunner().invoke(command, ["redrive", "outbox", "--since", "2026-01-31T03:00:00Z"])
+    assert asked == {"store": "outbox", "limit": 50, "events": (), "since": "2026-01-31T03:00:00Z", "discard": False}
+
+
+def test_permanent_letters_hide_no_newer_one(
+    opened: Opened, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead(db, 1)
+    for _ in range(10):  # 1,024 of them
+        db.execute(
+            "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at,"
+            " payload_json, status, attempt_count, created_at) SELECT gen_random_uuid(), gen_random_uuid(), user_id,"
+            " type, occurred_at, payload_json, status, attempt_count, created_at FROM notification.notifications"
+        )
+    db.execute(
+        "INSERT INTO notification.notification_dlq (dlq_id, notification_id, event_id, payload_json, error_message)"
+        " SELECT gen_random_uuid(), notification_id, event_id, payload_json, 'receiver answered 422'"
+        " FROM notification.notifications"
+        " ON CONFLICT (notification_id) DO UPDATE SET error_message = excluded.error_message"
+    )
+    db.execute("UPDATE notification.notification_dlq SET created_at = now() - interval '600 s'")
+    (fresh,) = dead(db, 1, ago=500)
+    outcome = act(opened(waits=False), "delivery")
+    assert outcome.did["events"] == [str(fresh)], why(outcome)
+    assert (outcome.before["permanent"], outcome.before["eligible"]) == (1024, 1)
 
 
 @pytest.mark.slow
@@ -408,6 +507,40 @@ def test_without_credentials_or_rights_it_refuses(opened: Opened, servers: Serve
     outcome = refused(opened(urls={"action_database_url": wrong}), "delivery", "password authentication failed")
     assert "0" * 32 not in why(outcome)
     assert everything(db) == before
+
+
+#: What docs/operations.md says that the role of `action_database_url` needs.
+RIGHTS = """
+    CREATE ROLE acting LOGIN PASSWORD 'acting';
+    GRANT USAGE ON SCHEMA entitlement, notification, runbook TO acting;
+    GRANT SELECT ON ALL TABLES IN SCHEMA entitlement, notification, runbook TO acting;
+    GRANT UPDATE ON notification.notifications, entitlement.outbox_events TO acting;
+    GRANT DELETE ON notification.notification_dlq TO acting;
+    GRANT INSERT, UPDATE ON runbook.redriven TO acting
+"""
+
+
+def test_the_rights_of_the_documents_are_enough(
+    opened: Opened, servers: Servers, db: psycopg.Connection, bound_broker: str
+) -> None:
+    db.execute(RIGHTS)
+    try:
+        with psycopg.connect(servers.admin_url) as admin:
+            acting = admin.info.get_parameters() | {"user": "acting", "password": "acting"}
+        url = "postgresql://acting:acting@{host}:{port}/{dbname}".format(**acting)
+        rb = opened(waits=False, urls={"action_database_url": url}, policy={"pause_s": 0.0})
+        dead(db, 2)
+        unpublished(db, TIMEOUT)
+        given_up(db, *publish(bound_broker, wire.encode(an_event())))
+        assert [act(rb, store).result for store in ("delivery", "outbox", "broker")] == ["done"] * 3
+        db.execute("UPDATE runbook.redriven SET state = 'failed'")
+        (named,) = dead(db, 1)
+        assert act(rb, "delivery", discard=True, events=[str(named)]).result == "done"
+        db.execute("REVOKE SELECT ON notification.processed_events FROM acting")
+        for store in ("outbox", "broker"):
+            assert holds(refused(rb, store))["may_write"] is False
+    finally:
+        db.execute("DROP OWNED BY acting; DROP ROLE acting")
 
 
 def test_without_the_ledger_it_refuses_and_says_how_to_make_it(
@@ -607,6 +740,66 @@ def test_the_outbox_gives_back_what_was_used_up(opened: Opened, db: psycopg.Conn
     assert one(db, "SELECT count(*) FROM runbook.redriven WHERE state = 'waiting'") == 3
 
 
+def test_the_outbox_leaves_out_what_the_broker_stored_all_the_same(opened: Opened, db: psycopg.Connection) -> None:
+    """The relay gave up although the event had arrived: each trace of it is enough."""
+    registered, notified, lettered, redriven, good = (unpublished(db, TIMEOUT) for _ in range(5))
+    dead(db, 1, event_id=registered, user_id="another")
+    dead(db, 1, event_id=notified, user_id="user-0001", letter=False, status="SENT")
+    dead(db, 1, event_id=lettered, user_id="another")
+    db.execute("DELETE FROM notification.processed_events WHERE event_id <> %s", [registered])
+    db.execute("DELETE FROM notification.notifications WHERE event_id <> %s", [notified])
+    db.execute("DELETE FROM notification.notification_dlq WHERE event_id <> %s", [lettered])
+    in_ledger(db, redriven, state="succeeded")
+    rb = opened(waits=False, policy={"pause_s": 0.0})
+    for event in (registered, notified, lettered, redriven):
+        refused(rb, "outbox", "not so for 1", events=[str(event)])
+    outcome = act(rb, "outbox")
+    assert outcome.did["events"] == [str(good)] and outcome.before["doubled"] == 4
+
+
+def in_ledger(
+    db: psycopg.Connection, event: uuid.UUID | str | None, store: str = "broker", ago: float = 31 * 86400, **row: Any
+) -> None:
+    usual = {"decision": "redrive", "state": "succeeded", "incident": "INC-1", "action": "a", "approved_by": "Aoki"}
+    at = datetime.now(UTC) - timedelta(seconds=ago)
+    same = {"store": store, "event_id": event, "reason": "why", "archived": Jsonb({}), "at": at}
+    insert(db, "runbook.redriven", **usual | same | row)
+
+
+def test_an_old_event_is_published_by_name_only(opened: Opened, db: psycopg.Connection) -> None:
+    """Its registration would have been removed."""
+    old = unpublished(db, TIMEOUT, created_at=datetime.now(UTC) - timedelta(days=31))
+    rb = opened(waits=False, policy={"pause_s": 0.0})
+    outcome = refused(rb, "outbox", "0 can be sent now", "1 too old to go without their names")
+    assert (outcome.before["old"], outcome.before["eligible"]) == (1, 0)
+    refused(rb, "outbox", discard=True)
+    assert act(rb, "outbox", events=[str(old)]).did["events"] == [str(old)]
+
+
+def test_the_outbox_leaves_out_what_would_fail_again(opened: Opened, db: psycopg.Connection) -> None:
+    """What step 4.4.1 calls permanent."""
+    for changes in ({"event_id": "seven"}, {"occurred_at": "yesterday"}, {"user_id": 7}):
+        event = uuid.uuid4()
+        unpublished(db, TIMEOUT, event_id=event, payload=Jsonb(payload(event, "user-0001") | changes))
+    unpublished(db, "java.lang.IllegalStateException: outbox payload parse failure")
+    good = unpublished(db, "something else")
+    outcome = act(opened(waits=False, policy={"pause_s": 0.0}), "outbox")
+    assert outcome.did["events"] == [str(good)] and outcome.before["permanent"] == 4
+
+
+def test_without_commit_times_the_outbox_counts_from_the_end_of_ten_tries(
+    opened: Opened, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "statement", lambda name: queries.statement(name).replace("= 'on'", "= 'never'"))
+    event = unpublished(db, TIMEOUT, created_at=datetime.now(UTC) - timedelta(seconds=400))
+    assert holds(act(opened(waits=False), "outbox", execute=False))["quiet"] is False
+    db.execute("UPDATE entitlement.outbox_events SET created_at = now() - interval '600 s'")
+    assert all(holds(act(opened(waits=False), "outbox", execute=False)).values())
+    since = [(datetime.now(UTC) - timedelta(seconds=s)).isoformat() for s in (120, 240)]
+    assert [act(opened(waits=False), "outbox", execute=False, since=at).before["eligible"] for at in since] == [0, 1]
+    assert act(opened(waits=False), "outbox", since=since[1]).did["events"] == [str(event)]
+
+
 def test_the_outbox_waits_until_nothing_fails(opened: Opened, db: psycopg.Connection) -> None:
     unpublished(db, TIMEOUT)
     rb = opened()
@@ -723,17 +916,126 @@ def test_the_broker_knows_a_stream_that_began_anew(opened: Opened, db: psycopg.C
     assert act(rb, "broker", execute=False).before["gone"] == 1
 
 
+def advise(url: str, *bodies: Any) -> None:
+    """The subject is the server's own; the stream takes what stands on it from whoever may publish."""
+
+    async def scene(js: JetStreamContext) -> None:
+        for body in bodies:
+            await js.publish(applications.ADVISORY_SUBJECT, json.dumps(body).encode())
+
+    applications.visit(url, scene)
+
+
+def test_a_message_of_a_stream_that_was_made_anew_can_be_sent(
+    opened: Opened, db: psycopg.Connection, bound_broker: str
+) -> None:
+    """Its sequence has an old record, which the subscriber keeps, and a new advisory."""
+    event = an_event()
+    (seq,) = publish(bound_broker, wire.encode(event))
+    given_up(db, seq, ago=3600)
+    # A discarded body of the lost stream had the same sequence.
+    in_ledger(db, None, decision="discard", state="discarded", stream_seq=seq)
+    rb = opened(waits=False, policy={"pause_s": 0.0})
+    assert act(rb, "broker", execute=False).before["gone"] == 0, "the discarded one"
+    advise(bound_broker, {"stream_seq": seq})
+    # The copy's sequence has an old record as well.
+    given_up(db, seq + 1, ago=3600)
+    outcome = act(rb, "broker")
+    assert outcome.did["events"] == [event.event_id], why(outcome)
+    assert effect(outcome).startswith("1 sent again: 0 processed, 1 still waiting, 0 given up again, 0 missing")
+    advise(bound_broker, {"stream_seq": seq + 1})
+    assert act(rb, "broker", execute=False).before["under_way"] == 0, "a new advisory"
+
+
+def test_the_newest_records_are_read_whatever_their_sequence(
+    opened: Opened, db: psycopg.Connection, bound_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores.BrokerLetters, "most", 2)
+    given_up(db, 7000, 7001, ago=86400)
+    given_up(db, *publish(bound_broker, wire.encode(an_event())))
+    rb = opened(policy={"pause_s": 0.0})
+    assert act(rb, "broker", execute=False).before["eligible"] == 1
+    later = (datetime.now(UTC) + timedelta(seconds=60)).isoformat()
+    found = act(rb, "broker", execute=False, since=later).before
+    assert (found["eligible"], found["gone"]) == (0, 0)
+
+
+def test_the_broker_sends_nothing_that_may_have_been_processed(
+    opened: Opened, db: psycopg.Connection, bound_broker: str
+) -> None:
+    """After thirty days the ledger alone knows that an event was processed, or nobody does."""
+    known, old, half_way, notified = an_event(), an_event(31 * 86400), an_event(), an_event()
+    seqs = publish(bound_broker, *map(wire.encode, (known, old, half_way, notified)))
+    given_up(db, *seqs)
+    in_ledger(db, known.event_id, stream_seq=seqs[0])
+    in_ledger(db, half_way.event_id, state="publishing", stream_seq=seqs[2])
+    user: dict[str, Any] = {"archived": Jsonb({"user_id": notified.user_id})}
+    in_ledger(db, notified.event_id, ago=60, state="publishing", stream_seq=seqs[3], **user)
+    dead(db, event_id=uuid.UUID(notified.event_id), user_id=notified.user_id, letter=False, status="SENT")
+    db.execute("DELETE FROM notification.processed_events")
+    rb = opened(waits=False, policy={"pause_s": 0.0, "per_event": 1})
+    outcome = refused(rb, "broker", "0 can be sent now", "1 too old to go without their names, 1 over the limit")
+    assert (outcome.before["under_way"], outcome.before["gone"]) == (0, 0)
+    assert last_seq(bound_broker) == seqs[-1]
+    refused(rb, "broker", events=[known.event_id])
+    assert act(rb, "broker", events=[old.event_id]).did["events"] == [old.event_id]
+
+
+def test_a_portion_that_ends_in_the_middle_says_what_it_did(
+    opened: Opened, db: psycopg.Connection, bound_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [an_event() for _ in range(3)]
+    given_up(db, *publish(bound_broker, *map(wire.encode, events)))
+    published, publish_ = list[str](), JetStream.publish
+
+    def once(self: JetStream, subject: str, *rest: Any) -> int:
+        if published:
+            raise SourceError("jetstream", Reason.TIMEOUT, "the broker did not answer")
+        published.append(subject)
+        return publish_(self, subject, *rest)
+
+    monkeypatch.setattr(JetStream, "publish", once)
+    assert act(opened(policy={"pause_s": 0.0}), "broker").result == "failed"
+    failed = journal(tmp_path)[-1]
+    ids = [id_ for (id_,) in db.execute("SELECT id FROM runbook.redriven ORDER BY id")]
+    assert failed["result"] == "failed"
+    assert failed["did"] == {"rows": 3, "events": [e.event_id for e in events], "ledger": ids, "published": 1}
+
+
+def test_a_recent_advisory_is_a_recent_failure(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
+    """Also if the subscriber could not record it."""
+    given_up(db, *publish(bound_broker, wire.encode(an_event())), ago=600)
+    db.execute("UPDATE notification.notification_nats_dlq SET created_at = now() - interval '600 s'")
+    rb = opened()
+    assert holds(act(rb, "broker", execute=False))["quiet"] is True
+    advise(bound_broker, {"stream_seq": 9})
+    assert holds(act(rb, "broker", execute=False))["quiet"] is False
+
+
+def test_the_effect_reads_no_older_advisories(
+    opened: Opened, db: psycopg.Connection, bound_broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "FETCH_SIZE", 10)
+    advise(bound_broker, *({"stream_seq": seq} for seq in range(1, 31)), {"stream_seq": 30})
+    fetched, messages_ = list[int](), JetStream.messages
+
+    def counted(self: JetStream, stream: str, seqs: Sequence[int]) -> Any:
+        fetched.extend(seqs)
+        return messages_(self, stream, seqs)
+
+    monkeypatch.setattr(JetStream, "messages", counted)
+    broker = stores.BrokerLetters(opened().context)
+    assert len(broker._read_advisories(None)) == 30 and sorted(fetched) == list(range(1, 32))
+    fetched.clear()
+    later = datetime.now(UTC) + timedelta(seconds=120)
+    assert len(broker._read_advisories(later)) == 9 and sorted(fetched) == list(range(22, 32))
+
+
 @pytest.mark.slow
 def test_the_broker_reads_the_advisories_as_well(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
     event = an_event()
     (seq,) = publish(bound_broker, wire.encode(event))
-
-    async def advise(js: JetStreamContext) -> None:
-        for body in ({"stream_seq": seq}, {"stream_seq": "x"}, {}):
-            # The subject is the server's own; the stream takes what stands on it from whoever may publish.
-            await js.publish(applications.ADVISORY_SUBJECT, json.dumps(body).encode())
-
-    applications.visit(bound_broker, advise)
+    advise(bound_broker, {"stream_seq": seq}, {"stream_seq": "x"}, {})
     outcome = act(opened(policy={"pause_s": 0.0}), "broker")
     assert outcome.did["events"] == [event.event_id]
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shlex
-import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import datetime
 from typing import Any
+
+import pandas as pd
 
 from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import stores
+from runbook_lib.packs.entitlement.actions.restart import sample_until_settled
 from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, Writer
+from runbook_lib.packs.entitlement.checks import dead_letters, errors
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.parameters import moment
 from runbook_lib.usage import UsageError, did_you_mean
 
 #: Ids that are shown before a run, and ids that the action log stores after it.
@@ -26,7 +32,13 @@ _EFFECT_KEYS = {
     "outbox": "action.redrive.effect_outbox",
     "broker": "action.redrive.effect_broker",
 }
-SAMPLE_EVERY_S = 0.5
+_UNITS_S = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
+_AGE_KEYS = {
+    "d": "action.redrive.age_d",
+    "h": "action.redrive.age_h",
+    "min": "action.redrive.age_min",
+    "s": "action.redrive.age_s",
+}
 
 
 class Redrive:
@@ -35,7 +47,14 @@ class Redrive:
     name = "redrive"
 
     def __init__(
-        self, rb: Context, *, store: str, limit: int = 50, events: Sequence[str] = (), discard: bool = False
+        self,
+        rb: Context,
+        *,
+        store: str,
+        limit: int = 50,
+        events: Sequence[str] = (),
+        since: str | None = None,
+        discard: bool = False,
     ) -> None:
         policies = rb.catalog.redrive
         if store not in policies:
@@ -45,17 +64,24 @@ class Redrive:
         self.policy, self.store, self.discard = policies[store], stores.store(store, rb), discard
         self.events = list(dict.fromkeys(_parse_event_id(event) for event in events))
         self.limit = len(self.events) or limit
+        #: Only dead letters that failed then or later.
+        self.since = _parse_time(since) if since else None
+        #: What `run` has done so far.
+        self.did: dict[str, Any] = {}
+        self._near_s = rb.number("redrive.matches")
         self._target, self._incident = rb.parameters.target, rb.parameters.incident_id
 
     def what(self) -> dict[str, Any]:
         """Return the store, and the number of dead letters or their events."""
         which = {"events": [str(e) for e in self.events]} if self.events else {"limit": self.limit}
-        return {"store": self.store.name, **which, "discard": self.discard}
+        since = {"since": self.since.isoformat()} if self.since else {}
+        return {"store": self.store.name, **which, **since, "discard": self.discard}
 
     def command(self) -> str:
         """Return the command."""
         which = [w for e in self.events for w in ("--event", str(e))] or ["--limit", str(self.limit)]
-        words = ["runbook", "act", "redrive", self.store.name, *which, *(["--discard"] if self.discard else [])]
+        since = ["--since", self.since.isoformat()] if self.since else []
+        words = ["runbook", "act", "redrive", self.store.name, *which, *since, *(["--discard"] if self.discard else [])]
         return shlex.join([*words, "--target", self._target, "--incident", self._incident])
 
     def preconditions(self, rb: Context) -> list[Precondition]:
@@ -81,24 +107,24 @@ class Redrive:
             found.append(Precondition(say("action.redrive.may_write", store=name), ready["may_write"]))
             if not (ready["ledger"] and ready["may_write"]):
                 return found
-            letters = self.store.waiting(db, self.policy, self.events)
+            letters = self._read_letters(db, self.events)
             if self.discard:
-                return [*found, self._check_choice(letters)]
+                return [*found, self._check_choice(rb, letters)]
             open_ = Counter(row["outcome"] for row in self.store.outcomes(db, None))
             found.append(Precondition(say("action.redrive.finished", n=open_["waiting"]), open_["waiting"] == 0))
             found += self._check_flow(rb, self.store.flow(db, facts_of(rb).lease_s))
         if open_["publishing"]:
             return [*found, Precondition(say("action.redrive.resumes", n=open_["publishing"]), ok=True)]
-        return [*found, self._check_choice(letters)]
+        return [*found, self._check_choice(rb, letters)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Count the dead letters by verdict, those discarded, and those under way."""
         if not all(rb.target.url(url) for url in self.store.urls):
             return {}
         with stores.connect(rb) as db:
-            if not self._query_rights(db)["ledger"]:
+            if not all(self._query_rights(db).values()):
                 return {}
-            seen = _count_verdicts(self.store.waiting(db, self.policy, ()))
+            seen = _count_verdicts(self._read_letters(db, ()))
             open_ = Counter(row["outcome"] for row in self.store.outcomes(db, None))
             (discarded,) = db.ask("discarded", store=self.store.name)
         return {
@@ -114,41 +140,40 @@ class Redrive:
         with stores.connect(rb) as db:
             if not db.lock(self.store.name):
                 raise ActionError(f"another redrive of {self.store.name} is running")
-            rows = self._enter_discarded(db, entry) if self.discard else self._send_portion(db, entry, progress)
-        ids = [str(row["event_id"] or f"seq {row.get('stream_seq')}") for row in rows]
-        return {"rows": len(rows), "events": ids[:KEPT], "ledger": [row["id"] for row in rows]}
+            if self.discard:
+                self._enter_discarded(db, entry)
+            else:
+                self._send_portion(db, entry, progress)
+        return self.did
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Query each event of the portion by its id until all have a final result, or the wait is over."""
         if self.discard:
             return did["rows"] > 0, say("action.redrive.discarded", n=did["rows"])
-        begun = time.monotonic()
+        rows: list[dict[str, Any]] = []
         with stores.connect(rb) as db:
-            while True:
-                rows = self.store.outcomes(db, did["ledger"])
-                now = Counter(row["outcome"] for row in rows)
-                under_way = sum(now[outcome] for outcome in ("publishing", "waiting", "published"))
-                if not under_way or time.monotonic() - begun >= rb.parameters.wait_s:
-                    break
-                progress(
-                    1 - under_way / max(len(rows), 1),
-                    say("action.redrive.waiting", n=len(rows), arrived=now["succeeded"]),
-                )
-                time.sleep(SAMPLE_EVERY_S)
+
+            def sample(spent_s: float) -> tuple[bool, bool, Text]:
+                rows[:] = self.store.outcomes(db, did["ledger"])
+                _, arrived, under_way = _count_outcomes(rows)
+                return not under_way, False, say("action.redrive.waiting", n=len(rows), arrived=arrived)
+
+            sample_until_settled(rb, progress, sample)
             stores.settle(db, rows)
-            doubled = stores.count_duplicates(db, rows)
-        arrived = len(rows) > 0 and now["succeeded"] == len(rows) == did["rows"] and not doubled
+            doubled = stores.count_duplicates(db, rows, self._near_s)
+        now, arrived, under_way = _count_outcomes(rows)
         effect = say(
             _EFFECT_KEYS[self.store.name],
             n=len(rows),
-            arrived=now["succeeded"],
+            arrived=arrived,
             under_way=under_way,
             failed=now["failed"],
             # Rows without an entry in the ledger count as missing too.
             missing=now["missing"] + did["rows"] - len(rows),
             doubled=doubled,
+            matches=self._near_s / 60 if any(row.get("match_at") for row in rows) else None,
         )
-        return arrived, effect
+        return len(rows) > 0 and arrived == len(rows) == did["rows"] and not doubled, effect
 
     # Inside -------------------------------------------------------------------------------------------------
 
@@ -179,16 +204,40 @@ class Redrive:
         if self.discard:
             # Without named events, only dead letters that are not sent again anyway.
             return letter.verdict != "held" if self.events else letter.verdict in ("permanent", "over_limit", "gone")
-        kinds = ("eligible", "permanent") if self.events or "permanent" in self.policy.kinds else ("eligible",)
-        return letter.verdict in kinds
+        if self.events:
+            return letter.verdict in ("eligible", "permanent", "old")
+        return letter.verdict == "eligible" or (letter.verdict == "permanent" and "permanent" in self.policy.kinds)
+
+    def _read_letters(self, db: Writer, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
+        """Read the dead letters until the portion is full, oldest first; one event is sent once."""
+        letters: dict[object, DeadLetter] = {}
+        events: dict[object, object] = {}
+        for page in self.store.pages(db, self.policy, named, self.since):
+            for letter in map(self._classify_error, page):
+                if letter.verdict != "doubled" and letter.event_id:
+                    first = events.setdefault(letter.event_id, letter.key)
+                    letter = letter if first == letter.key else replace(letter, verdict="doubled")
+                letters[letter.key] = letter
+            if len(self._choose_letters([*letters.values()])) >= self.limit:
+                break
+        return [*letters.values()]
 
     def _choose_letters(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         going = [letter for letter in letters if self._may_send(letter)]
         return going if self.events else going[: self.limit]
 
-    def _check_choice(self, letters: Sequence[DeadLetter]) -> Precondition:
+    def _classify_error(self, letter: DeadLetter) -> DeadLetter:
+        """Return the dead letter as permanent if step 4.4.1 calls it so by the text of its error."""
+        if self.store.name == "delivery":
+            permanent = errors.text_kind(letter.error) == "data"
+        else:
+            permanent = dead_letters.outbox_kind(letter.error, "") not in (None, "unknown")
+        return replace(letter, verdict="permanent") if permanent and letter.verdict in ("eligible", "old") else letter
+
+    def _check_choice(self, rb: Context, letters: Sequence[DeadLetter]) -> Precondition:
         """Check that there is something to send again; if events are named, that each of them can be sent."""
         chosen = self._choose_letters(letters)
+        ages = [(rb.now() - letter.failed_at).total_seconds() for letter in chosen]
         if self.events:
             refused = [str(e) for e in self.events if e not in {letter.event_id for letter in chosen}]
             if refused:
@@ -197,34 +246,40 @@ class Redrive:
             "action.redrive.may_be_discarded" if self.discard else "action.redrive.may_go",
             n=len(chosen),
             ids=_list_ids([letter.name for letter in chosen]),
+            oldest=_describe_age(max(ages)) if ages else None,
+            newest=_describe_age(min(ages)) if ages else None,
             most=self.store.most,
+            matches=self._near_s / 60 if any(letter.is_match for letter in letters) else None,
             **_count_verdicts(letters),
         )
         return Precondition(text, len(chosen) > 0)
 
-    def _enter_discarded(self, db: Writer, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-        chosen = self._choose_letters(self.store.waiting(db, self.policy, self.events))
-        return stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry)
+    def _enter_discarded(self, db: Writer, entry: Mapping[str, Any]) -> None:
+        chosen = self._choose_letters(self._read_letters(db, self.events))
+        self._note_done(stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry))
 
-    def _send_portion(self, db: Writer, entry: Mapping[str, Any], progress: Progress) -> list[dict[str, Any]]:
+    def _send_portion(self, db: Writer, entry: Mapping[str, Any], progress: Progress) -> None:
         """Send the portion; under the lock, query the dead letters again, as another redrive may have sent some."""
         before = self.store.outcomes(db, None)
         stores.settle(db, before)
         if waiting := sum(row["outcome"] == "waiting" for row in before):
             raise ActionError(f"{waiting} of the previous portion are still under way")
-        half_way = [row for row in before if row["outcome"] == "publishing"]
-        if half_way:
-            # A killed command left these unpublished: finish them, and add nothing new.
-            rows = half_way
-        else:
-            rows = self.store.take(db, self._choose_letters(self.store.waiting(db, self.policy, self.events)), entry)
+        # A killed command left these unpublished: finish them, and add nothing new.
+        rows = [row for row in before if row["outcome"] == "publishing"]
+        if not rows:
+            rows = self.store.take(db, self._choose_letters(self._read_letters(db, self.events)), entry)
             if not rows:
                 raise ActionError("no row could be taken: the rows are gone, or a worker has leased them")
+        self._note_done(rows)
         if isinstance(self.store, BrokerLetters):
+            self.did["published"] = 0
             for n, row in enumerate(rows):
                 progress(n / len(rows), say("action.redrive.publishing", n=len(rows), done=n))
-                self.store.publish(db, row)
-        return rows
+                self.did["published"] += self.store.publish(db, row)
+
+    def _note_done(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        ids = [str(row["event_id"] or f"seq {row.get('stream_seq')}") for row in rows]
+        self.did |= {"rows": len(rows), "events": ids[:KEPT], "ledger": [row["id"] for row in rows]}
 
 
 def _parse_event_id(text: str) -> uuid.UUID:
@@ -234,9 +289,29 @@ def _parse_event_id(text: str) -> uuid.UUID:
         raise UsageError(f"'{text}' is not an event id: give a UUID") from None
 
 
+def _parse_time(text: str) -> datetime:
+    with suppress(ValueError):
+        time = moment(text)
+        if pd.Timestamp(text).tzinfo:
+            return time.floor("s").to_pydatetime()
+    raise UsageError(f"--since {text} is not a time with an offset, such as 2026-01-31T03:00:00Z")
+
+
 def _count_verdicts(letters: Sequence[DeadLetter]) -> dict[str, int]:
     seen = Counter(letter.verdict for letter in letters)
     return {verdict: seen[verdict] for verdict in stores.VERDICTS}
+
+
+def _count_outcomes(rows: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], int, int]:
+    """Return the rows by outcome, those that arrived, and those that are under way."""
+    now = Counter(str(row["outcome"]) for row in rows)
+    return now, now["succeeded"], sum(now[outcome] for outcome in ("publishing", "waiting", "published"))
+
+
+def _describe_age(seconds: float) -> Text:
+    """Return an age in its largest unit."""
+    unit = next((unit for unit, size in _UNITS_S.items() if seconds >= 2 * size), "s")
+    return say(_AGE_KEYS[unit], n=max(seconds, 0) / _UNITS_S[unit])
 
 
 def _list_ids(ids: Sequence[str]) -> str:

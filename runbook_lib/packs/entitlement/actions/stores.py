@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -37,10 +37,15 @@ EVENT_FIELDS = ["event_id", "event_type", "occurred_at", "user_id", "stock_keepi
 MATCH_FIELDS = ["match_id"]
 #: The advisory lock class of redrives, one lock per store: "RUND".
 _LOCK = 0x52554E44
-#: Messages that are fetched over one connection.
-FETCH_SIZE = 250
+#: Messages that are fetched over one connection, and rows that one statement reads.
+FETCH_SIZE, PAGE = 250, 1000
+DAY_S = 86400.0
+#: The rights to read what shows that an event was processed.
+_TRACES = tuple(
+    (f"notification.{table}", "SELECT") for table in ("processed_events", "notifications", "notification_dlq")
+)
 #: What `DeadLetter.verdict` may be.
-VERDICTS = ("eligible", "permanent", "over_limit", "held", "doubled", "gone")
+VERDICTS = ("eligible", "permanent", "old", "over_limit", "held", "doubled", "gone")
 
 
 class Writer:
@@ -112,15 +117,24 @@ def connect(rb: Context) -> Iterator[Writer]:
 class DeadLetter:
     """One dead letter, and whether it may be sent again.
 
-    The verdict is "eligible", "permanent" (it would fail again), "over_limit" (sent again as often as the policy
-    allows), "held" (leased by a worker), "doubled" (its event has another notification) or "gone" (no body).
+    The verdict is "eligible", "permanent" (it would fail again), "old" (its event may have been processed, and the
+    traces removed), "over_limit" (sent again as often as the policy allows), "held" (leased by a worker), "doubled"
+    (its event was processed, or has another notification) or "gone" (no body).
     """
 
     event_id: uuid.UUID | None
     verdict: str
+    failed_at: datetime
+    error: str | None = None
+    is_match: bool = False
     notification_id: uuid.UUID | None = None
     stream_seq: int | None = None
     archived: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Return what tells it from the others of its store."""
+        return self.event_id, self.notification_id, self.stream_seq
 
     @property
     def name(self) -> str:
@@ -130,7 +144,7 @@ class DeadLetter:
     def row(self) -> dict[str, Any]:
         """Return the dead letter in the form that `enter.sql` takes."""
         archived = dict(self.archived) | {"verdict": self.verdict}
-        ids = {k: str(v) if v else None for k, v in asdict(self).items() if k in ("event_id", "notification_id")}
+        ids = {k: str(v) if v else None for k, v in vars(self).items() if k in ("event_id", "notification_id")}
         return {**ids, "stream_seq": self.stream_seq, "archived": archived}
 
 
@@ -139,31 +153,43 @@ class Table:
 
     #: The settings with the credentials that it needs.
     urls: tuple[str, ...] = ("action_database_url",)
-    #: The largest number of dead letters that is read, the oldest ones; discarded rows are not counted.
-    most = 1000
+    #: The largest number of rows that is read; discarded ones are not counted.
+    most = 20 * PAGE
 
-    def __init__(self, name: str, rights: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, rb: Context, name: str, rights: tuple[tuple[str, str], ...]) -> None:
         #: `rights` are the privileges that it needs: (table, privilege).
         self.name, self.rights = name, rights
+        self._numbers = _read_numbers(rb)
 
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
-        """Return the FAILED rows that are not discarded, oldest first; with `named`, only those of these events."""
-        rows = db.ask(
-            f"{self.name}_waiting",
-            named=list(named) or None,
-            per_event=policy.per_event,
-            of_event=EVENT_FIELDS,
-            of_match=MATCH_FIELDS,
-            most=self.most,
-        )
-        return [DeadLetter(**row) for row in rows]
+    def pages(
+        self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID], since: datetime | None
+    ) -> Iterator[list[DeadLetter]]:
+        """Yield the FAILED rows that are not discarded, oldest first.
+
+        With `named` only those of these events, with `since` only those that failed then or later.
+        """
+        for skip in range(0, self.most, PAGE):
+            rows = db.ask(
+                f"{self.name}_waiting",
+                named=list(named) or None,
+                since=since,
+                per_event=policy.per_event,
+                of_event=EVENT_FIELDS,
+                of_match=MATCH_FIELDS,
+                page=PAGE,
+                skip=skip,
+                **self._numbers,
+            )
+            yield [DeadLetter(**row) for row in rows]
+            if len(rows) < PAGE:
+                return
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
         """Return `failed_s` (since the last failure), `retrying` (rows that wait for a retry), `works` (flag).
 
         The worker works if no row has been due for longer than a lease.
         """
-        (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s)
+        (row,) = db.ask(f"{self.name}_flow", lease_s=lease_s, **self._numbers)
         return row | {"works": not row["overdue"]}
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
@@ -182,70 +208,82 @@ class BrokerLetters:
 
     name = "broker"
     urls: tuple[str, ...] = ("action_database_url", "action_nats_url")
-    rights: tuple[tuple[str, str], ...] = (
-        ("notification.notification_nats_dlq", "SELECT"),
-        ("notification.processed_events", "SELECT"),
-    )
+    rights: tuple[tuple[str, str], ...] = (("notification.notification_nats_dlq", "SELECT"), *_TRACES)
     #: The newest sequences of both records: neither shrinks, and most of their entries are settled.
     most = 2000
 
     def __init__(self, rb: Context) -> None:
-        self._streams = facts_of(rb).streams
-        #: A message stored this many seconds after the failure is another one: the stream was made anew.
-        self._other_s = rb.number("dead_letters.clocks_apart")
+        self._streams, self._now, self._numbers = facts_of(rb).streams, rb.now, _read_numbers(rb)
+        self._apart = pd.Timedelta(seconds=self._numbers["apart_s"])
         name = f"runbook/act/{rb.parameters.incident_id}"
         self._jetstream = JetStream(rb.target.url("action_nats_url") or "", name, rb.read_cost, rb.target.action_nats)
 
-    def waiting(self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID]) -> list[DeadLetter]:
-        """Return the newest messages of both records whose event has not been processed since."""
-        given_up = self._given_up()
+    def pages(
+        self, db: Writer, policy: RedrivePolicy, named: Sequence[uuid.UUID], since: datetime | None
+    ) -> Iterator[list[DeadLetter]]:
+        """Yield the newest messages of both records whose event has not been processed since; see `Table.pages`."""
+        given_up = self._read_advisories(since)
         for row in db.ask("broker_letters", most=self.most):
             seq, at = row["stream_seq"], pd.Timestamp(row["created_at"])
-            given_up[seq] = min(at, given_up.get(seq, at))
-        bodies = {m.seq: m for m in self._fetch_messages(self._streams.events, sorted(given_up))}
+            given_up[seq] = max(at, given_up.get(seq, at))
+        if since is not None:
+            given_up = {seq: at for seq, at in given_up.items() if at >= since}
+        # A message stored after the failure is another one: the stream was made anew.
+        bodies = {
+            m.seq: m
+            for m in self._fetch_messages(self._streams.events, sorted(given_up))
+            if pd.Timestamp(m.time) - given_up[m.seq] <= self._apart
+        }
         events = {seq: read_event(message) for seq, message in bodies.items()}
-        ids, users = zip(*(events.get(seq) or (None, None) for seq in given_up), strict=True) if given_up else ((), ())
-        asked = db.ask("broker_known", seqs=list(given_up), events=list(ids), users=list(users))
+        found = [events.get(seq) or (None, None) for seq in given_up]
+        ids, users = [event[0] for event in found], [event[1] for event in found]
+        asked = db.ask("broker_known", seqs=list(given_up), events=ids, users=users)
         known = {row["stream_seq"]: row for row in asked}
+        by_name = (self._now() - pd.Timedelta(seconds=self._numbers["by_name_s"])).to_pydatetime(warn=False)
         letters: dict[object, DeadLetter] = {}
-        for seq, at in sorted(given_up.items()):
+        for seq, at in sorted(given_up.items(), key=lambda item: item[::-1]):
             message, event, row = bodies.get(seq), events.get(seq), known[seq]
             if row["processed"] or row["discarded"]:
                 continue
-            if message is None or (pd.Timestamp(message.time) - at).total_seconds() > self._other_s:
-                letter = DeadLetter(None, "gone", stream_seq=seq)
-            elif event is None:
-                letter = DeadLetter(None, "permanent", stream_seq=seq)
+            if message is None or event is None:
+                verdict = "gone" if message is None else "permanent"
+                letter = DeadLetter(None, verdict, at, stream_seq=seq)
             else:
-                event_id, user = event
-                verdict = "over_limit" if row["times"] >= policy.per_event else "eligible"
+                event_id, user, occurred_at = event
+                young = min(message.time, occurred_at) >= by_name
+                verdict = "over_limit" if row["times"] >= policy.per_event else "eligible" if young else "old"
                 archived = {"subject": message.subject, "stored_at": message.time.isoformat(), "user_id": user}
-                letter = DeadLetter(event_id, verdict, stream_seq=seq, archived=archived)
+                letter = DeadLetter(event_id, verdict, at, stream_seq=seq, archived=archived)
             # An event that was given up several times is sent once.
             letters.setdefault(letter.event_id or seq, letter)
-        return [letter for letter in letters.values() if not named or letter.event_id in named]
+        yield [letter for letter in letters.values() if not named or letter.event_id in named]
 
     def flow(self, db: Writer, lease_s: float) -> dict[str, Any]:
         """Return the flow; the subscriber works if it is bound."""
         (row,) = db.ask("broker_flow")
+        state = self._jetstream.stream(self._streams.advisory)["state"]
+        # The broker's advisory exists even if the subscriber could not record the failure.
+        times = [row["failed_at"], pd.Timestamp(state["last_ts"]) if state["messages"] else None]
+        newest = max((at for at in times if at is not None), default=None)
         consumer = self._jetstream.consumer(self._streams.events, self._streams.consumer)
-        return row | {"works": consumer.bound}
+        failed_s = None if newest is None else (row["now"] - newest).total_seconds()
+        return {"failed_s": failed_s, "retrying": row["retrying"], "works": consumer.bound}
 
     def outcomes(self, db: Writer, ids: Sequence[int] | None) -> list[dict[str, Any]]:
         """Return the outcomes: processed, given up again, lost with the stream, or waiting."""
-        rows = db.ask("broker_outcomes", ids=None if ids is None else list(ids))
+        rows = db.ask("broker_outcomes", ids=None if ids is None else list(ids), **self._numbers)
         waiting = [row for row in rows if row["outcome"] == "waiting"]
         if waiting:
-            # The broker's advisory exists even if the subscriber could not record the failure.
-            given_up = self._given_up()
+            given_up = self._read_advisories(min(row["at"] for row in waiting))
             seqs = [row["published_seq"] for row in waiting]
             message_ids = {
                 m.seq: m.headers.get("Nats-Msg-Id") for m in self._fetch_messages(self._streams.events, seqs)
             }
             for row in waiting:
-                if message_ids.get(row["published_seq"]) != message_id(row["id"]):
+                seq, advised_at = row["published_seq"], given_up.get(row["published_seq"])
+                if message_ids.get(seq) != message_id(row["id"]):
                     row["outcome"] = "missing"
-                elif row["published_seq"] in given_up:
+                elif row["recorded"] or (advised_at is not None and advised_at >= row["at"] - self._apart):
                     row["outcome"] = "failed"
         return rows
 
@@ -253,27 +291,38 @@ class BrokerLetters:
         """Enter the dead letters as to be published; `publish` publishes them."""
         return enter_decisions(db, self.name, "redrive", "publishing", letters, entry)
 
-    def publish(self, db: Writer, row: Mapping[str, Any]) -> None:
-        """Publish a row's stored body with the row's own message id, so that the stream stores it only once."""
+    def publish(self, db: Writer, row: Mapping[str, Any]) -> bool:
+        """Publish a row's stored body with the row's own message id, so that the stream stores it only once.
+
+        Returns False, and settles the row, if the body is gone.
+        """
         (found,) = self._fetch_messages(self._streams.events, [row["stream_seq"]]) or (None,)
         event = read_event(found) if found else None
         if found is None or event is None or event[0] != row["event_id"]:
             settle(db, [{**row, "outcome": "missing"}])
-            return
+            return False
         # The stored Nats-Msg-Id would make it a duplicate, and the Nats-Expected-... headers no longer hold.
         headers = {k: v for k, v in found.headers.items() if not k.startswith("Nats-")}
         seq = self._jetstream.publish(found.subject, found.body, headers | {"Nats-Msg-Id": message_id(row["id"])})
         db.ask("published", id=row["id"], seq=seq)
+        return True
 
-    def _given_up(self) -> dict[int, pd.Timestamp]:
-        """Return the sequences of the newest MAX_DELIVERIES advisories, with their times."""
+    def _read_advisories(self, since: datetime | None) -> dict[int, pd.Timestamp]:
+        """Return the sequences of the newest MAX_DELIVERIES advisories, with the time of the newest one of each.
+
+        They are read backwards, with `since` until they are older.
+        """
         state = self._jetstream.stream(self._streams.advisory)["state"]
         last = int(state["last_seq"])
-        seqs = range(max(int(state["first_seq"]), last - self.most + 1, 1), last + 1)
+        first = max(int(state["first_seq"]), last - self.most + 1, 1)
         found: dict[int, pd.Timestamp] = {}
-        for message in self._fetch_messages(self._streams.advisory, seqs):
-            if (seq := advised_sequence(message)) is not None:
-                found.setdefault(seq, pd.Timestamp(message.time))
+        for end in range(last, first - 1, -FETCH_SIZE):
+            part = self._fetch_messages(self._streams.advisory, range(max(end - FETCH_SIZE + 1, first), end + 1))
+            for message in reversed(part):
+                if (seq := advised_sequence(message)) is not None:
+                    found.setdefault(seq, pd.Timestamp(message.time))
+            if since is not None and part and pd.Timestamp(part[0].time) < since - self._apart:
+                break
         return found
 
     def _fetch_messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
@@ -287,10 +336,20 @@ Store: TypeAlias = Table | BrokerLetters
 def store(name: str, rb: Context) -> Store:
     """Return the store of this name (docs/operations.md)."""
     if name == "delivery":
-        return Table(name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))
+        return Table(rb, name, (("notification.notifications", "UPDATE"), ("notification.notification_dlq", "DELETE")))
     if name == "outbox":
-        return Table(name, (("entitlement.outbox_events", "UPDATE"), ("notification.processed_events", "SELECT")))
+        return Table(rb, name, (("entitlement.outbox_events", "UPDATE"), *_TRACES))
     return BrokerLetters(rb)
+
+
+def _read_numbers(rb: Context) -> dict[str, float]:
+    """Return the numbers that the statements take."""
+    return {
+        "apart_s": rb.number("dead_letters.clocks_apart"),
+        "by_name_s": rb.number("redrive.by_name") * DAY_S,
+        "near_s": rb.number("redrive.matches"),
+        "tries_s": rb.number("publish.tries_longest"),
+    }
 
 
 def enter_decisions(
@@ -307,10 +366,16 @@ def settle(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> None:
     db.ask("settle", ids=[row["id"] for row in ended], states=[row["outcome"] for row in ended])
 
 
-def count_duplicates(db: Writer, outcomes: Sequence[Mapping[str, Any]]) -> int:
-    """Count the events that have more than one notification; matches, which share one user id, are left out."""
+def count_duplicates(db: Writer, outcomes: Sequence[Mapping[str, Any]], near_s: float) -> int:
+    """Count the events that have more than one notification; of a match, those created within `near_s` count."""
     known = [row for row in outcomes if row["user_id"] is not None]
-    rows = db.ask("doubled", events=[r["event_id"] for r in known], users=[r["user_id"] for r in known])
+    rows = db.ask(
+        "doubled",
+        events=[r["event_id"] for r in known],
+        users=[r["user_id"] for r in known],
+        matches=[r.get("match_at") for r in known],
+        near_s=near_s,
+    )
     return len({row["event_id"] for row in rows})
 
 
@@ -319,12 +384,12 @@ def message_id(row: int) -> str:
     return f"redrive-{row}"
 
 
-def read_event(message: Message) -> tuple[uuid.UUID, str] | None:
-    """Return the event's id and user; None for a message that the subscriber cannot process."""
+def read_event(message: Message) -> tuple[uuid.UUID, str, datetime] | None:
+    """Return the event's id, user and time; None for a message that the subscriber cannot process."""
     try:
         event: wire.EntitlementEvent = wire.decode(message.body)
         at = datetime.fromisoformat(event.occurred_at)
-        return (uuid.UUID(event.event_id), event.user_id) if at.tzinfo else None
+        return (uuid.UUID(event.event_id), event.user_id, at) if at.tzinfo else None
     except (wire.WireError, ValueError):
         return None
 

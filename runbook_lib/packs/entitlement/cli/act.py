@@ -60,10 +60,10 @@ def canary(**options: Any) -> int:
     metavar="ID",
     help="only these events, also permanent failures",
 )
+@click.option("--since", metavar="TIME", help="only what failed then or later, such as 2026-01-31T03:00:00Z")
 @click.option("--discard", is_flag=True, help="record that they are not sent again")
 @action_options
-def redrive(store: str, limit: int, events: tuple[str, ...], discard: bool, **options: Any) -> int:
+def redrive(store: str, limit: int, events: tuple[str, ...], since: str | None, discard: bool, **options: Any) -> int:
     """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""
-    return common.act(
-        "4.4", "redrive", {"store": store, "limit": limit, "events": events, "discard": discard}, **options
-    )
+    what = {"store": store, "limit": limit, "events": events, "since": since, "discard": discard}
+    return common.act("4.4", "redrive", what, **options)

@@ -1,2 +1,2 @@
--- Does the subscriber work? Seconds since it last gave up a message.
-SELECT extract(epoch FROM now() - max(created_at)) AS failed_s, 0 AS retrying FROM notification.notification_nats_dlq
+-- Does the subscriber work? When it last recorded a message that was given up, and the time now.
+SELECT max(created_at) AS failed_at, now() AS now, 0 AS retrying FROM notification.notification_nats_dlq

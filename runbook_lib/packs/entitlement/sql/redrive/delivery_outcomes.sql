@@ -1,7 +1,7 @@
 -- What became of these rows of the ledger, or of all that have not come to an end.
-SELECT r.id, r.event_id,
-    -- All matches are filed under one user: nothing to look up copies by.
-    CASE WHEN n.type <> 'MatchFound' THEN n.user_id END AS user_id,
+SELECT r.id, r.event_id, n.user_id,
+    -- All matches are filed under one user: duplicates are looked for about this time.
+    CASE WHEN n.type = 'MatchFound' THEN n.created_at END AS match_at,
     CASE
         WHEN r.state <> 'waiting' THEN r.state
         WHEN n.notification_id IS NULL THEN 'missing'

@@ -1,10 +1,10 @@
 -- Does publishing work? Seconds since the newest failure, tries that failed and wait, and whether due rows are left lying.
 SELECT
-    -- When a row failed is kept nowhere but in the commit time. Else: at once, or after ten tries, about 243 s.
+    -- When a row failed is kept nowhere but in the commit time. Else: at once, or at the latest after its ten tries.
     (SELECT extract(epoch FROM now() - max(coalesce(
             CASE WHEN current_setting('track_commit_timestamp') = 'on' THEN pg_xact_commit_timestamp(xmin) END,
             least(now(), created_at + CASE WHEN last_error = 'outbox payload parse failure' THEN interval '0'
-                ELSE interval '243 seconds' END)
+                ELSE %(tries_s)s * interval '1 second' END)
         )))
      FROM (
         SELECT xmin, created_at, last_error FROM entitlement.outbox_events
