@@ -402,7 +402,8 @@ def test_an_outage_that_goes_on_throttles_and_one_that_is_over_sends_again() -> 
     expect(over, Status.WARNING, weights={"receiver": "<= 0"})
     (again,) = over.proposals
     assert again.command == (
-        "runbook act redrive delivery --target default --incident adhoc --limit 30 --approved-by NAME --reason TEXT"
+        "runbook act redrive delivery --target default --incident adhoc --limit 30 --since 2025-01-31T02:00:10+00:00 "
+        "--approved-by NAME --reason TEXT"
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 
+import pandas as pd
+
 from runbook_lib.actions import proposals
 from runbook_lib.actions.proposals import Of, kubectl, psql, supervisorctl
 from runbook_lib.catalog import SettingValue
+from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Proposal
 from runbook_lib.packs.entitlement.facts import facts_of
 
@@ -106,8 +109,9 @@ def fix_producer(of: Of, store: str, origin: str, n: float) -> Proposal:
     return Proposal("fix_producer", psql(of, _GIVEN_UP[store]), "4.4", {"origin": origin, "n": n})
 
 
-def redrive(store: str, target: str, incident: str, limit: int, n: float) -> Proposal:
-    """Send dead letters of "delivery", "outbox" or "broker" again; a dry run without --execute (4.4)."""
-    words = ["--target", target, "--incident", incident, "--limit", str(limit)]
+def redrive(store: str, given: JudgeInput, limit: int, n: float) -> Proposal:
+    """Send the window's dead letters of "delivery", "outbox" or "broker" again; a dry run without --execute (4.4)."""
+    since = (given.as_of - pd.Timedelta(minutes=given.window_minutes)).floor("s").isoformat()
+    words = ["--target", given.target, "--incident", given.incident, "--limit", str(limit), "--since", since]
     command = shlex.join(["runbook", "act", "redrive", store, *words, "--approved-by", "NAME", "--reason", "TEXT"])
     return Proposal(f"redrive_{store}", command, "4.4", {"limit": limit, "n": n})

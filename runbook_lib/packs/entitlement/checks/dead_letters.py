@@ -487,10 +487,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
             *((remedies.throttle(given, "delivery"),) if seen.refused else ()),
             *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
             *((proposals.logs(given, "notification"),) if seen.counts["broker"] and not recovered else ()),
-            *(
-                remedies.redrive(s, given.target, given.incident, int(min(seen.counts[s], portion)), seen.counts[s])
-                for s in recovered
-            ),
+            *(remedies.redrive(s, given, int(min(seen.counts[s], portion)), seen.counts[s]) for s in recovered),
         ),
         next_sections=(*(("5.2",) if seen.refused else ()), *(("4.1",) if seen.unpublished_now else ())),
         frames={
