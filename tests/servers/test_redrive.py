@@ -26,7 +26,7 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from portion import start
 from psycopg.types.json import Jsonb
-from steps import acknowledge, bound, insert, publish
+from steps import acknowledge, bound, insert, publish, undone
 
 from runbook_lib import catalog, messages, queries
 from runbook_lib.cli import common
@@ -774,6 +774,22 @@ def test_an_old_event_is_published_by_name_only(opened: Opened, db: psycopg.Conn
     assert (outcome.before["old"], outcome.before["eligible"]) == (1, 0)
     refused(rb, "outbox", discard=True)
     assert act(rb, "outbox", events=[str(old)]).did["events"] == [str(old)]
+
+
+def test_nothing_is_published_while_an_event_can_be_registered_twice(
+    opened: Opened, db: psycopg.Connection, bound_broker: str
+) -> None:
+    unpublished(db, TIMEOUT)
+    given_up(db, *publish(bound_broker, wire.encode(an_event())))
+    dead(db, 1)
+    rb = opened(waits=False, policy={"pause_s": 0.0})
+    table, key = "ALTER TABLE notification.processed_events", "CONSTRAINT processed_events_pkey"
+    with undone(db, f"{table} DROP {key}", f"{table} ADD {key} PRIMARY KEY (event_id)"):
+        for store in ("outbox", "broker"):
+            outcome = refused(rb, store, "refuses a second registration of an event (4.2.1)")
+            assert [name for name, ok in holds(outcome).items() if not ok] == ["key"]
+        assert act(rb, "delivery").result == "done"
+    assert holds(act(rb, "outbox"))["key"] is True
 
 
 def test_the_outbox_leaves_out_what_would_fail_again(opened: Opened, db: psycopg.Connection) -> None:

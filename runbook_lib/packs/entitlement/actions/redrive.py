@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from runbook_lib import rows as table_rows
 from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
@@ -21,6 +22,7 @@ from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.actions.restart import sample_until_settled
 from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, Writer
 from runbook_lib.packs.entitlement.checks import dead_letters, errors
+from runbook_lib.packs.entitlement.checks.duplicates import KeyIndex
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.parameters import moment
 from runbook_lib.usage import UsageError, did_you_mean
@@ -113,6 +115,8 @@ class Redrive:
             open_ = Counter(row["outcome"] for row in self.store.outcomes(db, None))
             found.append(Precondition(say("action.redrive.finished", n=open_["waiting"]), open_["waiting"] == 0))
             found += self._check_flow(rb, self.store.flow(db, facts_of(rb).lease_s))
+        if self.store.name != "delivery":
+            found.append(_check_key(rb))
         if open_["publishing"]:
             return [*found, Precondition(say("action.redrive.resumes", n=open_["publishing"]), ok=True)]
         return [*found, self._check_choice(rb, letters)]
@@ -295,6 +299,13 @@ def _parse_time(text: str) -> datetime:
         if pd.Timestamp(text).tzinfo:
             return time.floor("s").to_pydatetime()
     raise UsageError(f"--since {text} is not a time with an offset, such as 2026-01-31T03:00:00Z")
+
+
+def _check_key(rb: Context) -> Precondition:
+    """Check that the subscriber registers an event only once, as step 4.2.1 does."""
+    with rb.snapshot() as db:
+        indexes = table_rows.each(db.ask(KeyIndex.QUESTION), KeyIndex)
+    return Precondition(say("action.redrive.key"), any(index.refuses for index in indexes))
 
 
 def _count_verdicts(letters: Sequence[DeadLetter]) -> dict[str, int]:

@@ -66,6 +66,16 @@ class KeyIndex(rows.Row, query="duplicates/key"):
     immediate: bool = False
     partial: bool = False
 
+    @property
+    def keeps_unique(self) -> bool:
+        """Return whether it is meant to refuse a second registration of an event."""
+        return self.is_unique and self.columns == "event_id"
+
+    @property
+    def refuses(self) -> bool:
+        """Return whether it refuses a second registration of an event."""
+        return self.keeps_unique and self.valid and self.ready and not self.partial
+
 
 def collect_key(rb: Context) -> Frames:
     """4.2.1: collect the indexes of processed_events from the catalog, which answers under any lock. Frame: key."""
@@ -99,8 +109,8 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
             signals=given.evidence("duplicates.no_table"),
             next_sections=("2",),
         )
-    unique = [i for i in found if i.is_unique and i.columns == "event_id"]
-    refusing = [i for i in unique if i.valid and i.ready and not i.partial]
+    unique = [i for i in found if i.keeps_unique]
+    refusing = [i for i in found if i.refuses]
     at_once = [i for i in refusing if i.immediate]
     kinds = {
         "key_valid": [i for i in at_once if i.constraint_name == KEY],
