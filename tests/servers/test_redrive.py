@@ -997,6 +997,23 @@ def test_the_broker_sends_nothing_that_may_have_been_processed(
     assert act(rb, "broker", events=[old.event_id]).did["events"] == [old.event_id]
 
 
+def test_what_is_discarded_half_way_is_not_published(opened: Opened, db: psycopg.Connection, bound_broker: str) -> None:
+    stopped, other = an_event(), an_event()
+    seqs = publish(bound_broker, wire.encode(stopped), wire.encode(other))
+    given_up(db, *seqs)
+    for event, seq in zip((stopped, other), seqs, strict=True):
+        in_ledger(db, event.event_id, ago=60, state="publishing", stream_seq=seq)
+    rb = opened(waits=False, policy={"pause_s": 0.0})
+    assert act(rb, "broker", discard=True, events=[stopped.event_id]).verified
+    states = "SELECT decision, state, ended_at IS NULL FROM runbook.redriven WHERE event_id = %s ORDER BY decision"
+    assert db.execute(states, [stopped.event_id]).fetchall() == [
+        ("discard", "discarded", True),
+        ("redrive", "discarded", False),
+    ]
+    outcome = act(rb, "broker")
+    assert outcome.did["events"] == [other.event_id] and last_seq(bound_broker) == seqs[-1] + 1
+
+
 def test_a_portion_that_ends_in_the_middle_says_what_it_did(
     opened: Opened, db: psycopg.Connection, bound_broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -184,7 +184,7 @@ class Redrive:
     def _query_rights(self, db: Writer) -> dict[str, Any]:
         rights = (("runbook.redriven", "INSERT"), ("runbook.redriven", "UPDATE"), *self.store.rights)
         if self.discard:
-            rights = rights[:1]
+            rights = rights[:2]
         (row,) = db.ask("ready", tables=[t for t, _ in rights], privileges=[p for _, p in rights])
         return row
 
