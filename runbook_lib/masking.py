@@ -142,14 +142,18 @@ class Masker:
         """Return a copy with user ids masked and every text scrubbed."""
         masked = frame.copy()
         for column in masked.columns:
-            if (of := self._column_masker(str(column))) is self.person:
-                masked[column] = pd.Series([of(v) for v in frame[column]], frame.index, object)
-            elif any(isinstance(v, str) for v in frame[column]):
-                shown = {v: of(v) for v in frame[column] if isinstance(v, str)}
-                masked[column] = pd.Series(
-                    [shown[v] if isinstance(v, str) else v for v in frame[column]], frame.index, frame[column].dtype
-                )
+            masked[column] = self._mask_column(frame[column], str(column))
         return masked
+
+    def _mask_column(self, column: pd.Series[Any], name: str) -> pd.Series[Any]:
+        """Return a column masked as the table column of this name; a user id may have any type."""
+        of = cache(self._column_masker(name))
+        if name in (*PERSON_COLUMNS, *KEYED_COLUMNS):
+            ids = [_id_text(v) for v in column]
+            return pd.Series([of(v) if isinstance(v, str) else v for v in ids], column.index, object)
+        if column.dtype.kind != "O":  # numbers or times
+            return column
+        return pd.Series([_mask_cell(v, of) for v in column], column.index, column.dtype)
 
     def _column_masker(self, name: str) -> Callable[[Any], Any]:
         if name in PERSON_COLUMNS:
@@ -172,12 +176,14 @@ class Masker:
         for n, name in enumerate(columns):
             column = frame.iloc[:, n]
             texts = [_to_text(v) for v in column]
-            if not any(isinstance(v, str) for v in texts):
+            if name is not None and name in (*PERSON_COLUMNS, *KEYED_COLUMNS):
+                shown[n] = self._mask_column(column, name)
+            elif not any(isinstance(v, str) for v in texts):
                 shown[n] = column
             elif name is None:
                 shown[n] = pd.Series([self.person(v) if v not in literals else v for v in texts], dtype=object)
             else:
-                own = self.frame(pd.DataFrame({name: pd.Series(texts, dtype=object)}))[name]
+                own = self._mask_column(pd.Series(texts, dtype=object), name)
                 shown[n] = own.map(lambda v: self.scrub(v) if isinstance(v, str) else v)
         masked = pd.DataFrame(shown).set_axis(frame.columns, axis=1)
         masked.attrs = frame.attrs
@@ -195,8 +201,26 @@ class Masker:
 def _to_text(value: object) -> object:
     """Return a value that may contain text as a string; numbers and times as they are."""
     if isinstance(value, dict | list):
-        return json.dumps(value, default=str)
+        return json.dumps(value, ensure_ascii=False, default=str)
     return str(value) if isinstance(value, tuple | bytes) else value
+
+
+def _id_text(value: object) -> object:
+    """Return a user id of any type as the text from which its token is made; a missing one as it is."""
+    if isinstance(value, float) and value.is_integer():  # pandas makes these of integers if one is missing
+        value = int(value)
+    text = _to_text(value)
+    return text if isinstance(text, str) or pd.isna(text) else str(text)  # type: ignore[call-overload]
+
+
+def _mask_cell(value: object, mask: Callable[[str], str]) -> object:
+    """Return a cell with the texts in it masked; a cell without such texts as it is."""
+    text = _to_text(value)
+    if not isinstance(text, str) or (masked := mask(text)) == text:
+        return value
+    with suppress(ValueError):
+        return json.loads(masked) if isinstance(value, dict | list) else masked
+    return masked
 
 
 # Names of machines, pods and people ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 
 import corpus
 import pandas as pd
@@ -76,6 +77,27 @@ def test_frames_are_masked_and_the_given_one_is_left_alone() -> None:
     assert list(masked["locked_by"]) == ["pod-1", "pod-2"]
     assert frame["user_id"][0] == "alice"
     assert MASKER.frame(masked.iloc[:0]).empty
+
+
+def test_a_user_id_of_any_type_is_a_token() -> None:
+    ids = [914773350118, 7]
+    seven, other = MASKER.person("7"), MASKER.person("914773350118")
+    for column in (pd.Series(ids), pd.Series(ids, dtype="Int64"), pd.Series([*ids, None])):
+        for masked in (
+            MASKER.frame(pd.DataFrame({"user_id": column, "n": column}))["user_id"],
+            MASKER.own(pd.DataFrame({"u": column}), ["user_id"], "select")["u"],
+        ):
+            assert [*masked[:2]] == [other, seven] and pd.isna(masked[2:]).all()
+    frame = pd.DataFrame({"user_id": [uuid.UUID(int=7)], "n": [7]})
+    assert MASKER.frame(frame)["user_id"][0] == MASKER.person(str(uuid.UUID(int=7)))
+    assert MASKER.frame(frame)["n"][0] == 7 and MASKER.frame(frame)["n"].dtype == "int64"
+
+
+def test_a_cell_of_lists_and_objects_is_masked_and_stays_what_it_is() -> None:
+    cells = [{"user_id": "alice", "n": 1}, ["password=hunter22", 2], {"n": 1}, ("token=hunter22",), b"pwd=hunter22", 7]
+    masked = [*MASKER.frame(pd.DataFrame({"payload": pd.Series(cells, dtype=object)}))["payload"]]
+    assert masked[0] == {"user_id": ALICE, "n": 1} and masked[1] == ["password=***", 2] and masked[2] == {"n": 1}
+    assert "hunter22" not in str(masked) and masked[5] == 7
 
 
 # The corpus ----------------------------------------------------------------------------------------------------
