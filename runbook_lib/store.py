@@ -28,7 +28,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -216,6 +216,13 @@ class Archive:
         """Return a file of the incident. Raises OSError; FileNotFoundError if it does not exist."""
         with self._store_errors(name):
             return bytes(self._filesystem.cat_file(self._path(name)))
+
+    def read_sealed(self, entry: Mapping[str, Any], name: str) -> bytes:
+        """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not."""
+        expected = entry.get("sha256", {}).get(name)
+        if expected is None or digest(content := self.read(name)) != expected:
+            raise ValueError(name)
+        return content
 
     def names(self) -> list[str]:
         """Return the visible names in the incident's folder, sorted; [] if there is no folder. Raises OSError."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis.snapshots import DRIFT_COLUMNS
+from runbook_lib.archive import report
 from runbook_lib.model.finding import Status, action_title, hop_text, say
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, Archive
@@ -27,37 +29,45 @@ MIN_SPAN = pd.Timedelta(minutes=10)
 
 def read_findings(archive: Archive, entries: Iterable[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
     """Return the findings of runs as JSON with the run's line; without runs that are not as they were sealed."""
-    from runbook_lib.archive import rejudge  # it imports the checks, which a receiver does without
-
     found = []
     for entry in entries:
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
-            cells = json.loads(rejudge.read_sealed(archive, entry, f"{entry['name']}.ipynb"))["cells"]
+            cells = json.loads(archive.read_sealed(entry, f"{entry['name']}.ipynb"))["cells"]
             last = {f["step"]: f for f in record.read_outputs(cells, record.FINDING_MIME)}
             found += [(entry, f) for f in last.values()]
     return found
 
 
 def lanes(
-    entries: Iterable[Entry],
+    entries: Sequence[Entry],
     verdicts: Sequence[Entry],
     actions: Iterable[Entry],
     notes: Sequence[Entry],
     findings: Iterable[dict[str, Any]],
     lang: str,
 ) -> list[Lane]:
-    """Return the lanes, in the order in which they are shown."""
+    """Return the lanes, in the order in which they are shown; those of the hops for each target.
+
+    `entries` are the lines of the manifest, `verdicts` those of the commands' verdicts.
+    """
 
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params), lang)
 
     alerts = [Mark(moment(n["time"]), n["text"]) for n in notes if n["who"] == "alert"]
+    of_targets: dict[str, list[Entry]] = {}
+    for v in verdicts:
+        of_targets.setdefault(report.target_of(v, entries), []).append(v)
     given = {p["detected_at"] for e in entries if (p := e.get("parameters")) and p.get("detected_at")}
     alerts += [Mark(moment(at), t("timeline.detected")) for at in sorted(given)]
     found = [*findings]
     return [
         Lane(t("timeline.alerts"), tuple(alerts)),
-        *_hop_lanes(verdicts, lang),
+        *(
+            replace(lane, name=f"{target} {lane.name}") if len(of_targets) > 1 else lane
+            for target, own in of_targets.items()
+            for lane in _hop_lanes(own, lang)
+        ),
         _build_locks_lane(found, t),
         _build_changes_lane(found, t),
         Lane(
@@ -88,7 +98,10 @@ def lanes(
             t("dossier.notes"),
             tuple(Mark(moment(n["time"]), f"{n['who']}: {n['text']}") for n in notes if n["who"] != "alert"),
         ),
-        Lane(t("timeline.course"), tuple(_mark_course(verdicts, t))),
+        Lane(
+            t("timeline.course"),
+            tuple(m for own in of_targets.values() for m in _mark_course(sorted(own, key=_time_of), t)),
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import pandas as pd
 from markupsafe import Markup
 
 from runbook_lib import catalog, mandatory
@@ -24,6 +25,8 @@ from runbook_lib.model.finding import Proposal, Status, Verdict
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, LogError
 from runbook_lib.view import record, render, timeline
+
+Entry = Mapping[str, Any]
 
 INDEX = "index.html"
 
@@ -129,25 +132,34 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
     # A section 7 run looks back: it says nothing about the present state.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
     artifacts = [e for e in entries if "section" in e]
-    now = verdicts[-1] if verdicts else None
+    nows = _list_present(verdicts, entries)
+    now = nows[0] if nows else None
+    runs = {v["name"]: _runs_of(archive, v, artifacts) for v in nows}
     last = {a["section"]: a for a in artifacts}
-    read = course.read_findings(archive, artifacts[-course.MAX_READ :])
-    shown = [(run, f) for run, f in read if now and run is last[run["section"]] and run["section"] in now["sections"]]
+    judged = [run for own in runs.values() for run in own]
+    read = course.read_findings(archive, (a for a in artifacts if a in artifacts[-course.MAX_READ :] or a in judged))
+    shown = [(run, f) for run, f in read if run in judged]
     lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read), lang)
     span = course.span(lanes)
     return render.html(
         "dossier",
         lang,
         incident=archive.incident,
-        now=now,
+        nows=nows,
+        past={v["name"] for v in nows if report.looks_back(v, entries)},
+        targets={v["name"]: report.target_of(v, entries) for v in nows} if len(nows) > 1 else {},
         copies=copies or {},
         last=last,
         timeline=Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
         findings=sorted(shown, key=lambda e: -Status[e[1]["status"]].rank),
-        steps=_steps_of_hops(f for _, f in shown),
+        # A step of one target only has its place on the page.
+        linked=runs[now["name"]] if now else (),
+        steps={now["name"]: _steps_of_hops(f for run, f in shown if run in runs[now["name"]])} if now else {},
         following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
         located=report.located(verdicts),
-        proposals=render.proposal_texts((Proposal(**p) for p in now["verdict"]["proposals"]), lang) if now else [],
+        proposals={
+            v["name"]: render.proposal_texts((Proposal(**p) for p in v["verdict"]["proposals"]), lang) for v in nows
+        },
         verdicts=verdicts,
         artifacts=artifacts,
         actions=[a | {"what": record.describe_action(a["what"])} for a in actions if _is_shown(a, actions)],
@@ -156,6 +168,26 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
         seen_before=report.seen_before(archive),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
+
+
+def _list_present(verdicts: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """Return each target's newest verdict that is about no past moment, the worst first; else its newest."""
+    newest: dict[str, tuple[tuple[bool, pd.Timestamp], Entry]] = {}
+    for v in verdicts:
+        target, age = report.target_of(v, entries), (not report.looks_back(v, entries), moment(v["started"]))
+        if target not in newest or newest[target][0] <= age:
+            newest[target] = age, v
+    return sorted((v for _, v in newest.values()), key=lambda v: -Status[v["verdict"]["status"]].rank)
+
+
+def _runs_of(archive: Archive, verdict: Entry, artifacts: Sequence[Entry]) -> list[Entry]:
+    """Return the runs on which a verdict is based; if its document cannot be read, the last of each section."""
+    try:
+        document = json.loads(archive.read_sealed(verdict, verdict["name"]))
+        names = {str(run["artifact"]["ipynb"]) for run in document["runs"]}
+    except (OSError, ValueError, LookupError, TypeError):  # whatever a broken file raises
+        return [a for a in {a["section"]: a for a in artifacts}.values() if a["section"] in verdict["sections"]]
+    return [a for a in artifacts if f"{a['name']}.ipynb" in names]
 
 
 def _steps_of_hops(findings: Iterable[dict[str, Any]]) -> dict[str, str]:

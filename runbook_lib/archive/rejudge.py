@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Text, Verdict, say
 from runbook_lib.parameters import moment
-from runbook_lib.store import MANIFEST, Archive, digest, entry_of
+from runbook_lib.store import MANIFEST, Archive, entry_of
 from runbook_lib.view import differences
 
 R = TypeVar("R")
@@ -50,9 +50,9 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
         if not section or not isinstance(name, str):
             continue
         try:
-            content = read_sealed(archive, entry, f"{name}.ipynb")
+            content = archive.read_sealed(entry, f"{name}.ipynb")
             kept = policy.policy_file_of(entry)
-            documents = read_sealed(archive, entry, kept) if kept else b""
+            documents = archive.read_sealed(entry, kept) if kept else b""
         except (FileNotFoundError, IsADirectoryError, ValueError):
             continue
         try:
@@ -67,14 +67,6 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
                 yield judge(SealedRun(entry, run, own))
         except Exception as e:  # this version may not be able to read what an earlier one wrote
             yield not_judged(name, e)
-
-
-def read_sealed(archive: Archive, entry: Mapping[str, Any], name: str) -> bytes:
-    """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not match."""
-    expected = entry.get("sha256", {}).get(name)
-    if expected is None or digest(content := archive.read(name)) != expected:
-        raise ValueError(name)
-    return content
 
 
 def not_judged(name: str, e: Exception) -> Text:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from runbook_lib import catalog, mandatory, messages
 from runbook_lib.analysis.diagnosis import BROKEN
-from runbook_lib.model.finding import Status, Text, hop_text, say, worst
+from runbook_lib.model.finding import PRESENT_S, Status, Text, hop_text, say, worst
 from runbook_lib.parameters import moment
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.view import record, render
@@ -135,6 +135,7 @@ def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draf
     looks = [e for e in manifest if e.get("section") != mandatory.SECTION and e.get("sections") != [mandatory.SECTION]]
     runs = [e for e in looks if "section" in e]
     statuses = [Status[e.get("verdict", e)["status"]] for e in looks]
+    present = [Status[e.get("verdict", e)["status"]] for e in looks if not looks_back(e, manifest)] or statuses
     # Only a command's verdict has failure modes; a run from a browser has no such verdict.
     worst_of = located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
     verdict = worst_of["verdict"] if worst_of else {}
@@ -158,7 +159,7 @@ def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draf
         begun_by="alert" if alerted else "person",
         alert=rule[1] if rule else "",
         worst=worst(statuses).name if statuses else "",
-        last=statuses[-1].name if statuses else "",
+        last=present[-1].name if present else "",
         place=_list_hops(verdict),
         modes=_list_modes(verdict, held.get("origin")),
         ttd_s=ttd,
@@ -175,6 +176,25 @@ def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draf
             if not m["done"]
         ),
     )
+
+
+def _parameters_of(entry: Mapping[str, Any], manifest: Lines) -> Mapping[str, Any]:
+    """Return the parameters of a run, or of the first run of a command's verdict; {} if they are not known."""
+    first = entry.get("section") or next(iter(entry.get("sections", ())), None)
+    same = (e for e in manifest if (e.get("section"), e.get("started")) == (first, entry.get("started")))
+    return (entry if "section" in entry else next(same, {})).get("parameters") or {}
+
+
+def target_of(entry: Mapping[str, Any], manifest: Lines) -> str:
+    """Return the target of a run or a command's verdict."""
+    return str(_parameters_of(entry, manifest).get("target") or "default")
+
+
+def looks_back(entry: Mapping[str, Any], manifest: Lines) -> bool:
+    """Return whether a run, or a command's verdict, is of a moment before it was started."""
+    if not (as_of := _parameters_of(entry, manifest).get("as_of")):
+        return False
+    return bool((moment(entry["started"]) - moment(as_of)).total_seconds() > PRESENT_S)
 
 
 def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

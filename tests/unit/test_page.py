@@ -15,10 +15,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from runbook_lib import messages
-from runbook_lib.archive import artifact, course, dossier, systems
-from runbook_lib.model.finding import say
+from runbook_lib.archive import artifact, course, dossier, report, systems
+from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.store import Archive
-from runbook_lib.view import render, timeline
+from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 
 SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
@@ -120,6 +120,79 @@ def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> N
     changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
     page = dossier.page(Archive(str(tmp_path), "sample"), "en")
     assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page
+
+
+# Which verdict is the present one -----------------------------------------------------------------------------
+
+
+def ran(
+    archive: Archive, minute: float, status: str, headline: str, *, of: int = 2, name: str = "", **parameters: Any
+) -> None:
+    """Add `of` runs of 3.1, each with its number in its headline, and the verdict over the first of them."""
+    entries = list[dict[str, Any]]()
+    given = {"target": "prod", "as_of": None} | parameters
+    for n in range(of):
+        found = replace(judged(say("ui.noted", time="", who="", text=f"{headline} {n}")), step="3.1")
+        output = new_output("display_data", {record.FINDING_MIME: record.finding(found)})
+        content = nbformat.writes(new_notebook(cells=[new_code_cell("", outputs=[output])])).encode()
+        marks = {"name": f"{minute}-{n}-3-{status}{name}", "section": "3", "started": at(minute + n / 9).isoformat()}
+        told = {"status": status, "stuck_at": None, "confidence": "high", "problem": ""}
+        entries.append({**marks, **told, "parameters": given})
+        archive.append(entries[-1], {f"{marks['name']}.ipynb": content})
+    verdict = record.verdict(Verdict(Status[status], None, "high", next_sections=(f"4.{minute}",)))
+    document = {"runs": [{"artifact": {"ipynb": f"{entries[0]['name']}.ipynb"}}]}
+    started = entries[0]["started"]
+    line = {"sections": ["3"], "started": started, "as_of": parameters.get("as_of") or started, "verdict": verdict}
+    archive.append(line | {"name": f"{minute}{name}.json"}, {f"{minute}{name}.json": json.dumps(document).encode()})
+
+
+def banners(page: str) -> list[str]:
+    return re.findall(r"<h2>((?:Now|20[^<]*Z):.*?)</h2>", page)
+
+
+def test_a_look_at_a_past_moment_does_not_decide_what_is_now(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    ran(archive, 30, "OK", "it was well", as_of=at(0).isoformat())
+    (alone,) = banners(page := dossier.page(archive, "en"))
+    assert alone.startswith("2026-11-27") and "OK" in alone and "it was well <b>0" in page
+    ran(archive, 40, "CRITICAL", "it is not")
+    ran(archive, 50, "OK", "it was well", as_of=at(0).isoformat())
+    ran(archive, 20, "WARNING", "of a slow command that began before", name="-late")
+    (now,) = banners(page := dossier.page(archive, "en"))
+    assert now.startswith("Now:") and "CRITICAL" in now and "it is not <b>0" in page and "it was well" not in page
+    assert report.read(str(tmp_path), None, None)[0][0].last == "WARNING"
+
+
+def test_the_findings_are_those_of_the_verdict_and_not_of_a_second_look(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    ran(archive, 1, "CRITICAL", "look", of=course.MAX_READ + 2)
+    page = dossier.page(archive, "en")
+    assert page.count('class="rb-finding"') == 1 and "look <b>0" in page
+
+
+def test_each_target_of_an_incident_has_its_present_verdict(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    ran(archive, 1, "CRITICAL", "east waits", target="east")
+    ran(archive, 2, "OK", "west flows", target="west")
+    page = dossier.page(archive, "en")
+    worst, other = banners(page)
+    assert "east" in worst and "CRITICAL" in worst and "west" in other and "OK" in other
+    assert page.count('class="rb-finding"') == 2 and page.count('id="step-3.1"') == 1
+
+
+def test_a_series_and_a_recovery_are_of_one_target_in_the_order_of_their_time() -> None:
+    entries = [
+        {"section": "3", "started": at(m).isoformat(), "parameters": {"target": target}}
+        for m, target in ((2, "east"), (3, "west"), (4, "east"))
+    ]
+    bad, other, well = verdict(1, [9.0]), verdict(2, [5.0], "OK"), verdict(3, [0.0], "OK")
+    found = lanes(well, other, bad, entries=entries)
+    assert [s.values[0][2] for s in found["west outbox relay: waiting"].series] == [5.0]
+    assert [v for _, _, v in found["east outbox relay: waiting"].series[0].values] == [9.0, 0.0]
+    assert [(m.at, m.status) for m in found["Onset, recovery"].marks] == [(at(4), "OK")]
 
 
 def test_a_mark_at_the_edge_stays_in_the_drawing() -> None:
