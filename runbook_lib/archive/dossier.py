@@ -23,12 +23,14 @@ from runbook_lib.archive import course, postmortem, report
 from runbook_lib.archive.artifact import Result, stamp
 from runbook_lib.model.finding import Proposal, Status, Verdict
 from runbook_lib.parameters import moment
-from runbook_lib.store import ACTION_LOG, NOTES, Archive, LogError
+from runbook_lib.store import ACTION_LOG, NOTES, SEALED, Archive, LogError
 from runbook_lib.view import record, render, timeline
 
 Entry = Mapping[str, Any]
 
 INDEX = "index.html"
+#: How often the page is made while others write to the logs.
+MAX_RENDERS = 4
 
 
 def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict, lang: str) -> dict[str, Any]:
@@ -107,8 +109,15 @@ def _with_relative_paths(archive: Archive, said: dict[str, Any]) -> dict[str, An
 
 
 def write_index(archive: Archive, lang: str) -> None:
-    """Make index.html from the logs. Raises OSError."""
-    archive.write(INDEX, page(archive, lang).encode())
+    """Make index.html from the logs, and again if they grew meanwhile. Raises OSError.
+
+    Another command may have written its newer page before this one.
+    """
+    for _ in range(MAX_RENDERS):
+        heads = [archive.raw(log)[-1:] for log in SEALED]
+        archive.write(INDEX, page(archive, lang).encode())
+        if heads == [archive.raw(log)[-1:] for log in SEALED]:
+            break
 
 
 def page(archive: Archive, lang: str, copies: Mapping[str, str] | None = None) -> str:

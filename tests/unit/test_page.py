@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from runbook_lib import messages
 from runbook_lib.archive import artifact, course, dossier, report, systems
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
-from runbook_lib.store import Archive
+from runbook_lib.store import NOTES, Archive
 from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 
@@ -181,6 +181,25 @@ def test_each_target_of_an_incident_has_its_present_verdict(tmp_path: Path) -> N
     worst, other = banners(page)
     assert "east" in worst and "CRITICAL" in worst and "west" in other and "OK" in other
     assert page.count('class="rb-finding"') == 2 and page.count('id="step-3.1"') == 1
+
+
+def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, render_page, notes = Archive(str(tmp_path), "INC-1"), dossier._render_page, iter(["first", "second"])
+    archive.prepare()
+
+    def meanwhile(*given: Any) -> str:
+        """Render the page while another command ends."""
+        page = render_page(*given)
+        if text := next(notes, ""):
+            archive.add_line(NOTES, {"time": at(0).isoformat(), "who": "mori", "text": text})
+        return page
+
+    monkeypatch.setattr(dossier, "_render_page", meanwhile)
+    dossier.write_index(archive, "en")
+    assert "second" in archive.read(dossier.INDEX).decode()
+    notes = iter(map(str, range(99)))
+    dossier.write_index(archive, "en")
+    assert int(next(notes)) < 9, "it ends also while others write all the time"
 
 
 def test_a_series_and_a_recovery_are_of_one_target_in_the_order_of_their_time() -> None:
