@@ -100,7 +100,7 @@ class Masker:
         return cls(secrets_of(urls), key, cache(salts), {} if remembers else None)
 
     def person(self, user: object) -> object:
-        """Return the token of a user in this incident; empty values and tokens of this masker stay as they are."""
+        """Return the token of a user in this incident; empty values and known tokens stay as they are."""
         if user is None or user != user or user == "" or user in self._issued:
             return user
         key = self.key + self.salts()[_salt_position(str(user))]
@@ -119,6 +119,11 @@ class Masker:
     def scrub(self, text: str) -> str:
         """Take secrets and user ids out of a text; once more changes nothing."""
         return redaction.redact(self._remove_own_secrets(text), self._person_token)
+
+    def scrub_once(self, text: str) -> str:
+        """Scrub a text that another process may have scrubbed: the tokens in it stay, so that a person has one."""
+        self._issued.update(TOKEN.findall(text))
+        return self.scrub(text)
 
     def statement(self, text: str) -> str:
         """Take the literals out of an SQL statement; user ids among them become tokens."""

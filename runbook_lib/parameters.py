@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib import pack
-from runbook_lib.masking import TOKEN, Masker
+from runbook_lib.masking import Masker
 from runbook_lib.usage import UsageError, did_you_mean, first_problem
 
 #: How far another machine's clock may be ahead of this one's: what it tells is not yet the future.
@@ -127,15 +127,7 @@ def free_texts() -> tuple[str, ...]:
 def mask_free_texts(values: dict[str, Any], masker: Masker) -> dict[str, Any]:
     """Return the values with user ids and secrets removed from their free texts."""
     texts = {name: text for name in free_texts() if isinstance(text := values.get(name), str)}
-    return values | {name: scrub_once(masker, text) for name, text in texts.items()}
-
-
-def scrub_once(masker: Masker, text: str) -> str:
-    """Scrub a text that another process may have scrubbed: the tokens in it stay, so that a person has one."""
-    scrubbed = masker.scrub(text)
-    for token in TOKEN.findall(text):
-        scrubbed = scrubbed.replace(str(masker.person(token)), token)
-    return scrubbed
+    return values | {name: masker.scrub_once(text) for name, text in texts.items()}
 
 
 def validate(values: dict[str, Any], names: list[str] | None = None) -> Parameters:

@@ -248,7 +248,8 @@ class Session:
 
     def note(self, text: str) -> render.Shown:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
-        kept = keep_note(self.context.archive, self.context.masker.scrub(text), whoami(), self.context.section.number)
+        masker = self.context.masker
+        kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
         return render.sentence(kept, self.lang, run=self.opened)
 
     def reveal(self, *texts: str) -> render.Revealed:

@@ -18,7 +18,7 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
 from runbook_lib.outcome import ActionStatus, Outcome, Precondition
-from runbook_lib.parameters import now, scrub_once
+from runbook_lib.parameters import now
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
@@ -125,8 +125,8 @@ def perform(
         "action": action.name,
         "what": action.what(),
         "command": action.command(),
-        "approved_by": scrub_once(rb.masker, approved_by or ""),
-        "reason": scrub_once(rb.masker, reason or ""),
+        "approved_by": rb.masker.scrub_once(approved_by or ""),
+        "reason": rb.masker.scrub_once(reason or ""),
         "approval": rules.word,
     }
     # An action shown beside another one as a proposal is never executed.

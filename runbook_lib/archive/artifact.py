@@ -69,7 +69,7 @@ def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = 
 def scrub(nb: Notebook, masker: Masker) -> None:
     """Remove secrets and unmasked outputs from a notebook; the library's own outputs contain no secret."""
     drop_outputs(nb, record.REVEALED_MIME)
-    clean_texts(nb, masker.scrub)
+    clean_texts(nb, masker.scrub_once)
 
 
 def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:

@@ -40,7 +40,7 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
     with suppress(UsageError, ValueError):
         if len(about := archive.targets()) == 1:
             urls = config.target(about.pop()).urls()
-    kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub(text), whoami())
+    kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub_once(text), whoami())
     common.echo_text(config.lang, kept)
     click.echo(seal.seal_text(archive))
     return 0

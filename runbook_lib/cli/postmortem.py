@@ -63,7 +63,7 @@ def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
     with suppress(UsageError):  # the target may be gone; its dossier stays
         urls = config.target(postmortem.target_of(archive)).urls()
     masker = Masker.of(urls, archive.incident, archive.salts)
-    click.echo(masker.scrub(tracker.body(draft, form, base and f"{base}/incidents/{archive.incident}")))
+    click.echo(masker.scrub_once(tracker.body(draft, form, base and f"{base}/incidents/{archive.incident}")))
     return 0
 
 

@@ -223,7 +223,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) ->
         masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salts)
         archive.prepare()  # before the first token is made
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
-        keep_note(archive, masker.scrub(own[0].line + more), "alert")
+        keep_note(archive, masker.scrub_once(own[0].line + more), "alert")
     return _carry_out_orders([order for order, _ in orders], form)
 
 

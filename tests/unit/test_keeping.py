@@ -92,6 +92,13 @@ def test_who_is_erased_is_made_from_nothing_and_the_seal_is_whole(tmp_path: Path
     assert verified.returncode == 0, verified.stderr
 
 
+def test_a_token_copied_into_a_note_stays_the_token(tmp_path: Path, command: Command) -> None:
+    archive = dossier(tmp_path, "INC-1")
+    alice, bob = (masker(archive).person(user) for user in (ALICE, BOB))
+    assert command("note", "INC-1", f"userId={alice} and userId={BOB} wait").returncode == 0
+    assert archive.lines(NOTES)[-1]["text"] == f"userId={alice} and userId={bob} wait"
+
+
 def test_a_changed_password_does_not_save_a_token_from_erasure(tmp_path: Path, command: Command) -> None:
     archive = dossier(tmp_path, "INC-1")
     alice = masker(archive).person(ALICE)

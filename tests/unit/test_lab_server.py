@@ -278,6 +278,13 @@ def test_a_revealed_output_is_in_no_artifact_however_it_is_made() -> None:
     assert WHO.encode() not in b"".join(made.files.values()) + json.dumps(made.entry).encode()
 
 
+def test_a_token_that_a_cell_prints_stays_in_the_artifact() -> None:
+    token = Masker.of([URL], "INC-1").person(WHO)
+    nb = add(executed(found(STEPS[0])), nbformat.v4.new_output("stream", text=f"userId={token}, userId={WHO}"))
+    artifact.scrub(nb, Masker.of([URL], "INC-1"))
+    assert f"userId={token}, userId={token}" in nbformat.writes(nb)
+
+
 @pytest.mark.usefixtures("in_lab")
 def test_what_the_session_remembers_is_in_no_header() -> None:
     rb = session()

@@ -93,6 +93,16 @@ def test_a_user_id_of_any_type_is_a_token() -> None:
     assert MASKER.frame(frame)["n"][0] == 7 and MASKER.frame(frame)["n"].dtype == "int64"
 
 
+def test_a_token_in_a_text_stays_beside_new_ones() -> None:
+    other = Masker.of([URL, "nats://broker-token@nats:4222"], "INC-1")  # of another process
+    text = f"userId={ALICE} and user_id='{ALICE}' wait. userId=bob and alice@example.com too, password=hunter22"
+    once = other.scrub_once(text)
+    assert once == text.replace("bob", str(other.person("bob"))).replace(
+        "alice@example.com", str(other.person("alice@example.com"))
+    ).replace("hunter22", "***")
+    assert other.scrub_once(once) == once
+
+
 def test_a_cell_of_lists_and_objects_is_masked_and_stays_what_it_is() -> None:
     cells = [{"user_id": "alice", "n": 1}, ["password=hunter22", 2], {"n": 1}, ("token=hunter22",), b"pwd=hunter22", 7]
     masked = [*MASKER.frame(pd.DataFrame({"payload": pd.Series(cells, dtype=object)}))["payload"]]
