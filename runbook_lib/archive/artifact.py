@@ -28,6 +28,8 @@ Notebook = nbformat.NotebookNode
 
 #: What colours a terminal's text.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+#: Forms of an output that hold no text.
+_PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,23 @@ def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
     """Apply `clean` to printed texts, errors, and outputs of other code than the library's."""
 
     def cleaned(text: Any) -> Any:
-        return [cleaned(line) for line in text] if isinstance(text, list) else clean(str(text))
+        if isinstance(text, list):
+            return [cleaned(line) for line in text]
+        plain = _COLOURS.sub("", str(text))  # a colour may stand within a key
+        return text if (shown := clean(plain)) == plain else shown
 
     for cell in nb["cells"]:
         for output in cell.get("outputs", []):
             for field in {"text", "ename", "evalue", "traceback"} & output.keys():
                 output[field] = cleaned(output[field])
             data = output.get("data", {})
-            for kind in () if record.RUN_MIME in data else data:
-                if kind.startswith("text/"):
+            for kind in () if record.RUN_MIME in data else [*data]:
+                if kind.endswith("json"):
+                    try:
+                        data[kind] = json.loads(clean(json.dumps(data[kind], ensure_ascii=False)))
+                    except ValueError:
+                        del data[kind]
+                elif not _PICTURE.match(kind):
                     data[kind] = cleaned(data[kind])
 
 

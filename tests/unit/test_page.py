@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from runbook_lib import messages
 from runbook_lib.archive import artifact, course, dossier, report, systems
+from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.view import record, render, timeline
@@ -243,6 +244,38 @@ def test_each_output_is_shown_in_its_most_telling_form(output: nbformat.Notebook
     page = artifact.html(new_notebook(cells=[new_code_cell("", outputs=[output])]), "", "en")
     assert shown in page
     assert "\x1b" not in page and "<script" not in page
+
+
+def test_secrets_and_users_are_removed_from_every_form_of_an_output() -> None:
+    said = {"user_id": "alice", "rows": [{"note": "password=hunter2-Kx9", "n": 1}]}
+    forms = {
+        "application/json": said,
+        "application/vnd.plotly.v1+json": said,
+        "image/svg+xml": "<svg><text>userId=alice password=hunter2-Kx9</text></svg>",
+        "application/javascript": "show('userId=alice')",
+        "image/png": "AA==",
+    }
+    outputs = [
+        new_output("display_data", forms),
+        new_output("stream", text="\x1b[1muserId\x1b[0m=\x1b[31malice\x1b[0m \x1b[32mpassword\x1b[0m=hunter2-Kx9"),
+        new_output("error", evalue="x", traceback=["\x1b[0;31mpassword=\x1b[0mhunter2-Kx9", "\x1b[31mred\x1b[0m"]),
+        new_output("display_data", {record.RUN_MIME: {}, "application/json": {"user_id": "as it was masked"}}),
+    ]
+    nb = new_notebook(cells=[new_code_cell("", outputs=outputs)])
+    masker = Masker((), b"key")
+    artifact.scrub(nb, masker)
+    assert "hunter2-Kx9" not in nbformat.writes(nb) and "alice" not in nbformat.writes(nb)
+    data = nb.cells[0].outputs[0].data
+    assert data["application/json"] == {"user_id": masker.person("alice"), "rows": [{"note": "password=***", "n": 1}]}
+    assert data["image/png"] == "AA==" and nb.cells[0].outputs[2].traceback[1] == "\x1b[31mred\x1b[0m"
+    assert nb.cells[0].outputs[3].data["application/json"] == {"user_id": "as it was masked"}
+
+
+def test_a_form_that_cannot_be_cleaned_is_left_out() -> None:
+    output = new_output("display_data", {"application/json": {"a": 1}, "text/plain": "1"})
+    nb = new_notebook(cells=[new_code_cell("", outputs=[output])])
+    artifact.clean_texts(nb, lambda text: text.replace("{", ""))
+    assert nb.cells[0].outputs[0].data == {"text/plain": "1"}
 
 
 def test_text_and_code_of_a_notebook() -> None:
