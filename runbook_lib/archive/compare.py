@@ -19,6 +19,7 @@ from runbook_lib.analysis import snapshots
 from runbook_lib.analysis.snapshots import RunSnapshot
 from runbook_lib.archive import artifact, baseline, rejudge
 from runbook_lib.model.finding import Status, say
+from runbook_lib.parameters import Parameters, moment
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError, did_you_mean
@@ -78,10 +79,13 @@ def archived(archive: Archive, name: str) -> RunSnapshot:
 
 
 def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
-    """Return the first run and the last of each section that ran more than once. Raises UsageError if none did."""
-    ran: dict[str, list[dict[str, Any]]] = {}
-    for entry in _list_runs(archive):
-        ran.setdefault(str(entry["section"]), []).append(entry)
+    """Return the runs of the first and the last moment of each section that ran more than once.
+
+    Both are of one target and one window, and ended without a problem. Raises UsageError if there is no such section.
+    """
+    ran: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in sorted(filter(_is_complete, _list_runs(archive)), key=_moment_of):
+        ran.setdefault(_key_of(entry), []).append(entry)
     pairs = [(_read_run(archive, runs[0]), _read_run(archive, runs[-1])) for runs in ran.values() if len(runs) > 1]
     if not pairs:
         raise UsageError(f"{archive.incident} has no section with two runs: there is nothing to compare")
@@ -91,6 +95,25 @@ def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
 def _list_runs(archive: Archive) -> list[dict[str, Any]]:
     """Return the manifest lines of the runs, without those of verdicts."""
     return [e for e in archive.manifest() if e.get("section") and e.get("name")]
+
+
+def _is_complete(entry: dict[str, Any]) -> bool:
+    """Return whether a run ended without a problem, and its line can be read."""
+    with suppress(LookupError, ValueError, TypeError, AttributeError):  # whatever a broken line raises
+        return bool(_moment_of(entry)) and not entry.get("problem")
+    return False
+
+
+def _key_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two runs that are compared must share: target, section, window."""
+    given = entry.get("parameters") or {}
+    default = Parameters.model_fields["window_minutes"].default
+    return given.get("target") or "default", str(entry["section"]), given.get("window_minutes") or default
+
+
+def _moment_of(entry: dict[str, Any]) -> pd.Timestamp:
+    """Return the moment at which a run looked."""
+    return moment((entry.get("parameters") or {}).get("as_of") or entry["started"])
 
 
 def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
@@ -105,17 +128,16 @@ def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
 def _find_or_run_earlier(rb: Session, ago: pd.Timedelta) -> RunSnapshot:
     """Return an archived run of this section from about that time, else make a run that looks back."""
     archive, parameters, section = rb.context.archive, rb.context.parameters, rb.context.section.number
-    moment = rb.context.as_of - ago
+    then, own = rb.context.as_of - ago, (parameters.target, section, parameters.window_minutes)
 
     def apart(entry: dict[str, Any]) -> pd.Timedelta:
-        return abs(pd.Timestamp(entry["started"]) - moment)
+        return abs(_moment_of(entry) - then)
 
-    mine = (e for e in archive.manifest() if e.get("section") == section)
-    made = [e for e in mine if e["parameters"].get("target") == parameters.target]
+    made = (e for e in _list_runs(archive) if _is_complete(e) and _key_of(e) == own)
     nearest = min(made, key=apart, default=None)
     if nearest and apart(nearest) <= ago / 4:
         return _read_run(archive, nearest)
-    return live(run_section(section, **parameters.model_dump(exclude_unset=True) | {"as_of": moment.isoformat()}))
+    return live(run_section(section, **parameters.model_dump(exclude_unset=True) | {"as_of": then.isoformat()}))
 
 
 # The baseline -----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -38,6 +39,7 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
+from runbook_lib.parameters import validate
 from runbook_lib.store import MANIFEST, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
@@ -224,6 +226,54 @@ def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path)
     archive.write(MANIFEST, b"".join(json.dumps(e).encode() + b"\n" for e in [entry, entry | {"name": "died"}]))
     done = runbook("diff", "sample", "--output", str(output), env=os.environ)
     assert done.returncode == 0 and "No difference beyond chance" in done.stdout
+
+
+def ran(name: str, hour: str, section: str = "4.1", problem: str = "", **parameters: Any) -> dict[str, Any]:
+    given = {"target": "east", "as_of": None, "window_minutes": 60} | parameters
+    started = f"2026-01-31T{hour}:00Z"
+    return {"name": name, "section": section, "started": started, "problem": problem, "parameters": given}
+
+
+EARLIER = [
+    ran("first", "03:00"),
+    ran("other target", "03:50", target="west"),
+    ran("failed", "03:52", problem="the kernel died"),
+    ran("other window", "03:51", window_minutes=15),
+    ran("other section", "03:50", section="4.2"),
+    ran("near", "03:48"),
+    ran("of the past", "03:50", as_of="2026-01-31T02:00:00Z"),
+    ran("of that moment", "03:58", as_of="2026-01-31T03:49:00Z"),
+]
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
+    """A dossier of runs of which only the manifest can be read."""
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    for entry in EARLIER:
+        archive.add_line(MANIFEST, entry)
+    monkeypatch.setattr(compare, "_read_run", lambda archive, entry: entry["name"])
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("before", "found"), [("10m", "of that moment"), ("12m", "near"), ("1h", "first"), ("2h", "of the past")]
+)
+def test_the_earlier_run_is_the_one_that_looked_at_that_moment(
+    earlier: Archive, before: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameters = validate({"target": "east", "incident_id": "INC-1"})
+    section, as_of = SimpleNamespace(number="4.1"), pd.Timestamp("2026-01-31T04:00:00Z")
+    context: Any = SimpleNamespace(archive=earlier, parameters=parameters, section=section, as_of=as_of)
+    rb: Any = SimpleNamespace(context=context)
+    assert str(compare._find_or_run_earlier(rb, pd.Timedelta(before))) == found
+
+
+def test_the_first_and_the_last_run_are_of_one_target_and_window_by_their_moment(earlier: Archive) -> None:
+    earlier.add_line(MANIFEST, ran("last west", "05:00", target="west"))
+    pairs: list[Any] = [*compare.first_and_last(earlier)]
+    assert pairs == [("of the past", "of that moment"), ("other target", "last west")]
 
 
 @pytest.mark.parametrize(
