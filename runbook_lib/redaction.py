@@ -32,13 +32,20 @@ _OPENING = re.compile(_QUOTE)
 _PROSE_WORDS = (
     "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
     "|empty|blank|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
+    "|未設定|なし|無し|あり|不明|空"
 )
-_PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&]|$))"
+_PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&、。]|$))"
+#: Blanks, and what stands between a key and its value; the full-width ones are those of a Japanese input method.
+_BLANK = r"[ \t\u3000]*"
+_COLON = r"[:=：＝]"
 # Punctuation belongs to a value without quotes if the value goes on behind it.
 _UNQUOTED = (
     r"(?![{\[(<])(?:[^\s&,;)\]}\"'\\]|&(?![\w.-]+=)|[,;](?![\s\"']|[\w.-]+[=:]|$)|[)\]}\"'](?=\w)|\\(?![nrtu\"'\\]))+"
 )
-_BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\]+"
+_BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\、。，；（）「」]+"
+# {"name": "password", "value": ...}, and b'...' of Python.
+_VALUE = rf",[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:"
+_BYTES = r"(?:b(?=[\"']))?"
 
 
 def _quoted_pattern(name: str) -> str:
@@ -93,7 +100,10 @@ _SHAPES = re.compile(
 )
 _HEADER = re.compile(
     rf"""
-    (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:{_QUOTE})?[ \t]*[:=][ \t]*\[?)
+    (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:
+        (?:{_QUOTE})?{_BLANK}(?:{_COLON}|{_VALUE}){_BLANK}\[?{_BYTES}
+        | {_QUOTE}[ \t]*,[ \t]*{_BYTES}(?={_QUOTE}[^"'\n]*[ =\d])     # ('Authorization', 'Token x')
+    ))
     (?:
         (?P<quoted>{_quoted_pattern("1")})
         | (?(before)(?:(?!(?P=before))[^\n\\]|\\.)+     # all of a quoted header
@@ -105,14 +115,19 @@ _HEADER = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_SECRET_WORDS = ("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig", "session")
+_SECRET_WORDS = (
+    *("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig", "session"),
+    *("パス", "トークン", "秘密鍵", "シークレット"),
+)
 _CREDENTIAL = (
     r"(?:password|passwd|passphrase|pwd|secret|token|credential|(?<![a-z])pass|(?-i:Pass)(?![a-z])|(?<![a-z])jwt|jsessionid"
-    r"|(?:api|access|private|secret|signing|encryption)[_.-]?key)(?:s|[_.-]?(?:hash|value|id))?"
+    r"|(?:api|access|private|secret|signing|encryption)[_.-]?key|パスワード|パスフレーズ|トークン|秘密鍵|シークレット)"
+    r"(?:s|[_.-]?(?:hash|value|id))?"
 )
 _KEYED_SECRET = re.compile(
     rf"""
-    (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?[ \t]*(?:[=-]?>|={{1,2}}|:|\.{{3,}})[ \t]*)
+    (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?
+        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|\.{{3,}}|{_VALUE}){_BLANK}{_BYTES})
     (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -167,18 +182,17 @@ def _replace_named_secret(found: re.Match[str]) -> str:
 
 # People ------------------------------------------------------------------------------------------------------
 
-_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id))"
+_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id)|ユーザー?[_ -]?(?:ID|ＩＤ))"
 _OPERATOR = (
-    r"(?:=>|==?|\\+u003d|:|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
+    r"(?:=>|==?|\\+u003d|[:：＝]|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
     r"|\bis[ \t]+(?:not[ \t]+)?distinct[ \t]+from\b"
-    # {"name": "user_id", "value": ...} and starts_with(user_id, ...)
-    rf"|,[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:|,(?=[ \t]*'[^']))"
+    rf"|{_VALUE}|,(?=[ \t]*'[^']))"  # the second one is starts_with(user_id, ...)
 )
 _KEYED_PERSON = re.compile(
     rf"""
     (?P<head>
         (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\)|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
-        (?:[ \t]*{_OPERATOR}[ \t]*|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
+        (?:{_BLANK}{_OPERATOR}{_BLANK}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
     )
     (?:
         (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
@@ -206,7 +220,7 @@ _KEY_DETAIL = re.compile(
     r"\((?P<values>(?:[^)\n]|\)(?!\.|\"|\\| (?:already|is |conflicts|with)|$))*+)"
 )
 _PATH = re.compile(r"(?<=/users/|/inbox/)[^/\s?#\"',;<>{}\\]+")
-_MAIL = re.compile(r"(?<![\w.+/@-])[\w.+-]++@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
+_MAIL = re.compile(r"(?<![\w.+/@＠-])[\w.+-]++[@＠](?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
 # Input that a program repeats in its errors: it may belong to any user.
 _ECHOED = re.compile(
     rf"""
@@ -277,7 +291,7 @@ def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = Fa
     line = _redact_secrets_of_line(line, lower)
     if _contains_any(lower, "input", "value", "invalid", "range: ", "$", "parameter", "failing", "payload", "copy "):
         line = _ECHOED.sub(lambda m: _replace_echoed(m, in_json=in_json), line)
-    if _contains_any(lower, "user", "aggregate"):
+    if _contains_any(lower, "user", "aggregate", "ユーザ"):
         if _contains_any(line, ")=(", ") = ("):
             line = _KEY_DETAIL.sub(lambda m: _replace_key_detail(m, person), line)
         line = _KEYED_PERSON.sub(
@@ -287,7 +301,7 @@ def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = Fa
             line = _LITERAL_FIRST.sub(lambda m: _replace_within_quotes(m["quoted"], person) + m["rest"], line)
     if _contains_any(lower, "/users/", "/inbox/"):
         line = _PATH.sub(lambda m: person(unquote(m[0])), line)
-    return _MAIL.sub(lambda m: person(m[0]), line) if "@" in lower else line
+    return _MAIL.sub(lambda m: person(m[0]), line) if _contains_any(lower, "@", "＠") else line
 
 
 def _replace_field(found: re.Match[str], person: Person) -> str:

@@ -159,7 +159,16 @@ def test_any_text_can_be_masked(text: str) -> None:
     assert MASKER.without_secrets(MASKER.without_secrets(text)) == MASKER.without_secrets(text)
 
 
-LONG = ["password=", "user_id=", "Key (user_id)=(", "user_id in ('", "a.b.", "select from ", "(", "'", "\\"]
+WIDE = [
+    "password：",
+    "パスワード＝",
+    "ユーザーID：",
+    "＠a.b",
+    "\u3000",
+    '"name":"password","value":"',
+    "'Authorization', '",
+]
+LONG = [*WIDE, "password=", "user_id=", "Key (user_id)=(", "user_id in ('", "a.b.", "select from ", "(", "'", "\\"]
 
 
 @pytest.mark.parametrize("piece", LONG)
@@ -200,11 +209,53 @@ ALICE = MASKER.person("alice")
         ("parameters: $1 = 'alice', $2 = NULL", "parameters: $1 = '...', $2 = NULL"),
         ("UPDATE n SET a = 'x' WHERE user_id = E'alice'", "UPDATE n SET a = '...' WHERE user_id = 'TOKEN'"),
         ("delete from n where n.user_id = l.user_id and a = 5", "delete from n where n.user_id = l.user_id and a = 5"),
+        # As a Japanese input method types it.
+        ("password：hunter2", "password：***"),
+        ("password＝　hunter2 ok", "password＝　*** ok"),
+        ("userId＝alice、状態＝PENDING", "userId＝TOKEN、状態＝PENDING"),
+        ("user_id：alice", "user_id：TOKEN"),
+        ("Authorization：Token 9944b0", "Authorization：***"),
+        ("パスワード: hunter2", "パスワード: ***"),
+        ("トークン：hunter2、再発行済み", "トークン：***"),
+        ("秘密鍵＝「hunter2」", "秘密鍵＝***"),
+        (
+            "ユーザーID: alice, ユーザID=alice, ユーザーＩＤ：alice",
+            "ユーザーID: TOKEN, ユーザID=TOKEN, ユーザーＩＤ：TOKEN",
+        ),
+        # A name and a value that stand beside each other.
+        ("[('Authorization', 'Token 9944b0'), ('Accept', '*/*')]", "[('Authorization', '***'), ('Accept', '*/*')]"),
+        ("{b'Authorization': b'Token 9944b0'}", "{b'Authorization': b'***'}"),
+        ("[(b'cookie', b'a=b')]", "[(b'cookie', b'***')]"),
+        ('{"name":"Authorization","value":"Token 9944b0"}', '{"name":"Authorization","value":"***"}'),
+        ('[{"name": "DB_PASSWORD", "value": "hunter2"}, 1]', '[{"name": "DB_PASSWORD", "value": "***"}, 1]'),
+        (
+            r'{"m": "{\"name\":\"DB_PASSWORD\",\"value\":\"hunter2\"}"}',
+            r'{"m": "{\"name\":\"DB_PASSWORD\",\"value\":\"***\"}"}',
+        ),
+        ("{b'password': b'hunter2'}", "{b'password': b'***'}"),
     ],
 )
 def test_how_a_masked_text_reads(text: str, masked: str) -> None:
     """A user has one token, however the id is written."""
     assert MASKER.scrub(text) == masked.replace("TOKEN", str(ALICE))
+
+
+def test_a_mail_address_with_a_full_width_sign_is_a_token() -> None:
+    assert MASKER.scrub("alice＠example.com") == MASKER.person("alice＠example.com")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "トークンの有効期限が切れました。パスワードを確認してください",
+        "ユーザーIDごとに数えます：3 件",
+        'allowed headers: ["Authorization", "Content-Type"]',
+        '{"name":"DB_PASSWORD","valueFrom":{"secretKeyRef":{"name":"database","key":"word"}}}',
+        "パスワード：未設定、トークン: なし",
+    ],
+)
+def test_words_of_secrets_and_users_without_a_value_stay(text: str) -> None:
+    assert MASKER.scrub(text) == text
 
 
 def test_a_user_id_that_is_a_number_is_a_token() -> None:
