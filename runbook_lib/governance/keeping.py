@@ -6,6 +6,7 @@ a dossier's logs and outlives the dossiers. A destructive operation has two line
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from runbook_lib.parameters import moment, now
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, SALTS, SEALED, Archive
 from runbook_lib.usage import UsageError
+from runbook_lib.view.render import when
 
 FOLDER, JOURNAL = ".keeping", "journal"
 #: A user id of fewer bytes is not searched for in files: it would match by chance.
@@ -42,12 +44,21 @@ def write_line(output: str, what: str, **more: Any) -> None:
 
 
 def dossiers(output: str) -> Iterator[Archive]:
-    """Iterate over the incidents of an output that have any file. Raises OSError."""
+    """Iterate over the incidents of an output that have a log, a notebook or a run that died. Raises OSError."""
     for name in Archive(output, "").names():
         archive = Archive(output, name)
         with suppress(NotADirectoryError):
-            if {*SEALED, "lab"} & set(archive.names()):
+            if {*SEALED, "lab"} & set(archive.names()) or archive.partials():
                 yield archive
+
+
+def _targets_of(archive: Archive) -> set[str]:
+    """Return the targets of its runs and actions, also of runs that died. Raises OSError and ValueError."""
+    found = archive.targets()
+    for name in archive.partials():
+        with suppress(FileNotFoundError, ValueError, LookupError, TypeError):  # it has ended, or not begun to write
+            found.add(str(json.loads(archive.read(name))["metadata"]["papermill"]["parameters"]["target"]))
+    return found
 
 
 # A person ---------------------------------------------------------------------------------------------------
@@ -78,10 +89,12 @@ class Trace:
 def find_trace(archive: Archive, user: str, config: Settings) -> Trace:
     """Find a person's references in a dossier, with the targets' present addresses. Raises OSError."""
     urls: list[Sequence[str]] = [()]  # for notes
+    known = set[str]()
     with suppress(ValueError):  # a broken line
-        for target in archive.targets():
-            with suppress(UsageError):  # a target that was removed, or whose secrets are not available here
-                urls.append(config.target(target).urls())
+        known = _targets_of(archive)
+    for target in known or {"default", *config.targets}:
+        with suppress(UsageError):  # a target that was removed, or whose secrets are not available here
+            urls.append(config.target(target).urls())
     salts = archive.read(SALTS) if SALTS in (names := archive.files()) else b""
     could = {str(Masker.of(own, archive.incident, lambda: salts).person(user)) for own in urls}
     tokens, clear = set[str](), []
@@ -148,10 +161,10 @@ def hold(archive: Archive, reason: str, *, release: bool = False) -> None:
 
 
 def find_expired(archive: Archive, config: Settings, now: pd.Timestamp) -> ExpiredDossier | Text | None:
-    """Return the dossier if it is expired, None if not, or a text if its age cannot be read. Raises OSError."""
+    """Return the dossier if it is expired, None if not, or a text if that is not known. Raises OSError."""
     try:
-        known = sorted(archive.targets())
-        days = [config.target(target).keep_days for target in known]
+        known = sorted(_targets_of(archive))
+        days = [config.target(target).keep_days for target in known] if known else _every_keep_days(config)
         lines = [line for log in SEALED for line in archive.lines(log)]
         moments = [moment(line[name]) for line in lines for name in _TIME_FIELDS if line.get(name)]
         moments += [moment(name.partition("-")[0]) for name in archive.partials()]
@@ -160,7 +173,18 @@ def find_expired(archive: Archive, config: Settings, now: pd.Timestamp) -> Expir
     keep = [d for d in days if d is not None]
     if not moments or not keep or len(keep) < len(days) or now - max(moments) <= pd.Timedelta(days=max(keep)):
         return None
+    if not known:  # notes alone, or a run that died at once
+        return say("keeping.no_target", incident=archive.incident, last=when(max(moments)))
     return ExpiredDossier(archive, ", ".join(known), max(keep), max(moments))
+
+
+def _every_keep_days(config: Settings) -> list[int]:
+    """Return the keep_days of all targets that have one."""
+    found: list[int | None] = []
+    for target in config.targets:
+        with suppress(UsageError):  # its secrets are not available here
+            found.append(config.target(target).keep_days)
+    return [days for days in found if days is not None]
 
 
 def remove(found: ExpiredDossier, config: Settings, now: pd.Timestamp) -> bool:

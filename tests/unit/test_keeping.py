@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from runbook_lib.archive import seal
 from runbook_lib.governance import keeping
 from runbook_lib.masking import Masker
 from runbook_lib.settings import Settings
-from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SALTS, Archive
+from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, PARTIAL, SALTS, Archive
 
 URL = "postgresql://runbook:first-word@127.0.0.1:1/x"
 ALICE, BOB = "alice-0001", "bob-000002"
@@ -159,6 +160,41 @@ def test_what_is_old_is_removed_but_nothing_on_hold(tmp_path: Path, command: Com
     assert command("hold", "HELD", "--release", "--reason", "case 7 is closed").returncode == 0
     assert "HELD (prod)" in command("retain", "--execute").stdout
     assert not (tmp_path / "outputs" / "HELD").exists()
+
+
+def died(tmp_path: Path, incident: str, *, days_ago: float, target: str | None = "prod") -> Archive:
+    """A dossier of one run, which died; without a target it had not begun to write."""
+    archive = Archive(str(tmp_path / "outputs"), incident)
+    archive.prepare()
+    stem = archive.reserve(f"{pd.Timestamp.now('UTC') - pd.Timedelta(days=days_ago):%Y%m%dT%H%M%SZ}-4.1")
+    if target:
+        shown = {"cells": [f"{masker(archive).person(ALICE)} waits"]}
+        run = {"metadata": {"papermill": {"parameters": {"target": target}}}}
+        archive.write(f"{stem}{PARTIAL}", json.dumps(shown | run).encode())
+    return archive
+
+
+def test_a_run_that_died_is_erased_and_removed_like_others(tmp_path: Path, command: Command) -> None:
+    archive, young = died(tmp_path, "DIED", days_ago=31), died(tmp_path, "YOUNG", days_ago=1)
+    alice = str(masker(archive).person(ALICE))
+    done = command("erase", ALICE)
+    assert done.returncode == 0 and alice in done.stdout and masker(archive).person(ALICE) != alice
+    removed = command("retain", "--execute")
+    assert removed.returncode == 0 and "DIED (prod)" in removed.stdout
+    assert not archive.names() and young.names()
+
+
+def test_an_old_dossier_without_a_target_is_told(tmp_path: Path, command: Command) -> None:
+    outputs = tmp_path / "outputs"
+    for name, days_ago in (("NOTES", 31), ("NEW", 1)):
+        noted = Archive(str(outputs), name)
+        noted.prepare()
+        at = (pd.Timestamp.now("UTC") - pd.Timedelta(days=days_ago)).isoformat()
+        noted.add_line(NOTES, {"time": at, "who": "x", "text": "called", "section": ""})
+    died(tmp_path, "EMPTY", days_ago=31, target=None)
+    told = command("retain", "--execute")
+    assert told.returncode == 1 and {"NOTES", "EMPTY"} == {line.split(":")[0] for line in told.stderr.splitlines()}
+    assert (outputs / "NOTES" / NOTES).exists() and (outputs / "NEW").exists()
 
 
 def test_a_hold_that_was_taken_out_of_the_journal_lets_nothing_go(tmp_path: Path, command: Command) -> None:

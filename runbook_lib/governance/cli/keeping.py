@@ -70,7 +70,7 @@ def hold(incident: str, reason: str, release: bool, output: str, lang: str) -> i
 def retain(execute: bool, output: str, lang: str) -> int:
     """Remove dossiers older than their targets' keep_days, except those on hold. A dry run without --execute.
 
-    Exit code 0: done; 1: the age of some dossiers cannot be read.
+    Exit code 0: done; 1: the age or the target of some old dossiers is not known: they are listed and kept.
     """
     import pandas as pd
 
