@@ -59,8 +59,8 @@ class StepResult:
 
     @property
     def frames(self) -> Frames:
-        """The frames that were judged, by name; `about` has their columns and units."""
-        return dict(self._finding.frames)
+        """Copies of the frames that were judged, by name; `about` has their columns and units."""
+        return {name: frame.copy() for name, frame in self._finding.frames.items()}
 
     @property
     def queries(self) -> pd.DataFrame:

@@ -75,6 +75,14 @@ def test_what_it_holds_is_plain_and_without_people(shell: InteractiveShell) -> N
     assert WHO not in repr(answer) + str(answer.frames) + answer.headline
 
 
+def test_a_cell_that_changes_its_frames_does_not_change_the_evidence(shell: InteractiveShell) -> None:
+    cards(shell, f"answer = rb.step('{STEP}')")
+    cards(shell, "mine = answer.frames['stuck']; mine.loc[0, 'n'] = 99; mine.attrs['capped'] = True; mine['x'] = 1")
+    (kept,) = shell.user_ns["rb"].findings[STEP].frames.values()
+    assert [*kept["n"]] == [3] and "x" not in kept and not kept.attrs
+    assert [*shell.user_ns["mine"]["n"]] == [99]
+
+
 def test_it_follows_the_step(shell: InteractiveShell) -> None:
     cards(shell, f"answer = rb.step('{STEP}')")
     cards(shell, f"rb.step('{STEP}')")
