@@ -16,7 +16,7 @@ from typing import Any
 import nbformat
 
 from runbook_lib import catalog, parameters, settings
-from runbook_lib.archive import artifact
+from runbook_lib.archive import artifact, postmortem
 from runbook_lib.archive.artifact import Result, Run, stamp
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Reason, Verdict, replace, say, unknown
@@ -238,7 +238,8 @@ def _store_artifact(
     if not run.concluded:
         problem = problem or "the notebook did not conclude"
         run = _mark_unfinished(run, problem)
-        nb.cells.insert(0, nbformat.v4.new_markdown_cell(f"**This run did not finish: {problem}.**", id="unfinished"))
+        told = f"**This run did not finish: {postmortem.md(problem)}.**"
+        nb.cells.insert(0, nbformat.v4.new_markdown_cell(told, id="unfinished"))
     ended = parameters.now()
     mark = {"job": r.job} if r.job else {}
     made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem, **mark)

@@ -18,6 +18,7 @@ from runbook_lib import messages
 from runbook_lib.archive import artifact, course, dossier, report, systems
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
+from runbook_lib.runs import batch
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
@@ -276,6 +277,16 @@ def test_a_form_that_cannot_be_cleaned_is_left_out() -> None:
     nb = new_notebook(cells=[new_code_cell("", outputs=[output])])
     artifact.clean_texts(nb, lambda text: text.replace("{", ""))
     assert nb.cells[0].outputs[0].data == {"text/plain": "1"}
+
+
+def test_the_error_of_an_unfinished_run_is_text_in_its_page(tmp_path: Path) -> None:
+    archive, error = Archive(str(tmp_path), "INC-1"), "a cell failed: E: <img src=x onerror=y> *so* <b>bold</b>\n# next"
+    archive.prepare()
+    request = batch.Request("4.1", {"incident_id": "INC-1", "target": "prod"}, str(tmp_path), 0.0)
+    result = batch._store_artifact(request, archive, Masker(), "s", None, at(0).isoformat(), error)
+    page = Path(str(result.html)).read_text()
+    assert "<img" not in page and "<b>bold" not in page and html.escape("<img src=x onerror=y> *so*") in page
+    assert result.problem == error
 
 
 def test_text_and_code_of_a_notebook() -> None:
