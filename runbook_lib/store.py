@@ -60,6 +60,8 @@ _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 #: The entries of a log, oldest first.
 Entries = list[dict[str, Any]]
 
+#: The names that stores have for the time of a file's last change.
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 #: Stores without folders: `makedirs` would create a bucket there, also one with a misspelt name.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 #: Timeouts in seconds and attempts, so that an unreachable store fails within 30 s; FSSPEC_S3 has precedence.
@@ -233,6 +235,25 @@ class Archive:
             return []
         names = (str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
         return sorted(n for n in names if not n.startswith("."))
+
+    def newest(self, count: int) -> list[str]:
+        """Return the incidents of an output with the newest manifests, oldest first. Raises OSError.
+
+        `self` is the output: an archive without an incident's name.
+        """
+        written = dict.fromkeys(self.names(), "")
+        if len(written) <= count:
+            return [*written]
+        with self._store_errors(""):
+            if folder := self.local:
+                times = {n: m.stat().st_mtime for n in written if (m := folder / n / MANIFEST).exists()}
+                written |= {n: f"{time:020.6f}" for n, time in times.items()}
+            else:
+                for path, about in self._filesystem.find(self._path(""), detail=True).items():
+                    name, _, file = str(path).removeprefix(f"{self._path('')}/").partition("/")
+                    if name in written and file == MANIFEST:
+                        written[name] = str(next((about[k] for k in _TIMES if about.get(k)), ""))
+        return sorted(written, key=lambda n: (written[n], n))[-count:]
 
     def files(self) -> list[str]:
         """Return every file of the incident, including subfolders and hidden files. Raises OSError."""

@@ -273,7 +273,7 @@ def seen_before(archive: Archive) -> list[IncidentSummary]:
 
 def _find_similar(archive: Archive, own: set[str], before: pd.Timestamp) -> list[IncidentSummary]:
     """Search the newest readable dossiers of the same output. Raises OSError."""
-    others = [n for n in Archive(archive.output, "").names() if n != archive.incident][-MAX_SEARCHED:]
+    others = [n for n in Archive(archive.output, "").newest(MAX_SEARCHED + 1) if n != archive.incident][-MAX_SEARCHED:]
     like = {
         i: len(own & {*i.modes, *i.place}) / len(own | {*i.modes, *i.place})
         for i in read(archive.output, None, before, only=others)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -407,6 +408,21 @@ def test_two_hundred_dossiers_are_no_wait(tmp_path: Path) -> None:
     begun = time.process_time()
     assert len(read(tmp_path)) == 200
     assert time.process_time() - begun < 8
+
+
+@pytest.mark.parametrize("store", ["", "memory://report"])
+def test_the_newest_dossiers_are_searched_whatever_their_names(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MAX_SEARCHED", 2)
+    verdict = record.verdict(Verdict(Status.CRITICAL, "relay", "high", (RankedMode("FM-OB-01", 0.9),)))
+    output = store or str(tmp_path)
+    for n, name in enumerate(("Z-OLD", "A-NEW", "M-NEWER", "B-NOW")):
+        (told,) = concluded(ran("3", "CRITICAL", n, "relay"), **verdict)[-1:]
+        Archive(output, name).add_line(MANIFEST, told) if store else keep(tmp_path, name, runs=[told])
+        if not store:
+            os.utime(tmp_path / name / MANIFEST, (n, n))
+    assert [i.incident for i in report.seen_before(Archive(output, "B-NOW"))] == ["M-NEWER", "A-NEW"]
 
 
 def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> None:
