@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass, replace
+from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,8 @@ RUN_MIME = "application/vnd.runbook.run+json"
 #: Marks what a responder unmasked on the screen; never part of anything that is saved.
 REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
-#: The type of a stored column by the kind of its dtype; any other is text.
-_COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "M": "time"}
+#: The type of a stored column by the kind of its dtype, durations in seconds; any other is text.
+_COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "m": "float", "M": "time"}
 
 
 def read_outputs(cells: Iterable[Mapping[str, Any]], kind: str) -> Iterator[Any]:
@@ -224,7 +225,7 @@ def text(message: Text) -> dict[str, str]:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value to JSON types; missing values become null."""
+    """Convert a value to JSON types: durations to seconds, missing values to null."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -235,10 +236,10 @@ def plain(value: Any) -> Any:
         return frame_to_json(value)
     if value is None or value is pd.NaT or value is pd.NA:
         return None
+    if isinstance(value, timedelta | np.timedelta64):  # before isoformat: a Timedelta has one, too
+        value = pd.Timedelta(value).total_seconds()
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if isinstance(value, pd.Timedelta):
-        return value.total_seconds()
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

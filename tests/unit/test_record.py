@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -89,6 +91,17 @@ def test_a_frame_survives_json(values: list[object]) -> None:
     assert record.frame_to_json(back) == stored
     missing = [v is None or v != v for v in values]
     assert [bool(m) for m in back["x"].isna()] == missing
+
+
+def test_durations_are_numbers_of_seconds() -> None:
+    waits = pd.to_timedelta([90.5, None, 0], unit="s")
+    apart = pd.Series([timedelta(minutes=1), None, np.timedelta64(5, "s")], dtype=object)
+    frame = pd.DataFrame({"wait": waits, "apart": apart})
+    stored = through_json(record.frame_to_json(frame))
+    assert stored["rows"] == [[90.5, 60.0], [None, None], [0.0, 5.0]] and stored["columns"][0]["type"] == "float"
+    back = record.frame_from_json(stored)
+    assert back["wait"].dtype == "float64" and back["wait"].sum() == 90.5
+    assert record.plain(np.timedelta64("NaT")) is None
 
 
 def test_an_index_of_times_survives() -> None:
