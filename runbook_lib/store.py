@@ -291,9 +291,9 @@ class Archive:
 
     def raw(self, name: str) -> list[bytes]:
         """Return the raw lines of a log; [] if there is no log. Raises OSError."""
-        return split_lines(self._read_or_none(name))
+        return split_lines(self.read_or_none(name))
 
-    def _read_or_none(self, name: str) -> bytes | None:
+    def read_or_none(self, name: str) -> bytes | None:
         """Return a file's content; None if there is no file. Raises OSError."""
         try:
             return self.read(name)
@@ -382,7 +382,7 @@ class Archive:
                     etag = self._filesystem.info(self._path(name))["ETag"]
             except FileNotFoundError:
                 return None, ""
-        return self._read_or_none(name), etag
+        return self.read_or_none(name), etag
 
     def _replace_file(self, name: str, content: bytes, etag: str) -> None:
         """Replace a file, with an ETag only if the file still has it. Raises OSError."""

@@ -140,10 +140,7 @@ def write(
 
     `artifact` is that run's name, `chart` its picture (PNG in base64).
     """
-    try:
-        before: bytes | None = archive.read(MARKDOWN)
-    except FileNotFoundError:
-        before = None
+    before = archive.read_or_none(MARKDOWN)
     old = (before or b"").decode(errors="replace")
     kept = person_blocks(old)
     text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
@@ -160,10 +157,8 @@ def write(
 
 def read_draft(archive: Archive) -> str | None:
     """Return the incident's draft; None if there is none. Raises OSError."""
-    try:
-        return archive.read(MARKDOWN).decode(errors="replace")
-    except FileNotFoundError:
-        return None
+    draft = archive.read_or_none(MARKDOWN)
+    return None if draft is None else draft.decode(errors="replace")
 
 
 def target_of(archive: Archive) -> str:
