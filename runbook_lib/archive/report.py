@@ -186,8 +186,9 @@ def _parameters_of(entry: Mapping[str, Any], manifest: Lines) -> Mapping[str, An
 
 
 def target_of(entry: Mapping[str, Any], manifest: Lines) -> str:
-    """Return the target of a run or a command's verdict."""
-    return str(_parameters_of(entry, manifest).get("target") or "default")
+    """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
+    known = (p.get("target") for p in (_parameters_of(entry, manifest), *(e.get("parameters") or {} for e in manifest)))
+    return str(next(filter(None, known), "default"))
 
 
 def looks_back(entry: Mapping[str, Any], manifest: Lines) -> bool:

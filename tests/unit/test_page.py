@@ -19,7 +19,7 @@ from runbook_lib.archive import artifact, course, dossier, report, systems
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.runs import batch
-from runbook_lib.store import NOTES, Archive
+from runbook_lib.store import MANIFEST, NOTES, Archive
 from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 
@@ -183,6 +183,15 @@ def test_each_target_of_an_incident_has_its_present_verdict(tmp_path: Path) -> N
     worst, other = banners(page)
     assert "east" in worst and "CRITICAL" in worst and "west" in other and "OK" in other
     assert page.count('class="rb-finding"') == 2 and page.count('id="step-3.1"') == 1
+
+
+def test_a_verdict_whose_first_run_was_not_kept_is_of_the_incidents_target(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    ran(archive, 1, "CRITICAL", "it waits")
+    lost = json.loads(archive.raw(MANIFEST)[-1]) | {"started": at(5).isoformat(), "name": "lost.json"}
+    archive.append(lost, {"lost.json": b"{}"})
+    assert len(banners(dossier.page(archive, "en"))) == 1
 
 
 def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
