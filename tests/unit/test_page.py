@@ -195,7 +195,8 @@ def test_a_verdict_whose_first_run_was_not_kept_is_of_the_incidents_target(tmp_p
 
 
 def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive, render_page, notes = Archive(str(tmp_path), "INC-1"), dossier._render_page, iter(["first", "second"])
+    archive, render_page = Archive(str(tmp_path), "INC-1"), dossier._render_page
+    notes = iter(["called Mori", "called Abe"])
     archive.prepare()
 
     def meanwhile(*given: Any) -> str:
@@ -207,7 +208,7 @@ def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(dossier, "_render_page", meanwhile)
     dossier.write_index(archive, "en")
-    assert "second" in archive.read(dossier.INDEX).decode()
+    assert "called Abe" in archive.read(dossier.INDEX).decode()
     notes = iter(map(str, range(99)))
     dossier.write_index(archive, "en")
     assert int(next(notes)) < 9, "it ends also while others write all the time"
