@@ -167,15 +167,9 @@ class JetStream:
 
         None if it is gone.
         """
-        ask: dict[str, Any] = {"seq": seq}
-        if subject is not None:
-            ask["next_by_subj"] = subject
-        try:
-            return _parse_message(self._call_api(f"STREAM.MSG.GET.{stream}", ask)["message"])
-        except SourceError as e:
-            if e.code == _NO_MESSAGE:
-                return None
-            raise
+        call, ask = f"STREAM.MSG.GET.{stream}", {"seq": seq} | ({} if subject is None else {"next_by_subj": subject})
+        text = f"{self._prefix}.{call} {json.dumps(ask)}"
+        return self._run_session(call, text, lambda client: self._get_message(client, call, ask))
 
     def messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
         """Return the stored messages at those sequences, read over one connection; those that are gone are left out."""
@@ -284,9 +278,12 @@ class JetStream:
                 found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + REQUEST_TIMEOUT_S + 6)
             except SourceError:
                 raise
-            except Exception:  # it does not end, or an answer has another form
+            except TimeoutError:
                 raise _error(Reason.TIMEOUT, "the broker did not answer", "hung") from None
-            asked.rows = len(found) if isinstance(found, list) else 1
+            except Exception as e:  # of our own, or an answer has another form: no evidence about the broker
+                detail = " ".join(f"{type(e).__name__}: {e}".split())
+                raise _error(Reason.ERROR, detail, "unexpected") from None
+            asked.rows = len(found) if isinstance(found, list) else int(found is not None)
         return found
 
     async def _ask_once(self, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
@@ -325,7 +322,11 @@ class JetStream:
 
         options, refused = self._options(), list[SourceError]()
         for url in list(self._urls):
-            broker_client.load_transport(url)
+            try:
+                broker_client.load_transport(url)
+            except ModuleNotFoundError as e:
+                refused.append(_error(Reason.DENIED, f"ws:// needs the package {e.name}", "no_package"))
+                continue
             client = _TlsClient()
             client.tls_wanted = "tls" in options or urlsplit(url).scheme == "tls"
             errors.clear()
