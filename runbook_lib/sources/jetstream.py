@@ -33,6 +33,8 @@ from runbook_lib.sources.broker_client import Client, RawCredentials
 _error = partial(SourceError, "jetstream")
 CONNECT_TIMEOUT_S = 3
 REQUEST_TIMEOUT_S = 2
+#: Messages that are read together have a second more for each of these.
+MESSAGES_PER_S = 50
 _NO_MESSAGE = "10037"
 #: Sequences of a stream that are read together while a moment is searched in it.
 _PROBES = 16
@@ -176,17 +178,17 @@ class JetStream:
         call = f"STREAM.MSG.GET.{stream}"
 
         async def read(client: Client) -> list[Message]:
-            found = await asyncio.gather(*(self._get_message(client, call, {"seq": seq}) for seq in seqs))
+            found = await asyncio.gather(*(self._get_message(client, call, {"seq": n}, len(seqs)) for n in seqs))
             return [message for message in found if message]
 
         if not seqs:
             return []
         text = f"{self._prefix}.{call} seq {min(seqs)} to {max(seqs)}, {len(seqs)} of them"
-        return self._run_session(call, text, read)
+        return self._run_session(call, text, read, len(seqs))
 
     def positions(self, stream: str, times: Sequence[datetime]) -> list[int]:
         """Return for each moment a sequence: what the stream stored before it lies below, the rest at or above."""
-        call = f"STREAM.MSG.GET.{stream}"
+        call, of_batch = f"STREAM.MSG.GET.{stream}", _PROBES * len(times)
 
         async def search(client: Client) -> list[int]:
             state = (await self._send_request(client, f"STREAM.INFO.{stream}"))["state"]
@@ -194,7 +196,8 @@ class JetStream:
             while open_ := [(t, at) for t, at in zip(times, found, strict=True) if at[0] < at[1]]:
                 probes = sorted({lo + (hi - lo) * n // _PROBES for _, (lo, hi) in open_ for n in range(_PROBES)})
                 # The next one there is: messages may have been deleted.
-                asked = (self._get_message(client, call, {"seq": probe, "next_by_subj": ">"}) for probe in probes)
+                asks = ({"seq": probe, "next_by_subj": ">"} for probe in probes)
+                asked = (self._get_message(client, call, ask, of_batch) for ask in asks)
                 for probe, message in zip(probes, await asyncio.gather(*asked), strict=True):
                     for moment, at in open_:
                         if not at[0] <= probe < at[1]:
@@ -207,7 +210,7 @@ class JetStream:
 
         if not times:
             return []
-        return self._run_session(call, f"by time, {min(times)} to {max(times)}, {len(times)} of them", search)
+        return self._run_session(call, f"by time, {min(times)} to {max(times)}, {len(times)} of them", search, of_batch)
 
     def publish(self, subject: str, body: bytes, headers: Mapping[str, str]) -> int:
         """Publish and wait until a stream has it: its sequence there. For actions alone, with their own user."""
@@ -239,34 +242,39 @@ class JetStream:
         text = f"{self._prefix}.{call} {json.dumps(body) if body else ''}"
         return self._run_session(call, text, lambda client: self._send_request(client, call, body))
 
-    async def _send_request(self, client: Client, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Ask one question over an open connection. Raises SourceError for a refusal."""
+    async def _send_request(
+        self, client: Client, call: str, body: dict[str, Any] | None = None, of_batch: int = 0
+    ) -> dict[str, Any]:
+        """Ask one question over an open connection, alone or of a batch. Raises SourceError for a refusal."""
         payload = json.dumps(body).encode() if body else b""
-        reply = await client.request(f"{self._prefix}.{call}", payload, timeout=REQUEST_TIMEOUT_S)
+        reply = await client.request(f"{self._prefix}.{call}", payload, timeout=_timeout_s(of_batch))
         answer: dict[str, Any] = json.loads(reply.data)
         if "error" in answer:
             raise _refused_error(answer["error"])
         return answer
 
-    async def _get_message(self, client: Client, call: str, body: dict[str, Any]) -> Message | None:
-        """Ask for a stored message; None if gone."""
+    async def _get_message(self, client: Client, call: str, body: dict[str, Any], of_batch: int = 0) -> Message | None:
+        """Ask for a stored message, alone or of a batch; None if gone."""
         try:
-            return _parse_message((await self._send_request(client, call, body))["message"])
+            return _parse_message((await self._send_request(client, call, body, of_batch))["message"])
         except SourceError as e:
             if e.code == _NO_MESSAGE:
                 return None
             raise
 
-    def _run_session(self, name: str, text: str, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    def _run_session(
+        self, name: str, text: str, ask: Callable[[Client], Coroutine[Any, Any, T]], of_batch: int = 0
+    ) -> T:
         """Connect, ask, close, in a thread of its own: a notebook's thread already runs an event loop.
 
         The query is recorded by its name and text. A broker that did not answer is not asked again for 15 seconds.
+        `of_batch` is the number of messages that are read together, which gives them time.
         """
         answer: Future[T] = Future()
 
         def run() -> None:
             try:
-                answer.set_result(asyncio.run(self._ask_once(ask)))
+                answer.set_result(asyncio.run(self._ask_once(ask, of_batch)))
             except Exception as e:
                 answer.set_exception(e)
 
@@ -275,7 +283,7 @@ class JetStream:
                 raise self._down[1]
             threading.Thread(target=run, daemon=True).start()
             try:
-                found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + REQUEST_TIMEOUT_S + 6)
+                found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + _timeout_s(of_batch) + 6)
             except SourceError:
                 raise
             except TimeoutError:
@@ -286,7 +294,7 @@ class JetStream:
             asked.rows = len(found) if isinstance(found, list) else int(found is not None)
         return found
 
-    async def _ask_once(self, ask: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+    async def _ask_once(self, ask: Callable[[Client], Coroutine[Any, Any, T]], of_batch: int) -> T:
         """Connect, ask and close. Raises SourceError."""
         errors: list[Exception] = []
         try:
@@ -295,15 +303,16 @@ class JetStream:
             self._down = (time.monotonic(), e)
             raise
         try:
-            return await asyncio.wait_for(ask(client), REQUEST_TIMEOUT_S + 1)
+            return await asyncio.wait_for(ask(client), _timeout_s(of_batch) + 1)
         except broker_client.errors.NoRespondersError:
             raise self._no_responder_error() from None
         except (TimeoutError, broker_client.errors.TimeoutError):
             if any("permissions violation" in str(e).lower() for e in errors):
                 # The broker says so on the side and leaves the request without an answer.
                 raise _error(Reason.DENIED, "this user may not ask that", "permission_denied") from None
-            unanswered = await _unanswered_error(client)
-            self._down = (time.monotonic(), unanswered)
+            unanswered = await _unanswered_error(client, of_batch)
+            if unanswered.code != "slow":
+                self._down = (time.monotonic(), unanswered)
             raise unanswered from None
         except broker_client.errors.Error as e:
             raise _error(Reason.ERROR, str(e)) from None
@@ -400,14 +409,20 @@ class JetStream:
         return _error(Reason.ERROR, "JetStream is not enabled", "no_jetstream")
 
 
-async def _unanswered_error(client: Client) -> SourceError:
-    """Return the error of a request without an answer: the whole node hangs, or only its cluster's JetStream."""
-    with suppress(TimeoutError, broker_client.errors.Error, OSError):
+def _timeout_s(of_batch: int) -> float:
+    """Return the seconds for the answer to one request, or to each of a batch that is sent at once."""
+    return REQUEST_TIMEOUT_S + of_batch / MESSAGES_PER_S
+
+
+async def _unanswered_error(client: Client, of_batch: int) -> SourceError:
+    """Return the error of a request without an answer: the whole node hangs, its cluster's JetStream, or it is slow."""
+    try:
         await asyncio.wait_for(client.flush(1), 2)
-        if client._server_info.get("cluster"):
-            detail = "the node answers, and the cluster's JetStream does not"
-            return _error(Reason.TIMEOUT, detail, "unanswered")
-    return _error(Reason.TIMEOUT, "the broker did not answer", "hung")
+    except (TimeoutError, broker_client.errors.Error, OSError):
+        return _error(Reason.TIMEOUT, "the broker did not answer", "hung")
+    if client._server_info.get("cluster") and not of_batch:
+        return _error(Reason.TIMEOUT, "the node answers, and the cluster's JetStream does not", "unanswered")
+    return _error(Reason.TIMEOUT, "the broker answers, and its JetStream did not in time", "slow")
 
 
 def _login_from_url(url: str) -> dict[str, str]:

@@ -77,3 +77,44 @@ def test_a_websocket_without_its_package_is_a_problem_on_our_side(monkeypatch: p
     with fails_with(Reason.DENIED, "ws:// needs the package aiohttp") as failed:
         JetStream("ws://127.0.0.1:9", "test", ReadCost(Masker())).server()
     assert evidence_from_error(failed.value, catalog.load()) == ()
+
+
+STORED = {"message": {"seq": 1, "time": "2026-01-01T00:00:00+00:00", "subject": "events"}}
+
+
+def test_a_slow_batch_has_time_for_all_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = reading(monkeypatch, FakeClient(STORED, pause_s=0.002))
+    assert len(source.messages("events", range(100))) == 100
+    assert source.positions("events", []) == []
+
+
+def test_a_slow_answer_is_no_hung_broker_and_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = reading(monkeypatch, client := FakeClient(STORED, pause_s=1.0))
+    for asked in (1, 2):
+        with fails_with(Reason.TIMEOUT, "the broker answers, and its JetStream did not in time") as failed:
+            source.message("events", 1)
+        assert client.asked == asked and evidence_from_error(failed.value, catalog.load()) == ()
+
+
+@pytest.mark.parametrize(
+    ("client", "code"),
+    [
+        ({"flushes": False}, "hung"),
+        ({"cluster": "c"}, "unanswered"),
+    ],
+)
+def test_a_hung_broker_is_not_asked_again(monkeypatch: pytest.MonkeyPatch, client: dict[str, Any], code: str) -> None:
+    source = reading(monkeypatch, one := FakeClient(STORED, pause_s=1.0, **client))
+    for _ in range(2):
+        with pytest.raises(SourceError) as failed:
+            source.message("events", 1)
+        assert (failed.value.code, one.asked) == (code, 1)
+    assert evidence_from_error(failed.value, catalog.load())
+
+
+def test_a_batch_that_is_slow_in_a_cluster_is_no_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "MESSAGES_PER_S", 1000)
+    source = reading(monkeypatch, FakeClient(STORED, pause_s=1.0, cluster="c"))
+    with pytest.raises(SourceError) as failed:
+        source.messages("events", range(20))
+    assert failed.value.code == "slow" and evidence_from_error(failed.value, catalog.load()) == ()
