@@ -48,7 +48,7 @@ def read(lines: Iterable[str]) -> Iterator[LogEntry]:
     for line in lines:
         time, text = _split_time(line)
         own, rest = _split_time(text)  # a runner's time stands before the line's own
-        text, time = (rest, own) if own else (text, time)
+        text, time = rest if own else text, _choose_time(own, time)
         record = _from_json(text, time) if text.startswith("{") else None
         if record is None and plain and not own and _continues_trace(text):
             stack.append(text)
@@ -66,7 +66,7 @@ def lines_since(lines: list[str], moment: datetime) -> list[str]:
     """Return the lines from a moment on; a line without a time belongs to the one before."""
     for i, line in enumerate(lines):
         found = _TIME.search(line, 0, 80)
-        if found and (time := _parse_time(found)) and time >= moment:
+        if found and (time := _choose_time(_parse_time(found), None)) and time >= moment:
             return lines[i:]
     return []
 
@@ -78,13 +78,19 @@ def _split_time(line: str) -> tuple[datetime | None, str]:
     return _parse_time(found), line[found.end() :].removeprefix(" ")
 
 
+def _choose_time(own: datetime | None, runners: datetime | None) -> datetime | None:
+    """Return a line's own time, or the runner's if the own one has no zone; UTC is assumed if neither has one."""
+    time = runners if own is None or (runners and not own.tzinfo) else own
+    return time.replace(tzinfo=UTC) if time and not time.tzinfo else time
+
+
 def _parse_time(found: re.Match[str]) -> datetime | None:
+    """Return the time, without a zone where none is written."""
     day, clock, zone = found.groups()
     try:
-        time = datetime.fromisoformat(f"{day}T{clock.replace(',', '.')}{zone or ''}")
+        return datetime.fromisoformat(f"{day}T{clock.replace(',', '.')}{zone or ''}")
     except ValueError:
         return None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _from_json(text: str, time: datetime | None) -> LogEntry | None:
@@ -100,7 +106,9 @@ def _from_json(text: str, time: datetime | None) -> LogEntry | None:
     level = field("severity", "level", "log.level").upper()
     error, above = _find_root_cause(field("stack_trace").splitlines())
     message = field("message", "msg")[:LONGEST]
-    return LogEntry(written or time, _LEVELS.get(level, level), field("logger", "logger_name"), message, error, above)
+    return LogEntry(
+        _choose_time(written, time), _LEVELS.get(level, level), field("logger", "logger_name"), message, error, above
+    )
 
 
 def _from_text(text: str, time: datetime | None) -> LogEntry:

@@ -97,6 +97,22 @@ def test_the_loggers_of_java_and_other_times() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "hour"),
+    [
+        ("2025-01-31T03:00:00Z 2025-01-31 12:00:00,000 ERROR x", 3),
+        ('2025-01-31T03:00:00Z {"time": "2025-01-31 12:00:00", "message": "x"}', 3),
+        ("2025-01-31T03:00:00Z 2025-01-31 11:00:00+09:00 ERROR x", 2),
+        ('2025-01-31T03:00:00Z {"time": "2025-01-31T11:00:00+09:00", "message": "x"}', 2),
+        ("2025-01-31 12:00:00 ERROR x", 12),
+        ('{"time": "2025-01-31 12:00:00", "message": "x"}', 12),
+    ],
+)
+def test_a_time_without_a_zone_yields_to_the_time_of_the_runner(line: str, hour: int) -> None:
+    (entry,) = logs.read([line])
+    assert (entry.time, entry.message) == (datetime(2025, 1, 31, hour, tzinfo=UTC), "x")
+
+
 LINES = st.lists(
     st.one_of(
         st.text(max_size=80),
