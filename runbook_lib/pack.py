@@ -93,9 +93,17 @@ class Pack:
         return (self.notebooks or self.folder / "notebooks") / name
 
     def get(self, reference: str) -> Any:
-        """Import the object that "module:name" names within this pack."""
+        """Import the object that "module:name" names within this pack.
+
+        Raises ModuleNotFoundError for a package that is not installed, UsageError for any other error of its code.
+        """
         module, _, name = reference.partition(":")
-        return getattr(importlib.import_module(f"{self.module}.{module}"), name)
+        try:
+            return getattr(importlib.import_module(f"{self.module}.{module}"), name)
+        except (ModuleNotFoundError, UsageError):
+            raise
+        except Exception as e:
+            raise _import_error(f"{self.module}.{module}", e) from e
 
 
 @dataclass(frozen=True)
@@ -198,7 +206,10 @@ class Runbook:
     def every(self, kind: str) -> tuple[Any, ...]:
         """Return what the packs define of a kind ("checks", "facts", ...), the system's first; imported once."""
         if kind not in self._imported:
-            self._imported[kind] = tuple(p.get(getattr(p, kind)) for p in self.packs if getattr(p, kind))
+            try:
+                self._imported[kind] = tuple(p.get(getattr(p, kind)) for p in self.packs if getattr(p, kind))
+            except ModuleNotFoundError as e:
+                raise _import_error(kind, e) from e
         return self._imported[kind]
 
     def ask(self, name: str) -> Any:
@@ -359,8 +370,12 @@ def load_folder(folder: Path) -> Pack:
     try:
         spec.loader.exec_module(module)
     except Exception as e:
-        raise UsageError(f"packs: {init} cannot be imported: {type(e).__name__}: {e}") from None
+        raise _import_error(init, e) from None
     return _pack_of_module(module, f"{init}")
+
+
+def _import_error(what: object, e: Exception) -> UsageError:
+    return UsageError(f"packs: {what} cannot be imported: {type(e).__name__}: {' '.join(str(e).split())}")
 
 
 def _pack_of_module(module: Any, where: str) -> Pack:

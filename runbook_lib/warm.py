@@ -30,11 +30,9 @@ import tornado.platform.asyncio
 import tornado.queues
 import papermill.execute
 from runbook_lib import catalog, checks, pack, session
-from runbook_lib.catalog import CatalogError
-from runbook_lib.usage import UsageError
 from runbook_lib.runs import pages
 
-with suppress(UsageError, CatalogError):  # reported later, by the command that needs the document or pack
+with suppress(Exception):  # reported later, by the command that needs the document or pack
     catalog.load()
     checks.checks()  # those of the packs, with what they import
     pack.hook("rules"), pack.hook("concluded")

@@ -22,6 +22,7 @@ from runbook_lib.cli.main import cli
 from runbook_lib.cli.new import write_section
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
+from runbook_lib.model.finding import Status
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
 
@@ -187,6 +188,23 @@ def test_a_slip_in_a_document_is_one_line_also_where_runs_would_begin(own: Path)
     rewrite(own / "docs" / "slo.md", "| 1 | 5 |", "| one | 5 |")
     done = alone("run", "8.1", cwd=own.parent)
     assert done.returncode == 64 and "slo.md:3: limit 'one' is not a number" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("slip", "said"),
+    [
+        ("CHECKS = nothing", "cannot be imported: NameError: name 'nothing' is not defined"),
+        ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError: No module named 'nothing_of_that"),
+    ],
+)
+def test_a_slip_in_a_check_is_one_line_also_where_runs_would_begin(own: Path, slip: str, said: str) -> None:
+    with (own / "checks" / "section_8_1.py").open("a") as file:
+        file.write(f"\n{slip}\n")
+    env = {**os.environ, "RUNBOOK_NATS_URL": "nats://127.0.0.1:9"}
+    done = alone("run", "8.1", cwd=own.parent, env=env)
+    assert done.returncode == Status.UNKNOWN.value and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
