@@ -332,7 +332,7 @@ def _requested_packs(file: Path | None) -> list[str]:
         return []
     try:
         asked = tomllib.loads(file.read_text(encoding="utf-8")).get("packs", [])
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
         return []  # reported when the settings are read
     if not isinstance(asked, list) or not all(isinstance(p, str) for p in asked):
         raise UsageError(f'{file}: packs is a list of folders or names, such as packs = ["shop"]')

@@ -33,6 +33,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import TomlConfigSettingsSource as TomlSource
+from pydantic_settings.exceptions import SettingsError
 
 from runbook_lib import pack
 from runbook_lib.usage import (
@@ -82,8 +83,16 @@ class _Strict(BaseModel):
             raise ValueError(f"{prefix}{f' and {prefix}'.join(names)} go together")
 
 
+def _beside_config(file: Path) -> Path:
+    """Return a file whose relative name is beside runbook.toml. Raises ValueError for the ~ of an unknown user."""
+    try:
+        return config_folder() / file.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{file}: this user has no home folder") from None
+
+
 #: A file by its name: a relative one is beside runbook.toml.
-_File = Annotated[Path, AfterValidator(lambda file: config_folder() / file.expanduser())]
+_File = Annotated[Path, AfterValidator(_beside_config)]
 
 
 class _SourceAddresses(BaseModel):
@@ -277,6 +286,8 @@ class Target(_SourceAddresses, _Strict):
         data = dict(data)
         for url in (*_address_names(), *_SECRETS):
             env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
+            if not isinstance(env, str | None) or not isinstance(file, str | None):
+                raise ValueError(f"{url}_env and {url}_file are names, in quotes")
             if env is not None:
                 if not os.environ.get(env):
                     raise ValueError(f"{url}_env names {env}, which is not set")
@@ -338,7 +349,7 @@ class Target(_SourceAddresses, _Strict):
     def _resolve_ledger(cls, place: str) -> str:
         if "://" in place:
             return place
-        return str((config_folder() / Path(place).expanduser() if place else _default_ledger()).absolute())
+        return str((_beside_config(Path(place)) if place else _default_ledger()).absolute())
 
     @field_validator("freeze")
     @classmethod
@@ -593,8 +604,12 @@ def load() -> Settings:
         return Settings()
     except ValidationError as e:
         raise UsageError(_format_problem("settings", e)) from None
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{config_file()}: not valid TOML: {e}") from None
+    except SettingsError as e:  # of a variable whose setting is a table or a list
+        field = re.search(r'field "(\w+)"', str(e))
+        raise UsageError(f"settings: RUNBOOK_{field[1].upper()} is not JSON" if field else f"settings: {e}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        wrong = "it is not UTF-8" if isinstance(e, UnicodeDecodeError) else e
+        raise UsageError(f"{config_file()}: not valid TOML: {wrong}") from None
 
 
 def _target_from_table(name: str, written: dict[str, Any]) -> Target:

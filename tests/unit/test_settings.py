@@ -25,6 +25,9 @@ OF_A_TARGET = [
     ('notification_url = "http://u:s3cret-x@h"', "targets.x.notification_url has a password in"),
     ('notification_url_env = "NOT_SET_ANYWHERE"', "notification_url_env names NOT_SET_ANYWHERE, which is not set"),
     ('notification_url_file = "nowhere"', "notification_url_file: cannot read nowhere"),
+    ("database_url_env = 5", "targets.x: database_url_env and database_url_file are names, in quotes"),
+    ('database_url_env = ["a"]', "database_url_env and database_url_file are names, in quotes"),
+    ("nats_url_file = 5", "nats_url_env and nats_url_file are names, in quotes"),
     ('payments_url = "http://h"', "payments_url"),
     # The broker's users
     ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),
@@ -34,6 +37,8 @@ OF_A_TARGET = [
     ('nats_cert_file = "a"', "nats_cert_file and nats_key_file go together"),
     ('nats_domain = "a"\nnats_api_prefix = "b"', "set only one of them"),
     ('nats_domain = "a.>"', "domain"),
+    ('nats_ca_file = "~nosuchuser/x"', "targets.x.nats.ca_file: ~nosuchuser/x: this user has no home folder"),
+    ('ledger = "~nosuchuser/x"', "targets.x.ledger: ~nosuchuser/x: this user has no home folder"),
     ('nats_credentials_file = "a"', "nats_credentials_file"),
     # Grafana
     ('grafana_url = "https://g.example"', "grafana_url and grafana_token go together"),
@@ -70,6 +75,7 @@ OF_A_TARGET = [
 OF_ALL = [
     ("targets = 3", "settings: targets"),
     ("targets", "not valid TOML"),
+    ("lang = '\udcff'", "runbook.toml: not valid TOML: it is not UTF-8"),
     ("deadline_s = nan", "deadline_s: Input should be a finite number"),
     ("deadline_s = 1e300", "deadline_s: Input should be less than"),
     ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
@@ -92,9 +98,18 @@ def test_what_is_written_wrong_is_one_line(
 ) -> None:
     address = "" if written.startswith(("nats_url", "database_url")) else 'nats_url = "nats://127.0.0.1"\n'
     of_a_target = (written, said) in OF_A_TARGET
-    (tmp_path / "runbook.toml").write_text(f"[targets.x]\n{address}{written}\n" if of_a_target else f"{written}\n")
+    text = f"[targets.x]\n{address}{written}\n" if of_a_target else f"{written}\n"
+    (tmp_path / "runbook.toml").write_text(text, errors="surrogateescape")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("A_TOKEN", SECRET)
     with pytest.raises(UsageError) as refused:
         settings.load().target("x")
     assert said in str(refused.value) and "\n" not in str(refused.value) and SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["RUNBOOK_BUDGET", "RUNBOOK_TARGETS", "RUNBOOK_ROUTES"])
+def test_a_variable_that_is_not_json_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, SECRET)
+    with pytest.raises(UsageError) as refused:
+        settings.load()
+    assert str(refused.value) == f"settings: {name} is not JSON"
