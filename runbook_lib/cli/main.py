@@ -1,10 +1,11 @@
 """The `runbook` command. Its exit code is the worst status (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN); 64 is
-wrong usage.
+wrong usage, 70 an error of the runbook itself.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 from copy import copy
@@ -19,6 +20,7 @@ from runbook_lib.usage import UsageError
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
 EX_IOERR = 74
 
 
@@ -162,5 +164,20 @@ def _run_command(arguments: list[str] | None) -> int:
         code, problem = EX_UNAVAILABLE, e.format_message()
     except OSError as e:  # of the archive: `Archive` raises nothing else
         code, problem = EX_UNAVAILABLE, f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}"
+    except Exception as e:
+        if os.environ.get("RUNBOOK_DEBUG"):
+            raise
+        code, problem = _explain_bug(e)
     click.echo(f"runbook: {problem}", err=True)
     return code
+
+
+def _explain_bug(e: Exception) -> tuple[int, str]:
+    """Return the exit code and the line of an exception that nobody expected: never the code of a status."""
+    from runbook_lib.masking import Masker
+
+    cause = e.__cause__ if isinstance(e, click.Abort) else e  # what click makes of the end of an input
+    if cause is None:
+        return EX_USAGE, "a question got no answer"
+    detail = " ".join(f"{type(cause).__name__}: {cause}".split())
+    return EX_SOFTWARE, f"internal error: {Masker().scrub(detail)} (RUNBOOK_DEBUG=1 shows where)"
