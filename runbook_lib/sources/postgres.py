@@ -175,13 +175,10 @@ class Postgres:
             console = self._open_connection(dbname="pgbouncer")
             ends.callback(console.close)
             with cut_when_hung(console, self.budget):
-                try:
-                    version = console.execute("SHOW VERSION").fetchone()
-                    found = console.execute(text)
-                    names = [c.name for c in found.description or ()]
-                    pools = [dict(zip(names, r, strict=True)) for r in found]
-                except psycopg.Error as e:
-                    raise source_error(e) from None
+                version = console.execute("SHOW VERSION").fetchone()
+                found = console.execute(text)
+                names = [c.name for c in found.description or ()]
+                pools = [dict(zip(names, r, strict=True)) for r in found]
             asked.rows = len(pools)
         database = conninfo_to_dict(self._address()[0]).get("dbname")
         rows = [
@@ -449,7 +446,10 @@ class Snapshot:
                     detail = f"plan cost {asked.plan_cost:,.0f} is over the limit of {limit}"
                     raise _error(Reason.DENIED, detail, "cost_gate")
             with self._execute_sql(text, used) as result:
-                rows = result.fetchmany(self._budget.max_rows + 1)
+                try:
+                    rows = result.fetchmany(self._budget.max_rows + 1)
+                except psycopg.Error as e:  # a value that Python has no form for, such as the timestamp infinity
+                    raise source_error(e) from None
                 columns = [c.name for c in result.description or ()]
                 answer = result.pgresult
             asked.rows = len(rows)
@@ -491,22 +491,22 @@ class Snapshot:
     def _execute_sql(self, text: str | sql.Composed, params: dict[str, Any] | None = None) -> psycopg.Cursor[Any]:
         if self._failure:
             raise self._failure
-        with cut_when_hung(self._connection, self._budget) as cut:
-            try:
-                asked = text if isinstance(text, sql.Composed) else _compile_query(text)[0] if params else text.encode()
+        asked = text if isinstance(text, sql.Composed) else _compile_query(text)[0] if params else text.encode()
+        try:
+            with cut_when_hung(self._connection, self._budget):
                 return self._connection.execute(asked, params or None)
-            except psycopg.Error as e:
-                error = source_error(e)
-                if cut.is_set():
-                    error = _error(Reason.TIMEOUT, "the server accepted the query and never answered", "hung")
-                if self._connection.closed:
-                    self._failure = error
-                raise error from None
+        except SourceError as e:
+            if self._connection.closed:
+                self._failure = e
+            raise
 
 
 @contextmanager
 def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
-    """Cut the line of a psycopg connection when the server does not even enforce its own statement_timeout."""
+    """Cut the line of a psycopg connection when the server does not even enforce its own statement_timeout.
+
+    Raises SourceError for the driver's errors.
+    """
     cut = threading.Event()
 
     def shut() -> None:
@@ -524,6 +524,10 @@ def cut_when_hung(connection: Any, budget: Budget) -> Iterator[threading.Event]:
     timer.start()
     try:
         yield cut
+    except psycopg.Error as e:
+        if cut.is_set():
+            raise _error(Reason.TIMEOUT, "the server accepted the query and never answered", "hung") from None
+        raise source_error(e) from None
     finally:
         timer.cancel()
 

@@ -163,6 +163,18 @@ def test_types_of_a_frame(servers: Servers, ask_for: Callable[..., str]) -> None
     assert frame["d"].isna().all()
 
 
+@pytest.mark.parametrize("value", ["CAST('infinity' AS timestamptz)", "CAST('-infinity' AS date)"])
+def test_a_value_that_the_driver_cannot_read_is_an_error(
+    servers: Servers, ask_for: Callable[..., str], value: str
+) -> None:
+    ledger = a_read_cost()
+    with reader(servers.database_url, ledger).snapshot() as snapshot:
+        with refused("postgres", Reason.ERROR, ""):
+            snapshot.ask(ask_for(f"SELECT {value} AS at"))
+        assert "too " in ledger.queries[-1].error
+        assert snapshot.ask(ask_for("SELECT 1 AS n"))["n"].tolist() == [1]
+
+
 def test_a_question_about_the_present_asked_of_the_past(servers: Servers) -> None:
     hour_ago = Window.before(pd.Timestamp.now("UTC") - pd.Timedelta(hours=1), 60, past=True)
     with reader(servers.database_url).snapshot(hour_ago) as snapshot, refused("postgres", Reason.NO_DATA, ""):
