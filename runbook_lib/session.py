@@ -42,6 +42,8 @@ from runbook_lib.view.queries import StepQueries, queries_of
 OLD_S = 120.0
 #: Parameters that a cell passes on by itself (`rb.act`, `rb.event`), and never to the whole section.
 _OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
+#: What every query is given by the run (`Snapshot.ask`), and no cell by a variable: the notebook has an `as_of`, too.
+_OF_RUN = frozenset({"as_of", "since", "max_rows"})
 #: A parameter of a query; `::` is a cast.
 _VARIABLE = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
@@ -425,6 +427,7 @@ def open_section(section: str, variables: Mapping[str, Any] | None = None, /, **
 def sql_cells(rb: Session) -> None:
     """Ask a cell that begins with `%%sql` by `rb.ask`: `:name` in it is the notebook's variable of that name.
 
+    `:as_of`, `:since` and `:max_rows` are always those of the run.
     The result is the cell's result; `%%sql frame` assigns it to the variable `frame` instead.
     """
     shell = get_ipython()
@@ -433,7 +436,7 @@ def sql_cells(rb: Session) -> None:
 
     def sql(name: str, question: str) -> pd.DataFrame | None:
         own = shell.user_ns
-        frame = rb.ask(question, **{n: own[n] for n in set(_VARIABLE.findall(question)) & own.keys()})
+        frame = rb.ask(question, **{n: own[n] for n in {*_VARIABLE.findall(question)} & own.keys() - _OF_RUN})
         if not name.strip():
             return frame
         own[name.strip()] = frame

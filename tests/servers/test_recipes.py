@@ -74,6 +74,17 @@ def test_an_sql_cell_is_asked_like_any_question(shell: InteractiveShell) -> None
     assert "statement timeout" in str(wrong.error_in_exec) and not shown.outputs
 
 
+def test_the_window_of_an_sql_cell_is_that_of_the_run(shell: InteractiveShell, rb: Session) -> None:
+    shell.user_ns |= {"as_of": None, "since": "2001-01-01", "max_rows": 1}
+    cell = (
+        "SELECT CAST(:as_of AS timestamptz) AS until, CAST(:since AS timestamptz) AS since, CAST(:max_rows AS int) AS n"
+    )
+    shell.run_cell(f"%%sql found\n{cell}").raise_error()
+    found = shell.user_ns["found"].iloc[0]
+    assert (found["until"], found["since"]) == (rb.context.as_of.floor("us"), rb.context.since.floor("us"))
+    assert found["n"] == rb.context.budget.max_rows + 1
+
+
 #: What a person tries: in answers, in what goes wrong, in what is made of an answer.
 TRIED = [
     *(recipe for _, recipe in RECIPES),
