@@ -202,7 +202,7 @@ class Postgres:
 
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
         """End the transaction and keep the connection for the next snapshot; close it if it was cut."""
-        with suppress(Exception):
+        with suppress(Exception), cut_when_hung(connection, self.budget):
             connection.rollback()
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE or self._idle:
             with suppress(Exception):
@@ -292,8 +292,10 @@ class Snapshot:
         """
         until = time.monotonic() + 5
         while True:
-            with suppress(psycopg.Error):
+            with suppress(SourceError), self._cut_when_hung():
                 self._connection.rollback()
+            if self._failure and not self._was_kept:
+                raise self._failure
             try:
                 self._execute_sql(self._source.begin)
             except SourceError as e:
@@ -492,9 +494,15 @@ class Snapshot:
         if self._failure:
             raise self._failure
         asked = text if isinstance(text, sql.Composed) else _compile_query(text)[0] if params else text.encode()
+        with self._cut_when_hung():
+            return self._connection.execute(asked, params or None)
+
+    @contextmanager
+    def _cut_when_hung(self) -> Iterator[None]:
+        """Convert the driver's errors; remember one that has ended the connection. Raises SourceError."""
         try:
             with cut_when_hung(self._connection, self._budget):
-                return self._connection.execute(asked, params or None)
+                yield
         except SourceError as e:
             if self._connection.closed:
                 self._failure = e

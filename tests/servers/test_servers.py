@@ -321,6 +321,24 @@ def test_a_server_that_hangs_under_a_snapshot(embedded: Servers, ask_for: Callab
             getattr(snapshot, method)(name)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_server_that_hangs_when_a_snapshot_is_rolled_back(
+    embedded: Servers, ask_for: Callable[..., str], again: bool
+) -> None:
+    source = reader(embedded.database_url, statement_timeout_ms=300)
+    begun = time.monotonic()
+    with ExitStack() as later, source.snapshot() as snapshot:
+        pid = int(snapshot.ask(ask_for("SELECT pg_backend_pid() AS pid"))["pid"][0])
+        goes_on = threading.Timer(8, os.kill, (pid, signal.SIGCONT))
+        later.callback(goes_on.cancel)
+        goes_on.start()
+        later.enter_context(stopped(pid))
+        if again:
+            with refused("postgres", Reason.TIMEOUT, "hung", within=4):
+                snapshot.start()
+    assert time.monotonic() - begun < 6 and not source._idle
+
+
 # JetStream --------------------------------------------------------------------------------------------------
 
 
