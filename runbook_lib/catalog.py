@@ -287,11 +287,11 @@ class _RecordingTable(Limits):
 
     def __init__(self, rows: Mapping[str, Any], read: set[str]) -> None:
         super().__init__(rows)
-        self._read = read
+        self._rows, self._read = rows, read
 
     def __getitem__(self, name: str) -> Any:
         self._read.add(name)
-        return super().__getitem__(name)
+        return self._rows[name]  # which may record it, too
 
 
 @dataclass(frozen=True)
@@ -371,6 +371,13 @@ class Catalog:
         """Return a copy that adds the name of each number, threshold and objective that is read to `read`."""
         numbers, limits, slos = (_RecordingTable(rows, read) for rows in (self.numbers, self.limits, self.slos))
         return replace(self, numbers=cast(Any, numbers), limits=limits, slos=cast(Any, slos))
+
+    def read_again(self, read: Iterable[str]) -> None:
+        """Read the rows that shaped what a copy that is `watched` is given ready-made."""
+        for name in read:
+            for table in (self.numbers, self.limits, self.slos):
+                if name in table:
+                    table[name]
 
     def runnable(self) -> dict[str, Section]:
         """Return the sections that have a notebook."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -143,10 +143,11 @@ class JudgeInput:
 
 @dataclass
 class SharedFrames:
-    """Frames that several steps use, and the steps that have received them."""
+    """Frames that several steps use, the names that shaped them, and the steps that have received them."""
 
     frames: Frames
     until: float
+    shaped_by: set[str] = field(default_factory=set)
     served: set[str] = field(default_factory=set)
 
 
@@ -239,11 +240,9 @@ class Context:
         """The workloads, through the tool that runs them."""
         return cast(Runner, self.source("workloads"))
 
-    @contextmanager
-    def snapshot(self) -> Iterator[Snapshot]:
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""
-        with self.postgres.snapshot(self.window) as db:
-            yield db
+        return self.postgres.snapshot(self.window)
 
     def number(self, name: str) -> float:
         """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
@@ -277,15 +276,26 @@ class Context:
             incident=self.parameters.incident_id,
         )
 
-    def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
-        """Return frames that several steps use, collected once per run; the caller may add frames to them.
+    def shared(
+        self,
+        step: str,
+        ask: Callable[[Context], Frames],
+        add: Callable[[Context, Frames], Frames] = lambda rb, frames: {},
+    ) -> Frames:
+        """Return frames that several steps use, collected once per run, with those that this step `add`s to them.
 
-        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
+        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later. Each
+        step that receives the frames is shaped by the numbers and thresholds that were read for them.
         """
+        read = set[str]()
+        watched = replace(self, catalog=self.catalog.watched(read))
         shared = self.asked.get(ask)
         if shared is None or step in shared.served or time.monotonic() > shared.until:
-            shared = self.asked[ask] = SharedFrames(ask(self), time.monotonic() + SHARED_S)
+            shared = self.asked[ask] = SharedFrames(ask(watched), time.monotonic() + SHARED_S)
         shared.served.add(step)
+        shared.frames |= add(watched, shared.frames)
+        shared.shaped_by |= read
+        self.catalog.read_again(shared.shaped_by)
         return shared.frames
 
 

@@ -1,0 +1,50 @@
+"""Frames that several steps share: each step names the numbers that shaped them, and so backtest knows."""
+
+from __future__ import annotations
+
+import pandas as pd
+from steps import open_target
+
+from runbook_lib.checks.check import Check
+from runbook_lib.context import Context, JudgeInput
+from runbook_lib.model.finding import Finding, Frames, Value, judged, say
+
+TARGET = {"nats_url": "nats://127.0.0.1:9"}
+
+
+def ask(rb: Context) -> Frames:
+    rb.number("looks.apart")
+    rb.catalog.limits["delivery.silence"]
+    return {"shared": pd.DataFrame({"n": [1]})}
+
+
+def add(rb: Context, frames: Frames) -> Frames:
+    if "added" in frames:
+        return {}
+    rb.number("looks.shared")
+    return {"added": frames["shared"]}
+
+
+def judge(frames: Frames, given: JudgeInput) -> Finding:
+    value = Value("stuck", len(frames), "rows", given.limits["delivery.silence"])
+    return judged(say("unknown.not_run"), [value], signals=given.evidence("leases.left_behind"))
+
+
+def test_each_step_that_is_served_names_what_shaped_the_frames() -> None:
+    rb = open_target("4.3", TARGET)
+    found = {
+        "4.3.1": Check("4.3.1", lambda rb: rb.shared("4.3.1", ask), judge).run(rb),
+        "4.3.2": Check("4.3.2", lambda rb: rb.shared("4.3.2", ask, add), judge).run(rb),
+        "4.3.3": Check("4.3.3", lambda rb: rb.shared("4.3.3", ask, add), judge).run(rb),
+    }
+    first, both = ("delivery.silence", "looks.apart"), ("delivery.silence", "looks.apart", "looks.shared")
+    assert {step: f.shaped_by for step, f in found.items()} == {"4.3.1": first, "4.3.2": both, "4.3.3": both}
+    assert {*found["4.3.3"].frames} == {"shared", "added"}
+
+
+def test_a_step_that_fails_names_them_too() -> None:
+    def fail(rb: Context) -> Frames:
+        raise rb.number("looks.apart") and rb.source("redis")
+
+    found = Check("4.3.1", lambda rb: rb.shared("4.3.1", fail), judge).run(open_target("4.3", TARGET))
+    assert found.shaped_by == ("looks.apart",)
