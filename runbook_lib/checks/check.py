@@ -85,12 +85,19 @@ class Check:
             shaped_by=tuple(sorted(shaped_by)),
             at=at,
         )
-        with suppress(Exception):  # a judge that cannot decide by other limits has decided by these
-            finding = replace(finding, made_from=self.find_limits(finding, given))
-        return finding
+        return self._with_limits(finding, given)
 
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
+        return self._with_limits(self.judge_frames(found, given), given)
+
+    def _with_limits(self, finding: Finding, given: JudgeInput) -> Finding:
+        with suppress(Exception):  # a judge that cannot decide by other limits has decided by these
+            return replace(finding, made_from=self.find_limits(finding, given))
+        return finding
+
+    def judge_frames(self, found: Finding, given: JudgeInput) -> Finding:
+        """Judge as `judge_again`, without `made_from`, which takes several more judgements."""
         if not found.frames:
             return _update_weights(found, given)
         failed = failures(found.frames).get(WHOLE)
@@ -109,7 +116,7 @@ class Check:
         made = dict.fromkeys(s.observation for s in found.signals if s.observation)
         for value, moved, limit in _move_limits(found.values) if made else ():
             book = replace(given.catalog, limits=Limits(given.limits | {moved.name: moved}))
-            again = self.judge_again(found, replace(given, catalog=book)).signals
+            again = self.judge_frames(found, replace(given, catalog=book)).signals
             supported = {s.about for s in again if s.weight > 0 and s.observation not in made}
             gone = made.keys() - limits.keys() - {s.observation for s in again}
             # An observation that another one replaces, which supports the same, does not end at this limit.
