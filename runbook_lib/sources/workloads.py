@@ -13,6 +13,7 @@ import re
 import selectors
 import shlex
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -470,10 +471,13 @@ def _is_assignment(line: str) -> bool:
 
 
 def _write_env(path: Path, text: str) -> None:
-    """Replace a file in one step, readable by its owner only."""
+    """Replace a file in one step; it keeps its owner, group and mode, and a new one is readable by its owner only."""
+    before = path.stat() if path.exists() else None
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if before:
+                _keep_access(descriptor, before)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -481,6 +485,15 @@ def _write_env(path: Path, text: str) -> None:
     except BaseException:
         Path(draft).unlink(missing_ok=True)
         raise
+
+
+def _keep_access(descriptor: int, before: os.stat_result) -> None:
+    """Give a file the owner, group and mode of another; who reads it now must read it at the next start."""
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except OSError as e:
+        raise OSError(e.errno, f"its owner and group cannot be kept ({e.strerror})") from None
+    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, bytes, bytes]:

@@ -413,13 +413,19 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWo
         "NATS_URL": "nats://app:***@nats:4222",
         "BATCH": "50",
     }
+    file = Path(supervised.env_file)
+    file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(file, 65534, 65534)
+    before_it = file.stat()
     said = runner.set_environment("notification", {"BATCH": None, "POLL": "2 s = two"})
     assert said.splitlines() == ["notification: stopped", "notification: started"]
     assert "RUNNING" in runner.wait_ready("notification", 10)
     assert runner.environment("notification")["POLL"] == "2 s = two"
-    file = Path(supervised.env_file)
     assert file.read_text() == (f"POSTGRES_PASSWORD={SECRET}\nNATS_URL=nats://app:{SECRET}@nats:4222\nPOLL=2 s = two\n")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    now = file.stat()
+    assert stat.S_IMODE(now.st_mode) == 0o640
+    assert (now.st_uid, now.st_gid) == (before_it.st_uid, before_it.st_gid) and now.st_ino != before_it.st_ino
     assert [p.name for p in file.parent.glob(".pods*")] == []
     until(lambda: "POLL=2 s = two" in "\n".join(runner.logs("notification", 1)))
     (after,) = runner.pods("notification")
@@ -427,6 +433,27 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWo
     texts = [q.text for q in runner._read_cost.queries]
     assert any(t.endswith(" restart notification") for t in texts)
     assert any(t.endswith("pods.env: BATCH- POLL=2 s = two") for t in texts)
+
+
+def test_variables_are_not_set_where_the_file_would_change_its_owner(
+    supervised: EntitlementWorkloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    file = Path(supervised.env_file)
+    text, cost = file.read_text(), a_read_cost()
+    with pytest.raises(SourceError, match="its owner and group cannot be kept") as refused:
+        runner_of(supervised, cost).set_environment("notification", {"POLL": "3"})
+    assert refused.value.reason is Reason.DENIED and file.read_text() == text
+    assert [p.name for p in file.parent.glob(".pods*")] == []
+    assert not any("restart" in q.text for q in cost.queries)
+
+
+def test_a_new_file_of_variables_is_its_owners_alone(tmp_path: Path) -> None:
+    workloads._write_env(tmp_path / "new.env", "A=1\n")
+    assert stat.S_IMODE((tmp_path / "new.env").stat().st_mode) == 0o600
 
 
 def test_a_program_is_stopped_and_started(supervised: EntitlementWorkloads) -> None:
