@@ -53,6 +53,8 @@ SALTS = ".salts"
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of a store that may take the same write later; EIO is also what a store's own kind of errors becomes.
+_MAY_PASS = (*_FULL, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
 #: Errors of file systems without hard links, and of those that cannot fsync a folder.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -75,7 +77,20 @@ _opened: list[Any] = []
 
 
 class OutputError(UsageError):
-    """The output cannot be written now: it is wrong, or temporarily not available."""
+    """The output cannot be written: it is wrong, or not available now (`StoreError`)."""
+
+    @staticmethod
+    def of(text: str, e: OSError) -> OutputError:
+        """Return the error of a write that failed."""
+        wrong = isinstance(e, FileNotFoundError | FileExistsError | PermissionError)
+        passes = isinstance(e, TimeoutError | ConnectionError) or e.errno in _MAY_PASS
+        return StoreError(text) if passes and not wrong else OutputError(text)
+
+
+class StoreError(OutputError):
+    """The store fails now, and may take the same write later."""
+
+    exit_code = 69
 
 
 class LogError(OSError, ValueError):
@@ -111,8 +126,8 @@ class Archive:
                 self._create_salts()
         except OSError as e:
             reason = e.strerror or type(e).__name__
-            raise OutputError(
-                f"output folder {self.place} cannot be written: {reason}; choose another with --output"
+            raise OutputError.of(
+                f"output folder {self.place} cannot be written: {reason}; choose another with --output", e
             ) from None
 
     def make(self) -> None:

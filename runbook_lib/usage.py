@@ -12,7 +12,9 @@ SANDBOX_TARGET = "target.json"
 
 
 class UsageError(Exception):
-    """Something the caller gave is wrong; the text says what, and what was meant (exit code 64)."""
+    """Something the caller gave is wrong; the text says what, and what was meant."""
+
+    exit_code = 64
 
     def _render_traceback_(self) -> list[str]:
         """Return the message alone, without the traceback, for a notebook."""

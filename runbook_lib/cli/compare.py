@@ -75,7 +75,9 @@ def baseline(sections: tuple[str, ...], target: str, output: str, lang: str) -> 
             try:
                 compare.keep(rb, output)
             except OSError as e:
-                raise OutputError(f"the usual values could not be stored in {output}: {e.strerror or e}") from None
+                raise OutputError.of(
+                    f"the usual values could not be stored in {output}: {e.strerror or e}", e
+                ) from None
         key = "compare.kept" if status is Status.OK else "compare.not_kept"
         common.echo_text(lang, say(key, section=section, target=target, status=status.name))
     return int(worst(found).value)

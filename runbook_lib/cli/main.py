@@ -156,7 +156,7 @@ def _run_command(arguments: list[str] | None) -> int:
         click.echo(e.format_message(), err=True)
         return EX_USAGE
     except (UsageError, CatalogError) as e:
-        code, problem = EX_USAGE, str(e)
+        code, problem = e.exit_code if isinstance(e, UsageError) else EX_USAGE, str(e)
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "runbook"
         code, problem = EX_USAGE, f"{e.format_message()} (see `{command} --help`)"

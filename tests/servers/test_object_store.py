@@ -226,7 +226,7 @@ def _one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(("run", "3", "--target", "shut", "--incident", "I"), 64), (("note", "I", "x"), 64), (("verify", "I"), 69)],
+    [(("run", "3", "--target", "shut", "--incident", "I"), 69), (("note", "I", "x"), 69), (("verify", "I"), 69)],
 )
 def test_a_store_that_is_down_is_one_line(place: str, arguments: tuple[str, ...], code: int) -> None:
     done = runbook(*arguments, "--output", place, AWS_ENDPOINT_URL="http://127.0.0.1:9")

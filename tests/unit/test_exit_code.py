@@ -1,13 +1,16 @@
-"""What ends the command unexpectedly is one line and exit code 70, which is no status."""
+"""Exit codes that are no status: a store that fails now is 69, what nobody expected 70; each is one line."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import click
 import pytest
 
 from runbook_lib.cli import main
+from runbook_lib.store import Archive
 
 
 def ended(problem: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -46,3 +49,25 @@ def test_a_configuration_that_is_no_text(
     monkeypatch.chdir(tmp_path)
     assert main._run_command(["run", "2"]) == 64
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "code"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 69),
+        (OSError(errno.EIO, "503 Service Unavailable"), 69),
+        (TimeoutError("no answer"), 69),
+        (PermissionError(errno.EACCES, "Permission denied"), 64),
+        (FileNotFoundError(errno.EIO, "The specified bucket does not exist"), 64),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), 64),
+    ],
+)
+@pytest.mark.parametrize("fails", ["make", "add_line"])
+def test_a_store_that_fails_now_is_no_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: OSError, code: int, fails: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise problem
+
+    monkeypatch.setattr(Archive, fails, fail)
+    assert main._run_command(["note", "I", "x", "--new", "--output", str(tmp_path)]) == code
