@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runbook_lib import messages
 from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
-from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent
+from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
@@ -137,7 +137,12 @@ class Receiver:
 
     async def alertmanager(self, request: Request) -> Response:
         """Accept Prometheus Alertmanager's webhook, version 4."""
-        return await self._receive_alerts(request, lambda headers, body: from_alertmanager(body), (_JSON,))
+
+        def refuse(problem: str) -> None:
+            log_refused(problem)
+            self.metrics.refused_alerts.inc()
+
+        return await self._receive_alerts(request, lambda headers, body: from_alertmanager(body, refuse), (_JSON,))
 
     async def events(self, request: Request) -> Response:
         """Accept a CloudEvent 1.0, structured or binary."""

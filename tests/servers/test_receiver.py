@@ -171,6 +171,17 @@ def test_a_cloudevent_structured_and_binary(here: Running) -> None:
     assert (taken.status_code, taken.json()["jobs"]) == (202, [2]), taken.text
 
 
+def test_an_alert_that_is_refused_is_counted_and_holds_up_no_other(here: Running, caplog: Any) -> None:
+    bad = one("Bad", incident="../x")
+    came = here.post(webhook(bad, one("API/latency", **{"service.name": "api"}), one("通知遅延", pod="x" * 2000)))
+    assert (came.status_code, came.json()) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
+    assert "runbook_alerts_refused_total 1.0" in here.get("metrics").text
+    assert [r.getMessage() for r in caplog.records if "an alert is refused: alerts.0.labels" in r.getMessage()]
+    assert here.post(webhook(bad, bad)).status_code == 400
+    page = here.get().text
+    assert "API/latency" in page
+
+
 def test_a_connection_is_used_again(here: Running) -> None:
     with requests.Session() as session:
         codes = [session.post(f"{here.url}alertmanager", webhook(), headers=JSON).status_code for _ in range(3)]
