@@ -44,6 +44,11 @@ _INCIDENTS = (
     " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
     " FROM incidents AS i"
 )
+#: The alerts that fire, of these fingerprints, in open incidents that no alert names.
+_FIRING = (
+    "alerts AS a JOIN incidents AS i ON i.id = a.incident WHERE firing AND closed IS NULL AND group_key <> ''"
+    " AND fingerprint IN (SELECT value FROM json_each(?))"
+)
 
 Kind = Literal["firing", "resolved"]
 
@@ -189,6 +194,7 @@ class Journal:
                     jobs.append(job)
                     counted += not new
                 jobs.append(self._add_recovery_job(own, incident, target, now))
+                jobs += self._end_elsewhere([a for a in own if not a.firing and not a.incident], now)
         return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
     def recover(self, now: float) -> int:
@@ -412,7 +418,8 @@ class Journal:
     def _find_or_open_incident(self, alerts: Sequence[Alert], target: str, window_s: float, now: float) -> str | None:
         """Return the alerts' incident: the one they name, else their group's open or just closed one, else a new one.
 
-        Returns None if all alerts are resolved and no incident is open.
+        If the group or the target of an alert changed while it fires, its open incident gets the new ones. Returns None
+        if all alerts are resolved and no incident is open.
         """
         named, at = alerts[0].incident, self.clock.to_wall_clock(now)
         group = "" if named else digest(alerts[0].group)  # a named incident is found by its name only
@@ -423,7 +430,7 @@ class Journal:
                 "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
                 " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
                 group, target, at, window_s,
-            )  # fmt: skip
+            ) or self._move_incident(alerts, group, target)  # fmt: skip
         firing = [a for a in alerts if a.firing]
         if found:
             if firing:
@@ -439,6 +446,33 @@ class Journal:
         )  # fmt: skip
         return id_
 
+    def _move_incident(self, alerts: Sequence[Alert], group: str, target: str) -> sqlite3.Row | None:
+        """Give the open incident in which one of the alerts fires another group and target; None if there is none."""
+        found = self._fetch_first(
+            f"SELECT i.id FROM {_FIRING} ORDER BY opened DESC LIMIT 1",  # noqa: S608
+            _fingerprints(alerts),
+        )
+        if found:
+            self._execute("UPDATE incidents SET group_key = ?, target = ? WHERE id = ?", group, target, found["id"])
+        return found
+
+    def _end_elsewhere(self, ended: Sequence[Alert], now: float) -> list[int | None]:
+        """End alerts in the incidents of the groups to which they belonged before; return the jobs that this adds."""
+        where = f"SELECT DISTINCT i.id, i.target FROM {_FIRING}"  # noqa: S608
+        rows = self._execute(where, _fingerprints(ended)).fetchall()
+        for alert in ended:
+            for row in rows:
+                self._end_alert(alert, row["id"], now)
+        return [self._add_recovery_job(ended, row["id"], row["target"], now) for row in rows]
+
+    def _end_alert(self, alert: Alert, incident: str, now: float) -> bool:
+        """Record that an alert does not fire any more, whatever its route was; return whether it fired."""
+        ended = self._execute(
+            "UPDATE alerts SET firing = 0, last = ? WHERE incident = ? AND fingerprint = ? AND firing",
+            now, incident, alert.fingerprint,
+        )  # fmt: skip
+        return ended.rowcount > 0
+
     def _record_alert(
         self, alert: Alert, config: Settings, incident: str, since: float, now: float
     ) -> tuple[int | None, bool]:
@@ -446,10 +480,12 @@ class Journal:
 
         A job that was accepted before `since` is too old for a further alert.
         """
+        if not alert.firing:
+            return None, self._end_alert(alert, incident, now)
         routed = routes.route_of(alert, config)
         own = (incident, alert.fingerprint, ",".join(routed.sections))
         known = self._fetch_first(
-            "SELECT a.job, a.firing, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            "SELECT a.job, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
             *own,
         )
@@ -459,14 +495,13 @@ class Journal:
         )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
-        if known and (repeats or not alert.firing):
+        self._end_alert(alert, incident, now)  # under another route: it fires under this one
+        if repeats:
             self._execute(
-                "UPDATE alerts SET count = count + ?, last = ?, firing = ?"
+                "UPDATE alerts SET count = count + 1, last = ?, firing = 1"
                 " WHERE incident = ? AND fingerprint = ? AND sections = ?",
-                alert.firing, now, alert.firing, *own,
+                now, *own,
             )  # fmt: skip
-            return None, not alert.firing and bool(known["firing"])
-        if not alert.firing:
             return None, False
         job = self._find_or_add_job(alert, routed, incident, last_check, since, now)
         self._execute(
@@ -618,6 +653,11 @@ class Journal:
                 return self._db.execute(question, values).fetchall()
             except sqlite3.Error as e:
                 raise JournalError(f"the journal {self.file} cannot be read: {e}") from None
+
+
+def _fingerprints(alerts: Sequence[Alert]) -> str:
+    """Return the fingerprints of alerts as JSON, for a question."""
+    return json.dumps([alert.fingerprint for alert in alerts])
 
 
 def _job_from_row(row: sqlite3.Row) -> Job:

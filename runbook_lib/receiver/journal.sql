@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS alerts (
     PRIMARY KEY (incident, fingerprint, sections)
 );
 CREATE INDEX IF NOT EXISTS alerts_by_job ON alerts (job);
+CREATE INDEX IF NOT EXISTS alerts_by_fingerprint ON alerts (fingerprint);
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY,
     incident TEXT NOT NULL REFERENCES incidents,

@@ -574,7 +574,7 @@ def test_a_full_journal_refuses_for_now(here: Running) -> None:
 
     here.post(webhook())
     pages(1)
-    codes = {here.post(webhook(one(pod="x" * 1000), group=f"{n:0>4000}")).status_code for n in range(30)}
+    codes = {here.post(webhook(one(f"A{n}", pod="x" * 1000), group=f"{n:0>4000}")).status_code for n in range(30)}
     assert 503 in codes
     before = len(here.journal.incidents(100))
     pages(1_000_000)
