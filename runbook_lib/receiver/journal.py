@@ -193,7 +193,7 @@ class Journal:
                     job, new = self._record_alert(alert, config, incident, now - window_s, now)
                     jobs.append(job)
                     counted += not new
-                jobs.append(self._add_recovery_job(own, incident, target, now))
+                jobs += self._add_recovery_jobs(own, incident, now)
                 jobs += self._end_elsewhere([a for a in own if not a.firing and not a.incident], now)
         return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
@@ -217,7 +217,7 @@ class Journal:
         """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
 
         A closed incident without remaining jobs keeps only its row and its last seal, because its dossier may exist for
-        longer. Any other incident keeps its alerts and the last job of each kind and sections.
+        longer. Any other incident keeps its alerts and the last job of each kind, sections and target.
         """
         with self._transaction():
             newest = self._fetch_first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
@@ -240,7 +240,7 @@ class Journal:
                 self._execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
             self._execute(
                 "DELETE FROM jobs WHERE id <= ? AND state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
-                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections)",
+                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections, target)",
                 last,
             )
             self._execute(
@@ -308,14 +308,12 @@ class Journal:
                 )
                 if second_run is not None:
                     self._add_second_run(job, verdict["status"], *second_run, now)
-            changed = bool(
-                self._fetch_first(
-                    "SELECT 1 FROM incidents WHERE id = ? AND signature IS NOT ?", job.incident, signature
-                )
-            )
+            reported = self._reported_signatures(job.incident)
+            changed = reported.get(job.target) != signature
             self._execute(
                 "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
-                json.dumps(verdict, ensure_ascii=False), signature, now, job.incident,
+                json.dumps(verdict, ensure_ascii=False), json.dumps(reported | {job.target: signature}), now,
+                job.incident,
             )  # fmt: skip
             self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
         return changed
@@ -456,14 +454,14 @@ class Journal:
             self._execute("UPDATE incidents SET group_key = ?, target = ? WHERE id = ?", group, target, found["id"])
         return found
 
-    def _end_elsewhere(self, ended: Sequence[Alert], now: float) -> list[int | None]:
+    def _end_elsewhere(self, ended: Sequence[Alert], now: float) -> list[int]:
         """End alerts in the incidents of the groups to which they belonged before; return the jobs that this adds."""
-        where = f"SELECT DISTINCT i.id, i.target FROM {_FIRING}"  # noqa: S608
-        rows = self._execute(where, _fingerprints(ended)).fetchall()
-        for alert in ended:
-            for row in rows:
-                self._end_alert(alert, row["id"], now)
-        return [self._add_recovery_job(ended, row["id"], row["target"], now) for row in rows]
+        where = f"SELECT DISTINCT i.id FROM {_FIRING}"  # noqa: S608
+        incidents = [row["id"] for row in self._execute(where, _fingerprints(ended)).fetchall()]
+        for incident in incidents:
+            for alert in ended:
+                self._end_alert(alert, incident, now)
+        return [job for incident in incidents for job in self._add_recovery_jobs(ended, incident, now)]
 
     def _end_alert(self, alert: Alert, incident: str, now: float) -> bool:
         """Record that an alert does not fire any more, whatever its route was; return whether it fired."""
@@ -531,22 +529,30 @@ class Journal:
         suffix = RECURRED if last_check and not last else ""
         return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
 
-    def _add_recovery_job(self, alerts: Sequence[Alert], incident: str, target: str, now: float) -> int | None:
-        """Add the job that checks the recovery when the last alert of an open incident is resolved; None otherwise."""
+    def _add_recovery_jobs(self, alerts: Sequence[Alert], incident: str, now: float) -> list[int]:
+        """Add a job per target that checks the recovery, when the last alert of an open incident is resolved."""
         ended = [a for a in alerts if not a.firing]
         is_open = self._fetch_first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
         if not ended or not is_open or self._has_firing_alert(incident):
-            return None
-        # A waiting recovery check stays: an alert may be reported as resolved twice.
+            return []
         self._execute(
             "UPDATE jobs SET state = 'done', ended = ?"
             " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?",
             now, incident, f"%{SECOND_RUN}",
         )  # fmt: skip
-        last = self._fetch_first("SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1", incident)
-        if last and last["kind"] == "resolved" and last["state"] in ("waiting", "running"):
-            return None
-        return self._add_job(incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
+        # A recovery check that waits or runs stays: an alert may be reported as resolved twice.
+        if self._fetch_first(
+            "SELECT 1 FROM jobs WHERE incident = ? AND kind = 'resolved' AND state IN ('waiting', 'running')"
+            " AND id > (SELECT max(id) FROM jobs WHERE incident = ? AND kind = 'firing')",
+            incident, incident,
+        ):  # fmt: skip
+            return []
+        targets = self._execute(
+            "SELECT target FROM jobs WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
+        ).fetchall()
+        return [
+            self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1].line, now) for row in targets
+        ]
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
@@ -579,10 +585,10 @@ class Journal:
     def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
         """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
         fires = self._has_firing_alert(job.incident)
-        newer = "SELECT 1 FROM jobs WHERE incident = ? AND id > ? AND state IN ('waiting', 'running')"
+        newer = "SELECT 1 FROM jobs WHERE incident = ? AND target = ? AND id > ? AND state IN ('waiting', 'running')"
         once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
         recovering = job.kind == "resolved" and status != "OK" and not fires
-        if once or (recovering and not self._fetch_first(newer, job.incident, job.id)):
+        if once or (recovering and not self._fetch_first(newer, job.incident, job.target, job.id)):
             self._execute(
                 "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
                 " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
@@ -620,8 +626,19 @@ class Journal:
         self._execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", due, problem, job.id)
 
     def _forget_last_verdict(self, job: Job) -> None:
-        """Forget the last reported verdict, so that the next one is reported even if it is the same."""
-        self._execute("UPDATE incidents SET signature = NULL WHERE id = ?", job.incident)
+        """Forget the target's last reported verdict, so that the next one is reported even if it is the same."""
+        others = {t: s for t, s in self._reported_signatures(job.incident).items() if t != job.target}
+        self._execute("UPDATE incidents SET signature = ? WHERE id = ?", json.dumps(others), job.incident)
+
+    def _reported_signatures(self, incident: str) -> dict[str, str]:
+        """Return the signature of the last reported verdict by target; an older journal has one for all."""
+        row = self._fetch_first(
+            "SELECT target, coalesce(signature, '{}') AS stored FROM incidents WHERE id = ?", incident
+        )
+        if row is None:
+            return {}
+        stored = str(row["stored"])
+        return json.loads(stored) if stored.startswith("{") else {row["target"]: stored}
 
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self._db.execute(statement, values)

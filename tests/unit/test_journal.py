@@ -117,6 +117,67 @@ def test_a_named_incident_may_have_two_targets(journal: Journal) -> None:
     assert len({j.key for j in incident.jobs}) == 2
 
 
+TWO = [firing(fingerprint=t, incident="INC-1", runbook_target=t) for t in ("main", "other")]
+ENDED = [replace(alert, firing=False) for alert in TWO]
+
+
+def test_of_two_targets_each_has_its_own_last_verdict(journal: Journal) -> None:
+    def verdicts(now: float, *said: str) -> list[str]:
+        """The statuses that are told when each target has come to a verdict."""
+        before = len(journal._query("SELECT 1 FROM messages"))
+        journal.accept(TWO, CONFIG, now)
+        for status in said:
+            done(journal, now, status, **TOLD)
+        return [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")][before:]
+
+    assert verdicts(0, "CRITICAL", "OK") == ["CRITICAL", "OK"]
+    assert verdicts(WINDOW_S + 1, "CRITICAL", "OK") == [], "nothing has changed"
+    assert verdicts(2 * WINDOW_S + 2, "CRITICAL", "CRITICAL") == ["CRITICAL"], "the other target's is new"
+    journal.accept(TWO, CONFIG, 3 * WINDOW_S + 3)
+    journal.fail(taken(journal, 3 * WINDOW_S + 3), 3 * WINDOW_S + 3, "lost", **TOLD)
+    done(journal, 3 * WINDOW_S + 3, "CRITICAL", **TOLD)
+    assert verdicts(4 * WINDOW_S + 4, "CRITICAL", "CRITICAL") == ["CRITICAL"], "only one was given up"
+
+
+@pytest.mark.parametrize("ended", [ENDED, ENDED[::-1]])
+def test_of_two_targets_the_recovery_of_each_is_checked(journal: Journal, ended: list[Alert]) -> None:
+    journal.accept(TWO, CONFIG, 0)
+    done(journal, 1), done(journal, 1)
+    assert journal.accept(ended[:1], CONFIG, 2).jobs == ()
+    assert len(journal.accept(ended[1:], CONFIG, 3).jobs) == 2
+    assert journal.accept(ended, CONFIG, 4).jobs == (), "told twice"
+    first = done(journal, 5, "WARNING", second_run=(60, "again"))
+    second = done(journal, 6, "OK", second_run=(60, "again"))
+    assert [(j.kind, j.target) for j in (first, second)] == [("resolved", "main"), ("resolved", "other")]
+    assert journal.incidents()[0].closed is None, "one of them has not recovered"
+    assert done(journal, 60, "OK").key == f"{first.key}/again"
+    assert journal.incidents()[0].closed == 60
+    assert journal.next_job(1000, []) is None
+
+
+def test_of_two_targets_one_that_fires_again_starts_the_checks_of_both_again(journal: Journal) -> None:
+    journal.accept(TWO, CONFIG, 0)
+    done(journal, 1), done(journal, 1)
+    journal.accept(ENDED, CONFIG, 2)
+    done(journal, 3, "WARNING", second_run=(60, "again"))
+    journal.accept(TWO[1:], CONFIG, 4)
+    journal.accept(ENDED[1:], CONFIG, 5)
+    assert (done(journal, 6).target, journal.incidents()[0].closed) == ("other", None)
+    assert [done(journal, 7, "OK").target for _ in range(2)] == ["main", "other"]
+    assert journal.incidents()[0].closed == 7
+
+
+def test_a_verdict_that_an_older_version_reported_is_not_told_again(journal: Journal) -> None:
+    ran(journal, 0, firing(), **TOLD)
+    journal._db.execute("UPDATE incidents SET signature = 'CRITICAL relay None'")
+    journal = reopened(journal)
+    ran(journal, WINDOW_S + 1, firing(), **TOLD)
+    assert len(journal._query("SELECT 1 FROM messages")) == 1
+    ran(journal, 2 * WINDOW_S + 2, firing(), status="OK", **TOLD)
+    assert len(journal._query("SELECT 1 FROM messages")) == 2
+    journal.close()
+
+
 def test_a_thousand_alerts_of_fifty_groups_are_fifty_jobs(journal: Journal) -> None:
     for n in range(1000):
         journal.accept([firing(fingerprint=str(n), group=f"group-{n % 50}")], CONFIG, n * 0.01)
@@ -288,7 +349,8 @@ def test_an_alert_whose_route_changed_while_it_fired_ends(journal: Journal, conf
     if repeated:
         journal.accept([firing()], config, 10)
     assert journal.accept([resolved()], config, 20).counted == 0
-    assert len(journal.accept([resolved(fingerprint="2")], config, 30).jobs) == 1
+    ran_on = {job.target for job in journal.incidents()[0].jobs}
+    assert len(journal.accept([resolved(fingerprint="2")], config, 30).jobs) == len(ran_on)
     while job := journal.next_job(40, []):
         journal.conclude(job, verdict("OK"), 41)
     (incident,) = journal.incidents()
