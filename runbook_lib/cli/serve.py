@@ -56,10 +56,12 @@ def serve(
     from runbook_lib.runs import executors
     from runbook_lib.receiver import auth, notify, routes, server
     from runbook_lib.receiver.journal import Journal
+    from runbook_lib.store import Archive
 
     config = settings.load()
     config.receiver.workers = workers or config.receiver.workers
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
+    place = Archive(output, "").place  # raises UsageError if the output cannot be opened
     routes.check(config)
     places, secrets = notify.urls_by_digest(config), auth.load(config.receiver)
     if bool(tls_cert) != bool(tls_key):
@@ -76,7 +78,7 @@ def serve(
         raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
     kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
     server.log_to_stderr()
-    words = {"auth": say(_AUTH_KEYS[secrets.name]), "output": output, "journal": journal}
+    words = {"auth": say(_AUTH_KEYS[secrets.name]), "output": place, "journal": journal}
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
     hello = messages.text(here, lang)
     if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):

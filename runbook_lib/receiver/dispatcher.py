@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -85,10 +86,34 @@ class Dispatcher(Loop):
             job = self._journal.next_job(self._clock.now(), busy)
             if job is None:
                 return
-            self.start_work(job.target, partial(self._run_job, job))
+            try:
+                self.start_work(job.target, partial(self._run_job, job))
+            except Exception as e:  # no further thread can be started
+                self._leave_unreported(job, e)
+                return
 
     def _run_job(self, job: Job) -> None:
         """Run one job; it ends done, failed, or waiting for another attempt."""
+        try:
+            self._try_job(job)
+        except BaseException as e:  # from what reports the end, for example
+            _log.exception("%s: unexpected", job.key)
+            self._leave_unreported(job, e)
+
+    def _leave_unreported(self, job: Job, e: BaseException) -> None:
+        """Postpone or give up a job whose end could not be reported, so that it does not stay in progress."""
+        problem = type(e).__name__  # its text may contain anything
+        if job.attempts < ATTEMPTS:
+            again = self._retry_time(job, problem)
+            return self.write_until_done(lambda: self._journal.retry(job, again, problem))
+        _log.error("%s is given up: %s", job.key, problem)
+        title = f"{messages.text(say('notify.not_done'), self._lang)} · {job.incident}"
+        message = title, messages.text(say("notify.problem", problem=problem), self._lang)
+        self.write_until_done(lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message))
+        self._metrics.failed.inc()
+
+    def _try_job(self, job: Job) -> None:
+        """Run one job and write its end into the journal."""
         last = job.attempts >= ATTEMPTS
         result: dict[str, Any] | None = None
         try:
@@ -206,7 +231,9 @@ class Dispatcher(Loop):
         url = self._config.receiver.public_url.rstrip("/")
         if url:
             return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
-        return index or Archive(self._output, job.incident).place
+        with suppress(UsageError):
+            return index or Archive(self._output, job.incident).place
+        return f"{self._output}/{job.incident}"  # it cannot be opened
 
     def _make_masker(self, job: Job) -> Masker:
         try:

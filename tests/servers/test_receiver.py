@@ -817,6 +817,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
     said("is empty")
     monkeypatch.delenv(token)
 
+    said("nosuch://x", "--output", "nosuch://x")
     said("--tls-cert", "--tls-cert", none, "--tls-key", none)
     said("cannot be used together", "--tls-cert", empty, "--tls-key", empty)
     for asked in (

@@ -29,7 +29,7 @@ from waiting import until
 
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.model.order import Order
-from runbook_lib.receiver import dispatcher, loop
+from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal, JournalError
@@ -525,6 +525,53 @@ def test_after_the_last_try_what_was_found_is_told_with_its_problem(tmp_path: Pa
         assert settled(journal, "done").problem == "disk full"
         (message,) = journal.due_messages(time.time())
         assert message.status == "OK" and "disk full" in message.body
+
+
+def test_an_output_that_cannot_be_opened_leaves_no_job_running(tmp_path: Path) -> None:
+    journal, metrics = Journal(tmp_path / "journal.db"), Metrics()
+    journal.accept([firing("I")], CONFIG, time.time())
+    jobs = Dispatcher(journal, CONFIG, "nosuch://there", Odd(FOUND | {"index": None}), metrics, places=["p"], lang="en")
+    jobs.start()
+    assert settled(journal, "done").attempts == dispatcher.ATTEMPTS
+    (message,) = journal.due_messages(time.time())
+    assert message.body.endswith("nosuch://there/I")
+    jobs.stop()
+    journal.close()
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_result_that_cannot_be_reported_leaves_no_job_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    real, left = notify.compose, [failures]
+
+    def compose(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise KeyError("password=hunter2")
+        return real(*given)
+
+    monkeypatch.setattr(notify, "compose", compose)
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, metrics):
+        job = settled(journal, "done" if failures == 1 else "failed")
+        assert job.attempts == min(failures + 1, dispatcher.ATTEMPTS)
+        (message,) = journal.due_messages(time.time())
+        assert message.title.endswith(" · I") and "hunter2" not in message.body + job.problem
+        assert metrics.registry.get_sample_value("runbook_investigations_failed_total") == float(failures > 1)
+
+
+def test_a_thread_that_does_not_start_leaves_no_job_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = loop.Loop.start_work, [2]
+
+    def start_work(self: Any, key: str, work: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("can't start new thread")
+        real(self, key, work)
+
+    monkeypatch.setattr(loop.Loop, "start_work", start_work)
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
+        assert settled(journal, "done").attempts == 3
 
 
 def test_the_journal_is_trimmed_at_the_start_and_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
