@@ -623,7 +623,14 @@ class Journal:
         self._execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", incident, seal, at)
 
     def _postpone_job(self, job: Job, due: float, problem: str) -> None:
-        self._execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", due, problem, job.id)
+        """Let a job wait for another attempt; a recovery check fails if an alert fires again: it must not delay it."""
+        if job.kind == "resolved" and self._has_firing_alert(job.incident):
+            state, ended = "failed", self.clock.now()
+        else:
+            state, ended = "waiting", None
+        self._execute(
+            "UPDATE jobs SET state = ?, due = ?, ended = ?, problem = ? WHERE id = ?", state, due, ended, problem, job.id
+        )
 
     def _forget_last_verdict(self, job: Job) -> None:
         """Forget the target's last reported verdict, so that the next one is reported even if it is the same."""

@@ -300,6 +300,27 @@ def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_out
     assert ran(journal, 6, resolved(), status="OK").kind == "resolved"
 
 
+@pytest.mark.parametrize("concluded", [True, False])
+def test_a_look_at_the_recovery_that_fails_during_a_second_outage_is_not_tried_again(
+    journal: Journal, concluded: bool
+) -> None:
+    ran(journal, 0, firing())
+    journal.accept([resolved()], CONFIG, 2)
+    look = taken(journal, 3)
+    journal.accept([firing()], CONFIG, 4)
+    if concluded:
+        journal.conclude(look, verdict("OK"), 5, again=300, problem="disk full")
+    else:
+        journal.retry(look, 300, "disk full")
+    assert done(journal, 6).recurred, "it does not wait for the other attempt"
+    states = [(j.kind, j.state, j.ended is None, j.problem) for j in journal.incidents()[0].jobs]
+    assert states == [
+        ("firing", "done", False, ""), ("resolved", "failed", False, "disk full"), ("firing", "done", False, ""),
+    ]  # fmt: skip
+    assert ran(journal, 7, resolved(), status="OK").kind == "resolved"
+    assert journal.incidents()[0].closed == 8
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_killed_between_the_end_and_the_second_outage(journal: Journal, begun: bool) -> None:
     ran(journal, 0, firing())
