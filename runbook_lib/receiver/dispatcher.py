@@ -40,8 +40,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 LOST_S = 300.0
 #: Seconds between two times that the journal is trimmed.
 TRIM_S = 24 * 3600.0
-#: Minimum and maximum seconds until the recovery is checked again. Each wait is at least twice the one before, so that
-#: a long recovery leaves few artifacts; after the longest wait the incident is closed.
+#: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
+#: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
 RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
 #: The author of an alert's line in the timeline.
 WHO = "alert"
@@ -211,20 +211,21 @@ class Dispatcher(Loop):
         )  # fmt: skip
         if again is None:
             self._metrics.finished.labels(verdict["status"]).inc()
-            self._metrics.seconds.observe(max(now() - job.accepted, 0))
+            if not job.key.endswith(SECOND_RUN):  # it waits on purpose
+                self._metrics.seconds.observe(max(now() - job.accepted, 0))
 
     def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
         """Return when the sections run a second time, and its line in the timeline; None for no second run."""
-        wait_s, now = verdict.get("look_again_s"), self._clock.now()
+        wait_s = verdict.get("look_again_s")
         if job.kind == "resolved":
             bad = verdict["status"] in ("WARNING", "CRITICAL") or job.key.endswith(SECOND_RUN)
-            wait_s = max(wait_s or RECOVERY_S, 2 * (now - job.accepted)) if bad else None
+            wait_s = (wait_s or RECOVERY_S) * 2 ** job.key.count(SECOND_RUN) if bad else None
         if wait_s is None or wait_s > LONGEST_RECOVERY_S:
             return None
         line = say("alert.second_look", seconds=wait_s, alert=job.alert)
         if job.kind == "resolved":
             line = say("alert.not_recovered", seconds=wait_s)
-        return now + wait_s, messages.text(line, self._lang)
+        return self._clock.now() + wait_s, messages.text(line, self._lang)
 
     def _dossier_link(self, job: Job, index: str | None) -> str:
         """Return the dossier's public URL if one is configured, else its path."""

@@ -629,7 +629,12 @@ class Journal:
         else:
             state, ended = "waiting", None
         self._execute(
-            "UPDATE jobs SET state = ?, due = ?, ended = ?, problem = ? WHERE id = ?", state, due, ended, problem, job.id
+            "UPDATE jobs SET state = ?, due = ?, ended = ?, problem = ? WHERE id = ?",
+            state,
+            due,
+            ended,
+            problem,
+            job.id,
         )
 
     def _forget_last_verdict(self, job: Job) -> None:

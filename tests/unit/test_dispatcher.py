@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from runbook_lib.model.order import Order
 from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import Journal, JournalError
+from runbook_lib.receiver.journal import SECOND_RUN, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
@@ -471,8 +472,10 @@ def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem
 def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Path) -> None:
     early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
     executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
-    with dispatched(tmp_path, executor) as (journal, _):
+    with dispatched(tmp_path, executor) as (journal, metrics):
         wait_for_runs(journal, 2)
+        until(lambda: metrics.registry.get_sample_value("runbook_investigations_finished_total", {"status": "OK"}) == 1)
+        assert metrics.registry.get_sample_value("runbook_alert_to_artifact_seconds_count") == 1
         first, second = journal.incidents()[0].jobs
         assert [o.job for o in executor.orders] == [first.key, second.key]
         assert "再調査" in second.alert and second.alert.endswith(first.alert)
@@ -507,6 +510,25 @@ def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
     assert waits[0] < waits[1] < waits[2], "each wait is longer than the one before"
     notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
     assert sum("回復を確認できていません" in n for n in notes) == 3
+
+
+def test_the_wait_for_the_next_look_at_a_recovery_is_that_of_their_number(tmp_path: Path) -> None:
+    """Neither the queue before it nor a stop of the receiver makes it longer."""
+    journal = Journal(tmp_path / "journal.db")
+    journal.accept([firing("I")], CONFIG, time.time() - 7200)
+    job = journal.next_job(time.time(), ())
+    assert job is not None and time.time() - job.accepted > 7000
+    look, jobs = replace(job, kind="resolved"), dispatcher_of(tmp_path, journal, Odd(FOUND), Metrics())
+
+    def wait(n: int, **verdict: Any) -> float | None:
+        key = job.key + SECOND_RUN * n
+        planned = jobs._plan_second_run(replace(look, key=key), {"status": "WARNING"} | verdict)
+        return planned and round(planned[0] - time.time())
+
+    assert [wait(n) for n in range(4)] == [60, 120, 240, 480]
+    assert [wait(n, look_again_s=20) for n in range(3)] == [20, 40, 80]
+    assert wait(10) and wait(11) is None, "after a day it is closed"
+    journal.close()
 
 
 def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:
