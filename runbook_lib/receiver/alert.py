@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runbook_lib.parameters import validate
+from runbook_lib.parameters import moment, validate
 from runbook_lib.usage import UsageError, first_problem
 
 #: Maximum length of an alert's name and of a label's name in characters; and of a value, which is cut there. Prometheus
@@ -31,8 +31,9 @@ INCIDENT_LABEL = "incident"
 #: The label that names a target of runbook.toml; optional.
 TARGET_LABEL = "runbook_target"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_EARLIEST = pd.Timestamp("1900-01-01", tz="UTC")
+#: What cannot be encoded; and that with control characters.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _log = logging.getLogger(__name__)
 
@@ -171,7 +172,10 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
         raise BadAlert(f"data: {_first_problem(e)}") from None
     except (ValueError, RecursionError):
         raise BadAlert("data: not JSON") from None
-    return [sent.alert(sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}")]
+    group = sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}"
+    if _SURROGATE.search(group):
+        raise BadAlert("data: groupKey, or the source, is not Unicode text")
+    return [sent.alert(group)]
 
 
 def read(body: bytes) -> list[Alert]:
@@ -196,13 +200,14 @@ def _is_name(text: str) -> bool:
 
 
 def _parse_time(text: str) -> pd.Timestamp:
+    """Parse a time with an offset, within the limits of the parameter `detected_at`. Raises ValueError."""
     try:
         time = pd.Timestamp(text)
+        if not pd.isna(time) and time.tzinfo is not None:
+            return moment(time.tz_convert("UTC").isoformat())
     except (ValueError, TypeError, OverflowError):
-        raise ValueError("not a time like 2026-01-31T03:00:00Z") from None
-    if pd.isna(time) or time.tzinfo is None or time.tz_convert("UTC") < _EARLIEST:
-        raise ValueError("not a time like 2026-01-31T03:00:00Z")
-    return time.tz_convert("UTC")
+        pass
+    raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
 def _first_problem(e: ValidationError, field: str = "") -> str:

@@ -208,6 +208,9 @@ _REFUSED: dict[str, tuple[str, Mapping[str, str], bytes, int, str]] = {
     "event 0.3": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="0.3"), 400, ""),
     "event 2.0": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="2.0"), 400, ""),
     "no data": ("events", {"content-type": "application/cloudevents+json"}, event(data=None), 400, "data"),
+    "not unicode": ("events", {"content-type": "application/cloudevents+json"}, event(data=one("\ud800")), 400, "data"),
+    "group": ("events", JSON | {"content-type": "application/cloudevents+json"}, event(source="\ud800"), 400, ""),
+    "time": ("alertmanager", JSON, webhook(one() | {"startsAt": "9999-12-31T23:59:59-14:00"}), 400, "startsAt"),
     "nowhere": ("alerts", JSON, webhook(), 404, ""),
 }  # fmt: skip
 

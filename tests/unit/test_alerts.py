@@ -70,6 +70,11 @@ def test_a_webhook_is_read() -> None:
     assert read.group == '{}:{alertname="NotificationsLate"}'
 
 
+@pytest.mark.parametrize("time", ["1971-01-01T00:00:00Z", "9998-12-31T23:59:59Z", "9999-01-01T00:00:00+14:00"])
+def test_a_time_that_is_read_is_one_that_a_run_accepts(time: str) -> None:
+    validate(routes.detection_parameters(made(startsAt=time), ["3"]))
+
+
 def test_without_a_fingerprint_the_labels_make_one() -> None:
     labels = {"alertname": "A", "pod": "p-1"}
     same = made(fingerprint="", labels=dict(reversed(labels.items())))
@@ -93,6 +98,9 @@ def test_without_a_fingerprint_the_labels_make_one() -> None:
         (webhook(one(startsAt="yesterday")), "alerts.0.startsAt"),
         (webhook(one(startsAt="2026-01-31T03:00:00")), "alerts.0.startsAt"),
         (webhook(one(startsAt="0001-01-01T00:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="1969-12-31T23:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="1971-01-01T03:00:00+14:00")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="9999-12-31T23:59:59-14:00")), "alerts.0.startsAt"),
         (webhook(one(labels={})), "alertname"),
         (webhook(one(labels={"alertname": " "})), "alertname"),
         (webhook(one(labels={"alertname": "x" * 129})), "alertname"),
@@ -170,12 +178,34 @@ def test_a_cloudevent_is_read_structured_and_binary() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [cloudevent(None), cloudevent("x"), cloudevent([]), cloudevent(one(), id=3), cloudevent({"status": "firing"})],
+    [
+        cloudevent(None),
+        cloudevent("x"),
+        cloudevent([]),
+        cloudevent(one(), id=3),
+        cloudevent({"status": "firing"}),
+        cloudevent(one(groupKey="\ud800")),
+        cloudevent(one(), source="\udfff"),
+        cloudevent(one(fingerprint="\ud800")),
+        cloudevent(one(status="\ud800")),
+        cloudevent(one(labels={"alertname": "A", "\ud800": "1"})),
+        cloudevent(one(labels={"alertname": "A", "\ud800": 1})),
+        cloudevent(one(labels={"alertname": "\ud800"})),
+        cloudevent(one(labels={"alertname": "A", "incident": "\ud800"})),
+        cloudevent(one(labels={"alertname": "A", "pod": "\ud800"})),
+        cloudevent(one(startsAt="\ud800")),
+    ],
 )
 def test_a_bad_cloudevent_is_one_line(body: bytes) -> None:
     with pytest.raises(BadAlert) as e:
         alert.read(body)
     assert "\n" not in str(e.value)
+    str(e.value).encode()
+
+
+def test_a_summary_that_is_not_unicode_is_read_without_it() -> None:
+    (read,) = alert.read(cloudevent(one(annotations={"summary": "late \ud800 \udfff"})))
+    assert read.summary == "late"
 
 
 JSON = st.recursive(

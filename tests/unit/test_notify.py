@@ -360,6 +360,16 @@ def test_a_bad_url_is_one_line_without_its_secret(
     assert SECRET not in "".join(heard)
 
 
+def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNBOOK_CONFIG", raising=False)
+    (tmp_path / "urls").write_bytes(b"json://\xff\xfe")
+    for name, why in (("urls", "not text"), ("nowhere", "No such file or directory")):
+        with pytest.raises(UsageError) as e:
+            notify.urls_by_digest(Settings(receiver={"notify_urls_file": name}))
+        assert str(e.value) == f"receiver.notify_urls_file: cannot read {name} ({why})"
+
+
 def job(key: str = "k") -> Job:
     return Job(
         1, key, "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", "running", 1, 0.0, None, None, ""
