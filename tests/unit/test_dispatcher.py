@@ -655,6 +655,28 @@ def test_a_stop_does_not_wait_for_long_and_loses_nothing(tmp_path: Path) -> None
     again.close()
 
 
+def test_a_stop_waits_for_work_that_is_just_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is taken from the journal, and its thread starts only after the stop."""
+    journal, executor, jobs = Journal(tmp_path / "journal.db"), Odd(None), list[Dispatcher]()
+    journal.accept([firing("I")], CONFIG, time.time())
+    real = journal.next_job
+
+    def next_job(*given: Any) -> Any:
+        job = real(*given)
+        until(jobs[0].stopping.is_set)
+        time.sleep(0.2)
+        return job
+
+    monkeypatch.setattr(journal, "next_job", next_job)
+    jobs.append(dispatcher_of(tmp_path, journal, executor, Metrics()))
+    jobs[0].start()
+    until(lambda: journal.counts()["jobs_running"])
+    assert not jobs[0].stop(2), "a job is at work"
+    until(lambda: executor.orders)
+    monkeypatch.undo()
+    journal.close()
+
+
 class Idle(loop.Loop):
     """A loop without a journal."""
 
