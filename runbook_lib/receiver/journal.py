@@ -231,8 +231,8 @@ class Journal:
             )
             old = json.dumps([row["id"] for row in found])
             self._execute(  # no update: that would leave each row on a page of its own
-                "REPLACE INTO incidents (id, alert, group_key, target, opened, closed, concluded)"
-                " SELECT id, alert, group_key, target, opened, closed, concluded FROM incidents"
+                "REPLACE INTO incidents (id, alert, group_key, target, opened, closed)"
+                " SELECT id, alert, group_key, target, opened, closed FROM incidents"
                 " WHERE id IN (SELECT value FROM json_each(?))",
                 old,
             )
@@ -289,14 +289,15 @@ class Journal:
         again: float | None = None,
         second_run: tuple[float, str] | None = None,
         seal: str = "",
-    ) -> bool:
+    ) -> None:
         """End a job with a verdict; if the verdict changed, queue `message` (title, body) to each of `places`.
 
         The last job of an incident whose alerts are all resolved closes the incident. `again` (a time): the artifacts
         could not be archived; the message is queued, and the job is tried again then. `second_run` (a time, and a line
         for the timeline): the sections run again then, while an alert fires, or, after all alerts are resolved, until a
-        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint. Returns whether the verdict
-        changed. Raises JournalError.
+        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint.
+
+        Raises JournalError.
         """
         signature = record.signature(verdict)
         with self._transaction():
@@ -311,12 +312,10 @@ class Journal:
             reported = self._reported_signatures(job.incident)
             changed = reported.get(job.target) != signature
             self._execute(
-                "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
-                json.dumps(verdict, ensure_ascii=False), json.dumps(reported | {job.target: signature}), now,
-                job.incident,
+                "UPDATE incidents SET verdict = ?, signature = ? WHERE id = ?",
+                json.dumps(verdict, ensure_ascii=False), json.dumps(reported | {job.target: signature}), job.incident,
             )  # fmt: skip
             self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
-        return changed
 
     def retry(self, job: Job, due: float, problem: str) -> None:
         """Postpone a job that failed; it is tried again at `due`. Raises JournalError."""
@@ -359,12 +358,10 @@ class Journal:
         )
         return [(r["incident"], r["place"], r["thread"]) for r in rows]
 
-    def mark_sent(self, message: Notice, now: float, thread: str = "") -> None:
+    def mark_sent(self, message: Notice, thread: str = "") -> None:
         """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
         with self._transaction():
-            self._execute(
-                "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", now, message.id
-            )
+            self._execute("UPDATE messages SET state = 'sent', attempts = attempts + 1 WHERE id = ?", message.id)
             if thread:
                 self._execute("REPLACE INTO threads VALUES (?, ?, ?)", message.incident, message.place, thread)
 
@@ -574,12 +571,16 @@ class Journal:
             incident, kind, sections,
         )  # fmt: skip
         number = ((before and before["number"]) or 0) + 1
+        key = f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}"
+        return self._insert_job(key, incident, kind, number, sections, target, json.dumps(parameters), alert, now, now)
+
+    def _insert_job(self, *values: Any) -> int:
+        """Insert a job with the values of the columns below, unless its key exists; return its id."""
         made = self._execute(
             "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}",
-            incident, kind, number, sections, target, json.dumps(parameters), alert, now, now,
-        )  # fmt: skip
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+            *values,
+        )
         return int(made.lastrowid or 0)
 
     def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
@@ -589,11 +590,9 @@ class Journal:
         once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
         recovering = job.kind == "resolved" and status != "OK" and not fires
         if once or (recovering and not self._fetch_first(newer, job.incident, job.target, job.id)):
-            self._execute(
-                "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
-                " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
-                " ON CONFLICT (key) DO NOTHING",
-                f"{job.key}{SECOND_RUN}", line, now, due, job.id,
+            self._insert_job(
+                f"{job.key}{SECOND_RUN}", job.incident, job.kind, job.number + 1, ",".join(job.sections), job.target,
+                json.dumps(job.parameters), line, now, due,
             )  # fmt: skip
 
     def _has_firing_alert(self, incident: str) -> bool:

@@ -6,7 +6,6 @@ CREATE TABLE IF NOT EXISTS incidents (
     target TEXT NOT NULL,
     opened REAL NOT NULL,
     closed REAL,
-    concluded REAL,
     verdict TEXT,
     signature TEXT
 );
@@ -54,7 +53,6 @@ CREATE TABLE IF NOT EXISTS messages (
     attempts INTEGER NOT NULL DEFAULT 0,
     made REAL NOT NULL,
     due REAL NOT NULL,
-    sent REAL,
     problem TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, due);

@@ -155,7 +155,7 @@ class Notifier(Loop):
     def _record_result(self, message: Notice, problem: str, thread: str = "") -> None:
         """Record that a message was accepted, or the problem: it is sent again or given up."""
         if not problem:
-            self.write_until_done(lambda: self._journal.mark_sent(message, self._clock.now(), thread))
+            self.write_until_done(lambda: self._journal.mark_sent(message, thread))
             self._metrics.messages.labels("sent").inc()
         elif self._clock.now() - message.made > GIVE_UP_S:  # checked after a try: the clock may have been set meanwhile
             self.write_until_done(

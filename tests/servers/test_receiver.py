@@ -515,6 +515,7 @@ def test_ready_names_what_is_not(here: Running) -> None:
     assert ready(here) == (503, {"dispatcher": "does not run"})
     here.dispatcher.start()
     assert ready(here) == (200, {})
+    assert Archive(here.output, "").names() == [], "the probe is not shown as an incident"
     shutil.rmtree(here.output)
     Path(here.output).touch()  # no folder can be there; holds for root as well
     time.sleep(0.1)

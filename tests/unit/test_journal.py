@@ -170,6 +170,9 @@ def test_of_two_targets_one_that_fires_again_starts_the_checks_of_both_again(jou
 def test_a_verdict_that_an_older_version_reported_is_not_told_again(journal: Journal) -> None:
     ran(journal, 0, firing(), **TOLD)
     journal._db.execute("UPDATE incidents SET signature = 'CRITICAL relay None'")
+    for older in ("ALTER TABLE incidents ADD COLUMN concluded REAL", "ALTER TABLE messages ADD COLUMN sent REAL"):
+        journal._db.execute(older)
+    journal._db.execute("DROP INDEX alerts_by_fingerprint")
     journal = reopened(journal)
     ran(journal, WINDOW_S + 1, firing(), **TOLD)
     assert len(journal._query("SELECT 1 FROM messages")) == 1
@@ -348,7 +351,8 @@ def test_killed_after_the_recovery_was_told(journal: Journal) -> None:
     journal = reopened(journal)
     journal.recover(950)
     again = taken(journal, 950)
-    assert again.recurred and journal.conclude(again, verdict("OK"), 951), "killed while it ran: it is told by the next"
+    journal.conclude(again, verdict("OK"), 951, **TOLD)
+    assert again.recurred and journal.due_messages(951), "killed while it ran: it is told by the next"
     journal.close()
 
 
@@ -476,7 +480,7 @@ def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
         ran(journal, n * WINDOW_S * 2, firing(), status="CRITICAL" if n < 2 else "OK", **TOLD | {"places": ["p", "q"]})
     due = journal.due_messages(10 * WINDOW_S)
     assert [(m.place, m.status) for m in due] == [("p", "CRITICAL"), ("q", "CRITICAL")], "the newer ones wait"
-    journal.mark_sent(due[0], 10 * WINDOW_S)
+    journal.mark_sent(due[0])
     journal.mark_unsent(due[1], 11 * WINDOW_S, "refused")
     assert [(m.place, m.status) for m in journal.due_messages(10 * WINDOW_S)] == [("p", "OK")]
     journal.mark_unsent(due[1], None, "given up")
@@ -521,7 +525,7 @@ def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> N
         ran(journal, n * 3 * WINDOW_S, alert, status="OK" if n % 2 else "CRITICAL", seal=f"seal {n}", **told)
     while due := journal.due_messages(1e9):
         for message in due:
-            journal.mark_sent(message, 1e9)
+            journal.mark_sent(message)
     whole = sizes(journal)
     journal.trim(100)
     assert sizes(journal) == whole == {"incidents": 2, "alerts": 2, "jobs": 40, "messages": 80, "seals": 40}
@@ -543,7 +547,7 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
             journal.trim(2)
             assert sizes(journal)["jobs"] == sizes(journal)["messages"] == 4, "a message has not been sent"
             while due := journal.due_messages(1e9):
-                journal.mark_sent(due[0], 1e9, "thread")
+                journal.mark_sent(due[0], "thread")
             journal.trim(2)
             assert [row["incident"] for row in journal._query("SELECT * FROM threads")] == ["new"]
             assert sizes(journal) == {"incidents": 2, "alerts": 1, "jobs": 2, "messages": 2, "seals": 3}
