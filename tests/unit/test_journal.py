@@ -637,6 +637,7 @@ class Alerting(RuleBasedStateMachine):
         self.running: list[Job] = []
         self.firing: set[str] = set()
         self.regrouped = False
+        self.config = CONFIG
         self.open()
 
     def open(self) -> None:
@@ -654,7 +655,7 @@ class Alerting(RuleBasedStateMachine):
     def receive(self, alerts: list[tuple[str, str, str, bool]]) -> None:
         for group in {self.group_of(a[0]) for a in alerts}:
             own = [a for a in alerts if self.group_of(a[0]) == group]
-            self.journal.accept([firing(n, g + n + f, group, ended=e) for g, n, f, e in own], CONFIG, self.now)
+            self.journal.accept([firing(n, g + n + f, group, ended=e) for g, n, f, e in own], self.config, self.now)
         for *which, ended in alerts:
             (self.firing.discard if ended else self.firing.add)("".join(which))
 
@@ -665,6 +666,11 @@ class Alerting(RuleBasedStateMachine):
     def regroup(self) -> None:
         """Alertmanager starts with another `group_by`."""
         self.regrouped = not self.regrouped
+
+    @rule(sections=st.sampled_from(["3", "4.1", "4.2"]))
+    def reroute(self, sections: str) -> None:
+        """The receiver starts with another route."""
+        self.config = CONFIG.model_copy(update={"routes": [Route(alertname="Db", sections=[sections])]})
 
     @rule()
     def begin(self) -> None:
