@@ -465,10 +465,9 @@ class ReceiverSettings(_Strict):
         if self.notify_urls_file:
             try:
                 text += "\n" + (config_folder() / self.notify_urls_file).read_text(encoding="utf-8")
-            except OSError as e:
-                raise UsageError(
-                    f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({e.strerror})"
-                ) from None
+            except (OSError, ValueError) as e:
+                reason = e.strerror if isinstance(e, OSError) else "not text"
+                raise UsageError(f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({reason})") from None
         return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
 
 

@@ -13,12 +13,12 @@ from runbook_lib.cli.common import EXECUTOR, FILE, SCHEDULER, echo_text, lang_op
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
-#: The message that names what the receiver asks of a sender, by `auth.Auth.name`.
+#: The message that names what the receiver asks of a sender: whether a token and an HMAC key are configured.
 _AUTH_KEYS = {
-    "none": "receiver.auth.none",
-    "token": "receiver.auth.token",
-    "hmac": "receiver.auth.hmac",
-    "both": "receiver.auth.both",
+    (False, False): "receiver.auth.none",
+    (True, False): "receiver.auth.token",
+    (False, True): "receiver.auth.hmac",
+    (True, True): "receiver.auth.both",
 }
 
 
@@ -56,10 +56,12 @@ def serve(
     from runbook_lib.runs import executors
     from runbook_lib.receiver import auth, notify, routes, server
     from runbook_lib.receiver.journal import Journal
+    from runbook_lib.store import Archive
 
     config = settings.load()
     config.receiver.workers = workers or config.receiver.workers
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
+    place = Archive(output, "").place  # raises UsageError if the output cannot be opened
     routes.check(config)
     places, secrets = notify.urls_by_digest(config), auth.load(config.receiver)
     if bool(tls_cert) != bool(tls_key):
@@ -76,7 +78,7 @@ def serve(
         raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
     kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
     server.log_to_stderr()
-    words = {"auth": say(_AUTH_KEYS[secrets.name]), "output": output, "journal": journal}
+    words = {"auth": say(_AUTH_KEYS[bool(secrets.token), bool(secrets.key)]), "output": place, "journal": journal}
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
     hello = messages.text(here, lang)
     if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -100,7 +101,7 @@ def open_lab(
     It listens on this machine only, since anybody who reaches it can run any code. It replaces this process, so that it
     handles Ctrl-C and asks its own question whether to stop.
     """
-    if shutil.which("jupyter-lab", path=f"{sys.prefix}/bin") is None:
+    if importlib.util.find_spec("jupyterlab") is None:
         raise UsageError("JupyterLab is not installed: pip install 'runbook-notebooks[lab]'")
     if any(re.match(r"--(ServerApp\.|LabApp\.|NotebookApp\.)?ip\b", a) for a in arguments):
         raise UsageError("JupyterLab listens only on this machine: use `ssh -L` to reach it from another one")

@@ -87,7 +87,7 @@ def after_save(model: dict[str, Any], os_path: str, contents_manager: Any, **_: 
 def archive_notebook(path: Path) -> str | None:
     """Archive the last run in a notebook like a headless one; its name, or None when there is nothing new.
 
-    Raises UsageError and OSError.
+    What an interrupted save left out is added by the next one. Raises UsageError and OSError.
     """
     nb = artifact.keep_last_run(nbformat.read(path, as_version=4))
     if nb is None or settings.load().replay:
@@ -97,7 +97,11 @@ def archive_notebook(path: Path) -> str | None:
     validate(parameters)
     archive = Archive(settings.load().output, header["incident"])
     shown = digest(json.dumps([o for c in nb.cells for o in c.get("outputs", [])], sort_keys=True).encode())
-    if any(entry.get("outputs") == shown for entry in archive.manifest()):
+    job, lang = f"lab:{shown}", parameters.get("lang", "en")
+    there = archive.of_job(job)
+    older = any(e.get("outputs") == shown and "job" not in e for e in archive.manifest())  # a version without jobs
+    if older or {header["section"], ""} <= there.keys():
+        dossier.write_index(archive, lang)
         return None
     masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
     archive.prepare()  # before the first token is made
@@ -106,23 +110,27 @@ def archive_notebook(path: Path) -> str | None:
     for cell in nb.cells:
         cell.source = masker.scrub(cell.source)
     run = artifact.read(nb, catalog.load().sections[header["section"]])
-    started, ended = header["opened"], now()
-    stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
-    try:
-        made = artifact.make(
-            nb, run, parameters, stem=stem, started=started, ended=ended, interactive=True, outputs=shown
-        )
-        archive.append(made.entry, made.files)
-    finally:
-        archive.release(stem)
-    place = f"{archive.place}/{made.name}"
-    result = artifact.Result(run, started, ended, f"{place}.ipynb", f"{place}.html")
-    lang = parameters.get("lang", "en")
+    entry = there.get(run.section) or _append_run(archive, nb, run, parameters, job=job, outputs=shown)
+    place = f"{archive.place}/{entry['name']}"
+    result = artifact.Result(run, entry["started"], entry["ended"], f"{place}.ipynb", f"{place}.html")
     said = dossier.document(archive.incident, header["target"], [result], run.verdict, lang)
-    kept = dossier.keep(archive, [result], said)
+    kept = dossier.keep(archive, [result], said, job)
     dossier.write_index(archive, lang)
     pack.hook("concluded")(archive, [result], said, kept, lang)
-    return made.name
+    return str(entry["name"])
+
+
+def _append_run(
+    archive: Archive, nb: Any, run: artifact.Run, parameters: dict[str, Any], **more: Any
+) -> dict[str, Any]:
+    """Archive a run's notebook, page and evidence; return its line of the manifest. Raises UsageError and OSError."""
+    started = run.header["opened"]
+    stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
+    try:
+        made = artifact.make(nb, run, parameters, stem=stem, started=started, ended=now(), interactive=True, **more)
+        return archive.append(made.entry, made.files) or made.entry
+    finally:
+        archive.release(stem)
 
 
 def _target_secrets() -> tuple[str, ...]:

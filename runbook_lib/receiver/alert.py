@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runbook_lib.parameters import validate
+from runbook_lib.parameters import moment, validate
 from runbook_lib.usage import UsageError, first_problem
 
-#: Maximum length of a label's value in characters; Prometheus itself has no limit.
-MAX_VALUE = 1024
+#: Maximum length of an alert's name and of a label's name in characters; and of a value, which is cut there. Prometheus
+#: itself has no limit.
+MAX_NAME, MAX_VALUE = 128, 1024
 MAX_LABELS = 64
 #: Maximum number of alerts in one body; Alertmanager sends one group at a time.
 MAX_ALERTS = 2000
@@ -29,10 +31,11 @@ INCIDENT_LABEL = "incident"
 #: The label that names a target of runbook.toml; optional.
 TARGET_LABEL = "runbook_target"
 
-_NAME = re.compile(r"[A-Za-z_][\w .:-]{0,127}")
-_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_EARLIEST = pd.Timestamp("1900-01-01", tz="UTC")
+#: What cannot be encoded; and that with control characters.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_log = logging.getLogger(__name__)
 
 
 class BadAlert(Exception):
@@ -79,20 +82,18 @@ class _Alert(BaseModel):
     @classmethod
     def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         for name, value in labels.items():
-            if not _LABEL.fullmatch(name):
-                raise ValueError(f"label name {name!r:.60} has characters other than letters, digits and '_'")
-            if len(value) > MAX_VALUE:
-                raise ValueError(f"label {name} is longer than {MAX_VALUE} characters")
+            if not _is_name(name):
+                raise ValueError(f"label name {name!r:.60} is empty, too long or contains a control character")
             if _CONTROL.search(value):
                 raise ValueError(f"label {name} contains a control character")
-        if not _NAME.fullmatch(labels.get("alertname", "")):
-            raise ValueError("label alertname must be a name: letters, digits and ' .:_-', at most 128 characters")
+        if not _is_name(labels.get("alertname", "")):
+            raise ValueError(f"label alertname must be a name of at most {MAX_NAME} characters")
         try:
             if INCIDENT_LABEL in labels:
                 validate({"incident_id": labels[INCIDENT_LABEL]})
         except UsageError as e:
             raise ValueError(f"label {INCIDENT_LABEL}: {e}") from None
-        return labels
+        return {name: value[:MAX_VALUE] for name, value in labels.items()}
 
     @field_validator("startsAt")
     @classmethod
@@ -119,16 +120,35 @@ class _Webhook(BaseModel):
 
     version: Literal["4"]
     groupKey: str = Field(min_length=1, max_length=4096)
-    alerts: list[_Alert] = Field(min_length=1, max_length=MAX_ALERTS)
+    alerts: list[Any] = Field(min_length=1, max_length=MAX_ALERTS)
 
 
-def from_alertmanager(body: bytes) -> list[Alert]:
-    """Return the alerts of a webhook's body, which is one group. Raises BadAlert."""
+def log_refused(problem: str) -> None:
+    """Log an alert that is refused while others of its body are accepted."""
+    _log.warning("an alert is refused: %s", problem)
+
+
+def from_alertmanager(body: bytes, refuse: Callable[[str], None] = log_refused) -> list[Alert]:
+    """Return the valid alerts of a webhook's body, which is one group. Raises BadAlert if none is valid.
+
+    `refuse` is called with the problem of each other one: the sender would repeat a refused body, and its valid alerts
+    would never be accepted.
+    """
+    found, problems = list[Alert](), list[str]()
     try:
         sent = _Webhook.model_validate_json(body)
     except ValidationError as e:
         raise BadAlert(_first_problem(e)) from None
-    return [a.alert(sent.groupKey) for a in sent.alerts]
+    for n, one in enumerate(sent.alerts):
+        try:
+            found.append(_Alert.model_validate(one).alert(sent.groupKey))
+        except ValidationError as e:
+            problems.append(_first_problem(e, f"alerts.{n}"))
+    if not found:
+        raise BadAlert(problems[0])
+    for problem in problems:
+        refuse(problem)
+    return found
 
 
 def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
@@ -152,7 +172,10 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
         raise BadAlert(f"data: {_first_problem(e)}") from None
     except (ValueError, RecursionError):
         raise BadAlert("data: not JSON") from None
-    return [sent.alert(sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}")]
+    group = sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}"
+    if _SURROGATE.search(group):
+        raise BadAlert("data: groupKey, or the source, is not Unicode text")
+    return [sent.alert(group)]
 
 
 def read(body: bytes) -> list[Alert]:
@@ -171,19 +194,26 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _is_name(text: str) -> bool:
+    """Return whether a text can be the name of an alert or a label; it becomes neither a path nor a parameter."""
+    return 0 < len(text.strip()) <= len(text) <= MAX_NAME and not _CONTROL.search(text)
+
+
 def _parse_time(text: str) -> pd.Timestamp:
+    """Parse a time with an offset, within the limits of the parameter `detected_at`. Raises ValueError."""
     try:
         time = pd.Timestamp(text)
+        if not pd.isna(time) and time.tzinfo is not None:
+            return moment(time.tz_convert("UTC").isoformat())
     except (ValueError, TypeError, OverflowError):
-        raise ValueError("not a time like 2026-01-31T03:00:00Z") from None
-    if pd.isna(time) or time.tzinfo is None or time.tz_convert("UTC") < _EARLIEST:
-        raise ValueError("not a time like 2026-01-31T03:00:00Z")
-    return time.tz_convert("UTC")
+        pass
+    raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
-def _first_problem(e: ValidationError) -> str:
+def _first_problem(e: ValidationError, field: str = "") -> str:
+    """Return the first problem of a body, or of a `field` of it, as one line that names the field."""
     where, problem = first_problem(e)
-    return f"{where or 'body'}: {_one_line(problem)}"
+    return f"{'.'.join(filter(None, (field, _one_line(where)))) or 'body'}: {_one_line(problem)}"
 
 
 def _one_line(said: object) -> str:

@@ -42,13 +42,6 @@ class Auth:
         return bool(self.token or self.key)
 
     @property
-    def name(self) -> str:
-        """Return the configured methods, as a key of the messages `receiver.auth`."""
-        return {(True, True): "both", (True, False): "token", (False, True): "hmac", (False, False): "none"}[
-            bool(self.token), bool(self.key)
-        ]
-
-    @property
     def challenge(self) -> str:
         """Return the WWW-Authenticate header for a refused alert."""
         schemes = [("Bearer", self.token), ("HMAC-SHA256", self.key)]

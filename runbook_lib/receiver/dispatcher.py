@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -39,8 +40,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 LOST_S = 300.0
 #: Seconds between two times that the journal is trimmed.
 TRIM_S = 24 * 3600.0
-#: Minimum and maximum seconds until the recovery is checked again. Each wait is at least twice the one before, so that
-#: a long recovery leaves few artifacts; after the longest wait the incident is closed.
+#: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
+#: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
 RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
 #: The author of an alert's line in the timeline.
 WHO = "alert"
@@ -85,10 +86,34 @@ class Dispatcher(Loop):
             job = self._journal.next_job(self._clock.now(), busy)
             if job is None:
                 return
-            self.start_work(job.target, partial(self._run_job, job))
+            try:
+                self.start_work(job.target, partial(self._run_job, job))
+            except Exception as e:  # no further thread can be started
+                self._leave_unreported(job, e)
+                return
 
     def _run_job(self, job: Job) -> None:
         """Run one job; it ends done, failed, or waiting for another attempt."""
+        try:
+            self._try_job(job)
+        except BaseException as e:  # from what reports the end, for example
+            _log.exception("%s: unexpected", job.key)
+            self._leave_unreported(job, e)
+
+    def _leave_unreported(self, job: Job, e: BaseException) -> None:
+        """Postpone or give up a job whose end could not be reported, so that it does not stay in progress."""
+        problem = type(e).__name__  # its text may contain anything
+        if job.attempts < ATTEMPTS:
+            again = self._retry_time(job, problem)
+            return self.write_until_done(lambda: self._journal.retry(job, again, problem))
+        _log.error("%s is given up: %s", job.key, problem)
+        title = f"{messages.text(say('notify.not_done'), self._lang)} · {job.incident}"
+        message = title, messages.text(say("notify.problem", problem=problem), self._lang)
+        self.write_until_done(lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message))
+        self._metrics.failed.inc()
+
+    def _try_job(self, job: Job) -> None:
+        """Run one job and write its end into the journal."""
         last = job.attempts >= ATTEMPTS
         result: dict[str, Any] | None = None
         try:
@@ -186,27 +211,30 @@ class Dispatcher(Loop):
         )  # fmt: skip
         if again is None:
             self._metrics.finished.labels(verdict["status"]).inc()
-            self._metrics.seconds.observe(max(now() - job.accepted, 0))
+            if not job.key.endswith(SECOND_RUN):  # it waits on purpose
+                self._metrics.seconds.observe(max(now() - job.accepted, 0))
 
     def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
         """Return when the sections run a second time, and its line in the timeline; None for no second run."""
-        wait_s, now = verdict.get("look_again_s"), self._clock.now()
+        wait_s = verdict.get("look_again_s")
         if job.kind == "resolved":
             bad = verdict["status"] in ("WARNING", "CRITICAL") or job.key.endswith(SECOND_RUN)
-            wait_s = max(wait_s or RECOVERY_S, 2 * (now - job.accepted)) if bad else None
+            wait_s = (wait_s or RECOVERY_S) * 2 ** job.key.count(SECOND_RUN) if bad else None
         if wait_s is None or wait_s > LONGEST_RECOVERY_S:
             return None
         line = say("alert.second_look", seconds=wait_s, alert=job.alert)
         if job.kind == "resolved":
             line = say("alert.not_recovered", seconds=wait_s)
-        return now + wait_s, messages.text(line, self._lang)
+        return self._clock.now() + wait_s, messages.text(line, self._lang)
 
     def _dossier_link(self, job: Job, index: str | None) -> str:
         """Return the dossier's public URL if one is configured, else its path."""
         url = self._config.receiver.public_url.rstrip("/")
         if url:
             return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
-        return index or Archive(self._output, job.incident).place
+        with suppress(UsageError):
+            return index or Archive(self._output, job.incident).place
+        return f"{self._output}/{job.incident}"  # it cannot be opened
 
     def _make_masker(self, job: Job) -> Masker:
         try:

@@ -44,6 +44,11 @@ _INCIDENTS = (
     " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
     " FROM incidents AS i"
 )
+#: The alerts that fire, of these fingerprints, in open incidents that no alert names.
+_FIRING = (
+    "alerts AS a JOIN incidents AS i ON i.id = a.incident WHERE firing AND closed IS NULL AND group_key <> ''"
+    " AND fingerprint IN (SELECT value FROM json_each(?))"
+)
 
 Kind = Literal["firing", "resolved"]
 
@@ -188,7 +193,8 @@ class Journal:
                     job, new = self._record_alert(alert, config, incident, now - window_s, now)
                     jobs.append(job)
                     counted += not new
-                jobs.append(self._add_recovery_job(own, incident, target, now))
+                jobs += self._add_recovery_jobs(own, incident, now)
+                jobs += self._end_elsewhere([a for a in own if not a.firing and not a.incident], now)
         return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
     def recover(self, now: float) -> int:
@@ -211,7 +217,7 @@ class Journal:
         """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
 
         A closed incident without remaining jobs keeps only its row and its last seal, because its dossier may exist for
-        longer. Any other incident keeps its alerts and the last job of each kind and sections.
+        longer. Any other incident keeps its alerts and the last job of each kind, sections and target.
         """
         with self._transaction():
             newest = self._fetch_first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
@@ -225,8 +231,8 @@ class Journal:
             )
             old = json.dumps([row["id"] for row in found])
             self._execute(  # no update: that would leave each row on a page of its own
-                "REPLACE INTO incidents (id, alert, group_key, target, opened, closed, concluded)"
-                " SELECT id, alert, group_key, target, opened, closed, concluded FROM incidents"
+                "REPLACE INTO incidents (id, alert, group_key, target, opened, closed)"
+                " SELECT id, alert, group_key, target, opened, closed FROM incidents"
                 " WHERE id IN (SELECT value FROM json_each(?))",
                 old,
             )
@@ -234,7 +240,7 @@ class Journal:
                 self._execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
             self._execute(
                 "DELETE FROM jobs WHERE id <= ? AND state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
-                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections)",
+                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections, target)",
                 last,
             )
             self._execute(
@@ -283,14 +289,15 @@ class Journal:
         again: float | None = None,
         second_run: tuple[float, str] | None = None,
         seal: str = "",
-    ) -> bool:
+    ) -> None:
         """End a job with a verdict; if the verdict changed, queue `message` (title, body) to each of `places`.
 
         The last job of an incident whose alerts are all resolved closes the incident. `again` (a time): the artifacts
         could not be archived; the message is queued, and the job is tried again then. `second_run` (a time, and a line
         for the timeline): the sections run again then, while an alert fires, or, after all alerts are resolved, until a
-        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint. Returns whether the verdict
-        changed. Raises JournalError.
+        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint.
+
+        Raises JournalError.
         """
         signature = record.signature(verdict)
         with self._transaction():
@@ -302,17 +309,13 @@ class Journal:
                 )
                 if second_run is not None:
                     self._add_second_run(job, verdict["status"], *second_run, now)
-            changed = bool(
-                self._fetch_first(
-                    "SELECT 1 FROM incidents WHERE id = ? AND signature IS NOT ?", job.incident, signature
-                )
-            )
+            reported = self._reported_signatures(job.incident)
+            changed = reported.get(job.target) != signature
             self._execute(
-                "UPDATE incidents SET verdict = ?, signature = ?, concluded = ? WHERE id = ?",
-                json.dumps(verdict, ensure_ascii=False), signature, now, job.incident,
+                "UPDATE incidents SET verdict = ?, signature = ? WHERE id = ?",
+                json.dumps(verdict, ensure_ascii=False), json.dumps(reported | {job.target: signature}), job.incident,
             )  # fmt: skip
             self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
-        return changed
 
     def retry(self, job: Job, due: float, problem: str) -> None:
         """Postpone a job that failed; it is tried again at `due`. Raises JournalError."""
@@ -355,12 +358,10 @@ class Journal:
         )
         return [(r["incident"], r["place"], r["thread"]) for r in rows]
 
-    def mark_sent(self, message: Notice, now: float, thread: str = "") -> None:
+    def mark_sent(self, message: Notice, thread: str = "") -> None:
         """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
         with self._transaction():
-            self._execute(
-                "UPDATE messages SET state = 'sent', sent = ?, attempts = attempts + 1 WHERE id = ?", now, message.id
-            )
+            self._execute("UPDATE messages SET state = 'sent', attempts = attempts + 1 WHERE id = ?", message.id)
             if thread:
                 self._execute("REPLACE INTO threads VALUES (?, ?, ?)", message.incident, message.place, thread)
 
@@ -412,7 +413,8 @@ class Journal:
     def _find_or_open_incident(self, alerts: Sequence[Alert], target: str, window_s: float, now: float) -> str | None:
         """Return the alerts' incident: the one they name, else their group's open or just closed one, else a new one.
 
-        Returns None if all alerts are resolved and no incident is open.
+        If the group or the target of an alert changed while it fires, its open incident gets the new ones. Returns None
+        if all alerts are resolved and no incident is open.
         """
         named, at = alerts[0].incident, self.clock.to_wall_clock(now)
         group = "" if named else digest(alerts[0].group)  # a named incident is found by its name only
@@ -423,7 +425,7 @@ class Journal:
                 "SELECT id FROM incidents WHERE group_key = ? AND target = ?"
                 " AND (closed IS NULL OR abs(closed - ?) < ?) ORDER BY closed IS NOT NULL, opened DESC LIMIT 1",
                 group, target, at, window_s,
-            )  # fmt: skip
+            ) or self._move_incident(alerts, group, target)  # fmt: skip
         firing = [a for a in alerts if a.firing]
         if found:
             if firing:
@@ -439,6 +441,33 @@ class Journal:
         )  # fmt: skip
         return id_
 
+    def _move_incident(self, alerts: Sequence[Alert], group: str, target: str) -> sqlite3.Row | None:
+        """Give the open incident in which one of the alerts fires another group and target; None if there is none."""
+        found = self._fetch_first(
+            f"SELECT i.id FROM {_FIRING} ORDER BY opened DESC LIMIT 1",  # noqa: S608
+            _fingerprints(alerts),
+        )
+        if found:
+            self._execute("UPDATE incidents SET group_key = ?, target = ? WHERE id = ?", group, target, found["id"])
+        return found
+
+    def _end_elsewhere(self, ended: Sequence[Alert], now: float) -> list[int]:
+        """End alerts in the incidents of the groups to which they belonged before; return the jobs that this adds."""
+        where = f"SELECT DISTINCT i.id FROM {_FIRING}"  # noqa: S608
+        incidents = [row["id"] for row in self._execute(where, _fingerprints(ended)).fetchall()]
+        for incident in incidents:
+            for alert in ended:
+                self._end_alert(alert, incident, now)
+        return [job for incident in incidents for job in self._add_recovery_jobs(ended, incident, now)]
+
+    def _end_alert(self, alert: Alert, incident: str, now: float) -> bool:
+        """Record that an alert does not fire any more, whatever its route was; return whether it fired."""
+        ended = self._execute(
+            "UPDATE alerts SET firing = 0, last = ? WHERE incident = ? AND fingerprint = ? AND firing",
+            now, incident, alert.fingerprint,
+        )  # fmt: skip
+        return ended.rowcount > 0
+
     def _record_alert(
         self, alert: Alert, config: Settings, incident: str, since: float, now: float
     ) -> tuple[int | None, bool]:
@@ -446,10 +475,12 @@ class Journal:
 
         A job that was accepted before `since` is too old for a further alert.
         """
+        if not alert.firing:
+            return None, self._end_alert(alert, incident, now)
         routed = routes.route_of(alert, config)
         own = (incident, alert.fingerprint, ",".join(routed.sections))
         known = self._fetch_first(
-            "SELECT a.job, a.firing, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            "SELECT a.job, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
             *own,
         )
@@ -459,14 +490,13 @@ class Journal:
         )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
-        if known and (repeats or not alert.firing):
+        self._end_alert(alert, incident, now)  # under another route: it fires under this one
+        if repeats:
             self._execute(
-                "UPDATE alerts SET count = count + ?, last = ?, firing = ?"
+                "UPDATE alerts SET count = count + 1, last = ?, firing = 1"
                 " WHERE incident = ? AND fingerprint = ? AND sections = ?",
-                alert.firing, now, alert.firing, *own,
+                now, *own,
             )  # fmt: skip
-            return None, not alert.firing and bool(known["firing"])
-        if not alert.firing:
             return None, False
         job = self._find_or_add_job(alert, routed, incident, last_check, since, now)
         self._execute(
@@ -496,22 +526,30 @@ class Journal:
         suffix = RECURRED if last_check and not last else ""
         return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
 
-    def _add_recovery_job(self, alerts: Sequence[Alert], incident: str, target: str, now: float) -> int | None:
-        """Add the job that checks the recovery when the last alert of an open incident is resolved; None otherwise."""
+    def _add_recovery_jobs(self, alerts: Sequence[Alert], incident: str, now: float) -> list[int]:
+        """Add a job per target that checks the recovery, when the last alert of an open incident is resolved."""
         ended = [a for a in alerts if not a.firing]
         is_open = self._fetch_first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
         if not ended or not is_open or self._has_firing_alert(incident):
-            return None
-        # A waiting recovery check stays: an alert may be reported as resolved twice.
+            return []
         self._execute(
             "UPDATE jobs SET state = 'done', ended = ?"
             " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?",
             now, incident, f"%{SECOND_RUN}",
         )  # fmt: skip
-        last = self._fetch_first("SELECT kind, state FROM jobs WHERE incident = ? ORDER BY id DESC LIMIT 1", incident)
-        if last and last["kind"] == "resolved" and last["state"] in ("waiting", "running"):
-            return None
-        return self._add_job(incident, "resolved", RECOVERY, target, {}, ended[-1].line, now)
+        # A recovery check that waits or runs stays: an alert may be reported as resolved twice.
+        if self._fetch_first(
+            "SELECT 1 FROM jobs WHERE incident = ? AND kind = 'resolved' AND state IN ('waiting', 'running')"
+            " AND id > (SELECT max(id) FROM jobs WHERE incident = ? AND kind = 'firing')",
+            incident, incident,
+        ):  # fmt: skip
+            return []
+        targets = self._execute(
+            "SELECT target FROM jobs WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
+        ).fetchall()
+        return [
+            self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1].line, now) for row in targets
+        ]
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
@@ -533,26 +571,28 @@ class Journal:
             incident, kind, sections,
         )  # fmt: skip
         number = ((before and before["number"]) or 0) + 1
+        key = f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}"
+        return self._insert_job(key, incident, kind, number, sections, target, json.dumps(parameters), alert, now, now)
+
+    def _insert_job(self, *values: Any) -> int:
+        """Insert a job with the values of the columns below, unless its key exists; return its id."""
         made = self._execute(
             "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}",
-            incident, kind, number, sections, target, json.dumps(parameters), alert, now, now,
-        )  # fmt: skip
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+            *values,
+        )
         return int(made.lastrowid or 0)
 
     def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
         """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
         fires = self._has_firing_alert(job.incident)
-        newer = "SELECT 1 FROM jobs WHERE incident = ? AND id > ? AND state IN ('waiting', 'running')"
+        newer = "SELECT 1 FROM jobs WHERE incident = ? AND target = ? AND id > ? AND state IN ('waiting', 'running')"
         once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
         recovering = job.kind == "resolved" and status != "OK" and not fires
-        if once or (recovering and not self._fetch_first(newer, job.incident, job.id)):
-            self._execute(
-                "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
-                " SELECT ?, incident, kind, number + 1, sections, target, parameters, ?, ?, ? FROM jobs WHERE id = ?"
-                " ON CONFLICT (key) DO NOTHING",
-                f"{job.key}{SECOND_RUN}", line, now, due, job.id,
+        if once or (recovering and not self._fetch_first(newer, job.incident, job.target, job.id)):
+            self._insert_job(
+                f"{job.key}{SECOND_RUN}", job.incident, job.kind, job.number + 1, ",".join(job.sections), job.target,
+                json.dumps(job.parameters), line, now, due,
             )  # fmt: skip
 
     def _has_firing_alert(self, incident: str) -> bool:
@@ -582,11 +622,34 @@ class Journal:
         self._execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", incident, seal, at)
 
     def _postpone_job(self, job: Job, due: float, problem: str) -> None:
-        self._execute("UPDATE jobs SET state = 'waiting', due = ?, problem = ? WHERE id = ?", due, problem, job.id)
+        """Let a job wait for another attempt; a recovery check fails if an alert fires again: it must not delay it."""
+        if job.kind == "resolved" and self._has_firing_alert(job.incident):
+            state, ended = "failed", self.clock.now()
+        else:
+            state, ended = "waiting", None
+        self._execute(
+            "UPDATE jobs SET state = ?, due = ?, ended = ?, problem = ? WHERE id = ?",
+            state,
+            due,
+            ended,
+            problem,
+            job.id,
+        )
 
     def _forget_last_verdict(self, job: Job) -> None:
-        """Forget the last reported verdict, so that the next one is reported even if it is the same."""
-        self._execute("UPDATE incidents SET signature = NULL WHERE id = ?", job.incident)
+        """Forget the target's last reported verdict, so that the next one is reported even if it is the same."""
+        others = {t: s for t, s in self._reported_signatures(job.incident).items() if t != job.target}
+        self._execute("UPDATE incidents SET signature = ? WHERE id = ?", json.dumps(others), job.incident)
+
+    def _reported_signatures(self, incident: str) -> dict[str, str]:
+        """Return the signature of the last reported verdict by target; an older journal has one for all."""
+        row = self._fetch_first(
+            "SELECT target, coalesce(signature, '{}') AS stored FROM incidents WHERE id = ?", incident
+        )
+        if row is None:
+            return {}
+        stored = str(row["stored"])
+        return json.loads(stored) if stored.startswith("{") else {row["target"]: stored}
 
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
@@ -618,6 +681,11 @@ class Journal:
                 return self._db.execute(question, values).fetchall()
             except sqlite3.Error as e:
                 raise JournalError(f"the journal {self.file} cannot be read: {e}") from None
+
+
+def _fingerprints(alerts: Sequence[Alert]) -> str:
+    """Return the fingerprints of alerts as JSON, for a question."""
+    return json.dumps([alert.fingerprint for alert in alerts])
 
 
 def _job_from_row(row: sqlite3.Row) -> Job:

@@ -6,7 +6,6 @@ CREATE TABLE IF NOT EXISTS incidents (
     target TEXT NOT NULL,
     opened REAL NOT NULL,
     closed REAL,
-    concluded REAL,
     verdict TEXT,
     signature TEXT
 );
@@ -42,6 +41,7 @@ CREATE TABLE IF NOT EXISTS alerts (
     PRIMARY KEY (incident, fingerprint, sections)
 );
 CREATE INDEX IF NOT EXISTS alerts_by_job ON alerts (job);
+CREATE INDEX IF NOT EXISTS alerts_by_fingerprint ON alerts (fingerprint);
 CREATE TABLE IF NOT EXISTS messages (
     id INTEGER PRIMARY KEY,
     incident TEXT NOT NULL REFERENCES incidents,
@@ -53,7 +53,6 @@ CREATE TABLE IF NOT EXISTS messages (
     attempts INTEGER NOT NULL DEFAULT 0,
     made REAL NOT NULL,
     due REAL NOT NULL,
-    sent REAL,
     problem TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, due);

@@ -46,11 +46,13 @@ class Loop(ABC):
         until = time.monotonic() + timeout_s
         self.stopping.set()
         self.wake()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)  # before the list: it may be starting work
         with self._lock:
-            threads = [t for t in (self._thread, *self._working.values()) if t.ident is not None]
-        for thread in threads:
+            workers = list(self._working.values())
+        for thread in workers:
             thread.join(max(until - time.monotonic(), 0))
-        return not any(t.is_alive() for t in threads)
+        return not any(t.is_alive() for t in (self._thread, *workers))
 
     @abstractmethod
     def poll(self) -> None:

@@ -17,6 +17,7 @@ class Metrics:
         own: dict[str, Any] = {"registry": self.registry}
         self.accepted = Counter("runbook_alerts_accepted", "Alerts stored durably", **own)
         self.deduplicated = Counter("runbook_alerts_deduplicated", "Accepted alerts that were duplicates", **own)
+        self.refused_alerts = Counter("runbook_alerts_refused", "Alerts refused beside others of their body", **own)
         self.refused = Counter("runbook_requests_refused", "Requests refused, by HTTP status", ["status"], **own)
         self.running = Gauge("runbook_investigations_running", "Investigations in progress", **own)
         self.waiting = Gauge("runbook_investigations_waiting", "Investigations accepted but not started", **own)

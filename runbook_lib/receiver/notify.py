@@ -106,11 +106,13 @@ class Notifier(Loop):
 
     def poll(self) -> None:
         """Send the messages that are due to URLs that are not busy. Raises JournalError."""
+        busy = {*self.busy}  # before the question: a message that is sent meanwhile must not be sent again
         for message in self._journal.due_messages(self._clock.now()):
             url = self._urls.get(message.place)
             if url is None:
                 self._give_up(message, "its notify URL is no longer configured")
-            elif not self.stopping.is_set() and message.place not in self.busy:
+            elif not self.stopping.is_set() and message.place not in busy:
+                busy.add(message.place)
                 self.start_work(message.place, partial(self._send_message, message, url))
 
         if (now := self._clock.now()) >= self._next_look:
@@ -143,9 +145,17 @@ class Notifier(Loop):
         sending = Thread(target=lambda: results.append(deliver(url, message)), daemon=True)
         sending.start()
         sending.join(SEND_S)
-        problem, thread = results[0] if results else (f"no answer within {SEND_S:.0f} s", "")
+        if results:
+            return self._record_result(message, *results[0])
+        self._record_result(message, f"no answer within {SEND_S:.0f} s")
+        sending.join()  # a URL that hangs stays busy: no second thread sends to it
+        if results and not results[0][0]:  # accepted late: it is not sent again
+            self._record_result(message, *results[0])
+
+    def _record_result(self, message: Notice, problem: str, thread: str = "") -> None:
+        """Record that a message was accepted, or the problem: it is sent again or given up."""
         if not problem:
-            self.write_until_done(lambda: self._journal.mark_sent(message, self._clock.now(), thread))
+            self.write_until_done(lambda: self._journal.mark_sent(message, thread))
             self._metrics.messages.labels("sent").inc()
         elif self._clock.now() - message.made > GIVE_UP_S:  # checked after a try: the clock may have been set meanwhile
             self.write_until_done(
@@ -156,7 +166,6 @@ class Notifier(Loop):
             _log.warning("message %d to notify URL %s will be sent again: %s", message.id, message.place, problem)
             self.write_until_done(lambda: self._journal.mark_unsent(message, self._clock.now() + wait_s, problem))
             self._metrics.messages.labels("retried").inc()
-        sending.join()  # a URL that hangs stays busy: no second thread sends to it
 
     def _give_up(self, message: Notice, problem: str) -> None:
         _log.error("message %d to notify URL %s is given up: %s", message.id, message.place, problem)

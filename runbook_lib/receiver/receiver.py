@@ -12,17 +12,14 @@ import hashlib
 import logging
 import math
 import re
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import fsspec
 import pandas as pd
 import prometheus_client
-from fsspec.implementations.local import LocalFileSystem
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -34,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runbook_lib import messages
 from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
-from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent
+from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
@@ -57,6 +54,8 @@ BODY_S = 10.0
 TURN_S, RETRY_S = 5.0, 10
 #: Seconds between two probes of `/readyz`, and seconds that a request waits for a probe.
 PROBE_S, WAIT_S = 10.0, 3.0
+#: The folder beside the incidents in which `/readyz` tests that the output can be written.
+PROBE = ".probe"
 #: Incidents on a page; newest jobs shown of an incident.
 PAGE, JOBS = 20, 8
 
@@ -108,7 +107,7 @@ class Receiver:
         self._turn = asyncio.Lock()
         self._probes = [
             _HealthProbe("journal", self._journal_is_writable, probe_s),
-            _HealthProbe("output", lambda: _check_writable(output), probe_s),
+            _HealthProbe("output", Archive(output, PROBE).make, probe_s),
         ]
         app = Starlette(
             routes=[
@@ -137,7 +136,12 @@ class Receiver:
 
     async def alertmanager(self, request: Request) -> Response:
         """Accept Prometheus Alertmanager's webhook, version 4."""
-        return await self._receive_alerts(request, lambda headers, body: from_alertmanager(body), (_JSON,))
+
+        def refuse(problem: str) -> None:
+            log_refused(problem)
+            self.metrics.refused_alerts.inc()
+
+        return await self._receive_alerts(request, lambda headers, body: from_alertmanager(body, refuse), (_JSON,))
 
     async def events(self, request: Request) -> Response:
         """Accept a CloudEvent 1.0, structured or binary."""
@@ -280,7 +284,6 @@ class Receiver:
         except UsageError:
             return []
         try:
-            fsspec.core.url_to_fs(self.output)[0].invalidate_cache()  # other processes write there
             return Archive(self.output, folder).names()
         except Exception as e:  # each kind of store has its own exceptions
             raise _unavailable("the archive does not answer", e) from None
@@ -397,17 +400,6 @@ class _HealthProbe:
             _log.warning("not ready: %s: %s", self.name, _one_line(e))
             return "cannot be written"
         return ""
-
-
-def _check_writable(output: str) -> None:
-    """Write a small file beside the incidents. Raises what the store raises."""
-    fs, path = fsspec.core.url_to_fs(output)
-    if isinstance(fs, LocalFileSystem):
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(b"1")
-    else:
-        fs.pipe_file(f"{path.rstrip('/')}/.writable", b"1")
 
 
 async def _read_body(request: Request) -> bytes:

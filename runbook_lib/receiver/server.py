@@ -31,7 +31,8 @@ from runbook_lib.usage import UsageError
 
 #: Seconds in which a whole request must arrive, and in which the client must read a part of the answer.
 REQUEST_S, ANSWER_S = 20.0, 300.0
-#: Connections that are served; up to twice as many may be open.
+#: Connections that are served; up to twice as many may be open. With TLS they count after the handshake, whose time
+#: limit is asyncio's, since uvicorn has no option for it.
 CONNECTIONS = 128
 #: Seconds for requests, and then for investigations, to end after the receiver gets a signal to stop.
 STOP_S = 6.0

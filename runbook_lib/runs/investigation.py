@@ -25,8 +25,8 @@ from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store import Archive
 from runbook_lib.view import render
 
-#: Behind the mark of an order: its second look.
-AGAIN = "/again"
+#: Suffix of an order's job for its second triage. The receiver's second run is another job, with a suffix of its own.
+SECOND_TRIAGE = "/triage-2"
 
 
 def summary(
@@ -106,7 +106,7 @@ def _look(
         if not (order.follow and present and may_tell_later(verdict) and left > order.deadline_s / 2):
             return results, verdict
         tell(RunProgress(line=messages.text(say("ui.looks_again"), order.lang), status=verdict.status.name))
-        again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{AGAIN}")
+        again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
         later, second = _run_order(archive, again, progress)
     return (results, verdict) if second.status is Status.UNKNOWN else (later, second)
 

@@ -169,6 +169,17 @@ def test_a_cloudevent_structured_and_binary(here: Running) -> None:
     assert (taken.status_code, taken.json()["jobs"]) == (202, [2]), taken.text
 
 
+def test_an_alert_that_is_refused_is_counted_and_holds_up_no_other(here: Running, caplog: Any) -> None:
+    bad = one("Bad", incident="../x")
+    came = here.post(webhook(bad, one("API/latency", **{"service.name": "api"}), one("通知遅延", pod="x" * 2000)))
+    assert (came.status_code, came.json()) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
+    assert "runbook_alerts_refused_total 1.0" in here.get("metrics").text
+    assert [r.getMessage() for r in caplog.records if "an alert is refused: alerts.0.labels" in r.getMessage()]
+    assert here.post(webhook(bad, bad)).status_code == 400
+    page = here.get().text
+    assert "API/latency" in page
+
+
 def test_a_connection_is_used_again(here: Running) -> None:
     with requests.Session() as session:
         codes = [session.post(f"{here.url}alertmanager", webhook(), headers=JSON).status_code for _ in range(3)]
@@ -195,6 +206,9 @@ _REFUSED: dict[str, tuple[str, Mapping[str, str], bytes, int, str]] = {
     "event 0.3": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="0.3"), 400, ""),
     "event 2.0": ("events", {"content-type": "application/cloudevents+json"}, event(specversion="2.0"), 400, ""),
     "no data": ("events", {"content-type": "application/cloudevents+json"}, event(data=None), 400, "data"),
+    "not unicode": ("events", {"content-type": "application/cloudevents+json"}, event(data=one("\ud800")), 400, "data"),
+    "group": ("events", JSON | {"content-type": "application/cloudevents+json"}, event(source="\ud800"), 400, ""),
+    "time": ("alertmanager", JSON, webhook(one() | {"startsAt": "9999-12-31T23:59:59-14:00"}), 400, "startsAt"),
     "nowhere": ("alerts", JSON, webhook(), 404, ""),
 }  # fmt: skip
 
@@ -493,6 +507,7 @@ def test_ready_names_what_is_not(here: Running) -> None:
     assert ready(here) == (503, {"dispatcher": "does not run"})
     here.dispatcher.start()
     assert ready(here) == (200, {})
+    assert Archive(here.output, "").names() == [], "the probe is not shown as an incident"
     shutil.rmtree(here.output)
     Path(here.output).touch()  # no folder can be there; holds for root as well
     time.sleep(0.1)
@@ -559,7 +574,7 @@ def test_a_full_journal_refuses_for_now(here: Running) -> None:
 
     here.post(webhook())
     pages(1)
-    codes = {here.post(webhook(one(pod="x" * 1000), group=f"{n:0>4000}")).status_code for n in range(30)}
+    codes = {here.post(webhook(one(f"A{n}", pod="x" * 1000), group=f"{n:0>4000}")).status_code for n in range(30)}
     assert 503 in codes
     before = len(here.journal.incidents(100))
     pages(1_000_000)
@@ -802,6 +817,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
     said("is empty")
     monkeypatch.delenv(token)
 
+    said("nosuch://x", "--output", "nosuch://x")
     said("--tls-cert", "--tls-cert", none, "--tls-key", none)
     said("cannot be used together", "--tls-cert", empty, "--tls-key", empty)
     for asked in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from command import runbook
 from effort import examples
 from hypothesis import given, settings
@@ -20,7 +22,7 @@ from schemas import valid, valid_dossier
 
 from runbook_lib.model.order import Order
 from runbook_lib.parameters import validate
-from runbook_lib.receiver import alert, routes
+from runbook_lib.receiver import alert, receiver, routes
 from runbook_lib.receiver.alert import Alert, BadAlert
 from runbook_lib.settings import Route, Settings
 from runbook_lib.store import NOTES, Archive
@@ -42,7 +44,7 @@ def one(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def webhook(*alerts: dict[str, Any], **changes: Any) -> bytes:
+def webhook(*alerts: Any, **changes: Any) -> bytes:
     body = {"version": "4", "groupKey": '{}:{alertname="NotificationsLate"}', "status": "firing", "receiver": "r"}
     return json.dumps(body | {"alerts": alerts or [one()]} | changes).encode()
 
@@ -68,6 +70,11 @@ def test_a_webhook_is_read() -> None:
     assert read.group == '{}:{alertname="NotificationsLate"}'
 
 
+@pytest.mark.parametrize("time", ["1971-01-01T00:00:00Z", "9998-12-31T23:59:59Z", "9999-01-01T00:00:00+14:00"])
+def test_a_time_that_is_read_is_one_that_a_run_accepts(time: str) -> None:
+    validate(routes.detection_parameters(made(startsAt=time), ["3"]))
+
+
 def test_without_a_fingerprint_the_labels_make_one() -> None:
     labels = {"alertname": "A", "pod": "p-1"}
     same = made(fingerprint="", labels=dict(reversed(labels.items())))
@@ -91,15 +98,20 @@ def test_without_a_fingerprint_the_labels_make_one() -> None:
         (webhook(one(startsAt="yesterday")), "alerts.0.startsAt"),
         (webhook(one(startsAt="2026-01-31T03:00:00")), "alerts.0.startsAt"),
         (webhook(one(startsAt="0001-01-01T00:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="1969-12-31T23:00:00Z")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="1971-01-01T03:00:00+14:00")), "alerts.0.startsAt"),
+        (webhook(one(startsAt="9999-12-31T23:59:59-14:00")), "alerts.0.startsAt"),
         (webhook(one(labels={})), "alertname"),
-        (webhook(one(labels={"alertname": "../x"})), "alertname"),
-        (webhook(one(labels={"alertname": "A", "a-b": "1"})), "label name"),
+        (webhook(one(labels={"alertname": " "})), "alertname"),
+        (webhook(one(labels={"alertname": "x" * 129})), "alertname"),
+        (webhook(one(labels={"alertname": "A\x1b[2J"})), "label alertname"),
+        (webhook(one(labels={"alertname": "A", "": "1"})), "label name"),
+        (webhook(one(labels={"alertname": "A", "a\nb": "1"})), "label name"),
+        (webhook(one(labels={"alertname": "A", "a" * 129: "1"})), "label name"),
         (webhook(one(labels={"alertname": "A", "a": "\u202ex"})), "control character"),
         (webhook(one(labels={"alertname": "A", "pod": "a\x1b[2J"})), "label pod"),
         (webhook(one(labels={"alertname": "A", "pod": "a\nb"})), "label pod"),
-        (webhook(one(labels={"alertname": "A", "a": "x" * 1025})), "longer than"),
-        (webhook(one(labels={"alertname": "{{ 7*7 }}"})), "alertname"),
-        (webhook(one(labels={"alertname": "A", "__import__('os')": "x"})), "label name"),
+        (webhook("alert", 3, None), "alerts.0: "),
         (webhook(one(labels={"alertname": "A", "incident": "/etc/passwd"})), "label incident"),
         (webhook(one(labels={"alertname": "A"} | {f"l{n}": "" for n in range(64)})), "alerts.0.labels"),
         (webhook(one(labels={"alertname": "A", "incident": "../../etc"})), "incident"),
@@ -113,6 +125,42 @@ def test_a_bad_body_is_one_line_that_names_the_field(body: bytes, said: str) -> 
         alert.from_alertmanager(body)
     assert said in str(e.value)
     assert "\n" not in str(e.value) and len(str(e.value)) < 400
+
+
+NAMES = ["API/latency", "Disk (root) full", "5xx rate", "通知遅延", "../x", "{{ 7*7 }}", "x" * 128]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_prometheus_allows_are_read_and_are_no_path(name: str) -> None:
+    labels = {"alertname": name, "service.name": "api", "a-b": "1", "__import__('os')": "x", "通知": "はい"}
+    read = made(labels=labels)
+    assert (read.name, read.labels) == (name, labels)
+    incident = routes.incident_id([read], "main")
+    validate({"incident_id": incident})
+    assert re.fullmatch(r"[A-Za-z0-9-]{1,30}-20260131T030000-[0-9a-f]{8}", incident)
+
+
+def test_a_long_value_is_cut() -> None:
+    assert made(labels={"alertname": "A", "query": "x" * 9000}).labels["query"] == "x" * 1024
+
+
+def test_an_alert_that_is_refused_holds_up_no_other_of_its_group() -> None:
+    refused: list[str] = []
+    bad = [one(startsAt="yesterday"), one(labels={"alertname": "A", "incident": "../x"}), 3]
+    body = webhook(bad[0], one(fingerprint="1"), bad[1], one(fingerprint="2"), bad[2])
+    assert [a.fingerprint for a in alert.from_alertmanager(body, refused.append)] == ["1", "2"]
+    fields = ["alerts.0.startsAt: ", "alerts.2.labels: label incident", "alerts.4"]
+    assert all(said.startswith(field) for said, field in zip(refused, fields, strict=True)), refused
+    with pytest.raises(BadAlert, match=r"alerts\.0\.startsAt"):
+        alert.from_alertmanager(webhook(*bad), refused.append)
+    assert len(refused) == 3
+
+
+def test_the_example_of_alertmanager_sends_no_more_alerts_than_are_read() -> None:
+    deploy = Path(__file__).parents[2] / "docs" / "deploy" / "alertmanager.yaml"
+    (sent,) = yaml.safe_load(deploy.read_text(encoding="utf-8"))["receivers"][0]["webhook_configs"]
+    assert 0 < sent["max_alerts"] <= alert.MAX_ALERTS
+    assert sent["max_alerts"] * 2000 <= receiver.MAX_BODY, "an alert of ours has less than 1000 bytes"
 
 
 def test_a_cloudevent_is_read_structured_and_binary() -> None:
@@ -130,12 +178,34 @@ def test_a_cloudevent_is_read_structured_and_binary() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [cloudevent(None), cloudevent("x"), cloudevent([]), cloudevent(one(), id=3), cloudevent({"status": "firing"})],
+    [
+        cloudevent(None),
+        cloudevent("x"),
+        cloudevent([]),
+        cloudevent(one(), id=3),
+        cloudevent({"status": "firing"}),
+        cloudevent(one(groupKey="\ud800")),
+        cloudevent(one(), source="\udfff"),
+        cloudevent(one(fingerprint="\ud800")),
+        cloudevent(one(status="\ud800")),
+        cloudevent(one(labels={"alertname": "A", "\ud800": "1"})),
+        cloudevent(one(labels={"alertname": "A", "\ud800": 1})),
+        cloudevent(one(labels={"alertname": "\ud800"})),
+        cloudevent(one(labels={"alertname": "A", "incident": "\ud800"})),
+        cloudevent(one(labels={"alertname": "A", "pod": "\ud800"})),
+        cloudevent(one(startsAt="\ud800")),
+    ],
 )
 def test_a_bad_cloudevent_is_one_line(body: bytes) -> None:
     with pytest.raises(BadAlert) as e:
         alert.read(body)
     assert "\n" not in str(e.value)
+    str(e.value).encode()
+
+
+def test_a_summary_that_is_not_unicode_is_read_without_it() -> None:
+    (read,) = alert.read(cloudevent(one(annotations={"summary": "late \ud800 \udfff"})))
+    assert read.summary == "late"
 
 
 JSON = st.recursive(

@@ -139,7 +139,7 @@ def test_the_window_of_a_repeat_is_as_long_as_ever(journal: Journal, hands: Hand
 def test_between_two_receivers_no_wait_gets_longer_than_it_was(journal: Journal, hands: Hands, by: float) -> None:
     start = journal.clock.now()
     for n, group in enumerate(("fresh", "retry", "look")):
-        journal.accept([firing(group=group, runbook_target=("main", "other")[n % 2])], CONFIG, start)
+        journal.accept([firing(fingerprint=group, group=group, runbook_target=("main", "other")[n % 2])], CONFIG, start)
     journal.accept([firing("Db", "9", "running")], CONFIG, start)
     jobs = {i.id: i for i in journal.incidents()}
     assert len(jobs) == 4

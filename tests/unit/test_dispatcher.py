@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from waiting import until
 
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.model.order import Order
-from runbook_lib.receiver import dispatcher, loop
+from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import Journal, JournalError
+from runbook_lib.receiver.journal import SECOND_RUN, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
@@ -471,8 +472,10 @@ def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem
 def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Path) -> None:
     early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
     executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
-    with dispatched(tmp_path, executor) as (journal, _):
+    with dispatched(tmp_path, executor) as (journal, metrics):
         wait_for_runs(journal, 2)
+        until(lambda: metrics.registry.get_sample_value("runbook_investigations_finished_total", {"status": "OK"}) == 1)
+        assert metrics.registry.get_sample_value("runbook_alert_to_artifact_seconds_count") == 1
         first, second = journal.incidents()[0].jobs
         assert [o.job for o in executor.orders] == [first.key, second.key]
         assert "再調査" in second.alert and second.alert.endswith(first.alert)
@@ -509,6 +512,25 @@ def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
     assert sum("回復を確認できていません" in n for n in notes) == 3
 
 
+def test_the_wait_for_the_next_look_at_a_recovery_is_that_of_their_number(tmp_path: Path) -> None:
+    """Neither the queue before it nor a stop of the receiver makes it longer."""
+    journal = Journal(tmp_path / "journal.db")
+    journal.accept([firing("I")], CONFIG, time.time() - 7200)
+    job = journal.next_job(time.time(), ())
+    assert job is not None and time.time() - job.accepted > 7000
+    look, jobs = replace(job, kind="resolved"), dispatcher_of(tmp_path, journal, Odd(FOUND), Metrics())
+
+    def wait(n: int, **verdict: Any) -> float | None:
+        key = job.key + SECOND_RUN * n
+        planned = jobs._plan_second_run(replace(look, key=key), {"status": "WARNING"} | verdict)
+        return planned and round(planned[0] - time.time())
+
+    assert [wait(n) for n in range(4)] == [60, 120, 240, 480]
+    assert [wait(n, look_again_s=20) for n in range(3)] == [20, 40, 80]
+    assert wait(10) and wait(11) is None, "after a day it is closed"
+    journal.close()
+
+
 def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:
     executor = Odd(RuntimeError("password=hunter2"))
     with dispatched(tmp_path, executor) as (journal, metrics):
@@ -525,6 +547,53 @@ def test_after_the_last_try_what_was_found_is_told_with_its_problem(tmp_path: Pa
         assert settled(journal, "done").problem == "disk full"
         (message,) = journal.due_messages(time.time())
         assert message.status == "OK" and "disk full" in message.body
+
+
+def test_an_output_that_cannot_be_opened_leaves_no_job_running(tmp_path: Path) -> None:
+    journal, metrics = Journal(tmp_path / "journal.db"), Metrics()
+    journal.accept([firing("I")], CONFIG, time.time())
+    jobs = Dispatcher(journal, CONFIG, "nosuch://there", Odd(FOUND | {"index": None}), metrics, places=["p"], lang="en")
+    jobs.start()
+    assert settled(journal, "done").attempts == dispatcher.ATTEMPTS
+    (message,) = journal.due_messages(time.time())
+    assert message.body.endswith("nosuch://there/I")
+    jobs.stop()
+    journal.close()
+
+
+@pytest.mark.parametrize("failures", [1, 99])
+def test_a_result_that_cannot_be_reported_leaves_no_job_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    real, left = notify.compose, [failures]
+
+    def compose(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise KeyError("password=hunter2")
+        return real(*given)
+
+    monkeypatch.setattr(notify, "compose", compose)
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, metrics):
+        job = settled(journal, "done" if failures == 1 else "failed")
+        assert job.attempts == min(failures + 1, dispatcher.ATTEMPTS)
+        (message,) = journal.due_messages(time.time())
+        assert message.title.endswith(" · I") and "hunter2" not in message.body + job.problem
+        assert metrics.registry.get_sample_value("runbook_investigations_failed_total") == float(failures > 1)
+
+
+def test_a_thread_that_does_not_start_leaves_no_job_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = loop.Loop.start_work, [2]
+
+    def start_work(self: Any, key: str, work: Any) -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RuntimeError("can't start new thread")
+        real(self, key, work)
+
+    monkeypatch.setattr(loop.Loop, "start_work", start_work)
+    with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
+        assert settled(journal, "done").attempts == 3
 
 
 def test_the_journal_is_trimmed_at_the_start_and_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,6 +652,28 @@ def test_a_stop_does_not_wait_for_long_and_loses_nothing(tmp_path: Path) -> None
     again = Journal(tmp_path / "journal.db")
     assert again.recover(time.time()) == 1
     again.close()
+
+
+def test_a_stop_waits_for_work_that_is_just_being_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is taken from the journal, and its thread starts only after the stop."""
+    journal, executor, jobs = Journal(tmp_path / "journal.db"), Odd(None), list[Dispatcher]()
+    journal.accept([firing("I")], CONFIG, time.time())
+    real = journal.next_job
+
+    def next_job(*given: Any) -> Any:
+        job = real(*given)
+        until(jobs[0].stopping.is_set)
+        time.sleep(0.2)
+        return job
+
+    monkeypatch.setattr(journal, "next_job", next_job)
+    jobs.append(dispatcher_of(tmp_path, journal, executor, Metrics()))
+    jobs[0].start()
+    until(lambda: journal.counts()["jobs_running"])
+    assert not jobs[0].stop(2), "a job is at work"
+    until(lambda: executor.orders)
+    monkeypatch.undo()
+    journal.close()
 
 
 class Idle(loop.Loop):

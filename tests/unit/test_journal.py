@@ -117,6 +117,70 @@ def test_a_named_incident_may_have_two_targets(journal: Journal) -> None:
     assert len({j.key for j in incident.jobs}) == 2
 
 
+TWO = [firing(fingerprint=t, incident="INC-1", runbook_target=t) for t in ("main", "other")]
+ENDED = [replace(alert, firing=False) for alert in TWO]
+
+
+def test_of_two_targets_each_has_its_own_last_verdict(journal: Journal) -> None:
+    def verdicts(now: float, *said: str) -> list[str]:
+        """The statuses that are told when each target has come to a verdict."""
+        before = len(journal._query("SELECT 1 FROM messages"))
+        journal.accept(TWO, CONFIG, now)
+        for status in said:
+            done(journal, now, status, **TOLD)
+        return [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")][before:]
+
+    assert verdicts(0, "CRITICAL", "OK") == ["CRITICAL", "OK"]
+    assert verdicts(WINDOW_S + 1, "CRITICAL", "OK") == [], "nothing has changed"
+    assert verdicts(2 * WINDOW_S + 2, "CRITICAL", "CRITICAL") == ["CRITICAL"], "the other target's is new"
+    journal.accept(TWO, CONFIG, 3 * WINDOW_S + 3)
+    journal.fail(taken(journal, 3 * WINDOW_S + 3), 3 * WINDOW_S + 3, "lost", **TOLD)
+    done(journal, 3 * WINDOW_S + 3, "CRITICAL", **TOLD)
+    assert verdicts(4 * WINDOW_S + 4, "CRITICAL", "CRITICAL") == ["CRITICAL"], "only one was given up"
+
+
+@pytest.mark.parametrize("ended", [ENDED, ENDED[::-1]])
+def test_of_two_targets_the_recovery_of_each_is_checked(journal: Journal, ended: list[Alert]) -> None:
+    journal.accept(TWO, CONFIG, 0)
+    done(journal, 1), done(journal, 1)
+    assert journal.accept(ended[:1], CONFIG, 2).jobs == ()
+    assert len(journal.accept(ended[1:], CONFIG, 3).jobs) == 2
+    assert journal.accept(ended, CONFIG, 4).jobs == (), "told twice"
+    first = done(journal, 5, "WARNING", second_run=(60, "again"))
+    second = done(journal, 6, "OK", second_run=(60, "again"))
+    assert [(j.kind, j.target) for j in (first, second)] == [("resolved", "main"), ("resolved", "other")]
+    assert journal.incidents()[0].closed is None, "one of them has not recovered"
+    assert done(journal, 60, "OK").key == f"{first.key}/again"
+    assert journal.incidents()[0].closed == 60
+    assert journal.next_job(1000, []) is None
+
+
+def test_of_two_targets_one_that_fires_again_starts_the_checks_of_both_again(journal: Journal) -> None:
+    journal.accept(TWO, CONFIG, 0)
+    done(journal, 1), done(journal, 1)
+    journal.accept(ENDED, CONFIG, 2)
+    done(journal, 3, "WARNING", second_run=(60, "again"))
+    journal.accept(TWO[1:], CONFIG, 4)
+    journal.accept(ENDED[1:], CONFIG, 5)
+    assert (done(journal, 6).target, journal.incidents()[0].closed) == ("other", None)
+    assert [done(journal, 7, "OK").target for _ in range(2)] == ["main", "other"]
+    assert journal.incidents()[0].closed == 7
+
+
+def test_a_verdict_that_an_older_version_reported_is_not_told_again(journal: Journal) -> None:
+    ran(journal, 0, firing(), **TOLD)
+    journal._db.execute("UPDATE incidents SET signature = 'CRITICAL relay None'")
+    for older in ("ALTER TABLE incidents ADD COLUMN concluded REAL", "ALTER TABLE messages ADD COLUMN sent REAL"):
+        journal._db.execute(older)
+    journal._db.execute("DROP INDEX alerts_by_fingerprint")
+    journal = reopened(journal)
+    ran(journal, WINDOW_S + 1, firing(), **TOLD)
+    assert len(journal._query("SELECT 1 FROM messages")) == 1
+    ran(journal, 2 * WINDOW_S + 2, firing(), status="OK", **TOLD)
+    assert len(journal._query("SELECT 1 FROM messages")) == 2
+    journal.close()
+
+
 def test_a_thousand_alerts_of_fifty_groups_are_fifty_jobs(journal: Journal) -> None:
     for n in range(1000):
         journal.accept([firing(fingerprint=str(n), group=f"group-{n % 50}")], CONFIG, n * 0.01)
@@ -239,6 +303,27 @@ def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_out
     assert ran(journal, 6, resolved(), status="OK").kind == "resolved"
 
 
+@pytest.mark.parametrize("concluded", [True, False])
+def test_a_look_at_the_recovery_that_fails_during_a_second_outage_is_not_tried_again(
+    journal: Journal, concluded: bool
+) -> None:
+    ran(journal, 0, firing())
+    journal.accept([resolved()], CONFIG, 2)
+    look = taken(journal, 3)
+    journal.accept([firing()], CONFIG, 4)
+    if concluded:
+        journal.conclude(look, verdict("OK"), 5, again=300, problem="disk full")
+    else:
+        journal.retry(look, 300, "disk full")
+    assert done(journal, 6).recurred, "it does not wait for the other attempt"
+    states = [(j.kind, j.state, j.ended is None, j.problem) for j in journal.incidents()[0].jobs]
+    assert states == [
+        ("firing", "done", False, ""), ("resolved", "failed", False, "disk full"), ("firing", "done", False, ""),
+    ]  # fmt: skip
+    assert ran(journal, 7, resolved(), status="OK").kind == "resolved"
+    assert journal.incidents()[0].closed == 8
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_killed_between_the_end_and_the_second_outage(journal: Journal, begun: bool) -> None:
     ran(journal, 0, firing())
@@ -266,8 +351,55 @@ def test_killed_after_the_recovery_was_told(journal: Journal) -> None:
     journal = reopened(journal)
     journal.recover(950)
     again = taken(journal, 950)
-    assert again.recurred and journal.conclude(again, verdict("OK"), 951), "killed while it ran: it is told by the next"
+    journal.conclude(again, verdict("OK"), 951, **TOLD)
+    assert again.recurred and journal.due_messages(951), "killed while it ran: it is told by the next"
     journal.close()
+
+
+ROUTES = [Route(alertname="Late", sections=["4.1"]), Route(alertname="Db", sections=["4.2"])]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG.model_copy(update={"routes": ROUTES}),
+        CONFIG.model_copy(update={"routes": [Route(sections=["3"], target="other")]}),
+        CONFIG.model_copy(update={"routes": [Route(sections=["4.1"], target="other")]}),
+    ],
+    ids=["sections", "target", "both"],
+)
+@pytest.mark.parametrize("repeated", [False, True])
+def test_an_alert_whose_route_changed_while_it_fired_ends(journal: Journal, config: Settings, repeated: bool) -> None:
+    first = ran(journal, 0, firing(), firing(fingerprint="2"))
+    if repeated:
+        journal.accept([firing()], config, 10)
+    assert journal.accept([resolved()], config, 20).counted == 0
+    ran_on = {job.target for job in journal.incidents()[0].jobs}
+    assert len(journal.accept([resolved(fingerprint="2")], config, 30).jobs) == len(ran_on)
+    while job := journal.next_job(40, []):
+        journal.conclude(job, verdict("OK"), 41)
+    (incident,) = journal.incidents()
+    assert (incident.id, incident.closed, incident.jobs[-1].kind) == (first.incident, 41, "resolved")
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize("groups", [("a", "a"), ("a", "b")])
+@pytest.mark.parametrize("later", [("c", "c"), ("c", "d"), ("b", "a")])
+def test_alerts_that_are_grouped_in_another_way_while_they_fire_end(
+    journal: Journal, groups: tuple[str, str], later: tuple[str, str], repeated: bool
+) -> None:
+    """Two alerts, of one group or two; then the groups are others: of each alert, or of both."""
+    journal.accept([firing(fingerprint="0", group=groups[0])], CONFIG, 0)
+    journal.accept([firing(fingerprint="1", group=groups[1])], CONFIG, 0)
+    before = {i.id for i in journal.incidents()}
+    for ended in (False, True) if repeated else (True,):
+        for n, group in enumerate(later):
+            journal.accept([firing(fingerprint=str(n), group=group, ended=ended)], CONFIG, 10)
+    while job := journal.next_job(20, []):
+        journal.conclude(job, verdict("OK"), 21)
+    found = journal.incidents()
+    assert {i.id for i in found} == before
+    assert [(i.closed, i.jobs[-1].kind) for i in found] == [(21, "resolved")] * len(before)
 
 
 def test_a_window_after_its_end_it_is_another_incident(journal: Journal) -> None:
@@ -288,7 +420,7 @@ def test_a_recovery_is_looked_at_after_whatever_came_since_the_last_look(journal
 
 def test_one_job_a_target_and_an_incident_keeps_its_order(journal: Journal) -> None:
     journal.accept([firing(group="a"), firing("Db", "2", "a")], CONFIG, 0)
-    journal.accept([firing(group="b", runbook_target="other")], CONFIG, 0)
+    journal.accept([firing(fingerprint="3", group="b", runbook_target="other")], CONFIG, 0)
     first = taken(journal, 1)
     assert first.target == "main" and first.attempts == 1
     assert taken(journal, 1, "main").target == "other"
@@ -348,7 +480,7 @@ def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
         ran(journal, n * WINDOW_S * 2, firing(), status="CRITICAL" if n < 2 else "OK", **TOLD | {"places": ["p", "q"]})
     due = journal.due_messages(10 * WINDOW_S)
     assert [(m.place, m.status) for m in due] == [("p", "CRITICAL"), ("q", "CRITICAL")], "the newer ones wait"
-    journal.mark_sent(due[0], 10 * WINDOW_S)
+    journal.mark_sent(due[0])
     journal.mark_unsent(due[1], 11 * WINDOW_S, "refused")
     assert [(m.place, m.status) for m in journal.due_messages(10 * WINDOW_S)] == [("p", "OK")]
     journal.mark_unsent(due[1], None, "given up")
@@ -393,7 +525,7 @@ def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> N
         ran(journal, n * 3 * WINDOW_S, alert, status="OK" if n % 2 else "CRITICAL", seal=f"seal {n}", **told)
     while due := journal.due_messages(1e9):
         for message in due:
-            journal.mark_sent(message, 1e9)
+            journal.mark_sent(message)
     whole = sizes(journal)
     journal.trim(100)
     assert sizes(journal) == whole == {"incidents": 2, "alerts": 2, "jobs": 40, "messages": 80, "seals": 40}
@@ -415,7 +547,7 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
             journal.trim(2)
             assert sizes(journal)["jobs"] == sizes(journal)["messages"] == 4, "a message has not been sent"
             while due := journal.due_messages(1e9):
-                journal.mark_sent(due[0], 1e9, "thread")
+                journal.mark_sent(due[0], "thread")
             journal.trim(2)
             assert [row["incident"] for row in journal._query("SELECT * FROM threads")] == ["new"]
             assert sizes(journal) == {"incidents": 2, "alerts": 1, "jobs": 2, "messages": 2, "seals": 3}
@@ -429,7 +561,7 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
 def test_what_waits_or_fires_is_not_trimmed(journal: Journal) -> None:
     ran(journal, 0, firing(), **TOLD, second_run=(60, "again"))
     for n in range(5):
-        journal.accept([firing(group=f"g{n}")], CONFIG, 2)
+        journal.accept([firing(fingerprint=f"g{n}", group=f"g{n}")], CONFIG, 2)
     before = sizes(journal)
     journal.trim(1)
     assert sizes(journal) == before
@@ -503,7 +635,9 @@ class Alerting(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.now = 0.0
         self.running: list[Job] = []
-        self.firing: set[tuple[str, str, str]] = set()
+        self.firing: set[str] = set()
+        self.regrouped = False
+        self.config = CONFIG
         self.open()
 
     def open(self) -> None:
@@ -519,11 +653,24 @@ class Alerting(RuleBasedStateMachine):
         )
     )
     def receive(self, alerts: list[tuple[str, str, str, bool]]) -> None:
-        for group in {a[0] for a in alerts}:
-            own = [a for a in alerts if a[0] == group]
-            self.journal.accept([firing(n, n + f, g, ended=e) for g, n, f, e in own], CONFIG, self.now)
+        for group in {self.group_of(a[0]) for a in alerts}:
+            own = [a for a in alerts if self.group_of(a[0]) == group]
+            self.journal.accept([firing(n, g + n + f, group, ended=e) for g, n, f, e in own], self.config, self.now)
         for *which, ended in alerts:
-            (self.firing.discard if ended else self.firing.add)(tuple(which))  # type: ignore[arg-type]
+            (self.firing.discard if ended else self.firing.add)("".join(which))
+
+    def group_of(self, letter: str) -> str:
+        return "all" if self.regrouped else letter
+
+    @rule()
+    def regroup(self) -> None:
+        """Alertmanager starts with another `group_by`."""
+        self.regrouped = not self.regrouped
+
+    @rule(sections=st.sampled_from(["3", "4.1", "4.2"]))
+    def reroute(self, sections: str) -> None:
+        """The receiver starts with another route."""
+        self.config = CONFIG.model_copy(update={"routes": [Route(alertname="Db", sections=[sections])]})
 
     @rule()
     def begin(self) -> None:
@@ -602,9 +749,8 @@ class Alerting(RuleBasedStateMachine):
 
     @invariant()
     def what_fires_is_known_to_fire(self) -> None:
-        known = self.journal._query("SELECT DISTINCT i.group_key, a.fingerprint FROM alerts AS a"
-                                   " JOIN incidents AS i ON i.id = a.incident WHERE firing")  # fmt: skip
-        assert len(known) == len(self.firing)
+        known = self.journal._query("SELECT DISTINCT fingerprint FROM alerts WHERE firing")
+        assert {row["fingerprint"] for row in known} == self.firing
 
     @invariant()
     def messages_only_of_changes(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,13 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
     for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::"):
         with pytest.raises(UsageError, match="only on this machine"):
             lab.open_lab("outputs", "INC-1", "default", [argument])
+
+
+def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jupyterlab", None)
+    with pytest.raises(UsageError, match=r"pip install 'runbook-notebooks\[lab\]'"):
+        lab.open_lab(str(tmp_path / "out"), "INC-1", "default")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_secret_file_is_looked_for_beside_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

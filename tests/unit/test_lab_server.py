@@ -16,7 +16,7 @@ from tornado.web import HTTPError
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import artifact
+from runbook_lib.archive import artifact, dossier
 from runbook_lib.checks.check import Check
 from runbook_lib.context import JudgeInput, open_context
 from runbook_lib.lab import server as lab_server
@@ -170,6 +170,33 @@ def test_a_run_is_archived_once_and_again_when_it_changed() -> None:
     assert [e["status"] for e in archived()] == ["OK", "CRITICAL"]
     save(executed(*whole))  # undone
     assert len(archived()) == 2
+
+
+@pytest.mark.parametrize("fails", ["keep", "write_index"])
+def test_what_an_interrupted_save_left_out_is_added_by_the_next(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dossier, fails, full)
+        save(executed(found(STEPS[0])))
+    assert len(archived()) == 1 and "index.html" not in archive().names()
+    for _ in range(2):
+        save(executed(found(STEPS[0])))
+        (entry,) = archived()
+        assert [e.get("section", "") for e in archive().manifest()] == ["4.3", ""]
+        assert f"{entry['name']}.html" in archive().read("index.html").decode()
+        assert archive().problems() == [] and archive().partials() == []
+    (verdict,) = [e for e in archive().manifest() if "verdict" in e]
+    assert (verdict["started"], verdict["ended"]) == (entry["started"], entry["ended"])
+
+
+def test_a_run_that_an_older_version_archived_is_not_archived_again() -> None:
+    save(executed(found(STEPS[0])))
+    older = [{k: v for k, v in e.items() if k not in ("job", "previous")} for e in archive().manifest()]
+    archive().write(MANIFEST, b"".join(json.dumps(e, sort_keys=True).encode() + b"\n" for e in older))
+    save(executed(found(STEPS[0])))
+    assert archive().manifest() == older
 
 
 def test_nothing_is_archived_before_the_conclusion() -> None:

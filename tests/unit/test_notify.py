@@ -256,6 +256,66 @@ def test_a_place_that_hangs_holds_up_no_other(
         until(lambda: journal.counts()["messages_sent"] == 4)
 
 
+def test_a_message_that_is_accepted_late_is_not_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, released = list[str](), threading.Event()
+
+    def deliver(url: str, message: Notice) -> tuple[str, str]:
+        asked.append(message.title)
+        released.wait(20)
+        return "", "thread"
+
+    monkeypatch.setattr(notify, "SEND_S", 0.2)
+    monkeypatch.setattr(notify, "deliver", deliver)
+    with notified(tmp_path, "json://127.0.0.1:1") as (journal, _):
+        until(lambda: journal._query("SELECT problem FROM messages")[0]["problem"] == "no answer within 0 s")
+        released.set()
+        until(lambda: journal.counts()["messages_sent"] == 1)
+        time.sleep(0.3)
+        assert asked == ["CRITICAL here"]
+        assert [thread for *_, thread in journal.threads(0)] == ["thread"]
+
+
+def test_a_message_that_is_sent_while_the_journal_is_read_is_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, released = list[str](), threading.Event()
+
+    def deliver(url: str, message: Notice) -> tuple[str, str]:
+        asked.append(message.title)
+        released.wait(20)
+        return "", ""
+
+    monkeypatch.setattr(notify, "deliver", deliver)
+    journal = Journal(tmp_path / "journal.db")
+    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), str(tmp_path / "out"), "en")
+    for n in range(2):
+        labels = {"alertname": "A", "incident": f"I{n}"}
+        alert = Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")
+        journal.accept([alert], CONFIG, time.time())
+        job = journal.next_job(time.time(), [])
+        assert job is not None
+        verdict: dict[str, Any] = {"status": "OK", "stuck_at": None, "failure_modes": []}
+        journal.conclude(job, verdict, time.time(), places=["p"], message=(f"message {n}", "b"))
+    told.poll()
+    assert told.busy == ["p"], "one message of a URL at a time"
+    real = journal.due_messages
+
+    def read(now: float) -> list[Notice]:
+        found = real(now)
+        released.set()
+        until(lambda: not told.busy)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "due_messages", read)
+        told.poll()
+    until(lambda: not told.busy)
+    told.poll()
+    until(lambda: journal.counts()["messages_sent"] == 2)
+    assert asked == ["message 0", "message 1"]
+    journal.close()
+
+
 @pytest.mark.parametrize("why", ["gone", "old"])
 def test_what_cannot_be_sent_is_given_up(tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "json://127.0.0.1:1"
@@ -298,6 +358,16 @@ def test_a_bad_url_is_one_line_without_its_secret(
         notify.urls_by_digest(CONFIG)
     assert said in str(e.value) and SECRET not in str(e.value) and "\n" not in str(e.value)
     assert SECRET not in "".join(heard)
+
+
+def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUNBOOK_CONFIG", raising=False)
+    (tmp_path / "urls").write_bytes(b"json://\xff\xfe")
+    for name, why in (("urls", "not text"), ("nowhere", "No such file or directory")):
+        with pytest.raises(UsageError) as e:
+            notify.urls_by_digest(Settings(receiver={"notify_urls_file": name}))
+        assert str(e.value) == f"receiver.notify_urls_file: cannot read {name} ({why})"
 
 
 def job(key: str = "k") -> Job:

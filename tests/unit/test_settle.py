@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
 from runbook_lib.model.finding import Answer, Finding, Hop, Reason, Signal, Status, Value, say
 from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
 from runbook_lib.store import Archive
 
@@ -108,10 +110,10 @@ ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
 @pytest.mark.parametrize(
     ("order", "first_s", "looks", "counts", "orders"),
     [
-        (ORDER, 5, (LATE, CANCELLED), CANCELLED, ["j", "j/again"]),
+        (ORDER, 5, (LATE, CANCELLED), CANCELLED, ["j", "j/triage-2"]),
         (replace(ORDER, job=""), 5, (LATE, WORKS), WORKS, ["", ""]),
-        (ORDER, 5, (AWAY, LATE), LATE, ["j", "j/again"]),
-        (ORDER, 5, (LATE, AWAY), LATE, ["j", "j/again"]),
+        (ORDER, 5, (AWAY, LATE), LATE, ["j", "j/triage-2"]),
+        (ORDER, 5, (LATE, AWAY), LATE, ["j", "j/triage-2"]),
         (ORDER, 5, (CANCELLED, LATE), CANCELLED, ["j"]),
         (ORDER, 5, (WORKS, LATE), WORKS, ["j"]),
         (ORDER, 5, (LASTS, CANCELLED), LASTS, ["j"]),
@@ -159,3 +161,23 @@ def test_what_is_not_decided_is_looked_at_once_more(
     if len(given) == 2:
         assert given[0].samples != given[1].samples, "its samples are its own"
         assert given[1].deadline_s == order.deadline_s - first_s
+
+
+def test_a_second_run_takes_no_sections_of_the_second_triage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, ran = Archive(str(tmp_path), "I"), list[str]()
+
+    def run_sections(requests: Any, *_: Any) -> list[Any]:
+        for request in requests:
+            ran.append(request.job)
+            archive.append({"section": request.section, "job": request.job}, {})
+        return [result(r.section, LATE) for r in requests]
+
+    monkeypatch.setattr(batch, "request", lambda section, *_, job, **more: SimpleNamespace(section=section, job=job))
+    monkeypatch.setattr(batch, "run_sections", run_sections)
+    monkeypatch.setattr(batch, "kept", lambda archive, entry: result(entry["section"], LATE))
+    monkeypatch.setattr(investigation, "sections_to_follow", lambda *_: {})
+    order = replace(ORDER, job="K")
+    for job in ("K", f"K{SECOND_RUN}"):
+        investigation._look(archive, replace(order, job=job), lambda section, found: None, lambda said: None)
+    own = investigation.SECOND_TRIAGE
+    assert ran == ["K", f"K{own}", f"K{SECOND_RUN}", f"K{SECOND_RUN}{own}"], "each triage looks at the system"
