@@ -108,7 +108,7 @@ def archive_notebook(path: Path) -> str | None:
     parameters = mask_free_texts(parameters, masker)
     artifact.scrub(nb, masker)
     for cell in nb.cells:
-        cell.source = masker.scrub(cell.source)
+        cell.source = masker.scrub_once(cell.source)
     run = artifact.read(nb, catalog.load().sections[header["section"]])
     entry = there.get(run.section) or _append_run(archive, nb, run, parameters, job=job, outputs=shown)
     place = f"{archive.place}/{entry['name']}"

@@ -124,7 +124,7 @@ class Dispatcher(Loop):
             last = last or not isinstance(e, OutputError)  # a wrong setting stays wrong at the next attempt
         except BaseException as e:  # an executor may raise anything; the job must not be lost
             problem = f"{type(e).__name__}: {e}"
-        problem = self._make_masker(job).scrub(problem)
+        problem = self._make_masker(job).scrub_once(problem)
         again = self._retry_time(job, problem) if problem and not last else None
         # A complete result is reported at once, even if its artifacts could not be archived.
         if again is not None and not (result and _reached_every_step(result["document"])):
@@ -176,7 +176,7 @@ class Dispatcher(Loop):
         """Add a line to the timeline, once per `mark`; return "" or why it could not be written."""
         try:
             archive.prepare()  # before the masker makes tokens
-            keep_note(archive, self._make_masker(job).scrub(text), WHO, job=mark)
+            keep_note(archive, self._make_masker(job).scrub_once(text), WHO, job=mark)
         except OutputError as e:
             return str(e)
         return ""
@@ -194,7 +194,7 @@ class Dispatcher(Loop):
         link = self._dossier_link(job, result["index"] if result else None)
         masker = self._make_masker(job)
         title, body = notify.compose(job, result, problem, link, self._lang, sealed)
-        message = masker.scrub(title), masker.scrub(body)
+        message = masker.scrub_once(title), masker.scrub_once(body)
         now = self._clock.now
         if result is None:
             _log.error("%s is given up: %s", job.key, problem)
