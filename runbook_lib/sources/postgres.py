@@ -206,7 +206,7 @@ class Postgres:
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
         """End the transaction and keep the connection for the next snapshot; close it if it was cut."""
         with suppress(Exception):
-            connection.rollback()
+            _end_transaction(connection)
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE or self._idle:
             with suppress(Exception):
                 connection.close()
@@ -296,7 +296,7 @@ class Snapshot:
         until = time.monotonic() + 5
         while True:
             with suppress(psycopg.Error):
-                self._connection.rollback()
+                _end_transaction(self._connection)
             try:
                 self._execute_sql(self._source.begin)
             except SourceError as e:
@@ -502,6 +502,12 @@ class Snapshot:
                 if self._connection.closed:
                     self._failure = error
                 raise error from None
+
+
+def _end_transaction(connection: psycopg.Connection[Any]) -> None:
+    """End a transaction that only read. The server counts a rollback, which is evidence of a database that refuses."""
+    clean = connection.pgconn.transaction_status == TransactionStatus.INTRANS
+    (connection.commit if clean else connection.rollback)()
 
 
 @contextmanager
