@@ -600,6 +600,39 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
     words(found)
 
 
+@pytest.mark.parametrize(
+    ("changes", "later", "case"),
+    [
+        ({}, None, "publish.stopped"),
+        ({}, {}, "publish.stopped"),
+        # entitlement's clock is behind: what it has just published looks old.
+        ({}, {"last_published": ago(18.0)}, "publish.late"),
+        # A batch of slow publishes goes on: each row is marked alone, and its times are those of the claim.
+        ({"leased": 40, "last_claim": ago(20)}, {"leased": 38, "last_claim": ago(20)}, "publish.late"),
+        ({"leased": 2, "last_claim": ago(20)}, {"leased": 0, "last_claim": pd.NaT}, "publish.late"),
+        ({"expired": 40, "last_claim": ago(33)}, {"expired": 39, "last_claim": ago(33)}, "publish.late"),
+        ({"expired": 40, "last_claim": ago(33)}, {"expired": 40, "last_claim": ago(33)}, "publish.stopped"),
+        # No row was marked in the pause, and the lease allows the batch to last.
+        ({"leased": 40, "last_claim": ago(20)}, {"leased": 40, "last_claim": ago(20)}, "publish.late"),
+        ({"leased": 40, "last_claim": ago(20)}, None, "publish.late"),
+        ({"leased": 40, "last_claim": ago(32)}, {"leased": 40, "last_claim": ago(32)}, "publish.stopped"),
+    ],
+)
+def test_a_relay_that_moves_between_two_samples_has_not_stopped(
+    changes: dict[str, Any], later: dict[str, Any] | None, case: str
+) -> None:
+    late: dict[str, Any] = {"due": 75, "oldest_due_s": 40.0, "last_published": ago(40)}
+    frames = outbox(**late | changes)
+    if later is not None:
+        frames["backlog_later"] = frames["backlog"].assign(**later)
+    found = publish.judge(frames, make_given())
+    assert found.decision and found.decision.case == case, words(found)
+    stopped = case == "publish.stopped"
+    assert (weight(found, "relay") > 0, [p.name for p in found.proposals]) == (
+        stopped, ["restart_entitlement"] if stopped else [],
+    )  # fmt: skip
+
+
 def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> Frames:
     zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "failed", "tried"), 0)
     values = {

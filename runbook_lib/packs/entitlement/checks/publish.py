@@ -141,7 +141,6 @@ class Relay:
     cut_off: bool
     writes: bool | None
     stands: program.LoopState
-    silent_for_long: bool
     ran: bool
     n: float | None
     window_n: float | None
@@ -160,11 +159,6 @@ class Relay:
     def not_at_work(self) -> bool:
         """Whether the process shows why the loop does not work."""
         return self.stands.wrong
-
-    @property
-    def unsure(self) -> bool:
-        """Whether the relay holds rows of a batch that may take long."""
-        return bool(self.queue.leased) and not self.silent_for_long
 
     @property
     def failed(self) -> bool:
@@ -205,7 +199,7 @@ def collect(rb: Context) -> Frames:
     Frames: delay, delay_now (of the last minute), backlog, errors; batches of a relay that publishes late; delays and
     that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects: text, created: time), replicas
     (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter
-    have not shown the loop running.
+    have not shown the loop running, or it seems to have stopped.
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
@@ -225,9 +219,15 @@ def collect(rb: Context) -> Frames:
                 if (batches := db.try_ask("outbox/batches")) is not None:
                     frames["batches"] = batches
         program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
-        moves = publishes or bool(queue.ready or queue.leased)
-        if moves and not late and not program.seen_running(parts.answers, rb.given(), "relay"):
-            time.sleep(program.cycle_s(rb))
+        pause_s = None
+        if late:
+            # The times of a batch are its start, so a relay at work may look as if it had stopped.
+            if _read_relay(frames | parts.frames(), rb.given(), queue, None, None).stopped:
+                pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
+        elif publishes or queue.ready or queue.leased:
+            pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
+        if pause_s is not None:
+            time.sleep(max(pause_s, 0.0))
             with rb.snapshot() as db:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
@@ -343,7 +343,8 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     limit, oldest = given.limits["outbox.oldest_due"], queue.oldest_s
     sign = _last_sign(queue)
     since_last = oldest if queue.now is None or sign is None else (queue.now - sign).total_seconds()
-    silence = max(min(since_last, oldest), 0.0)
+    moved = _has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
+    silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
     publishes = _published_lately(queue, given.number("success.lately"))
     live, kind = _count_live_errors(frames)
     if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
@@ -360,7 +361,9 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         kind = "no_subject" if rows.one(frames["broker"], Stream).refuses(errors) else kind
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
-    stopped = late and not failing and limit.reached(silence) and "errors" in frames
+    # A batch may last as long as its lease.
+    silent = silence >= facts_of(given).lease_s if queue.leased else limit.reached(silence)
+    stopped = bool(late and not failing and silent and "errors" in frames)
     steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
@@ -375,13 +378,11 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         broker_error=broker is not None and broker.reason is Reason.ERROR,
         stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
-        silent_for_long=bool(limit.reached(silence, Status.CRITICAL)),
         n=n,
         window_n=window_n,
         overloaded=_is_overloaded(frames, given, queue),
         retrying=live > 0 and publishes and not failing,
-        ran=_has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
-        or program.seen_running(frames, given, "relay"),
+        ran=moved or program.seen_running(frames, given, "relay"),
     )
 
 
@@ -412,9 +413,15 @@ def _last_sign(queue: Outbox) -> pd.Timestamp | None:
 
 
 def _has_moved(queue: Outbox, later: Outbox | None) -> bool:
-    """Return whether the relay claimed or published between two samples."""
-    before, after = _last_sign(queue), None if later is None else _last_sign(later)
-    return after is not None and (before is None or after > before)
+    """Return whether the relay claimed, published, or finished a row of its batch between two samples."""
+    if later is None:
+        return False
+    before, after = _last_sign(queue), _last_sign(later)
+    if after is not None and (before is None or after > before):
+        return True
+    # Its batch is the same, or over.
+    same = later.last_claim in (queue.last_claim, None)
+    return same and later.leased + later.expired < queue.leased + queue.expired
 
 
 def _published_lately(queue: Outbox, lately_s: float) -> bool:
@@ -563,15 +570,6 @@ OUTBOX = Cases[Relay](
     Case("publish.fails_early", S.failing, Status.WARNING, "", _propose_own_logs, _other_sections, "publish.failing"),
     # A broker that was not reached is no reason for a restart.
     Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided", read="2"),
-    Case(
-        "publish.seems_stopped",
-        S.stopped & S.unsure,
-        Status.OK,
-        "publish.seems_stopped",
-        _propose_restart,
-        "5.1",
-        "publish.stopped",
-    ),
     Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
     *(
