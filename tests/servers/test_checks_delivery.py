@@ -1361,6 +1361,33 @@ def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psy
     assert 4 <= len(asked) == nothing.samples <= 10 and len(asked) <= read_cost(outside.queries)["queries"]
 
 
+def test_sessions_of_another_application_are_not_a_second_process(servers: Servers, db: psycopg.Connection) -> None:
+    """It has the services' database, role and driver, and tables of its own."""
+    rb = steps.open_target("4.1", {"database_url": servers.database_url})
+
+    def count() -> dict[str, int]:
+        with rb.snapshot() as snapshot:
+            found = snapshot.ask(Sessions.QUESTION, role=EntitlementFacts().database_role)
+        return dict(zip(found["service"], found["sessions"], strict=True))
+
+    before = count()
+    said = [
+        "SELECT count(*) FROM notification.notifications",
+        "COMMIT",
+        "SELECT 1",
+        "",
+        "SELECT relname FROM pg_class LIMIT 1",
+        "SET SESSION search_path TO 'account'",
+    ]
+    with ExitStack() as open_ones:
+        for statement in said:
+            name = "PostgreSQL JDBC Driver"
+            other = open_ones.enter_context(psycopg.connect(servers.app_url, application_name=name, autocommit=True))
+            other.execute(statement.encode())
+        found = {service: n - before[service] for service, n in count().items()}
+    assert found == {"entitlement": 0, "notification": 4, "either": 0}, "what names nothing is of the one service there"
+
+
 @pytest.mark.slow
 def test_a_commit_that_waits_for_a_standby(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     insert = b"INSERT INTO notification.notification_nats_dlq SELECT count(*), now() FROM pg_stat_activity"
