@@ -1361,6 +1361,51 @@ def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psy
     assert 4 <= len(asked) == nothing.samples <= 10 and len(asked) <= read_cost(outside.queries)["queries"]
 
 
+LOCK_QUERIES = ("blocked", "blockers")
+
+
+def test_lock_waits_of_others_are_none_of_the_services(servers: Servers, db: psycopg.Connection) -> None:
+    """Two of them, an index that is built behind a long reader, and an advisory lock; then a service waits as well."""
+    rb = steps.open_target("4.1", {"database_url": servers.database_url})
+
+    def ask() -> tuple[list[str], int]:
+        with rb.snapshot() as snapshot:
+            found = [snapshot.ask(f"database/{name}", role=EntitlementFacts().database_role) for name in LOCK_QUERIES]
+        return [*found[0]["object"]], len(found[1])
+
+    db.execute("CREATE TABLE public.of_others ()")
+    lock = "LOCK TABLE public.of_others; SELECT pg_advisory_xact_lock(7), count(*) FROM entitlement.outbox_events"
+    waits = {
+        servers.admin_url: [
+            "LOCK TABLE public.of_others",
+            "SELECT pg_advisory_lock(7)",
+            "CREATE INDEX CONCURRENTLY of_others ON entitlement.outbox_events (locked_by)",
+        ],
+        servers.app_url: ["SELECT FROM entitlement.idempotency_keys"],
+    }
+    with ExitStack() as open_ones:
+        holder = open_ones.enter_context(psycopg.connect(servers.admin_url))
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute(lock.encode())
+        waiting: list[psycopg.Connection] = []
+        seen = []
+        for url, statements in waits.items():
+            for statement in statements:
+                own = open_ones.enter_context(closing(psycopg.connect(url, autocommit=True)))
+                if statement.startswith("LOCK"):
+                    own.execute("BEGIN")
+                if url == servers.app_url:
+                    holder.execute("LOCK TABLE entitlement.idempotency_keys")
+                own.pgconn.send_query(statement.encode())
+                waiting.append(own)
+                until(lambda: db.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount >= len(waiting))
+            seen.append(ask())
+        holder.rollback()
+    db.execute("DROP TABLE public.of_others")
+    db.execute("DROP INDEX IF EXISTS entitlement.of_others")
+    assert seen == [([], 0), (["entitlement.idempotency_keys"], 1)]
+
+
 def test_sessions_of_another_application_are_not_a_second_process(servers: Servers, db: psycopg.Connection) -> None:
     """It has the services' database, role and driver, and tables of its own."""
     rb = steps.open_target("4.1", {"database_url": servers.database_url})

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-QUERIES = ("connections", "sessions", "blocked", "blockers", "table_locks", "long_transactions")
+QUERIES = ("connections", "sessions", "table_locks", "long_transactions")
+#: Those that are about the services' role.
+QUERIES_OF_ROLE = ("blocked", "blockers", "application")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
 #: The headline by what keeps the services' role from its work (`Application.write_blocker`).
@@ -154,16 +156,17 @@ def collect_server_info(rb: Context, db: Snapshot) -> Frames:
 def collect(rb: Context) -> Frames:
     """Collect locks, sessions and connections from catalog views; these answer under an ACCESS EXCLUSIVE lock too.
 
-    Frames: `QUERIES`, application, row_locks, those of `collect_server_info`; statements if pg_stat_statements has
-    them; only pools if every client waits in the pooler's queue.
+    Frames: `QUERIES`, `QUERIES_OF_ROLE`, row_locks, those of `collect_server_info`; statements if pg_stat_statements
+    has them; only pools if every client waits in the pooler's queue.
     """
     parts = FrameCollector()
     try:
         with rb.snapshot() as db:
+            role = facts_of(rb).database_role
             parts.answers |= {name: db.ask(f"database/{name}") for name in QUERIES}
-            parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+            parts.answers |= {name: db.ask(f"database/{name}", role=role) for name in QUERIES_OF_ROLE}
             if rows.one(parts.answers["connections"], Connections).keeps_statements:
-                parts.answers["statements"] = db.ask(Statement.QUESTION, role=facts_of(rb).database_role)
+                parts.answers["statements"] = db.ask(Statement.QUESTION, role=role)
             parts.answers |= collect_server_info(rb, db)
     except SourceError as e:
         if e.code == "queued":
