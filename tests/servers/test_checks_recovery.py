@@ -265,6 +265,17 @@ def test_nothing_succeeds_although_work_is_due() -> None:
     assert found.headline.params["a"].key == "recovery.errors_unknown"
 
 
+def test_rows_that_wait_for_another_try_are_not_recovered() -> None:
+    """Ten tries end after minutes: what succeeds or fails next is not known yet."""
+    frames = queues(due=0, waiting_retry=7) | {"notification_flows": flows(), "letters": letters()}
+    found = recovery.judge_errors(frames | {"tries": tries(waiting=7)}, make_given())
+    assert (found.status, found.value("delivery.look_again")) == (Status.WARNING, 20.0)
+    assert found.headline.params["a"].key == "recovery.errors_waiting"
+    assert "7 rows wait for another try" in words(found)
+    idle = recovery.judge_errors(frames | {"tries": tries()}, make_given())
+    assert idle.status is Status.OK
+
+
 @pytest.mark.parametrize(
     ("came", "status"),
     [
