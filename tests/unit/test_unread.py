@@ -108,7 +108,6 @@ REAL = {
         "reindex(index, fill_value=0.0)": SERIES,
         "0.0 if failed is None else failed": "a counter that never counted has no series",
         "return 0.0": SERIES,
-        "0.0 if usual.empty else float(usual.quantile(given.number('silence.quiet'))) * silent_s / 60": "no minute",
     },
     "services.py": {
         "found.get(how, 0.0)": TALLY,
