@@ -1247,6 +1247,22 @@ def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker:
     servers.ensure_streams()
 
 
+def test_match_events_hide_no_lost_stream(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """The subscriber registers them in the same tables, from another stream."""
+    steps.events(db, 5, 120)
+    steps.events(db, 5, 1)
+    db.execute(
+        "UPDATE notification.notifications SET type = 'MatchFound' WHERE created_at > now() - interval '1 minute'"
+    )
+    applications.visit(broker, lambda js: js.delete_stream(applications.STREAM))
+    found = run(servers, "4.1.2")["4.1.2"]
+    servers.ensure_streams()
+    expect(found, Status.CRITICAL, weights={"FM-NATS-04": "> 0"})
+    activity = found.frames["activity"].iloc[0]
+    assert activity["processed_1m"] == 0
+    assert 110 < (activity["now"] - activity["last_processed"]).total_seconds() < 130
+
+
 def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(
     servers: Servers, db: psycopg.Connection, broker: str, default_target: None
 ) -> None:
