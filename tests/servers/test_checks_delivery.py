@@ -806,6 +806,38 @@ def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> 
     assert full.proposals[0].name == "end_sessions"
 
 
+@pytest.mark.parametrize(
+    ("pools", "role", "case"),
+    [
+        ((10, 10), {}, "database.free"),
+        ((9, 9), {}, "database.free"),  # one of each reconnects
+        ((10, 2), {}, "database.shut_out"),
+        (None, {}, "database.shut_out"),
+        ((10, 10), {"can_login": False}, "database.shut_out"),
+    ],
+)
+def test_a_limit_that_the_pools_fill_shuts_nobody_out(
+    pools: tuple[int, int] | None, role: dict[str, Any], case: str
+) -> None:
+    application = row(**{"role": "app", "there": True, "connection_limit": 20, "sessions": 20} | role)
+    frames = sessions(application=application)
+    if pools:
+        services_ = zip(("entitlement", "notification"), pools, strict=True)
+        frames["service_sessions"] = pd.DataFrame([vars(Sessions(s, n, sees_others=True)) for s, n in services_])
+    assert database.judge(frames, make_given()).headline.key == case
+
+
+def test_a_role_at_its_limit_is_looked_at_session_by_session(servers: Servers, db: psycopg.Connection) -> None:
+    role = "ALTER ROLE miniserversystem CONNECTION LIMIT "
+    with ExitStack() as open_ones, steps.undone(db, f"{role} 20", f"{role} -1"):
+        for schema in ("entitlement", "notification"):
+            for _ in range(10):
+                name = "PostgreSQL JDBC Driver"
+                own = open_ones.enter_context(psycopg.connect(servers.app_url, application_name=name, autocommit=True))
+                own.execute(f"SET search_path TO '{schema}'".encode())
+        assert run(servers, "4.1.4")["4.1.4"].headline.key == "database.free"
+
+
 def test_connections_are_counted_against_the_usable_ones() -> None:
     found = database.judge(sessions(used=34), make_given())
     assert found.status is Status.CRITICAL  # 34 of 35, not of 40

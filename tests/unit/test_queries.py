@@ -11,8 +11,8 @@ from runbook_lib.recording import SUFFIX
 from runbook_lib.view.queries import FILE, psql, queries_of
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
-#: What a step may ask that no recording has, since an earlier step of its section asked it.
-SHARED = {"4.1.2": {"alive/delivery"}}
+#: What a step may ask that no recording has: an earlier step of its section asked it, or the role is at its limit.
+SHARED = {"4.1.2": {"alive/delivery"}, "4.1.4": {"alive/sessions"}}
 #: What the recordings were asked, by step, and what is asked in its place since.
 REPLACED = {step: {"processed/activity": "notifications/registered"} for step in ("3.2", "4.1.2")}
 

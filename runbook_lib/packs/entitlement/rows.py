@@ -149,12 +149,16 @@ class Application(Row, query="database/application"):
     lacks: str | None = None
 
     @property
+    def at_limit(self) -> bool:
+        """Return whether the role has all the sessions that it may have."""
+        return self.connection_limit is not None and self.connection_limit <= self.sessions
+
+    @property
     def write_blocker(self) -> str:
         """Return what keeps the role from its work: read_only, shut_out or lacks_rights; "" for nothing or no role."""
-        full = self.connection_limit is not None and self.connection_limit <= self.sessions
         if not self.there:
             return ""
-        if not self.can_login or self.expired or full:
+        if not self.can_login or self.expired or self.at_limit:
             return "shut_out"
         if (self.read_only or "").lower() in ("on", "true", "yes", "1"):
             return "read_only"

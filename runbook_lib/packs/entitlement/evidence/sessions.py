@@ -208,6 +208,15 @@ def _pools_are_separate(rows: Iterable[Sessions], numbers: SessionLimits) -> boo
     return sum(row.sessions for row in present) >= numbers.pool * services
 
 
+def pools_are_full(frames: Frames, given: JudgeInput) -> bool:
+    """Return whether each service is seen to have its pool of sessions."""
+    found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}
+    pool, either = given.number("sessions.pool"), found.get("either", Sessions()).sessions
+    own = [found.get(service, Sessions()) for service in EntitlementFacts.services]
+    enough = sum(row.sessions for row in own) + either >= pool * len(own)
+    return enough and all(row.sees_others and row.sessions + either >= pool for row in own)
+
+
 def rollback_share(frames: Frames, numbers: SessionLimits) -> float | None:
     """Return the share of transactions rolled back between the first sample and the last; None if unknown."""
     samples = each(frames.get("transactions"), Transactions)
