@@ -1040,6 +1040,10 @@ OF_THE_RELAY = [
     case("a payload that cannot pass is the producer",
          outbox([("FAILED", "outbox payload parse failure", 2)], failed=2),
          status=Status.CRITICAL, weights={"producer": "> 0.5", "FM-OB-02": "> 0.8"}),
+    case("a refusal of JetStream is the broker's, not the event's",
+         outbox([("PENDING", "no suitable peers for placement [10005]", 5), ("FAILED", "no message [10037]", 1)],
+                due=40, oldest_due_s=12, tried=5, failed=1, last_published=ago(13)),
+         weights={"jetstream": "> 0.5", "producer": "<= 0", "relay": "<= 0"}),
     case("no publish is no percentile", outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
          | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
          status=Status.OK, key="publish.idle", values={"outbox.publish_delay_p95": None}),
@@ -1052,6 +1056,7 @@ OF_THE_RELAY = [
             (NO_RESPONDERS, "jetstream", "FM-NATS-11"),
             ("maximum messages exceeded [10077]", "jetstream", "FM-NATS-04"),
             ("message size exceeds maximum allowed [10054]", "jetstream", "FM-NATS-09"),
+            ("insufficient resources [10023]", "jetstream", "FM-NATS-04"),
         )
     ),
 ]  # fmt: skip

@@ -193,6 +193,7 @@ STATES: dict[str, object] = {
     "publish.fails_unseen": replace(FAILING, kind="unseen"),
     "publish.fails_no_stream": replace(FAILING, kind="no_stream"),
     "publish.fails_too_large": replace(FAILING, kind="too_large"),
+    "publish.fails_refused": replace(FAILING, kind="refused"),
     "publish.fails_payload": replace(FAILING, kind="payload"),
     "publish.fails": replace(FAILING, late=True),
     "publish.fails_early": FAILING,

@@ -53,9 +53,18 @@ ERROR_KINDS = tuple(
         ("payload", r"outbox payload parse failure|unknown event type: .*"),
         ("closed", r"connection is closed"),
         ("no_stream", r"(?:error publishing: )?503(?: no responders.*)?|.* \[10059\]"),
-        ("timeout", r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"),
-        ("full", r".* \[10077\]|maximum (?:messages|bytes) exceeded"),
+        (
+            "timeout",
+            r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"
+            r"|.* \[10008\]",
+        ),
+        (
+            "full",
+            r".* \[(?:10002|10023|10047|10077)\]|maximum (?:messages|bytes) exceeded"
+            r"|insufficient (?:storage )?resources.*|resource limits exceeded.*",
+        ),
         ("too_large", r".* \[10054\]|message size exceeds maximum allowed"),
+        ("refused", r".* \[10\d{3}\]"),
     )
 )
 
@@ -69,6 +78,7 @@ _KIND_KEYS = {
     "timeout": "publish.kind_timeout",
     "full": "publish.kind_full",
     "too_large": "publish.kind_too_large",
+    "refused": "publish.kind_refused",
     "unseen": "publish.kind_unseen",
     "other": "publish.kind_other",
 }
@@ -243,7 +253,8 @@ def collect(rb: Context) -> Frames:
 
 
 def kind_of(error: object) -> str:
-    """Return the kind of a relay's error text: payload, closed, no_stream, timeout, full, too_large or other.
+    """Return the kind of a relay's error text: payload, closed, no_stream, timeout, full, too_large, refused
+    or other.
 
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
@@ -555,6 +566,7 @@ OUTBOX = Cases[Relay](
             ("no_subject", "publish.fails_no_subject", _propose_restart),
             ("full", "publish.fails_full", _propose_broker_logs),
             ("too_large", "publish.fails_too_large", _propose_broker_logs),
+            ("refused", "publish.fails_refused", _propose_broker_logs),
             ("payload", "publish.fails_payload", _propose_own_logs),
         )
     ),
