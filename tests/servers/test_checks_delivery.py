@@ -943,6 +943,33 @@ def test_a_clock_that_is_behind_is_seen_by_commit_times() -> None:
     assert not {"FM-CLK-01"} & {s.about for s in written_anew.signals}
 
 
+IN_TIME = {"worker": {"sent": 9, "sent_ahead_s": -0.4}, "subscriber": {"n": 200, "ahead_s": -0.4}}
+LONG_AGO = {"worker": {"sent": 9, "sent_ahead_s": -40.0}, "subscriber": {"n": 200, "ahead_s": -41.0}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "key"),
+    [
+        (IN_TIME, "clock_agrees"),
+        (LONG_AGO, "clock_not_ahead"),  # 40 s without an event, or clocks that are behind
+        (IN_TIME | {"subscriber": LONG_AGO["subscriber"]}, "clock_not_ahead"),
+        (IN_TIME | {"worker": LONG_AGO["worker"]}, "clock_not_ahead"),
+        (IN_TIME | {"worker": {"held": 5, "claim_ahead_s": -0.2}}, "clock_agrees"),
+        (
+            {
+                "worker": LONG_AGO["worker"] | {"shortest_to_mark_s": 0.1},
+                "subscriber": LONG_AGO["subscriber"] | {"to_commit_s": 0.01},
+            },
+            "clock_agrees",
+        ),
+    ],
+)
+def test_clocks_agree_only_if_none_can_be_behind(seen: dict[str, dict[str, float]], key: str) -> None:
+    found = leases.judge_clocks({name: row(**values) for name, values in seen.items()}, make_given())
+    assert (found.status, found.headline.key) == (Status.OK, f"leases.{key}"), words(found)
+    assert (weight(found, "FM-CLK-01") < 0) == (key == "clock_agrees")
+
+
 def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
     nothing = {"worker": pd.DataFrame(), "subscriber": pd.DataFrame()}
     expect(leases.judge_clocks(nothing, make_given()), Status.OK, "leases.clock_no_rows")
