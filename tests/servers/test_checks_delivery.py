@@ -47,7 +47,7 @@ from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.context import JudgeInput
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.order import Order
 from runbook_lib.packs.entitlement.actions.restart import check_servers
@@ -914,6 +914,14 @@ def test_leases_outlived_by_a_batch_that_goes_on_are_not() -> None:
     assert short.status is Status.CRITICAL  # 30 s against the 50 s of the batch that goes on
     words(found)
     words(short)
+
+
+def test_rows_of_a_pod_that_was_replaced_make_no_long_batch() -> None:
+    """They wait for the end of their lease while the new pod works."""
+    worker = Finding("4.3.2", Status.OK, say("-"), values=(Value("delivery.progress", "yes"),))
+    left, new = holders(("old", 7, 0, 0.0), ("new", 50, 0, 0.0)), [28.0, 0.4]
+    found = leases.judge_length({"holders": left.assign(since_claim_s=new)}, make_given(earlier=(worker,)))
+    expect(found, Status.OK, "leases.fits", proposals=[], values={"batch.longest_estimated": 0.4})
 
 
 def test_a_lease_is_measured_against_real_batches() -> None:

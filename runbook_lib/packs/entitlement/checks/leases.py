@@ -60,6 +60,11 @@ class Processing:
         return _max_or_zero(h.since_claim_s for h in self.holders if h.since_claim_s is not None)
 
     @property
+    def newest_claim_s(self) -> float | None:
+        """Seconds since the newest claim of any worker; None if unknown."""
+        return min((h.since_claim_s for h in self.holders if h.since_claim_s is not None), default=None)
+
+    @property
     def shortest_lease_s(self) -> float | None:
         """The shortest lease in the rows, in seconds; None without a lease."""
         return min((h.shortest_lease_s for h in self.holders if h.shortest_lease_s is not None), default=None)
@@ -422,8 +427,8 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
     ahead = _max_or_zero(h.furthest_s - configured for h in held.holders if h.furthest_s is not None)
     longest, before, exact = _longest_batch(batches, given)
     if any(f.step == "4.3.2" and f.value("delivery.progress") == "yes" for f in given.earlier):
-        # The current batch has taken at least as long as the time since its claim.
-        longest = held.since_claim_s if longest is None else max(longest, held.since_claim_s)
+        # The current batch has taken at least as long as the time since its claim; older ones may be a dead worker's.
+        longest = max((s for s in (longest, held.newest_claim_s) if s is not None), default=None)
     lease = configured if shortest is None else min(configured, shortest)
     headroom = lease / longest if longest else None
     tolerance = given.number("lease.tolerance")
