@@ -1079,6 +1079,12 @@ OF_THE_RELAY = [
          outbox([("PENDING", "no suitable peers for placement [10005]", 5), ("FAILED", "no message [10037]", 1)],
                 due=40, oldest_due_s=12, tried=5, failed=1, last_published=ago(13)),
          weights={"jetstream": "> 0.5", "producer": "<= 0", "relay": "<= 0"}),
+    case("rows that somebody has postponed wait", outbox(waiting_retry=20, postponed=20),
+         status=Status.WARNING, key="publish.postponed", values={"outbox.postponed": 20}),
+    case("rows that wait for another try are not nothing",
+         outbox(waiting_retry=3, tried=3, published_1m=0, last_published=ago(900))
+         | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
+         status=Status.WARNING, key="publish.waiting"),
     case("no publish is no percentile", outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
          | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
          status=Status.OK, key="publish.idle", values={"outbox.publish_delay_p95": None}),
@@ -1333,6 +1339,13 @@ def test_match_events_hide_no_lost_stream(servers: Servers, db: psycopg.Connecti
     activity = found.frames["activity"].iloc[0]
     assert activity["processed_1m"] == 0
     assert 110 < (activity["now"] - activity["last_processed"]).total_seconds() < 130
+
+
+def test_postponed_events_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    steps.events(db, 3, 10, outbox="PENDING", publish_again=600.0, **steps.UNPROCESSED)
+    steps.events(db, 2, 10, outbox="PENDING", publish_again=60.0, publish_tries=6, **steps.UNPROCESSED)
+    found = run(servers, "4.1.3")["4.1.3"]
+    expect(found, Status.WARNING, "publish.postponed", values={"outbox.postponed": 3, "outbox.waiting_retry": 5})
 
 
 def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(

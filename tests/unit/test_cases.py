@@ -210,6 +210,8 @@ STATES: dict[str, object] = {
     "publish.retries_closed": replace(FLOWING, slow=True, retrying=True, kind="closed"),
     "publish.passed": replace(FLOWING, slow=True, passed=True),
     "publish.slow": replace(FLOWING, slow=True),
+    "publish.postponed": replace(FLOWING, queue=Outbox(waiting_retry=20, postponed=20)),
+    "publish.waiting": replace(FLOWING, queue=Outbox(waiting_retry=2), n=0.0, window_n=0.0),
     "publish.idle": replace(FLOWING, n=0.0, window_n=0.0),
 }
 

@@ -65,7 +65,7 @@ class Attempts(Row, query="notifications/attempts"):
 
 
 class Outbox(Queue, query="outbox/backlog"):
-    """The relay's queue, and the relay's last actions."""
+    """The relay's queue, and the relay's last actions; `postponed` rows were never tried and wait for a retry time."""
 
     failed: float = 0.0
     max_attempt_count: float = 0.0
@@ -74,6 +74,7 @@ class Outbox(Queue, query="outbox/backlog"):
     last_published: pd.Timestamp | None = None
     published_1m: float = 0.0
     arrived_1m: float = 0.0
+    postponed: float = 0.0
 
 
 class Delay(Row, query="outbox/delay"):

@@ -176,6 +176,16 @@ class Relay:
         return bool(self.queue.failed)
 
     @property
+    def postponed(self) -> bool:
+        """Whether events that were never tried wait for a retry time, which somebody else has set."""
+        return bool(self.queue.postponed)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether events wait for their next try."""
+        return bool(self.queue.waiting_retry)
+
+    @property
     def nothing(self) -> bool:
         """Whether nothing was published in the whole window."""
         return self.window_n == 0
@@ -302,6 +312,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         limits.value("outbox.failed", queue.failed),
         Value("outbox.due", queue.ready, "rows"),
         Value("outbox.waiting_retry", queue.waiting_retry, "rows"),
+        *([Value("outbox.postponed", queue.postponed, "rows")] if queue.postponed else []),
         Value("outbox.leased", queue.leased, "rows"),
         Value("outbox.tried_before", queue.tried, "rows"),
         Value("outbox.silence", seen.silence_s, "s"),
@@ -326,6 +337,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             oldest=queue.oldest_s,
             silence=seen.silence_s,
             tried=queue.tried,
+            postponed=queue.postponed,
+            waiting=queue.waiting_retry,
             failed=queue.failed,
             p95=lately.p95,
             n=lately.n,
@@ -603,10 +616,12 @@ OUTBOX = Cases[Relay](
     ),
     Case("publish.late", S.late, read=_other_sections),
     Case("publish.failed", S.failed, read=_other_sections),
+    Case("publish.postponed", S.postponed, Status.WARNING),
     Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
     Case("publish.passed", S.passed, Status.WARNING, read=_other_sections),
     Case("publish.slow", S.slow, read=_other_sections),
     Case("publish.flowing", S.n, read=_other_sections),
+    Case("publish.waiting", S.waiting, Status.WARNING, read=_other_sections),
     Case("publish.idle", S.nothing, read=_other_sections),
     Case("publish.quiet", read=_other_sections),
 )
