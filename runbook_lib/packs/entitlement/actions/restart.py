@@ -87,37 +87,35 @@ class Restart:
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Restart and wait until the workload is ready."""
         progress(0.0, say("action.restart.restarting", name=self.program))
-        since = rb.now()
         output = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, rb.number("action.ready"))]
-        return {"output": "\n".join(s for s in output if s), "since": since.isoformat()}
+        # Until now the old instance may have claimed.
+        return {"output": "\n".join(s for s in output if s), "since": rb.now().isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Check that the worker has claimed or published since, and that notification's consumer is bound."""
         since = pd.Timestamp(did["since"])
 
-        def sample(spent_s: float) -> tuple[bool, bool, Text]:
-            works, text = self._check_at_work(rb, since)
-            return works, works, text
+        return sample_until_settled(rb, progress, lambda spent_s: self._check_at_work(rb, since))
 
-        return sample_until_settled(rb, progress, sample)
-
-    def _check_at_work(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
+    def _check_at_work(self, rb: Context, since: pd.Timestamp) -> tuple[bool, bool, Text]:
+        """Return whether the result is final, whether the workload works or has nothing to do, and a text."""
         if self.which == "notification":
             streams = facts_of(rb).streams
             try:
                 bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
             except SourceError as e:
-                return False, say("action.restart.not_bound", detail=e.detail)
+                return False, False, say("action.restart.not_bound", detail=e.detail)
             if not bound:
-                return False, say("action.restart.not_bound", detail=streams.consumer)
+                return False, False, say("action.restart.not_bound", detail=streams.consumer)
         with rb.snapshot() as db:
             queue = self._read_queue(db)
             last = self._last_at_work(db, queue)
         if last is not None and last > since:
-            return True, say("action.restart.works", name=self.program)
+            return True, True, say("action.restart.works", name=self.program)
         if not queue.ready:
-            return True, say("action.restart.idle", name=self.program)
-        return False, say("action.restart.not_at_work", name=self.program, due=queue.due)
+            # Rows that are leased, or wait for a retry, will show whether it works.
+            return not (queue.leased or queue.waiting_retry), True, say("action.restart.idle", name=self.program)
+        return False, False, say("action.restart.not_at_work", name=self.program, due=queue.due)
 
     def _read_queue(self, db: Snapshot) -> Queue:
         kind = _QUEUES[self.which]
