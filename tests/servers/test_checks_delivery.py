@@ -127,6 +127,23 @@ def test_retries_that_climb_are_failed_sends_and_no_hung_worker() -> None:
     assert "hold_delivery" not in [p.name for p in backlog.judge(frames, make_given()).proposals]
 
 
+@pytest.mark.parametrize(
+    ("settings_", "proposed"),
+    [
+        ({"batch": 50, "poll_s": 1.0}, True),
+        ({"batch": None, "poll_s": None}, True),  # a value that the application cannot parse
+        ({"batch": 25, "poll_s": 2.0}, False),
+        ({"batch": 5, "poll_s": 1.0}, False),
+    ],
+)
+def test_throttling_never_raises_the_rate(settings_: dict[str, Any], proposed: bool) -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=70)
+    frames["attempts"] = tried((1, 30, 30), (2, 20, 20), (3, 20, 20))
+    frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
+    found = backlog.judge(frames | {"program": row(ready=1, **settings_)}, make_given())
+    assert ("throttle_delivery" in [p.name for p in found.proposals]) is proposed
+
+
 def test_a_receiver_that_refuses_some_while_most_pass_is_not_asked_for_less() -> None:
     frames = look(due=3, oldest_due_s=0.8, waiting_retry=22)
     frames["attempts"] = tried((2, 4, 4), (5, 18, 18))
