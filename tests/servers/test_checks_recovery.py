@@ -413,6 +413,19 @@ def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
     expect(run(servers, "6.3", window_minutes=15)["6.3"], Status.WARNING, values={"outbox.failed_total": 2})
 
 
+def test_of_many_events_that_were_given_up_the_newest_count(servers: Servers, db: psycopg.Connection) -> None:
+    insert = (
+        "INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status, created_at)"
+        " SELECT gen_random_uuid(), 'EntitlementGranted', 'u:s', '{}', 'FAILED', now() - %s * interval '1 day'"
+        " FROM generate_series(1, %s)"
+    )
+    db.execute(insert, [2, 20000])
+    db.execute(insert, [0, 1])
+    found = run(servers, "6.3", window_minutes=15)["6.3"]
+    newest = found.frames["outbox_failed"]["newest"].iloc[0]
+    assert (pd.Timestamp.now(tz="UTC") - newest).total_seconds() < 600
+
+
 def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
     then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
     found = run(servers, "6.1", "6.2", as_of=then)
