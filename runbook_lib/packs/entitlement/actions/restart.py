@@ -17,7 +17,15 @@ from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Application, HeldRow, Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import (
+    WRITE_BLOCKERS,
+    Activity,
+    Application,
+    HeldRow,
+    Notifications,
+    Outbox,
+    Queue,
+)
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
@@ -31,14 +39,6 @@ WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
 SAMPLE_EVERY_S = 1.0
 #: The queue of each workload's worker.
 _QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
-
-
-#: By `Application.write_blocker`.
-_ROLE_KEYS = {
-    "read_only": "database.read_only",
-    "shut_out": "database.shut_out",
-    "lacks_rights": "database.lacks_rights",
-}
 
 
 class Restart:
@@ -211,7 +211,7 @@ def _check_database_role(rb: Context) -> Precondition:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
     if not role.write_blocker:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
-    return Precondition(say(_ROLE_KEYS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
+    return Precondition(say(WRITE_BLOCKERS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
 
 
 def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:

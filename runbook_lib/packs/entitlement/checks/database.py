@@ -32,7 +32,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, pools_are_full
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
-from runbook_lib.packs.entitlement.rows import Application
+from runbook_lib.packs.entitlement.rows import WRITE_BLOCKERS, Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
 
@@ -45,12 +45,6 @@ QUERIES = ("connections", "sessions", "table_locks", "long_transactions")
 QUERIES_OF_ROLE = ("blocked", "blockers", "application")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
-#: The headline by what keeps the services' role from its work (`Application.write_blocker`).
-_KEPT_FROM = {
-    "read_only": "database.read_only",
-    "shut_out": "database.shut_out",
-    "lacks_rights": "database.lacks_rights",
-}
 
 
 class Connections(rows.Row, query="database/connections"):
@@ -272,7 +266,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         _format_pool_wait(pool)
         if pool_waits and key in ("database.free", "database.rows_unread") and not write_blocker
         else say(
-            _KEPT_FROM[write_blocker] if write_blocker else key,
+            WRITE_BLOCKERS[write_blocker] if write_blocker else key,
             blocked=len(blocked),
             wait=wait.value,
             commits=len(commits),

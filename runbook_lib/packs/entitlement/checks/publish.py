@@ -370,7 +370,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     moved = _has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
     silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
     publishes = _published_lately(queue, given.number("success.lately"))
-    live, kind = _count_live_errors(frames)
+    live, kind = count_live_errors(frames)
     if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
         # The relay has just claimed the failed rows again, and a claim clears the error.
         live, kind = queue.tried, "unseen"
@@ -454,7 +454,7 @@ def _published_lately(queue: Outbox, lately_s: float) -> bool:
     return published_s is not None and published_s < lately_s
 
 
-def _count_live_errors(frames: Frames) -> tuple[float, str]:
+def count_live_errors(frames: Frames) -> tuple[float, str]:
     """Return how many rows have a current error, and the most frequent kind of it."""
     kinds: Counter[str] = Counter()
     for error in rows.each(frames.get("errors"), OutboxError):
