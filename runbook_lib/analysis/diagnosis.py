@@ -111,7 +111,8 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
 def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
     """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
 
-    observations.md, table "Contradicted", has what contradicts an observation.
+    A finding whose evidence for a cause is all contradicted loses its proposals too. What contradicts an observation is
+    in observations.md, table "Contradicted".
     """
     findings = list(findings)
     seen: dict[str, Finding] = {}
@@ -122,8 +123,13 @@ def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[
                 seen[s.observation] = f
     contradicted = book.find_contradicted({name: f.at for name, f in seen.items()})
     dropped = {name: seen[other] for name, other in contradicted.items() if name in seen}
-    kept = [replace(f, signals=tuple(s for s in f.signals if s.observation not in dropped)) for f in findings]
-    return kept, dropped
+    return [_drop_evidence(f, dropped) for f in findings], dropped
+
+
+def _drop_evidence(found: Finding, dropped: Collection[str]) -> Finding:
+    kept = tuple(s for s in found.signals if s.observation not in dropped)
+    accused, accuses = (any(s.weight > 0 for s in signals) for signals in (found.signals, kept))
+    return replace(found, signals=kept, proposals=found.proposals if accuses or not accused else ())
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:

@@ -203,7 +203,7 @@ class Postgres:
     def give_back(self, connection: psycopg.Connection[Any]) -> None:
         """End the transaction and keep the connection for the next snapshot; close it if it was cut."""
         with suppress(Exception), cut_when_hung(connection, self.budget):
-            connection.rollback()
+            _end_transaction(connection)
         if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE or self._idle:
             with suppress(Exception):
                 connection.close()
@@ -293,7 +293,7 @@ class Snapshot:
         until = time.monotonic() + 5
         while True:
             with suppress(SourceError), self._cut_when_hung():
-                self._connection.rollback()
+                _end_transaction(self._connection)
             if self._failure and not self._was_kept:
                 raise self._failure
             try:
@@ -507,6 +507,12 @@ class Snapshot:
             if self._connection.closed:
                 self._failure = e
             raise
+
+
+def _end_transaction(connection: psycopg.Connection[Any]) -> None:
+    """End a transaction that only read. The server counts a rollback, which is evidence of a database that refuses."""
+    clean = connection.pgconn.transaction_status == TransactionStatus.INTRANS
+    (connection.commit if clean else connection.rollback)()
 
 
 @contextmanager

@@ -54,6 +54,10 @@ FROM notification.notifications WHERE locked_by IS NOT NULL GROUP BY 1 ORDER BY 
 SELECT width_bucket(extract(epoch FROM lease_until - now()), -120, 120, 48), count(*)
 FROM notification.notifications WHERE lease_until IS NOT NULL GROUP BY 1 ORDER BY 1
 
+-- question: notifications/registered
+SELECT max(created_at), count(*) FILTER (WHERE created_at > now() - interval '1 minute')
+FROM notification.notifications WHERE type <> 'MatchFound'
+
 -- question: notifications/sent_per_minute
 SELECT date_trunc('minute', sent_at), count(*) FROM notification.notifications
 WHERE sent_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC

@@ -47,7 +47,7 @@ from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.context import JudgeInput
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.order import Order
 from runbook_lib.packs.entitlement.actions.restart import check_servers
@@ -125,6 +125,23 @@ def test_retries_that_climb_are_failed_sends_and_no_hung_worker() -> None:
     assert backlog.judge(frames, make_given()).proposals[0].name == "hold_delivery"
     frames["activity"] = frames["activity"].assign(last_sent=ago(1))
     assert "hold_delivery" not in [p.name for p in backlog.judge(frames, make_given()).proposals]
+
+
+@pytest.mark.parametrize(
+    ("settings_", "proposed"),
+    [
+        ({"batch": 50, "poll_s": 1.0}, True),
+        ({"batch": None, "poll_s": None}, True),  # a value that the application cannot parse
+        ({"batch": 25, "poll_s": 2.0}, False),
+        ({"batch": 5, "poll_s": 1.0}, False),
+    ],
+)
+def test_throttling_never_raises_the_rate(settings_: dict[str, Any], proposed: bool) -> None:
+    frames = look(due=3, oldest_due_s=0.8, waiting_retry=70)
+    frames["attempts"] = tried((1, 30, 30), (2, 20, 20), (3, 20, 20))
+    frames["activity"] = frames["activity"].assign(last_sent=ago(20), last_try=ago(0.5))
+    found = backlog.judge(frames | {"program": row(ready=1, **settings_)}, make_given())
+    assert ("throttle_delivery" in [p.name for p in found.proposals]) is proposed
 
 
 def test_a_receiver_that_refuses_some_while_most_pass_is_not_asked_for_less() -> None:
@@ -600,6 +617,39 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
     words(found)
 
 
+@pytest.mark.parametrize(
+    ("changes", "later", "case"),
+    [
+        ({}, None, "publish.stopped"),
+        ({}, {}, "publish.stopped"),
+        # entitlement's clock is behind: what it has just published looks old.
+        ({}, {"last_published": ago(18.0)}, "publish.late"),
+        # A batch of slow publishes goes on: each row is marked alone, and its times are those of the claim.
+        ({"leased": 40, "last_claim": ago(20)}, {"leased": 38, "last_claim": ago(20)}, "publish.late"),
+        ({"leased": 2, "last_claim": ago(20)}, {"leased": 0, "last_claim": pd.NaT}, "publish.late"),
+        ({"expired": 40, "last_claim": ago(33)}, {"expired": 39, "last_claim": ago(33)}, "publish.late"),
+        ({"expired": 40, "last_claim": ago(33)}, {"expired": 40, "last_claim": ago(33)}, "publish.stopped"),
+        # No row was marked in the pause, and the lease allows the batch to last.
+        ({"leased": 40, "last_claim": ago(20)}, {"leased": 40, "last_claim": ago(20)}, "publish.late"),
+        ({"leased": 40, "last_claim": ago(20)}, None, "publish.late"),
+        ({"leased": 40, "last_claim": ago(32)}, {"leased": 40, "last_claim": ago(32)}, "publish.stopped"),
+    ],
+)
+def test_a_relay_that_moves_between_two_samples_has_not_stopped(
+    changes: dict[str, Any], later: dict[str, Any] | None, case: str
+) -> None:
+    late: dict[str, Any] = {"due": 75, "oldest_due_s": 40.0, "last_published": ago(40)}
+    frames = outbox(**late | changes)
+    if later is not None:
+        frames["backlog_later"] = frames["backlog"].assign(**later)
+    found = publish.judge(frames, make_given())
+    assert found.decision and found.decision.case == case, words(found)
+    stopped = case == "publish.stopped"
+    assert (weight(found, "relay") > 0, [p.name for p in found.proposals]) == (
+        stopped, ["restart_entitlement"] if stopped else [],
+    )  # fmt: skip
+
+
 def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> Frames:
     zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "failed", "tried"), 0)
     values = {
@@ -773,6 +823,38 @@ def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> 
     assert full.proposals[0].name == "end_sessions"
 
 
+@pytest.mark.parametrize(
+    ("pools", "role", "case"),
+    [
+        ((10, 10), {}, "database.free"),
+        ((9, 9), {}, "database.free"),  # one of each reconnects
+        ((10, 2), {}, "database.shut_out"),
+        (None, {}, "database.shut_out"),
+        ((10, 10), {"can_login": False}, "database.shut_out"),
+    ],
+)
+def test_a_limit_that_the_pools_fill_shuts_nobody_out(
+    pools: tuple[int, int] | None, role: dict[str, Any], case: str
+) -> None:
+    application = row(**{"role": "app", "there": True, "connection_limit": 20, "sessions": 20} | role)
+    frames = sessions(application=application)
+    if pools:
+        services_ = zip(("entitlement", "notification"), pools, strict=True)
+        frames["service_sessions"] = pd.DataFrame([vars(Sessions(s, n, sees_others=True)) for s, n in services_])
+    assert database.judge(frames, make_given()).headline.key == case
+
+
+def test_a_role_at_its_limit_is_looked_at_session_by_session(servers: Servers, db: psycopg.Connection) -> None:
+    role = "ALTER ROLE miniserversystem CONNECTION LIMIT "
+    with ExitStack() as open_ones, steps.undone(db, f"{role} 20", f"{role} -1"):
+        for schema in ("entitlement", "notification"):
+            for _ in range(10):
+                name = "PostgreSQL JDBC Driver"
+                own = open_ones.enter_context(psycopg.connect(servers.app_url, application_name=name, autocommit=True))
+                own.execute(f"SET search_path TO '{schema}'".encode())
+        assert run(servers, "4.1.4")["4.1.4"].headline.key == "database.free"
+
+
 def test_connections_are_counted_against_the_usable_ones() -> None:
     found = database.judge(sessions(used=34), make_given())
     assert found.status is Status.CRITICAL  # 34 of 35, not of 40
@@ -851,6 +933,14 @@ def test_leases_outlived_by_a_batch_that_goes_on_are_not() -> None:
     words(short)
 
 
+def test_rows_of_a_pod_that_was_replaced_make_no_long_batch() -> None:
+    """They wait for the end of their lease while the new pod works."""
+    worker = Finding("4.3.2", Status.OK, say("-"), values=(Value("delivery.progress", "yes"),))
+    left, new = holders(("old", 7, 0, 0.0), ("new", 50, 0, 0.0)), [28.0, 0.4]
+    found = leases.judge_length({"holders": left.assign(since_claim_s=new)}, make_given(earlier=(worker,)))
+    expect(found, Status.OK, "leases.fits", proposals=[], values={"batch.longest_estimated": 0.4})
+
+
 def test_a_lease_is_measured_against_real_batches() -> None:
     batches = pd.DataFrame(
         {"started": [ago(3), ago(40)], "exact_s": [0.1, 26.0], "cycle_s": [None, 27.0], "next_waited_s": [None, 20.0]}
@@ -876,6 +966,33 @@ def test_a_clock_that_is_behind_is_seen_by_commit_times() -> None:
         {"subscriber": row(now=NOW, n=200, ahead_s=-0.8, to_commit_s=121.0)}, make_given()
     )
     assert not {"FM-CLK-01"} & {s.about for s in written_anew.signals}
+
+
+IN_TIME = {"worker": {"sent": 9, "sent_ahead_s": -0.4}, "subscriber": {"n": 200, "ahead_s": -0.4}}
+LONG_AGO = {"worker": {"sent": 9, "sent_ahead_s": -40.0}, "subscriber": {"n": 200, "ahead_s": -41.0}}
+
+
+@pytest.mark.parametrize(
+    ("seen", "key"),
+    [
+        (IN_TIME, "clock_agrees"),
+        (LONG_AGO, "clock_not_ahead"),  # 40 s without an event, or clocks that are behind
+        (IN_TIME | {"subscriber": LONG_AGO["subscriber"]}, "clock_not_ahead"),
+        (IN_TIME | {"worker": LONG_AGO["worker"]}, "clock_not_ahead"),
+        (IN_TIME | {"worker": {"held": 5, "claim_ahead_s": -0.2}}, "clock_agrees"),
+        (
+            {
+                "worker": LONG_AGO["worker"] | {"shortest_to_mark_s": 0.1},
+                "subscriber": LONG_AGO["subscriber"] | {"to_commit_s": 0.01},
+            },
+            "clock_agrees",
+        ),
+    ],
+)
+def test_clocks_agree_only_if_none_can_be_behind(seen: dict[str, dict[str, float]], key: str) -> None:
+    found = leases.judge_clocks({name: row(**values) for name, values in seen.items()}, make_given())
+    assert (found.status, found.headline.key) == (Status.OK, f"leases.{key}"), words(found)
+    assert (weight(found, "FM-CLK-01") < 0) == (key == "clock_agrees")
 
 
 def test_no_rows_tell_no_clock_and_raise_no_alarm() -> None:
@@ -975,6 +1092,16 @@ OF_THE_RELAY = [
     case("a payload that cannot pass is the producer",
          outbox([("FAILED", "outbox payload parse failure", 2)], failed=2),
          status=Status.CRITICAL, weights={"producer": "> 0.5", "FM-OB-02": "> 0.8"}),
+    case("a refusal of JetStream is the broker's, not the event's",
+         outbox([("PENDING", "no suitable peers for placement [10005]", 5), ("FAILED", "no message [10037]", 1)],
+                due=40, oldest_due_s=12, tried=5, failed=1, last_published=ago(13)),
+         weights={"jetstream": "> 0.5", "producer": "<= 0", "relay": "<= 0"}),
+    case("rows that somebody has postponed wait", outbox(waiting_retry=20, postponed=20),
+         status=Status.WARNING, key="publish.postponed", values={"outbox.postponed": 20}),
+    case("rows that wait for another try are not nothing",
+         outbox(waiting_retry=3, tried=3, published_1m=0, last_published=ago(900))
+         | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
+         status=Status.WARNING, key="publish.waiting"),
     case("no publish is no percentile", outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
          | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
          status=Status.OK, key="publish.idle", values={"outbox.publish_delay_p95": None}),
@@ -987,6 +1114,7 @@ OF_THE_RELAY = [
             (NO_RESPONDERS, "jetstream", "FM-NATS-11"),
             ("maximum messages exceeded [10077]", "jetstream", "FM-NATS-04"),
             ("message size exceeds maximum allowed [10054]", "jetstream", "FM-NATS-09"),
+            ("insufficient resources [10023]", "jetstream", "FM-NATS-04"),
         )
     ),
 ]  # fmt: skip
@@ -1214,6 +1342,29 @@ def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker:
     servers.ensure_streams()
 
 
+def test_match_events_hide_no_lost_stream(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """The subscriber registers them in the same tables, from another stream."""
+    steps.events(db, 5, 120)
+    steps.events(db, 5, 1)
+    db.execute(
+        "UPDATE notification.notifications SET type = 'MatchFound' WHERE created_at > now() - interval '1 minute'"
+    )
+    applications.visit(broker, lambda js: js.delete_stream(applications.STREAM))
+    found = run(servers, "4.1.2")["4.1.2"]
+    servers.ensure_streams()
+    expect(found, Status.CRITICAL, weights={"FM-NATS-04": "> 0"})
+    activity = found.frames["activity"].iloc[0]
+    assert activity["processed_1m"] == 0
+    assert 110 < (activity["now"] - activity["last_processed"]).total_seconds() < 130
+
+
+def test_postponed_events_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    steps.events(db, 3, 10, outbox="PENDING", publish_again=600.0, **steps.UNPROCESSED)
+    steps.events(db, 2, 10, outbox="PENDING", publish_again=60.0, publish_tries=6, **steps.UNPROCESSED)
+    found = run(servers, "4.1.3")["4.1.3"]
+    expect(found, Status.WARNING, "publish.postponed", values={"outbox.postponed": 3, "outbox.waiting_retry": 5})
+
+
 def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(
     servers: Servers, db: psycopg.Connection, broker: str, default_target: None
 ) -> None:
@@ -1318,6 +1469,78 @@ def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psy
     assert "user-7" not in seen.statement
     asked = [q for q in outside.queries if q.name == "alive/delivery"]
     assert 4 <= len(asked) == nothing.samples <= 10 and len(asked) <= read_cost(outside.queries)["queries"]
+
+
+LOCK_QUERIES = ("blocked", "blockers")
+
+
+def test_lock_waits_of_others_are_none_of_the_services(servers: Servers, db: psycopg.Connection) -> None:
+    """Two of them, an index that is built behind a long reader, and an advisory lock; then a service waits as well."""
+    rb = steps.open_target("4.1", {"database_url": servers.database_url})
+
+    def ask() -> tuple[list[str], int]:
+        with rb.snapshot() as snapshot:
+            found = [snapshot.ask(f"database/{name}", role=EntitlementFacts().database_role) for name in LOCK_QUERIES]
+        return [*found[0]["object"]], len(found[1])
+
+    db.execute("CREATE TABLE public.of_others ()")
+    lock = "LOCK TABLE public.of_others; SELECT pg_advisory_xact_lock(7), count(*) FROM entitlement.outbox_events"
+    waits = {
+        servers.admin_url: [
+            "LOCK TABLE public.of_others",
+            "SELECT pg_advisory_lock(7)",
+            "CREATE INDEX CONCURRENTLY of_others ON entitlement.outbox_events (locked_by)",
+        ],
+        servers.app_url: ["SELECT FROM entitlement.idempotency_keys"],
+    }
+    with ExitStack() as open_ones:
+        holder = open_ones.enter_context(psycopg.connect(servers.admin_url))
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute(lock.encode())
+        waiting: list[psycopg.Connection] = []
+        seen = []
+        for url, statements in waits.items():
+            for statement in statements:
+                own = open_ones.enter_context(closing(psycopg.connect(url, autocommit=True)))
+                if statement.startswith("LOCK"):
+                    own.execute("BEGIN")
+                if url == servers.app_url:
+                    holder.execute("LOCK TABLE entitlement.idempotency_keys")
+                own.pgconn.send_query(statement.encode())
+                waiting.append(own)
+                until(lambda: db.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount >= len(waiting))
+            seen.append(ask())
+        holder.rollback()
+    db.execute("DROP TABLE public.of_others")
+    db.execute("DROP INDEX IF EXISTS entitlement.of_others")
+    assert seen == [([], 0), (["entitlement.idempotency_keys"], 1)]
+
+
+def test_sessions_of_another_application_are_not_a_second_process(servers: Servers, db: psycopg.Connection) -> None:
+    """It has the services' database, role and driver, and tables of its own."""
+    rb = steps.open_target("4.1", {"database_url": servers.database_url})
+
+    def count() -> dict[str, int]:
+        with rb.snapshot() as snapshot:
+            found = snapshot.ask(Sessions.QUESTION, role=EntitlementFacts().database_role)
+        return dict(zip(found["service"], found["sessions"], strict=True))
+
+    before = count()
+    said = [
+        "SELECT count(*) FROM notification.notifications",
+        "COMMIT",
+        "SELECT 1",
+        "",
+        "SELECT relname FROM pg_class LIMIT 1",
+        "SET SESSION search_path TO 'account'",
+    ]
+    with ExitStack() as open_ones:
+        for statement in said:
+            name = "PostgreSQL JDBC Driver"
+            other = open_ones.enter_context(psycopg.connect(servers.app_url, application_name=name, autocommit=True))
+            other.execute(statement.encode())
+        found = {service: n - before[service] for service, n in count().items()}
+    assert found == {"entitlement": 0, "notification": 4, "either": 0}, "what names nothing is of the one service there"
 
 
 @pytest.mark.slow

@@ -265,6 +265,17 @@ def test_nothing_succeeds_although_work_is_due() -> None:
     assert found.headline.params["a"].key == "recovery.errors_unknown"
 
 
+def test_rows_that_wait_for_another_try_are_not_recovered() -> None:
+    """Ten tries end after minutes: what succeeds or fails next is not known yet."""
+    frames = queues(due=0, waiting_retry=7) | {"notification_flows": flows(), "letters": letters()}
+    found = recovery.judge_errors(frames | {"tries": tries(waiting=7)}, make_given())
+    assert (found.status, found.value("delivery.look_again")) == (Status.WARNING, 20.0)
+    assert found.headline.params["a"].key == "recovery.errors_waiting"
+    assert "7 rows wait for another try" in words(found)
+    idle = recovery.judge_errors(frames | {"tries": tries()}, make_given())
+    assert idle.status is Status.OK
+
+
 @pytest.mark.parametrize(
     ("came", "status"),
     [
@@ -400,6 +411,19 @@ def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
 ) -> None:
     events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", **UNPROCESSED)
     expect(run(servers, "6.3", window_minutes=15)["6.3"], Status.WARNING, values={"outbox.failed_total": 2})
+
+
+def test_of_many_events_that_were_given_up_the_newest_count(servers: Servers, db: psycopg.Connection) -> None:
+    insert = (
+        "INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status, created_at)"
+        " SELECT gen_random_uuid(), 'EntitlementGranted', 'u:s', '{}', 'FAILED', now() - %s * interval '1 day'"
+        " FROM generate_series(1, %s)"
+    )
+    db.execute(insert, [2, 20000])
+    db.execute(insert, [0, 1])
+    found = run(servers, "6.3", window_minutes=15)["6.3"]
+    newest = found.frames["outbox_failed"]["newest"].iloc[0]
+    assert (pd.Timestamp.now(tz="UTC") - newest).total_seconds() < 600
 
 
 def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:

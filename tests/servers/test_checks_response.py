@@ -254,6 +254,34 @@ def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, publishe
 
 
 @pytest.mark.parametrize(
+    ("before", "status", "key"),
+    [
+        ([0] * 30 + [300] * 14, Status.WARNING, "response.nothing_comes"),
+        ([0] * 30 + [300, 300, *[0] * 12], Status.OK, "response.no_impact"),  # it came in a burst
+        (None, Status.UNKNOWN, "response.silence_unclear"),
+    ],
+)
+def test_a_silence_that_is_longer_than_the_window_is_still_one(
+    before: list[int] | None, status: Status, key: str
+) -> None:
+    """The rate that counts is the one before the newest event, however long ago that is."""
+    frames = impact(last_event=row(now=NOW, last_event=ago(30 * 60)), published=per_minute())
+    frames |= {name: per_minute(*[0] * 14) for name in ("sent", "processed", "created")}
+    if before is not None:
+        frames["published_before"] = per_minute(*before)
+    found = response.judge_impact(frames, make_given())
+    assert (found.status, found.headline.key) == (status, key), words(found)
+
+
+def test_a_rate_that_was_not_read_is_no_quiet_hour() -> None:
+    frames = impact(last_event=row(now=NOW, last_event=ago(45)))
+    del frames["published"]
+    found = response.judge_impact(frames, make_given())
+    assert (found.status, found.headline.key) == (Status.UNKNOWN, "response.silence_unclear")
+    assert "No new event for 45 s" in words(found)
+
+
+@pytest.mark.parametrize(
     ("created", "told", "observed"),
     [
         ([300] * 14, "response.no_impact", set()),

@@ -142,6 +142,12 @@ def test_a_broker_that_started_while_events_waited(late_s: float, restarted: boo
     expect(scope.judge_broker(cut_off, make_given(earlier=(relay,))), Status.WARNING, says="bound")
 
 
+def test_events_under_an_expired_lease_wait_for_the_relay_too() -> None:
+    outbox = row(now=NOW, due=0, expired=50, oldest_expired_s=40.0, last_published=ago(70))
+    found = scope.judge_relay({"outbox": outbox}, make_given())
+    expect(found, Status.CRITICAL, "scope.relay_late", values={"outbox.due": 50, "outbox.oldest_due": 40.0})
+
+
 def test_what_is_missing_at_the_broker_is_named() -> None:
     """A consumer is made again by a restart of notification; only a stream needs one of entitlement."""
     frames = broker_frames()

@@ -17,15 +17,17 @@ from command import runbook as command
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 from schemas import valid
+from steps import UNPROCESSED, events, open_target
 from test_evidence import of_sessions
 
 from runbook_lib import catalog
 from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Status
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.actions.restart import check_only_worker, is_starting
+from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.store import ACTION_LOG, Archive
 
@@ -177,6 +179,49 @@ def test_whose_claims_they_are_is_not_known_while_its_own_instance_is_not_ready(
     monkeypatch.setattr(time, "monotonic", lambda: rb.elapsed)
     found = check_only_worker(rb, "notification", frames)  # type: ignore[arg-type]
     assert (found.ok, found.holds) == (None, True)
+
+
+class Slow:
+    """A run, and a runner whose restart takes half a minute."""
+
+    facts, workloads, clock = EntitlementFacts(), property(lambda self: self), NOW
+
+    def now(self) -> pd.Timestamp:
+        return self.clock
+
+    def number(self, name: str) -> float:
+        return BOOK.numbers[name]
+
+    def restart(self, name: str) -> str:
+        return "restarted"
+
+    def wait_ready(self, name: str, seconds: float) -> str:
+        self.clock = NOW + pd.Timedelta(seconds=30)
+        return "ready"
+
+
+def test_what_the_old_instance_claimed_is_no_sign_of_the_new_one() -> None:
+    rb: Any = Slow()
+    did = Restart(rb, workload="entitlement").run(rb, None, lambda share, text: None)  # type: ignore[arg-type]
+    assert pd.Timestamp(did["since"]) == NOW + pd.Timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seen"),
+    [
+        ({}, (True, True, "idle")),
+        ({"outbox": "PENDING", "publish_again": 60.0, "publish_tries": 3}, (False, True, "idle")),
+        ({"outbox": "PENDING"}, (False, False, "not_at_work")),
+    ],
+)
+def test_without_due_rows_a_restart_is_settled_only_if_none_can_become_due(
+    servers: Servers, db: psycopg.Connection, rows: dict[str, Any], seen: tuple[bool, bool, str]
+) -> None:
+    rb = open_target("5.1", {"database_url": servers.database_url})
+    if rows:
+        events(db, 3, 20, **rows, **UNPROCESSED)
+    settled, effective, text = Restart(rb, workload="entitlement")._check_at_work(rb, rb.now())
+    assert (settled, effective, text.key) == (*seen[:2], f"action.restart.{seen[2]}")
 
 
 def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str) -> tuple[int, str]:

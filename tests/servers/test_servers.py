@@ -73,6 +73,22 @@ def test_a_snapshot_is_of_one_moment(servers: Servers, db: psycopg.Connection) -
         assert not snapshot.ask("outbox/backlog").equals(before)
 
 
+def test_reading_rolls_nothing_back(servers: Servers, db: psycopg.Connection) -> None:
+    """Rollbacks of a database are evidence that it refuses the services: the runbook's own reads add none."""
+
+    def rolled_back() -> int:
+        seen = db.execute("SELECT xact_rollback FROM pg_stat_database WHERE datname = current_database()").fetchone()
+        return int(seen[0]) if seen else -1
+
+    before, source = rolled_back(), reader(servers.database_url)
+    for _ in range(5):
+        with source.snapshot() as snapshot:
+            snapshot.ask("alive/transactions")
+    source.close()
+    until(lambda: not db.execute("SELECT FROM pg_stat_activity WHERE application_name = 'runbook test'").fetchone())
+    assert rolled_back() == before
+
+
 @pytest.mark.parametrize("role", ["runbook", "superuser"])
 def test_nothing_can_be_written(
     servers: Servers, db: psycopg.Connection, ask_for: Callable[..., str], role: str

@@ -145,11 +145,11 @@ STATES: dict[str, object] = {
     "publish.fails_unseen": replace(FAILING, kind="unseen"),
     "publish.fails_no_stream": replace(FAILING, kind="no_stream"),
     "publish.fails_too_large": replace(FAILING, kind="too_large"),
+    "publish.fails_refused": replace(FAILING, kind="refused"),
     "publish.fails_payload": replace(FAILING, kind="payload"),
     "publish.fails": replace(FAILING, late=True),
     "publish.fails_early": FAILING,
     "publish.undecided": replace(FLOWING, stopped=True, away=True),
-    "publish.seems_stopped": replace(FLOWING, stopped=True, queue=Outbox(leased=3)),
     "publish.nobody_let_in": replace(FAILING, kind="timeout", cut_off=True),
     "publish.stopped": replace(FLOWING, stopped=True),
     "publish.quiet": replace(FLOWING, n=0.0),
@@ -162,6 +162,8 @@ STATES: dict[str, object] = {
     "publish.retries_closed": replace(FLOWING, slow=True, retrying=True, kind="closed"),
     "publish.passed": replace(FLOWING, slow=True, passed=True),
     "publish.slow": replace(FLOWING, slow=True),
+    "publish.postponed": replace(FLOWING, queue=Outbox(waiting_retry=20, postponed=20)),
+    "publish.waiting": replace(FLOWING, queue=Outbox(waiting_retry=2), n=0.0, window_n=0.0),
     "publish.idle": replace(FLOWING, n=0.0, window_n=0.0),
 }
 

@@ -439,12 +439,36 @@ def test_sessions_that_a_pooler_lends_to_all_tell_nothing() -> None:
     [
         ([(100, 5), (103, 25)], SessionState.FAILING),
         ([(100, 5), (400, 8)], SessionState.ALIVE),
-        ([(100, 5), (100, 7)], SessionState.ALIVE),  # the runbook's own reads
+        ([(100, 5), (100, 7)], SessionState.ALIVE),  # a lost race for a row
         ([(100, 5)], SessionState.ALIVE),
     ],
 )
 def test_failing_is_told_by_what_is_rolled_back(transactions: list[tuple[int, int]], says: SessionState) -> None:
     assert held(AT_WORK, transactions=transactions).says is says
+
+
+@pytest.mark.parametrize(
+    ("samples_ago", "committed", "says"),
+    [
+        ((), True, SessionState.ALIVE),
+        ((2.4, 2.2, 2.0, 1.8, 1.6, 1.4), True, SessionState.FAILING),
+        ((2.4, 2.2, 2.0, 1.8, 1.6, 1.4), None, SessionState.ALIVE),  # of an older artifact: rolled back
+        ((0.9, 0.8, 0.7, 0.6, 0.5, 0.4), True, SessionState.ALIVE),  # perhaps not reported yet
+        ((9.0, 8.9, 8.8, 8.7, 8.6, 8.5), True, SessionState.ALIVE),  # before the first sample
+    ],
+)
+def test_the_runbooks_own_transactions_do_not_count(
+    samples_ago: tuple[float, ...], committed: bool | None, says: SessionState
+) -> None:
+    at = [NOW - pd.Timedelta(seconds=2.5), NOW]
+    frames = {
+        "service_sessions": pd.DataFrame([vars(AT_WORK), vars(NOBODY)]),
+        "transactions": pd.DataFrame({"commits": [100, 108], "rollbacks": [0, 5], "at": at}),
+        "worker_samples": pd.DataFrame(
+            [(NOW - pd.Timedelta(seconds=s), committed) for s in samples_ago], columns=["at", "committed"]
+        ),
+    }
+    assert sessions.read(frames, SEEN_BY)["notification"].says is says
 
 
 @pytest.mark.parametrize(("poll", "confidence"), [(0.4, "high"), (2.2, "high"), (2.6, "medium"), (4.5, "medium")])

@@ -70,7 +70,6 @@ REAL = {
         "pivot_table(index='application', columns='state', values='n', aggfunc='sum', fill_value=0)": TALLY,
     },
     "dead_letters.py": {
-        "kinds.get(kind, 0.0)": TALLY,
         "max((r.n for r in retries), default=0.0)": "nothing is due, where what is due was asked for",
         "tried[name].get(tries, 0.0)": TALLY,
         "tried.get(name, {}).get(int(a), 0.0)": TALLY,
@@ -108,7 +107,6 @@ REAL = {
         "reindex(index, fill_value=0.0)": SERIES,
         "0.0 if failed is None else failed": "a counter that never counted has no series",
         "return 0.0": SERIES,
-        "0.0 if usual.empty else float(usual.quantile(given.number('silence.quiet'))) * silent_s / 60": "no minute",
     },
     "services.py": {
         "found.get(how, 0.0)": TALLY,

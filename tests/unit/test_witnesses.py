@@ -225,3 +225,15 @@ def test_what_was_seen_earlier_contradicts_nothing() -> None:
     assert [b.observation for b in later.contradicted] == ["delivery.hangs"] and later.stuck_at is None
     moves = counterfactual._Evidence([replace(runs, at=earlier), hangs], BOOK)
     assert "delivery.hangs" not in moves._contradicted
+
+
+def test_what_is_contradicted_proposes_nothing() -> None:
+    """A stop of the relay that a later step refutes leaves no restart behind, unless something else speaks for it."""
+    restart = ("restart_entitlement",)
+    stopped = seen("4.1.3", "publish.stopped", proposals=restart)
+    assert [p.name for p in conclude(stopped).proposals] == [*restart]
+    refuted = conclude(stopped, seen("4.5.1", "relay.runs"))
+    assert (refuted.proposals, [b.observation for b in refuted.contradicted]) == ((), ["publish.stopped"])
+    more = seen("4.1.3", "publish.stopped", "relay.frozen", proposals=restart)
+    kept, _ = diagnosis.drop_contradicted([more, seen("4.5.1", "publish.flows")], BOOK)
+    assert [p.name for p in kept[0].proposals] == [*restart]

@@ -65,7 +65,7 @@ class Attempts(Row, query="notifications/attempts"):
 
 
 class Outbox(Queue, query="outbox/backlog"):
-    """The relay's queue, and the relay's last actions."""
+    """The relay's queue, and the relay's last actions; `postponed` rows were never tried and wait for a retry time."""
 
     failed: float = 0.0
     max_attempt_count: float = 0.0
@@ -74,6 +74,7 @@ class Outbox(Queue, query="outbox/backlog"):
     last_published: pd.Timestamp | None = None
     published_1m: float = 0.0
     arrived_1m: float = 0.0
+    postponed: float = 0.0
 
 
 class Delay(Row, query="outbox/delay"):
@@ -136,6 +137,14 @@ class Count(Row):
     n: int | None = None
 
 
+#: The message by what keeps the services' role from its work (`Application.write_blocker`).
+WRITE_BLOCKERS = {
+    "read_only": "database.read_only",
+    "shut_out": "database.shut_out",
+    "lacks_rights": "database.lacks_rights",
+}
+
+
 class Application(Row, query="database/application"):
     """The database role of both services, and the settings that can keep it from its work."""
 
@@ -149,12 +158,16 @@ class Application(Row, query="database/application"):
     lacks: str | None = None
 
     @property
+    def at_limit(self) -> bool:
+        """Return whether the role has all the sessions that it may have."""
+        return self.connection_limit is not None and self.connection_limit <= self.sessions
+
+    @property
     def write_blocker(self) -> str:
         """Return what keeps the role from its work: read_only, shut_out or lacks_rights; "" for nothing or no role."""
-        full = self.connection_limit is not None and self.connection_limit <= self.sessions
         if not self.there:
             return ""
-        if not self.can_login or self.expired or full:
+        if not self.can_login or self.expired or self.at_limit:
             return "shut_out"
         if (self.read_only or "").lower() in ("on", "true", "yes", "1"):
             return "read_only"

@@ -37,6 +37,15 @@ def throttle(of: Of, side: str) -> Proposal:
     )
 
 
+def is_throttled(of: Of, side: str, batch_size: float | None, poll_interval_s: float | None) -> bool:
+    """Return whether these settings, if known, let through no more than `throttle` would."""
+    wanted = halved_rate(of, side, facts_of(of).batch_size, facts_of(of).poll_interval_s)
+    batch, poll_s = wanted[f"{side}.batch_size"], wanted[f"{side}.poll_interval"]
+    if not (batch and poll_s and batch_size is not None and poll_interval_s):
+        return False
+    return batch_size / poll_interval_s <= float(batch) / float(poll_s)
+
+
 def halved_rate(of: Of, side: str, batch_size: float, poll_interval_s: float) -> dict[str, SettingValue | None]:
     """Return half the batch and twice the pause for "delivery" or "relay", within the range of the settings."""
     longest = of.catalog.settings[f"{side}.poll_interval"].high or poll_interval_s

@@ -17,7 +17,15 @@ from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Application, HeldRow, Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import (
+    WRITE_BLOCKERS,
+    Activity,
+    Application,
+    HeldRow,
+    Notifications,
+    Outbox,
+    Queue,
+)
 from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
@@ -31,14 +39,6 @@ WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
 SAMPLE_EVERY_S = 1.0
 #: The queue of each workload's worker.
 _QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
-
-
-#: By `Application.write_blocker`.
-_ROLE_KEYS = {
-    "read_only": "database.read_only",
-    "shut_out": "database.shut_out",
-    "lacks_rights": "database.lacks_rights",
-}
 
 
 class Restart:
@@ -87,37 +87,35 @@ class Restart:
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Restart and wait until the workload is ready."""
         progress(0.0, say("action.restart.restarting", name=self.program))
-        since = rb.now()
         output = [rb.workloads.restart(self.program), rb.workloads.wait_ready(self.program, rb.number("action.ready"))]
-        return {"output": "\n".join(s for s in output if s), "since": since.isoformat()}
+        # Until now the old instance may have claimed.
+        return {"output": "\n".join(s for s in output if s), "since": rb.now().isoformat()}
 
     def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
         """Check that the worker has claimed or published since, and that notification's consumer is bound."""
         since = pd.Timestamp(did["since"])
 
-        def sample(spent_s: float) -> tuple[bool, bool, Text]:
-            works, text = self._check_at_work(rb, since)
-            return works, works, text
+        return sample_until_settled(rb, progress, lambda spent_s: self._check_at_work(rb, since))
 
-        return sample_until_settled(rb, progress, sample)
-
-    def _check_at_work(self, rb: Context, since: pd.Timestamp) -> tuple[bool, Text]:
+    def _check_at_work(self, rb: Context, since: pd.Timestamp) -> tuple[bool, bool, Text]:
+        """Return whether the result is final, whether the workload works or has nothing to do, and a text."""
         if self.which == "notification":
             streams = facts_of(rb).streams
             try:
                 bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
             except SourceError as e:
-                return False, say("action.restart.not_bound", detail=e.detail)
+                return False, False, say("action.restart.not_bound", detail=e.detail)
             if not bound:
-                return False, say("action.restart.not_bound", detail=streams.consumer)
+                return False, False, say("action.restart.not_bound", detail=streams.consumer)
         with rb.snapshot() as db:
             queue = self._read_queue(db)
             last = self._last_at_work(db, queue)
         if last is not None and last > since:
-            return True, say("action.restart.works", name=self.program)
+            return True, True, say("action.restart.works", name=self.program)
         if not queue.ready:
-            return True, say("action.restart.idle", name=self.program)
-        return False, say("action.restart.not_at_work", name=self.program, due=queue.due)
+            # Rows that are leased, or wait for a retry, will show whether it works.
+            return not (queue.leased or queue.waiting_retry), True, say("action.restart.idle", name=self.program)
+        return False, False, say("action.restart.not_at_work", name=self.program, due=queue.due)
 
     def _read_queue(self, db: Snapshot) -> Queue:
         kind = _QUEUES[self.which]
@@ -213,7 +211,7 @@ def _check_database_role(rb: Context) -> Precondition:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
     if not role.write_blocker:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
-    return Precondition(say(_ROLE_KEYS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
+    return Precondition(say(WRITE_BLOCKERS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
 
 
 def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:

@@ -58,7 +58,7 @@ class BacklogReading:
     of them. `stopping`, `refusing`, `spends` (what a late worker spends its time on) and `receiver` (the runbook's own
     request to it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
     `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has waited too long. `postponed` are the
-    rows that wait for a retry time untried.
+    rows that wait for a retry time untried. `throttled`: its settings already let through no more than the throttle.
     """
 
     worker: delivery.Delivery
@@ -73,6 +73,7 @@ class BacklogReading:
     spends: str = ""
     postponed: int = 0
     receiver: str = ""
+    throttled: bool = False
 
     @property
     def not_at_work(self) -> bool:
@@ -236,7 +237,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
     given_up, send_succeeded = _count_given_up(frames, given, worker)
     if given_up >= given.number("tries.pattern") and not stopping and not send_succeeded:
         refusing = max(refusing, "delivery.gave_up", key=lambda name: given.evidence(name)[0].weight if name else 0)
-    started = rows.one(frames.get("program"), program.Program).started
+    known = rows.one(frames.get("program"), program.Program)
     spends = "" if stopping or refusing else worker.spends(given)
     return BacklogReading(
         worker,
@@ -247,12 +248,13 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         program.with_due_rows(
             program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"
         ),
-        find_competing_workers(started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
+        find_competing_workers(known.started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
         bool(worker.progress) or program.seen_running(frames, given, "delivery"),
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
         receiver.observation(frames),
+        remedies.is_throttled(given, "delivery", known.batch, known.poll_s),
     )
 
 
@@ -352,7 +354,7 @@ CASES = Cases[BacklogReading](
         S.refusing,
         propose=lambda given, seen: (
             *_propose_hold(given, seen),
-            remedies.throttle(given, "delivery"),
+            *(() if seen.throttled else (remedies.throttle(given, "delivery"),)),
             *_propose_logs(given, seen),
         ),
     ),

@@ -24,13 +24,15 @@ from runbook_lib.model.finding import (
     Text,
     Value,
     judged,
+    replace,
     say,
     unknown,
 )
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions, pools_are_full
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
-from runbook_lib.packs.entitlement.rows import Application
+from runbook_lib.packs.entitlement.rows import WRITE_BLOCKERS, Application
 from runbook_lib.sources import SourceError
 from runbook_lib.view import charts
 
@@ -38,15 +40,11 @@ if TYPE_CHECKING:
     from runbook_lib.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-QUERIES = ("connections", "sessions", "blocked", "blockers", "table_locks", "long_transactions")
+QUERIES = ("connections", "sessions", "table_locks", "long_transactions")
+#: Those that are about the services' role.
+QUERIES_OF_ROLE = ("blocked", "blockers", "application")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
-#: The headline by what keeps the services' role from its work (`Application.write_blocker`).
-_KEPT_FROM = {
-    "read_only": "database.read_only",
-    "shut_out": "database.shut_out",
-    "lacks_rights": "database.lacks_rights",
-}
 
 
 class Connections(rows.Row, query="database/connections"):
@@ -154,16 +152,20 @@ def collect_server_info(rb: Context, db: Snapshot) -> Frames:
 def collect(rb: Context) -> Frames:
     """Collect locks, sessions and connections from catalog views; these answer under an ACCESS EXCLUSIVE lock too.
 
-    Frames: `QUERIES`, application, row_locks, those of `collect_server_info`; statements if pg_stat_statements has
-    them; only pools if every client waits in the pooler's queue.
+    Frames: `QUERIES`, `QUERIES_OF_ROLE`, row_locks, those of `collect_server_info`; service_sessions if the role is
+    at its limit; statements if pg_stat_statements has them; only pools if every client waits in the pooler's queue.
     """
     parts = FrameCollector()
     try:
         with rb.snapshot() as db:
+            role = facts_of(rb).database_role
             parts.answers |= {name: db.ask(f"database/{name}") for name in QUERIES}
-            parts.answers["application"] = db.ask("database/application", role=facts_of(rb).database_role)
+            parts.answers |= {name: db.ask(f"database/{name}", role=role) for name in QUERIES_OF_ROLE}
+            if rows.one(parts.answers["application"], Application).at_limit:
+                with suppress(SourceError):
+                    parts.answers["service_sessions"] = db.ask_apart(Sessions.QUESTION, role=role)
             if rows.one(parts.answers["connections"], Connections).keeps_statements:
-                parts.answers["statements"] = db.ask(Statement.QUESTION, role=facts_of(rb).database_role)
+                parts.answers["statements"] = db.ask(Statement.QUESTION, role=role)
             parts.answers |= collect_server_info(rb, db)
     except SourceError as e:
         if e.code == "queued":
@@ -241,6 +243,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     else:
         key = "database.free"
     application = rows.first(frames.get("application"), Application)
+    if application and application.at_limit and pools_are_full(frames, given):
+        application = replace(application, connection_limit=None)  # the limit allows what the services need
     write_blocker = application.write_blocker if application else ""
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
@@ -262,7 +266,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         _format_pool_wait(pool)
         if pool_waits and key in ("database.free", "database.rows_unread") and not write_blocker
         else say(
-            _KEPT_FROM[write_blocker] if write_blocker else key,
+            WRITE_BLOCKERS[write_blocker] if write_blocker else key,
             blocked=len(blocked),
             wait=wait.value,
             commits=len(commits),

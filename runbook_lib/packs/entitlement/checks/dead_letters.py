@@ -439,11 +439,6 @@ class Transient:
         quiet_s = given_up.quiet_s(given)
         return [s for s, age in self.ages.items() if age < quiet_s and not (s == "delivery" and self.ended)]
 
-    def sends(self, given: JudgeInput) -> bool:
-        """Return whether a send succeeded within `success.lately`, so that the receiver accepts."""
-        since = seconds_between(self.worker.activity.last_sent, self.worker.activity.now)
-        return since is not None and since < given.number("success.lately")
-
 
 def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.2: judge which dependency failed, since when, and whether it still fails."""
@@ -528,16 +523,6 @@ def _group_by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
     grouped = unpublished.groupby([texts.map(errors.fingerprint), texts.map(publish.kind_of)], sort=False)["failed_at"]
     found = [(error, kind, len(at) * weight, at.min(), at.max()) for (error, kind), at in grouped]
     return pd.DataFrame(found, columns=columns).sort_values("n", ascending=False, ignore_index=True)
-
-
-def _find_publish_error_kind(frames: Frames) -> str:
-    """Return the most frequent error kind of events that wait for a retry; "other" if there are none."""
-    kinds: dict[str, float] = {}
-    for e in rows.each(frames.get("errors"), publish.OutboxError):
-        if e.status == "PENDING" and e.last_error is not None:
-            kind = publish.kind_of(e.last_error)
-            kinds[kind] = kinds.get(kind, 0.0) + e.n
-    return max(sorted(kinds), key=kinds.__getitem__, default="other")
 
 
 class RetryCount(rows.Row, query="dead_letters/retry_load"):
@@ -626,7 +611,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append("dead_letters.refuses_some")
     elif seen.refused:
         observed += [seen.refused, "dead_letters.refuses"]
-    elif seen.sends(given) and not seen.clusters and "letters" in frames:
+    elif seen.worker.sends(given) and not seen.clusters and "letters" in frames:
         observed.append("dead_letters.accepts")
     for kind in dict.fromkeys(c.kind for c in seen.clusters):
         dependency = kind == "dependency"
@@ -641,7 +626,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append(
             "dead_letters.deliveries_ran_out_lately" if ran_out_lately else "dead_letters.deliveries_ran_out"
         )
-    cause = _find_publish_error_kind(frames) if seen.unpublished_now else ""
+    cause = publish.count_live_errors(frames)[1] if seen.unpublished_now else ""
     if cause == "no_stream":
         observed.append("dead_letters.no_stream")
     elif cause in ("timeout", "closed"):

@@ -16,7 +16,7 @@ from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between, signals_of_failures
 from runbook_lib.context import JudgeInput
-from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Value, judged, say
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import delivery, program
@@ -58,6 +58,11 @@ class Processing:
     def since_claim_s(self) -> float:
         """Seconds since the last claim of the worker whose last claim is the oldest."""
         return _max_or_zero(h.since_claim_s for h in self.holders if h.since_claim_s is not None)
+
+    @property
+    def newest_claim_s(self) -> float | None:
+        """Seconds since the newest claim of any worker; None if unknown."""
+        return min((h.since_claim_s for h in self.holders if h.since_claim_s is not None), default=None)
 
     @property
     def shortest_lease_s(self) -> float | None:
@@ -424,8 +429,8 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
     ahead = _max_or_zero(h.furthest_s - configured for h in held.holders if h.furthest_s is not None)
     longest, before, exact = _longest_batch(batches, given)
     if any(f.step == "4.3.2" and f.value("delivery.progress") == "yes" for f in given.earlier):
-        # The current batch has taken at least as long as the time since its claim.
-        longest = held.since_claim_s if longest is None else max(longest, held.since_claim_s)
+        # The current batch has taken at least as long as the time since its claim; older ones may be a dead worker's.
+        longest = max((s for s in (longest, held.newest_claim_s) if s is not None), default=None)
     lease = configured if shortest is None else min(configured, shortest)
     headroom = lease / longest if longest else None
     tolerance = given.number("lease.tolerance")
@@ -553,6 +558,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     born = worker.born_expired > 0
     apart = born or offset.status is not Status.OK or share.status is not Status.OK
     evidence = bool(worker.held or worker.sent or subscriber.n)
+    behind_unseen = _may_be_behind(worker, subscriber, limits["clock.offset"])
     signals: list[Signal] = []
     if apart:
         signals += given.evidence(
@@ -560,7 +566,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         )
         if share.status is Status.CRITICAL:
             signals += given.evidence("leases.clock_outlives_leases")
-    elif evidence and not absent:
+    elif evidence and not absent and not behind_unseen:
         signals += given.evidence("leases.clock_agrees")
     signals += signals_of_failures(failed, given)
     failure_notes = notes_of_failures(failed)
@@ -571,11 +577,15 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         key = "leases.clock_apart"
     elif too_long.status is not Status.OK:
         key = "leases.clock_lease_long"
+    elif not evidence:
+        key = "leases.clock_no_rows"
     else:
-        key = "leases.clock_agrees" if evidence else "leases.clock_no_rows"
+        key = "leases.clock_not_ahead" if behind_unseen else "leases.clock_agrees"
     headline = say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value)
     return judged(
-        failure_notes[0] if failure_notes and key in ("leases.clock_agrees", "leases.clock_no_rows") else headline,
+        failure_notes[0]
+        if failure_notes and key not in ("leases.clock_apart", "leases.clock_lease_long")
+        else headline,
         [
             offset,
             share,
@@ -614,6 +624,20 @@ def _clock_skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: floa
         # Sent before it was created: the worker's clock is behind the subscriber's.
         found.setdefault("delivery_worker", worker.shortest_delay_s)
     return found
+
+
+def _may_be_behind(worker: WorkerClock, subscriber: SubscriberClock, limit: Threshold) -> bool:
+    """Return whether a writer's clock may be behind by more than the limit: none of its times is close to a later one.
+
+    A later time is the one of the commit, or the present.
+    """
+    later_s: list[tuple[float | None, ...]] = []
+    if worker.held or worker.sent:
+        ahead = (s for s in (worker.claim_ahead_s, worker.sent_ahead_s) if s is not None)
+        later_s.append((worker.shortest_to_mark_s, *(-s for s in ahead)))
+    if subscriber.n:
+        later_s.append((subscriber.to_commit_s, -subscriber.ahead_s))
+    return not all(any(s is not None and limit.status(s) is Status.OK for s in of) for of in later_s)
 
 
 def _server_clock_offset(clocks: list[ServerClock]) -> float | None:

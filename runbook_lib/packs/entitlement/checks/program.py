@@ -101,13 +101,14 @@ EXCEPTIONS = {
 class Program(rows.Row):
     """A workload's instances and its loop's settings; a field is None if it could not be read.
 
-    `enabled` is the loop's switch, `poll_s` the pause between two runs in seconds. `young`: all instances came up a
-    moment ago. `failed`: an earlier instance ended at its start. `wanted` is the number of instances that should run,
-    `started` the start of the newest one.
+    `enabled` is the loop's switch, `poll_s` the pause between two runs in seconds, `batch` the rows of a run. `young`:
+    all instances came up a moment ago. `failed`: an earlier instance ended at its start. `wanted` is the number of
+    instances that should run, `started` the start of the newest one.
     """
 
     enabled: bool | None = None
     poll_s: float | None = None
+    batch: int | None = None
     ready: int | None = None
     young: bool | None = None
     failed: bool | None = None
@@ -192,6 +193,7 @@ def _read_program(rb: Context, side: str) -> pd.DataFrame:
     return row(
         enabled=settings[f"{side}.enabled"],
         poll_s=settings[f"{side}.poll_interval"],
+        batch=settings[f"{side}.batch_size"],
         ready=sum(pod["ready"] for pod in pods),
         wanted=rb.workloads.replicas(name),
         young=young,

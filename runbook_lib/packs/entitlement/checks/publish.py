@@ -53,9 +53,18 @@ ERROR_KINDS = tuple(
         ("payload", r"outbox payload parse failure|unknown event type: .*"),
         ("closed", r"connection is closed"),
         ("no_stream", r"(?:error publishing: )?503(?: no responders.*)?|.* \[10059\]"),
-        ("timeout", r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"),
-        ("full", r".* \[10077\]|maximum (?:messages|bytes) exceeded"),
+        (
+            "timeout",
+            r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"
+            r"|.* \[10008\]",
+        ),
+        (
+            "full",
+            r".* \[(?:10002|10023|10047|10077)\]|maximum (?:messages|bytes) exceeded"
+            r"|insufficient (?:storage )?resources.*|resource limits exceeded.*",
+        ),
         ("too_large", r".* \[10054\]|message size exceeds maximum allowed"),
+        ("refused", r".* \[10\d{3}\]"),
     )
 )
 
@@ -69,6 +78,7 @@ _KIND_KEYS = {
     "timeout": "publish.kind_timeout",
     "full": "publish.kind_full",
     "too_large": "publish.kind_too_large",
+    "refused": "publish.kind_refused",
     "unseen": "publish.kind_unseen",
     "other": "publish.kind_other",
 }
@@ -141,7 +151,6 @@ class Relay:
     cut_off: bool
     writes: bool | None
     stands: program.LoopState
-    silent_for_long: bool
     ran: bool
     n: float | None
     window_n: float | None
@@ -162,14 +171,19 @@ class Relay:
         return self.stands.wrong
 
     @property
-    def unsure(self) -> bool:
-        """Whether the relay holds rows of a batch that may take long."""
-        return bool(self.queue.leased) and not self.silent_for_long
-
-    @property
     def failed(self) -> bool:
         """Whether events were given up."""
         return bool(self.queue.failed)
+
+    @property
+    def postponed(self) -> bool:
+        """Whether events that were never tried wait for a retry time, which somebody else has set."""
+        return bool(self.queue.postponed)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether events wait for their next try."""
+        return bool(self.queue.waiting_retry)
 
     @property
     def nothing(self) -> bool:
@@ -205,7 +219,7 @@ def collect(rb: Context) -> Frames:
     Frames: delay, delay_now (of the last minute), backlog, errors; batches of a relay that publishes late; delays and
     that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects: text, created: time), replicas
     (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter
-    have not shown the loop running.
+    have not shown the loop running, or it seems to have stopped.
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
@@ -225,9 +239,15 @@ def collect(rb: Context) -> Frames:
                 if (batches := db.try_ask("outbox/batches")) is not None:
                     frames["batches"] = batches
         program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
-        moves = publishes or bool(queue.ready or queue.leased)
-        if moves and not late and not program.seen_running(parts.answers, rb.given(), "relay"):
-            time.sleep(program.cycle_s(rb))
+        pause_s = None
+        if late:
+            # The times of a batch are its start, so a relay at work may look as if it had stopped.
+            if _read_relay(frames | parts.frames(), rb.given(), queue, None, None).stopped:
+                pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
+        elif publishes or queue.ready or queue.leased:
+            pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
+        if pause_s is not None:
+            time.sleep(max(pause_s, 0.0))
             with rb.snapshot() as db:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
@@ -243,7 +263,8 @@ def collect(rb: Context) -> Frames:
 
 
 def kind_of(error: object) -> str:
-    """Return the kind of a relay's error text: payload, closed, no_stream, timeout, full, too_large or other.
+    """Return the kind of a relay's error text: payload, closed, no_stream, timeout, full, too_large, refused
+    or other.
 
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
@@ -291,6 +312,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         limits.value("outbox.failed", queue.failed),
         Value("outbox.due", queue.ready, "rows"),
         Value("outbox.waiting_retry", queue.waiting_retry, "rows"),
+        *([Value("outbox.postponed", queue.postponed, "rows")] if queue.postponed else []),
         Value("outbox.leased", queue.leased, "rows"),
         Value("outbox.tried_before", queue.tried, "rows"),
         Value("outbox.silence", seen.silence_s, "s"),
@@ -315,6 +337,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             oldest=queue.oldest_s,
             silence=seen.silence_s,
             tried=queue.tried,
+            postponed=queue.postponed,
+            waiting=queue.waiting_retry,
             failed=queue.failed,
             p95=lately.p95,
             n=lately.n,
@@ -343,9 +367,10 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     limit, oldest = given.limits["outbox.oldest_due"], queue.oldest_s
     sign = _last_sign(queue)
     since_last = oldest if queue.now is None or sign is None else (queue.now - sign).total_seconds()
-    silence = max(min(since_last, oldest), 0.0)
+    moved = _has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
+    silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
     publishes = _published_lately(queue, given.number("success.lately"))
-    live, kind = _count_live_errors(frames)
+    live, kind = count_live_errors(frames)
     if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
         # The relay has just claimed the failed rows again, and a claim clears the error.
         live, kind = queue.tried, "unseen"
@@ -360,7 +385,9 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         kind = "no_subject" if rows.one(frames["broker"], Stream).refuses(errors) else kind
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
-    stopped = late and not failing and limit.reached(silence) and "errors" in frames
+    # A batch may last as long as its lease.
+    silent = silence >= facts_of(given).lease_s if queue.leased else limit.reached(silence)
+    stopped = bool(late and not failing and silent and "errors" in frames)
     steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
@@ -375,13 +402,11 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         broker_error=broker is not None and broker.reason is Reason.ERROR,
         stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
-        silent_for_long=bool(limit.reached(silence, Status.CRITICAL)),
         n=n,
         window_n=window_n,
         overloaded=_is_overloaded(frames, given, queue),
         retrying=live > 0 and publishes and not failing,
-        ran=_has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
-        or program.seen_running(frames, given, "relay"),
+        ran=moved or program.seen_running(frames, given, "relay"),
     )
 
 
@@ -412,9 +437,15 @@ def _last_sign(queue: Outbox) -> pd.Timestamp | None:
 
 
 def _has_moved(queue: Outbox, later: Outbox | None) -> bool:
-    """Return whether the relay claimed or published between two samples."""
-    before, after = _last_sign(queue), None if later is None else _last_sign(later)
-    return after is not None and (before is None or after > before)
+    """Return whether the relay claimed, published, or finished a row of its batch between two samples."""
+    if later is None:
+        return False
+    before, after = _last_sign(queue), _last_sign(later)
+    if after is not None and (before is None or after > before):
+        return True
+    # Its batch is the same, or over.
+    same = later.last_claim in (queue.last_claim, None)
+    return same and later.leased + later.expired < queue.leased + queue.expired
 
 
 def _published_lately(queue: Outbox, lately_s: float) -> bool:
@@ -423,7 +454,7 @@ def _published_lately(queue: Outbox, lately_s: float) -> bool:
     return published_s is not None and published_s < lately_s
 
 
-def _count_live_errors(frames: Frames) -> tuple[float, str]:
+def count_live_errors(frames: Frames) -> tuple[float, str]:
     """Return how many rows have a current error, and the most frequent kind of it."""
     kinds: Counter[str] = Counter()
     for error in rows.each(frames.get("errors"), OutboxError):
@@ -548,6 +579,7 @@ OUTBOX = Cases[Relay](
             ("no_subject", "publish.fails_no_subject", _propose_restart),
             ("full", "publish.fails_full", _propose_broker_logs),
             ("too_large", "publish.fails_too_large", _propose_broker_logs),
+            ("refused", "publish.fails_refused", _propose_broker_logs),
             ("payload", "publish.fails_payload", _propose_own_logs),
         )
     ),
@@ -563,15 +595,6 @@ OUTBOX = Cases[Relay](
     Case("publish.fails_early", S.failing, Status.WARNING, "", _propose_own_logs, _other_sections, "publish.failing"),
     # A broker that was not reached is no reason for a restart.
     Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided", read="2"),
-    Case(
-        "publish.seems_stopped",
-        S.stopped & S.unsure,
-        Status.OK,
-        "publish.seems_stopped",
-        _propose_restart,
-        "5.1",
-        "publish.stopped",
-    ),
     Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
     *(
@@ -593,10 +616,12 @@ OUTBOX = Cases[Relay](
     ),
     Case("publish.late", S.late, read=_other_sections),
     Case("publish.failed", S.failed, read=_other_sections),
+    Case("publish.postponed", S.postponed, Status.WARNING),
     Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
     Case("publish.passed", S.passed, Status.WARNING, read=_other_sections),
     Case("publish.slow", S.slow, read=_other_sections),
     Case("publish.flowing", S.n, read=_other_sections),
+    Case("publish.waiting", S.waiting, Status.WARNING, read=_other_sections),
     Case("publish.idle", S.nothing, read=_other_sections),
     Case("publish.quiet", read=_other_sections),
 )

@@ -341,6 +341,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
         "since": given.number("recovery.now_failed"),
         "now": given.number("recovery.now"),
         "succeeded": succeeded_now,
+        "waiting": tries.waiting,
         "again": recent_s,
     }
     # At the earlier failure rate, this many successes without a failure are very unlikely.
@@ -361,13 +362,17 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     elif tries.due_again or waiting.ready > 0:
         # Rows were due and no try has a result.
         status, key = Status.WARNING, "recovery.errors_unknown"
+    elif tries.waiting:
+        # Their next try shows whether they fail again.
+        status, key = Status.WARNING, "recovery.errors_waiting"
     else:
         status, key = Status.OK, "recovery.errors_idle"
+    early = recovering or key == "recovery.errors_waiting"
     values = [
         Value(f"errors.{part}", rate, "%", None if rate is None or recovering else limit),
         Value(f"{part}.waiting_retry", tries.waiting, "rows"),
         Value(f"{part}.failed_now", tries.failed_now, "rows"),
-        *([Value(f"{part}.{LOOK_AGAIN}", recent_s, "s")] if recovering else []),
+        *([Value(f"{part}.{LOOK_AGAIN}", recent_s, "s")] if early else []),
     ]
     return QueueState(status, say(key, **facts), tuple(values))
 

@@ -123,8 +123,9 @@ def collect_impact(rb: Context) -> Frames:
 
     Frames: affected, those of `_ask_for_deletions`, outbox, outbox_age, publish_delay, publish_delay_lately,
     notifications, last_event; where cheap delivered, given_up, given_up_messages, sent, dead, published, processed,
-    created, those of `outage.ask`; requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective:
-    text, met: flag, why: text).
+    created, those of `outage.ask`, and published_before (of the window before the newest event, if that is not
+    recent); requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag,
+    why: text).
     """
     parts = FrameCollector()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
@@ -148,6 +149,10 @@ def collect_impact(rb: Context) -> Frames:
             **_query_per_minute(rb, db),
             **outage.ask(rb, db, *outage.FLOWS),
         }
+        newest = rows.one(parts.answers.get("last_event"), LastEvent)
+        if newest.last_event is not None and _seconds_without_event(parts.answers, rb.given()):
+            before = newest.last_event - pd.Timedelta(minutes=rb.given().window_minutes)
+            asked["published_before"] = db.try_ask("outbox/published_per_minute", since=before)
     parts.answers |= {name: frame for name, frame in asked.items() if frame is not None}
     with parts.part("prometheus") as answers:
         answers["requests"] = _query_requests(rb)
@@ -342,7 +347,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         if again is not None:
             values.append(Value(f"impact.{LOOK_AGAIN}", again, "s"))
     well = worst(v.status for v in values if v.status) is Status.OK
-    silent_s, unpaired = measure_silence(frames, given), _count_unpaired(frames, given)
+    (silent_s, known), unpaired = measure_silence(frames, given), _count_unpaired(frames, given)
     if missed:
         if in_past:
             key = "response.impact_over" if ended else "response.impact_passed"
@@ -372,7 +377,9 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         values.append(Value(f"impact.{LOOK_AGAIN}", early_s - since_detection_s, "s"))
     if burns is None:
         notes.append(say("response.no_burn"))
-    unclear = say("response.doubtful", n=doubtful) if doubtful > 0 else None
+    unclear = [say("response.doubtful", n=doubtful)] if doubtful > 0 else []
+    if not known:
+        unclear.append(say("response.silence_unclear", silent=_seconds_without_event(frames, given)))
     notes += failure_notes
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
@@ -382,9 +389,9 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     if how:
         notes.append(say(_ONSET_KEYS[how], at=since, ago=seconds_between(begin, given.as_of)))
     # What could not be read, or is not clear, is more than "no impact".
-    instead = [*failure_notes, *([unclear] if unclear else ())]
+    instead = [*failure_notes, *unclear]
     if key not in ("response.no_impact", "response.no_impact_now"):
-        notes += [unclear] if unclear else ()
+        notes += unclear
         instead = []
     return judged(
         instead[0]
@@ -482,17 +489,35 @@ def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
     return (min(found), "change") if pd.isna(first) else (first, "slow")
 
 
-def measure_silence(frames: Frames, given: JudgeInput) -> float | None:
-    """Return the seconds since the newest event, if the window's rate makes chance unlikely; else None."""
-    newest = rows.first(frames.get("last_event"), LastEvent)
-    silent_s = None if newest is None else seconds_between(newest.last_event, newest.now)
-    if silent_s is None or silent_s < given.number("silence.least"):
-        return None
-    before = counts_by_minute(frames.get("published"), given)
-    usual = before[: len(before) - int(silent_s // 60)]
+def _seconds_without_event(frames: Frames, given: JudgeInput) -> float | None:
+    """Return the seconds since the newest event; None if there is none, or it is recent."""
+    newest = rows.one(frames.get("last_event"), LastEvent)
+    silent_s = seconds_between(newest.last_event, newest.now)
+    return None if silent_s is None or silent_s < given.number("silence.least") else silent_s
+
+
+def _count_before_silence(frames: Frames, given: JudgeInput, silent_s: float) -> pd.Series[float] | None:
+    """Return the events per minute before the newest one; None if they were not read."""
+    newest = rows.one(frames.get("last_event"), LastEvent).last_event
+    if "published_before" in frames:
+        return counts_by_minute(frames["published_before"], given, until=newest)
+    # In older artifacts only the window of the run.
+    counts = counts_by_minute(frames.get("published"), given)
+    usual = counts[: len(counts) - int(silent_s // 60)]
+    return usual if "published" in frames and len(usual) else None
+
+
+def measure_silence(frames: Frames, given: JudgeInput) -> tuple[float | None, bool]:
+    """Return the seconds since the newest event if the rate before makes chance unlikely, and whether that is known."""
+    silent_s = _seconds_without_event(frames, given)
+    if silent_s is None:
+        return None, True
+    usual = _count_before_silence(frames, given, silent_s)
+    if usual is None:
+        return None, False
     # Traffic that pauses at times may pause again: the quietest minutes count, not the mean of all.
-    expected = 0.0 if usual.empty else float(usual.quantile(given.number("silence.quiet"))) * silent_s / 60
-    return silent_s if expected >= given.number("silence.expected") else None
+    expected = float(usual.quantile(given.number("silence.quiet"))) * silent_s / 60
+    return (silent_s if expected >= given.number("silence.expected") else None), True
 
 
 def _in_order_again(frames: Frames, given: JudgeInput, ended: bool) -> set[str]:
@@ -514,9 +539,11 @@ def _last_late_sent(frames: Frames) -> pd.Timestamp | None:
     return None if pd.isna(found) else found
 
 
-def counts_by_minute(frame: pd.DataFrame | None, given: JudgeInput, column: str = "n") -> pd.Series[float]:
-    """Return the counts per full minute of the window, without the current minute."""
-    last = given.as_of.floor("min") - history.MINUTE
+def counts_by_minute(
+    frame: pd.DataFrame | None, given: JudgeInput, column: str = "n", until: pd.Timestamp | None = None
+) -> pd.Series[float]:
+    """Return the counts per full minute of the window, or of one that ends at `until`, without its last minute."""
+    last = (given.as_of if until is None else until).floor("min") - history.MINUTE
     index = pd.date_range(end=last, periods=max(given.window_minutes - 1, 1), freq="min", name="minute")
     if frame is None or not {"minute", column} <= set(frame.columns):
         return pd.Series(0.0, index=index)

@@ -244,7 +244,7 @@ def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
     outbox = rows.first(frames.get("outbox"), Outbox)
     if outbox is None:
         return no_data("outbox/backlog")
-    oldest = outbox.oldest_due_s if outbox.due else 0.0
+    due, oldest = outbox.ready, outbox.oldest_s
     since = seconds_between(outbox.last_published, outbox.now)
     waits = given.limits.value("outbox.oldest_due", oldest)
     names = worker_names(frames)
@@ -253,13 +253,13 @@ def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
         say(
             "scope.relay_late" if late else "scope.relay_well",
             published=_format_age(since),
-            due=outbox.due,
+            due=due,
             oldest=oldest,
         ),
-        [Value("outbox.due", outbox.due, "rows"), waits, Value("relay.last_publish", since, "s")],
+        [Value("outbox.due", due, "rows"), waits, Value("relay.last_publish", since, "s")],
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
         signals=given.evidence("scope.relay_late") if late else (),
-        hops=(Hop("relay", waiting=outbox.due, oldest_s=oldest, alive=names or None, late=late),),
+        hops=(Hop("relay", waiting=due, oldest_s=oldest, alive=names or None, late=late),),
         next_sections=("4.1",) if late else (),
         show=("holders", "sessions"),
     )

@@ -291,7 +291,7 @@ def collect(rb: Context) -> Frames:
     with parts.part("events") as frames, rb.snapshot() as db:
         others = {
             "nats_dlq": db.try_ask("processed/nats_dlq"),
-            "activity": db.try_ask("processed/activity"),
+            "activity": db.try_ask("notifications/registered"),
         }
         frames |= {name: frame for name, frame in others.items() if frame is not None}
         frames["unprocessed"] = db.ask(missing.Unprocessed.QUESTION, settled_s=missing.settled_s(rb, before))

@@ -72,11 +72,13 @@ class Transactions(Row, query="alive/transactions"):
 class WorkerSample(Row, query="alive/delivery"):
     """A row of alive/delivery: the sessions that run a statement of the delivery loop, or wait for a lock in one."""
 
+    at: pd.Timestamp | None = None
     sees_others: bool = False
     working: int = 0
     locked: int = 0
     waits_for: str = ""
     statement: str = ""
+    committed: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class SessionLimits:
     sure_s: float
     failing: float
     few: float
+    reported_s: float
     pool: float
 
     @classmethod
@@ -131,6 +134,7 @@ class SessionLimits:
             given.number("sessions.sure"),
             given.number("sessions.failing"),
             given.number("sessions.few"),
+            given.number("sessions.reported"),
             given.number("sessions.pool"),
         )
 
@@ -204,14 +208,33 @@ def _pools_are_separate(rows: Iterable[Sessions], numbers: SessionLimits) -> boo
     return sum(row.sessions for row in present) >= numbers.pool * services
 
 
+def pools_are_full(frames: Frames, given: JudgeInput) -> bool:
+    """Return whether each service is seen to have its pool of sessions."""
+    found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}
+    pool, either = given.number("sessions.pool"), found.get("either", Sessions()).sessions
+    own = [found.get(service, Sessions()) for service in EntitlementFacts.services]
+    enough = sum(row.sessions for row in own) + either >= pool * len(own)
+    return enough and all(row.sees_others and row.sessions + either >= pool for row in own)
+
+
 def rollback_share(frames: Frames, numbers: SessionLimits) -> float | None:
     """Return the share of transactions rolled back between the first sample and the last; None if unknown."""
     samples = each(frames.get("transactions"), Transactions)
     if len(samples) < 2:
         return None
-    bad = samples[-1].rollbacks - samples[0].rollbacks
-    total = bad + samples[-1].commits - samples[0].commits
+    first, last = samples[0], samples[-1]
+    bad = last.rollbacks - first.rollbacks
+    total = bad + last.commits - first.commits
+    if first.at is not None and last.at is not None:
+        total -= _count_own(frames, first.at, last.at, numbers)
     return bad / total if bad >= numbers.few and total > 0 else 0.0 if total > 0 else None
+
+
+def _count_own(frames: Frames, first: pd.Timestamp, last: pd.Timestamp, numbers: SessionLimits) -> int:
+    """Return how many commits between two samples are surely the runbook's: each sample of the worker is one."""
+    until = last - pd.Timedelta(seconds=numbers.reported_s)
+    samples = [s for s in each(frames.get("worker_samples"), WorkerSample) if s.committed]
+    return sum(s.at is not None and first < s.at <= until for s in samples)
 
 
 def _seconds_between_samples(frames: Frames) -> float:

@@ -8,6 +8,7 @@
 -- column: locked rows
 -- column: waits_for text
 -- column: statement text
+-- column: committed flag
 -- A COMMIT may be the loop's own. A session that waits for its client, or is idle in a transaction, does nothing here.
 SELECT
     clock_timestamp() AS at,
@@ -15,7 +16,8 @@ SELECT
     count(*) FILTER (WHERE wait_event_type IS DISTINCT FROM 'Lock') AS working,
     count(*) FILTER (WHERE wait_event_type = 'Lock') AS locked,
     (array_agg(concat_ws(': ', wait_event_type, wait_event) ORDER BY query_start))[1] AS waits_for,
-    (array_agg(left(query, 200) ORDER BY query_start))[1] AS statement
+    (array_agg(left(query, 200) ORDER BY query_start))[1] AS statement,
+    true AS committed  -- this transaction will be; in older artifacts it was rolled back
 FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database()
     AND application_name = 'PostgreSQL JDBC Driver'

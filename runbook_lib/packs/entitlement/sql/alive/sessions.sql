@@ -24,6 +24,8 @@ WITH others AS (
                 OR query ~* 'search_path\s*(=|to)\s*[''"]*entitlement\M' THEN 'entitlement'
             WHEN query ~* '\m(notifications|processed_events|notification_dlq|notification_nats_dlq)\M'
                 OR query ~* 'search_path\s*(=|to)\s*[''"]*notification\M' THEN 'notification'
+            -- Another application with this database, role and driver.
+            WHEN query ~* '\m(from|into|update|join)\M|search_path\s*(=|to)' THEN 'other'
         END AS named
     FROM pg_catalog.pg_stat_activity
     WHERE datname = current_database()
@@ -33,10 +35,11 @@ WITH others AS (
     -- One that shows only COMMIT is of the service that has all other sessions from there, if one has.
     SELECT *, coalesce(
         named,
-        CASE WHEN min(named) OVER here = max(named) OVER here THEN min(named) OVER here END,
+        CASE WHEN min(known) OVER here = max(known) OVER here THEN min(known) OVER here
+            WHEN count(known) OVER here = 0 THEN min(named) OVER here END,
         'either'
     ) AS service
-    FROM others
+    FROM (SELECT *, nullif(named, 'other') AS known FROM others) seen
     WHERE driver
     WINDOW here AS (PARTITION BY client_addr)
 )
@@ -54,7 +57,7 @@ SELECT
           AND placed.query !~* 'created_at\s*<'
     ) AS poll,
     -- What may be a service under another driver's name: who logs in as somebody else is none.
-    (SELECT count(*) FROM others WHERE NOT driver AND named IS NOT NULL AND ours) AS strangers,
+    (SELECT count(*) FROM others WHERE NOT driver AND named <> 'other' AND ours) AS strangers,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
         OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
     min(placed.since) FILTER (WHERE placed.ours) AS newest_login

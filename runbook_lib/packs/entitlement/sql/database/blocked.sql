@@ -1,4 +1,4 @@
--- question: which sessions wait for a lock, for how long, and who is in their way?
+-- question: which sessions of the services, or at their tables, wait for a lock, for how long, and who is in their way?
 -- index: catalog
 -- cost: catalog
 -- answers: present
@@ -20,6 +20,16 @@ SELECT
 FROM pg_catalog.pg_locks l
 JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE NOT l.granted
+  AND a.datname = current_database()
   AND coalesce(a.application_name, '') NOT LIKE 'runbook/%'
+  -- An index that is built concurrently waits for the transactions of others, and nobody for it.
+  AND l.locktype <> 'virtualxid'
+  AND CASE WHEN l.relation IS NULL
+      -- Where no such role exists, the services log in as another.
+      THEN a.usename = (SELECT coalesce(max(rolname), a.usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name))
+      ELSE l.relation IN (SELECT oid FROM pg_catalog.pg_class
+                          WHERE relnamespace IN (SELECT oid FROM pg_catalog.pg_namespace
+                                                 WHERE nspname IN ('entitlement', 'notification')))
+  END
 ORDER BY wait_s DESC NULLS LAST
 LIMIT 50;

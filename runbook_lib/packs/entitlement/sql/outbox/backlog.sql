@@ -16,6 +16,7 @@
 -- column: last_published time
 -- column: published_1m 1/min
 -- column: arrived_1m 1/min
+-- column: postponed rows
 SELECT
     now() AS now,
     fresh.n + again.n AS due,
@@ -35,7 +36,9 @@ SELECT
      WHERE status = 'PUBLISHED' AND published_at > now() - interval '2 minutes'
        AND created_at > now() - interval '1 minute')
     + (SELECT count(*) FROM entitlement.outbox_events
-       WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at > now() - interval '1 minute') AS arrived_1m
+       WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at > now() - interval '1 minute') AS arrived_1m,
+    -- The relay sets a retry time only after a failed try.
+    waiting.postponed
 FROM
     (SELECT count(*) AS n, min(created_at) AS oldest
      FROM entitlement.outbox_events
@@ -43,7 +46,7 @@ FROM
     (SELECT count(*) AS n, min(next_retry_at) AS oldest
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at <= now()) again,
-    (SELECT count(*) AS n
+    (SELECT count(*) AS n, count(*) FILTER (WHERE attempt_count = 0) AS postponed
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at > now()) waiting,
     (SELECT count(*) FILTER (WHERE lease_until > now()) AS n, max(locked_at) AS last_claim

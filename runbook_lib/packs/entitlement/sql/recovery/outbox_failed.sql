@@ -1,4 +1,4 @@
--- question: how many events were given up by the relay, and when was the last (exact where commit times are kept)?
+-- question: how many events were given up by the relay (of the newest 20,000), and when was the last (exact where commit times are kept)?
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
@@ -10,5 +10,6 @@ SELECT count(*) AS n, max(created_at) AS newest,
 FROM (
     SELECT created_at, xmin FROM entitlement.outbox_events
     WHERE status = 'FAILED'
+    ORDER BY next_retry_at DESC, created_at DESC  -- as the index is ordered: the newest ones
     LIMIT 20000
 ) failed;
