@@ -151,6 +151,7 @@ STATES: dict[str, object] = {
     "publish.fails_early": FAILING,
     "publish.undecided": replace(FLOWING, stopped=True, away=True),
     "publish.nobody_let_in": replace(FAILING, kind="timeout", cut_off=True),
+    "publish.seems_stopped": replace(FLOWING, stopped=True, in_batch=True),
     "publish.stopped": replace(FLOWING, stopped=True),
     "publish.quiet": replace(FLOWING, n=0.0),
     "publish.overload": replace(FLOWING, late=True, overloaded=True),

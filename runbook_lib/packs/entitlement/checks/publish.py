@@ -130,6 +130,7 @@ class Relay:
     - `away`: the broker did not answer the runbook, `broker_error` if it answered with an error. `gone`: publishes
       fail as well.
     - `cut_off`: notification, the broker's other client, has no connection.
+    - `in_batch`: it holds rows, and their lease lets a batch last that long.
     - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running. `retrying`: events wait for
       their next try, with the error of the last one, while others are published.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
@@ -145,6 +146,7 @@ class Relay:
     late: bool
     failing: bool
     stopped: bool
+    in_batch: bool
     publishes: bool
     away: bool
     broker_error: bool
@@ -385,9 +387,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         kind = "no_subject" if rows.one(frames["broker"], Stream).refuses(errors) else kind
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
-    # A batch may last as long as its lease.
-    silent = silence >= facts_of(given).lease_s if queue.leased else limit.reached(silence)
-    stopped = bool(late and not failing and silent and "errors" in frames)
+    stopped = late and not failing and limit.reached(silence) and "errors" in frames
     steps_over = stopped and not queue.leased and not away
     return Relay(
         queue=queue,
@@ -396,6 +396,8 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         late=late,
         failing=failing,
         stopped=stopped,
+        # A batch may last as long as its lease.
+        in_batch=bool(queue.leased) and silence < facts_of(given).lease_s,
         publishes=publishes,
         away=bool(away),
         writes=writes,
@@ -595,6 +597,7 @@ OUTBOX = Cases[Relay](
     Case("publish.fails_early", S.failing, Status.WARNING, "", _propose_own_logs, _other_sections, "publish.failing"),
     # A broker that was not reached is no reason for a restart.
     Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided", read="2"),
+    Case("publish.seems_stopped", S.stopped & S.in_batch, evidence="publish.seems_stopped", read=_other_sections),
     Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
     *(
