@@ -147,7 +147,7 @@ class SharedFrames:
 
     frames: Frames
     until: float
-    shaped_by: set[str] = field(default_factory=set)
+    shaped_by: set[str]
     served: set[str] = field(default_factory=set)
 
 
@@ -276,25 +276,18 @@ class Context:
             incident=self.parameters.incident_id,
         )
 
-    def shared(
-        self,
-        step: str,
-        ask: Callable[[Context], Frames],
-        add: Callable[[Context, Frames], Frames] = lambda rb, frames: {},
-    ) -> Frames:
-        """Return frames that several steps use, collected once per run, with those that this step `add`s to them.
+    def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
+        """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
         A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later. Each
         step that receives the frames is shaped by the numbers and thresholds that were read for them.
         """
-        read = set[str]()
-        watched = replace(self, catalog=self.catalog.watched(read))
         shared = self.asked.get(ask)
         if shared is None or step in shared.served or time.monotonic() > shared.until:
-            shared = self.asked[ask] = SharedFrames(ask(watched), time.monotonic() + SHARED_S)
+            read = set[str]()
+            frames = ask(replace(self, catalog=self.catalog.watched(read)))
+            shared = self.asked[ask] = SharedFrames(frames, time.monotonic() + SHARED_S, read)
         shared.served.add(step)
-        shared.frames |= add(watched, shared.frames)
-        shared.shaped_by |= read
         self.catalog.read_again(shared.shaped_by)
         return shared.frames
 

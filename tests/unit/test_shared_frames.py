@@ -19,13 +19,6 @@ def ask(rb: Context) -> Frames:
     return {"shared": pd.DataFrame({"n": [1]})}
 
 
-def add(rb: Context, frames: Frames) -> Frames:
-    if "added" in frames:
-        return {}
-    rb.number("looks.shared")
-    return {"added": frames["shared"]}
-
-
 def judge(frames: Frames, given: JudgeInput) -> Finding:
     value = Value("stuck", len(frames), "rows", given.limits["delivery.silence"])
     return judged(say("unknown.not_run"), [value], signals=given.evidence("leases.left_behind"))
@@ -35,12 +28,9 @@ def test_each_step_that_is_served_names_what_shaped_the_frames() -> None:
     rb = open_target("4.3", TARGET)
     found = {
         "4.3.1": Check("4.3.1", lambda rb: rb.shared("4.3.1", ask), judge).run(rb),
-        "4.3.2": Check("4.3.2", lambda rb: rb.shared("4.3.2", ask, add), judge).run(rb),
-        "4.3.3": Check("4.3.3", lambda rb: rb.shared("4.3.3", ask, add), judge).run(rb),
+        "4.3.2": Check("4.3.2", lambda rb: rb.shared("4.3.2", ask), judge).run(rb),
     }
-    first, both = ("delivery.silence", "looks.apart"), ("delivery.silence", "looks.apart", "looks.shared")
-    assert {step: f.shaped_by for step, f in found.items()} == {"4.3.1": first, "4.3.2": both, "4.3.3": both}
-    assert {*found["4.3.3"].frames} == {"shared", "added"}
+    assert {f.shaped_by for f in found.values()} == {("delivery.silence", "looks.apart")}
 
 
 def test_a_step_that_fails_names_them_too() -> None:

@@ -95,11 +95,9 @@ def _take_samples(rb: Context, step: str, *names: str, twice: bool = False) -> F
 
     The second sample is taken if rows are due for too long, or always if `twice`.
     """
-
-    def take_second_sample(rb: Context, first: Frames) -> Frames:
-        return {} if delivery.two_samples(first, "held") else delivery.collect_again(rb, first, always=twice)
-
-    frames = rb.shared(step, _take_first_sample, take_second_sample)
+    frames = rb.shared(step, _take_first_sample)
+    if delivery.two_samples(frames, "held") is None:
+        frames |= delivery.collect_again(rb, frames, always=twice)
     return {name: frame for name, frame in frames.items() if re.sub("_(earlier|later)$", "", name) in names}
 
 
