@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -1485,29 +1486,32 @@ def test_lock_waits_of_others_are_none_of_the_services(servers: Servers, db: psy
     db.execute("CREATE TABLE public.of_others ()")
     lock = "LOCK TABLE public.of_others; SELECT pg_advisory_xact_lock(7), count(*) FROM entitlement.outbox_events"
     waits = {
-        servers.admin_url: [
-            "LOCK TABLE public.of_others",
-            "SELECT pg_advisory_lock(7)",
-            "CREATE INDEX CONCURRENTLY of_others ON entitlement.outbox_events (locked_by)",
-        ],
-        servers.app_url: ["SELECT FROM entitlement.idempotency_keys"],
+        servers.admin_url: {
+            "LOCK TABLE public.of_others": "relation",
+            "SELECT pg_advisory_lock(7)": "advisory",
+            "CREATE INDEX CONCURRENTLY of_others ON entitlement.outbox_events (locked_by)": "virtualxid",
+        },
+        servers.app_url: {"SELECT FROM entitlement.idempotency_keys": "relation"},
     }
+
+    def is_blocked(pid: int, kind: str) -> bool:
+        query = "SELECT FROM pg_locks WHERE NOT granted AND pid = %s AND locktype = %s"
+        return db.execute(query, [pid, kind]).rowcount > 0
+
     with ExitStack() as open_ones:
         holder = open_ones.enter_context(psycopg.connect(servers.admin_url))
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute(lock.encode())
-        waiting: list[psycopg.Connection] = []
         seen = []
         for url, statements in waits.items():
-            for statement in statements:
+            for statement, kind in statements.items():
                 own = open_ones.enter_context(closing(psycopg.connect(url, autocommit=True)))
                 if statement.startswith("LOCK"):
                     own.execute("BEGIN")
                 if url == servers.app_url:
                     holder.execute("LOCK TABLE entitlement.idempotency_keys")
                 own.pgconn.send_query(statement.encode())
-                waiting.append(own)
-                until(lambda: db.execute("SELECT FROM pg_locks WHERE NOT granted").rowcount >= len(waiting))
+                until(partial(is_blocked, own.info.backend_pid, kind))
             seen.append(ask())
         holder.rollback()
     db.execute("DROP TABLE public.of_others")
