@@ -113,7 +113,6 @@ def test_a_saved_notebook_full_of_questions_names_nobody(shell: InteractiveShell
     assert re.findall(r".{0,90}\buser-\d{1,2}\b", json.dumps(model["content"])) == []
 
 
-@pytest.mark.slow
 def test_the_example_of_each_notebook_runs(shell: InteractiveShell) -> None:
     for section in catalog.load().runnable().values():
         nb = nbformat.read(section.notebook, as_version=4)
