@@ -20,15 +20,12 @@ from runbook_lib.gameday.cli.drill import drill, without_paths
 from runbook_lib.gameday.drills import judge, play
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
-from runbook_lib.gameday.drills.report import of_newest_code, report
+from runbook_lib.gameday.drills.report import report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 
 KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
 PEOPLE = [fault.name for fault in CATALOGUE if fault.family == "people"]
-WITNESSES = [fault.name for fault in CATALOGUE if fault.family == "witnesses"]
-#: The seeds that were drawn with the family of witnesses; all others with settings and people.
-OF_WITNESSES = range(3130, 3300)
 SEEDS = st.integers(0, 10**9)
 NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, unique=True)
 
@@ -67,7 +64,7 @@ def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
 def test_seeds_of_recorded_results_are_still_the_same_incidents() -> None:
     lines = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8").splitlines()
     for told in (json.loads(each)["scenario"] for each in lines):
-        drawn = draw(told["seed"], KINDS, family=WITNESSES if told["seed"] in OF_WITNESSES else PEOPLE)
+        drawn = draw(told["seed"], KINDS, family=PEOPLE)
         assert json.loads(json.dumps(asdict(drawn))) == told
 
 
@@ -348,8 +345,6 @@ def test_the_page_depends_on_the_lines_alone() -> None:
 def test_the_page_says_of_how_many_states_of_the_code_it_is() -> None:
     old, new = ([each | {"code": code} for each in LINES if "error" not in each] for code in ("aaaa", "bbbb"))
     assert "several states of the code" in report([*old[:2], *new[2:]]) and "code bbbb, seeds" in report(new)
-    assert of_newest_code([*old[:2], *new[2:]]) == new[2:] and of_newest_code(LINES) == [*LINES]
-    assert of_newest_code([]) == []
     short = report(new, short=True)
     assert report(new).startswith(short.split("By family and kind")[0]) and "## By family" not in short
     assert len(play._digest_of_code()) == 8

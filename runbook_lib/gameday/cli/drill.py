@@ -213,14 +213,11 @@ def _ask_choice(key: str, known: list[str]) -> str:
 @click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--write", type=FILE, help="the page goes there")
 @click.option("--short", is_flag=True, help="the figures alone")
-@click.option("--newest", is_flag=True, help="only the drills of the same code as the last one")
-def report(results: Path, write: Path | None, *, short: bool, newest: bool) -> int:
+def report(results: Path, write: Path | None, *, short: bool) -> int:
     """Print the report on a file of drill results, as Markdown."""
-    from runbook_lib.gameday.drills.report import of_newest_code
     from runbook_lib.gameday.drills.report import report as page
 
-    lines = _read_lines(results)
-    text = page(of_newest_code(lines) if newest else lines, short=short)
+    text = page(_read_lines(results), short=short)
     if write:
         write.write_text(text, encoding="utf-8")
         tell("drill.written", file=write)

@@ -92,12 +92,6 @@ def latest(lines: Iterable[Line]) -> list[Line]:
     return sorted({line["seed"]: line for line in lines}.values(), key=lambda line: int(line["seed"]))
 
 
-def of_newest_code(lines: Iterable[Line]) -> list[Line]:
-    """Return the lines of drills that the code of the last line has played."""
-    lines = list(lines)
-    return [line for line in lines if line.get("code") == lines[-1].get("code")]
-
-
 def report(lines: Iterable[Line], *, short: bool = False) -> str:
     """Return the page: figures, kinds, calibration, drills without a fault, misses, and what does not count.
 
