@@ -90,7 +90,7 @@ def test_with_a_family_half_of_the_incidents_are_of_it() -> None:
 
 def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
     book = catalog.load()
-    for name in (*KINDS, *PEOPLE):
+    for name in (fault.name for fault in CATALOGUE):
         right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]))
         assert right and right.places <= {*book.places, None} and right.modes <= {*book.failure_modes}
 
