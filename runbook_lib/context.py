@@ -333,7 +333,11 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
             f"{config.replay} holds no run of section {section.number}; it holds {', '.join(recorded.runs)}"
         )
     header = run.header
-    given = JudgeInput.recorded(book, header, ())
+    try:
+        given = JudgeInput.recorded(book, header, ())
+        tuned = book.tuned(header.get("given", {}).get("thresholds", {}))
+    except ValueError as e:  # pydantic's too
+        raise UsageError(f"{config.replay} was written by another version of runbook or of its pack: {e}") from None
     minutes = given.window_minutes
     detected_at = given.detected_at.isoformat() if given.detected_at is not None else None
     masker = Masker()
@@ -349,7 +353,7 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
             }
         ),
         target=Target.model_construct(facts=given.facts),
-        catalog=book.tuned(header.get("given", {}).get("thresholds", {})),
+        catalog=tuned,
         budget=config.budget,
         archive=Archive(config.output, parameters.incident_id),
         masker=masker,

@@ -343,7 +343,14 @@ def _requested_packs(file: Path | None) -> list[str]:
 def _installed_packs() -> dict[str, Pack]:
     """Return the installed packs, the library's own first."""
     found = sorted(entry_points(group=GROUP), key=lambda e: (e.module.partition(".")[0] != __package__, e.name))
-    return {p.name: p for p in (_pack_of_module(importlib.import_module(e.module), f"pack '{e.name}'") for e in found)}
+    packs = []
+    for entry in found:
+        try:
+            module = importlib.import_module(entry.module)
+        except Exception as e:
+            raise _import_error(entry.name, e) from e
+        packs.append(_pack_of_module(module, f"pack '{entry.name}'"))
+    return {pack.name: pack for pack in packs}
 
 
 def _find_pack(entry: str, installed: Mapping[str, Pack]) -> Pack:

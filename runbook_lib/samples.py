@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -75,4 +76,5 @@ def sections_before(folder: str) -> list[str]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    write_whole(path, json.dumps(content).encode(), durable=False)
+    with suppress(OSError):  # a full disk: who finds nothing here asks anew
+        write_whole(path, json.dumps(content).encode(), durable=False)

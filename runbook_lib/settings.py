@@ -50,11 +50,12 @@ from runbook_lib.usage import (
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
 #: Rules of a target for actions (governance/guard.py, approval.py, ledger.py) and for dossiers (governance/keeping.py).
 _ACTION_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "ledger", "keep_days")
+NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 #: The form of each address, and its schemes.
 _ADDRESS_FORMS = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
     "replica_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
-    "nats_url": ("nats://USER@HOST:4222", ("nats", "tls", "ws", "wss")),
+    "nats_url": ("nats://HOST:4222", NATS_SCHEMES),
     "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
     "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
     "prometheus_url": ("http://HOST:9090", ("http", "https")),
@@ -468,7 +469,7 @@ class ReceiverSettings(_Strict):
             except (OSError, ValueError) as e:
                 reason = e.strerror if isinstance(e, OSError) else "not text"
                 raise UsageError(f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({reason})") from None
-        return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
 #: An Ed25519 public key as DER begins so; 32 bytes follow.
@@ -594,12 +595,22 @@ class Settings(_SourceAddresses, BaseSettings):
         return {key: value for key, value in here.items() if value and key not in named}
 
 
+def _check_top_level() -> None:
+    """Refuse a misspelt table or key at the top of runbook.toml. Raises UsageError, and the reader's own errors."""
+    file = config_file()
+    known = [*Settings.model_fields, "packs"]
+    for name in tomllib.loads(file.read_text(encoding="utf-8")) if file else ():
+        if name not in known:
+            raise UsageError(f"{file}: '{name}' is no setting: {did_you_mean(name, known)}")
+
+
 def load() -> Settings:
     """Read the settings.
 
     Raises UsageError, one line that names the setting, when a value is not acceptable.
     """
     try:
+        _check_top_level()
         return Settings()
     except ValidationError as e:
         raise UsageError(_format_problem("settings", e)) from None
@@ -646,7 +657,8 @@ def _build_target(where: str, values: dict[str, Any]) -> Target:
 
 def _has_password(url: str) -> bool:
     parts = urlsplit(url)
-    return bool(parts.password) or "password=" in parts.query
+    token = parts.scheme in NATS_SCHEMES and parts.username  # a name alone is a token
+    return bool(parts.password or token) or "password=" in parts.query
 
 
 def url_problem(url: str, kind: str) -> str:

@@ -113,7 +113,7 @@ def connect(target: str, lang: str) -> None:
             for line in _export_lines(running, known, workloads):
                 click.echo(line)
         click.echo(messages.text(say("connect.open", command=f"runbook run 2 --target {target}"), lang), err=True)
-        while not (dead := [f for f in running if f.ended]):
+        while not (dead := [f for f in running if f.ended and f.needed]):
             time.sleep(0.3)
     died = say("connect.died", resource=dead[0].resource, detail=dead[0].problem())
     raise click.ClickException(messages.text(died, lang))

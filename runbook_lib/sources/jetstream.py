@@ -272,22 +272,23 @@ class JetStream:
         """
         answer: Future[T] = Future()
 
-        def run() -> None:
+        async def run() -> None:
+            # The loop ends later than its answer is there, if the name server does not answer.
             try:
-                answer.set_result(asyncio.run(self._ask_once(ask, of_batch)))
+                answer.set_result(await self._ask_once(ask, of_batch))
             except Exception as e:
                 answer.set_exception(e)
 
         with self._read_cost.query("jetstream", name, text) as asked:
             if self._down and time.monotonic() - self._down[0] < 15:
                 raise self._down[1]
-            threading.Thread(target=run, daemon=True).start()
+            threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
             try:
                 found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + _timeout_s(of_batch) + 6)
             except SourceError:
                 raise
             except TimeoutError:
-                raise _error(Reason.TIMEOUT, "the broker did not answer", "hung") from None
+                raise _error(Reason.TIMEOUT, "no answer in time, and no reason for it", "no_connection") from None
             except Exception as e:  # of our own, or an answer has another form: no evidence about the broker
                 detail = " ".join(f"{type(e).__name__}: {e}".split())
                 raise _error(Reason.ERROR, detail, "unexpected") from None

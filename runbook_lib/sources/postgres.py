@@ -600,7 +600,8 @@ _SQLSTATE = {
     "28000": (Reason.DENIED, "not_authorised"),
     "3D000": (Reason.UNREACHABLE, "no_such_database"),
     "53300": (Reason.UNREACHABLE, "too_many_clients"),
-    "57P01": (Reason.UNREACHABLE, "shut_down"),
+    # Somebody ended this session, or the server shuts down: the next connection tells which.
+    "57P01": (Reason.UNREACHABLE, "ended"),
     "57P03": (Reason.UNREACHABLE, "starting_up"),
     "3F000": (Reason.ERROR, "schema_missing"),
     "42P01": (Reason.ERROR, "table_missing"),
@@ -634,12 +635,16 @@ def source_error(e: psycopg.Error) -> SourceError:
         lowered = re.sub(' "[^"]*"', "", message).lower()  # a name is anybody's choice
         if "timeout expired" in lowered or "timed out" in lowered:
             return _error(Reason.TIMEOUT, "no answer to the connection", "no_connection")
+        if "too many connections for role" in lowered:  # the runbook's own: the services log in as another
+            return _error(Reason.DENIED, "the connection limit of the runbook's own role is reached", "own_limit")
         state = next((code for phrase, code in _AT_CONNECT if phrase in lowered), None)
     # The last FATAL or ERROR sentence is the server's reason; what stands before it is the address list.
     sentences = re.findall(r"(?:FATAL|ERROR):\s+(.+)", message)
     detail = sentences[-1] if sentences else message.splitlines()[0] if message else type(e).__name__
     if (state or "").startswith("22"):  # the message quotes the invalid value, which may be a user id
         detail = re.sub('".*"', '"..."', detail)
+    if state == "57014" and "user request" in message:  # somebody cancelled it
+        return _error(Reason.ERROR, detail, "cancelled")
     if state in _SQLSTATE:
         reason, code = _SQLSTATE[state]
         return _error(reason, detail, code)

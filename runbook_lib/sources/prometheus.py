@@ -23,7 +23,10 @@ class Prometheus(HttpServer):
     def instant(self, promql: str, at: pd.Timestamp) -> pd.DataFrame:
         """Return the vector at a moment: one row per series, its labels as columns and `value`; empty if absent."""
         reply = self.get_json("api/v1/query", {"query": promql, "time": at.isoformat()})
-        return pd.DataFrame([{**s["metric"], "value": float(s["value"][1])} for s in reply["data"]["result"]])
+        try:
+            return pd.DataFrame([{**s["metric"], "value": float(s["value"][1])} for s in reply["data"]["result"]])
+        except (KeyError, TypeError, ValueError, IndexError):
+            raise unexpected_answer(self.source) from None
 
 
 class Exposition(HttpServer):

@@ -250,10 +250,10 @@ class KubectlRunner(Runner):
         return str(self._read_deployment(name)["spec"].get("strategy", {}).get("type", ""))
 
     def environment(self, name: str) -> dict[str, str]:
-        """Read those of the workload's own container; a value that comes from elsewhere is left out."""
-        return self._mask_variables(
-            {e["name"]: str(e.get("value", "")) for e in self._read_variables(name) if "valueFrom" not in e}
-        )
+        """Read those of the workload's own container; a value that comes from elsewhere is masked: it is not known."""
+        variables = self._read_variables(name)
+        known = self._mask_variables({e["name"]: str(e.get("value", "")) for e in variables})
+        return known | {e["name"]: _MASKED for e in variables if "valueFrom" in e}
 
     def restart(self, name: str) -> str:
         """Restart the rollout."""

@@ -355,10 +355,10 @@ def test_the_slowest_statements_where_they_are_kept(tls: tuple[Path, int], tmp_p
         service.execute("SELECT pg_sleep(0.05), 'of a person'")
     source = reader(declared(way_in(tls, "private authority", tmp_path)))
     with source.snapshot() as db:
-        if not rows.one(db.ask(database.Connections.QUESTION), database.Connections).keeps_statements:
+        if not rows.one(db.ask(database.Connections.QUERY), database.Connections).keeps_statements:
             pytest.skip("this PostgreSQL comes without pg_stat_statements")
-        frame = db.ask(database.Statement.QUESTION, role="certain")
-    assert list(frame.columns) == list(query(database.Statement.QUESTION).columns)
+        frame = db.ask(database.Statement.QUERY, role="certain")
+    assert list(frame.columns) == list(query(database.Statement.QUERY).columns)
     (slept,) = [s for s in rows.each(frame, database.Statement) if "pg_sleep" in s.statement]
     assert "of a person" not in slept.statement and slept.calls == 1 and slept.mean_s >= 0.05
     assert slept.since is not None

@@ -267,7 +267,7 @@ def test_the_server_goes_away_under_a_snapshot(servers: Servers, ask_for: Callab
     try:
         with reader(servers.database_url).snapshot() as snapshot:
             servers.stop_postgres()
-            with refused("postgres", Reason.UNREACHABLE, "shut_down"):
+            with refused("postgres", Reason.UNREACHABLE, "ended"):
                 snapshot.try_ask(ask_for("SELECT 1"))
     finally:
         servers.start_postgres()

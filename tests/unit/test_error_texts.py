@@ -120,6 +120,9 @@ def test_what_a_dead_letters_text_speaks_for(text: str, kind: str) -> None:
         ('FATAL:  password authentication failed for user "timed out"', Reason.DENIED, "wrong_password"),
         ('FATAL:  permission denied for database "too many clients"', Reason.DENIED, "not_authorised"),
         ("FATAL:  sorry, too many clients already", Reason.UNREACHABLE, "too_many_clients"),
+        # A limit of the runbook's own role says nothing of the services' roles.
+        ('FATAL:  too many connections for role "runbook"', Reason.DENIED, "own_limit"),
+        ('FATAL:  too many connections for database "app"', Reason.UNREACHABLE, "too_many_clients"),
         ("FATAL:  the database system is starting up", Reason.UNREACHABLE, "starting_up"),
         ('connection to server at "10.0.0.7", port 5432 failed: timeout expired', Reason.TIMEOUT, "no_connection"),
     ],

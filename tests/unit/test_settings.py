@@ -30,6 +30,7 @@ OF_A_TARGET = [
     ("nats_url_file = 5", "nats_url_env and nats_url_file are names, in quotes"),
     ('payments_url = "http://h"', "payments_url"),
     # The broker's users
+    ('nats_url = "nats://s3cret-x@127.0.0.1:4222"', "targets.x.nats_url has a password"),  # a user alone is a token
     ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),
     ('nats_token = "s3cret-x"', "nats_token_file"),
     ('nats_creds_file = "a"\nnats_nkey_file = "b"', "nats_creds_file and nats_nkey_file are set"),
@@ -74,6 +75,7 @@ OF_A_TARGET = [
 #: What stands beside the targets.
 OF_ALL = [
     ("targets = 3", "settings: targets"),
+    ("[budgets]\nstatement_timeout_ms = 1000", "'budgets' is no setting"),
     ("targets", "not valid TOML"),
     ("lang = '\udcff'", "runbook.toml: not valid TOML: it is not UTF-8"),
     ("deadline_s = nan", "deadline_s: Input should be a finite number"),

@@ -129,6 +129,7 @@ def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
         "NOTIFICATION_DELIVERY_BATCH_SIZE": "50",
         "POSTGRES_PASSWORD": "***",
         "NATS_URL": "nats://app:***@nats:4222",
+        "API_KEY": "***",  # from a Secret: set, and not known
     }
     assert all(a.method == "GET" for a in cluster.asked)
 
