@@ -40,6 +40,8 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 300.0
 LOST_S = 300.0
 #: Seconds between two times that the journal is trimmed.
 TRIM_S = 24 * 3600.0
+#: Seconds after which an alert that nobody repeats has ended, and between two times that this is looked for.
+UNREPEATED_S, LOOK_S = 24 * 3600.0, 60.0
 #: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
 #: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
 RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
@@ -70,7 +72,7 @@ class Dispatcher(Loop):
         super().__init__("dispatcher")
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
         self._metrics, self._places, self._lang = metrics, tuple(places), lang
-        self._clock, self._recovered, self._trim_due = journal.clock, False, -math.inf
+        self._clock, self._recovered, self._trim_due, self._look_due = journal.clock, False, -math.inf, -math.inf
         #: What the running investigations have found, by incident and target; those on other machines do not tell.
         self.progress: dict[tuple[str, str], RunProgress] = {}
 
@@ -82,6 +84,10 @@ class Dispatcher(Loop):
         if time.monotonic() >= self._trim_due:
             self._trim_due = time.monotonic() + TRIM_S  # set first: a trim that fails must not delay the jobs
             self._journal.trim(self._config.receiver.keep_runs)
+        if time.monotonic() >= self._look_due:
+            self._look_due, now = time.monotonic() + LOOK_S, self._clock.now()
+            line = messages.text(say("alert.unrepeated", hours=UNREPEATED_S / 3600), self._lang)
+            self._journal.end_unrepeated(now - UNREPEATED_S, line, now)
         while not self.stopping.is_set() and len(busy := self.busy) < self._config.receiver.workers:
             job = self._journal.next_job(self._clock.now(), busy)
             if job is None:

@@ -33,6 +33,8 @@ from runbook_lib.view import record
 BUSY_S = 5.0
 #: Suffix of a second run's key. The rest is the key of the first run, which was too early to decide.
 SECOND_RUN = "/again"
+#: Seconds after a job's start in which a further alert tells of what the job looks at.
+TOGETHER_S = 300.0
 #: Suffix of the key of a run that a further outage started, after section 6 had checked the recovery.
 RECURRED = "/recurred"
 
@@ -193,7 +195,7 @@ class Journal:
                     job, new = self._record_alert(alert, config, incident, now - window_s, now)
                     jobs.append(job)
                     counted += not new
-                jobs += self._add_recovery_jobs(own, incident, now)
+                jobs += self._add_recovery_jobs([a.line for a in own if not a.firing], incident, now)
                 jobs += self._end_elsewhere([a for a in own if not a.firing and not a.incident], now)
         return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
@@ -211,6 +213,7 @@ class Journal:
                 "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'", now
             )
             self._execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", now, now)
+            self._execute("UPDATE alerts SET last = ? WHERE last > ?", now, now)
             return self._execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", now).rowcount
 
     def trim(self, keep: int) -> None:
@@ -381,9 +384,12 @@ class Journal:
         found = {f"jobs_{s}": 0 for s in ("waiting", "running", "done", "failed")}
         found |= {f"messages_{s}": 0 for s in ("waiting", "sent", "failed")}
         rows = self._query(
-            "SELECT 'jobs_' || state AS name, count(*) AS n FROM jobs GROUP BY state"
+            # A second run waits on purpose.
+            "SELECT 'jobs_' || state AS name, count(*) AS n FROM jobs"
+            " WHERE state != 'waiting' OR due <= ? GROUP BY state"
             " UNION ALL SELECT 'messages_' || state, count(*) FROM messages GROUP BY state"
-            " UNION ALL SELECT 'incidents_open', count(*) FROM incidents WHERE closed IS NULL"
+            " UNION ALL SELECT 'incidents_open', count(*) FROM incidents WHERE closed IS NULL",
+            self.clock.now(),
         )
         return found | {row["name"]: row["n"] for row in rows}
 
@@ -458,7 +464,21 @@ class Journal:
         for incident in incidents:
             for alert in ended:
                 self._end_alert(alert, incident, now)
-        return [job for incident in incidents for job in self._add_recovery_jobs(ended, incident, now)]
+        lines = [alert.line for alert in ended]
+        return [job for incident in incidents for job in self._add_recovery_jobs(lines, incident, now)]
+
+    def end_unrepeated(self, since: float, line: str, now: float) -> None:
+        """End the alerts that were last told before `since`, and check the recovery. Raises JournalError.
+
+        Of an alert that is silenced when it ends, Alertmanager tells no end. `line` is the new jobs' alert.
+        """
+        with self._transaction():
+            unrepeated = "firing AND last < ?"
+            where = f"SELECT DISTINCT incident FROM alerts WHERE {unrepeated}"  # noqa: S608
+            incidents = [row["incident"] for row in self._execute(where, since).fetchall()]
+            self._execute(f"UPDATE alerts SET firing = 0 WHERE {unrepeated}", since)  # noqa: S608
+            for incident in incidents:
+                self._add_recovery_jobs([line], incident, now)
 
     def _end_alert(self, alert: Alert, incident: str, now: float) -> bool:
         """Record that an alert does not fire any more, whatever its route was; return whether it fired."""
@@ -516,19 +536,26 @@ class Journal:
         """
         sections = ",".join(routed.sections)
         last = self._fetch_first(
-            "SELECT id, accepted FROM jobs WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
+            "SELECT id, accepted, started FROM jobs"
+            " WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
             " AND id > ? ORDER BY number DESC LIMIT 1",
             incident, sections, routed.target, last_check,
         )  # fmt: skip
-        if last and last["accepted"] > since:
+        if last and last["accepted"] > since and self._covers(last["started"], alert):
             return int(last["id"])
         parameters = routed.parameters | routes.detection_parameters(alert, routed.sections)
         suffix = RECURRED if last_check and not last else ""
         return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
 
-    def _add_recovery_jobs(self, alerts: Sequence[Alert], incident: str, now: float) -> list[int]:
-        """Add a job per target that checks the recovery, when the last alert of an open incident is resolved."""
-        ended = [a for a in alerts if not a.firing]
+    def _covers(self, started: float | None, alert: Alert) -> bool:
+        """Return whether a job that was started then looks at what an alert tells: it began before, or soon after."""
+        return started is None or alert.starts_at.timestamp() < self.clock.to_wall_clock(started) + TOGETHER_S
+
+    def _add_recovery_jobs(self, ended: Sequence[str], incident: str, now: float) -> list[int]:
+        """Add a job per target that checks the recovery, when the last alert of an open incident is resolved.
+
+        `ended` are the lines of the alerts that are resolved.
+        """
         is_open = self._fetch_first("SELECT 1 FROM incidents WHERE id = ? AND closed IS NULL", incident)
         if not ended or not is_open or self._has_firing_alert(incident):
             return []
@@ -547,9 +574,7 @@ class Journal:
         targets = self._execute(
             "SELECT target FROM jobs WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
         ).fetchall()
-        return [
-            self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1].line, now) for row in targets
-        ]
+        return [self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1], now) for row in targets]
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""

@@ -509,7 +509,7 @@ def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
     waits = [later.started - (earlier.ended or 0) for earlier, later in itertools.pairwise(looks) if later.started]
     assert waits[0] < waits[1] < waits[2], "each wait is longer than the one before"
     notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
-    assert sum("回復を確認できていません" in n for n in notes) == 3
+    assert sum("回復を再確認します" in n for n in notes) == 3
 
 
 def test_the_wait_for_the_next_look_at_a_recovery_is_that_of_their_number(tmp_path: Path) -> None:

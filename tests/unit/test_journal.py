@@ -102,6 +102,17 @@ def test_alerts_of_a_group_share_a_job_and_a_new_one_is_no_new_job(journal: Jour
     assert incident.alerts == 6
 
 
+def test_an_alert_that_begins_long_after_the_look_is_looked_at(journal: Journal) -> None:
+    ran(journal, 0, firing("Late", "1"))
+    at = journal.clock.to_wall_clock(0)
+    soon, later = (replace(firing_since(at + s), fingerprint=str(s)) for s in (60, 1200))
+    assert [j.number for j in journal.incidents()[0].jobs] == [1]
+    journal.accept([soon], CONFIG, 70)
+    assert len(journal.incidents()[0].jobs) == 1
+    journal.accept([later], CONFIG, 1210)
+    assert [j.number for j in journal.incidents()[0].jobs] == [1, 2]
+
+
 def test_another_route_of_the_group_is_another_job_of_the_incident(journal: Journal) -> None:
     journal.accept([firing(), firing("Db", "2")], CONFIG, 0)
     (incident,) = journal.incidents()
@@ -465,6 +476,28 @@ def test_a_recovery_that_is_never_seen_is_closed_once_nobody_looks_again(journal
     ran(journal, 2, resolved(), status="WARNING", second_run=(60, "again"))
     done(journal, 60, "WARNING")
     assert journal.incidents()[0].closed == 60
+
+
+def test_an_alert_that_was_silenced_when_it_ended_ends_when_nobody_repeats_it(journal: Journal) -> None:
+    """Alertmanager tells no end of it: the recovery is checked all the same, and the next outage is told."""
+    ran(journal, 0, firing(), **TOLD)
+    journal.accept([firing()], CONFIG, 1000)
+    journal.end_unrepeated(1000, "silent", 90000)
+    assert journal.next_job(90000, ()) is None, "it was repeated"
+    journal.end_unrepeated(1001, "silent", 94000)
+    check = done(journal, 94000, "OK", **TOLD)
+    assert (check.kind, check.sections, check.alert) == ("resolved", ("6",), "silent")
+    assert journal.incidents()[0].closed is not None
+    journal.end_unrepeated(99999, "silent", 99999)
+    assert journal.next_job(99999, ()) is None, "once"
+    ran(journal, 200000, firing(), **TOLD)
+    assert journal.counts()["messages_waiting"] == 3, "the next outage is told, too"
+
+
+def test_a_second_run_does_not_count_as_waiting(journal: Journal) -> None:
+    early = journal.clock.now()
+    ran(journal, early, firing(), second_run=(early + 3600, "again"))
+    assert journal.counts()["jobs_waiting"] == 0
 
 
 def test_what_fires_again_ends_the_looks_at_the_recovery_before(journal: Journal) -> None:
