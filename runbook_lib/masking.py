@@ -36,7 +36,7 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     found: set[str] = set()
     for url in urls:
         parts = urlsplit(url)
-        password = parts.password or (parts.username if parts.scheme in ("nats", "tls") else None)
+        password = parts.password or (parts.username if parts.scheme in ("nats", "tls", "ws", "wss") else None)
         asked = [v for k, v in parse_qsl(parts.query) if "password" in k]  # PostgreSQL's: password, sslpassword
         for secret in filter(None, (password, *asked)):
             found |= {secret, unquote(secret), quote(secret, safe="")}
@@ -259,7 +259,11 @@ _NAMES = re.compile(
 _POD_SUFFIX = re.compile(rf"-{_KUBERNETES}{{6,10}}-{_KUBERNETES}{{5}}$")
 #: Roles and users of programs, and words of the runbook, which are no names.
 _COMMON_NAMES = frozenset(
-    ("", "-", "?", "admin", "app", "broker", "database", "localhost", "nats", "postgres", "root", "runbook", "service")
+    # "unknown" is a person without a name (a pod's user), "alert" who wrote the receiver's notes.
+    (
+        *("", "-", "?", "admin", "alert", "app", "broker", "database", "localhost", "nats", "postgres", "root"),
+        *("runbook", "service", "unknown"),
+    )
 )
 
 

@@ -143,9 +143,43 @@ _NAMED_SECRET = re.compile(
 )
 
 
+# The value of a name that stands beside it, before it, or on the next line: YAML, JSON, XML.
+_NAME = rf"[\"']?\bname[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*{_CREDENTIAL}[\w.-]*[\"']?"
+_VALUE_OF = r"[\"']?\bvalue[\"']?[ \t]*[:=][ \t]*"
+_NAMED_VALUE = re.compile(
+    rf"""
+    (?P<head>{_NAME},?\s+{_VALUE_OF})(?:(?P<quoted>{_quoted_pattern("1")})|[^\s"'][^\n]*)
+    | (?P<before>{_VALUE_OF})(?P<first>{_quoted_pattern("2")})(?=,\s*{_NAME})
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# password: | and its lines, which stand further in.
+_BLOCK_SCALAR = re.compile(
+    rf"^(?P<in>[ \t]*)(?P<key>[^\n]*{_CREDENTIAL}[\"']?[ \t]*:[ \t]*[|>][+-]?[ \t]*\n)"
+    r"(?:(?P=in)[ \t]+[^\n]*(?:\n|\Z))+",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+def _redact_blocks(text: str) -> str:
+    """Take out the secrets that a line alone does not show."""
+    text = _BLOCKS.sub(SECRET, text)
+    lower = text.lower()
+    if "value" in lower and "name" in lower:
+        text = _NAMED_VALUE.sub(_replace_named_value, text)
+    if _contains_any(lower, "|\n", ">\n", "|-\n", ">-\n"):
+        text = _BLOCK_SCALAR.sub(rf"\g<in>\g<key>\g<in>  {SECRET}\n", text)
+    return text
+
+
+def _replace_named_value(found: re.Match[str]) -> str:
+    quoted = found["quoted"] or found["first"]
+    return (found["head"] or found["before"]) + (_replace_within_quotes(quoted, lambda _: SECRET) if quoted else SECRET)
+
+
 def redact_secrets(text: str) -> str:
     """Take secrets out of a text; once more changes nothing."""
-    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in _BLOCKS.sub(SECRET, text).split("\n"))
+    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in _redact_blocks(text).split("\n"))
 
 
 def _redact_secrets_of_line(line: str, lower: str) -> str:
@@ -250,7 +284,7 @@ def redact(text: str, person: Person) -> str:
     """Take secrets and user ids out of a text; SQL in it is redacted as `redact_sql` does."""
     if _PLAIN.fullmatch(text):
         return text
-    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(_BLOCKS.sub(SECRET, text).split("\n")))
+    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(_redact_blocks(text).split("\n")))
 
 
 def _split_entries(lines: list[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from steps import make_given
 
 from runbook_lib import messages, queries
-from runbook_lib.masking import Masker, secrets_of
+from runbook_lib.masking import Masker, hide_names, secrets_of
 from runbook_lib.model.finding import Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
@@ -233,11 +233,24 @@ ALICE = MASKER.person("alice")
             r'{"m": "{\"name\":\"DB_PASSWORD\",\"value\":\"***\"}"}',
         ),
         ("{b'password': b'hunter2'}", "{b'password': b'***'}"),
+        # Or one below the other, as kubectl prints them.
+        ("- name: DB_PASSWORD\n  value: hunter2\n- name: A", "- name: DB_PASSWORD\n  value: ***\n- name: A"),
+        ('"name": "DB_PASSWORD",\n  "value": "hunter2"\n', '"name": "DB_PASSWORD",\n  "value": "***"\n'),
+        ('{"value":"hunter2","name":"DB_PASSWORD"}', '{"value":"***","name":"DB_PASSWORD"}'),
+        ('<property name="password" value="hunter2"/>', '<property name="password" value="***"/>'),
+        ("password: |\n  hunter2\n  hunter3\nuser: me", "password: ***\n  ***\nuser: me"),
+        ("- name: API_KEY\n  valueFrom:\n    secretKeyRef: x", "- name: API_KEY\n  valueFrom:\n    secretKeyRef: x"),
     ],
 )
 def test_how_a_masked_text_reads(text: str, masked: str) -> None:
     """A user has one token, however the id is written."""
     assert MASKER.scrub(text) == masked.replace("TOKEN", str(ALICE))
+
+
+def test_words_that_stand_for_nobody_are_no_names() -> None:
+    """A pod's user has no name, and the receiver's notes are written by "alert"."""
+    content = ["unknown event type: Sold", "unknown error", {"alert.early": 60}]
+    assert hide_names(content, {"person": ["unknown", "alert"]}, ())[0] == content
 
 
 def test_a_mail_address_with_a_full_width_sign_is_a_token() -> None:
