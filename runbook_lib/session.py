@@ -251,6 +251,8 @@ class Session:
     def note(self, text: str) -> render.Shown:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
         masker = self.context.masker
+        if self.context.recorded is not None:
+            raise UsageError("this is a replay: its notes would stand in no incident")
         kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
         return render.sentence(kept, self.lang, run=self.opened)
 

@@ -290,6 +290,8 @@ def _read_state_after(action: Action, rb: Context) -> tuple[dict[str, Any], Base
 
 def _write_outcome(rb: Context, outcome: Outcome) -> Outcome:
     """Log the outcome and return it; if the line cannot be written, add that to the outcome's text."""
+    if rb.recorded is not None:
+        return outcome
     try:
         _write_line(rb, outcome, outcome.result)
     except (OSError, UsageError) as e:

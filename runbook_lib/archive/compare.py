@@ -125,8 +125,14 @@ def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
         raise UsageError(f"{archive.incident}: {name} cannot be read: {e}") from None
 
 
+def _refuse_replay(rb: Session) -> None:
+    if rb.context.recorded is not None:
+        raise UsageError("this is a replay: it has one moment only, and nothing to compare it with")
+
+
 def _find_or_run_earlier(rb: Session, ago: pd.Timedelta) -> RunSnapshot:
     """Return an archived run of this section from about that time, else make a run that looks back."""
+    _refuse_replay(rb)
     archive, parameters, section = rb.context.archive, rb.context.parameters, rb.context.section.number
     then, own = rb.context.as_of - ago, (parameters.target, section, parameters.window_minutes)
 
@@ -212,6 +218,7 @@ def watch(rb: Session, every_s: float = 10.0) -> None:
 
     Nothing is archived.
     """
+    _refuse_replay(rb)
     handle = display(render.text_block((), run=rb.opened), display_id=True)
     parameters = rb.context.parameters.model_dump(exclude_unset=True)
     with suppress(KeyboardInterrupt):

@@ -199,12 +199,18 @@ def _action_status(a: Entry) -> str:
     return {True: "OK", None: "UNKNOWN"}.get(a.get("verified"), "CRITICAL") if a["result"] == "done" else "CRITICAL"
 
 
+def tells_of_all(verdict: Entry) -> bool:
+    """Return whether a verdict is about the whole flow; one that found something always counts."""
+    looked = {catalog.FIRST_RESPONSE, catalog.RECOVERY} & {*verdict["sections"]}
+    return bool(looked) or verdict["verdict"]["status"] != Status.OK.name
+
+
 def _mark_course(verdicts: Sequence[Entry], t: Any) -> Iterator[Mark]:
     """Yield the onset, the end of the outage, and the first verdict without a finding after it."""
     if onset := next((v["onset"] for v in verdicts if v.get("onset")), None):
         yield Mark(moment(onset), t("timeline.onset"), "CRITICAL")
     bad = False
-    for v in verdicts:
+    for v in filter(tells_of_all, verdicts):
         status = v["verdict"]["status"]
         if over := v["verdict"].get("ended"):
             yield Mark(moment(over["since"]), t("timeline.over"), "WARNING")

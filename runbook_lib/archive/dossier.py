@@ -180,10 +180,14 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
 
 
 def _list_present(verdicts: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
-    """Return each target's newest verdict that is about no past moment, the worst first; else its newest."""
-    newest: dict[str, tuple[tuple[bool, pd.Timestamp], Entry]] = {}
+    """Return each target's newest verdict, the worst first.
+
+    One about a past moment counts only if there is no other, then one without a finding of a part of the flow only.
+    """
+    newest: dict[str, tuple[tuple[bool, bool, pd.Timestamp], Entry]] = {}
     for v in verdicts:
-        target, age = report.target_of(v, entries), (not report.looks_back(v, entries), moment(v["started"]))
+        target = report.target_of(v, entries)
+        age = not report.looks_back(v, entries), course.tells_of_all(v), moment(v["started"])
         if target not in newest or newest[target][0] <= age:
             newest[target] = age, v
     return sorted((v for _, v in newest.values()), key=lambda v: -Status[v["verdict"]["status"]].rank)

@@ -25,7 +25,7 @@ from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib import catalog, messages
-from runbook_lib.mandatory import MARKDOWN, ObjectiveImpact, is_old_form
+from runbook_lib.mandatory import MARKDOWN, SECTION, ObjectiveImpact, is_old_form
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import PARTIAL, Archive, digest
 from runbook_lib.view import record, render
@@ -153,6 +153,13 @@ def write(
     archive.write(MARKDOWN, text.encode())
     archive.write(PAGE, page(text, archive.incident, lang, chart).encode())
     return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
+
+
+def refresh_page(archive: Archive, draft: str, lang: str) -> None:
+    """Write the page of a draft that a person has edited, with the newest chart of section 7. Raises OSError."""
+    made = next((e["name"] for e in reversed(archive.manifest()) if e.get("section") == SECTION), None)
+    chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
+    archive.write(PAGE, page(draft, archive.incident, lang, chart).encode())
 
 
 def read_draft(archive: Archive) -> str | None:

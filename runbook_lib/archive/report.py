@@ -231,10 +231,11 @@ def _recorded_seconds(timeline: Any, name: str) -> float | None:
 def _observed_recovery_s(runs: Lines, detected_at: str | None) -> float | None:
     """Return seconds from the detection to the first OK run of section 6 after the last bad run; None if unknown."""
     good: pd.Timestamp | None = None
-    for e in sorted(runs, key=lambda e: moment(e["started"])):
+    looked = [(moment((e.get("parameters") or {}).get("as_of") or e["started"]), e) for e in runs]
+    for at, e in sorted(looked, key=lambda each: each[0]):
         recovery = e["section"] == catalog.RECOVERY
         if recovery and e["status"] == "OK":
-            good = good or moment((e.get("parameters") or {}).get("as_of") or e["started"])
+            good = good or at
         elif recovery or e["status"] == "CRITICAL":
             good = None
     seconds = round((good - moment(detected_at)).total_seconds(), 1) if good and detected_at else -1.0

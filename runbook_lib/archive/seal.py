@@ -36,7 +36,7 @@ _HEAD = re.compile(
     r"(?::([A-Za-z0-9_-]+):?([A-Za-z0-9_-]*))?"  # a truncated signature still counts as a signature: it is invalid
 )
 #: Files that are generated again, or written by people, and therefore not sealed.
-_UNSEALED = re.compile(rf"index\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
+_UNSEALED = re.compile(rf"index\.html|systems\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -167,7 +167,9 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
             uncovered.append(say("seal.loose", log=log, first=upto + 1, last=n if n > upto + 1 else None, n=n - upto))
     entries = [entry_of(line) or {} for own in lines for line in own]
     named = {name for entry in entries for name in entry.get("sha256", {})}
-    uncovered += [say("seal.unnamed", name=name) for name in files if name not in named]
+    # A name may hold anything, also what a terminal takes for orders.
+    planted = ("".join(c if c.isprintable() else "?" for c in name) for name in files if name not in named)
+    uncovered += [say("seal.unnamed", name=name) for name in planted]
     return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))
 
 

@@ -93,6 +93,15 @@ def parse_pairs(pairs: tuple[str, ...], option: str = "-p") -> dict[str, Any]:
     return values
 
 
+def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Parse the parameters of a notebook (`-p`). Raises UsageError, also for one that has an option of its own."""
+    values = parse_pairs(pairs)
+    for name, option in (("target", "--target"), ("incident_id", "--incident"), ("lang", "--lang")):
+        if name in values:
+            raise UsageError(f"-p {name}: use {option}")
+    return values
+
+
 def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
     """Print messages in a language, one a line."""
     from runbook_lib import messages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -42,7 +41,7 @@ def diff(
         pairs = compare.first_and_last(archive)
     told = [Comparison(*pair, lang) for pair in pairs]
     if page:
-        _write_page(page, render.html("compared", lang, incident=incident, told=told))
+        common.write_file(page, render.html("compared", lang, incident=incident, told=told))
     if as_json:
         common.say_json([c.record() for c in told])
     else:
@@ -122,7 +121,7 @@ def watch(section: str, target: str, every_s: float, lang: str) -> int:
 )
 @common.output_option()
 @_PAGE
-@click.option("--json", "as_json", is_flag=True, help="print the report as JSON")
+@common.AS_JSON
 @common.lang_option()
 def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool, lang: str) -> int:
     """Judge the stored runs of past incidents by other documents. All incidents if none is named.
@@ -138,14 +137,10 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     asked = named or [i for i in every if {*SEALED} & {*Archive(output, i).names()}]
     report, unread = past.run(output, asked, given)
     if page:
-        _write_page(page, differences.backtest_page(report, str(given), lang))
+        common.write_file(page, differences.backtest_page(report, str(given), lang))
     if as_json:
-        click.echo(json.dumps(report, ensure_ascii=False))
+        common.say_json(report)
     else:
         click.echo("\n".join(differences.backtest_lines(report, lang)))
     common.echo_text(lang, *unread, err=True)
     return int(bool(report["flips"] or report["not_replayable"]))
-
-
-def _write_page(page: Path, content: str) -> None:
-    common.write_file(page, content, f"the page could not be written to {page}")

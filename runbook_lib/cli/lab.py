@@ -44,7 +44,7 @@ def lab(
 
         target = recording.read(replay).first.header["target"]
         if ctx.get_parameter_source("incident") is ParameterSource.DEFAULT:
-            incident = f"replay-{replay.stem}"
+            incident = interactive.replay_incident(replay)
     else:
         config.target(target)
     interactive.open_lab(output or config.output, incident, target, arguments, replay, lang)

@@ -74,6 +74,9 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
     draft, file = postmortem.read_draft(archive), f"{archive.place}/{mandatory.MARKDOWN}"
     if draft is None:
         common.echo_text(lang, say("postmortem.no_draft", incident=archive.incident), err=True)
+    else:
+        with suppress(OSError):
+            postmortem.refresh_page(archive, draft, lang)
     missing = mandatory.missing(draft or "", catalog.load())
     if as_json:
         lacks = [{"number": m.number, "item": m.item, "problem": messages.text(m.problem, lang)} for m in missing]
@@ -105,7 +108,7 @@ def _draft_postmortem(
     config = settings.load()
     target = target or postmortem.target_of(archive)
     until = time.monotonic() + (deadline if deadline is not None else config.deadline_s)
-    values = common.parse_pairs(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
     display = ProgressDisplay()
     results = batch.run_sections(
         [batch.request(mandatory.SECTION, values, archive.output, until)],

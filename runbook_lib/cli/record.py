@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import webbrowser
 from collections.abc import Iterable
@@ -71,7 +72,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
         return 2
     if in_lab:
         target = recorded.first.header["target"]
-        copies.open_lab(settings.load().output, f"replay-{file.stem}", target, (), file, lang)
+        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file, lang)
     head = next(iter(seal.find_seals(recorded.seal)), None)
     kept = [h for source in checkpoints for h in (seal.read_checkpoints(head.incident, source) if head else [])]
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
@@ -86,7 +87,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     state, code = next((state, code) for found, state, code in states if found)
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
-    notebooks = say("capsule.notebooks", command=f"runbook open {file} --lab")
+    notebooks = say("capsule.notebooks", command=f"runbook open {shlex.quote(str(file))} --lab")
     told = _translate_lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks], lang)
     if no_browser:
         told = [*replay.page_lines(replayed, lang), "", *told]

@@ -243,7 +243,7 @@ def _build_order(
     return Order(
         tuple(numbers),
         deadline_s=deadline if deadline is not None else settings.load().deadline_s,
-        parameters=common.parse_pairs(pairs) | ({"as_of": as_of} if as_of else {}),
+        parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
         **fields,
     )
 

@@ -88,6 +88,11 @@ def _fill_in(nb: nbformat.NotebookNode, values: dict[str, str]) -> bool:
     return changed
 
 
+def replay_incident(recording: Path) -> str:
+    """Return the incident under which a recording is opened, whatever its file is called."""
+    return "replay-" + re.sub(r"[^A-Za-z0-9._-]+", "-", recording.stem)[:50]
+
+
 def open_lab(
     output: str,
     incident: str,

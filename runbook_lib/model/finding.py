@@ -192,6 +192,10 @@ class HopHistory:
     limit: float | None = None
 
 
+#: The fields of a hop that tell something of it.
+HOP_NUMBERS = ("rate_in", "rate_out", "waiting", "oldest_s", "alive")
+
+
 @dataclass(frozen=True)
 class Hop:
     """One hop of the pipeline strip: rates per minute, rows waiting, seconds of age, who is alive.
@@ -210,7 +214,7 @@ class Hop:
     past: HopHistory | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rate_in", "rate_out", "waiting", "oldest_s", "alive"):
+        for name in HOP_NUMBERS:
             object.__setattr__(self, name, known(getattr(self, name)))
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from runbook_lib import messages
 from runbook_lib.model.finding import (
+    HOP_NUMBERS,
     Decision,
     Finding,
     Hop,
@@ -106,6 +107,11 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
 def verdict(v: Verdict) -> dict[str, Any]:
     """Return a verdict as JSON."""
     return dict(as_json(v))
+
+
+def hop_is_seen(hop: Mapping[str, Any]) -> bool:
+    """Return whether a stored hop has any number, or a sign of life."""
+    return any(hop.get(name) is not None for name in HOP_NUMBERS)
 
 
 def outcome(o: Outcome) -> dict[str, Any]:

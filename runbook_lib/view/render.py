@@ -359,8 +359,8 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
         where = t("ui.not_all_in_order") if again is None else t("ui.recovering", again=again)
     elif again is not None:
         where = t("ui.nothing_stuck_yet", again=again)
-    elif any(v is not None for hop in seen["hops"] for name, v in hop.items() if name not in ("name", "late", "past")):
-        where = t("ui.nothing_seen_stuck" if unseen else "ui.nothing_stuck")
+    elif known := sum(map(record.hop_is_seen, seen["hops"])):
+        where = t("ui.nothing_seen_stuck" if unseen or 2 * known < len(seen["hops"]) else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
     names = ", ".join(f"{source} ({t(REASON_KEYS[Reason(reason)])})" for source, reason in unseen.items())
@@ -536,7 +536,8 @@ def html(template: str, lang: str, **values: Any) -> str:
         .render(
             t=t,
             say=lambda text: messages.text(text, lang),
-            hop_name=lambda name: messages.text(hop_text(name), lang),
+            # The dossier may be of another runbook.
+            hop_name=lambda name: messages.catalogue(lang).get(hop_text(name).key, name),
             action_title=lambda name: messages.text(action_title(name), lang),
             alive=lambda seen: _format_alive(seen, lang),
             location=lambda v: location(v, lang),

@@ -265,7 +265,7 @@ def test_the_earlier_run_is_the_one_that_looked_at_that_moment(
 ) -> None:
     parameters = validate({"target": "east", "incident_id": "INC-1"})
     section, as_of = SimpleNamespace(number="4.1"), pd.Timestamp("2026-01-31T04:00:00Z")
-    context: Any = SimpleNamespace(archive=earlier, parameters=parameters, section=section, as_of=as_of)
+    context: Any = SimpleNamespace(archive=earlier, parameters=parameters, section=section, as_of=as_of, recorded=None)
     rb: Any = SimpleNamespace(context=context)
     assert str(compare._find_or_run_earlier(rb, pd.Timedelta(before))) == found
 

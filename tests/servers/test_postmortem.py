@@ -296,6 +296,11 @@ def test_retention_is_said_and_is_never_0() -> None:
     frames["earlier"] = pd.DataFrame([dict.fromkeys(impact.IMPACT) | known])
     again = by_slo(impact.judge_impact(frames, week_later))["ENT-C"]
     assert (again["minutes"], again["why"], again["name"]) == (3, "earlier", "x-7-OK")
+    # Measured of another onset, or shorter than what is left: it says nothing of this one.
+    frames["earlier"]["onset"] = ago(9 * 3600)
+    assert by_slo(impact.judge_impact(frames, week_later))["ENT-C"]["why"] == "retention"
+    # Lost events are known by their rows in the outbox.
+    assert rows["NOTI-B"]["why"] == "partly"
     # Of a part that is left, the numbers are a lower bound.
     del frames["earlier"]
     frames["reach"] = pd.DataFrame([{"ended_since": ago(40 * 86400), "published_since": ago(300)}])
@@ -307,6 +312,9 @@ def test_rows_given_up_have_no_time_without_commit_times() -> None:
     frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": False, "n": 3, "first_failed": None}])
     row = by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]
     assert row["why"] == "no_time" and row["bad"] == 3 and pd.isna(row["minutes"])
+    none = {"slo": "ENT-E", "minutes": 0.0, "bad": 0.0, "why": "", "name": "of a draft before they were given up"}
+    drafted_before = frames | {"earlier": pd.DataFrame([dict.fromkeys(impact.IMPACT) | none])}
+    assert by_slo(impact.judge_impact(drafted_before, make_given()))["ENT-E"]["bad"] == 3
     frames["outbox_failed"] = pd.DataFrame([{"total": 7, "timed": True, "n": 3, "first_failed": ago(300)}])
     assert by_slo(impact.judge_impact(frames, make_given()))["ENT-E"]["minutes"] == 5
 
@@ -470,6 +478,13 @@ def test_detection() -> None:
 def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
     found = incident.green({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
     assert found.at == (None if at is None else ago(at))
+
+
+def test_a_look_back_does_not_undo_the_recovery() -> None:
+    """A run of today about a moment of the incident began after the recovery was confirmed."""
+    back = run_row("3", "CRITICAL", ago(10)) | {"looked_at": ago(80)}
+    runs = runs_of(run_row("3", "CRITICAL", ago(90)), run_row("6", "OK", ago(50)), back)
+    assert incident.green({"runs": runs}, None).at == ago(50)
 
 
 def test_lengths_of_time() -> None:

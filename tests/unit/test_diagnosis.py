@@ -49,6 +49,13 @@ def test_healthy() -> None:
     assert (verdict.status, verdict.stuck_at, verdict.confidence) == (Status.OK, None, "high")
 
 
+@pytest.mark.parametrize(("seen", "all_of_it"), [(1, False), (3, True), (6, True)])
+def test_who_looked_at_a_part_does_not_say_that_nothing_is_stuck(seen: int, all_of_it: bool) -> None:
+    looked = replace(finding("4.2.3", status=Status.OK), hops=tuple(Hop(name, waiting=0.0) for name in HOPS[:seen]))
+    said = render.location(conclude([looked]), "en")
+    assert said == ("Nothing is stuck" if all_of_it else "Nothing is stuck in the part that could be read")
+
+
 def test_the_first_hop_upstream_is_named() -> None:
     verdict = conclude([finding("a", ("relay", 0.9)), finding("b", ("subscriber", 0.9))])
     assert verdict.stuck_at == "relay"

@@ -128,8 +128,9 @@ def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> N
 
 
 def ran(
-    archive: Archive, minute: float, status: str, headline: str, *, of: int = 2, name: str = "", **parameters: Any
-) -> None:
+    archive: Archive, minute: float, status: str, headline: str, *, of: int = 2, name: str = "", section: str = "3",
+    **parameters: Any,
+) -> None:  # fmt: skip
     """Add `of` runs of 3.1, each with its number in its headline, and the verdict over the first of them."""
     entries = list[dict[str, Any]]()
     given = {"target": "prod", "as_of": None} | parameters
@@ -144,7 +145,7 @@ def ran(
     verdict = record.verdict(Verdict(Status[status], None, "high", next_sections=(f"4.{minute}",)))
     document = {"runs": [{"artifact": {"ipynb": f"{entries[0]['name']}.ipynb"}}]}
     started = entries[0]["started"]
-    line = {"sections": ["3"], "started": started, "as_of": parameters.get("as_of") or started, "verdict": verdict}
+    line = {"sections": [section], "started": started, "as_of": parameters.get("as_of") or started, "verdict": verdict}
     archive.append(line | {"name": f"{minute}{name}.json"}, {f"{minute}{name}.json": json.dumps(document).encode()})
 
 
@@ -164,6 +165,18 @@ def test_a_look_at_a_past_moment_does_not_decide_what_is_now(tmp_path: Path) -> 
     (now,) = banners(page := dossier.page(archive, "en"))
     assert now.startswith("Now:") and "CRITICAL" in now and "it is not <b>0" in page and "it was well" not in page
     assert report.read(str(tmp_path), None, None)[0][0].last == "WARNING"
+
+
+def test_a_look_at_a_part_does_not_say_that_all_is_well(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    ran(archive, 30, "CRITICAL", "it waits")
+    ran(archive, 33, "OK", "no duplicate", section="4.2")
+    (now,) = banners(page := dossier.page(archive, "en"))
+    assert "CRITICAL" in now and "no step finds a problem" not in page
+    ran(archive, 40, "OK", "it flows", section="6")
+    (now,) = banners(dossier.page(archive, "en"))
+    assert "OK" in now
 
 
 def test_the_findings_are_those_of_the_verdict_and_not_of_a_second_look(tmp_path: Path) -> None:

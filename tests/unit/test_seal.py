@@ -189,15 +189,17 @@ def test_a_file_changed_alone_is_found_by_the_chain(victim: tuple[Archive, list[
 
 def test_a_file_that_no_line_names_is_named(victim: tuple[Archive, list[ChainHead]]) -> None:
     archive, seen = victim
-    for name in ("20260101T000000Z-3-OK.ipynb", "evidence/more.json"):
+    for name in ("20260101T000000Z-3-OK.ipynb", "evidence/more.json", "zz\x1b[2K.html"):
         archive.write(name, b"x")
-    for made in ("index.html", "postmortem.md", "postmortem.md.bak-20260101T000000Z", "postmortem.html"):
+    drafts = ("postmortem.md", "postmortem.md.bak-20260101T000000Z", "postmortem.html")
+    for made in ("index.html", "systems.html", *drafts):
         archive.write(made, b"made anew, or by people")
     archive.reserve("20260105T000000Z-4.1")
     found = check(archive, seen[-1:])
     assert found.changed == ()
     assert [(t.key, t.params["name"]) for t in found.uncovered] == [
         ("seal.unnamed", "20260101T000000Z-3-OK.ipynb"),
+        ("seal.unnamed", "zz?[2K.html"),  # no orders for a terminal
         ("seal.unnamed", "evidence/more.json"),
     ]
 
