@@ -216,7 +216,7 @@ def every_loop_fails(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         found = seen[service].loops[loop]
         if (found.doing, found.exception, found.share) != (LoopActivity.FAILS, "UncategorizedSQLException", 1.0):
             return False
-        if not seen[service].errors or held[service].says is not SessionState.FAILING:
+        if held[service].says is not SessionState.FAILING:
             return False
     said = "PSQLException: ERROR: cannot execute INSERT in a read-only transaction" in sandbox.log("entitlement")
     return said and requests.get(f"{sandbox.state.addresses.service_url('entitlement')}/actuator/health", timeout=5).ok
@@ -251,7 +251,7 @@ def process_is_frozen(service: str) -> Signature:
 
     def frozen(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         seen, held = look(sandbox, 0.1)
-        silent = seen[service].answers is RequestResult.HUNG and seen[service].started is None
+        silent = seen[service].answers is RequestResult.HUNG and seen[service].age_s is None
         idle = held[service].says is SessionState.FROZEN and (held[service].sessions or 0) >= 8
         info = consumer(sandbox) if service == "notification" else None
         return silent and idle and (info is None or bool(info["push_bound"] and info["num_ack_pending"] > 20))

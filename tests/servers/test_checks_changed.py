@@ -221,6 +221,19 @@ def test_a_key_against_duplicates_that_is_gone_stops_no_hop(table: str, observed
     assert ("database" in {s.about for s in signals}) is (observed == "changed.database")
 
 
+def test_a_trigger_and_its_function_are_one_change() -> None:
+    queue, function = "notification.notifications", "notification.refuse()"
+    trigger = f"CREATE TRIGGER t BEFORE UPDATE ON {queue} FOR EACH ROW EXECUTE FUNCTION {function}"
+    changes = [(f"table {queue}", "trigger t", trigger), (f"function {function}", "definition", "9f86d081")]
+    seen = drifted()
+    for named, added in (("one", changes), ("another", [changes[0], ("function notification.refuse_all()", "", "1")])):
+        more = pd.DataFrame([("postgres", *change) for change in added], columns=SETTING_COLUMNS)
+        configuration = pd.concat([seen["configuration"], more])
+        signals = changed.judge(seen | {"configuration": configuration}, make_given(earlier=(LATE,))).signals
+        observed = {"changed.queue_trigger", *(("changed.database",) if named == "another" else ())}
+        assert {s.observation for s in signals} == observed
+
+
 def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
     seen = drifted(statement_timeout="5s", filter_subject="other.>")
     seen["healthy"] = seen["healthy"].assign(at=ago(3600 * 25))

@@ -487,8 +487,10 @@ def test_publishing_that_fails_points_at_its_cause() -> None:
 
 def test_deliveries_that_ran_out_are_lost_until_they_are_processed() -> None:
     fetched = pd.DataFrame([given_up.classify(message(changed())) | {"stream_seq": 4}])
-    found = judge("4.4.2", exhausted=advisories((300, 4)), messages=fetched)
-    expect(found, proposals=["redrive_broker"], values={"dlq.broker": 1}, weights={"subscriber": "> 0.5"})
+    found = judge("4.4.2", exhausted=advisories((60, 4)), messages=fetched)
+    expect(found, proposals=["logs"], values={"dlq.broker": 1}, weights={"subscriber": "> 0.5"})
+    earlier = judge("4.4.2", exhausted=advisories((300, 4)), messages=fetched)
+    expect(earlier, proposals=["redrive_broker"], values={"dlq.broker": 1}, weights={"subscriber": "< 0.5"})
     done = pd.DataFrame([(EVENT.event_id, NOW)], columns=["event_id", "processed_at"])
     assert judge("4.4.2", exhausted=advisories((300, 4)), messages=fetched, processed=done).status is Status.OK
 

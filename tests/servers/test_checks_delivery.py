@@ -209,6 +209,24 @@ def test_a_worker_that_is_in_time_or_gone_is_not_said_to_be_slow(kind: str) -> N
     )
 
 
+@pytest.mark.parametrize(("kind", "stopped"), [("working", False), ("locked", False), ("outside", True)])
+def test_a_worker_that_is_inside_a_statement_has_not_stopped(kind: str, stopped: bool) -> None:
+    """Nothing was claimed or sent for long, and each sample shows its claim: the database has not answered it yet."""
+    for oldest in (8.0, 15.2):
+        frames = silent(look(due=75, oldest_due_s=oldest), oldest + 0.1)
+        frames |= {"worker_samples": late_worker([kind] * 10)["worker_samples"]}
+        found = backlog.judge(later(frames), make_given())
+        assert (weight(found, "FM-NOTI-06") > 0.5) is stopped
+        assert ("restart_notification" in {p.name for p in found.proposals}) is stopped, words(found)
+    assert (weight(found, "database") > 0.7) is not stopped
+
+
+def test_a_worker_that_works_a_backlog_off_names_no_slow_receiver() -> None:
+    frames = late_worker(["outside"] * 10)
+    frames |= {name: frames[name].assign(sent_1m=400) for name in ("activity", "activity_later")}
+    assert weight(backlog.judge(frames, make_given()), "receiver") <= 0
+
+
 def pool(service: str, newest_s: float) -> Frames:
     """What the database shows of both services' sessions, one of which said its last word so long ago."""
     rows = [
@@ -672,6 +690,12 @@ def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> 
     }  # fmt: skip
 
 
+def still_waiting(tried_after: pd.Timestamp) -> Frames:
+    """Three events wait for their next try, and the last publish was twelve seconds ago."""
+    frames = outbox([("PENDING", "Connection is Closed", 3)], waiting_retry=3, tried=3, last_published=ago(12))
+    return frames | {"errors": frames["errors"].assign(newest=ago(60), tried_after=tried_after)}
+
+
 RELAY_BATCHES = [(i, 2.0, 0.1, 1.0) for i in range(8)]
 
 
@@ -1083,6 +1107,10 @@ OF_THE_RELAY = [
     case("errors of an outage that is over only wait for their turn",
          outbox([("PENDING", "Connection is Closed", 98)], waiting_retry=98, tried=98),
          status=Status.OK, weights={"relay": "< 0"}),
+    case("tries that failed before the last publish only wait, however long ago that was",
+         still_waiting(ago(20)), status=Status.OK, key="publish.flowing", weights={"relay": "<= 0"}, proposals=[]),
+    case("one that failed since the last publish fails now",
+         still_waiting(ago(5)), weights={"relay": "> 0.8"}, proposals=["restart_entitlement"]),
     case("a broker that does not answer speaks for itself, not for the relay",
          without(failing(TIMEOUT), "broker") | {FAILED: failures(("broker", *NO_BROKER))},
          weights={"jetstream": "> 0.8", "relay": "< 0"}),
@@ -1104,7 +1132,7 @@ OF_THE_RELAY = [
          status=Status.WARNING, key="publish.waiting"),
     case("no publish is no percentile", outbox(published_1m=0, arrived_1m=0, last_published=pd.NaT)
          | dict.fromkeys(("delay", "delay_now"), row(n=0, p50=None, p95=None, p99=None, negative=0)),
-         status=Status.OK, key="publish.idle", values={"outbox.publish_delay_p95": None}),
+         status=Status.OK, key="publish.quiet", values={"outbox.publish_delay_p95": None}),
     *(
         case(f"failing publishes are told apart by their words: {error.partition(' [')[0]}", failing(error),
              weights={hop: "> 0.8", mode: "> 0.8"})
@@ -1145,6 +1173,9 @@ OF_TWO_LOOKS = [
          {"first": held(("a", "one", 9, 21)).assign(now=ago(2.5)),
           "second": held(("b", "one", 1, 29), ("c", "two", 1, 29))},
          key="leases.two_workers"),
+    case("a row that failed, was given back and is claimed again is no second claim",
+         {"first": held(("a", "one", 9, 21)), "second": held(("a", "one", 1, 29)).assign(attempt_count=1)},
+         status=Status.OK, key="leases.no_race"),
     case("one worker with other rows is well",
          {"first": held(("a", "one", 9, 21)), "second": held(("b", "one", 1, 29))}, status=Status.OK),
 ]  # fmt: skip
@@ -1525,7 +1556,7 @@ def test_sessions_of_another_application_are_not_a_second_process(servers: Serve
 
     def count() -> dict[str, int]:
         with rb.snapshot() as snapshot:
-            found = snapshot.ask(Sessions.QUESTION, role=EntitlementFacts().database_role)
+            found = snapshot.ask(Sessions.QUERY, role=EntitlementFacts().database_role)
         return dict(zip(found["service"], found["sessions"], strict=True))
 
     before = count()

@@ -38,7 +38,6 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status, replace
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import duplicates
-from runbook_lib.sources.jetstream import headers_of
 
 CHECKS = checks()
 
@@ -101,8 +100,6 @@ FRAMES: dict[str, Frames] = {
         "accepted_later": accepted(315),
         "held": HELD,
         "held_later": HELD,
-        "stream": row(from_seq=1, since=ago(900), messages=113),
-        "published": row(since=ago(901), published=113, perhaps=2),
         **duplicates.log_frames([], NOW, 60, 60),
         "failed": failures(),
     },
@@ -230,14 +227,6 @@ def test_what_4_2_2_found_is_not_called_absorbed() -> None:
     expect(found, Status.CRITICAL, "duplicates.reached", proposals=[])
 
 
-@pytest.mark.parametrize(("messages", "surplus"), [(113, 0), (110, 0), (122, 7)])
-def test_the_stream_against_the_outbox(messages: int, surplus: int) -> None:
-    stream = row(from_seq=1, since=ago(900), messages=messages)
-    found = duplicates.judge_absorbed(FRAMES["4.2.3"] | {"stream": stream}, make_given())
-    assert (found.value("stream.more_than_published"), found.status) == (surplus, Status.OK)
-    assert (weight(found, "FM-OB-03") > 0) == bool(surplus)
-
-
 SENT = "notification simulated send id=a eventId=e"
 
 
@@ -257,6 +246,13 @@ def entry(seconds: float, message: str) -> str:
         ([entry(1800, "notification dlq skipped because lock was lost id=a")], "no_redelivery", Status.OK, 0.2),
         ([entry(s, SENT) for s in (90, 20)], "sent_twice", Status.CRITICAL, 0.85),
         ([entry(s, SENT) for s in (500, 400)], "sent_twice", Status.WARNING, 0.4),
+        # Sent twice an hour ago; one lock lost now may come from a restart.
+        (
+            [*(entry(s, SENT) for s in (3000, 2900)), entry(20, "notification sent but lock was lost id=b")],
+            "sent_twice",
+            Status.WARNING,
+            0.6,
+        ),
         (["no time at all"], "no_redelivery", Status.OK, 0),
         ([], "no_redelivery", Status.OK, 0),
     ],
@@ -267,13 +263,6 @@ def test_the_log_tells_what_no_table_shows(lines: list[str], key: str, status: S
     expect(found, status, f"duplicates.{key}", proposals=["pods"] if status is not Status.OK else [])
     assert weight(found, "FM-NOTI-02") == mode
     assert found.value("log.skipped") == sum("skipped" in line and "duplicate" in line for line in lines)
-
-
-def test_the_event_of_a_message() -> None:
-    event = str(uuid.uuid4())
-    assert duplicates._event_id(headers_of(f"NATS/1.0\r\nevent_type: x\r\nNats-Msg-Id: {event}\r\n\r\n")) == event
-    assert duplicates._event_id(headers_of("NATS/1.0\r\nNats-Msg-Id: mine\r\n\r\n")) is None
-    assert duplicates._event_id(headers_of("")) is None
 
 
 # On real servers ---------------------------------------------------------------------------------------------
@@ -492,19 +481,6 @@ def test_redeliveries_are_counted(
     found = run(servers, "4.2.3")["4.2.3"]
     expect(found, Status.WARNING, "duplicates.storm")
     assert 25 < float(found.value("redelivered") or 0) <= 72
-
-
-@pytest.mark.slow
-def test_more_in_the_stream_than_was_published(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    events(db, 12, 20, **UNPROCESSED)
-    ids = [str(r[0]) for r in db.execute("SELECT event_id FROM entitlement.outbox_events ORDER BY created_at")]
-    db.execute("UPDATE entitlement.outbox_events SET published_at = now() - interval '1 s'")
-    publish_ids(broker, ids)
-    found = run(servers, "4.2.3")["4.2.3"]
-    assert found.value("stream.more_than_published") == 0, [messages.text(n, "en") for n in found.notes]
-    publish_ids(broker, [None] * 3)
-    found = run(servers, "4.2.3")["4.2.3"]
-    expect(found, Status.OK, values={"stream.more_than_published": 3}, weights={"FM-OB-03": "> 0"})
 
 
 @pytest.mark.slow

@@ -328,6 +328,11 @@ def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
     expect(found, proposals=["restart_notification"], says="no further reconnect")
     since = judge(log(gone, line(500, "notification stream ensured", "INFO"), line(5, SENT, "INFO")), tables())
     assert since.status is Status.OK and not since.proposals
+    # The service says it in the cause alone.
+    closed = "java.io.IOException: Connection is Closed"
+    behind = [line(s, "outbox publish retry scheduled", stack=closed) for s in (9, 4)]
+    relay = judge(log(*behind), tables(failing=9, gone=0), workload="entitlement")
+    expect(relay, proposals=["restart_entitlement"], weights={"FM-NATS-05": ">= 0.8"})
 
 
 def test_the_relay_is_judged_by_the_tables() -> None:

@@ -285,6 +285,7 @@ def test_rows_that_wait_for_another_try_are_not_recovered() -> None:
         ([(3, 10), (20, 5), (200, 2)], Status.CRITICAL),
         ([(50, 1), (110, 1), (170, 1), (230, 1)], Status.WARNING),  # one a minute: 50 s of silence prove nothing
         ([(200, 1), (260, 1), (320, 1), (380, 1)], Status.OK),
+        ([(60, 30), (161, 50)], Status.WARNING),  # batches of 100 s: the next one comes in 40 s
     ],
 )
 def test_dead_letters_are_over_when_silence_outlasts_their_gaps(came: list[tuple[float, int]], status: Status) -> None:

@@ -30,6 +30,7 @@ from steps import (
 )
 from web import reply, web
 
+from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
     Finding,
@@ -50,6 +51,7 @@ from runbook_lib.packs.entitlement.checks import response
 from runbook_lib.view import record as records
 from runbook_lib.view.charts import Chart
 
+CHECKS = checks()
 STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")
 
 
@@ -273,6 +275,30 @@ def test_a_silence_that_is_longer_than_the_window_is_still_one(
     assert (found.status, found.headline.key) == (status, key), words(found)
 
 
+@pytest.mark.parametrize(
+    ("places", "since"),
+    [
+        ({"broker": (70, 60, 600.0)}, True),
+        ({"broker": (900, 60, 899.0)}, False),  # as long as the window: who knows what waits before it
+        ({"notification": (70, 60, 5000.0)}, True),
+        ({"notification": (20000, 60, 600.0)}, False),  # the query reads no more
+    ],
+)
+def test_an_onset_is_told_if_nothing_older_may_wait(places: dict[str, tuple[int, int, float]], since: bool) -> None:
+    found = response.judge_impact(impact(affected=affected(**places)), make_given(detected_at=ago(30)))
+    assert (found.value("impact.onset") is not None, found.value("ttd") is not None) == (since, since)
+    assert ("response.onset_before" in {n.key for n in found.notes}) is not since
+    words(found)
+
+
+def test_events_that_were_given_up_long_ago_have_no_onset_in_the_traffic_of_today() -> None:
+    rises = {name: per_minute(*[90] * 7, *[40] * 7) for name in ("sent", "processed", "created", "published")}
+    found = response.judge_impact(impact(outbox=row(due=0, failed=1, oldest_due_s=0.0), **rises), make_given())
+    expect(found, Status.CRITICAL, says="ENT-E", values={"impact.onset": None})
+    slow = response.judge_impact(impact(publish_delay=row(n=9, p95=7.0), **rises), make_given())
+    assert slow.value("impact.onset")
+
+
 def test_a_rate_that_was_not_read_is_no_quiet_hour() -> None:
     frames = impact(last_event=row(now=NOW, last_event=ago(45)))
     del frames["published"]
@@ -393,6 +419,14 @@ def test_the_record_is_ready_to_paste() -> None:
     words(found)
     assert response.judge_record({"record": response.record_rows(make_given())}, make_given()).reason is Reason.SKIPPED
     assert response.judge_record({}, make_given()).status is Status.UNKNOWN
+
+
+def test_the_record_names_the_objectives_whatever_the_headline_says() -> None:
+    """A headline that lacks the deciding number is wrapped in a text that has it."""
+    missed = CHECKS["3.1"].finding(impact(outbox_age=row(n=9, p95=62.0)), make_given())
+    for found, said in ((missed, "ENT-D"), (replace(missed, status=Status.UNKNOWN, values=()), "?")):
+        kept = response.record_rows(make_given(earlier=(replace(found, step="3.1"),)))
+        assert dict(zip(kept["what"], kept["value"], strict=True))["objectives_missed"] == said
 
 
 def test_without_a_part_the_place_is_unknown() -> None:

@@ -142,6 +142,32 @@ def test_a_broker_that_started_while_events_waited(late_s: float, restarted: boo
     expect(scope.judge_broker(cut_off, make_given(earlier=(relay,))), Status.WARNING, says="bound")
 
 
+@pytest.mark.parametrize(("waiting", "ago_s", "retries"), [(3, 150, True), (2, 150, False), (3, 1, False)])
+def test_a_relay_or_a_worker_whose_every_try_fails_is_not_well(waiting: int, ago_s: float, retries: bool) -> None:
+    outbox = row(now=NOW, due=0, oldest_due_s=0.0, last_published=ago(ago_s), waiting_retry=waiting)
+    relay = scope.judge_relay({"outbox": outbox}, make_given())
+    frames = dict(FRAMES["2.4"]) | {"sent": row(now=NOW, last_sent=ago(ago_s), sent_1m=0, arrived_1m=0)}
+    frames["backlog"] = frames["backlog"].assign(waiting_retry=waiting)
+    worker = scope.judge_notification(frames, make_given())
+    expect(relay, Status.WARNING if retries else Status.OK, f"scope.relay_{'retries' if retries else 'well'}")
+    expect(worker, Status.WARNING if retries else Status.OK)
+    assert ("for the next try" in words(worker)) is retries
+
+
+def test_an_unbound_consumer_of_advisories_holds_no_event_up() -> None:
+    frames = broker_frames()
+    two = pd.concat([frames["consumers"], frames["consumers"].assign(durable="advisories", bound=False)])
+    found = scope.judge_broker(frames | {"consumers": two}, make_given())
+    expect(found, Status.WARNING, weights={"subscriber": "< 0.5", "FM-NATS-03": "> 0.5"})
+    events = scope.judge_broker(broker_frames(bound=False), make_given())
+    expect(events, Status.WARNING, weights={"subscriber": "> 0.5"})
+
+
+def test_what_differs_is_not_called_as_expected() -> None:
+    assert "as expected" in words(scope.judge_broker(broker_frames(), make_given()))
+    expect(scope.judge_broker(broker_frames(ack_wait_s=30.0), make_given()), Status.WARNING, "scope.broker_bound")
+
+
 def test_events_under_an_expired_lease_wait_for_the_relay_too() -> None:
     outbox = row(now=NOW, due=0, expired=50, oldest_expired_s=40.0, last_published=ago(70))
     found = scope.judge_relay({"outbox": outbox}, make_given())

@@ -53,7 +53,7 @@ def frames(
     started = pd.to_datetime([ago(2 * i) for i in range(20)], utc=True)
     found: Frames = {
         "settings": pd.DataFrame(settings).astype(object),
-        "workload": row(name="w", replicas=replicas, strategy="Recreate"),
+        "workload": row(replicas=replicas),
         "failed": failures(),
         "look": row(at=NOW),
         "backlog": row(
@@ -145,6 +145,13 @@ def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: ThrottledWorker) 
     plan = finding.frames["plan"].set_index("what")
     assert plan.loc["rate allowed", "proposed"] == 600.0  # 25 rows in 2.5 s
     assert finding.hops[0].rate_in == 300
+
+
+@BOTH
+def test_a_rate_is_of_the_minutes_that_were_read(side: ThrottledWorker) -> None:
+    found = frames(side, came=1000, gone=1000)
+    found |= {name: minutes(1000, n=3) for name in ("came", "gone")}
+    assert throttle._read_flow(found, make_given(window_minutes=2), side, NOW).came == 1000
 
 
 @BOTH

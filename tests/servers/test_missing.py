@@ -246,6 +246,8 @@ def test_deleted_registrations_mean_the_same_to_every_section(
         slis = run(servers, "3.1")["3.1"]
         rb = quiet_session("3")
         balance = rb.account().balance
+        earlier = (pd.Timestamp.now("UTC") - pd.Timedelta(seconds=40)).isoformat()
+        looked_back = quiet_session("3", as_of=earlier).account().balance
         traces = [rb.event(str(i)).traces[0] for i in in_consistency.frames["unprocessed"]["event_id"][-2:]]
     assert at_subscriber.value("outbox.not_registered") == in_consistency.value("integrity.rows") == N + 2
     assert in_consistency.value("outbox.unprocessed") == missed
@@ -253,6 +255,7 @@ def test_deleted_registrations_mean_the_same_to_every_section(
     lost = 0 if missed <= N + 2 else missed
     assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == lost
     assert len(balance.unaccounted) == lost and balance.n("unseen") == missed - lost
+    assert len(looked_back.unaccounted) == lost, "the doubt is as great for who looks back"
     assert {t.place for t in traces} == {"published"}, "a single one may always be among those that were deleted"
     affected = slis.frames["affected"].set_index("place")["events"]
     assert affected["broker"] == missed

@@ -680,7 +680,7 @@ def test_the_answers_have_the_columns_that_the_questions_name(system: System) ->
         with rb.snapshot() as snapshot:
             return {name: snapshot.ask(name, **asked) for name in queries.names()}
 
-    kinds = {kind.QUESTION: kind for kind in kinds_of_rows()}
+    kinds = {kind.QUERY: kind for kind in kinds_of_rows()}
     for frames in (every(), every_kind_of_row(system, every)):
         for name, frame in frames.items():
             assert list(frame.columns) == list(queries.query(name).columns), name

@@ -108,7 +108,7 @@ def test_no_case_is_shadowed_and_each_has_its_words(step: str) -> None:
 
 BOUND = subscriber._read_subscriber(consumer(), make_given())
 STALLED = subscriber.ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
-FLOWING = publish._read_relay(outbox() | runs("relay"), make_given(), Outbox(now=NOW, last_published=ago(1)), 5.0, 50.0)
+FLOWING = publish._read_relay(outbox() | runs("relay"), make_given(), Outbox(now=NOW, last_published=ago(1)), 5.0)
 FAILING = replace(FLOWING, failing=True, publishes=False)
 LATE = backlog._read_backlog(look(due=9, oldest_due_s=20), make_given())
 ONE_HAND = leases.HolderChanges(rows=9, taken=0, again=0, stolen=0, alive=False, side_by_side=False)
@@ -164,8 +164,7 @@ STATES: dict[str, object] = {
     "publish.passed": replace(FLOWING, slow=True, passed=True),
     "publish.slow": replace(FLOWING, slow=True),
     "publish.postponed": replace(FLOWING, queue=Outbox(waiting_retry=20, postponed=20)),
-    "publish.waiting": replace(FLOWING, queue=Outbox(waiting_retry=2), n=0.0, window_n=0.0),
-    "publish.idle": replace(FLOWING, n=0.0, window_n=0.0),
+    "publish.waiting": replace(FLOWING, queue=Outbox(waiting_retry=2), n=0.0),
 }
 
 
@@ -179,7 +178,9 @@ def test_each_case_is_reached() -> None:
     }
     tables = {case.name: table for table in TABLES.values() for case in table}
     for name, state in STATES.items():
-        assert tables[name].of(state).name == name
+        found = tables[name].of(state)
+        assert found.name == name
+        assert all(p.command for p in found.proposals(make_given()))
     assert {*tables} - recorded - {*STATES} == set()
     over = OutageEnd(NOW, say("outage.published", n=1))
     assert publish.CASES.of(replace(FLOWING, slow=True, passed=True, ended=over)).name == "publish.over"

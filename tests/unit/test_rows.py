@@ -128,7 +128,7 @@ KINDS = {kind.__name__: kind for kind in kinds()}
 def test_a_kind_of_row_has_a_default_for_each_field_and_columns_of_its_question(kind: type[rows.Row]) -> None:
     kind()
     if hasattr(kind, "QUESTION"):
-        assert not {field.name for field in fields(kind)} - {*queries.query(kind.QUESTION).columns}
+        assert not {field.name for field in fields(kind)} - {*queries.query(kind.QUERY).columns}
 
 
 def test_each_kind_of_row_has_a_name_of_its_own() -> None:

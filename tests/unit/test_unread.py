@@ -74,7 +74,6 @@ REAL = {
         "tried[name].get(tries, 0.0)": TALLY,
         "tried.get(name, {}).get(int(a), 0.0)": TALLY,
     },
-    "duplicates.py": {"state.get('num_deleted', 0)": "the server leaves it out where nothing was deleted"},
     "exceptions.py": {
         "per_minute.get((minute, phrase or text), 0)": TALLY,
         "by.get('failed', 0.0)": "a counter that never counted has no series",
@@ -112,7 +111,6 @@ REAL = {
         "found.get(how, 0.0)": TALLY,
         "before.get(how, 0.0)": "a counter begins at 0",
         "grown.get('none', 0.0)": TALLY,
-        "ran.get('none', 0.0)": TALLY,
         "max((s.value for s in self._of_worker(name, worker)), default=0.0)": "no series, no such run",
         "max((last.most(_ACTIVE_MAX, w) for w in others if last.most(_ACTIVE, w) > 0), default=0.0)": "as above",
     },

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from runbook_lib.sources.postgres import Snapshot
 
 #: The frames of a sample of the delivery worker, and their queries.
-DELIVERY = {"activity": Activity.QUESTION, "attempts": Attempts.QUESTION, "held": HeldRow.QUESTION}
+DELIVERY = {"activity": Activity.QUERY, "attempts": Attempts.QUERY, "held": HeldRow.QUERY}
 
 #: The limit of the oldest row that is due, by hop.
 LATE = {"relay": "outbox.oldest_due", "delivery_worker": "backlog.oldest_due"}
@@ -35,7 +35,7 @@ def keep_delivery(frames: dict[str, pd.DataFrame]) -> None:
 
 def take_numbers(db: Snapshot) -> tuple[pd.Timestamp | None, tuple[Hop, ...]]:
     """Return the database's time, and the hops as far as index queries know them; one that fails is not known."""
-    asked = DELIVERY | {"queue": Notifications.QUESTION, "outbox": Outbox.QUESTION, "registered": Registered.QUESTION}
+    asked = DELIVERY | {"queue": Notifications.QUERY, "outbox": Outbox.QUERY, "registered": Registered.QUERY}
     found = {name: frame for name, query in asked.items() if (frame := db.try_ask(query)) is not None}
     if found.keys() >= DELIVERY.keys():
         keep_delivery(found)

@@ -164,7 +164,7 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         return
     with parts.part("notified") as answers, rb.snapshot() as db:
         ids = [str(i) for i in answers["unprocessed"]["event_id"]]
-        answers["notified"] = db.ask(Notified.QUESTION, event_ids=ids)
+        answers["notified"] = db.ask(Notified.QUERY, event_ids=ids)
     if before is None:
         return
     with parts.part("broker") as answers:
@@ -175,7 +175,7 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
     if rb.past or not _find_unexplained(parts.answers):
         return
     with parts.part("deletions") as answers, rb.snapshot() as db:
-        answers["deletions"] = db.ask(Oldest.QUESTION)
+        answers["deletions"] = db.ask(Oldest.QUERY)
     with parts.part("retention") as answers:
         environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
         days = [v for k, v in environment.items() if k.endswith(RETENTION_VARIABLE)]
@@ -198,15 +198,21 @@ def _drop_unsettled(rb: Context, answers: Frames) -> None:
 def leave_open(rb: Context, places: Mapping[str, str], published: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
     """Return the places of events at the broker without those that are "gone" and may have been processed all the same.
 
+    The tables' own server decides: behind the broker, a replica lacks the registrations of the last moments.
+
     Raises SourceError.
     """
     gone = {event: published.get(event) for event, place in places.items() if place == "gone"}
-    if not gone or rb.past:
+    if not gone:
         return dict(places)
-    with rb.snapshot() as db:
-        oldest = rows.one(db.ask(Oldest.QUESTION), Oldest)
+    # Not of the run's window: the broker was read now, and what was read of the tables may be a replica's.
+    with rb.postgres.snapshot() as db:
+        oldest = rows.one(db.ask(Oldest.QUERY), Oldest)
+        registered = {str(event) for event in db.ask("journey/registered", ids=[*gone])["event_id"]}
+        behind = db.place.replica
     doubtful = oldest.find_doubtful(gone, rb.now(), rb.number("retention.notifications"))
-    return {event: place for event, place in places.items() if event not in doubtful}
+    kept_open = gone.keys() if behind else {*doubtful, *registered}
+    return {event: place for event, place in places.items() if event not in kept_open}
 
 
 def _find_unexplained(frames: Frames) -> dict[str, pd.Timestamp | None]:

@@ -115,6 +115,7 @@ class HeldRow(Row, query="notifications/held"):
     locked_by: str | None = None
     locked_at: pd.Timestamp | None = None
     lease_until: pd.Timestamp | None = None
+    attempt_count: float = 0.0
 
 
 class Holder(Row, query="notifications/holders"):

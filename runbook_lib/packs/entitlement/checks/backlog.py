@@ -212,7 +212,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             waits_for=worker.use.waits_for or None,
             statement=worker.use.statement,
             finished=worker.finished,
-            seconds=given.number("looks.apart"),
+            seconds=worker.apart_s or given.number("looks.apart"),
             who=", ".join(seen.workers),
             postponed=seen.postponed,
             others=seen.loop.others,

@@ -241,11 +241,21 @@ def _weigh_changes(
         found = ["changed.long_ago"] if len(differing) else []
     else:
         changes, settings = differing.to_dict("records"), given.catalog.settings.values()
-        found = [configuration.observation(change, entitlement, settings) for change in changes]
+        triggers = [change["now"] for change in changes]
+        found = [
+            "" if _executes(triggers, change["item"]) else configuration.observation(change, entitlement, settings)
+            for change in changes
+        ]
     unexpected = ["changed.unexpected"] if len(foreign) else []
     signals = given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
     repeated = _find_repeated(differing, found)
     return tuple(s for s in signals if s.observation not in repeated or s.about in given.catalog.places)
+
+
+def _executes(definitions: list[str], item: str) -> bool:
+    """Return whether one of these is the definition of a trigger that executes the function: one change, not two."""
+    kind, _, function = item.partition(" ")
+    return kind == "function" and any(f"EXECUTE FUNCTION {function.partition('(')[0]}(" in d for d in definitions)
 
 
 def _find_repeated(differing: pd.DataFrame, found: list[str]) -> set[str]:

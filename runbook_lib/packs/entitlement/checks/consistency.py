@@ -15,6 +15,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
+from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -64,6 +65,14 @@ def collect_sent(rb: Context) -> Frames:
         )
 
 
+def _hours_kept(rb: Context) -> float:
+    """Return how many of the last 24 hours before the run's time the outbox still has; raise SourceError if none."""
+    hours = rb.number("retention.outbox") - max((rb.now() - rb.as_of).total_seconds(), 0.0) / 3600
+    if hours <= 0:
+        raise SourceError("postgres", Reason.NO_DATA, "published events of that time were removed", "past")
+    return hours
+
+
 def _query_if_cheap(db: Snapshot, **queries: str) -> Frames:
     """Return the results of the queries that are within the cost limit, by frame name."""
     results = {name: db.try_ask(query) for name, query in queries.items()}
@@ -95,7 +104,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
     Frames: unprocessed, given_up; consumer (pending, unacknowledged: messages), scope (hours: h, refused: flag), broker
     (event_id: id; place: text).
     """
-    parts, before = FrameCollector(), None
+    parts, before, hours = FrameCollector(), None, _hours_kept(rb)
     # The consumer first: an event that it does not hold now, and that is not processed afterwards, is lost.
     with parts.part("consumer") as answers:
         require_present(rb, "jetstream")
@@ -107,13 +116,17 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
     settled_s = missing.settled_s(rb, before)
     with rb.snapshot() as db:
         events = db.try_ask("consistency/unprocessed_day", settled_s=settled_s) if day else None
-        parts.answers["scope"] = row(hours=24.0 if events is not None else None, refused=day and events is None)
+        parts.answers["scope"] = row(hours=None if events is None else hours, refused=day and events is None)
         if events is None:
-            events = db.ask(missing.Unprocessed.QUESTION, settled_s=settled_s)
+            events = db.ask(missing.Unprocessed.QUERY, settled_s=settled_s)
         parts.answers["unprocessed"] = events
         parts.answers |= _query_if_cheap(db, given_up="processed/nats_dlq")
     missing.locate(rb, parts, before)
     return parts.frames()
+
+
+def _say_read(scope: Scope, else_key: str, given: JudgeInput) -> Text:
+    return say("consistency.day" if scope.hours else else_key, hours=scope.hours, minutes=given.window_minutes)
 
 
 def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
@@ -121,9 +134,9 @@ def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
     lag = rows.one(frames.get("consumer"), ConsumerLag).lag
     seen = missing.judge_missing(frames, given, lag)
     if seen is None:
-        return no_data(missing.Unprocessed.QUESTION)
+        return no_data(missing.Unprocessed.QUERY)
     scope, recorded = rows.one(frames.get("scope"), Scope), rows.one(frames.get("given_up"), Count).n
-    read = say("consistency.day" if scope.hours else "consistency.last_events", minutes=given.window_minutes)
+    read = _say_read(scope, "consistency.last_events", given)
     notes = [*_note_row_limit(frames["unprocessed"]), *seen.notes]
     if lag is None:
         e = failures(frames).get("consumer")
@@ -264,10 +277,11 @@ def collect_audit(rb: Context) -> Frames:
 
     Frames: changes; scope (hours: h, None for the window).
     """
+    hours = _hours_kept(rb)
     with rb.snapshot() as db:
         day = db.try_ask("consistency/audit_without_event_day")
         if day is not None:
-            return {"changes": day, "scope": row(hours=24.0)}
+            return {"changes": day, "scope": row(hours=hours)}
         return {"changes": db.ask("consistency/audit_without_event_tail"), "scope": row(hours=None)}
 
 
@@ -281,9 +295,9 @@ class Change(rows.Row, query="consistency/audit_without_event_tail"):
 def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed."""
     if "changes" not in frames:
-        return no_data(Change.QUESTION)
-    changes, day = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope).hours is not None
-    read = say("consistency.day" if day else "consistency.audit_tail", minutes=given.window_minutes)
+        return no_data(Change.QUERY)
+    changes, scope = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope)
+    read = _say_read(scope, "consistency.audit_tail", given)
     notified = [c.occurred_at for c in changes if c.notification and c.occurred_at is not None]
     deleted = say(
         "consistency.event_deleted",
@@ -299,7 +313,7 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
         at_least=Status.WARNING if notified else Status.OK,
         notes=(
             *((deleted,) if notified and found else ()),
-            *(() if day else (say("consistency.gate_day"),)),
+            *(() if scope.hours else (say("consistency.gate_day"),)),
             *_note_row_limit(frames["changes"]),
         ),
         signals=(

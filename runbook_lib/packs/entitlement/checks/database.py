@@ -163,9 +163,9 @@ def collect(rb: Context) -> Frames:
             parts.answers |= {name: db.ask(f"database/{name}", role=role) for name in QUERIES_OF_ROLE}
             if rows.one(parts.answers["application"], Application).at_limit:
                 with suppress(SourceError):
-                    parts.answers["service_sessions"] = db.ask_apart(Sessions.QUESTION, role=role)
+                    parts.answers["service_sessions"] = db.ask_apart(Sessions.QUERY, role=role)
             if rows.one(parts.answers["connections"], Connections).keeps_statements:
-                parts.answers["statements"] = db.ask(Statement.QUESTION, role=role)
+                parts.answers["statements"] = db.ask(Statement.QUERY, role=role)
             parts.answers |= collect_server_info(rb, db)
     except SourceError as e:
         if e.code == "queued":
@@ -175,7 +175,7 @@ def collect(rb: Context) -> Frames:
                     return {"pools": pools}
         raise
     with parts.part("rows") as answers, rb.snapshot() as db:
-        answers["row_locks"] = db.ask(RowHolder.QUESTION)
+        answers["row_locks"] = db.ask(RowHolder.QUERY)
     return parts.frames()
 
 

@@ -122,8 +122,8 @@ def collect_permanent(rb: Context) -> Frames:
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "terminated")
     with rb.snapshot() as db:
-        outbox = {"outbox_failed": given_up.FailedEvent.QUESTION} | (
-            {} if rb.past else {"errors": publish.OutboxError.QUESTION}
+        outbox = {"outbox_failed": given_up.FailedEvent.QUERY} | (
+            {} if rb.past else {"errors": publish.OutboxError.QUERY}
         )
         parts.ask(db, "outbox", outbox, fields=list(given_up.FIELDS))
         given_up.query_follow_up(db, parts)
@@ -161,7 +161,7 @@ def judge_permanent(frames: Frames, given: JudgeInput) -> Finding:
         notes=(
             *((say("letters.unsure"),) if unsure else ()),
             *((say("letters.masked"),) if n else ()),
-            *given_up.reading_notes(frames, "letters", "given_up"),
+            *given_up.reading_notes(frames, given, "letters", "given_up"),
         ),
         signals=(*_permanent_signals(kinds, frames, given), *signals_of_failures(unread, given)),
         hops=(Hop("producer", alive=_format_producers(certain)),) if len(certain) else (),
@@ -242,10 +242,12 @@ def _message_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...
             source = message.source if message.by_relay else "not the relay"
             origin = (message.problem, message.event_type, source, message.fields)
             yield "broker", *origin, 1.0, advisory.time, f"stream_seq {seq}"
-    # Rows of the table that neither kind of advisory explains.
+    # Rows of the table that neither kind of advisory explains; for older rows not all advisories were read.
     known = {int(s) for name in ("terminated", "exhausted") for s in given_up.column(frames, name, "stream_seq")}
+    read_since = given_up.advisories_read_since(frames, given)
     for r in rows.each(frames.get("given_up"), given_up.RecordedMessage):
-        if r.stream_seq is not None and r.stream_seq not in known:
+        told = read_since is None or (r.created_at is not None and r.created_at >= read_since)
+        if r.stream_seq is not None and r.stream_seq not in known and told:
             yield "broker", "unknown", None, None, "", 1.0, r.created_at, f"stream_seq {r.stream_seq}"
 
 
@@ -325,11 +327,11 @@ def collect_transient(rb: Context) -> Frames:
     given_up.fetch_messages(rb, parts, "exhausted")
     tried = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
     with rb.snapshot() as db:
-        outbox = {"outbox_failed": given_up.FailedEvent.QUESTION}
+        outbox = {"outbox_failed": given_up.FailedEvent.QUERY}
         if not rb.past:
             outbox |= {
-                "errors": publish.OutboxError.QUESTION,
-                "outbox": Outbox.QUESTION,
+                "errors": publish.OutboxError.QUERY,
+                "outbox": Outbox.QUERY,
                 "publish_tries": "outbox/failed_tries",
             }
         parts.ask(db, "outbox", outbox, fields=list(given_up.FIELDS), tried_since=tried)
@@ -338,9 +340,9 @@ def collect_transient(rb: Context) -> Frames:
         given_up.query_if_cheap(db, answers, {"dead_letters/older": {}})
         if rb.past:
             return parts.frames()
-        given_up.query_if_cheap(db, answers, {"dead_letters/attempts_ended": {}, RetryCount.QUESTION: {}})
+        given_up.query_if_cheap(db, answers, {"dead_letters/attempts_ended": {}, RetryCount.QUERY: {}})
         with parts.part("notifications"):  # last: a failed query makes the snapshot unusable
-            answers["retrying"] = db.ask(Retrying.QUESTION)
+            answers["retrying"] = db.ask(Retrying.QUERY)
             answers |= delivery.collect(rb, db)
             answers |= outage.ask(rb, db, "sent")
     if "backlog" in answers:
@@ -352,12 +354,13 @@ def collect_transient(rb: Context) -> Frames:
 class Transient:
     """Failures, past and present, that a dependency caused.
 
-    `counts` and `ages` (seconds since the newest, infinite for none) are by store. `refused` is the observation of a
-    receiver that refuses now, "" for none; `unpublished_now` tells whether publishing fails now. `ended` is set if
-    sends succeed again, including those of rows that had failed before.
+    `users` have dead letters of `clusters`. `counts` and `ages` (seconds since the newest, infinite for none) are by
+    store. `refused` is the observation of a receiver that refuses now, "" for none; `unpublished_now` tells whether
+    publishing fails now. `ended` is set if sends succeed again, including those of rows that had failed before.
     """
 
     clusters: list[errors.ErrorCluster]
+    users: int
     data: float
     lost: pd.DataFrame
     unpublished: pd.DataFrame
@@ -376,6 +379,7 @@ class Transient:
         """Read the frames of `collect_transient`."""
         every = given_up.cluster_letters(frames, given)
         clusters = [c for c in every if c.kind != "data"]
+        letters, texts = given_up.read_letters(frames), {c.error for c in clusters}
         lost, unpublished = _find_exhausted_messages(frames, given), _find_unpublished_events(frames)
         worker, outbox = delivery.read_delivery(frames), rows.first(frames.get("outbox"), Outbox)
         refused = worker.refusing(given) if "backlog" in frames else ""
@@ -383,6 +387,7 @@ class Transient:
         pattern, lately = given.number("tries.pattern"), given.number("success.lately")
         return cls(
             clusters=clusters,
+            users=letters[letters["error_message"].map(errors.fingerprint).isin(texts)]["user_id"].nunique(),
             data=sum(c.n for c in every if c.kind == "data"),
             lost=lost,
             unpublished=unpublished,
@@ -475,7 +480,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
             [Status.WARNING if seen.total or seen.live else Status.OK, Status.UNKNOWN if blind else Status.OK]
         ),
         reason=missing[0].reason if missing else Reason.NO_DATA if seen.past else Reason.DENIED,
-        notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, "letters")),
+        notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, given, "letters")),
         signals=(*_transient_signals(seen, frames, given), *signals_of_failures(unread, given)),
         hops=() if seen.past else _transient_hops(seen),
         proposals=(
@@ -553,14 +558,15 @@ def _transient_headline(seen: Transient, given: JudgeInput) -> Text:
         "ago": seen.last_s,
         "minutes": given.window_minutes,
         "error": top.error if top else None,
-        "users": top.users if top else None,
-        "since": f"{top.first:%H:%M:%S}" if top else None,
+        "users": seen.users,
+        "since": f"{min(c.first for c in seen.clusters):%H:%M:%S}" if top else None,
         "waiting": seen.worker.queue.waiting_retry,
         **seen.counts,
     }
     if seen.total:
         kind = top.kind if top and seen.counts["delivery"] >= seen.total / 2 else "stores"
-        return say(_TRANSIENT_KEYS[kind, seen.is_ongoing(given)], **facts)
+        ago = seen.last_s if kind == "stores" else seen.ages["delivery"]
+        return say(_TRANSIENT_KEYS[kind, seen.is_ongoing(given)], **facts | {"ago": ago})
     if seen.live:
         what = say(_LIVE_KEYS[seen.live])
         events = seen.outbox.waiting_retry if seen.outbox else None
@@ -622,7 +628,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
             observed.append("dead_letters.dependency_goes_on" if dependency else "dead_letters.unclear_goes_on")
             observed.append(errors.classify_send(max((c.last, c.error) for c in seen.clusters if c.kind == kind)[1]))
     if seen.counts["broker"] and "processed_events" not in given_up.unread_tables(frames):
-        ran_out_lately = seen.ages["broker"] < recent_s
+        ran_out_lately = seen.ages["broker"] < quiet
         observed.append(
             "dead_letters.deliveries_ran_out_lately" if ran_out_lately else "dead_letters.deliveries_ran_out"
         )
@@ -797,7 +803,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         notes=(
             *(f.headline for f in bad.values()),
             *_trend_notes(frames, given),
-            *given_up.reading_notes(frames),
+            *given_up.reading_notes(frames, given),
         ),
         signals=(
             *(given.evidence("dead_letters.unrecorded") if len(unrecorded) else ()),
@@ -869,12 +875,6 @@ def _bucket_edges(given: JudgeInput) -> pd.DatetimeIndex:
 def _trend_notes(frames: Frames, given: JudgeInput) -> Iterable[Text]:
     if not all(r.exact for r in rows.each(frames.get("per_bucket"), StoreBucket) if r.store == "outbox"):
         yield say("letters.estimated_times")
-    read = {n: table(frames, n, "time") for n in ("terminated", "exhausted")}
-    if any(
-        f.attrs.get("capped") and len(given_up.advisories_in_window(frames, n, given)) == len(f)
-        for n, f in read.items()
-    ):
-        yield say("letters.advisories_capped", n=given.number("dead_letters.advisories"))
 
 
 def _find_newest_time(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:

@@ -65,6 +65,8 @@ class Delivery:
         limit = given.limits["delivery.silence"]
         if self.progress or not limit.reached(min(self.queue.oldest_s, self.silence_s)):
             return ""
+        if self._is_inside_statement(given):
+            return ""  # the database has its word
         if self.queue.leased and self.tried >= given.number("tries.pattern"):
             return "delivery.may_be_stuck"  # or each send waits for its timeout
         sure = not self.queue.leased or limit.reached(self.silence_s, Status.CRITICAL)
@@ -93,12 +95,15 @@ class Delivery:
         if not late or use.samples < given.number("samples.least"):
             return ""
         most = given.number("samples.share") * use.samples
+        # A worker that sends more than arrives works off what somebody else has delayed.
+        drains = self.activity.sent_1m > self.activity.arrived_1m
         if use.locked >= most:
             return "delivery.waits_for_lock"
         if use.working >= most:
             return "delivery.slow_statements"
         # Between two batches a worker pauses, and runs no statement either.
-        return "delivery.slow_outside" if self.progress and self.in_batch and use.outside >= most else ""
+        outside = self.progress and self.in_batch and use.outside >= most and not drains
+        return "delivery.slow_outside" if outside else ""
 
     def notes(self, given: JudgeInput) -> tuple[Text, ...]:
         """Return a note on what two samples showed; nothing after one sample."""
@@ -114,6 +119,12 @@ class Delivery:
         """Return whether a row was sent within `success.lately`."""
         sent_s = seconds_between(self.activity.last_sent, self.activity.now)
         return sent_s is not None and sent_s < given.number("success.lately")
+
+    def _is_inside_statement(self, given: JudgeInput) -> bool:
+        """Return whether nearly all samples show a statement of the worker, also one that waits for a lock."""
+        use = self.use
+        seen = use.samples >= given.number("samples.least")
+        return seen and use.working + use.locked >= given.number("samples.share") * use.samples
 
     def _refuses_some(self, given: JudgeInput) -> bool:
         """Return whether most sends succeed while some fail: then those rows are at fault, not the receiver."""
@@ -139,7 +150,7 @@ def collect(rb: Context, db: Snapshot) -> Frames:
     names = ("backlog", "activity", "attempts", "held")
     recently = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
     return {name: db.ask(f"notifications/{name}") for name in names} | {
-        "tries": db.ask(Tries.QUESTION, tried_since=recently)
+        "tries": db.ask(Tries.QUERY, tried_since=recently)
     }
 
 

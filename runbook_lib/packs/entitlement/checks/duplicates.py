@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +178,7 @@ def collect_order(rb: Context) -> Frames:
             "apart": db.try_ask("duplicates/other_instant"),
             "twice": db.try_ask("duplicates/registered_twice"),
             "arrivals": db.try_ask("notifications/arrivals_per_minute"),
-            "oldest": db.try_ask(retention.Oldest.QUESTION),
+            "oldest": db.try_ask(retention.Oldest.QUERY),
             "copies": db.try_ask("duplicates/copies") if len(duplicates) else None,
         }
     return {"duplicates": duplicates} | {name: frame for name, frame in others.items() if frame is not None}
@@ -332,11 +331,11 @@ def draw_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 
 
 def collect_absorbed(rb: Context) -> Frames:
-    """4.2.3: collect two samples of the consumer and the tables, the stream and outbox counts, and the log.
+    """4.2.3: collect two samples of the consumer and the tables, and the log.
 
     Frames, those of the second sample with the suffix `_later`: held, accepted, consumer (ts, created: time; delivered,
-    num_ack_pending, num_pending, num_redelivered: messages; delivered_stream_seq: id; bound: flag). Once: stream
-    (from_seq: id; since: time; messages), published, and those of `log_frames`.
+    num_ack_pending, num_pending, num_redelivered: messages; delivered_stream_seq: id; bound: flag). Once: those of
+    `log_frames`.
     """
     require_present(rb, "postgres")
     parts = FrameCollector()
@@ -357,8 +356,6 @@ def collect_absorbed(rb: Context) -> Frames:
     time.sleep(rb.number("looks.apart"))
     sample_consumer("_later")
     sample_tables("_later")
-    with parts.part("stream") as answers:
-        answers |= _read_stream(rb)
     with parts.part("log") as answers:
         minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
         lines = rb.workloads.logs(facts_of(rb).workloads.notification, minutes)
@@ -379,35 +376,6 @@ def _read_consumer(rb: Context) -> pd.DataFrame:
         num_redelivered=found.num_redelivered,
         bound=found.bound,
     )
-
-
-def _read_stream(rb: Context) -> Frames:
-    """Count the newest messages of the window in the stream, and what the outbox published from the same batch on."""
-    name = facts_of(rb).streams.events
-    state = rb.jetstream.stream(name)["state"]
-    # Older rows may have been removed from the outbox.
-    oldest = max(rb.since, rb.as_of - pd.Timedelta(hours=rb.number("duplicates.outbox_reach")))
-    newest = int(rb.number("duplicates.newest_messages"))
-    back = [min(newest, state["messages"]) >> halved for halved in range(newest.bit_length())]
-    messages = rb.jetstream.messages(name, [state["last_seq"] - n + 1 for n in dict.fromkeys(back) if n])
-    # The oldest message in the window with an event id: the outbox is counted from its batch on.
-    known = [(m, event) for m in messages if (event := _event_id(m.headers)) and m.time >= oldest]
-    if not known:
-        return {}
-    first, event = min(known, key=lambda found: found[0].seq)
-    stored = max(state["last_seq"] - first.seq + 1 - state.get("num_deleted", 0), 0)
-    frames = {"stream": row(from_seq=first.seq, since=first.time, messages=stored)}
-    with rb.snapshot() as db:
-        published = db.try_ask("duplicates/published", event=event)
-    return frames if published is None else frames | {"published": published}
-
-
-def _event_id(headers: dict[str, str]) -> str | None:
-    """Return the event id in the header that the relay sets; None for a message of another publisher."""
-    try:
-        return str(uuid.UUID(headers.get("Nats-Msg-Id", "")))
-    except ValueError:
-        return None
 
 
 def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: float) -> Frames:
@@ -484,21 +452,6 @@ class ConsumerProgress:
         return cls(max(delivered, 0.0), max(again, 0.0), max(answered, 0.0))
 
 
-class StreamTotals(rows.Row):
-    """The number of messages in the stream from a batch of the outbox on."""
-
-    since: pd.Timestamp | None = None
-    messages: float = 0.0
-
-
-class Published(rows.Row, query="duplicates/published"):
-    """The number of events that the outbox published from the same batch on; `perhaps` is uncertain."""
-
-    since: pd.Timestamp | None = None
-    published: float = 0.0
-    perhaps: float = 0.0
-
-
 class DuplicatesLog(rows.Row):
     """The counts of `log_frames`, and when the log was read."""
 
@@ -522,7 +475,9 @@ class DuplicatesLog(rows.Row):
         """Return how strong the evidence of a double send is: "sure", "now", "recent", "ever" or "" for none."""
         if self.ago is not None and self.ago < given.number("log.just_now"):
             # One lost lock may come from a restart; several in a minute prove a second worker on the same rows.
-            return "sure" if self.sent_twice or self.lost_now >= given.number("tries.pattern") else "now"
+            twice_ago = seconds_between(self.last_twice, self.now)
+            twice = twice_ago is not None and twice_ago < given.number("log.just_now")
+            return "sure" if twice or self.lost_now >= given.number("tries.pattern") else "now"
         if self.ago is not None and self.ago < given.number("duplicates.still"):
             return "recent"
         return "ever" if self.lost or self.sent_twice else ""
@@ -554,7 +509,6 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     seconds = (first and second and seconds_between(first.ts, second.ts)) or given.number("looks.apart")
     moved = ConsumerProgress.between(first, second)
     rate = moved.again / seconds * 60 if moved else None
-    surplus, hidden = _count_surplus(frames)
     locks = leases.judge_locks(
         {name: frames[kept] for name, kept in (("first", "held"), ("second", "held_later")) if kept in frames}, given
     )
@@ -574,8 +528,6 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         # A delivery that made no new notification and does not wait for its acknowledgement was absorbed or refused.
         "absorbed": max(moved.answered - new, moved.again, 0.0) if moved else None,
         "seconds": seconds,
-        "surplus": surplus,
-        "hidden": hidden,
         "ever": second.ever if second else None,
         "what": locks.headline,
         "lost": log.lost if log else None,
@@ -599,7 +551,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         headline = "duplicates.unseen"
     else:
         headline = "duplicates.absorbed" if moved.again else "duplicates.no_redelivery"
-    unread = failed.get("consumer") or failed.get("stream")
+    unread = failed.get("consumer")
     at_least = [locks.status, log_status]
     if later.doubled:
         at_least.append(Status.CRITICAL)
@@ -611,9 +563,8 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     logged = (("lost", "entries"), ("twice", "rows"), ("skipped", "events"))
     observed = {
         "duplicates.doubled_now": later.doubled,
-        "duplicates.absorbed": moved is not None and not reached and (before is None or known is not None),
+        "duplicates.absorbed": bool(moved and moved.again) and not reached and (before is None or known is not None),
         "duplicates.storm": storm,
-        "duplicates.surplus": surplus,
         log_observation: log_observation,
     }
     return judged(
@@ -626,7 +577,6 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
             Value("doubled_last_minute", later.doubled, "rows"),
             Value("consumer.redelivered_ever", facts["ever"], "deliveries"),
             Value("consumer.num_redelivered", second.num_redelivered if second else None, "messages"),
-            Value("stream.more_than_published", surplus, "messages"),
             *(Value(f"log.{name}", facts[name], unit) for name, unit in logged if log),
             *(v for v in locks.values if v.name in ("processing.other_holder", "processing.taken_before_lease_end")),
         ],
@@ -656,25 +606,10 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _count_surplus(frames: Frames) -> tuple[float | None, float | None]:
-    """Return how many more messages than published the stream has at least, and how many may be hidden; or None."""
-    published = rows.one(frames.get("published"), Published)
-    if not len(frames.get("stream", ())) or published.since is None:
-        return None, None
-    surplus = rows.one(frames["stream"], StreamTotals).messages - published.published - published.perhaps
-    return max(surplus, 0.0), max(-surplus, 0.0)
-
-
 def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], race: Finding | None) -> list[Text]:
     notes = [race.headline] if race else []
     for e in failures(frames).values():
         notes.append(say("duplicates.without", source=e.source, why=unknown_from_error(e).headline))
-    if facts["surplus"] is None:
-        notes.append(say("duplicates.stream_untold"))
-    else:
-        since = rows.one(frames["stream"], StreamTotals).since
-        compared = facts | {"since": since and f"{since:%H:%M:%S}"}
-        notes.append(say("duplicates.stream_more" if facts["surplus"] else "duplicates.stream_agrees", **compared))
     if facts["absorbed"]:
         notes.append(say("duplicates.estimate", **facts))
     if facts["entries"] == 0:

@@ -354,7 +354,9 @@ def read_log(frames: Frames) -> LogSummary | None:
     def last(names: tuple[str, ...]) -> pd.Timestamp | None:
         return max((p.last for p in phrases if p.phrase in names and p.last is not None), default=None)
 
-    closed, started = last(CLOSED), last(STARTED)
+    # The services write a known phrase, and the cause behind it.
+    causes = [t.last for t in texts if t.phrase in FAILED_TRY and t.last and any(c in t.detail for c in CLOSED)]
+    closed, started = max([at for at in (last(CLOSED), *causes) if at is not None], default=None), last(STARTED)
     disconnected = closed is not None and (started is None or started <= closed)
     # Among current phrases those with the database's words come first: they name the cause.
     named = {t.phrase for t in texts if t.now and _match_database(t.detail)}
@@ -541,7 +543,10 @@ def _weigh_modes(frames: Frames, given: JudgeInput, failing: Status, *, closed: 
     """Return the weight of the log's evidence by failure mode, and its phrase; for retries it depends on `failing`."""
     many, likely, past = given.number("phrase.many"), given.number("phrase.now"), given.number("phrase.past")
     strongest: dict[str, tuple[float, str]] = {}
-    for found in rows.each(frames.get("phrases"), PhraseCount):
+    phrases = rows.each(frames.get("phrases"), PhraseCount)
+    if closed and not any(p.phrase in CLOSED for p in phrases):
+        phrases.append(PhraseCount(CLOSED[-1]))  # a cause behind another phrase
+    for found in phrases:
         weight = many if found.now >= given.number("tries.pattern") else likely if found.now else past
         if found.phrase in RETRIED:
             weight = given.number(RETRY_WEIGHTS[failing]) if failing in RETRY_WEIGHTS else 0.0

@@ -216,6 +216,14 @@ def advisories_in_window(frames: Frames, name: str, given: JudgeInput) -> pd.Dat
     return found.dropna(subset=["stream_seq"]).drop_duplicates("stream_seq")
 
 
+def advisories_read_since(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
+    """Return since when the advisories of both kinds were read; None if all of the window were."""
+    begin = given.as_of - pd.Timedelta(minutes=given.window_minutes)
+    read = [table(frames, name, "time") for name in ("terminated", "exhausted")]
+    oldest = [pd.Timestamp(frame["time"].min()) for frame in read if frame.attrs.get("capped") and len(frame)]
+    return max((at for at in oldest if at > begin), default=None)
+
+
 def query_if_cheap(db: Snapshot, answers: Frames, queries: Mapping[str, dict[str, Any]]) -> None:
     """Run queries that may exceed the cost limit; a query over the limit leaves no frame."""
     for name, params in queries.items():
@@ -281,7 +289,7 @@ def unread_tables(frames: Frames) -> dict[str, SourceError]:
     return {part: e for part, e in failures(frames).items() if part in TABLES}
 
 
-def reading_notes(frames: Frames, *queries: str) -> tuple[Text, ...]:
+def reading_notes(frames: Frames, given: JudgeInput, *queries: str) -> tuple[Text, ...]:
     """Return notes on samples, queries over the cost limit, failed sources, and rows older than the window."""
     notes = []
     for name in ("outbox_failed", "letters"):
@@ -295,6 +303,8 @@ def reading_notes(frames: Frames, *queries: str) -> tuple[Text, ...]:
     sources = {e.source: e for part, e in failures(frames).items() if part not in tables}
     notes += [say("letters.without", source=e.source, why=e.detail) for e in sources.values()]
     notes += notes_of_failures(tables)
+    if advisories_read_since(frames, given) is not None:
+        notes.append(say("letters.advisories_capped", n=given.number("dead_letters.advisories")))
     older = sum(store.n for store in rows.each(frames.get("older"), Count) if store.n is not None)
     if older:
         notes.append(say("letters.older", n=older))

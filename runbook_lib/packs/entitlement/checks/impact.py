@@ -103,6 +103,17 @@ class Impact(rows.Row):
 IMPACT = [f.name for f in fields(Impact)]
 
 
+class EarlierImpact(Impact):
+    """What an earlier run of this section measured, and the onset of which it spoke."""
+
+    onset: pd.Timestamp | None = None
+
+    def replaces(self, now: Impact, began: pd.Timestamp | None, margin: pd.Timedelta) -> bool:
+        """Return whether this has what retention took from `now`: of about the same onset, and not shorter."""
+        same = began is None or self.onset is None or abs(self.onset - began) <= margin
+        return same and (now.minutes is None or (self.minutes is not None and self.minutes >= now.minutes))
+
+
 def collect_impact(rb: Context) -> Frames:
     """7.1: read the runs of the incident, and the tables bucket by bucket.
 
@@ -151,7 +162,7 @@ def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFra
         "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
         "letters": db.try_ask("postmortem/dead_letters", **stretch),
         "unprocessed": never,
-        "deletions": db.try_ask(Oldest.QUESTION) if missing else None,
+        "deletions": db.try_ask(Oldest.QUERY) if missing else None,
         "outbox": _sum_buckets(outbox),
         "notifications": _sum_buckets(sent),
     }
@@ -168,14 +179,16 @@ def _sum_buckets(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
 
 def _read_earlier_impact(rb: Context) -> Frames:
     """Return what earlier runs of this section measured: since then retention may have deleted the rows."""
-    measured: dict[str, Impact] = {}
+    measured: list[EarlierImpact] = []
     for entry in lines(rb.archive):
         if entry.get("section") == OWN:
-            found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {}).get("frames", {}).get("impact")
-            for r in rows.each(record.frame_from_json(found), Impact) if found else ():
+            found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {})
+            frame, onset = (found.get(name, {}) for name in ("frames", "values"))
+            since = pd.Timestamp(told) if (told := onset.get("onset", {}).get("value")) else None
+            for r in rows.each(record.frame_from_json(frame["impact"]), Impact) if "impact" in frame else ():
                 if r.why == "":
-                    measured[r.slo] = replace(r, name=entry["name"])
-    return {"earlier": rows.frame(measured.values(), Impact)}
+                    measured.append(EarlierImpact(**vars(replace(r, name=entry["name"])), onset=since))
+    return {"earlier": timed(rows.frame(measured, EarlierImpact), "since", "onset")}
 
 
 def _read_missed(archive: Archive, runs: pd.DataFrame) -> Frames:
@@ -195,11 +208,6 @@ def allowed_share(slo: Slo) -> float | None:
         return 1 - slo.number / 100
     percentile = re.match(r"p(\d+)", slo.sli)
     return (100 - int(percentile[1])) / 100 if percentile else None
-
-
-def _allowed_percent(given: JudgeInput, slo: str) -> float:
-    """Return the percentage of events that an objective allows to be bad."""
-    return 100 * _allowed_or_zero(given.slos[slo])
 
 
 def _allowed_or_zero(slo: Slo) -> float:
@@ -324,7 +332,8 @@ def measure_impacts(frames: Frames, given: JudgeInput, went: IncidentTimes) -> l
     span, found, begin = span_of(frames), objective_levels(frames, given), went.began.at
     next_one = min((i.since for i in went.others if begin is not None and i.since > begin), default=None)
     failure = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
-    earlier = {r.slo: r for r in rows.each(frames.get("earlier"), Impact)}
+    earlier = rows.each(frames.get("earlier"), EarlierImpact)
+    margin = pd.Timedelta(hours=given.number("postmortem.margin"))
     missed = rows.each(frames.get("missed"), MissedObjective)
     seen = {m.slo: m.name for m in missed if span is None or (m.looked_at and m.looked_at <= span.until)}
     impacts = []
@@ -343,8 +352,16 @@ def measure_impacts(frames: Frames, given: JudgeInput, went: IncidentTimes) -> l
             r = replace(r, budget=spent, counted=counted)
             if name != "NOTI-D":  # dead letters are never cleaned
                 r = _apply_retention(r, _read_reach(frames, given, name), begin or span.since, span.until)
-        if r.why not in ("", "no_events") and name in earlier:
-            r = replace(earlier[name], why="earlier")
+            if name == "NOTI-B" and not r.why:
+                # The events that were lost are known by their rows in the outbox.
+                reach = _read_reach(frames, given, "ENT-C")
+                if _apply_retention(r, reach, begin or span.since, span.until).why:
+                    r = replace(r, why="partly", since=reach.oldest or reach.horizon)
+        if r.why not in ("", "no_events", "no_time"):
+            kept = [e for e in earlier if e.slo == name and e.replaces(r, begin, margin)]
+            if kept:
+                longest = vars(max(kept, key=lambda e: (e.minutes is not None, e.minutes)))
+                r = Impact(**{name: longest[name] for name in IMPACT} | {"why": "earlier"})
         if name in seen and not r.hit:
             r = replace(r, why="seen", minutes=None, name=seen[name])
         impacts.append(r)
@@ -516,6 +533,7 @@ def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
     """Return the panels of three objectives, of the notifications, and of each queue that left its ordinary range."""
     found = objective_levels(frames, given)
     edges = [span.at(i) for i in range(span.buckets + 1)]
+    late, slow = (_allowed_or_zero(given.slos[slo]) for slo in ("NOTI-B", "ENT-C"))
     panels = [
         Panel(
             f"{slo}: {title}",
@@ -529,8 +547,8 @@ def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
             fill=rows_only,
         )
         for slo, title, unit, limit, colour, rows_only in (
-            ("NOTI-B", "late deliveries", "% of events", _allowed_percent(given, "NOTI-B"), charts.BLUE, False),
-            ("ENT-C", "late publishing", "% of events", _allowed_percent(given, "ENT-C"), charts.GREEN, False),
+            ("NOTI-B", "late deliveries", "% of events", 100 * late, charts.BLUE, False),
+            ("ENT-C", "late publishing", "% of events", 100 * slow, charts.GREEN, False),
             ("NOTI-D", "new dead letters", "rows", 1.0, charts.RED, True),
         )
         if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any())

@@ -124,9 +124,13 @@ def detection(frames: Frames, given: JudgeInput) -> Moment:
 
 
 def green(frames: Frames, since: pd.Timestamp | None) -> Moment:
-    """Return the first OK run of section 6 after the last bad run (CRITICAL in 3 or 4, not OK in 6)."""
+    """Return the first OK run of section 6 after the last bad run (CRITICAL in 3 or 4, not OK in 6).
+
+    In the order of the moments that they looked at: a look back at the incident does not undo its end.
+    """
     last = None
-    for run in runs_of(frames):
+    looked = [(run.looked_at or run.started, run) for run in runs_of(frames) if run.started is not None]
+    for _, run in sorted(looked, key=lambda each: each[0]):
         if run.section == "6" and run.status == "OK":
             late_enough = since is None or (run.looked_at is not None and run.looked_at >= since)
             last = run if last is None and late_enough else last

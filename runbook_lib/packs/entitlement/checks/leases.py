@@ -243,7 +243,7 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
     elif stopping:
         key = "leases.stuck"
     else:
-        key = "leases.alive" if seen.total or sent else "leases.idle"
+        key = "leases.alive" if sent or seen.progress else "leases.unproven" if seen.total else "leases.idle"
     at_work = not stopping and (bool(sent) or seen.progress)
     spends = "" if stopping or seen.refusing(given) else seen.spends(given)
     # A worker with due rows that finished none between two samples may hang since its last sign of life.
@@ -345,6 +345,8 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     seconds = round(apart_s or given.number("looks.apart"), 1)
     before = {row.notification_id: row for row in first}
     both = [(before[row.notification_id], row) for row in second if row.notification_id in before]
+    # A row that failed was given back, and anybody may claim it again.
+    both = [(a, b) for a, b in both if a.attempt_count == b.attempt_count]
     taken = [(a, b) for a, b in both if a.locked_by != b.locked_by]
     again = sum(a.locked_by == b.locked_by and a.locked_at != b.locked_at for a, b in both)
     claimers = set(_find_claimers(first, second))
@@ -448,7 +450,8 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
     if before is not None:
         notes.append(say("leases.longer_before", s=before))
     if differs:
-        notes.append(say("leases.differs", written=written, configured=configured))
+        other = next(s for s in (shortest, written) if s is not None and abs(s - configured) > tolerance)
+        notes.append(say("leases.differs", written=other, configured=configured))
     if written is None:
         notes.append(say("leases.nothing_held"))
     key = "leases.too_short" if short else "leases.too_long" if long else "leases.fits"
@@ -533,8 +536,8 @@ def collect_clocks(rb: Context) -> Frames:
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, "notifications", {"worker": WorkerClock.QUESTION})
-        parts.ask(db, "processed_events", {"subscriber": SubscriberClock.QUESTION})
+        parts.ask(db, "notifications", {"worker": WorkerClock.QUERY})
+        parts.ask(db, "processed_events", {"subscriber": SubscriberClock.QUERY})
     return parts.any_answer() | {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
 
 

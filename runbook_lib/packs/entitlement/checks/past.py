@@ -63,15 +63,6 @@ class Span:
         numbers = found.apply(pd.to_numeric, errors="coerce").fillna(0.0).groupby(level=0).sum()
         return pd.DataFrame(numbers.reindex(range(-1, self.buckets), fill_value=0.0).astype(float))
 
-    def fine(self, step_s: float, buckets: float, minutes: float) -> Span:
-        """Return the same interval in steps of `step_s` if that needs at most `buckets` steps, else in whole minutes.
-
-        The number of minutes of a step is the smallest that needs at most `minutes` steps.
-        """
-        length_s = (self.until - self.since).total_seconds()
-        step = step_s if length_s <= step_s * buckets else 60 * math.ceil(length_s / 60 / minutes)
-        return Span(self.since, self.until, int(step))
-
 
 def queue_name(queue: str) -> Text:
     """Return the name of one of `QUEUES` as a text."""
@@ -93,8 +84,11 @@ def span_of(frames: Frames, name: str = "span") -> Span | None:
 
 
 def fine_span(span: Span, given: JudgeInput) -> Span:
-    """Return the span in the steps in which its queues are measured."""
-    return span.fine(given.number("past.step"), given.number("postmortem.buckets"), given.number("past.minutes"))
+    """Return the span in the steps in which its queues are measured: short ones, or as few whole minutes as fit."""
+    length_s, step_s = (span.until - span.since).total_seconds(), given.number("past.step")
+    if length_s > step_s * given.number("postmortem.buckets"):
+        step_s = 60 * math.ceil(length_s / 60 / given.number("past.minutes"))
+    return Span(span.since, span.until, int(step_s))
 
 
 def window(given: JudgeInput) -> Span:

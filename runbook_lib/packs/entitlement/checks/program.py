@@ -354,7 +354,8 @@ def proposals(given: JudgeInput, seen: LoopState, side: str) -> tuple[Proposal, 
 
     Empty if the cause is the database: 4.1.4 shows which session blocks or excludes the loop.
     """
-    if any(s.about == "database" and s.weight > 0 for s in given.evidence(seen.observation)):
+    known = given.evidence(seen.observation) if seen.observation else ()
+    if any(s.about == "database" and s.weight > 0 for s in known):
         return ()
     if seen.others:
         return (pods(given, change.SIDES[side][0]),)

@@ -14,7 +14,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check, failures, source_error_text
 from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
@@ -39,7 +39,6 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
-from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -91,12 +90,13 @@ UNWRITTEN = ("no_stream", "timeout", "unseen", "closed")
 
 
 class OutboxError(rows.Row, query="outbox/errors"):
-    """Unpublished events with the same error text."""
+    """Unpublished events with the same error text; no try of the newest was before `tried_after`."""
 
     status: str = ""
     last_error: str | None = None
     n: float = 0.0
     newest: pd.Timestamp | None = None
+    tried_after: pd.Timestamp | None = None
 
 
 class RelayBatch(rows.Row, query="outbox/batches"):
@@ -132,12 +132,12 @@ class Relay:
     - `cut_off`: notification, the broker's other client, has no connection.
     - `in_batch`: it holds rows, and their lease lets a batch last that long.
     - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running. `retrying`: events wait for
-      their next try, with the error of the last one, while others are published.
+      their next try, with the error of the last one, and others have been published since.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
     - `overloaded`: its settings let through less than what arrives (see `_is_overloaded`).
     - `slow`: the newest events were published late. `passed`: but not the very last ones. `ended`: the outage that
       delayed them is over.
-    - `n`: events published in the last `publish.now` minutes. `window_n`: in the whole window.
+    - `n`: events published in the last `publish.now` minutes.
     """
 
     queue: Outbox
@@ -155,7 +155,6 @@ class Relay:
     stands: program.LoopState
     ran: bool
     n: float | None
-    window_n: float | None
     slow: bool = False
     passed: bool = False
     ended: OutageEnd | None = None
@@ -186,11 +185,6 @@ class Relay:
     def waiting(self) -> bool:
         """Whether events wait for their next try."""
         return bool(self.queue.waiting_retry)
-
-    @property
-    def nothing(self) -> bool:
-        """Whether nothing was published in the whole window."""
-        return self.window_n == 0
 
     @property
     def may_hang(self) -> bool:
@@ -244,7 +238,7 @@ def collect(rb: Context) -> Frames:
         pause_s = None
         if late:
             # The times of a batch are its start, so a relay at work may look as if it had stopped.
-            if _read_relay(frames | parts.frames(), rb.given(), queue, None, None).stopped:
+            if _read_relay(frames | parts.frames(), rb.given(), queue, None).stopped:
                 pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
         elif publishes or queue.ready or queue.leased:
             pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
@@ -303,7 +297,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             notes=(*notes, say("publish.present_only")),
             hops=(Hop("relay", past=past.hop_history(frames, given, "outbox")),),
         )
-    seen = _read_relay(frames, given, queue, lately.n, window.n)
+    seen = _read_relay(frames, given, queue, lately.n)
     if seen.may_hang:
         sign_s = seconds_between(_last_sign(queue), queue.now)
         shows_s = program.look_again_s(given, limits["outbox.oldest_due"], sign_s, queue.leased)
@@ -320,7 +314,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         Value("outbox.silence", seen.silence_s, "s"),
     ]
     if (broker := failures(frames).get("broker")) is not None:
-        why = explain_error(broker)
+        why = source_error_text(broker)
         notes.append(say("publish.broker", why=why))
     slow = bool(lately.n) and delay_value.status is not Status.OK
     passed = slow and not (seen.wrong or queue.tried or queue.failed) and outage.has_passed(frames, given, "published")
@@ -345,7 +339,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             p95=lately.p95,
             n=lately.n,
             minutes=given.number("publish.now"),
-            window_n=window.n,
             error=say(_KIND_KEYS[seen.kind], subjects=rows.value(frames.get("broker"), "subjects", str)),
             arrived=queue.arrived_1m,
             left=queue.published_1m,
@@ -365,7 +358,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None, window_n: float | None) -> Relay:
+def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None) -> Relay:
     limit, oldest = given.limits["outbox.oldest_due"], queue.oldest_s
     sign = _last_sign(queue)
     since_last = oldest if queue.now is None or sign is None else (queue.now - sign).total_seconds()
@@ -373,11 +366,15 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
     publishes = _published_lately(queue, given.number("success.lately"))
     live, kind = count_live_errors(frames)
+    present, present_kind = count_live_errors(frames, queue.last_published)
     if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
         # The relay has just claimed the failed rows again, and a claim clears the error.
-        live, kind = queue.tried, "unseen"
-    # While publishes succeed, rows with an error of the broker or of the connection only wait for their next try.
-    failing = live > 0 and queue.tried > 0 and (kind in ONE_BY_ONE or not publishes)
+        live, kind = present, present_kind = queue.tried, "unseen"
+    # With an error of the broker or of the connection, rows that failed before the last success only wait for their
+    # next try.
+    if present and kind not in ONE_BY_ONE:
+        kind = present_kind
+    failing = live > 0 and queue.tried > 0 and (kind in ONE_BY_ONE or (present > 0 and not publishes))
     late = limit.reached(oldest)
     broker = failures(frames).get("broker")
     writes = quorum.writes(frames, given, facts_of(given).streams.events, "broker")
@@ -405,9 +402,8 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
         cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
         n=n,
-        window_n=window_n,
         overloaded=_is_overloaded(frames, given, queue),
-        retrying=live > 0 and publishes and not failing,
+        retrying=live > 0 and not failing,
         ran=moved or program.seen_running(frames, given, "relay"),
     )
 
@@ -456,11 +452,13 @@ def _published_lately(queue: Outbox, lately_s: float) -> bool:
     return published_s is not None and published_s < lately_s
 
 
-def count_live_errors(frames: Frames) -> tuple[float, str]:
-    """Return how many rows have a current error, and the most frequent kind of it."""
+def count_live_errors(frames: Frames, since: pd.Timestamp | None = None) -> tuple[float, str]:
+    """Return how many rows have a current error, of a try after `since` if given, and the most frequent kind of it."""
     kinds: Counter[str] = Counter()
     for error in rows.each(frames.get("errors"), OutboxError):
-        if error.status == "PENDING" and error.last_error is not None:
+        tried = error.tried_after or error.newest
+        over = since is not None and tried is not None and tried <= since
+        if error.status == "PENDING" and error.last_error is not None and not over:
             kinds[kind_of(error.last_error)] += int(error.n)
     return (float(kinds.total()), max(sorted(kinds), key=kinds.__getitem__)) if kinds else (0.0, "other")
 
@@ -625,7 +623,6 @@ OUTBOX = Cases[Relay](
     Case("publish.slow", S.slow, read=_other_sections),
     Case("publish.flowing", S.n, read=_other_sections),
     Case("publish.waiting", S.waiting, Status.WARNING, read=_other_sections),
-    Case("publish.idle", S.nothing, read=_other_sections),
     Case("publish.quiet", read=_other_sections),
 )
 #: The cases of the step: first a broker that accepts nothing, then a process that shows why it does not work.

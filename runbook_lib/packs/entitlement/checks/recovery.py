@@ -40,6 +40,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
+from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _deciding_counts(flows: pd.DataFrame | None, due: float, given: JudgeInput) 
         return stats.flow_test(came, gone, minutes, due).verdict
 
     # A longer time in which the queue grew shows nothing about the last minute.
-    last, longer = flows_of(1), flows_of(given.number("flow.longer"))
+    last, longer = flows_of(1), flows_of(min(given.number("flow.longer"), given.window_minutes))
     return last if verdict(*last) in ("draining", "filling") or verdict(*longer) == "filling" else longer
 
 
@@ -385,7 +386,7 @@ def collect_dead_letters(rb: Context) -> Frames:
     parts = FrameCollector()
     with rb.snapshot() as db:
         parts.answers["letters"] = db.ask("recovery/dead_letters")
-        parts.ask(db, "outbox", {"outbox_failed": OutboxFailed.QUESTION})
+        parts.ask(db, "outbox", {"outbox_failed": OutboxFailed.QUERY})
     return parts.frames()
 
 
@@ -454,10 +455,15 @@ def _dead_letter_gaps(letters: pd.DataFrame, given: JudgeInput) -> tuple[int, fl
     found = int(pd.to_numeric(letters["n"]).sum())
     last = pd.to_datetime(letters["last"], utc=True).max() if "last" in letters else None
     known = seconds_between(last, given.as_of)
-    ago_s = letters["tens_ago"] * given.number("recovery.step")
+    step_s = given.number("recovery.step")
+    ago_s = letters["tens_ago"] * step_s
     silence = float(ago_s.min()) if known is None else known
     extent = float(ago_s.max() - ago_s.min())
-    return found, silence, given.number("letters.gaps") * extent / max(found - 1, 1)
+    # All letters of a batch have its time, and those of the next one come a batch later.
+    pauses = ago_s.sort_values().diff()
+    batch_s = pauses[(pauses > step_s) & (pauses <= given.number("past.gap"))].max()
+    gap = given.number("letters.gaps") * extent / max(found - 1, 1)
+    return found, silence, max(gap, 0.0 if pd.isna(batch_s) else float(batch_s))
 
 
 # 6.4 --------------------------------------------------------------------------------------------------------
@@ -632,6 +638,7 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
     found = judge_each(frames, given, SIDE_EFFECTS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     first = max(bad.values(), key=lambda f: f.status.rank, default=None)
+    consumers = len(facts_of(given).streams.durables) if found["broker"].counts else None
     values = [
         Value(name, found[part].value(value), unit)
         for name, part, value, unit in (
@@ -645,7 +652,7 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
         )
     ]
     return judged(
-        first.headline if first else say("recovery.nothing_new", minutes=given.window_minutes),
+        first.headline if first else say("recovery.nothing_new", minutes=given.window_minutes, consumers=consumers),
         values,
         at_least=worst(f.status for f in found.values() if f.counts),
         reason=first.reason if first else None,

@@ -134,14 +134,14 @@ def collect_impact(rb: Context) -> Frames:
         parts.ask(
             db,
             "waiting events",
-            {"affected": Affected.QUESTION},
+            {"affected": Affected.QUERY},
             late_s=rb.catalog.limits["backlog.oldest_due"].warning,
         )
         _ask_for_deletions(rb, db, parts)
-        own = {"outbox": Outbox.QUESTION, "outbox_age": OutboxAge.QUESTION, "last_event": LastEvent.QUESTION}
-        parts.ask(db, "outbox", own | {"publish_delay": Delay.QUESTION}, since=now)
-        parts.ask(db, "outbox", {"publish_delay_lately": Delay.QUESTION}, since=rb.as_of - lately)
-        parts.ask(db, "notifications", {"notifications": Notifications.QUESTION})
+        own = {"outbox": Outbox.QUERY, "outbox_age": OutboxAge.QUERY, "last_event": LastEvent.QUERY}
+        parts.ask(db, "outbox", own | {"publish_delay": Delay.QUERY}, since=now)
+        parts.ask(db, "outbox", {"publish_delay_lately": Delay.QUERY}, since=rb.as_of - lately)
+        parts.ask(db, "notifications", {"notifications": Notifications.QUERY})
         asked = {
             "delivered": db.try_ask("sli/delivered", since=now),
             "given_up": db.try_ask("sli/given_up_users", since=now),
@@ -165,7 +165,7 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
     missing = [at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"]
     if not sum(missing):
         return
-    parts.ask(db, "deletions", {"deletions": Oldest.QUESTION})
+    parts.ask(db, "deletions", {"deletions": Oldest.QUERY})
     oldest = rows.first(parts.answers.get("deletions"), Oldest)
     if oldest is not None and oldest.may_lack(1, rb.number("retention.notifications")):
         with parts.part("consumer") as answers:
@@ -310,7 +310,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     doubtful = sum(at.events for at in rows.each(frames.get("affected"), Affected) if at.place == "all") - late.events
     given_up = rows.first(frames.get("given_up"), GivenUp)
     lost = given_up.events if given_up else None
-    begin, how = onset(frames, given) if missed or late.events else (None, "")
+    # Rows that were given up long ago miss ENT-E for ever: the traffic of today does not tell since when.
+    begin, how = onset(frames, given) if late.events or {*missed} - {"ENT-E"} else (None, "")
     ttd = seconds_between(begin, given.detected_at) if begin is not None else None
     since = None if begin is None else _format_utc(begin)
     detected_at = None if given.detected_at is None else _format_utc(given.detected_at)
@@ -321,6 +322,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         Value("impact.users", None if "waiting events" in unread else late.users, "users"),
         Value("impact.given_up", lost, "events"),
         Value("impact.given_up_users", given_up.users if given_up else None, "users"),
+        Value("impact.missed", ", ".join(missed) or None),
         Value("impact.onset", since),
         Value("detected_by", given.detected_by or None),
         Value("detected_at", detected_at),
@@ -388,6 +390,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("response.detected", by=by, at=detected_at))
     if how:
         notes.append(say(_ONSET_KEYS[how], at=since, ago=seconds_between(begin, given.as_of)))
+    elif begin_before := _began_before(frames, given):
+        notes.append(say("response.onset_before", at=_format_utc(begin_before)))
     # What could not be read, or is not clear, is more than "no impact".
     instead = [*failure_notes, *unclear]
     if key not in ("response.no_impact", "response.no_impact_now"):
@@ -465,9 +469,12 @@ def _flow_histories(frames: Frames, given: JudgeInput) -> Iterator[Hop]:
 def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
     """Return the onset and a key of `_ONSET_KEYS`: by the oldest waiting event, else by a change in a flow's rate.
 
-    A change is known to the minute only; the first event that was too slow after it gives a more exact time.
+    A change is known to the minute only; the first event that was too slow after it gives a more exact time. None and
+    "" if neither tells, or if events may wait for longer than they were read.
     """
     ages = [at.oldest_s for at in _read_waiting(frames, given) if at.oldest_s is not None]
+    if _began_before(frames, given) is not None:
+        return None, ""
     if ages:
         return given.as_of - pd.Timedelta(seconds=max(ages)), "oldest"
     found = []
@@ -487,6 +494,14 @@ def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
         slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
     ).min()
     return (min(found), "change") if pd.isna(first) else (first, "slow")
+
+
+def _began_before(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
+    """Return the time of the oldest waiting event that was read, if older ones may wait; None if they do not."""
+    waiting = [(at, at.oldest_s) for at in _read_waiting(frames, given) if at.events and at.oldest_s is not None]
+    edge_s, most = 60 * (given.window_minutes - 1), given.number("affected.most")
+    cut = any(at.events >= most or (at.place == "broker" and oldest_s >= edge_s) for at, oldest_s in waiting)
+    return given.as_of - pd.Timedelta(seconds=max(oldest_s for _, oldest_s in waiting)) if cut else None
 
 
 def _seconds_without_event(frames: Frames, given: JudgeInput) -> float | None:
@@ -889,8 +904,8 @@ def record_rows(given: JudgeInput) -> pd.DataFrame:
             ("users_waiting", impact.value("impact.users")),
             ("events_given_up", impact.value("impact.given_up")),
         ]
-        missed = impact.headline.params.get("missed")
-        facts.append(("objectives_missed", missed or "-"))
+        unread = impact.status is Status.UNKNOWN
+        facts.append(("objectives_missed", impact.value("impact.missed") or ("?" if unread else "-")))
     if place is not None:
         modes: dict[str, float] = {}
         for s in place.signals:

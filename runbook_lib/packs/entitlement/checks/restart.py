@@ -75,7 +75,7 @@ def judge_restart(frames: Frames, given: JudgeInput) -> Finding:
     notes = [say("restart.leased_note", lease=facts_of(given).lease_s, leased=about.leased)]
     if about.workload == "notification":
         notes.append(say("restart.outage_note"))
-    notes += [say("restart.start_note"), say("restart.stream_note", stream=about.stream)]
+    notes += [say("restart.start_note", name=about.name), say("restart.stream_note", stream=about.stream)]
     return judged(
         headline,
         at_least=status,

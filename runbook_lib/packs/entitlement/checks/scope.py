@@ -11,7 +11,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import evidence_from_error
-from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.check import Check, failures, source_error_text, unknown_from_error
 from runbook_lib.checks.parts import (
     FrameCollector,
     no_data,
@@ -41,7 +41,6 @@ from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered
-from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def collect_schema(rb: Context, schema: str, activity: Mapping[str, Mapping[str,
             "tables": db.ask("scope/columns", schema=schema),
             "indexes": db.ask("scope/indexes", schema=schema),
         }
-        for name, query in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUESTION)):
+        for name, query in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUERY)):
             result = db.try_ask(query, schema=schema)
             if result is not None:
                 frames[name] = result
@@ -249,20 +248,29 @@ def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
     waits = given.limits.value("outbox.oldest_due", oldest)
     names = worker_names(frames)
     late = waits.status is not Status.OK
+    fails = not late and _only_retries(outbox.waiting_retry, since, given)
     return judged(
         say(
-            "scope.relay_late" if late else "scope.relay_well",
+            "scope.relay_late" if late else "scope.relay_retries" if fails else "scope.relay_well",
             published=_format_age(since),
             due=due,
             oldest=oldest,
+            waiting=outbox.waiting_retry,
         ),
         [Value("outbox.due", due, "rows"), waits, Value("relay.last_publish", since, "s")],
+        at_least=Status.WARNING if fails else Status.OK,
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
         signals=given.evidence("scope.relay_late") if late else (),
         hops=(Hop("relay", waiting=due, oldest_s=oldest, alive=names or None, late=late),),
-        next_sections=("4.1",) if late else (),
+        next_sections=("4.1",) if late or fails else (),
         show=("holders", "sessions"),
     )
+
+
+def _only_retries(waiting: float, succeeded_s: float | None, given: JudgeInput) -> bool:
+    """Return whether rows wait for their next try, and none of the others has succeeded lately."""
+    lately = succeeded_s is not None and succeeded_s < given.number("success.lately")
+    return waiting >= given.number("tries.pattern") and not lately
 
 
 def worker_names(frames: Frames) -> str:
@@ -276,7 +284,7 @@ def collect_notification(rb: Context) -> Frames:
     Frames: those of `collect_schema`, processed, oldest, sent, backlog, holders.
     """
     tables = {
-        "processed_events": {"processed": Registered.QUESTION, "oldest": retention.Oldest.QUESTION},
+        "processed_events": {"processed": Registered.QUERY, "oldest": retention.Oldest.QUERY},
         "notifications": {
             "sent": "notifications/activity",
             "backlog": "notifications/backlog",
@@ -309,18 +317,22 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
         *((given.limits.value("worker.heartbeat", max(claims)),) if claims else ()),
     ]
     late = any(v.status in (Status.WARNING, Status.CRITICAL) for v in values[len(schema.values) :])
+    fails = queue is not None and "sent" in frames and _only_retries(queue.waiting_retry, since_sent, given)
     clean_up = retention.judge_clean_up(frames, given)
     activity = say(
-        "scope.notification_late" if late else "scope.notification_well",
+        "scope.notification_late" if late else "scope.notification_retries" if fails else "scope.notification_well",
         processed=say("scope.not_read") if "processed_events" in unread else _format_age(since_processed),
         sent=_format_age(since_sent),
         due=due,
         oldest=oldest,
+        waiting=queue.waiting_retry if queue else None,
     )
     return judged(
         say("scope.service", schema=schema.headline, activity=notes[0] if "notifications" in unread else activity),
         [*values, *clean_up.values],
-        at_least=worst([schema.status, Status.UNKNOWN if unread else Status.OK]),
+        at_least=worst(
+            [schema.status, Status.UNKNOWN if unread else Status.OK, Status.WARNING if fails else Status.OK]
+        ),
         reason=next((e.reason for e in unread.values()), None),
         notes=(*schema.notes, *notes, *clean_up.notes),
         signals=(
@@ -375,7 +387,8 @@ def collect_broker(rb: Context) -> Frames:
         server |= {
             "clients": _sum_counts(varz, "connections"),
             "slow_consumers": _sum_counts(varz, "slow_consumers"),
-            "started_at": max((pd.Timestamp(v["start"]) for v in varz if v.get("start")), default=None),
+            # The broker was away only if no node has run for longer.
+            "started_at": min((pd.Timestamp(v["start"]) for v in varz if v.get("start")), default=None),
         }
         answers["nodes"] = quorum.nodes(cluster)
         members += quorum.meta(cluster)
@@ -503,6 +516,7 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
         return no_data("JetStream")
     missing = [s.stream for s in streams if not s.exists] + [c.durable for c in consumers if not c.exists]
     unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
+    events_unbound = consumers[0].durable in unbound
     differences, names = _find_differences(streams, consumers, given), ", ".join(missing)
     published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
     if streams[0].stream in missing and isinstance(published, float) and published < given.number("processed.lately"):
@@ -515,7 +529,8 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
     broken, thin = _find_raft_problems(frames, given, nodes)
     lost = any(g.writes is False and g.name != quorum.META for g in broken)
     status = Status.WARNING if differences or monitor or thin or nodes.partly else Status.OK
-    headline = say("scope.broker_well", version=server.version, streams=len(streams), n=present)
+    well_key = "scope.broker_bound" if differences else "scope.broker_well"
+    headline = say(well_key, version=server.version, streams=len(streams), n=present)
     if missing:
         headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
     elif broken:
@@ -527,7 +542,7 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
     if well and restarted_s is not None:
         headline, status = say("scope.broker_restarted", ago=restarted_s), Status.WARNING
     if monitor:
-        headline = say("scope.without_monitor", broker=headline, why=explain_error(monitor))
+        headline = say("scope.without_monitor", broker=headline, why=source_error_text(monitor))
     return judged(
         headline,
         [
@@ -551,7 +566,7 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
             *(given.evidence("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
             *(given.evidence("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
             *(given.evidence(_observe_missing(missing, streams, consumers)) if missing else ()),
-            *(given.evidence("scope.unbound") if unbound else ()),
+            *(given.evidence("scope.unbound" if events_unbound else "scope.record_missing") if unbound else ()),
             *(given.evidence("scope.broker_well" if restarted_s is None else "scope.broker_restarted") if well else ()),
         ),
         proposals=(proposals.pods(given, "nats"), proposals.logs(given, "nats")) if broken else (),

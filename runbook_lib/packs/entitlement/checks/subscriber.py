@@ -13,7 +13,7 @@ from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check, failures, source_error_text
 from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between, signals_of_failures
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import (
@@ -38,7 +38,6 @@ from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
 from runbook_lib.packs.entitlement.rows import Letters, Registered
-from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 
 if TYPE_CHECKING:
@@ -294,7 +293,7 @@ def collect(rb: Context) -> Frames:
             "activity": db.try_ask("notifications/registered"),
         }
         frames |= {name: frame for name, frame in others.items() if frame is not None}
-        frames["unprocessed"] = db.ask(missing.Unprocessed.QUESTION, settled_s=missing.settled_s(rb, before))
+        frames["unprocessed"] = db.ask(missing.Unprocessed.QUERY, settled_s=missing.settled_s(rb, before))
     missing.locate(rb, parts, before)
     if _read_subscriber(parts.frames(), rb.given()).may_hang:
         with parts.part("consumer_later") as frames:
@@ -574,7 +573,7 @@ def _name_bound_client(frames: Frames) -> str:
 def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any]) -> list[Text]:
     notes = []
     for e in failures(frames).values():
-        notes.append(say("subscriber.without", source=e.source, why=explain_error(e)))
+        notes.append(say("subscriber.without", source=e.source, why=source_error_text(e)))
     if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
     if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:

@@ -84,9 +84,7 @@ class SettingRow(rows.Row):
 class Workload(rows.Row):
     """The workload of a side."""
 
-    name: str = ""
     replicas: int | None = None
-    strategy: str | None = None
 
 
 class ForbiddenVariable(rows.Row):
@@ -119,9 +117,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
     environment: dict[str, str] | None = None
     with parts.part("workload") as found:
         environment = rb.workloads.environment(program)
-        found["workload"] = row(
-            name=program, replicas=rb.workloads.replicas(program), strategy=rb.workloads.strategy(program)
-        )
+        found["workload"] = row(replicas=rb.workloads.replicas(program))
     parts.answers["settings"] = _read_settings(rb, side, environment)
     if which == "notification" and environment is not None:
         found = parts.answers
@@ -328,7 +324,8 @@ def _read_flow(frames: Frames, given: JudgeInput, side: ThrottledWorker, at: pd.
     queue = rows.one(frames.get("backlog"), side.queue)
     last = rows.first(frames.get("activity"), LastMinute) or rows.one(frames.get("backlog"), LastMinute)
     gone = last.published_1m if last.sent_1m is None else last.sent_1m
-    minutes = int(given.number("throttle.rate"))
+    # The first minute of the window was read in part.
+    minutes = min(int(given.number("throttle.rate")), max(int(given.window_minutes) - 1, 1))
     return Flow(
         came=_count_per_minute(frames, "came", at, minutes, last.arrived_1m),
         gone=_count_per_minute(frames, "gone", at, minutes, gone),

@@ -85,6 +85,9 @@ def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iter
     >>> column = {"item": "table s.t", "setting": "column c", "before": "", "now": "text not null"}
     >>> observation(column, "entitlement", [])
     'changed.column_required'
+    >>> trigger = {"item": "table notification.notifications", "setting": "trigger t", "before": "", "now": "CREATE"}
+    >>> observation(trigger, "entitlement", [])
+    'changed.queue_trigger'
     """
     kind, _, name = change["item"].partition(" ")
     if kind == "workload":
@@ -102,6 +105,9 @@ def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iter
     # Without the key the flow goes on, and each redelivery notifies again.
     if name == "notification.processed_events" and _KEY.match(change["before"]) and not change["now"]:
         return "changed.duplicate_key"
+    # What begins to flow again may be sent again and again, if the trigger rejects the worker's mark.
+    if name == "notification.notifications" and change["setting"].startswith("trigger ") and not change["before"]:
+        return "changed.queue_trigger"
     if kind in ("server", "role", "database") and _TUNING.fullmatch(change["setting"]):
         return "changed.tuning"
     return _OBSERVATIONS.get(kind, "changed.database")

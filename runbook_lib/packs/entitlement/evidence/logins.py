@@ -263,7 +263,7 @@ def _read_activity(rb: Context, workload: str) -> pd.DataFrame:
         streams = facts_of(rb).streams
         return row(bound=rb.jetstream.consumer(streams.events, streams.consumer).bound)
     with rb.snapshot() as db:
-        return row(last_published=rows.one(db.ask(Outbox.QUESTION), Outbox).last_published)
+        return row(last_published=rows.one(db.ask(Outbox.QUERY), Outbox).last_published)
 
 
 def _read_broker(rb: Context) -> Frames:

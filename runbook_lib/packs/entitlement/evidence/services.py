@@ -6,7 +6,7 @@ happens; one sample shows only a loop that is switched off, or that has been ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import groupby
@@ -24,21 +24,18 @@ PATH = "actuator/prometheus"
 
 @dataclass(frozen=True)
 class Task:
-    """A scheduled loop: its service, the end of its class's name, and whether it runs every second."""
+    """A scheduled loop that polls: its service, and the end of its class's name."""
 
     service: str
     worker: str
-    polls: bool = True
 
 
 TASKS = {
     "relay": Task("entitlement", "EntitlementOutboxWorker"),
     "delivery": Task("notification", "NotificationDeliveryWorker"),
-    "outbox_retention": Task("entitlement", "EntitlementRetentionWorker", polls=False),
-    "notification_retention": Task("notification", "NotificationRetentionWorker", polls=False),
 }
-#: The end of the class name of every clean-up.
-_RETENTION = "RetentionWorker"
+#: The ends of the class names of all loops; a clean-up shares its thread with the others.
+_KNOWN = (*(task.worker for task in TASKS.values()), "EntitlementRetentionWorker", "NotificationRetentionWorker")
 
 _RUNS = "tasks_scheduled_execution_seconds_count"
 _ACTIVE, _ACTIVE_MAX = "tasks_scheduled_execution_active_seconds_count", "tasks_scheduled_execution_active_seconds_max"
@@ -111,29 +108,18 @@ class LoopSeen:
     exception: str = ""
     share: float | None = None
     for_s: float | None = None
-    runs: float = 0.0
-    failures: float = 0.0
 
 
 @dataclass(frozen=True)
 class ServiceSeen:
-    """One process; None means unknown. `by` is "service" or "prometheus", `gap_s` the seconds between the samples.
-
-    `timeouts` of the pool and `errors` in the log are counted between the samples; with one sample, since the start.
-    """
+    """One process; None means unknown. `by` is "service" or "prometheus"."""
 
     service: str
     answers: RequestResult = RequestResult.NOT_SEEN
-    why: str = ""
     by: str = ""
-    gap_s: float | None = None
-    started: pd.Timestamp | None = None
     age_s: float | None = None
-    restarted: bool | None = None
     connections: float | None = None
     waiting: float | None = None
-    timeouts: float | None = None
-    errors: float | None = None
     loops: dict[str, LoopSeen] = field(default_factory=dict)
 
     @property
@@ -235,13 +221,13 @@ class _SeriesSample:
     by: str
     samples: Sequence[Sample]
 
-    def values(self, name: str, fits: Callable[[Sample], bool] = lambda s: True) -> list[float]:
-        """Return the values of the series that fit."""
-        return [s.value for s in self.samples if s.name == name and s.value == s.value and fits(s)]
+    def values(self, name: str) -> list[float]:
+        """Return the values of the series of this name."""
+        return [s.value for s in self.samples if s.name == name and s.value == s.value]
 
-    def total(self, name: str, fits: Callable[[Sample], bool] = lambda s: True) -> float | None:
-        """Return the sum of the series that fit; None without any."""
-        found = self.values(name, fits)
+    def total(self, name: str) -> float | None:
+        """Return the sum of the series of this name; None without any."""
+        found = self.values(name)
         return sum(found) if found else None
 
     def most(self, name: str, worker: str) -> float:
@@ -289,37 +275,23 @@ def _read_service(
 ) -> ServiceSeen:
     series = _group_samples(samples)
     direct = [a for a in asked if a.by == "service"]
-    answers, why = _read_answer(direct[-1] if direct else None)
+    answers = _read_answer(direct[-1] if direct else None)
     if not series or (answers in (RequestResult.HUNG, RequestResult.CLOSED) and series[-1].by == "service"):
         # The earlier sample is out of date: the service does not answer now.
-        return ServiceSeen(
-            service, answers, why, loops={n: LoopSeen(n) for n, t in TASKS.items() if t.service == service}
-        )
+        return ServiceSeen(service, answers, loops={n: LoopSeen(n) for n, t in TASKS.items() if t.service == service})
     last = series[-1]
     same = [s for s in series if s.started == last.started]
     first = same[0] if len(same) > 1 else None
     age = min(last.values("process_uptime_seconds"), default=None)
     if age is None and last.started is not None:
         age = max(last.at.timestamp() - last.started, 0.0)
-    gap = None if first is None else (last.at - first.at).total_seconds()
-
-    def grown(name: str, fits: Callable[[Sample], bool] = lambda s: True) -> float | None:
-        now, before = last.total(name, fits), first.total(name, fits) if first else None
-        return now if now is None or before is None else max(now - before, 0.0)  # a counter begins at 0
-
     return ServiceSeen(
         service,
         answers,
-        why,
         by=last.by,
-        gap_s=gap,
-        started=_to_timestamp(last.started),
         age_s=age,
-        restarted=None if len(series) < 2 else any(s.started != last.started for s in series),
         connections=last.total("hikaricp_connections"),
         waiting=last.total("hikaricp_connections_pending"),
-        timeouts=grown("hikaricp_connections_timeout_total"),
-        errors=grown("logback_events_total", lambda s: s.level.lower() == "error"),
         loops={
             name: _read_loop(name, task, first, last, age, numbers)
             for name, task in TASKS.items()
@@ -328,27 +300,19 @@ def _read_service(
     )
 
 
-def _to_timestamp(epoch_s: float | None) -> pd.Timestamp | None:
-    """Convert seconds since 1970; None also for a number that is not a valid time."""
-    try:
-        return None if epoch_s is None else pd.Timestamp(epoch_s, unit="s", tz="UTC")
-    except (ValueError, OverflowError):
-        return None
-
-
-def _read_answer(asked: ServiceRequest | None) -> tuple[RequestResult, str]:
+def _read_answer(asked: ServiceRequest | None) -> RequestResult:
     if asked is None or asked.reason == Reason.NOT_CONFIGURED:
-        return RequestResult.NOT_SEEN, ""
+        return RequestResult.NOT_SEEN
     if not asked.reason:
-        return RequestResult.YES, ""
+        return RequestResult.YES
     known = {"hung": RequestResult.HUNG, "no_connection": RequestResult.CLOSED, "no_answer": RequestResult.NOT_SEEN}
-    return known.get(asked.code, RequestResult.OTHER), asked.detail
+    return known.get(asked.code, RequestResult.OTHER)
 
 
 def _read_loop(
     name: str, task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, numbers: ServiceLimits
 ) -> LoopSeen:
-    worker = task.worker if task.polls else _RETENTION
+    worker = task.worker
     inside = last.most(_ACTIVE_MAX, worker) if last.most(_ACTIVE, worker) > 0 else 0.0
     others = {w for w in last.workers() if not w.endswith(worker)}
     held = max((last.most(_ACTIVE_MAX, w) for w in others if last.most(_ACTIVE, w) > 0), default=0.0)
@@ -360,27 +324,17 @@ def _read_loop(
             return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
         begun = age is not None and age >= numbers.young_s
         finished = any(sum(last.runs(w).values()) > 0 for w in others)
-        known = all(w.endswith(tuple(t.worker for t in TASKS.values())) for w in others)  # no other version's names
+        known = all(w.endswith(_KNOWN) for w in others)  # no other version's names
         return LoopSeen(name, LoopActivity.OFF if begun and finished and known and not held else LoopActivity.NOT_SEEN)
-    if not task.polls:
-        failed = total - ran.get("none", 0.0)
-        if inside >= numbers.long_s:
-            return LoopSeen(name, LoopActivity.LONG, for_s=inside)
-        if not total:
-            return LoopSeen(name)
-        doing = LoopActivity.FAILS if failed and not ran.get("none") else LoopActivity.RUNS
-        return LoopSeen(name, doing, _most_frequent_exception(ran), failed / total, runs=total, failures=failed)
     if first is None:
-        return (
-            LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name, runs=total)
-        )
+        return LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name)
     before = first.runs(worker)
     grown = {how: n - before.get(how, 0.0) for how, n in ran.items() if n > before.get(how, 0.0)}
     runs = sum(grown.values())
     failed = runs - grown.get("none", 0.0)
     if runs:
         doing = LoopActivity.FAILS if failed else LoopActivity.RUNS
-        return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None, runs, failed)
+        return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None)
     gap = (last.at - first.at).total_seconds()
     if inside >= gap or inside >= numbers.long_s:
         return LoopSeen(name, LoopActivity.LONG, for_s=inside)

@@ -145,7 +145,7 @@ def collect(db: Snapshot, role: str) -> Frames:
     Raises SourceError, also on a replica and behind a pooler, whose sessions are not the services' own.
     """
     _require_own_sessions(db)
-    return {"service_sessions": db.ask(Sessions.QUESTION, role=role), "transactions": db.ask(Transactions.QUESTION)}
+    return {"service_sessions": db.ask(Sessions.QUERY, role=role), "transactions": db.ask(Transactions.QUERY)}
 
 
 def _require_own_sessions(db: Snapshot) -> None:

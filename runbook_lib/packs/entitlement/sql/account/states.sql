@@ -85,7 +85,12 @@ WITH head AS (
     UNION ALL
     SELECT 'change', event_id, audit_id, occurred_at, NULL, NULL, 'due', true FROM lone
     UNION ALL
-    SELECT 'other', event_id, NULL, processed_at, NULL, NULL, 'due', NULL FROM other
+    -- Published events are removed after 24 h: of an older one the outbox can have no row.
+    SELECT 'other', event_id, NULL, processed_at, NULL,
+        CASE WHEN EXISTS (
+            SELECT FROM queued q WHERE q.event_id = other.event_id AND q.occurred_at < now() - interval '23 hours'
+        ) THEN 'PUBLISHED' END, 'due', NULL
+    FROM other
 ), registered AS MATERIALIZED (
     SELECT DISTINCT event_id FROM near
     UNION

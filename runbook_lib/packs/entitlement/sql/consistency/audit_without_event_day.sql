@@ -17,8 +17,9 @@ SELECT a.audit_id, a.occurred_at, a.user_id, a.stock_keeping_unit, a.action,
 FROM entitlement.entitlement_audit a
 LEFT JOIN entitlement.outbox_events o
     ON o.aggregate_key = a.user_id || ':' || a.stock_keeping_unit AND o.created_at = a.occurred_at
--- Published events are removed after 24 h: the oldest minute is left out.
-WHERE a.occurred_at >= CAST(:as_of AS timestamptz) - interval '23 hours 59 minutes'
+-- Published events are removed after 24 h, whatever moment is looked at: the oldest minute is left out.
+WHERE a.occurred_at >= now() - interval '23 hours 59 minutes'
+  AND a.occurred_at >= CAST(:as_of AS timestamptz) - interval '23 hours 59 minutes'
   AND a.occurred_at <= CAST(:as_of AS timestamptz)
   AND o.event_id IS NULL
 ORDER BY a.occurred_at DESC

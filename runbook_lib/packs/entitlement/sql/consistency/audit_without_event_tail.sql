@@ -18,7 +18,9 @@ WITH tail AS (
         ) AS tid)
 ), changes AS (
     SELECT * FROM tail
-    WHERE occurred_at >= CAST(:since AS timestamptz) AND occurred_at <= CAST(:as_of AS timestamptz)
+    -- Published events are removed after 24 h.
+    WHERE occurred_at >= greatest(CAST(:since AS timestamptz), now() - interval '23 hours 59 minutes')
+      AND occurred_at <= CAST(:as_of AS timestamptz)
 ), events AS (
     SELECT aggregate_key, created_at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at >= CAST(:since AS timestamptz) - interval '1 minute'

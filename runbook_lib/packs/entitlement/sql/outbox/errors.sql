@@ -8,15 +8,18 @@
 -- column: attempts number
 -- column: oldest time
 -- column: newest time
+-- column: tried_after time
+-- A retry time is batch start + backoff x 0.5 to 1.5, so the try was not before retry time - backoff x 1.5.
 SELECT status, last_error, count(*) AS n, max(attempt_count) AS attempts, min(created_at) AS oldest,
-    max(created_at) AS newest
+    max(created_at) AS newest,
+    max(greatest(created_at, next_retry_at - interval '1.5 seconds' * least(60, 2 ^ (attempt_count - 1)))) AS tried_after
 FROM (
-    (SELECT status, last_error, attempt_count, created_at
+    (SELECT status, last_error, attempt_count, created_at, next_retry_at
      FROM entitlement.outbox_events
      WHERE status = 'FAILED'
      LIMIT 5000)
     UNION ALL
-    (SELECT status, last_error, attempt_count, created_at
+    (SELECT status, last_error, attempt_count, created_at, next_retry_at
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at IS NOT NULL
      ORDER BY next_retry_at DESC
