@@ -75,7 +75,8 @@ def look(name: str, command: str, section: str, **params: object) -> Proposal:
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
     name = of.facts.workloads.program(which)
-    command = _by_runner(of, ["logs", f"deploy/{name}", "-c", name, "--since=15m"], ["tail", name])
+    container = of.facts.workloads.containers.get(name, name)
+    command = _by_runner(of, ["logs", f"deploy/{name}", "-c", container, "--since=15m"], ["tail", name])
     return Proposal("logs", command, LOGS, {"name": name})
 
 

@@ -427,6 +427,13 @@ def test_kubectl_is_not_called_where_a_start_would_fail(cluster: Cluster, deploy
     assert not [a for a in cluster.asked if a.method != "GET"]
 
 
+def test_no_restart_beside_an_old_pod_that_holds_the_consumer(cluster: Cluster) -> None:
+    cluster.add("notification", strategy="RollingUpdate")
+    outcome = quiet_session("5.1").act("restart", **WORD).outcome
+    assert (outcome.result, "stops the old pod" in words(outcome)) == ("refused", True), words(outcome)
+    assert not [a for a in cluster.asked if a.method != "GET"]
+
+
 def test_a_cluster_that_refuses_is_said(cluster: Cluster) -> None:
     cluster.refuse = 403
     rb = quiet_session("5.2", incident_id="K-2")

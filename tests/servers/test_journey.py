@@ -162,6 +162,20 @@ def test_published_and_not_processed_is_told_by_the_broker_alone(
     assert three[2] in "\n".join(said.lines())
 
 
+def test_an_event_of_yesterday_needs_no_row_in_the_outbox(rb: Session, db: psycopg.Connection) -> None:
+    """What the runbook has sent again, or what waited for a day, is registered after the outbox has forgotten it."""
+    events(db, 2, 90, outbox=None)
+    assert [*rb.account().balance.odd] == ["no_outbox"]
+    db.execute("UPDATE notification.notifications SET occurred_at = now() - interval '26 hours'")
+    assert rb.account().balance.odd == {}
+
+
+def test_a_token_of_nobody_is_not_a_user_without_events(rb: Session, db: psycopg.Connection) -> None:
+    events(db, 1, 90)
+    (unknown,), (nobody,) = rb.event(user="user-00000000").notes, rb.event(user="somebody").notes
+    assert (unknown.key, nobody.key) == ("journey.not_resolved", "journey.nobody")
+
+
 def test_a_moment_is_found_in_a_stream_with_gaps(rb: Session, broker: str) -> None:
     publish_ids(broker, [str(n) for n in range(60)])
     deleted = {1, 2, *range(20, 45), 60}

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib import messages, rows
-from runbook_lib.checks.check import failures, unknown_from_error
+from runbook_lib.checks.check import failures, source_error_text, unknown_from_error
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.event_place import PLACES, State
-from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 from runbook_lib.view import render
 
@@ -213,7 +212,7 @@ def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
     error = next(iter(failures(frames).values()), None)
     notes = [say(_INCONSISTENCY_KEYS[name], n=n, ids=_list_ids(balance.odd[name])) for name, n in odd.items() if n]
     if unseen:
-        why = explain_error(error) if error else say("account.not_all_read")
+        why = source_error_text(error) if error else say("account.not_all_read")
         notes.append(say("account.unseen", n=unseen, why=why))
     if any(r.origin == "change" and r.audit is None for r in rows.each(frames["states"], StateCount)):
         notes.append(say("account.no_audit"))

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from runbook_lib import messages
+from runbook_lib.checks.check import source_error_text
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Frames, Status, Text, hop_text, say, worst
@@ -19,7 +20,6 @@ from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
 from runbook_lib.packs.entitlement.event_trace_chart import draw
-from runbook_lib.packs.entitlement.texts import explain_error
 from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError
 from runbook_lib.view import render
@@ -44,11 +44,6 @@ class FoundTraces(render.NotebookOutput):
     lang: str
     #: The target's `trace_link`.
     trace_link: str = ""
-
-    @property
-    def journeys(self) -> Sequence[EventTrace]:
-        """Return `traces`; the name of earlier versions."""
-        return self.traces
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -148,16 +143,18 @@ def event(rb: Session, id: str | None = None, *, user: str | None = None) -> Fou
     try:
         traces, notes = _find_traces(rb.context, (id or "").strip(), (user or "").strip())
     except SourceError as e:
-        detail = rb.context.masker.scrub(e.detail)
-        traces, notes = [], [explain_error(e, detail)]
+        masked = SourceError(e.source, e.reason, rb.context.masker.scrub(e.detail), e.code)
+        traces, notes = [], [source_error_text(masked)]
     return FoundTraces(traces, notes, rb.lang, rb.context.target.trace_link, run=rb.opened)
 
 
 def _find_traces(rb: Context, id: str, user: str) -> tuple[list[EventTrace], list[Text]]:
+    unresolved = False
     with rb.snapshot() as db:
         if user:
             person = str(rb.masker.named(user))
             person = _resolve_token(rb, db, person) if TOKEN.fullmatch(person) else person
+            unresolved = bool(TOKEN.fullmatch(person))
             events = list(db.ask("journey/by_user", typed_user=person)["event_id"])
             if id:
                 own = _find_event_ids(db, id)
@@ -171,7 +168,7 @@ def _find_traces(rb: Context, id: str, user: str) -> tuple[list[EventTrace], lis
         return traces, [*notes, *unread]
     alone = None if user else event_trace.build_trace_without_event(rb.masker.frames(change), rb.given(), rb.now())
     days = {"day": int(rb.number("retention.outbox")), "days": int(rb.number("retention.notifications"))}
-    key = "journey.nobody" if user else "journey.nothing"
+    key = "journey.nothing" if not user else "journey.not_resolved" if unresolved else "journey.nobody"
     return ([alone], []) if alone else ([], [say(key, minutes=rb.parameters.window_minutes, **days)])
 
 
@@ -193,7 +190,7 @@ def collect_traces(rb: Context, events: Sequence[str], id: str = "") -> tuple[li
     failed = parts.failure("consumer") or parts.failure("stream")
     notes = []
     if failed:
-        notes.append(say("journey.broker_unseen", why=explain_error(failed)))
+        notes.append(say("journey.broker_unseen", why=source_error_text(failed)))
     masked = rb.masker.frames(found)
     return [t for e in events if (t := event_trace.build_trace(e, masked, given, now))], notes
 

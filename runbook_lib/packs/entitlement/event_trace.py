@@ -105,8 +105,9 @@ class OutboxRow(QueueRow, query="journey/outbox"):
     @property
     def permanent(self) -> bool:
         """Return whether another try would fail too, by the error text that the publisher stored."""
-        errors = ("", "outbox payload parse failure", "text", "unknown error")
-        return self.lacks > 0 or self.last_error in errors or self.last_error.startswith("unknown event type: ")
+        from runbook_lib.packs.entitlement.checks import dead_letters  # most traces need no check
+
+        return self.lacks > 0 or dead_letters.outbox_kind(self.last_error, "") not in (None, "unknown")
 
 
 class NotificationRow(QueueRow, query="journey/notifications"):
@@ -132,6 +133,13 @@ class LetterRow(rows.Row, query="journey/letters"):
     notification_id: str = ""
     created_at: pd.Timestamp | None = None
     error_message: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Return whether another try would fail too: the receiver does not accept the data."""
+        from runbook_lib.packs.entitlement.checks import errors
+
+        return errors.text_kind(self.error_message) == "data"
 
 
 class RedrivenRow(rows.Row, query="journey/redriven"):
@@ -189,12 +197,6 @@ class EventTrace:
     def title(self) -> Text:
         """Return the event's type, user, right and id as a text."""
         return say("journey.title", type=self.type, user=self.user, sku=self.sku, event=self.event_id)
-
-    def frame(self) -> pd.DataFrame:
-        """Return the stages as a frame: hop, mark (text), at (UTC), wait_s (s)."""
-        return pd.DataFrame(
-            [(s.hop, s.mark, s.at, s.wait_s) for s in self.stages], columns=["hop", "mark", "at", "wait_s"]
-        )
 
 
 def build_trace(event_id: str, frames: Frames, given: JudgeInput, now: pd.Timestamp) -> EventTrace | None:
@@ -262,7 +264,8 @@ def build_trace(event_id: str, frames: Frames, given: JudgeInput, now: pd.Timest
         *_build_delivery_stages(main, letter, state, facts),
     ]
     discarded = any(r.decision == "discard" for r in again)
-    permanent = box.permanent if box and place == "outbox_failed" else bool(main and main.lacks)
+    refused = letter is not None and letter.refused
+    permanent = box.permanent if box and place == "outbox_failed" else bool(main and main.lacks) or refused
     age = seconds_between(began, now)
     return EventTrace(
         event_id=event_id,

@@ -10,8 +10,6 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
@@ -111,5 +109,5 @@ class Canary:
 
 def _duration_s(trace: EventTrace) -> float:
     """Return the seconds from the first stage of a trace to the last."""
-    at = trace.frame()["at"].dropna()
-    return float((pd.Timestamp(at.max()) - pd.Timestamp(at.min())).total_seconds())
+    at = [stage.at for stage in trace.stages if stage.at is not None]
+    return float((max(at) - min(at)).total_seconds())

@@ -21,6 +21,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
     check_cooldown,
     check_logins,
     check_only_worker,
+    check_recreate,
     check_servers,
     sample_until_settled,
 )
@@ -112,11 +113,8 @@ class SettingsChange:
         replicas = rb.workloads.replicas(self.program)
         if self.which == "notification":
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            strategy = rb.workloads.strategy(self.program)
-            found.append(
-                Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
-            )
-            found += [check_durable(rb, environment), check_only_worker(rb, self.program, frames)]
+            found += [check_recreate(rb, self.program), check_durable(rb, environment)]
+            found.append(check_only_worker(rb, self.program, frames))
         else:
             found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
         found.append(check_cooldown(rb))
@@ -290,7 +288,7 @@ def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
     for variable, (field, default) in DURABLE.items():
         wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
         number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
-        if (configured := config.get(field)) is None:
+        if (configured := config.get(field)) is None or number is None:
             return Precondition(say("change.durable_agrees"), ok=None)
         there = float(configured) / (1e9 if field == "ack_wait" else 1)
         if number != there:

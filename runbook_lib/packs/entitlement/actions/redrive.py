@@ -304,7 +304,7 @@ def _parse_time(text: str) -> datetime:
 def _check_key(rb: Context) -> Precondition:
     """Check that the subscriber registers an event only once, as step 4.2.1 does."""
     with rb.snapshot() as db:
-        indexes = table_rows.each(db.ask(KeyIndex.QUESTION), KeyIndex)
+        indexes = table_rows.each(db.ask(KeyIndex.QUERY), KeyIndex)
     return Precondition(say("action.redrive.key"), any(index.refuses for index in indexes))
 
 

@@ -75,7 +75,7 @@ def check_nats_credentials(of: Of) -> Proposal:
     workloads = facts_of(of).workloads
     if workloads.runner == "kubectl":
         deployments = [f"deploy/{workloads.notification}", f"deploy/{workloads.entitlement}"]
-        command = kubectl(of, "set", "env", *deployments, "--list")
+        command = kubectl(of, "set", "env", *deployments, "--list") + " | grep -E '^#|NATS_'"
     else:
         command = proposals.logs(of, "notification").command
     return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
@@ -97,7 +97,8 @@ def check_clocks(of: Of) -> Proposal:
     """Compare the pod's clock with this machine's, before the node's time service is repaired (4.3)."""
     name = facts_of(of).workloads.notification
     if facts_of(of).workloads.runner == "kubectl":
-        command = f"date -u && {kubectl(of, 'exec', f'deploy/{name}', '-c', name, '--', 'date', '-u')}"
+        container = facts_of(of).workloads.containers.get(name, name)
+        command = f"date -u && {kubectl(of, 'exec', f'deploy/{name}', '-c', container, '--', 'date', '-u')}"
     else:
         command = "date -u"
     return Proposal("check_clocks", command, "4.3", {"name": name})
@@ -108,8 +109,8 @@ _GIVEN_UP = {
     "outbox": "SELECT event_id, event_type, left(last_error, 60), created_at FROM entitlement.outbox_events "
     "WHERE status = 'FAILED' ORDER BY created_at DESC LIMIT 20",
     "broker": "SELECT stream_seq, created_at FROM notification.notification_nats_dlq ORDER BY created_at DESC LIMIT 20",
-    "delivery": "SELECT event_id, notification_id, created_at FROM notification.notification_dlq "
-    "ORDER BY created_at DESC LIMIT 20",
+    "delivery": "SELECT event_id, notification_id, left(error_message, 60), created_at "
+    "FROM notification.notification_dlq ORDER BY created_at DESC LIMIT 20",
 }
 
 

@@ -68,7 +68,7 @@ class Restart:
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            found.append(check_only_worker(rb, self.program, frames))
+            found += [check_recreate(rb, self.program), check_only_worker(rb, self.program, frames)]
         found += [_check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
         return found
 
@@ -119,13 +119,13 @@ class Restart:
 
     def _read_queue(self, db: Snapshot) -> Queue:
         kind = _QUEUES[self.which]
-        return rows.one(db.ask(kind.QUESTION), kind)
+        return rows.one(db.ask(kind.QUERY), kind)
 
     def _last_at_work(self, db: Snapshot, queue: Queue) -> pd.Timestamp | None:
         if isinstance(queue, Outbox):
             seen = [queue.last_published, queue.last_claim]
         else:
-            activity = rows.one(db.ask(Activity.QUESTION), Activity)
+            activity = rows.one(db.ask(Activity.QUERY), Activity)
             seen = [activity.last_claim, activity.last_sent]
         return max((at for at in seen if at is not None), default=None)
 
@@ -206,7 +206,7 @@ def _check_database_role(rb: Context) -> Precondition:
     name = facts_of(rb).database_role
     try:
         with rb.snapshot() as db:
-            role = rows.one(db.ask(Application.QUESTION, role=name), Application)
+            role = rows.one(db.ask(Application.QUERY, role=name), Application)
     except SourceError:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
     if not role.write_blocker:
@@ -232,6 +232,12 @@ def find_competing_workers(started: pd.Timestamp | None, *samples: pd.DataFrame 
     return tuple(sorted(names)) if len(names) > 1 else ()
 
 
+def check_recreate(rb: Context, name: str) -> Precondition:
+    """Check that a restart stops the old pod first: while it is bound, a second one cannot start."""
+    strategy = rb.workloads.strategy(name)
+    return Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
+
+
 def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
     """Check that no worker claims rows that the runner does not know: two workers would send the same rows.
 
@@ -251,7 +257,7 @@ def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
     until = time.monotonic() + rb.number("claims.watch")
     while True:
         with rb.snapshot() as db:
-            samples.append(db.ask(HeldRow.QUESTION))
+            samples.append(db.ask(HeldRow.QUERY))
         if find_competing_workers(started, *samples):
             return replace(alone, ok=False)
         if len(_list_claims(samples)) >= rb.number("claims.seen") and others is None and ready:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from runbook_lib.actions.action import Authorization
@@ -20,6 +21,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
 )
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 
 
@@ -59,8 +61,11 @@ class Scale:
         return [*found, check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
-        """Return the replicas, and the state that a restart returns."""
-        return {"replicas": rb.workloads.replicas(self.program), **self._restart.state(rb)}
+        """Return the replicas, and the state that a restart returns; a stop needs no database that answers."""
+        found: dict[str, Any] = {"replicas": rb.workloads.replicas(self.program)}
+        with suppress(*([] if self.replicas else [SourceError])):
+            found |= self._restart.state(rb)
+        return found
 
     def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
         """Scale, and after a start wait until the pod is ready."""

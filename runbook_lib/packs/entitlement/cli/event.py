@@ -49,7 +49,7 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
 
 
 @click.command()
-@click.option("--window", type=click.IntRange(1, 24 * 60), default=60, show_default=True, metavar="MINUTES",
+@click.option("--window", type=click.IntRange(1, 24 * 60 - 1), default=60, show_default=True, metavar="MINUTES",
               help="length of the window in which the events were created")  # fmt: skip
 @click.option("--as-of", metavar="TIME", help="end of the window  [default: now]; places are always those of now")
 @_add_options
