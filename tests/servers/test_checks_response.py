@@ -30,6 +30,7 @@ from steps import (
 )
 from web import reply, web
 
+from runbook_lib import messages
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
@@ -424,9 +425,14 @@ def test_the_record_is_ready_to_paste() -> None:
 def test_the_record_names_the_objectives_whatever_the_headline_says() -> None:
     """A headline that lacks the deciding number is wrapped in a text that has it."""
     missed = CHECKS["3.1"].finding(impact(outbox_age=row(n=9, p95=62.0)), make_given())
-    for found, said in ((missed, "ENT-D"), (replace(missed, status=Status.UNKNOWN, values=()), "?")):
-        kept = response.record_rows(make_given(earlier=(replace(found, step="3.1"),)))
+    stuck = place("delivery_worker", Status.CRITICAL, "kubectl a")
+    for found, said in ((missed, "ENT-D"), (replace(missed, status=Status.UNKNOWN, values=()), "unknown")):
+        given_ = make_given(earlier=(replace(found, step="3.1"), stuck))
+        kept = response.record_rows(given_)
         assert dict(zip(kept["what"], kept["value"], strict=True))["objectives_missed"] == said
+        paste = response.judge_record({"record": kept}, given_).notes[0]
+        assert f"objectives missed {said};" in messages.text(paste, "en")
+    assert "未達 SLO 不明、" in messages.text(paste, "ja")
 
 
 def test_without_a_part_the_place_is_unknown() -> None:

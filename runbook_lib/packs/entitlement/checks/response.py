@@ -905,7 +905,7 @@ def record_rows(given: JudgeInput) -> pd.DataFrame:
             ("events_given_up", impact.value("impact.given_up")),
         ]
         unread = impact.status is Status.UNKNOWN
-        facts.append(("objectives_missed", impact.value("impact.missed") or ("?" if unread else "-")))
+        facts.append(("objectives_missed", impact.value("impact.missed") or (UNREAD if unread else "-")))
     if place is not None:
         modes: dict[str, float] = {}
         for s in place.signals:
@@ -935,17 +935,20 @@ def judge_record(frames: Frames, given: JudgeInput) -> Finding:
     line = dict(zip(facts["what"].astype(str), facts["value"].astype(str), strict=True))
     if "stuck_at" not in line or "onset" not in line:
         return unknown("", Reason.SKIPPED, say("response.needs_place"))
+    told = {UNREAD: say("scope.not_read"), "-": None}
     return judged(
         say("response.recorded", n=len(facts)),
         [Value("record.lines", len(facts))],
         notes=(
-            say("response.paste", **{k: None if line.get(k) == "-" else line.get(k) for k in _PASTED}),
+            say("response.paste", **{k: told.get(line.get(k, "-"), line.get(k)) for k in _PASTED}),
             say("response.decide"),
         ),
         show=("record",),
     )
 
 
+#: Instead of a fact that could not be read.
+UNREAD = "unknown"
 _PASTED = (
     "looked_at", "status", "stuck_at", "failure_modes", "onset", "detected_by", "detected_at",
     "objectives_missed", "events_waiting", "users_waiting", "events_given_up", "proposed",
