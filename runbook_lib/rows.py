@@ -25,14 +25,12 @@ class Row:
     """Base of the kinds of rows: frozen dataclasses, each with the name of its query."""
 
     QUERY: ClassVar[str]
-    #: `QUERY` by its earlier name.
-    QUESTION: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __init_subclass__(cls, query: str = "") -> None:
         """Make a dataclass of the class that is being defined."""
         if query:
-            cls.QUERY = cls.QUESTION = query
+            cls.QUERY = query
         dataclass(frozen=True)(cls)
 
 

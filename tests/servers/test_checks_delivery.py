@@ -709,6 +709,8 @@ RELAY_BATCHES = [(i, 2.0, 0.1, 1.0) for i in range(8)]
         ([(i, n, 0.8, cycle) for i, n, _, cycle in RELAY_BATCHES], {}, "publish.late"),  # what it asks takes that long
         ([(i, n, None, cycle) for i, n, _, cycle in RELAY_BATCHES], {}, "publish.late"),  # nobody knows how long
         (RELAY_BATCHES, {"published_1m": 400}, "publish.late"),  # it drains
+        # It drains what waited for an outage: none was published for most of the last minute.
+        ([(i, 10.0, busy, cycle) for i, _, busy, cycle in RELAY_BATCHES], {}, "publish.late"),
     ],
 )
 def test_full_batches_with_pauses_while_more_arrives_are_an_overload(

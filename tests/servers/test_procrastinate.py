@@ -696,7 +696,7 @@ def kinds_of_rows() -> list[Any]:
     (own,) = pack.active_runbook().packs
     own.get(own.checks)
     modules = [m for name, m in sys.modules.items() if name.startswith(f"{own.module}.checks.")]
-    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and hasattr(v, "QUESTION")}
+    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and hasattr(v, "QUERY")}
     return list(found)
 
 

@@ -127,7 +127,7 @@ KINDS = {kind.__name__: kind for kind in kinds()}
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_kind_of_row_has_a_default_for_each_field_and_columns_of_its_question(kind: type[rows.Row]) -> None:
     kind()
-    if hasattr(kind, "QUESTION"):
+    if hasattr(kind, "QUERY"):
         assert not {field.name for field in fields(kind)} - {*queries.query(kind.QUERY).columns}
 
 

@@ -418,7 +418,7 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     """Return whether more arrives than leaves although neither the database nor the broker delays the relay.
 
     All of the newest batches have the same size, the largest that the relay takes, and the relay pauses between them
-    for most of the time.
+    for most of the time. After an outage, the last minute's rate is that of the outage; that of the batches is not.
     """
     batches = _newest_batches(frames, given)
     if len(batches) < given.number("overload.batches") or queue.published_1m > queue.arrived_1m:
@@ -426,7 +426,8 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     busy, cycles = ([getattr(b, name) for b in batches] for name in ("exact_s", "cycle_s"))
     if len({b.n for b in batches}) > 1 or None in busy or None in cycles:
         return False
-    return bool(sum(busy) < given.number("overload.busy") * sum(cycles))
+    per_minute = sum(b.n for b in batches) / max(sum(cycles), 1e-3) * 60.0
+    return bool(per_minute <= queue.arrived_1m and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
 def _last_sign(queue: Outbox) -> pd.Timestamp | None:
