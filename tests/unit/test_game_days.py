@@ -6,7 +6,7 @@ import json
 import random
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from runbook_lib.gameday.drills import judge, play
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import report
-from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, draw, round_of
+from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 
 KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
@@ -93,6 +93,17 @@ def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
     for name in (fault.name for fault in CATALOGUE):
         right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]))
         assert right and right.places <= {*book.places, None} and right.modes <= {*book.failure_modes}
+
+
+def test_what_faults_that_have_ended_lost_for_good_may_be_told() -> None:
+    ended = Scenario(0, ("server_read_only",), 1.0, "steady", "", 9.0, ended_s=20.0)
+    lost, whole = FlowSample(40.0, missing=1.0), FlowSample(40.0, missing=0.0)
+    assert play.truth(ended, lost) == Truth(
+        frozenset({"database", "subscriber"}), frozenset({"FM-DB-04", "FM-NATS-03"}), over=True
+    )
+    assert play.truth(ended, whole) == play.truth(ended)
+    now = replace(ended, ended_s=0.0)
+    assert play.truth(now, lost) == play.truth(now)
 
 
 # Judging ----------------------------------------------------------------------------------------------------

@@ -30,3 +30,8 @@ SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(o.created_at
 FROM entitlement.outbox_events AS o LEFT JOIN notification.notifications AS n USING (event_id)
 WHERE o.created_at > now() - interval '1 hour' AND o.status <> 'FAILED'
 AND coalesce(n.status, '') NOT IN ('SENT', 'FAILED');
+
+-- Taken from the outbox long ago, and no notification has come of it: neither retries nor the queue hold it any more.
+SELECT count(*) AS missing
+FROM entitlement.outbox_events AS o LEFT JOIN notification.notifications AS n USING (event_id)
+WHERE o.published_at BETWEEN now() - interval '1 hour' AND now() - interval '1 minute' AND n.event_id IS NULL;

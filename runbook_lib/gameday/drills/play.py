@@ -66,13 +66,18 @@ class PlayedIncident:
     broken: probe.FlowSample | None = None  # before the faults were undone, where they have ended
 
 
-def truth(scenario: Scenario) -> Truth | None:
-    """Return the right answers, from the catalogue; None if nothing was broken."""
+def truth(scenario: Scenario, left: probe.FlowSample | None = None) -> Truth | None:
+    """Return the right answers, from the catalogue; None if nothing was broken.
+
+    Faults that have ended may have lost events for good, which the flow that was `left` alone shows.
+    """
     broken = [faults.find(name) for name in scenario.faults]
     if not broken:
         return None
     modes = catalog.load().failure_modes
     right = {name for f in broken for name in (f.stuck_at, f.failure_mode, *f.also_right)}
+    if scenario.ended_s and left and left.missing:
+        right |= {"subscriber", "FM-NATS-03"}
     places = frozenset(right - {*modes})
     return Truth(places, frozenset(name for name in right if name in modes), over=bool(scenario.ended_s))
 
@@ -167,7 +172,7 @@ def _digest_of_code() -> str:
 def _play_scenario(
     scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
 ) -> dict[str, Any]:
-    right, broken = truth(scenario), [faults.find(name) for name in scenario.faults]
+    broken = [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
     later = False
     with (
@@ -194,6 +199,7 @@ def _play_scenario(
         if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
             later = True
             acted, alone = look(LATER_S)
+    right = truth(scenario, alone)
     return {
         "problems": it.problems,
         "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}

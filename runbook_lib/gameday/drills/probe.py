@@ -27,7 +27,7 @@ class FlowSample:
     Rates are events per second, `oldest_s` and `ahead_s` seconds, all others counts: `waiting` is what is on its way,
     `retrying` what has failed and will be tried again, `lost` what was given up or has no dead letter to tell,
     `doubled` events that became two notifications or were received twice. `ahead_s` is how far the newest row lies in
-    the future.
+    the future. `missing` events were published a minute ago or earlier, and there is no notification.
     """
 
     s: float
@@ -41,6 +41,7 @@ class FlowSample:
     lost: float | None = None
     doubled: float | None = None
     ahead_s: float | None = None
+    missing: float | None = None
 
 
 _QUESTIONS = Path(__file__).with_name("flow.sql").read_text(encoding="utf-8").split(";\n")[:-1]
