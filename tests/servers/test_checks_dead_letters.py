@@ -378,6 +378,17 @@ def test_terminated_messages_name_what_is_wrong_and_who_sent_them() -> None:
     assert "decodes" not in set(judge("4.4.1", **frames, processed=done).frames["kinds"]["kind"])
 
 
+def test_advisories_that_were_not_read_are_told() -> None:
+    def notes(seconds: float, *, capped: bool) -> set[str]:
+        read = advisories((seconds, 4))
+        read.attrs["capped"] = capped
+        return {note.key for note in judge("4.4.1", terminated=read).notes}
+
+    told = "letters.advisories_capped"
+    assert told in notes(300, capped=True)
+    assert told not in notes(300, capped=False) | notes(3600, capped=True)  # all of the window was read
+
+
 def test_dead_letters_of_the_data_are_permanent_and_those_of_an_outage_are_not() -> None:
     data = [letter(60 * i + 5, "receiver answered 400", f"user-{i}", shape=LACKING) for i in range(5)]
     rows = letters(*data, *burst("receiver did not answer within 2 s", 900))

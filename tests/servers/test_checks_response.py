@@ -33,6 +33,7 @@ from web import reply, web
 from runbook_lib import messages
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.masking import Masker
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -49,6 +50,8 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import response
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.view import record as records
 from runbook_lib.view.charts import Chart
 
@@ -531,6 +534,18 @@ def prometheus(success: float) -> Iterator[str]:
 
     with web(answer) as url:
         yield url
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{}", b'{"data": {"result": 7}}', b'{"data": {"result": [{"metric": {}, "value": [0, "much"]}]}}']
+)
+def test_an_answer_that_is_not_prometheus_own_is_no_number(body: bytes) -> None:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        reply(request, body=body)
+
+    with web(answer) as url, pytest.raises(SourceError) as e:
+        Prometheus("prometheus", url, ReadCost(Masker())).instant("up", NOW)
+    assert e.value.reason is Reason.ERROR
 
 
 def test_with_prometheus_the_api_is_judged_too(servers: Servers, db: psycopg.Connection) -> None:

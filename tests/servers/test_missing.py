@@ -331,6 +331,20 @@ def test_events_that_were_lost_seconds_ago_are_found(servers: Servers, db: psyco
     assert at_subscriber.value("outbox.unprocessed") == in_consistency.value("integrity.lost") == 3
 
 
+def test_what_the_broker_no_longer_holds_and_the_tables_register_is_left_open(
+    servers: Servers, db: psycopg.Connection, default_target: None
+) -> None:
+    """A replica may lack the registrations of the last moments; the tables' own server decides."""
+    events(db, 2, 3600)
+    events(db, 2, 90)
+    known = [str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events")]
+    events(db, 2, 90, **UNPROCESSED)
+    every = {str(i): at for i, at in db.execute("SELECT event_id, published_at FROM entitlement.outbox_events")}
+    lost, held = (i for i in every if i not in known)
+    places = {**dict.fromkeys(every, "gone"), held: "waits"}
+    assert missing.leave_open(quiet_session("3").context, places, every) == {lost: "gone", held: "waits"}
+
+
 @pytest.mark.parametrize(("held_s", "settled_s"), [(None, 60), (0.0, 5), (8.0, 13), (300.0, 60)])
 def test_an_event_counts_as_missing_once_it_is_older_than_all_that_is_held(
     held_s: float | None, settled_s: float

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import click
@@ -181,6 +182,13 @@ def test_a_slip_in_what_is_asked_for_is_one_line(here: Path, packs: str, init: s
     done = runbook("sections", env=os.environ, cwd=here)
     assert done.returncode == 64 and said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_an_installed_pack_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("theirs", "nothing_of_that_name", pack.GROUP)
+    monkeypatch.setattr(pack, "entry_points", lambda group: EntryPoints([broken]))
+    with pytest.raises(UsageError, match=r"^packs: theirs cannot be imported: ModuleNotFoundError: .*$"):
+        pack._installed_packs.__wrapped__()
 
 
 @pytest.mark.slow

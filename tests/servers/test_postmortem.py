@@ -685,6 +685,17 @@ def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
     assert page.count('class="person todo"') == 6 and page.count('class="person done"') == 1
 
 
+def test_the_page_of_an_edited_draft_has_the_chart_of_the_newest_run(archive: Archive) -> None:
+    make(archive)
+    for chart in ("b2xk", "bmV3"):
+        drawn = nbformat.v4.new_output("display_data", data={"image/png": chart})
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[drawn])])
+        archive.append({"name": chart, "section": "7"}, {f"{chart}.ipynb": nbformat.writes(nb).encode()})
+    postmortem.refresh_page(archive, fill(text_of(archive), "summary", "We slept."), "en")
+    page = archive.read(postmortem.PAGE).decode()
+    assert "We slept." in page and re.findall(r"base64,(\w+)", page) == ["bmV3"]
+
+
 # Is it complete? ---------------------------------------------------------------------------------------------
 
 MEASURES = {
@@ -1034,6 +1045,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert [m["number"] for m in lacks["missing"]] == [4]
     archive.write(mandatory.MARKDOWN, fill(text, "data-measures", data("measures", f"\n{MEASURES['en']}")).encode())
     assert command(servers, archive, "INC", "--check").returncode == 0
+    assert "restart by a probe" in archive.read(postmortem.PAGE).decode()
     again = command(servers, archive, "INC", "--lang", "ja")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "restart by a probe" in text_of(archive) and "\norigin: FM-NOTI-06\n" in text_of(archive)

@@ -111,6 +111,20 @@ def test_one_that_ends_takes_the_others_with_it(env: dict[str, str], ways: Path,
     assert len(err.splitlines()) == 1
 
 
+def test_one_that_nobody_needs_may_end_alone(env: dict[str, str], ways: Path, tmp_path: Path) -> None:
+    with started(env, tmp_path) as running:
+        until(lambda: alive(ways) == EVERY, "the three ways", 120)
+        assert running.stderr is not None and "until Ctrl-C" in running.stderr.readline()
+        os.kill(int((ways / "prometheus").read_text()), signal.SIGKILL)
+        until(lambda: alive(ways) == EVERY - {"prometheus"}, "its end", 60)
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(1.0)  # it looks three times a second
+        running.send_signal(signal.SIGINT)
+        code, _, err = ended(running)
+    assert (code, alive(ways)) == (130, set())
+    assert err.splitlines()[-1] == "runbook: interrupted"
+
+
 def test_what_a_target_has_is_opened_where_its_addresses_say(env: dict[str, str], ways: Path, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     (tmp_path / "runbook.toml").write_text(

@@ -133,6 +133,18 @@ def test_why_postgresql_lets_nobody_in(text: str, reason: Reason, code: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "reason", "code"),
+    [
+        ("canceling statement due to user request", Reason.ERROR, "cancelled"),  # a person's pg_cancel_backend
+        ("canceling statement due to statement timeout", Reason.TIMEOUT, "statement_timeout"),
+    ],
+)
+def test_why_a_statement_was_cancelled(text: str, reason: Reason, code: str) -> None:
+    found = source_error(psycopg.errors.QueryCanceled(text))
+    assert (found.reason, found.code) == (reason, code)
+
+
+@pytest.mark.parametrize(
     ("error", "reason", "code"),
     [
         (nats.errors.Error("nats: 'Authorization Violation'"), Reason.DENIED, "wrong_credentials"),

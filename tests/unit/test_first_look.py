@@ -65,6 +65,18 @@ def test_rows_that_are_late_by_the_first_numbers_open_their_sections(
     assert samples.sections_before(str(tmp_path)) == [*sections]
 
 
+def test_samples_that_a_full_disk_does_not_take_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv(samples.FOLDER, str(tmp_path))
+    monkeypatch.setattr(samples, "write_whole", full)
+    samples.keep_sections(["4.1"])
+    samples.keep("delivery", ago(1), {"held": pd.DataFrame({"n": [1]})})
+    assert samples.sections_before(str(tmp_path)) == []
+    assert samples.earlier("delivery", NOW, 2.5, 5.0) == (None, {})
+
+
 def sample(at: float, sent: float, claimed: float, held: list[str], tries: dict[int, int]) -> Frames:
     """A sample of the delivery worker; its times are seconds ago."""
     return {

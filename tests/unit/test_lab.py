@@ -13,6 +13,7 @@ import pytest
 
 from runbook_lib import catalog, settings
 from runbook_lib.lab import copies as lab
+from runbook_lib.parameters import validate
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
 
@@ -81,6 +82,13 @@ def test_a_copy_that_was_worked_on_is_kept_and_follows_the_target(tmp_path: Path
     lab.prepare_copies(archive, "staging")
     assert parameters(copy)["target"] == "staging"
     assert nbformat.read(copy, as_version=4).cells[-1].source == "target = 'mine'"
+
+
+@pytest.mark.parametrize("name", ["sample", "a b (1)", "障害", "x" * 300])
+def test_a_recording_opens_as_an_incident_whatever_it_is_called(name: str) -> None:
+    incident = lab.replay_incident(Path("somewhere", f"{name}.runbook"))
+    assert incident.startswith("replay-") and len(incident) <= 60
+    assert validate({"incident_id": incident}).incident_id == incident
 
 
 def test_needs_a_folder(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.session import quiet_session
-from runbook_lib.sources import logs
+from runbook_lib.sources import SourceError, logs
 
 PSQL = "org.postgresql.util.PSQLException: "
 PASSWORD = PSQL + 'FATAL: password authentication failed for user "miniserversystem"'
@@ -329,6 +329,17 @@ def test_every_action_that_starts_a_service_needs_its_logins(
         checked = action(rb).preconditions(rb)
         found = [p.ok for p in checked if p.text.key.startswith(("action.restart.database_", "action.restart.broker_"))]
         assert (len(found), {*found}) == (2, ok)
+
+
+def test_a_stop_needs_no_database_and_a_start_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook@127.0.0.1:1/none")
+    rb = quiet_session("5.1").context
+    cluster = MagicMock(spec=rb.workloads)
+    cluster.replicas.return_value, cluster.pods.return_value = 1, []
+    monkeypatch.setattr(Context, "workloads", cluster)
+    assert Scale(rb, workload="notification", replicas=0).state(rb) == {"replicas": 1}
+    with pytest.raises(SourceError):
+        Scale(rb, workload="notification", replicas=1).state(rb)
 
 
 # Whoever does the work beside it ----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from runbook_lib import catalog
 from runbook_lib.archive import compare
+from runbook_lib.cli.common import parse_parameters
 from runbook_lib.masking import TOKEN
 from runbook_lib.parameters import declared_names, free_texts, moment, parameters_class, validate
 from runbook_lib.session import quiet_session
@@ -52,6 +53,21 @@ def test_bad_values_are_one_line(values: dict[str, object], said: str) -> None:
         validate(dict(values))
     assert said in str(e.value)
     assert "\n" not in str(e.value).replace("\\n", "").replace("x=1\nimport os", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("target", "--target"), ("incident_id", "--incident"), ("lang", "--lang")]
+)
+def test_what_has_an_option_of_its_own_is_no_parameter(name: str, option: str) -> None:
+    with pytest.raises(UsageError, match=f"^-p {name}: use {option}$"):
+        parse_parameters(("window_minutes=5", f"{name} = here"))
+
+
+@pytest.mark.parametrize("command", [("run", "3"), ("triage",)])
+def test_a_command_refuses_what_it_would_ignore(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = runbook(*command, "-p", "target=here", env=os.environ, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr == "runbook: -p target: use --target\n"
 
 
 @given(st.text(max_size=80))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import stat
@@ -19,13 +20,16 @@ from typing import Any
 import psutil
 import pytest
 from cluster import NAMESPACE, Cluster
+from steps import make_given
 from test_rules import tool
 from waiting import until
 
+from runbook_lib.actions import proposals
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
-from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
+from runbook_lib.packs.entitlement.actions import remedies
+from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
 from runbook_lib.sources import ReadCost, SourceError, workloads
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
 
@@ -209,6 +213,21 @@ def test_another_container_and_context(cluster: Cluster) -> None:
     assert named.environment("notification")["A"] == "1"
     with pytest.raises(SourceError, match='"elsewhere" does not exist'):
         runner_of(EntitlementWorkloads(context="elsewhere"), a_read_cost()).replicas("notification")
+
+
+def test_proposed_commands_name_the_target_s_container_and_show_few_variables() -> None:
+    named = EntitlementWorkloads(runner="kubectl", containers={"notification": "app"})
+    of = make_given(facts=EntitlementFacts(workloads=named))
+    for proposal in (
+        proposals.logs(of, "notification"),
+        proposals.undo_settings(of, ["delivery.batch_size"]),
+        remedies.check_clocks(of),
+    ):
+        words = shlex.split(proposal.command)
+        assert words[words.index("-c") + 1] == "app"
+    assert "-c entitlement" in proposals.logs(of, "entitlement").command
+    listed = remedies.check_nats_credentials(of).command
+    assert listed.endswith("--list | grep -E '^#|NATS_'")
 
 
 def test_refusals_and_silence_have_their_reasons(
