@@ -9,7 +9,7 @@ import json
 import re
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from runbook_lib import catalog, messages, pack
 from runbook_lib.analysis.diagnosis import BROKEN
@@ -86,6 +86,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
 #: A number in a sentence; parts of names, versions and times are none.
 _NUMBER = re.compile(r"(?<![\w.:/-])\d[\d,]*(?:\.\d+)?(?![\w:/-]|\.\d)", re.ASCII)
+_CODE = re.compile(r"`[^`]+`")
 #: How many intervals a sparkline shows: an hour of minutes.
 _SPARK = 60
 HISTORY_KEYS = {"waiting": "ui.waiting", "came": "timeline.came", "gone": "timeline.gone"}
@@ -535,7 +536,7 @@ def html(template: str, lang: str, **values: Any) -> str:
         .get_template(f"{template}.html.j2")
         .render(
             t=t,
-            say=lambda text: messages.text(text, lang),
+            say=lambda text: mark_code(messages.text(text, lang)),
             # The dossier may be of another runbook.
             hop_name=lambda name: messages.catalogue(lang).get(hop_text(name).key, name),
             action_title=lambda name: messages.text(action_title(name), lang),
@@ -565,6 +566,7 @@ def _template_environment() -> jinja2.Environment:
         reason_keys=REASON_KEYS,
         script=Markup(SCRIPT),  # noqa: S704 - our own file
         sources=sources,
+        mark_code=mark_code,
         mark_numbers=mark_numbers,
         sparkline=_build_sparkline,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
@@ -599,9 +601,20 @@ def run_again(run: Mapping[str, Any]) -> str:
 
 
 def mark_numbers(text: str) -> Markup:
-    """Return a headline with its numbers marked."""
-    marked = (Markup("<b>{}</b>").format(n) for n in _NUMBER.findall(text))
-    return Markup("").join(part for pair in zip_longest(_NUMBER.split(text), marked, fillvalue="") for part in pair)
+    """Return a headline with its numbers marked, and what stands in backticks as code."""
+    return mark_code(text, lambda prose: _mark(_NUMBER, Markup("<b>{}</b>"), prose, escape))
+
+
+def mark_code(text: str, prose: Callable[[str], Markup] = escape) -> Markup:
+    """Return a text with what stands in backticks as code, and `prose` of all else."""
+    return _mark(_CODE, Markup("<code>{}</code>"), text, prose)
+
+
+def _mark(pattern: re.Pattern[str], form: Markup, text: str, others: Callable[[str], Markup]) -> Markup:
+    """Return a text with what the pattern finds in a form, and what `others` makes of the parts between."""
+    marked = (form.format(found.strip("`")) for found in pattern.findall(text))
+    between = map(others, pattern.split(text))
+    return Markup("").join(part for pair in zip_longest(between, marked, fillvalue="") for part in pair)
 
 
 def _build_sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -656,11 +669,17 @@ def section_title(number: str, lang: str) -> str:
     return "" if section is None else section.words(lang)
 
 
+#: What a table shows of values that are no words.
+_CELLS = {True: "yes", False: "no", None: ""}
+
+
 def _table_html(frame: pd.DataFrame) -> str:
     shown = frame.head(50).copy()
     for column in shown.columns:
         if pd.api.types.is_datetime64_any_dtype(shown[column]):
             shown[column] = [None if v is pd.NaT else when(v) for v in shown[column]]
+        elif shown[column].dtype in (bool, object):
+            shown[column] = [_CELLS.get(v, v) if v is None or isinstance(v, bool) else v for v in shown[column]]
     table = str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
     return table.replace("<table ", '<table tabindex="0" ', 1)  # a wide one scrolls, by the keys as well
 

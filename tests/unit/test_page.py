@@ -90,6 +90,23 @@ def test_numbers_are_marked_and_the_text_is_escaped(text: str, numbers: list[str
     assert html.unescape(re.sub(r"<b>|</b>", "", marked)) == text
 
 
+def test_a_command_in_a_sentence_is_code_and_its_numbers_are_no_values() -> None:
+    text = "Restart <it>: `kubectl -n a rollout 7 & b` (procedure 5.1); `unclosed"
+    marked = render.mark_numbers(text)
+    assert marked == (
+        "Restart &lt;it&gt;: <code>kubectl -n a rollout 7 &amp; b</code> (procedure <b>5.1</b>); `unclosed"
+    )
+    found = judged(say("response.do", title="Restart", command="kubectl <a>", section="5.1"))
+    shown = render.Card(replace(found, step="3.3"), "", "en")._repr_mimebundle_()
+    assert "<code>kubectl &lt;a&gt;</code>" in shown["text/html"] and "`kubectl <a>`" in shown["text/plain"]
+
+
+def test_a_table_shows_no_words_of_the_language_it_was_made_with() -> None:
+    cells = {"met": [True, False, None], "name": [None, "None", "x"], "n": [1, None, 3], "listed": [["a"], None, []]}
+    table = render._table_html(pd.DataFrame(cells))
+    assert re.findall("<td>(.*?)</td>", table) == ["yes", "", "1", "[a]", "no", "None", "", "", "", "x", "3", "[]"]
+
+
 @pytest.mark.parametrize("lang", messages.LANGUAGES)
 def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_command(lang: str, tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
