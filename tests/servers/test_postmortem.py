@@ -219,7 +219,11 @@ def test_the_impact_of_an_outage() -> None:
     since = span()["since"][0]
     assert found.value("onset") == (since + 20 * MINUTE).isoformat()
     assert found.value("recovered") == (since + 24 * MINUTE + pd.Timedelta(seconds=10)).isoformat()
-    expect(found, values={"onset_how": "notifications"}, says="NOTI-B 4 min")
+    expect(
+        found,
+        values={"onset_how": "notifications"},
+        says=f"NOTI-B 4 min (1,200/{rows['NOTI-B']['total']:,.0f}); NOTI-C 5 min",
+    )
 
 
 def test_a_backlog_that_came_and_went_within_a_minute_is_a_breach() -> None:

@@ -92,11 +92,10 @@ class Impact(rows.Row):
 
     @property
     def summary(self) -> str:
-        """The numbers in one line."""
-        words = [self.slo + (f" {self.minutes:g} min" if self.minutes is not None else "")]
+        """The time and the bad events in one line."""
+        words = [self.slo] + ([f"{self.minutes:g} min"] if self.minutes is not None else [])
         if self.bad is not None:
-            words.append(f"{self.bad:,.0f}" + (f"/{self.total:,.0f}" if self.total is not None else ""))
-        words += [f"≈{self.budget:g} %"] if self.budget is not None else []
+            words.append(f"({self.bad:,.0f}" + (f"/{self.total:,.0f})" if self.total is not None else ")"))
         return " ".join(words)
 
 
