@@ -138,7 +138,8 @@ def limit_line(ax: Axes, value: float, name: str, unit: str) -> None:
     """Draw a limit, with its name, number and unit on the line: for panels that share one legend."""
     ax.axhline(value, color=ORANGE, linestyle=":", linewidth=1.4)
     words = f"{name} {value:,.4g} {unit}"
-    ax.text(0.995, value, words, fontsize=7, ha="right", va="bottom", transform=ax.get_yaxis_transform())
+    above_lines: Any = {"zorder": 5, "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}}
+    ax.text(0.995, value, words, fontsize=7, ha="right", va="bottom", transform=ax.get_yaxis_transform(), **above_lines)
 
 
 def clock_ticks(ax: Axes) -> None:
