@@ -143,4 +143,4 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     else:
         click.echo("\n".join(differences.backtest_lines(report, lang)))
     common.echo_text(lang, *unread, err=True)
-    return int(bool(report["flips"] or report["not_replayable"]))
+    return int(bool(report["flips"] or report["not_replayable"] or unread))

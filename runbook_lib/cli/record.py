@@ -78,7 +78,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
     replayed, differ = replay.reopen(recorded)
     states = (
-        (any(h.bare != head for h in counted), "capsule.seal.other", 2),
+        (bool(counted) and all(h.bare != head for h in counted), "capsule.seal.other", 2),
         (head is None, "capsule.seal.none", 3),
         (not counted, "capsule.seal.not_witnessed", 3),
         (differ, "capsule.seal.whole", 1),

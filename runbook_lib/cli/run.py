@@ -156,7 +156,8 @@ def _triage_many(
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
             else:
-                _print_result(came | {"lines": [f"{order.target} {came['lines'][0]}"]}, form)
+                line = came["lines"][0].rpartition(document["status"])[2].strip(" :")
+                _print_result(came | {"lines": [f"{document['status']} {order.target}: {line}"]}, form)
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
             now = time.monotonic()

@@ -16,7 +16,7 @@ def nagios(line: str, document: Document) -> str:
     The format is https://www.monitoring-plugins.org/doc/guidelines.html; an unknown value is U.
     """
     status = document["status"]
-    headline = re.sub(r"\s+", " ", line.replace("|", "/").rpartition(status)[2]).strip(" :")
+    headline = re.sub(r"\s+", " ", line.replace("|", "/").partition(status)[2]).strip(" :")
     output = " ".join(filter(None, (f"RUNBOOK {status}:", headline)))
     return f"{output} | {' '.join(_format_performance(document))}".rstrip(" |")
 

@@ -90,8 +90,6 @@ class Engine(NBClientEngine):  # type: ignore[misc]
 
         The kernel's files are in `scratch`, or in the temporary directory.
         """
-        for name in ("output_path", "progress_bar", "log_output", "input_path"):
-            options.pop(name, None)
         manager = _Manager(nb, output_path=str(partial), progress_bar=False)
         kept.append(nb)
         manager.notebook_start()

@@ -596,7 +596,7 @@ def run_again(run: Mapping[str, Any]) -> str:
     words += [word for name, option in _OPTIONS.items() for word in (option, str(given.pop(name)))]
     for name, value in given.items():
         if value not in (None, defaults[name]) and name not in ACTING:
-            words += ["-p", f"{name}={value}"]
+            words += ["--lang", value] if name == "lang" else ["-p", f"{name}={value}"]
     return shlex.join(words)
 
 

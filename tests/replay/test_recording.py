@@ -247,6 +247,9 @@ def test_another_verdict_and_another_seal_are_said(sample: Path, monkeypatch: py
     other = told[:-1] + ("0" if told[-1] != "0" else "1")
     done = opened(sample, "--no-browser", "--checkpoint", other)
     assert done.return_value == 2 and "Seal: CHANGED" in done.output, done.output
+    # An earlier capsule of the incident had another seal, and the log has both.
+    done = opened(sample, "--no-browser", "--checkpoint", other, "--checkpoint", told)
+    assert done.return_value == 1 and "Seal: unchanged" in done.output, done.output
 
 
 def test_a_session_on_a_recording_asks_no_server_and_changes_nothing(

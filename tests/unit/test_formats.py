@@ -34,6 +34,15 @@ def test_one_line_with_what_has_limits() -> None:
     assert formats.nagios("UNKNOWN", {"status": "UNKNOWN"}) == "RUNBOOK UNKNOWN:"
 
 
+def test_of_several_systems_each_line_names_its_own(tmp_path: Path) -> None:
+    names = ("eu", "CRITICAL-1")
+    (tmp_path / "runbook.toml").write_text("\n".join(f'[targets.{n}]\nnats_url_env = "NOT_SET"' for n in names))
+    asked = ("triage", "--targets", ",".join(names), "--format", "nagios", "--output", str(tmp_path / "out"))
+    done = runbook(*asked, env=os.environ, cwd=tmp_path)
+    assert done.returncode == 3
+    assert {line.partition(" |")[0] for line in done.stdout.splitlines()} == {f"RUNBOOK UNKNOWN: {n}" for n in names}
+
+
 def test_a_limit_from_below_and_a_value_that_was_not_seen() -> None:
     limits = {"unit": "ratio", "warning": 0.9, "critical": 0.5, "below": True, "origin": "x"}
     values = {"success": {"value": None, **limits}, "again": {"value": 0.7, **limits}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from runbook_lib import messages
 from runbook_lib.archive import artifact, course, dossier, report, systems
+from runbook_lib.cli.common import parse_parameters
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.runs import batch
@@ -128,9 +130,11 @@ def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_comm
 def test_the_command_to_copy_asks_the_same_and_changes_nothing() -> None:
     parameters = {"target": "eu 1", "incident_id": "INC-1", "window_minutes": 30, "as_of": "2026-11-26T02:13:00Z"}
     changed = parameters | {"lang": "en", "execute": True, "approved_by": "Aoki", "detected_by": None}
-    assert render.run_again({"section": "4.1", "parameters": changed}) == (
-        "runbook run 4.1 --target 'eu 1' --incident INC-1 -p window_minutes=30 -p as_of=2026-11-26T02:13:00Z"
-    )
+    command = "runbook run 4.1 --target 'eu 1' --incident INC-1 -p window_minutes=30 -p as_of=2026-11-26T02:13:00Z"
+    assert render.run_again({"section": "4.1", "parameters": changed}) == command
+    again = render.run_again({"section": "4.1", "parameters": changed | {"lang": "ja"}})
+    assert again == f"{command} --lang ja"
+    parse_parameters(tuple(w for n, w in enumerate(shlex.split(again)) if shlex.split(again)[n - 1] == "-p"))
 
 
 def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_other_code_is_no_change_of_the_evidence(
     code, _, err = verify(archive, *checkpoint)
     assert code == 1 and "cannot be judged by this version: KeyError" in err
     where = (archive.incident, "--output", archive.output)
-    main._run_command(["archive", "backtest", *where, "--policy", str(sample.ROOT / "docs")])
+    assert main._run_command(["archive", "backtest", *where, "--policy", str(sample.ROOT / "docs")]) == 1
     assert "cannot be judged by this version: KeyError" in capsys.readouterr().err
     monkeypatch.setattr(rejudge, "checks", lambda: known)
     # Each run is judged by the documents that were kept with it, whatever those of today say.

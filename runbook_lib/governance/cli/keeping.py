@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from runbook_lib import settings
-from runbook_lib.cli.common import existing_archive, lang_option, output_option, words
+from runbook_lib.cli.common import echo_text, existing_archive, lang_option, output_option, words
 from runbook_lib.model.finding import say
 from runbook_lib.usage import UsageError
 
@@ -37,11 +37,10 @@ def erase(user: str, incident: str | None, output: str, lang: str) -> int:
     keeping.erase(output, user, traces)
     for trace in traces:
         if trace.tokens and trace.salted:
-            _print_text(lang, "keeping.erased", incident=trace.archive.incident, tokens=", ".join(trace.tokens))
+            echo_text(lang, say("keeping.erased", incident=trace.archive.incident, tokens=", ".join(trace.tokens)))
     stays = [text for trace in traces if (text := trace.stays)]
-    for text in stays:
-        _print_text(lang, text, err=True)
-    _print_text(lang, "keeping.erased_in", n=sum(t.salted for t in traces))
+    echo_text(lang, *stays, err=True)
+    echo_text(lang, say("keeping.erased_in", n=sum(t.salted for t in traces)))
     _print_seal(output)
     return int(bool(stays))
 
@@ -58,7 +57,7 @@ def hold(incident: str, reason: str, release: bool, output: str, lang: str) -> i
 
     archive = existing_archive(incident, output)
     keeping.hold(archive, reason, release=release)
-    _print_text(lang, "keeping.released" if release else "keeping.held", incident=incident, reason=reason.strip())
+    echo_text(lang, say("keeping.released" if release else "keeping.held", incident=incident, reason=reason.strip()))
     _print_seal(archive.output)
     return 0
 
@@ -83,30 +82,23 @@ def retain(execute: bool, output: str, lang: str) -> int:
         found = keeping.find_expired(archive, config, now)
         if not isinstance(found, keeping.ExpiredDossier):
             if found:
-                _print_text(lang, found, err=True)
+                echo_text(lang, found, err=True)
                 unread += 1
             continue
         facts: dict[str, Any] = {"incident": archive.incident, "target": found.target, "days": found.keep_days}
         facts["last"] = render.when(found.last)
         if archive.incident in holds:
-            _print_text(lang, "keeping.on_hold", incident=archive.incident, reason=holds[archive.incident])
+            echo_text(lang, say("keeping.on_hold", incident=archive.incident, reason=holds[archive.incident]))
         elif not execute:
-            _print_text(lang, "keeping.old", **facts)
+            echo_text(lang, say("keeping.old", **facts))
         elif keeping.remove(found, config, now):
-            _print_text(lang, "keeping.removed", **facts)
+            echo_text(lang, say("keeping.removed", **facts))
             removed += 1
     if not execute:
-        _print_text(lang, "keeping.dry")
+        echo_text(lang, say("keeping.dry"))
     elif removed:
         _print_seal(output)
     return int(bool(unread))
-
-
-def _print_text(lang: str, what: Any, *, err: bool = False, **params: Any) -> None:
-    from runbook_lib import messages
-
-    text = say(what, **params) if isinstance(what, str) else what
-    click.echo(messages.text(text, lang), err=err)
 
 
 def _print_seal(output: str) -> None:
