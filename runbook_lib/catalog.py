@@ -23,7 +23,7 @@ from runbook_lib import pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
 from runbook_lib.model.unread import known
 from runbook_lib.pack import Pack
-from runbook_lib.usage import did_you_mean
+from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"
 LEVELS = ("INFO", "WARN", "ERROR")
 
 
-class CatalogError(Exception):
+class CatalogError(UsageError):
     """A document is not what the catalog can read; the text names file and line."""
 
     def __init__(self, path: Path, line: int, problem: str) -> None:
@@ -472,6 +472,8 @@ def read_texts(packs: Iterable[Pack]) -> dict[str, dict[str, str]]:
                 continue
             except OSError as e:
                 raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+            except UnicodeDecodeError:
+                raise CatalogError(path, 1, "cannot be read (it is not UTF-8)") from None
     return {name: texts for name, texts in found.items() if texts}
 
 

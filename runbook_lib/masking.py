@@ -84,8 +84,8 @@ class Masker:
     the incident when the first token is made, or b"" if it has none, and tokens then depend on `key` alone.
     """
 
-    secrets: tuple[str, ...] = ()
-    key: bytes = b""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    key: bytes = field(default=b"", repr=False)
     salts: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
     people: dict[str, str] | None = field(default=None, compare=False, repr=False)
     _issued: set[str] = field(default_factory=set, init=False, compare=False, repr=False)

@@ -206,10 +206,14 @@ class Session:
         known = action.actions()
         if name not in known:
             raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
+        try:
+            asked = known[name](self.context, **what)
+        except TypeError as e:  # an argument that it does not have
+            raise UsageError(f"{name}: {e}") from None
         begun = pd.Timestamp.now("UTC")
         with self.progress() as progress:
             outcome = action.perform(
-                known[name](self.context, **what),
+                asked,
                 self.context,
                 execute=execute,
                 approved_by=approved_by,

@@ -14,7 +14,6 @@ from typing import Any, TextIO
 import click
 
 from runbook_lib import interrupts, pack
-from runbook_lib.catalog import CatalogError
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.usage import UsageError
 
@@ -155,8 +154,8 @@ def _run_command(arguments: list[str] | None) -> int:
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message(), err=True)
         return EX_USAGE
-    except (UsageError, CatalogError) as e:
-        code, problem = e.exit_code if isinstance(e, UsageError) else EX_USAGE, str(e)
+    except UsageError as e:
+        code, problem = e.exit_code, str(e)
     except click.UsageError as e:
         command = e.ctx.command_path if e.ctx else "runbook"
         code, problem = EX_USAGE, f"{e.format_message()} (see `{command} --help`)"

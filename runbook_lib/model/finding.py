@@ -265,7 +265,7 @@ class SentQuery:
     rows: int = 0
     plan_cost: float | None = None
     error: str = ""
-    refused: bool = False  # by our own cost gate, which is no evidence about the source
+    refused: bool = False  # by our own cost gate, or optional: no evidence about the source, and nothing is missing
     started: str = ""  # by this machine's clock; "" in records of earlier versions
 
 

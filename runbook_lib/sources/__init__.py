@@ -40,9 +40,15 @@ class ReadCost:
 
     @contextmanager
     def query(
-        self, source: str, name: str, text: str, values: Mapping[str, object] | None = None
+        self,
+        source: str,
+        name: str,
+        text: str,
+        values: Mapping[str, object] | None = None,
+        *,
+        optional: bool = False,
     ) -> Iterator[QueryStats]:
-        """Time one query and store it, even if it fails.
+        """Time one query and store it, even if it fails; nothing is missing where an `optional` one does.
 
         With `values`, those bound to its parameters, `text` is the runbook's own and stored as it is sent; the values
         are masked. Without, `text` may hold anything and is scrubbed.
@@ -57,7 +63,7 @@ class ReadCost:
         except SourceError as e:
             e.detail = self.masker.scrub(e.detail)
             error = f"{e.reason}: {e.detail}"
-            refused = e.code == "cost_gate"
+            refused = optional or e.code == "cost_gate"
             raise
         finally:
             self.queries.append(

@@ -42,6 +42,11 @@ class HttpServer:
     ca_file: Path | None = None
     certificate: tuple[Path, Path] | None = None
 
+    @property
+    def behind_proxy(self) -> bool:
+        """Whether a proxy of this machine's environment would answer in its place."""
+        return requests.utils.select_proxy(self.url, requests.utils.get_environ_proxies(self.url)) is not None
+
     def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         """Return the body at `path`."""
         return self._send_request("GET", path, params=params)[1]

@@ -171,7 +171,7 @@ class Postgres:
         Raises SourceError, denied where this role may not ask it.
         """
         text = "SHOW POOLS"
-        with self.read_cost.query("postgres", "pools", text) as asked, ExitStack() as ends:
+        with self.read_cost.query("postgres", "pools", text, optional=True) as asked, ExitStack() as ends:
             console = self._open_connection(dbname="pgbouncer")
             ends.callback(console.close)
             with cut_when_hung(console, self.budget):
@@ -266,7 +266,10 @@ class Postgres:
         if re.match(r"postgres(ql)?(\+\w+)?://", printed):
             if wrong := url_problem(printed, "database_url"):
                 raise _command_failed(f"it prints a URL, and {wrong}")
-            return libpq_url(printed, "database_url_command"), ""
+            try:
+                return libpq_url(printed, "database_url_command"), ""
+            except UsageError:
+                raise _command_failed("it prints a URL that libpq cannot read") from None
         if not self._url:
             raise _command_failed("it prints no URL like postgresql://..., and there is no database_url beside it")
         return self._url, printed

@@ -28,7 +28,7 @@ class Redis:
             client = redis.Redis.from_url(self._url, socket_connect_timeout=2, socket_timeout=2)
             try:
                 reply: dict[str, Any] = client.info()
-            except redis.AuthenticationError as e:
+            except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as e:
                 raise SourceError("redis", Reason.DENIED, str(e)) from None
             except redis.TimeoutError:
                 raise SourceError("redis", Reason.TIMEOUT, "no answer in time", "hung") from None

@@ -45,7 +45,11 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*=[A-Za-z0-9._-]*,?)+")
-_SECRET = re.compile(r"passw|passphrase|secret|token|credential|(?:^|_)(?:pass|pwd|jwt|seed|key)$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"passw|passphrase|secret|token|credential|(?:api|access|auth|encryption|private|signing)_?key"
+    r"|(?:^|_)(?:pass|pwd|jwt|seed|key)$",
+    re.IGNORECASE,
+)
 _MASKED = "***"
 #: How supervisorctl says that something is wrong.
 _COMPLAINT = re.compile(
@@ -235,7 +239,10 @@ class KubectlRunner(Runner):
             running = own.get("state", {}).get("running", {})
             pods.append({
                 "name": str(pod["metadata"]["name"]),
-                "ready": bool(own.get("ready")),
+                # Of a node that is lost, only the pod's condition is kept up to date.
+                "ready": bool(own.get("ready")) and all(
+                    c.get("status") == "True" for c in status.get("conditions", []) if c.get("type") == "Ready"
+                ),
                 "restarts": own.get("restartCount"),
                 "started": str(running.get("startedAt") or status.get("startTime") or ""),
             })  # fmt: skip
@@ -472,6 +479,7 @@ def _is_assignment(line: str) -> bool:
 
 def _write_env(path: Path, text: str) -> None:
     """Replace a file in one step; it keeps its owner, group and mode, and a new one is readable by its owner only."""
+    path = path.resolve()  # of a link, what it leads to
     before = path.stat() if path.exists() else None
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:

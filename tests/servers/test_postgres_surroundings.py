@@ -24,6 +24,7 @@ from steps import events, expect, run, statuses, weight, words
 from waiting import until
 
 from runbook_lib import catalog, messages, rows
+from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.gameday.sandbox import servers as embedded_servers
 from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import Servers, _unprivileged
@@ -227,7 +228,8 @@ def test_a_console_that_is_closed_to_the_runbook_is_said_and_costs_nothing_else(
         found = run(embedded, "4.1.4", database_url=through(embedded.database_url))["4.1.4"]
     assert found.status is Status.OK
     assert "its console does not answer this role" in notes(found)
-    assert found.unseen == ()
+    assert found.unseen == () and all(q.refused for q in found.queries if q.error)
+    assert conclude([found], catalog.load()).confidence == "high"
 
 
 def test_the_server_behind_a_pooler_is_down(embedded: Servers, tmp_path: Path) -> None:
@@ -450,9 +452,10 @@ def test_a_command_prints_the_password_or_the_whole_url(tls: tuple[Path, int], t
         ([sys.executable, "-c", "pass"], "it ended with exit code 0 and printed 0 words"),
         ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within"),
         (printing(f"postgresql://u:{SECRET}@h:x/d"), "it prints a URL, and its host or its port cannot be read"),
+        (printing(f"postgresql://u:{SECRET}@h/d?pgbouncer=true"), "it prints a URL that libpq cannot read"),
         (printing(SECRET), "no database_url beside it"),
     ],
-    ids=["missing", "failing", "silent", "slow", "no url", "nothing beside it"],
+    ids=["missing", "failing", "silent", "slow", "no url", "unknown word", "nothing beside it"],
 )
 def test_a_command_that_gives_no_password(monkeypatch: pytest.MonkeyPatch, command: list[str], why: str) -> None:
     monkeypatch.setattr(postgres, "_COMMAND_TIMEOUT_S", 2.0)

@@ -565,6 +565,8 @@ def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Context) -> None:
         Session(rb).act("restrt")
     with pytest.raises(UsageError, match="nats"):
         Session(rb).act("restart", workload="nats")
+    with pytest.raises(UsageError, match=r"restart: .*'worklod'"):
+        Session(rb).act("restart", worklod="relay")
     with pytest.raises(UsageError, match="empty"):
         Session(rb).note("  ")
 

@@ -145,3 +145,6 @@ def test_a_missing_document(root: Path) -> None:
     (root / "docs" / "slo.md").unlink()
     with pytest.raises(CatalogError, match=r"slo.md:1: cannot be read"):
         catalog.read([Pack("copy", root)])
+    (root / "docs" / "slo.md").write_bytes("障害".encode("cp932"))
+    with pytest.raises(UsageError, match=r"slo.md:1: cannot be read \(it is not UTF-8\)"):
+        catalog.read([Pack("copy", root)])

@@ -22,6 +22,13 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.sources import ReadCost, SourceError
 
+
+def test_a_masker_that_is_shown_shows_nothing_of_what_it_hides() -> None:
+    masker = Masker.of(["postgresql://u:hunter2@h/d"], "INC-1", lambda: b"salt", remembers=True)
+    token = masker.person("user-1")
+    assert token and not [word for word in ("hunter2", "user-1", repr(masker.key)) if word in repr(masker)]
+
+
 URL = "postgresql://runbook:p%40ss-word9@db:5432/app"
 MASKER = Masker.of([URL, "nats://broker-token@nats:4222"], "INC-1")
 

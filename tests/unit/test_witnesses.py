@@ -116,6 +116,15 @@ def probe(url: str) -> ProbeResult:
     return ReceiverProbe(url, ReadCost(Masker())).request()
 
 
+def test_what_a_proxy_answers_shows_nothing_of_the_receiver(monkeypatch: pytest.MonkeyPatch) -> None:
+    with web(lambda request: reply(request, 503)) as url:
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.setenv("no_proxy", "elsewhere.example")
+        assert probe("http://receiver.example/health") == ProbeResult()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert probe(url).result == "unwell"
+
+
 @pytest.mark.parametrize(
     ("status", "result"),
     [(204, "answers"), (302, "answers"), (401, "answers"), (404, "answers"), (405, "answers"), (429, "unwell"),

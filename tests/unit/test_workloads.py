@@ -138,6 +138,16 @@ def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
     assert all(a.method == "GET" for a in cluster.asked)
 
 
+def test_a_pod_of_a_lost_node_is_not_ready(cluster: Cluster, runner: KubectlRunner) -> None:
+    """Its containers stand as they were; the pod's condition does not."""
+    (pod,) = (p for p in cluster.pods if p["metadata"]["name"].startswith("notification"))
+    ready = {"type": "Ready", "status": "True"}
+    pod["status"]["conditions"] = [ready, {"type": "DisruptionTarget", "status": "False"}]
+    assert runner.pods("notification")[0]["ready"]
+    ready["status"] = "Unknown"
+    assert not runner.pods("notification")[0]["ready"]
+
+
 def test_a_deployment_is_read_once_in_a_moment_and_again_after_a_change(
     cluster: Cluster, runner: KubectlRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +325,10 @@ def test_hostile_variables_are_refused(variables: dict[str, str | None], tmp_pat
 
 
 def test_variables_whose_names_say_so_are_secrets(tmp_path: Path) -> None:
-    secret = ("POSTGRES_PASSWORD", "DB_PASS", "DB_PWD", "API_KEY", "NATS_NKEY_SEED", "APP_JWT", "CLIENT_SECRET")
+    secret = [
+        *("POSTGRES_PASSWORD", "DB_PASS", "DB_PWD", "API_KEY", "NATS_NKEY_SEED", "APP_JWT", "CLIENT_SECRET"),
+        *("SENDGRID_APIKEY", "API_KEYS", "SIGNING_KEY_BASE64", "AWS_ACCESS_KEY_ID"),
+    ]
     file = tmp_path / "pods.env"
     file.write_text("".join(f"{name}=planted, and more\n" for name in secret) + "BYPASS=1\nSEEDS=2\n")
     runner = runner_of(EntitlementWorkloads(runner="supervisorctl", env_file=str(file)), a_read_cost())
@@ -434,6 +447,8 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWo
         "BATCH": "50",
     }
     file = Path(supervised.env_file)
+    file.rename(shared := file.with_name("shared.env"))
+    file.symlink_to(shared)
     file.chmod(0o640)
     if os.geteuid() == 0:
         os.chown(file, 65534, 65534)
@@ -446,7 +461,7 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWo
     now = file.stat()
     assert stat.S_IMODE(now.st_mode) == 0o640
     assert (now.st_uid, now.st_gid) == (before_it.st_uid, before_it.st_gid) and now.st_ino != before_it.st_ino
-    assert [p.name for p in file.parent.glob(".pods*")] == []
+    assert [p.name for p in file.parent.glob(".*.env*")] == [] and file.is_symlink()
     until(lambda: "POLL=2 s = two" in "\n".join(runner.logs("notification", 1)))
     (after,) = runner.pods("notification")
     assert after["started"] > before["started"]

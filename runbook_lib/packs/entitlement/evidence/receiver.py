@@ -41,7 +41,9 @@ class ReceiverProbe:
         return cls(url, opening.read_cost) if url else None
 
     def request(self) -> ProbeResult:
-        """Request the address once, by GET."""
+        """Request the address once, by GET; what a proxy answers shows nothing of the receiver."""
+        if self._server.behind_proxy:
+            return ProbeResult()
         status, result = None, ""
         try:
             status = self._server.get_status(self._path, "probe")
