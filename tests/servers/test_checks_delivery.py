@@ -455,6 +455,21 @@ def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
     words(found)
 
 
+def test_a_replay_that_only_skips_what_is_registered_is_no_hang() -> None:
+    frames = consumer(num_pending=90_000, num_ack_pending=600, ack_floor_seq=5_000)
+    frames |= {"oldest": row(seq=1, age_s=9_000.0), "consumer_later": frames["consumer"].assign(ack_floor_seq=6_200)}
+    frames["activity"] = frames["activity"].assign(last_processed=ago(40), processed_1m=0)
+    expect(subscriber.judge(frames, make_given()), key="subscriber.behind", proposals=[])
+    frames["consumer_later"] = frames["consumer"]
+    expect(subscriber.judge(frames, make_given()), key="subscriber.holds", proposals=["restart_notification"])
+
+
+def test_events_that_are_lost_do_not_wait_for_a_client() -> None:
+    frames = consumer(bound=False) | {"unprocessed": events(480)}
+    frames["broker"] = pd.DataFrame([{"event_id": "0", "place": "given_up"}])
+    expect(subscriber.judge(frames, make_given()), Status.CRITICAL, key="subscriber.deaf_idle")
+
+
 #: What each observation of the subscriber is worded as; what a restart may follow.
 SAID_AS = {
     "subscriber.locked_out": {"refused"}, "subscriber.kept_out": {"refused"}, "subscriber.no_quorum": {"cluster"},
@@ -616,6 +631,14 @@ def test_what_stands_still_behind_a_broker_that_was_not_seen_is_seen() -> None:
     frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=600)
     found = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(61, 90)}, make_given())
     expect(found, proposals=["logs"], weights={"subscriber": "> 0.5"})
+
+
+def test_one_lost_event_before_others_that_were_processed_is_no_standstill() -> None:
+    frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=90)
+    quiet = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(600)}, make_given())
+    assert "subscriber.stands_still" not in {s.observation for s in quiet.signals} and quiet.proposals == ()
+    still = CHECKS["4.1.2"].finding(frames | {"unprocessed": events(600, 61)}, make_given())
+    assert "subscriber.stands_still" in {s.observation for s in still.signals}
 
 
 @pytest.mark.parametrize("tried", [0, 5])
@@ -829,6 +852,29 @@ def test_both_clients_cut_off_is_the_broker_s_door() -> None:
     expect(publish.judge(frames, make_given(earlier=earlier)), weights={"jetstream": "> 0.8", "FM-NATS-05": "> 0.8"})
 
 
+@pytest.mark.parametrize("observation", ["delivery.taken_down", "subscriber.switched_off"])
+def test_a_notification_that_somebody_stopped_is_not_cut_off(observation: str) -> None:
+    evidence = make_given().evidence(observation)
+    earlier = (Finding("4.1.2", Status.CRITICAL, say("-"), values=(Value("consumer.bound", "no"),), signals=evidence),)
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    found = publish.judge(frames, make_given(earlier=earlier))
+    assert found.decision and found.decision.case == "publish.fails_timeout"
+
+
+@pytest.mark.parametrize(("started", "case"), [(25, "publish.waiting"), (100, "publish.fails_closed")])
+def test_what_an_earlier_process_tried_does_not_accuse_the_present_one(started: float, case: str) -> None:
+    frames = outbox([("PENDING", "Connection is Closed", 5)], waiting_retry=5, tried=5, last_published=ago(400))
+    frames["errors"] = frames["errors"].assign(newest=ago(120), tried_after=ago(40))
+    frames["delay_now"] = frames["delay"].assign(n=0)
+    began = ago(started).timestamp()
+    columns = [("entitlement", NOW, "service", "process_start_time_seconds", "", "", "", "", began)]
+    frames["service_samples"] = pd.DataFrame(columns, columns=services.SAMPLE_COLUMNS)
+    frames["service_asked"] = pd.DataFrame([vars(services.ServiceRequest("entitlement", NOW, "service"))])
+    found = publish.judge(frames, make_given())
+    assert found.decision and found.decision.case == case, words(found)
+    assert ("restart_entitlement" in [p.name for p in found.proposals]) == (case == "publish.fails_closed")
+
+
 def sessions(used: int = 5, sees: bool = True, **frames: pd.DataFrame) -> Frames:
     empty = pd.DataFrame()
     return {
@@ -879,6 +925,28 @@ def test_a_role_at_its_limit_is_looked_at_session_by_session(servers: Servers, d
                 own = open_ones.enter_context(psycopg.connect(servers.app_url, application_name=name, autocommit=True))
                 own.execute(f"SET search_path TO '{schema}'".encode())
         assert run(servers, "4.1.4")["4.1.4"].headline.key == "database.free"
+
+
+def test_a_request_that_waits_for_another_s_row_is_not_cancelled() -> None:
+    """A user's second request waits for the first one, and that for a session that is idle in its transaction."""
+    blocked = pd.DataFrame(
+        [
+            {"pid": 7, "wait_s": 20.0, "blocked_by": "5", "object": "transactionid", "application": DRIVER},
+            {"pid": 8, "wait_s": 18.0, "blocked_by": "7", "object": "entitlement.entitlements", "application": DRIVER},
+        ]
+    )
+    blockers = row(pid=5, application="psql", state="idle in transaction", transaction_s=60.0)
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    assert [p.name for p in found.proposals] == ["end_blocker"] and "(5)" in found.proposals[0].command
+
+
+def test_a_wait_of_a_moment_does_not_hide_who_holds_due_rows() -> None:
+    moment = pd.DataFrame([{"pid": 7, "wait_s": 0.02, "blocked_by": "8", "application": DRIVER}])
+    held = row(pid=5, application="psql", state="idle in transaction", transaction_s=600.0, n=200)
+    frames = sessions(blocked=moment, blockers=row(pid=8, application=DRIVER, state="active", transaction_s=0.03))
+    found = database.judge(frames | {"row_locks": held}, make_given())
+    expect(found, key="database.rows_held", proposals=["end_blocker"])
+    assert "(5)" in found.proposals[0].command
 
 
 def test_connections_are_counted_against_the_usable_ones() -> None:

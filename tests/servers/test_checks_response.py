@@ -297,8 +297,11 @@ def test_an_onset_is_told_if_nothing_older_may_wait(places: dict[str, tuple[int,
 
 def test_events_that_were_given_up_long_ago_have_no_onset_in_the_traffic_of_today() -> None:
     rises = {name: per_minute(*[90] * 7, *[40] * 7) for name in ("sent", "processed", "created", "published")}
-    found = response.judge_impact(impact(outbox=row(due=0, failed=1, oldest_due_s=0.0), **rises), make_given())
-    expect(found, Status.CRITICAL, says="ENT-E", values={"impact.onset": None})
+    left = affected(outbox_failed=(1, 1, 9000.0))  # the relay's FAILED rows are told among the events that wait
+    frames = impact(outbox=row(due=0, failed=1, oldest_due_s=0.0), affected=left, **rises)
+    expect(response.judge_impact(frames, make_given()), Status.CRITICAL, says="ENT-E", values={"impact.onset": None})
+    chart = response.draw_flows(frames, make_given())
+    assert chart is not None and chart.alt.params["began"] is None
     slow = response.judge_impact(impact(publish_delay=row(n=9, p95=7.0), **rises), make_given())
     assert slow.value("impact.onset")
 
@@ -421,6 +424,10 @@ def test_the_record_is_ready_to_paste() -> None:
     assert line["events_waiting"] == "70"
     assert line["ttd_s"] == "111"
     words(found)
+    excluded = make_given().evidence("publish.stopped") + make_given().evidence("relay.starting")
+    young = replace(place("relay", Status.WARNING), signals=excluded)
+    kept = response.record_rows(make_given(earlier=(young,)))
+    assert "FM-OB-01" not in dict(zip(kept["what"], kept["value"], strict=True))["failure_modes"]
     assert response.judge_record({"record": response.record_rows(make_given())}, make_given()).reason is Reason.SKIPPED
     assert response.judge_record({}, make_given()).status is Status.UNKNOWN
 

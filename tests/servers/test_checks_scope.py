@@ -273,6 +273,17 @@ def test_a_broker_that_refuses_or_is_not_there(servers: Servers, db: psycopg.Con
     expect(gone, Status.UNKNOWN, reason=Reason.UNREACHABLE, sections=("2",), weights={"jetstream": "== 0"})
 
 
+@pytest.mark.parametrize(("ahead_d", "said"), [(2.0, "ends in 2.0 days"), (-2.0, "ended 2.0 days ago and no default")])
+def test_a_last_partition_that_has_ended_is_said_to_have(ahead_d: float, said: str) -> None:
+    names = [*scope.UNIQUE_INDEXES["entitlement"].split(), *scope.INDEXES["entitlement"].split()]
+    frames = {
+        "tables": pd.DataFrame(scope.TABLES["entitlement"].items(), columns=["table_name", "column_names"]),
+        "indexes": pd.DataFrame({"index_name": names, "usable": True}),
+        "partitions": row(table_name="outbox_events", partitions=3, ahead_d=ahead_d, takes_the_rest=False),
+    }
+    assert said in words(scope.judge_schema(frames, make_given(), "entitlement"))
+
+
 def test_redis_that_is_declared_and_silent(servers: Servers, db: psycopg.Connection) -> None:
     expect(run(servers, "2.6", redis_url="redis://127.0.0.1:9/0")["2.6"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
 

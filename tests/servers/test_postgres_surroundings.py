@@ -649,7 +649,7 @@ def test_what_recovery_cancels_is_asked_once_more(pair: Pair, ask_for: Callable[
 
 def test_sections_on_a_replica_say_that_it_is_one(pair: Pair) -> None:
     events(pair.admin, 20, 60)
-    events(pair.admin, 5, 90, status="PENDING", tries=3, again=30)
+    events(pair.admin, 2, 90, status="PENDING", tries=3, again=30)
     pair.catch_up()
     url = pair.url(pair.primary.database_url)
     there = run(pair.primary, "4.1.1", "4.1.3", "4.1.4", database_url=url)

@@ -66,7 +66,7 @@ REAL = {
         "scores.get(place, 0.0)": "a place that no observation speaks of",
     },
     "database.py": {
-        "max(waited, default=0.0)": "nobody waits, where those who do were asked for",
+        "max(waited + held_s, default=0.0)": "nobody waits, where those who do were asked for",
         "pivot_table(index='application', columns='state', values='n', aggfunc='sum', fill_value=0)": TALLY,
     },
     "dead_letters.py": {

@@ -68,7 +68,7 @@ class MissingEvents:
     `subscriber.losing` seconds. `notified` are the events that were processed, as their notifications show, but are not
     registered; they are not among `found`. `doubtful` of the lost ones may also have been processed: their rows may be
     deleted. `oldest` tells what was deleted, `keeps_d` is the retention in days, if it is shorter than it should be.
-    The outbox has no published event from before `since`.
+    The outbox has no published event from before `since`; `newest` is when the last of `found` was published.
     """
 
     found: int
@@ -80,6 +80,7 @@ class MissingEvents:
     oldest: Oldest | None = None
     keeps_d: float | None = None
     since: str = ""
+    newest: pd.Timestamp | None = None
 
     @property
     def waiting(self) -> int | None:
@@ -257,4 +258,5 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
         oldest=oldest,
         keeps_d=set_d if set_d is not None and set_d < keep_d else None,
         since=f"{given.as_of - pd.Timedelta(hours=given.number('retention.outbox')):%Y-%m-%d %H:%M:%S}",
+        newest=max((e.published_at for e in events if e.published_at is not None), default=None),
     )

@@ -77,6 +77,7 @@ class Blocked(rows.Row, query="database/blocked"):
     pid: int | None = None
     wait_s: float = 0.0
     blocked_by: str = ""
+    object: str = ""
     application: str | None = None
 
 
@@ -209,8 +210,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     most, share_of_most = _find_largest_application(frames, used)
     # The query for row locks may fail alone: then only a session that waits is proven.
     waited = [b.wait_s for b in blocked]
-    waited += [holder.transaction_s] if holder.transaction_s is not None else []
-    wait = limits.value("locks.wait", max(waited, default=0.0))
+    held_s = [holder.transaction_s] if holder.transaction_s is not None else []
+    wait = limits.value("locks.wait", max(waited + held_s, default=0.0))
     if "row_locks" not in frames and wait.status is Status.OK:
         wait = limits.value("locks.wait", None)
     share = limits.value("connections.used", 100 * used / usable if usable > 0 else None)
@@ -222,7 +223,10 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     unconfirmed = any(v.status is not Status.OK for v in confirmed)
     if table_held:
         blocker = table_holder
-    elif waits and blocker.pid is None and holder.pid is not None:
+    elif (
+        waits and holder.pid is not None and (blocker.pid is None or not any(map(limits["locks.wait"].reached, waited)))
+    ):
+        # A wait of a moment is no reason for that of the rows which it holds.
         blocker = holder
     is_service = blocker.state == "active" and _is_service(blocker.application or "-")
     own_work = waits and blocker is holder and is_service
@@ -248,7 +252,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     write_blocker = application.write_blocker if application else ""
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
-    proposed = _propose_remedies(given, may_end, full, blocker, _find_waiting_blocker(blocked), most, share_of_most)
+    in_front = None if blocker is holder else _find_waiting_blocker(blocked)
+    proposed = _propose_remedies(given, may_end, full, blocker, in_front, most, share_of_most)
     pool_waits = queue.status is not Status.OK
     tables = (
         *("pools", "blockers", "blocked", "table_locks", "row_locks"),
@@ -408,8 +413,12 @@ def _weigh_waits(
 
 
 def _find_waiting_blocker(blocked: list[Blocked]) -> Blocked | None:
-    """Return a waiting session that alone blocks another: its stronger lock is ahead in the lock queue."""
-    return next((b for b in blocked if b.pid is not None and any(o.blocked_by == str(b.pid) for o in blocked)), None)
+    """Return a waiting session that alone blocks another: its stronger lock is ahead in the lock queue.
+
+    A session that waits for another's row, or for an application's own lock, is no queue that others would leave.
+    """
+    queued = (b for b in blocked if b.pid is not None and b.object not in ("transactionid", "advisory"))
+    return next((b for b in queued if any(o.blocked_by == str(b.pid) for o in blocked)), None)
 
 
 def _propose_remedies(

@@ -37,6 +37,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
+from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.view import charts
@@ -366,7 +367,11 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
     publishes = _published_lately(queue, given.number("success.lately"))
     live, kind = count_live_errors(frames)
-    present, present_kind = count_live_errors(frames, queue.last_published)
+    # A try of an earlier process shows nothing of the present one.
+    age_s = services.read(frames, services.ServiceLimits.of(given))["entitlement"].age_s
+    began = None if age_s is None or queue.now is None else queue.now - pd.Timedelta(seconds=age_s)
+    since = max((at for at in (queue.last_published, began) if at is not None), default=None)
+    present, present_kind = count_live_errors(frames, since)
     if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
         # The relay has just claimed the failed rows again, and a claim clears the error.
         live, kind = present, present_kind = queue.tried, "unseen"
@@ -400,12 +405,19 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         writes=writes,
         broker_error=broker is not None and broker.reason is Reason.ERROR,
         stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
-        cut_off=any(f.step == "4.1.2" and f.value("consumer.bound") == "no" for f in given.earlier),
+        cut_off=_is_notification_cut_off(given),
         n=n,
         overloaded=_is_overloaded(frames, given, queue),
         retrying=live > 0 and not failing,
         ran=moved or program.seen_running(frames, given, "relay"),
     )
+
+
+def _is_notification_cut_off(given: JudgeInput) -> bool:
+    """Return whether notification has no connection to the broker, and nobody has stopped it or switched it off."""
+    unbound = [f for f in given.earlier if f.step == "4.1.2" and f.value("consumer.bound") == "no"]
+    by_hand = {program.TAKEN_DOWN["delivery"], "subscriber.switched_off"}
+    return any(by_hand.isdisjoint(s.observation for s in f.signals) for f in unbound)
 
 
 def _newest_batches(frames: Frames, given: JudgeInput) -> list[RelayBatch]:
@@ -426,8 +438,8 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     busy, cycles = ([getattr(b, name) for b in batches] for name in ("exact_s", "cycle_s"))
     if len({b.n for b in batches}) > 1 or None in busy or None in cycles:
         return False
-    per_minute = sum(b.n for b in batches) / max(sum(cycles), 1e-3) * 60.0
-    return bool(per_minute <= queue.arrived_1m and sum(busy) < given.number("overload.busy") * sum(cycles))
+    keeps_up = sum(b.n for b in batches) * 60.0 > queue.arrived_1m * sum(cycles)
+    return bool(not keeps_up and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
 def _last_sign(queue: Outbox) -> pd.Timestamp | None:

@@ -255,6 +255,11 @@ def _oldest_at_p95(frames: Frames, sent: float, given: JudgeInput) -> float | No
     return round(max(ages), 3)
 
 
+def _has_onset(frames: Frames, given: JudgeInput, missed: Iterable[str]) -> bool:
+    """Return whether the traffic of today may tell since when: not of rows that were given up, which miss for ever."""
+    return any(at.events for at in _read_waiting(frames, given)) or bool({*missed} - {"ENT-E"})
+
+
 def _read_waiting(frames: Frames, given: JudgeInput) -> list[Affected]:
     """Return the events that wait at a hop, without the relay's FAILED events, which were given up."""
     return [at for at in _read_affected(frames, given) if at.place in HOP_OF]
@@ -310,8 +315,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     doubtful = sum(at.events for at in rows.each(frames.get("affected"), Affected) if at.place == "all") - late.events
     given_up = rows.first(frames.get("given_up"), GivenUp)
     lost = given_up.events if given_up else None
-    # Rows that were given up long ago miss ENT-E for ever: the traffic of today does not tell since when.
-    begin, how = onset(frames, given) if late.events or {*missed} - {"ENT-E"} else (None, "")
+    begin, how = onset(frames, given) if _has_onset(frames, given, missed) else (None, "")
     ttd = seconds_between(begin, given.detected_at) if begin is not None else None
     since = None if begin is None else _format_utc(begin)
     detected_at = None if given.detected_at is None else _format_utc(given.detected_at)
@@ -327,7 +331,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         Value("detected_by", given.detected_by or None),
         Value("detected_at", detected_at),
         Value("ttd", ttd, "s"),
-        limits.value("outbox.oldest_due", outbox.oldest_due_s if outbox else None),
+        limits.value("outbox.oldest_due", outbox.oldest_s if outbox else None),
         limits.value("outbox.failed", outbox.failed if outbox else None),
         limits.value("backlog.due", seen.get("NOTI-C")),
     ]
@@ -614,8 +618,8 @@ def draw_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         ends = pd.date_range(counts.index[0], periods=len(counts) + 1, freq="min")
         rates = [*counts.to_numpy(), counts.iloc[-1]]
         ax.step(ends, rates, where="post", color=colour, linestyle=line, linewidth=1.8, label=label)
-    missed = any(r["met"] is False for r in sli_rows(frames, given).to_dict("records"))
-    begin = onset(frames, given)[0] if missed else None
+    missed = [str(r["slo"]) for r in sli_rows(frames, given).to_dict("records") if r["met"] is False]
+    begin = onset(frames, given)[0] if missed and _has_onset(frames, given, missed) else None
     if begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes):
         ax.axvline(begin.floor("s").to_pydatetime(), color=charts.RED, linewidth=1.2, linestyle="-.", label="began")  # type: ignore[arg-type]
     ax.set_ylim(0, 1.3 * max(float(counts.max()) for _, counts, _, _ in lines))
@@ -907,11 +911,7 @@ def record_rows(given: JudgeInput) -> pd.DataFrame:
         unread = impact.status is Status.UNKNOWN
         facts.append(("objectives_missed", impact.value("impact.missed") or (UNREAD if unread else "-")))
     if place is not None:
-        modes: dict[str, float] = {}
-        for s in place.signals:
-            if s.about in given.catalog.failure_modes:
-                modes[s.about] = diagnosis.score([place], s.about, given.catalog).score
-        ranked = sorted((m for m, score in modes.items() if score > 0), key=lambda m: -modes[m])
+        ranked = [mode.id for mode in verdict.failure_modes if mode.score > 0] if verdict else []
         facts += [
             ("stuck_at", place.value("stuck_at")),
             ("failure_modes", ", ".join(ranked[:3])),

@@ -170,8 +170,9 @@ def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
         problem = say("scope.unprotected", schema=schema, names=", ".join(unprotected))
     elif failed:
         problem = say("scope.migration_failed", schema=schema)
-    elif bounded and ahead.status is not Status.OK:
-        problem = say("scope.partition_missing", schema=schema, table=shortest.table_name, days=shortest.ahead_d)
+    elif ahead_d is not None and ahead.status is not Status.OK:
+        key = "scope.partition_ended" if ended else "scope.partition_missing"
+        problem = say(key, schema=schema, table=shortest.table_name, days=abs(ahead_d))
     else:
         problem = say("scope.schema_as_expected", schema=schema, tables=len(TABLES[schema]), indexes=len(indexes))
     return judged(

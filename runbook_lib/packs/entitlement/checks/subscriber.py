@@ -208,7 +208,9 @@ class SubscriberReading:
     @property
     def is_stalled(self) -> bool:
         """Whether, by the tables alone, events are published and none is processed."""
-        return bool(self.missed) and self.activity.processed_1m == 0
+        newest, last = self.missing.newest if self.missing else None, self.activity.last_processed
+        passed = newest is not None and last is not None and newest < last  # later ones were processed
+        return bool(self.missed) and self.activity.processed_1m == 0 and not passed
 
     @property
     def behind(self) -> bool:
@@ -233,8 +235,12 @@ class SubscriberReading:
 
     @property
     def holds(self) -> bool:
-        """Whether it has received messages and processes none of them."""
-        return self.behind and self.silent and self.consumer is not None and bool(self.consumer.num_ack_pending)
+        """Whether it has received messages and processes none of them.
+
+        One that skips messages that are registered already, such as a replay, registers nothing and acknowledges.
+        """
+        received = self.consumer is not None and bool(self.consumer.num_ack_pending)
+        return self.behind and self.silent and received and not self.handled
 
     @property
     def unwritable(self) -> bool:
@@ -253,8 +259,8 @@ class SubscriberReading:
 
     @property
     def waits(self) -> bool:
-        """Whether messages or events wait for the subscriber."""
-        return bool(self.lag or self.missed)
+        """Whether messages wait for the subscriber, by the tables if the broker does not say; lost ones do not."""
+        return bool(self.missed if self.lag is None else self.lag)
 
     @property
     def only_passed_by(self) -> bool:
@@ -269,7 +275,7 @@ def collect(rb: Context) -> Frames:
     max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
     stream_created: time, deliver_subject: text, paused, full: flag; limit: text, kept_s: s if the stream has a limit;
     first_message: time if it has deleted earlier ones); replicas (fields of `quorum.Member`) in a cluster; oldest (seq:
-    number, stored: time, age_s: s) if messages wait, and consumer_later (as consumer) if they are no backlog; those of
+    number, stored: time, age_s: s) if messages wait, and consumer_later (as consumer) if it may hang; those of
     `list_clients`, `logins.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens: flag) and
     those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries are cheap.
     """
@@ -295,7 +301,8 @@ def collect(rb: Context) -> Frames:
         frames |= {name: frame for name, frame in others.items() if frame is not None}
         frames["unprocessed"] = db.ask(missing.Unprocessed.QUERY, settled_s=missing.settled_s(rb, before))
     missing.locate(rb, parts, before)
-    if _read_subscriber(parts.frames(), rb.given()).may_hang:
+    seen = _read_subscriber(parts.frames(), rb.given())
+    if seen.may_hang or seen.holds:
         with parts.part("consumer_later") as frames:
             frames |= _sample_consumer_again(rb, frames)
     return parts.frames()
