@@ -101,13 +101,14 @@ class _Alert(BaseModel):
         _parse_time(value)
         return value
 
-    def alert(self, group: str) -> Alert:
+    def alert(self, group: str, source: str = "") -> Alert:
+        """Return the alert; without a fingerprint its labels tell it from others of its source."""
         labels = dict(sorted(self.labels.items()))
         summary = self.annotations.get("summary") or self.annotations.get("description", "")
         return Alert(
             name=labels["alertname"],
             firing=self.status == "firing",
-            fingerprint=self.fingerprint or digest(json.dumps(labels)),
+            fingerprint=self.fingerprint or digest(source + json.dumps(labels)),
             labels=labels,
             summary=_CONTROL.sub(" ", summary)[:300].strip(),
             starts_at=_parse_time(self.startsAt),
@@ -175,7 +176,7 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
     group = sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}"
     if _SURROGATE.search(group):
         raise BadAlert("data: groupKey, or the source, is not Unicode text")
-    return [sent.alert(group)]
+    return [sent.alert(group, source=group)]
 
 
 def read(body: bytes) -> list[Alert]:

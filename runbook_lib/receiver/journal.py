@@ -500,7 +500,7 @@ class Journal:
         routed = routes.route_of(alert, config)
         own = (incident, alert.fingerprint, ",".join(routed.sections))
         known = self._fetch_first(
-            "SELECT a.job, j.accepted FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            "SELECT a.job, a.firing, j.accepted, j.started FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
             *own,
         )
@@ -510,6 +510,9 @@ class Journal:
         )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
+        # So is one that has ended beside others and fires anew: its run saw nothing of that.
+        if known is not None and not known["firing"]:
+            repeats = repeats and self._covers(known["started"], alert)
         self._end_alert(alert, incident, now)  # under another route: it fires under this one
         if repeats:
             self._execute(

@@ -176,6 +176,14 @@ def test_a_cloudevent_is_read_structured_and_binary() -> None:
     assert grouped.group == "g"
 
 
+def test_events_of_two_sources_are_two_alerts() -> None:
+    tokyo, osaka, again = (
+        alert.read(cloudevent(one(fingerprint=""), source=f"/checks/{place}"))[0]
+        for place in ("tokyo", "osaka", "tokyo")
+    )
+    assert tokyo.fingerprint == again.fingerprint != osaka.fingerprint
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -284,6 +284,17 @@ def test_an_alert_that_ends_and_comes_back_beside_another_is_counted(journal: Jo
     assert journal.next_job(4, []) is None
 
 
+def test_an_alert_that_ends_and_fires_anew_beside_another_is_looked_at(journal: Journal) -> None:
+    """Nobody has looked since it began again: the run of the first time saw nothing of it."""
+    ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
+    journal.accept([resolved(fingerprint="1")], CONFIG, 600)
+    anew = firing_since(journal.clock.to_wall_clock(1500))
+    back = journal.accept([anew], CONFIG, 1500)
+    assert (len(back.jobs), back.counted) == (1, 0)
+    again = journal.accept([anew], CONFIG, 1600)
+    assert (again.jobs, again.counted) == ((), 1)
+
+
 def test_what_comes_back_before_anybody_looked_goes_on(journal: Journal) -> None:
     """Nobody was told of an end: no look at a recovery that is none, and no queue of them while an alert flaps."""
     journal.accept([firing()], CONFIG, 0)
