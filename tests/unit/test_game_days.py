@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import catalog
+from runbook_lib.gameday.cli import drill as drills
+from runbook_lib.gameday.cli import sandbox as sandbox_commands
 from runbook_lib.gameday.cli.drill import drill, without_paths
 from runbook_lib.gameday.drills import judge, play
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
@@ -75,6 +78,36 @@ def test_a_result_holds_no_path_of_the_machine() -> None:
     assert without_paths(command) == "python -m supervisor.supervisorctl -c drill-x/sandbox/supervisord.conf"
     told = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8")
     assert not [path for path in (sys.prefix, "/tmp/", "/home/", "/root/") if path in told]
+
+
+def test_a_result_after_a_line_that_was_cut_is_a_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "drills.jsonl"
+    results.write_text('{"seed": 1}\n{"seed": 2, "scen', encoding="utf-8")
+    monkeypatch.setattr(drills, "_play_all", lambda scenarios, *_: ({"seed": s.seed, "error": "x"} for s in scenarios))
+    monkeypatch.setattr(drills, "_print_drill", lambda line: None)
+    done = CliRunner().invoke(drill, ["--seeds", "3:4", "--results", str(results)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert [line["seed"] for line in drills._read_lines(results)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "restarted"),
+    [
+        (["NATS_URL=nats://x"], ("entitlement", "notification")),
+        (["SANDBOX_RATE=20"], ()),
+        (["NOTIFICATION__IMAGE=notification:4", "RECEIVER_DELAY=1s"], ("notification", "receiver")),
+    ],
+)
+def test_what_a_setting_belongs_to_is_restarted(
+    settings: list[str], restarted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = MagicMock()
+    monkeypatch.setattr(sandbox_commands, "_open_sandbox", lambda directory: opened)
+    done = CliRunner().invoke(sandbox_commands.sandbox, ["set", *settings], catch_exceptions=False)
+    assert done.exit_code == 0 and opened.restart.call_args.args == restarted
+    assert ("restarted" in done.output) == bool(restarted)
 
 
 def test_with_a_family_half_of_the_incidents_are_of_it() -> None:

@@ -101,6 +101,8 @@ def drill(
     tell("drill.begins", n=len(scenarios), done=len(seeds) - len(scenarios), results=results)
     kept = keep.absolute() if keep else None
     with results.open("a", encoding="utf-8") as file, closing(_play_all(scenarios, at_once, after_s, kept)) as played:
+        if file.tell() and not results.read_bytes().endswith(b"\n"):
+            file.write("\n")  # a power failure has cut the last line
         for line in played:
             file.write(without_paths(json.dumps(line, ensure_ascii=False)) + "\n")
             file.flush()

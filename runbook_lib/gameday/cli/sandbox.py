@@ -11,7 +11,7 @@ import click
 from runbook_lib import messages
 from runbook_lib.cli.common import NumberRange
 from runbook_lib.gameday.cli import tell
-from runbook_lib.gameday.sandbox.state import command, load
+from runbook_lib.gameday.sandbox.state import SERVICES, command, load
 from runbook_lib.model.finding import Text
 from runbook_lib.usage import sandbox_folder
 
@@ -125,12 +125,15 @@ def env(directory: Path) -> None:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...", callback=_parse_settings)
 @_directory
 def set_(settings: dict[str, str], directory: Path) -> None:
-    """Set environment variables of the pods and restart those they belong to, as `kubectl set env` would."""
+    """Set environment variables of the pods and restart those they belong to, as `kubectl set env` would.
+
+    A name without the prefix of a pod belongs to both services; SANDBOX_RATE needs no restart.
+    """
     opened = _open_sandbox(directory)
     opened.configure(settings)
-    others = ("entitlement", "receiver")
-    owners = (name.split("_")[0].lower() for name in settings)
-    restarted = sorted({owner if owner in others else "notification" for owner in owners})
+    owners = {name.split("_")[0].lower() for name in settings if name != "SANDBOX_RATE"}
+    pods = owners & {*SERVICES, "receiver"}
+    restarted = sorted(pods | {*SERVICES} if owners - pods else pods)
     opened.restart(*restarted)
     tell("sandbox.set", names=", ".join(restarted))
 

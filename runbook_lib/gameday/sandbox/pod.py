@@ -103,19 +103,19 @@ def main(app: str, directory: Path) -> NoReturn:
     context = multiprocessing.get_context("fork")
     board = telemetry.Board(app)
     children, lines = {}, []
-    for part, run in PARTS[app].items():
-        heard, line = context.Pipe(duplex=False)
-        children[part] = child = context.Process(target=_run_part, args=(run, env, line), name=part)
-        child.start()
-        line.close()
-        lines.append(heard)
-    for heard in lines:  # once nothing is forked any more: it takes a thread each
-        board.hear(heard)
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, lambda *_: sys.exit(0))
-    pod = {"pod": name, "pid": os.getpid(), "parts": {part: child.pid for part, child in children.items()}}
-    write_whole(directory / "run" / f"{app}.json", json.dumps(pod).encode(), durable=False)
     try:
+        for part, run in PARTS[app].items():
+            heard, line = context.Pipe(duplex=False)
+            children[part] = child = context.Process(target=_run_part, args=(run, env, line), name=part)
+            child.start()
+            line.close()
+            lines.append(heard)
+        for heard in lines:  # once nothing is forked any more: it takes a thread each
+            board.hear(heard)
+        pod = {"pod": name, "pid": os.getpid(), "parts": {part: child.pid for part, child in children.items()}}
+        write_whole(directory / "run" / f"{app}.json", json.dumps(pod).encode(), durable=False)
         telemetry.report_to(board.apply)
         for n in range(java.POOL_SIZE - USED[app]):
             database.pooled(env, f"spare-{n}")
@@ -123,9 +123,10 @@ def main(app: str, directory: Path) -> NoReturn:
         Thread(target=serve, daemon=True).start()
         _wait_for_failure(list(children.values()))
     finally:
-        for child in children.values():
+        started = [child for child in children.values() if child.pid]
+        for child in started:
             child.terminate()
-        for child in children.values():
+        for child in started:
             child.join(STOP_TIMEOUT)
             child.kill()  # a stopped (SIGSTOP) part does not hear SIGTERM
 
@@ -155,6 +156,8 @@ def _check_migrations(env: Environment) -> None:
 
 def _run_part(run: Callable[[Environment], None], env: Environment, line: Connection) -> None:
     """Run one part; what it throws is the end of the application."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not as the pod, which ends its parts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     telemetry.report_to(lambda *report: line.send(report))
     try:
         run(env)
