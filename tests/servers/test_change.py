@@ -266,6 +266,8 @@ def test_a_start_that_would_fail_is_refused(sandbox: Sandbox, open_52: Callable[
         sandbox.configure({"NOTIFICATION_NATS_ACK_WAIT": "20s"})
         outcome = open_52().act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
         assert "NOTIFICATION_NATS_ACK_WAIT is 20s but the durable consumer has 10" in words(outcome)
+        restarted = open_52().act("restart", workload="notification", **WORD).outcome
+        assert restarted.result == "refused" and "NOTIFICATION_NATS_ACK_WAIT is 20s" in words(restarted)
         file.write_text(before)
         sandbox.configure({"NOTIFICATION_DELIVERY_BATCHSIZE": "5"})
         outcome = open_52().act("set", settings={"delivery.batch_size": 5}, **WORD).outcome

@@ -35,9 +35,10 @@ from steps import (
     words,
 )
 
-from runbook_lib import catalog
+from runbook_lib import catalog, messages
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
+from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
@@ -45,6 +46,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
+from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import Message, headers_of
 from runbook_lib.view.charts import Chart
 
@@ -480,6 +482,8 @@ def test_a_receiver_that_refuses_is_seen_before_the_first_dead_letter() -> None:
 def test_some_tries_that_fail_while_most_succeed_are_no_outage() -> None:
     found = judge("4.4.2", **failing(8, sending=True))
     assert top_mode({"4.4.2": found}) == "FM-NOTI-04"
+    assert not (found.proposals or found.next_sections), "fewer sends would not help the few that are refused"
+    assert not [note for note in found.notes if "throttle" in messages.text(note, "en")]
 
 
 def test_publishing_that_fails_points_at_its_cause() -> None:
@@ -530,6 +534,24 @@ def buckets(*rows: tuple[str, int, int]) -> pd.DataFrame:
 )
 def test_a_burst_that_is_over_is_told_from_growth(rows: list[Any], shape: str, status: Status) -> None:
     expect(judge("4.4.3", per_bucket=buckets(*rows)), status, values={"dlq.trend": shape})
+
+
+def test_a_burst_in_the_last_bucket_of_a_long_window_may_be_over() -> None:
+    """A bucket of three days is 36 minutes; growth is measured over five."""
+    rows = buckets(("delivery", 0, 60)).assign(last=ago(1200))
+    found = CHECKS["4.4.3"].judge(FRAMES["4.4.3"] | {"per_bucket": rows}, make_given(window_minutes=4320))
+    expect(found, Status.OK, values={"dlq.growth": 0.0, "dlq.trend": "burst"})
+    lately = CHECKS["4.4.3"].judge(
+        FRAMES["4.4.3"] | {"per_bucket": rows.assign(last=ago(120))}, make_given(window_minutes=4320)
+    )
+    expect(lately, Status.CRITICAL, says="1.7/min in the last 36 min")
+
+
+def test_what_was_not_read_is_not_denied() -> None:
+    lost = SourceError("postgres", Reason.TIMEOUT, "a lock on outbox_events", "lock_not_available")
+    frames = {name: frame for name, frame in FRAMES["4.4.1"].items() if name not in ("outbox_failed", "errors")}
+    found = CHECKS["4.4.1"].judge(frames | {FAILED: failure_frame({"outbox": lost})}, make_given(window_minutes=60))
+    expect(found, Status.UNKNOWN, says="a lock on outbox_events")
 
 
 def test_an_advisory_without_a_record_is_a_loss() -> None:

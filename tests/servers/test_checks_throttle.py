@@ -15,6 +15,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
+from runbook_lib.packs.entitlement.checks.delivery import Delivery
 from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, ThrottledWorker
 
 SLOS = catalog.load().slos
@@ -267,6 +268,16 @@ def test_a_receiver_in_trouble_calls_for_less() -> None:
     assert [p.name for p in finding.proposals] == ["throttle_delivery", "hold_delivery"]
     assert "retries" in notes(finding)
     expect(judge(frames(RELAY, waiting=60), RELAY), proposals=["throttle_relay"])
+
+
+def test_of_a_receiver_that_refuses_a_few_less_is_no_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    for refusing, proposed in (
+        ("delivery.refused_some", []),
+        ("delivery.refused_before", []),
+        ("delivery.refused_in_part", ["throttle_delivery"]),
+    ):
+        monkeypatch.setattr(Delivery, "refusing", lambda self, given, refusing=refusing: refusing)
+        expect(judge(frames(due=40, waiting=60)), proposals=proposed)
 
 
 def test_the_time_of_a_row_is_estimated_where_commits_are_not_tracked() -> None:

@@ -814,6 +814,13 @@ def test_without_commit_times_the_outbox_counts_from_the_end_of_ten_tries(
     since = [(datetime.now(UTC) - timedelta(seconds=s)).isoformat() for s in (120, 240)]
     assert [act(opened(waits=False), "outbox", execute=False, since=at).before["eligible"] for at in since] == [0, 1]
     assert act(opened(waits=False), "outbox", since=since[1]).did["events"] == [str(event)]
+    # It was used up again: its tries began when it was sent again, and not when it was made.
+    gave_up = "UPDATE entitlement.outbox_events SET status = 'FAILED', attempt_count = 10, last_error = %s"
+    db.execute(gave_up, [TIMEOUT])
+    unpublished(db, TIMEOUT, created_at=datetime.now(UTC) - timedelta(hours=2))
+    assert holds(act(opened(waits=False), "outbox", execute=False))["quiet"] is False
+    db.execute("UPDATE runbook.redriven SET at = now() - interval '600 s'")
+    assert holds(act(opened(waits=False), "outbox", execute=False))["quiet"] is True
 
 
 def test_the_outbox_waits_until_nothing_fails(opened: Opened, db: psycopg.Connection) -> None:
@@ -827,6 +834,20 @@ def test_the_outbox_waits_until_nothing_fails(opened: Opened, db: psycopg.Connec
     refused(rb, "outbox", "1 wait for a retry")
     db.execute("UPDATE entitlement.outbox_events SET attempt_count = 0, next_retry_at = NULL WHERE status = 'PENDING'")
     assert holds(act(rb, "outbox"))["worker"] is False
+
+
+@pytest.mark.parametrize("store", ["outbox", "delivery"])
+def test_rows_that_a_dead_worker_holds_are_due(opened: Opened, db: psycopg.Connection, store: str) -> None:
+    rb = opened(waits=False)
+    assert holds(act(rb, store, execute=False)).get("worker", True)
+    for over_s, works in ((10, True), (90, False)):
+        lease = datetime.now(UTC) - timedelta(seconds=over_s)
+        if store == "outbox":
+            held = {"status": "IN_FLIGHT", "locked_by": "pod-1", "lease_until": lease, "attempt_count": 0}
+            unpublished(db, TIMEOUT, **held)
+        else:
+            steps.events(db, 1, 100, status="PROCESSING", by="pod-1", over=over_s)
+        assert holds(act(rb, store, execute=False))["worker"] is works
 
 
 # The broker --------------------------------------------------------------------------------------------------

@@ -277,7 +277,9 @@ def build_trace(event_id: str, frames: Frames, given: JudgeInput, now: pd.Timest
         place=place,
         status=_rate_status(place, len(queued) > 1, discarded, age, given),
         headline=say(_HEADLINE_KEYS[place], **facts),
-        next=_describe_next_step(place, event_id, facts, given, permanent=permanent, discarded=discarded),
+        next=_describe_next_step(
+            place, event_id, facts, given, permanent=permanent, discarded=discarded, purged=not queued
+        ),
         notes=tuple(_build_notes(box, queued, registered, letters, frames, facts)),
         now=now,
     )
@@ -397,13 +399,22 @@ def _rate_status(place: str, duplicates: bool, discarded: bool, age: float | Non
 
 
 def _describe_next_step(
-    place: str, event: str, facts: Mapping[str, object], given: JudgeInput, *, permanent: bool, discarded: bool
+    place: str,
+    event: str,
+    facts: Mapping[str, object],
+    given: JudgeInput,
+    *,
+    permanent: bool,
+    discarded: bool,
+    purged: bool,
 ) -> Text:
     stores = {"outbox_failed": "outbox", "refused": "broker", "failed": "delivery"}
     if place not in stores:
         return say(_NEXT_KEYS[place], **facts)
     if discarded:
         return say("journey.next.discarded")
+    if place == "failed" and purged:
+        return say("journey.next.purged")
     arguments = ["redrive", stores[place], "--event", event, "--target", given.target, "--incident", given.incident]
     command = shlex.join(["runbook", "act", *arguments])
     return say("journey.next.permanent" if permanent else "journey.next.transient", command=command)

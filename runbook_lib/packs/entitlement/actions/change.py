@@ -11,7 +11,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
-from runbook_lib.catalog import Setting, SettingValue, duration
+from runbook_lib.catalog import Setting, SettingValue
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.unread import UnreadError
@@ -19,6 +19,7 @@ from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     check_cooldown,
+    check_durable,
     check_logins,
     check_only_worker,
     check_recreate,
@@ -36,11 +37,6 @@ if TYPE_CHECKING:
 
 #: The two sides that have settings, each with its workload and its table.
 SIDES = {"delivery": ("notification", "notifications"), "relay": ("entitlement", "outbox")}
-#: The defaults of notification for its durable consumer; it does not start if the consumer differs.
-DURABLE = {
-    "NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "broker.ack_wait"),
-    "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "broker.max_deliver"),
-}
 
 
 class SettingsChange:
@@ -276,24 +272,6 @@ def other_spellings(setting: Setting, environment: Mapping[str, str]) -> list[st
     """Return other variables that the application binds to the same setting; it ignores dashes in names."""
     plain = setting.variable.replace("_", "").lower()
     return [v for v in environment if v != setting.variable and v.replace("_", "").lower() == plain]
-
-
-def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
-    """Check that the durable consumer has the values that notification expects; otherwise its next start fails."""
-    try:
-        config = rb.jetstream.consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer).config
-    except SourceError as e:
-        made = e.code in ("stream_not_found", "consumer_not_found")  # the start creates it
-        return Precondition(say("change.durable_agrees"), ok=True if made else None)
-    for variable, (field, default) in DURABLE.items():
-        wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
-        number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
-        if (configured := config.get(field)) is None or number is None:
-            return Precondition(say("change.durable_agrees"), ok=None)
-        there = float(configured) / (1e9 if field == "ack_wait" else 1)
-        if number != there:
-            return Precondition(say("change.durable_differs", name=variable, value=wanted, there=there), ok=False)
-    return Precondition(say("change.durable_agrees"), ok=True)
 
 
 def claims_since(frames: Frames, since: pd.Timestamp | None) -> pd.DataFrame:

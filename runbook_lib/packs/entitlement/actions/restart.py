@@ -12,6 +12,7 @@ import pandas as pd
 from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
+from runbook_lib.catalog import duration
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.outcome import Precondition
@@ -39,6 +40,11 @@ WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
 SAMPLE_EVERY_S = 1.0
 #: The queue of each workload's worker.
 _QUEUES: dict[str, type[Notifications] | type[Outbox]] = {"notification": Notifications, "entitlement": Outbox}
+#: The defaults of notification for its durable consumer; it does not start if the consumer differs.
+DURABLE = {
+    "NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "broker.ack_wait"),
+    "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "broker.max_deliver"),
+}
 
 
 class Restart:
@@ -68,7 +74,8 @@ class Restart:
         if self.which == "notification":
             replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            found += [check_recreate(rb, self.program), check_only_worker(rb, self.program, frames)]
+            found += [check_recreate(rb, self.program), check_start(rb, self.program)]
+            found.append(check_only_worker(rb, self.program, frames))
         found += [_check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
         return found
 
@@ -236,6 +243,33 @@ def check_recreate(rb: Context, name: str) -> Precondition:
     """Check that a restart stops the old pod first: while it is bound, a second one cannot start."""
     strategy = rb.workloads.strategy(name)
     return Precondition(say("change.recreate", strategy=strategy), strategy == "Recreate" if strategy else None)
+
+
+def check_start(rb: Context, name: str) -> Precondition:
+    """Check that the durable consumer does not keep notification from starting; warn where that is not known."""
+    try:
+        found = check_durable(rb, rb.workloads.environment(name))
+    except SourceError:
+        found = Precondition(say("change.durable_agrees"), ok=None)
+    return replace(found, warns=True)
+
+
+def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
+    """Check that the durable consumer has the values that notification expects; otherwise its next start fails."""
+    try:
+        config = rb.jetstream.consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer).config
+    except SourceError as e:
+        made = e.code in ("stream_not_found", "consumer_not_found")  # the start creates it
+        return Precondition(say("change.durable_agrees"), ok=True if made else None)
+    for variable, (field, default) in DURABLE.items():
+        wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
+        number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
+        if (configured := config.get(field)) is None or number is None:
+            return Precondition(say("change.durable_agrees"), ok=None)
+        there = float(configured) / (1e9 if field == "ack_wait" else 1)
+        if number != there:
+            return Precondition(say("change.durable_differs", name=variable, value=wanted, there=there), ok=False)
+    return Precondition(say("change.durable_agrees"), ok=True)
 
 
 def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:

@@ -17,6 +17,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
     check_logins,
     check_only_worker,
     check_servers,
+    check_start,
     sample_until_settled,
 )
 from runbook_lib.packs.entitlement.evidence import logins
@@ -57,7 +58,7 @@ class Scale:
         if self.replicas:
             frames = logins.collect(rb, "notification")
             found += [*check_servers(rb), *check_logins(rb, "notification", frames)]
-            found.append(check_only_worker(rb, self.program, frames))
+            found += [check_start(rb, self.program), check_only_worker(rb, self.program, frames)]
         return [*found, check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:

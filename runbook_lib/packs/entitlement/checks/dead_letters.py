@@ -42,6 +42,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, publish
+from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
 from runbook_lib.view import charts
@@ -143,14 +144,15 @@ def judge_permanent(frames: Frames, given: JudgeInput) -> Finding:
     ago = given_up.age_s(kinds["last"].max(), given) if len(kinds) else None
     missing = given_up.failed_parts(frames, "terminated", "messages", *given_up.TABLES)
     blind = bool(missing) or not {"letters", "given_up"} <= frames.keys()
+    headline = say(
+        "letters.permanent" if n else "letters.no_permanent",
+        n=n,
+        minutes=given.window_minutes,
+        ago=ago,
+        kinds=_format_kinds(kinds),
+    )
     return judged(
-        say(
-            "letters.permanent" if n else "letters.no_permanent",
-            n=n,
-            minutes=given.window_minutes,
-            ago=ago,
-            kinds=_format_kinds(kinds),
-        ),
+        notes_of_failures(unread)[0] if unread and not n else headline,
         [
             Value("dlq.permanent", n, "rows"),
             Value("dlq.kind_unknown", unsure, "rows"),
@@ -428,6 +430,11 @@ class Transient:
         """Return the seconds since the newest failure; None if there is none."""
         return min(self.ages.values()) if self.total else None
 
+    @property
+    def relieved(self) -> bool:
+        """Whether fewer sends would relieve the receiver."""
+        return self.refused in RELIEVED_BY_THROTTLE
+
     def is_ongoing(self, given: JudgeInput) -> bool:
         """Return whether the failure is not over yet."""
         return bool(self.live) or bool(self.recent_stores(given))
@@ -484,12 +491,12 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
         signals=(*_transient_signals(seen, frames, given), *signals_of_failures(unread, given)),
         hops=() if seen.past else _transient_hops(seen),
         proposals=(
-            *((remedies.throttle(given, "delivery"),) if seen.refused else ()),
+            *((remedies.throttle(given, "delivery"),) if seen.relieved else ()),
             *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
             *((proposals.logs(given, "notification"),) if seen.counts["broker"] and not recovered else ()),
             *(remedies.redrive(s, given, int(min(seen.counts[s], portion)), seen.counts[s]) for s in recovered),
         ),
-        next_sections=(*(("5.2",) if seen.refused else ()), *(("4.1",) if seen.unpublished_now else ())),
+        next_sections=(*(("5.2",) if seen.relieved else ()), *(("4.1",) if seen.unpublished_now else ())),
         frames={
             "clusters": rows.frame(given_up.cluster_letters(frames, given)[:50], errors.ErrorCluster),
             "unpublished": _group_by_error(seen.unpublished),
@@ -590,7 +597,7 @@ def _transient_notes(
     if seen.past:
         yield say("letters.present_only")
     elif load["next_minute"]:
-        yield say("letters.load", **load)
+        yield say("letters.load", **load | ({} if seen.relieved else {"throttled": None}))
     if seen.refused:
         yield say("letters.backoff")
     retrying = rows.first(frames.get("retrying"), Retrying)
@@ -753,8 +760,10 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
     total, trend = float(new.sum()), stats.trend_kind(new)
     bucket_s = _bucket_s(given, given.window_minutes)
     newest = min(max(round(given.number("dead_letters.growth") / bucket_s), 1), len(new))
-    growth = float(new[-newest:].sum()) / (newest * bucket_s / 60)
     ago = given_up.age_s(_find_newest_time(frames, given), given)
+    # A bucket of a long window is longer than growth is measured for.
+    grows = ago is None or ago < given.number("dead_letters.growth")
+    growth = float(new[-newest:].sum()) / (newest * bucket_s / 60) if grows else 0.0
     found = judge_each(frames, given, AGREEMENT_CHECKS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     apart, lost = found["letters"].value("integrity.rows"), found["lost"].value("integrity.lost")
@@ -768,6 +777,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         "n": total,
         "minutes": given.window_minutes,
         "growth": growth,
+        "span": newest * bucket_s / 60,
         "ago": ago,
         "onset": f"{_bucket_edges(given)[began]:%H:%M}",
     }

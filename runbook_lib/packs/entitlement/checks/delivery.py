@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 STOPPED_OBSERVATIONS = ("delivery.stopped", "delivery.seems_stopped")
 
 
+#: The observations of a receiver that fewer sends relieve: it does not only refuse a few users, and its worker works.
+RELIEVED_BY_THROTTLE = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part")
+
+
 @dataclass(frozen=True)
 class Delivery:
     """The state of the delivery worker, read from the tables.

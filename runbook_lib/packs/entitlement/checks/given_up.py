@@ -175,8 +175,9 @@ def fetch_messages(rb: Context, parts: FrameCollector, *kinds: str) -> None:
     most = int(rb.number("dead_letters.messages"))
     with parts.part("messages") as answers:
         seqs: set[int] = set()
+        until = rb.as_of + pd.Timedelta(seconds=rb.number("dead_letters.clocks_apart"))  # as `advisories_in_window`
         for kind in kinds:
-            recent = rows_between(answers.get(kind), "time", rb.since, rb.as_of)
+            recent = rows_between(answers.get(kind), "time", rb.since, until)
             newest = recent.sort_values("time")["stream_seq"].dropna().tail(most)
             seqs |= {int(s) for s in newest}
         found = rb.jetstream.messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []

@@ -425,9 +425,13 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
             status, key = Status.CRITICAL, "recovery.letters_growing"
     else:
         status, key = Status.WARNING, "recovery.outbox_growing"
+    headline = say(
+        key, n=found, minute=minute, silence=silence, minutes=given.window_minutes, failed=failed_total, again=again
+    )
+    if key == "recovery.letters_none" and (unread := notes_of_failures(failures(frames))):
+        headline = unread[0]
     return judged(
-        say(key, n=found, minute=minute, silence=silence, minutes=given.window_minutes,
-            failed=failed_total, again=again),
+        headline,
         [
             Value("dlq.new", found, "rows"),
             Value("dlq.new_last_minute", minute, "rows"),

@@ -19,6 +19,7 @@ from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
+from runbook_lib.packs.entitlement.actions.restart import check_durable
 from runbook_lib.packs.entitlement.checks import delivery
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Notifications, Outbox, Queue
@@ -122,7 +123,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
     if which == "notification" and environment is not None:
         found = parts.answers
         found["never_set"] = _find_forbidden_variables(rb, environment)
-        agrees = change.check_durable(rb, environment)
+        agrees = check_durable(rb, environment)
         found["durable"] = row(
             ok=agrees.ok, **{f"why_{lang}": messages.text(agrees.text, lang) for lang in messages.LANGUAGES}
         )
@@ -568,15 +569,15 @@ def _build_proposals(
         found.append(proposals.undo_settings(given, seen.changed))
     if seen.changed or seen.asked:
         return found
-    trouble = delivery.read_delivery(frames).refusing(given) if side is DELIVERY else _relay_fails(frames, given)
-    if trouble:
+    refusing = delivery.read_delivery(frames).refusing(given) if side is DELIVERY else ""
+    if refusing in delivery.RELIEVED_BY_THROTTLE or (side is not DELIVERY and _relay_fails(frames, given)):
         batch, pause = (
             int(seen.now.batch or facts_of(given).batch_size),
             seen.now.pause_s or facts_of(given).poll_interval_s,
         )
         values = remedies.halved_rate(given, side.name, batch, pause)
         found.append(proposals.settings(f"throttle_{side.name}", given, values))
-        if trouble in REFUSED:
+        if refusing in REFUSED:
             found.append(remedies.hold_delivery(given))
     return found
 

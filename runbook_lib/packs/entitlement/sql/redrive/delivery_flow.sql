@@ -17,4 +17,7 @@ SELECT
               SELECT FROM runbook.redriven r
               WHERE r.store = 'delivery' AND r.event_id = notifications.event_id AND r.decision = 'redrive'
           )
+    ) OR EXISTS (
+        SELECT FROM notification.notifications
+        WHERE status = 'PROCESSING' AND lease_until <= now() - %(lease_s)s * interval '1 second'
     ) AS overdue
