@@ -20,10 +20,12 @@ from steps import UNPROCESSED, ago, bound, events, expect, make_given, run, stat
 
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
+from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery, response
+from runbook_lib.sources import SourceError
 from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
 
@@ -412,6 +414,12 @@ def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
 ) -> None:
     events(db, 2, 3000, outbox="FAILED", publish_tries=10, error="outbox payload parse failure", **UNPROCESSED)
     expect(run(servers, "6.3", window_minutes=15)["6.3"], Status.WARNING, values={"outbox.failed_total": 2})
+
+
+def test_an_outbox_that_was_not_read_is_not_called_well() -> None:
+    lost = SourceError("postgres", Reason.TIMEOUT, "a lock on outbox_events", "lock_not_available")
+    found = CHECKS["6.3"].judge({"letters": letters(), FAILED: failure_frame({"outbox": lost})}, make_given())
+    expect(found, Status.UNKNOWN, says="a lock on outbox_events")
 
 
 def test_of_many_events_that_were_given_up_the_newest_count(servers: Servers, db: psycopg.Connection) -> None:

@@ -236,6 +236,15 @@ def test_a_user_by_id_or_token_is_never_named(rb: Session, db: psycopg.Connectio
     assert nobody.returncode == 3 and "hills" not in nobody.stdout + nobody.stderr
 
 
+def test_a_dead_letter_alone_is_sent_again_by_no_command(rb: Session, db: psycopg.Connection) -> None:
+    events(db, 1, 60, status="FAILED", tries=10, dead=5)
+    (event,) = ids(db)
+    for table in ("notifications", "processed_events"):
+        db.execute(f"DELETE FROM notification.{table}")
+    (trace,) = rb.event(event).traces
+    assert (trace.place, trace.next.key) == ("failed", "journey.next.purged")
+
+
 def test_the_command_says_it_in_one_document(
     rb: Session, db: psycopg.Connection, servers: Servers, tmp_path: Path
 ) -> None:
