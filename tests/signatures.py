@@ -115,9 +115,7 @@ def look(sandbox: Sandbox, gap_s: float = 2.5) -> tuple[dict[str, ServiceSeen], 
         seen.append(frames)
         time.sleep(pause)
     frames = services.concat_samples(*seen)
-    return services.read(frames, services.ServiceLimits.of(given)), sessions.read(
-        frames, sessions.SessionLimits.of(given)
-    )
+    return services.read(frames, given), sessions.read(frames, given)
 
 
 def loop_is(service: str, loop: str, *doing: LoopActivity, says: SessionState | None = None) -> Signature:

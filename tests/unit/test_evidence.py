@@ -18,10 +18,10 @@ from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceRequest, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
+from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
 
-NUMBERS = services.ServiceLimits.of(make_given())
-SEEN_BY = sessions.SessionLimits.of(make_given())
+GIVEN = make_given()
 STARTED = NOW.timestamp() - 600
 
 Series = dict[tuple[str, ...], float]
@@ -58,7 +58,7 @@ def looked(*looks: Series, gap_s: float = 4.0, by: str = "service", service: str
 
 
 def delivery(*looks: Series, **how: Any) -> services.LoopSeen:
-    return services.read(looked(*looks, **how), NUMBERS)["notification"].loops["delivery"]
+    return services.read(looked(*looks, **how), GIVEN)["notification"].loops["delivery"]
 
 
 WORKER, RETENTION = "NotificationDeliveryWorker", "NotificationRetentionWorker"
@@ -108,17 +108,17 @@ def test_a_young_process_has_not_switched_off_anything() -> None:
 
 def test_counts_of_the_process_before_are_not_compared() -> None:
     frames = looked(process() | runs(WORKER, 500), process(NOW.timestamp() - 2) | runs(WORKER, 1))
-    seen = services.read(frames, NUMBERS)["notification"]
+    seen = services.read(frames, GIVEN)["notification"]
     assert seen.age_s == pytest.approx(2)
     assert seen.loops["delivery"].doing is LoopActivity.NOT_SEEN
 
 
 def test_the_pool_that_has_no_connection_and_is_waited_for() -> None:
     shut = process(hikaricp_connections=0, hikaricp_connections_pending=2)
-    assert services.read(looked(shut), NUMBERS)["notification"].locked_out
+    assert services.read(looked(shut), GIVEN)["notification"].locked_out
     busy = process(hikaricp_connections=10, hikaricp_connections_pending=2)
-    assert not services.read(looked(busy), NUMBERS)["notification"].locked_out
-    assert not services.read(looked(process()), NUMBERS)["notification"].locked_out
+    assert not services.read(looked(busy), GIVEN)["notification"].locked_out
+    assert not services.read(looked(process()), GIVEN)["notification"].locked_out
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_pool_that_has_no_connection_and_is_waited_for() -> None:
 def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, answers: RequestResult) -> None:
     frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 504))
     frames["service_asked"] = pd.DataFrame([vars(ServiceRequest("notification", NOW, "service", reason, code, "x"))])
-    seen = services.read(frames, NUMBERS)
+    seen = services.read(frames, GIVEN)
     assert seen["notification"].answers is answers
     if answers in (RequestResult.HUNG, RequestResult.CLOSED):  # it answered a moment ago: that is over
         assert seen["notification"].loops["delivery"].doing is LoopActivity.NOT_SEEN
@@ -144,11 +144,11 @@ def test_who_does_not_answer_is_not_seen_to_do_anything(reason: str, code: str, 
 
 def test_prometheus_stands_in_where_the_service_is_not_declared() -> None:
     frames = looked(process() | runs(WORKER, 500), process() | runs(WORKER, 556), gap_s=60, by="prometheus")
-    seen = services.read(frames, NUMBERS)["notification"]
+    seen = services.read(frames, GIVEN)["notification"]
     assert (seen.by, seen.answers) == ("prometheus", RequestResult.NOT_SEEN)
     assert seen.loops["delivery"].doing is LoopActivity.RUNS
     both = services.concat_samples(frames, looked(process() | runs(WORKER, 557)))
-    assert services.read(both, NUMBERS)["notification"].by == "service"
+    assert services.read(both, GIVEN)["notification"].by == "service"
 
 
 class Run:
@@ -184,7 +184,7 @@ def test_a_prometheus_is_asked_for_two_of_its_moments() -> None:
         ]
     )  # fmt: skip
     run = Run(vector)
-    seen = services.read(services.collect(run), NUMBERS)  # type: ignore[arg-type]
+    seen = services.read(services.collect(run), GIVEN)  # type: ignore[arg-type]
     assert [(NOW - at).total_seconds() for at in run.asked] == [60, 0]
     assert (seen["notification"].by, seen["notification"].loops["delivery"].doing) == ("prometheus", LoopActivity.RUNS)
     relay = seen["entitlement"].loops["relay"]
@@ -194,7 +194,7 @@ def test_a_prometheus_is_asked_for_two_of_its_moments() -> None:
 def test_without_any_way_to_the_services_nothing_is_seen() -> None:
     frames = services.collect(Run(None))  # type: ignore[arg-type]
     assert list(frames["service_samples"].columns) == services.SAMPLE_COLUMNS and frames["service_samples"].empty
-    seen = services.read(frames, NUMBERS)
+    seen = services.read(frames, GIVEN)
     assert {s.answers for s in seen.values()} == {RequestResult.NOT_SEEN}
     assert {loop.doing for s in seen.values() for loop in s.loops.values()} == {LoopActivity.NOT_SEEN}
 
@@ -216,13 +216,13 @@ _SERIES = st.dictionaries(
 @example([{("process_start_time_seconds",): 1e10}], 1.0)  # no moment that a timestamp can hold
 @given(st.lists(_SERIES, max_size=3), st.floats(0.1, 100))
 def test_reading_is_total_and_names_no_share_that_is_none(looks: list[Series], gap_s: float) -> None:
-    seen = services.read(looked(*looks, gap_s=gap_s), NUMBERS)
+    seen = services.read(looked(*looks, gap_s=gap_s), GIVEN)
     assert set(seen) == {"entitlement", "notification"}
     for one in seen.values():
         for loop in one.loops.values():
             assert loop.share is None or 0 <= loop.share <= 1
             assert loop.doing is not LoopActivity.FAILS or loop.exception
-    assert services.read({}, NUMBERS)["notification"].answers is RequestResult.NOT_SEEN
+    assert services.read({}, GIVEN)["notification"].answers is RequestResult.NOT_SEEN
 
 
 @given(st.floats(0, 1000), st.integers(0, 1000), st.floats(2, 20))
@@ -230,7 +230,7 @@ def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int
     """A loop with whatever pause: as many runs as fit in its age, and none in the gap because the gap is shorter."""
     age = pause_s * n
     series = process(NOW.timestamp() - age) | runs(WORKER, n)
-    if n and gap_s < pause_s and pause_s > 2 * NUMBERS.poll_s:
+    if n and gap_s < pause_s and pause_s > 2 * facts_of(GIVEN).poll_interval_s:
         assert delivery(series, series, gap_s=gap_s).doing is LoopActivity.NOT_SEEN
 
 
@@ -384,7 +384,7 @@ def held(row: Sessions, either: Sessions = NOBODY, transactions: list[tuple[int,
         "service_sessions": pd.DataFrame([vars(row), vars(either)]),
         "transactions": pd.DataFrame(transactions or [], columns=["commits", "rollbacks"]),
     }
-    return sessions.read(frames, SEEN_BY)["notification"]
+    return sessions.read(frames, GIVEN)["notification"]
 
 
 @pytest.mark.parametrize(
@@ -423,7 +423,7 @@ def test_sessions_that_a_pooler_lends_to_all_tell_nothing() -> None:
     others = replace(AT_WORK, service="entitlement", sessions=2)
 
     def read(*found: Sessions) -> SessionState:
-        return sessions.read({"service_sessions": pd.DataFrame(map(vars, found))}, SEEN_BY)["notification"].says
+        return sessions.read({"service_sessions": pd.DataFrame(map(vars, found))}, GIVEN)["notification"].says
 
     assert read(silent, others) is SessionState.NOT_SEEN
     assert read(replace(silent, sessions=0), others) is SessionState.NOT_SEEN
@@ -466,7 +466,7 @@ def test_the_runbooks_own_transactions_do_not_count(
             [(NOW - pd.Timedelta(seconds=s), committed) for s in samples_ago], columns=["at", "committed"]
         ),
     }
-    assert sessions.read(frames, SEEN_BY)["notification"].says is says
+    assert sessions.read(frames, GIVEN)["notification"].says is says
 
 
 @pytest.mark.parametrize(("poll", "confidence"), [(0.4, "high"), (2.2, "high"), (2.6, "medium"), (4.5, "medium")])
@@ -478,7 +478,7 @@ def test_a_loop_is_seen_to_run_only_by_what_it_said_after_the_first_look(poll: f
             {"commits": [100, 400], "rollbacks": [0, 0], "at": [NOW - pd.Timedelta(seconds=2.5), NOW]}
         ),
     }
-    seen = sessions.read(frames, SEEN_BY)["notification"]
+    seen = sessions.read(frames, GIVEN)["notification"]
     assert (seen.says, seen.confidence) == (SessionState.ALIVE, confidence)
 
 
@@ -487,4 +487,4 @@ def test_all_without_a_session_is_the_door() -> None:
     assert sessions.no_service_has_sessions(gone)
     assert not sessions.no_service_has_sessions(gone | {"entitlement": SessionsSeen("entitlement")})
     assert not sessions.no_service_has_sessions({})
-    assert sessions.read({}, SEEN_BY)["entitlement"].says is SessionState.NOT_SEEN
+    assert sessions.read({}, GIVEN)["entitlement"].says is SessionState.NOT_SEEN

@@ -82,17 +82,6 @@ def collect_key(rb: Context) -> Frames:
         return {"key": db.ask("duplicates/key")}
 
 
-#: The headline by the state of the key.
-_KEY_HEADLINES = {
-    "key_valid": "duplicates.key_valid",
-    "key_renamed": "duplicates.key_renamed",
-    "key_deferred": "duplicates.key_deferred",
-    "key_invalid": "duplicates.key_invalid",
-    "key_partial": "duplicates.key_partial",
-    "key_missing": "duplicates.key_missing",
-}
-
-
 def judge_key(frames: Frames, given: JudgeInput) -> Finding:
     """4.2.1: judge whether an index refuses a second registration of an event.
 
@@ -112,25 +101,25 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
     refusing = [i for i in found if i.refuses]
     at_once = [i for i in refusing if i.immediate]
     kinds = {
-        "key_valid": [i for i in at_once if i.constraint_name == KEY],
-        "key_renamed": at_once,
-        "key_deferred": refusing,
-        "key_invalid": [i for i in unique if not (i.valid and i.ready)],
-        "key_partial": [i for i in unique if i.partial],
+        "duplicates.key_valid": [i for i in at_once if i.constraint_name == KEY],
+        "duplicates.key_renamed": at_once,
+        "duplicates.key_deferred": refusing,
+        "duplicates.key_invalid": [i for i in unique if not (i.valid and i.ready)],
+        "duplicates.key_partial": [i for i in unique if i.partial],
     }
-    key = next((kind for kind, indexes in kinds.items() if indexes), "key_missing")
+    key = next((kind for kind, indexes in kinds.items() if indexes), "duplicates.key_missing")
     chosen = kinds.get(key, [])
     invalid = [i.index_name for i in found if i.is_unique and not i.valid and i not in chosen and i.index_name]
     broken = not refusing
-    observation = "duplicates.key_valid" if key == "key_valid" else "duplicates.key_differs"
+    observation = "duplicates.key_valid" if key == "duplicates.key_valid" else "duplicates.key_differs"
     return judged(
-        say(_KEY_HEADLINES[key], names=", ".join(str(i.index_name) for i in chosen)),
+        say(key, names=", ".join(str(i.index_name) for i in chosen)),
         [
-            Value(KEY, key.removeprefix("key_")),
+            Value(KEY, key.removeprefix("duplicates.key_")),
             Value("processed_events.unique_indexes", len(unique), "indexes"),
             Value("processed_events.refusing_indexes", len(refusing), "indexes"),
         ],
-        at_least=Status.CRITICAL if broken else Status.OK if key == "key_valid" else Status.WARNING,
+        at_least=Status.CRITICAL if broken else Status.OK if key == "duplicates.key_valid" else Status.WARNING,
         notes=(
             *((say("duplicates.key_repair"),) if broken else ()),
             *((say("duplicates.key_left", names=", ".join(invalid)),) if invalid and not broken else ()),

@@ -5,7 +5,6 @@ Of messages and payloads, only the names and types of fields are stored.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import uuid
@@ -21,6 +20,7 @@ from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
@@ -154,20 +154,11 @@ def collect_advisories(rb: Context, parts: FrameCollector) -> None:
             newest = range(first, state["last_seq"] + 1)
             found = rb.jetstream.messages(stream, newest)
             frame = pd.DataFrame(
-                [(m.seq, pd.Timestamp(m.time), _parse_sequence(m.body)) for m in found],
+                [(m.seq, pd.Timestamp(m.time), advised_sequence(m)) for m in found],
                 columns=["advisory_seq", "time", "stream_seq"],
             )
             frame.attrs["capped"] = state["messages"] > len(found)
             answers[name] = frame
-
-
-def _parse_sequence(body: bytes) -> int | None:
-    """Return the stream sequence of an advisory; None if it has no valid one."""
-    try:
-        seq = json.loads(body)["stream_seq"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return seq if isinstance(seq, int) and seq > 0 else None
 
 
 def fetch_messages(rb: Context, parts: FrameCollector, *kinds: str) -> None:

@@ -252,8 +252,8 @@ def cycle_s(rb: Context) -> float:
 def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
     """Return whether the loop ran between two samples: by its service's run counter, or by its newest statement."""
     which = change.SIDES[side][0]
-    service = services.read(frames, services.ServiceLimits.of(given))[which]
-    own = sessions.read(frames, sessions.SessionLimits.of(given))[which]
+    service = services.read(frames, given)[which]
+    own = sessions.read(frames, given)[which]
     counted = service.by == "service" and service.loops[side].doing is LoopActivity.RUNS
     return counted or (own.says is SessionState.ALIVE and own.confidence == "high")
 
@@ -287,8 +287,9 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     pause_s = facts_of(given).poll_interval_s
     if program.poll_s is not None:
         pause_s = max(pause_s, program.poll_s)
-    service = services.read(frames, replace(services.ServiceLimits.of(given), poll_s=pause_s))[which]
-    held = sessions.read(frames, replace(sessions.SessionLimits.of(given), poll_s=pause_s))
+    paced = replace(given, facts=given.facts.model_copy(update={"poll_interval_s": pause_s}))
+    service = services.read(frames, paced)[which]
+    held = sessions.read(frames, paced)
     loop, own = service.loops[side], held[which]
     quiet = own.says is SessionState.LOOP_SILENT and loop.doing is not LoopActivity.BEHIND
     if program.failed:

@@ -368,7 +368,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     publishes = _published_lately(queue, given.number("success.lately"))
     live, kind = count_live_errors(frames)
     # A try of an earlier process shows nothing of the present one.
-    age_s = services.read(frames, services.ServiceLimits.of(given))["entitlement"].age_s
+    age_s = services.read(frames, given)["entitlement"].age_s
     began = None if age_s is None or queue.now is None else queue.now - pd.Timedelta(seconds=age_s)
     since = max((at for at in (queue.last_published, began) if at is not None), default=None)
     present, present_kind = count_live_errors(frames, since)

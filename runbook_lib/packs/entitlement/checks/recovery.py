@@ -497,21 +497,6 @@ def collect_slis(rb: Context) -> Frames:
     return frames if before is None else frames | {"delivery_before": before}
 
 
-@dataclass(frozen=True)
-class Sli:
-    """One part of 6.4: its newest events, the number `n` that is expected (None: not known), and the p95 `before`.
-
-    `turned` is True if at least as many events leave as come now, without failures.
-    """
-
-    part: str
-    limit: str
-    n: float | None
-    seen: Cohort
-    before: float | None
-    turned: bool
-
-
 def _has_turned(given: JudgeInput, queue: str, part: str) -> bool:
     """Return whether at least as many events leave as come now, without failures, by 6.1 and 6.2 of this run."""
     seen = {f.step: f for f in given.earlier}
@@ -537,11 +522,9 @@ def judge_slis(frames: Frames, given: JudgeInput) -> Finding:
     expected = None if accepted is None or delivery is None else max(accepted.n, delivery.n)
     due = publish.n if publish else None
     sent, published = (
-        _judge_sli(Sli("delivery", "delivery.e2e_p95", expected, delivery or Cohort(), sent_before,
-                 _has_turned(given, "notifications", "delivery")), given),
-        _judge_sli(Sli("publish", "outbox.publish_delay_p95", due, publish or Cohort(), outbox_before,
-                 _has_turned(given, "outbox", "publish")), given),
-    )  # fmt: skip
+        _judge_sli("delivery", "delivery.e2e_p95", expected, delivery or Cohort(), sent_before, given),
+        _judge_sli("publish", "outbox.publish_delay_p95", due, publish or Cohort(), outbox_before, given),
+    )
     return judged(
         say("recovery.both", a=sent.text, b=published.text),
         [*published.values, *sent.values],
@@ -552,38 +535,42 @@ def judge_slis(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _judge_sli(sli: Sli, given: JudgeInput) -> QueueState:
-    part, seen, limit = sli.part, sli.seen, given.limits[sli.limit]
-    if sli.n is None:
+def _judge_sli(
+    part: str, name: str, n: float | None, seen: Cohort, before: float | None, given: JudgeInput
+) -> QueueState:
+    """Judge one part of 6.4: its newest events, `n` expected (None: not known) and `seen`, and the p95 `before`."""
+    limit = given.limits[name]
+    turned = _has_turned(given, "notifications" if part == "delivery" else "outbox", part)
+    if n is None:
         return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(_NAME_KEYS[part])), ())
     again_s = given.number(SPANS[part][0])
-    values = [Value(f"{part}.events", sli.n, "events"), Value(f"{part}.done", seen.done, "events")]
-    if sli.before is not None:
-        values.append(Value(f"{part}.p95_window", round(sli.before, 2), "s"))
-    value = given.limits.value(sli.limit, seen.p95)
+    values = [Value(f"{part}.events", n, "events"), Value(f"{part}.done", seen.done, "events")]
+    if before is not None:
+        values.append(Value(f"{part}.p95_window", round(before, 2), "s"))
+    value = given.limits.value(name, seen.p95)
     troubled, status = False, Status.OK
-    if not sli.n:
+    if not n:
         key = "recovery.sli_idle"
-    elif seen.done < given.number("p95.in_time") * sli.n:
+    elif seen.done < given.number("p95.in_time") * n:
         # More than 5 % of the events are not finished, so their p95 is above any measured delay.
-        troubled, key = True, "recovery.sli_recovering" if sli.turned else "recovery.sli_missing"
-        status = Status.CRITICAL if seen.done < sli.n / 2 and not sli.turned else Status.WARNING
+        troubled, key = True, "recovery.sli_recovering" if turned else "recovery.sli_missing"
+        status = Status.CRITICAL if seen.done < n / 2 and not turned else Status.WARNING
     else:
         # Late events leave the percentile gradually: above the limit, but better than before, is a recovery.
-        better = sli.before is not None and seen.p95 is not None and seen.p95 < sli.before
-        recovering = value.status is Status.CRITICAL and (better or sli.turned)
+        better = before is not None and seen.p95 is not None and seen.p95 < before
+        recovering = value.status is Status.CRITICAL and (better or turned)
         troubled = value.status is not Status.OK
         key = "recovery.sli_slow" if troubled else "recovery.sli_well"
         status = Status.WARNING if recovering else value.status or Status.OK
         values.append(replace(value, threshold=None) if recovering else value)
-    if troubled and sli.turned:
+    if troubled and turned:
         values.append(Value(f"{part}.{LOOK_AGAIN}", again_s, "s"))
     facts = {
         "part": say(_NAME_KEYS[part]),
-        "n": sli.n,
+        "n": n,
         "done": seen.done,
         "p95": seen.p95,
-        "before": sli.before,
+        "before": before,
         "limit": limit.critical,
         "again": again_s,
     }

@@ -33,11 +33,6 @@ REFUSED = ("delivery.refused", "delivery.times_out")
 
 
 _WHO_KEYS = {"delivery": "throttle.who_delivery", "relay": "throttle.who_relay"}
-_TIMING_KEYS = {
-    "exact": "throttle.timed_exact",
-    "estimated": "throttle.timed_estimated",
-    "unknown": "throttle.timed_unknown",
-}
 
 
 @dataclass(frozen=True)
@@ -306,19 +301,19 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
 
 
 def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, now: dict[str, Any]) -> tuple[float, str]:
-    """Return the seconds of work per row, and their kind: "exact", "estimated" or "unknown" (then 0)."""
+    """Return the seconds of work per row, and the text that tells how they are known (if they are not, 0)."""
     newest = int(given.number("throttle.batches"))
     numbers = batches[["n", "exact_s", "cycle_s"]].head(newest).apply(pd.to_numeric, errors="coerce")
     exact = numbers[numbers["exact_s"].notna() & (numbers["n"] > 0)]
     if len(exact):
-        return float(exact["exact_s"].clip(lower=0).sum() / exact["n"].sum()), "exact"
+        return float(exact["exact_s"].clip(lower=0).sum() / exact["n"].sum()), "throttle.timed_exact"
     batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
     if batch and pause is not None:
         # After a full batch the next one follows at once: the cycle without the pause is work.
         full = numbers[(numbers["n"] >= batch) & (numbers["cycle_s"] < 60)]
         if len(full):
-            return float(((full["cycle_s"] - pause).clip(lower=0) / full["n"]).median()), "estimated"
-    return 0.0, "unknown"
+            return float(((full["cycle_s"] - pause).clip(lower=0) / full["n"]).median()), "throttle.timed_estimated"
+    return 0.0, "throttle.timed_unknown"
 
 
 def _read_flow(frames: Frames, given: JudgeInput, side: ThrottledWorker, at: pd.Timestamp) -> Flow:
@@ -495,7 +490,7 @@ def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side:
         if seen.changed:
             undo = proposals.undo_settings(given, seen.changed).command
             notes.append(say("throttle.undo", command=undo))
-        notes.append(say(_TIMING_KEYS[seen.timing], ms=1000 * seen.now.per_row_s))
+        notes.append(say(seen.timing, ms=1000 * seen.now.per_row_s))
     if seen.flow.waiting:
         notes.append(say("throttle.retries", n=seen.flow.waiting))
     if seen.replicas is not None and seen.replicas > 1:

@@ -290,7 +290,7 @@ def judge(frames: Frames, given: JudgeInput, workload: str) -> dict[Server, Logi
 
 
 def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> LoginState:
-    seen = services.read(frames, services.ServiceLimits.of(given)).get(workload, services.ServiceSeen(workload))
+    seen = services.read(frames, given).get(workload, services.ServiceSeen(workload))
     held = {s.service: s for s in each(frames.get("service_sessions"), sessions.Sessions)}
     own = held.get(workload, sessions.Sessions(workload))
     attempts = _read_server_attempts(frames, Server.DATABASE)
@@ -319,7 +319,7 @@ def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> L
 def _process_has_no_session(frames: Frames, given: JudgeInput, workload: str, seen: services.ServiceSeen) -> bool:
     """Return whether the process runs without a session; if the other service has sessions, it must also answer."""
     instances = rows.first(frames.get("instances"), Instances)
-    found = sessions.read(frames, sessions.SessionLimits.of(given))
+    found = sessions.read(frames, given)
     if instances is None or not instances.ready or instances.young or workload not in found:
         return False
     if found[workload].says is not sessions.SessionState.NONE:

@@ -128,20 +128,6 @@ class ServiceSeen:
         return self.connections == 0 and bool(self.waiting)
 
 
-@dataclass(frozen=True)
-class ServiceLimits:
-    """The deciding thresholds of docs/slo.md, in seconds."""
-
-    poll_s: float  # the interval between two runs
-    young_s: float  # a younger process may not have started its loops
-    long_s: float  # a longer run counts as long
-
-    @classmethod
-    def of(cls, given: JudgeInput) -> ServiceLimits:
-        """Return the thresholds of a run."""
-        return cls(facts_of(given).poll_interval_s, given.number("service.young"), given.number("service.long_run"))
-
-
 # Asking -----------------------------------------------------------------------------------------------------
 
 
@@ -201,13 +187,13 @@ def _select_service(found: pd.DataFrame, service: str) -> pd.DataFrame:
 # What it means ----------------------------------------------------------------------------------------------
 
 
-def read(frames: Frames, numbers: ServiceLimits) -> dict[str, ServiceSeen]:
+def read(frames: Frames, given: JudgeInput) -> dict[str, ServiceSeen]:
     """Read each service from one or several samples. Pure; values that the frames lack are None."""
     asked = each(frames.get("service_asked"), ServiceRequest)
     samples = each(frames.get("service_samples"), Sample)
     return {
         service: _read_service(
-            service, [a for a in asked if a.service == service], [s for s in samples if s.service == service], numbers
+            service, [a for a in asked if a.service == service], [s for s in samples if s.service == service], given
         )
         for service in EntitlementFacts.services
     }
@@ -270,9 +256,7 @@ def _group_samples(samples: list[Sample]) -> list[_SeriesSample]:
     return [s for s in series if s.by == "service"] or series
 
 
-def _read_service(
-    service: str, asked: list[ServiceRequest], samples: list[Sample], numbers: ServiceLimits
-) -> ServiceSeen:
+def _read_service(service: str, asked: list[ServiceRequest], samples: list[Sample], given: JudgeInput) -> ServiceSeen:
     series = _group_samples(samples)
     direct = [a for a in asked if a.by == "service"]
     answers = _read_answer(direct[-1] if direct else None)
@@ -293,7 +277,7 @@ def _read_service(
         connections=last.total("hikaricp_connections"),
         waiting=last.total("hikaricp_connections_pending"),
         loops={
-            name: _read_loop(name, task, first, last, age, numbers)
+            name: _read_loop(name, task, first, last, age, given)
             for name, task in TASKS.items()
             if task.service == service
         },
@@ -310,8 +294,9 @@ def _read_answer(asked: ServiceRequest | None) -> RequestResult:
 
 
 def _read_loop(
-    name: str, task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, numbers: ServiceLimits
+    name: str, task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, given: JudgeInput
 ) -> LoopSeen:
+    long_s = given.number("service.long_run")
     worker = task.worker
     inside = last.most(_ACTIVE_MAX, worker) if last.most(_ACTIVE, worker) > 0 else 0.0
     others = {w for w in last.workers() if not w.endswith(worker)}
@@ -320,14 +305,14 @@ def _read_loop(
     total = sum(ran.values())
 
     if not last.has(worker):
-        if held >= numbers.long_s:
+        if held >= long_s:
             return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
-        begun = age is not None and age >= numbers.young_s
+        begun = age is not None and age >= given.number("service.young")
         finished = any(sum(last.runs(w).values()) > 0 for w in others)
         known = all(w.endswith(_KNOWN) for w in others)  # no other version's names
         return LoopSeen(name, LoopActivity.OFF if begun and finished and known and not held else LoopActivity.NOT_SEEN)
     if first is None:
-        return LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= numbers.long_s else LoopSeen(name)
+        return LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= long_s else LoopSeen(name)
     before = first.runs(worker)
     grown = {how: n - before.get(how, 0.0) for how, n in ran.items() if n > before.get(how, 0.0)}
     runs = sum(grown.values())
@@ -336,19 +321,19 @@ def _read_loop(
         doing = LoopActivity.FAILS if failed else LoopActivity.RUNS
         return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None)
     gap = (last.at - first.at).total_seconds()
-    if inside >= gap or inside >= numbers.long_s:
+    if inside >= gap or inside >= long_s:
         return LoopSeen(name, LoopActivity.LONG, for_s=inside)
-    if held >= gap or held >= numbers.long_s:
+    if held >= gap or held >= long_s:
         return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
-    if inside or held or gap < 2 * _estimate_interval(total, age, numbers):
+    if inside or held or gap < 2 * _estimate_interval(total, age, given):
         return LoopSeen(name)
     return LoopSeen(name, LoopActivity.STILL)
 
 
-def _estimate_interval(total: float, age: float | None, numbers: ServiceLimits) -> float:
+def _estimate_interval(total: float, age: float | None, given: JudgeInput) -> float:
     """Return the interval between two runs: as configured, or the mean since the start if that is much longer."""
     mean = age / total if age and total else 0.0
-    return mean if mean > 2 * numbers.poll_s else numbers.poll_s
+    return mean if mean > 2 * facts_of(given).poll_interval_s else facts_of(given).poll_interval_s
 
 
 def _most_frequent_exception(runs: dict[str, float]) -> str:

@@ -109,36 +109,6 @@ class SessionsSeen:
     poll_s: float | None = None
 
 
-@dataclass(frozen=True)
-class SessionLimits:
-    """The deciding thresholds of docs/slo.md: seconds, and the share of rolled-back transactions."""
-
-    poll_s: float
-    young_s: float
-    fresh_s: float
-    frozen_s: float
-    sure_s: float
-    failing: float
-    few: float
-    reported_s: float
-    pool: float
-
-    @classmethod
-    def of(cls, given: JudgeInput) -> SessionLimits:
-        """Return the thresholds of a run."""
-        return cls(
-            facts_of(given).poll_interval_s,
-            given.number("service.young"),
-            given.number("sessions.fresh"),
-            given.number("sessions.frozen"),
-            given.number("sessions.sure"),
-            given.number("sessions.failing"),
-            given.number("sessions.few"),
-            given.number("sessions.reported"),
-            given.number("sessions.pool"),
-        )
-
-
 def collect(db: Snapshot, role: str) -> Frames:
     """Query the sessions of `role`, the role of both services. Frames: service_sessions, transactions.
 
@@ -184,28 +154,28 @@ def read_time_use(frames: Frames) -> TimeUse:
     return TimeUse(len(samples), len(busy) - locked, locked, waits_for, statement)
 
 
-def read(frames: Frames, numbers: SessionLimits) -> dict[str, SessionsSeen]:
+def read(frames: Frames, given: JudgeInput) -> dict[str, SessionsSeen]:
     """Read each service from the newest sample; pure."""
     found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}  # the newest row of each
-    share = rollback_share(frames, numbers)
+    share = rollback_share(frames, given)
     either = found.get("either", Sessions())
-    if not _pools_are_separate(found.values(), numbers):
+    if not _pools_are_separate(found.values(), given):
         return {s: SessionsSeen(s) for s in EntitlementFacts.services}
     gap_s = _seconds_between_samples(frames)
     return {
-        s: _judge_service(found.get(s), either, share, gap_s, numbers) or SessionsSeen(s)
+        s: _judge_service(found.get(s), either, share, gap_s, given) or SessionsSeen(s)
         for s in EntitlementFacts.services
     }
 
 
-def _pools_are_separate(rows: Iterable[Sessions], numbers: SessionLimits) -> bool:
+def _pools_are_separate(rows: Iterable[Sessions], given: JudgeInput) -> bool:
     """Return whether there are enough sessions for a pool of each service that has any.
 
     Fewer sessions belong to a pooler that shares them among the services: their activity shows nothing of a service.
     """
     present = [row for row in rows if row.sessions]
     services = sum(row.service in EntitlementFacts.services for row in present)
-    return sum(row.sessions for row in present) >= numbers.pool * services
+    return sum(row.sessions for row in present) >= given.number("sessions.pool") * services
 
 
 def pools_are_full(frames: Frames, given: JudgeInput) -> bool:
@@ -217,7 +187,7 @@ def pools_are_full(frames: Frames, given: JudgeInput) -> bool:
     return enough and all(row.sees_others and row.sessions + either >= pool for row in own)
 
 
-def rollback_share(frames: Frames, numbers: SessionLimits) -> float | None:
+def rollback_share(frames: Frames, given: JudgeInput) -> float | None:
     """Return the share of transactions rolled back between the first sample and the last; None if unknown."""
     samples = each(frames.get("transactions"), Transactions)
     if len(samples) < 2:
@@ -226,13 +196,13 @@ def rollback_share(frames: Frames, numbers: SessionLimits) -> float | None:
     bad = last.rollbacks - first.rollbacks
     total = bad + last.commits - first.commits
     if first.at is not None and last.at is not None:
-        total -= _count_own(frames, first.at, last.at, numbers)
-    return bad / total if bad >= numbers.few and total > 0 else 0.0 if total > 0 else None
+        total -= _count_own(frames, first.at, last.at, given)
+    return bad / total if bad >= given.number("sessions.few") and total > 0 else 0.0 if total > 0 else None
 
 
-def _count_own(frames: Frames, first: pd.Timestamp, last: pd.Timestamp, numbers: SessionLimits) -> int:
+def _count_own(frames: Frames, first: pd.Timestamp, last: pd.Timestamp, given: JudgeInput) -> int:
     """Return how many commits between two samples are surely the runbook's: each sample of the worker is one."""
-    until = last - pd.Timedelta(seconds=numbers.reported_s)
+    until = last - pd.Timedelta(seconds=given.number("sessions.reported"))
     samples = [s for s in each(frames.get("worker_samples"), WorkerSample) if s.committed]
     return sum(s.at is not None and first < s.at <= until for s in samples)
 
@@ -244,12 +214,12 @@ def _seconds_between_samples(frames: Frames) -> float:
 
 
 def _judge_service(
-    row: Sessions | None, either: Sessions, share: float | None, gap_s: float, numbers: SessionLimits
+    row: Sessions | None, either: Sessions, share: float | None, gap_s: float, given: JudgeInput
 ) -> SessionsSeen | None:
     if row is None or not row.sees_others:
         return None
-    fresh = max(numbers.fresh_s, 3 * numbers.poll_s)
-    frozen = max(numbers.frozen_s, 5 * numbers.poll_s)
+    fresh = max(given.number("sessions.fresh"), 3 * facts_of(given).poll_interval_s)
+    frozen = max(given.number("sessions.frozen"), 5 * facts_of(given).poll_interval_s)
 
     def seen(says: SessionState, confidence: Confidence) -> SessionsSeen:
         return SessionsSeen(row.service, says, confidence, row.sessions, row.newest, row.poll)
@@ -265,17 +235,17 @@ def _judge_service(
         return seen(SessionState.BLOCKED, "medium")
     if row.poll is None:
         # No session has a statement of the loop; a loop that stopped would have left its last one.
-        if row.since is None or row.since < numbers.young_s:
+        if row.since is None or row.since < given.number("service.young"):
             return seen(SessionState.NOT_SEEN, "none")
         active = min(row.newest, either.newest if either.newest is not None else row.newest) < fresh
         return seen(SessionState.LOOP_SILENT, "medium" if active else "low")
     if row.newest >= frozen and row.poll - row.newest <= fresh:
-        return seen(SessionState.FROZEN, "high" if row.newest >= numbers.sure_s else "medium")
+        return seen(SessionState.FROZEN, "high" if row.newest >= given.number("sessions.sure") else "medium")
     if row.newest < fresh and row.poll >= frozen:
         return seen(SessionState.LOOP_SILENT, "medium")
     if row.poll >= fresh:
         return seen(SessionState.NOT_SEEN, "none")  # too early to tell
-    if share is not None and share >= numbers.failing:
+    if share is not None and share >= given.number("sessions.failing"):
         return seen(SessionState.FAILING, "medium")
     # A statement older than the first sample may have been the loop's last one.
     return seen(SessionState.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
@@ -296,12 +266,11 @@ def sessions_beyond_pool(
     """
     found = {row.service: row for row in each(frames.get("service_sessions"), Sessions)}
     own, either = found.get(service), found.get("either", Sessions())
-    numbers = SessionLimits.of(given)
-    if own is None or not own.sees_others or own.strangers or not _pools_are_separate(found.values(), numbers):
+    if own is None or not own.sees_others or own.strangers or not _pools_are_separate(found.values(), given):
         return None
-    seen = services.read(frames, services.ServiceLimits.of(given)).get(service, services.ServiceSeen(service))
+    seen = services.read(frames, given).get(service, services.ServiceSeen(service))
     pool = seen.connections if seen.by == "service" and seen.connections else assumed
     if pool is None:
         return None
     beyond = own.sessions + either.sessions - pool * instances
-    return int(beyond) if beyond >= numbers.pool else 0
+    return int(beyond) if beyond >= given.number("sessions.pool") else 0
