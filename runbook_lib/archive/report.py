@@ -32,7 +32,7 @@ By = Literal["", "postmortem", "detected_at"]
 
 #: How many of the newest dossiers are searched for similar ones, and the minimum share of common hops and modes.
 MAX_SEARCHED, MIN_SIMILARITY = 200, 0.5
-#: Dossiers that are read at once: an object store takes tens of milliseconds for each file.
+#: Dossiers that are read at once from an object store, which takes tens of milliseconds for each file.
 _AT_ONCE = 10
 #: How many similar incidents are shown.
 MAX_SHOWN = 3
@@ -114,7 +114,7 @@ def read(
     Raises OSError if the output itself cannot be read.
     """
     names = Archive(output, "").names() if only is None else only
-    with ThreadPoolExecutor(_AT_ONCE) as lanes:
+    with ThreadPoolExecutor(_AT_ONCE if output.startswith("s3://") else 1) as lanes:
         came = [*lanes.map(lambda name: _read_dossier(Archive(output, name)), names)]
     unread = [each for each in came if isinstance(each, Text)]
     found = [each for each in came if isinstance(each, IncidentSummary)]

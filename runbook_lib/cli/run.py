@@ -156,7 +156,7 @@ def _triage_many(
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
             else:
-                line = came["lines"][0].rpartition(document["status"])[2].strip(" :")
+                line = came["lines"][0].partition(document["status"])[2].strip(" :")
                 _print_result(came | {"lines": [f"{document['status']} {order.target}: {line}"]}, form)
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)

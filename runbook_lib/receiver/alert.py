@@ -176,7 +176,7 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
     group = sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}"
     if _SURROGATE.search(group):
         raise BadAlert("data: groupKey, or the source, is not Unicode text")
-    return [sent.alert(group, source=group)]
+    return [sent.alert(group, source=json.dumps(str(event.get_source())))]
 
 
 def read(body: bytes) -> list[Alert]:

@@ -42,8 +42,9 @@ LOST_S = 300.0
 TRIM_S = 24 * 3600.0
 #: Seconds after which an alert that nobody repeats has ended, and between two times that this is looked for.
 UNREPEATED_S, LOOK_S = 24 * 3600.0, 60.0
-#: Seconds after the start in which senders can repeat what they could not tell while no receiver was up.
-FIRST_LOOK_S = 4 * 3600.0
+#: Seconds after the start in which senders repeat what they could not tell while no receiver was up: Alertmanager sends
+#: what failed again with each group interval.
+FIRST_LOOK_S = 900.0
 #: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
 #: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
 RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0

@@ -512,7 +512,7 @@ class Journal:
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
         # So is one that has ended beside others and fires anew: its run saw nothing of that.
         if known is not None and not known["firing"]:
-            repeats = repeats and self._covers(known["started"], alert)
+            repeats = repeats and self._covers(known["started"], alert, within_s=0.0)
         self._end_alert(alert, incident, now)  # under another route: it fires under this one
         if repeats:
             self._execute(
@@ -550,9 +550,9 @@ class Journal:
         suffix = RECURRED if last_check and not last else ""
         return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
 
-    def _covers(self, started: float | None, alert: Alert) -> bool:
+    def _covers(self, started: float | None, alert: Alert, within_s: float = TOGETHER_S) -> bool:
         """Return whether a job that was started then looks at what an alert tells: it began before, or soon after."""
-        return started is None or alert.starts_at.timestamp() < self.clock.to_wall_clock(started) + TOGETHER_S
+        return started is None or alert.starts_at.timestamp() < self.clock.to_wall_clock(started) + within_s
 
     def _add_recovery_jobs(self, ended: Sequence[str], incident: str, now: float) -> list[int]:
         """Add a job per target that checks the recovery, when the last alert of an open incident is resolved.

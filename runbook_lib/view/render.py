@@ -670,7 +670,7 @@ def section_title(number: str, lang: str) -> str:
 
 
 #: What a table shows of values that are no words.
-_CELLS = {True: "yes", False: "no", None: ""}
+_CELLS = {True: "✔", False: "✖", None: ""}
 
 
 def _table_html(frame: pd.DataFrame) -> str:

@@ -940,6 +940,19 @@ def test_a_request_that_waits_for_another_s_row_is_not_cancelled() -> None:
     assert [p.name for p in found.proposals] == ["end_blocker"] and "(5)" in found.proposals[0].command
 
 
+def test_a_request_is_not_cancelled_for_one_that_waits_for_its_rows() -> None:
+    """The table is held; a user's second request waits for the row of the first one, which waits for the table."""
+    blocked = pd.DataFrame(
+        [
+            {"pid": 7, "wait_s": 20.0, "blocked_by": "5", "object": "entitlement.outbox_events", "application": DRIVER},
+            {"pid": 8, "wait_s": 18.0, "blocked_by": "7", "object": "transactionid", "application": DRIVER},
+        ]
+    )
+    blockers = row(pid=5, application="psql", state="idle in transaction", transaction_s=60.0)
+    found = database.judge(sessions(blocked=blocked, blockers=blockers), make_given())
+    assert [p.name for p in found.proposals] == ["end_blocker"] and "(5)" in found.proposals[0].command
+
+
 def test_a_wait_of_a_moment_does_not_hide_who_holds_due_rows() -> None:
     moment = pd.DataFrame([{"pid": 7, "wait_s": 0.02, "blocked_by": "8", "application": DRIVER}])
     held = row(pid=5, application="psql", state="idle in transaction", transaction_s=600.0, n=200)

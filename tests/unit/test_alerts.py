@@ -182,6 +182,8 @@ def test_events_of_two_sources_are_two_alerts() -> None:
         for place in ("tokyo", "osaka", "tokyo")
     )
     assert tokyo.fingerprint == again.fingerprint != osaka.fingerprint
+    (grouped,) = alert.read(cloudevent(one(fingerprint="", groupKey="g"), source="/checks/tokyo"))
+    assert grouped.fingerprint == tokyo.fingerprint, "its end may come without the group"
 
 
 @pytest.mark.parametrize(

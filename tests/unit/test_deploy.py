@@ -344,17 +344,14 @@ def job_scripts() -> dict[str, tuple[list[str], dict[str, str]]]:
     """What each scheduler runs for the target `us`: the words after `sh`, and its variables."""
     tree = ast.parse((JOBS / "airflow.py").read_text(encoding="utf-8"))
     (triage,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "TRIAGE"]
-    argo = yaml.safe_load((JOBS / "argo.yaml").read_text(encoding="utf-8"))["spec"]["templates"][1]["container"]
     named = {"TARGET": "us", "INCIDENT": "INC-1"}
-    assert argo["command"] == ["sh", "-c"] and {*named} <= {e["name"] for e in argo["env"]}
     return {
         "slurm": ([str(JOBS / "slurm.sh"), "INC-1", "eu", "us", "ap"], {"SLURM_ARRAY_TASK_ID": "1"}),
         "airflow": (["-c", ast.literal_eval(triage)], named),
-        "argo": (["-c", *argo["args"]], named),
     }
 
 
-@pytest.mark.parametrize("scheduler", ["slurm", "airflow", "argo"])
+@pytest.mark.parametrize("scheduler", ["slurm", "airflow"])
 @pytest.mark.parametrize(("code", "fails"), [(0, False), (2, False), (3, False), (64, True), (70, True), (137, True)])
 def test_a_job_triages_one_target_and_fails_only_without_a_verdict(
     scheduler: str, code: int, fails: bool, tmp_path: Path
@@ -367,14 +364,3 @@ def test_a_job_triages_one_target_and_fails_only_without_a_verdict(
     done = subprocess.run(["sh", *words], env=env, capture_output=True, text=True, check=False)
     assert done.stdout == "triage --target us --incident INC-1-us\n", done.stderr
     assert bool(done.returncode) == fails
-
-
-def test_argo_runs_as_the_daily_drill_does() -> None:
-    spec = yaml.safe_load((JOBS / "argo.yaml").read_text(encoding="utf-8"))["spec"]
-    container, drill = spec["templates"][1]["container"], PODS["CronJob/runbook-drill"]["spec"]
-    assert [v for v in drill["volumes"] if v["name"] != "data"] == spec["volumes"]
-    assert [m for m in drill["containers"][0]["volumeMounts"] if m["name"] != "data"] == container["volumeMounts"]
-    for same in ("image", "resources", "securityContext"):
-        assert container[same] == drill["containers"][0][same]
-    for same in ("serviceAccountName", "automountServiceAccountToken", "securityContext"):
-        assert spec[same] == drill[same]

@@ -342,6 +342,25 @@ def test_a_stop_needs_no_database_and_a_start_does(monkeypatch: pytest.MonkeyPat
         Scale(rb, workload="notification", replicas=1).state(rb)
 
 
+@pytest.mark.parametrize(
+    ("environment", "ok"),
+    [({"NOTIFICATION_NATS_ACK_WAIT": "20s"}, True), ({"NOTIFICATION_NATS_ACK_WAIT": "5s"}, False), ({}, None)],
+)
+def test_only_a_value_that_was_read_keeps_a_start_back(
+    environment: dict[str, str], ok: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not among the pod's variables may come from a ConfigMap, or is the default: nobody knows."""
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook@127.0.0.1:1/none")
+    rb = quiet_session("5.1").context
+    cluster, broker = MagicMock(spec=rb.workloads), MagicMock()
+    cluster.environment.return_value = environment
+    broker.consumer.return_value.config = {"ack_wait": 20e9, "max_deliver": 10}
+    monkeypatch.setattr(Context, "workloads", cluster)
+    monkeypatch.setattr(Context, "jetstream", broker)
+    found = restart.check_start(rb, "notification")
+    assert (found.ok, found.holds) == (ok, ok is not False)
+
+
 # Whoever does the work beside it ----------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def test_a_command_in_a_sentence_is_code_and_its_numbers_are_no_values() -> None
 def test_a_table_shows_no_words_of_the_language_it_was_made_with() -> None:
     cells = {"met": [True, False, None], "name": [None, "None", "x"], "n": [1, None, 3], "listed": [["a"], None, []]}
     table = render._table_html(pd.DataFrame(cells))
-    assert re.findall("<td>(.*?)</td>", table) == ["yes", "", "1", "[a]", "no", "None", "", "", "", "x", "3", "[]"]
+    assert re.findall("<td>(.*?)</td>", table) == ["✔", "", "1", "[a]", "✖", "None", "", "", "", "x", "3", "[]"]
 
 
 @pytest.mark.parametrize("lang", messages.LANGUAGES)

@@ -120,7 +120,7 @@ def test_what_a_proxy_answers_shows_nothing_of_the_receiver(monkeypatch: pytest.
     with web(lambda request: reply(request, 503)) as url:
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("no_proxy", "elsewhere.example")
-        assert probe("http://receiver.example/health") == ProbeResult()
+        assert probe("http://receiver.example/health") == ProbeResult("proxied")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         assert probe(url).result == "unwell"
 

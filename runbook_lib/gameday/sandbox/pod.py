@@ -59,6 +59,10 @@ def pod_name(app: str) -> str:
     return f"{app}-{''.join(chars[:9])}-{''.join(chars[9:])}"
 
 
+#: How a pod is stopped.
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+
+
 class JsonLines(logging.Formatter):
     """One JSON object per line, with the field names of the applications' own log."""
 
@@ -103,13 +107,15 @@ def main(app: str, directory: Path) -> NoReturn:
     context = multiprocessing.get_context("fork")
     board = telemetry.Board(app)
     children, lines = {}, []
-    for stop in (signal.SIGTERM, signal.SIGINT):
+    for stop in _STOPS:
         signal.signal(stop, lambda *_: sys.exit(0))
     try:
         for part, run in PARTS[app].items():
             heard, line = context.Pipe(duplex=False)
             children[part] = child = context.Process(target=_run_part, args=(run, env, line), name=part)
+            signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until the part is known
             child.start()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
             line.close()
             lines.append(heard)
         for heard in lines:  # once nothing is forked any more: it takes a thread each
@@ -123,6 +129,8 @@ def main(app: str, directory: Path) -> NoReturn:
         Thread(target=serve, daemon=True).start()
         _wait_for_failure(list(children.values()))
     finally:
+        for stop in _STOPS:
+            signal.signal(stop, signal.SIG_IGN)
         started = [child for child in children.values() if child.pid]
         for child in started:
             child.terminate()
@@ -158,6 +166,7 @@ def _run_part(run: Callable[[Environment], None], env: Environment, line: Connec
     """Run one part; what it throws is the end of the application."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not as the pod, which ends its parts
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     telemetry.report_to(lambda *report: line.send(report))
     try:
         run(env)

@@ -248,10 +248,13 @@ def check_recreate(rb: Context, name: str) -> Precondition:
 def check_start(rb: Context, name: str) -> Precondition:
     """Check that the durable consumer does not keep notification from starting; warn where that is not known."""
     try:
-        found = check_durable(rb, rb.workloads.environment(name))
+        environment = rb.workloads.environment(name)
+        found = check_durable(rb, environment)
     except SourceError:
-        found = Precondition(say("change.durable_agrees"), ok=None)
-    return replace(found, warns=True)
+        return Precondition(say("change.durable_agrees"), ok=None, warns=True)
+    # A variable that is not seen there may come from a file or a ConfigMap.
+    known = found.ok or found.text.params.get("name") in environment
+    return replace(found, ok=found.ok if known else None, warns=True)
 
 
 def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:

@@ -415,10 +415,11 @@ def _weigh_waits(
 def _find_waiting_blocker(blocked: list[Blocked]) -> Blocked | None:
     """Return a waiting session that alone blocks another: its stronger lock is ahead in the lock queue.
 
-    A session that waits for another's row, or for an application's own lock, is no queue that others would leave.
+    Others than those that wait for the same table want what it has done, and would not go on without it.
     """
     queued = (b for b in blocked if b.pid is not None and b.object not in ("transactionid", "advisory"))
-    return next((b for b in queued if any(o.blocked_by == str(b.pid) for o in blocked)), None)
+    behind = {(o.blocked_by, o.object) for o in blocked}
+    return next((b for b in queued if (str(b.pid), b.object) in behind), None)
 
 
 def _propose_remedies(

@@ -43,7 +43,7 @@ class ReceiverProbe:
     def request(self) -> ProbeResult:
         """Request the address once, by GET; what a proxy answers shows nothing of the receiver."""
         if self._server.behind_proxy:
-            return ProbeResult()
+            return ProbeResult("proxied")
         status, result = None, ""
         try:
             status = self._server.get_status(self._path, "probe")
@@ -56,7 +56,7 @@ class ReceiverProbe:
 
 class ProbeResult(rows.Row):
     """The result of one request: answers, unwell, refuses, silent (it accepted the connection), unreached (it did not),
-    or "" if the request shows nothing of the receiver.
+    proxied (it was not sent), or "" if the request shows nothing of the receiver.
 
     `status` is the HTTP status, if there was one; `ms`, the time that it took.
     """
@@ -84,4 +84,6 @@ def describe(frames: Frames) -> Text:
     seen = rows.first(frames.get("receiver"), ProbeResult)
     if seen is None:
         return say("receiver.undeclared")
+    if seen.result == "proxied":
+        return say("receiver.proxied")
     return say(_OBSERVATIONS.get(seen.result, "receiver.not_seen"), status=seen.status, ms=seen.ms)
