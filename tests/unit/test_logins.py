@@ -344,7 +344,12 @@ def test_a_stop_needs_no_database_and_a_start_does(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("environment", "ok"),
-    [({"NOTIFICATION_NATS_ACK_WAIT": "20s"}, True), ({"NOTIFICATION_NATS_ACK_WAIT": "5s"}, False), ({}, None)],
+    [
+        ({"NOTIFICATION_NATS_ACK_WAIT": "20s"}, True),
+        ({"NOTIFICATION_NATS_ACK_WAIT": "5s"}, False),
+        ({"NOTIFICATION_NATS_MAX_DELIVER": "3"}, False),  # the other one differs too, by its default
+        ({}, None),
+    ],
 )
 def test_only_a_value_that_was_read_keeps_a_start_back(
     environment: dict[str, str], ok: bool | None, monkeypatch: pytest.MonkeyPatch

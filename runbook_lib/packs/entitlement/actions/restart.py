@@ -264,7 +264,8 @@ def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
     except SourceError as e:
         made = e.code in ("stream_not_found", "consumer_not_found")  # the start creates it
         return Precondition(say("change.durable_agrees"), ok=True if made else None)
-    for variable, (field, default) in DURABLE.items():
+    # First what was read: a default proves less.
+    for variable, (field, default) in sorted(DURABLE.items(), key=lambda known: known[0] not in environment):
         wanted = environment.get(variable, f"{rb.number(default):g}" + ("s" if field == "ack_wait" else ""))
         number = duration(wanted) if field == "ack_wait" else float(wanted) if wanted.isdecimal() else None
         if (configured := config.get(field)) is None or number is None:
