@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import sqlite3
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from runbook_lib import settings
 from runbook_lib.receiver import dispatcher, notify
@@ -35,8 +37,13 @@ def main() -> None:
     told = notify.Notifier(journal, places, metrics, "out", "en")
     jobs.start()
     told.start()
-    while any(n for state, n in journal.counts().items() if state.endswith(("waiting", "running"))):
-        time.sleep(0.1)
+    with closing(sqlite3.connect("file:journal.db?mode=ro", uri=True)) as reader:
+        while (
+            any(n for state, n in journal.counts().items() if state.endswith(("waiting", "running")))
+            # A job that is tried again is not counted before it is due.
+            or reader.execute("SELECT 1 FROM jobs WHERE state = 'waiting' AND attempts > 0").fetchone()
+        ):
+            time.sleep(0.1)
     jobs.stop()
     told.stop()
     os._exit(0)
