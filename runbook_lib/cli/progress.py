@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import tempfile
@@ -103,7 +102,6 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     It reads as the section does that is about to run: same role, limits and name of the application. The section counts
     its queries, and compares with the samples that are taken here.
     """
-    gc.disable()  # imports leave little garbage, and looking for it would take a quarter of their time
     from runbook_lib import catalog, samples, settings
     from runbook_lib.analysis import diagnosis
     from runbook_lib.masking import Masker
@@ -112,7 +110,6 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     from runbook_lib.sources.postgres import Postgres
     from runbook_lib.view import render
 
-    gc.enable()
     with suppress(Exception):  # the sections say what is wrong
         config, section = settings.load(), order.sections[0]
         take_numbers, take_samples = pack.hook("first_numbers"), pack.hook("first_samples")

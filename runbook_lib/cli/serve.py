@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def serve(
     from runbook_lib.receiver.journal import Journal
     from runbook_lib.store import Archive
 
+    gc.set_threshold(1_000)  # this process stays: its memory is worth more than a moment
     config = settings.load()
     config.receiver.workers = workers or config.receiver.workers
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
