@@ -68,6 +68,10 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     ranked = _rank_modes(findings, stuck_at, book)
     stand = find_standing({m.id: m.score for m in ranked}, book)
     between = find_rivals(stand)
+    suspected = [place for place in undecided if scores[place] >= SUSPECT]
+    if suspected and stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book):
+        # What has a failure mode need not come from places that work, whose settings have changed.
+        undecided = undecided if any(not _works(findings, place, book) for place in suspected) else ()
     seen = {s.observation for f in findings for s in f.signals}
     confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
     doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
@@ -246,6 +250,18 @@ def _find_candidates(findings: list[Finding], scores: dict[str, float], book: Ca
     may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
     suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
     return tuple(hop for hop in (*book.hops, *under) if hop in may_be | (suspected or {*late}))
+
+
+def _is_seen_in_the_flow(mode: RankedMode, book: Catalog) -> bool:
+    return any(b.weight > 0 and not b.observation.startswith(book.firm) for b in mode.because)
+
+
+def _works(findings: list[Finding], place: str, book: Catalog) -> bool:
+    """Return whether evidence clears a place of all that suspects it but firm evidence."""
+    told = [(b.observation, b.weight) for b in score(findings, place, book).because]
+    cleared = any(weight <= -SUSPECT for _, weight in told)
+    left = [(name, weight) for name, weight in told if weight < 0 or not name.startswith(book.firm)]
+    return cleared and combine_weights(left, place, book) < SUSPECT
 
 
 def _rate_confidence(

@@ -331,6 +331,36 @@ def test_what_is_left_by_elimination_alone_is_not_the_only_one_named() -> None:
     assert conclude([waits, suspected]).undecided == (DATABASE,)
 
 
+def test_a_mode_that_stands_explains_more_than_settings_that_changed_where_all_works() -> None:
+    def told(*names: str) -> Finding:
+        signals = (signal for name in names for signal in BOOK.observations[name])
+        return replace(seen("3.2", *signals), hops=(Hop("delivery_worker", late=True),))
+
+    works = ("changed.notification", "subscriber.nothing_lost", "backlog.sends", "delivery.runs")
+    verdict = conclude([told("delivery.elsewhere", "leases.too_short", *works)])
+    assert (verdict.stuck_at, verdict.undecided, verdict.failure_modes[0].id) == (None, (), "FM-NOTI-02")
+    assert verdict.confidence == "medium"
+    # Nothing but the change is known; or nothing shows that the worker works.
+    assert {"subscriber", "delivery_worker"} <= {*conclude([told(*works)]).undecided}
+    assert "delivery_worker" in conclude([told("delivery.elsewhere", "leases.too_short", *works[:2])]).undecided
+
+
+def test_a_broker_that_works_is_stuck_where_it_refuses_what_is_too_large() -> None:
+    refused = seen("4.1.3", *BOOK.observations["publish.fails_too_large"])
+    well = [
+        seen(step, *BOOK.observations[o]) for step, o in (("2.3", "scope.broker_well"), ("4.1.2", "subscriber.bound"))
+    ]
+    verdict = conclude([refused, *well])
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-09")
+
+
+def test_nothing_lets_events_flow_into_a_trigger_that_was_new_when_they_stopped() -> None:
+    locked = seen("4.1.4", *BOOK.observations["database.blocked_for_long"], proposals=("end_blocker", "logs"))
+    trigger = seen("3.6", *BOOK.observations["changed.queue_trigger"])
+    assert [p.name for p in conclude([locked]).proposals] == ["end_blocker", "logs"]
+    assert [p.name for p in conclude([locked, trigger]).proposals] == ["logs"]
+
+
 OVER = OutageEnd(pd.Timestamp("2026-07-01T03:12:40Z"), say("outage.published", n=3))
 
 
