@@ -51,6 +51,8 @@ MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
 #: Rules of a target for actions (governance/guard.py, approval.py, ledger.py) and for dossiers (governance/keeping.py).
 _ACTION_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "ledger", "keep_days")
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
+#: An argument of supervisorctl that holds a password, or an address with one.
+_PASSWORD_ARGUMENT = re.compile(r"-p|--pass|(-s|--serverurl=)?\w+://[^/@\s]*@")
 #: The form of each address, and its schemes.
 _ADDRESS_FORMS = {
     "database_url": ("postgresql://USER@HOST:5432/DATABASE", ("postgresql", "postgres")),
@@ -131,6 +133,14 @@ class WorkloadSettings(_Strict):
     #: supervisorctl: a workload's log file, and the file of NAME=VALUE lines that its programs read at their start.
     log_files: dict[str, str] = {}
     env_file: str = ""
+
+    @field_validator("supervisorctl")
+    @classmethod
+    def _hold_no_password(cls, words: list[str]) -> list[str]:
+        # The command stands in proposals, in the read cost and in what is archived.
+        if any(_PASSWORD_ARGUMENT.match(word) for word in words[1:]):
+            raise ValueError("holds a password: write it into the file that `supervisorctl -c FILE` names")
+        return words
 
     @property
     def programs(self) -> dict[str, str]:

@@ -91,11 +91,14 @@ class Cluster:
         }
         path.write_text(json.dumps(config))
 
-    def add(self, name: str, *, replicas: int = 1, strategy: str = "Recreate", env: Any = ()) -> None:
+    def add(
+        self, name: str, *, replicas: int = 1, strategy: str = "Recreate", env: Any = (), env_from: Any = ()
+    ) -> None:
         """A deployment with a sidecar, and its ready pods."""
         labels = {"app": name}
         started = {"running": {"startedAt": "2025-01-31T02:30:00Z"}}
-        containers = [{"name": name, "image": "x", "env": list(env)}, {"name": "istio-proxy", "image": "y"}]
+        own = {"name": name, "image": "x", "env": list(env)} | ({"envFrom": list(env_from)} if env_from else {})
+        containers = [own, {"name": "istio-proxy", "image": "y"}]
         self.deployments[name] = {
             "apiVersion": "apps/v1",
             "kind": "Deployment",

@@ -187,13 +187,13 @@ def _write_begin(rb: Context, rules: Rules, entry: dict[str, Any], begun: Outcom
     written.
     """
     rb.archive.prepare()
-    stopped, unentered = rules.begin(entry)
-    if stopped:
-        return stopped, ""
     try:
+        stopped, unentered = rules.begin(entry)
+        if stopped:
+            return stopped, ""
         if _write_line(rb, begun, "begun", entry.get("job", "")):
             return None, unentered
-    except (OSError, UsageError):
+    except BaseException:  # an interrupt, too: nothing has begun
         rules.end(entry | {"result": "refused", "time": now()})
         raise
     rules.end(entry | {"result": "refused", "time": now()})

@@ -25,6 +25,7 @@ class Guard:
     def __init__(self, rb: Context, given: str | None, *, waive: bool) -> None:
         self._rb, self._given, self._waive = rb, given, waive
         self._approval = approval.parse_approval(given)
+        self._since = pd.Timestamp.now("UTC")  # before the preconditions are checked
         self.word, self.by, self.job = str(self._approval or ""), "", ""
 
     def standing(self) -> tuple[Precondition, ...]:
@@ -71,6 +72,9 @@ class Guard:
         def stops(log: pd.DataFrame) -> Text | None:
             if self.job and self.job in set(log["job"]):
                 return self.used()
+            name = entry["what"].get("name")
+            if name and ((log["name"] == name) & (log["time"] > self._since) & (log["result"] == "begun")).any():
+                return say("action.refused.meanwhile", name=name)
             if not target.actions_per_hour or self._waive or (fits := check_hourly_limit(self._rb, log)).holds:
                 return None
             return say("action.refused.precondition", text=fits.text)

@@ -31,7 +31,7 @@ def ledger_of(rb: Context) -> Archive:
 
 
 def read_actions(rb: Context) -> pd.DataFrame:
-    """Return the ledger's actions as a frame: id, result, time (UTC), job. Raises OSError and UsageError."""
+    """Return the ledger's actions as the frame of `to_frame`. Raises OSError and UsageError."""
     return _drop_refused(to_frame(read_entries(ledger_of(rb))))
 
 
@@ -46,8 +46,9 @@ def read_entries(archive: Archive) -> list[dict[str, Any]]:
 
 
 def to_frame(entries: list[dict[str, Any]]) -> pd.DataFrame:
-    """Return entries of an action log as a frame: id, result, time (UTC), job."""
-    rows = pd.DataFrame(entries, columns=["id", "result", "time", "job"], dtype=object).astype(str)
+    """Return entries of an action log as a frame: id, result, time (UTC), job, name (of the workload)."""
+    named = [e | {"name": w.get("name") if isinstance(w := e.get("what"), dict) else ""} for e in entries]
+    rows = pd.DataFrame(named, columns=["id", "result", "time", "job", "name"], dtype=object).astype(str)
     return rows.assign(time=pd.to_datetime(rows["time"], utc=True, errors="coerce", format="ISO8601"))
 
 

@@ -126,6 +126,14 @@ class Runner(ABC):
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set variables (None removes one), which restarts the workload; return what the tool said."""
 
+    def unnamed_cluster(self) -> str:
+        """Return the cluster that the tool itself chooses because the target names none; "" for none."""
+        return ""
+
+    def has_hidden_variables(self, name: str) -> bool:
+        """Return whether the workload has variables that `environment` does not show."""
+        return False
+
     @abstractmethod
     def _command(self, words: tuple[str, ...]) -> list[str]:
         """Return the argument vector of a command that ends with these words."""
@@ -195,7 +203,7 @@ class KubectlRunner(Runner):
 
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
-        ("set", "env"), ("scale",),
+        ("set", "env"), ("scale",), ("config", "current-context"),
     })  # fmt: skip
     failures = (
         (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
@@ -205,6 +213,8 @@ class KubectlRunner(Runner):
         (Reason.UNREACHABLE, "no_connection", ("refused", "no such host", "unable to connect", "no route")),
         (Reason.UNREACHABLE, "no_connection", ("reset by peer",)),
     )
+    #: The context that was found by `unnamed_cluster`.
+    _current = ""
 
     def logs(self, name: str, minutes: float) -> list[str]:
         """Read the log of all its pods; each line begins with the time at which it was written."""
@@ -264,7 +274,8 @@ class KubectlRunner(Runner):
 
     def restart(self, name: str) -> str:
         """Restart the rollout."""
-        return self._run_verb("rollout", "restart", f"deploy/{self._check_name(name)}").out.strip()
+        words = ("rollout", "restart", f"deploy/{self._check_name(name)}")
+        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait for the end of the rollout."""
@@ -273,9 +284,8 @@ class KubectlRunner(Runner):
 
     def scale(self, name: str, replicas: int) -> str:
         """Set the deployment's replicas."""
-        return self._run_verb(
-            "scale", f"deploy/{self._check_name(name)}", f"--replicas={_check_replicas(replicas)}"
-        ).out.strip()
+        words = ("scale", f"deploy/{self._check_name(name)}", f"--replicas={_check_replicas(replicas)}")
+        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set them in the workload's own container only: a sidecar has its own."""
@@ -286,11 +296,24 @@ class KubectlRunner(Runner):
             raise _error(
                 Reason.DENIED, f"{min(elsewhere)} comes from a Secret or ConfigMap: change it there", "value_from"
             )
-        words = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
-        return self._run_verb("set", "env", f"deploy/{name}", "-c", self._container(name), *words).out.strip()
+        values = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
+        words = ("set", "env", f"deploy/{name}", "-c", self._container(name), *values)
+        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
+
+    def unnamed_cluster(self) -> str:
+        """Return kubectl's current context, and stay with it: an action must not end in another cluster."""
+        if not (self._settings.context or self._current):
+            with suppress(SourceError):  # none: in a pod
+                self._current = self._run_verb("config", "current-context").out.strip()
+        return self._current
+
+    def has_hidden_variables(self, name: str) -> bool:
+        """Return whether the container has variables from a whole ConfigMap or Secret (`envFrom`)."""
+        return bool(self._read_container(name).get("envFrom"))
 
     def _command(self, words: tuple[str, ...]) -> list[str]:
-        context = ["--context", self._settings.context] if self._settings.context else []
+        named = self._settings.context or self._current
+        context = ["--context", named] if named else []
         return ["kubectl", *context, "-n", self._settings.namespace, *words]
 
     def _complaint(self, answer: CommandOutput) -> str | None:
@@ -309,12 +332,15 @@ class KubectlRunner(Runner):
         return self._settings.containers.get(name, self._check_name(name))
 
     def _read_variables(self, name: str) -> list[dict[str, Any]]:
+        return list(self._read_container(name).get("env", []))
+
+    def _read_container(self, name: str) -> dict[str, Any]:
         container = self._container(name)
         found = self._read_deployment(name)["spec"]["template"]["spec"]["containers"]
         own = next((c for c in found if c["name"] == container), None)
         if own is None:
             raise _error(Reason.ERROR, f"deployment {name} has no container {container}", "not_found")
-        return list(own.get("env", []))
+        return dict(own)
 
     @staticmethod
     def _selector(deployment: dict[str, Any]) -> str:
@@ -375,8 +401,21 @@ class SupervisorctlRunner(Runner):
         return self._mask_variables(dict(line.split("=", 1) for line in self._read_env() if _is_assignment(line)))
 
     def restart(self, name: str) -> str:
-        """Stop and start."""
-        return self._run_verb("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        """Stop and start, and start what was stopped when the tool was cut off between the two."""
+        try:
+            return self._run_verb("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        except BaseException as e:
+            if not isinstance(e, SourceError) or e.code == "hung":
+                self._start_stopped(name)
+            raise
+
+    def _start_stopped(self, name: str) -> None:
+        until = time.monotonic() + CHANGE_TIMEOUT_S
+        with suppress(SourceError):
+            while (state := self._read_status(name)[0]) == "STOPPING" and time.monotonic() < until:
+                time.sleep(0.5)
+            if state == "STOPPED":
+                self._run_verb("start", name, timeout_s=CHANGE_TIMEOUT_S)
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait until the program is RUNNING, that is, has stayed up for its `startsecs`."""

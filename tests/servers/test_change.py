@@ -436,6 +436,29 @@ def test_no_restart_beside_an_old_pod_that_holds_the_consumer(cluster: Cluster) 
     assert not [a for a in cluster.asked if a.method != "GET"]
 
 
+def test_what_has_no_instance_is_not_restarted(cluster: Cluster) -> None:
+    cluster.add("entitlement", replicas=0)
+    outcome = quiet_session("5.1").act("restart", workload="entitlement", **WORD).outcome
+    assert (outcome.result, "replicas: 0" in words(outcome)) == ("refused", True), words(outcome)
+    assert not [a for a in cluster.asked if a.method != "GET"]
+
+
+def test_a_value_that_may_come_from_a_whole_configmap_is_not_set(cluster: Cluster) -> None:
+    cluster.add("notification", env=[{"name": POLL, "value": "1s"}], env_from=[{"configMapRef": {"name": "all"}}])
+    outcome = quiet_session("5.2").act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
+    assert (outcome.result, "envFrom" in words(outcome)) == ("refused", True), words(outcome)
+    seen = quiet_session("5.2").act("set", settings={"delivery.poll_interval": 2.0}).outcome
+    assert "change.hidden" not in [p.text.key for p in seen.preconditions]
+
+
+def test_an_action_stays_in_the_cluster_that_was_current_when_it_was_checked(cluster: Cluster) -> None:
+    cluster.add("notification")
+    rb = quiet_session("5.1")
+    seen = rb.act("restart").outcome.preconditions
+    assert [p.text.params["context"] for p in seen if p.text.key == "action.restart.cluster"] == ["double"]
+    assert rb.context.workloads._command(("get", "pods"))[1:3] == ["--context", "double"]
+
+
 def test_a_cluster_that_refuses_is_said(cluster: Cluster) -> None:
     cluster.refuse = 403
     rb = quiet_session("5.2", incident_id="K-2")

@@ -922,6 +922,7 @@ def test_the_broker_leaves_out_what_can_not_be_taken(opened: Opened, db: psycopg
     bodies = [
         b"\xff\xff\xff noise",
         wire.encode(an_event(event_id="seven")),
+        wire.encode(an_event(user_id="a\0b")),  # PostgreSQL stores none
         wire.encode(an_event(occurred_at="yesterday")),
         wire.encode(done),
         wire.encode(notified),
@@ -935,15 +936,15 @@ def test_the_broker_leaves_out_what_can_not_be_taken(opened: Opened, db: psycopg
     given_up(db, *seqs, seqs[-1] + 100)
     rb = opened(policy={"pause_s": 0.0, "per_event": 1})
     dry = act(rb, "broker", execute=False)
-    assert (dry.before["eligible"], dry.before["permanent"], dry.before["gone"]) == (1, 3, 1), dry.before
+    assert (dry.before["eligible"], dry.before["permanent"], dry.before["gone"]) == (1, 4, 1), dry.before
     outcome = act(rb, "broker", limit=50)
     assert outcome.did["rows"] == 1 and last_seq(bound_broker) == seqs[-1] + 1
     given_up(db, seqs[-1] + 1)
     assert act(rb, "broker", execute=False).before["over_limit"] == 1
     discarded = act(rb, "broker", discard=True)
-    assert discarded.did["rows"] == 5 and f"seq {seqs[0]}" in discarded.did["events"]
+    assert discarded.did["rows"] == 6 and f"seq {seqs[0]}" in discarded.did["events"]
     after = act(rb, "broker", execute=False).before
-    assert after["discarded"] == 5 and not any(after[v] for v in ("eligible", "permanent", "over_limit", "gone"))
+    assert after["discarded"] == 6 and not any(after[v] for v in ("eligible", "permanent", "over_limit", "gone"))
     assert one(db, "SELECT count(*) FROM notification.notification_nats_dlq") == len(seqs) + 2
 
 

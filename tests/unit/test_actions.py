@@ -455,6 +455,19 @@ def test_a_ledger_that_cannot_be_written_stops_what_rests_on_it(rb: Context, tmp
     assert [line["result"] for line in lines(rb)][-1] == outcome.result
 
 
+def test_an_interrupt_before_the_first_line_begins_nothing(rb: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> bool:
+        raise KeyboardInterrupt
+
+    limited, counter = ruled(rb, actions_per_hour=1), Counter()
+    with monkeypatch.context() as slow:
+        slow.setattr(action, "_write_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            perform(counter, limited, execute=True, **WORD)
+    assert counter.n == 0
+    assert perform(counter, limited, execute=True, **WORD).result == "done" and counter.n == 1
+
+
 def test_what_did_not_begin_is_not_counted(rb: Context) -> None:
     rb.archive.prepare()
     assert rb.archive.local

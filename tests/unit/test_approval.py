@@ -319,6 +319,26 @@ def test_of_two_at_the_same_moment_one_is_carried_out(world: World, monkeypatch:
     assert "was used before" in why(outcomes[1])
 
 
+def test_an_action_on_what_another_changed_meanwhile_is_refused(world: World) -> None:
+    class Named(Counting):
+        def what(self) -> dict[str, Any]:
+            return {"workload": "notification", "name": "notification"}
+
+    class Slow(Named):
+        def state(self, rb: Context) -> dict[str, Any]:
+            if not other.n:  # between its checks and its beginning, another person acts
+                assert execute(world, approved(), other).result == "done"
+            return super().state(rb)
+
+    def approved() -> str:
+        return world.approve(world.ask(Named()))
+
+    other, slow = Named(), Slow()
+    outcome = execute(world, approved(), slow)
+    assert (outcome.result, slow.n) == ("refused", 0) and "another action on notification" in why(outcome)
+    assert execute(world, approved(), Named()).result == "done", "later it may"
+
+
 def test_one_approval_is_one_action_whatever_output_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the way that command, notebook and lab take: the same act under three outputs, one of them a whole copy."""
     counter = Counting()

@@ -29,6 +29,8 @@ OF_A_TARGET = [
     ('database_url_env = ["a"]', "database_url_env and database_url_file are names, in quotes"),
     ("nats_url_file = 5", "nats_url_env and nats_url_file are names, in quotes"),
     ('payments_url = "http://h"', "payments_url"),
+    ('workloads = { supervisorctl = ["s", "-u", "a", "-p", "s3cret-x"] }', "supervisorctl: holds a password"),
+    ('workloads = { supervisorctl = ["s", "-s", "http://a:s3cret-x@h:9001"] }', "supervisorctl: holds a password"),
     # The broker's users
     ('nats_url = "nats://s3cret-x@127.0.0.1:4222"', "targets.x.nats_url has a password"),  # a user alone is a token
     ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),

@@ -392,7 +392,7 @@ def supervised() -> Iterator[EntitlementWorkloads]:
     config.write_text(
         supervisor_sections(folder / "s.sock", folder / "log", folder / "pid")
         + f"[program:notification]\ncommand={sys.executable} {folder}/program.py {folder}/pods.env\n"
-        f"redirect_stderr=true\nstdout_logfile={folder}/notification.log\n\n"
+        f"redirect_stderr=true\nstdout_logfile={folder}/notification.log\nstopwaitsecs=3\n\n"
         "[program:entitlement]\ncommand=false\nautostart=false\nstartretries=0\n"
     )
     subprocess.run([sys.executable, "-m", "supervisor.supervisord", "-c", str(config)], check=True, timeout=60)
@@ -468,6 +468,21 @@ def test_a_program_is_restarted_with_its_new_variables(supervised: EntitlementWo
     texts = [q.text for q in runner._read_cost.queries]
     assert any(t.endswith(" restart notification") for t in texts)
     assert any(t.endswith("pods.env: BATCH- POLL=2 s = two") for t in texts)
+
+
+@pytest.mark.slow
+def test_what_was_stopped_when_the_tool_was_cut_off_is_started(
+    supervised: EntitlementWorkloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stops and starts in two calls; a program that hangs takes longer to stop than is waited for."""
+    runner = runner_of(supervised, a_read_cost())
+    words = [*supervised.supervisorctl, "pid", "notification"]
+    pid = int(subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout)
+    os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(workloads, "CHANGE_TIMEOUT_S", 2.0)
+    with pytest.raises(SourceError, match="did not end within 2 s"):
+        runner.restart("notification")
+    assert "RUNNING" in runner.wait_ready("notification", 10) and not psutil.pid_exists(pid)
 
 
 def test_variables_are_not_set_where_the_file_would_change_its_owner(

@@ -18,6 +18,7 @@ from runbook_lib.model.unread import UnreadError
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
+    check_cluster,
     check_cooldown,
     check_durable,
     check_logins,
@@ -89,8 +90,9 @@ class SettingsChange:
 
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check the values, what a restart needs, and that no other change is under way."""
-        environment = rb.workloads.environment(self.program)
+        cluster, environment = check_cluster(rb), rb.workloads.environment(self.program)
         found = [
+            *cluster,
             Precondition(say("change.named"), self.named),
             Precondition(say("change.one_side"), len(self.sides) == 1),
             *(
@@ -104,6 +106,9 @@ class SettingsChange:
         twice = [other for s in self._changed_settings() for other in other_spellings(s, environment)]
         if twice:
             found.append(Precondition(say("change.spelt_twice", names=", ".join(twice)), ok=False))
+        unseen = [s.variable for s in self._changed_settings() if s.variable not in environment]
+        if unseen and rb.workloads.has_hidden_variables(self.program):
+            found.append(Precondition(say("change.hidden", names=", ".join(unseen)), ok=None))
         frames = logins.collect(rb, self.which)
         found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
         replicas = rb.workloads.replicas(self.program)

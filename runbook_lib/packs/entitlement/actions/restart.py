@@ -45,6 +45,15 @@ DURABLE = {
     "NOTIFICATION_NATS_ACK_WAIT": ("ack_wait", "broker.ack_wait"),
     "NOTIFICATION_NATS_MAX_DELIVER": ("max_deliver", "broker.max_deliver"),
 }
+#: Whether a server accepts the logins of a service; None: not known.
+_LOGIN_KEYS = {
+    (logins.Server.DATABASE, True): "action.restart.database_accepts",
+    (logins.Server.DATABASE, False): "action.restart.database_refuses",
+    (logins.Server.DATABASE, None): "action.restart.database_unseen",
+    (logins.Server.BROKER, True): "action.restart.broker_accepts",
+    (logins.Server.BROKER, False): "action.restart.broker_refuses",
+    (logins.Server.BROKER, None): "action.restart.broker_unseen",
+}
 
 
 class Restart:
@@ -70,12 +79,14 @@ class Restart:
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check both servers, which a start needs, and that notification has no second instance."""
         frames = logins.collect(rb, self.which)
-        found = [*check_servers(rb), *check_logins(rb, self.which, frames)]
+        found = [*check_cluster(rb), *check_servers(rb), *check_logins(rb, self.which, frames)]
+        replicas = rb.workloads.replicas(self.program)
         if self.which == "notification":
-            replicas = rb.workloads.replicas(self.program)
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
             found += [check_recreate(rb, self.program), check_start(rb, self.program)]
             found.append(check_only_worker(rb, self.program, frames))
+        else:
+            found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
         found += [_check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
         return found
 
@@ -155,6 +166,12 @@ def sample_until_settled(
         time.sleep(SAMPLE_EVERY_S)
 
 
+def check_cluster(rb: Context) -> list[Precondition]:
+    """Name the cluster that kubectl chooses by itself, so that an approval holds for that one alone."""
+    context = rb.workloads.unnamed_cluster()
+    return [Precondition(say("action.restart.cluster", context=context), ok=True)] if context else []
+
+
 def check_servers(rb: Context) -> list[Precondition]:
     """Check that both servers answer and accept the services.
 
@@ -184,28 +201,11 @@ def _check_broker_refusals(rb: Context) -> Iterator[Precondition]:
 def check_logins(rb: Context, workload: str, frames: Frames) -> list[Precondition]:
     """Check that the service can log in to both servers, from the frames of `logins.collect`; unknown is a warning."""
     name = rb.facts.workloads.program(workload)
-    seen = logins.judge(frames, rb.given(), workload)
-    database, broker = seen[logins.Server.DATABASE], seen[logins.Server.BROKER]
-    return [
-        Precondition(_describe_database_login(name, database), database.ok, warns=True),
-        Precondition(_describe_broker_login(name, broker), broker.ok, warns=True),
-    ]
-
-
-def _describe_database_login(name: str, seen: logins.LoginState) -> Text:
-    if seen.ok is None:
-        return say("action.restart.database_unseen", name=name, at=seen.at, why=seen.why or None)
-    if seen.ok:
-        return say("action.restart.database_accepts", name=name, at=seen.at)
-    return say("action.restart.database_refuses", name=name, at=seen.at, why=seen.why)
-
-
-def _describe_broker_login(name: str, seen: logins.LoginState) -> Text:
-    if seen.ok is None:
-        return say("action.restart.broker_unseen", name=name, at=seen.at, why=seen.why or None)
-    if seen.ok:
-        return say("action.restart.broker_accepts", name=name, at=seen.at)
-    return say("action.restart.broker_refuses", name=name, at=seen.at, why=seen.why)
+    found = []
+    for server, seen in logins.judge(frames, rb.given(), workload).items():
+        text = say(_LOGIN_KEYS[server, seen.ok], name=name, at=seen.at, why=seen.why or None)
+        found.append(Precondition(text, seen.ok, warns=True))
+    return found
 
 
 def _check_database_role(rb: Context) -> Precondition:

@@ -13,6 +13,7 @@ from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     Restart,
+    check_cluster,
     check_cooldown,
     check_logins,
     check_only_worker,
@@ -53,8 +54,8 @@ class Scale:
 
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check that the number differs from the current one and, for a start, that both servers answer."""
-        now = rb.workloads.replicas(self.program)
-        found = [Precondition(say("action.scale.differs", n=now), now != self.replicas)]
+        cluster, now = check_cluster(rb), rb.workloads.replicas(self.program)
+        found = [*cluster, Precondition(say("action.scale.differs", n=now), now != self.replicas)]
         if self.replicas:
             frames = logins.collect(rb, "notification")
             found += [*check_servers(rb), *check_logins(rb, "notification", frames)]

@@ -389,7 +389,8 @@ def read_event(message: Message) -> tuple[uuid.UUID, str, datetime] | None:
     try:
         event: wire.EntitlementEvent = wire.decode(message.body)
         at = datetime.fromisoformat(event.occurred_at)
-        return (uuid.UUID(event.event_id), event.user_id, at) if at.tzinfo else None
+        # PostgreSQL stores no NUL, so that the subscriber cannot process it either.
+        return (uuid.UUID(event.event_id), event.user_id, at) if at.tzinfo and "\0" not in event.user_id else None
     except (wire.WireError, ValueError):
         return None
 
