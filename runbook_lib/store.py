@@ -28,7 +28,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -333,17 +333,30 @@ class Archive:
         with self.locked():
             if before := _find_of_job(entry, self.manifest()):
                 return before
-            for name, content in files.items():
-                if not (new and self._create_file(name, content)):
-                    self.write(name, content)
             sha256 = {name: digest(content) for name, content in files.items()}
-            before = self._add_line(MANIFEST, entry | {"sha256": sha256})
+            try:
+                for name, content in files.items():
+                    if not (new and self._create_file(name, content)):
+                        self.write(name, content)
+                before = self._add_line(MANIFEST, entry | {"sha256": sha256})
+            except FileExistsError:  # another's
+                raise
+            except OSError:
+                self._remove_unnamed(files)
+                raise
             if before:
-                named = {name for e in self.manifest() for name in e.get("sha256", {})}
-                for name in files.keys() - named:
+                self._remove_unnamed(files)
+        return before
+
+    def _remove_unnamed(self, names: Iterable[str]) -> None:
+        """Remove those files that no line of the manifest names: a line may be there although its write failed."""
+        with suppress(OSError):
+            named = {name for e in self.manifest() for name in e.get("sha256", {})}
+            for name in {*names} - named:
+                # Another machine may be about to name the same policy; a lock holds only on this one.
+                if self.local or "/policy-" not in name:
                     with suppress(OSError):
                         self._remove_file(name)
-        return before
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
         """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""
@@ -541,7 +554,7 @@ def _make_folder(folder: Path) -> None:
         around = folder.parent.stat()
         if around.st_mode & stat.S_ISGID:
             folder.chmod(folder.stat().st_mode | around.st_mode & (stat.S_ISGID | stat.S_IRWXG))
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:
@@ -602,7 +615,7 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     with _temporary_file(path, content, durable=durable) as draft:
         draft.replace(path)
     if durable:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def create_whole(path: Path, content: bytes) -> None:
@@ -615,7 +628,7 @@ def create_whole(path: Path, content: bytes) -> None:
                 raise
             path.open("xb").close()  # if killed here, it leaves an empty file, which is a valid empty log
             draft.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -633,7 +646,7 @@ def _temporary_file(path: Path, content: bytes, *, durable: bool = True) -> Iter
         draft.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable (fsync), if the file system supports it."""
     with suppress(PermissionError):  # write permission does not imply read permission
         descriptor = os.open(folder, os.O_RDONLY)

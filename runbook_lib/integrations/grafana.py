@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from runbook_lib import catalog, mandatory, messages, settings
+from runbook_lib.archive import report
 from runbook_lib.archive.artifact import Result
 from runbook_lib.context import Context
 from runbook_lib.masking import Masker
@@ -88,8 +89,14 @@ def annotate_verdict(
     with suppress(UsageError, OSError):
         target = settings.load().target(said["target"])
         if target.grafana_url:
-            found = new_annotations(kept, [e for e in archive.manifest() if "verdict" in e], said["as_of"], lang)
+            entries = archive.manifest()
+            found = new_annotations(kept, verdicts_of(said["target"], entries), said["as_of"], lang)
             annotate(target, said["target"], archive.incident, found, lang)
+
+
+def verdicts_of(target: str, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the manifest lines of a target's verdicts: another target of the incident has a dashboard of its own."""
+    return [e for e in entries if "verdict" in e and report.target_of(e, entries) == target]
 
 
 def new_annotations(

@@ -213,8 +213,21 @@ class Journal:
                 "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'", now
             )
             self._execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", now, now)
+            # When a run took place is not known: it has not seen what is told now.
+            self._execute("UPDATE jobs SET started = 0 WHERE started > ?", now)
             self._execute("UPDATE alerts SET last = ? WHERE last > ?", now, now)
-            return self._execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", now).rowcount
+            dropped = self._execute(  # as in `_postpone_job`
+                "UPDATE jobs SET state = 'failed', ended = ? WHERE state = 'running' AND kind = 'resolved'"
+                " AND EXISTS (SELECT 1 FROM alerts WHERE incident = jobs.incident AND firing)",
+                now,
+            ).rowcount
+            again = self._execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", now).rowcount
+            return dropped + again
+
+    def probe(self) -> None:
+        """Write a page. Raises JournalError."""
+        with self._transaction():
+            self._execute("PRAGMA user_version = 1")
 
     def trim(self, keep: int) -> None:
         """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
@@ -500,7 +513,7 @@ class Journal:
         routed = routes.route_of(alert, config)
         own = (incident, alert.fingerprint, ",".join(routed.sections))
         known = self._fetch_first(
-            "SELECT a.job, a.firing, j.accepted, j.started FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            "SELECT a.job, a.firing, j.accepted, j.started, j.state FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
             " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
             *own,
         )
@@ -510,6 +523,9 @@ class Journal:
         )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
+        # A second run that was cancelled has looked at nothing.
+        if known is not None and known["state"] == "done" and known["started"] is None:
+            repeats = False
         # So is one that has ended beside others and fires anew: its run saw nothing of that.
         if known is not None and not known["firing"]:
             repeats = repeats and self._covers(known["started"], alert, within_s=0.0)
@@ -541,7 +557,7 @@ class Journal:
         last = self._fetch_first(
             "SELECT id, accepted, started FROM jobs"
             " WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
-            " AND id > ? ORDER BY number DESC LIMIT 1",
+            " AND id > ? AND NOT (state = 'done' AND started IS NULL) ORDER BY number DESC LIMIT 1",
             incident, sections, routed.target, last_check,
         )  # fmt: skip
         if last and last["accepted"] > since and self._covers(last["started"], alert):

@@ -226,6 +226,9 @@ def _apprise_asset() -> Any:
 
 def _open_url(url: str) -> Any:
     """Return apprise's plug-in for a URL, or None if apprise cannot use it. Sends nothing."""
-    from apprise import Apprise
+    from apprise import Apprise, OverflowMode
 
-    return Apprise.instantiate(url, asset=_apprise_asset())
+    plugin = Apprise.instantiate(url, asset=_apprise_asset())
+    if plugin is not None and not re.search(r"[?&]overflow=", url):
+        plugin.overflow_mode = OverflowMode.SPLIT  # of a message cut off, the link at its end would be lost
+    return plugin

@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from runbook_lib.archive import seal
-from runbook_lib.store import NOTES, Archive, digest
+from runbook_lib.store import NOTES, Archive, digest, sync_folder
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _log = logging.getLogger(__name__)
@@ -64,11 +64,7 @@ class AccessLog:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / NOTES).touch()
         for above in (folder, self._folder, self._folder.parent):
-            number = os.open(above, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
+            sync_folder(above)
 
     def _append_entry(self, day: str, entry: dict[str, str]) -> None:
         with self._archive(day).locked(), self._open_log(day) as log:

@@ -15,6 +15,8 @@ from runbook_lib.receiver.journal import Notice
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.http import HttpServer
 
+#: Seconds in which Slack must answer a message.
+POST_S = 25.0
 _CHANNEL = re.compile(r"[+#]?([\w-]+)")
 
 
@@ -59,10 +61,10 @@ def acknowledgements(plugin: Any, thread: str) -> list[str]:
     return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
 
 
-def _open_api(plugin: Any) -> HttpServer:
+def _open_api(plugin: Any, **limits: Any) -> HttpServer:
     """Return the API with the bot's token; it is no cost of a run, since the target is not queried."""
     headers = {"Authorization": f"Bearer {plugin.access_token}"}
-    return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers)
+    return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers, **limits)
 
 
 def _error_of(answer: Any) -> str:
@@ -73,7 +75,9 @@ def _error_of(answer: Any) -> str:
 
 def _post_message(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
     try:
-        status, answer = _open_api(plugin).post_json("chat.postMessage", content)
+        # A message whose answer is not waited for is posted again.
+        api = _open_api(plugin, timeout_s=(2.0, POST_S), whole_s=POST_S)
+        status, answer = api.post_json("chat.postMessage", content)
     except SourceError as e:
         return f"Slack: {e.detail}", ""
     except Exception as e:  # its text may contain the token

@@ -33,6 +33,8 @@ AT_ONCE = min(settings.available_cores() + 1, 6)
 
 #: Seconds that a run with an action has after its deadline, so that a rollout is not left in the middle.
 ACTING_S = 240.0
+#: Where a runner leaves the name of its artifact, in its scratch folder.
+_STEM = "stem"
 
 Steps = Callable[[str, Finding | None], None]
 """Called with a section that starts, and with each finding of it."""
@@ -178,6 +180,7 @@ def _execute_section(r: Request, scratch: Path) -> Result:
     kept: list[artifact.Notebook] = []
     started, problem = parameters.now(), ""
     stem = archive.reserve(f"{stamp(started)}-{r.section}")
+    (scratch / _STEM).write_text(stem)
 
     interrupted = False
 
@@ -245,8 +248,10 @@ def _store_artifact(
     made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem, **mark)
     place = archive.place
     try:
-        before = archive.append(made.entry, made.files)
-        archive.release(stem)
+        try:
+            before = archive.append(made.entry, made.files)
+        finally:
+            archive.release(stem)
         if before:
             return kept(archive, before)
     except OSError as e:
@@ -276,7 +281,8 @@ def _result_of_dead_runner(s: _StartedRun, problem: str) -> Result:
     with suppress(OSError, ValueError):
         for left in s.scratch.glob(f"*{PARTIAL}"):
             archive.write(left.name, left.read_bytes())
-        own = [p for p in archive.partials() if f"-{section}." in p and p >= stamp(s.time)]
+        stem = (s.scratch / _STEM).read_text()  # another target's run of this section may have one, too
+        own = [p for p in archive.partials() if p == f"{stem}{PARTIAL}"]
         nb = artifact.notebook(archive.read(own[-1])) if own else nb
     run = _mark_unfinished(artifact.read(nb, catalog.load().sections[section]), problem)
     return Result(run, s.time, parameters.now(), f"{archive.place}/{own[-1]}" if own else None, None, problem)

@@ -41,6 +41,8 @@ class HttpServer:
     #: The trusted CA, where it is not one of this machine's, and our own certificate with its key; files.
     ca_file: Path | None = None
     certificate: tuple[Path, Path] | None = None
+    timeout_s: tuple[float, float] = TIMEOUT_S
+    whole_s: float = WHOLE_S
 
     @property
     def behind_proxy(self) -> bool:
@@ -88,7 +90,7 @@ class HttpServer:
                     method,
                     f"{self.url.rstrip('/')}/{path}",
                     headers={**self.headers, **(headers or {})},
-                    timeout=TIMEOUT_S,
+                    timeout=self.timeout_s,
                     stream=True,
                     allow_redirects=False,
                     verify=str(self.ca_file) if self.ca_file else True,
@@ -99,7 +101,7 @@ class HttpServer:
                         reply.raise_for_status()
                     if reply.is_redirect and not only_status:
                         raise SourceError(source, Reason.ERROR, f"HTTP {reply.status_code}", "redirect")
-                    body = b"" if only_status else _read_body(source, reply)
+                    body = b"" if only_status else _read_body(source, reply, self.whole_s)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as e:
                 raise _request_error(source, e) from None
             asked.rows = 1
@@ -144,9 +146,9 @@ def unexpected_answer(source: str) -> SourceError:
     return SourceError(source, Reason.ERROR, "the answer is not what this source gives", "unfit")
 
 
-def _read_body(source: str, reply: requests.Response) -> bytes:
-    """Read the body within limits: each part within TIMEOUT_S, all of it within WHOLE_S and MOST_BYTES."""
-    until, body = time.monotonic() + WHOLE_S, b""
+def _read_body(source: str, reply: requests.Response, whole_s: float) -> bytes:
+    """Read the body, all of it within `whole_s` and MOST_BYTES."""
+    until, body = time.monotonic() + whole_s, b""
     while part := reply.raw.read1(65_536, decode_content=True):
         body += part
         if len(body) > MOST_BYTES:

@@ -34,6 +34,7 @@ from requests.auth import HTTPBasicAuth
 from schemas import valid
 from serving import TOKEN, bearer, serving
 from starlette.datastructures import Headers
+from test_reads import files_up_to
 from waiting import until
 
 from runbook_lib.archive import seal
@@ -518,6 +519,16 @@ def test_ready_names_what_is_not(here: Running) -> None:
     here.dispatcher.stop()
     assert ready(here) == (503, {"dispatcher": "does not run"})
     assert here.get("healthz").status_code == 200
+
+
+def test_a_disk_that_takes_no_more_is_not_ready(here: Running) -> None:
+    here.dispatcher.start()
+    assert ready(here) == (200, {})
+    with files_up_to(0):
+        time.sleep(0.1)
+        assert ready(here) == (503, {"journal": "cannot be written", "output": "cannot be written"})
+    time.sleep(0.1)
+    assert ready(here) == (200, {})
 
 
 def test_a_locked_journal_refuses_for_now_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,23 @@ def test_what_ends_before_the_first_write_leaves_no_file(
     assert archive.problems() == []
 
 
+def test_an_artifact_that_found_no_room_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    kept = {"a.ipynb": b"1"}
+    archive.append({"name": "a"}, kept)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Archive, "_add_line", full)
+        with pytest.raises(OSError, match="No space"):
+            archive.append({"name": "b"}, {"b.ipynb": b"2", "b.html": b"3", **kept})
+    assert archive.problems() == [] and not {"b.ipynb", "b.html"} & {*archive.names()}
+    assert archive.read("a.ipynb") == b"1"
+
+
 def test_a_file_system_without_hard_links_creates_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")

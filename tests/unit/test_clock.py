@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,21 @@ def reopened(journal: Journal, hands: Hands) -> Journal:
     journal = Journal(journal.file, hands.clock())
     journal.recover(journal.clock.now())
     return journal
+
+
+def test_a_run_of_a_clock_that_was_ahead_has_not_seen_what_began_since(journal: Journal, hands: Hands) -> None:
+    right = hands.wall
+    hands.wall += 9 * 3600  # local time
+    journal.close()
+    journal = Journal(journal.file, hands.clock())
+    journal.accept([firing()], CONFIG, journal.clock.now())
+    journal.conclude(taken(journal, journal.clock.now()), verdict(), journal.clock.now())
+    hands.wall = right + 1200
+    journal = reopened(journal, hands)
+    late = replace(firing_since(hands.wall), fingerprint="2")
+    again = journal.accept([late], CONFIG, journal.clock.now())
+    assert taken(journal, journal.clock.now()).id == again.jobs[0]
+    journal.close()
 
 
 @SETS

@@ -163,6 +163,16 @@ def test_only_what_is_news_is_told() -> None:
                 assert (a.at, a.until) == (pd.Timestamp(begin), AT if a.kind == "recovery" else None)
 
 
+def test_each_target_of_an_incident_has_its_own_news() -> None:
+    entries: list[dict[str, Any]] = []
+    for n, (name, look) in enumerate((t, look) for look in (("CRITICAL", "relay"), ("OK", None, "6")) for t in "ab"):
+        said = line(n, *look, onset=SINCE if n < 2 else "") | {"started": f"{n}"}
+        run = {"section": said["sections"][0], "started": f"{n}", "parameters": {"target": name}}
+        entries += [run, said]
+        found = grafana.new_annotations(entries[-1], grafana.verdicts_of(name, entries), AT.isoformat(), "en")
+        assert [a.kind for a in found] == (["onset", "verdict"] if n < 2 else ["recovery"]), (n, name)
+
+
 @pytest.mark.parametrize(
     ("values", "onset"),
     [

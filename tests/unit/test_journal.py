@@ -231,6 +231,24 @@ def test_a_second_outage_during_the_look_at_the_recovery_is_run_after_it(journal
     assert journal.incidents()[0].closed == 8
 
 
+def test_an_alert_is_not_left_to_a_second_run_that_was_cancelled(journal: Journal) -> None:
+    journal.accept([firing()], CONFIG, 0)
+    journal.conclude(taken(journal, 0), verdict(), 1, second_run=(600.0, "again"))
+    journal.accept([resolved()], CONFIG, 400)  # its second run is cancelled; section 6 waits
+    late = replace(firing_since(journal.clock.to_wall_clock(500)), fingerprint="2")
+    again = journal.accept([late], CONFIG, 501)
+    assert len(again.jobs) == 1 and taken(journal, 502).id == again.jobs[0]
+
+
+def test_a_restart_lets_no_recovery_check_delay_what_fires(journal: Journal) -> None:
+    ran(journal, 0, firing())
+    journal.accept([resolved()], CONFIG, 400)
+    assert taken(journal, 401).kind == "resolved"
+    again = journal.accept([firing(fingerprint="2")], CONFIG, 402)
+    assert journal.recover(403) == 1
+    assert taken(journal, 404).id == again.jobs[0]
+
+
 def recovered(journal: Journal, *alerts: Alert, **told: Any) -> None:
     """Alerts fire at 0 s, end at 300 s, and section 6 says OK at 310 s."""
     journal.accept(alerts, CONFIG, 0)
@@ -771,6 +789,13 @@ class Alerting(RuleBasedStateMachine):
             " (SELECT 1 FROM jobs WHERE incident = a.incident AND kind = 'resolved' AND id > a.job)"
         )
         assert not unseen
+
+    @invariant()
+    def what_fires_has_a_job_that_looked_or_will_look(self) -> None:
+        assert not self.journal._query(
+            "SELECT 1 FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            " WHERE firing AND j.state = 'done' AND j.started IS NULL"
+        )
 
     @invariant()
     def the_end_is_looked_at_last(self) -> None:

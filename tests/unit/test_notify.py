@@ -183,6 +183,29 @@ def test_a_reaction_in_slack_is_one_note_of_the_timeline(
     assert not any(token in line for line in heard)
 
 
+@pytest.mark.slow
+def test_a_message_that_slack_takes_slowly_is_posted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    posts: list[dict[str, Any]] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        posts.append(web.told(request))
+        time.sleep(4)
+        web.reply(request, body=b'{"ok": true, "ts": "17.1"}')
+
+    with web.web(answer) as address:
+        monkeypatch.setattr(NotifySlack, "api_url", f"{address}/{{}}")
+        message = Notice(1, "I", "p", "t", "b", "OK", 0, 0.0, "")
+        assert notify.deliver("slack://xoxb-1234-5678-abcdefgh/c", message) == ("", "17.1")
+    assert len(posts) == 1
+
+
+@pytest.mark.parametrize(("url", "mode"), [("pover://u@t", "split"), ("pover://u@t?overflow=truncate", "truncate")])
+def test_a_message_that_is_too_long_for_a_service_is_split(url: str, mode: str) -> None:
+    user, token = "u" * 30, "a" * 30
+    plugin = notify._open_url(url.replace("u@t", f"{user}@{token}"))
+    assert plugin.overflow_mode == mode
+
+
 @pytest.mark.parametrize("answer", [b"{}", b"[]", b"down"])
 def test_an_answer_that_is_not_slacks_is_a_problem(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
     posts: list[dict[str, Any]] = []

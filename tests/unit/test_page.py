@@ -21,7 +21,7 @@ from runbook_lib.cli.common import parse_parameters
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.runs import batch
-from runbook_lib.store import MANIFEST, NOTES, Archive
+from runbook_lib.store import MANIFEST, NOTES, PARTIAL, Archive
 from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 
@@ -362,3 +362,19 @@ def test_the_page_of_many_systems_lists_the_worst_first(tmp_path: Path) -> None:
     assert "Stuck at outbox relay" in rows[0][2] and "&lt;lost&gt;" in rows[1][2]
     assert '<a href="../M-c/index.html">' in rows[0][1] and "<a" not in rows[1][1]
     assert "4 of 9 ended" in page and (tmp_path / "M" / "systems.html") == Path(place)
+
+
+def test_the_partial_notebook_of_a_dead_runner_is_its_own(tmp_path: Path) -> None:
+    """Another target's run of the same section, begun later, has one as well."""
+    archive, scratch = Archive(str(tmp_path), "INC-1"), tmp_path / "scratch"
+    archive.prepare()
+    scratch.mkdir()
+    stems = [archive.reserve(f"2026013{n}T030000Z-3") for n in (0, 1)]
+    for stem in stems:
+        written = new_notebook(cells=[new_markdown_cell(stem)])
+        archive.write(f"{stem}{PARTIAL}", nbformat.writes(written).encode())
+    (scratch / "stem").write_text(stems[0])
+    request = batch.Request("3", {"incident_id": "INC-1"}, str(tmp_path), 0.0)
+    started = batch._StartedRun(0, request, scratch, "2026-01-30T03:00:00+00:00")
+    found = batch._result_of_dead_runner(started, "it was killed")
+    assert found.ipynb == f"{archive.place}/{stems[0]}{PARTIAL}"
