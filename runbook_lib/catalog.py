@@ -423,9 +423,6 @@ class Catalog:
             raise KeyError(mode)
         return Signal(mode, weight, phrase)
 
-    #: `phrase_evidence` by its earlier name, for packs.
-    phrase_speaks = phrase_evidence
-
 
 def _flatten(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for key, value in own.items():

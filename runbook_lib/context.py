@@ -360,7 +360,10 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
         read_cost=read_cost,
         sources=Sources(None),
         window=Window.before(given.as_of, minutes, past=True),
-        clocks={name: ClockOffset(*offset) for name, offset in header.get("clocks", {}).items()},
+        clocks={
+            name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
+            for name, (offset_s, error_s) in header.get("clocks", {}).items()
+        },
         recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.findings.items()},
     )
 

@@ -25,6 +25,7 @@ from runbook_lib.model.finding import Frames
 
 #: Columns of user ids, of keys that contain one, and of SQL statements.
 PERSON_COLUMNS = ("user_id",)
+PEOPLE_COLUMNS = ("users",)  # several ids, one a line
 KEYED_COLUMNS = ("aggregate_key",)  # "<user_id>:<sku>"
 SQL_COLUMNS = ("query", "statement")
 #: Columns of responders and field names, and of texts that were masked when they were written.
@@ -163,6 +164,8 @@ class Masker:
     def _column_masker(self, name: str) -> Callable[[Any], Any]:
         if name in PERSON_COLUMNS:
             return self.person
+        if name in PEOPLE_COLUMNS:
+            return lambda ids: "\n".join(str(self.person(user)) for user in ids.split("\n"))
         if name in KEYED_COLUMNS:
             return lambda key: redaction.key_token(name, key, self._person_token)
         if name in SQL_COLUMNS:

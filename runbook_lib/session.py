@@ -36,7 +36,7 @@ from runbook_lib.sources import SourceError
 from runbook_lib.usage import UsageError, did_you_mean
 from runbook_lib.view import charts, record, render
 from runbook_lib.view.answer import StepResult
-from runbook_lib.view.queries import StepQueries, queries_of
+from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
 
 #: Seconds after which a step that is run again warns that the run shows an earlier moment.
 OLD_S = 120.0
@@ -44,8 +44,6 @@ OLD_S = 120.0
 _OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
 #: What every query is given by the run (`Snapshot.ask`), and no cell by a variable: the notebook has an `as_of`, too.
 _OF_RUN = frozenset({"as_of", "since", "max_rows"})
-#: A parameter of a query; `::` is a cast.
-_VARIABLE = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 
 
 class Session:
@@ -442,7 +440,7 @@ def sql_cells(rb: Session) -> None:
 
     def sql(name: str, question: str) -> pd.DataFrame | None:
         own = shell.user_ns
-        frame = rb.ask(question, **{n: own[n] for n in {*_VARIABLE.findall(question)} & own.keys() - _OF_RUN})
+        frame = rb.ask(question, **{n: own[n] for n in {*PARAMETER.findall(question)} & own.keys() - _OF_RUN})
         if not name.strip():
             return frame
         own[name.strip()] = frame

@@ -110,14 +110,14 @@ def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
         click.echo(messages.text(text, lang), err=err)
 
 
-def write_file(path: Path, content: str, what: str = "") -> None:
-    """Write a file of a command as a whole. Raises OutputError, which begins with `what`, else with the path."""
+def write_file(path: Path, content: str) -> None:
+    """Write a file of a command as a whole. Raises OutputError."""
     from runbook_lib.store import OutputError, write_whole
 
     try:
         write_whole(path.absolute(), content.encode())
     except OSError as e:
-        raise OutputError(f"{what or f'{path} could not be written'}: {e.strerror}") from None
+        raise OutputError(f"{path} could not be written: {e.strerror}") from None
 
 
 def say_json(said: object) -> None:

@@ -119,10 +119,6 @@ class ClockOffset:
         return pd.Timestamp.now("UTC") + pd.Timedelta(seconds=self.offset_s - self.behind_s)
 
 
-#: `ClockOffset` by its earlier name, for packs.
-Clock = ClockOffset
-
-
 @runtime_checkable
 class HasClock(Protocol):
     """A source whose answers carry its server's time."""

@@ -238,9 +238,8 @@ class JetStream:
                 raise
             self.server()  # as far as this user can tell
 
-    def _call_api(self, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        text = f"{self._prefix}.{call} {json.dumps(body) if body else ''}"
-        return self._run_session(call, text, lambda client: self._send_request(client, call, body))
+    def _call_api(self, call: str) -> dict[str, Any]:
+        return self._run_session(call, f"{self._prefix}.{call} ", lambda client: self._send_request(client, call))
 
     async def _send_request(
         self, client: Client, call: str, body: dict[str, Any] | None = None, of_batch: int = 0

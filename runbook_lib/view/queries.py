@@ -22,7 +22,7 @@ from runbook_lib.queries import Query
 FILE = "queries.toml"
 #: A folded block with more characters has names only: step 3.2 asks what three sections ask.
 FOLDED_MOST = 20_000
-_PARAMETER = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
+PARAMETER = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 #: What psql puts in place of the parameters that every query may have: the defaults of a run.
 _SET = {"as_of": "now()", "since": "(now() - interval ''60 minutes'')", "max_rows": "1000"}
 #: How a person repeats a call of a source.
@@ -94,7 +94,7 @@ def queries_of(step: str, lang: str) -> StepQueries:
 def psql(q: Query) -> str:
     """Return a query as psql takes it; what has no default is named in a comment."""
     code = re.sub(r"--.*", "", q.sql)
-    names = list(dict.fromkeys(_PARAMETER.findall(code)))
+    names = list(dict.fromkeys(PARAMETER.findall(code)))
     lines = [f"-- {q.name}: {q.question}", *(rf"\set {name} '{_SET[name]}'" for name in names if name in _SET)]
     if own := [f":{name}" for name in names if name not in _SET]:
         lines.append(f"-- set first: {', '.join(own)}")

@@ -275,6 +275,17 @@ def test_a_session_on_a_recording_asks_no_server_and_changes_nothing(
         quiet_session("6", incident_id="replay-sample")
 
 
+def test_a_session_on_a_recording_says_how_far_its_replica_was_behind(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recording.read(sample)
+    for run in made.runs.values():
+        run.header.update(behind_s=20.0, clocks={"postgres": [0.0, 0.01]})
+    recording.write(lagging := tmp_path / f"lagging{recording.SUFFIX}", made)
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(lagging))
+    assert quiet_session("4.1", incident_id="replay-lagging")._header().behind_s == 20.0
+
+
 def test_why_shows_the_evidence_who_reports_it_and_what_would_change_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,13 @@ def test_nobody_is_named_however_it_is_asked(rb: Session, asked: str) -> None:
     assert "alice" not in repr(rb.context.read_cost.queries)
 
 
+def test_nor_by_a_question_of_the_runbook_for_many_at_once(rb: Session, db: psycopg.Connection) -> None:
+    db.execute("UPDATE notification.notifications SET user_id = 'jane.doe'")
+    db.execute("UPDATE entitlement.outbox_events SET aggregate_key = 'jane.doe:sku'")
+    frame = rb.ask("journey/users")
+    assert list(frame.columns) == ["users"] and frame["users"].str.match(r"user-[0-9a-f]{8}(\n|$)").all()
+
+
 def test_nor_by_a_view_or_the_statistics(rb: Session, db: psycopg.Connection) -> None:
     db.execute("CREATE OR REPLACE VIEW notification.renamed AS SELECT user_id AS sku FROM notification.notifications")
     db.execute("GRANT SELECT ON notification.renamed TO PUBLIC")

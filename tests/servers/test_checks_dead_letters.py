@@ -420,6 +420,19 @@ def test_an_outage_that_goes_on_throttles_and_one_that_is_over_sends_again() -> 
     )
 
 
+def test_an_outage_after_which_nothing_was_tried_is_not_called_over() -> None:
+    given_up = letters(*burst("receiver answered 503", 900))
+    sent = failing(0)["activity"]
+    for last_sent, key, proposals in (
+        (ago(1), "letters.dependency_over", ["redrive_delivery"]),
+        (ago(2000), "letters.dependency_untried", []),
+        (None, "letters.dependency_untried", []),
+    ):
+        found = judge("4.4.2", letters=given_up, activity=sent.assign(last_sent=last_sent))
+        expect(found, Status.WARNING, key, proposals=proposals)
+        words(found)
+
+
 def test_letters_of_an_outage_that_is_over_are_not_growing_and_may_be_sent_again() -> None:
     """Younger than the time that proves it by itself; what got through since proves it."""
     dead, left = letters(*burst("receiver answered 503", 89)), {"sent_steps": through(60, 70, tried=1)}
@@ -477,6 +490,13 @@ def test_a_receiver_that_refuses_is_seen_before_the_first_dead_letter() -> None:
     expect(found, values={"retries.next_minute": 150, "retries.peak": 450})
     assert found.proposals[0].name == "throttle_delivery"
     assert found.next_sections == ("5.2",)
+
+
+def test_a_receiver_that_gets_less_already_is_not_asked_for_less() -> None:
+    slow = judge("4.4.2", **failing(40), program=row(batch=10, poll_s=5.0))
+    assert "throttle_delivery" not in [p.name for p in slow.proposals]
+    usual = judge("4.4.2", **failing(40), program=row(batch=50, poll_s=1.0))
+    assert "throttle_delivery" in [p.name for p in usual.proposals]
 
 
 def test_some_tries_that_fail_while_most_succeed_are_no_outage() -> None:

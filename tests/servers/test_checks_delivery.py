@@ -1048,6 +1048,21 @@ def test_rows_of_a_pod_that_was_replaced_make_no_long_batch() -> None:
     expect(found, Status.OK, "leases.fits", proposals=[], values={"batch.longest_estimated": 0.4})
 
 
+def test_a_worker_whose_clock_is_ahead_makes_no_batch_of_less_than_nothing() -> None:
+    worker = Finding("4.3.2", Status.OK, say("-"), values=(Value("delivery.progress", "yes"),))
+    held_ = holders(("w", 7, 0, 0.0)).assign(since_claim_s=-0.05)
+    found = leases.judge_length({"holders": held_, "batches": pd.DataFrame()}, make_given(earlier=(worker,)))
+    expect(found, Status.OK, "leases.no_batches", proposals=[])
+
+
+def test_a_lease_that_is_too_short_asks_for_less_only_where_that_is_less() -> None:
+    batches = pd.DataFrame({"started": [ago(3)], "exact_s": [26.0], "cycle_s": [None], "next_waited_s": [None]})
+    frames = {"holders": holders(("w", 1, 0, 0.0)), "batches": batches}
+    expect(leases.judge_length(frames, make_given()), Status.CRITICAL, proposals=["throttle_delivery"])
+    slow = frames | {"program": row(batch=10, poll_s=5.0)}
+    expect(leases.judge_length(slow, make_given()), Status.CRITICAL, proposals=[])
+
+
 def test_a_lease_is_measured_against_real_batches() -> None:
     batches = pd.DataFrame(
         {"started": [ago(3), ago(40)], "exact_s": [0.1, 26.0], "cycle_s": [None, 27.0], "next_waited_s": [None, 20.0]}
@@ -1231,7 +1246,8 @@ OF_THE_RELAY = [
 ]  # fmt: skip
 OF_THE_DATABASE = [
     case("it is free", sessions(), status=Status.OK, weights={"database": "< 0"}),
-    case("hidden sessions are denied and not absent", sessions(sees=False), notes={"database.denied"}),
+    case("hidden sessions are denied and not absent", sessions(sees=False), notes={"database.denied"},
+         weights={"database": "== 0", "FM-DB-01": "== 0"}),
     *(
         case(f"whose claim takes long: {application}, {state}", holding(application, state),
              key=f"database.{key}", proposals=proposed, weights={"FM-DB-01": ">= 0.9"})
@@ -1532,6 +1548,16 @@ def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
     assert [p.name for p in verdict.proposals] == ["look_at_role"]
     out = {m.id: m.excluded_by for m in verdict.failure_modes}
     assert out["FM-OB-01"] == f"database.{write_blocker}"
+
+
+def test_rights_on_the_columns_that_a_service_writes_are_enough(servers: Servers, db: psycopg.Connection) -> None:
+    table = "notification.notifications"
+    columns = "UPDATE (status, attempt_count, next_retry_at, locked_by, locked_at, lease_until, sent_at)"
+    whole = f"GRANT UPDATE ON {table} TO miniserversystem"
+    with steps.undone(db, f"REVOKE UPDATE ON {table} FROM miniserversystem", whole):
+        db.execute(f"GRANT {columns} ON {table} TO miniserversystem".encode())
+        found = run(servers, "4.1.4")["4.1.4"]
+    expect(found, Status.OK, weights={"FM-DB-05": "== 0"})
 
 
 def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:

@@ -22,7 +22,7 @@ from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
 from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery, response
 from runbook_lib.sources import SourceError
@@ -210,6 +210,16 @@ def test_what_does_not_recover_stays_critical(came: int, gone: int, failed: int)
     assert late.status is Status.CRITICAL
 
 
+def test_notifications_of_matches_are_no_recovery_of_the_events() -> None:
+    """The subscriber of the events is deaf: what leaves the queue are matches."""
+    backlog, errors = recovered(10, 40)
+    values = (*backlog.values, Value("notifications.events_gone_now", 0.0, "rows"))
+    frames = FRAMES["6.4"] | {"delivery": cohort(0, 0, None), "accepted": cohort(200, 200, 1.0)}
+    found = recovery.judge_slis(frames, make_given(earlier=(replace(backlog, values=values), errors)))
+    assert found.status is Status.CRITICAL and found.headline.params["a"].key == "recovery.sli_missing"
+    assert recovery.judge_slis(frames, make_given(earlier=(backlog, errors))).status is Status.WARNING
+
+
 def test_a_burst_of_dead_letters_that_ended_just_now_is_recovering() -> None:
     frames = {"letters": letters((9, 20), (15, 20), (25, 20)), "outbox_failed": outbox_failed()}
     found = recovery.judge_dead_letters(frames, make_given())
@@ -362,6 +372,16 @@ def test_a_past_incident_in_the_window_keeps_nothing_red(servers: Servers, db: p
     assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
     assert found["6.2"].value("delivery.waiting_retry") == 10
     assert found["6.3"].value("dlq.new") == 20
+
+
+def test_what_was_given_up_at_once_is_not_delivered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    """With few tries, rows are FAILED within the span of the newest events; they have no time of sending."""
+    traffic(db, 60, until=29)
+    for second in range(10, 29):
+        events(db, 5, second, status="FAILED", tries=1, sent_after=None, dead=second - 1)
+    with bound(broker):
+        found = run(servers, "6.4", window_minutes=15)["6.4"]
+    assert (found.status, found.value("delivery.done")) == (Status.CRITICAL, 0)
 
 
 def test_a_worker_that_stands_still(servers: Servers, db: psycopg.Connection, broker: str) -> None:

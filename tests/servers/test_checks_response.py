@@ -160,6 +160,19 @@ def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
     assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
 
 
+def test_the_onset_stays_while_what_waited_longest_is_given_up() -> None:
+    """Half an hour of an outage: a row waits for some minutes, and is then a dead letter."""
+    frames = impact(
+        affected=affected(notification=(70, 60, 300.0)), sent=per_minute(*[0] * 10, *[300] * 19),
+        dead=per_minute(*[40] * 5, *[0] * 24), processed=per_minute(*[300] * 29), published=per_minute(*[300] * 29),
+    )  # fmt: skip
+    given = make_given(window_minutes=30)
+    assert response.onset(frames, given) == (NOW.floor("min") - pd.Timedelta(minutes=10), "change")
+    early = replace(given, detected_at=NOW - pd.Timedelta(minutes=20))
+    assert response.judge_impact(frames, early).value("ttd") is None, "detected before this onset"
+    assert response.onset(frames | {"dead": per_minute(*[0] * 29)}, given) == (ago(300), "oldest")
+
+
 def test_what_is_over_says_so_and_does_not_alarm() -> None:
     late = {"delivered": row(n=1500, p95=42.0, longest=60.0)}
     sent = per_minute(*[300] * 14, slow=200)

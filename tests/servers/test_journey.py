@@ -236,6 +236,14 @@ def test_a_user_by_id_or_token_is_never_named(rb: Session, db: psycopg.Connectio
     assert nobody.returncode == 3 and "hills" not in nobody.stdout + nobody.stderr
 
 
+def test_a_key_without_an_item_is_a_user_and_no_item(rb: Session, db: psycopg.Connection) -> None:
+    events(db, 1, 60)
+    (event,) = ids(db)
+    db.execute("UPDATE entitlement.outbox_events SET aggregate_key = 'jane.doe', payload = '{}'")
+    found = rb.event(event)
+    assert (found.traces[0].sku, "jane" in str(found._repr_mimebundle_()) + repr(found)) == ("", False)
+
+
 def test_a_dead_letter_alone_is_sent_again_by_no_command(rb: Session, db: psycopg.Connection) -> None:
     events(db, 1, 60, status="FAILED", tries=10, dead=5)
     (event,) = ids(db)

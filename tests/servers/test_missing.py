@@ -20,13 +20,15 @@ from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, publ
 
 from runbook_lib import catalog
 from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.messages import text
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing
+from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.checks import consistency, subscriber
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError
@@ -139,6 +141,18 @@ def test_events_lost_long_ago_are_not_being_lost_while_newer_ones_wait() -> None
 )
 def test_what_a_consumer_takes(config: dict[str, object], subject: str, takes: bool) -> None:
     assert ConsumerPosition.of(Consumer({"config": config}, 0, 0, 0, 0, 0, 0)).takes(subject) is takes
+
+
+def test_the_oldest_held_message_is_of_a_subject_that_the_consumer_takes() -> None:
+    stored = {"a": 7, "b": 5, "c": 2}
+
+    def message(stream: str, first: int, subject: str) -> Any:
+        return SimpleNamespace(seq=stored[subject], time=ago(stored[subject]))
+
+    rb: Any = SimpleNamespace(facts=EntitlementFacts(), now=lambda: NOW, jetstream=SimpleNamespace(message=message))
+    consumer = Consumer({"config": {"filter_subjects": ["a", "b"]}}, 1, 0, 0, 0, 0, 0)
+    found, age_s = stream.read_oldest_held(rb, consumer)
+    assert found is not None and (found.seq, age_s) == (5, 5.0)
 
 
 # Deleted rows --------------------------------------------------------------------------------------------------
@@ -343,6 +357,23 @@ def test_what_the_broker_no_longer_holds_and_the_tables_register_is_left_open(
     lost, held = (i for i in every if i not in known)
     places = {**dict.fromkeys(every, "gone"), held: "waits"}
     assert missing.leave_open(quiet_session("3").context, places, every) == {lost: "gone", held: "waits"}
+
+
+def test_what_a_replica_does_not_show_yet_is_not_lost(
+    servers: Servers, db: psycopg.Connection, default_target: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables' own server has registered what the replica lacks."""
+    events(db, 1, 90)
+    (known,) = (str(i) for (i,) in db.execute("SELECT event_id FROM entitlement.outbox_events"))
+    rb, parts = quiet_session("4.1").context, FrameCollector(frames(["gone", "gone"], 0))
+    (first, lost) = parts.answers["unprocessed"]["event_id"]
+    for name in ("unprocessed", "broker"):
+        parts.answers[name] = parts.answers[name].replace(first, known)
+    missing._drop_registered(rb, parts)
+    assert list(parts.answers["unprocessed"]["event_id"]) == [known, lost], "there is no replica"
+    monkeypatch.setattr(rb.postgres, "replica", rb.postgres)
+    missing._drop_registered(rb, parts)
+    assert [list(parts.answers[n]["event_id"]) for n in ("unprocessed", "broker")] == [[lost], [lost]]
 
 
 @pytest.mark.parametrize(("held_s", "settled_s"), [(None, 60), (0.0, 5), (8.0, 13), (300.0, 60)])

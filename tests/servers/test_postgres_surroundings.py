@@ -825,6 +825,18 @@ def test_a_table_in_parts_is_known_and_the_next_part_is_missed(
         db.execute("DROP DATABASE parted WITH (FORCE)")
 
 
+def test_of_an_audit_in_parts_only_those_of_the_window_are_read(embedded: Servers, db: psycopg.Connection) -> None:
+    db.execute(f"CREATE DATABASE parted TEMPLATE {DATABASE}".encode())
+    try:
+        with psycopg.connect(embedded.admin_url.replace(f"/{DATABASE}", "/parted"), autocommit=True) as admin:
+            by_time = PARTED.replace("created_at", "occurred_at")
+            admin.execute(by_time.format(schema="entitlement", table="entitlement_audit").encode())
+            events(admin, 20, 60)
+            assert looked_into(admin, "account/states", "entitlement_audit") <= {"entitlement_audit_0"}
+    finally:
+        db.execute("DROP DATABASE parted WITH (FORCE)")
+
+
 # A migration that waits --------------------------------------------------------------------------------------
 
 WAITING = """

@@ -397,6 +397,13 @@ def test_sessions_that_are_of_either_service_count_as_well() -> None:
     assert sessions.sessions_beyond_pool(frames, make_given(), "notification") == 10
 
 
+def test_sessions_that_are_of_either_service_fill_the_other_pool_first() -> None:
+    frames = of_sessions() | pool(10)
+    both = [vars(replace(NOBODY, service=name, sessions=n)) for name, n in (("entitlement", 2), ("either", 8))]
+    frames["service_sessions"] = pd.concat([frames["service_sessions"].tail(1), pd.DataFrame(both)])
+    assert sessions.sessions_beyond_pool(frames, make_given(), "notification") == 0
+
+
 # Whatever stands there --------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,15 @@ from runbook_lib.recording import SUFFIX
 from runbook_lib.view.queries import FILE, psql, queries_of
 
 RECORDINGS = Path(__file__).parents[1] / "recordings"
-#: What a step may ask that no recording has: an earlier step of its section asked it, or the role is at its limit.
-SHARED = {"4.1.2": {"alive/delivery"}, "4.1.4": {"alive/sessions"}}
+#: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
+#: replica answers for the tables, or a throttle may be in force.
+SHARED = {
+    **dict.fromkeys(("3.2", "4.4.3", "5.3.2", "6.5"), {"journey/registered"}),
+    "4.1.2": {"alive/delivery", "journey/registered"},
+    "4.1.4": {"alive/sessions"},
+    "4.3.4": {"workloads environment", "workloads status"},
+    "4.4.2": {"workloads environment", "workloads status"},
+}
 #: What the recordings were asked, by step, and is asked no more.
 DROPPED = {
     "4.2.3": {

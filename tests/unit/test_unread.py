@@ -89,6 +89,7 @@ REAL = {
         "0.0 if began is None else math.ceil((span.until - began).total_seconds() / 60)": "none was given up",
         "max(span.of(begin), 0) if begin is not None else 0": "a bucket, and no measured number",
     },
+    "context.py": {"header.get('behind_s', 0.0)": "recordings from before there was a replica"},
     "leases.py": {"max(values, default=0.0)": "nobody holds anything, where the holders were asked for"},
     "sample.py": {
         "min((w.silent_s for w in self.silent if w.silent_s is not None), default=0.0)": "the cautious side: just fell",

@@ -53,23 +53,6 @@ def test_each_class_name_is_unique() -> None:
     assert twice == {}
 
 
-#: Open sets that documents own: the one place of each where a key is put together.
-COMPOSED_KEYS = {"model/finding.py", "integrations/grafana.py"}
-#: Files with keys that are still put together at their call; remove a file when it passes.
-
-
-def test_message_keys_are_literal() -> None:
-    """`git grep` for a key finds who uses it."""
-    composed = set()
-    for path in sorted(CODE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "say" or not node.args:
-                continue
-            if isinstance(node.args[0], ast.JoinedStr):
-                composed.add(str(path.relative_to(CODE)))
-    assert composed <= COMPOSED_KEYS
-
-
 def test_each_key_of_a_table_of_keys_is_a_message() -> None:
     """A table of keys is a module constant whose name ends in `_KEYS`."""
     known, missing = set(messages.catalogue("en")), []

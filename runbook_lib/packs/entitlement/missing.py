@@ -172,6 +172,7 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         known = {e.event_id for e in rows.each(answers.get("notified"), Notified)}
         events = answers["unprocessed"]
         answers["broker"] = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
+    _drop_registered(rb, parts)
     _drop_unsettled(rb, parts.answers)
     if rb.past or not _find_unexplained(parts.answers):
         return
@@ -181,6 +182,19 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
         environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
         days = [v for k, v in environment.items() if k.endswith(RETENTION_VARIABLE)]
         answers["retention"] = row(days=float(days[0]) if days and days[0].isdecimal() else None)
+
+
+def _drop_registered(rb: Context, parts: FrameCollector) -> None:
+    """Drop events that look lost and are registered: a replica lacks the registrations of the last moments."""
+    lost = [e.event_id for e in rows.each(parts.answers.get("broker"), Located) if e.place in LOST]
+    if not lost or rb.past or rb.postgres.replica is None:
+        return
+    with parts.part("notified") as answers, rb.postgres.snapshot() as db:
+        registered = {str(event) for event in db.ask("journey/registered", ids=lost)["event_id"]}
+        for name in ("unprocessed", "broker"):
+            frame = answers[name]
+            answers[name] = frame[~frame["event_id"].astype(str).isin(registered)].reset_index(drop=True)
+            answers[name].attrs |= frame.attrs
 
 
 def _drop_unsettled(rb: Context, answers: Frames) -> None:

@@ -87,8 +87,9 @@ def read_oldest_held(rb: Context, consumer: Consumer) -> tuple[Message | None, f
     """
     if not (consumer.num_pending or consumer.num_ack_pending):
         return None, 0.0
-    subject = consumer.config.get("filter_subject") or ">"
-    message = rb.jetstream.message(facts_of(rb).streams.events, consumer.ack_floor_seq + 1, subject)
+    events, first = facts_of(rb).streams.events, consumer.ack_floor_seq + 1
+    found = [rb.jetstream.message(events, first, subject) for subject in consumer.subjects or (">",)]
+    message = min((m for m in found if m), key=lambda m: m.seq, default=None)
     if message is None:
         return None, None
     now = pd.Timestamp(ts) if (ts := consumer.info.get("ts")) else rb.now()

@@ -254,7 +254,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
         receiver.observation(frames),
-        remedies.is_throttled(given, "delivery", known.batch, known.poll_s),
+        program.is_throttled(frames, given),
     )
 
 

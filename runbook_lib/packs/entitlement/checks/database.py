@@ -307,7 +307,15 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         notes=tuple(notes),
         signals=tuple(
             _weigh_waits(
-                wait, share, queue, table_held, unconfirmed, write_blocker, blamed or "application" not in frames, given
+                wait,
+                share,
+                queue,
+                table_held,
+                unconfirmed,
+                write_blocker,
+                blamed or "application" not in frames,
+                connections.sees_others,
+                given,
             )
         ),
         proposals=(remedies.look_at_role(given),)
@@ -390,9 +398,11 @@ def _weigh_waits(
     unconfirmed: bool,
     write_blocker: str,
     doubted: bool,
+    sees_others: bool,
     given: JudgeInput,
 ) -> list[Signal]:
-    free = wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
+    # Who sees no other role's transactions does not see what they hold.
+    free = sees_others and wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
     observed = {
         "database.read_only": write_blocker == "read_only",
         "database.shut_out": write_blocker == "shut_out",

@@ -41,7 +41,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, publish
+from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, program, publish
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
@@ -82,14 +82,17 @@ _STORE_KEYS = {
     "broker": "letters.stores.broker",
     "delivery": "letters.stores.delivery",
 }
-#: The headline of 4.4.2 by the kind of most failures, and whether they continue.
+#: The headline of 4.4.2 by the kind of most failures, and whether they continue (None: nothing was tried since).
 _TRANSIENT_KEYS = {
     ("dependency", True): "letters.dependency_going_on",
     ("dependency", False): "letters.dependency_over",
+    ("dependency", None): "letters.dependency_untried",
     ("unclear", True): "letters.unclear_going_on",
     ("unclear", False): "letters.unclear_over",
+    ("unclear", None): "letters.unclear_over",
     ("stores", True): "letters.stores_going_on",
     ("stores", False): "letters.stores_over",
+    ("stores", None): "letters.stores_untried",
 }
 #: What fails now, by the names of `Transient.live`.
 _LIVE_KEYS = {
@@ -321,7 +324,7 @@ def collect_transient(rb: Context) -> Frames:
 
     Frames: outbox_failed, letters, sent_per_minute, older, attempts_ended, retry_load, retrying, tries, errors, outbox,
     those of `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and
-    `collect_again`, and of `outage.ask`.
+    `collect_again`, and of `outage.ask`; program while the receiver refuses.
     """
     parts = FrameCollector()
     answers = parts.answers
@@ -349,6 +352,8 @@ def collect_transient(rb: Context) -> Frames:
             answers |= outage.ask(rb, db, "sent")
     if "backlog" in answers:
         answers |= delivery.collect_again(rb, answers)
+    if Transient.of(parts.frames(), rb.given("4.4.2")).relieved:
+        answers |= program.collect_settings(rb, "delivery")
     return parts.frames()
 
 
@@ -435,16 +440,30 @@ class Transient:
         """Whether fewer sends would relieve the receiver."""
         return self.refused in RELIEVED_BY_THROTTLE
 
-    def is_ongoing(self, given: JudgeInput) -> bool:
-        """Return whether the failure is not over yet."""
-        return bool(self.live) or bool(self.recent_stores(given))
+    def is_ongoing(self, given: JudgeInput) -> bool | None:
+        """Return whether the failure is not over yet; None if nothing succeeded since that could have failed."""
+        if self.live or self.recent_stores(given):
+            return True
+        return None if any(n and not self._has_succeeded(s) for s, n in self.counts.items()) else False
 
     def recovered_stores(self, given: JudgeInput) -> list[str]:
-        """Return the stores that contain failures and get no new ones; none if a table was not read."""
+        """Return the stores that contain failures and succeed since without new ones; none if a table was not read."""
         if self.unread:
             return []
         failing, recent = {"delivery": self.refused, "outbox": self.unpublished_now}, self.recent_stores(given)
-        return [s for s, n in self.counts.items() if n and not failing.get(s) and s not in recent]
+        return [
+            s for s, n in self.counts.items() if n and not failing.get(s) and s not in recent and self._has_succeeded(s)
+        ]
+
+    def _has_succeeded(self, store: str) -> bool:
+        """Return whether a row of this store succeeded after the newest failure: without one, nothing shows its end."""
+        if store == "delivery":
+            failed = max((c.last for c in self.clusters), default=pd.NaT)
+            succeeded = self.worker.activity.last_sent
+        else:
+            failed = self.unpublished["failed_at"].max() if store == "outbox" and len(self.unpublished) else pd.NaT
+            succeeded = self.outbox.last_published if self.outbox else None
+        return bool(pd.isna(failed)) or (succeeded is not None and succeeded > failed)
 
     def recent_stores(self, given: JudgeInput) -> list[str]:
         """Return the stores whose newest failure is so recent that another may follow."""
@@ -469,6 +488,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
     blind = bool(missing) or seen.past or "letters" not in frames
     recovered = [] if seen.past else seen.recovered_stores(given)
     portion, recent = given.number("redrive.portion"), seen.recent_stores(given)
+    relieves = seen.relieved and not program.is_throttled(frames, given)
     quiet = limits.value("dlq.quiet", seen.last_s)
     if not recent and quiet.status is not Status.OK:
         quiet = replace(quiet, threshold=None)  # successful sends prove the end before the quiet time is over
@@ -491,7 +511,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
         signals=(*_transient_signals(seen, frames, given), *signals_of_failures(unread, given)),
         hops=() if seen.past else _transient_hops(seen),
         proposals=(
-            *((remedies.throttle(given, "delivery"),) if seen.relieved else ()),
+            *((remedies.throttle(given, "delivery"),) if relieves else ()),
             *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
             *((proposals.logs(given, "notification"),) if seen.counts["broker"] and not recovered else ()),
             *(remedies.redrive(s, given, int(min(seen.counts[s], portion)), seen.counts[s]) for s in recovered),

@@ -458,7 +458,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         reason=Reason.NOT_CONFIGURED if unread and unread.code == "not_installed" else unread and unread.reason,
         notes=tuple(notes),
         signals=(
-            *(given.catalog.phrase_speaks(phrase, mode, weight) for mode, (weight, phrase) in modes.items()),
+            *(given.catalog.phrase_evidence(phrase, mode, weight) for mode, (weight, phrase) in modes.items()),
             *(evidence_from_error(failed["tries"], given.catalog) if "tries" in failed else ()),
             *(signal for observation in observed for signal in given.evidence(observation)),
         ),

@@ -168,7 +168,7 @@ def fetch_messages(rb: Context, parts: FrameCollector, *kinds: str) -> None:
         seqs: set[int] = set()
         until = rb.as_of + pd.Timedelta(seconds=rb.number("dead_letters.clocks_apart"))  # as `advisories_in_window`
         for kind in kinds:
-            recent = rows_between(answers.get(kind), "time", rb.since, until)
+            recent = rows_between(answers.get(kind), rb.since, until)
             newest = recent.sort_values("time")["stream_seq"].dropna().tail(most)
             seqs |= {int(s) for s in newest}
         found = rb.jetstream.messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []
@@ -192,11 +192,11 @@ def column(frames: Frames, name: str, values: str) -> Iterable[Any]:
     return table(frames, name, values)[values].dropna()
 
 
-def rows_between(frame: pd.DataFrame | None, time: str, since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
+def rows_between(frame: pd.DataFrame | None, since: pd.Timestamp, until: pd.Timestamp) -> pd.DataFrame:
     """Return the rows with `since` < time <= `until`; an empty frame if there is no such row or no frame."""
-    if frame is None or frame.empty or time not in frame:
+    if frame is None or frame.empty or "time" not in frame:
         return pd.DataFrame(columns=["advisory_seq", "time", "stream_seq"] if frame is None else frame.columns)
-    at = pd.to_datetime(frame[time], utc=True)
+    at = pd.to_datetime(frame["time"], utc=True)
     return frame[(at > since) & (at <= until)]
 
 
@@ -204,7 +204,7 @@ def advisories_in_window(frames: Frames, name: str, given: JudgeInput) -> pd.Dat
     """Return the advisories of the window, with a margin for the difference between the clocks."""
     since = given.as_of - pd.Timedelta(minutes=given.window_minutes)
     clocks = pd.Timedelta(seconds=given.number("dead_letters.clocks_apart"))
-    found = rows_between(frames.get(name), "time", since, given.as_of + clocks)
+    found = rows_between(frames.get(name), since, given.as_of + clocks)
     return found.dropna(subset=["stream_seq"]).drop_duplicates("stream_seq")
 
 

@@ -413,9 +413,15 @@ class Batch(rows.Row, query="notifications/batches"):
 
 
 def collect_length(rb: Context) -> Frames:
-    """4.3.4: read the leases of the rows, and how long batches took. Frames: holders, batches."""
+    """4.3.4: read the leases of the rows, and how long batches took.
+
+    Frames: holders, batches; program if a batch is too long for its lease.
+    """
     with rb.snapshot() as db:
-        return {name: db.ask(f"notifications/{name}") for name in ("holders", "batches")}
+        frames = {name: db.ask(f"notifications/{name}") for name in ("holders", "batches")}
+    if judge_length(frames, rb.given("4.3.4")).proposals:
+        frames |= program.collect_settings(rb, "delivery")
+    return frames
 
 
 def judge_length(frames: Frames, given: JudgeInput) -> Finding:
@@ -430,7 +436,8 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
     longest, before, exact = _longest_batch(batches, given)
     if any(f.step == "4.3.2" and f.value("delivery.progress") == "yes" for f in given.earlier):
         # The current batch has taken at least as long as the time since its claim; older ones may be a dead worker's.
-        longest = max((s for s in (longest, held.newest_claim_s) if s is not None), default=None)
+        # Its clock is the worker's, and may be ahead of the database's.
+        longest = max((s for s in (longest, held.newest_claim_s) if s is not None and s > 0), default=None)
     lease = configured if shortest is None else min(configured, shortest)
     headroom = lease / longest if longest else None
     tolerance = given.number("lease.tolerance")
@@ -466,7 +473,7 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
             for name, seen in (("leases.too_short", short), ("leases.too_long", long)) if seen
             for s in given.evidence(name)
         ),
-        proposals=(remedies.throttle(given, "delivery"),) if short else (),
+        proposals=(remedies.throttle(given, "delivery"),) if short and not program.is_throttled(frames, given) else (),
         next_sections=("5.2",) if short else (),
     )  # fmt: skip
 

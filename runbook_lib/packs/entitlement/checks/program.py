@@ -186,6 +186,19 @@ def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at
             parts.answers["program"] = _read_program(rb, side)
 
 
+def collect_settings(rb: Context, side: str) -> Frames:
+    """Return the frame program; {} if the runner does not answer."""
+    with suppress(SourceError):
+        return {"program": _read_program(rb, side)}
+    return {}
+
+
+def is_throttled(frames: Frames, given: JudgeInput) -> bool:
+    """Return whether the settings of delivery already let through no more than `remedies.throttle`; False if unread."""
+    known = rows.one(frames.get("program"), Program)
+    return remedies.is_throttled(given, "delivery", known.batch, known.poll_s)
+
+
 def _read_program(rb: Context, side: str) -> pd.DataFrame:
     name = rb.facts.workloads.program(change.SIDES[side][0])
     settings = change.current_settings(rb.catalog.settings, side, rb.workloads.environment(name))

@@ -189,6 +189,8 @@ def _judge_queue(
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
     came_now, gone_now = (_count_now(flows, column, given) for column in ("arrived", "gone"))
     values += [Value(f"{name}.arrived_now", came_now, "rows"), Value(f"{name}.gone_now", gone_now, "rows")]
+    if (events := _count_now(flows, "events_gone", given)) is not None:
+        values.append(Value(f"{name}.events_gone_now", events, "rows"))
     if limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK:
         return QueueState(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
 
@@ -504,7 +506,8 @@ def _has_turned(given: JudgeInput, queue: str, part: str) -> bool:
     if flows is None or errors is None or Status.CRITICAL in (flows.status, errors.status):
         return False
     # End to end: the arrivals in the outbox count, since events may wait in the broker before this queue.
-    came, gone = flows.value("outbox.arrived_now"), flows.value(f"{queue}.gone_now")
+    came, gone = flows.value("outbox.arrived_now"), flows.value(f"{queue}.events_gone_now")
+    gone = flows.value(f"{queue}.gone_now") if gone is None else gone  # the outbox holds nothing but events
     failed = errors.value(f"{part}.failed_now")
     if not (isinstance(came, float) and isinstance(gone, float)) or failed is None:
         return False

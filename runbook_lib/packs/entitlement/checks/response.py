@@ -316,7 +316,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     given_up = rows.first(frames.get("given_up"), GivenUp)
     lost = given_up.events if given_up else None
     begin, how = onset(frames, given) if _has_onset(frames, given, missed) else (None, "")
-    ttd = seconds_between(begin, given.detected_at) if begin is not None else None
+    # What was detected before its onset has another onset.
+    ttd = seconds_between(begin, given.detected_at) if begin and (given.detected_at or begin) >= begin else None
     since = None if begin is None else _format_utc(begin)
     detected_at = None if given.detected_at is None else _format_utc(given.detected_at)
 
@@ -473,21 +474,29 @@ def _flow_histories(frames: Frames, given: JudgeInput) -> Iterator[Hop]:
 def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
     """Return the onset and a key of `_ONSET_KEYS`: by the oldest waiting event, else by a change in a flow's rate.
 
+    While rows are given up, by whichever is earlier.
     A change is known to the minute only; the first event that was too slow after it gives a more exact time. None and
     "" if neither tells, or if events may wait for longer than they were read.
     """
     ages = [at.oldest_s for at in _read_waiting(frames, given) if at.oldest_s is not None]
     if _began_before(frames, given) is not None:
         return None, ""
-    if ages:
-        return given.as_of - pd.Timedelta(seconds=max(ages)), "oldest"
+    oldest = given.as_of - pd.Timedelta(seconds=max(ages)) if ages else None
+    failed = counts_by_minute(frames.get("dead"), given)
+    # Rows that were given up meanwhile waited before the oldest one that still waits.
+    if oldest is not None and not failed[failed.index >= oldest.floor("min")].any():
+        return oldest, "oldest"
+    at, how = _find_change(frames, given, failed)
+    return (oldest, "oldest") if oldest is not None and (at is None or oldest <= at) else (at, how)
+
+
+def _find_change(frames: Frames, given: JudgeInput, failed: pd.Series[float]) -> tuple[pd.Timestamp | None, str]:
     found = []
     for name in ("sent", "processed", "published"):
         series = counts_by_minute(frames.get(name), given)
         at = stats.change_point(series).index
         if at is not None:
             found.append(series.index[at])
-    failed = counts_by_minute(frames.get("dead"), given)
     rise = stats.trend_kind(failed).onset
     if rise is not None:
         found.append(failed.index[rise])
@@ -559,15 +568,15 @@ def _last_late_sent(frames: Frames) -> pd.Timestamp | None:
 
 
 def counts_by_minute(
-    frame: pd.DataFrame | None, given: JudgeInput, column: str = "n", until: pd.Timestamp | None = None
+    frame: pd.DataFrame | None, given: JudgeInput, until: pd.Timestamp | None = None
 ) -> pd.Series[float]:
     """Return the counts per full minute of the window, or of one that ends at `until`, without its last minute."""
     last = (given.as_of if until is None else until).floor("min") - history.MINUTE
     index = pd.date_range(end=last, periods=max(given.window_minutes - 1, 1), freq="min", name="minute")
-    if frame is None or not {"minute", column} <= set(frame.columns):
+    if frame is None or not {"minute", "n"} <= set(frame.columns):
         return pd.Series(0.0, index=index)
     minutes = pd.to_datetime(frame["minute"], utc=True)
-    counted = pd.Series(pd.to_numeric(frame[column]).to_numpy(dtype=float), index=minutes)
+    counted = pd.Series(pd.to_numeric(frame["n"]).to_numpy(dtype=float), index=minutes)
     return counted.groupby(level=0).sum().reindex(index, fill_value=0.0)
 
 

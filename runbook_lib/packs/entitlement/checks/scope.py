@@ -420,7 +420,7 @@ def collect_broker(rb: Context) -> Frames:
                 "exists": consumer is not None,
                 "bound": consumer is not None and consumer.bound,
                 "push": bool(config.get("deliver_subject")),
-                "subject": config.get("filter_subject") or "",
+                "subject": " ".join(consumer.subjects) if consumer else "",
                 "ack_wait_s": _to_seconds(config.get("ack_wait")),
                 "max_deliver": config.get("max_deliver"),
                 "deliver_policy": config.get("deliver_policy"),
@@ -493,7 +493,7 @@ def _find_differences(streams: list[StreamConfig], consumers: list[ConsumerConfi
             f"ack_wait {c.ack_wait_s} s": c.ack_wait_s in (None, ack_wait),
             f"max_deliver {c.max_deliver}": c.max_deliver in (None, given.number("broker.max_deliver")),
             f"deliver_policy {c.deliver_policy}": c.deliver_policy in (None, "all"),
-            f"filter {c.subject}": not c.subject or c.subject in subjects.get(c.stream, []),
+            f"filter {c.subject}": {*c.subject.split()} <= {*subjects.get(c.stream, [])},
         }
         found += [f"{c.durable}: {setting}" for setting, matching in matches.items() if c.exists and not matching]
     return found

@@ -272,5 +272,11 @@ def sessions_beyond_pool(
     pool = seen.connections if seen.by == "service" and seen.connections else assumed
     if pool is None:
         return None
-    beyond = own.sessions + either.sessions - pool * instances
+    # What shows only COMMIT fills the pools of the others first.
+    lacking = sum(
+        int(pool if not row.sessions else -row.sessions % pool)
+        for row in found.values()
+        if row.service not in (service, "either")
+    )
+    beyond = own.sessions + max(either.sessions - lacking, 0) - pool * instances
     return int(beyond) if beyond >= given.number("sessions.pool") else 0

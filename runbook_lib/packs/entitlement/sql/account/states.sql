@@ -18,13 +18,11 @@
 WITH head AS (
     SELECT greatest(pg_relation_size('entitlement.entitlement_audit')
         / CAST(current_setting('block_size') AS bigint) - 2000, 0) AS page
-), tail AS MATERIALIZED (
-    -- There is no index on the time. Nearly all of the newest rows are in the newest pages.
+), changes AS MATERIALIZED (
+    -- There is no index on the time. Nearly all of the newest rows are in the newest pages, or partitions.
     SELECT audit_id, user_id, stock_keeping_unit, occurred_at FROM entitlement.entitlement_audit
     WHERE ctid >= CAST((SELECT format('(%s,0)', page) FROM head) AS tid)
-), changes AS MATERIALIZED (
-    SELECT * FROM tail
-    WHERE occurred_at > CAST(:since AS timestamptz) AND occurred_at <= CAST(:as_of AS timestamptz)
+      AND occurred_at > CAST(:since AS timestamptz) AND occurred_at <= CAST(:as_of AS timestamptz)
 ), boxed AS MATERIALIZED (
     SELECT event_id, aggregate_key, payload ->> 'user_id' AS user_id, status, created_at, published_at,
         CAST(NULL AS timestamptz) AS next_retry_at, CAST(NULL AS timestamptz) AS lease_until

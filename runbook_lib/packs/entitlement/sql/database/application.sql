@@ -40,7 +40,7 @@ SELECT
          ) AND p.privilege <> 'UPDATE')
      ) needed
      WHERE r.oid IS NOT NULL
-         AND NOT (has_schema_privilege(r.oid, needed.schema, 'USAGE') AND has_table_privilege(r.oid, needed.oid, needed.privilege))
+         AND NOT (has_schema_privilege(r.oid, needed.schema, 'USAGE') AND has_any_column_privilege(r.oid, needed.oid, needed.privilege))
     ) AS lacks
 FROM (SELECT CAST(:role AS name) AS role) wanted
 LEFT JOIN pg_catalog.pg_roles r ON r.rolname = wanted.role;

@@ -7,7 +7,8 @@
 -- column: p95 s
 SELECT count(*) AS n, count(delay_s) AS done, percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95
 FROM (
-    SELECT greatest(extract(epoch FROM sent_at - occurred_at), 0) AS delay_s
+    -- What was given up has no delay; greatest() takes NULL for 0.
+    SELECT CASE WHEN sent_at IS NOT NULL THEN greatest(extract(epoch FROM sent_at - occurred_at), 0) END AS delay_s
     FROM notification.notifications
     WHERE status IN ('SENT', 'FAILED') AND created_at >= CAST(:since AS timestamptz) - interval '10 seconds'
       AND occurred_at >= CAST(:since AS timestamptz) AND occurred_at < CAST(:until AS timestamptz)
