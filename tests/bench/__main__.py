@@ -31,11 +31,11 @@ SECTIONS = ("4.1", "4.3")  # whose questions have the target
 
 #: Why targets were missed when they were last looked into.
 BECAUSE = {
-    "cold": "imports take 1.8 s of one core before a section begins, and two samples 2.5 s where rows wait",
+    "cold": "imports take 1.1 s of one core before a section begins, and two samples 2.5 s where rows wait",
     "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
     "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
     "harm": "a process per core that computes as politely and asks nothing does the same: the scheduler lets it finish",
-    "event": "the command imports for 0.9 s, pandas and SQLAlchemy first",
+    "event": "the command imports for 0.6 s, pandas and SQLAlchemy first",
     "share": "the sessions of the runbook and of the application share the cores that the database has",
 }
 
