@@ -14,7 +14,7 @@ RECORDINGS = Path(__file__).parents[1] / "recordings"
 #: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
 #: replica answers for the tables, or a throttle may be in force.
 SHARED = {
-    **dict.fromkeys(("3.2", "4.4.3", "5.3.2", "6.5"), {"journey/registered"}),
+    **{step: {"journey/registered"} for step in ("3.2", "4.4.3", "5.3.2", "6.5")},
     "4.1.2": {"alive/delivery", "journey/registered"},
     "4.1.4": {"alive/sessions"},
     "4.3.4": {"workloads environment", "workloads status"},
