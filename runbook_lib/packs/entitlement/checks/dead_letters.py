@@ -12,7 +12,7 @@ import pandas as pd
 
 from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis import stats
+from runbook_lib.analysis import history, stats
 from runbook_lib.checks.check import FAILED, Check
 from runbook_lib.checks.parts import (
     FrameCollector,
@@ -82,7 +82,7 @@ _STORE_KEYS = {
     "broker": "letters.stores.broker",
     "delivery": "letters.stores.delivery",
 }
-#: The headline of 4.4.2 by the kind of most failures, and whether they continue (None: nothing was tried since).
+#: The headline of 4.4.2 by the kind of most failures, and whether they continue (None: not known).
 _TRANSIENT_KEYS = {
     ("dependency", True): "letters.dependency_going_on",
     ("dependency", False): "letters.dependency_over",
@@ -380,6 +380,7 @@ class Transient:
     ages: dict[str, float]
     past: bool
     ended: OutageEnd | None
+    last_sent: pd.Timestamp | None
 
     @classmethod
     def of(cls, frames: Frames, given: JudgeInput) -> Transient:
@@ -392,6 +393,7 @@ class Transient:
         refused = worker.refusing(given) if "backlog" in frames else ""
         published = seconds_between(outbox.last_published, outbox.now) if outbox else None
         pattern, lately = given.number("tries.pattern"), given.number("success.lately")
+        sends = history.counts(frames.get("sent_per_minute"))  # of a past moment it is all that is known
         return cls(
             clusters=clusters,
             users=letters[letters["error_message"].map(errors.fingerprint).isin(texts)]["user_id"].nunique(),
@@ -418,6 +420,7 @@ class Transient:
             },
             past="backlog" not in frames and not given_up.unread_tables(frames),
             ended=None if refused or worker.tried or worker.failed else outage.find_end(frames, given, "sent"),
+            last_sent=worker.activity.last_sent or max(sends[sends > 0].index, default=None),
         )
 
     @property
@@ -441,7 +444,7 @@ class Transient:
         return self.refused in RELIEVED_BY_THROTTLE
 
     def is_ongoing(self, given: JudgeInput) -> bool | None:
-        """Return whether the failure is not over yet; None if nothing succeeded since that could have failed."""
+        """Return whether the failure is not over yet; None if no success since was seen."""
         if self.live or self.recent_stores(given):
             return True
         return None if any(n and not self._has_succeeded(s) for s, n in self.counts.items()) else False
@@ -459,7 +462,7 @@ class Transient:
         """Return whether a row of this store succeeded after the newest failure: without one, nothing shows its end."""
         if store == "delivery":
             failed = max((c.last for c in self.clusters), default=pd.NaT)
-            succeeded = self.worker.activity.last_sent
+            succeeded = self.last_sent
         else:
             failed = self.unpublished["failed_at"].max() if store == "outbox" and len(self.unpublished) else pd.NaT
             succeeded = self.outbox.last_published if self.outbox else None
