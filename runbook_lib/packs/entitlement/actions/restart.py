@@ -78,8 +78,8 @@ class Restart:
 
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check both servers, which a start needs, and that notification has no second instance."""
-        frames = logins.collect(rb, self.which)
-        found = [*check_cluster(rb), *check_servers(rb), *check_logins(rb, self.which, frames)]
+        found, frames = check_cluster(rb), logins.collect(rb, self.which)
+        found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
         replicas = rb.workloads.replicas(self.program)
         if self.which == "notification":
             found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
