@@ -69,9 +69,9 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     stand = find_standing({m.id: m.score for m in ranked}, book)
     between = find_rivals(stand)
     suspected = [place for place in undecided if scores[place] >= SUSPECT]
-    if suspected and stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book):
-        # What has a failure mode need not come from places that work, whose settings have changed.
-        undecided = undecided if any(not _works(findings, place, book) for place in suspected) else ()
+    explained = stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book)
+    if explained and suspected and all(_works(findings, place, book) for place in suspected):
+        undecided = ()  # what has a failure mode need not come from places that work, whose settings have changed
     seen = {s.observation for f in findings for s in f.signals}
     confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
     doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided

@@ -114,7 +114,7 @@ def read(
     Raises OSError if the output itself cannot be read.
     """
     names = Archive(output, "").names() if only is None else only
-    with ThreadPoolExecutor(_AT_ONCE if output.startswith("s3://") else 1) as lanes:
+    with ThreadPoolExecutor(1 if Archive(output, "").local else _AT_ONCE) as lanes:
         came = [*lanes.map(lambda name: _read_dossier(Archive(output, name)), names)]
     unread = [each for each in came if isinstance(each, Text)]
     found = [each for each in came if isinstance(each, IncidentSummary)]

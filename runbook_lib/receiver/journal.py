@@ -523,12 +523,12 @@ class Journal:
         )
         last_check = (checks and checks["last"]) or 0
         repeats = known is not None and known["accepted"] > since and known["job"] > last_check
-        # A second run that was cancelled has looked at nothing.
-        if known is not None and known["state"] == "done" and known["started"] is None:
-            repeats = False
         # So is one that has ended beside others and fires anew: its run saw nothing of that.
         if known is not None and not known["firing"]:
             repeats = repeats and self._covers(known["started"], alert, within_s=0.0)
+        # And a second run that was cancelled has looked at nothing.
+        if known is not None and known["state"] == "done" and known["started"] is None:
+            repeats = False
         self._end_alert(alert, incident, now)  # under another route: it fires under this one
         if repeats:
             self._execute(

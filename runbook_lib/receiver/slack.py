@@ -6,6 +6,7 @@ apprise can post there as well, but does not return a message's id, which the re
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -61,10 +62,10 @@ def acknowledgements(plugin: Any, thread: str) -> list[str]:
     return list(dict.fromkeys(str(user) for reaction in found for user in reaction.get("users", ())))
 
 
-def _open_api(plugin: Any, **limits: Any) -> HttpServer:
+def _open_api(plugin: Any) -> HttpServer:
     """Return the API with the bot's token; it is no cost of a run, since the target is not queried."""
     headers = {"Authorization": f"Bearer {plugin.access_token}"}
-    return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers, **limits)
+    return HttpServer("slack", plugin.api_url.format(""), ReadCost(Masker()), headers)
 
 
 def _error_of(answer: Any) -> str:
@@ -76,7 +77,7 @@ def _error_of(answer: Any) -> str:
 def _post_message(plugin: Any, content: dict[str, Any]) -> tuple[str, str]:
     try:
         # A message whose answer is not waited for is posted again.
-        api = _open_api(plugin, timeout_s=(2.0, POST_S), whole_s=POST_S)
+        api = replace(_open_api(plugin), timeout_s=(2.0, POST_S), whole_s=POST_S)
         status, answer = api.post_json("chat.postMessage", content)
     except SourceError as e:
         return f"Slack: {e.detail}", ""
