@@ -103,7 +103,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         hops=strip(findings, book.hops),
         next_sections=_unique(pointed),
         proposals=_filter_proposals(
-            _order_proposals(findings, stuck_at, stand), stand, between, accused, ranked, seen, book
+            _order_proposals(findings, stuck_at, stand), stand, between, accused, undecided, ranked, seen, book
         ),
         between=tuple(m.id for m in between),
         settled_by=settled_by,
@@ -422,6 +422,7 @@ def _filter_proposals(
     stand: Sequence[FailureMode],
     between: Sequence[FailureMode],
     accused: Sequence[str],
+    undecided: Sequence[str],
     ranked: Sequence[RankedMode],
     seen: set[str],
     book: Catalog,
@@ -430,8 +431,9 @@ def _filter_proposals(
 
     Between a reporter and the part that it accuses, only what helps each of them is proposed.
 
-    If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, only the
-    proposals that help excluded modes alone are dropped. A proposal that an observation forbids is always dropped.
+    If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, all
+    remedies are dropped while the place is undecided, else only those of excluded modes. A proposal that an observation
+    forbids is always dropped.
     """
     out = {m.id for m in ranked if m.excluded_by}
     forbidden = {name for observation in seen for name in book.forbids.get(observation, ())}
@@ -445,7 +447,7 @@ def _filter_proposals(
         if accused:
             return all(any(place in m.hops and m.id not in out for m in modes) for place in accused)
         if not stand:
-            return any(m.id not in out for m in modes)
+            return not undecided and any(m.id not in out for m in modes)
         return not between and bool(stand[0].remedies) and any(m in stand for m in modes)
 
     return tuple(filter(helps, proposals))

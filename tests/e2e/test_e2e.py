@@ -82,6 +82,16 @@ def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
     assert abs((pd.Timestamp(onset) - broken).total_seconds()) < 5, (broken, onset)
 
 
+@pytest.mark.parametrize("attempt", range(5))
+def test_the_demo_decides_restarts_recovers_and_names_the_origin(tmp_path: Path, attempt: int) -> None:
+    """The command itself checks the verdict, the restart, the recovery and the postmortem."""
+    where = ("--dir", str(tmp_path / "sandbox"), "--output", str(tmp_path / "out"))
+    done = command("sandbox", "demo", *where, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "Stuck at delivery worker  (confidence high)" in done.stdout, attempt
+    assert "The verdicts point to FM-NOTI-06" in done.stdout
+
+
 def test_the_dossier_verifies(sandbox: Sandbox, tmp_path: Path) -> None:
     told = runbook(sandbox, tmp_path, "run", "4.1", "4.3")["seal"]
     done = command("verify", "E2E", "--output", str(tmp_path), "--checkpoint", told, env=os.environ)

@@ -533,6 +533,15 @@ def test_the_worst_surest_first_verdict_names_the_origin() -> None:
     assert "stopped" in words(found) and "停止" in words(found, "ja")
 
 
+def test_a_decided_verdict_names_the_origin_before_a_worse_one_that_was_undecided() -> None:
+    found = origin_of(
+        ("CRITICAL", "low", [("FM-DB-01", 0.0)]),
+        ("WARNING", "high", [("FM-NOTI-06", 0.9)]),
+        ("WARNING", "high", []),  # after the recovery
+    )
+    assert found.value("origin") == "FM-NOTI-06" and found.status is Status.OK
+
+
 @pytest.mark.parametrize(
     "verdict",
     [

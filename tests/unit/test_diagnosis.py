@@ -238,6 +238,15 @@ def test_two_that_call_for_different_remedies_are_undecided_with_what_would_sett
     assert f"Undecided between: {DEAD}" in text and "To decide, run step 5.1.1" in text
 
 
+def test_no_remedy_is_proposed_while_it_is_undecided_what_due_rows_wait_for() -> None:
+    book = hypotheses({DEAD: {"remedies": ("restart",)}})
+    doubted = (Signal(DEAD, 0.9, "a"), Signal(DEAD, -0.9, "b"))
+    told = replace(seen("4.1.1", *doubted, proposals=("restart", "logs")), hops=(Hop("delivery_worker", late=True),))
+    verdict = diagnosis.conclude([told], book)
+    assert "delivery_worker" in verdict.undecided
+    assert [p.name for p in verdict.proposals] == ["logs"]
+
+
 def test_what_the_first_leaves_behind_is_no_rival_and_its_remedy_comes_afterwards() -> None:
     lost = {"remedies": ("redrive",), "follows": (DEAD,)}
     book = hypotheses({DEAD: {"remedies": ("restart",)}, OFF: lost})

@@ -277,6 +277,19 @@ REFUSED = looked(
 LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
 
 
+#: A process that came up 17 s ago.
+AGED_17S: dict[str, Any] = {"ready": 1, "young": True, "started": NOW - pd.Timedelta("17s")}
+
+
+def at_now(frames: Frames) -> Frames:
+    """The frames of `of_sessions` with the time of their samples: the last one now."""
+    return frames | {"transactions": frames["transactions"].assign(at=NOW)}
+
+
+def sent(seconds_ago: float) -> Frames:
+    return {"activity": row(now=NOW, last_sent=NOW - pd.Timedelta(seconds=seconds_ago))}
+
+
 @pytest.mark.parametrize(
     ("frames", "program_seen", "observation"),
     [
@@ -306,6 +319,14 @@ LONG = looked(process() | inside(WORKER, 20), process() | inside(WORKER, 24))
         (of_sessions(poll=90.0), {"enabled": True, "poll_s": 600.0}, "delivery.held"),
         (of_sessions(newest=20.0, poll=20.5), {"enabled": True, "poll_s": 10.0}, "delivery.runs"),  # its pauses
         (of_sessions(poll=90.0), {"enabled": True, "ready": 1, "young": True}, "delivery.starting"),
+        (of_sessions(poll=14.0), AGED_17S, "delivery.starting"),  # no clock stands beside the sessions
+        (at_now(of_sessions(poll=14.0)), AGED_17S, ""),  # it has worked since its start, and is silent too briefly
+        (at_now(of_sessions(poll=16.0)), AGED_17S | {"enabled": True}, "delivery.hangs"),
+        (at_now(of_sessions(poll=18.0)), AGED_17S, "delivery.starting"),  # its statement is of the process before
+        (STILL | of_sessions(poll=90.0), AGED_17S, "delivery.hangs"),  # it has counted 500 runs
+        (of_sessions(poll=90.0) | sent(4.0), AGED_17S | {"enabled": True}, "delivery.hangs"),
+        (of_sessions(poll=90.0) | sent(18.0), AGED_17S, "delivery.starting"),
+        (of_sessions(poll=90.0) | sent(-60.0), AGED_17S, "delivery.starting"),  # by a clock that is ahead
         (of_sessions(**GONE), {"ready": 0, "young": True}, "delivery.starting"),
         (of_sessions(**GONE), {"ready": 0, "wanted": 0}, "delivery.taken_down"),
         (of_sessions(**GONE), {"ready": 0, "young": False}, "delivery.not_up"),  # it has ended at its start before
@@ -367,7 +388,8 @@ def test_a_full_cycle_is_one_that_the_service_itself_has_counted_between_two_loo
 
 
 def test_only_what_hangs_is_restarted() -> None:
-    names = [d["delivery"] for d in vars(program).values() if isinstance(d, dict) and "delivery" in d]
+    sides = [d["delivery"] for d in vars(program).values() if isinstance(d, dict) and "delivery" in d]
+    names = [name for name in sides if isinstance(name, str)]
     restarted = {
         name for name in (*names, program.NO_SESSION, program.ROLLS_BACK)
         for p in program.proposals(make_given(), program.LoopState(name), "delivery") if p.name.startswith("restart")

@@ -6,16 +6,20 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from runbook_lib.cli.main import cli
+from runbook_lib.gameday.drills.judge import Truth, judge
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SandboxError
 from runbook_lib.model.finding import Status
 from runbook_lib.store import ACTION_LOG, Archive
 
+#: The system works for this long before it breaks: its processes are no longer starting.
+WORKS_S = 30
 #: Long enough that rows are plainly overdue, short enough to watch.
 FAULT_S = 12
 
@@ -45,41 +49,54 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
     tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
     sandbox.up(hours=2)
     try:
+        tell(f"Letting it work for {WORKS_S} s ...")
+        time.sleep(WORKS_S)
         tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
         sandbox.fault(fault.name)
         tell(f"Letting it hurt for {FAULT_S} s ...")
         time.sleep(FAULT_S)
         alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         tell(f"\nAn alert fires at {alert}: the notification backlog grows.")
-        found = runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}")
-        restart = _proposed_restart(archive)
+        runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}")
+        verdict = _last_verdict(archive)
+        restart = _proposed_restart(verdict)
         if restart:
-            tell("\nThe runbook proposes a restart. It is carried out on a person's word:")
+            tell("\nThe runbook proposes a restart. A person approves it:")
             word = ["-p", "approved_by=demo", "-p", f"reason=proposed by the triage of {incident}"]
             runbook("run", "5.1", "-p", f"workload={restart}", "-p", "execute=true", *word)
         else:
-            tell("\nNo restart cures this, says the runbook.\n$ runbook sandbox heal")
+            tell("\nThe runbook proposes no restart.\n$ runbook sandbox heal")
             sandbox.heal()
         recovered = runbook("run", "6", "-p", "window_minutes=15", "--wait", "2m")
         tell(f"\n$ runbook postmortem {incident} --target sandbox")
         drafted = run("postmortem", incident, "--target", "sandbox")
     finally:
         sandbox.down()
-    if found != Status.CRITICAL.value:
-        raise SandboxError(f"the runbook did not call '{fault.name}' CRITICAL (exit code {found})")
+    right = frozenset({*filter(None, (fault.stuck_at, fault.failure_mode)), *fault.also_right})
+    answer = judge(verdict, Truth(right | {fault.stuck_at}, right)).answer
+    if answer != "right":
+        raise SandboxError(f"the runbook's verdict on '{fault.name}' is {answer}: stuck at {verdict['stuck_at']}")
     if restart and not any(a["result"] == "done" and a["verified"] for a in archive.lines(ACTION_LOG)):
         raise SandboxError("the restart was not carried out, or did not work")
     if recovered != Status.OK.value:
         raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")
     if drafted not in {s.value for s in Status} or "postmortem.md" not in archive.names():
         raise SandboxError("the postmortem was not drafted")
+    named = next(m["id"] for m in verdict["failure_modes"])
+    if f"\norigin: {named}\n" not in archive.read("postmortem.md").decode():
+        raise SandboxError(f"the postmortem does not name {named}, which the verdict names")
     return output / incident / "index.html"
 
 
-def _proposed_restart(archive: Archive) -> str | None:
-    """Return the workload whose restart is the first proposal of the newest verdict; None if it is another proposal."""
+def _last_verdict(archive: Archive) -> dict[str, Any]:
     verdicts = [e["verdict"] for e in archive.manifest() if "verdict" in e]
-    proposals = verdicts[-1]["proposals"] if verdicts else []
-    name = str(proposals[0]["name"]) if proposals else ""
+    if not verdicts:
+        raise SandboxError("the triage stored no verdict")
+    return dict(verdicts[-1])
+
+
+def _proposed_restart(verdict: dict[str, Any]) -> str | None:
+    """Return the workload whose restart is the verdict's first proposal; None if it is another proposal."""
+    name = next((str(p["name"]) for p in verdict["proposals"]), "")
     workload = name.removeprefix("restart_")
     return workload if workload != name and workload in ("notification", "entitlement") else None

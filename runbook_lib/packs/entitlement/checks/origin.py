@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -101,32 +101,33 @@ def _evidence_rows(archive: Archive, runs: list[dict[str, Any]], modes: Collecti
                            "weight": float(signal["weight"]), "status": f["status"], **words}  # fmt: skip
 
 
-def deciding_verdict(verdicts: list[VerdictRow]) -> VerdictRow | None:
-    """Return the verdict that decides: the worst one, then the one with the highest confidence, then the earliest."""
+def deciding_verdict(verdicts: list[VerdictRow], deciding: Collection[str] = ()) -> VerdictRow | None:
+    """Return the verdict that decides: the worst one, then the one with the highest confidence, then the earliest.
+
+    Those that name a failure mode (`deciding`) come before all others: a first look may be undecided, and the one after
+    the recovery has nothing left to name.
+    """
+
+    def weight(v: VerdictRow) -> tuple[bool, int, int]:
+        return v.name in deciding, Status[v.status].rank, list(CONFIDENCES).index(v.confidence)
+
     bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
     bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
-    return max(bad, key=lambda v: (Status[v.status].rank, list(CONFIDENCES).index(v.confidence)), default=None)
+    return max(bad, key=weight, default=None)
 
 
 def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
     """7.2: name the failure mode that stands out in the deciding verdict, with the evidence for and against it."""
     verdicts = rows.each(frames.get("verdicts"), VerdictRow)
-    first = deciding_verdict(verdicts) or VerdictRow()
-    if not any(m.name == first.name for m in rows.each(frames.get("modes"), RankedModeRow)) and (
-        seen := observe_first_episode(frames, given)
-    ):
+    modes = sorted(rows.each(frames.get("modes"), RankedModeRow), key=lambda m: -m.score)
+    naming = {v.name for v in verdicts if _names_a_mode(v, modes, given)}
+    first = deciding_verdict(verdicts, naming) or VerdictRow()
+    top = [m for m in modes if m.name == first.name]
+    if not top and (seen := observe_first_episode(frames, given)):
         return _judge_by_tables(given, *seen)
     if not verdicts:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    modes = sorted(rows.each(frames.get("modes"), RankedModeRow), key=lambda m: -m.score)
-    top = [m for m in modes if m.name == first.name]
-    lead = top[0].score - (top[1].score if len(top) > 1 else 0.0) if top else 0.0
-    stands_out = (
-        bool(top)
-        and top[0].score >= given.number("origin.score")
-        and lead >= given.number("origin.lead")
-        and first.confidence in ("medium", "high")
-    )
+    stands_out = first.name in naming
     top = top[: int(given.number("origin.candidates"))]
     candidates = [m.id for m in top]
     named = {m.name: m.id for m in reversed(modes)}  # the mode with the highest score of each verdict
@@ -163,6 +164,13 @@ def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
         frames={"candidates": shown, "evidence": evidence.reset_index(drop=True)},
         show=("candidates", "evidence"),
     )
+
+
+def _names_a_mode(verdict: VerdictRow, modes: Sequence[RankedModeRow], given: JudgeInput) -> bool:
+    """Return whether a verdict is sure of a failure mode, which leads the next one; `modes` come by their score."""
+    scores = [m.score for m in modes if m.name == verdict.name] + [0.0, 0.0]
+    leads = scores[0] >= given.number("origin.score") and scores[0] - scores[1] >= given.number("origin.lead")
+    return leads and verdict.confidence in ("medium", "high")
 
 
 def observe_first_episode(frames: Frames, given: JudgeInput) -> tuple[str, past.Episode] | None:

@@ -84,6 +84,8 @@ HEADLINES = {
 }
 #: The line that an application logs when its start has failed, whatever the cause.
 FAILED_START = "Application run failed"
+#: The frame and its columns in which a loop's claims and marks stand.
+SIGNS = {"delivery": ("activity", ("last_claim", "last_sent")), "relay": ("backlog", ("last_claim", "last_published"))}
 #: The observations that a restart helps against: a process or a loop that hangs.
 RESTART_HELPS = (FROZEN, SEEMS_FROZEN, HANGS)
 #: The observation for a loop whose runs end in this exception; for any other exception it is FAILS.
@@ -323,7 +325,7 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
         return LoopState(SWITCHED_OFF[side])
     if given.limits["delivery.silence"].reached(program.poll_s, Status.CRITICAL):
         return LoopState(HELD[side])
-    if program.young:
+    if program.young and not _has_worked(frames, given, side, program.started):
         return LoopState(STARTING[side])
     # The service accepted the connection and sent nothing, and its database sessions are silent too.
     if (
@@ -356,6 +358,19 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     if own.says is SessionState.ALIVE and own.confidence == "high" and loop.doing is LoopActivity.NOT_SEEN:
         return LoopState(RUNS[side])
     return UNKNOWN_STATE
+
+
+def _has_worked(frames: Frames, given: JudgeInput, side: str, started: pd.Timestamp | None) -> bool:
+    """Return whether the loop has worked since its process `started`: by the process itself, or by a claim or mark."""
+    if sessions.loop_has_worked(frames, given, side, started):
+        return True
+    name, columns = SIGNS[side]
+    now = rows.value(frames.get(name), "now", pd.Timestamp)
+    if started is None or now is None:
+        return False
+    signs = (rows.value(frames.get(name), column, pd.Timestamp) for column in columns)
+    # A pod's clock that is ahead proves nothing.
+    return any(sign is not None and started < sign <= now for sign in signs)
 
 
 def with_due_rows(seen: LoopState, stopped: bool, side: str) -> LoopState:

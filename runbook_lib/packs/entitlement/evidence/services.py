@@ -7,7 +7,7 @@ happens; one sample shows only a loop that is switched off, or that has been ins
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from itertools import groupby
 
@@ -101,13 +101,17 @@ class ServiceRequest(Row):
 
 @dataclass(frozen=True)
 class LoopSeen:
-    """The activity of one loop: `share` of its runs failed between the samples; `for_s` seconds inside its run now."""
+    """The activity of one loop: `share` of its runs failed between the samples; `for_s` seconds inside its run now.
+
+    `has_run`: the process has counted a run since it started.
+    """
 
     loop: str
     doing: LoopActivity = LoopActivity.NOT_SEEN
     exception: str = ""
     share: float | None = None
     for_s: float | None = None
+    has_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -277,7 +281,7 @@ def _read_service(service: str, asked: list[ServiceRequest], samples: list[Sampl
         connections=last.total("hikaricp_connections"),
         waiting=last.total("hikaricp_connections_pending"),
         loops={
-            name: _read_loop(name, task, first, last, age, given)
+            name: replace(_read_loop(name, task, first, last, age, given), has_run=_has_run(task, last))
             for name, task in TASKS.items()
             if task.service == service
         },
@@ -328,6 +332,11 @@ def _read_loop(
     if inside or held or gap < 2 * _estimate_interval(total, age, given):
         return LoopSeen(name)
     return LoopSeen(name, LoopActivity.STILL)
+
+
+def _has_run(task: Task, last: _SeriesSample) -> bool:
+    # Prometheus keeps the counts of an ended process for minutes.
+    return last.by == "service" and sum(last.runs(task.worker).values()) > 0
 
 
 def _estimate_interval(total: float, age: float | None, given: JudgeInput) -> float:

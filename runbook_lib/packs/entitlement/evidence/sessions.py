@@ -251,6 +251,21 @@ def _judge_service(
     return seen(SessionState.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
 
 
+def loop_has_worked(frames: Frames, given: JudgeInput, loop: str, started: pd.Timestamp | None) -> bool:
+    """Return whether a loop has worked since its process `started`, by its run counter or its newest statement.
+
+    A process that has worked is no longer starting, however young it is.
+    """
+    service = services.TASKS[loop].service
+    if services.read(frames, given)[service].loops[loop].has_run:
+        return True
+    samples = each(frames.get("transactions"), Transactions)  # in the same samples as the sessions
+    poll_s, at = read(frames, given)[service].poll_s, samples[-1].at if samples else None
+    if poll_s is None or at is None or started is None:
+        return False
+    return at - pd.Timedelta(seconds=poll_s) > started
+
+
 def no_service_has_sessions(seen: dict[str, SessionsSeen]) -> bool:
     """Return whether no service has a session: the database more likely refuses both than both processes are dead."""
     return bool(seen) and all(s.says is SessionState.NONE for s in seen.values())
