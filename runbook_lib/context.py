@@ -252,6 +252,19 @@ class Context:
         """Return the database's present time, from the clock offset measured at the start."""
         return self.clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
 
+    def in_one_cluster(self) -> Context:
+        """Return a copy whose settings name the cluster that the workloads' tool would choose by itself.
+
+        So an action's command names it, and the action ends in the cluster that was checked.
+        """
+        try:
+            context, _ = self.workloads.cluster()
+        except SourceError:
+            return self
+        workloads = self.facts.workloads.model_copy(update={"context": context})
+        facts = self.facts.model_copy(update={"workloads": workloads})
+        return replace(self, target=self.target.model_copy(update={"facts": facts}))
+
     def present(self) -> Context:
         """Return a copy whose window ends now, to measure an action's effect."""
         return replace(self, window=Window.before(self.now(), self.parameters.window_minutes, past=self.past))

@@ -20,13 +20,15 @@ class Precondition:
     """A condition for an action; `ok` is None if it could not be checked.
 
     `waived`: it does not hold, but was waived by break-glass. `warns`: if it cannot be checked, it only warns; every
-    other precondition then stops the action.
+    other precondition then stops the action. `identity` names the system that was checked, such as a cluster or a
+    database: an approval holds for that one alone.
     """
 
     text: Text
     ok: bool | None
     waived: bool = False
     warns: bool = False
+    identity: str = ""
 
     @property
     def warned(self) -> bool:

@@ -204,15 +204,16 @@ class Session:
         known = action.actions()
         if name not in known:
             raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
+        rb = self.context.in_one_cluster()
         try:
-            asked = known[name](self.context, **what)
+            asked = known[name](rb, **what)
         except TypeError as e:  # an argument that it does not have
             raise UsageError(f"{name}: {e}") from None
         begun = pd.Timestamp.now("UTC")
         with self.progress() as progress:
             outcome = action.perform(
                 asked,
-                self.context,
+                rb,
                 execute=execute,
                 approved_by=approved_by,
                 reason=reason,

@@ -9,7 +9,8 @@ An approval is valid only in the archive that has the dry run, and only once: th
 (`ledger`).
 
 The digest covers the fields `_BOUND` and the state of each precondition: its key, whether it holds, whether it was
-waived. The preconditions' numbers change between two samples and are left out. The signature is over the text before
+waived, the identity of the system that it checked. The preconditions' numbers change between two samples and are left
+out. The signature is over the text before
 `:<name>`.
 """
 
@@ -228,7 +229,8 @@ def _find_difference(rb: Context, asked: Mapping[str, Any], word: Approval) -> T
 
 def _bound_values(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of an action log line that an approval is bound to."""
-    stood = [[str(p.get("key")), p.get("ok"), p.get("waived")] for p in line.get("preconditions") or ()]
+    fields = ("ok", "waived", "identity")
+    stood = [[str(p.get("key")), *(p.get(name) for name in fields)] for p in line.get("preconditions") or ()]
     others = sorted((s for s in stood if not s[0].startswith("action.approval.")), key=str)
     return {name: line.get(name) for name in _BOUND} | {"preconditions": others}
 

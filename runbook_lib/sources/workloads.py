@@ -126,9 +126,9 @@ class Runner(ABC):
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set variables (None removes one), which restarts the workload; return what the tool said."""
 
-    def unnamed_cluster(self) -> str:
-        """Return the cluster that the tool itself chooses because the target names none; "" for none."""
-        return ""
+    def cluster(self) -> tuple[str, str]:
+        """Return the name and the address of the cluster that the tool acts in; "" for what there is not."""
+        return "", ""
 
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the workload has variables that `environment` does not show."""
@@ -203,7 +203,7 @@ class KubectlRunner(Runner):
 
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
-        ("set", "env"), ("scale",), ("config", "current-context"),
+        ("set", "env"), ("scale",), ("config", "current-context"), ("config", "view"),
     })  # fmt: skip
     failures = (
         (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
@@ -213,7 +213,7 @@ class KubectlRunner(Runner):
         (Reason.UNREACHABLE, "no_connection", ("refused", "no such host", "unable to connect", "no route")),
         (Reason.UNREACHABLE, "no_connection", ("reset by peer",)),
     )
-    #: The context that was found by `unnamed_cluster`.
+    #: The context that was found by `cluster`.
     _current = ""
 
     def logs(self, name: str, minutes: float) -> list[str]:
@@ -300,12 +300,14 @@ class KubectlRunner(Runner):
         words = ("set", "env", f"deploy/{name}", "-c", self._container(name), *values)
         return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
-    def unnamed_cluster(self) -> str:
-        """Return kubectl's current context, and stay with it: an action must not end in another cluster."""
-        if not (self._settings.context or self._current):
-            with suppress(SourceError):  # none: in a pod
+    def cluster(self) -> tuple[str, str]:
+        """Return kubectl's context and its server, and stay with it: an action must not end in another cluster."""
+        with suppress(SourceError):  # none: in a pod
+            if not (self._settings.context or self._current):
                 self._current = self._run_verb("config", "current-context").out.strip()
-        return self._current
+            server = self._run_verb("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}")
+            return self._settings.context or self._current, server.out.strip()
+        return self._settings.context or self._current, ""
 
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the container has variables from a whole ConfigMap or Secret (`envFrom`)."""

@@ -292,7 +292,7 @@ def action_lines(o: Outcome, lang: str) -> list[str]:
 
     loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
     lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(ACTION_RESULT_KEYS[o.result]))}: {t(o.why)}", f"    {o.command}"]
-    lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)}" for p in o.preconditions]
+    lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)} {p.identity}".rstrip() for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
     return lines
@@ -307,7 +307,7 @@ def request_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str
     lines = [
         messages.text(asked, lang),
         f"    {line['command']}",
-        *(f"  {_PRECONDITION_MARKS[p['ok']]} {p['text'][lang]}" for p in stood),
+        *(f"  {_PRECONDITION_MARKS[p['ok']]} {p['text'][lang]} {p.get('identity', '')}".rstrip() for p in stood),
     ]
     # Whoever asks may have written the line by hand, and a terminal obeys what it does not show.
     return ["".join(c if c.isprintable() else "\ufffd" for c in shown) for shown in lines]

@@ -19,13 +19,14 @@ from test_actions import Counter, around, was_done
 from test_sign import AOKI, KNOWN, SATO, pem, public
 
 from runbook_lib import messages
-from runbook_lib.actions import action
+from runbook_lib.actions import action, proposals
 from runbook_lib.actions.action import perform
 from runbook_lib.context import Context
 from runbook_lib.governance import approval, ledger, sign
 from runbook_lib.governance.approval import Approval
 from runbook_lib.model.finding import Status, say
 from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.packs.entitlement.actions.restart import check_cluster
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.settings import Signing
 from runbook_lib.store import ACTION_LOG, Archive
@@ -71,9 +72,9 @@ class World:
         self.as_login("aoki")
         return quiet_session(section, incident_id=incident, target=target).context
 
-    def ask(self, action: Counter | None = None) -> str:
+    def ask(self, action: Counter | None = None, rb: Context | None = None) -> str:
         """What Aoki's dry run asks for."""
-        outcome = perform(action or Counting(), self.open())
+        outcome = perform(action or Counting(), rb or self.open())
         (found,) = re.findall(r"request:\S+", why(outcome))
         return str(found)
 
@@ -261,6 +262,43 @@ def by_another_person(world: World) -> Outcome:
     return execute(world, word, rb=rb)
 
 
+#: A kubectl of which only the context and its server are asked.
+KUBECTL = """#!/bin/sh
+case "$*" in *current-context*) echo "$CONTEXT" ;; *"config view"*) echo "$SERVER" ;; esac
+"""
+
+
+class Workload(Counting):
+    """A counter that runs in the cluster of kubectl's context."""
+
+    def __init__(self, rb: Context) -> None:
+        super().__init__()
+        self.rb = rb
+
+    def command(self) -> str:
+        return proposals.restart(self.rb, "notification").command
+
+    def preconditions(self, rb: Context) -> list[Precondition]:
+        return [*super().preconditions(rb), *check_cluster(rb)]
+
+
+def in_another_cluster(world: World, **changed: str) -> Outcome:
+    """Approved for the context "staging"; kubectl's configuration changes before it is carried out."""
+    (world.folder / "kubectl").write_text(KUBECTL)
+    (world.folder / "kubectl").chmod(0o755)
+    found = {"PATH": f"{world.folder}:{os.environ['PATH']}", "CONTEXT": "staging", "SERVER": "https://staging.example"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        asks = world.open().in_one_cluster()
+        request = world.ask(Workload(asks), asks)
+        word = world.approve(request)
+        for name, value in changed.items():
+            patch.setenv(name, value)
+        rb = world.open().in_one_cluster()
+        return execute(world, word, Workload(rb), rb=rb)
+
+
 MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     "replay": (replayed, "the approval by sato was used before"),
     "replay-of-a-second-one": (approved_twice, "the approval by mori was used before"),
@@ -279,6 +317,11 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     "other-person": (by_another_person, "a different action: it is for another person"),
     "changed-preconditions": (
         lambda w: executed(w, Counting(seen=(("postgres", True),))),
+        "a different action: its preconditions were different",
+    ),
+    "other-cluster": (lambda w: in_another_cluster(w, CONTEXT="production"), "a different action: its command differs"),
+    "other-cluster-of-the-same-name": (
+        lambda w: in_another_cluster(w, SERVER="https://production.example"),
         "a different action: its preconditions were different",
     ),
     "own": (lambda w: execute(w, w.forge(w.ask(), "aoki", "aoki")), "aoki is the person who acts: another person must"),
@@ -307,6 +350,28 @@ def test_misuse_is_refused_in_one_line_that_stands_in_the_log(misuse: str, world
     last = world.lines(incident)[-1]
     assert (last["result"], last["why"]) == ("refused", record.text(outcome.why))
     assert last["approval"] == outcome.approval and (last["approval"] or "contains no approval" in says)
+
+
+def test_an_approval_holds_in_the_cluster_that_was_approved(world: World) -> None:
+    done = in_another_cluster(world)
+    assert done.result == "done" and "kubectl --context staging -n" in done.command
+    assert [p.identity for p in done.preconditions if p.identity] == ["staging https://staging.example"]
+    assert "https://staging.example" in "\n".join(render.action_lines(done, "en"))
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("restart", {"workload": "entitlement"}),
+        ("scale", {"workload": "notification", "replicas": 0}),
+        ("set", {"settings": {"delivery.batch_size": 10}}),
+    ],
+)
+def test_each_command_to_the_cluster_names_it(world: World, name: str, what: dict[str, Any]) -> None:
+    rb = world.open()
+    facts = rb.facts.model_copy(update={"workloads": rb.facts.workloads.model_copy(update={"context": "staging"})})
+    named = replace(rb, target=rb.target.model_copy(update={"facts": facts}))
+    assert action.actions()[name](named, **what).command().startswith("kubectl --context staging -n ")
 
 
 def test_of_two_at_the_same_moment_one_is_carried_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,18 @@ class Outbox(Queue, query="outbox/backlog"):
     postponed: float = 0.0
 
 
+class Database(Row, query="scope/database"):
+    """The database that answers: its name, and its cluster's identifier, which a copy by replication shares."""
+
+    name: str = ""
+    cluster: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Return both in one text."""
+        return f"{self.name}@{self.cluster}"
+
+
 class Delay(Row, query="outbox/delay"):
     """Delays, in seconds, of the events that were published in the window."""
 

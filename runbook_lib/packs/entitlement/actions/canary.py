@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.context import Context, Progress
@@ -57,7 +58,7 @@ class Canary:
 
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check that the service of the API answers; the action itself shows whether the API accepts."""
-        return [check_answers(SERVICE, lambda: rb.service(SERVICE).samples(PATH, lambda name: False))]
+        return [check_answers(SERVICE, lambda: _identify_service(rb))]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return the number of the account's events in the window."""
@@ -105,6 +106,12 @@ class Canary:
     def _read_events(self, rb: Context) -> list[str]:
         with rb.present().snapshot() as db:
             return list(db.ask("journey/by_user", typed_user=self.user)["event_id"])
+
+
+def _identify_service(rb: Context) -> str:
+    """Return the host and port of the service that answers. Raises SourceError."""
+    rb.service(SERVICE).samples(PATH, lambda name: False)
+    return urlsplit(rb.target.service(SERVICE) or "").netloc.rpartition("@")[2]
 
 
 def _duration_s(trace: EventTrace) -> float:

@@ -19,7 +19,7 @@ from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.outcome import Precondition
 from runbook_lib.packs.entitlement.actions import stores
-from runbook_lib.packs.entitlement.actions.restart import sample_until_settled
+from runbook_lib.packs.entitlement.actions.restart import check_answers, identify_broker, sample_until_settled
 from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, Writer
 from runbook_lib.packs.entitlement.checks import dead_letters, errors
 from runbook_lib.packs.entitlement.checks.duplicates import KeyIndex
@@ -106,7 +106,8 @@ class Redrive:
         with stores.connect(rb) as db:
             ready = self._query_rights(db)
             found.append(Precondition(say("action.redrive.ledger"), ready["ledger"]))
-            found.append(Precondition(say("action.redrive.may_write", store=name), ready["may_write"]))
+            may_write = say("action.redrive.may_write", store=name)
+            found.append(Precondition(may_write, ready["may_write"], identity=db.identity()))
             if not (ready["ledger"] and ready["may_write"]):
                 return found
             letters = self._read_letters(db, self.events)
@@ -117,6 +118,8 @@ class Redrive:
             found += self._check_flow(rb, self.store.flow(db, facts_of(rb).lease_s))
         if self.store.name != "delivery":
             found.append(_check_key(rb))
+        if self.store.name == "broker":
+            found.append(check_answers("jetstream", lambda: identify_broker(rb)))
         if open_["publishing"]:
             return [*found, Precondition(say("action.redrive.resumes", n=open_["publishing"]), ok=True)]
         return [*found, self._check_choice(rb, letters)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from runbook_lib.packs.entitlement.rows import (
     WRITE_BLOCKERS,
     Activity,
     Application,
+    Database,
     HeldRow,
     Notifications,
     Outbox,
@@ -167,9 +169,10 @@ def sample_until_settled(
 
 
 def check_cluster(rb: Context) -> list[Precondition]:
-    """Name the cluster that kubectl chooses by itself, so that an approval holds for that one alone."""
-    context = rb.workloads.unnamed_cluster()
-    return [Precondition(say("action.restart.cluster", context=context), ok=True)] if context else []
+    """Name the cluster that kubectl acts in, so that an approval holds for that one alone; [] for another tool."""
+    context, server = rb.workloads.cluster()
+    named = Precondition(say("action.restart.cluster", context=context), True, identity=f"{context} {server}".strip())
+    return [named] if context else []
 
 
 def check_servers(rb: Context) -> list[Precondition]:
@@ -179,8 +182,8 @@ def check_servers(rb: Context) -> list[Precondition]:
     without a leader refuses.
     """
     return [
-        check_answers("postgres", lambda: _query_database(rb)),
-        check_answers("jetstream", rb.jetstream.ready),
+        check_answers("postgres", lambda: _identify_database(rb)),
+        check_answers("jetstream", lambda: identify_broker(rb)),
         _check_database_role(rb),
         *_check_broker_refusals(rb),
     ]
@@ -316,9 +319,20 @@ def _check_not_starting(rb: Context, name: str) -> Precondition:
     return Precondition(text, not is_starting(rb.workloads.pods(name), rb.now(), young_s))
 
 
-def _query_database(rb: Context) -> None:
+def _identify_database(rb: Context) -> str:
     with rb.snapshot() as db:
         db.clock_offset(rounds=1)
+        found = db.try_ask(Database.QUERY)  # a server may keep its identifier to itself
+    return "" if found is None else rows.one(found, Database).identity
+
+
+def identify_broker(rb: Context) -> str:
+    """Return the events' stream and the time at which it was made; "" if it cannot be read. Raises SourceError."""
+    rb.jetstream.ready()
+    name = facts_of(rb).streams.events
+    with suppress(SourceError):
+        return f"{name} of {rb.jetstream.stream(name).get('created', '')}"
+    return ""
 
 
 def check_cooldown(rb: Context, program: str | None = None) -> Precondition:
@@ -336,11 +350,10 @@ def check_cooldown(rb: Context, program: str | None = None) -> Precondition:
     return Precondition(text, not recent)
 
 
-def check_answers(source: str, ask: Callable[[], object]) -> Precondition:
-    """Check that a source answers."""
-    text = say("action.restart.answers", source=source)
+def check_answers(source: str, identify: Callable[[], str]) -> Precondition:
+    """Check that a source answers; `identify` returns the identity of what answers, or ""."""
     try:
-        ask()
+        identity = identify()
     except SourceError as e:
         return Precondition(say("action.restart.answers_not", source=source, detail=e.detail), ok=False)
-    return Precondition(text, ok=True)
+    return Precondition(say("action.restart.answers", source=source), ok=True, identity=identity)

@@ -20,9 +20,9 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement import rows, wire
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.queries import statement
+from runbook_lib.queries import query, statement
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message
@@ -57,6 +57,12 @@ class Writer:
     def ask(self, name: str, **params: Any) -> list[dict[str, Any]]:
         """Run a statement of `sql/redrive` and return its rows. Raises SourceError."""
         return self._execute(f"redrive/{name}", statement(f"redrive/{name}"), params)
+
+    def identity(self) -> str:
+        """Return the database and its cluster's identifier; "" if this role may not read it."""
+        with suppress(SourceError):
+            return rows.Database(**self._execute("identity", query(rows.Database.QUERY).sql, {})[0]).identity
+        return ""
 
     def lock(self, store: str) -> bool:
         """Take the lock on redrives of this store until the connection ends; return False if another redrive has it."""

@@ -46,8 +46,8 @@ def collect_restart(rb: Context) -> Frames:
     """
     outcome = rb.outcomes.get("restart")
     if outcome is None:
-        restart = ACTIONS["restart"](rb, workload=parameters_of(rb).workload)
-        outcome = rb.outcomes["restart"] = perform(restart, rb)
+        one = rb.in_one_cluster()
+        outcome = rb.outcomes["restart"] = perform(ACTIONS["restart"](one, workload=parameters_of(rb).workload), one)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
     return {**outcome.frames(rb.lang), "about": about}
 

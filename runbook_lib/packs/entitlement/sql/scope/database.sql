@@ -1,0 +1,8 @@
+-- question: which database of which cluster is this?
+-- index: catalog
+-- cost: catalog
+-- answers: present
+-- column: name text
+-- column: cluster text
+SELECT current_database() AS name, CAST(system_identifier AS text) AS cluster
+FROM pg_catalog.pg_control_system();
