@@ -181,6 +181,7 @@ _ENGINE = Pack(
     },
     hooks={
         "rules": "governance.guard:Guard",
+        "actions_of_target": "governance.ledger:read_all",
         "frozen_until": "governance.freeze:frozen_until",
         "sign": "governance.sign:sign",
         "signature_holds": "governance.sign:is_valid",

@@ -211,7 +211,7 @@ def _find_rejection(rb: Context, asked: Mapping[str, Any], word: Approval) -> Te
     # Earlier versions had no ledger: the archive's own log names the approvals that it used.
     if word.job in {*log["job"], *(str(e.get("job")) for e in ledger.read_entries(rb.archive))}:
         return used_already(word)
-    if word.until <= ledger.latest_time(rb, log):
+    if word.until <= datetime.now(UTC):
         return say("action.approval.expired", by=word.by, until=when(pd.Timestamp(word.until)))
     return None
 

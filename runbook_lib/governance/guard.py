@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from runbook_lib.usage import UsageError
 from runbook_lib.view.render import when
 
 _HOUR = pd.Timedelta(hours=1)
+#: Clocks of machines that share a ledger may differ by this much.
+CLOCK_TOLERANCE = pd.Timedelta(minutes=1)
 _COUNTED = ("begun", "done", "failed")
 
 
@@ -29,23 +31,17 @@ class Guard:
         self.word, self.by, self.job = str(self._approval or ""), "", ""
 
     def standing(self) -> tuple[Precondition, ...]:
-        """Return the target's freeze and hourly limit as preconditions.
-
-        A clock that was set back must not end a freeze or hide an action: the newest line of the target's ledger and of
-        the incident's action log is a lower bound of the present.
-        """
+        """Return the clock, and the target's freeze and hourly limit, as preconditions."""
         target, name = self._rb.target, self._rb.parameters.target
-        if not target.freeze and not target.actions_per_hour:
-            return ()
         try:
             log = ledger.read_actions(self._rb)
-            newest = ledger.latest_time(self._rb, log)
+            found = list(check_clock(self._rb, log))
         except (OSError, UsageError) as e:
+            if not (target.freeze or target.actions_per_hour):
+                return ()
             return (Precondition(say("action.rule.unseen", detail=str(e)), None, waived=self._waive),)
-        found = []
         if target.freeze:
-            moments = (at.to_pydatetime(warn=False) for at in (pd.Timestamp.now("UTC"), newest))
-            ends = max((end for at in moments if (end := freeze.frozen_until(target.freeze, at))), default=None)
+            ends = freeze.frozen_until(target.freeze, pd.Timestamp.now("UTC").to_pydatetime(warn=False))
             frozen = say("action.rule.frozen", target=name, until=when(pd.Timestamp(ends))) if ends else None
             found.append(Precondition(frozen or say("action.rule.not_frozen", target=name), ends is None))
         if target.actions_per_hour:
@@ -98,6 +94,18 @@ class Guard:
     def used(self) -> Text:
         """Return the refusal for an approval that was used before."""
         return approval.used_already(self._approval)
+
+
+def check_clock(rb: Context, log: pd.DataFrame) -> Iterator[Precondition]:
+    """Yield a precondition that does not hold if the ledger or the incident's log has lines of the future.
+
+    Expiry of approvals, freezes, the hourly limit and the cooldown depend on the clock: one that was set back would
+    extend an approval and end a freeze. Raises OSError.
+    """
+    newest = ledger.latest_time(rb, log)
+    if newest > pd.Timestamp.now("UTC") + CLOCK_TOLERANCE:
+        place = ledger.ledger_of(rb).place
+        yield Precondition(say("action.rule.clock", newest=when(newest), place=place, log=rb.archive.place), ok=False)
 
 
 def check_hourly_limit(rb: Context, log: pd.DataFrame) -> Precondition:

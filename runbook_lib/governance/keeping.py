@@ -29,6 +29,8 @@ FOLDER, JOURNAL = ".keeping", "journal"
 #: A user id of fewer bytes is not searched for in files: it would match by chance.
 MIN_ID_BYTES = 6
 _TIME_FIELDS = ("time", "started", "ended")
+#: The clock is doubted if it is behind the newest line by more than the first, or ahead of it by more than the second.
+CLOCK_TOLERANCE, CLOCK_GAP = pd.Timedelta(minutes=5), pd.Timedelta(days=40)
 
 
 def journal(output: str) -> Archive:
@@ -158,6 +160,27 @@ def hold(archive: Archive, reason: str, *, release: bool = False) -> None:
         if (archive.incident in read_holds(archive.output)) is not release:
             raise UsageError(f"{archive.incident} is {'not ' if release else ''}on hold{'' if release else ' already'}")
         write_line(archive.output, "release" if release else "hold", incident=archive.incident, reason=reason.strip())
+
+
+def check_clock(output: str, now: pd.Timestamp) -> None:
+    """Raise UsageError if the clock contradicts the newest line of the output: removals depend on it.
+
+    Each removal and each `retain --execute` is a line of the log, so that a gap of `CLOCK_GAP` is unusual.
+    """
+    logs = [archive.lines(log) for archive in (*dossiers(output), journal(output)) for log in SEALED]
+    moments = [m for lines in logs for line in lines if (m := _last_moment(line)) is not None]
+    newest = max(moments, default=now)
+    if not -CLOCK_TOLERANCE <= now - newest <= CLOCK_GAP:
+        raise UsageError(
+            f"the clock shows {when(now)}, and the newest line of {output} is of {when(newest)}: nothing was removed;"
+            " if the clock is right, add --clock-is-right"
+        )
+
+
+def _last_moment(line: dict[str, Any]) -> pd.Timestamp | None:
+    with suppress(ValueError, TypeError):
+        return max((moment(line[name]) for name in _TIME_FIELDS if line.get(name)), default=None)
+    return None
 
 
 def find_expired(archive: Archive, config: Settings, now: pd.Timestamp) -> ExpiredDossier | Text | None:

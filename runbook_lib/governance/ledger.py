@@ -35,6 +35,14 @@ def read_actions(rb: Context) -> pd.DataFrame:
     return _drop_refused(to_frame(read_entries(ledger_of(rb))))
 
 
+def read_all(rb: Context) -> pd.DataFrame:
+    """Return the actions of the target's ledger and of the incident's own log. Raises OSError and UsageError.
+
+    The ledger may have been unwritable when an action of this incident began.
+    """
+    return pd.concat([read_actions(rb), to_frame(read_entries(rb.archive))], ignore_index=True)
+
+
 def _drop_refused(lines: pd.DataFrame) -> pd.DataFrame:
     """Drop the actions that did not begin because their incident's log could not be written."""
     return lines[~lines["id"].isin(lines.loc[lines["result"] == "refused", "id"])]
@@ -75,7 +83,7 @@ def end(rb: Context, entry: dict[str, Any]) -> None:
 
 
 def latest_time(rb: Context, log: pd.DataFrame) -> pd.Timestamp:
-    """Return the present, or the newest logged time if that is later (a clock was set back). Raises OSError."""
+    """Return the present, or the newest logged time if that is later. Raises OSError."""
     own = to_frame(read_entries(rb.archive))
     moments: list[pd.Timestamp] = [pd.Timestamp.now("UTC"), *log["time"].dropna(), *own["time"].dropna()]
     return max(moments)

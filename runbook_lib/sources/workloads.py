@@ -96,7 +96,9 @@ class Runner(ABC):
 
     @abstractmethod
     def pods(self, name: str) -> list[dict[str, Any]]:
-        """Return its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or "")."""
+        """Return its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or ""),
+        `ending` (it has been told to stop).
+        """
 
     @abstractmethod
     def replicas(self, name: str) -> int:
@@ -255,6 +257,7 @@ class KubectlRunner(Runner):
                 ),
                 "restarts": own.get("restartCount"),
                 "started": str(running.get("startedAt") or status.get("startTime") or ""),
+                "ending": "deletionTimestamp" in pod["metadata"],
             })  # fmt: skip
         return pods
 
@@ -385,7 +388,8 @@ class SupervisorctlRunner(Runner):
         started = (datetime.now(UTC) - age).isoformat(timespec="seconds") if up else ""
         # In BACKOFF it has ended at its start at least once; how often is not said.
         restarts = 1 if state == "BACKOFF" else None
-        return [{"name": name, "ready": state == "RUNNING", "restarts": restarts, "started": started}]
+        found = {"name": name, "ready": state == "RUNNING", "restarts": restarts, "started": started}
+        return [found | {"ending": state == "STOPPING"}]
 
     def replicas(self, name: str) -> int:
         """Return 1, or 0 if the program was stopped."""

@@ -95,16 +95,21 @@ def test_nothing_seen_is_not_recovered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("started", "expected"),
+    ("started", "ending", "expected"),
     [
-        ([], False),
-        ([""], True),
-        (["2026-03-01T11:59:50Z"], True),
-        (["2026-03-01T11:59:50Z", "2026-03-01T10:00:00Z"], False),
+        ([], [], False),
+        ([""], [], True),
+        (["2026-03-01T11:59:50Z"], [], True),
+        (["2026-03-01T11:59:50Z", "2026-03-01T10:00:00Z"], [], False),
+        (["2026-03-01T11:59:50Z"], ["2026-03-01T10:00:00Z"], True),  # the old one still ends
+        ([], ["2026-03-01T10:00:00Z"], True),
     ],
 )
-def test_a_rollout_is_under_way_while_all_instances_are_young(started: list[str], expected: bool) -> None:
-    assert is_starting([{"started": at} for at in started], NOW, 20.0) is expected
+def test_a_rollout_is_under_way_while_all_instances_are_young_or_end(
+    started: list[str], ending: list[str], expected: bool
+) -> None:
+    pods = [{"started": at, "ending": ends} for ends, each in ((False, started), (True, ending)) for at in each]
+    assert is_starting(pods, NOW, 20.0) is expected
 
 
 class Claims:

@@ -26,7 +26,7 @@ from runbook_lib.governance import approval, ledger, sign
 from runbook_lib.governance.approval import Approval
 from runbook_lib.model.finding import Status, say
 from runbook_lib.outcome import Outcome, Precondition
-from runbook_lib.packs.entitlement.actions.restart import check_cluster
+from runbook_lib.packs.entitlement.actions.restart import check_cluster, check_cooldown
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.settings import Signing
 from runbook_lib.store import ACTION_LOG, Archive
@@ -308,7 +308,7 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     "replay-in-another-folder": (in_another_working_folder, "the approval by sato was used before"),
     "other-output": (in_another_output, "the dry run that sato approved is not in "),
     "expired": (lambda w: execute(w, w.approve(minutes=-1)), "the approval by sato expired at "),
-    "clock-set-back": (under_another_clock, "the approval by sato expired at "),
+    "clock-set-back": (under_another_clock, "this machine's clock is behind a line of "),
     "other-arguments": (lambda w: executed(w, Counting("x")), "a different action: its arguments differ"),
     "other-action": (lambda w: executed(w, Counting(name="scale")), "a different action: it is for another action"),
     "other-target": (lambda w: executed(w, target="other"), "a different action: it is for another target"),
@@ -402,6 +402,23 @@ def test_an_action_on_what_another_changed_meanwhile_is_refused(world: World) ->
     outcome = execute(world, approved(), slow)
     assert (outcome.result, slow.n) == ("refused", 0) and "another action on notification" in why(outcome)
     assert execute(world, approved(), Named()).result == "done", "later it may"
+
+
+def test_a_second_incident_does_not_restart_what_the_first_has_just_restarted(world: World) -> None:
+    class Restarting(Counting):
+        def what(self) -> dict[str, Any]:
+            return {"workload": "notification", "name": "notification"}
+
+        def preconditions(self, rb: Context) -> list[Precondition]:
+            return [check_cooldown(rb, "notification")]
+
+    first, second = world.open(), world.open(incident="B-2")
+    assert execute(world, world.approve(world.ask(Restarting(), first)), Restarting(), rb=first).result == "done"
+    refused = perform(Restarting(), second)
+    assert "notification was not restarted within the last 60 s by an action on this target" in why(refused)
+    assert [p.ok for p in refused.preconditions if "not_just_changed" in p.text.key] == [False]
+    other = perform(Restarting(), world.open(incident="B-2", target="other"))
+    assert [p.ok for p in other.preconditions if "not_just_changed" in p.text.key] == [True]
 
 
 def test_one_approval_is_one_action_whatever_output_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,8 @@ def test_what_is_old_is_removed_but_nothing_on_hold(tmp_path: Path, command: Com
 
     assert command("retain", "--execute").returncode == 1
     assert not (tmp_path / "outputs" / "OLD").exists() and all(archive.names() for archive in kept)
-    hold, *removed = journal(old)
+    hold, *removed, retained = journal(old)
+    assert (retained["what"], retained["removed"]) == ("retain", 1)
     assert (hold["what"], hold["incident"], hold["reason"]) == ("hold", "HELD", "case 7")
     assert [(e["incident"], e["seal"], e["result"]) for e in removed] == [
         ("OLD", str(was), r) for r in ("begun", "done")
@@ -160,6 +161,21 @@ def test_what_is_old_is_removed_but_nothing_on_hold(tmp_path: Path, command: Com
     assert command("hold", "HELD", "--release", "--reason", "case 7 is closed").returncode == 0
     assert "HELD (prod)" in command("retain", "--execute").stdout
     assert not (tmp_path / "outputs" / "HELD").exists()
+
+
+@pytest.mark.parametrize("days_ago", [400, -1])
+def test_a_clock_that_contradicts_the_newest_line_removes_nothing(
+    tmp_path: Path, command: Command, days_ago: float
+) -> None:
+    """The newest line is of 400 days ago for a clock that is ahead, and of the future for one that is behind."""
+    old = dossier(tmp_path, "OLD", days_ago=401)
+    dossier(tmp_path, "NEWEST", days_ago=days_ago)
+    refused = command("retain", "--execute")
+    assert refused.returncode == 64 and "the clock shows" in refused.stderr and "Traceback" not in refused.stderr
+    assert old.names()
+    assert command("retain", "--execute", "--clock-is-right").returncode == 0
+    assert not old.names()
+    assert command("retain", "--execute").returncode == (0 if days_ago > 0 else 64), "its own line is the newest now"
 
 
 def died(tmp_path: Path, incident: str, *, days_ago: float, target: str | None = "prod") -> Archive:

@@ -127,7 +127,13 @@ def test_no_pod_has_no_log(cluster: Cluster, runner: KubectlRunner) -> None:
 def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
     assert (runner.replicas("notification"), runner.strategy("notification")) == (1, "Recreate")
     assert runner.pods("notification") == [
-        {"name": "notification-7c9d5f6b8-x2k40", "ready": True, "restarts": 3, "started": "2025-01-31T02:30:00Z"}
+        {
+            "name": "notification-7c9d5f6b8-x2k40",
+            "ready": True,
+            "restarts": 3,
+            "started": "2025-01-31T02:30:00Z",
+            "ending": False,
+        }
     ]
     assert runner.environment("notification") == {
         "NOTIFICATION_DELIVERY_BATCH_SIZE": "50",

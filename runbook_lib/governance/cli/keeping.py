@@ -64,9 +64,10 @@ def hold(incident: str, reason: str, release: bool, output: str, lang: str) -> i
 
 @click.command()
 @click.option("--execute", is_flag=True, help="remove the dossiers; without it they are only listed")
+@click.option("--clock-is-right", is_flag=True, help="remove also if the newest line is older than 40 days")
 @output_option()
 @lang_option()
-def retain(execute: bool, output: str, lang: str) -> int:
+def retain(execute: bool, clock_is_right: bool, output: str, lang: str) -> int:
     """Remove dossiers older than their targets' keep_days, except those on hold. A dry run without --execute.
 
     Exit code 0: done; 1: the age or the target of some old dossiers is not known: they are listed and kept.
@@ -78,6 +79,8 @@ def retain(execute: bool, output: str, lang: str) -> int:
 
     config, now, unread, removed = settings.load(), pd.Timestamp.now("UTC"), 0, 0
     holds = keeping.read_holds(output)
+    if execute and not clock_is_right:
+        keeping.check_clock(output, now)
     for archive in keeping.dossiers(output):
         found = keeping.find_expired(archive, config, now)
         if not isinstance(found, keeping.ExpiredDossier):
@@ -96,7 +99,8 @@ def retain(execute: bool, output: str, lang: str) -> int:
             removed += 1
     if not execute:
         echo_text(lang, say("keeping.dry"))
-    elif removed:
+    else:
+        keeping.write_line(output, "retain", removed=removed)
         _print_seal(output)
     return int(bool(unread))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib import pack, rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
 from runbook_lib.catalog import duration
@@ -30,7 +30,6 @@ from runbook_lib.packs.entitlement.rows import (
     Queue,
 )
 from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -225,8 +224,15 @@ def _check_database_role(rb: Context) -> Precondition:
 
 
 def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:
-    """Return whether all instances of a workload, from `Runner.pods`, are younger than `young_s`; False without any."""
-    ages = ((now - pd.Timestamp(pod["started"])).total_seconds() if pod["started"] else 0.0 for pod in pods)
+    """Return whether all instances of a workload, from `Runner.pods`, end or are younger than `young_s`.
+
+    False without any.
+    """
+    ages = (
+        (now - pd.Timestamp(pod["started"])).total_seconds() if pod["started"] else 0.0
+        for pod in pods
+        if not pod["ending"]
+    )
     return bool(pods) and all(age < young_s for age in ages)
 
 
@@ -336,18 +342,18 @@ def identify_broker(rb: Context) -> str:
 
 
 def check_cooldown(rb: Context, program: str | None = None) -> Precondition:
-    """Check that this incident ran no action within the cooldown, on `program` or at all."""
+    """Check that no incident ran an action on this target within the cooldown, on `program` or at all."""
     cooldown_s = rb.number("action.cooldown")
-    times = [
-        pd.Timestamp(line["time"])
-        for line in rb.archive.lines(ACTION_LOG)
-        if line["result"] in ("begun", "done", "failed") and program in (None, line["what"].get("name"))
-    ]
-    recent = bool(times) and (pd.Timestamp.now("UTC") - max(times)).total_seconds() < cooldown_s
     text = say("change.nothing_just_changed", s=cooldown_s)
     if program:
         text = say("action.restart.not_just_changed", name=program, s=cooldown_s)
-    return Precondition(text, not recent)
+    try:
+        log = pack.hook("actions_of_target")(rb)
+    except (OSError, UsageError):
+        return Precondition(text, ok=None, warns=True)
+    acted = log[log["result"].isin(("begun", "done", "failed"))]
+    times = (acted if program is None else acted[acted["name"] == program])["time"]
+    return Precondition(text, not ((pd.Timestamp.now("UTC") - times).dt.total_seconds() < cooldown_s).any())
 
 
 def check_answers(source: str, identify: Callable[[], str]) -> Precondition:
