@@ -327,9 +327,11 @@ class Journal:
                     self._add_second_run(job, verdict["status"], *second_run, now)
             reported = self._reported_signatures(job.incident)
             changed = reported.get(job.target) != signature
+            if places:
+                reported[job.target] = signature
             self._execute(
                 "UPDATE incidents SET verdict = ?, signature = ? WHERE id = ?",
-                json.dumps(verdict, ensure_ascii=False), json.dumps(reported | {job.target: signature}), job.incident,
+                json.dumps(verdict, ensure_ascii=False), json.dumps(reported), job.incident,
             )  # fmt: skip
             self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
 
@@ -348,6 +350,27 @@ class Journal:
             self._finish_run(job, places, message, "UNKNOWN", seal, now)
 
     # Messages.
+
+    def readdress(self, places: Sequence[str], now: float) -> int:
+        """Address the messages that wait for other places to `places`; return their number. Raises JournalError.
+
+        A place that has the same message already gets no second one. Without `places` the messages stay.
+        """
+        if not places:
+            return 0
+        known = json.dumps([*places])
+        with self._transaction():
+            self._execute(
+                "INSERT INTO messages (incident, place, title, body, status, made, due)"
+                " SELECT incident, value, title, body, status, made, ? FROM messages AS m, json_each(?)"
+                " WHERE state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
+                " AND NOT EXISTS (SELECT 1 FROM messages WHERE incident = m.incident AND place = value"
+                " AND (title, body, made) = (m.title, m.body, m.made))"
+                " GROUP BY incident, title, body, made, value ORDER BY min(m.id)",
+                now, known, known,
+            )  # fmt: skip
+            moved = "DELETE FROM messages WHERE state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
+            return self._execute(moved, known).rowcount
 
     def due_messages(self, now: float) -> list[Notice]:
         """Return the messages that are due, oldest first; an incident's messages to one URL keep their order.
@@ -382,13 +405,18 @@ class Journal:
                 self._execute("REPLACE INTO threads VALUES (?, ?, ?)", message.incident, message.place, thread)
 
     def mark_unsent(self, message: Notice, due: float | None, problem: str) -> None:
-        """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError."""
+        """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError.
+
+        After a message that is given up, the incident's next verdict is reported even if it is the same.
+        """
         with self._transaction():
             self._execute(
                 "UPDATE messages SET state = ?, due = coalesce(?, due), attempts = attempts + 1, problem = ?"
                 " WHERE id = ?",
                 "failed" if due is None else "waiting", due, problem, message.id,
             )  # fmt: skip
+            if due is None:
+                self._execute("UPDATE incidents SET signature = NULL WHERE id = ?", message.incident)
 
     # Reading.
 

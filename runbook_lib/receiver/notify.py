@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import cache, partial
-from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from runbook_lib import messages
 from runbook_lib.model.finding import say
@@ -22,14 +21,14 @@ from runbook_lib.receiver.alert import digest
 from runbook_lib.receiver.journal import Job, Journal, Notice
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.runs import forks
 from runbook_lib.settings import Settings
-from runbook_lib.sources import SourceError
 from runbook_lib.store import Archive, OutputError
 from runbook_lib.usage import UsageError
 from runbook_lib.view import render
 
-#: Seconds in which a notify URL must accept a message.
-SEND_S = 30.0
+#: Seconds for the whole exchange in which a notify URL accepts a message; and for a look at the reactions of a URL.
+SEND_S, LOOK_S = 30.0, 60.0
 #: Seconds before the first retry of a message, doubled for each further one; and their maximum.
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 #: Seconds after which an undelivered message is given up.
@@ -41,6 +40,7 @@ LOOK_AT = 20
 #: Maximum characters of a message's title and body.
 TITLE, BODY = 200, 3000
 
+R = TypeVar("R")
 _log = logging.getLogger(__name__)
 #: apprise's type by status; some services show it as a colour or a symbol.
 _TYPES = {"OK": "success", "WARNING": "warning", "CRITICAL": "failure"}
@@ -103,14 +103,20 @@ class Notifier(Loop):
         self._journal, self._urls, self._metrics, self._output, self._lang = journal, dict(urls), metrics, output, lang
         self._clock = journal.clock
         self._next_look, self._noted, self._unread = 0.0, set[str](), dict[str, str]()
+        self._readdressed = False
 
     def poll(self) -> None:
         """Send the messages that are due to URLs that are not busy. Raises JournalError."""
+        if not self._readdressed:  # the URLs may be others than those of the last receiver
+            if moved := self._journal.readdress([*self._urls], self._clock.now()):
+                _log.warning("%d waiting messages go to the notify URLs that are configured now", moved)
+            self._readdressed = True
         busy = {*self.busy}  # before the question: a message that is sent meanwhile must not be sent again
         for message in self._journal.due_messages(self._clock.now()):
             url = self._urls.get(message.place)
-            if url is None:
-                self._give_up(message, "its notify URL is no longer configured")
+            if url is None:  # none is configured: the next start may name one
+                if self._is_too_old(message):
+                    self._give_up(message, "no notify URL is configured")
             elif not self.stopping.is_set() and message.place not in busy:
                 busy.add(message.place)
                 self.start_work(message.place, partial(self._send_message, message, url))
@@ -125,39 +131,43 @@ class Notifier(Loop):
 
     def _note_reactions(self, place: str, threads: Sequence[tuple[str, str]]) -> None:
         """Note who reacted to the first message of each thread (incident, id), once each; log each new problem once."""
-        plugin = _open_url(self._urls[place])
+        bot = slack.Bot.of(_open_url(self._urls[place]))
+        if bot is None or not bot.channel.startswith("+"):
+            return
+        try:
+            asked = [thread for _, thread in threads]
+            found = forks.call(_run_interruptibly, slack.acknowledgements, bot, asked, within_s=LOOK_S)
+        except forks.ProcessDiedError as e:
+            found = {thread: ([], str(e)) for _, thread in threads}
         for incident, thread in threads:
-            problem = ""
+            users, problem = found[thread]
             try:
-                for user in slack.acknowledgements(plugin, thread):
+                for user in users:
                     if (mark := f"acknowledged {place} {incident} {user}") not in self._noted:
                         text = messages.text(say("notify.acknowledged"), self._lang)
                         keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
                         self._noted.add(mark)
-            except (SourceError, OutputError) as e:  # a deleted message, for example: the others are still looked at
-                problem = e.detail if isinstance(e, SourceError) else str(e)
-                if problem != self._unread.get(thread):
-                    _log.warning("reactions to incident %s at notify URL %s: %s", incident, place, problem)
+            except OutputError as e:
+                problem = str(e)
+            if problem and problem != self._unread.get(thread):
+                _log.warning("reactions to incident %s at notify URL %s: %s", incident, place, problem)
             self._unread[thread] = problem
 
     def _send_message(self, message: Notice, url: str) -> None:
-        results: list[tuple[str, str]] = []
-        sending = Thread(target=lambda: results.append(deliver(url, message)), daemon=True)
-        sending.start()
-        sending.join(SEND_S)
-        if results:
-            return self._record_result(message, *results[0])
-        self._record_result(message, f"no answer within {SEND_S:.0f} s")
-        sending.join()  # a URL that hangs stays busy: no second thread sends to it
-        if results and not results[0][0]:  # accepted late: it is not sent again
-            self._record_result(message, *results[0])
+        """Send a message in a process of its own: no library limits a whole exchange, and a thread cannot be ended."""
+        try:
+            to = slack.Bot.of(_open_url(url)) or url
+            sent = forks.call(_run_interruptibly, deliver, to, message, within_s=SEND_S)
+        except Exception as e:
+            sent = str(e) if isinstance(e, forks.ProcessDiedError) else f"it failed: {type(e).__name__}", ""
+        self._record_result(message, *sent)
 
     def _record_result(self, message: Notice, problem: str, thread: str = "") -> None:
         """Record that a message was accepted, or the problem: it is sent again or given up."""
         if not problem:
             self.write_until_done(lambda: self._journal.mark_sent(message, thread))
             self._metrics.messages.labels("sent").inc()
-        elif self._clock.now() - message.made > GIVE_UP_S:  # checked after a try: the clock may have been set meanwhile
+        elif self._is_too_old(message):  # checked after a try: the clock may have been set meanwhile
             self.write_until_done(
                 lambda: self._give_up(message, f"not sent within {GIVE_UP_S / 3600:.0f} h: {problem}")
             )
@@ -167,30 +177,41 @@ class Notifier(Loop):
             self.write_until_done(lambda: self._journal.mark_unsent(message, self._clock.now() + wait_s, problem))
             self._metrics.messages.labels("retried").inc()
 
+    def _is_too_old(self, message: Notice) -> bool:
+        """Return whether a message is given up if it cannot be sent now."""
+        return self._clock.now() - message.made > GIVE_UP_S
+
     def _give_up(self, message: Notice, problem: str) -> None:
         _log.error("message %d to notify URL %s is given up: %s", message.id, message.place, problem)
         self._journal.mark_unsent(message, None, problem)
         self._metrics.messages.labels("failed").inc()
 
 
-def deliver(url: str, message: Notice) -> tuple[str, str]:
-    """Send a message to a notify URL; return "" or why it was not accepted, without any part of the URL.
+def _run_interruptibly(function: Callable[..., R], *arguments: Any) -> R:
+    """Call a function in a forked process, which ends with its parent or on SIGTERM at any moment."""
+    forks.end_with_parent()
+    with forks.interruptible():
+        return function(*arguments)
+
+
+def deliver(to: slack.Bot | str, message: Notice) -> tuple[str, str]:
+    """Send a message to a bot or a notify URL; return "" or why it was not accepted, without any part of the URL.
 
     The second value is the thread that the incident's next message replies to, "" if the service has none.
     """
     from apprise import Apprise, NotifyFormat, NotifyType
 
-    plugin = _open_url(url)
+    if isinstance(to, slack.Bot):
+        return slack.post(to, message)
+    plugin = _open_url(to)
     if plugin is None:
         return "the notify URL is not a valid apprise URL", ""
-    if slack.makes_threads(plugin):
-        return slack.post(plugin, message)
-    to = Apprise(asset=plugin.asset)
-    to.add(plugin)
+    service = Apprise(asset=plugin.asset)
+    service.add(plugin)
     logged: list[str] = []
     _apprise_log.set(logged)
     try:
-        taken = to.notify(
+        taken = service.notify(
             message.body,
             title=message.title,
             notify_type=NotifyType(_TYPES.get(message.status, "info")),

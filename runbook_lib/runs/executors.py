@@ -16,6 +16,9 @@ from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import forks
 from runbook_lib.usage import UsageError
 
+#: Seconds beyond its deadline after which the process of an investigation without a person is killed: fewer than those
+#: after which the dispatcher considers it lost.
+HUNG_S = 240.0
 _ADDRESS = re.compile(r"(tcp|tls|wss?)://[^/\s]+:\d{1,5}/?")
 
 T = TypeVar("T")
@@ -68,9 +71,11 @@ def one_line(e: BaseException | None) -> str:
 def carry_out(order: Order, hear: Callable[[RunProgress], None] = lambda said: None) -> dict[str, Any]:
     """Carry it out in a process of its own: see `investigation.summary`. `hear` is called with its progress.
 
-    Raises UsageError before anything has started when the order, or its target, is not in order.
+    Raises UsageError before anything has started when the order, or its target, is not in order; ProcessDiedError if
+    the process died, or was killed because it did not end.
     """
-    return forks.call(_run_investigation, order, hear=hear)
+    within_s = order.deadline_s + HUNG_S if order.unattended else None  # an action may take longer than its deadline
+    return forks.call(_run_investigation, order, hear=hear, within_s=within_s)
 
 
 def _run_investigation(order: Order) -> dict[str, Any]:

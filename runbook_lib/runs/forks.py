@@ -117,15 +117,19 @@ def start(function: Callable[..., R], *arguments: Any, hear: Hear = lambda said:
     return Forked(process, ours, hear)
 
 
-def call(function: Callable[..., R], *arguments: Any, hear: Hear = lambda said: None) -> R:
+def call(
+    function: Callable[..., R], *arguments: Any, hear: Hear = lambda said: None, within_s: float | None = None
+) -> R:
     """Call a function in a process of its own; return what it returns or raise what it raises.
 
-    The process has then ended.
+    The process has then ended. Raises ProcessDiedError if it died, or has no answer within `within_s` seconds.
     """
+    until = None if within_s is None else time.monotonic() + within_s
     forked = start(function, *arguments, hear=hear)
     try:
-        while not wait_for_any([forked], None):
-            pass
+        while not wait_for_any([forked], until):
+            if until is not None and time.monotonic() >= until:
+                raise ProcessDiedError(f"no answer within {within_s:.0f} s")
         return forked.result()
     finally:
         end_in_order([forked])

@@ -16,11 +16,12 @@ from test_dispatcher import FOUND, Odd, dispatched
 from test_journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
 from waiting import until
 
-from runbook_lib.receiver import dispatcher, loop, notify
+from runbook_lib.receiver import dispatcher, loop
 from runbook_lib.receiver.clock import SteadyClock
-from runbook_lib.receiver.journal import Journal, Notice
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
+from runbook_lib.runs import forks
 
 ROOT = Path(__file__).parents[2]
 DAY = 24 * 3600.0
@@ -234,11 +235,11 @@ def test_no_message_is_given_up_because_a_clock_was_set(
     monkeypatch.setattr(time, "time", lambda: real() + ahead[0])
     monkeypatch.setattr(loop, "POLL_S", 0.02)
 
-    def deliver(url: str, message: Notice) -> tuple[str, str]:
-        sent.append(message.title)
+    def call(*given: Any, within_s: float) -> tuple[str, str]:
+        sent.append(given[-1].title)
         return "", ""
 
-    monkeypatch.setattr(notify, "deliver", deliver)
+    monkeypatch.setattr(forks, "call", call)
     journal = Journal(tmp_path / "journal.db")
     now = journal.clock.now()
     journal.accept([firing()], CONFIG, now)

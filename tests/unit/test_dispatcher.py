@@ -15,10 +15,11 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -36,6 +37,7 @@ from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import SECOND_RUN, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.runs import executors, forks
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
 from runbook_lib.usage import UsageError
@@ -617,6 +619,28 @@ def test_an_investigation_that_never_comes_back_is_lost(tmp_path: Path, monkeypa
     monkeypatch.setattr(dispatcher, "LOST_S", -179.8)
     with dispatched(tmp_path, Odd(None, FOUND)) as (journal, _):
         assert settled(journal, "done").attempts == 2
+
+
+def hang(_: Order) -> None:
+    with forks.interruptible():
+        time.sleep(60)
+
+
+def test_a_hung_investigation_leaves_no_thread_and_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "_run_investigation", hang)
+    monkeypatch.setattr(executors, "HUNG_S", 0.5 - CONFIG.deadline_s)
+    with ThreadPoolExecutor(1) as pool, dispatched(tmp_path, pool) as (journal, _):
+        until(lambda: journal.incidents()[0].jobs[0].attempts > 2, "the thread to take another order", 30)
+        assert "no answer within" in journal.incidents()[0].jobs[0].problem
+    assert not [p for p in active_children() if p.is_alive()]
+
+
+def test_what_a_person_runs_has_no_such_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+    monkeypatch.setattr(forks, "call", lambda *_, hear, within_s: limits.append(within_s))
+    for unattended in (True, False):
+        executors.carry_out(Order(sections=("5.1",), output="o", deadline_s=60, unattended=unattended))
+    assert limits == [60 + executors.HUNG_S, None], "an action may take longer than its deadline"
 
 
 def test_a_journal_that_cannot_be_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

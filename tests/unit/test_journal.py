@@ -550,6 +550,40 @@ def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
     assert journal.counts()["messages_failed"] == 1
 
 
+def statuses(journal: Journal) -> list[tuple[str, str]]:
+    """The place and status of each message that waits."""
+    rows = journal._query("SELECT place, status FROM messages WHERE state = 'waiting' ORDER BY id")
+    return [(row["place"], row["status"]) for row in rows]
+
+
+def test_what_waits_is_addressed_to_what_is_configured_now(journal: Journal) -> None:
+    for n, status in enumerate(("CRITICAL", "OK")):
+        ran(journal, n * WINDOW_S * 2, firing(), status=status, **TOLD | {"places": ["misspelt", "q"]})
+    assert journal.readdress(["misspelt", "q"], 9) == journal.readdress([], 9) == 0
+    sent = next(m for m in journal.due_messages(9) if m.place == "q")
+    journal.mark_sent(sent)
+    before = journal.due_messages(9)[0]
+    assert journal.readdress(["q", "p"], 9) == 2
+    assert statuses(journal) == [("q", "OK"), ("p", "CRITICAL"), ("p", "OK")], "each place gets each message once"
+    after = next(m for m in journal.due_messages(9) if m.place == "p")
+    assert (after.title, after.body, after.made) == (before.title, before.body, before.made)
+
+
+def test_after_a_message_that_is_given_up_the_same_verdict_is_told(journal: Journal) -> None:
+    for n in range(2):
+        ran(journal, n * (WINDOW_S + 1), firing(), **TOLD)
+    assert statuses(journal) == [("p", "CRITICAL")], "nothing has changed"
+    journal.mark_unsent(journal.due_messages(2 * WINDOW_S)[0], None, "not sent within 24 h")
+    ran(journal, 2 * (WINDOW_S + 1), firing(), **TOLD)
+    assert statuses(journal) == [("p", "CRITICAL")]
+
+
+def test_what_nobody_was_told_is_told_once_a_place_is_configured(journal: Journal) -> None:
+    ran(journal, 0, firing())
+    ran(journal, WINDOW_S + 1, firing(), **TOLD)
+    assert statuses(journal) == [("p", "CRITICAL")]
+
+
 def test_what_is_given_up_is_told(journal: Journal) -> None:
     journal.accept([firing()], CONFIG, 0)
     journal.fail(taken(journal, 1), 2, "no such target", ["p"], ("t", "b"))
