@@ -29,7 +29,8 @@ from runbook_lib.settings import Route, Settings
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
-#: Seconds that a write waits for another process's lock; then the alert's sender is asked to try again.
+#: Seconds that a call waits for the calls before it, and then for another process's lock; after that an alert's sender
+#: is asked to try again.
 BUSY_S = 5.0
 #: Suffix of a second run's key. The rest is the key of the first run, which was too early to decide.
 SECOND_RUN = "/again"
@@ -608,7 +609,7 @@ class Journal:
             return []
         self._execute(
             "UPDATE jobs SET state = 'done', ended = ?"
-            " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND key LIKE ?",
+            " WHERE incident = ? AND +state = 'waiting' AND kind = 'firing' AND key LIKE ?",
             now, incident, f"%{SECOND_RUN}",
         )  # fmt: skip
         # A recovery check that waits or runs stays: an alert may be reported as resolved twice.
@@ -625,7 +626,7 @@ class Journal:
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
-        waiting = "incident = ? AND kind = 'resolved' AND state = 'waiting'"
+        waiting = "incident = ? AND kind = 'resolved' AND +state = 'waiting'"  # by the incident's index
         self._execute(f"DELETE FROM jobs WHERE {waiting} AND attempts = 0", incident)  # noqa: S608
         self._execute(f"UPDATE jobs SET state = 'failed', ended = ? WHERE {waiting}", now, incident)  # noqa: S608
 
@@ -732,8 +733,18 @@ class Journal:
         return row
 
     @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Wait for the other threads' calls. Raises JournalError if that takes too long."""
+        if not self._lock.acquire(timeout=BUSY_S):
+            raise JournalError(f"the journal {self.file} has been in use for {BUSY_S:.0f} s")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with self._lock:
+        with self._locked():
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
@@ -748,7 +759,7 @@ class Journal:
 
     def _query(self, question: str, *values: Any) -> list[sqlite3.Row]:
         """Return the rows of a question, outside of a transaction. Raises JournalError."""
-        with self._lock:
+        with self._locked():
             try:
                 return self._db.execute(question, values).fetchall()
             except sqlite3.Error as e:

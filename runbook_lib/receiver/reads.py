@@ -9,12 +9,15 @@ a request does not grow during the day.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import mmap
 import os
 import re
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -23,6 +26,8 @@ import pandas as pd
 from runbook_lib.archive import seal
 from runbook_lib.store import NOTES, Archive, digest, sync_folder
 
+#: Seconds that a request waits for the lock of a day's log, which every user of this machine may hold.
+LOCK_S = 3.0
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _log = logging.getLogger(__name__)
 
@@ -54,7 +59,7 @@ class AccessLog:
         """Return the seals of the two newest days, to be kept elsewhere. Raises OSError."""
         found = []
         for day in self._days()[-2:]:
-            with self._archive(day).locked():  # no half line
+            with self._locked(day):  # no half line
                 found.append(seal.seal_text(self._archive(day)))
         return found
 
@@ -67,7 +72,7 @@ class AccessLog:
             sync_folder(above)
 
     def _append_entry(self, day: str, entry: dict[str, str]) -> None:
-        with self._archive(day).locked(), self._open_log(day) as log:
+        with self._locked(day), self._open_log(day) as log:
             last = _last_line(log)
             sealed = entry | {"previous": digest(last) if last else None}
             line = json.dumps(sealed, ensure_ascii=False, sort_keys=True).encode() + b"\n"
@@ -78,7 +83,7 @@ class AccessLog:
             os.fsync(log.fileno())
 
     def _truncate_partial_line(self, day: str) -> None:
-        with self._archive(day).locked(), self._open_log(day) as log:
+        with self._locked(day), self._open_log(day) as log:
             _last_line(log)
 
     def _remove_oldest_days(self, keep: int) -> None:
@@ -87,7 +92,7 @@ class AccessLog:
         for day in days[: max(len(days) - keep, 0)]:
             archive = self._archive(day)
             try:
-                with archive.locked():
+                with self._locked(day):
                     head = seal.chain_head(archive)
                     archive.remove()
             except OSError as e:
@@ -97,6 +102,23 @@ class AccessLog:
 
     def _days(self) -> list[str]:
         return [name for name in self._archive("").names() if _DAY.fullmatch(name)]
+
+    @contextmanager
+    def _locked(self, day: str) -> Iterator[None]:
+        """Lock a day's log as `Archive.locked` does. Raises OSError, also if that takes too long."""
+        held, until = os.open(self._folder / day, os.O_RDONLY), time.monotonic() + LOCK_S
+        try:
+            while True:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as e:
+                    if time.monotonic() >= until:
+                        raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock", str(day)) from e
+                time.sleep(0.005)
+            yield
+        finally:
+            os.close(held)
 
     def _archive(self, day: str) -> Archive:
         return Archive(str(self._folder), day)

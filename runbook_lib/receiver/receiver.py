@@ -15,13 +15,14 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import pandas as pd
 import prometheus_client
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
@@ -42,6 +43,7 @@ from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import render
 
+R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
 #: Maximum bytes of a body. A longer one is read up to `DRAINED` and discarded, so that its sender gets the answer.
@@ -52,6 +54,8 @@ MAX_HEADERS = 32_768
 BODY_S = 10.0
 #: Seconds that a body waits for the bodies before it; and seconds after which a refused sender should try again.
 TURN_S, RETRY_S = 5.0, 10
+#: Threads that read bodies; pages and probes have others, so that an alert waits for none of them.
+ACCEPTING = 4
 #: Seconds between two probes of `/readyz`, and seconds that a request waits for a probe.
 PROBE_S, WAIT_S = 10.0, 3.0
 #: The folder beside the incidents in which `/readyz` tests that the output can be written.
@@ -104,7 +108,7 @@ class Receiver:
         self.journal, self.dispatcher, self.config = journal, dispatcher, config
         self.output, self.metrics, self.auth, self.lang = output, metrics, auth, lang
         self.reads = AccessLog(journal.file, config.receiver.keep_access_days)
-        self._turn = asyncio.Lock()
+        self._turn, self._accepting = asyncio.Lock(), ThreadPoolExecutor(ACCEPTING, "accepting")
         self._probes = [
             _HealthProbe("journal", journal.probe, probe_s),
             _HealthProbe("output", self._write_output, probe_s),
@@ -158,7 +162,7 @@ class Receiver:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in types:
             raise HTTPException(415, f"the content type must be {' or '.join(types)}")
         try:
-            alerts = await run_in_threadpool(read, dict(request.headers), body)
+            alerts = await self._run_accepting(read, dict(request.headers), body)
         except BadAlert as e:
             raise HTTPException(400, str(e)) from None
         accepted = await self._accept_alerts(alerts)
@@ -173,9 +177,13 @@ class Receiver:
         try:
             async with asyncio.timeout(TURN_S) as limit, self._turn:
                 limit.reschedule(None)  # its turn has come
-                return await run_in_threadpool(self.journal.accept, alerts, self.config, self.journal.clock.now())
+                return await self._run_accepting(self.journal.accept, alerts, self.config, self.journal.clock.now())
         except TimeoutError:
             raise JournalError("the journal has been busy for too long") from None
+
+    async def _run_accepting(self, function: Callable[..., R], *arguments: Any) -> R:
+        """Call a function in a thread that only serves senders."""
+        return await asyncio.get_running_loop().run_in_executor(self._accepting, function, *arguments)
 
     # Health.
 
@@ -380,15 +388,15 @@ class _HealthProbe:
 
     def __init__(self, name: str, probe: Callable[[], None], every_s: float) -> None:
         self.name = name
-        self._probe, self._every_s = probe, every_s
-        self._task: asyncio.Task[str] | None = None
+        self._probe, self._every_s, self._thread = probe, every_s, ThreadPoolExecutor(1, name)
+        self._task: asyncio.Future[str] | None = None
         self._asked = -math.inf
 
     async def problem(self) -> str:
         """Return the problem in a few words; "" for none."""
         if self._task is None or (self._task.done() and time.monotonic() - self._asked >= self._every_s):
             self._asked = time.monotonic()
-            self._task = asyncio.create_task(run_in_threadpool(self._run_probe))
+            self._task = asyncio.get_running_loop().run_in_executor(self._thread, self._run_probe)
         try:
             return await asyncio.wait_for(asyncio.shield(self._task), WAIT_S)
         except TimeoutError:
@@ -415,7 +423,9 @@ async def _read_body(request: Request) -> bytes:
                 elif size > DRAINED:
                     break
     except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {BODY_S:.0f} s", _CLOSE) from None
+        # No 408: Alertmanager sends an alert again only after 5xx.
+        headers = _CLOSE | {"retry-after": str(RETRY_S)}
+        raise HTTPException(503, f"the body did not arrive within {BODY_S:.0f} s", headers) from None
     if size > MAX_BODY:
         raise HTTPException(413, f"the body is longer than {MAX_BODY} bytes", _CLOSE)
     return bytes(kept)

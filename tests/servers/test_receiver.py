@@ -45,6 +45,7 @@ from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.reads import AccessLog
 from runbook_lib.receiver.receiver import Receiver
 from runbook_lib.receiver.server import Tls
 from runbook_lib.settings import ReceiverSettings, Settings
@@ -319,7 +320,7 @@ def test_who_sends_slowly_is_cut_off_and_holds_up_nobody(here: Running, monkeypa
         assert here.post(webhook()).status_code == 202
         assert not any(f.done() for f in [*head, silent, unread])
         assert all(f.result() == b"" for f in [*head, silent])
-        assert stalled.result().startswith(b"HTTP/1.1 408")
+        assert stalled.result().startswith(b"HTTP/1.1 503"), "after a 4xx Alertmanager sends it no more"
         for f in (body, unread):
             f.result()
 
@@ -335,6 +336,25 @@ def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for s in held:
             s.close()
         until(lambda: here.get("healthz").status_code == 200, "there is room again")
+
+
+def test_an_alert_does_not_wait_for_pages(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, released = threading.Semaphore(0), threading.Event()
+
+    def record(*_: str) -> None:
+        asked.release()
+        released.wait(30)
+
+    monkeypatch.setattr(AccessLog, "record", record)
+    with ThreadPoolExecutor(41) as pool:
+        try:
+            pages = [pool.submit(here.get) for _ in range(41)]
+            assert all(asked.acquire(timeout=20) for _ in range(40)), "all threads for pages are busy"
+            assert here.post(webhook()).status_code == 202
+            assert ready(here) == (503, {"dispatcher": "does not run"})
+        finally:
+            released.set()
+        assert {page.result().status_code for page in pages} == {200}
 
 
 # Who may.

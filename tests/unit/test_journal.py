@@ -693,6 +693,27 @@ def test_a_journal_that_is_locked_is_an_error_and_keeps_nothing(journal: Journal
     other.close()
 
 
+@pytest.mark.timeout(60)
+def test_a_call_waits_for_the_calls_before_it_within_a_limit(journal: Journal, monkeypatch: Any) -> None:
+    monkeypatch.setattr(journals, "BUSY_S", 0.1)
+    with journal._lock:
+        for call in (lambda: journal.accept([firing()], CONFIG, 0), journal.incidents):
+            with pytest.raises(JournalError, match="has been in use"):
+                call()
+    assert len(journal.accept([firing()], CONFIG, 0).jobs) == 1
+
+
+def test_the_effort_for_a_body_grows_with_its_alerts_only(journal: Journal) -> None:
+    def effort(incidents: range, ended: bool) -> int:
+        steps: list[int] = []
+        journal._db.set_progress_handler(lambda: steps.append(1), 1000)
+        journal.accept([firing(fingerprint=str(n), ended=ended, incident=f"I{n}") for n in incidents], CONFIG, 0)
+        return len(steps)
+
+    for ended in (False, True):
+        assert effort(range(1000, 4000), ended) < 5 * effort(range(1000), ended)
+
+
 _ACCEPTS = """
 import sys
 sys.path[:0] = ["tests", "tests/unit"]

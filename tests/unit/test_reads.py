@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +92,25 @@ def test_what_a_killed_receiver_left_is_no_end(log: AccessLog, tmp_path: Path, l
     log.record("token", "/second", "")
     assert [e["what"] for e in archive_of(tmp_path).lines(NOTES)] == (["/first"] if left else []) + ["/second"]
     assert archive_of(tmp_path).problems() == []
+
+
+def test_a_lock_that_another_process_holds_is_waited_for_within_a_limit(
+    log: AccessLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reads, "LOCK_S", 0.1)
+    log.record("token", "/first", "")
+    held = os.open(log_of(tmp_path).parent, os.O_RDONLY)  # anybody who can read the folder can lock it
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for asked in (pool.submit(log.record, "token", "/second", ""), pool.submit(log.seals)):
+                with pytest.raises(TimeoutError, match="lock"):
+                    asked.result(10)
+            AccessLog(tmp_path / "receiver.db", keep_days=2)
+        finally:
+            os.close(held)
+    log.record("token", "/third", "")
+    assert [e["what"] for e in archive_of(tmp_path).lines(NOTES)] == ["/first", "/third"]
 
 
 def test_a_full_disk_leaves_no_half_line(log: AccessLog, tmp_path: Path) -> None:
