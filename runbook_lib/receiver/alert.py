@@ -1,7 +1,7 @@
 """Parse alerts from Prometheus Alertmanager's webhook (version 4) or from a CloudEvent.
 
-A request body is untrusted input: every field that is used is validated, other text is truncated, and no value becomes
-a path or a parameter without a check.
+A request body is untrusted input: no value becomes a path or a parameter without a check. An alert is refused only if
+its status or its start is invalid; a label that cannot be used as it is is cleaned or left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,19 +20,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from runbook_lib.parameters import moment, validate
 from runbook_lib.usage import UsageError, first_problem
 
-#: Maximum length of an alert's name and of a label's name in characters; and of a value, which is cut there. Prometheus
-#: itself has no limit.
+#: Maximum length of an alert's name, which is cut there, and of a label's name in characters; and of a label's value,
+#: which is cut there. Prometheus itself has no limit.
 MAX_NAME, MAX_VALUE = 128, 1024
-MAX_LABELS = 64
-#: Maximum number of alerts in one body; Alertmanager sends one group at a time.
-MAX_ALERTS = 2000
+#: Maximum length of a time in characters: a parser's time grows faster than the length.
+MAX_TIME = 64
+#: The alerts that are read of one body, the first ones; a valid body of the maximum size has fewer.
+MAX_ALERTS = 10_000
+#: The name of an alert without one.
+UNNAMED = "alert"
 #: The label that names the incident's folder; optional.
 INCIDENT_LABEL = "incident"
 #: The label that names a target of runbook.toml; optional.
 TARGET_LABEL = "runbook_target"
 
-#: What cannot be encoded; and that with control characters.
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+#: Control characters, and what cannot be encoded.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _log = logging.getLogger(__name__)
@@ -54,16 +56,29 @@ class Alert:
     starts_at: pd.Timestamp
     group: str
     """Alertmanager's group key; alerts of one group belong to one incident."""
+    note: str = ""
+    """What people must know of how the alert is handled; "" for nothing."""
 
     @property
-    def incident(self) -> str | None:
-        """Return the incident that the alert's label names, or None."""
-        return self.labels.get(INCIDENT_LABEL)
+    def incident(self) -> str:
+        """Return the incident that the alert's label names, or ""."""
+        return self.labels.get(INCIDENT_LABEL, "")
+
+    @property
+    def target(self) -> str:
+        """Return the target that the alert's label names, or ""; it may be unknown."""
+        return self.labels.get(TARGET_LABEL, "").strip()[:MAX_NAME]
+
+    @property
+    def title(self) -> str:
+        """Return the alert's name with its note."""
+        return self.name + (f" ({self.note})" if self.note else "")
 
     @property
     def line(self) -> str:
         """Return the alert as a line of the incident's timeline."""
-        return f"{self.name} {'firing' if self.firing else 'resolved'}" + (f": {self.summary}" if self.summary else "")
+        state = "firing" if self.firing else "resolved"
+        return f"{self.name} {state}" + "".join(f": {text}" for text in (self.note, self.summary) if text)
 
 
 class _Alert(BaseModel):
@@ -72,28 +87,11 @@ class _Alert(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     status: Literal["firing", "resolved"]
-    labels: dict[str, str] = Field(max_length=MAX_LABELS)
-    annotations: dict[str, str] = {}
-    startsAt: str
-    fingerprint: str = Field("", max_length=64, pattern=r"^[A-Za-z0-9_-]*$")
-    groupKey: str = Field("", max_length=4096)
-
-    @field_validator("labels")
-    @classmethod
-    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
-        for name, value in labels.items():
-            if not _is_name(name):
-                raise ValueError(f"label name {name!r:.60} is empty, too long or contains a control character")
-            if _CONTROL.search(value):
-                raise ValueError(f"label {name} contains a control character")
-        if not _is_name(labels.get("alertname", "")):
-            raise ValueError(f"label alertname must be a name of at most {MAX_NAME} characters")
-        try:
-            if INCIDENT_LABEL in labels:
-                validate({"incident_id": labels[INCIDENT_LABEL]})
-        except UsageError as e:
-            raise ValueError(f"label {INCIDENT_LABEL}: {e}") from None
-        return {name: value[:MAX_VALUE] for name, value in labels.items()}
+    labels: dict[str, Any]
+    annotations: Any = None
+    startsAt: str = Field(max_length=MAX_TIME)
+    fingerprint: Any = None
+    groupKey: Any = None
 
     @field_validator("startsAt")
     @classmethod
@@ -101,14 +99,23 @@ class _Alert(BaseModel):
         _parse_time(value)
         return value
 
-    def alert(self, group: str, source: str = "") -> Alert:
-        """Return the alert; without a fingerprint its labels tell it from others of its source."""
-        labels = dict(sorted(self.labels.items()))
-        summary = self.annotations.get("summary") or self.annotations.get("description", "")
+    def alert(self, group: str, changed: set[str], source: str = "") -> Alert:
+        """Return the alert; without a fingerprint its labels tell it from others of its source.
+
+        Add the labels that are not used as they were sent to `changed`.
+        """
+        labels = _clean_labels(self.labels)
+        changed.update(n for n in {*labels, *self.labels} if labels.get(n) != self.labels.get(n))
+        texts = self.annotations if isinstance(self.annotations, dict) else {}
+        summary = next((t for n in ("summary", "description") if (t := texts.get(n)) and isinstance(t, str)), "")
+        fingerprint = self.fingerprint if isinstance(self.fingerprint, str) else ""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", fingerprint):
+            own = {name: _text_of(value) for name, value in sorted(self.labels.items())}
+            fingerprint = digest(fingerprint or source + json.dumps(own))
         return Alert(
             name=labels["alertname"],
             firing=self.status == "firing",
-            fingerprint=self.fingerprint or digest(source + json.dumps(labels)),
+            fingerprint=fingerprint,
             labels=labels,
             summary=_CONTROL.sub(" ", summary)[:300].strip(),
             starts_at=_parse_time(self.startsAt),
@@ -120,13 +127,19 @@ class _Webhook(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     version: Literal["4"]
-    groupKey: str = Field(min_length=1, max_length=4096)
-    alerts: list[Any] = Field(min_length=1, max_length=MAX_ALERTS)
+    groupKey: str = Field(min_length=1)
+    alerts: list[Any] = Field(min_length=1)
 
 
 def log_refused(problem: str) -> None:
     """Log an alert that is refused while others of its body are accepted."""
     _log.warning("an alert is refused: %s", problem)
+
+
+def _log_changed(names: set[str]) -> None:
+    """Log the names of labels that were cleaned or left out; one line for all alerts of a body."""
+    if names:
+        _log.warning("labels are cleaned or left out: %s", _one_line(", ".join(sorted(names))))
 
 
 def from_alertmanager(body: bytes, refuse: Callable[[str], None] = log_refused) -> list[Alert]:
@@ -135,20 +148,23 @@ def from_alertmanager(body: bytes, refuse: Callable[[str], None] = log_refused) 
     `refuse` is called with the problem of each other one: the sender would repeat a refused body, and its valid alerts
     would never be accepted.
     """
-    found, problems = list[Alert](), list[str]()
+    found, problems, changed = list[Alert](), list[str](), set[str]()
     try:
         sent = _Webhook.model_validate_json(body)
     except ValidationError as e:
         raise BadAlert(_first_problem(e)) from None
-    for n, one in enumerate(sent.alerts):
+    for n, one in enumerate(sent.alerts[:MAX_ALERTS]):
         try:
-            found.append(_Alert.model_validate(one).alert(sent.groupKey))
+            found.append(_Alert.model_validate(one).alert(sent.groupKey, changed))
         except ValidationError as e:
             problems.append(_first_problem(e, f"alerts.{n}"))
     if not found:
         raise BadAlert(problems[0])
+    if (left := len(sent.alerts) - MAX_ALERTS) > 0:
+        problems.append(f"alerts: {left} after the first {MAX_ALERTS} are not read")
     for problem in problems:
         refuse(problem)
+    _log_changed(changed)
     return found
 
 
@@ -173,10 +189,10 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
         raise BadAlert(f"data: {_first_problem(e)}") from None
     except (ValueError, RecursionError):
         raise BadAlert("data: not JSON") from None
-    group = sent.groupKey or f"{event.get_source()}/{sent.labels['alertname']}"
-    if _SURROGATE.search(group):
-        raise BadAlert("data: groupKey, or the source, is not Unicode text")
-    return [sent.alert(group, source=json.dumps(str(event.get_source())))]
+    changed, source, group = set[str](), str(event.get_source()), sent.groupKey
+    alert = sent.alert("", changed, source=json.dumps(source))
+    _log_changed(changed)
+    return [replace(alert, group=group if group and isinstance(group, str) else f"{source}/{alert.name}")]
 
 
 def read(body: bytes) -> list[Alert]:
@@ -192,12 +208,39 @@ def read(body: bytes) -> list[Alert]:
 
 def digest(text: str) -> str:
     """Return the first 16 hexadecimal digits of a text's SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
-def _is_name(text: str) -> bool:
-    """Return whether a text can be the name of an alert or a label; it becomes neither a path nor a parameter."""
-    return 0 < len(text.strip()) <= len(text) <= MAX_NAME and not _CONTROL.search(text)
+def _clean_labels(labels: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels as text of limited length without control characters, and the name of the alert among them.
+
+    A label whose name is too long or not printable is left out.
+    """
+    cleaned = {
+        name: _CONTROL.sub(" ", _text_of(value))[:MAX_VALUE]
+        for name, value in sorted(labels.items())
+        if 0 < len(name.strip()) <= len(name) <= MAX_NAME and not _CONTROL.search(name)
+    }
+    name = cleaned.get("alertname", "")[:MAX_NAME]
+    cleaned["alertname"] = name if name.strip() else UNNAMED
+    if incident := cleaned.pop(INCIDENT_LABEL, "").strip():
+        cleaned[INCIDENT_LABEL] = _incident_id(incident)
+    return cleaned
+
+
+def _text_of(value: object) -> str:
+    """Return a label's value as text; "" if it is neither text nor a number."""
+    return value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
+
+
+def _incident_id(text: str) -> str:
+    """Return a label's text if it is an incident's id, else an id with its letters, its digits and its digest."""
+    try:
+        validate({"incident_id": text})
+    except UsageError:
+        words = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+        return f"{words or INCIDENT_LABEL}-{digest(text)[:8]}"
+    return text
 
 
 def _parse_time(text: str) -> pd.Timestamp:
