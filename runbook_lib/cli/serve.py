@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -46,7 +47,7 @@ def serve(
     workers: int | None,
     executor: str,
     scheduler: str | None,
-    lang: str,
+    lang: Literal["ja", "en"],
 ) -> int:
     """Receive alerts over HTTP, run their investigations, and show the incidents (docs/operations.md)."""
     from runbook_lib.runs import forks
@@ -61,7 +62,7 @@ def serve(
 
     gc.set_threshold(1_000)  # this process stays: its memory is worth more than a moment
     config = settings.load()
-    config.receiver.workers = workers or config.receiver.workers
+    config.receiver.workers, config.lang = workers or config.receiver.workers, lang
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
     place = Archive(output, "").place  # raises UsageError if the output cannot be opened
     routes.check(config)

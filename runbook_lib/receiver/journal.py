@@ -485,7 +485,7 @@ class Journal:
         self._execute(
             "INSERT INTO incidents (id, alert, group_key, target, opened) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET closed = NULL",
-            id_, firing[0].name, group, target, at,
+            id_, firing[0].title, group, target, at,
         )  # fmt: skip
         return id_
 

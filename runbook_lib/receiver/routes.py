@@ -9,9 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from runbook_lib import messages
 from runbook_lib.catalog import FIRST_RESPONSE, RECOVERY
+from runbook_lib.model.finding import say
 from runbook_lib.model.order import Order
-from runbook_lib.receiver.alert import TARGET_LABEL, Alert, digest
+from runbook_lib.receiver.alert import Alert, digest
 from runbook_lib.runs import batch
 from runbook_lib.settings import Route, Settings
 from runbook_lib.usage import UsageError
@@ -32,22 +34,30 @@ def check(config: Settings) -> None:
 
 
 def route_of(alert: Alert, config: Settings) -> Route:
-    """Return the first route that matches an alert, with its target.
+    """Return the first route that matches an alert, with its target: the route's, else the one that the alert names.
 
-    A target named by the alert's label is used only if it is configured.
+    If the named one is not configured, it is the target `default`; without one it stays, and its job is given up.
     """
     route = next((r for r in config.routes if _route_matches(r, alert)), Route(sections=[FIRST_RESPONSE]))
-    named = alert.labels.get(TARGET_LABEL, "")
-    target = route.target or (named if named in config.targets else _default_target(config))
+    target = route.target or alert.target or _default_target(config)
+    if not route.target and _is_unknown(target, config) and not _is_unknown("default", config):
+        target = "default"
     return route.model_copy(update={"target": target})
 
 
 def split_by_incident(alerts: Sequence[Alert], config: Settings) -> list[tuple[str, list[Alert]]]:
-    """Split a group's alerts by target and by the incident that they name; return (target, alerts) for each."""
-    parts: dict[tuple[str, str], list[Alert]] = {}
+    """Split a group's alerts by target and by the incident that they name; return (target, alerts) for each.
+
+    An alert whose target is replaced by the default one has a note about it, and a group of its own.
+    """
+    parts: dict[tuple[str, str, str], list[Alert]] = {}
     for alert in alerts:
-        parts.setdefault((route_of(alert, config).target, alert.incident or ""), []).append(alert)
-    return [(target, own) for (target, _), own in parts.items()]
+        target, own = route_of(alert, config).target, alert
+        if alert.target and target == "default" and _is_unknown(alert.target, config):
+            text = say("alert.unknown_target", named=alert.target, target=target)
+            own = replace(alert, note=messages.text(text, config.lang), group=f"{alert.group} {alert.target}")
+        parts.setdefault((target, own.incident, own.note), []).append(own)
+    return [(target, own) for (target, *_), own in parts.items()]
 
 
 def incident_id(alerts: Sequence[Alert], target: str) -> str:
@@ -79,7 +89,7 @@ def orders(
         for alert in own:
             sections = tuple(route_of(alert, config).sections) if alert.firing else (RECOVERY,)
             key = (named or incident_id(own, own_target), target or own_target, sections)
-            found.setdefault(key, []).append(alert)
+            found.setdefault(key, []).append(replace(alert, note="") if target else alert)
     return [
         (
             replace(
@@ -105,6 +115,12 @@ def _route_matches(route: Route, alert: Alert) -> bool:
     return (not route.alertname or route.alertname == alert.name) and all(
         alert.labels.get(name) == value for name, value in route.labels.items()
     )
+
+
+def _is_unknown(target: str, config: Settings) -> bool:
+    """Return whether a target is not configured; the environment may configure `default`."""
+    from_environment = target == "default" and (config.database_url or config.nats_url)
+    return target not in config.targets and not from_environment
 
 
 def _default_target(config: Settings) -> str:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -110,13 +110,13 @@ class Running:
 @contextmanager
 def running(
     folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None, lang: str = "en",
-    config: Settings | None = None,
+    config: Settings | None = None, places: Sequence[str] = (),
 ) -> Iterator[Running]:  # fmt: skip
     """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
     config = config or Settings(targets=NOWHERE)
     kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
     with ThreadPoolExecutor(2) as executor:
-        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=(), lang=lang)
+        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=places, lang=lang)
         received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
         listening = server.listen("127.0.0.1", 0)
         served = server.server(received.app, tls)
@@ -687,6 +687,29 @@ def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
         assert word in here.get(f"?lang={lang}").text
     for link in re.findall(r'<a [^>]*href="([^"]+)"', text):
         assert here.get(link.replace("&amp;", "&")).status_code == 200, link
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_an_alert_for_an_unknown_target_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    config = Settings(targets=NOWHERE | ({"default": NOWHERE["production"]} if default else {}), lang="en")
+    orders: list[Order] = []
+
+    def carry_out(order: Order, hear: Any) -> dict[str, Any]:
+        config.target(order.target)
+        orders.append(order)
+        raise UsageError("over")
+
+    monkeypatch.setattr("runbook_lib.receiver.dispatcher.carry_out", carry_out)
+    with running(tmp_path, config=config, places=("p",)) as here:
+        assert here.post(webhook(one(runbook_target="eu"))).status_code == 202
+        here.dispatcher.start()
+        (message,) = until(lambda: here.journal.due_messages(time.time() + 1), "the message")
+        (card,) = cards_of(here.get().text).values()
+    note = "target eu is not configured, default is investigated instead" if default else "unknown target &#39;eu&#39;"
+    assert note in card and html.unescape(note) in message.body
+    assert [order.target for order in orders] == ["default"] * default
 
 
 def test_the_page_shows_what_a_running_investigation_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

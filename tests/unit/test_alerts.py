@@ -335,9 +335,23 @@ def test_the_first_route_that_fits() -> None:
     assert (other.sections, other.target, other.parameters) == (["4.1"], "other", {})
 
 
-@pytest.mark.parametrize(("named", "target"), [("other", "other"), ("unknown", "main"), ("../x", "main")])
-def test_an_alert_names_its_target_only_among_those_that_are_configured(named: str, target: str) -> None:
-    assert routes.route_of(made(labels={"alertname": "A", "runbook_target": named}), config()).target == target
+def test_an_alert_for_an_unknown_target_is_for_no_other_one() -> None:
+    known, unknown = (made(labels={"alertname": "A", "runbook_target": name}) for name in ("other", "../x"))
+    assert [routes.route_of(a, config()).target for a in (known, unknown)] == ["other", "../x"]
+    named = config(routes=[Route(alertname="A", sections=["2"], target="main")])
+    assert routes.route_of(unknown, named).target == "main"
+
+
+@pytest.mark.parametrize("settings", [{"targets": {"main": GONE, "default": GONE}}, GONE])
+def test_a_default_target_replaces_an_unknown_one_and_the_alert_says_so(settings: dict[str, Any]) -> None:
+    labels = {"alertname": "A", "runbook_target": "eu"}
+    alerts = [made(), made(labels=labels), made(labels=labels | {"runbook_target": "default"})]
+    parts = routes.split_by_incident(alerts, Settings(lang="en", **settings))
+    note = "target eu is not configured, default is investigated instead"
+    assert [(target, [a.note for a in own]) for target, own in parts if own[0].note] == [("default", [note])]
+    (replaced,) = (own for _, own in parts if own[0].note)
+    assert replaced[0].line == f"A firing: {note}: p99 is 45 s" and replaced[0].title == f"A ({note})"
+    assert len({routes.incident_id(own, "default") for target, own in parts if target == "default"}) > 1
 
 
 def test_alerts_of_a_group_are_one_incident_save_those_that_name_another() -> None:
