@@ -77,7 +77,7 @@ class Outbox(Queue, query="outbox/backlog"):
     postponed: float = 0.0
 
 
-class Database(Row, query="scope/database"):
+class DatabaseIdentity(Row, query="scope/database"):
     """The database that answers: its name, and its cluster's identifier, which a copy by replication shares."""
 
     name: str = ""

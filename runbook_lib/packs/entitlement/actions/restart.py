@@ -23,7 +23,7 @@ from runbook_lib.packs.entitlement.rows import (
     WRITE_BLOCKERS,
     Activity,
     Application,
-    Database,
+    DatabaseIdentity,
     HeldRow,
     Notifications,
     Outbox,
@@ -328,8 +328,8 @@ def _check_not_starting(rb: Context, name: str) -> Precondition:
 def _identify_database(rb: Context) -> str:
     with rb.snapshot() as db:
         db.clock_offset(rounds=1)
-        found = db.try_ask(Database.QUERY)  # a server may keep its identifier to itself
-    return "" if found is None else rows.one(found, Database).identity
+        found = db.try_ask(DatabaseIdentity.QUERY)  # a server may keep its identifier to itself
+    return "" if found is None else rows.one(found, DatabaseIdentity).identity
 
 
 def identify_broker(rb: Context) -> str:

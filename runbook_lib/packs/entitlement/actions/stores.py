@@ -20,8 +20,9 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.packs.entitlement import rows, wire
+from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import DatabaseIdentity
 from runbook_lib.queries import query, statement
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
@@ -60,8 +61,9 @@ class Writer:
 
     def identity(self) -> str:
         """Return the database and its cluster's identifier; "" if this role may not read it."""
+        asked = query(DatabaseIdentity.QUERY)
         with suppress(SourceError):
-            return rows.Database(**self._execute("identity", query(rows.Database.QUERY).sql, {})[0]).identity
+            return DatabaseIdentity(**self._execute(asked.name, asked.sql, {})[0]).identity
         return ""
 
     def lock(self, store: str) -> bool:
