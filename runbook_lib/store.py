@@ -74,6 +74,8 @@ _S3 = {
 }
 #: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
 _opened: list[Any] = []
+#: Salts that this process uses although they could not be stored yet, by output and incident.
+_unstored: dict[tuple[str, str], bytes] = {}
 
 
 class OutputError(UsageError):
@@ -103,6 +105,8 @@ class Archive:
 
     output: str
     incident: str
+    people: bool = True
+    """Whether its files may hold tokens of users: then it gets salts before its first line."""
 
     @property
     def local(self) -> Path | None:
@@ -115,14 +119,15 @@ class Archive:
         folder = self.local
         return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
 
-    def prepare(self, *, people: bool = True) -> None:
-        """Make the folder and test that it is writable; with `people`, create the salts of a new incident.
+    def prepare(self) -> None:
+        """Make the folder, test that it is writable, and create the salts of a new incident.
 
-        Raises OutputError, one line, if that fails.
+        On a full disk the run goes on, and the salts are stored with its first line. Raises OutputError, one line, if
+        anything else fails.
         """
         try:
             self.make()
-            if people:
+            if self.people:
                 self._create_salts()
         except OSError as e:
             reason = e.strerror or type(e).__name__
@@ -144,27 +149,46 @@ class Archive:
             self.write("evidence/.keep", b"")
 
     def _create_salts(self) -> None:
-        """Create the salts of a new incident; never for one that has lines already: its tokens must not change."""
-        with self.locked():
-            if self._read_with_etag(SALTS)[0] or any(self.raw(log) for log in SEALED):
-                return
-            try:
-                if self.local or not self._create_file(SALTS, new_salts()):
-                    self.write(SALTS, new_salts())
-            except OSError as e:
-                # Another machine has created them; or the disk is full: then the run goes on without salts.
-                if not _is_conflict(e) and e.errno not in _FULL:
-                    raise
+        """Store the salts of a new incident; on a full disk its first line does it. Raises OSError."""
+        try:
+            with self.locked():
+                self._ensure_salts()
+        except OSError as e:
+            if e.errno not in _FULL:
+                raise
+
+    def _ensure_salts(self) -> bytes:
+        """Return the salts, stored if the incident has no line yet; b"" if a version without salts began it.
+
+        The tokens of an incident that has lines must not change. The caller must hold the lock. Raises OSError.
+        """
+        salts = self.read_or_none(SALTS)
+        if salts or any(self.raw(log) for log in SEALED):
+            return salts or b""
+        salts = _unstored.setdefault((self.output, self.incident), new_salts())
+        try:
+            if self.local or not self._create_file(SALTS, salts):
+                self.write(SALTS, salts)
+        except OSError as e:
+            if not _is_conflict(e):
+                raise
+            salts = self.read(SALTS)  # another machine has created them
+        _unstored.pop((self.output, self.incident), None)
+        return salts
 
     def salts(self) -> bytes:
-        """Return the salts for the tokens of user ids (`Masker`); b"" if the incident has none.
+        """Return the salts for the tokens of user ids (`Masker`), stored for a new incident; b"" if it has none.
 
-        If the store cannot be read, returns random salts: a token must never be easier to trace than with real ones.
+        If they cannot be read or stored, returns random salts: a token must never be easier to trace than with real
+        ones. The caller must not hold the lock.
         """
         try:
-            return self._read_with_etag(SALTS)[0] or b""
+            if salts := self.read_or_none(SALTS):
+                return salts
+            with self.locked():
+                return self._ensure_salts()
         except (OSError, UsageError):
-            return new_salts()
+            return _unstored.setdefault((self.output, self.incident), new_salts())
 
     def forget(self, user: str) -> None:
         """Erase a user's salt, so that the token cannot be derived from the id. Raises OSError, also without salts."""
@@ -378,13 +402,16 @@ class Archive:
     ) -> dict[str, Any] | None:
         """Add a line, or return what stops it: by default an existing line of the entry's job.
 
-        In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost.
+        In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost. An
+        incident has its salts before its first line: without salts it counts as one of a version without them.
         """
         stops = stops or partial(_find_of_job, entry)
         added = None
         for tries in range(1, 21):
             before, etag = self._read_with_etag(name)
             lines = split_lines(before)
+            if self.people and not lines:
+                self._ensure_salts()
             if added in lines:
                 return None  # it was written and only the answer was lost: times make entries unique
             if there := stops([e for line in lines if (e := entry_of(line))]):

@@ -20,7 +20,7 @@ USUAL = "usual.jsonl"
 
 def archive(output: str, target: str) -> Archive:
     """Return the place of a target's baseline."""
-    return Archive(output, f"baseline-{target}")
+    return Archive(output, f"baseline-{target}", people=False)
 
 
 def keep_configuration(archive: Archive, configuration: pd.DataFrame) -> str:

@@ -159,7 +159,7 @@ def keep(rb: Session, output: str) -> None:
         "window_minutes": look.window_minutes,
         "numbers": [[*key, number.value] for key, number in look.numbers.items()],
     }
-    archive.prepare(people=False)
+    archive.prepare()
     with archive.locked():
         if look.configuration is not None and len(look.configuration):
             line[snapshots.CONFIGURATION] = baseline.keep_configuration(archive, look.configuration)

@@ -18,8 +18,8 @@ def write(output: str, incident: str, came: Collection[Mapping[str, Any]], of: i
 
     Return where it is. Raises OSError and UsageError.
     """
-    archive = Archive(output, incident)
-    archive.prepare(people=False)
+    archive = Archive(output, incident, people=False)
+    archive.prepare()
     ended = sorted(came, key=lambda c: (-Status[c["document"]["status"]].rank, c["document"]["target"]))
     counts = Counter(c["document"]["status"] for c in ended)
     archive.write(PAGE, render.html("systems", lang, incident=incident, ended=ended, counts=counts, of=of).encode())

@@ -35,13 +35,13 @@ CLOCK_TOLERANCE, CLOCK_GAP = pd.Timedelta(minutes=5), pd.Timedelta(days=40)
 
 def journal(output: str) -> Archive:
     """Return the archive of the log; `runbook verify journal --output OUTPUT/.keeping` verifies it."""
-    return Archive(f"{output.rstrip('/')}/{FOLDER}", JOURNAL)
+    return Archive(f"{output.rstrip('/')}/{FOLDER}", JOURNAL, people=False)
 
 
 def write_line(output: str, what: str, **more: Any) -> None:
     """Add a line to the log, with the present user. Raises OSError and OutputError."""
     kept = journal(output)
-    kept.prepare(people=False)
+    kept.prepare()
     kept.add_line(ACTION_LOG, {"time": now(), "who": whoami(), "what": what} | more)
 
 

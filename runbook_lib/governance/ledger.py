@@ -27,7 +27,8 @@ def ledger_of(rb: Context) -> Archive:
     """Return the ledger of the target; creates nothing."""
     name = rb.parameters.target
     fits = _NAME.fullmatch(name) and ".." not in name
-    return Archive(rb.target.ledger, name if fits else f"target-{hashlib.sha256(name.encode()).hexdigest()[:16]}")
+    folder = name if fits else f"target-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return Archive(rb.target.ledger, folder, people=False)
 
 
 def read_actions(rb: Context) -> pd.DataFrame:

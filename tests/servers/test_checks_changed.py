@@ -299,7 +299,7 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
     assert {*before["source"]} == {"postgres", "jetstream"}
     assert not before["value"].str.contains("runbook-secret").any()
     kept = baseline.archive("outputs", "here")
-    kept.prepare(people=False)
+    kept.prepare()
     line = {"at": ago(3600).isoformat(), "configuration": baseline.keep_configuration(kept, before)}
     kept.write(baseline.USUAL, json.dumps(line).encode() + b"\n")
     assert run(servers, "3.6")["3.6"].value("changes.configuration") == 0

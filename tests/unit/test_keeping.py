@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from command import runbook
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import masking
+from runbook_lib import masking, store
 from runbook_lib.archive import seal
 from runbook_lib.governance import keeping
 from runbook_lib.masking import Masker
@@ -48,13 +49,14 @@ def dossier(
     tmp_path: Path, incident: str, *, target: str = "prod", days_ago: float = 0, salted: bool = True
 ) -> Archive:
     """A dossier in which Alice and Bob stand, whose last line is so many days old."""
-    archive = Archive(str(tmp_path / "outputs"), incident)
-    archive.prepare(people=salted)
+    archive = Archive(str(tmp_path / "outputs"), incident, people=salted)
+    archive.prepare()
+    own = masker(archive) if salted else Masker.of([URL], incident)  # as versions without salts did
     ended = (pd.Timestamp.now("UTC") - pd.Timedelta(days=days_ago)).isoformat()
-    text = f"{masker(archive).person(ALICE)} waits, and {masker(archive).person(BOB)}"
+    text = f"{own.person(ALICE)} waits, and {own.person(BOB)}"
     entry = {"name": "a", "started": ended, "ended": ended, "parameters": {"target": target}}
     archive.append(entry, {"a.txt": text.encode(), "evidence/a.json": b"{}"})
-    return archive
+    return Archive(archive.output, incident)
 
 
 def journal(archive: Archive) -> list[dict[str, Any]]:
@@ -132,6 +134,32 @@ def test_salts_are_never_guessable_where_the_store_is_silent(tmp_path: Path) -> 
     (tmp_path / "outputs" / "INC-1" / SALTS).unlink()
     (tmp_path / "outputs" / "INC-1" / SALTS).mkdir()
     assert masker(archive).person(ALICE) != Masker.of([URL], "INC-1").person(ALICE)
+
+
+@pytest.mark.parametrize("name", ["INC-1", "NEW"])
+def test_the_first_write_on_a_full_disk_leaves_no_guessable_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, command: Command
+) -> None:
+    archive = Archive(str(tmp_path / "outputs"), name)
+    if name != "NEW":
+        archive.make()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(store, "write_whole", full)
+        alice = masker(archive).person(ALICE)  # before anything is prepared
+        archive.prepare()
+        assert alice == masker(archive).person(ALICE) != Masker.of([URL], name).person(ALICE)
+        with pytest.raises(OSError, match="No space left"):
+            archive.add_line(NOTES, {"text": alice})
+    assert archive.names() == ["evidence"], "without salts there is no line"
+    archive.add_line(NOTES, {"text": alice})
+    assert Archive(archive.output, name).salts() and masker(archive).person(ALICE) == alice
+    monkeypatch.setattr(store, "_unstored", {})
+    assert masker(archive).person(ALICE) == alice, "another process has the same"
+    assert command("erase", ALICE).returncode == 0 and masker(archive).person(ALICE) != alice
 
 
 def test_what_is_old_is_removed_but_nothing_on_hold(tmp_path: Path, command: Command) -> None:
