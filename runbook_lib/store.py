@@ -74,6 +74,8 @@ _S3 = {
 }
 #: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
 _opened: list[Any] = []
+#: Seconds to wait for a lock: more than a queue of writers needs, also with a store that answers slowly (`_S3`).
+LOCK_S = 120.0
 #: Salts that this process uses although they could not be stored yet, by output and incident.
 _unstored: dict[tuple[str, str], bytes] = {}
 
@@ -501,17 +503,13 @@ class Archive:
         """Lock the incident on this machine, for writers and for readers who need files and lines to match.
 
         A local folder is locked itself: every user who may write there can lock it, and no file is left. For a store
-        the lock is a temporary file of this user, which is removed afterwards.
+        the lock is a temporary file of this user, which is removed afterwards. Raises OSError, also if another process
+        does not release the lock within LOCK_S.
         """
         folder = self.local
         named = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
         lock = folder or Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{named}.lock"
-        while True:
-            held = os.open(lock, os.O_RDONLY if folder else os.O_RDONLY | os.O_CREAT, 0o600)
-            fcntl.flock(held, fcntl.LOCK_EX)
-            if os.fstat(held).st_nlink:
-                break
-            os.close(held)  # the previous holder has removed the file
+        held = _open_locked(lock, os.O_DIRECTORY if folder else os.O_CREAT | os.O_NOFOLLOW)
         try:
             yield
         finally:
@@ -568,6 +566,28 @@ class Archive:
 
     def _path(self, name: str) -> str:
         return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def _open_locked(path: Path, flags: int) -> int:
+    """Open and lock a path that its holder may remove; return the descriptor. Raises OSError, also after LOCK_S."""
+    until, pause = time.monotonic() + LOCK_S, 0.001
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BlockingIOError:
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if time.monotonic() > until:
+            held = f"{path} has been locked by another process for {LOCK_S:.0f} s"
+            raise OSError(errno.ETIMEDOUT, f"{held}: `fuser -v {path}` names it; end it, then run this again")
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
 
 
 def _make_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from runbook_lib import store
+from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.store import MANIFEST, NOTES, Archive
 from runbook_lib.usage import UsageError
@@ -71,6 +72,19 @@ def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "INC-1")
     assert len(archive.manifest()) == 40
     assert archive.problems() == []
+
+
+def test_a_lock_that_is_not_released_is_one_line(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(store, "LOCK_S", 0.01)
+    with archive.locked():  # by another process, as far as a second lock can tell
+        assert main._run_command(["note", "INC-1", "x", "--new", "--output", archive.output]) == 69
+        with pytest.raises(TimeoutError, match=r"^\[.*\] (/\S+) has been locked by another process .*`fuser -v \1`"):
+            archive.add_line(NOTES, {"text": "x"})
+    said = capsys.readouterr().err
+    assert "has been locked by another process" in said and said.count("\n") == 1
+    archive.add_line(NOTES, {"text": "x"})
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path: Path) -> None:
