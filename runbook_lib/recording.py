@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook_lib.model.finding import Finding
+from runbook_lib.store import read_regular
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
 
@@ -110,7 +111,7 @@ def write(path: Path, recorded: Recording, *, shared_policy: bool = False) -> st
 def read(path: Path) -> Recording:
     """Read a recording. Raises UsageError, one line, if the file is not a recording."""
     try:
-        file = path.read_bytes()
+        file = read_regular(path)
         seal = _SEAL.search(file)
         if seal and _digest(file) != file[-_DIGITS:]:
             raise ChangedError(f"{path} was changed after it was sealed: ask for it again")
@@ -139,7 +140,7 @@ def read(path: Path) -> Recording:
 
 def _read_shared_policy(beside: Path) -> bytes:
     """Return the policy that stands beside a recording. Raises ChangedError, OSError, or what a damaged file raises."""
-    policy = _read_archive(beside.read_bytes())[_POLICY]
+    policy = _read_archive(read_regular(beside))[_POLICY]
     if policy_file(policy) != beside.name:
         raise ChangedError(f"{beside} was changed: ask for it again")
     return policy

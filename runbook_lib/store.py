@@ -55,6 +55,8 @@ _MAX_NAME_BYTES = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors of a store that may take the same write later; EIO is also what a store's own kind of errors becomes.
 _MAY_PASS = (*_FULL, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
+#: Errors of a path that is no regular file, or leads to none.
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 #: Errors of file systems without hard links, and of those that cannot fsync a folder.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -258,12 +260,14 @@ class Archive:
     def read(self, name: str) -> bytes:
         """Return a file of the incident. Raises OSError; FileNotFoundError if it does not exist."""
         with self._store_errors(name):
+            if folder := self.local:
+                return read_regular(folder / name)
             return bytes(self._filesystem.cat_file(self._path(name)))
 
     def read_sealed(self, entry: Mapping[str, Any], name: str) -> bytes:
         """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not."""
         expected = entry.get("sha256", {}).get(name)
-        if expected is None or digest(content := self.read(name)) != expected:
+        if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
             raise ValueError(name)
         return content
 
@@ -346,7 +350,7 @@ class Archive:
         try:
             return self.read(name)
         except OSError as e:
-            if isinstance(e, FileNotFoundError) or e.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+            if isinstance(e, FileNotFoundError) or e.errno in _NO_FILE:
                 return None
             raise
 
@@ -654,6 +658,20 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def read_regular(path: Path, at_most: int | None = None) -> bytes:
+    """Return the content of a regular file; a FIFO or a device could block its reader.
+
+    Raises OSError, also if the file has more than `at_most` bytes.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.ENXIO, "it is not a regular file: remove it", str(path))
+        if at_most is not None and about.st_size > at_most:
+            raise OSError(errno.EFBIG, f"it has more than {at_most:,} bytes", str(path))
+        return file.read(-1 if at_most is None else at_most)
+
+
 def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file atomically: a reader sees the old or the new content, never a part.
 
@@ -682,8 +700,9 @@ def create_whole(path: Path, content: bytes) -> None:
 def _temporary_file(path: Path, content: bytes, *, durable: bool = True) -> Iterator[Path]:
     """Make a temporary file beside `path` with its future content; it is removed afterwards."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
+    draft.unlink(missing_ok=True)  # of a killed process, or planted: a link or a FIFO
     try:
-        with draft.open("wb") as file:
+        with draft.open("xb") as file:
             file.write(content)
             if durable:
                 file.flush()

@@ -53,7 +53,7 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
             content = archive.read_sealed(entry, f"{name}.ipynb")
             kept = policy.policy_file_of(entry)
             documents = archive.read_sealed(entry, kept) if kept else b""
-        except (FileNotFoundError, IsADirectoryError, ValueError):
+        except ValueError:
             continue
         try:
             moment(entry["started"])

@@ -16,7 +16,7 @@ import nbformat
 
 from runbook_lib import catalog, pack, recording
 from runbook_lib.parameters import validate
-from runbook_lib.store import Archive
+from runbook_lib.store import Archive, read_regular
 from runbook_lib.usage import UsageError, config_file, sandbox_folder
 from runbook_lib.view import prose
 
@@ -61,7 +61,7 @@ def prepare_copies(archive: Archive, target: str, sections: Container[str] | Non
         values = {"incident_id": archive.incident, "target": target}
         new = not copy.exists()
         try:
-            nb = nbformat.read(section.notebook if new else copy, as_version=4)
+            nb = nbformat.reads(read_regular(section.notebook if new else copy).decode(), as_version=4)
         except ValueError:
             continue  # somebody's own file
         if new:

@@ -308,9 +308,7 @@ class Receiver:
         if (root := archive.local) and not (root / name).resolve().is_relative_to(root.resolve()):
             return None  # a symbolic link to a file outside the folder
         try:
-            return archive.read(name)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return None
+            return archive.read_file(name)
         except Exception as e:
             raise _unavailable("the archive does not answer", e) from None
 

@@ -28,7 +28,7 @@ from runbook_lib.model.finding import Finding, Text, Verdict, say
 from runbook_lib.notes import whoami
 from runbook_lib.recording import RecordedRun, Recording, recorded_run
 from runbook_lib.runs.investigation import sections_to_follow
-from runbook_lib.store import ACTION_LOG, NOTES, Archive
+from runbook_lib.store import ACTION_LOG, NOTES, Archive, read_regular
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record as record_view
 from runbook_lib.view import render, timeline
@@ -285,11 +285,11 @@ def _format_value(value: Any) -> str:
 def read_index(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the index of a folder of recordings by name; {} where there is none. Raises UsageError."""
     try:
-        index: dict[str, dict[str, Any]] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, dict[str, Any]] = json.loads(read_regular(folder / INDEX))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
-        raise UsageError(f"{folder / INDEX} cannot be read: {e}") from None
+        raise UsageError(f"{folder / INDEX} cannot be read: {getattr(e, 'strerror', None) or e}") from None
     return index
 
 

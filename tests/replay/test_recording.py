@@ -95,6 +95,8 @@ def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkey
         (["open", "absent.runbook"], "the recording absent.runbook cannot be read"),
         (["open", "outputs/sample/manifest.jsonl"], "is not a recording"),
         (["lab", "--replay", "absent.runbook"], "the recording absent.runbook cannot be read"),
+        (["open", "fifo.runbook"], "it is not a regular file"),
+        (["record", "sample", "--to", "fifo"], "fifo/index.json cannot be read: it is not a regular file"),
         (["lab", "--replay", "outputs/sample/manifest.jsonl"], "is not a recording"),
     ],
 )
@@ -104,6 +106,9 @@ def test_wrong_input_is_one_line(
     shutil.copytree(SAMPLE, tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["runbook", *words])
+    Path("fifo").mkdir()
+    for fifo in ("fifo.runbook", f"fifo/{replay.INDEX}"):
+        os.mkfifo(fifo)
     with pytest.raises(SystemExit) as ended:
         main()
     error = capsys.readouterr().err

@@ -782,6 +782,7 @@ def dossier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         fs.pipe_file(f"{path}/{other}", b"not for you")
     if request.param == "folder":
         (tmp_path / "outputs" / "INC-1" / "link").symlink_to(tmp_path / "receiver.db")
+        os.mkfifo(tmp_path / "outputs" / "INC-1" / "fifo")
     with running(tmp_path, output=output) as here:
         yield here
 
@@ -827,7 +828,7 @@ def test_what_is_written_later_is_found(dossier: Running) -> None:
         "incidents/INC-1/evidence/", "incidents/INC-1/.hidden", "incidents/INC-1/index.html%00",
         "incidents/INC-1/index.html/", "incidents/secret", "incidents/secret/secret", "incidents/secret/",
         "incidents/INC-9/index.html", "incidents/INC-2", "incidents/.", "incidents/..", "incidents/%00/x",
-        "incidents/INC-1/link", "incidents/" + "x" * 5000,
+        "incidents/INC-1/link", "incidents/INC-1/fifo", "incidents/" + "x" * 5000,
     ],
 )  # fmt: skip
 def test_nothing_else_is_served(dossier: Running, path: str) -> None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import get_native_id
 
 import pytest
 
@@ -206,6 +207,14 @@ def test_an_artifact_that_found_no_room_leaves_no_file(tmp_path: Path, monkeypat
             archive.append({"name": "b"}, {"b.ipynb": b"2", "b.html": b"3", **kept})
     assert archive.problems() == [] and not {"b.ipynb", "b.html"} & {*archive.names()}
     assert archive.read("a.ipynb") == b"1"
+
+
+def test_a_planted_draft_leads_nowhere(tmp_path: Path) -> None:
+    draft = tmp_path / f".a.{os.getpid()}.{get_native_id()}.new"
+    for plant in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "elsewhere")):
+        plant(draft)
+        store.write_whole(tmp_path / "a", b"x")
+        assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"x"}
 
 
 def test_a_file_system_without_hard_links_creates_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,15 @@ def test_a_copy_that_was_worked_on_is_kept_and_follows_the_target(tmp_path: Path
     assert nbformat.read(copy, as_version=4).cells[-1].source == "target = 'mine'"
 
 
+def test_a_copy_that_is_a_fifo_blocks_nothing(tmp_path: Path) -> None:
+    archive = Archive(str(tmp_path), "INC-1")
+    copy = Path(lab.prepare_copies(archive, "default")) / "02_scope.ipynb"
+    copy.unlink()
+    os.mkfifo(copy)
+    with pytest.raises(OSError, match="it is not a regular file"):
+        lab.prepare_copies(archive, "default")
+
+
 @pytest.mark.parametrize("name", ["sample", "a b (1)", "障害", "x" * 300])
 def test_a_recording_opens_as_an_incident_whatever_it_is_called(name: str) -> None:
     incident = lab.replay_incident(Path("somewhere", f"{name}.runbook"))

@@ -220,7 +220,9 @@ def test_a_line_that_is_none_of_ours_is_a_finding(victim: tuple[Archive, list[Ch
 
 
 @pytest.mark.parametrize("log", [True, False])
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to(path.name)], ids=["folder", "loop"])
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.symlink_to(path.name), os.mkfifo], ids=["folder", "loop", "fifo"]
+)
 def test_what_is_no_file_any_more_is_missing(
     victim: tuple[Archive, list[ChainHead]], make: Callable[[Path], None], log: bool
 ) -> None:
@@ -230,6 +232,25 @@ def test_what_is_no_file_any_more_is_missing(
     (archive.local / name).unlink()
     make(archive.local / name)
     assert ("seal.cut" if log else "seal.missing") in {t.key for t in check(archive, seen[-1:]).changed}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "INC-1"], ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"], ["diff", "INC-1"],
+        ["archive", "erase", "anna-1"], ["archive", "retain", "--execute"],
+    ],
+)  # fmt: skip
+def test_a_fifo_in_a_dossier_is_one_line_of_every_command(
+    victim: tuple[Archive, list[ChainHead]], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, _ = victim
+    assert archive.local
+    (archive.local / MANIFEST).unlink()
+    os.mkfifo(archive.local / MANIFEST)
+    assert main._run_command([*words, "--output", archive.output]) in (64, 69)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "it is not a regular file: remove it" in said
 
 
 # Heads in words --------------------------------------------------------------------------------------------
