@@ -70,21 +70,24 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     except recording.ChangedError as e:
         click.echo(f"runbook: {e}", err=True)
         return 2
-    if in_lab:
-        target = recorded.first.header["target"]
-        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file, lang)
     head = next(iter(seal.find_seals(recorded.seal)), None)
     kept = [h for source in checkpoints for h in (seal.read_checkpoints(head.incident, source) if head else [])]
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
-    replayed, differ = replay.reopen(recorded)
     states = (
         (bool(counted) and all(h.bare != head for h in counted), "capsule.seal.other", 2),
         (head is None, "capsule.seal.none", 3),
         (not counted, "capsule.seal.not_witnessed", 3),
-        (differ, "capsule.seal.whole", 1),
         (True, "capsule.seal.whole", 0),
     )
     state, code = next((state, code) for found, state, code in states if found)
+    if in_lab:
+        if checkpoints and code:
+            for line in _translate_lines([*doubted, say(state)], lang):
+                click.echo(line, err=True)
+            return code
+        target = recorded.first.header["target"]
+        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file, lang)
+    replayed, differ = replay.reopen(recorded)
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
     notebooks = say("capsule.notebooks", command=f"runbook open {shlex.quote(str(file))} --lab")
@@ -98,7 +101,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
         told = [str(page), *told]
     for line in told:
         click.echo(line)
-    return code
+    return code or int(bool(differ))
 
 
 @click.command()

@@ -302,6 +302,20 @@ def test_why_shows_the_evidence_who_reports_it_and_what_would_change_the_verdict
     assert "delivery worker" in text and "+0.60 receiver.answers (4.1.1" in text
     assert "+0.85 delivery.refused (4.1.1" in text and "reported by delivery worker" in text
     assert "FM-NOTI-10" in text and "this would not be the verdict if" in text
+def test_the_lab_opens_only_what_its_checkpoint_covers(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("runbook_lib.lab.copies.open_lab", lambda *arguments: started.append("lab"))
+    told = recording.read(sample).seal
+    other = told[:-1] + ("0" if told[-1] != "0" else "1")
+    done = opened(sample, "--lab", "--checkpoint", other)
+    assert (done.return_value, done.stderr.count("\n"), done.stdout) == (2, 1, "") and "Seal: CHANGED" in done.stderr
+    done = opened(Path(__file__).with_name("format-1.runbook"), "--lab", "--checkpoint", told)
+    assert done.return_value == 3 and "Seal: none" in done.stderr and not started
+    for checkpoints in ((), ("--checkpoint", told), ("--checkpoint", other, "--checkpoint", told)):
+        opened(sample, "--lab", "--no-browser", *checkpoints)
+    assert len(started) == 3
+
+
 
 
 def test_settle_asks_recorded_steps_of_other_sections(
