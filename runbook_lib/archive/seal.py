@@ -25,7 +25,7 @@ from runbook_lib.mandatory import MARKDOWN
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Text, say
 from runbook_lib.sources import ReadCost, SourceError
-from runbook_lib.sources.http import HttpServer
+from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.store import PARTIAL, SEALED, Archive, entry_of, split_lines
 from runbook_lib.usage import UsageError
 
@@ -205,10 +205,13 @@ def _read_source(source: str) -> str:
         if source.startswith(("http://", "https://")):
             base, _, path = source.rpartition("/")
             return HttpServer("checkpoint", base, ReadCost(Masker())).get(path).decode(errors="replace")
-        content = Path(source).read_bytes()
+        with Path(source).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
         if content.startswith(_SQLITE):
             with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as journal:
                 return "\n".join(seal for (seal,) in journal.execute("SELECT seal FROM seals ORDER BY at"))
+        if len(content) > MOST_BYTES:
+            raise UsageError(f"--checkpoint {source} has more than {MOST_BYTES:,} bytes: copy the seals out of it")
         return content.decode(errors="replace")
     except (OSError, SourceError, sqlite3.Error) as e:
         reason = getattr(e, "strerror", None) or " ".join(str(e).split())

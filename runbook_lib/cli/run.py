@@ -211,7 +211,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) ->
     from runbook_lib.store import Archive
 
     try:
-        alerts = alert.read(file.read())
+        alerts = alert.read(file.read(alert.MAX_BODY + 1))
     except alert.BadAlert as e:
         raise UsageError(f"{file.name}: {e}") from None
     except ModuleNotFoundError as e:

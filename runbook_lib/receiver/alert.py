@@ -20,6 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from runbook_lib.parameters import moment, validate
 from runbook_lib.usage import UsageError, first_problem
 
+#: Maximum bytes of a request's body, or of a file of alerts.
+MAX_BODY = 1_000_000
 #: Maximum length of an alert's name, which is cut there, and of a label's name in characters; and of a label's value,
 #: which is cut there. Prometheus itself has no limit.
 MAX_NAME, MAX_VALUE = 128, 1024
@@ -197,6 +199,8 @@ def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
 
 def read(body: bytes) -> list[Alert]:
     """Return the alerts of a file: a webhook's body, or a CloudEvent in structured mode. Raises BadAlert."""
+    if len(body) > MAX_BODY:
+        raise BadAlert(f"longer than {MAX_BODY} bytes")
     try:
         said: Any = json.loads(body)
     except (ValueError, RecursionError):

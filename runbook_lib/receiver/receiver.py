@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runbook_lib import messages
 from runbook_lib.archive import dossier
 from runbook_lib.parameters import validate
-from runbook_lib.receiver.alert import Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
+from runbook_lib.receiver.alert import MAX_BODY, Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
@@ -46,8 +46,8 @@ from runbook_lib.view import render
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
 
-#: Maximum bytes of a body. A longer one is read up to `DRAINED` and discarded, so that its sender gets the answer.
-MAX_BODY, DRAINED = 1_000_000, 8_000_000
+#: A body longer than MAX_BODY is read up to so many bytes and discarded, so that its sender gets the answer.
+DRAINED = 8_000_000
 #: Maximum bytes of all headers.
 MAX_HEADERS = 32_768
 #: Seconds in which a body must have arrived.

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -94,9 +95,9 @@ def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkey
         (["record", "sample", "--expect", "stuck_at"], "write it as NAME=VALUE"),
         (["open", "absent.runbook"], "the recording absent.runbook cannot be read"),
         (["open", "outputs/sample/manifest.jsonl"], "is not a recording"),
-        (["lab", "--replay", "absent.runbook"], "the recording absent.runbook cannot be read"),
         (["open", "fifo.runbook"], "it is not a regular file"),
         (["record", "sample", "--to", "fifo"], "fifo/index.json cannot be read: it is not a regular file"),
+        (["lab", "--replay", "absent.runbook"], "the recording absent.runbook cannot be read"),
         (["lab", "--replay", "outputs/sample/manifest.jsonl"], "is not a recording"),
     ],
 )
@@ -105,10 +106,10 @@ def test_wrong_input_is_one_line(
 ) -> None:
     shutil.copytree(SAMPLE, tmp_path / "outputs")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["runbook", *words])
     Path("fifo").mkdir()
     for fifo in ("fifo.runbook", f"fifo/{replay.INDEX}"):
         os.mkfifo(fifo)
+    monkeypatch.setattr("sys.argv", ["runbook", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     error = capsys.readouterr().err
@@ -127,6 +128,50 @@ def test_any_changed_byte_is_one_line(sample: Path, tmp_path: Path) -> None:
             assert "\n" not in str(refused.value), at
     changed.write_bytes(whole)
     assert recording.read(changed).runs.keys() == {"3", "4.1", "4.3"}
+
+
+def packed(path: Path, members: dict[str, bytes]) -> bytes:
+    """A file of these members without a seal, as written by anybody."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content, zipfile.ZIP_LZMA)
+    return path.read_bytes()
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked_or_parsed(tmp_path: Path) -> None:
+    large, lying, many = (tmp_path / f"{name}.runbook" for name in ("large", "lying", "many"))
+    content = bytearray(packed(large, {"recording.json": b"[" + b" " * 99_999_999}))
+    entry = content.index(b"PK\1\2")
+    content[entry + 24 : entry + 28] = (1000).to_bytes(4, "little")
+    lying.write_bytes(content)
+    packed(many, {f"{n}.json": b"" for n in range(1000)})
+    for file, said in ((large, "bytes unpacked"), (lying, "is not a recording"), (many, "files")):
+        tracemalloc.start()
+        with pytest.raises(UsageError, match=rf"^{file} .*{said}.*$"):
+            recording.read(file)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 80_000_000, file
+
+
+LIMITS = ("MAX_BYTES", "MAX_MEMBERS", "MAX_UNPACKED", "MAX_RATIO", "MAX_VALUES")
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_each_limit_refuses_a_recording_in_one_line(sample: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    read = recording.read(sample)
+    monkeypatch.setattr(recording, limit, 2)
+    with pytest.raises(UsageError, match=r"^.*(too large for a recording|more than 2 bytes).*$"):
+        recording.read(sample)
+    with pytest.raises(UsageError, match="too large for a recording"):
+        recording.write(sample.with_name("again.runbook"), read)
+
+
+def test_the_largest_recordings_are_far_from_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in LIMITS:
+        monkeypatch.setattr(recording, limit, getattr(recording, limit) // 5)
+    for file in sorted(RECORDINGS.glob("*.runbook"), key=lambda file: file.stat().st_size)[-8:]:
+        assert recording.read(file).runs
 
 
 @pytest.mark.parametrize("name", ["connections_exhausted", "slow_statements"])
@@ -257,6 +302,20 @@ def test_another_verdict_and_another_seal_are_said(sample: Path, monkeypatch: py
     assert done.return_value == 1 and "Seal: unchanged" in done.output, done.output
 
 
+def test_the_lab_opens_only_what_its_checkpoint_covers(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr("runbook_lib.lab.copies.open_lab", lambda *arguments: started.append("lab"))
+    told = recording.read(sample).seal
+    other = told[:-1] + ("0" if told[-1] != "0" else "1")
+    done = opened(sample, "--lab", "--checkpoint", other)
+    assert (done.return_value, done.stderr.count("\n"), done.stdout) == (2, 1, "") and "Seal: CHANGED" in done.stderr
+    done = opened(Path(__file__).with_name("format-1.runbook"), "--lab", "--checkpoint", told)
+    assert done.return_value == 3 and "Seal: none" in done.stderr and not started
+    for checkpoints in ((), ("--checkpoint", told), ("--checkpoint", other, "--checkpoint", told)):
+        opened(sample, "--lab", "--no-browser", *checkpoints)
+    assert len(started) == 3
+
+
 def test_a_session_on_a_recording_asks_no_server_and_changes_nothing(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,20 +361,6 @@ def test_why_shows_the_evidence_who_reports_it_and_what_would_change_the_verdict
     assert "delivery worker" in text and "+0.60 receiver.answers (4.1.1" in text
     assert "+0.85 delivery.refused (4.1.1" in text and "reported by delivery worker" in text
     assert "FM-NOTI-10" in text and "this would not be the verdict if" in text
-def test_the_lab_opens_only_what_its_checkpoint_covers(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[str] = []
-    monkeypatch.setattr("runbook_lib.lab.copies.open_lab", lambda *arguments: started.append("lab"))
-    told = recording.read(sample).seal
-    other = told[:-1] + ("0" if told[-1] != "0" else "1")
-    done = opened(sample, "--lab", "--checkpoint", other)
-    assert (done.return_value, done.stderr.count("\n"), done.stdout) == (2, 1, "") and "Seal: CHANGED" in done.stderr
-    done = opened(Path(__file__).with_name("format-1.runbook"), "--lab", "--checkpoint", told)
-    assert done.return_value == 3 and "Seal: none" in done.stderr and not started
-    for checkpoints in ((), ("--checkpoint", told), ("--checkpoint", other, "--checkpoint", told)):
-        opened(sample, "--lab", "--no-browser", *checkpoints)
-    assert len(started) == 3
-
-
 
 
 def test_settle_asks_recorded_steps_of_other_sections(

@@ -40,7 +40,7 @@ from waiting import until
 from runbook_lib.archive import seal
 from runbook_lib.cli import main as cli
 from runbook_lib.model.order import Order, RunProgress
-from runbook_lib.receiver import auth, journal, receiver, server
+from runbook_lib.receiver import alert, auth, journal, receiver, server
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal
@@ -245,7 +245,7 @@ def test_hostile_words_are_words(here: Running, tmp_path: Path) -> None:
 
 
 def test_sizes_have_limits(here: Running) -> None:
-    big = b" " * (receiver.MAX_BODY + 1)
+    big = b" " * (alert.MAX_BODY + 1)
     declared = here.post(big)
     assert (declared.status_code, declared.headers["connection"]) == (413, "close")
     assert "1000000" in declared.json()["error"]

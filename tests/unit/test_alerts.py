@@ -22,7 +22,7 @@ from schemas import valid, valid_dossier
 
 from runbook_lib.model.order import Order
 from runbook_lib.parameters import validate
-from runbook_lib.receiver import alert, receiver, routes
+from runbook_lib.receiver import alert, routes
 from runbook_lib.receiver.alert import Alert, BadAlert
 from runbook_lib.settings import Route, Settings
 from runbook_lib.store import NOTES, Archive
@@ -201,7 +201,7 @@ def test_the_example_of_alertmanager_sends_no_more_alerts_than_are_read() -> Non
     deploy = Path(__file__).parents[2] / "docs" / "deploy" / "alertmanager.yaml"
     (sent,) = yaml.safe_load(deploy.read_text(encoding="utf-8"))["receivers"][0]["webhook_configs"]
     assert sent["max_alerts"] > 0
-    assert sent["max_alerts"] * 2000 <= receiver.MAX_BODY, "an alert of ours has less than 1000 bytes"
+    assert sent["max_alerts"] * 2000 <= alert.MAX_BODY, "an alert of ours has less than 1000 bytes"
 
 
 def test_a_cloudevent_is_read_structured_and_binary() -> None:
@@ -429,6 +429,7 @@ def test_what_is_named_goes_before_what_an_alert_says(tmp_path: Path) -> None:
     ("arguments", "body", "said"),
     [
         (["-"], b"{}", "version: Field required"),
+        pytest.param(["-"], b" " * 1_000_001, "longer than 1000000 bytes", id="long"),
         (["nowhere.json"], b"", "nowhere.json"),
         (["-", "--target", "man"], webhook(), "unknown target 'man': did you mean 'main'?"),
         (["-", "--targets", "all"], webhook(), "--alert and --targets cannot be combined"),

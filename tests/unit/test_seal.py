@@ -271,6 +271,10 @@ def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
     assert seal.read_checkpoints("INC-1", str(tmp_path / "mail.txt")) == [ours, later]
     with pytest.raises(UsageError, match=r"contains no seal of INC-3; it contains seals of INC-1, INC-2"):
         seal.read_checkpoints("INC-3", str(tmp_path / "mail.txt"))
+    with (tmp_path / "log").open("wb") as log:
+        log.truncate(2**40)
+    with pytest.raises(UsageError, match=r"log has more than 16,000,000 bytes"):
+        seal.read_checkpoints("INC-1", str(tmp_path / "log"))
     with pytest.raises(UsageError, match="the seal is not complete"):
         seal.read_checkpoints("INC-1", str(ours)[:-1])
     with pytest.raises(UsageError, match=r"nothing-here cannot be read: No such file"):
