@@ -76,7 +76,7 @@ _S3 = {
 }
 #: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
 _opened: list[Any] = []
-#: Seconds to wait for a lock: more than a queue of writers needs, also with a store that answers slowly (`_S3`).
+#: Seconds to wait for the holder of a lock: more than one needs, also with a store that answers slowly (`_S3`).
 LOCK_S = 120.0
 #: Salts that this process uses although they could not be stored yet, by output and incident.
 _unstored: dict[tuple[str, str], bytes] = {}
@@ -507,8 +507,8 @@ class Archive:
         """Lock the incident on this machine, for writers and for readers who need files and lines to match.
 
         A local folder is locked itself: every user who may write there can lock it, and no file is left. For a store
-        the lock is a temporary file of this user, which is removed afterwards. Raises OSError, also if another process
-        does not release the lock within LOCK_S.
+        the lock is a temporary file of this user, which is removed afterwards. Raises OSError, also if its holder
+        does nothing for LOCK_S.
         """
         folder = self.local
         named = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
@@ -573,25 +573,32 @@ class Archive:
 
 
 def _open_locked(path: Path, flags: int) -> int:
-    """Open and lock a path that its holder may remove; return the descriptor. Raises OSError, also after LOCK_S."""
-    until, pause = time.monotonic() + LOCK_S, 0.001
+    """Open and lock a path that its holder may remove; return the descriptor.
+
+    Raises OSError, also if for LOCK_S the lock has had one holder who has written no file: with many writers a waiter
+    may be overtaken, since `flock` has no timeout and is tried again and again.
+    """
+    until, pause, last = 0.0, 0.001, (0, 0)
     while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags, 0o600)
+        descriptor, locked = os.open(path, os.O_RDONLY | os.O_NONBLOCK | flags, 0o600), False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:
-                return descriptor
-        except BlockingIOError:
-            pass
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-        if time.monotonic() > until:
+            about = os.fstat(descriptor)
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = os.fstat(descriptor).st_nlink > 0
+        finally:
+            if not locked:
+                os.close(descriptor)
+        if locked:
+            return descriptor
+        seen = about.st_ino, about.st_mtime_ns
+        if seen != last:
+            last, until = seen, time.monotonic() + LOCK_S
+        elif time.monotonic() > until:
             held = f"{path} has been locked by another process for {LOCK_S:.0f} s"
             raise OSError(errno.ETIMEDOUT, f"{held}: `fuser -v {path}` names it; end it, then run this again")
         time.sleep(pause)
-        pause = min(2 * pause, 0.05)
+        pause = min(2 * pause, 0.01)
 
 
 def _make_folder(folder: Path) -> None:

@@ -9,8 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from threading import get_native_id
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,6 +88,24 @@ def test_a_lock_that_is_not_released_is_one_line(
     said = capsys.readouterr().err
     assert "has been locked by another process" in said and said.count("\n") == 1
     archive.add_line(NOTES, {"text": "x"})
+
+
+def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, clock = Archive(str(tmp_path), "INC-1"), [0.0]
+    archive.prepare()
+    with ExitStack() as held:
+        held.enter_context(archive.locked())
+
+        def sleep(_: float) -> None:
+            """Each time the deadline passes; four times another file was written, then the lock is released."""
+            clock[0] += 2 * store.LOCK_S
+            os.utime(tmp_path / "INC-1", (clock[0], clock[0]))
+            if clock[0] > 8 * store.LOCK_S:
+                held.close()
+
+        monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        archive.add_line(NOTES, {"text": "x"})
+    assert len(archive.lines(NOTES)) == 1
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path: Path) -> None:
