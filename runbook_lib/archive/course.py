@@ -25,6 +25,12 @@ Entry = Mapping[str, Any]
 MAX_READ = 8
 #: The shortest time that the timeline shows.
 MIN_SPAN = pd.Timedelta(minutes=10)
+#: An incident is shown from this much before its onset, or from this part of its length if that is more.
+MIN_LEAD, LEAD = pd.Timedelta(minutes=1), 0.125
+#: What follows later than this, and than the incident has lasted, is not part of it, such as a note of the next day.
+MAX_GAP = pd.Timedelta(hours=1)
+#: If the incident is more of the whole span than this, all of it is shown.
+MOST = 0.75
 
 
 def read_findings(archive: Archive, entries: Iterable[Entry]) -> list[tuple[Entry, dict[str, Any]]]:
@@ -117,6 +123,47 @@ def span(found: Sequence[Lane]) -> Interval | None:
     first, last = min(*times, max(times) - MIN_SPAN), max(times)
     margin = (last - first) * 0.02
     return first - margin, last + margin
+
+
+def incident(found: Sequence[Lane], entries: Sequence[Entry], verdicts: Sequence[Entry]) -> Interval | None:
+    """Return the interval on which the timeline opens: from before the onset to the recovery, else to the last event.
+
+    Without an onset it begins before the first event. None if the lanes show little else, or no verdict has a finding.
+    """
+    whole = span(found)
+    present = [v for v in verdicts if not report.looks_back(v, entries)] or verdicts
+    bad = [v for v in present if v["verdict"]["status"] != Status.OK.name]
+    if whole is None or not bad:
+        return None
+    events = sorted(m.at for lane in found if lane.known is None for m in lane.marks)
+    if onsets := [moment(v["onset"]) for v in bad if v.get("onset")]:
+        first = min(onsets)
+    else:
+        first = min(_time_of(v) for v in bad)
+        for at in reversed(events):
+            first = at if first - MAX_GAP <= at < first else first
+        first -= MIN_SPAN
+    of_targets: dict[str, list[Entry]] = {}
+    for v in present:
+        of_targets.setdefault(report.target_of(v, entries), []).append(v)
+    recovered = [_recovery(own) for own in of_targets.values() if any(v in bad for v in own)]
+    if None in recovered:
+        last = max(_time_of(v) for v in present)
+        for at in sorted([*events, *(end for lane in found for s in lane.series for _, end, _ in s.values)]):
+            last = at if last < at <= last + max(MAX_GAP, last - first) else last
+    else:
+        last = max(t for t in recovered if t is not None)
+    first = max(first - max(MIN_LEAD, (last - first) * LEAD), whole[0])
+    last = min(last + (last - first) * 0.04, whole[1])
+    return (first, last) if last - first <= (whole[1] - whole[0]) * MOST else None
+
+
+def _recovery(verdicts: Iterable[Entry]) -> pd.Timestamp | None:
+    """Return when a verdict about all was OK and none after it had a finding; None if there is none."""
+    well: pd.Timestamp | None = None
+    for v in sorted(filter(tells_of_all, verdicts), key=_time_of):
+        well = None if v["verdict"]["status"] != Status.OK.name else well or _time_of(v)
+    return well
 
 
 def _time_of(verdict: Entry) -> pd.Timestamp:

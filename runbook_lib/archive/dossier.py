@@ -149,7 +149,7 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
     read = course.read_findings(archive, (a for a in artifacts if a in artifacts[-course.MAX_READ :] or a in judged))
     shown = [(run, f) for run, f in read if run in judged]
     lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read), lang)
-    span = course.span(lanes)
+    span, opens = course.span(lanes), course.incident(lanes, entries, verdicts)
     return render.html(
         "dossier",
         lang,
@@ -159,7 +159,7 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
         targets={v["name"]: report.target_of(v, entries) for v in nows} if len(nows) > 1 else {},
         copies=copies or {},
         last=last,
-        timeline=Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
+        timeline=Markup(timeline.html(lanes, *span, lang, opens)) if span else "",  # noqa: S704 - our own rendering
         findings=sorted(shown, key=lambda e: -Status[e[1]["status"]].rank),
         # A step of one target only has its place on the page.
         linked=runs[now["name"]] if now else (),

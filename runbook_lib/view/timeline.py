@@ -65,9 +65,14 @@ class Lane:
         return joined
 
 
-def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: str) -> str:
-    """Return the lanes from `since` to `until` as HTML."""
+def html(
+    lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: str, opens: Interval | None = None
+) -> str:
+    """Return the lanes from `since` to `until` as HTML; what is drawn first, and printed, is `opens`, else all."""
+    since = since.floor("s")  # the script knows no shorter time than a millisecond
     span_s = max((until - since).total_seconds(), 1.0)
+    begin, end = (t.floor("s") for t in opens) if opens else (since, since + pd.Timedelta(seconds=span_s))
+    from_s, shown_s = (begin - since).total_seconds(), (end - begin).total_seconds()
     shown, y = [], float(AXIS)
 
     def second(time: pd.Timestamp) -> float:
@@ -100,9 +105,11 @@ def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: 
         )
         y += height + 4
     return render.html(
-        "timeline", lang, lanes=shown, span_s=span_s, since=since, width=WIDTH, names=NAMES, height=y, axis=AXIS,
-        ticks=list(_place_ticks(since, span_s)), events=_list_events(lanes, since, until),
-        series=_tabulate_series(lanes), x=lambda s: round(NAMES + s / span_s * (WIDTH - NAMES - 12), 1),
+        "timeline", lang, lanes=shown, span_s=span_s, since=since, until=until, begin=begin, end=end, opens=opens,
+        from_s=from_s, to_s=from_s + shown_s, width=WIDTH, names=NAMES, height=y, axis=AXIS,
+        ticks=[(from_s + s, words) for s, words in _place_ticks(begin, shown_s)],
+        events=_list_events(lanes, since, until), series=_tabulate_series(lanes),
+        x=lambda s: round(NAMES + (s - from_s) / shown_s * (WIDTH - NAMES - 12), 1),
     )  # fmt: skip
 
 
@@ -111,14 +118,16 @@ def _scale_level(bottom: float, scale: float, value: float) -> float:
 
 
 def _trace_lines(series: Series, second: Any, level: Any) -> tuple[list[list[tuple[float, float]]], str]:
-    """Return the lines of a series, interrupted where it has no value, and its values as JSON (begin, end, value)."""
+    """Return the lines of a series, interrupted where it has no value, and its values as JSON (begin, end, value).
+
+    What waits is known at the end of its interval; a rate is that of all of its interval.
+    """
     lines: list[list[tuple[float, float]]] = []
     last: pd.Timestamp | None = None
     for begin, end, value in series.values:
         if last is None or begin > last:
             lines.append([])
-        at = end if series.kind == "waiting" else begin + (end - begin) / 2
-        lines[-1].append((second(at), level(value)))
+        lines[-1] += [(second(at), level(value)) for at in ((end,) if series.kind == "waiting" else (begin, end))]
         last = end
     return lines, json.dumps([(second(b), second(e), v) for b, e, v in series.values], separators=(",", ":"))
 

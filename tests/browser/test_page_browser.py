@@ -11,7 +11,7 @@ from typing import Any
 import barriers
 import pytest
 from click.testing import CliRunner
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 from runbook_lib.archive import dossier, postmortem
 from runbook_lib.cli.main import cli
@@ -68,6 +68,7 @@ def test_the_cursor_reads_values_out_and_the_keys_zoom(page: Page) -> None:
         return float(page.locator("rect.known").first.evaluate("e => +e.getAttribute('width')"))
 
     box.focus()
+    box.press("0")
     box.press("End")
     box.press("ArrowLeft")
     assert "aoki: called the team" in read.inner_text() and read.get_attribute("aria-live") == "polite"
@@ -80,6 +81,31 @@ def test_the_cursor_reads_values_out_and_the_keys_zoom(page: Page) -> None:
     assert width() > whole
     box.press("0")
     assert width() == pytest.approx(whole, abs=1)
+
+
+def test_it_opens_on_the_incident_and_zooms_out_to_the_whole_span(page: Page) -> None:
+    shown, button = page.locator(".rb-shown"), page.locator(".rb-whole")
+    note, onset = page.locator("g[data-say='aoki: called the team']"), page.locator("g[data-say=onset]")
+
+    def inside(mark: Locator) -> bool:
+        place, box = mark.bounding_box(), page.locator(".rb-time").bounding_box()
+        assert place and box
+        return box["x"] + 0.15 * box["width"] < place["x"] < box["x"] + box["width"]
+
+    incident = shown.inner_text()
+    assert inside(onset) and not inside(note), "the note is of much later"
+    button.press("Enter")
+    assert inside(note) and shown.inner_text() != incident and button.inner_text() == "Zoom in on the incident"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert inside(onset) and not inside(note) and shown.inner_text() == incident
+    assert button.inner_text() == "Zoom out to the whole span"
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 360, "height": 740}}], indirect=True)
+def test_on_a_narrow_screen_the_incident_is_seen_first(page: Page) -> None:
+    mark, box = page.locator("g[data-say=onset]").bounding_box(), page.locator(".rb-time").bounding_box()
+    names = page.locator(".names rect").bounding_box()
+    assert mark and box and names and names["x"] + names["width"] < mark["x"] < box["x"] + box["width"]
 
 
 def test_the_mouse_reads_values_out_and_zooms(page: Page) -> None:
@@ -106,6 +132,8 @@ def test_a_command_is_copied(page: Page) -> None:
 @pytest.mark.parametrize("page", [{"java_script_enabled": False}], indirect=True)
 def test_without_a_script_nothing_is_missing_but_the_cursor(page: Page) -> None:
     assert page.locator(".rb-time svg").is_visible() and page.locator("button:visible").count() == 0
+    onset, plot = page.locator("g[data-say=onset]").bounding_box(), page.locator(".rb-time").bounding_box()
+    assert onset and plot and 0.15 < (onset["x"] - plot["x"]) / plot["width"] < 0.5, "the incident, not all"
     page.locator(".rb-src summary").first.click()
     assert " --target default --incident sample" in page.locator(".rb-src").first.inner_text()
 

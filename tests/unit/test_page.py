@@ -81,6 +81,54 @@ def test_the_course_of_an_incident() -> None:
     assert since < at(3) - course.MIN_SPAN and at(3) < until < at(4)
 
 
+RAMP: list[float | None] = [0.0 if minute < 50 else 9.0 for minute in range(61)]
+SIX_HOURS = [verdict(m, RAMP, onset=at(50).isoformat()) for m in range(0, 360, 45)]
+RAN = {"section": "3", "started": at(5000).isoformat(), "parameters": {"target": "prod", "as_of": at(61).isoformat()}}
+
+
+def noted(minute: float, who: str = "aoki") -> dict[str, Any]:
+    return {"time": at(minute).isoformat(), "who": who, "text": "-"}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "notes", "entries", "first", "last"),
+    [
+        ([verdict(0, RAMP, onset=at(60).isoformat()), verdict(1, RAMP, "OK")], [noted(900)], [], 59, 62),
+        ([verdict(0, RAMP, onset=at(60).isoformat()), verdict(1, RAMP, "WARNING")], [noted(63)], [], 59, 63),
+        ([verdict(0, RAMP)], [noted(55, "alert"), noted(900)], [], 43, 61),
+        ([*SIX_HOURS, verdict(400, [0.0], "OK")], [noted(3000)], [], 6, 401),
+        (SIX_HOURS, [noted(500), noted(3000)], [], -7, 500),
+        ([verdict(0, RAMP, onset=at(50).isoformat(), started=RAN["started"])], [noted(5001)], [RAN], 48, 61),
+    ],
+    ids=["recovered", "present", "no-onset", "six-hours", "six-hours-present", "past"],
+)
+def test_the_timeline_opens_on_the_incident(
+    verdicts: list[Any], notes: list[Any], entries: list[Any], first: float, last: float
+) -> None:
+    found = [*lanes(*verdicts, notes=notes, entries=entries).values()]
+    opens = course.incident(found, entries, verdicts)
+    assert opens and opens[0] == pytest.approx(at(first), abs=pd.Timedelta(minutes=1))
+    assert at(last) <= opens[1] <= at(last) + (opens[1] - opens[0]) * 0.05
+    page = timeline.html(found, *(course.span(found) or opens), "ja", opens)
+    assert render.when(opens[0]) in page and messages.text(say("timeline.zoom_out"), "ja") in page
+    assert all(-1 < float(x) < timeline.WIDTH for x in re.findall(r'<text x="([\d.-]+)"', page)), "the axis is its own"
+
+
+def test_without_an_incident_the_timeline_opens_on_all_of_it() -> None:
+    well, short = [verdict(0, RAMP, "OK")], [verdict(50, [9.0], onset=at(42).isoformat())]
+    for verdicts in (well, short):
+        found = [*lanes(*verdicts).values()]
+        assert course.span(found) and course.incident(found, [], verdicts) is None
+        assert "rb-whole" not in timeline.html(found, at(0), at(9), "en")
+
+
+def test_a_rate_is_drawn_over_all_of_its_interval() -> None:
+    known = Series("came", "came", ((at(0), at(1), 3.0), (at(1), at(2), 4.0)))
+    page = timeline.html([Lane("relay", series=(known,))], at(0), at(2), "en")
+    (line,) = re.findall(r'data-p="(.*?)"', page)
+    assert [point.partition(",")[0] for point in line.split()] == ["0.0", "60.0", "60.0", "120.0"]
+
+
 @pytest.mark.parametrize(("text", "numbers"), [
     ("595 rows are due for up to 610 s, FM-NOTI-06 since 2026-11-27T13:19:27Z", ["595", "610"]),
     ("処理対象 1,595 件(最古 0.5 秒)", ["1,595", "0.5"]),

@@ -30,9 +30,13 @@ for (const box of document.querySelectorAll(".rb-time")) {
   const read = box.parentElement.querySelector(".rb-read");
   const left = +svg.dataset.left, right = +svg.dataset.right, height = svg.viewBox.baseVal.height;
   const since = Date.parse(box.dataset.since), span = +box.dataset.span;
-  let from = 0, to = span, at = null;
+  const shown = box.parentElement.querySelector(".rb-shown"), button = box.parentElement.querySelector(".rb-whole");
+  let from = +box.dataset.from, to = +box.dataset.to, at = null;
   const x = (s) => left + ((s - from) / (to - from)) * (right - left);
-  const clock = (s) => new Date(since + s * 1000).toISOString().slice(11, 19);
+  const iso = (s) => new Date(since + s * 1000).toISOString();
+  const clock = (s) => iso(s).slice(11, 19);
+  const date = (s) => `${iso(s).slice(0, 10)} ${clock(s)}Z`;
+  const whole = () => to - from > span - 1;
   const named = [...svg.querySelectorAll("[data-say]")];
   const series = [...svg.querySelectorAll("[data-values]")].map((g) => [g.dataset.name, JSON.parse(g.dataset.values)]);
 
@@ -50,10 +54,14 @@ for (const box of document.querySelectorAll(".rb-time")) {
     const step = steps.find((s) => (to - from) / s <= 12) || 86400 * Math.ceil((to - from) / 1e6);
     const offset = (since / 1000) % step, ticks = [];
     for (let s = Math.ceil((from + offset) / step) * step - offset; s <= to; s += step) {
-      const text = step >= 86400 ? new Date(since + s * 1000).toISOString().slice(5, 10) : clock(s).slice(0, step < 60 ? 8 : 5);
+      const text = step >= 86400 ? iso(s).slice(5, 10) : clock(s).slice(0, step < 60 ? 8 : 5);
       ticks.push(`<path d="M${x(s)} 18V${height}"/><text x="${x(s)}" y="12">${text}</text>`);
     }
     axis.innerHTML = ticks.join("");
+    shown.textContent = `${date(from)} – ${date(to)}`;
+    if (!button) return point();
+    button.textContent = whole() ? button.dataset.in : button.dataset.out;
+    box.parentElement.querySelector(".rb-all").hidden = whole();
     point();
   }
   function point() {
@@ -64,11 +72,23 @@ for (const box of document.querySelectorAll(".rb-time")) {
     const values = series.map(([name, all]) => [name, all.find(([b, e]) => b <= at && at < e)]);
     const events = named.filter((e) => (e.dataset.u ? +e.dataset.t <= at && at <= +e.dataset.u : Math.abs(e.dataset.t - at) < near));
     read.textContent = [
-      (span > 43200 ? new Date(since + at * 1000).toISOString().slice(5, 10) + " " : "") + clock(at) + "Z",
+      (span > 43200 ? iso(at).slice(5, 10) + " " : "") + clock(at) + "Z",
       ...values.map(([name, v]) => `${name} ${v ? v[2].toLocaleString("en") : "–"}`),
       ...events.map((e) => `${e.dataset.name}: ${e.dataset.say}`),
     ].join(" · ");
   }
+  function show(from_, to_) {
+    [from, to] = [from_, to_];
+    draw();
+  }
+  // On a narrow screen, where the drawing scrolls, the incident is in the newest part, which is seen first.
+  function open() {
+    const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width, end = +box.dataset.to;
+    const seen = Math.min(Math.max((box.clientWidth / scale - left) / (right - left) || 1, 0.1), 1);
+    show(Math.max(end - (end - box.dataset.from) / seen, 0), end);
+    box.scrollLeft = box.scrollWidth;
+  }
+  if (button) button.onclick = () => (whole() ? open() : show(0, span));
   function zoom(factor, around) {
     const length = Math.min(span, Math.max(20, (to - from) * factor));
     from = Math.min(Math.max(around - ((around - from) / (to - from)) * length, 0), span - length);
@@ -97,7 +117,13 @@ for (const box of document.querySelectorAll(".rb-time")) {
     e.preventDefault();
     zoom(e.deltaY > 0 ? 1.25 : 0.8, Math.min(Math.max(second(e), from), to));
   }, { passive: false });
-  box.scrollLeft = box.scrollWidth; // on a narrow screen: the newest
+  open();
+  addEventListener("afterprint", open);
+  addEventListener("beforeprint", () => { // as without a script
+    show(+box.dataset.from, +box.dataset.to);
+    box.scrollLeft = 0;
+    box.onscroll();
+  });
   box.addEventListener("keydown", (e) => {
     const middle = at ?? (from + to) / 2, step = (to - from) / 60;
     const keys = {
