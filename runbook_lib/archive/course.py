@@ -153,6 +153,7 @@ def incident(found: Sequence[Lane], entries: Sequence[Entry], verdicts: Sequence
             last = at if last < at <= last + max(MAX_GAP, last - first) else last
     else:
         last = max(t for t in recovered if t is not None)
+    first = min(first, last)  # clocks may differ
     first = max(first - max(MIN_LEAD, (last - first) * LEAD), whole[0])
     last = min(last + (last - first) * 0.04, whole[1])
     return (first, last) if last - first <= (whole[1] - whole[0]) * MOST else None

@@ -95,12 +95,13 @@ def noted(minute: float, who: str = "aoki") -> dict[str, Any]:
     [
         ([verdict(0, RAMP, onset=at(60).isoformat()), verdict(1, RAMP, "OK")], [noted(900)], [], 59, 62),
         ([verdict(0, RAMP, onset=at(60).isoformat()), verdict(1, RAMP, "WARNING")], [noted(63)], [], 59, 63),
+        ([verdict(0, RAMP, onset=at(65).isoformat()), verdict(1, RAMP, "OK")], [], [], 61, 62),
         ([verdict(0, RAMP)], [noted(55, "alert"), noted(900)], [], 43, 61),
         ([*SIX_HOURS, verdict(400, [0.0], "OK")], [noted(3000)], [], 6, 401),
         (SIX_HOURS, [noted(500), noted(3000)], [], -7, 500),
         ([verdict(0, RAMP, onset=at(50).isoformat(), started=RAN["started"])], [noted(5001)], [RAN], 48, 61),
     ],
-    ids=["recovered", "present", "no-onset", "six-hours", "six-hours-present", "past"],
+    ids=["recovered", "present", "clocks-differ", "no-onset", "six-hours", "six-hours-present", "past"],
 )
 def test_the_timeline_opens_on_the_incident(
     verdicts: list[Any], notes: list[Any], entries: list[Any], first: float, last: float
