@@ -7,8 +7,8 @@ Judges in words, never by its exit code.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runbook_lib import queries
 
-from . import burst, by_hand, harm, load, many, obvious, past, questions, runs, speed, timeline
+from . import burst, by_hand, harm, load, many, obvious, past, questions, runs, speed, supervise, timeline
 from .fill import DAYS, Filled
 from .questions import Row
 from .runs import Measured
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw where the time of the triage goes")
     options = parser.parse_args(arguments)
+    scratch = supervise.fork(harm.LIMIT_S if options.only == "harm" else math.inf)
     began = time.monotonic()
     if options.only:
         with ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
             if options.only == "triage":
                 return _print_triage(speed.triage(scratch / "triage"), options.picture)
             if options.only == "burst":
@@ -84,7 +84,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _harm(small, scratch)
         return
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="runbook-bench-")))
         small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
         large = stack.enter_context(Filled(options.keep or scratch / "large", options.rows))
         size = large.table_size("notification.notifications") / 2**30
@@ -182,6 +181,8 @@ def _notebooks(large: Filled, small: Filled, scratch: Path) -> Runs:
             "papermill": runs.by_papermill(section, large, scratch / "papermill"),
             "small": runs.by_product(section, small, scratch / "runbook-small"),
         }
+        took = ", ".join(f"{way} {m.seconds:.1f} s" for way, m in measured[section.number].items())
+        _say(f"  section {section.number}: {took}")
     return measured
 
 
@@ -362,28 +363,27 @@ def _print_speed(cases: list[speed.Case]) -> None:
 def _harm(small: Filled, scratch: Path) -> None:
     for phase, seconds in harm.database_seconds(small, scratch / "alone").items():
         _say(f"\nThe database works {seconds:.2f} s of one core for {phase}.")
-    _print_harm(harm.measure(small, scratch / "harm"))
-
-
-def _print_harm(ways: list[harm.Way]) -> None:
     _say(
         f"\nWhat the application's statements take at {1 / load.EVERY_S:.0f} of each kind a second, in ms: medians of"
-        "\nthe rounds. `as shipped` all share the cores, and times are held against the idle ones. For `the"
+        "\nthe rounds so far. `as shipped` all share the cores, and times are held against the idle ones. For `the"
         "\ndatabase's share` the runbook has the last core, everything else the others, and times are held against"
         f"\n`{harm.BUSY}`: a process on each of the runbook's cores that computes as politely and asks nothing."
     )
-    lines = []
-    for way in ways:
-        for phase in (harm.IDLE, harm.BUSY, *harm.PHASES):
-            cells = [
-                f"{way.ms(phase, kind, p):.2f}"
-                + ("" if phase == way.against else f" (x{way.ratio(phase, kind, p):.2f})")
-                for kind in harm.KINDS
-                for p in harm.PERCENTILES
-            ]
-            lines.append((way.name, phase, str(way.statements[phase]), *cells))
-    head = [f"{kind} p{p}" for kind in harm.KINDS for p in harm.PERCENTILES]
-    _table(("way", "meanwhile", "statements", *head), lines, left={0, 1})
+    kinds = [(kind, p) for kind in harm.KINDS for p in harm.PERCENTILES]
+    widths = (20, 14, 10, *(14 for _ in kinds))
+
+    def show(way: harm.Way, phase: str) -> None:
+        cells = [
+            f"{way.ms(phase, kind, p):.2f}" + ("" if phase == way.against else f" (x{way.ratio(phase, kind, p):.2f})")
+            for kind, p in kinds
+        ]
+        _row((way.name, phase, str(way.statements[phase]), *cells), widths, left={0, 1})
+
+    _row(("way", "meanwhile", "statements", *(f"{kind} p{p}" for kind, p in kinds)), widths, left={0, 1})
+    _print_harm(harm.measure(small, scratch / "harm", show))
+
+
+def _print_harm(ways: list[harm.Way]) -> None:
     _say("\nTargets")
     if len(ways) < len(harm.TARGETS):
         _say("    not measured on one core: the database's share")
@@ -463,9 +463,13 @@ def _target(what: str, missed: list[str], because: str = "") -> None:
 def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int]) -> None:
     lines = [head, *lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    side: tuple[Callable[[str, int], str], Callable[[str, int], str]] = (str.rjust, str.ljust)
     for line in lines:
-        _say("  ".join(side[i in left](cell, widths[i]) for i, cell in enumerate(line)).rstrip())
+        _row(line, widths, left)
+
+
+def _row(line: Sequence[str], widths: Sequence[int], left: set[int]) -> None:
+    side: tuple[Callable[[str, int], str], Callable[[str, int], str]] = (str.rjust, str.ljust)
+    _say("  ".join(side[i in left](cell, widths[i]) for i, cell in enumerate(line)).rstrip())
 
 
 def _names(rows: Iterable[Row]) -> list[str]:

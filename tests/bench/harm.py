@@ -17,11 +17,10 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -34,7 +33,11 @@ TARGETS = {"as shipped": (1.4, 1.4, 1.4), "the database's share": (1.2, 1.2, 1.5
 KINDS = ("enqueue", "claim", "mark")
 PERCENTILES = (95, 99)
 IDLE_S = 10.0
-ALERTS = 20
+#: So many alerts come at once; the first seconds of the work on them are measured.
+ALERTS, ALERTS_S = 20, 20.0
+SYSTEMS = 4
+#: All of it ends within so many seconds; no round begins that would end later than the second number of them.
+LIMIT_S, _LAST_ROUND_S = 600.0, 500.0
 _TIMEOUT_S = 300.0
 
 
@@ -79,28 +82,40 @@ def _of_ended_sessions(servers: Filled) -> float:
     return float(times.children_user + times.children_system)
 
 
-def measure(servers: Filled, scratch: Path, rounds: int = 3) -> list[Way]:
-    """Phase by phase, way by way, round by round, so that whatever else the machine does meets all of them."""
+def measure(servers: Filled, scratch: Path, show: Callable[[Way, str], None], rounds: int = 3) -> list[Way]:
+    """Phase by phase, way by way, round by round, so that whatever else the machine does meets all of them.
+
+    `show` is called with each phase that has been measured. There are fewer rounds if these take too long.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
     cores = sorted(os.sched_getaffinity(0))
     ways = [(Way("as shipped", IDLE), cores, cores)]
     if len(cores) > 1:
         ways.append((Way("the database's share", BUSY), cores[:-1], cores[-1:]))
     env = _environment(servers, scratch)
-    with ExitStack() as stack:
-        receivers = [
-            stack.enter_context(Receiver(env, scratch / f"receiver-{n}", _on(own)))
-            for n, (_, _, own) in enumerate(ways)
-        ]
-        for _ in range(rounds):
-            for (way, others, own), receiver in zip(ways, receivers, strict=True):
-                _pin(servers, others)
-                with _load(servers.app_url, scratch / "load.json", others) as took:
-                    moments = {IDLE: _span(time.sleep, IDLE_S), BUSY: _span(_compute, own)}
-                    moments[PHASES[0]] = _span(_command, ["triage"], env, scratch, own)
-                    moments[PHASES[1]] = _span(_command, ["run", *eight()], env, scratch, own)
-                    moments[PHASES[2]] = _span(_alerts, receiver)
-                _sort(way, moments, took)
+    for done in range(rounds):
+        if done and (time.monotonic() - began) * (done + 1) / done > _LAST_ROUND_S:
+            break
+        for n, (way, others, own) in enumerate(ways):
+            _pin(servers, others)
+            with (
+                Receiver(env, scratch / f"receiver-{done}-{n}", _on(own)) as receiver,
+                _load(servers.app_url, scratch / "load.jsonl", others) as read_until,
+            ):
+                phases: dict[str, Callable[[], None]] = {
+                    IDLE: partial(time.sleep, IDLE_S),
+                    BUSY: partial(_compute, own),
+                    PHASES[0]: partial(_command, ["triage"], env, scratch, own),
+                    PHASES[1]: partial(_command, ["run", *eight()], env, scratch, own),
+                    PHASES[2]: partial(_alerts, receiver),
+                }
+                for phase in sorted(phases, key=lambda p: p != way.against):  # what others are held against first
+                    since = time.monotonic()
+                    phases[phase]()
+                    until = time.monotonic()
+                    _sort(way, phase, [(what, s) for what, at, s in read_until(until) if since <= at < until])
+                    show(way, phase)
     _pin(servers, cores)
     return [way for way, _, _ in ways]
 
@@ -110,35 +125,37 @@ def eight() -> list[str]:
     return [n for n in speed.ten() if n not in ("5.1", "5.2")]
 
 
-def _sort(way: Way, moments: dict[str, tuple[float, float]], took: list[tuple[str, float, float]]) -> None:
-    for phase, (began, ended) in moments.items():
-        for kind in KINDS:
-            ms = [1000 * s for what, at, s in took if what == kind and began <= at < ended]
-            way.statements[phase] += len(ms)
-            cuts = statistics.quantiles(ms, n=100)
-            for percentile in PERCENTILES:
-                way.rounds[phase, kind, percentile].append(cuts[percentile - 1])
-
-
-def _span(run: Callable[..., None], *arguments: Any) -> tuple[float, float]:
-    began = time.monotonic()
-    run(*arguments)
-    return began, time.monotonic()
+def _sort(way: Way, phase: str, took: list[tuple[str, float]]) -> None:
+    for kind in KINDS:
+        ms = [1000 * s for what, s in took if what == kind]
+        way.statements[phase] += len(ms)
+        cuts = statistics.quantiles(ms, n=100)
+        for percentile in PERCENTILES:
+            way.rounds[phase, kind, percentile].append(cuts[percentile - 1])
 
 
 @contextmanager
-def _load(url: str, file: Path, cores: list[int]) -> Iterator[list[tuple[str, float, float]]]:
-    """A load that has begun; what it has measured is there when it has ended."""
-    took: list[tuple[str, float, float]] = []
+def _load(url: str, file: Path, cores: list[int]) -> Iterator[Callable[[float], list[tuple[str, float, float]]]]:
+    """A load that has begun; the function waits until it has measured up to a moment, and returns all of it."""
+
+    def read_until(moment: float) -> list[tuple[str, float, float]]:
+        took: list[tuple[str, float, float]] = []
+        while not took or took[-1][1] < moment:
+            if process.poll() is not None:
+                raise RuntimeError(f"the load ended with {process.returncode}")
+            time.sleep(0.1)
+            lines = file.read_text().splitlines(keepends=True)
+            took = [json.loads(line) for line in lines if line.endswith("\n")]
+        return took
+
     command = [sys.executable, "-m", "tests.bench.load", url, str(file)]
     process = subprocess.Popen(command, preexec_fn=_on(cores))
     try:
         time.sleep(3)  # its first statements warm up
-        yield took
+        yield read_until
     finally:
         process.terminate()
         process.wait(30)
-    took += json.loads(file.read_text())
 
 
 def _on(cores: list[int]) -> Callable[[], None]:
@@ -183,23 +200,21 @@ def _environment(servers: Filled, scratch: Path) -> dict[str, str]:
     names = {key: f"HARM_{key.removeprefix('RUNBOOK_')}" for key in servers.env}
     lines = [f"{key.removeprefix('RUNBOOK_').lower()}_env = {json.dumps(name)}" for key, name in names.items()]
     file = scratch / "harm.toml"
-    file.write_text("\n".join(f"[targets.system-{n}]\n" + "\n".join(lines) for n in range(4)))
+    file.write_text("\n".join(f"[targets.system-{n}]\n" + "\n".join(lines) for n in range(SYSTEMS)))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env
     secrets = {names[key]: value for key, value in servers.env.items()}
     return env | secrets | {"RUNBOOK_CONFIG": str(file)}
 
 
 def _alerts(receiver: Receiver) -> None:
-    """A burst of incidents, and all of their artifacts."""
+    """A burst of incidents, until all have their artifacts or the time is over."""
     burst = uuid.uuid4().hex[:8]
     incidents = [f"{burst}-{n}" for n in range(ALERTS)]
     for n, incident in enumerate(incidents):
-        labels = {"alertname": "Harm", "incident": incident, "runbook_target": f"system-{n % 4}"}
+        labels = {"alertname": "Harm", "incident": incident, "runbook_target": f"system-{n % SYSTEMS}"}
         alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
         body = {"version": "4", "groupKey": incident, "alerts": [alert]}
         receiver.post(body).raise_for_status()
-    until = time.monotonic() + _TIMEOUT_S
-    while not all(list((receiver.output / i).glob("*-verdict-*.json")) for i in incidents):
-        if time.monotonic() > until:
-            raise RuntimeError(f"no verdict of {ALERTS} alerts within {_TIMEOUT_S:.0f} s")
+    until = time.monotonic() + ALERTS_S
+    while time.monotonic() < until and not all(list((receiver.output / i).glob("*-verdict-*.json")) for i in incidents):
         time.sleep(0.2)

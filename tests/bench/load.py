@@ -2,14 +2,13 @@
 
     python -m tests.bench.load URL FILE
 
-Ends by SIGTERM and leaves FILE: a JSON list of (what, moment of its begin on the monotonic clock in s, seconds).
+Adds to FILE a line for each: what, moment of its begin on the monotonic clock in s, seconds, as a JSON list.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import signal
 import sys
 import time
 import uuid
@@ -32,22 +31,19 @@ T = TypeVar("T")
 
 def main() -> None:
     """Until it is told to end."""
-    url, file = sys.argv[1], Path(sys.argv[2])
-    took: list[tuple[str, float, float]] = []
+    url = sys.argv[1]
 
     def timed(what: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         began = time.monotonic()
         value = call(*args, **kwargs)
-        took.append((what, began, time.monotonic() - began))
+        file.write(json.dumps((what, began, time.monotonic() - began)) + "\n")
         return value
 
-    def leave(*_: object) -> None:
-        file.write_text(json.dumps(took))
-        sys.exit(0)
-
     gc.disable()  # the database is measured, not this
-    signal.signal(signal.SIGTERM, leave)
-    with psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection:
+    with (
+        Path(sys.argv[2]).open("w") as file,
+        psycopg.connect(url, autocommit=True, row_factory=dict_row) as connection,
+    ):
         worker = notification.Deliveries(connection, WorkerSettings(batch_size=1), "notification-bench")
         due = time.monotonic()
         while True:
@@ -58,6 +54,7 @@ def main() -> None:
             timed("enqueue", notification.accept, connection, event, now)
             for row in timed("claim", worker.claim, now):
                 timed("mark", worker.succeeded, row, now)
+            file.flush()
             due = max(due + EVERY_S, time.monotonic() - EVERY_S)  # what it could not do is not made up for
             time.sleep(max(due - time.monotonic(), 0))
 

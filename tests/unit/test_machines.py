@@ -1,4 +1,7 @@
-"""Fresh machines: what `make` names as missing, what .ci/packages leaves out, servers of root's in a private folder."""
+"""Machines: what `make` names as missing, what .ci/packages leaves out, servers of root's in a private folder.
+
+A bench leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
+from command import processes
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.packs.entitlement import ROOT
@@ -174,3 +180,50 @@ def test_roots_servers_run_from_a_folder_that_others_may_not_enter(
             servers.processes["postgres"].wait()
     assert rights() == before
     assert not list(temporary.iterdir())
+
+
+# bench ---------------------------------------------------------------------------------------------------------
+
+STUB = """
+import os, subprocess, sys, time
+from tests.bench import supervise
+supervise.fork({limit_s})
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+subprocess.run([sys.executable, "-c", "import os, time; os.fork() or os.setsid() or time.sleep(600)"])
+print("up", flush=True)
+{then}
+"""
+BENCH = ["-m", "tests.bench", "harm", "--rows", "10000"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "started", "number", "code"),
+    [
+        *((["-c", STUB.format(limit_s="", then="time.sleep(600)")], "sleep", n, 128 + n) for n in (1, 2, 15)),
+        (["-c", STUB.format(limit_s="", then="raise ValueError")], "", 0, 1),
+        (["-c", STUB.format(limit_s="", then="os.kill(os.getpid(), 9)")], "", 0, 128 + 9),
+        (["-c", STUB.format(limit_s="2", then="time.sleep(600)")], "", 0, 124),
+        (BENCH, "nats-server", signal.SIGTERM, 128 + signal.SIGTERM),
+    ],
+    ids=["hangup", "interrupt", "terminate", "exception", "killed", "limit", "harm"],
+)
+def test_a_bench_leaves_nothing_running_however_it_ends(
+    tmp_path: Path, arguments: list[str], started: str, number: int, code: int
+) -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
+    command, mine = [sys.executable, *arguments], ("RUN_BY_TEST", str(tmp_path))
+    bench = subprocess.Popen(command, cwd=ROOT, env=env | dict([mine]) | {"TMPDIR": str(tmp_path)})
+    try:
+        until, names = time.monotonic() + 60, set[str]()
+        while started and started not in names:
+            assert time.monotonic() < until and bench.poll() is None
+            time.sleep(0.05)
+            with suppress(psutil.Error):  # one has just ended
+                names = {p.name() for p in processes(*mine)}
+        if number:
+            bench.send_signal(number)
+        assert bench.wait(90) == code
+    finally:
+        bench.terminate()
+        bench.wait(90)
+    assert not processes(*mine) and not list(tmp_path.iterdir())
