@@ -10,13 +10,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
+from bench import supervise
 from command import alone
 from steps import bound
 
@@ -52,11 +52,12 @@ def triage(servers: Servers, output: str, name: str, folder: Path) -> subprocess
 
 def main() -> None:
     """Replace outputs/sample."""
-    shutil.rmtree(ROOT / OUTPUT / INCIDENT, ignore_errors=True)
-    with tempfile.TemporaryDirectory() as directory, incident(Path(directory) / "servers") as servers:
-        work = Path(directory) / "work"  # without other incidents: the dossier names those that are alike
+    folder = supervise.fork()
+    with incident(folder / "servers") as servers:
+        work = folder / "work"  # without other incidents: the dossier names those that are alike
         work.mkdir()
         done = triage(servers, OUTPUT, INCIDENT, work)
+        shutil.rmtree(ROOT / OUTPUT / INCIDENT, ignore_errors=True)
         shutil.move(work / OUTPUT / INCIDENT, ROOT / OUTPUT / INCIDENT)
     print(done.stdout, done.stderr, sep="\n")
     (ROOT / OUTPUT / INCIDENT / SALTS).unlink()  # nobody is behind these tokens who could be erased

@@ -62,6 +62,7 @@ def measure(scratch: Path) -> Burst:
                     receiver.kill()
                 burst.answers_ms += [d.result() for d in doing]
         burst.sent_s = time.monotonic() - began
+        print(f"  sent: {burst.sent_s:.0f} s", flush=True)
         _watch_to_the_end(receiver, burst, began)
     for n in range(GROUPS):
         found = [Archive(str(receiver.output), p.name) for p in receiver.output.glob(f"*t{n}")]
@@ -97,6 +98,7 @@ def _watch_to_the_end(receiver: Receiver, burst: Burst, began: float) -> None:
         waiting = receiver.metric("runbook_investigations_waiting")
         if len(burst.memory) < parts and GROUPS - waiting >= GROUPS * (len(burst.memory) + 1) / parts:
             burst.memory.append(receiver.process.memory_info().rss / 2**20)
+            print(f"  {len(burst.memory)} of {parts} fifths: {burst.memory[-1]:.0f} MiB", flush=True)
         if not waiting and not receiver.metric("runbook_investigations_running"):
             burst.seconds = time.monotonic() - began
             return

@@ -96,6 +96,7 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
                     continue
                 course.seconds.append(time.monotonic() - began)
                 course.scheduler_mib.append(scheduler.memory_info().rss / 2**20)
+                print(f"  {done} of {systems}: {course.seconds[-1]:.0f} s", flush=True)
                 if len(course.seconds) == 1:
                     os.kill(victim.pid, signal.SIGKILL)
                     cluster.worker("--no-nanny")

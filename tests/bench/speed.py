@@ -131,6 +131,8 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
                         case.verdicts.append((_concluded(receiver.output, incident) - at).total_seconds())
                     if incident and case.sections == ONE:
                         case.outside.append(1 - _own_work(receiver.output, incident) / way.seconds[-1])
+                took = ", ".join(f"{way.seconds[-1]:.1f} s" for way in (case.papermill, case.cold, case.warm) if n)
+                print(f"  round {n} of {rounds}, {case.name}: {took or 'not timed'}", flush=True)
     return cases
 
 
@@ -170,6 +172,7 @@ def _triage_often(scratch: Path, rounds: int) -> Triage:
             measured.verdict.append(at[verdict])
             measured.first_screen.append(at[first])
             measured.ended.append(time.monotonic() - began)
+        print(f"  round {n} of {rounds}: first screen {at[first]:.1f} s, verdict {at[verdict]:.1f} s", flush=True)
     measured.bars = timeline.bars(scratch / "out" / "adhoc", clock)
     return measured
 
