@@ -19,15 +19,36 @@ Person = Callable[[str], str]
 SECRET = "***"  # noqa: S105 - what stands in its place
 _HIDDEN = "..."
 
+#: Characters of a line that the patterns see. They take time in proportion to a line's length; what is beyond is cut.
+LONGEST = 100_000
+_CUT = " ... (cut)"
+#: A word of at most so many characters is cut as a whole: half of a secret may have no form that is known.
+_LONGEST_WORD = 1000
+
+
+def cut(text: str, most: int = LONGEST) -> str:
+    """Return the text, or its first words with a mark if it is longer than `most` characters."""
+    if len(text) <= most:
+        return text
+    end = most - len(_CUT)
+    space = text.rfind(" ", max(end - _LONGEST_WORD, 0), end + 1)
+    return text[: end if space < 0 else space] + _CUT
+
+
+def _cut_lines(text: str) -> str:
+    return text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
+
+
 # Values ------------------------------------------------------------------------------------------------------
 
 # Quoted, also as JSON within JSON (\"...\") and as some JSON writers escape ' (\u0027); a line may be cut off within.
-_QUOTE = r"\\*(?:[\"']|u002[27])"
+# Each level of JSON within JSON doubles the backslashes.
+_QUOTE = r"(?:\\*(?:[\"']|u002[27])|%2[27])"
 _QUOTED = (
     r"(?:\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.|'')*'?"
-    r"|(?P<q%s>\\+(?:[\"']|u002[27]))(?:(?!(?<!\\)(?P=q%s))[^\n])*(?:(?P=q%s))?)"
+    r"|(?P<q%s>(?<!\\)\\{1,63}+(?:[\"']|u002[27]))(?:(?!(?<!\\)(?P=q%s))[^\n])*(?:(?P=q%s))?)"
 )
-_OPENING = re.compile(_QUOTE)
+_OPENING = re.compile(rf"\A{_QUOTE}")
 # Words that follow a key in prose: "userId: must not be blank".
 _PROSE_WORDS = (
     "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
@@ -37,15 +58,16 @@ _PROSE_WORDS = (
 _PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&、。]|$))"
 #: Blanks, and what stands between a key and its value; the full-width ones are those of a Japanese input method.
 _BLANK = r"[ \t\u3000]*"
-_COLON = r"[:=：＝]"
+_COLON = r"(?:[:=：＝]|%3D|%3A)"
 # Punctuation belongs to a value without quotes if the value goes on behind it.
 _UNQUOTED = (
-    r"(?![{\[(<])(?:[^\s&,;)\]}\"'\\]|&(?![\w.-]+=)|[,;](?![\s\"']|[\w.-]+[=:]|$)|[)\]}\"'](?=\w)|\\(?![nrtu\"'\\]))+"
+    r"(?![{\[(<])(?:[^\s&,;)\]}\"'\\]|&(?![\w.-]+=)|[,;](?![\s\"']|[\w.-]+[=:]|$)|[)\]}\"'](?=\w)"
+    r"|\\(?![nrtu\"'\\]))+"
 )
 _BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\、。，；（）「」]+"
-# {"name": "password", "value": ...}, and b'...' of Python.
+# {"name": "password", "value": ...}, and b'...' of Python; in a URL a quote is percent-encoded.
 _VALUE = rf",[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:"
-_BYTES = r"(?:b(?=[\"']))?"
+_BYTES = r"(?:b(?=[\"'])|%2[27])?"
 
 
 def _quoted_pattern(name: str) -> str:
@@ -76,28 +98,43 @@ def _remove_escapes(inner: str, opening: str) -> str:
 # Secrets -----------------------------------------------------------------------------------------------------
 
 # Of several lines, or without a word of its own to look for: keys in PEM, NATS seeds.
+_SPACE = r"(?:[ +]|%20)"  # in a URL it is written otherwise
 _BLOCKS = re.compile(
-    r"-----BEGIN [A-Z ]*(?:PRIVATE KEY|SEED|JWT)-----.*?(?:-+END [A-Z ]*-+|\Z)|\bS[UAONCX][A-Z2-7]{56}\b",
+    rf"-----BEGIN(?:{_SPACE}|[A-Z])*(?:PRIVATE{_SPACE}KEY(?:{_SPACE}BLOCK)?|SEED|JWT)-----"
+    rf".*?(?:-END(?:{_SPACE}|[A-Z])*-+|\Z)|\bS[UAONCX][A-Z2-7]{{56}}\b",
     re.DOTALL,
 )
 _URL_PASSWORD = re.compile(
-    r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):"
+    r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):(?=[^\s\"'<>]{1,1000}@)"
     r"(?:(?:(?!,\w+://)[^\s/\"'<>]){1,1000}|(?!\d+(?:[/?,#\s\"']|$))(?:(?!,\w+://)[^\s\"'<>]){1,1000})@",
     re.IGNORECASE,
 )
 _URL_TOKEN = re.compile(r"(?P<head>\b(?:nats|tls|wss?|nats-\w+)://)[^\s:/@\"'<>]+@", re.IGNORECASE)  # a user alone
-# What is known by its own shape: JWT, password hashes, keys of AWS, Slack and GitHub.
+# The same within another URL's query.
+_ENCODED_PASSWORD = re.compile(
+    r"(?P<head>%3A%2F%2F[^\s:/@\"'<>&%]*%3A)(?:(?!%2F|%40)[^\s\"'<>&]){1,1000}%40", re.IGNORECASE
+)
+#: How the tokens of Slack, GitHub, GitLab, Grafana, npm, PyPI, Stripe, Google, Vault, Docker and others begin.
+_ISSUERS = (
+    *("xox", "xapp-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "npm_", "pypi-", "dckr_pat_", "dckr_oat_"),
+    *("glpat-", "gloas-", "gldt-", "glrt-", "glcbt-", "glptt-", "glft-", "glimt-", "glagent-", "glsoat-", "glsa_"),
+    *("glc_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_", "sk-", "AIza", "GOCSPX-", "ya29.", "SG."),
+    *("hvs.", "hvb.", "AGE-SECRET-KEY-", "dop_v1_", "doo_v1_", "dor_v1_", "hf_", "NRAK-", "lin_api_", "shpat_"),
+)
+# What is known by its own shape: those, JWT, password hashes, keys of AWS, webhooks, headers' values.
 _SHAPES = re.compile(
-    r"""
-    \beyJ[\w-]{5,}\.[\w.+/=-]+                                           # a JWT
-    | \bSCRAM-SHA-256\$\d+:[^\s"',;]+ | \bmd5[0-9a-f]{32}\b              # a password, as PostgreSQL keeps it
-    | \$2[abxy]\$\d\d\$[./\w]{20,}                                       # bcrypt, as nats-server does
-    | \b(?:AKIA|ASIA)[A-Z0-9]{16}\b | \bxox[a-z]-[\w-]{10,} | \bgh[pousr]_\w{30,}   # AWS, Slack, GitHub
+    rf"""
+    (?<![\w-])(?=[\w-]++\.[\w.+/=-])(?P<before>(?:[\w-]*?-)??)eyJ[\w-]{{5,}}+\.[\w.+/=-]+  # a JWT
+    | \bSCRAM-SHA-256\$\d+:[^\s"',;]+ | \bmd5[0-9a-f]{{32}}\b            # a password, as PostgreSQL keeps it
+    | \$2[abxy]\$\d\d\$[./\w]{{20,}}                                     # bcrypt, as nats-server does
+    | \bA(?:KIA|SIA|BIA|CCA)[A-Z0-9]{{16}}\b
+    | \b(?:{"|".join(map(re.escape, _ISSUERS))})(?=[\w.-]{{0,60}}\d)[\w.-]{{10,}}
     | (?<=hooks\.slack\.com/services/)[^\s"'<>]+
-    | (?<=\bBasic[ ])(?=\S*[\d=])[\w+/=]{8,} | (?<=\bBearer[ ])(?=\S*[\d=_.])[\w.~+/=-]{8,}
+    | (?<=\bBasic[ ])(?=\S*[\d=])[\w+/=]{{8,}} | (?<=\bBearer[ ])(?=\S*[\d=_.])[\w.~+/=-]{{8,}}
     """,
     re.VERBOSE,
 )
+_SHAPE_WORDS = ("eyJ", "SCRAM-", "md5", "$2", "AKIA", "ASIA", "ABIA", "ACCA", "slack", "Bearer", "Basic", *_ISSUERS)
 _HEADER = re.compile(
     rf"""
     (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:
@@ -127,7 +164,7 @@ _CREDENTIAL = (
 _KEYED_SECRET = re.compile(
     rf"""
     (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?
-        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|\.{{3,}}|{_VALUE}){_BLANK}{_BYTES})
+        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|%3[DA]|\.{{3,}}|{_VALUE}){_BLANK}{_BYTES})
     (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -136,7 +173,7 @@ _KEYED_SECRET = re.compile(
 _NAMED_SECRET = re.compile(
     rf"""
     (?P<head>(?:password|passphrase|token|api[ ]key)[ \t]+)(?P<quoted>{_quoted_pattern("1")})
-    | (?P<option>--[\w-]*{_CREDENTIAL}[ \t]+(?!-)|(?<!\S)(?:-u|--user)[ =][^\s:]+:)
+    | (?P<option>(?<![\w-])(?=[\w-]*--)[\w-]*{_CREDENTIAL}[ \t]+(?!-)|(?<!\S)(?:-u|--user)[ =][^\s:]+:)
       (?:{_quoted_pattern("2")}|{_UNQUOTED})
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -144,7 +181,7 @@ _NAMED_SECRET = re.compile(
 
 
 # The value of a name that stands beside it, before it, or on the next line: YAML, JSON, XML.
-_NAME = rf"[\"']?\bname[\"']?[ \t]*[:=][ \t]*[\"']?[\w.-]*{_CREDENTIAL}[\w.-]*[\"']?"
+_NAME = rf"[\"']?\bname[\"']?[ \t]*[:=][ \t]*[\"']?(?=[\w.-]*{_CREDENTIAL})[\w.-]++[\"']?"
 _VALUE_OF = r"[\"']?\bvalue[\"']?[ \t]*[:=][ \t]*"
 _NAMED_VALUE = re.compile(
     rf"""
@@ -155,15 +192,15 @@ _NAMED_VALUE = re.compile(
 )
 # password: | and its lines, which stand further in.
 _BLOCK_SCALAR = re.compile(
-    rf"^(?P<in>[ \t]*)(?P<key>[^\n]*{_CREDENTIAL}[\"']?[ \t]*:[ \t]*[|>][+-]?[ \t]*\n)"
+    rf"^(?P<in>[ \t]*+)(?P<key>[^\n]*{_CREDENTIAL}[\"']?[ \t]*:[ \t]*[|>][+-]?[ \t]*\n)"
     r"(?:(?P=in)[ \t]+[^\n]*(?:\n|\Z))+",
     re.IGNORECASE | re.MULTILINE,
 )
 
 
 def _redact_blocks(text: str) -> str:
-    """Take out the secrets that a line alone does not show."""
-    text = _BLOCKS.sub(SECRET, text)
+    """Cut lines that are too long; take out the secrets that a line alone does not show."""
+    text = _BLOCKS.sub(SECRET, _cut_lines(text))
     lower = text.lower()
     if "value" in lower and "name" in lower:
         text = _NAMED_VALUE.sub(_replace_named_value, text)
@@ -186,8 +223,10 @@ def _redact_secrets_of_line(line: str, lower: str) -> str:
     """Take secrets out of a line; `lower`, the line in lower case, tells which patterns to try."""
     if "://" in line and "@" in line:
         line = _URL_TOKEN.sub(rf"\g<head>{SECRET}@", _URL_PASSWORD.sub(rf"\g<head>:{SECRET}@", line))
-    if _contains_any(lower, "eyj", "scram-", "md5", "$2", "akia", "asia", "xox", "gh", "slack", "bearer", "basic"):
-        line = _SHAPES.sub(SECRET, line)
+    if "%3a%2f%2f" in lower:
+        line = _ENCODED_PASSWORD.sub(rf"\g<head>{SECRET}%40", line)
+    if _contains_any(line, *_SHAPE_WORDS):
+        line = _SHAPES.sub(rf"\g<before>{SECRET}", line)
     if _contains_any(lower, "authorization", "cookie"):
         line = _HEADER.sub(lambda m: m["head"] + _replace_within_quotes(m["quoted"] or "", lambda _: SECRET), line)
     if _contains_any(lower, *_SECRET_WORDS, "-u"):
@@ -202,8 +241,13 @@ def _contains_any(line: str, *words: str) -> bool:
 def _replace_keyed_secret(found: re.Match[str]) -> str:
     if found["quoted"]:
         return found["head"] + _replace_within_quotes(found["quoted"], lambda inner: SECRET if inner else "")
-    quote = found["close"] or ""  # a number in JSON becomes a text, so that the line stays what it was
+    quote = _quote_of(found["close"])
     return found["head"] + (f"[{quote}{SECRET}{quote}]" if found["list"] else f"{quote}{SECRET}{quote}")
+
+
+def _quote_of(close: str | None) -> str:
+    """Return the quote of a key: a number in JSON becomes a text, so that the line stays what it was."""
+    return "" if not close or close.endswith(")") or close.startswith("%") else close
 
 
 def _replace_named_secret(found: re.Match[str]) -> str:
@@ -218,7 +262,7 @@ def _replace_named_secret(found: re.Match[str]) -> str:
 
 _PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id)|ユーザー?[_ -]?(?:ID|ＩＤ))"
 _OPERATOR = (
-    r"(?:=>|==?|\\+u003d|[:：＝]|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
+    r"(?:=>|==?|\\+u003d|[:：＝]|%3[DA]|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
     r"|\bis[ \t]+(?:not[ \t]+)?distinct[ \t]+from\b"
     rf"|{_VALUE}|,(?=[ \t]*'[^']))"  # the second one is starts_with(user_id, ...)
 )
@@ -226,11 +270,11 @@ _KEYED_PERSON = re.compile(
     rf"""
     (?P<head>
         (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\)|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
-        (?:{_BLANK}{_OPERATOR}{_BLANK}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
+        (?:{_BLANK}{_OPERATOR}{_BLANK}{_BYTES}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
     )
     (?:
         (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
-        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*\(?[ \t]*){{0,2}}
+        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*+(?:\([ \t]*+)?){{0,2}}
             [(\[](?:{_quoted_pattern("3")}|[^()\[\]\n"'\\])*)
         | (?![:$?*@]|%(?![0-9A-F]{{2}}))(?!(?:\w+\.)*user_?id\b)(?!\w+\()  # no parameter, column or function
           {_PROSE}(?P<bare>{_BARE_PERSON})
@@ -244,22 +288,29 @@ _FIELD = re.compile(
     rf"{_PROSE}(?P<value>[^\s,=()\[\]{{}}\"'][^,=()\[\]{{}}\n]*)(?=, [\w.]+=|[)\]}}])",
     re.IGNORECASE,
 )
-_COLUMN = re.compile(r"\w+\.\w+")
+_COLUMN = re.compile(r"\A\w+\.\w+")
 _QUOTED_ONE = re.compile(_quoted_pattern("1"))
 _ITEM = re.compile(rf"{_quoted_pattern('1')}|(?<=[\[,\s])[^\s,()\[\]\"'\\]+")
-_LITERAL_FIRST = re.compile(rf"(?P<quoted>'(?:[^'\n]|'')*')(?P<rest> ?= ?(?:\w+\.)?{_PERSON_KEY}\b)", re.IGNORECASE)
+_LITERAL_FIRST = re.compile(
+    rf"(?P<quoted>(?<!')'(?:[^'\n]|'')*+')(?P<rest> ?= ?(?:\w+\.)?{_PERSON_KEY}\b)", re.IGNORECASE
+)
 # PostgreSQL: "Key (columns)=(values)".
 _KEY_DETAIL = re.compile(
     r"\((?P<columns>[^()=\n]*(?:\([^()\n]*\)[^()=\n]*)*)\)(?P<is> ?= ?)"
     r"\((?P<values>(?:[^)\n]|\)(?!\.|\"|\\| (?:already|is |conflicts|with)|$))*+)"
 )
 _PATH = re.compile(r"(?<=/users/|/inbox/)[^/\s?#\"',;<>{}\\]+")
-_MAIL = re.compile(r"(?<![\w.+/@＠-])[\w.+-]++[@＠](?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b")
+#: A mail address, as it is or percent-encoded, in any script; a user in a URL ("//app@db") is none.
+MAIL = (
+    r"(?<![\w.+@＠-])(?<!//)(?!(?<=%)2B)[\w.+-]++(?:%2B[\w.+-]++)*+(?:[@＠]|%(?:25)?40)(?:[\w-]+\.)+"
+    r"(?:xn--[\w-]+|[A-Za-z]{2,}(?![A-Za-z0-9_])|[^\W\d_A-Za-z]{2,})"
+)
+_MAIL = re.compile(MAIL)
 # Input that a program repeats in its errors: it may belong to any user.
 _ECHOED = re.compile(
     rf"""
     (?P<head>
-        invalid[ ]input[ ](?:syntax|value)[ ]for[ ][^:"\n]*:[ ] | \bvalue[ ](?=") | for[ ]input[ ]string:[ ]
+        invalid[ ]input[ ](?:syntax|value)[ ]for[ ][^:"\n]{{0,100}}:[ ] | \bvalue[ ](?=") | for[ ]input[ ]string:[ ]
         | invalid[ ]port[ ] | out[ ]of[ ]range:[ ] | \$\d+[ ]=[ ]
     )(?P<quoted>{_quoted_pattern("1")})
     | (?P<list>(?:(?:rejected|parameter)[ ]value | binding[ ]parameter[ ][^\n]{{1,60}}?(?:<-|-))[ ]\[)
@@ -274,10 +325,10 @@ _ECHOED = re.compile(
 
 
 #: A runner may have put the time before it.
-_JSON_LINE = re.compile(r"(?:\S+ )?\{\"")
+_JSON_LINE = re.compile(r"\A(?:\S+ )?\{\"")
 _UNESCAPED_QUOTE = re.compile(r'(?<!\\)"')
 #: An id or a word alone, as most cells of a frame are: nothing to look for.
-_PLAIN = re.compile(r"[0-9a-f-]{0,36}|[A-Za-z_]{0,18}")
+_PLAIN = re.compile(r"\A(?:[0-9a-f-]{0,36}|[A-Za-z_]{0,18})")
 
 
 def redact(text: str, person: Person) -> str:
@@ -303,18 +354,18 @@ def _split_entries(lines: list[str]) -> Iterator[str]:
 
 
 def _redact_entry(entry: str, person: Person) -> str:
-    shown = []
+    shown, at = [], 0
     in_json = bool(_JSON_LINE.match(entry))
-    while _contains_any(entry.lower(), *_STATEMENT_WORDS) and (found := _STATEMENT.search(entry)):
+    maybe_sql = _contains_any(entry.lower(), *_STATEMENT_WORDS)
+    while maybe_sql and (found := _STATEMENT.search(entry, at)):
         begin, end = found.end(), _end_of_statement(entry, found, in_json=in_json)
         sql = redact_sql(entry[begin:end], person)
-        # What an error says may stand behind its statement.
         shown += [
-            _redact_words(entry[:begin], person, in_json=in_json),
+            _redact_words(entry[at:begin], person, in_json=in_json),
             _redact_words(sql, person, in_sql=True, in_json=in_json),
         ]
-        entry = entry[end:]
-    return "".join([*shown, _redact_words(entry, person, in_json=in_json)])
+        at = end  # what an error says may stand behind its statement
+    return "".join([*shown, _redact_words(entry[at:], person, in_json=in_json)])
 
 
 def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = False) -> str:
@@ -335,7 +386,9 @@ def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = Fa
             line = _LITERAL_FIRST.sub(lambda m: _replace_within_quotes(m["quoted"], person) + m["rest"], line)
     if _contains_any(lower, "/users/", "/inbox/"):
         line = _PATH.sub(lambda m: person(unquote(m[0])), line)
-    return _MAIL.sub(lambda m: person(m[0]), line) if _contains_any(lower, "@", "＠") else line
+    if _contains_any(line, "@", "＠", "%40", "%2540"):
+        line = _MAIL.sub(lambda m: person(unquote(unquote(m[0]))), line)
+    return line
 
 
 def _replace_field(found: re.Match[str], person: Person) -> str:
@@ -354,10 +407,9 @@ def _replace_keyed_person(found: re.Match[str], person: Person) -> str:
         return head + _ITEM.sub(
             lambda m: _replace_within_quotes(m[0], token) if bare or _OPENING.match(m[0]) else m[0], found["list"]
         )
-    close = found["close"] or ""
-    quote = "" if close.endswith(")") else close
+    quote = _quote_of(found["close"])
     user = found["bare"].rstrip(".:!?")
-    return f"{head}{quote}{token(user)}{quote}{found['bare'][len(user) :]}"
+    return f"{head}{quote}{token(unquote(user))}{quote}{found['bare'][len(user) :]}"
 
 
 def key_token(key: str, value: str, person: Person) -> str:
@@ -373,12 +425,12 @@ def _replace_echoed(found: re.Match[str], *, in_json: bool) -> str:
         return found["head"] + _replace_within_quotes(found["quoted"], lambda _: _HIDDEN)
     if found["list"]:
         return f"{found['list']}{_HIDDEN}]"
-    return found["rest"] + _HIDDEN + found["all"][_end_of_text(found["all"], quoted=in_json) :]
+    return found["rest"] + _HIDDEN + found["all"][_end_of_text(found["all"], 0, quoted=in_json) :]
 
 
-def _end_of_text(text: str, *, quoted: bool) -> int:
-    """Return the end of a text: the next quote if it is quoted, else its length."""
-    quote = _UNESCAPED_QUOTE.search(text) if quoted else None
+def _end_of_text(text: str, at: int, *, quoted: bool) -> int:
+    """Return the end of a text that begins there: the next quote if it is quoted, else the end of all."""
+    quote = _UNESCAPED_QUOTE.search(text, at) if quoted else None
     return quote.start() if quote else len(text)
 
 
@@ -410,7 +462,7 @@ _STATEMENT = re.compile(
         | (?:^|[:\["(][ \t]*)(?=(?:explain[ \t]+)?(?:
             select\b[^\n]{1,2000}?\bfrom\b | insert[ \t]+into\b | delete[ \t]+from\b | merge[ \t]+into\b
             | update[ \t]+[\w."]+(?:[ \t]+(?:as[ \t]+)?\w+)?[ \t]+set\b | with[ \t]+\w+[ \t]+as[ \t]*\(
-            | where\b[^\n]*[=<>~(] | values[ \t]*\(
+            | where\b[^\n=<>~(]{0,2000}+[=<>~(] | values[ \t]*\(
             | (?:alter|create)[ \t]+(?:role|user|database|system|subscription|server)\b
         ))
     )(?=\S)
@@ -427,7 +479,7 @@ _LEXEME = re.compile(
 _MARK, _MARKED = "\0", r"'\0(\d+)\0'"
 _SQL_PERSON_HEAD = rf"(?P<key>{_PERSON_KEY})['\"]?\)*(?:::\w+)?\s*"
 _SQL_PERSON = re.compile(
-    rf"{_SQL_PERSON_HEAD}(?:{_OPERATOR}|,)\s*(?:\w+\s*)?[(\[\s]*(?:array\s*\[\s*)?"
+    rf"{_SQL_PERSON_HEAD}(?:{_OPERATOR}|,)\s*+(?:\w++\s*+)?[(\[\s]*+(?:array\s*+\[\s*+)?"
     rf"(?P<values>{_MARKED}(?:::\w+)?(?:\s*(?:,|\band\b)\s*{_MARKED})*)",
     re.IGNORECASE,
 )
@@ -440,7 +492,7 @@ _SQL_KEPT = re.compile(
     rf"\s*(?P<values>{_MARKED}(?:\s*,\s*{_MARKED})*)",
     re.IGNORECASE,
 )
-_KEPT_LITERAL = re.compile(r"'(?:[A-Z_]+|\d[\w .:+-]*)'")
+_KEPT_LITERAL = re.compile(r"\A'(?:[A-Z_]+|\d[\w .:+-]*)'")
 _SQL_ARGUMENTS = re.compile(
     r"\b(?:values|(?:execute|call)\s+[\w.]+)(?:[\s,]*\((?:[^()]++|\((?:[^()]++|\([^()]*+\))*+\))*+\)?)+", re.IGNORECASE
 )
@@ -463,7 +515,7 @@ def redact_sql(text: str, person: Person) -> str:
         literals.append(found[0])
         return f"'{_MARK}{len(literals) - 1}{_MARK}'"
 
-    marked = _LEXEME.sub(mark, text.replace(_MARK, " "))
+    marked = _LEXEME.sub(mark, cut(text).replace(_MARK, " "))
     shown: dict[int, str] = {}
     for kept in _SQL_KEPT.finditer(marked):
         shown |= {n: literals[n] for n in _literal_numbers(kept["values"]) if _KEPT_LITERAL.fullmatch(literals[n])}
@@ -497,4 +549,4 @@ def _end_of_statement(text: str, found: re.Match[str], *, in_json: bool) -> int:
     if opened == "[":
         ends = [text.find("]; ", found.end()), text.rfind("]", found.end())]
         return next((end for end in ends if end >= 0), len(text))
-    return found.end() + _end_of_text(text[found.end() :], quoted=in_json or opened == '"')
+    return _end_of_text(text, found.end(), quoted=in_json or opened == '"')

@@ -33,6 +33,13 @@ SHAPED = (
     "md5" + "a3556571e93b0d20722ba62be61e8c2d",
     "xox" + "b-123456789012-planted9Token",
     "gh" + "p_Planted9Planted9Planted9Planted9Plant",
+    "github" + "_pat_11PLANTED0Planted9Planted_Planted9Planted9Planted9",
+    "xap" + "p-1-A0PLANTED9-1234567890123-planted9planted9",
+    "xox" + "e.xoxp-1-Planted9Planted9Planted9",
+    "gl" + "pat-Planted9Planted9Plan",
+    "sk" + "_live_Planted9Planted9Planted9",
+    "np" + "m_Planted9Planted9Planted9Planted9Plan",
+    "py" + "pi-AgEIcHlwaS5vcmcCPlanted9Planted9",
 )
 #: Values that stand in the templates themselves.
 _FIXED = (
