@@ -249,12 +249,13 @@ _NAMES = re.compile(
     | ://(?:[^\s/@"'<>]*@)?(?P<host1>{_HOST})
     | (?<![\w.])(?P<host2>(?:\d{{1,3}}\.){{3}}\d{{1,3}})(?![A-Za-z0-9_]|\.\d)
     | (?<![\w:.])(?P<host3>(?=[0-9a-f:]*\d)[0-9a-f]{{0,4}}(?::[0-9a-f]{{0,4}}){{2,8}})(?![\w:])
-    | (?P<person1>(?<![\w.+/@-])[\w.+-]+@(?:[a-z0-9-]+\.)+[a-z]{{2,}}\b)
-    | (?<![\w.@/-])(?P<host4>(?:[a-z0-9-]+\.)+(?:{_DOMAINS}))(?![A-Za-z0-9_-]|\.\w)
+    | (?P<person1>{redaction.MAIL})
+    | (?<![\w.@/-])(?P<host4>(?:(?:[^\W_]|-)+\.)+(?:{_DOMAINS}))(?![A-Za-z0-9_-]|\.\w)
     | \b(?:server\ at|host(?:\ name)?|server|address|node)\ ["'](?P<host5>{_HOST})["']
     | (?:\bhost(?:name|addr)?=|UnknownHostException:\ |\blookup\ (?=\S+\ on\ ))(?P<host6>{_HOST})
     | (?<![\w./:-])(?!(?:cid|id|line|n|offset|pid|port|seq):)(?P<host7>[a-z][\w.-]*)(?=:\d{{4,5}}(?!\d))
     | \b(?P<host8>ip-\d+-\d+-\d+-\d+|N[A-Z2-7]{{55}})\b
+    | --context[ =]["']?(?P<host9>[^\s"']+)
     | /(?:home|Users)/(?P<person2>[^/\s"']+)
     """,
     re.VERBOSE | re.IGNORECASE,

@@ -54,9 +54,7 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
     documents = archive.read(file) if file else b""
     verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
     known = _known_names(archive, runs)
-    keep = {*catalog.load().hops, *_find_words([r.header.get("given", {}) for r in runs])}
-    shown, hidden = hide_names([[r.section, _strip_header(r.header), r.stored] for r in runs], known, keep)
-    texts, _ = hide_names(json.loads(documents or "{}"), known, keep)
+    keep = {*catalog.load().hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
     sealed = seal.check(archive)
     logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
     left_out = [
@@ -66,18 +64,23 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
         *(say("capsule.left.log", name=name, n=n) for name, n in logs.items() if n),
         *([say("capsule.left.earlier", n=n)] if (n := len(concluded) - len(last)) else []),
         *([say("capsule.left.responders", section=mandatory.SECTION)] if mandatory.SECTION in last else []),
-        say("capsule.left.names", **hidden),
     ]
+    shown, hidden = hide_names(
+        {
+            "runs": [[r.section, _strip_header(r.header), r.stored] for r in runs],
+            "policy": json.loads(documents or "{}"),
+            "manifest": {"verdict": _drop_headlines(verdict), "left_out": [record_view.text(t) for t in left_out]},
+        },
+        known,
+        keep,
+    )
+    shown["manifest"]["left_out"].append(record_view.text(say("capsule.left.names", **hidden)))
     return Recording(
         archive.incident,
-        {run[0]: RecordedRun(*run) for run in shown},
+        {run[0]: RecordedRun(*run) for run in shown["runs"]},
         {"versions": {"runbook-notebooks": version("runbook-notebooks")}} | dict(about or {}),
-        json.dumps(texts, ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
-        {
-            "dossier": str(sealed.chain_head),
-            "verdict": _drop_headlines(verdict),
-            "left_out": [record_view.text(text) for text in left_out],
-        },
+        json.dumps(shown["policy"], ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
+        {"dossier": str(sealed.chain_head)} | shown["manifest"],
     )
 
 
@@ -87,7 +90,10 @@ def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _known_names(archive: Archive, runs: Iterable[RecordedRun]) -> dict[str, list[str]]:
-    """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind."""
+    """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind.
+
+    A context of kubectl counts as a host: it often holds the name of one, of a customer or of an account.
+    """
     lines = [line for log in (ACTION_LOG, NOTES) for line in archive.lines(log)]
     people = [line.get(name) for line in lines for name in ("who", "approved_by")]
     urls = list[str]()
@@ -95,9 +101,21 @@ def _known_names(archive: Archive, runs: Iterable[RecordedRun]) -> dict[str, lis
         with suppress(UsageError):  # of another machine's runbook.toml
             urls += settings.load().target(target).urls()
     return {
-        "host": [socket.gethostname(), *filter(None, (urlsplit(url).hostname for url in urls))],
+        "host": [
+            socket.gethostname(),
+            *filter(None, (urlsplit(url).hostname for url in urls)),
+            *filter(None, (_workloads(r.header.get("given", {})).get("context") for r in runs)),
+        ],
         "person": [whoami(), *(r.header.get("by", "") for r in runs), *map(str, filter(None, people))],
     }
+
+
+def _workloads(given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(given.get("workloads") or {})
+
+
+def _without_context(given: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(given) | {"workloads": _workloads(given) | {"context": ""}}
 
 
 def _find_words(value: Any) -> Iterator[str]:

@@ -187,14 +187,19 @@ def test_hidden_names_change_no_verdict(name: str) -> None:
 
 
 #: What a dossier may name, and how its texts write it.
-HOSTS = ("db-7.corp.example", "10.20.30.40", "fe80::7:beef", "nats-3", "ip-10-9-8-7", "mailgate.quill.net", "primary")
+HOSTS = (
+    *("db-7.corp.example", "10.20.30.40", "fe80::7:beef", "nats-3", "ip-10-9-8-7", "mailgate.quill.net", "primary"),
+    *("db.kürbis.example", "quillprod", "arn:aws:eks:eu-west-1:914773350118:cluster/quill"),
+)
 PODS = ("notification-7f9c8d5b4-x2x4q", "entitlement-6b5d7f8c94-zzt9w", "quillpod")
-PEOPLE = ("Zoe Quillfeather", "山田珊瑚", "quilla", "zoe@quill.example")
+PEOPLE = ("Zoe Quillfeather", "山田珊瑚", "quilla", "zoe@quill.example", "zoë@kürbis.example", "珊瑚@例え.テスト")
 LINES = (
     'connection to server at "db-7.corp.example" (10.20.30.40), port 5432 failed; dial [fe80::7:beef]:4222',
     "nats-3:4222 closed; UnknownHostException: primary; postgresql://app:hunter2-Kx9@primary/db on ip-10-9-8-7",
     "notification-7f9c8d5b4-x2x4qが停止し、entitlement-6b5d7f8c94-zzt9w restarted by 山田珊瑚 (zoe@quill.example)",
     "read /home/quilla/.kube/config of mailgate.quill.net, said Zoe Quillfeather",
+    "zoë@kürbis.example and 珊瑚@例え.テスト of db.kürbis.example",
+    "kubectl --context quillprod get pods, then kubectl --context arn:aws:eks:eu-west-1:914773350118:cluster/quill get",
 )
 
 
@@ -215,6 +220,7 @@ def planted(tmp_path: Path) -> Archive:
             if ended := data.get(record.VERDICT_MIME):
                 ended["header"] |= {"by": "quilla", "dashboard": "https://mailgate.quill.net/d/1"}
                 ended["header"]["parameters"]["reason"] = "for Zoe Quillfeather"
+                ended["header"]["given"]["workloads"]["context"] = "quillprod"
         files[f"{entry['name']}.ipynb"] = json.dumps(nb).encode()
         archive.append({k: v for k, v in entry.items() if k not in ("previous", "sha256")}, files)
     archive.add_line(
