@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import pandas as pd
 
-from runbook_lib import messages, pack, recording
+from runbook_lib import messages, pack, recording, samples
 from runbook_lib.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
@@ -24,6 +24,7 @@ from runbook_lib.parameters import Parameters, moment
 from runbook_lib.settings import Budget, Settings, Target, TargetFacts, facts_of
 from runbook_lib.sources import ClockOffset, HasClock, Opening, ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.logs import Log
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
 from runbook_lib.sources.prometheus import Exposition, Prometheus
@@ -239,6 +240,15 @@ class Context:
     def workloads(self) -> Runner:
         """The workloads, through the tool that runs them."""
         return cast(Runner, self.source("workloads"))
+
+    def log(self, name: str, minutes: float) -> Log:
+        """Return the log of a workload's last minutes; the sections of a run read it once. Raises SourceError."""
+
+        def read() -> Log:
+            at = self.now().floor("us").to_pydatetime()
+            return replace(self.workloads.logs(name, minutes), at=at)
+
+        return samples.log(name, minutes, read, self.read_cost)
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""

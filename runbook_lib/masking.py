@@ -123,8 +123,12 @@ class Masker:
 
     def scrub_once(self, text: str) -> str:
         """Scrub a text that another process may have scrubbed: the tokens in it stay, so that a person has one."""
-        self._issued.update(TOKEN.findall(text))
+        self.keep_tokens(text)
         return self.scrub(text)
+
+    def keep_tokens(self, text: str) -> None:
+        """Let the tokens in a text that another process has scrubbed stay, wherever they are met."""
+        self._issued.update(TOKEN.findall(text))
 
     def statement(self, text: str) -> str:
         """Take the literals out of an SQL statement; user ids among them become tokens."""

@@ -31,12 +31,8 @@ def cut(text: str, most: int = LONGEST) -> str:
     if len(text) <= most:
         return text
     end = most - len(_CUT)
-    space = text.rfind(" ", max(end - _LONGEST_WORD, 0), end + 1)
+    space = max(text.rfind(blank, max(end - _LONGEST_WORD, 0), end + 1) for blank in " \n")
     return text[: end if space < 0 else space] + _CUT
-
-
-def _cut_lines(text: str) -> str:
-    return text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
 
 
 # Values ------------------------------------------------------------------------------------------------------
@@ -97,13 +93,13 @@ def _remove_escapes(inner: str, opening: str) -> str:
 
 # Secrets -----------------------------------------------------------------------------------------------------
 
-# Of several lines, or without a word of its own to look for: keys in PEM, NATS seeds.
 _SPACE = r"(?:[ +]|%20)"  # in a URL it is written otherwise
-_BLOCKS = re.compile(
+_PEM = re.compile(
     rf"-----BEGIN(?:{_SPACE}|[A-Z])*(?:PRIVATE{_SPACE}KEY(?:{_SPACE}BLOCK)?|SEED|JWT)-----"
-    rf".*?(?:-END(?:{_SPACE}|[A-Z])*-+|\Z)|\bS[UAONCX][A-Z2-7]{{56}}\b",
+    rf".*?(?:-END(?:{_SPACE}|[A-Z])*-+|\Z)",
     re.DOTALL,
 )
+_NATS_SEED = re.compile(r"\bS[UAONCX][A-Z2-7]{56}\b")
 _URL_PASSWORD = re.compile(
     r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):(?=[^\s\"'<>]{1,1000}@)"
     r"(?:(?:(?!,\w+://)[^\s/\"'<>]){1,1000}|(?!\d+(?:[/?,#\s\"']|$))(?:(?!,\w+://)[^\s\"'<>]){1,1000})@",
@@ -183,6 +179,7 @@ _NAMED_SECRET = re.compile(
 # The value of a name that stands beside it, before it, or on the next line: YAML, JSON, XML.
 _NAME = rf"[\"']?\bname[\"']?[ \t]*[:=][ \t]*[\"']?(?=[\w.-]*{_CREDENTIAL})[\w.-]++[\"']?"
 _VALUE_OF = r"[\"']?\bvalue[\"']?[ \t]*[:=][ \t]*"
+_VALUE_FOLLOWS = re.compile(r"value[\"']?[ \t]*[:=]")
 _NAMED_VALUE = re.compile(
     rf"""
     (?P<head>{_NAME},?\s+{_VALUE_OF})(?:(?P<quoted>{_quoted_pattern("1")})|[^\s"'][^\n]*)
@@ -198,11 +195,13 @@ _BLOCK_SCALAR = re.compile(
 )
 
 
-def _redact_blocks(text: str) -> str:
+def redact_blocks(text: str) -> str:
     """Cut lines that are too long; take out the secrets that a line alone does not show."""
-    text = _BLOCKS.sub(SECRET, _cut_lines(text))
+    text = text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
+    if "-----BEGIN" in text:
+        text = _PEM.sub(SECRET, text)
     lower = text.lower()
-    if "value" in lower and "name" in lower:
+    if "name" in lower and _VALUE_FOLLOWS.search(lower):
         text = _NAMED_VALUE.sub(_replace_named_value, text)
     if _contains_any(lower, "|\n", ">\n", "|-\n", ">-\n"):
         text = _BLOCK_SCALAR.sub(rf"\g<in>\g<key>\g<in>  {SECRET}\n", text)
@@ -216,13 +215,14 @@ def _replace_named_value(found: re.Match[str]) -> str:
 
 def redact_secrets(text: str) -> str:
     """Take secrets out of a text; once more changes nothing."""
-    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in _redact_blocks(text).split("\n"))
+    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in redact_blocks(text).split("\n"))
 
 
 def _redact_secrets_of_line(line: str, lower: str) -> str:
     """Take secrets out of a line; `lower`, the line in lower case, tells which patterns to try."""
     if "://" in line and "@" in line:
         line = _URL_TOKEN.sub(rf"\g<head>{SECRET}@", _URL_PASSWORD.sub(rf"\g<head>:{SECRET}@", line))
+    line = _NATS_SEED.sub(SECRET, line)
     if "%3a%2f%2f" in lower:
         line = _ENCODED_PASSWORD.sub(rf"\g<head>{SECRET}%40", line)
     if _contains_any(line, *_SHAPE_WORDS):
@@ -335,7 +335,7 @@ def redact(text: str, person: Person) -> str:
     """Take secrets and user ids out of a text; SQL in it is redacted as `redact_sql` does."""
     if _PLAIN.fullmatch(text):
         return text
-    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(_redact_blocks(text).split("\n")))
+    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(redact_blocks(text).split("\n")))
 
 
 def _split_entries(lines: list[str]) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Samples that the sections of one run share, so that a section can compare with an earlier one's and need not wait.
+"""What the sections of one run share: samples, so that a section can compare with an earlier one's and need not wait,
+and the workloads' logs, which are read once.
 
 They are files in a folder of the run's own, `RUNBOOK_SAMPLES`, and are gone with it. Without that folder, as in
 JupyterLab, nothing is shared.
@@ -9,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 import pandas as pd
 
-from runbook_lib.model.finding import Frames, SentQuery
+from runbook_lib.model.finding import Frames, Reason, SentQuery
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.store import write_whole
 from runbook_lib.view import record
 
@@ -75,6 +80,42 @@ def sections_before(folder: str) -> list[str]:
     return list(json.loads(file.read_bytes())) if folder and file.is_file() else []
 
 
+def log(name: str, minutes: float, read: Callable[[], Log], cost: ReadCost) -> Log:
+    """Return a workload's log of the last minutes: what another section of this run has read, else what `read` returns.
+
+    Raises SourceError, as the other section did.
+    """
+    if not (folder := os.environ.get(FOLDER)):
+        return read()
+    file = Path(folder, f"{name}-{minutes:g}.log")
+    with file.with_suffix(".lock").open("w") as lock:
+        flock(lock, LOCK_EX)  # of sections that begin together, the others wait for the first one
+        if not file.is_file():
+            return _read_and_keep(file, read)
+    kept = json.loads(file.read_bytes())
+    with cost.query("workloads", "logs", f"the log of {name}, as another section of this run has read it") as asked:
+        if error := kept.get("error"):
+            raise SourceError(error["source"], Reason(error["reason"]), error["detail"], error["code"])
+        asked.rows = kept["lines"]
+    cost.masker.keep_tokens(json.dumps(kept["entries"]))
+    entries = tuple(
+        LogEntry(time and datetime.fromisoformat(time), level, message, error, tuple(above))
+        for time, level, message, error, above in kept["entries"]
+    )
+    return Log(entries, kept["lines"], datetime.fromisoformat(kept["at"]))
+
+
+def _read_and_keep(file: Path, read: Callable[[], Log]) -> Log:
+    try:
+        found = read()
+    except SourceError as e:
+        _write_json(file, {"error": vars(e)})
+        raise
+    entries = [[e.time and e.time.isoformat(), e.level, e.message, e.error, e.above] for e in found.entries]
+    _write_json(file, {"at": found.at.isoformat(), "lines": found.lines, "entries": entries})
+    return found
+
+
 def _write_json(path: Path, content: object) -> None:
     with suppress(OSError):  # a full disk: who finds nothing here asks anew
-        write_whole(path, json.dumps(content).encode(), durable=False)
+        write_whole(path, json.dumps(content).encode(), durable=False, mode=0o600)

@@ -679,12 +679,12 @@ def read_regular(path: Path, at_most: int | None = None) -> bytes:
         return file.read(-1 if at_most is None else at_most)
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
     """Write a file atomically: a reader sees the old or the new content, never a part.
 
-    If `durable`, the new content survives a power failure when this returns.
+    If `durable`, the new content survives a power failure when this returns. `mode` is that of a new file.
     """
-    with _temporary_file(path, content, durable=durable) as draft:
+    with _temporary_file(path, content, durable=durable, mode=mode) as draft:
         draft.replace(path)
     if durable:
         sync_folder(path.parent)
@@ -704,12 +704,12 @@ def create_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _temporary_file(path: Path, content: bytes, *, durable: bool = True) -> Iterator[Path]:
+def _temporary_file(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
     """Make a temporary file beside `path` with its future content; it is removed afterwards."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
     draft.unlink(missing_ok=True)  # of a killed process, or planted: a link or a FIFO
     try:
-        with draft.open("xb") as file:
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             if durable:
                 file.flush()

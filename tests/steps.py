@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import operator
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import nats
@@ -33,10 +34,16 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Budget, Settings
+from runbook_lib.sources import logs
 
 CHECKS = checks()
 
 NOW = pd.Timestamp("2025-01-31 03:00:10", tz="UTC")
+
+
+def read_log(*lines: str, at: pd.Timestamp = NOW, mask: Callable[[str], str] = str) -> logs.Log:
+    """A log of these lines, as it is read at a moment."""
+    return replace(logs.read("\n".join(lines), mask), at=at.to_pydatetime())
 
 
 def make_given(**changes: Any) -> JudgeInput:

@@ -1,26 +1,35 @@
-"""The lines of a workload's log as records: a JSON object per line, or plain text. Pure."""
+"""The lines of a workload's log as entries: a JSON object per line, or plain text. Pure.
+
+A log holds secrets and user ids, and most of it is stack traces. It is parsed as it is, and what is kept of an entry is
+cut and masked: nothing else leaves this module.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
-#: How much of a message, and of an exception's text, is kept.
-LONGEST = 300
+from runbook_lib import redaction
+
+#: How much of a message, and of an exception's text, is kept; and how much more is masked before it is cut, so that
+#: no half of a secret is kept.
+LONGEST, BEYOND = 300, 700
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:[.,]\d{1,9})?) ?(Z|[+-]\d\d:?\d\d)?")
 _LEVEL = re.compile(r"\b(TRACE|DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|CRITICAL|SEVERE)\b")
 _LEVELS = {"WARNING": "WARN", "FATAL": "ERROR", "CRITICAL": "ERROR", "SEVERE": "ERROR"}
 # What Spring Boot writes between the level and the message: pid --- [application] [thread] logger :
-_SPRING = re.compile(r"\s*\d+ --- (?:\[[^\]]*\]\s*)*(?P<logger>\S+)\s+: (?P<message>.*)")
+_SPRING = re.compile(r"\s*\d+ --- (?:\[[^\]]*+\]\s*+)*+\S++\s++: (?P<message>.*)")
 _ERROR = re.compile(
     r"(?:Caused by: )?[A-Za-z_][\w.$]*(?:Error|Exception|Throwable|Shutdown|Violation|Timeout)(?:: .*)?"
 )
 _PYTHON_LAST = re.compile(r"[A-Za-z_][\w.]*(?:: .*)?")
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 _GOES_ON = re.compile(r"\s+\S|Caused by: |Suppressed: |Traceback |The above exception |During handling ")
 
 
@@ -34,17 +43,47 @@ class LogEntry:
 
     time: datetime | None
     level: str
-    logger: str
     message: str
     error: str = ""
     above: tuple[str, ...] = ()
 
 
-def read(lines: Iterable[str]) -> Iterator[LogEntry]:
-    """Yield the entries in their order; the lines of a stack trace belong to the plain entry before them."""
+@dataclass(frozen=True)
+class Log:
+    """A log that was read: its entries by time, masked, the number of their lines, and the moment of the read."""
+
+    entries: tuple[LogEntry, ...]
+    lines: int
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+
+def read(text: str, mask: Callable[[str], str], since: datetime | None = None) -> Log:
+    """Return the log of a text, its entries from a moment on; an entry without a time belongs to the one before."""
+    kept, lines, time = [], 0, None
+    for entry, n in _parse(redaction.redact_blocks(text).splitlines()):
+        time = entry.time or time
+        if since is None or (time is not None and time >= since):
+            kept.append(entry)
+            lines += n
+    kept.sort(key=lambda entry: entry.time or _EARLIEST)  # several instances follow each other
+    return Log(tuple(_mask_entries(kept, mask)), lines)
+
+
+def _mask_entries(entries: Iterable[LogEntry], mask: Callable[[str], str]) -> Iterator[LogEntry]:
+    @lru_cache(maxsize=10_000)  # errors recur
+    def shorten(text: str) -> str:
+        return mask(redaction.cut(text, LONGEST + BEYOND))[:LONGEST]
+
+    for e in entries:
+        above = tuple(map(shorten, e.above))
+        yield LogEntry(e.time, shorten(e.level), shorten(e.message), shorten(e.error), above)
+
+
+def _parse(lines: Iterable[str]) -> Iterator[tuple[LogEntry, int]]:
+    """Yield the entries and the number of their lines; those of a stack trace belong to the plain entry before them."""
     last: LogEntry | None = None
     stack: list[str] = []
-    plain = False
+    plain, n = False, 0
     for line in lines:
         time, text = _split_time(line)
         own, rest = _split_time(text)  # a runner's time stands before the line's own
@@ -54,21 +93,13 @@ def read(lines: Iterable[str]) -> Iterator[LogEntry]:
             stack.append(text)
         elif text.strip():
             if last is not None:
-                yield _with_errors(last, stack)
-            plain = record is None
+                yield _with_errors(last, stack), n
+            plain, n = record is None, 0
             last = record or _from_text(text, time or (last.time if last else None))
             stack = [text] if plain and _continues_trace(text) else []
+        n += 1
     if last is not None:
-        yield _with_errors(last, stack)
-
-
-def lines_since(lines: list[str], moment: datetime) -> list[str]:
-    """Return the lines from a moment on; a line without a time belongs to the one before."""
-    for i, line in enumerate(lines):
-        found = _TIME.search(line, 0, 80)
-        if found and (time := _choose_time(_parse_time(found), None)) and time >= moment:
-            return lines[i:]
-    return []
+        yield _with_errors(last, stack), n
 
 
 def _split_time(line: str) -> tuple[datetime | None, str]:
@@ -105,10 +136,7 @@ def _from_json(text: str, time: datetime | None) -> LogEntry | None:
     written, _ = _split_time(field("@timestamp", "timestamp", "time"))
     level = field("severity", "level", "log.level").upper()
     error, above = _find_root_cause(field("stack_trace").splitlines())
-    message = field("message", "msg")[:LONGEST]
-    return LogEntry(
-        _choose_time(written, time), _LEVELS.get(level, level), field("logger", "logger_name"), message, error, above
-    )
+    return LogEntry(_choose_time(written, time), _LEVELS.get(level, level), field("message", "msg"), error, above)
 
 
 def _from_text(text: str, time: datetime | None) -> LogEntry:
@@ -116,8 +144,8 @@ def _from_text(text: str, time: datetime | None) -> LogEntry:
     level = found[1] if found else ""
     rest = text[found.end() :] if found else text
     spring = _SPRING.match(rest)
-    logger, message = (spring["logger"], spring["message"]) if spring else ("", rest.lstrip(" :]-") or text)
-    return LogEntry(time, _LEVELS.get(level, level), logger, message[:LONGEST])
+    message = spring["message"] if spring else rest.lstrip(" :]-") or text
+    return LogEntry(time, _LEVELS.get(level, level), message)
 
 
 def _continues_trace(text: str) -> bool:
@@ -134,11 +162,9 @@ def _find_root_cause(stack: list[str]) -> tuple[str, tuple[str, ...]]:
     """Return the root cause and the exceptions that it caused. Java writes "Caused by" last, Python the error."""
     if any(line.startswith("Traceback ") for line in stack):
         found = [line for line in stack if _PYTHON_LAST.fullmatch(line)]
-        return (found[-1][:LONGEST] if found else ""), ()
+        return (found[-1] if found else ""), ()
     found = [line.strip() for line in stack if _ERROR.fullmatch(line.strip())]
     chain = [
-        line.removeprefix("Caused by: ")[:LONGEST]
-        for n, line in enumerate(found)
-        if n == 0 or line.startswith("Caused by: ")
+        line.removeprefix("Caused by: ") for n, line in enumerate(found) if n == 0 or line.startswith("Caused by: ")
     ]
     return (chain[-1], tuple(chain[:-1])) if chain else ("", ())

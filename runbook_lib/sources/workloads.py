@@ -1,7 +1,8 @@
 """The system's workloads through the tool that runs them: logs, pods, variables, a restart.
 
 Argument vectors only, no shell. The allowed commands are the list `Runner.verbs`, checked in one place,
-`Runner._run_verb`; output is limited, scrubbed and counted in the read cost.
+`Runner._run_verb`; output is limited and counted in the read cost. What leaves this module of it is masked: JSON and
+logs are parsed first, since most of them is not kept.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from runbook_lib import redaction
 from runbook_lib.model.finding import Reason
 from runbook_lib.settings import WorkloadSettings
 from runbook_lib.sources import Opening, ReadCost, SourceError, logs
+from runbook_lib.sources.logs import Log
 
 T = TypeVar("T")
 
@@ -59,18 +62,23 @@ _COMPLAINT = re.compile(
 
 @dataclass(frozen=True)
 class CommandOutput:
-    """The output of a command, scrubbed, and its exit code; `size` is the output's size in bytes before scrubbing."""
+    """The exit code of a command and its output: `out` is masked, `raw_out` and `raw_err` are for parsers only."""
 
     code: int
-    out: str
-    err: str
-    size: int
+    raw_out: str = field(repr=False)
+    raw_err: str = field(repr=False)
+    mask: Callable[[str], str] = field(repr=False)
+
+    @property
+    def out(self) -> str:
+        """What it printed, masked."""
+        return self.mask(self.raw_out)
 
     @property
     def problem(self) -> str:
-        """Its last line of complaint."""
-        lines = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
-        return lines[-1].strip()[:300]
+        """Its last line of complaint, masked."""
+        said = self.raw_err.strip() or self.raw_out.strip() or f"exit code {self.code}"
+        return self.mask(said[-redaction.LONGEST :]).splitlines()[-1].strip()[:300]
 
 
 class Runner(ABC):
@@ -90,9 +98,14 @@ class Runner(ABC):
         """Return the runner of the target's workloads."""
         return runner_of(opening.target.facts.workloads, opening.read_cost)
 
+    def logs(self, name: str, minutes: float) -> Log:
+        """Return the workload's log of these minutes; at most about LOG_BYTES are read."""
+        text, since = self._read_log(self._check_name(name), minutes)
+        return logs.read(text, self._mask, since)
+
     @abstractmethod
-    def logs(self, name: str, minutes: float) -> list[str]:
-        """Return the lines of the workload's log in these minutes, newest last; at most about LOG_BYTES."""
+    def _read_log(self, name: str, minutes: float) -> tuple[str, datetime | None]:
+        """Return the workload's log as it is, and when these minutes begin if it may hold older lines."""
 
     @abstractmethod
     def pods(self, name: str) -> list[dict[str, Any]]:
@@ -157,11 +170,8 @@ class Runner(ABC):
             self._known.clear()
         with self._read_cost.query("workloads", " ".join(verb), shlex.join(command)) as asked:
             code, out, err = _run_command(command, timeout_s, most)
-            scrub = self._read_cost.masker.scrub
-            answer = CommandOutput(
-                code, scrub(out.decode(errors="replace")), scrub(err.decode(errors="replace")), len(out)
-            )
-            asked.rows = answer.out.count("\n")
+            answer = CommandOutput(code, out.decode(errors="replace"), err.decode(errors="replace"), self._mask)
+            asked.rows = out.count(b"\n")
             if (complaint := self._complaint(answer)) is not None:
                 raise self._tool_error(complaint, answer.problem)
         return answer
@@ -195,9 +205,11 @@ class Runner(ABC):
             raise _error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
         return name
 
+    def _mask(self, text: str) -> str:
+        return self._read_cost.masker.scrub(text)
+
     def _mask_variables(self, variables: Mapping[str, str]) -> dict[str, str]:
-        scrub = self._read_cost.masker.scrub
-        return {k: _MASKED if v and _SECRET.search(k) else scrub(v) for k, v in variables.items()}
+        return {k: _MASKED if v and _SECRET.search(k) else self._mask(v) for k, v in variables.items()}
 
 
 class KubectlRunner(Runner):
@@ -218,7 +230,7 @@ class KubectlRunner(Runner):
     #: The context that was found by `cluster`.
     _current = ""
 
-    def logs(self, name: str, minutes: float) -> list[str]:
+    def _read_log(self, name: str, minutes: float) -> tuple[str, datetime | None]:
         """Read the log of all its pods; each line begins with the time at which it was written."""
         container, selector = self._container(name), self._selector(self._read_deployment(name))
         # A limit of bytes alone would keep the oldest; so it is the newest lines, fewer if they are too long.
@@ -228,13 +240,13 @@ class KubectlRunner(Runner):
                 f"--since={max(int(minutes * 60), 1)}s", f"--tail={newest}", f"--limit-bytes={LOG_BYTES}",
                 most=2 * LOG_BYTES,
             )  # fmt: skip
-            if answer.size < LOG_BYTES:
+            if len(answer.raw_out.encode()) < LOG_BYTES:
                 break
-        lines = answer.out.splitlines()
+        lines = answer.raw_out.split("\n")
         written = [line for line in lines if line[:4].isdigit()]
-        if lines and not written:  # errors of single pods are among the lines
-            raise self._tool_error(answer.out.lower(), lines[-1].removeprefix("error: "))
-        return sorted(written, key=lambda line: line[:30])
+        if answer.raw_out and not written:  # errors of single pods are among the lines
+            raise self._tool_error(answer.raw_out.lower(), answer.problem.removeprefix("error: "))
+        return "\n".join(written), None
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Find them by the deployment's own selector."""
@@ -250,13 +262,13 @@ class KubectlRunner(Runner):
             )
             running = own.get("state", {}).get("running", {})
             pods.append({
-                "name": str(pod["metadata"]["name"]),
+                "name": self._mask(str(pod["metadata"]["name"])),
                 # Of a node that is lost, only the pod's condition is kept up to date.
                 "ready": bool(own.get("ready")) and all(
                     c.get("status") == "True" for c in status.get("conditions", []) if c.get("type") == "Ready"
                 ),
                 "restarts": own.get("restartCount"),
-                "started": str(running.get("startedAt") or status.get("startTime") or ""),
+                "started": self._mask(str(running.get("startedAt") or status.get("startTime") or "")),
                 "ending": "deletionTimestamp" in pod["metadata"],
             })  # fmt: skip
         return pods
@@ -267,7 +279,7 @@ class KubectlRunner(Runner):
 
     def strategy(self, name: str) -> str:
         """Return the deployment's strategy."""
-        return str(self._read_deployment(name)["spec"].get("strategy", {}).get("type", ""))
+        return self._mask(str(self._read_deployment(name)["spec"].get("strategy", {}).get("type", "")))
 
     def environment(self, name: str) -> dict[str, str]:
         """Read those of the workload's own container; a value that comes from elsewhere is masked: it is not known."""
@@ -322,11 +334,12 @@ class KubectlRunner(Runner):
         return ["kubectl", *context, "-n", self._settings.namespace, *words]
 
     def _complaint(self, answer: CommandOutput) -> str | None:
-        return answer.err.lower() if answer.code else None
+        return answer.raw_err.lower() if answer.code else None
 
     def _read_json(self, *words: str) -> dict[str, Any]:
+        """Return what kubectl answers as it is: whoever passes a text of it on masks that."""
         try:
-            return dict(json.loads(self._run_verb(*words, "-o", "json").out))
+            return dict(json.loads(self._run_verb(*words, "-o", "json").raw_out))
         except ValueError:
             raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
@@ -367,15 +380,12 @@ class SupervisorctlRunner(Runner):
         (Reason.ERROR, "not_started", ("spawn error", "abnormal termination")),
     )
 
-    def logs(self, name: str, minutes: float) -> list[str]:
+    def _read_log(self, name: str, minutes: float) -> tuple[str, datetime | None]:
         """Read the file that the settings name, else what supervisord keeps."""
-        file = self._settings.log_files.get(self._check_name(name))
-        text = (
-            self._read_tail(Path(file))
-            if file
-            else self._run_verb("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).out
-        )
-        return logs.lines_since(text.splitlines(), datetime.now(UTC) - timedelta(minutes=minutes))
+        since, file = datetime.now(UTC) - timedelta(minutes=minutes), self._settings.log_files.get(name)
+        if file:
+            return self._read_tail(Path(file)), since
+        return self._run_verb("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).raw_out, since
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the program as one instance, while it runs or tries to start."""
@@ -457,9 +467,9 @@ class SupervisorctlRunner(Runner):
 
     def _complaint(self, answer: CommandOutput) -> str | None:
         # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.
-        said = " ".join(_COMPLAINT.findall(f"{answer.err}\n{answer.out[:500]}")).lower()
+        said = " ".join(_COMPLAINT.findall(f"{answer.raw_err}\n{answer.raw_out[:500]}")).lower()
         known = any(word in said for _, _, words in self.failures for word in words)
-        return said if known or (answer.code and not answer.out.strip()) else None
+        return said if known or (answer.code and not answer.raw_out.strip()) else None
 
     def _read_status(self, name: str) -> tuple[str, str]:
         words = self._run_verb("status", self._check_name(name)).out.split(maxsplit=2)
@@ -479,7 +489,7 @@ class SupervisorctlRunner(Runner):
             asked.rows = found.count(b"\n")
         if start:
             found = found.partition(b"\n")[2]
-        return self._read_cost.masker.scrub(found.decode(errors="replace"))
+        return found.decode(errors="replace")
 
     def _read_env(self) -> list[str]:
         if not self._settings.env_file:

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from runbook_lib import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.mandatory import SECTION as POSTMORTEM
+from runbook_lib.model.finding import Status
 from runbook_lib.store import Archive
 
 from . import timeline
@@ -48,6 +49,8 @@ MEBIBYTES = 450
 FIRST_SCREEN_S, TRIAGE_S = 2.0, 6.0
 #: So long it has stopped when the first triage begins.
 STOPPED_S = 40.0
+#: At most so many seconds more for a section whose log has so many entries with stack traces, 20 MB.
+LOG_S, LOG_ENTRIES = 2.0, 7_800
 #: What is imported from nothing: until the first numbers, and by the process that runs are forked from.
 IMPORTED = {
     "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
@@ -149,9 +152,58 @@ def triage(scratch: Path, rounds: int = 5) -> Triage:
         sandbox.down()
 
 
-def _triage_often(scratch: Path, rounds: int) -> Triage:
+def long_log(scratch: Path, rounds: int = 5) -> tuple[list[float], list[float]]:
+    """Return the seconds of section 4.5 of a sandbox, and those where a worker's log holds 20 MB of stack traces."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    sandbox = Sandbox(scratch / "sandbox")
+    sandbox.up()
+    try:
+        before = _run_often(scratch, rounds)
+        with (sandbox.directory / "log" / "notification.log").open("a") as log:
+            log.writelines(_traced(n) for n in range(LOG_ENTRIES))
+        return before, _run_often(scratch, rounds)
+    finally:
+        sandbox.down()
+
+
+def _traced(n: int) -> str:
+    """An entry of a failed try, with a stack trace as Spring and PostgreSQL's driver write it."""
+    at = datetime.now(UTC) - timedelta(seconds=(LOG_ENTRIES - n) / 20)
+    frames = [f"org.postgresql.jdbc.PgPreparedStatement.executeUpdate(PgPreparedStatement.java:{n % 90})"]
+    frames += [
+        f"com.example.notification.token.KeyService{i}.select(KeyService{i}.java:{i + n % 90})" for i in range(28)
+    ]
+    why = "ERROR: canceling statement due to statement timeout"
+    into = "insert into notification.notifications (user_id, sku) values (?, ?)"
+    trace = [
+        f"org.springframework.dao.QueryTimeoutException: could not execute statement [{why}] [{into}]",
+        *(f"\tat {frame}" for frame in frames),
+        f"Caused by: org.postgresql.util.PSQLException: {why}",
+    ]
+    message = f"notification retry scheduled id={uuid.uuid4()} attempt={n % 9}"
+    entry = {"@timestamp": at.isoformat(), "severity": "ERROR", "message": message, "stack_trace": "\n".join(trace)}
+    return json.dumps(entry) + "\n"
+
+
+def _run_often(scratch: Path, rounds: int) -> list[float]:
+    command = [str(BIN / "runbook"), "run", "4.5", "--target", "sandbox", "--output", str(scratch / "out")]
+    took = []
+    for n in range(rounds + 1):
+        began = time.monotonic()
+        done = subprocess.run(command, env=_sandbox_environment(scratch), cwd=scratch, capture_output=True, text=True)
+        if done.returncode > Status.UNKNOWN.value or "4.5.2" not in done.stdout:
+            raise RuntimeError(f"runbook run 4.5: {done.stdout[-300:]} {done.stderr[-300:]}")
+        took += [time.monotonic() - began] if n else []
+    return took
+
+
+def _sandbox_environment(scratch: Path) -> dict[str, str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))}
-    env |= {"RUNBOOK_SANDBOX_DIR": str(scratch / "sandbox")}
+    return env | {"RUNBOOK_SANDBOX_DIR": str(scratch / "sandbox")}
+
+
+def _triage_often(scratch: Path, rounds: int) -> Triage:
+    env = _sandbox_environment(scratch)
     command = [str(BIN / "runbook"), "triage", "--target", "sandbox", "--lang", "en", "--output", str(scratch / "out")]
     measured = Triage()
     for n in range(rounds + 1):

@@ -23,6 +23,7 @@ from steps import (
     failures,
     make_given,
     publish_ids,
+    read_log,
     run,
     statuses,
     traffic,
@@ -100,7 +101,7 @@ FRAMES: dict[str, Frames] = {
         "accepted_later": accepted(315),
         "held": HELD,
         "held_later": HELD,
-        **duplicates.log_frames([], NOW, 60, 60),
+        **duplicates.log_frames(read_log(), 60, 60),
         "failed": failures(),
     },
 }
@@ -258,7 +259,7 @@ def entry(seconds: float, message: str) -> str:
     ],
 )
 def test_the_log_tells_what_no_table_shows(lines: list[str], key: str, status: Status, mode: float) -> None:
-    logged = duplicates.log_frames(lines, NOW, 60, 60)
+    logged = duplicates.log_frames(read_log(*lines), 60, 60)
     found = duplicates.judge_absorbed(FRAMES["4.2.3"] | logged, make_given())
     expect(found, status, f"duplicates.{key}", proposals=["pods"] if status is not Status.OK else [])
     assert weight(found, "FM-NOTI-02") == mode

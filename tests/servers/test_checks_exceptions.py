@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import steps
 import test_checks_recovery as recovery
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import NOW, ago, expect, make_given, weight, words
+from steps import NOW, ago, expect, make_given, read_log, weight, words
 
 from runbook_lib import catalog
 from runbook_lib import settings as target_settings
@@ -21,6 +22,7 @@ from runbook_lib.checks import checks
 from runbook_lib.checks.check import FAILED
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
@@ -58,7 +60,7 @@ recent call last):\\n  File x\\nConnectionRefusedError: [Errno 111] Connection r
 
 
 def told(lines: list[str]) -> list[tuple[str, str, str]]:
-    return [(r.level, r.message, r.error) for r in logs.read(lines)]
+    return [(r.level, r.message, r.error) for r in read_log(*lines).entries]
 
 
 @pytest.mark.parametrize("prefix", ["", "2025-01-31T03:00:09.000000000Z "])
@@ -70,7 +72,7 @@ def test_plain_text_and_its_stack_traces(prefix: str) -> None:
         ("WARN", "notification moved to DLQ id=1 eventId=2", ""),
         ("", "no time of its own", ""),
     ]
-    times = [r.time for r in logs.read([prefix + line for line in JAVA])]
+    times = [r.time for r in read_log(*(prefix + line for line in JAVA)).entries]
     assert times[0] == datetime(2025, 1, 31, 3, 0, 1, 123000, UTC)
     assert times[3] == (datetime(2025, 1, 31, 3, 0, 9, tzinfo=UTC) if prefix else times[2])
 
@@ -90,7 +92,7 @@ def test_the_loggers_of_java_and_other_times() -> None:
         "2025-01-31 03:00:02,123 WARNING slow",
         "2025-99-31T03:00:02Z ERROR x",
     ]
-    assert [(r.level, r.message) for r in logs.read(lines)] == [
+    assert [(r.level, r.message) for r in read_log(*lines).entries] == [
         ("ERROR", "errorOccurred, Connection: 5"),
         ("WARN", "slow"),
         ("ERROR", "x"),
@@ -109,8 +111,45 @@ def test_the_loggers_of_java_and_other_times() -> None:
     ],
 )
 def test_a_time_without_a_zone_yields_to_the_time_of_the_runner(line: str, hour: int) -> None:
-    (entry,) = logs.read([line])
+    (entry,) = read_log(line).entries
     assert (entry.time, entry.message) == (datetime(2025, 1, 31, hour, tzinfo=UTC), "x")
+
+
+def traced(n: int, message: str, frames: int = 60) -> str:
+    """An entry with a stack trace, as a line of JSON or as text."""
+    trace = "a.BException: of alice, user_id=alice\n" + "\tat com.example.Worker.run(Worker.java:12)\n" * frames
+    if n % 2:
+        return json.dumps(
+            {"@timestamp": "2025-01-31T03:00:01Z", "severity": "ERROR", "message": message, "stack_trace": trace}
+        )
+    return f"2025-01-31T03:00:01Z ERROR {message}\n{trace}"
+
+
+def test_of_a_log_only_what_is_kept_is_masked() -> None:
+    text, masked = "\n".join(traced(n, f"failed {n}") for n in range(200)), list[str]()
+    log = logs.read(text, lambda part: masked.append(part) or part)  # type: ignore[func-returns-value]
+    assert len(log.entries) == 200 and {e.error for e in log.entries} == {"a.BException: of alice, user_id=alice"}
+    assert sum(map(len, masked)) < len(text) / 50
+
+
+def test_no_half_of_a_secret_is_kept_where_an_entry_is_cut() -> None:
+    mask = Masker.of([], "INC-1").scrub
+    secrets = ("nats://app:hunter2-Kx9@db-9", "quill.jane@hunter.example", "password='hunter quill'")
+    for before, secret in product(range(logs.LONGEST - 40, logs.LONGEST + logs.BEYOND + 20, 3), secrets):
+        # What is masked shrinks, so that what was far behind comes near.
+        for head in ("x", "password=" + "y" * (before - 12) + " x"):
+            lines = [traced(n, f"{head.ljust(before, '.')} {secret} .") for n in (0, 1)]
+            for entry in read_log(*lines, mask=mask).entries:
+                assert "hunter" not in entry.message and "quill" not in entry.message, before
+                assert len(entry.message) <= logs.LONGEST
+
+
+def test_secrets_of_several_lines_are_masked_before_the_lines_are_told_apart() -> None:
+    key = ("-----BEGIN PRIVATE KEY-----", "MIIEhunter2", "QUILLquill", "-----END PRIVATE KEY-----")
+    value = ("DB: {name: DB_PASSWORD,", " value: hunter2}")
+    started, ended = ("2025-01-31T03:00:01Z INFO started", "2025-01-31T03:00:02Z INFO ended")
+    log = read_log(started, *key, *value, ended, mask=Masker().scrub)
+    assert "hunter" not in str(log) and "QUILL" not in str(log) and log.entries[-1].message == "ended"
 
 
 LINES = st.lists(
@@ -129,13 +168,14 @@ LINES = st.lists(
 
 @given(LINES)
 def test_any_lines_can_be_read(lines: list[str]) -> None:
-    records = list(logs.read(lines))
-    assert len(records) <= len(lines)
-    assert all(r.time is None or r.time.tzinfo for r in records)
-    frames = exceptions.log_frames(lines, PHRASES, datetime(2025, 1, 31, 3, 1, tzinfo=UTC), 15, make_given().number)
-    assert frames["log"]["entries"][0] <= len(records)
+    log = read_log(*lines, at=pd.Timestamp("2025-01-31 03:01", tz="UTC"))
+    assert len(log.entries) <= log.lines
+    assert all(e.time is None or e.time.tzinfo for e in log.entries)
+    frames = exceptions.log_frames(log, PHRASES, 15, make_given().number)
+    assert frames["log"]["entries"][0] <= len(log.entries)
     words(exceptions.judge_exceptions(about() | frames, make_given()))
-    assert logs.lines_since(lines, AT) == [] or logs.lines_since(lines, AT)[-1] == lines[-1]
+    late = logs.read("\n".join(lines), str, AT)
+    assert all(e in log.entries and (e.time is None or e.time >= AT) for e in late.entries) and late.lines <= log.lines
 
 
 # Counting -------------------------------------------------------------------------------------------------------
@@ -158,7 +198,7 @@ def failed(**parts: tuple[str, str, str]) -> Frames:
 
 
 def log(*lines: str, minutes: float = 15) -> Frames:
-    return exceptions.log_frames(list(lines), PHRASES, AT, minutes, make_given().number)
+    return exceptions.log_frames(read_log(*lines), PHRASES, minutes, make_given().number)
 
 
 def tables(failing: int = 0, gone: int = 50) -> Frames:

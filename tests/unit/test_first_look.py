@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import stat
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pandas as pd
@@ -17,12 +22,15 @@ from runbook_lib import catalog, samples
 from runbook_lib.analysis.diagnosis import conclude
 from runbook_lib.archive.artifact import Result, Run
 from runbook_lib.cli.progress import ProgressDisplay
-from runbook_lib.model.finding import Finding, Frames, Hop, Status, say
+from runbook_lib.masking import Masker
+from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.packs.entitlement import first_look
 from runbook_lib.packs.entitlement.checks import delivery
 from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
+from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.store import Archive
 
 NOW = pd.Timestamp("2026-01-31T03:00:00Z")
@@ -75,6 +83,55 @@ def test_samples_that_a_full_disk_does_not_take_are_not_shared(tmp_path: Path, m
     samples.keep("delivery", ago(1), {"held": pd.DataFrame({"n": [1]})})
     assert samples.sections_before(str(tmp_path)) == []
     assert samples.earlier("delivery", NOW, 2.5, 5.0) == (None, {})
+
+
+ENTRY = LogEntry(NOW.to_pydatetime(), "ERROR", "failed", "a.BException: user_id=user-12345678", ("c.DException",))
+
+
+@pytest.fixture
+def cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadCost:
+    """The read cost of a section whose run shares its samples."""
+    monkeypatch.setenv(samples.FOLDER, str(tmp_path))
+    return ReadCost(Masker.of([], "INC-1"))
+
+
+def test_the_sections_of_a_run_read_a_log_once(cost: ReadCost, tmp_path: Path) -> None:
+    begun, reads, log = Event(), list[str](), Log((ENTRY, replace(ENTRY, time=None, above=())), 7, NOW.to_pydatetime())
+
+    def read() -> Log:
+        reads.append("read")
+        begun.set()
+        time.sleep(0.2)  # the other section asks meanwhile
+        return log
+
+    with ThreadPoolExecutor() as sections:
+        first = sections.submit(samples.log, "notification", 60, read, cost)
+        begun.wait(5)
+        second = sections.submit(samples.log, "notification", 60.0, read, cost)
+        assert first.result() == second.result() == log and reads == ["read"]
+    assert [(q.name, q.rows) for q in cost.queries] == [("logs", 7)] and "another section" in cost.queries[0].text
+    # Masked again, with the frame that it becomes a part of, a person keeps the token.
+    assert cost.masker.scrub(ENTRY.error) == ENTRY.error
+    assert {stat.S_IMODE(f.stat().st_mode) for f in tmp_path.glob("*.log")} == {0o600}
+    assert samples.log("notification", 15, read, cost) == log and len(reads) == 2, "of other minutes"
+
+
+def test_a_log_that_cannot_be_read_is_not_read_again(cost: ReadCost, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = list[SourceError]()
+
+    def read() -> Log:
+        tries.append(SourceError("workloads", Reason.TIMEOUT, "it did not end", "hung"))
+        raise tries[-1]
+
+    for _ in range(2):
+        with pytest.raises(SourceError) as e:
+            samples.log("notification", 60, read, cost)
+        assert vars(e.value) == vars(tries[0])
+    assert len(tries) == 1
+    monkeypatch.delenv(samples.FOLDER)
+    with pytest.raises(SourceError):
+        samples.log("notification", 60, read, cost)
+    assert len(tries) == 2, "without a folder nothing is shared"
 
 
 def sample(at: float, sent: float, claimed: float, held: list[str], tries: dict[int, int]) -> Frames:

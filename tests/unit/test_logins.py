@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import NOW, ago, make_given, odd_frames, weight, words
+from steps import NOW, ago, make_given, odd_frames, read_log, weight, words
 from test_evidence import NOBODY, looked, of_sessions, process
 
 from runbook_lib import catalog, messages
@@ -33,7 +33,7 @@ from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.session import quiet_session
-from runbook_lib.sources import SourceError, logs
+from runbook_lib.sources import SourceError
 
 PSQL = "org.postgresql.util.PSQLException: "
 PASSWORD = PSQL + 'FATAL: password authentication failed for user "miniserversystem"'
@@ -56,7 +56,7 @@ def no_connection(seconds_ago: float, cause: str = PASSWORD) -> str:
 
 
 def log(*lines: str) -> Frames:
-    return {"logins": logins.read_attempts(logs.read(sorted(lines)))}
+    return {"logins": logins.read_attempts(read_log(*sorted(lines)).entries)}
 
 
 def held(**changes: Any) -> Frames:
@@ -221,7 +221,7 @@ def test_the_broker(frames: Frames, ok: bool | None) -> None:
 
 
 def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
-    (record,) = logs.read([line(1, TASK, "a.BException: one", "c.DException: two", "e.FException: three")])
+    (record,) = read_log(line(1, TASK, "a.BException: one", "c.DException: two", "e.FException: three")).entries
     assert (record.error, record.above) == ("e.FException: three", ("a.BException: one", "c.DException: two"))
 
 
@@ -231,7 +231,7 @@ def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
 def exceptions_of(*lines: str, database: Reason | None = None) -> Any:
     """What the log tells; `database`: why the tables could not be read."""
     phrases = catalog.load().phrases
-    frames = exceptions.log_frames(list(lines), phrases, NOW.to_pydatetime(), 15, make_given().number)
+    frames = exceptions.log_frames(read_log(*lines), phrases, 15, make_given().number)
     about = {"about": row(workload="notification", name="notification", minutes=15)}
     if database:
         failed = ("tries", "postgres", database.value, "no answer", "")
@@ -419,4 +419,4 @@ def test_reading_is_total(data: st.DataObject) -> None:
 
 @given(st.lists(st.text(max_size=200) | st.sampled_from([no_connection(5), line(2, DENIED), line(2, UP)]), max_size=9))
 def test_any_lines_can_be_read(lines: list[str]) -> None:
-    assert list(logins.read_attempts(logs.read(lines)).columns) == ["server", "came", "n", "last", "detail"]
+    assert list(logins.read_attempts(read_log(*lines).entries).columns) == ["server", "came", "n", "last", "detail"]

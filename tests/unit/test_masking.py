@@ -17,7 +17,7 @@ from corpus import Line
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.text import Text
-from steps import make_given
+from steps import make_given, read_log
 
 from runbook_lib import masking, messages, queries, redaction
 from runbook_lib.masking import Masker, hide_names, secrets_of
@@ -384,8 +384,9 @@ def test_the_log_that_5_1_1_counts_and_its_chart() -> None:
     at = pd.Timestamp("2026-11-26 13:24", tz="UTC")
     for n in range(0, len(LINES), 20):
         some = LINES[n : n + 20]
-        text = "\n".join(f"2026-11-26T13:23:{i:02}Z ERROR {line.text}" for i, line in enumerate(some))
-        frames = exceptions.log_frames(MASKER.scrub(text).split("\n"), {}, at.to_pydatetime(), 15, make_given().number)
+        lines = (f"2026-11-26T13:23:{i:02}Z ERROR {line.text}" for i, line in enumerate(some))
+        log = read_log(*lines, at=at, mask=MASKER.scrub)
+        frames = exceptions.log_frames(log, {}, 15, make_given().number)
         chart = exceptions.draw_errors(frames | {"about": row(minutes=15)}, make_given(as_of=at))
         assert chart is not None and len(frames["texts"])
         shown = "".join(f.to_csv() for f in frames.values())

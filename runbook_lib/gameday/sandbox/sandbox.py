@@ -456,9 +456,9 @@ class Sandbox:
         return ""
 
     def _last_log_line(self, name: str) -> str:
-        lines = self.log(name).strip().splitlines()
+        text = self.log(name).strip()
         # What ended a pod is the root cause of the last stack trace that it logged.
-        said = [record.error for record in logs.read(lines) if record.error] or lines
+        said = [entry.error for entry in logs.read(text, str).entries if entry.error] or text.splitlines()
         return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
 
 

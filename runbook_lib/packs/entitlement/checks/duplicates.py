@@ -32,7 +32,7 @@ from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import logs
+from runbook_lib.sources.logs import Log
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -347,8 +347,8 @@ def collect_absorbed(rb: Context) -> Frames:
     sample_tables("_later")
     with parts.part("log") as answers:
         minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
-        lines = rb.workloads.logs(facts_of(rb).workloads.notification, minutes)
-        answers |= log_frames(lines, rb.now(), minutes, rb.number("log.just_now"))
+        read = rb.log(facts_of(rb).workloads.notification, minutes)
+        answers |= log_frames(read, minutes, rb.number("log.just_now"))
     return parts.frames()
 
 
@@ -367,14 +367,15 @@ def _read_consumer(rb: Context) -> pd.DataFrame:
     )
 
 
-def log_frames(lines: list[str], now: pd.Timestamp, minutes: float, just_s: float) -> Frames:
+def log_frames(log: Log, minutes: float, just_s: float) -> Frames:
     """Count lost locks, skipped events and notifications sent twice in the log of the notification service.
 
     Frames: log (entries, lost, lost_now, skipped, sent: entries; sent_twice: rows; since, last_lost, last_twice, now:
     time), sent_twice (notification_id: id; n: entries; first, last: time).
     """
+    now = pd.Timestamp(log.at)
     begin = now - pd.Timedelta(minutes=minutes)
-    entries = [(pd.Timestamp(r.time), r.message) for r in logs.read(lines) if r.time and pd.Timestamp(r.time) >= begin]
+    entries = [(pd.Timestamp(r.time), r.message) for r in log.entries if r.time and pd.Timestamp(r.time) >= begin]
     lost = [at for at, message in entries if any(phrase in message for phrase in LOST)]
     sends = [(m[1], at) for at, message in entries if SENT in message and (m := _ID.search(message))]
     sent = pd.DataFrame(sends, columns=["notification_id", "at"])

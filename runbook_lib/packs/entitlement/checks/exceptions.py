@@ -37,7 +37,8 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
-from runbook_lib.sources import SourceError, logs
+from runbook_lib.sources import SourceError
+from runbook_lib.sources.logs import Log
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -128,10 +129,9 @@ def collect_exceptions(rb: Context) -> Frames:
     parts = FrameCollector()
     with parts.part("log") as found:
         require_present(rb, "workloads")
-        at = rb.now().floor("us").to_pydatetime()
-        lines = rb.workloads.logs(name, minutes)
+        read = rb.log(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
-        found |= log_frames(lines, known, at, minutes, rb.number, rb.lang)
+        found |= log_frames(read, known, minutes, rb.number, rb.lang)
         found |= logins.collect_without_log(rb, which)
     with parts.part("tries") as found:
         found |= recovery.collect_errors(rb, [PART[which]])
@@ -182,26 +182,26 @@ class _EntryGroup:
 
 
 def log_frames(
-    lines: list[str],
+    log: Log,
     phrases: Mapping[str, Phrase],
-    at: datetime,
     minutes: float,
     number: Callable[[str], float],
     lang: str = "en",
 ) -> Frames:
-    """Count the entries of the last `minutes` before `at`: known phrases, and other errors by text.
+    """Count the entries of the last `minutes` before the log was read: known phrases, and other errors by text.
 
     Frames: log (lines, entries: number; first, last: time; late_s: s), phrases (`_PHRASES`), texts (`_TEXTS`),
     per_minute (minute: time; what: text; n: entries), logins (see `logins.of_log`). Columns `n`, `now` and `tries_now`
     are entries, `per_min` 1/min.
     """
+    at = log.at
     begin = at - timedelta(minutes=minutes)
     by_phrase: dict[str, _EntryGroup] = {}
     by_text: dict[tuple[str, str], _EntryGroup] = {}
     per_minute: dict[tuple[datetime, str], int] = {}
     longest_first = sorted(phrases, key=len, reverse=True)
     times, records = [], []
-    for record in logs.read(lines):
+    for record in log.entries:
         if record.time is None or record.time < begin:
             continue
         times.append(record.time)
@@ -241,7 +241,7 @@ def log_frames(
     minutely = [(pd.Timestamp(minute), what, n) for (minute, what), n in sorted(per_minute.items())]
     return {
         "log": row(
-            lines=len(lines),
+            lines=log.lines,
             entries=len(times),
             first=pd.Timestamp(min(times)) if times else pd.NaT,
             last=pd.Timestamp(max(times)) if times else pd.NaT,

@@ -229,7 +229,8 @@ def _read_instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool,
     failed = False
     if any(pod["restarts"] is None for pod in pods):
         with suppress(SourceError):
-            failed = any(FAILED_START in line for line in rb.workloads.logs(name, rb.number("program.log")))
+            log = rb.workloads.logs(name, rb.number("program.log"))
+            failed = any(FAILED_START in entry.message for entry in log.entries)
     return pods, not failed and not any(pod["restarts"] for pod in pods), failed
 
 

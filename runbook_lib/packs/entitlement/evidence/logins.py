@@ -26,7 +26,6 @@ from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Outbox
 from runbook_lib.rows import each
 from runbook_lib.sources.logs import LogEntry
-from runbook_lib.sources.logs import read as read_log
 
 if TYPE_CHECKING:
     from runbook_lib.context import Context
@@ -224,7 +223,7 @@ def collect(rb: Context, workload: str) -> Frames:
     """
     parts, name = FrameCollector(), rb.facts.workloads.program(workload)
     with parts.part("log") as found:
-        found["logins"] = read_attempts(read_log(rb.workloads.logs(name, rb.number("login.log"))))
+        found["logins"] = read_attempts(rb.workloads.logs(name, rb.number("login.log")).entries)
     return parts.answers | collect_without_log(rb, workload)
 
 
