@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from runbook_lib import pack
+from runbook_lib import interrupts, pack
 from runbook_lib.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.notes import whoami
@@ -23,6 +23,10 @@ from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
+
+#: Seconds in which the preconditions and the state before an action must have been read. Each read has a limit of its
+#: own; this one is for all of them, and for what is done with their answers.
+READ_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def perform(
     standing = rules.standing()
     refusal = _refuse_run(rb) or _refuse_by_rules(standing, break_glass)
     try:
-        conditions, before = (*standing, *action.preconditions(rb)), action.state(rb)
+        with interrupts.Deadline(READ_S):
+            conditions, before = (*standing, *action.preconditions(rb)), action.state(rb)
         refusal = refusal or _refuse_by_condition(conditions)
         stood = {"preconditions": [record.precondition(c) for c in conditions]}
         asked = _context_fields(rb) | common | {"what": record.plain(common["what"])} | stood
@@ -142,6 +147,9 @@ def perform(
             refusal = refusal or _refuse_by_rules((rule,), break_glass)
             conditions = (*conditions, rule)
             common["approved_by"] = rules.by or common["approved_by"]
+    except interrupts.DeadlineError:
+        conditions, before = (), {}
+        refusal = refusal or say("action.refused.late", seconds=READ_S)
     except Exception as e:
         if _must_reraise(e):
             raise

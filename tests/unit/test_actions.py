@@ -6,7 +6,9 @@ import ast
 import json
 import os
 import re
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -133,6 +135,22 @@ def test_a_refusal_changes_nothing_and_is_a_line(rb: Context, counter: Counter, 
     (line,) = lines(rb)
     assert line["result"] == "refused" and says in line["why"]["en"]
     assert "hunter2" not in json.dumps(line)
+
+
+def test_an_action_is_refused_if_the_state_before_it_is_not_read_in_time(
+    rb: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(rb: Context) -> list[Precondition]:
+        while True:
+            with suppress(Exception):  # as a library may
+                re.fullmatch(r"(?:a|a)*b", "a" * 40)
+
+    counter, before = Counter(), (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0] > 0)
+    monkeypatch.setattr(counter, "preconditions", read)
+    monkeypatch.setattr(action, "READ_S", 0.2)
+    outcome = perform(counter, rb, execute=True, **WORD)
+    assert (outcome.result, counter.n) == ("refused", 0) and "not read within" in lines(rb)[0]["why"]["en"]
+    assert before == (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)[0] > 0)
 
 
 def test_what_only_warns_is_carried_out_unseen_and_refused_where_it_does_not_hold(rb: Context) -> None:
