@@ -1,9 +1,10 @@
-"""User input: the paths of runbook.toml and of the sandbox, and the texts of usage errors."""
+"""User input: the paths of runbook.toml and of the sandbox, the texts of usage errors, and what a text may show."""
 
 from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ class UsageError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Return the message alone, without the traceback, for a notebook."""
         return [f"runbook: {self}"]
+
+
+#: Spaces that are seen, though Python calls them not printable.
+_SPACES = frozenset("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def visible(text: str, kept: str = "\n\t", escape: Callable[[str], str] = _escape) -> str:
+    r"""Return a text whose characters are all seen: others, but those that are `kept`, become escapes such as \x1b."""
+    if text.isprintable():
+        return text
+    text = text.replace("\r\n", "\n") if "\n" in kept else text
+    seen = {*_SPACES, *kept}
+    return "".join(c if c.isprintable() or c in seen else escape(c) for c in text)
 
 
 def first_problem(e: Any) -> tuple[str, str]:

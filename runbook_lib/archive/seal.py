@@ -27,7 +27,7 @@ from runbook_lib.model.finding import Text, say
 from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.store import PARTIAL, SEALED, Archive, entry_of, split_lines
-from runbook_lib.usage import UsageError
+from runbook_lib.usage import UsageError, visible
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
 DIGITS = 32
@@ -167,9 +167,8 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
             uncovered.append(say("seal.loose", log=log, first=upto + 1, last=n if n > upto + 1 else None, n=n - upto))
     entries = [entry_of(line) or {} for own in lines for line in own]
     named = {name for entry in entries for name in entry.get("sha256", {})}
-    # A name may hold anything, also what a terminal takes for orders.
-    planted = ("".join(c if c.isprintable() else "?" for c in name) for name in files if name not in named)
-    uncovered += [say("seal.unnamed", name=name) for name in planted]
+    # A name may hold anything, also line breaks.
+    uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
     return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))
 
 

@@ -13,7 +13,7 @@ import click
 
 from runbook_lib import interrupts, pack, settings
 from runbook_lib.model.finding import Text
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.usage import UsageError, did_you_mean, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -123,7 +123,8 @@ def write_file(path: Path, content: str) -> None:
 def say_json(said: object) -> None:
     """Print one document; if the terminal's encoding lacks some characters, in ASCII."""
     utf8 = "utf" in (getattr(sys.stdout, "encoding", None) or "").lower()
-    click.echo(json.dumps(said, ensure_ascii=not utf8, indent=1))
+    shown = json.dumps(said, ensure_ascii=not utf8, indent=1)
+    click.echo(visible(shown, escape=lambda char: json.dumps(char)[1:-1]))  # as JSON writes it
 
 
 def existing_archive(incident: str, output: str) -> Any:

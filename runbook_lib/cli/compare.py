@@ -8,6 +8,7 @@ import click
 
 from runbook_lib import interrupts
 from runbook_lib.cli import common
+from runbook_lib.cli.terminal import draw
 
 _PAGE = click.option("--page", type=common.FILE, help="write the differences as an HTML page")
 
@@ -101,7 +102,7 @@ def watch(section: str, target: str, every_s: float, lang: str) -> int:
     try:
         for status, lines in compare.watching(section, every_s, target=target, lang=lang):
             code = int(status.value)
-            click.clear()
+            draw("\x1b[2J\x1b[1;1H")
             click.echo("\n".join([*lines, ""]))
     except KeyboardInterrupt:
         if code is None:

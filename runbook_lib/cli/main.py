@@ -4,6 +4,7 @@ wrong usage, 70 an error of the runbook itself.
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import signal
@@ -15,6 +16,7 @@ import click
 
 from runbook_lib import interrupts, pack
 from runbook_lib.cli.common import CommandGroup
+from runbook_lib.cli.terminal import Stream
 from runbook_lib.usage import UsageError
 
 EX_USAGE = 64
@@ -122,7 +124,7 @@ class _Output(io.FileIO):
 
 
 def _reopen_stream(stream: TextIO | None) -> tuple[TextIO | None, _Output | None]:
-    """Open a standard stream again: line by line, characters outside its encoding as \\uNNNN."""
+    """Open a standard stream again: line by line, characters that are not seen or not in its encoding as \\uNNNN."""
     try:
         number = -1 if stream is None else stream.fileno()
     except OSError:
@@ -131,7 +133,9 @@ def _reopen_stream(stream: TextIO | None) -> tuple[TextIO | None, _Output | None
         return stream, None
     stream.flush()
     raw = _Output(number, "w", closefd=False)
-    text = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=True)
+    # On a stream in ASCII click would write UTF-8, past this one.
+    encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
+    text = Stream(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     return text, raw
 
 
@@ -149,7 +153,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run_command(arguments: list[str] | None) -> int:
     try:
-        code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False)
+        # color: click would take escape sequences out of a text, unseen.
+        code = cli.main(args=arguments, prog_name="runbook", standalone_mode=False, color=True)
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message(), err=True)
@@ -167,7 +172,7 @@ def _run_command(arguments: list[str] | None) -> int:
         if os.environ.get("RUNBOOK_DEBUG"):
             raise
         code, problem = _explain_bug(e)
-    click.echo(f"runbook: {problem}", err=True)
+    click.echo(f"runbook: {problem}", err=True, color=True)
     return code
 
 

@@ -15,7 +15,9 @@ import click
 
 from runbook_lib import messages, pack
 from runbook_lib.cli.common import COLOURS
+from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import say
+from runbook_lib.usage import visible
 
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order, RunProgress
@@ -69,10 +71,10 @@ class ProgressDisplay:
             return
         block = [*self._strip, *filter(None, [self._waits])]
         up = f"\x1b[{self._drawn}A" if self._drawn else ""
-        above = f"{click.style(line, fg=COLOURS.get(status))}\n" if line else ""
-        below = "".join(f"{part}\n" for part in block)
+        above = f"{paint(line, fg=COLOURS.get(status))}\n" if line else ""
+        below = "".join(f"{visible(part)}\n" for part in block)
         # No line of the block wraps (?7), or it could not be drawn over.
-        click.echo(f"{up}\x1b[J{above}\x1b[?7l{below}\x1b[?7h", err=True, nl=False)
+        draw(f"{up}\x1b[J{above}\x1b[?7l{below}\x1b[?7h", err=True)
         self._drawn = len(block)
 
 

@@ -16,8 +16,9 @@ from click.core import ParameterSource
 
 from runbook_lib import messages, pack, settings
 from runbook_lib.cli import common
+from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.usage import UsageError, did_you_mean, visible
 
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order
@@ -151,8 +152,8 @@ def _triage_many(
                 came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
             ended[order.target], document = came, came["document"]
             if form == "text":
-                verdict = click.style(came["lines"][0], fg=common.COLOURS[document["status"]])
-                click.echo(f"{order.target}  {verdict}  {came['index'] or ''}".rstrip())
+                verdict = paint(came["lines"][0], fg=common.COLOURS[document["status"]])
+                draw(f"{visible(order.target)}  {verdict}  {visible(came['index'] or '')}".rstrip() + "\n")
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
             else:
@@ -163,7 +164,7 @@ def _triage_many(
             now = time.monotonic()
             if sys.stderr.isatty() and (left := len(orders) - len(ended)):
                 words = say("systems.left", n=len(ended), of=len(orders), seconds=left * (now - began) / len(ended))
-                click.echo(f"  {messages.text(words, order.lang)}\x1b[K\r", err=True, nl=False)
+                draw(f"  {visible(messages.text(words, order.lang))}\x1b[K\r", err=True)
             if now - written >= PAGE_S or len(ended) == len(orders):
                 written, page = now, _write_page(output, incident, ended.values(), len(orders), order.lang)
     if form == "text" and page:
@@ -296,11 +297,11 @@ def _wait_before_rerun(document: dict[str, Any], until: float, lang: str) -> boo
 
 def _print_text(came: dict[str, Any]) -> None:
     first, *rest = came["lines"]
-    click.secho(first, fg=common.COLOURS[came["document"]["status"]], bold=True)
+    draw(paint(first, fg=common.COLOURS[came["document"]["status"]], bold=True) + "\n")
     for line in rest:
         click.echo(line)
     for status, line in came["details"]:
-        click.secho(line, fg=common.COLOURS.get(status))
+        draw(paint(line, fg=common.COLOURS.get(status)) + "\n")
     if came["index"]:
         click.echo(f"\n{came['index']}")
     if came["document"]["seal"]:

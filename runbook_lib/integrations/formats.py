@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from runbook_lib.usage import visible
+
 Document = Mapping[str, Any]
 
 
@@ -91,4 +93,4 @@ def _unique_values(document: Document) -> Iterator[tuple[str, str, Mapping[str, 
 
 
 def _escape_label(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -38,6 +38,7 @@ from runbook_lib.model.finding import (
     say,
 )
 from runbook_lib.parameters import ACTING, parameters_class
+from runbook_lib.usage import visible
 from runbook_lib.view import record
 
 if TYPE_CHECKING:
@@ -309,8 +310,8 @@ def request_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str
         f"    {line['command']}",
         *(f"  {_PRECONDITION_MARKS[p['ok']]} {p['text'][lang]} {p.get('identity', '')}".rstrip() for p in stood),
     ]
-    # Whoever asks may have written the line by hand, and a terminal obeys what it does not show.
-    return ["".join(c if c.isprintable() else "\ufffd" for c in shown) for shown in lines]
+    # Whoever asks may have written the line by hand, and made one line of it look like several.
+    return [visible(shown, kept="") for shown in lines]
 
 
 def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:

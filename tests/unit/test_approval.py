@@ -493,8 +493,8 @@ def test_only_what_was_asked_for_can_be_approved(world: World) -> None:
         with pytest.raises(UsageError, match="no such request, or its line was changed"):
             world.approve(request)
         log.write_text(whole)
-    shown = render.request_lines("A-1", world.lines()[0] | {"command": "count \x1b[2K\u202e all"}, "en")
-    assert shown[1] == "    count \ufffd[2K\ufffd all", "a terminal is told nothing that it does not show"
+    shown = render.request_lines("A-1", world.lines()[0] | {"command": "count \x1b[2K\u202e\n all"}, "en")
+    assert shown[1] == r"    count \x1b[2K\u202e\n all", "a terminal is told nothing that it does not show"
     for garbage in ("", "request:A-1", request[:-1], f"{request} please"):
         with pytest.raises(UsageError, match="the request is not complete"):
             world.approve(garbage or "x")

@@ -199,7 +199,7 @@ def test_a_file_that_no_line_names_is_named(victim: tuple[Archive, list[ChainHea
     assert found.changed == ()
     assert [(t.key, t.params["name"]) for t in found.uncovered] == [
         ("seal.unnamed", "20260101T000000Z-3-OK.ipynb"),
-        ("seal.unnamed", "zz?[2K.html"),  # no orders for a terminal
+        ("seal.unnamed", r"zz\x1b[2K.html"),  # no orders for a terminal
         ("seal.unnamed", "evidence/more.json"),
     ]
 
