@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ class UsageError(Exception):
         return [f"runbook: {self}"]
 
 
+#: Characters that may not be seen.
+_NOT_ASCII = re.compile(r"[^ -~]")
 #: Spaces that are seen, though Python calls them not printable.
 _SPACES = frozenset("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
 
@@ -32,11 +35,9 @@ def _escape(char: str) -> str:
 
 def visible(text: str, kept: str = "\n\t", escape: Callable[[str], str] = _escape) -> str:
     r"""Return a text whose characters are all seen: others, but those that are `kept`, become escapes such as \x1b."""
-    if text.isprintable():
-        return text
     text = text.replace("\r\n", "\n") if "\n" in kept else text
     seen = {*_SPACES, *kept}
-    return "".join(c if c.isprintable() or c in seen else escape(c) for c in text)
+    return _NOT_ASCII.sub(lambda m: m[0] if m[0].isprintable() or m[0] in seen else escape(m[0]), text)
 
 
 def first_problem(e: Any) -> tuple[str, str]:

@@ -6,13 +6,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
 import nbformat
 import pandas as pd
-from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from runbook_lib import catalog
@@ -22,12 +20,13 @@ from runbook_lib.masking import Masker
 from runbook_lib.messages import LANGUAGES
 from runbook_lib.model.finding import Finding, Status, Verdict, complete
 from runbook_lib.store import digest
-from runbook_lib.view import record, render
+from runbook_lib.view import links, record, render
 
 Notebook = nbformat.NotebookNode
 
 #: What colours a terminal's text.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_MARKDOWN = links.markdown_parser(html=True)
 #: Forms of an output that hold no text.
 _PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
 
@@ -160,7 +159,7 @@ def _read_banner(nb: Notebook) -> str:
 
 def _render_source(cell: Any) -> str:
     if cell.cell_type == "markdown":
-        return str(_markdown_parser().render(cell.source))
+        return str(_MARKDOWN.render(cell.source))
     return _wrap_preformatted(cell.source, "source") if cell.source.strip() else ""
 
 
@@ -177,7 +176,7 @@ def _render_output(output: dict[str, Any]) -> str:
             alt = escape(output.get("metadata", {}).get(kind, {}).get("alt") or data.get("text/plain", ""))
             return f'<p><img src="data:{kind};base64,{data[kind].strip()}" alt="{alt}"></p>'
     if "text/markdown" in data:
-        return str(_markdown_parser().render(data["text/markdown"]))
+        return str(_MARKDOWN.render(data["text/markdown"]))
     return _wrap_preformatted(data["text/plain"], "printed") if "text/plain" in data else ""
 
 
@@ -185,15 +184,12 @@ def _wrap_preformatted(text: str, kind: str) -> str:
     return f'<pre class="{kind}">{escape(text)}</pre>'
 
 
-@cache
-def _markdown_parser() -> MarkdownIt:
-    return MarkdownIt("commonmark").enable("table")  # it keeps HTML
-
-
 def _remove_external(body: str) -> str:
+    """Return HTML without scripts, frames, and links but those to pages of the web and within the page."""
     # The page may be moved anywhere: links to files of the checkout become plain text.
     body = re.sub(r'<a\b[^>]*\bhref="(?:\.\./docs/|\d\d_)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.DOTALL)
-    return re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
+    body = re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
+    return links.without_other_links(body)
 
 
 def _mark_safe(markup: str) -> Markup:

@@ -20,7 +20,6 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 import yaml
-from markdown_it import MarkdownIt
 from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
@@ -28,7 +27,7 @@ from runbook_lib import catalog, messages
 from runbook_lib.mandatory import MARKDOWN, SECTION, ObjectiveImpact, is_old_form
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import PARTIAL, Archive, digest
-from runbook_lib.view import record, render
+from runbook_lib.view import links, record, render
 
 if TYPE_CHECKING:
     from runbook_lib.archive.artifact import Result
@@ -345,7 +344,7 @@ def duration(seconds: float | None) -> Md:
 
 
 #: HTML in the text is escaped; a picture would be loaded from elsewhere, so only its alternative text is shown.
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN = links.markdown_parser()
 _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 

@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from runbook_lib import mandatory
 from runbook_lib.archive import postmortem
+from runbook_lib.view import links
 
 _LINK = re.compile(r"\[((?:[^\]\\]|\\.)*)\]\((?!\w+:)([^)\s]+)\)")
-_MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
+_MARKDOWN = links.markdown_parser()
 
 
 def body(draft: str, tracker: str, dossier: str) -> str:

@@ -9,9 +9,11 @@ import json
 import re
 import shlex
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.parameters import ACTING, parameters_class
 from runbook_lib.usage import visible
-from runbook_lib.view import record
+from runbook_lib.view import links, record
 
 if TYPE_CHECKING:
     from runbook_lib.outcome import Outcome
@@ -83,8 +85,13 @@ MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
 #: The parameters that have an option of their own.
 _OPTIONS = {"target": "--target", "incident_id": "--incident"}
 _TEMPLATES = Path(__file__).parent / "templates"
-#: The script of the dossier's page: a policy may name it by its digest.
+#: The script of the dossier's page, and the Content-Security-Policy of every page: no other script runs, nothing is
+#: loaded from elsewhere. Styles may be a notebook's.
 SCRIPT = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{b64encode(sha256(SCRIPT.encode()).digest()).decode()}';"
+    " style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+)
 #: A number in a sentence; parts of names, versions and times are none.
 _NUMBER = re.compile(r"(?<![\w.:/-])\d[\d,]*(?:\.\d+)?(?![\w:/-]|\.\d)", re.ASCII)
 _CODE = re.compile(r"`[^`]+`")
@@ -527,12 +534,12 @@ def finding_line(f: Finding, lang: str) -> str:
 
 
 def html(template: str, lang: str, **values: Any) -> str:
-    """Render a template of `templates/` in a language."""
+    """Render a template of `templates/` in a language; characters that are not seen become escapes."""
 
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params), lang)
 
-    return (
+    return visible(
         _template_environment()
         .get_template(f"{template}.html.j2")
         .render(
@@ -569,6 +576,7 @@ def _template_environment() -> jinja2.Environment:
         sources=sources,
         mark_code=mark_code,
         mark_numbers=mark_numbers,
+        policy=POLICY,
         sparkline=_build_sparkline,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         number=_format_number,
@@ -577,6 +585,7 @@ def _template_environment() -> jinja2.Environment:
         age=_format_age,
         when=when,
     )
+    env.filters.update(web=links.web_link, file=links.file_link)
     return env
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -9,6 +11,7 @@ import shlex
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nbformat
 import pandas as pd
@@ -16,7 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from runbook_lib import messages
-from runbook_lib.archive import artifact, course, dossier, report, systems
+from runbook_lib.archive import artifact, course, dossier, postmortem, report, systems
 from runbook_lib.cli.common import parse_parameters
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
@@ -338,6 +341,65 @@ def test_each_output_is_shown_in_its_most_telling_form(output: nbformat.Notebook
     page = artifact.html(new_notebook(cells=[new_code_cell("", outputs=[output])]), "", "en")
     assert shown in page
     assert "\x1b" not in page and "<script" not in page
+
+
+NO_PAGES = (
+    "javascript:alert(1)",
+    " JaVa\tScRiPt:alert(1)",
+    "data:text/html,<b>",
+    "vbscript:x",
+    "file:///etc",
+    "mailto:a",
+)
+
+
+@pytest.mark.parametrize("address", [*NO_PAGES, "https://grafana.example/d/1?a=b", "HTTP://grafana.example"])
+def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    archive = Archive(str(tmp_path), "sample")
+    for kind in ("verdict", "section"):  # the newest of each, by another name and with another dashboard
+        entry = next(e for e in reversed(archive.manifest()) if kind in e)
+        kept = {k: v for k, v in entry.items() if k not in ("previous", "sha256")}
+        archive.append(kept | {"name": address, "dashboard": address}, {})
+    dossier.write_index(archive, "en")
+    header = render.Header("4.1", "t", "INC-1", "prod", at(0), 60, dashboard=address)
+    found = Verdict(Status.OK, None, "high")
+    form = f"<form action=\"{address}\"><svg><a xlink:href='{address}'>x</a></svg><a href={html.escape(address)}>c</a>"
+    cells = [
+        new_markdown_cell(f"[a](<{address}>) <a href='{address}'>b</a>"),
+        new_code_cell("", outputs=[new_output("display_data", {"text/html": form})]),
+    ]
+    pages = [
+        archive.read(dossier.INDEX).decode(),
+        artifact.html(new_notebook(cells=cells), "", "en"),
+        postmortem.page(f"[a](<{address}>)", "INC-1", "en", None),
+        render.banner(header, found, "en")._repr_mimebundle_()["text/html"],
+    ]
+    links = re.findall(r"""(?:href|action)=(?:"([^"]*)|'([^']*)|([^\s>"']+))""", "".join(pages))
+    addresses = {html.unescape("".join(link)) for link in links}
+    elsewhere = {a for a in addresses if urlsplit("".join(a.split())).scheme} - {"data:,"}  # no icon
+    assert elsewhere == (set() if address in NO_PAGES else {address})
+
+
+def test_every_page_has_a_policy_that_lets_its_own_script_run(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "sample")
+    page = dossier.page(Archive(str(tmp_path), "sample"), "ja")
+    pages = [page, artifact.html(new_notebook(), "", "en"), postmortem.page("# x", "INC-1", "ja", None)]
+    for shown in pages:
+        (policy,) = re.findall(
+            r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', shown.partition("<style>")[0]
+        )
+        assert "default-src 'none'" in html.unescape(policy) and "script-src 'sha256-" in html.unescape(policy)
+    (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in page
+
+
+def test_characters_that_are_not_seen_are_shown_in_a_page() -> None:
+    found = replace(judged(say("response.do", title="a\u202eb\x9b", command="\u2066c", section="5.1")), step="3.3")
+    page = artifact.html(new_notebook(cells=[new_markdown_cell("d\u202e")]), "e\x1b", "en")
+    shown = render.Card(found, "", "en")._repr_mimebundle_()["text/html"] + page
+    assert r"a\u202eb\x9b" in shown and r"\u2066c" in shown and r"d\u202e" in shown and r"e\x1b" in shown
+    assert all(c.isprintable() or c == "\n" for c in shown)
 
 
 def test_secrets_and_users_are_removed_from_every_form_of_an_output() -> None:

@@ -332,7 +332,7 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
     assert done.return_value == 0 and "Mori" in done.output and "2026-05-01" in done.output
     html = page.read_text()
     assert "INC-1" in html and "rb-CRITICAL" in html and "&lt;b&gt;Rule" in html and "<b>Rule" not in html
-    assert "http" not in html and "<script" not in html
+    assert "://" not in html and "<script" not in html
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     assert [r["incident"] for r in rows] == ["INC-1", "INC-2", "INC-3", "INC-4", "INC-5"]
     assert rows[0]["ttr_s"] == "600.0" and rows[0]["ttd_s"] == "" and rows[1]["measures"] == "a probe / two pods"
