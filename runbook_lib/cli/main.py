@@ -16,7 +16,7 @@ import click
 
 from runbook_lib import interrupts, pack
 from runbook_lib.cli.common import CommandGroup
-from runbook_lib.cli.terminal import Stream
+from runbook_lib.cli.terminal import TerminalStream
 from runbook_lib.usage import UsageError
 
 EX_USAGE = 64
@@ -135,7 +135,7 @@ def _reopen_stream(stream: TextIO | None) -> tuple[TextIO | None, _Output | None
     raw = _Output(number, "w", closefd=False)
     # On a stream in ASCII click would write UTF-8, past this one.
     encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
-    text = Stream(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
+    text = TerminalStream(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
     return text, raw
 
 

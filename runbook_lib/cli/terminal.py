@@ -15,7 +15,7 @@ import click
 from runbook_lib.usage import visible
 
 
-class Stream(io.TextIOWrapper):
+class TerminalStream(io.TextIOWrapper):
     """A standard stream on which every character is seen; `write_own` writes the command's own sequences."""
 
     def write(self, text: str) -> int:
@@ -37,7 +37,7 @@ def draw(text: str, *, err: bool = False) -> None:
     """Write a text with the command's own sequences; without them if no terminal reads."""
     stream = sys.stderr if err else sys.stdout
     shown = text if stream.isatty() else click.unstyle(text)
-    if isinstance(stream, Stream):
+    if isinstance(stream, TerminalStream):
         stream.write_own(shown)
     else:
         stream.write(shown)

@@ -64,7 +64,9 @@ def test_what_a_terminal_would_obey_is_shown(planted: Path, arguments: tuple[str
 @given(st.text() | st.lists(st.sampled_from([*ORDERS, "\n", "\r\n", "　", "é"])).map("".join))
 def test_any_text_is_shown_and_json_stays_json(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        stream = terminal.Stream(raw := io.BytesIO(), "utf-8", "backslashreplace", newline="\n", write_through=True)
+        stream = terminal.TerminalStream(
+            raw := io.BytesIO(), "utf-8", "backslashreplace", newline="\n", write_through=True
+        )
         patch.setattr(sys, "stdout", stream)
         print(text)  # whatever writes on it
         assert is_shown(raw.getvalue().decode())
@@ -77,7 +79,7 @@ def test_any_text_is_shown_and_json_stays_json(text: str) -> None:
 
 def test_the_colours_of_the_command_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     for tty, expected in ((True, f"\x1b[31mred {SHOWN}\x1b[0m\x1b[K"), (False, f"red {SHOWN}")):
-        stream = terminal.Stream(raw := io.BytesIO(), "ascii", "backslashreplace", write_through=True)
+        stream = terminal.TerminalStream(raw := io.BytesIO(), "ascii", "backslashreplace", write_through=True)
         monkeypatch.setattr(stream, "isatty", lambda tty=tty: tty)
         monkeypatch.setattr(sys, "stdout", stream)
         terminal.draw(terminal.paint(f"red {ORDERS}", fg="red") + "\x1b[K")
