@@ -35,6 +35,10 @@ def cut(text: str, most: int = LONGEST) -> str:
     return text[: end if space < 0 else space] + _CUT
 
 
+def _cut_lines(text: str) -> str:
+    return text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
+
+
 # Values ------------------------------------------------------------------------------------------------------
 
 # Quoted, also as JSON within JSON (\"...\") and as some JSON writers escape ' (\u0027); a line may be cut off within.
@@ -196,8 +200,7 @@ _BLOCK_SCALAR = re.compile(
 
 
 def redact_blocks(text: str) -> str:
-    """Cut lines that are too long; take out the secrets that a line alone does not show."""
-    text = text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
+    """Take out the secrets that a line alone does not show."""
     if "-----BEGIN" in text:
         text = _PEM.sub(SECRET, text)
     lower = text.lower()
@@ -215,7 +218,9 @@ def _replace_named_value(found: re.Match[str]) -> str:
 
 def redact_secrets(text: str) -> str:
     """Take secrets out of a text; once more changes nothing."""
-    return "\n".join(_redact_secrets_of_line(line, line.lower()) for line in redact_blocks(text).split("\n"))
+    return "\n".join(
+        _redact_secrets_of_line(line, line.lower()) for line in redact_blocks(_cut_lines(text)).split("\n")
+    )
 
 
 def _redact_secrets_of_line(line: str, lower: str) -> str:
@@ -335,7 +340,9 @@ def redact(text: str, person: Person) -> str:
     """Take secrets and user ids out of a text; SQL in it is redacted as `redact_sql` does."""
     if _PLAIN.fullmatch(text):
         return text
-    return "\n".join(_redact_entry(entry, person) for entry in _split_entries(redact_blocks(text).split("\n")))
+    return "\n".join(
+        _redact_entry(entry, person) for entry in _split_entries(redact_blocks(_cut_lines(text)).split("\n"))
+    )
 
 
 def _split_entries(lines: list[str]) -> Iterator[str]:

@@ -130,6 +130,8 @@ def test_of_a_log_only_what_is_kept_is_masked() -> None:
     log = logs.read(text, lambda part: masked.append(part) or part)  # type: ignore[func-returns-value]
     assert len(log.entries) == 200 and {e.error for e in log.entries} == {"a.BException: of alice, user_id=alice"}
     assert sum(map(len, masked)) < len(text) / 50
+    (entry,) = read_log(traced(1, "failed", frames=4000)).entries
+    assert (entry.level, entry.message) == ("ERROR", "failed"), "however long its line is"
 
 
 def test_no_half_of_a_secret_is_kept_where_an_entry_is_cut() -> None:

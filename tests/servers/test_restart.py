@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -227,6 +228,13 @@ def test_without_due_rows_a_restart_is_settled_only_if_none_can_become_due(
         events(db, 3, 20, **rows, **UNPROCESSED)
     settled, effective, text = Restart(rb, workload="entitlement")._check_at_work(rb, rb.now())
     assert (settled, effective, text.key) == (*seen[:2], f"action.restart.{seen[2]}")
+
+
+@pytest.fixture
+def sandbox(sandbox: Sandbox) -> Sandbox:
+    """The module's sandbox without the actions of other tests, whose cooldown would count."""
+    shutil.rmtree(sandbox.directory / "runbook-ledger", ignore_errors=True)
+    return sandbox
 
 
 def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str) -> tuple[int, str]:
