@@ -189,11 +189,19 @@ def test_a_hold_is_seen_while_something_comes_in() -> None:
 
 @pytest.fixture
 def open_52(sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Session]:
-    """A session of 5.2 on the sandbox, with its own journal."""
+    """A session of 5.2 on the sandbox; for another incident than "T" as if the cooldown of what was done were over."""
     monkeypatch.setenv("RUNBOOK_SANDBOX_DIR", str(sandbox.directory))
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
     monkeypatch.delenv("RUNBOOK_UNATTENDED", raising=False)
-    return lambda incident="T", **more: quiet_session("5.2", target="sandbox", incident_id=incident, **more)
+    ledger = sandbox.directory / "runbook-ledger"
+    shutil.rmtree(ledger, ignore_errors=True)
+
+    def open_session(incident: str = "T", **more: Any) -> Session:
+        if incident != "T":
+            shutil.rmtree(ledger, ignore_errors=True)
+        return quiet_session("5.2", target="sandbox", incident_id=incident, **more)
+
+    return open_session
 
 
 def words(outcome: Outcome) -> str:
@@ -332,7 +340,7 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     assert "5 rows" in done["effect"]["en"]
     assert 100 <= sent_per_minute(sandbox, 10) <= 185  # 150 at most, and whole batches at both ends
 
-    # Too early for another change of this incident; and a look at it says what is in force, and how to undo it.
+    # Too early for another change; and a look at it says what is in force, and how to undo it.
     rb = open_52()
     undo = {"delivery.batch_size": None, "delivery.poll_interval": None}
     assert "within the last 60 s" in words(rb.act("set", settings=undo, **WORD).outcome)
@@ -344,7 +352,6 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     assert in_force.headline.params["headline"].key == "throttle.in_force_below"
     assert [p.name for p in in_force.proposals] == ["undo_settings"]
 
-    # Another incident's journal has no recent line.
     undone = open_52("T-2").act("set", settings=undo, **WORD).outcome
     assert (undone.result, undone.verified) == ("done", True), undone
     assert undone.after == {BATCH: "50 (default)", POLL: "1s (default)"}
