@@ -9,26 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import barriers
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from runbook_lib.archive import dossier, postmortem
 from runbook_lib.cli.main import cli
-from runbook_lib.notes import keep_note
+from runbook_lib.parameters import moment
 from runbook_lib.runs import replay
-from runbook_lib.store import Archive
+from runbook_lib.store import NOTES, Archive
 
 SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The sample's page with a note in it."""
+    """The sample's page with a note of three hours later in it."""
     folder = tmp_path_factory.mktemp("page")
     shutil.copytree(SAMPLE, folder / "sample")
     archive = Archive(str(folder), "sample")
-    keep_note(archive, "called the team", "aoki")
+    later = moment(archive.manifest()[-1]["ended"]) + pd.Timedelta("3h")
+    archive.add_line(NOTES, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
     dossier.write_index(archive, "en")
     return (folder / "sample" / "index.html").as_uri()
 
