@@ -30,12 +30,12 @@ demo: venv
 test: venv
 	@$(MAKE) --no-print-directory -j2 --keep-going quick-tests lint docs
 quick-tests: venv
-	$(RUN)/python tests/run.py
+	$(RUN)/python -m tests.tools.run
 
 # Everything: also what depends on how long things take (each fault live), long property tests, containers, other versions of
 # the servers and of Python. It goes on after a failure and ends with a table.
 test-all: venv
-	$(RUN)/python tests/run.py --all
+	$(RUN)/python -m tests.tools.run --all
 
 lint: venv
 	$(RUN)/ruff check .
@@ -64,11 +64,11 @@ drills: venv
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
 # CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts.
 record: venv
-	$(RUN)/python tests/make_recordings.py $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
+	$(RUN)/python -m tests.tools.make_recordings $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
 
 # Renew the sample dossier in outputs/, after a change of verdicts or pages.
 sample: venv
-	$(RUN)/python tests/sample.py
+	$(RUN)/python -m tests.tools.sample
 
 # uv resolves for every platform and Python at once; the file names no index and no host.
 lock: venv

@@ -1,7 +1,7 @@
 r"""Find secrets and user ids in free text: log lines of PostgreSQL, Java and nats-server, SQL, JSON, URLs. Pure.
 
 A secret becomes `***`, a user id what the caller makes of it, and a value that may be either `...`. What is recognised
-is tested by tests/corpus.py. A library for secrets (detect-secrets 1.5) was measured on those lines and left out:
+is tested by tests/kit/corpus.py. A library for secrets (detect-secrets 1.5) was measured on those lines and left out:
 without its entropy detectors 248 of 292 secrets stay, with them every line that must be kept is flagged, and it knows
 no user ids.
 """

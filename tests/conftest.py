@@ -1,4 +1,4 @@
-"""Real servers for the integration tests, started once from the wheels and once from container images."""
+"""Fixtures that the tests of several rooms use. Each imports what it needs when a test asks for it."""
 
 # ruff: noqa: E402
 
@@ -18,33 +18,23 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
-import psycopg
 import pytest
-import sandboxes
-from effort import examples
-from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
-from psycopg import sql
-from recording import Http
-from store import Store
-from testcontainers.community.postgres import PostgresContainer
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.docker_client import DockerClient
 
-from runbook_lib.cli import main
-from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox import servers as embedded_servers
-from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.queries import Query, query
 from runbook_lib.runs import forks
-from runbook_lib.sources import postgres
-from runbook_lib.store import Archive
+from tests.kit.effort import examples
 
-POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
-NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")
+if TYPE_CHECKING:
+    import psycopg
+    from nats.js import JetStreamContext
+
+    from runbook_lib.gameday.sandbox.sandbox import Sandbox
+    from runbook_lib.gameday.sandbox.servers import Servers
+    from runbook_lib.store import Archive
+    from tests.kit.store import Store
+    from tests.kit.web import Http
 
 # Some of their processes start a sandbox, which is no headless run; notebooks/test_engine.py has one without this.
 forks.PRELOADED.remove("runbook_lib.runs.polite")
@@ -70,68 +60,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     yield  # first of all: xdist, whose hook is early as well, reads the groups
 
 
-class Containers(Servers):
-    """The same two servers with the same roles and limits, out of images instead of wheels.
-
-    The ports are chosen beforehand, so that a server that is restarted keeps its address.
-    """
-
-    def __init__(self, directory: Path | str) -> None:
-        super().__init__(directory)
-        passwords = self.addresses.passwords
-        self._postgres_container = (
-            PostgresContainer(POSTGRES_IMAGE, username="postgres", password=passwords["postgres"], dbname="postgres")
-            .with_bind_ports(5432, self.addresses.postgres_port)
-            .with_command([f"-c{name}={value}" for name, value in embedded_servers.POSTGRES_SETTINGS.items()])
-        )
-        self._nats_container = (
-            DockerContainer(NATS_IMAGE)
-            .with_bind_ports(self.addresses.nats_port, self.addresses.nats_port)
-            .with_bind_ports(self.addresses.monitor_port, self.addresses.monitor_port)
-            .with_command(["-c", "/nats.conf"])
-        )
-        self._made: set[str] = set()
-
-    def _prepare(self) -> None:
-        embedded_servers.write_nats_config(self.directory, self.addresses, self.addresses.passwords["nats-app"])
-        config = (self.directory / "nats.conf").read_text().replace("127.0.0.1", "0.0.0.0")
-        self._nats_container.with_copy_into_container(config.encode(), "/nats.conf")
-
-    def start_postgres(self) -> None:
-        self._start(self._postgres_container)
-        embedded_servers.wait_for_postgres(self.addresses)
-
-    def start_nats(self) -> None:
-        self._start(self._nats_container)
-        embedded_servers.wait_for_nats(self.addresses)
-
-    def stop_postgres(self) -> None:
-        self._postgres_container.get_wrapped_container().stop()
-
-    def stop_nats(self) -> None:
-        self._nats_container.get_wrapped_container().stop()
-
-    def stop(self) -> None:
-        self._nats_container.stop()
-        self._postgres_container.stop()
-
-    def _start(self, container: DockerContainer) -> None:
-        if container.image in self._made:
-            container.get_wrapped_container().start()
-        else:
-            self._made.add(container.image)
-            container.start()
-
-
-def engine_problem() -> Exception | None:
-    """Why no container can be started here; None where a Docker engine answers."""
-    try:
-        DockerClient().client.ping()
-    except Exception as error:
-        return error
-    return None
-
-
 @pytest.fixture(autouse=True)
 def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the ledger of a target lies that has no runbook.toml: nobody's home, and another one in each test."""
@@ -150,6 +78,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The servers from the wheels, for what needs their processes."""
+    from runbook_lib.gameday.sandbox.servers import Servers
+
     with Servers(tmp_path_factory.mktemp("embedded")) as running:
         running.ensure_streams()
         yield running
@@ -161,6 +91,8 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "embedded":
         yield request.getfixturevalue("embedded")
         return
+    from tests.kit.containers import Containers, engine_problem
+
     if problem := engine_problem():
         if os.environ.get("RUNBOOK_REQUIRE_DOCKER") == "1":
             pytest.fail(f"RUNBOOK_REQUIRE_DOCKER=1 and no Docker engine answers: {problem}", pytrace=False)
@@ -173,6 +105,9 @@ def servers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def db(servers: Servers) -> Iterator[psycopg.Connection]:
     """A superuser's connection (autocommit) to a database without rows."""
+    import psycopg
+    from psycopg import sql
+
     with psycopg.connect(servers.admin_url, autocommit=True) as connection:
         connection.execute("SET lock_timeout = '5s'")  # a test that left a transaction open is named by it
         tables = connection.execute(
@@ -191,6 +126,9 @@ def db(servers: Servers) -> Iterator[psycopg.Connection]:
 @pytest.fixture
 def broker(servers: Servers) -> str:
     """Empty streams and fresh durables; the value is the URL of the applications' broker user."""
+    from nats.js.errors import NotFoundError
+
+    from runbook_lib.gameday.sandbox import broker as applications
 
     async def delete(js: JetStreamContext) -> None:
         for stream in {stream for stream, _ in applications.CONSUMERS.values()}:
@@ -212,6 +150,9 @@ def default_target(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Make a question out of SQL and get its name."""
+    from runbook_lib.queries import Query, query
+    from runbook_lib.sources import postgres
+
     made: dict[str, Query] = {}
     monkeypatch.setattr(postgres, "query", lambda name: made.get(name) or query(name))
 
@@ -227,6 +168,8 @@ def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """A sandbox with three hours of past traffic, for the drills of one module."""
     forks.context()  # has its imports when the sandbox is up
+    from tests.kit import sandboxes
+
     with sandboxes.running(tmp_path_factory.mktemp("sandbox"), hours=3) as sandbox:
         yield sandbox
 
@@ -234,6 +177,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
     """An object store for the tests of one module."""
+    from tests.kit.store import Store
+
     with Store() as running:
         yield running
 
@@ -241,6 +186,7 @@ def store() -> Iterator[Store]:
 @pytest.fixture
 def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """`runbook verify` of a dossier, in this process: its exit code, what it said and what it complained of."""
+    from runbook_lib.cli import main
 
     def ask(archive: Archive, *arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -263,6 +209,8 @@ def browser() -> str:
 
 @pytest.fixture
 def http() -> Iterator[Callable[..., Http]]:
+    from tests.kit.web import Http
+
     made: list[Http] = []
 
     def make(*answers: int) -> Http:

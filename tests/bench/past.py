@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.kit import ROOT
+
 #: So many in so many seconds, on so many cores.
 DOSSIERS, SECONDS, CORES = 200, 60.0, 2
 

@@ -18,13 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import barriers
 import psutil
 import psycopg
 import pytest
 import requests
-import sandboxes
-from command import alone
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
@@ -34,10 +31,11 @@ from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.notes import keep_note
 from runbook_lib.store import NOTES, Archive
+from tests.kit import ROOT, barriers, sandboxes
+from tests.kit.command import alone
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 INCIDENT, NOTEBOOK, FIRST = "INC-1", "04_1_not_delivered.ipynb", "4.1.1"
 #: Of the sandbox only its addresses: commands are those of a cluster, as in the pictures of the README.
 TARGET = """

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import barriers
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -19,8 +18,9 @@ from runbook_lib.cli.main import cli
 from runbook_lib.parameters import moment
 from runbook_lib.runs import replay
 from runbook_lib.store import NOTES, Archive
+from tests.kit import ROOT, barriers
 
-SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+SAMPLE = ROOT / "outputs" / "sample"
 
 
 @pytest.fixture(scope="module")

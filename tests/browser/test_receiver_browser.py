@@ -13,16 +13,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import barriers
 import pytest
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
-from test_receiver import NOWHERE, ROOT, Running, one, running, webhook
 
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.journal import Job
 from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
+from tests.kit import ROOT, barriers
+from tests.servers.test_receiver import NOWHERE, Running, one, running, webhook
 
 TOKEN = "a-token-for-the-browser"
 SENT = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}

@@ -12,13 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from serving import TOKEN, serving
-from test_rules import DEPLOY, tool
-from waiting import until
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.store import NOTES
+from tests.kit.serving import TOKEN, serving
+from tests.kit.waiting import until
+from tests.unit.test_rules import DEPLOY, tool
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from serving import serving
-from waiting import until
+
+from tests.kit.serving import serving
+from tests.kit.waiting import until
 
 ALERTS, GROUPS = 1000, 25
 

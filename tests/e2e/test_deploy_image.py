@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import engine_problem
 from docker.errors import BuildError  # type: ignore[import-untyped]
 from testcontainers.core.docker_client import DockerClient
 
 from runbook_lib.packs.entitlement import ROOT
+from tests.kit.containers import engine_problem
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import sandboxes
-from command import runbook as command
-from drills import runbook, shown
-from schemas import valid, valid_dossier
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.checks import incident
 from runbook_lib.store import Archive
 from runbook_lib.view import record
+from tests.kit import sandboxes
+from tests.kit.command import runbook as command
+from tests.kit.drills import runbook, shown
+from tests.kit.schemas import valid, valid_dossier
 
 pytestmark = pytest.mark.slow
 

@@ -16,9 +16,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import sandboxes
-from drills import runbook, shown
-from signatures import SIGNATURES, WHILE_S, context
 
 from runbook_lib.analysis.diagnosis import BROKEN
 from runbook_lib.analysis.snapshots import CONFIGURATION, drift
@@ -27,6 +24,9 @@ from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.checks import changed
+from tests.kit import sandboxes
+from tests.kit.drills import runbook, shown
+from tests.kit.signatures import SIGNATURES, WHILE_S, context
 
 
 @dataclass(frozen=True)

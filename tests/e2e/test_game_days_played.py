@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from command import runbook as command
 
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.play import DrillClock, drill
 from runbook_lib.gameday.drills.report import judged
 from runbook_lib.gameday.drills.scenario import Scenario, draw
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
+from tests.kit.command import runbook as command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from command import runbook as command
-from drills import runbook
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from tests.kit.command import runbook as command
+from tests.kit.drills import runbook
 
 pytestmark = pytest.mark.slow
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-from bench.machines import Cluster
-from command import alone, runbook
-from schemas import valid
-from store import BUCKET, Store
 
 from runbook_lib.model.order import Order
 from runbook_lib.runs import executors
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
+from tests.bench.machines import Cluster
+from tests.kit.command import alone, runbook
+from tests.kit.schemas import valid
+from tests.kit.store import BUCKET, Store
 
 pytestmark = pytest.mark.slow
 

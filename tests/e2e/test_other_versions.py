@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit import ROOT
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-TOP = Path(__file__).parents[2]
 NATS = ("2.10.26", "2.11.11", "2.12.8")
 POSTGRES = ("14.23.0-beta.17", "15.18.0-beta.17", "17.9.0-beta.17")
 PACKAGE = "@embedded-postgres/linux-" + {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine(), "x64")
@@ -45,7 +46,7 @@ def run(*line: str | Path, **variables: str) -> subprocess.CompletedProcess[str]
     """Run a command at the top of the checkout; what it prints is one text."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_") and k != "RUNBOOK_TEST_ALL"} | variables
     return subprocess.run(
-        line, cwd=TOP, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False
+        line, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1700, check=False
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sandboxes
-from drills import runbook, shown
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from tests.kit import sandboxes
+from tests.kit.drills import runbook, shown
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sample
-from command import runbook
 
 from runbook_lib import catalog
 from runbook_lib.archive import artifact
+from tests.kit import ROOT
+from tests.kit.command import runbook
+from tests.tools import sample
 
-COMMITTED = sample.ROOT / sample.OUTPUT / sample.INCIDENT
+COMMITTED = ROOT / sample.OUTPUT / sample.INCIDENT
 
 
 def files() -> list[Path]:
@@ -59,7 +60,7 @@ def test_the_committed_dossier_verifies() -> None:
         "--output",
         sample.OUTPUT,
         env=os.environ,
-        cwd=sample.ROOT,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     assert "15 steps judged again" in done.stdout

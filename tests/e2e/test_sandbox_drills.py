@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sandboxes
-from command import start
-from drills import ask, consumer, streams
 from nats.js import JetStreamContext
 from psycopg.rows import DictRow
 
@@ -24,6 +21,9 @@ from runbook_lib.gameday.sandbox.database import Connection
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.store import ACTION_LOG, Archive
+from tests.kit import sandboxes
+from tests.kit.command import start
+from tests.kit.drills import ask, consumer, streams
 
 pytestmark = pytest.mark.slow
 

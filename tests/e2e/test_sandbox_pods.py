@@ -15,16 +15,16 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-import sandboxes
 from click.testing import CliRunner
-from command import processes, start
-from drills import ask
-from signatures import BACKLOG, alive
 
 from runbook_lib.gameday.cli.sandbox import sandbox as commands
 from runbook_lib.gameday.sandbox import faults, state
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SandboxError
+from tests.kit import sandboxes
+from tests.kit.command import processes, start
+from tests.kit.drills import ask
+from tests.kit.signatures import BACKLOG, alive
 
 pytestmark = pytest.mark.slow
 

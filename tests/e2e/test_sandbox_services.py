@@ -10,12 +10,12 @@ import psutil
 import psycopg
 import pytest
 import requests
-import sandboxes
-from signatures import look
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
+from tests.kit import sandboxes
+from tests.kit.signatures import look
 
 pytestmark = pytest.mark.slow
 

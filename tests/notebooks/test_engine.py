@@ -12,7 +12,6 @@ from typing import Any
 import nbformat
 import psutil
 import pytest
-import waiting
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.execute import execute_notebook
@@ -20,6 +19,7 @@ from papermill.execute import execute_notebook
 from runbook_lib.runs import forks, kernels
 from runbook_lib.runs.engine import NAME
 from runbook_lib.store import write_whole
+from tests.kit import waiting
 
 
 def execute(tmp_path: Path, *sources: str, **options: Any) -> nbformat.NotebookNode:

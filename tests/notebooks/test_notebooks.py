@@ -11,7 +11,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from command import runbook
 from papermill.execute import execute_notebook
 
 from runbook_lib import catalog
@@ -21,6 +20,7 @@ from runbook_lib.model.finding import Status
 from runbook_lib.store import Archive
 from runbook_lib.view import prose, record
 from runbook_lib.view.queries import FOLDED_MOST, queries_of
+from tests.kit.command import runbook
 
 SECTIONS = list(catalog.load().runnable().values())
 #: The tag of a cell that papermill and `runbook run` leave out.

@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
-from effort import a_quarter
-from make_recordings import FOLDER
 
 from runbook_lib import catalog, recording
 from runbook_lib.analysis import counterfactual, diagnosis
@@ -17,12 +15,14 @@ from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import EvidenceChange, Finding, Signal, Status, Verdict, replace, say
 from runbook_lib.recording import Recording
 from runbook_lib.runs import replay
+from tests.kit import RECORDINGS
+from tests.kit.effort import a_quarter
 
 BOOK = catalog.load()
 
 
 def read(name: str) -> Recording:
-    return recording.read(FOLDER / f"{name}{recording.SUFFIX}")
+    return recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")
 
 
 def explain(findings: Sequence[Finding]) -> Verdict:
@@ -50,7 +50,7 @@ def make(change: EvidenceChange, findings: Sequence[Finding], part: float) -> li
     return [*findings, Finding(change.steps[0], Status.OK, say("ui.no_action"), signals=signals)]
 
 
-@pytest.mark.parametrize("name", a_quarter(replay.read_index(FOLDER)))
+@pytest.mark.parametrize("name", a_quarter(replay.read_index(RECORDINGS)))
 def test_the_change_flips_the_verdict_and_half_of_it_does_not(name: str) -> None:
     findings = [f for run in read(name).runs.values() for f in run.findings.values()]
     verdict = explain(findings)

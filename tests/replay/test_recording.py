@@ -13,7 +13,6 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
-import make_recordings
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -28,9 +27,10 @@ from runbook_lib.session import quiet_session
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit import RECORDINGS, ROOT
+from tests.tools import make_recordings
 
-SAMPLE = Path(__file__).parents[2] / "outputs"
-RECORDINGS = Path(__file__).parents[1] / "recordings"
+SAMPLE = ROOT / "outputs"
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_the_largest_recordings_are_far_from_the_limits(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["connections_exhausted", "slow_statements"])
 def test_hidden_names_change_no_verdict(name: str) -> None:
-    recorded = recording.read(make_recordings.FOLDER / f"{name}.runbook")
+    recorded = recording.read(RECORDINGS / f"{name}.runbook")
     book = policy.read(recorded.policy)
     keep = set(replay._find_words([r.header["given"] for r in recorded.runs.values()]))
     runs, hidden = masking.hide_names([[r.section, r.header, r.stored] for r in recorded.runs.values()], {}, keep)
@@ -410,7 +410,7 @@ def test_a_query_that_changed_since_makes_a_recording_stale(monkeypatch: pytest.
 def test_what_a_person_expects_is_not_overwritten_by_today_s_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(make_recordings, "FOLDER", tmp_path)
+    monkeypatch.setattr(make_recordings, "RECORDINGS", tmp_path)
     recording.write(tmp_path / "mine.runbook", recording.read(RECORDINGS / "worker_hung.runbook"))
     now = replay.evaluate(recording.read(tmp_path / "mine.runbook"))
     for expected, after in (({"stuck_at": "relay"}, {"stuck_at": "relay"}), (now | {"stuck_at": "relay"}, now)):

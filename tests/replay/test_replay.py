@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
-from make_recordings import FOLDER
 
 from runbook_lib import catalog, messages, recording
 from runbook_lib.analysis import diagnosis
@@ -15,8 +14,9 @@ from runbook_lib.catalog import Catalog
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
 from runbook_lib.view import record, render
+from tests.kit import RECORDINGS
 
-INDEX = replay.read_index(FOLDER)
+INDEX = replay.read_index(RECORDINGS)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def no_collection() -> Iterator[None]:
 @pytest.mark.parametrize("name", INDEX)
 def test_replay(name: str) -> None:
     """Each is judged as the index expects, names what a headline's numbers rest on, and does not contradict itself."""
-    recorded, book = recording.read(FOLDER / f"{name}{recording.SUFFIX}"), catalog.load()
+    recorded, book = recording.read(RECORDINGS / f"{name}{recording.SUFFIX}"), catalog.load()
     judged = replay.replay(recorded, book)
     differ = list(replay.differences(INDEX[name]["expected"], replay.as_expected(judged)))
     assert not differ, "\n".join([f"{name} is judged otherwise than the index expects:", *differ])
@@ -86,5 +86,5 @@ def test_a_changed_headline_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _differences(book: Catalog) -> str:
-    now = replay.evaluate(recording.read(FOLDER / f"worker_hung{recording.SUFFIX}"), book)
+    now = replay.evaluate(recording.read(RECORDINGS / f"worker_hung{recording.SUFFIX}"), book)
     return "\n".join(replay.differences(INDEX["worker_hung"]["expected"], now))

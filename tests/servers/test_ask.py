@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import psycopg
 import pytest
-from steps import events, open_target
 
 from runbook_lib import session
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.session import Session
 from runbook_lib.settings import Budget
 from runbook_lib.usage import UsageError
+from tests.kit.steps import events, open_target
 
 WHO = "alice@example.org"
 

@@ -15,7 +15,6 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from nats.js import JetStreamContext
-from steps import open_target, publish
 
 from runbook_lib import messages
 from runbook_lib.gameday.sandbox import broker as applications
@@ -25,6 +24,7 @@ from runbook_lib.packs.entitlement import wire
 from runbook_lib.session import Session
 from runbook_lib.usage import UsageError
 from runbook_lib.view import charts, record
+from tests.kit.steps import open_target, publish
 
 WHO, EVENT = "alice@example.org", "2f3797bf-263d-c7d6-54cf-859f0b1c5d2e"
 BODY = wire.encode(

@@ -15,9 +15,6 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from cluster import Cluster
-from command import runbook
-from steps import NOW, ago, make_given
 
 from runbook_lib import catalog, messages
 from runbook_lib.actions import proposals
@@ -33,6 +30,9 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWor
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.store import ACTION_LOG
 from runbook_lib.usage import UsageError
+from tests.kit.cluster import Cluster
+from tests.kit.command import runbook
+from tests.kit.steps import NOW, ago, make_given
 
 SETTINGS = catalog.load().settings
 BATCH, POLL = "NOTIFICATION_DELIVERY_BATCH_SIZE", "NOTIFICATION_DELIVERY_POLL_INTERVAL"

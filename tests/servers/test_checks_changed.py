@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 import psycopg
 import pytest
-from steps import NOW, ago, make_given, run, undone, words
 
 from runbook_lib import messages
 from runbook_lib.analysis import diagnosis
@@ -19,6 +18,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
 from runbook_lib.packs.entitlement.checks import changed
 from runbook_lib.view.differences import Comparison
+from tests.kit.steps import NOW, ago, make_given, run, undone, words
 
 
 def frames(*changes: tuple[float, str]) -> Frames:

@@ -7,13 +7,25 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from steps import UNPROCESSED, bound, events, expect, make_given, publish, run, statuses, traffic, weight, words
 
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import consistency
+from tests.kit.steps import (
+    UNPROCESSED,
+    bound,
+    events,
+    expect,
+    make_given,
+    publish,
+    run,
+    statuses,
+    traffic,
+    weight,
+    words,
+)
 
 CHECKS = checks()
 

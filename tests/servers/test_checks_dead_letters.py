@@ -16,7 +16,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from psycopg.types.json import Jsonb
-from steps import (
+
+from runbook_lib import catalog, messages
+from runbook_lib.analysis import diagnosis
+from runbook_lib.checks import checks
+from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement import wire
+from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
+from runbook_lib.packs.entitlement.wire import EntitlementEvent
+from runbook_lib.sources import SourceError
+from runbook_lib.sources.jetstream import Message, headers_of
+from runbook_lib.view.charts import Chart
+from tests.kit.steps import (
     NOW,
     UNPROCESSED,
     ago,
@@ -34,21 +49,6 @@ from steps import (
     weight,
     words,
 )
-
-from runbook_lib import catalog, messages
-from runbook_lib.analysis import diagnosis
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED, failure_frame
-from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
-from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import wire
-from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
-from runbook_lib.packs.entitlement.wire import EntitlementEvent
-from runbook_lib.sources import SourceError
-from runbook_lib.sources.jetstream import Message, headers_of
-from runbook_lib.view.charts import Chart
 
 CHECKS = checks()
 

@@ -17,28 +17,9 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
-import steps
 from _pytest.mark.structures import ParameterSet
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import (
-    NOW,
-    ago,
-    case,
-    expect,
-    failures,
-    got_through,
-    make_given,
-    run,
-    through,
-    traffic,
-    verdict_of,
-    weight,
-    words,
-)
-from waiting import until
-from web import reply, web
 
 from runbook_lib import catalog, messages, queries, samples, session
 from runbook_lib.analysis.diagnosis import conclude
@@ -59,6 +40,25 @@ from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources import SourceError
 from runbook_lib.view.render import read_cost
+from tests.kit import steps
+from tests.kit.effort import examples
+from tests.kit.steps import (
+    NOW,
+    ago,
+    case,
+    expect,
+    failures,
+    got_through,
+    make_given,
+    run,
+    through,
+    traffic,
+    verdict_of,
+    weight,
+    words,
+)
+from tests.kit.waiting import until
+from tests.kit.web import reply, web
 
 CHECKS = checks()
 Judge = Callable[[Frames, JudgeInput], Finding]

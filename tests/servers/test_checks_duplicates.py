@@ -13,7 +13,16 @@ import nats
 import pandas as pd
 import psycopg
 import pytest
-from steps import (
+
+from runbook_lib import catalog, messages
+from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.checks import checks
+from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model.finding import Frames, Reason, Status, replace
+from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement.checks import duplicates
+from tests.kit.steps import (
     NOW,
     UNPROCESSED,
     ago,
@@ -30,15 +39,6 @@ from steps import (
     weight,
     words,
 )
-
-from runbook_lib import catalog, messages
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import checks
-from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Frames, Reason, Status, replace
-from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import duplicates
 
 CHECKS = checks()
 

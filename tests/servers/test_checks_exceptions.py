@@ -10,11 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import steps
-import test_checks_recovery as recovery
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import NOW, ago, expect, make_given, read_log, weight, words
 
 from runbook_lib import catalog
 from runbook_lib import settings as target_settings
@@ -29,6 +26,9 @@ from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import logs
+from tests.kit import steps
+from tests.kit.steps import NOW, ago, expect, make_given, read_log, weight, words
+from tests.servers import test_checks_recovery as recovery
 
 CHECKS = checks()
 

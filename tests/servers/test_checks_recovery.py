@@ -9,14 +9,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import command
 import pandas as pd
 import psycopg
 import pytest
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, traffic, words
 
 from runbook_lib.analysis import diagnosis
 from runbook_lib.checks import checks
@@ -28,6 +25,9 @@ from runbook_lib.packs.entitlement.checks import recovery, response
 from runbook_lib.sources import SourceError
 from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
+from tests.kit import command
+from tests.kit.effort import examples
+from tests.kit.steps import UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, traffic, words
 
 CHECKS = checks()
 

@@ -12,23 +12,6 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 import psycopg
 import pytest
-from steps import (
-    NOW,
-    UNPROCESSED,
-    ago,
-    bound,
-    events,
-    expect,
-    got_through,
-    make_given,
-    run,
-    statuses,
-    through,
-    traffic,
-    weight,
-    words,
-)
-from web import reply, web
 
 from runbook_lib import messages
 from runbook_lib.checks import checks
@@ -54,6 +37,23 @@ from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.view import record as records
 from runbook_lib.view.charts import Chart
+from tests.kit.steps import (
+    NOW,
+    UNPROCESSED,
+    ago,
+    bound,
+    events,
+    expect,
+    got_through,
+    make_given,
+    run,
+    statuses,
+    through,
+    traffic,
+    weight,
+    words,
+)
+from tests.kit.web import reply, web
 
 CHECKS = checks()
 STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")

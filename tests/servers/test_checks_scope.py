@@ -9,7 +9,6 @@ import pandas as pd
 import psycopg
 import pytest
 from psycopg import sql as identifiers
-from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, undone, weight, words
 
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -17,6 +16,20 @@ from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import scope
 from runbook_lib.sources import SourceError
+from tests.kit.steps import (
+    NOW,
+    UNPROCESSED,
+    ago,
+    bound,
+    events,
+    expect,
+    make_given,
+    run,
+    statuses,
+    undone,
+    weight,
+    words,
+)
 
 CHECKS = checks()
 

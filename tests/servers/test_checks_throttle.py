@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from steps import NOW, UNPROCESSED, ago, bound, events, expect, failures, make_given, run, traffic, words
 
 from runbook_lib import catalog, messages
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -17,6 +16,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
 from runbook_lib.packs.entitlement.checks.delivery import Delivery
 from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, ThrottledWorker
+from tests.kit.steps import NOW, UNPROCESSED, ago, bound, events, expect, failures, make_given, run, traffic, words
 
 SLOS = catalog.load().slos
 #: A batch of 50 at 20 ms a row takes a second: 1,500 a minute.

@@ -14,12 +14,8 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook, start
 from hypothesis import given
 from hypothesis import strategies as st
-from sample import ROOT
-from schemas import valid
-from steps import UNPROCESSED, events, traffic
 
 from runbook_lib.analysis import snapshots
 from runbook_lib.analysis.snapshots import RunSnapshot, difference
@@ -43,6 +39,10 @@ from runbook_lib.parameters import validate
 from runbook_lib.store import MANIFEST, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
+from tests.kit import ROOT
+from tests.kit.command import runbook, start
+from tests.kit.schemas import valid
+from tests.kit.steps import UNPROCESSED, events, traffic
 
 LIMIT = Threshold("queue.oldest", "s", 10, 60)
 

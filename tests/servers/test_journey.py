@@ -16,14 +16,8 @@ from pathlib import Path
 import pandas as pd
 import psycopg
 import pytest
-import sandboxes
-from command import runbook
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemas import valid
-from steps import UNPROCESSED, events, publish_ids
-from tagged import Tagged
 
 from runbook_lib import messages, rows
 from runbook_lib.gameday.sandbox import broker as applications
@@ -36,6 +30,12 @@ from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.runs import forks
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.usage import UsageError
+from tests.kit import sandboxes
+from tests.kit.command import runbook
+from tests.kit.effort import examples
+from tests.kit.schemas import valid
+from tests.kit.steps import UNPROCESSED, events, publish_ids
+from tests.kit.tagged import Tagged
 
 # Pure -------------------------------------------------------------------------------------------------------------
 

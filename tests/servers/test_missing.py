@@ -11,12 +11,9 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-import steps
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
-from steps import NOW, UNPROCESSED, ago, bound, events, expect, make_given, publish_ids, run, verdict_of, words
 
 from runbook_lib import catalog
 from runbook_lib.checks.check import FAILED, failure_frame
@@ -33,6 +30,21 @@ from runbook_lib.packs.entitlement.stream import ConsumerPosition
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import Consumer
+from tests.kit import steps
+from tests.kit.effort import examples
+from tests.kit.steps import (
+    NOW,
+    UNPROCESSED,
+    ago,
+    bound,
+    events,
+    expect,
+    make_given,
+    publish_ids,
+    run,
+    verdict_of,
+    words,
+)
 
 N = 57
 

@@ -14,19 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import brokers
 import nats
 import pandas as pd
 import pytest
-import steps
-from brokers import Authority, Cluster, Node, Operator
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
-from steps import NOW, ago, expect, words
-from test_checks_scope import broker_frames
-from test_servers import a_read_cost, refused
-from waiting import until
-from web import reply, web
 
 from runbook_lib import messages, rows, settings
 from runbook_lib.checks import checks
@@ -41,6 +33,13 @@ from runbook_lib.settings import NatsAccess, Settings
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
+from tests.kit import brokers, steps
+from tests.kit.brokers import Authority, Cluster, Node, Operator
+from tests.kit.steps import NOW, ago, expect, words
+from tests.kit.waiting import until
+from tests.kit.web import reply, web
+from tests.servers.test_checks_scope import broker_frames
+from tests.servers.test_servers import a_read_cost, refused
 
 pytestmark = pytest.mark.slow
 

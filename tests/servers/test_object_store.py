@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import command
 import fsspec
 import psutil
 import pytest
 import requests
-from command import start
-from store import BUCKET, Store
-from waiting import until
 
 from runbook_lib.governance import keeping
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
+from tests.kit import command
+from tests.kit.command import start
+from tests.kit.store import BUCKET, Store
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import web
-from command import runbook
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from schemas import valid_dossier
 
 from runbook_lib.archive import artifact
 from runbook_lib.catalog import load
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store import Archive
+from tests.kit import web
+from tests.kit.command import runbook
+from tests.kit.schemas import valid_dossier
 
 
 def test_a_run_is_a_trace_of_its_sections_steps_and_queries(servers: Servers, tmp_path: Path) -> None:

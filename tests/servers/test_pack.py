@@ -14,7 +14,6 @@ import click
 import nbformat
 import pytest
 from click.testing import CliRunner
-from command import alone, runbook
 
 import runbook_lib
 from runbook_lib import catalog, pack, testing
@@ -26,6 +25,7 @@ from runbook_lib.lab import copies
 from runbook_lib.model.finding import Status
 from runbook_lib.store import Archive
 from runbook_lib.usage import UsageError
+from tests.kit.command import alone, runbook
 
 ENGINE = Path(runbook_lib.__file__).parent
 

@@ -18,10 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from brokers import Authority
 from psycopg.rows import dict_row
-from steps import events, expect, run, statuses, weight, words
-from waiting import until
 
 from runbook_lib import catalog, messages, rows
 from runbook_lib.analysis.diagnosis import conclude
@@ -39,6 +36,9 @@ from runbook_lib.settings import Budget, Settings
 from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.usage import UsageError
+from tests.kit.brokers import Authority
+from tests.kit.steps import events, expect, run, statuses, weight, words
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,8 @@ import numpy as np
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemas import valid
-from steps import NOW, ago, events, expect, make_given, run, traffic, words
 
 from runbook_lib import catalog, mandatory, messages, rows
 from runbook_lib.archive import artifact, postmortem, rejudge
@@ -43,6 +39,10 @@ from runbook_lib.packs.entitlement.checks import course, impact, incident, origi
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.view import record
 from runbook_lib.view.charts import Chart
+from tests.kit.command import runbook
+from tests.kit.effort import examples
+from tests.kit.schemas import valid
+from tests.kit.steps import NOW, ago, events, expect, make_given, run, traffic, words
 
 STEPS = ("7.1", "7.2", "7.3", "7.4")
 MINUTE = pd.Timedelta(minutes=1)

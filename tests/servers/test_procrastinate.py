@@ -23,21 +23,21 @@ import pandas as pd
 import procrastinate
 import psycopg
 import pytest
-from command import runbook
 from procrastinate import schema
 from psycopg import sql
-from schemas import valid
-from steps import lock_wait, open_target, verdict_of, words
-from waiting import until
 
 from runbook_lib import catalog, messages, pack, queries, rows
 from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
+from tests.kit import ROOT
+from tests.kit.command import runbook
+from tests.kit.schemas import valid
+from tests.kit.steps import lock_wait, open_target, verdict_of, words
+from tests.kit.waiting import until
 
-HERE = Path(__file__).parents[1]
-PACK = HERE.parent / "examples" / "procrastinate"
+PACK = ROOT / "examples" / "procrastinate"
 HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 30.0, 0.5
 #: The application_name of the workers' sessions.
 WORKERS = "shop-worker"
@@ -92,7 +92,7 @@ class System:
             "APP_POLL_S": str(POLL_S),
             "APP_LISTENS_S": "0.2",
             "PGAPPNAME": WORKERS,
-            "PYTHONPATH": str(HERE),
+            "PYTHONPATH": str(ROOT / "tests" / "kit"),
         }
 
     def listeners(self) -> int:

@@ -10,7 +10,6 @@ from uuid import uuid4
 import pandas as pd
 import psycopg
 import pytest
-from steps import UNPROCESSED, events, lock_wait, locked
 
 from runbook_lib import queries
 from runbook_lib.gameday.sandbox import history
@@ -21,6 +20,7 @@ from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost
 from runbook_lib.sources.postgres import Postgres
+from tests.kit.steps import UNPROCESSED, events, lock_wait, locked
 
 NAMES = queries.names()
 

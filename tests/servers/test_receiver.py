@@ -27,15 +27,10 @@ from typing import Any
 import fsspec
 import pytest
 import requests
-from brokers import Authority
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
-from schemas import valid
-from serving import TOKEN, bearer, serving
 from starlette.datastructures import Headers
-from test_reads import files_up_to
-from waiting import until
 
 from runbook_lib.archive import seal
 from runbook_lib.cli import main as cli
@@ -51,8 +46,13 @@ from runbook_lib.receiver.server import Tls
 from runbook_lib.settings import ReceiverSettings, Settings
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
+from tests.kit import ROOT
+from tests.kit.brokers import Authority
+from tests.kit.schemas import valid
+from tests.kit.serving import TOKEN, bearer, serving
+from tests.kit.waiting import until
+from tests.unit.test_reads import files_up_to
 
-ROOT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
 JSON = {"content-type": "application/json"}
 BINARY = JSON | {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/checks", "ce-type": "alert"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import UUID
 
 import nbformat
@@ -13,7 +12,6 @@ import psycopg
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from steps import UNPROCESSED, events
 
 from runbook_lib import catalog, session
 from runbook_lib.gameday.sandbox import broker as applications
@@ -21,8 +19,10 @@ from runbook_lib.lab import server as lab_server
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.session import Session, quiet_session
 from runbook_lib.view.queries import psql, queries_of
+from tests.kit import ROOT
+from tests.kit.steps import UNPROCESSED, events
 
-PAGE = Path(__file__).parents[2] / "docs" / "notebook.md"
+PAGE = ROOT / "docs" / "notebook.md"
 RECIPES = re.findall(r"^## (.+?)\n.*?```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 EVENT = wire.EntitlementEvent(str(UUID(int=1)), wire.GRANTED, "2025-01-31T03:00:00Z", "user-3", "sku", "", "", 1, "")

@@ -19,14 +19,10 @@ from typing import Any
 
 import psycopg
 import pytest
-import sandboxes
-import steps
 from click.testing import CliRunner
 from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
-from portion import start
 from psycopg.types.json import Jsonb
-from steps import acknowledge, bound, insert, publish, undone
 
 from runbook_lib import catalog, messages, queries
 from runbook_lib.cli import common
@@ -48,6 +44,9 @@ from runbook_lib.settings import Settings
 from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.usage import UsageError
+from tests.kit import sandboxes, steps
+from tests.kit.portion import start
+from tests.kit.steps import acknowledge, bound, insert, publish, undone
 
 Opened = Callable[..., Session]
 WORD: dict[str, Any] = {"execute": True, "approved_by": "Owner of the receiver", "reason": "the receiver is back"}

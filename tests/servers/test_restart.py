@@ -14,12 +14,8 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook as command
 from hypothesis import given as drawn
 from hypothesis import strategies as st
-from schemas import valid
-from steps import UNPROCESSED, events, open_target
-from test_evidence import of_sessions
 
 from runbook_lib import catalog
 from runbook_lib.checks import checks
@@ -31,6 +27,10 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.store import ACTION_LOG, Archive
+from tests.kit.command import runbook as command
+from tests.kit.schemas import valid
+from tests.kit.steps import UNPROCESSED, events, open_target
+from tests.unit.test_evidence import of_sessions
 
 CHECKS = checks()
 

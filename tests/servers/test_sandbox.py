@@ -14,11 +14,9 @@ from typing import Any
 import nats
 import psycopg
 import pytest
-import waiting
 from hypothesis import given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
-from steps import an_event
 
 from runbook_lib.gameday.sandbox import broker, database, entitlement, history, notification, servers, state
 from runbook_lib.gameday.sandbox.database import Connection, Database
@@ -28,6 +26,8 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import Backoff, WorkerSettings, seconds
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, MatchmakingEvent
+from tests.kit import ROOT, waiting
+from tests.kit.steps import an_event
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 ME, OTHER = "notification-7c9d5f6b8-x2k4q", "notification-7c9d5f6b8-zzzzz"
@@ -186,7 +186,7 @@ def test_the_runbooks_broker_user_asks_and_does_not_act(own: Servers) -> None:
 
 
 def test_the_server_takes_the_broker_user_of_the_documents_as_it_stands(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "howto" / "connect.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "connect.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"```text\n(authorization .*?)```", text, re.DOTALL)
     port, config = state.Addresses.choose().nats_port, tmp_path / "nats-server.conf"
     config.write_text(f'listen: "127.0.0.1:{port}"\njetstream {{ store_dir: "{tmp_path}" }}\n{block}', encoding="utf-8")

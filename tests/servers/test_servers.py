@@ -19,8 +19,6 @@ import psycopg
 import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import ServerError
-from steps import UNPROCESSED, events, lock_wait, locked, publish, slots_taken
-from waiting import until
 
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.broker import CONSUMER, STREAM, SUBJECT
@@ -32,6 +30,8 @@ from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
+from tests.kit.steps import UNPROCESSED, events, lock_wait, locked, publish, slots_taken
+from tests.kit.waiting import until
 
 A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
 WRONG = "0" * 32

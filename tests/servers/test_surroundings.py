@@ -19,14 +19,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Concatenate, ParamSpec
 
-import command
 import psutil
 import psycopg
 import pytest
-import steps
-from drills import unfit
-from steps import bound
-from waiting import until
 
 from runbook_lib import settings
 from runbook_lib.gameday.sandbox import broker
@@ -34,6 +29,10 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.masking import Masker
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
+from tests.kit import command, steps
+from tests.kit.drills import unfit
+from tests.kit.steps import bound
+from tests.kit.waiting import until
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sample import ROOT
-from steps import bound
 
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
+from tests.kit import ROOT
+from tests.kit.steps import bound
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import runbook
-from schemas import valid
 
 from runbook_lib import settings
 from runbook_lib.actions import action
@@ -35,6 +33,8 @@ from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit.command import runbook
+from tests.kit.schemas import valid
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
 

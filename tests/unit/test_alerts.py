@@ -14,11 +14,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from command import runbook
-from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemas import valid, valid_dossier
 
 from runbook_lib.model.order import Order
 from runbook_lib.parameters import validate
@@ -27,6 +24,10 @@ from runbook_lib.receiver.alert import Alert, BadAlert
 from runbook_lib.settings import Route, Settings
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
+from tests.kit import ROOT
+from tests.kit.command import runbook
+from tests.kit.effort import examples
+from tests.kit.schemas import valid, valid_dossier
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
 
@@ -198,7 +199,7 @@ def test_an_alert_that_is_refused_holds_up_no_other_of_its_group() -> None:
 
 
 def test_the_example_of_alertmanager_sends_no_more_alerts_than_are_read() -> None:
-    deploy = Path(__file__).parents[2] / "docs" / "deploy" / "alertmanager.yaml"
+    deploy = ROOT / "docs" / "deploy" / "alertmanager.yaml"
     (sent,) = yaml.safe_load(deploy.read_text(encoding="utf-8"))["receivers"][0]["webhook_configs"]
     assert sent["max_alerts"] > 0
     assert sent["max_alerts"] * 2000 <= alert.MAX_BODY, "an alert of ours has less than 1000 bytes"

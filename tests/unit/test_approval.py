@@ -13,10 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import runbook
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from test_actions import Counter, around, was_done
-from test_sign import AOKI, KNOWN, SATO, pem, public
 
 from runbook_lib import messages
 from runbook_lib.actions import action, proposals
@@ -32,6 +29,9 @@ from runbook_lib.settings import Signing
 from runbook_lib.store import ACTION_LOG, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit.command import runbook
+from tests.unit.test_actions import Counter, around, was_done
+from tests.unit.test_sign import AOKI, KNOWN, SATO, pem, public
 
 MORI = Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32)
 EVERYBODY = KNOWN | {"mori": public(MORI)}

@@ -13,8 +13,6 @@ from typing import Any
 import nbformat
 import pytest
 from click.testing import CliRunner
-from sample import ROOT
-from schemas import valid
 
 from runbook_lib import catalog, pack
 from runbook_lib.analysis import diagnosis
@@ -29,6 +27,8 @@ from runbook_lib.settings import Settings
 from runbook_lib.store import MANIFEST, Archive, digest
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit import ROOT
+from tests.kit.schemas import valid
 
 Edited = Callable[..., Path]
 #: A worker may be silent for hours.

@@ -8,9 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from make_recordings import FOLDER
-from steps import NOW, ago, make_given
-from test_checks_delivery import consumer, look, outbox, runs
 
 from runbook_lib import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
@@ -19,6 +16,9 @@ from runbook_lib.packs.entitlement.checks import backlog, leases, program, publi
 from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox
 from runbook_lib.runs import replay
+from tests.kit import RECORDINGS
+from tests.kit.steps import NOW, ago, make_given
+from tests.servers.test_checks_delivery import consumer, look, outbox, runs
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ STATES: dict[str, object] = {
 
 
 def test_each_case_is_reached() -> None:
-    index = replay.read_index(FOLDER)
+    index = replay.read_index(RECORDINGS)
     recorded = {
         case
         for entry in index.values()

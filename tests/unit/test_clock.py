@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_dispatcher import FOUND, Odd, dispatched
-from test_journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
-from waiting import until
 
 from runbook_lib.receiver import dispatcher, loop
 from runbook_lib.receiver.clock import SteadyClock
@@ -22,8 +19,11 @@ from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.runs import forks
+from tests.kit import ROOT
+from tests.kit.waiting import until
+from tests.unit.test_dispatcher import FOUND, Odd, dispatched
+from tests.unit.test_journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
 
-ROOT = Path(__file__).parents[2]
 DAY = 24 * 3600.0
 SETS = pytest.mark.parametrize("by", [DAY, -DAY, 400 * DAY, -400 * DAY, 60.0, -60.0])
 
@@ -261,6 +261,7 @@ _RUNS = """
 import sys, time
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks, investigation
+from tests.kit import ROOT
 
 if __name__ == "__main__":
     real, ahead = time.time, [0.0]

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import command
 import psutil
 import pytest
-from cluster import Cluster
-from test_workloads import kubectl
-from waiting import until
 
 from runbook_lib.gameday.sandbox.state import free_ports
+from tests.kit import command
+from tests.kit.cluster import Cluster
+from tests.kit.waiting import until
+from tests.unit.test_workloads import kubectl
 
 __all__ = ["kubectl"]
 COMMAND = [sys.executable, "-m", "runbook_lib", "connect"]

@@ -15,8 +15,6 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from cluster import NAMESPACE, Asked, Cluster
-from test_rules import DEPLOY, tool
 
 from runbook_lib import settings
 from runbook_lib.masking import Masker
@@ -25,6 +23,8 @@ from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
 from runbook_lib.receiver import routes, server
 from runbook_lib.sources import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
+from tests.kit.cluster import NAMESPACE, Asked, Cluster
+from tests.unit.test_rules import DEPLOY, tool
 
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

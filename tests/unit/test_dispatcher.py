@@ -27,8 +27,6 @@ from unittest.mock import MagicMock
 import pandas as pd
 import psutil
 import pytest
-import web
-from waiting import until
 
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.model.order import Order
@@ -41,8 +39,9 @@ from runbook_lib.runs import executors, forks
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
 from runbook_lib.usage import UsageError
+from tests.kit import ROOT, web
+from tests.kit.waiting import until
 
-TESTS = Path(__file__).parents[1]
 #: A section that takes little time and points to no other.
 SECTION = "2"
 TOML = """
@@ -112,7 +111,7 @@ class Receiver:
         env = os.environ | {"RUNBOOK_NOTIFY_URLS": f"json://127.0.0.1:{self.sink.port}"}
         env.pop("RUNBOOK_CONFIG", None)
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "receive.py"), json.dumps(options)], cwd=self.folder, env=env
+            [sys.executable, str(ROOT / "tests" / "kit" / "receive.py"), json.dumps(options)], cwd=self.folder, env=env
         )
 
     def ends(self, timeout_s: float = 90) -> None:

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from steps import NOW, make_given
 
 from runbook_lib import messages, queries
 from runbook_lib.model.finding import Frames, Reason
@@ -20,6 +19,7 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
+from tests.kit.steps import NOW, make_given
 
 GIVEN = make_given()
 STARTED = NOW.timestamp() - 600

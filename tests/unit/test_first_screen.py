@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import make_given, words
 
 from runbook_lib import catalog, messages, pack
 from runbook_lib.analysis import diagnosis
@@ -25,6 +24,7 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.packs.entitlement.checks.response import judge_place
 from runbook_lib.view import render
+from tests.kit.steps import make_given, words
 
 BOOK = catalog.load()
 REQUIRED = sorted(pack.active_runbook().required)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import runbook
-from sample import ROOT
 
 from runbook_lib.integrations import formats
+from tests.kit import ROOT
+from tests.kit.command import runbook
 
 DOCUMENT: dict[str, Any] = json.loads(next((ROOT / "outputs" / "sample").glob("*-verdict-*.json")).read_text())
 NOWHERE = {"RUNBOOK_DATABASE_URL": "postgresql://x@127.0.0.1:1/x", "RUNBOOK_NATS_URL": "nats://127.0.0.1:1"}

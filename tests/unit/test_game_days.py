@@ -26,6 +26,7 @@ from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
+from tests.kit import ROOT
 
 KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
 PEOPLE = [fault.name for fault in CATALOGUE if fault.family == "people"]
@@ -65,7 +66,7 @@ def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
 
 
 def test_seeds_of_recorded_results_are_still_the_same_incidents() -> None:
-    lines = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "tests" / "drills.jsonl").read_text(encoding="utf-8").splitlines()
     for told in (json.loads(each)["scenario"] for each in lines):
         drawn = draw(told["seed"], KINDS, family=PEOPLE)
         assert json.loads(json.dumps(asdict(drawn))) == told
@@ -76,7 +77,7 @@ def test_a_result_holds_no_path_of_the_machine() -> None:
         f"{sys.executable} -m supervisor.supervisorctl -c {tempfile.gettempdir()}/drill-x/sandbox/supervisord.conf"
     )
     assert without_paths(command) == "python -m supervisor.supervisorctl -c drill-x/sandbox/supervisord.conf"
-    told = (Path(__file__).parents[1] / "drills.jsonl").read_text(encoding="utf-8")
+    told = (ROOT / "tests" / "drills.jsonl").read_text(encoding="utf-8")
     assert not [path for path in (sys.prefix, "/tmp/", "/home/", "/root/") if path in told]
 
 

@@ -11,10 +11,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command import runbook
-from recording import SECRET, Http
-from schemas import valid_dossier
-from test_actions import WORD, Counter
 
 from runbook_lib.actions import action
 from runbook_lib.archive import dossier
@@ -26,6 +22,10 @@ from runbook_lib.session import _find_hop, quiet_session
 from runbook_lib.settings import Target
 from runbook_lib.store import Archive
 from runbook_lib.view import render
+from tests.kit.command import runbook
+from tests.kit.schemas import valid_dossier
+from tests.kit.web import SECRET, Http
+from tests.unit.test_actions import WORD, Counter
 
 NOWHERE = "postgresql://u@127.0.0.1:1/x"
 AT = pd.Timestamp("2026-01-31T03:00:00Z")

@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from effort import examples
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -25,6 +24,8 @@ from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.journal import Job, Journal, JournalError
 from runbook_lib.settings import Route, Settings
 from runbook_lib.usage import UsageError
+from tests.kit import ROOT
+from tests.kit.effort import examples
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
 CONFIG = Settings(targets={"main": GONE, "other": GONE}, routes=[Route(alertname="Db", sections=["4.2"])])
@@ -716,8 +717,8 @@ def test_the_effort_for_a_body_grows_with_its_alerts_only(journal: Journal) -> N
 
 _ACCEPTS = """
 import sys
-sys.path[:0] = ["tests", "tests/unit"]
-from test_journal import CONFIG, Journal, firing
+from tests.unit.test_journal import CONFIG, Journal, firing
+from tests.kit import ROOT
 journal = Journal(sys.argv[1])
 n = 0
 while True:
@@ -729,9 +730,7 @@ while True:
 
 def test_what_was_answered_survives_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "journal.db"
-    child = subprocess.Popen(
-        [sys.executable, "-c", _ACCEPTS, str(file)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    )
+    child = subprocess.Popen([sys.executable, "-c", _ACCEPTS, str(file)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None
     for line in child.stdout:
         if int(line) == 20:

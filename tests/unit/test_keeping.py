@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command import runbook
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from runbook_lib.governance import keeping
 from runbook_lib.masking import Masker
 from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, PARTIAL, SALTS, Archive
+from tests.kit.command import runbook
 
 URL = "postgresql://runbook:first-word@127.0.0.1:1/x"
 ALICE, BOB = "alice-0001", "bob-000002"

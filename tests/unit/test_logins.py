@@ -13,8 +13,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import NOW, ago, make_given, odd_frames, read_log, weight, words
-from test_evidence import NOBODY, looked, of_sessions, process
 
 from runbook_lib import catalog, messages
 from runbook_lib.actions.action import Action
@@ -34,6 +32,8 @@ from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError
+from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
+from tests.unit.test_evidence import NOBODY, looked, of_sessions, process
 
 PSQL = "org.postgresql.util.PSQLException: "
 PASSWORD = PSQL + 'FATAL: password authentication failed for user "miniserversystem"'

@@ -19,10 +19,10 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
-from command import processes
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.packs.entitlement import ROOT
+from tests.kit.command import processes
 
 # make ----------------------------------------------------------------------------------------------------------
 

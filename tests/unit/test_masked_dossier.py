@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import corpus
 import pandas as pd
 import psycopg
 import pytest
-from command import runbook
-from steps import events
 
 from runbook_lib.gameday.sandbox.servers import Servers
+from tests.kit import corpus
+from tests.kit.command import runbook
+from tests.kit.steps import events
 
 #: Words of planted values that a page may hold for another reason.
 COMMON = {"correct", "battery", "planted", "PLANTED"}

@@ -10,14 +10,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import corpus
 import pandas as pd
 import pytest
-from corpus import Line
 from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.text import Text
-from steps import make_given, read_log
 
 from runbook_lib import masking, messages, queries, redaction
 from runbook_lib.masking import Masker, hide_names, secrets_of
@@ -25,6 +22,9 @@ from runbook_lib.model.finding import Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.sources import ReadCost, SourceError
+from tests.kit import corpus
+from tests.kit.corpus import Line
+from tests.kit.steps import make_given, read_log
 
 
 def test_a_masker_that_is_shown_shows_nothing_of_what_it_hides() -> None:

@@ -18,11 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
-import web
 from apprise.plugins.slack import NotifySlack
-from recording import SECRET, Http
-from schemas import valid
-from waiting import until
 
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
@@ -33,6 +29,10 @@ from runbook_lib.runs import forks
 from runbook_lib.settings import Settings
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
+from tests.kit import web
+from tests.kit.schemas import valid
+from tests.kit.waiting import until
+from tests.kit.web import SECRET, Http
 
 CONFIG = Settings(targets={"main": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runbook_lib import catalog, pack
+from tests.kit import ROOT
 
 PACK = pack.active_runbook().packs[0]
 LIBRARY = Path(catalog.__file__).parent
@@ -82,7 +83,7 @@ def test_no_number_decides_in_a_judge(path: Path) -> None:
 
 
 #: What decides beside the judges: the rest of the pack without its simulator, and the pack of the example.
-EXAMPLE = Path(__file__).parents[2] / "examples" / "procrastinate"
+EXAMPLE = ROOT / "examples" / "procrastinate"
 DECIDING = sorted(
     path
     for folder in (PACK.folder, EXAMPLE)

@@ -27,8 +27,9 @@ from runbook_lib.runs import batch
 from runbook_lib.store import MANIFEST, NOTES, PARTIAL, Archive
 from runbook_lib.view import record, render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
+from tests.kit import ROOT
 
-SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+SAMPLE = ROOT / "outputs" / "sample"
 START = pd.Timestamp("2026-11-27T13:00:00Z")
 
 

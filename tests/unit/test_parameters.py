@@ -10,7 +10,6 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from command import runbook
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from runbook_lib.parameters import declared_names, free_texts, moment, parameter
 from runbook_lib.session import quiet_session
 from runbook_lib.store import ACTION_LOG, Archive
 from runbook_lib.usage import UsageError
+from tests.kit.command import runbook
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,20 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import test_links as links
-from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps import odd_frames
 
 from runbook_lib import catalog, messages, testing
 from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import PROPOSAL_PARTS, Frames, Status, proposal_text
 from runbook_lib.settings import facts_of
+from tests.kit import ROOT
+from tests.kit.effort import examples
+from tests.kit.steps import odd_frames
+from tests.unit import test_links as links
 
-FOLDER = Path(__file__).parents[2] / "examples" / "procrastinate"
+FOLDER = ROOT / "examples" / "procrastinate"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from collections import defaultdict
-from pathlib import Path
 
 from runbook_lib import catalog, pack, questions, recording
 from runbook_lib.recording import SUFFIX
 from runbook_lib.view.queries import FILE, psql, queries_of
+from tests.kit import RECORDINGS
 
-RECORDINGS = Path(__file__).parents[1] / "recordings"
 #: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
 #: replica answers for the tables, or a throttle may be in force.
 SHARED = {

@@ -17,8 +17,6 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from sample import ROOT
-from schemas import valid
 
 from runbook_lib.archive import dossier, report
 from runbook_lib.archive.report import IncidentSummary
@@ -31,6 +29,8 @@ from runbook_lib.session import Session
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record
+from tests.kit import ROOT
+from tests.kit.schemas import valid
 
 T0 = pd.Timestamp("2026-03-01T12:00:00Z")
 NOW = pd.Timestamp("2026-03-31T15:30:00Z")

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steps import make_given, words
 
 from runbook_lib import pack, queries, rows
 from runbook_lib.checks.check import Check
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, Threshold, Value, judged, say
 from runbook_lib.model.unread import UnreadError
+from tests.kit.steps import make_given, words
 
 TIMES = st.datetimes(timezones=st.just(None)).map(lambda t: pd.Timestamp(t, tz="UTC"))
 

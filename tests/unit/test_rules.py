@@ -17,11 +17,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from test_links import anchors
 
 from runbook_lib import catalog, parameters
 from runbook_lib.packs.entitlement import ROOT, checks
 from runbook_lib.settings import Route
+from tests.unit.test_links import anchors
 
 DEPLOY = ROOT / "docs" / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"

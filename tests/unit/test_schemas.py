@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from schemas import FILES, FOLDER, NAMES, VERSION, problems, schema, valid, valid_dossier
 
-SAMPLE = Path(__file__).parents[2] / "outputs" / "sample"
+from tests.kit import ROOT
+from tests.kit.schemas import FILES, FOLDER, NAMES, VERSION, problems, schema, valid, valid_dossier
+
+SAMPLE = ROOT / "outputs" / "sample"
 
 
 #: What an example has and a document may lack.
@@ -45,7 +47,7 @@ def test_each_takes_its_examples_and_nothing_that_is_broken(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_used_where_its_document_is_made(name: str) -> None:
-    used = (p.read_text(encoding="utf-8") for p in Path(__file__).parents[1].rglob("*.py"))
+    used = (p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
     assert name in FILES.values() or any(re.search(rf'\bvalid\(.*"{name}"\)', text) for text in used)
 
 

@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import effort
 import pytest
-import sample
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -33,6 +31,8 @@ from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, digest, entry_of
 from runbook_lib.usage import UsageError
+from tests.kit import ROOT, effort
+from tests.tools import sample
 
 Verify = Callable[..., tuple[int, str, str]]
 
@@ -324,8 +324,8 @@ def test_the_command_tells_unchanged_changed_and_uncovered_apart(
 def test_other_code_is_no_change_of_the_evidence(
     monkeypatch: pytest.MonkeyPatch, verify: Verify, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    archive = Archive(str(sample.ROOT / sample.OUTPUT), sample.INCIDENT)
-    checkpoint = ["--checkpoint", str(sample.ROOT / sample.CHECKPOINT)]
+    archive = Archive(str(ROOT / sample.OUTPUT), sample.INCIDENT)
+    checkpoint = ["--checkpoint", str(ROOT / sample.CHECKPOINT)]
     known = checks()
 
     def judged_by(judge: Judge) -> None:
@@ -344,7 +344,7 @@ def test_other_code_is_no_change_of_the_evidence(
     code, _, err = verify(archive, *checkpoint)
     assert code == 1 and "cannot be judged by this version: KeyError" in err
     where = (archive.incident, "--output", archive.output)
-    assert main._run_command(["archive", "backtest", *where, "--policy", str(sample.ROOT / "docs")]) == 1
+    assert main._run_command(["archive", "backtest", *where, "--policy", str(ROOT / "docs")]) == 1
     assert "cannot be judged by this version: KeyError" in capsys.readouterr().err
     monkeypatch.setattr(rejudge, "checks", lambda: known)
     # Each run is judged by the documents that were kept with it, whatever those of today say.
@@ -446,10 +446,10 @@ def dossiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
     """One with lines in every journal, and a real one, whose evidence is judged again; each with its seal."""
     made = tmp_path_factory.mktemp("made")
     filled = fill(Archive(str(made), "INC-1"))
-    real = seal.read_checkpoints(sample.INCIDENT, str(sample.ROOT / sample.CHECKPOINT))
+    real = seal.read_checkpoints(sample.INCIDENT, str(ROOT / sample.CHECKPOINT))
     return {
         "made": (made / "INC-1", str(filled[-1])),
-        "real": (sample.ROOT / sample.OUTPUT / sample.INCIDENT, str(real[-1])),
+        "real": (ROOT / sample.OUTPUT / sample.INCIDENT, str(real[-1])),
     }
 
 
@@ -509,11 +509,11 @@ def test_a_line_that_was_changed_is_one_line_of_every_command(
     key: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The sample with a key taken out of each line that has it, or with a value that is none."""
-    shutil.copytree(sample.ROOT / sample.OUTPUT / sample.INCIDENT, tmp_path / "I")
+    shutil.copytree(ROOT / sample.OUTPUT / sample.INCIDENT, tmp_path / "I")
     whole = Archive(str(tmp_path), "I")
     before = whole.lines(MANIFEST)
     verb, *rest = command
-    policies = [str(sample.ROOT / "docs" / "slo.md")] if verb == "backtest" else []
+    policies = [str(ROOT / "docs" / "slo.md")] if verb == "backtest" else []
     for value in (None, {"a": 1}, "x"):
         changed = [e | {key: value} if key in e else e for e in before]
         if value is None:

@@ -1,4 +1,4 @@
-"""`tests/run.py`: what failed is tried once more, alone, and named if it then passes."""
+"""`tests/tools/run.py`: what failed is tried once more, alone, and named if it then passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parents[1] / "run.py"
+from tests.kit import ROOT
+
+RUN = ROOT / "tests" / "tools" / "run.py"
 PASSES = "def test_passes(): pass\n"
 FAILS = "def test_fails(): assert False\n"
 UNSTEADY = """

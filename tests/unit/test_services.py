@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_workloads import fails_with
-from web import reply, web
 
 from runbook_lib import settings
 from runbook_lib.context import Sources
@@ -23,6 +21,8 @@ from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Budget, Target
 from runbook_lib.sources import Opening, ReadCost, SourceError, http, prometheus
 from runbook_lib.sources.prometheus import Exposition
+from tests.kit.web import reply, web
+from tests.unit.test_workloads import fails_with
 
 #: As a service on a JVM writes it: comments, labels, a number without and with a point, one that is none.
 TEXT = """\

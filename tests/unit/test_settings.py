@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from test_sign import KNOWN, public
 
 from runbook_lib import settings
 from runbook_lib.usage import UsageError
+from tests.unit.test_sign import KNOWN, public
 
 SECRET = "s3cret-x"
 #: What stands in the table of a target.

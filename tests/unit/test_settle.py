@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_diagnosis import BOOK, seen
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
@@ -19,6 +18,7 @@ from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
 from runbook_lib.store import Archive
+from tests.unit.test_diagnosis import BOOK, seen
 
 STEPS = sorted({step for mode in BOOK.failure_modes.values() for step in mode.told_by})
 RIVALS = ("FM-DB-01", "FM-DB-02", "FM-DB-03", "FM-OB-01")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pandas as pd
-from steps import open_target
 
 from runbook_lib.checks.check import Check
 from runbook_lib.context import Context, JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say
 from runbook_lib.sources import SourceError
+from tests.kit.steps import open_target
 
 TARGET = {"nats_url": "nats://127.0.0.1:9"}
 

@@ -12,11 +12,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from test_seal import COUNT, Verify, cut_off, fill
 
 from runbook_lib.archive import seal
 from runbook_lib.archive.seal import ChainHead
 from runbook_lib.store import NOTES, Archive
+from tests.unit.test_seal import COUNT, Verify, cut_off, fill
 
 
 def pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:

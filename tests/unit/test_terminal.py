@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from command import runbook
 from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib import recording
 from runbook_lib.cli import common, terminal
 from runbook_lib.integrations import formats
+from tests.kit import RECORDINGS, ROOT
+from tests.kit.command import runbook
 
-RECORDINGS, SAMPLE = Path(__file__).parents[1] / "recordings", Path(__file__).parents[2] / "outputs" / "sample"
+SAMPLE = ROOT / "outputs" / "sample"
 #: It clears the screen, turns the direction of writing, hides what follows, and names a window.
 ORDERS = "\x1b[2J\x9b8m\u202e\u2066\x07\b\r\x1b]0;x\u200b"
 SHOWN = r"\x1b[2J\x9b8m\u202e\u2066\x07\x08\r\x1b]0;x\u200b"

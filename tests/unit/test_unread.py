@@ -14,28 +14,28 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import test_checks_changed as changed
-import test_checks_consistency as consistency
-import test_checks_dead_letters as dead_letters
-import test_checks_delivery as delivery
-import test_checks_duplicates as duplicates
-import test_checks_exceptions as exceptions
-import test_checks_recovery as recovery
-import test_checks_response as response
-import test_checks_scope as scope
-import test_checks_throttle as throttle
-import test_postmortem as postmortem
-from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps import ago, documented, make_given, odd_frames, words
-from test_numbers import DECIDING, called
 
 import runbook_lib
 from runbook_lib import messages
 from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.packs.entitlement.checks.throttle import RELAY
+from tests.kit.effort import examples
+from tests.kit.steps import ago, documented, make_given, odd_frames, words
+from tests.servers import test_checks_changed as changed
+from tests.servers import test_checks_consistency as consistency
+from tests.servers import test_checks_dead_letters as dead_letters
+from tests.servers import test_checks_delivery as delivery
+from tests.servers import test_checks_duplicates as duplicates
+from tests.servers import test_checks_exceptions as exceptions
+from tests.servers import test_checks_recovery as recovery
+from tests.servers import test_checks_response as response
+from tests.servers import test_checks_scope as scope
+from tests.servers import test_checks_throttle as throttle
+from tests.servers import test_postmortem as postmortem
+from tests.unit.test_numbers import DECIDING, called
 
 # In code -----------------------------------------------------------------------------------------------------
 

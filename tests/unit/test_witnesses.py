@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from web import reply, web
 
 from runbook_lib import catalog
 from runbook_lib.analysis import counterfactual, diagnosis
@@ -21,6 +20,7 @@ from runbook_lib.packs.entitlement.checks.errors import classify_send
 from runbook_lib.packs.entitlement.evidence.receiver import ProbeResult, ReceiverProbe
 from runbook_lib.sources import ReadCost
 from runbook_lib.view import record, render
+from tests.kit.web import reply, web
 
 BOOK = catalog.load()
 ANSWERS, WORKER = "receiver.answers", BOOK.witnesses["delivery_worker"]

@@ -19,10 +19,6 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from cluster import NAMESPACE, Cluster
-from steps import make_given
-from test_rules import tool
-from waiting import until
 
 from runbook_lib.actions import proposals
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
@@ -32,6 +28,10 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
 from runbook_lib.sources import ReadCost, SourceError, workloads
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
+from tests.kit.cluster import NAMESPACE, Cluster
+from tests.kit.steps import make_given
+from tests.kit.waiting import until
+from tests.unit.test_rules import tool
 
 SECRET = "p4ss-of-the-app"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/notification"

@@ -13,8 +13,6 @@ from typing import Any
 import psutil
 import psycopg
 import requests
-from drills import ask, consumer, monitor, streams
-from steps import open_target
 
 from runbook_lib import catalog
 from runbook_lib.context import Context
@@ -27,6 +25,8 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources import SourceError
+from tests.kit.drills import ask, consumer, monitor, streams
+from tests.kit.steps import open_target
 
 Signature = Callable[[Sandbox, probe.FlowSample], bool]
 #: How long the flow is looked at, in seconds, for its rates.

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import requests
-import web
-from command import start
 
 from runbook_lib.store import Archive
+from tests.kit import ROOT, web
+from tests.kit.command import start
 
 TOKEN = "token-of-a-test"
 
@@ -57,7 +57,7 @@ def serving(folder: Path, *options: str, env: dict[str, str] | None = None) -> I
     with web.web(take) as place:
         own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
         own |= {
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": str(ROOT),
             "RUNBOOK_RECEIVER_TOKEN": TOKEN,
             "RUNBOOK_NOTIFY_URLS": place.replace("http:", "json:"),
         } | (env or {})

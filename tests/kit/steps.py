@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from psycopg import sql
-from waiting import until
 
 from runbook_lib import catalog, messages
 from runbook_lib.analysis.diagnosis import conclude
@@ -35,6 +34,7 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.parameters import validate
 from runbook_lib.settings import Budget, Settings
 from runbook_lib.sources import logs
+from tests.kit.waiting import until
 
 CHECKS = checks()
 

@@ -11,8 +11,9 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from runbook_lib.view.record import FINDING_MIME
+from tests.kit import ROOT
 
-FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
+FOLDER = ROOT / "docs" / "schemas"
 VERSION = ".v1.json"
 #: `common` is what the others are made of.
 NAMES = sorted({p.name.removesuffix(VERSION) for p in FOLDER.iterdir()} - {"common"})

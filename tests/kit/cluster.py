@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from web import reply, web
+from tests.kit.web import reply, web
 
 NAMESPACE = "miniserversystem"
 _VERBS = ["get", "list", "patch", "watch"]

@@ -36,8 +36,8 @@ from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
 from runbook_lib.store import Archive
+from tests.kit import RECORDINGS
 
-FOLDER = Path(__file__).parent / "recordings"
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
 LOOK_AFTER_S = 30.0
 AT_ONCE = 2
@@ -224,7 +224,7 @@ def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
 
 def stale(names: Iterable[str]) -> dict[str, list[str]]:
     """Return of these recordings the queries that were sent otherwise than they are today."""
-    found = {name: recording.read(FOLDER / f"{name}{recording.SUFFIX}") for name in names}
+    found = {name: recording.read(RECORDINGS / f"{name}{recording.SUFFIX}") for name in names}
     return {name: queries for name, made in found.items() if (queries := changed_queries(made))}
 
 
@@ -252,8 +252,8 @@ def main() -> int:
     parser.add_argument("--accept", action="store_true", help="expect what is said today")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="sandboxes side by side")
     asked = parser.parse_args()
-    FOLDER.mkdir(exist_ok=True)
-    index = replay.read_index(FOLDER)
+    RECORDINGS.mkdir(exist_ok=True)
+    index = replay.read_index(RECORDINGS)
     if asked.accept:
         return accept(index, asked.names or list(index))
     known = {m.name: m for m in MOMENTS}
@@ -294,9 +294,9 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
 
 def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
     """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
-    recording.write(FOLDER / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
+    recording.write(RECORDINGS / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
     index[made.name] = {"about": made.about, "expected": replay.evaluate(made)}
-    replay.write_index(FOLDER, index)
+    replay.write_index(RECORDINGS, index)
 
 
 def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
@@ -305,13 +305,16 @@ def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
     What a person expects of a wrong verdict names some values only, and stays as it is.
     """
     for name in names:
-        now, expected = replay.evaluate(recording.read(FOLDER / f"{name}{recording.SUFFIX}")), index[name]["expected"]
+        now, expected = (
+            replay.evaluate(recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")),
+            index[name]["expected"],
+        )
         by_a_person = expected.keys() != now.keys()
         for changed in replay.differences(expected, now):
             print(f"{name}: {changed}{', which a person has said: not accepted' if by_a_person else ''}")
         if not by_a_person:
             index[name]["expected"] = now
-    replay.write_index(FOLDER, index)
+    replay.write_index(RECORDINGS, index)
     return 0
 
 

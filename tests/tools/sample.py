@@ -1,6 +1,6 @@
 """Makes the sample dossier that git keeps: a seeded incident on the embedded servers, triaged by the command.
 
-python tests/sample.py      writes outputs/sample anew, and its seal into outputs/README.md
+python -m tests.tools.sample      writes outputs/sample anew, and its seal into outputs/README.md
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
-from bench import supervise
-from command import alone
-from steps import bound
 
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store import SALTS
+from tests.bench import supervise
+from tests.kit import ROOT
+from tests.kit.command import alone
+from tests.kit.steps import bound
 
-ROOT = Path(__file__).resolve().parents[1]
 OUTPUT, INCIDENT = "outputs", "sample"
 #: Beside the dossier, in git: holds its seal.
 CHECKPOINT = f"{OUTPUT}/README.md"

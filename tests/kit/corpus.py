@@ -13,10 +13,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from urllib.parse import quote
 
-FOLDER = Path(__file__).with_name("planted")
+from tests.kit import ROOT
+
+FOLDER = ROOT / "tests" / "planted"
 
 #: User ids without a space, then those that only a quoted or bracketed place can hold.
 BARE_USERS = ("quill-0071", "zoe.quill+x@mail.example", "auth0|quillzoe", "914773350118", "usr_Quilla",

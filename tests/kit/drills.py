@@ -10,13 +10,13 @@ from typing import Any
 
 import psycopg
 import requests
-from command import runbook as command
-from schemas import valid
 
 from runbook_lib import catalog, messages
 from runbook_lib.archive import artifact
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.model.finding import say
+from tests.kit.command import runbook as command
+from tests.kit.schemas import valid
 
 #: What a sentence must not show: a word for what is not known ("p95 ? s", "for: -"), a number of the machine's
 #: ("9999.0"), more than one of 1 ("1 events").

@@ -1,7 +1,7 @@
 """Run the tests, then each one that failed once more, alone, when everything else is over.
 
-    python tests/run.py [PATH ...]   what is deterministic, of these files: `make test`
-    python tests/run.py --all        everything, with a table at the end: `make test-all`
+    python -m tests.tools.run [PATH ...]   what is deterministic, of these files: `make test`
+    python -m tests.tools.run --all        everything, with a table at the end: `make test-all`
 
 A test that fails and then passes is UNSTEADY: its name is printed at the end. More than three of them, a test that
 fails twice, and whatever else pytest ends with (a file that cannot be imported, an interrupt) fail the run.
