@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+pytest.register_assert_rewrite("tests.kit")
+
 from runbook_lib.runs import forks
 from tests.kit.effort import examples
 
@@ -194,6 +196,14 @@ def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, 
         return code, *capsys.readouterr()
 
     return ask
+
+
+@pytest.fixture(scope="module")
+def kubectl() -> None:
+    """kubectl is installed; else the test is skipped, or fails where it is required."""
+    from tests.kit.programs import tool
+
+    tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
 
 
 @pytest.fixture(scope="session")

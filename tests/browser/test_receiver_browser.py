@@ -22,7 +22,7 @@ from runbook_lib.receiver.journal import Job
 from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
 from tests.kit import ROOT, barriers
-from tests.servers.test_receiver import NOWHERE, Running, one, running, webhook
+from tests.kit.serving import NOWHERE, Running, one, running, webhook
 
 TOKEN = "a-token-for-the-browser"
 SENT = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}

@@ -16,9 +16,9 @@ import yaml
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.store import NOTES
+from tests.kit.programs import DEPLOY, tool
 from tests.kit.serving import TOKEN, serving
 from tests.kit.waiting import until
-from tests.unit.test_rules import DEPLOY, tool
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
-"""`runbook serve` as a process of its own, and a place that its messages go to."""
+"""The receiver: `runbook serve` as a process of its own (`serving`), or its application in this process (`running`)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -13,6 +18,14 @@ from typing import Any
 
 import requests
 
+from runbook_lib.receiver import server
+from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.dispatcher import Dispatcher
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.receiver import Receiver
+from runbook_lib.receiver.server import Tls
+from runbook_lib.settings import Settings
 from runbook_lib.store import Archive
 from tests.kit import ROOT, web
 from tests.kit.command import start
@@ -73,3 +86,74 @@ def serving(folder: Path, *options: str, env: dict[str, str] | None = None) -> I
                 process.terminate()
                 code = process.wait(60)
         assert code == 0, (folder / "log").read_text()
+
+
+JSON = {"content-type": "application/json"}
+#: Nobody answers there.
+NOWHERE = {"production": {"database_url": "postgresql://u@127.0.0.1:1/x", "nats_url": "nats://127.0.0.1:1"}}
+
+
+def one(name: str = "NotDelivered", status: str = "firing", **labels: str) -> dict[str, Any]:
+    return {
+        "status": status,
+        "labels": {"alertname": name, **labels},
+        "annotations": {"summary": "too old"},
+        "startsAt": "2026-01-31T03:00:00Z",
+        "fingerprint": hashlib.sha256(repr((name, labels)).encode()).hexdigest()[:16],
+    }
+
+
+def webhook(*alerts: dict[str, Any], group: str = "g", **other: Any) -> bytes:
+    return json.dumps({"version": "4", "groupKey": group, "alerts": alerts or [one()]} | other).encode()
+
+
+@dataclass(frozen=True)
+class Running:
+    """A receiver that answers on a port of its own."""
+
+    url: str
+    port: int
+    journal: Journal
+    output: str
+    dispatcher: Dispatcher
+
+    def post(
+        self, body: bytes | Iterator[bytes], path: str = "alertmanager", headers: Mapping[str, str] = JSON
+    ) -> requests.Response:
+        return requests.post(self.url + path, body, headers=dict(headers), timeout=10)
+
+    def get(self, path: str = "", **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=10, allow_redirects=False, **options)
+
+    def raw(self, sent: bytes, timeout: float = 10) -> bytes:
+        """All that comes back for bytes as they are, until the other side closes; it may not read to their end."""
+        came = b""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as s, suppress(ConnectionError):
+            s.sendall(sent)
+            while part := s.recv(65536):
+                came += part
+        return came
+
+
+@contextmanager
+def running(
+    folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None, lang: str = "en",
+    config: Settings | None = None, places: Sequence[str] = (),
+) -> Iterator[Running]:  # fmt: skip
+    """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
+    config = config or Settings(targets=NOWHERE)
+    kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
+    with ThreadPoolExecutor(2) as executor:
+        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=places, lang=lang)
+        received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
+        listening = server.listen("127.0.0.1", 0)
+        served = server.server(received.app, tls)
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield Running(server.url(listening, tls), listening.getsockname()[1], kept, output, dispatcher)
+        finally:
+            served.should_exit = True
+            thread.join(20)
+            dispatcher.stop()
+            kept.close()

@@ -13,22 +13,12 @@ from runbook_lib import messages
 from runbook_lib.analysis import diagnosis
 from runbook_lib.analysis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
 from runbook_lib.archive import baseline
-from runbook_lib.checks.check import FAILED_COLUMNS
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
 from runbook_lib.packs.entitlement.checks import changed
 from runbook_lib.view.differences import Comparison
+from tests.kit.frames.changed import frames
 from tests.kit.steps import NOW, ago, make_given, run, undone, words
-
-
-def frames(*changes: tuple[float, str]) -> Frames:
-    rows = [(ago(seconds), what, "postgres", "exact") for seconds, what in changes]
-    return {
-        "changes": pd.DataFrame(rows, columns=changed.COLUMNS),
-        "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
-        "asked": pd.DataFrame({"source": ["postgres"]}),
-        "failed": pd.DataFrame(columns=FAILED_COLUMNS),
-    }
 
 
 def test_the_nearest_before_the_onset_is_named_and_blames_nobody() -> None:

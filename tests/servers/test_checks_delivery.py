@@ -42,6 +42,23 @@ from runbook_lib.sources import SourceError
 from runbook_lib.view.render import read_cost
 from tests.kit import steps
 from tests.kit.effort import examples
+from tests.kit.frames.delivery import (
+    SHAPES,
+    TIMEOUT,
+    closed,
+    consumer,
+    events,
+    held,
+    holders,
+    later,
+    look,
+    outbox,
+    pool,
+    runs,
+    sessions,
+    silent,
+    tried,
+)
 from tests.kit.steps import (
     NOW,
     ago,
@@ -64,53 +81,12 @@ CHECKS = checks()
 Judge = Callable[[Frames, JudgeInput], Finding]
 
 NO_RESPONDERS = "Error Publishing: 503 No Responders Available For Request"
-TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 REFUSED = "Authentication Failure"
 
 STEPS = ("4.1.1", "4.1.2", "4.1.3", "4.1.4", "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5")
 
 
 # Judges ------------------------------------------------------------------------------------------------------
-
-
-def look(**backlog_values: Any) -> Frames:
-    """One look at an idle worker, with what is given on top."""
-    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "without_lease", "overdue_10min"), 0)
-    oldest = dict.fromkeys(("oldest_due_s", "oldest_expired_s"))
-    return {
-        "backlog": row(**{"now": NOW} | zero | oldest | backlog_values),
-        "activity": row(
-            now=NOW, last_claim=pd.NaT, last_sent=ago(1), last_try=pd.NaT, sent_1m=300, arrived_1m=300, workers=None
-        ),
-        "attempts": tried((0, 1, 0)),
-        "held": held(),
-    }
-
-
-def tried(*rows: tuple[int, int, int]) -> pd.DataFrame:
-    """How many tries, how many rows have had so many, and how many of these wait for the next."""
-    return pd.DataFrame(rows, columns=["attempt_count", "n", "waiting"])
-
-
-def held(*rows: tuple[str, str, float, float]) -> pd.DataFrame:
-    """Rows in PROCESSING: id, worker, seconds since the claim, seconds to the lease's end."""
-    return pd.DataFrame(
-        [
-            {"now": NOW, "notification_id": i, "locked_by": w, "locked_at": ago(since), "lease_until": ago(-left),
-             "attempt_count": 0}
-            for i, w, since, left in rows
-        ],
-        columns=["now", "notification_id", "locked_by", "locked_at", "lease_until", "attempt_count"],
-    )  # fmt: skip
-
-
-def later(frames: Frames, **changes: pd.DataFrame) -> Frames:
-    """The second look, the same as the first but for what is given."""
-    return frames | {f"{n}_later": changes.get(n, frames[n]) for n in ("activity", "attempts", "held")}
-
-
-def silent(frames: Frames, seconds: float) -> Frames:
-    return frames | {"activity": frames["activity"].assign(last_sent=ago(seconds))}
 
 
 def test_retries_that_climb_are_failed_sends_and_no_hung_worker() -> None:
@@ -227,18 +203,6 @@ def test_a_worker_that_works_a_backlog_off_names_no_slow_receiver() -> None:
     assert weight(backlog.judge(frames, make_given()), "receiver") <= 0
 
 
-def pool(service: str, newest_s: float) -> Frames:
-    """What the database shows of both services' sessions, one of which said its last word so long ago."""
-    rows = [
-        Sessions(s, 10, 0, 0, 600.0, newest, newest, 0, sees_others=True)
-        for s, newest in (("entitlement", 0.4), ("notification", 0.4), (service, newest_s))
-    ]
-    return {
-        "service_sessions": pd.DataFrame([vars(row) for row in rows]),
-        "transactions": pd.DataFrame({"commits": [100, 105], "rollbacks": [0, 0]}),
-    }
-
-
 def test_a_frozen_process_is_told_and_restarted_while_nothing_waits() -> None:
     worker = backlog.judge(look() | pool("notification", 90), make_given())
     assert weight(worker, "delivery_worker") >= 0.9 and weight(worker, "subscriber") >= 0.9
@@ -270,16 +234,6 @@ def test_a_second_worker_is_no_reason_to_restart_the_first(claimed_ago: float, t
     if two:
         assert weight(found, "FM-NOTI-02") > 0.5 and "one, two" in messages.text(found.headline, "en")
     words(found)
-
-
-def runs(side: str) -> Frames:
-    """What both services' sessions show at two looks 1.5 s apart: the loop of that side has spoken in between."""
-    polls = {"entitlement": 0.4 if side == "relay" else 3.2, "notification": 0.4 if side == "delivery" else 3.2}
-    rows = [Sessions(s, 10, 0, 0, 600.0, 0.4, poll, 0, sees_others=True) for s, poll in polls.items()]
-    return {
-        "service_sessions": pd.DataFrame([vars(row) for row in rows]),
-        "transactions": pd.DataFrame({"commits": [100, 105], "rollbacks": [0, 0], "at": [ago(1.5), NOW]}),
-    }
 
 
 def scraped() -> Frames:
@@ -385,37 +339,6 @@ def test_the_past_is_exact_and_never_green() -> None:
     expect(backlog.judge(waiting(20), make_given()), Status.UNKNOWN, reason=Reason.NO_DATA, values={"backlog.open": 20})
     assert backlog.draw_history(waiting(20), make_given()) is not None
     assert backlog.judge(waiting(900), make_given()).status is Status.CRITICAL
-
-
-def consumer(**changes: Any) -> Frames:
-    values = {
-        "bound": True, "num_pending": 0, "num_ack_pending": 0, "max_ack_pending": 1000, "num_redelivered": 0,
-    } | changes  # fmt: skip
-    return {
-        "consumer": pd.DataFrame([values]),
-        "clients": pd.DataFrame(
-            [{"cid": 5, "name": None, "ip": "10.0.0.7", "port": 4000, "start": ago(600), "user": "app",
-              "pending_bytes": 0, "bound": values["bound"]}]
-        ),
-        "closed": closed(),
-        "oldest": pd.DataFrame([{"seq": 1, "age_s": 1.0}]),
-        "activity": pd.DataFrame([{"now": NOW, "last_processed": ago(1), "processed_1m": 300}]),
-        "unprocessed": events(),
-    }  # fmt: skip
-
-
-def closed(*rows: tuple[str, int]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [("app", "10.0.0.7", reason, n, n, 1.0) for reason, n in rows],
-        columns=["client", "ip", "reason", "n", "last_minute", "last_s_ago"],
-    )
-
-
-def events(*seconds: float) -> pd.DataFrame:
-    return pd.DataFrame(
-        [(str(i), "EntitlementGranted", ago(s + 1), ago(s)) for i, s in enumerate(seconds)],
-        columns=["event_id", "event_type", "created_at", "published_at"],
-    )
 
 
 def test_nobody_bound_is_critical_without_any_lag() -> None:
@@ -691,28 +614,6 @@ def test_a_relay_that_moves_between_two_samples_has_not_stopped(
     assert [p.name for p in found.proposals] == (["restart_entitlement"] if case == "publish.stopped" else [])
 
 
-def outbox(errors: list[tuple[str, str, int]] | None = None, **changes: Any) -> Frames:
-    zero = dict.fromkeys(("due", "waiting_retry", "leased", "expired", "failed", "tried"), 0)
-    values = {
-        "now": NOW, **zero, "oldest_due_s": None, "oldest_expired_s": None, "max_attempt_count": 0,
-        "last_claim": pd.NaT, "last_published": ago(1), "published_1m": 300, "arrived_1m": 300,
-    } | changes  # fmt: skip
-    delay = pd.DataFrame(
-        [{"n": 900, "p50": 0.5, "p95": 0.9, "p99": 1.0, "longest": 1.2, "negative": 0, "last_published": ago(1)}]
-    )
-    return {
-        "backlog": pd.DataFrame([values]),
-        "delay": delay,
-        "delay_now": delay,
-        "errors": pd.DataFrame(
-            [(s, e, n, 1, ago(20), ago(10)) for s, e, n in errors or ()],
-            columns=["status", "last_error", "n", "attempts", "oldest", "newest"],
-        ),
-        "unprocessed": events(),
-        "broker": pd.DataFrame([{"answers": True, "last_seq": 9}]),
-    }  # fmt: skip
-
-
 def still_waiting(tried_after: pd.Timestamp) -> Frames:
     """Three events wait for their next try, and the last publish was twelve seconds ago."""
     frames = outbox([("PENDING", "Connection is Closed", 3)], waiting_retry=3, tried=3, last_published=ago(12))
@@ -875,17 +776,6 @@ def test_what_an_earlier_process_tried_does_not_accuse_the_present_one(started: 
     assert ("restart_entitlement" in [p.name for p in found.proposals]) == (case == "publish.fails_closed")
 
 
-def sessions(used: int = 5, sees: bool = True, **frames: pd.DataFrame) -> Frames:
-    empty = pd.DataFrame()
-    return {
-        "connections": pd.DataFrame(
-            [{"max_connections": 40, "superuser_reserved": 3, "reserved": 2, "sees_others": sees, "used": used}]
-        ),
-        "sessions": pd.DataFrame({"application": ["report"], "state": ["idle"], "n": [used]}),
-        "blocked": empty, "blockers": empty, "long_transactions": empty, "row_locks": empty, "application": empty,
-    } | frames  # fmt: skip
-
-
 def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> None:
     blamed = Finding("4.1.1", Status.CRITICAL, say("-"), signals=make_given().evidence("delivery.rejected"))
     found = database.judge(sessions(), make_given(earlier=(blamed,)))
@@ -1011,18 +901,6 @@ def test_of_a_lock_queue_the_milder_way_out_comes_first() -> None:
     assert [p.name for p in found.proposals] == ["cancel_waiting", "end_blocker"]
     assert "pg_cancel_backend(7)" in found.proposals[0].command
     words(found)
-
-
-def holders(*rows: tuple[str | None, int, int, float]) -> pd.DataFrame:
-    """Worker, rows, of them expired, for how long."""
-    return pd.DataFrame(
-        [
-            {"now": NOW, "locked_by": w, "n": n, "expired": e, "without_lease": 0, "expired_for_s": s or None,
-             "last_claim": ago(30 + s), "since_claim_s": 30 + s, "shortest_lease_s": 30.0, "longest_lease_s": 30.0,
-             "furthest_s": -s}
-            for w, n, e, s in rows
-        ]
-    )  # fmt: skip
 
 
 def test_leases_outlived_by_a_batch_that_goes_on_are_not() -> None:
@@ -1290,30 +1168,6 @@ STATES: dict[Judge, list[ParameterSet]] = {
 )
 def test_a_judge_says_of_a_state(judge: Judge, frames: Frames, expected: dict[str, Any]) -> None:
     expect(judge(frames, make_given()), **expected)
-
-
-WAITING = pd.DataFrame({"piece": 0, "bucket": [2], "came": [3], "gone": [3], "least": [0], "most": [3]})
-
-SHAPES: dict[str, Callable[[], Frames]] = {
-    "4.1.1": lambda: later(silent(look(due=9, oldest_due_s=20.0), 90)) | pool("notification", 90) | {
-        "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
-        "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
-        "waiting.notifications": WAITING,
-        "letters": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]})},
-    "4.1.2": lambda: consumer() | {"oldest": pd.DataFrame([{"seq": 1, "age_s": 3.0}])},
-    "4.1.3": lambda: outbox([("PENDING", TIMEOUT, 5)], due=4, tried=3) | {
-        "waiting.outbox": WAITING,
-        "delays": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3], "p50": [0.5], "p95": [1.0]})},
-    "4.1.4": sessions,
-    "4.3.1": lambda: {"holders": holders(("w", 2, 1, 3.0)),
-        "leases": pd.DataFrame({"from_s": [-5, 25, None], "n": [1, 1, 1]})},
-    "4.3.2": lambda: look() | {"holders": holders(("w", 2, 1, 3.0))},
-    "4.3.3": lambda: {"first": held(("a", "w", 1, 29)), "second": held(("a", "w", 1, 29))},
-    "4.3.4": lambda: {"holders": holders(("w", 2, 1, 3.0)),
-        "batches": pd.DataFrame({"started": [ago(3)], "exact_s": [0.1], "cycle_s": [1.0], "next_waited_s": [2.0]})},
-    "4.3.5": lambda: {
-        "clocks": pd.DataFrame({"server": ["postgres", "nats"], "offset_s": [0.0, 2.0], "error_s": [0.1, 0.1]})},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [s for s in STEPS if CHECKS[s].charts])

@@ -20,16 +20,14 @@ from runbook_lib.checks import checks
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status, replace
-from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import duplicates
+from tests.kit.frames.duplicates import FRAMES, NO_CONSTRAINT, PLAIN, accepted, index, look, queued
 from tests.kit.steps import (
-    NOW,
     UNPROCESSED,
     ago,
     bound,
     events,
     expect,
-    failures,
     make_given,
     publish_ids,
     read_log,
@@ -45,66 +43,7 @@ CHECKS = checks()
 STEPS = ("4.2.1", "4.2.2", "4.2.3")
 
 
-def index(**changes: Any) -> dict[str, Any]:
-    usual = {
-        "table_name": "processed_events", "index_name": "processed_events_pkey",
-        "constraint_name": "processed_events_pkey", "is_primary": True, "is_unique": True, "valid": True,
-        "ready": True, "immediate": True, "partial": False, "columns": "event_id",
-    }  # fmt: skip
-    return usual | changes
-
-
-NO_CONSTRAINT: dict[str, Any] = {"constraint_name": None, "is_primary": None}
-
-
-PLAIN = index(index_name="processed_events_processed_at_idx", **NO_CONSTRAINT, is_unique=False, columns="processed_at")
 BARE = dict.fromkeys(index())
-
-
-def queued(n: int, **columns: Any) -> pd.DataFrame:
-    """`n` notifications as the questions of 4.2.2 return them."""
-    names = ["event_id", "notification_id", "status", "created_at", *columns]
-    rows = [
-        {"event_id": f"e{i}", "notification_id": f"n{i}", "status": "SENT", "created_at": ago(60)} for i in range(n)
-    ]
-    return pd.DataFrame([r | columns for r in rows], columns=names)
-
-
-def look(**changes: Any) -> pd.DataFrame:
-    usual = {
-        "ts": NOW.isoformat(), "created": "c", "delivered": 100, "delivered_stream_seq": 98, "num_pending": 0,
-        "num_ack_pending": 0, "num_redelivered": 0, "bound": True,
-    }  # fmt: skip
-    return pd.DataFrame([usual | changes])
-
-
-def accepted(events: int, doubled: int = 0) -> pd.DataFrame:
-    return row(now=NOW, accepted=events + doubled, events=events, doubled=doubled)
-
-
-HELD = pd.DataFrame(columns=["notification_id", "locked_by", "locked_at", "lease_until", "now", "attempt_count"])
-
-FRAMES: dict[str, Frames] = {
-    "4.2.1": {"key": pd.DataFrame([index(), PLAIN])},
-    "4.2.2": {
-        "duplicates": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
-        "again": queued(0, earlier_id=None, earlier_at=None),
-        "halves": pd.DataFrame(columns=["kind", "event_id", "notification_id", "at"]),
-        "apart": queued(0, later_s=0.0),
-        "twice": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
-        "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [60]}),
-    },
-    "4.2.3": {
-        "consumer": look(),
-        "consumer_later": look(ts=(NOW + pd.Timedelta(seconds=3)).isoformat(), delivered=115, delivered_stream_seq=113),
-        "accepted": accepted(300),
-        "accepted_later": accepted(315),
-        "held": HELD,
-        "held_later": HELD,
-        **duplicates.log_frames(read_log(), 60, 60),
-        "failed": failures(),
-    },
-}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
 from runbook_lib import settings as target_settings
 from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
-from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import logs
 from tests.kit import steps
-from tests.kit.steps import NOW, ago, expect, make_given, read_log, weight, words
-from tests.servers import test_checks_recovery as recovery
+from tests.kit.frames.exceptions import AT, HEALTHY, PHRASES, RETRY, SENT, about, failed, line, log, tables
+from tests.kit.steps import ago, expect, make_given, read_log, weight, words
 
 CHECKS = checks()
 
-AT = NOW.to_pydatetime()
-PHRASES = catalog.load().phrases
-RETRY, SENT = "notification retry scheduled id=7 attempt=1", "notification simulated send id=7 eventId=8"
 
 # The lines ------------------------------------------------------------------------------------------------------
 
@@ -181,45 +175,6 @@ def test_any_lines_can_be_read(lines: list[str]) -> None:
 
 
 # Counting -------------------------------------------------------------------------------------------------------
-
-
-def line(seconds_ago: float, message: str, level: str = "WARN", stack: str = "") -> str:
-    at = (AT - timedelta(seconds=seconds_ago)).isoformat()
-    return json.dumps(
-        {"@timestamp": at, "severity": level, "message": message, "stack_trace": stack, "user_id": "alice"}
-    )
-
-
-def about(workload: str = "notification", minutes: int = 15) -> Frames:
-    return {"about": row(workload=workload, name=workload, minutes=minutes), **failed()}
-
-
-def failed(**parts: tuple[str, str, str]) -> Frames:
-    rows = [{"part": p, "source": s, "why": w, "detail": d, "code": ""} for p, (s, w, d) in parts.items()]
-    return {FAILED: pd.DataFrame(rows, columns=["part", "source", "why", "detail", "code"])}
-
-
-def log(*lines: str, minutes: float = 15) -> Frames:
-    return exceptions.log_frames(read_log(*lines), PHRASES, minutes, make_given().number)
-
-
-def tables(failing: int = 0, gone: int = 50) -> Frames:
-    """What 6.2 collects: in each ten seconds `gone` left; `failing` tries failed in the last twenty."""
-    flows = recovery.flows(*[(50, gone)] * 60)
-    tried = [
-        {"part": part, "failed": failing, "waiting": failing, "due_again": 0, "most_tries": 1}
-        for part in ("delivery", "publish")
-    ]
-    seen = {"notification_flows": flows, "outbox_flows": flows, "tries": pd.DataFrame(tried)}
-    return recovery.queues() | seen | {"letters": recovery.letters()}
-
-
-HEALTHY = log(
-    *[line(s, text, "INFO") for s in range(890, 0, -2) for text in ("notification event accepted and queued", SENT)],
-    line(1, "duplicate notification event skipped", "INFO"),
-)
-
-FAILING = log(*[line(s, RETRY) for s in range(90)], line(3, "boom", "ERROR"), line(99, "no further reconnect", "ERROR"))
 
 
 def judge(*frames: Frames, workload: str = "notification") -> Finding:

@@ -27,65 +27,12 @@ from runbook_lib.store import Archive
 from runbook_lib.view.charts import Chart
 from tests.kit import command
 from tests.kit.effort import examples
+from tests.kit.frames.recovery import FRAMES, STEADY, cohort, flows, letters, outbox_failed, queues, tries
 from tests.kit.steps import UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, traffic, words
 
 CHECKS = checks()
 
 STEPS = ("6.1", "6.2", "6.3", "6.4", "6.5")
-QUIET = {"due": 2, "expired": 0, "oldest_due_s": 0.5, "oldest_expired_s": None, "waiting_retry": 0}
-
-
-def flows(*per_ten: tuple[int, int]) -> pd.DataFrame:
-    """Came and gone in each ten seconds, newest first."""
-    return pd.DataFrame(
-        [(i, came, gone) for i, (came, gone) in enumerate(per_ten)], columns=["tens_ago", "arrived", "gone"]
-    )
-
-
-STEADY = flows(*[(50, 50)] * 60)
-
-
-def queues(**changes: Any) -> Frames:
-    return {
-        "notifications": pd.DataFrame([QUIET | changes]),
-        "outbox": pd.DataFrame([QUIET]),
-        "notification_flows": STEADY,
-        "outbox_flows": STEADY,
-    }
-
-
-def tries(**delivery: int) -> pd.DataFrame:
-    zero = {"failed": 0, "waiting": 0, "due_again": 0, "most_tries": 1}
-    return pd.DataFrame([{"part": "delivery"} | zero | delivery])
-
-
-def letters(*at: tuple[float, int]) -> pd.DataFrame:
-    """Dead letters: seconds ago, and how many."""
-    return pd.DataFrame(
-        [("delivery", int(s // 10), n, ago(s)) for s, n in at], columns=["kind", "tens_ago", "n", "last"]
-    )
-
-
-def outbox_failed(n: int = 0, last: Any = None, newest: Any = None) -> pd.DataFrame:
-    return row(n=n, newest=newest, last_failed=last)
-
-
-def cohort(n: int, done: int, p95: float | None) -> pd.DataFrame:
-    return row(n=n, done=done, p95=p95)
-
-
-FRAMES: dict[str, Frames] = {
-    "6.1": queues(),
-    "6.2": queues() | {"tries": tries(), "letters": letters()},
-    "6.3": {"letters": letters(), "outbox_failed": outbox_failed()},
-    "6.4": {
-        "publish": cohort(55, 55, 1.0),
-        "accepted": cohort(100, 100, 1.0),
-        "delivery": cohort(100, 100, 1.7),
-        "outbox_before": row(p95=1.0),
-        "delivery_before": row(p95=1.7),
-    },
-}
 
 
 def test_side_effects_that_nobody_looked_for_are_not_ok() -> None:

@@ -35,11 +35,11 @@ from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from tests.kit import brokers, steps
 from tests.kit.brokers import Authority, Cluster, Node, Operator
+from tests.kit.frames.scope import broker_frames
+from tests.kit.sources import a_read_cost, refused
 from tests.kit.steps import NOW, ago, expect, words
 from tests.kit.waiting import until
 from tests.kit.web import reply, web
-from tests.servers.test_checks_scope import broker_frames
-from tests.servers.test_servers import a_read_cost, refused
 
 pytestmark = pytest.mark.slow
 

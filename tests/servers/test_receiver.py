@@ -17,10 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,98 +36,26 @@ from runbook_lib.cli import main as cli
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver import alert, auth, journal, receiver, server
 from runbook_lib.receiver.auth import Auth
-from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal
-from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.reads import AccessLog
-from runbook_lib.receiver.receiver import Receiver
 from runbook_lib.receiver.server import Tls
 from runbook_lib.settings import ReceiverSettings, Settings
 from runbook_lib.store import NOTES, Archive
 from runbook_lib.usage import UsageError
 from tests.kit import ROOT
 from tests.kit.brokers import Authority
+from tests.kit.limits import files_up_to
 from tests.kit.schemas import valid
-from tests.kit.serving import TOKEN, bearer, serving
+from tests.kit.serving import JSON, NOWHERE, TOKEN, Running, bearer, one, running, serving, webhook
 from tests.kit.waiting import until
-from tests.unit.test_reads import files_up_to
 
 KEY = "a-key-for-tests"
-JSON = {"content-type": "application/json"}
 BINARY = JSON | {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/checks", "ce-type": "alert"}
-#: Nobody answers there.
-NOWHERE = {"production": {"database_url": "postgresql://u@127.0.0.1:1/x", "nats_url": "nats://127.0.0.1:1"}}
-
-
-def one(name: str = "NotDelivered", status: str = "firing", **labels: str) -> dict[str, Any]:
-    return {
-        "status": status,
-        "labels": {"alertname": name, **labels},
-        "annotations": {"summary": "too old"},
-        "startsAt": "2026-01-31T03:00:00Z",
-        "fingerprint": hashlib.sha256(repr((name, labels)).encode()).hexdigest()[:16],
-    }
-
-
-def webhook(*alerts: dict[str, Any], group: str = "g", **other: Any) -> bytes:
-    return json.dumps({"version": "4", "groupKey": group, "alerts": alerts or [one()]} | other).encode()
 
 
 def event(**other: Any) -> bytes:
     attributes = {"specversion": "1.0", "id": "1", "source": "/checks", "type": "alert"}
     return json.dumps(attributes | {"datacontenttype": "application/json", "data": one()} | other).encode()
-
-
-@dataclass(frozen=True)
-class Running:
-    """A receiver that answers on a port of its own."""
-
-    url: str
-    port: int
-    journal: Journal
-    output: str
-    dispatcher: Dispatcher
-
-    def post(
-        self, body: bytes | Iterator[bytes], path: str = "alertmanager", headers: Mapping[str, str] = JSON
-    ) -> requests.Response:
-        return requests.post(self.url + path, body, headers=dict(headers), timeout=10)
-
-    def get(self, path: str = "", **options: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=10, allow_redirects=False, **options)
-
-    def raw(self, sent: bytes, timeout: float = 10) -> bytes:
-        """All that comes back for bytes as they are, until the other side closes; it may not read to their end."""
-        came = b""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as s, suppress(ConnectionError):
-            s.sendall(sent)
-            while part := s.recv(65536):
-                came += part
-        return came
-
-
-@contextmanager
-def running(
-    folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None, lang: str = "en",
-    config: Settings | None = None, places: Sequence[str] = (),
-) -> Iterator[Running]:  # fmt: skip
-    """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
-    config = config or Settings(targets=NOWHERE)
-    kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
-    with ThreadPoolExecutor(2) as executor:
-        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=places, lang=lang)
-        received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
-        listening = server.listen("127.0.0.1", 0)
-        served = server.server(received.app, tls)
-        thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield Running(server.url(listening, tls), listening.getsockname()[1], kept, output, dispatcher)
-        finally:
-            served.should_exit = True
-            thread.join(20)
-            dispatcher.stop()
-            kept.close()
 
 
 @pytest.fixture(autouse=True)

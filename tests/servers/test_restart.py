@@ -28,9 +28,9 @@ from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_wo
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.store import ACTION_LOG, Archive
 from tests.kit.command import runbook as command
+from tests.kit.frames.services import of_sessions
 from tests.kit.schemas import valid
 from tests.kit.steps import UNPROCESSED, events, open_target
-from tests.unit.test_evidence import of_sessions
 
 CHECKS = checks()
 

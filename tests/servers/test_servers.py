@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import threading
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,22 +21,17 @@ from nats.js.errors import ServerError
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason, Window
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError, postgres
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
+from tests.kit.sources import A_PASSWORD, a_read_cost, refused
 from tests.kit.steps import UNPROCESSED, events, lock_wait, locked, publish, slots_taken
 from tests.kit.waiting import until
 
-A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
 WRONG = "0" * 32
-
-
-def a_read_cost() -> ReadCost:
-    return ReadCost(Masker())
 
 
 def reader(url: str, read_cost: ReadCost | None = None, **budget: float) -> Postgres:
@@ -47,17 +40,6 @@ def reader(url: str, read_cost: ReadCost | None = None, **budget: float) -> Post
 
 def broker_reader(url: str, read_cost: ReadCost | None = None) -> JetStream:
     return JetStream(url, "runbook test", read_cost or a_read_cost())
-
-
-@contextmanager
-def refused(source: str, reason: Reason, code: str) -> Iterator[pytest.ExceptionInfo[SourceError]]:
-    """The block raises this SourceError, and no password of the run is in it."""
-    with pytest.raises(SourceError) as caught:
-        yield caught
-    error = caught.value
-    assert (error.source, error.reason, error.code) == (source, reason, code), error
-    # What a notebook or a log could print of it.
-    assert not A_PASSWORD.search("".join(traceback.format_exception(error)))
 
 
 # PostgreSQL -------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import database, recovery
+from tests.kit.frames.delivery import sessions
 from tests.kit.steps import UNPROCESSED, bound, events, expect, locked, make_given, run, traffic, weight, words
-from tests.servers.test_checks_delivery import sessions
 
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 CLOSED = "nats://127.0.0.1:9"

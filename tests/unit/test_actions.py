@@ -18,72 +18,23 @@ import pytest
 
 from runbook_lib import settings
 from runbook_lib.actions import action
-from runbook_lib.actions.action import Action, ActionError, Authorization, perform
+from runbook_lib.actions.action import Action, ActionError, perform
 from runbook_lib.archive import dossier, report
-from runbook_lib.context import Context, Progress
+from runbook_lib.context import Context
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.governance import freeze, ledger
-from runbook_lib.model.finding import Reason, Status, Text, say
+from runbook_lib.model.finding import Status
 from runbook_lib.notes import keep_note
 from runbook_lib.outcome import Outcome, Precondition
 from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.entitlement.checks.timeline import _read_action
 from runbook_lib.session import Session, quiet_session
-from runbook_lib.sources import SourceError
 from runbook_lib.store import ACTION_LOG, NOTES, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit.actions import WORD, Counter, around, was_done
 from tests.kit.command import runbook
 from tests.kit.schemas import valid
-
-WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
-
-
-class Counter:
-    """An action on a number, which fails where it is told to."""
-
-    name = "restart"
-
-    def __init__(self, fails: str = "", holds: bool | None = True, works: bool = True, *, warns: bool = False) -> None:
-        self.n, self.fails, self.holds, self.works, self.warns = 0, fails, holds, works, warns
-
-    def what(self) -> dict[str, Any]:
-        return {"workload": "counter"}
-
-    def command(self) -> str:
-        return "count"
-
-    def preconditions(self, rb: Context) -> list[Precondition]:
-        self._fail("preconditions")
-        return [Precondition(say("action.restart.answers", source="postgres"), self.holds, warns=self.warns)]
-
-    def state(self, rb: Context) -> dict[str, Any]:
-        self._fail("state")
-        return {"n": self.n}
-
-    def run(self, rb: Context, word: Authorization, progress: Progress) -> dict[str, Any]:
-        self._fail("run")
-        if self.fails == "halfway":
-            self.n += 1
-            raise ActionError("stopped at user_id=alice")
-        if self.fails == "interrupted":
-            raise KeyboardInterrupt
-        self.n += 1
-        self._fail("halfway")
-        return {"counted": 1}
-
-    def verify(self, rb: Context, did: Mapping[str, Any], progress: Progress) -> tuple[bool, Text]:
-        self._fail("verify")
-        assert did == {"counted": 1}
-        return self.works, say("action.restart.idle", name="counter")
-
-    def _fail(self, where: str) -> None:
-        if self.fails == f"{where}-interrupted":
-            raise KeyboardInterrupt
-        if self.fails == f"{where}-broken":
-            raise TypeError("unexpected for user_id=alice")
-        if self.fails == where:
-            raise SourceError("workloads", Reason.UNREACHABLE, "no route to password=hunter2")
 
 
 @pytest.fixture
@@ -332,26 +283,8 @@ def test_windows_that_follow_each_other_that_are_none_and_that_are_skipped(
     assert freeze.frozen_until(windows, datetime.fromisoformat(at)) == (until and datetime.fromisoformat(until))
 
 
-def around(at: datetime, minutes: float = 30) -> str:
-    half = timedelta(minutes=minutes)
-    return f"{(at - half).isoformat()}/{(at + half).isoformat()}"
-
-
 def ruled(rb: Context, **rules: Any) -> Context:
     return replace(rb, target=rb.target.model_copy(update=rules))
-
-
-def was_done(rb: Context, minutes_ago: float, result: str = "done", incident: str = "A-1", **line: Any) -> None:
-    """A line of an action log, and where something was begun of the ledger, some minutes ago by the clock of then."""
-    time = datetime.now(UTC) - timedelta(minutes=minutes_ago)
-    entry = {"id": f"{incident}-{minutes_ago}", "result": result, "time": time.isoformat(), "target": "default"}
-    logs = [Archive(rb.archive.output, incident)]
-    if result not in ("dry", "refused"):
-        about = replace(rb, parameters=rb.parameters.model_copy(update={"target": line.get("target", "default")}))
-        logs.append(ledger.ledger_of(about))
-    for archive in logs:
-        archive.prepare()
-        archive.add_line(ACTION_LOG, entry | line, lambda _: None)
 
 
 def test_a_frozen_target_refuses_and_says_until_when(rb: Context) -> None:

@@ -29,9 +29,9 @@ from runbook_lib.settings import Signing
 from runbook_lib.store import ACTION_LOG, Archive
 from runbook_lib.usage import UsageError
 from runbook_lib.view import record, render
+from tests.kit.actions import Counter, around, was_done
 from tests.kit.command import runbook
-from tests.unit.test_actions import Counter, around, was_done
-from tests.unit.test_sign import AOKI, KNOWN, SATO, pem, public
+from tests.kit.keys import AOKI, KNOWN, SATO, pem, public
 
 MORI = Ed25519PrivateKey.from_private_bytes(bytes([3]) * 32)
 EVERYBODY = KNOWN | {"mori": public(MORI)}

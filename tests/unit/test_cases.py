@@ -17,8 +17,8 @@ from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox
 from runbook_lib.runs import replay
 from tests.kit import RECORDINGS
+from tests.kit.frames.delivery import consumer, look, outbox, runs
 from tests.kit.steps import NOW, ago, make_given
-from tests.servers.test_checks_delivery import consumer, look, outbox, runs
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.runs import forks
 from tests.kit import ROOT
+from tests.kit.dispatching import FOUND, Odd, dispatched
+from tests.kit.journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
 from tests.kit.waiting import until
-from tests.unit.test_dispatcher import FOUND, Odd, dispatched
-from tests.unit.test_journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
 
 DAY = 24 * 3600.0
 SETS = pytest.mark.parametrize("by", [DAY, -DAY, 400 * DAY, -400 * DAY, 60.0, -60.0])

@@ -17,9 +17,7 @@ from runbook_lib.gameday.sandbox.state import free_ports
 from tests.kit import command
 from tests.kit.cluster import Cluster
 from tests.kit.waiting import until
-from tests.unit.test_workloads import kubectl
 
-__all__ = ["kubectl"]
 COMMAND = [sys.executable, "-m", "runbook_lib", "connect"]
 
 #: In the place of kubectl, for its processes alone: it says what kubectl says, and opens nothing. WAYS is a folder with

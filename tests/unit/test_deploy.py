@@ -24,7 +24,7 @@ from runbook_lib.receiver import routes, server
 from runbook_lib.sources import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
 from tests.kit.cluster import NAMESPACE, Asked, Cluster
-from tests.unit.test_rules import DEPLOY, tool
+from tests.kit.programs import DEPLOY, tool
 
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]

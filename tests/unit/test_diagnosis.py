@@ -31,8 +31,8 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.sources import SourceError
 from runbook_lib.view import record, render
+from tests.kit.findings import BOOK, seen
 
-BOOK = catalog.load()
 HOPS, DATABASE = BOOK.hops, "database"
 
 
@@ -205,11 +205,6 @@ def hypotheses(changes: dict[str, dict[str, Any]]) -> catalog.Catalog:
     modes = {id_: replace(m, excluded_by=(), remedies=(), told_by=()) for id_, m in BOOK.failure_modes.items()}
     modes |= {id_: replace(modes[id_], **more) for id_, more in changes.items()}
     return replace(BOOK, failure_modes=modes)
-
-
-def seen(step: str, *signals: Signal, proposals: tuple[str, ...] = ()) -> Finding:
-    offered = tuple(Proposal(name, name, "5.1", {"name": name}) for name in proposals)
-    return Finding(step, Status.CRITICAL, say("ui.no_action"), signals=signals, proposals=offered)
 
 
 def test_one_observation_takes_a_failure_mode_out_however_much_speaks_for_it() -> None:

@@ -15,7 +15,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
-import pandas as pd
 import psutil
 import pytest
 
@@ -40,6 +39,7 @@ from runbook_lib.settings import Settings
 from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
 from runbook_lib.usage import UsageError
 from tests.kit import ROOT, web
+from tests.kit.dispatching import CONFIG, FOUND, Odd, dispatched, dispatcher_of, firing
 from tests.kit.waiting import until
 
 #: A section that takes little time and points to no other.
@@ -65,12 +65,6 @@ parameters = {{ execute = true, approved_by = "Aoki", reason = "it always helps"
 [[routes]]
 sections = ["{section}"]
 """
-
-
-def firing(incident: str, target: str = "gone", name: str = "Late", ended: bool = False) -> Alert:
-    labels = {"alertname": name, "incident": incident, "runbook_target": target}
-    summary = "user_id=alice waits; password=hunter2"
-    return Alert(name, not ended, incident, labels, summary, pd.Timestamp("2026-01-31T03:00:00Z"), incident)
 
 
 class Sink:
@@ -388,52 +382,6 @@ def kernels(receiver: Receiver, silent: Silent) -> list[psutil.Process]:
 
 
 # What executors do.
-
-
-class Odd(Executor):
-    """Answers each order in turn with what it is given: raised, returned, or (None) never."""
-
-    def __init__(self, *answers: Any) -> None:
-        self.answers = list(answers)
-        self.orders: list[Order] = []
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.orders.append(args[0])
-        future: Future[Any] = Future()
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
-        elif answer is not None:
-            future.set_result(answer)
-        return future
-
-
-FOUND: dict[str, Any] = {
-    "document": {
-        "verdict": {"status": "OK", "stuck_at": None, "failure_modes": []}, "runs": [], "as_of": "2026-01-31T03:00:00Z",
-    },
-    "index": "x/index.html", "problem": "", "lines": ["OK"],
-}  # fmt: skip
-
-
-CONFIG = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/x"}})
-
-
-def dispatcher_of(folder: Path, journal: Journal, executor: Executor, metrics: Metrics) -> Dispatcher:
-    return Dispatcher(journal, CONFIG, str(folder / "out"), executor, metrics, places=["p"], lang="ja")
-
-
-@contextmanager
-def dispatched(folder: Path, executor: Executor, alert: Alert | None = None) -> Iterator[tuple[Journal, Metrics]]:
-    journal, metrics = Journal(folder / "journal.db"), Metrics()
-    journal.accept([alert or firing("I")], CONFIG, time.time())
-    jobs = dispatcher_of(folder, journal, executor, metrics)
-    jobs.start()
-    try:
-        yield journal, metrics
-    finally:
-        jobs.stop()
-        journal.close()
 
 
 @pytest.fixture(autouse=True)

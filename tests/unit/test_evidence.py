@@ -19,12 +19,10 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources import SourceError
+from tests.kit.frames.services import AT_WORK, NOBODY, Series, looked, of_sessions, process
 from tests.kit.steps import NOW, make_given
 
 GIVEN = make_given()
-STARTED = NOW.timestamp() - 600
-
-Series = dict[tuple[str, ...], float]
 
 
 def runs(worker: str, n: float, exception: str = "none") -> Series:
@@ -35,26 +33,6 @@ def runs(worker: str, n: float, exception: str = "none") -> Series:
 def inside(worker: str, seconds: float) -> Series:
     name = "tasks_scheduled_execution_active_seconds"
     return {(f"{name}_count", worker): float(seconds > 0), (f"{name}_max", worker): seconds}
-
-
-def process(started: float = STARTED, **more: float) -> Series:
-    return {("process_start_time_seconds",): started, **{(name,): value for name, value in more.items()}}
-
-
-def looked(*looks: Series, gap_s: float = 4.0, by: str = "service", service: str = "notification") -> Frames:
-    """Frames as two looks would leave them, the last one now."""
-    rows, asked = [], []
-    for n, series in enumerate(looks):
-        at = NOW - pd.Timedelta(seconds=gap_s * (len(looks) - 1 - n))
-        asked.append(vars(ServiceRequest(service, at, by)))
-        for key, value in series.items():
-            name, worker, exception, outcome = (*key, "", "", "")[:4]
-            namespace = f"com.example.{worker}" if worker else ""
-            rows.append((service, at, by, name, namespace, exception, outcome, "", value))
-    return {
-        "service_samples": pd.DataFrame(rows, columns=services.SAMPLE_COLUMNS),
-        "service_asked": pd.DataFrame(asked, columns=services.REQUEST_COLUMNS),
-    }
 
 
 def delivery(*looks: Series, **how: Any) -> services.LoopSeen:
@@ -247,20 +225,6 @@ def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:
     not_up = {"program": row(enabled=True, replicas=1, ready=0)}
     assert program.loop_state(not_up, make_given(), "delivery").observation == "delivery.not_up"
     assert program.loop_state(off | not_up, make_given(), "delivery").observation == "delivery.switched_off"
-
-
-AT_WORK = Sessions("notification", 10, 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
-NOBODY = Sessions("either", sees_others=True)
-
-
-def of_sessions(looks: int = 2, **changes: Any) -> Frames:
-    """The frames of notification's sessions, beside as many as said of entitlement's at work."""
-    others = Sessions("entitlement", changes.pop("entitlement", 10), 0, 0, 600.0, 0.4, 0.4, 0, sees_others=True)
-    rollbacks = changes.pop("rollbacks", 0)
-    return {
-        "service_sessions": pd.DataFrame([vars(others), vars(NOBODY), vars(replace(AT_WORK, **changes))]),
-        "transactions": pd.DataFrame([(100, 0), (105, rollbacks)][:looks], columns=["commits", "rollbacks"]),
-    }
 
 
 def unanswered(code: str) -> Frames:

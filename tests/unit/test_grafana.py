@@ -22,10 +22,10 @@ from runbook_lib.session import _find_hop, quiet_session
 from runbook_lib.settings import Target
 from runbook_lib.store import Archive
 from runbook_lib.view import render
+from tests.kit.actions import WORD, Counter
 from tests.kit.command import runbook
 from tests.kit.schemas import valid_dossier
 from tests.kit.web import SECRET, Http
-from tests.unit.test_actions import WORD, Counter
 
 NOWHERE = "postgresql://u@127.0.0.1:1/x"
 AT = pd.Timestamp("2026-01-31T03:00:00Z")

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
@@ -26,26 +25,7 @@ from runbook_lib.settings import Route, Settings
 from runbook_lib.usage import UsageError
 from tests.kit import ROOT
 from tests.kit.effort import examples
-
-GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
-CONFIG = Settings(targets={"main": GONE, "other": GONE}, routes=[Route(alertname="Db", sections=["4.2"])])
-WINDOW_S = CONFIG.receiver.window_minutes * 60
-
-
-def firing(name: str = "Late", fingerprint: str = "1", group: str = "g", ended: bool = False, **labels: str) -> Alert:
-    return Alert(name, not ended, fingerprint, {"alertname": name} | labels, "slow", pd.Timestamp(0, tz="UTC"), group)
-
-
-def firing_since(wall: float) -> Alert:
-    return replace(firing(), starts_at=pd.Timestamp(wall, unit="s", tz="UTC"))
-
-
-def resolved(name: str = "Late", fingerprint: str = "1") -> Alert:
-    return firing(name, fingerprint, ended=True)
-
-
-def verdict(status: str = "CRITICAL", stuck_at: str | None = "relay") -> dict[str, Any]:
-    return {"status": status, "stuck_at": stuck_at, "failure_modes": []}
+from tests.kit.journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
 
 
 @pytest.fixture
@@ -53,18 +33,6 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     journal = Journal(tmp_path / "journal.db")
     yield journal
     journal.close()
-
-
-def taken(journal: Journal, now: float, *busy: str) -> Job:
-    job = journal.next_job(now, busy)
-    assert job is not None
-    return job
-
-
-def done(journal: Journal, now: float, status: str = "CRITICAL", **more: Any) -> Job:
-    job = taken(journal, now)
-    journal.conclude(job, verdict(status), now, **more)
-    return job
 
 
 def ran(journal: Journal, now: float, *alerts: Alert, status: str = "CRITICAL", **more: Any) -> Job:
@@ -77,10 +45,6 @@ def reopened(journal: Journal) -> Journal:
     """Return the journal as the next receiver has it."""
     journal.close()
     return Journal(journal.file)
-
-
-#: Where a verdict is told.
-TOLD: dict[str, Any] = {"places": ["p"], "message": ("title", "body")}
 
 
 def test_an_alert_is_one_job_and_a_repeat_is_counted(journal: Journal) -> None:
@@ -717,7 +681,8 @@ def test_the_effort_for_a_body_grows_with_its_alerts_only(journal: Journal) -> N
 
 _ACCEPTS = """
 import sys
-from tests.unit.test_journal import CONFIG, Journal, firing
+from runbook_lib.receiver.journal import Journal
+from tests.kit.journal import CONFIG, firing
 from tests.kit import ROOT
 journal = Journal(sys.argv[1])
 n = 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from runbook_lib import catalog, messages
 from runbook_lib.catalog import Section
 from runbook_lib.packs.entitlement import ROOT
+from tests.kit.links import LINK, problems, prose
 
 BOOK = catalog.load()
 SECTIONS = list(BOOK.runnable().values())
@@ -20,39 +20,7 @@ DOCUMENTS = [
     *sorted(ROOT.glob("*.md")),
     ROOT / "outputs" / "README.md",
 ]
-LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
-DEFINITION = re.compile(r"^\[[^\]]+\]: (\S+)$", re.MULTILINE)
 MODE = re.compile(r"\bFM-[A-Z]+-\d\d\b")
-
-
-def prose(path: Path) -> str:
-    """The Markdown of a document or of a notebook, without code blocks."""
-    if path.suffix == ".ipynb":
-        cells = nbformat.read(path, as_version=4).cells
-        text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
-    else:
-        text = path.read_text(encoding="utf-8")
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def anchors(path: Path) -> set[str]:
-    """The anchors of a document's headings, as the hosting sites make them."""
-    headings = re.findall(r"^#{1,6} +(.+?) *$", prose(path), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", h.replace("`", "").lower()).replace(" ", "-") for h in headings}
-
-
-def problems(path: Path) -> list[str]:
-    found = []
-    for target in [*LINK.findall(prose(path)), *DEFINITION.findall(prose(path))]:
-        if re.match(r"[a-z]+://|mailto:", target):
-            continue
-        name, _, anchor = target.partition("#")
-        file = (path.parent / name).resolve() if name else path
-        if not file.exists():
-            found.append(f"{path.name}: {target} leads nowhere")
-        elif anchor and file.suffix == ".md" and anchor not in anchors(file):
-            found.append(f"{path.name}: {target} names no heading of {file.name}")
-    return found
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)

@@ -32,8 +32,8 @@ from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.session import quiet_session
 from runbook_lib.sources import SourceError
+from tests.kit.frames.services import NOBODY, looked, of_sessions, process
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
-from tests.unit.test_evidence import NOBODY, looked, of_sessions, process
 
 PSQL = "org.postgresql.util.PSQLException: "
 PASSWORD = PSQL + 'FATAL: password authentication failed for user "miniserversystem"'

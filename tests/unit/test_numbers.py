@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib import catalog, pack
-from tests.kit import ROOT
+from runbook_lib import catalog
+from tests.kit.syntax import DECIDING, PACK, called
 
-PACK = pack.active_runbook().packs[0]
 LIBRARY = Path(catalog.__file__).parent
 MODULES = sorted((PACK.folder / "checks").glob("*.py"))
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
@@ -26,10 +25,6 @@ def functions(tree: ast.Module) -> Iterator[ast.AST]:
     for node in tree.body:
         if not (isinstance(node, ast.FunctionDef) and node.name.startswith(DRAWS)):
             yield node
-
-
-def called(node: ast.Call) -> str:
-    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def numbers(node: ast.AST) -> Iterator[tuple[int, float]]:
@@ -80,16 +75,6 @@ def test_no_number_decides_in_a_judge(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [(line, n) for node in functions(tree) for line, n in numbers(node) if n not in PHYSICAL]
     assert not found, f"{path.name}: put into docs/slo.md, numbers.md or observations.md"
-
-
-#: What decides beside the judges: the rest of the pack without its simulator, and the pack of the example.
-EXAMPLE = ROOT / "examples" / "procrastinate"
-DECIDING = sorted(
-    path
-    for folder in (PACK.folder, EXAMPLE)
-    for path in folder.rglob("*.py")
-    if not {"sandbox", "drills"} & {*path.relative_to(folder).parts}
-)
 
 
 def code(node: ast.AST) -> Iterator[ast.AST]:

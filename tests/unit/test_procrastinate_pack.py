@@ -17,10 +17,9 @@ from runbook_lib.checks import checks
 from runbook_lib.context import JudgeInput
 from runbook_lib.model.finding import PROPOSAL_PARTS, Frames, Status, proposal_text
 from runbook_lib.settings import facts_of
-from tests.kit import ROOT
+from tests.kit import ROOT, links
 from tests.kit.effort import examples
 from tests.kit.steps import odd_frames
-from tests.unit import test_links as links
 
 FOLDER = ROOT / "examples" / "procrastinate"
 

@@ -6,10 +6,7 @@ import errno
 import fcntl
 import json
 import os
-import resource
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +18,7 @@ from runbook_lib.archive import seal
 from runbook_lib.receiver import reads
 from runbook_lib.receiver.reads import AccessLog
 from runbook_lib.store import NOTES, Archive
+from tests.kit.limits import files_up_to
 
 
 def log_of(folder: Path) -> Path:
@@ -36,17 +34,6 @@ def archive_of(folder: Path) -> Archive:
 @pytest.fixture
 def log(tmp_path: Path) -> AccessLog:
     return AccessLog(tmp_path / "receiver.db", keep_days=400)
-
-
-@contextmanager
-def files_up_to(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_read_is_appended_and_nothing_is_read_again(

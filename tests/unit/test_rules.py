@@ -6,9 +6,7 @@ The chain that is checked: metric -> rule -> route of docs/deploy/runbook.toml -
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -21,9 +19,9 @@ import yaml
 from runbook_lib import catalog, parameters
 from runbook_lib.packs.entitlement import ROOT, checks
 from runbook_lib.settings import Route
-from tests.unit.test_links import anchors
+from tests.kit.links import anchors
+from tests.kit.programs import DEPLOY, tool
 
-DEPLOY = ROOT / "docs" / "deploy"
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 RULES_TEST = DEPLOY / "prometheus" / "rules_test.yaml"
 BOOK = catalog.load()
@@ -39,15 +37,6 @@ NAMES = [a["alert"] for a in ALERTS]
 TESTS = yaml.safe_load(RULES_TEST.read_text(encoding="utf-8"))["tests"]
 ROUTES = [Route(**r) for r in tomllib.loads((DEPLOY / "runbook.toml").read_text(encoding="utf-8"))["routes"]]
 ROUTED = {number for route in ROUTES for number in route.sections}
-
-
-def tool(name: str, variable: str, package: str) -> str:
-    """The path of a program; the test is skipped, or fails where it is required, when it is not installed."""
-    if (found := shutil.which(name)) is None:
-        if os.environ.get(variable) == "1":
-            pytest.fail(f"{variable}=1 and {name} is not installed", pytrace=False)
-        pytest.skip(f"{name} is not installed (Debian: {package})")
-    return found
 
 
 def run(*command: str) -> None:

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, assume, given
@@ -32,28 +31,8 @@ from runbook_lib.receiver.journal import Journal
 from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, digest, entry_of
 from runbook_lib.usage import UsageError
 from tests.kit import ROOT, effort
+from tests.kit.dossiers import COUNT, Verify, cut_off, fill, rewritten
 from tests.tools import sample
-
-Verify = Callable[..., tuple[int, str, str]]
-
-#: Artifacts, actions and notes of the dossier that is attacked.
-COUNT = 4
-
-
-def fill(archive: Archive, count: int = COUNT, mark: str = "") -> list[ChainHead]:
-    """A dossier with lines in each journal; its head after each artifact, action and note."""
-    archive.prepare()
-    seen = []
-    for n in range(count):
-        name = f"2026010{n + 1}T000000Z-4.1-OK{mark}"
-        archive.append(
-            {"name": name, "started": f"2026-01-0{n + 1}T00:00:00Z"},
-            {f"{name}.ipynb": f"notebook {n}{mark}".encode(), f"evidence/{name}.json": b"{}"},
-        )
-        archive.add_line(ACTION_LOG, {"action": f"a{n}{mark}"})
-        archive.add_line(NOTES, {"text": f"n{n}{mark}"})
-        seen.append(chain_head(archive))
-    return seen
 
 
 @pytest.fixture
@@ -61,22 +40,7 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(str(tmp_path / "out"), "INC-1")
 
 
-def rewritten(archive: Archive, log: str, lines: list[dict[str, Any]]) -> None:
-    """Write a journal anew, with a chain and digests that are right: whoever may write there can."""
-    content, last = b"", None
-    for line in lines:
-        sha256 = {name: digest(archive.read(name)) for name in line.get("sha256", {})}
-        entry = line | {"previous": last} | ({"sha256": sha256} if sha256 else {})
-        sealed = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
-        content, last = content + sealed + b"\n", digest(sealed)
-    archive.write(log, content)
-
-
 # The attacks: each on one line (from 0) of one journal, leaving chain and digests in order wherever that can be done.
-
-
-def cut_off(archive: Archive, log: str, line: int) -> None:
-    rewritten(archive, log, archive.lines(log)[:line])
 
 
 def rewrite(archive: Archive, log: str, line: int) -> None:

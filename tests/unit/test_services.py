@@ -21,8 +21,8 @@ from runbook_lib.model.finding import Reason
 from runbook_lib.settings import Budget, Target
 from runbook_lib.sources import Opening, ReadCost, SourceError, http, prometheus
 from runbook_lib.sources.prometheus import Exposition
+from tests.kit.sources import fails_with
 from tests.kit.web import reply, web
-from tests.unit.test_workloads import fails_with
 
 #: As a service on a JVM writes it: comments, labels, a number without and with a point, one that is none.
 TEXT = """\

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from runbook_lib import settings
 from runbook_lib.usage import UsageError
-from tests.unit.test_sign import KNOWN, public
+from tests.kit.keys import KNOWN, public
 
 SECRET = "s3cret-x"
 #: What stands in the table of a target.

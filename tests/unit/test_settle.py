@@ -18,7 +18,7 @@ from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
 from runbook_lib.store import Archive
-from tests.unit.test_diagnosis import BOOK, seen
+from tests.kit.findings import BOOK, seen
 
 STEPS = sorted({step for mode in BOOK.failure_modes.values() for step in mode.told_by})
 RIVALS = ("FM-DB-01", "FM-DB-02", "FM-DB-03", "FM-OB-01")

@@ -9,29 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization as form
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from runbook_lib.archive import seal
 from runbook_lib.archive.seal import ChainHead
 from runbook_lib.store import NOTES, Archive
-from tests.unit.test_seal import COUNT, Verify, cut_off, fill
-
-
-def pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:
-    shut = form.BestAvailableEncryption(password) if password else form.NoEncryption()
-    return key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, shut)
-
-
-def public(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> str:
-    der = key.public_key().public_bytes(form.Encoding.DER, form.PublicFormat.SubjectPublicKeyInfo)
-    return base64.b64encode(der).decode()
-
-
-# The same in every process that collects these tests: their names hold the keys.
-AOKI, SATO = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in (1, 2))
-KNOWN = {"aoki": public(AOKI), "sato": public(SATO)}
+from tests.kit.dossiers import COUNT, Verify, cut_off, fill
+from tests.kit.keys import AOKI, KNOWN, pem
 
 
 def configured(folder: Path, key: str = 'key_file = "key.pem"', keys: dict[str, str] = KNOWN) -> None:

@@ -23,19 +23,21 @@ from runbook_lib.checks import checks
 from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.packs.entitlement.checks.throttle import RELAY
 from tests.kit.effort import examples
+from tests.kit.frames import (
+    changed,
+    consistency,
+    dead_letters,
+    delivery,
+    duplicates,
+    exceptions,
+    postmortem,
+    recovery,
+    response,
+    scope,
+    throttle,
+)
 from tests.kit.steps import ago, documented, make_given, odd_frames, words
-from tests.servers import test_checks_changed as changed
-from tests.servers import test_checks_consistency as consistency
-from tests.servers import test_checks_dead_letters as dead_letters
-from tests.servers import test_checks_delivery as delivery
-from tests.servers import test_checks_duplicates as duplicates
-from tests.servers import test_checks_exceptions as exceptions
-from tests.servers import test_checks_recovery as recovery
-from tests.servers import test_checks_response as response
-from tests.servers import test_checks_scope as scope
-from tests.servers import test_checks_throttle as throttle
-from tests.servers import test_postmortem as postmortem
-from tests.unit.test_numbers import DECIDING, called
+from tests.kit.syntax import DECIDING, called
 
 # In code -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWor
 from runbook_lib.sources import ReadCost, SourceError, workloads
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
 from tests.kit.cluster import NAMESPACE, Cluster
+from tests.kit.sources import fails_with
 from tests.kit.steps import make_given
 from tests.kit.waiting import until
-from tests.unit.test_rules import tool
 
 SECRET = "p4ss-of-the-app"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/notification"
@@ -42,20 +41,7 @@ def a_read_cost() -> ReadCost:
     return ReadCost(Masker.of([f"postgresql://app:{SECRET}@db/app"], "INC-1"))
 
 
-@contextmanager
-def fails_with(reason: Reason, code: str | None = None) -> Iterator[None]:
-    """Expect a SourceError of this reason, and of this code if one is given."""
-    with pytest.raises(SourceError) as e:
-        yield
-    assert e.value.reason is reason and code in (None, e.value.code)
-
-
 # kubectl -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def kubectl() -> None:
-    tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What steps read, by section: frames of healthy systems and of systems in trouble."""

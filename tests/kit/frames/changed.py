@@ -1,0 +1,20 @@
+"""What step 3.6 reads."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.model.finding import Frames
+from runbook_lib.packs.entitlement.checks import changed
+from tests.kit.steps import ago
+
+
+def frames(*changes: tuple[float, str]) -> Frames:
+    rows = [(ago(seconds), what, "postgres", "exact") for seconds, what in changes]
+    return {
+        "changes": pd.DataFrame(rows, columns=changed.COLUMNS),
+        "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
+        "asked": pd.DataFrame({"source": ["postgres"]}),
+        "failed": pd.DataFrame(columns=FAILED_COLUMNS),
+    }
