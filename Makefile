@@ -43,7 +43,7 @@ lint: venv
 	$(RUN)/mypy
 	$(RUN)/mypy examples/procrastinate
 	$(RUN)/lint-imports --no-logo
-	$(RUN)/python -m pytest -q tests/unit/test_words.py
+	$(RUN)/python -m pytest -q --durations 0 -m lint tests/lint
 
 bench: venv
 	$(RUN)/python -m tests.bench

@@ -53,8 +53,10 @@ hypothesis.settings.load_profile("any")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Keep tests that share a fixture of their module on one worker, unless they name another group."""
+    """Mark tests of texts. Keep tests that share a fixture of their module on one worker, or in the group they name."""
     for item in items:
+        if item.path.parent.name == "lint":
+            item.add_marker(pytest.mark.lint)
         known = getattr(item, "_fixtureinfo", None)
         shares = known and any(d.scope == "module" for defs in known.name2fixturedefs.values() for d in defs)
         if shares and not item.get_closest_marker("xdist_group"):

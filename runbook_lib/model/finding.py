@@ -81,7 +81,7 @@ def say(key: str, **params: Any) -> Text:
     return Text(key, {name: known(value) for name, value in params.items()})
 
 
-# Documents and packs name hops, actions and proposals; tests/unit/test_messages.py lists the keys of each.
+# Documents and packs name hops, actions and proposals; tests/lint/test_messages.py lists the keys of each.
 
 
 def hop_text(name: str) -> Text:
