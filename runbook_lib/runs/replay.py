@@ -24,7 +24,7 @@ from runbook_lib.analysis import diagnosis
 from runbook_lib.archive import course, policy, rejudge, seal
 from runbook_lib.catalog import FIRST_RESPONSE, Catalog
 from runbook_lib.masking import hide_names
-from runbook_lib.model.finding import Finding, Text, Verdict, say
+from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
 from runbook_lib.notes import whoami
 from runbook_lib.recording import RecordedRun, Recording, recorded_run
 from runbook_lib.runs.investigation import sections_to_follow
@@ -69,7 +69,7 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
         {
             "runs": [[r.section, _strip_header(r.header), r.stored] for r in runs],
             "policy": json.loads(documents or "{}"),
-            "manifest": {"verdict": _drop_headlines(verdict), "left_out": [record_view.text(t) for t in left_out]},
+            "manifest": {"verdict": _drop_evidence(verdict), "left_out": [record_view.text(t) for t in left_out]},
         },
         known,
         keep,
@@ -142,15 +142,21 @@ class Replayed:
 
 def replay(recorded: Recording, book: Catalog, *, again: bool = True) -> Replayed:
     """Judge a recording by the documents `book`; with `again` False, take its findings as they were recorded."""
-    findings: dict[str, tuple[Finding, ...]] = {}
-    verdicts: dict[str, Verdict] = {}
-    for section, r in recorded.runs.items():
-        own = book.tuned(r.header.get("given", {}).get("thresholds", {}))
-        if again:
-            findings[section], verdicts[section] = rejudge.judge(r.findings.values(), r.header, own)
-        else:
-            findings[section] = tuple(r.findings.values())
-            verdicts[section] = diagnosis.conclude(findings[section], own)
+    return triage({section: judge(run, book, again=again) for section, run in recorded.runs.items()}, book)
+
+
+def judge(run: RecordedRun, book: Catalog, *, again: bool = True) -> tuple[tuple[Finding, ...], Verdict]:
+    """Return the findings and the verdict of a recorded section; with `again` False, its findings as recorded."""
+    own = book.tuned(run.header.get("given", {}).get("thresholds", {}))
+    if again:
+        return rejudge.judge(run.findings.values(), run.header, own)
+    return (findings := tuple(run.findings.values())), diagnosis.conclude(findings, own)
+
+
+def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Catalog) -> Replayed:
+    """Conclude from judged sections what a triage would."""
+    findings = {section: found for section, (found, _) in judged.items()}
+    verdicts = {section: verdict for section, (_, verdict) in judged.items()}
     ran = [FIRST_RESPONSE] if FIRST_RESPONSE in findings else list(findings)
     if FIRST_RESPONSE in findings:
         ran += [n for n in sections_to_follow(verdicts[FIRST_RESPONSE].next_sections, ran) if n in findings]
@@ -168,15 +174,23 @@ def evaluate(recorded: Recording, book: Catalog | None = None) -> dict[str, Any]
 
 def as_expected(replayed: Replayed) -> dict[str, Any]:
     """Return a replayed recording as the index has it."""
-    triage, ran = replayed.verdict, replayed.ran
-    sections = {
-        n: _step_lines(found) | _verdict_fields(replayed.verdicts[n], [n]) for n, found in replayed.findings.items()
-    }
+    verdict, ran = replayed.verdict, replayed.ran
     return {
-        "exit_code": triage.status.value,
+        "exit_code": verdict.status.value,
         "triage": " then ".join(ran),
-        **_verdict_fields(triage, ran),
-        "sections": sections,
+        **_verdict_fields(verdict, ran),
+        "sections": {n: section_as_expected(n, found, replayed.verdicts[n]) for n, found in replayed.findings.items()},
+    }
+
+
+def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verdict) -> dict[str, Any]:
+    """Return a judged section as the index has it: its steps with their evidence, and its verdict."""
+    findings = list(findings)
+    return {
+        "steps": {f.step: _finding_line(f) for f in findings},
+        "cases": {f.step: f.decision.case for f in findings if f.decision},
+        "evidence": {f.step: list(_evidence_lines(f)) for f in findings},
+        **_verdict_fields(verdict, [section]),
     }
 
 
@@ -193,8 +207,9 @@ def reopen(recorded: Recording) -> tuple[Replayed, list[Text]]:
         now = replay(recorded, book)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
         return replay(recorded, catalog.load(), again=False), [rejudge.not_judged(recorded.name, e)]
-    expected = recorded.manifest.get("verdict") or _drop_headlines(as_expected(replay(recorded, book, again=False)))
-    return now, [say("capsule.apart", line=line) for line in differences(expected, as_expected(now))]
+    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, book, again=False)))
+    apart = differences(expected, _drop_evidence(as_expected(now)))
+    return now, [say("capsule.apart", line=line) for line in apart]
 
 
 def contents(recorded: Recording) -> list[Text]:
@@ -251,19 +266,14 @@ def page_lines(replayed: Replayed, lang: str) -> list[str]:
     return [*render.verdict_lines(replayed.verdict, lang), "", *steps]
 
 
-def _drop_headlines(expected: dict[str, Any]) -> dict[str, Any]:
-    """Return what is expected without the words of the headlines, which a newer version may change."""
+def _drop_evidence(expected: dict[str, Any]) -> dict[str, Any]:
+    """Return what is expected without headlines and evidence, which a newer version may change."""
     sections = {
-        name: section | {"steps": {step: line.partition(": ")[0] for step, line in section["steps"].items()}}
+        name: {n: value for n, value in section.items() if n != "evidence"}
+        | {"steps": {step: line.partition(": ")[0] for step, line in section["steps"].items()}}
         for name, section in expected["sections"].items()
     }
     return expected | {"sections": sections}
-
-
-def _step_lines(findings: Iterable[Finding]) -> dict[str, Any]:
-    findings = list(findings)
-    cases = {f.step: f.decision.case for f in findings if f.decision}
-    return {"steps": {f.step: _finding_line(f) for f in findings}, "cases": cases}
 
 
 def _verdict_fields(v: Verdict, ran: Iterable[str]) -> dict[str, Any]:
@@ -281,9 +291,49 @@ def _verdict_fields(v: Verdict, ran: Iterable[str]) -> dict[str, Any]:
 
 
 def _finding_line(f: Finding) -> str:
-    """Return a finding as one line of the index: status, reason and headline."""
+    """Return a finding as one line of the index: status, reason, and the key of its headline with parameters."""
     status = f"{f.status.name} {f.reason.value}" if f.reason else f.status.name
-    return f"{status}: {messages.text(f.headline, 'en')}"
+    return f"{status}: {_format(f.headline)}"
+
+
+def _evidence_lines(f: Finding) -> Iterator[str]:
+    """Yield what a finding shows and contributes to a verdict beside its headline, a line each."""
+    for value in f.values:
+        if value.threshold:
+            yield f"{value.name} {_format(value.value)} {value.status.name if value.status else ''}"
+    for observation in dict.fromkeys(signal.observation for signal in f.signals):
+        spoken = [f"{s.about} {s.weight:+g}" for s in f.signals if s.observation == observation]
+        yield f"{observation or '-'}: {', '.join(spoken)}"
+    for hop in f.hops:
+        yield f"{hop.name}: {_format_params({name: getattr(hop, name) for name in (*HOP_NUMBERS, 'late')})}"
+    for note in f.notes:
+        yield _format(note)
+    for proposal in f.proposals:
+        yield f"propose {proposal.name}({_format_params(proposal.params)})"
+    if f.ended:
+        yield f"over since {f.ended.since} {_format(f.ended.by)}"
+    if f.next_sections:
+        yield f"next {' '.join(f.next_sections)}"
+
+
+def _format(value: Any) -> str:
+    """Return a parameter as the index has it: a message as its key with parameters, a number with four digits."""
+    match value:
+        case Text():
+            return value.key + (
+                f"({said})" if value.key != messages.VERBATIM and (said := _format_params(value.params)) else ""
+            )
+        case float():
+            return f"{value:.4g}"
+        case list() | tuple():
+            return f"[{' '.join(map(_format, value))}]"
+        case _:
+            return str(value)
+
+
+def _format_params(params: Mapping[str, Any]) -> str:
+    said = {name: shown for name, value in sorted(params.items()) if value is not None and (shown := _format(value))}
+    return ", ".join(f"{name}={shown}" for name, shown in said.items())
 
 
 def differences(expected: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> Iterator[str]:
