@@ -51,13 +51,19 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any")
 
 
+#: Fixtures that start a server or a browser.
+SERVED = {"embedded", "servers", "sandbox", "store", "browser"}
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Mark tests of texts. Keep tests that share a fixture of their module on one worker, or in the group they name."""
+    """Mark tests of texts and those of servers. Keep tests that share a fixture of their module on one worker."""
     for item in items:
         if item.path.parent.name == "lint":
             item.add_marker(pytest.mark.lint)
         known = getattr(item, "_fixtureinfo", None)
+        if known and SERVED & known.name2fixturedefs.keys():
+            item.add_marker(pytest.mark.served)
         shares = known and any(d.scope == "module" for defs in known.name2fixturedefs.values() for d in defs)
         if shares and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))

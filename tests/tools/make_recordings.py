@@ -36,7 +36,7 @@ from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
 from runbook_lib.store import Archive
-from tests.kit import RECORDINGS
+from tests.kit import RECORDINGS, states
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
 LOOK_AFTER_S = 30.0
@@ -250,12 +250,15 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="only these")
     parser.add_argument("--changed", action="store_true", help="list the stale ones and record them again")
     parser.add_argument("--accept", action="store_true", help="expect what is said today")
+    parser.add_argument("--states", action="store_true", help="expect what is said of the states today")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="sandboxes side by side")
     asked = parser.parse_args()
     RECORDINGS.mkdir(exist_ok=True)
     index = replay.read_index(RECORDINGS)
     if asked.accept:
-        return accept(index, asked.names or list(index))
+        return accept(index, asked.names or list(index)) or accept_states()
+    if asked.states:
+        return accept_states()
     known = {m.name: m for m in MOMENTS}
     if unknown := sorted(set(asked.names) - known.keys()):
         print(f"no moment is called {', '.join(unknown)}: known are {', '.join(known)}", file=sys.stderr)
@@ -315,6 +318,16 @@ def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
         if not by_a_person:
             index[name]["expected"] = now
     replay.write_index(RECORDINGS, index)
+    return 0
+
+
+def accept_states() -> int:
+    """Expect of the states what is said of them today, and print what that changes."""
+    found, before = {name: states.evaluate(state) for name, state in states.states().items()}, states.expected()
+    for name, said in found.items():
+        for changed in replay.differences(before[name], said) if name in before else [f"new: {said['steps']}"]:
+            print(f"{name}: {changed}")
+    states.write_expected(found)
     return 0
 
 

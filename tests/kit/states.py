@@ -1,0 +1,101 @@
+"""States that no recording has, made from recorded frames: what is changed in them, and what comes out.
+
+`recordings/states/4.1.1.toml` holds those of step 4.1.1. It says for each state which recorded section it is `from`,
+and by step and frame what is different: columns that every row gets (a row is made where there is none), other rows,
+or the recorded section that the frame is taken from. "-30 s" is a time, so long before the recorded moment; "unknown",
+and what a row does not name, was not read. `4.1.1.json` beside it has the result of the section, and of its steps
+those that differ from the recording's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import pandas as pd
+
+from runbook_lib import catalog, recording
+from runbook_lib.runs import replay
+from tests.kit import RECORDINGS
+
+#: A time of a state, in seconds before the recorded moment; after it, if negative.
+_AGO = re.compile(r"-(-?[\d.]+) s")
+_KINDS = {bool: "bool", int: "int", float: "float", str: "text"}
+STATES = RECORDINGS / "states"
+
+
+def states() -> dict[str, dict[str, Any]]:
+    """Return the states, by step and name."""
+    read = {file.stem: tomllib.loads(file.read_text(encoding="utf-8")) for file in sorted(STATES.glob("*.toml"))}
+    return {f"{step} {name}": state for step, named in read.items() for name, state in named.items()}
+
+
+def expected() -> dict[str, dict[str, Any]]:
+    """Return what is expected of the states, by step and name."""
+    read = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(STATES.glob("*.json"))}
+    return {f"{step} {name}": found for step, named in read.items() for name, found in named.items()}
+
+
+def write_expected(found: Mapping[str, Any]) -> None:
+    """Expect this of the states, by step and name."""
+    for step in {name.partition(" ")[0] for name in found}:
+        own = {name.partition(" ")[2]: said for name, said in found.items() if name.startswith(f"{step} ")}
+        text = json.dumps(own, ensure_ascii=False, indent=1, sort_keys=True)
+        (STATES / f"{step}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def evaluate(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge a state; return the verdict of the section, and the steps that differ from the recording's."""
+    name, section = state["from"].split()
+    run = _read(name).runs[section]
+    changed = recording.RecordedRun(section, run.header | state.get("header", {}), deepcopy(run.stored))
+    for step, frames in state.items():
+        if step not in ("from", "header"):
+            (stored,) = (f["frames"] for f in changed.stored if f["step"] == step)
+            for frame, new in frames.items():
+                stored[frame] = _change(step, frame, stored[frame], new, pd.Timestamp(run.header["as_of"]))
+    before = _judge(name, section)
+    now = replay.section_as_expected(section, *replay.judge(changed, catalog.load()))
+    parts = ("steps", "cases", "evidence")
+    return now | {part: {step: v for step, v in now[part].items() if v != before[part].get(step)} for part in parts}
+
+
+@cache
+def _read(name: str) -> recording.Recording:
+    return recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")
+
+
+@cache
+def _judge(name: str, section: str) -> dict[str, Any]:
+    return replay.section_as_expected(section, *replay.judge(_read(name).runs[section], catalog.load()))
+
+
+def _change(step: str, frame: str, stored: dict[str, Any], new: Any, as_of: pd.Timestamp) -> dict[str, Any]:
+    if isinstance(new, str):
+        name, section = new.split()
+        (other,) = (f["frames"][frame] for f in _read(name).runs[section].stored if f["step"] == step)
+        return dict(other)
+    kinds = {column["name"]: column["type"] for column in stored["columns"]}
+    rows = [dict(zip(kinds, row, strict=True)) for row in stored["rows"]] or [dict.fromkeys(kinds)]
+    rows = new if isinstance(new, list) else [row | new for row in rows]
+    if unknown := {name for row in rows for name in row} - kinds.keys():
+        raise KeyError(f"{step} {frame} has no column {', '.join(sorted(unknown))}: {', '.join(kinds)}")
+    for name in kinds:
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, str) and _AGO.fullmatch(value) for value in values):
+            kinds[name] = "time"
+        elif kinds[name] != "time" and (types := {type(v) for v in values if v is not None and v != "unknown"}):
+            kinds[name] = _KINDS[types.pop()] if len(types) == 1 else "float" if types == {int, float} else "text"
+
+    def cell(value: Any) -> Any:
+        ago = _AGO.fullmatch(value) if isinstance(value, str) else None
+        return (as_of - timedelta(seconds=float(ago[1]))).isoformat() if ago else None if value == "unknown" else value
+
+    columns = [{"name": name, "type": kind} for name, kind in kinds.items()]
+    return stored | {"columns": columns, "rows": [[cell(row.get(name)) for name in kinds] for row in rows]}
