@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import string
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 import runbook_lib
 from runbook_lib import messages
-from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from runbook_lib.model.finding import PROPOSAL_PARTS, say
 
 CODE = Path(runbook_lib.__file__).parent
@@ -135,131 +133,3 @@ def test_sentences_say_what_is_known_and_count_by_one(key: str, params: dict[str
 
 def test_what_could_not_be_seen_is_shown_as_such() -> None:
     assert "?" in messages.text(say("unknown.timeout", source=None, detail=float("nan")), "en")
-
-
-# Counts -----------------------------------------------------------------------------------------------------
-
-COUNTS = (0, 1, 2, 1_234_567)
-TOP = CODE.parent
-
-
-def templates(lang: str) -> dict[str, str]:
-    """Every text of a language by file and key, those of the example's pack as well."""
-    files = [*CODE.rglob(f"messages/{lang}.toml"), *(TOP / "examples").rglob(f"messages/{lang}.toml")]
-    return {
-        f"{path.relative_to(TOP)} {key}": text
-        for path in files
-        for key, text in messages.flat(tomllib.loads(path.read_text(encoding="utf-8"))).items()
-    }
-
-
-#: Whatever is counted somewhere: "row{n:/s}"; and the irregular "tries".
-NOUNS = {noun for text in templates("en").values() for noun in re.findall(r"(\w{3,})\{\w+:/s\}", text)} - {"other"}
-#: A number and what it counts, with at most one adjective between them, right or wrong.
-COUNTED = re.compile(
-    r"\{(?P<number>(?!name\b)\w+)(?::,?(?:\.0f)?)?\} (?:(?!of |has |with )[\w-]+ )??"
-    rf"(?:(?P<noun>{'|'.join(sorted(NOUNS))})(?:s|\{{(?P=number):/s\}})|tries|\{{(?P=number):try/tries\}})(?![\w{{])"
-)
-
-
-def counted(lang: str) -> dict[str, tuple[str, set[str]]]:
-    """Each text that counts, with the names of its numbers; a language has the numbers of the English text."""
-    found = {
-        key.replace("/en.toml", f"/{lang}.toml"): {m["number"] for m in COUNTED.finditer(text)}
-        for key, text in templates("en").items()
-    }
-    return {key: (text, found[key]) for key, text in templates(lang).items() if found[key]}
-
-
-def test_what_is_counted_agrees_with_its_number() -> None:
-    wrong = []
-    for key, text in templates("en").items():
-        for found in COUNTED.finditer(text):
-            for n in COUNTS:
-                said = messages.fill(found[0], {found["number"]: n})
-                if said.endswith(found["noun"] or "try") is not (n == 1):
-                    wrong.append(f"{key}: {said}")
-    assert len(counted("en")) > 100 and wrong == []
-
-
-@pytest.mark.parametrize("n", COUNTS)
-@pytest.mark.parametrize("lang", messages.LANGUAGES)
-def test_every_number_that_counts_is_shown_whole(lang: str, n: int) -> None:
-    """As whole numbers, whether the check gives an int or the float of a frame."""
-    wrong = []
-    for key, (text, numbers) in counted(lang).items():
-        for value in (n, float(n)):
-            params = dict.fromkeys(fields(text), pd.Timestamp(0) if ":%" in text else "x")
-            said = messages.fill(_without_formats(text, numbers), params | dict.fromkeys(numbers, value))
-            shown = set(re.findall(r"[\d,.]*\d", said))
-            if fields(text) & numbers and (not {str(n), f"{n:,}"} & shown or f"{n}.0" in said):
-                wrong.append(f"{key}: {said}")
-    assert wrong == []
-
-
-def _without_formats(text: str, numbers: set[str]) -> str:
-    """The text with the format of other parameters taken out, so that any value fits them."""
-    return re.sub(r"\{(\w+):[^{}/]*\}", lambda m: m[0] if m[1] in numbers else f"{{{m[1]}}}", text)
-
-
-@pytest.mark.parametrize(
-    ("n", "en", "ja"),
-    [(0, "waiting 0 events of 0 users", "滞留 0 イベント/0 ユーザー"),
-     (1, "waiting 1 event of 1 user", "滞留 1 イベント/1 ユーザー"),
-     (2, "waiting 2 events of 2 users", "滞留 2 イベント/2 ユーザー"),
-     (1_234_567, "waiting 1,234,567 events of 1,234,567 users", "滞留 1,234,567 イベント/1,234,567 ユーザー")],
-)  # fmt: skip
-def test_the_line_to_paste_counts_events_and_users(n: int, en: str, ja: str) -> None:
-    names = fields(messages.catalogue("en")["response.paste"])
-    line = say("response.paste", **dict.fromkeys(names) | {"events_waiting": float(n), "users_waiting": float(n)})
-    assert en in messages.text(line, "en") and ja in messages.text(line, "ja")
-
-
-# The Japanese style -----------------------------------------------------------------------------------------
-
-_POLITE = re.compile(r"(?:です|ます|ません|でした|ました|ください)(?=$|[:、]| /)")
-_PLAIN = re.compile(r"(?:[うくぐすつぬぶむるただい])$")
-
-
-def sentences(template: str) -> list[tuple[str, bool]]:
-    """The sentences of a Japanese text, what is in brackets left out; whether a full stop ends each."""
-    template = re.sub(r"`[^`]*`", "{command}", template)
-    while template != (template := re.sub(r"\([^()]*\)", "", re.sub(r"\[\[([^\[\]|]*)[^\[\]]*\]\]", r"\1", template))):
-        pass
-    *ended, last = (s.strip() for s in template.split("。"))
-    return [(s, True) for s in ended] + [(last, False)] * bool(last)
-
-
-def is_in_style(sentence: str, ended: bool) -> bool:
-    """Polite, or a condition ("... こと"), or a parameter's own words, or a noun phrase (no topic, no stop)."""
-    said = re.sub(r": \{[^{}]*\}$", "", sentence)
-    if _POLITE.search(said) or said.endswith(("こと", "}")):
-        return True
-    return not ((ended and said == sentence) or _PLAIN.search(said) or re.search(r"(?<!また)は(?![ぁ-ん])", said))
-
-
-def test_each_japanese_sentence_is_polite() -> None:
-    texts = messages.catalogue("ja") | {f"fault {f.name}": f.description["ja"] for f in CATALOGUE}
-    wrong = {key: [s for s, ended in sentences(text) if not is_in_style(s, ended)] for key, text in texts.items()}
-    assert {key: found for key, found in wrong.items() if found} == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "well"),
-    [("詰まりはない", False), ("接続できない: {detail}", False), ("件数を数えた。", False), ("原因は不明", False),
-     ("リスクなし。", False), ("詰まりはありません: {detail}", True), ("再起動(参照のみ)", True),
-     ("応答すること", True), ("{a}。{b}", True), ("{n} 件です[[(最後は {ago} 秒前)]]", True)],
-)  # fmt: skip
-def test_what_is_in_style(text: str, well: bool) -> None:
-    assert all(is_in_style(*s) for s in sentences(text)) is well
-
-
-def test_japanese_has_one_word_for_confidence() -> None:
-    texts = [*messages.catalogue("ja").values(), (CODE.parent / "README.ja.md").read_text(encoding="utf-8")]
-    words = set(re.findall(r"確信度|信頼度|確からしさ|確度", " ".join(texts)))
-    assert words == {"確度"}
-
-
-def test_who_is_alive_is_told_in_japanese() -> None:
-    told = {k: messages.text(say(k, s=12.0), "ja") for k in messages.catalogue("ja") if k.startswith("alive.")}
-    assert told and {key: text for key, text in told.items() if re.search(r"[A-Za-z]", text)} == {}

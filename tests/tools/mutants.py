@@ -31,14 +31,8 @@ ROOT, CORES = Path(__file__).resolve().parents[2], os.cpu_count() or 2
 PARTS = ("packs/entitlement/checks/*", "packs/entitlement/evidence/*", "packs/entitlement/missing", "analysis/*",
          "checks/cases", "masking", "redaction", "archive/seal", "governance/approval", "governance/guard")  # fmt: skip
 FILES = [str(file) for part in PARTS for file in sorted((ROOT / "runbook_lib").glob(f"{part}.py"))]
-QUICK = [
-    "-m",
-    "not slow and not docker and not served",
-    "tests/unit",
-    "tests/servers",
-    "tests/replay/test_replay.py",
-    "tests/replay/test_states.py",
-]
+ROOMS = ("judges", "engine", "governance", "live", "replay/test_replay.py", "replay/test_states.py")
+QUICK = ["-m", "not slow and not docker and not served and not lint", *(f"tests/{room}" for room in ROOMS)]
 #: A function with such a parameter reads servers: no quick test is about it.
 READS = {"rb", "db"}
 #: Tests that a mutant meets at most of each kind; seconds, after which it hangs, which is noticed.
