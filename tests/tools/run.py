@@ -24,8 +24,8 @@ import pytest
 UNSTEADY_MOST = 3
 #: More failures than this are no accident: none of them is tried again.
 RETRIED_MOST = 20
-#: Workers: more than cores, because most tests wait; fewer for the slow ones, whose sandboxes and servers are busy.
-WORKERS, WORKERS_ALL = 7, 5
+#: Workers: more than two cores, because most tests wait; their sandboxes and servers are busy, too.
+WORKERS = 5
 #: What `make test-all` tries beside the tests themselves.
 COMMANDS = {
     "make lint": ["make", "--no-print-directory", "lint"],
@@ -137,6 +137,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="also what depends on how long things take")
     parser.add_argument("paths", nargs="*", metavar="PATH", help="of these files or folders only")
-    parser.add_argument("--workers", type=int, help=f"default: {WORKERS}; {WORKERS_ALL} with --all")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="default: %(default)s")
     given = parser.parse_args()
-    sys.exit(run(given.paths, given.all, given.workers or (WORKERS_ALL if given.all else WORKERS)))
+    sys.exit(run(given.paths, given.all, given.workers))
