@@ -14,6 +14,7 @@ import psycopg
 
 from runbook_lib import queries
 from runbook_lib.masking import Masker
+from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.queries import Query
 from runbook_lib.settings import Budget
 from runbook_lib.sources import ReadCost, SourceError
@@ -134,6 +135,10 @@ def _parameters(source: Postgres) -> dict[str, Any]:
         "share": 0.05,
         "tries_s": 420.0,
         "role": "miniserversystem",
+        "moment": now - pd.Timedelta(hours=1),
+        "settled_s": 5.0,
+        "fields": [*given_up.FIELDS],
+        "seqs": [7],
         "max_rows": BUDGET.max_rows + 1,
     }
 

@@ -1,5 +1,5 @@
 -- question: how many events of the window are in each state, and which are those that do not simply go on?
--- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, notifications_user_idx, notification_dlq_event_idx, a range of the heap of entitlement_audit
+-- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, notifications_user_idx, notification_dlq_event_idx, notification_dlq_notification_id_uniq, a range of the heap of entitlement_audit
 -- cost: index
 -- answers: window
 -- column: origin text
@@ -115,8 +115,10 @@ WITH head AS (
 ), states AS MATERIALIZED (
     SELECT c.*, CASE WHEN f.match THEN 'match' ELSE c.origin END AS from_, r.event_id IS NOT NULL AS processed,
         f.status AS notification, f.wait AS notification_wait, coalesce(f.copies > 1, false) AS doubled,
-        CASE WHEN f.status = 'FAILED' THEN EXISTS (
-            SELECT FROM notification.notification_dlq d WHERE d.notification_id = f.notification_id) END AS letter
+        -- With EXISTS the planner may read the whole table once instead of one key per row.
+        CASE WHEN f.status = 'FAILED' THEN (
+            SELECT true FROM notification.notification_dlq d WHERE d.notification_id = f.notification_id LIMIT 1
+        ) IS NOT NULL END AS letter
     FROM cohort c
     LEFT JOIN registered r ON r.event_id = c.event_id
     LEFT JOIN furthest f ON f.event_id = c.event_id

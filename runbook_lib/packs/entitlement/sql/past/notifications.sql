@@ -1,5 +1,5 @@
 -- question: stretch by stretch, how many notifications came, ended, and waited between (of a span of creation)?
--- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
+-- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
 -- continued in: past/levels

@@ -1,5 +1,5 @@
 -- question: bucket by bucket of an incident: how many notifications ended, and were late (of a span of creation)?
--- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
+-- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
 -- column: bucket number

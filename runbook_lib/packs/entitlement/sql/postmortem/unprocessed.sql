@@ -1,5 +1,5 @@
 -- question: bucket by bucket of an incident: which events never became a notification (of 200,000)?
--- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, notifications_retention_*_idx
+-- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, notifications_retention_*_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
 -- column: bucket number
