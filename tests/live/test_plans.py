@@ -13,10 +13,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from bench import fill, questions
 
 from runbook_lib import queries
 from runbook_lib.sources import postgres
+from tests.bench import fill, questions
 
 ROWS, TIMES = 5_000_000, 100
 SEGMENT_BYTES = 1 << 30  # PostgreSQL continues a longer table in a second file
