@@ -10,6 +10,9 @@
 
 A file name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
 
+Folders have mode 0700 and files 0600, whatever the umask. Where the output has the setgid bit, its group may read and
+write as well; an incident's folder that has other permissions gives them to what is written into it.
+
 Every exception of a store becomes an OSError with one line as its `strerror`; an output that cannot be opened at all
 raises OutputError.
 """
@@ -142,8 +145,8 @@ class Archive:
     def make(self) -> None:
         """Make the folder and test that it is writable. Raises OSError and UsageError."""
         if self.local:
-            _make_folder(self.local)
-            _make_folder(self.local / "evidence")
+            make_folder(self.local)
+            make_folder(self.local / "evidence", stat.S_IMODE(self.local.stat().st_mode))
             with tempfile.TemporaryFile(dir=self.local):
                 pass
         else:
@@ -252,7 +255,7 @@ class Archive:
     def write(self, name: str, content: bytes) -> None:
         """Write a file of the incident atomically. Raises OSError."""
         if self.local:
-            write_whole(self.local / name, content)
+            write_whole(self.local / name, content, mode=file_mode(self.local))
         else:
             with self._store_errors(name):
                 self._filesystem.pipe_file(self._path(name), content)
@@ -458,7 +461,7 @@ class Archive:
         Raises OSError; FileExistsError if the file exists.
         """
         if self.local:
-            create_whole(self.local / name, content)
+            create_whole(self.local / name, content, file_mode(self.local))
             return True
         with self._store_errors(name):
             try:
@@ -601,18 +604,35 @@ def _open_locked(path: Path, flags: int) -> int:
         pause = min(2 * pause, 0.01)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder with its parent's group permissions, so that two people can write to one incident."""
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """Make a folder and its parents with a mode that the umask does not change.
+
+    Below a folder with the setgid bit its group has that folder's permissions, so that two people can write to one
+    incident.
+    """
     try:
-        folder.mkdir(parents=True)
+        if not folder.parent.exists():
+            make_folder(folder.parent)
+        folder.mkdir(mode=0o700)
     except FileExistsError:
         if not folder.is_dir():
             raise
     else:
-        around = folder.parent.stat()
-        if around.st_mode & stat.S_ISGID:
-            folder.chmod(folder.stat().st_mode | around.st_mode & (stat.S_ISGID | stat.S_IRWXG))
+        around = folder.parent.stat().st_mode
+        _set_mode(folder, mode | (around & (stat.S_ISGID | stat.S_IRWXG) if around & stat.S_ISGID else 0))
         sync_folder(folder.parent)
+
+
+def file_mode(folder: Path) -> int:
+    """Return the mode of a dossier's file: who may read the folder may read the file. Only its owner changes it."""
+    return 0o600 | folder.stat().st_mode & 0o044
+
+
+def _set_mode(path: Path | int, mode: int) -> None:
+    """Set the mode of a new file or folder, if it differs; some file systems have modes of their own."""
+    if stat.S_IMODE(os.stat(path).st_mode) != mode:  # noqa: PTH116 - a descriptor, too
+        with suppress(PermissionError):
+            os.chmod(path, mode)  # noqa: PTH101
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:
@@ -679,10 +699,11 @@ def read_regular(path: Path, at_most: int | None = None) -> bytes:
         return file.read(-1 if at_most is None else at_most)
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> None:
+def write_whole(path: Path, content: bytes, *, durable: bool = True, mode: int | None = None) -> None:
     """Write a file atomically: a reader sees the old or the new content, never a part.
 
-    If `durable`, the new content survives a power failure when this returns. `mode` is that of a new file.
+    If `durable`, the new content survives a power failure when this returns. `mode` is the file's, by default as the
+    umask says.
     """
     with _temporary_file(path, content, durable=durable, mode=mode) as draft:
         draft.replace(path)
@@ -690,9 +711,9 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, mode: int =
         sync_folder(path.parent)
 
 
-def create_whole(path: Path, content: bytes) -> None:
+def create_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     """Create a file atomically and durably. Raises OSError; FileExistsError if it exists."""
-    with _temporary_file(path, content) as draft:
+    with _temporary_file(path, content, mode=mode) as draft:
         try:
             path.hardlink_to(draft)
         except OSError as e:
@@ -704,12 +725,15 @@ def create_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _temporary_file(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o666) -> Iterator[Path]:
+def _temporary_file(path: Path, content: bytes, *, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Make a temporary file beside `path` with its future content; it is removed afterwards."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
     draft.unlink(missing_ok=True)  # of a killed process, or planted: a link or a FIFO
     try:
-        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        made = 0o666 if mode is None else 0o600
+        with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, made)) as file:
+            if mode is not None:
+                _set_mode(file.fileno(), mode)
             file.write(content)
             if durable:
                 file.flush()

@@ -145,6 +145,8 @@ class Journal:
         self.file, self.clock = Path(file), clock or SteadyClock()
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            for name in (f"{self.file.name}.lock", self.file.name):  # -wal and -shm have the mode of the file
+                self.file.with_name(name).touch(mode=0o600)
             self._lock_file = self.file.with_name(f"{self.file.name}.lock").open("a")
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.fstat(self._lock_file.fileno()).st_nlink:

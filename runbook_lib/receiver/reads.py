@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from runbook_lib.archive import seal
-from runbook_lib.store import NOTES, Archive, digest, sync_folder
+from runbook_lib.store import NOTES, Archive, digest, make_folder, sync_folder
 
 #: Seconds that a request waits for the lock of a day's log, which every user of this machine may hold.
 LOCK_S = 3.0
@@ -66,8 +66,8 @@ class AccessLog:
     def _create_day(self, day: str) -> None:
         """Create the day's log durably (fsync)."""
         folder = self._folder / day
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / NOTES).touch()
+        make_folder(folder)
+        (folder / NOTES).touch(mode=0o600)
         for above in (folder, self._folder, self._folder.parent):
             sync_folder(above)
 

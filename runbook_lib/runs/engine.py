@@ -19,7 +19,7 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from traitlets import Unicode
 
 from runbook_lib.runs import forks, kernels
-from runbook_lib.store import write_whole
+from runbook_lib.store import file_mode, write_whole
 from runbook_lib.view import record
 
 #: Under which papermill knows the engine, once this module is imported.
@@ -34,7 +34,8 @@ class _Manager(NotebookExecutionManager):  # type: ignore[misc]
     def save(self, **_: Any) -> None:
         with contextlib.suppress(OSError):
             # In one line: written twice for every cell, and a tenth of the time of the usual form.
-            write_whole(Path(self.output_path), json.dumps(self.nb, ensure_ascii=False).encode(), durable=False)
+            path, content = Path(self.output_path), json.dumps(self.nb, ensure_ascii=False).encode()
+            write_whole(path, content, durable=False, mode=file_mode(path.parent))
         self.last_save_time = self.now()
 
 
