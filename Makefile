@@ -53,10 +53,10 @@ docs: venv
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 # Random incidents for one night, half of them of settings and people, and the first part of the page of their results (the site has
-# all of it). Seeds that have a line in the file are not played again; another state of the code begins an empty file.
+# all of it). Seeds that have a line in the file are not played again; another state of the code begins a new file.
 SEEDS ?= 3991:4231
 FAMILY ?= people
-DRILLS := tests/drills.jsonl
+DRILLS := tests/drills.jsonl.gz
 drills: venv
 	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
 	$(RUN)/runbook drill report $(DRILLS) --short --write docs/truth.md

@@ -71,9 +71,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _drills() -> str:
     """Return the whole report on the drills; docs/truth.md has its beginning."""
     from runbook_lib.gameday.drills.report import report
+    from runbook_lib.gameday.drills.results import read
 
-    with (ROOT / "tests" / "drills.jsonl").open(encoding="utf-8") as lines:
-        return report(map(json.loads, lines))
+    return report(read(ROOT / "tests" / "drills.jsonl.gz"))
 
 
 def _commands() -> Iterator[str]:

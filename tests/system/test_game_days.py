@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import sys
@@ -20,16 +21,18 @@ from runbook_lib import catalog
 from runbook_lib.gameday.cli import drill as drills
 from runbook_lib.gameday.cli import sandbox as sandbox_commands
 from runbook_lib.gameday.cli.drill import drill, without_paths
-from runbook_lib.gameday.drills import judge, play
+from runbook_lib.gameday.drills import judge, play, results
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
+from runbook_lib.usage import UsageError
 from tests.kit import ROOT
 
 KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
 PEOPLE = [fault.name for fault in CATALOGUE if fault.family == "people"]
+RECORDED = ROOT / "tests" / "drills.jsonl.gz"
 SEEDS = st.integers(0, 10**9)
 NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, unique=True)
 
@@ -66,8 +69,7 @@ def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
 
 
 def test_seeds_of_recorded_results_are_still_the_same_incidents() -> None:
-    lines = (ROOT / "tests" / "drills.jsonl").read_text(encoding="utf-8").splitlines()
-    for told in (json.loads(each)["scenario"] for each in lines):
+    for told in (line["scenario"] for line in results.read(RECORDED)):
         drawn = draw(told["seed"], KINDS, family=PEOPLE)
         assert json.loads(json.dumps(asdict(drawn))) == told
 
@@ -77,20 +79,28 @@ def test_a_result_holds_no_path_of_the_machine() -> None:
         f"{sys.executable} -m supervisor.supervisorctl -c {tempfile.gettempdir()}/drill-x/sandbox/supervisord.conf"
     )
     assert without_paths(command) == "python -m supervisor.supervisorctl -c drill-x/sandbox/supervisord.conf"
-    told = (ROOT / "tests" / "drills.jsonl").read_text(encoding="utf-8")
+    told = gzip.decompress(RECORDED.read_bytes()).decode()
     assert not [path for path in (sys.prefix, "/tmp/", "/home/", "/root/") if path in told]
 
 
-def test_a_result_after_a_line_that_was_cut_is_a_line_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = tmp_path / "drills.jsonl"
-    results.write_text('{"seed": 1}\n{"seed": 2, "scen', encoding="utf-8")
+@pytest.mark.parametrize("name", ["drills.jsonl", "drills.jsonl.gz"])
+def test_results_are_added_to_those_that_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    file, before = tmp_path / name, b'{"seed": 1}\n{"seed": 2, "scen'
+    file.write_bytes(gzip.compress(before) if name.endswith(".gz") else before)
     monkeypatch.setattr(drills, "_play_all", lambda scenarios, *_: ({"seed": s.seed, "error": "x"} for s in scenarios))
     monkeypatch.setattr(drills, "_print_drill", lambda line: None)
-    done = CliRunner().invoke(drill, ["--seeds", "3:4", "--results", str(results)], catch_exceptions=False)
+    done = CliRunner().invoke(drill, ["--seeds", "3:4", "--results", str(file)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert [line["seed"] for line in drills._read_lines(results)] == [1, 3]
+    assert [line["seed"] for line in results.read(file)] == [1, 3]
+    written = file.read_bytes()
+    results.write(file, results.read(file))
+    assert file.read_bytes() == written
+
+
+def test_a_damaged_file_of_results_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "drills.jsonl.gz").write_bytes(RECORDED.read_bytes()[:-9])
+    with pytest.raises(UsageError, match="no whole gzip file"):
+        results.read(tmp_path / "drills.jsonl.gz")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,10 @@ def _say_result(answer: str | None) -> Text:
 @click.group(invoke_without_command=True, context_settings={"show_default": True})
 @click.option("--seeds", callback=_parse_seeds, default="1:27", metavar="N|N:M", help="which drills")
 @click.option(
-    "--results", type=FILE, default="drills.jsonl", help="a line per drill; seeds that have one are not played again"
+    "--results",
+    type=FILE,
+    default="drills.jsonl",
+    help="a line per drill, compressed in a file named .gz; seeds that have one are not played again",
 )
 @click.option("--at-once", type=click.IntRange(1, 16), default=1, help="sandboxes side by side")
 @click.option(
@@ -89,6 +92,7 @@ def drill(
     """Make incidents at random, and judge what the runbook says and proposes."""
     if context.invoked_subcommand:
         return 0
+    from runbook_lib.gameday.drills.results import read, write
     from runbook_lib.gameday.drills.scenario import draw
     from runbook_lib.gameday.sandbox.faults import CATALOGUE
 
@@ -96,16 +100,15 @@ def drill(
     own = [fault.name for fault in CATALOGUE if fault.family == family]
     if person is not None:
         return _play_with_person(draw(person, kinds, longest, own))
-    done = {line["seed"] for line in _read_lines(results) if "error" not in line}
+    lines = read(results)
+    done = {line["seed"] for line in lines if "error" not in line}
     scenarios = [draw(seed, kinds, longest, own) for seed in seeds if seed not in done]
     tell("drill.begins", n=len(scenarios), done=len(seeds) - len(scenarios), results=results)
     kept = keep.absolute() if keep else None
-    with results.open("a", encoding="utf-8") as file, closing(_play_all(scenarios, at_once, after_s, kept)) as played:
-        if file.tell() and not results.read_bytes().endswith(b"\n"):
-            file.write("\n")  # a power failure has cut the last line
+    with closing(_play_all(scenarios, at_once, after_s, kept)) as played:
         for line in played:
-            file.write(without_paths(json.dumps(line, ensure_ascii=False)) + "\n")
-            file.flush()
+            lines.append(json.loads(without_paths(json.dumps(line, ensure_ascii=False))))
+            write(results, lines)
             _print_drill(line)
     return 0
 
@@ -113,16 +116,6 @@ def drill(
 def without_paths(line: str) -> str:
     """Return a result line without this machine's paths, which the commands of its proposals hold."""
     return line.replace(sys.executable, "python").replace(f"{tempfile.gettempdir()}/", "")
-
-
-def _read_lines(results: Path) -> list[dict[str, Any]]:
-    """Return the complete lines; a power failure may have cut the last one."""
-    lines: list[dict[str, Any]] = []
-    with suppress(FileNotFoundError):
-        for text in results.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                lines.append(json.loads(text))
-    return lines
 
 
 def _play_all(
@@ -218,8 +211,9 @@ def _ask_choice(key: str, known: list[str]) -> str:
 def report(results: Path, write: Path | None, *, short: bool) -> int:
     """Print the report on a file of drill results, as Markdown."""
     from runbook_lib.gameday.drills.report import report as page
+    from runbook_lib.gameday.drills.results import read
 
-    text = page(_read_lines(results), short=short)
+    text = page(read(results), short=short)
     if write:
         write.write_text(text, encoding="utf-8")
         tell("drill.written", file=write)

@@ -13,8 +13,8 @@ from .probe import FlowSample
 
 Line = Mapping[str, Any]
 _WHOLE = (
-    "By family and kind of fault, by confidence, and each miss: `runbook drill report tests/drills.jsonl`, and the site"
-    " (`make docs`)."
+    "By family and kind of fault, by confidence, and each miss: `runbook drill report tests/drills.jsonl.gz`, and the"
+    " site (`make docs`)."
 )
 _LEVELS = ("high", "medium", "low", "none")
 _ANSWERS: tuple[Answer, ...] = ("right", "undecided", "wrong")
