@@ -66,7 +66,7 @@ drills: venv
 record: venv
 	$(RUN)/python -m tests.tools.make_recordings $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
 
-# Renew the sample dossier in outputs/, after a change of verdicts or pages.
+# Renew the sample dossier in outputs/, at a release only.
 sample: venv
 	$(RUN)/python -m tests.tools.sample
 

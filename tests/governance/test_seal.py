@@ -290,7 +290,7 @@ def test_other_code_is_no_change_of_the_evidence(
 ) -> None:
     archive = Archive(str(ROOT / sample.OUTPUT), sample.INCIDENT)
     checkpoint = ["--checkpoint", str(ROOT / sample.CHECKPOINT)]
-    known = checks()
+    known, before = checks(), verify(archive, *checkpoint)[0]
 
     def judged_by(judge: Judge) -> None:
         others = known | {"4.3.2": replace(known["4.3.2"], judge=judge)}
@@ -314,7 +314,7 @@ def test_other_code_is_no_change_of_the_evidence(
     # Each run is judged by the documents that were kept with it, whatever those of today say.
     book = catalog.load()
     monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=Limits(), sections={}))
-    assert verify(archive, *checkpoint)[0] == 0
+    assert verify(archive, *checkpoint)[0] == before
 
 
 # Any change at all -----------------------------------------------------------------------------------------
