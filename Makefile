@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all lint bench docs drills record sample lock clean
+.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -65,6 +65,12 @@ drills: venv
 # CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts.
 record: venv
 	$(RUN)/python -m tests.tools.make_recordings $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
+
+# Change one condition, constant or row of what decides at a time, N times, and say who notices it: the tests, the recordings.
+N ?= 100
+SEED ?= 1
+mutants: venv
+	$(RUN)/python -m tests.tools.mutants $(N) --seed $(SEED)
 
 # Renew the sample dossier in outputs/, at a release only.
 sample: venv

@@ -10,6 +10,7 @@ import importlib
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -84,14 +85,14 @@ def edits(node: Any, function: str = "") -> Iterator[tuple[Any, str, str, Callab
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin the lines of another test."""
     if KEPT:
-        MEASURED.switch_context(item.nodeid.partition("@")[0])
+        MEASURED.switch_context(re.sub(r"@[^@\[\]]+$", "", item.nodeid))  # without the group that xdist adds
 
 
 def pytest_sessionfinish() -> None:
     """Keep what each line was reached by."""
-    MEASURED.stop()
-    data = MEASURED.get_data()
     if KEPT:
+        MEASURED.stop()
+        data = MEASURED.get_data()
         reached = {path: data.contexts_by_lineno(path) for path in data.measured_files()}
         Path(KEPT, str(os.getpid())).write_bytes(pickle.dumps(reached))
 
