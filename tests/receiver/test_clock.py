@@ -261,7 +261,6 @@ _RUNS = """
 import sys, time
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks, investigation
-from tests.kit import ROOT
 
 if __name__ == "__main__":
     real, ahead = time.time, [0.0]

@@ -683,7 +683,6 @@ _ACCEPTS = """
 import sys
 from runbook_lib.receiver.journal import Journal
 from tests.kit.journal import CONFIG, firing
-from tests.kit import ROOT
 journal = Journal(sys.argv[1])
 n = 0
 while True:
