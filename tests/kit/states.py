@@ -2,9 +2,12 @@
 
 `recordings/states/4.1.1.toml` holds those of step 4.1.1. It says for each state which recorded section it is `from`,
 and by step and frame what is different: columns that every row gets (a row is made where there is none), other rows,
-or the recorded section that the frame is taken from. "-30 s" is a time, so long before the recorded moment; "unknown",
-and what a row does not name, was not read. `4.1.1.json` beside it has the result of the section, and of its steps
-those that differ from the recording's.
+the recorded section that the frame is taken from, or "unread". Other rows may also make a frame that the recording does
+not have; "+name" is a column that the recorded frame does not have. With `where = {...}` only the rows with these
+values get the columns, and `where_not = {...}` takes such rows out; a list of such changes makes one after the other.
+`capped = true` says that more rows exist. "-30 s" is a time, so long before the recorded moment; "unknown", and what a
+row does not name, was not read. `4.1.1.json` beside it has the result of the section, and of its steps those that
+differ from the recording's.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ def evaluate(state: Mapping[str, Any]) -> dict[str, Any]:
         if step not in ("from", "header"):
             (stored,) = (f["frames"] for f in changed.stored if f["step"] == step)
             for frame, new in frames.items():
-                stored[frame] = _change(step, frame, stored[frame], new, pd.Timestamp(run.header["as_of"]))
+                old = stored.pop(frame, None)
+                if new != "unread":
+                    stored[frame] = _change(step, frame, old, new, pd.Timestamp(run.header["as_of"]))
     before = _judge(name, section)
     now = replay.section_as_expected(section, *replay.judge(changed, catalog.load()))
     parts = ("steps", "cases", "evidence")
@@ -76,14 +81,28 @@ def _judge(name: str, section: str) -> dict[str, Any]:
     return replay.section_as_expected(section, *replay.judge(_read(name).runs[section], catalog.load()))
 
 
-def _change(step: str, frame: str, stored: dict[str, Any], new: Any, as_of: pd.Timestamp) -> dict[str, Any]:
+def _change(step: str, frame: str, stored: dict[str, Any] | None, new: Any, as_of: pd.Timestamp) -> dict[str, Any]:
     if isinstance(new, str):
         name, section = new.split()
         (other,) = (f["frames"][frame] for f in _read(name).runs[section].stored if f["step"] == step)
         return dict(other)
+    listed: list[dict[str, Any]] = new if isinstance(new, list) else [new]
+    changes = [{name: value for name, value in change.items() if name != "capped"} for change in listed]
+    if stored is None:
+        columns = [{"name": name, "type": "text"} for name in dict.fromkeys(name for row in changes for name in row)]
+        stored = {"columns": columns, "rows": [], "index": None, "attrs": {}}
+    attrs = dict(stored["attrs"])
+    if "capped" in attrs:
+        attrs["capped"] = isinstance(new, dict) and new.get("capped", attrs["capped"])
     kinds = {column["name"]: column["type"] for column in stored["columns"]}
     rows = [dict(zip(kinds, row, strict=True)) for row in stored["rows"]] or [dict.fromkeys(kinds)]
-    rows = new if isinstance(new, list) else [row | new for row in rows]
+    if isinstance(new, dict) or any("where" in row or "where_not" in row for row in changes):
+        for change in changes:
+            rows = _change_rows(rows, **change)
+    else:
+        rows = changes
+    kinds |= {name[1:]: "text" for row in rows for name in row if name.startswith("+")}
+    rows = [{name.removeprefix("+"): value for name, value in row.items()} for row in rows]
     if unknown := {name for row in rows for name in row} - kinds.keys():
         raise KeyError(f"{step} {frame} has no column {', '.join(sorted(unknown))}: {', '.join(kinds)}")
     for name in kinds:
@@ -98,4 +117,16 @@ def _change(step: str, frame: str, stored: dict[str, Any], new: Any, as_of: pd.T
         return (as_of - timedelta(seconds=float(ago[1]))).isoformat() if ago else None if value == "unknown" else value
 
     columns = [{"name": name, "type": kind} for name, kind in kinds.items()]
-    return stored | {"columns": columns, "rows": [[cell(row.get(name)) for name in kinds] for row in rows]}
+    cells = [[cell(row.get(name)) for name in kinds] for row in rows]
+    return stored | {"attrs": attrs, "columns": columns, "rows": cells}
+
+
+def _change_rows(
+    rows: list[dict[str, Any]], where: Mapping[str, Any] | None = None, where_not: Mapping[str, Any] | None = None,
+    **columns: Any,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Give the columns to the rows with the values `where`; take out those with the values `where_not`."""
+    kept = [row for row in rows if where_not is None or not where_not.items() <= row.items()]
+    changed = [row | columns if where is None or where.items() <= row.items() else row for row in kept]
+    assert changed != rows or not (where or where_not), f"no row has {where or where_not}, or it is as before"
+    return changed
