@@ -261,7 +261,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     )
     shown = [n for n in tables if len(table(frames, n))]
     notes = [] if connections.sees_others else [say("database.denied")]
-    if place.pooled and "pools" not in frames:
+    queue_unread = place.pooled and "pools" not in frames
+    if queue_unread:
         notes.append(say("database.pool_closed"))
     if slowest := rows.each(frames.get("statements"), Statement):
         notes.append(_format_slowest(max(slowest, key=lambda s: s.mean_s)))
@@ -314,7 +315,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
                 unconfirmed,
                 write_blocker,
                 blamed or "application" not in frames,
-                connections.sees_others,
+                connections.sees_others and not queue_unread,
                 given,
             )
         ),
@@ -398,11 +399,11 @@ def _weigh_waits(
     unconfirmed: bool,
     write_blocker: str,
     doubted: bool,
-    sees_others: bool,
+    sees_all: bool,
     given: JudgeInput,
 ) -> list[Signal]:
-    # Who sees no other role's transactions does not see what they hold.
-    free = sees_others and wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
+    # Who sees no other role's transactions does not see what they hold, nor does the server show the pooler's queue.
+    free = sees_all and wait.status is share.status is queue.status is Status.OK and not (table_held or unconfirmed)
     observed = {
         "database.read_only": write_blocker == "read_only",
         "database.shut_out": write_blocker == "shut_out",
