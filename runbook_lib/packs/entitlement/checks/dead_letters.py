@@ -225,7 +225,7 @@ def _outbox_kinds(frames: Frames) -> Iterable[tuple[Any, ...]]:
     for e in rows.each(frames.get("errors"), publish.OutboxError):
         kind = outbox_kind(e.last_error, "")
         if e.last_error and e.status == "PENDING" and kind not in (None, "unknown"):
-            yield "outbox", kind, None, None, "still being tried", e.n, e.newest, None
+            yield "outbox", kind, None, None, "", e.n, e.newest, "still being tried"
 
 
 def _message_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...]]:
@@ -671,7 +671,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append("dead_letters.unpublished")
     elif seen.counts["outbox"]:
         observed.append("publish.gave_up")
-    return [signal for observation in filter(None, observed) for signal in given.evidence(observation)]
+    return given.evidence_of(dict.fromkeys(filter(None, observed)))
 
 
 def _transient_hops(seen: Transient) -> tuple[Hop, ...]:

@@ -256,8 +256,10 @@ def _is_still_duplicating(frames: Frames, given: JudgeInput) -> bool:
     return len(lately) > 0 and (lately.max() - made.min()).total_seconds() >= given.number("duplicates.burst")
 
 
-def _count_unsent_duplicates(frames: Frames) -> int:
-    """Return how many rows will be sent although another row of the same event was or will be sent."""
+def _count_unsent_duplicates(frames: Frames) -> int | None:
+    """Return how many rows will be sent although another row of the same event was or will be sent; None if unread."""
+    if "copies" not in frames and len(frames["duplicates"]):
+        return None
     copies = table(frames, "copies", "event_id", "status")
     again = table(frames, "again", "event_id", "status", "earlier_id")
     again = again[again["earlier_id"].notna() & ~again["event_id"].isin(set(copies["event_id"]))]
