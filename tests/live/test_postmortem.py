@@ -351,20 +351,22 @@ def test_a_window_that_is_full_of_it_is_said_to_be_too_short() -> None:
 @pytest.mark.parametrize(
     ("begun", "tried", "observation"),
     [
-        (("outbox",), 1, "past.publishing_stood"),
-        (("outbox",), 11, "past.publishing_failed"),
-        (("broker",), 0, "past.processing_stood"),
-        (("notifications",), 0, "past.sending_stood"),
-        (("notifications",), 60, "past.sending_failed"),
-        (("outbox", "notifications"), 0, "past.both_stood"),
+        ({"outbox": 300}, 2, "past.publishing_stood"),
+        ({"outbox": 300}, 3, "past.publishing_failed"),
+        ({"broker": 300}, 0, "past.processing_stood"),
+        ({"notifications": 300}, 2, "past.sending_stood"),
+        ({"notifications": 300}, 3, "past.sending_failed"),
+        ({"broker": 300, "notifications": 290}, 60, "past.processing_stood"),
+        ({"outbox": 300, "broker": 300}, 0, "past.publishing_stood"),
+        ({"outbox": 300, "notifications": 285}, 0, "past.both_stood"),
     ],
 )
 def test_without_a_verdict_the_tables_tell_a_place_at_best(
-    begun: tuple[str, ...], tried: int, observation: str
+    begun: dict[str, float], tried: int, observation: str
 ) -> None:
-    spells = [past.Episode(queue, ago(300), ago(200), slow=90.0, tried=float(tried)) for queue in begun]
+    spells = [past.Episode(queue, ago(at), ago(200), slow=90.0, tried=float(tried)) for queue, at in begun.items()]
     frames = {
-        "spells": rows.frame([*spells, past.Episode("notifications", ago(250), ago(200), slow=500.0)], past.Episode)
+        "spells": rows.frame([*spells, past.Episode("notifications", ago(284), ago(200), slow=500.0)], past.Episode)
     }
     seen = origin.observe_first_episode(frames, make_given())
     assert seen and seen[0] == observation
@@ -482,11 +484,18 @@ def test_a_decided_verdict_names_the_origin_before_a_worse_one_that_was_undecide
 
 
 @pytest.mark.parametrize(
+    ("sure", "modes"), [("medium", [("FM-NOTI-06", 0.5)]), ("high", [("FM-NOTI-03", 0.7), ("FM-NOTI-06", 0.8)])]
+)
+def test_a_score_at_the_limit_names_the_origin(sure: str, modes: list[tuple[str, float]]) -> None:
+    expect(origin_of(("WARNING", sure, modes)), Status.OK, values={"origin": "FM-NOTI-06", "confidence": sure})
+
+
+@pytest.mark.parametrize(
     "verdict",
     [
         ("CRITICAL", "low", [("FM-NOTI-06", 0.9)]),
-        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-03", 0.85)]),
-        ("CRITICAL", "high", [("FM-NOTI-06", 0.4)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.9), ("FM-NOTI-03", 0.81)]),
+        ("CRITICAL", "high", [("FM-NOTI-06", 0.49)]),
         ("CRITICAL", "high", []),
         ("OK", "high", []),
     ],
