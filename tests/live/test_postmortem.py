@@ -386,6 +386,33 @@ def test_nobody_looked_while_it_lasted() -> None:
         assert "No run observed the incident while it lasted, which was 200 s" in words(found)
 
 
+@pytest.mark.parametrize(
+    ("onset", "recovered", "runs", "key", "notes"),
+    [
+        (900, 700, [("3", "CRITICAL", 850)], "times", []),
+        (900, 700, [("3", "CRITICAL", 700)], "times", []),
+        (900, 700, [("3", "CRITICAL", 699)], "times_unseen", []),
+        (900, None, [("3", "CRITICAL", 850)], "times_open", ["not_recovered"]),
+        (None, None, [("3", "CRITICAL", 850)], "times_open", ["no_onset", "not_recovered"]),
+        (None, None, [("3", "CRITICAL", 850), ("6", "OK", 600)], "times_in_part", ["no_onset"]),
+        (None, None, [], "no_runs", []),
+    ],
+)
+def test_the_times_that_are_known(
+    onset: float | None, recovered: float | None, runs: list[tuple[str, str, float]], key: str, notes: list[str]
+) -> None:
+    at = {"onset": onset, "recovered": recovered}
+    began = pd.DataFrame([{name: None if t is None else ago(t).isoformat() for name, t in at.items()}])
+    seen = runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))
+    for died in ([], ["20250131T030000Z-4.3.partial.ipynb"]):
+        frames = {"runs": seen, "began": began, "partials": pd.DataFrame({"name": died}, dtype=object)}
+        found = timeline.judge_timeline(frames, make_given())
+        assert found.headline.key == f"postmortem.{key}"
+        assert found.status is {"times": Status.OK, "no_runs": Status.UNKNOWN}.get(key, Status.WARNING)
+        expected = [] if key == "no_runs" else ["formula", *(["died"] if died else []), *notes]
+        assert [note.key for note in found.notes] == [f"postmortem.{note}" for note in expected]
+
+
 def test_the_end_is_the_tables_and_what_a_run_saw_is_a_mark() -> None:
     runs = runs_of(run_row("3", "CRITICAL", ago(850)), run_row("6", "OK", ago(600)))
     found = timeline.judge_timeline({"runs": runs, "began": BEGAN}, make_given())
