@@ -141,7 +141,7 @@ def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd |
     left = [f.ended for f in findings if f.counts and f.status is not Status.OK]
     if status is not Status.WARNING or None in left:
         return None
-    last = max((e for e in left if e), key=lambda e: e.since, default=None)
+    last = max(filter(None, left), key=lambda e: e.since, default=None)
     return last and replace(last, after=next((f.ended.after for f in findings if f.ended and f.ended.after), None))
 
 
@@ -154,7 +154,7 @@ def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
     for f in findings:
         for s in f.signals:
             if s.about == about and s.weight:
-                once.setdefault(s.observation or (f.step, len(once)), []).append((f, s))
+                once.setdefault(s.observation or len(once), []).append((f, s))
     because = []
     for told in once.values():
         strongest = max((s for _, s in told), key=lambda s: abs(s.weight))

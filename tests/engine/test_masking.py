@@ -35,6 +35,7 @@ def test_a_masker_that_is_shown_shows_nothing_of_what_it_hides() -> None:
 
 URL = "postgresql://runbook:p%40ss-word9@db:5432/app"
 MASKER = Masker.of([URL, "nats://broker-token@nats:4222"], "INC-1")
+ALICE = MASKER.person("alice")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,31 @@ def test_secrets_are_scrubbed(text: str) -> None:
 def test_secrets_of_urls_in_both_spellings() -> None:
     assert {"p%40ss-word9", "p@ss-word9"} <= set(secrets_of([URL]))
     assert secrets_of(["postgresql://u@h/d", "http://h:8222"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("url", "secrets"),
+    [
+        ("postgresql://u:abc@h/d", ("abc",)),
+        ("postgresql://u:ab@h/d", ()),  # in too many words
+        ("postgresql://u@h/d?password=abc&sslpassword=wxyz&application_name=runbook", ("wxyz", "abc")),
+        ("nats://u:abc@h", ("abc",)),
+        *((f"{scheme}://abc@h", ("abc",)) for scheme in ("nats", "tls", "ws", "wss")),
+        ("http://abc@h", ()),
+    ],
+)
+def test_what_is_a_secret_in_a_url(url: str, secrets: tuple[str, ...]) -> None:
+    assert secrets_of([url]) == secrets
+
+
+def test_the_latest_people_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "REMEMBERED", 2)
+    masker = Masker.of([URL], "INC-1", remembers=True)
+    tokens = [masker.person(user) for user in ("anna", "berta", "cora")]
+    assert [masker.named(t) for t in tokens] == [tokens[0], "berta", "cora"]
+    assert [masker.person(v) for v in (None, "", tokens[2])] == [None, "", tokens[2]]
+    assert math.isnan(masker.person(math.nan))  # type: ignore[arg-type]
+    assert (masker.named(7), MASKER.named(tokens[2])) == (7, tokens[2])
 
 
 @given(st.text(min_size=1))
@@ -88,6 +114,33 @@ def test_frames_are_masked_and_the_given_one_is_left_alone() -> None:
     assert list(masked["locked_by"]) == ["pod-1", "pod-2"]
     assert frame["user_id"][0] == "alice"
     assert MASKER.frame(masked.iloc[:0]).empty
+
+
+@pytest.mark.parametrize(
+    ("column", "masked"),
+    [
+        *((name, "bob@x.org password=***") for name in masking.OWN_COLUMNS),
+        *((name, "select '...' where user_id = 'ALICE'") for name in masking.SQL_COLUMNS),
+        ("users", "ALICE\nBOB"),
+        ("aggregate_key", "ALICE:sku"),
+        ("user_id", "ALICE"),
+        ("error", "userId=ALICE password=***"),
+    ],
+)
+def test_a_column_is_masked_by_its_name(column: str, masked: str) -> None:
+    wanted = masked.replace("ALICE", str(ALICE)).replace("BOB", str(MASKER.person("bob")))
+    plain = masked.replace("ALICE", "alice").replace("BOB", "bob").replace("***", "hunter22").replace("...", "x1")
+    frame = pd.DataFrame({column: [plain, None], "n": [1, 2]})
+    assert MASKER.frame(frame)[column][0] == wanted
+    own = MASKER.own(frame, [column, None], "select")
+    assert "hunter22" not in own[column][0] and "alice" not in own[column][0] and [*own["n"]] == [1, 2]
+
+
+def test_a_computed_text_may_be_a_user_unless_the_query_says_it() -> None:
+    frame = pd.DataFrame({"a": ["alice", "late"], "b": [{"user_id": "alice"}, ("alice",)], "c": [b"alice", 7]})
+    own = MASKER.own(frame, [None, "payload", None], "select case when n > 1 then 'late' else user_id end")
+    assert [*own["a"]] == [ALICE, "late"] and own["c"][1] == MASKER.person("7")
+    assert own["b"][0] == f'{{"user_id": "{ALICE}"}}' and "alice" not in str(own["c"][0])
 
 
 def test_a_user_id_of_any_type_is_a_token() -> None:
@@ -257,9 +310,6 @@ def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> N
     assert mask("a" * (redaction.LONGEST + 1)) == "a" * (redaction.LONGEST - 10) + " ... (cut)"
 
 
-ALICE = MASKER.person("alice")
-
-
 @pytest.mark.parametrize(
     ("text", "masked"),
     [
@@ -335,6 +385,84 @@ def test_words_that_stand_for_nobody_are_no_names() -> None:
     """A pod's user has no name, and the receiver's notes are written by "alert"."""
     content = ["unknown event type: Sold", "unknown error", {"alert.early": 60}]
     assert hide_names(content, {"person": ["unknown", "alert"]}, ())[0] == content
+    common = ["", "-", "?", "admin", "alert", "APP", "broker", "database", "localhost", "nats", "postgres", "root"]
+    for name in (*common, "runbook", "service", "unknown", "kept", "user-0123abcd"):
+        assert hide_names({"who": name}, {}, ("kept",)) == ({"who": name}, {"host": 0, "pod": 0, "person": 0})
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("a notification-7c9f8b6d5f-x2x9k b", "a notification-pod-1 b"),
+        ("a notification-7c9f-x2x b", None),
+        ("http://primary/x", "http://host-1/x"),
+        ("http:/primary/x", None),
+        ("at 10.0.0.7 b", "at host-1 b"),
+        ("at 10.0.0.7.1 b", None),
+        ("from fe80::1 b", "from host-1 b"),
+        ("at 12:30:45 b", None),
+        ("mail jane@example.com", "mail person-1"),
+        ("mail jane@example", None),
+        ("at db.example b", "at host-1 b"),
+        ("at db.examples b", None),
+        ('server at "primary"', 'server at "host-1"'),
+        ('table "primary"', None),
+        ("hostname=primary b", "hostname=host-1 b"),
+        ("UnknownHostException: primary", "UnknownHostException: host-1"),
+        ("lookup primary on b", "lookup host-1 on b"),
+        ("lookup primary in b", None),
+        ("to primary:5432", "to host-1:5432"),
+        ("to primary:543", None),
+        ("to line:5432", None),
+        ("ip-10-0-0-7 b", "host-1 b"),
+        ("ip-10-0-0 b", None),
+        (f"N{'A' * 55} b", "host-1 b"),
+        (f"N{'A' * 54} b", None),
+        ("--context prod", "--context host-1"),
+        ("in context prod", None),
+        ("/home/anna/x", "/home/person-1/x"),
+        ("/root/anna/x", None),
+        ("password=hunter22", "password=***"),
+    ],
+)
+def test_a_name_is_known_by_its_form(text: str, hidden: str | None) -> None:
+    assert hide_names([text], {}, ())[0] == [hidden or text]
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [
+        ("pod", ("locked_by", "worker", "workers", "pod", "holder", "instance")),
+        ("host", ("host", "hostname", "server", "server_name", "node", "leader", "peer", "context")),
+        ("person", ("who", "approved_by", "role", "usename", "user")),
+    ],
+)
+def test_a_name_is_known_by_its_column(kind: str, columns: tuple[str, ...]) -> None:
+    for name in columns:
+        other = {"pod": "host", "host": "person", "person": "pod"}[kind]
+        shown, hidden = hide_names([{name: "zoe"}, "zoe", {"other": "zoe"}], {other: ["aaron1"]}, ())
+        # A plain word is replaced in any text only if it is a person.
+        anywhere = f"{kind}-1" if kind == "person" else "zoe"
+        assert shown == [{name: f"{kind}-1"}, anywhere, {"other": anywhere}]
+        assert hidden == {"host": 0, "pod": 0, "person": 0} | {kind: 1}
+        frame = {"columns": [{"name": name}, {"name": "n"}], "rows": [["zoe", 7]], "attrs": {"at": "aaron1"}}
+        shown, _ = hide_names(frame, {other: ["aaron1"]}, ())
+        assert (shown["rows"], shown["attrs"]) == ([[f"{kind}-1", 7]], {"at": f"{other}-1"})
+    members = {"columns": [{"name": "role"}, {"name": "score"}], "rows": [["leader", 3]]}
+    assert hide_names(members, {}, ())[0]["rows"] == [["leader", 3]]
+
+
+def test_tokens_are_numbered_in_the_order_of_the_names() -> None:
+    pods = ", ".join(f"w{n:02}" for n in range(12, 0, -1))
+    (shown,), hidden = hide_names([{"workers": pods}], {}, ())
+    assert shown["workers"] == ", ".join(f"pod-{n:02}" for n in range(12, 0, -1)) and hidden["pod"] == 12
+    both = [{"pod": "w1"}, "w1-x w1 xw1 zoe-b", {"host": "w1"}, {"who": "zoe"}]
+    assert hide_names(both, {}, ())[0] == [
+        {"pod": "host-1"},
+        "w1-x host-1 xw1 zoe-b",
+        {"host": "host-1"},
+        {"who": "person-1"},
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Callable
@@ -40,7 +41,9 @@ EVERYBODY = KNOWN | {"mori": public(MORI)}
 class Counting(Counter):
     """A counter that is told what it is about, and what stands before it."""
 
-    def __init__(self, about: str = "counter", name: str = "restart", seen: tuple[tuple[str, bool], ...] = ()) -> None:
+    def __init__(
+        self, about: str = "counter", name: str = "restart", seen: tuple[tuple[str, bool | None], ...] = ()
+    ) -> None:
         super().__init__()
         self.about, self.name, self.seen = about, name, seen
 
@@ -154,8 +157,11 @@ def test_without_a_word_it_is_refused_and_told_how_to_ask(world: World) -> None:
     assert "第二の担当者の承認が必要です" in why(outcome, "ja")
     warned = perform(Counter(holds=None, warns=True), world.open())
     assert "request:A-1:" in why(warned), "what only warns can be asked for"
-    unready = perform(Counting(seen=(("postgres", False),)), world.open())
-    assert "request:" not in "\n".join(render.action_lines(unready, "en")), "what would not be done is not asked for"
+    for seen in (False, None):
+        unready = perform(Counting(seen=(("postgres", seen),)), world.open())
+        assert "request:" not in "\n".join(render.action_lines(unready, "en")), (
+            "what would not be done is not asked for"
+        )
     world.configure(more="")
     (world.folder / "runbook.toml").write_text('[targets.default]\nnats_url = "nats://127.0.0.1:1"\n')
     free = perform(Counting(), world.open(), execute=True, approved_by="Sato", reason="the worker hangs")
@@ -247,6 +253,25 @@ def by_ones_own_second_name(world: World) -> Outcome:
     return execute(world, world.forge(world.ask(), "another", "aoki"))
 
 
+def by_ones_own_second_approver(world: World) -> Outcome:
+    """One key under two names of [approvers], one of them the login."""
+    world.configure({"another": KNOWN["aoki"], "aoki": KNOWN["aoki"]})
+    return execute(world, world.forge(world.ask(), "another", "aoki"))
+
+
+def before_sudo(world: World) -> Outcome:
+    word = world.approve()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUDO_USER", "Sato")
+        return execute(world, word)
+
+
+def by_the_systems_login(world: World) -> Outcome:
+    name = pwd.getpwuid(os.getuid()).pw_name
+    world.configure({name: KNOWN["sato"]})
+    return execute(world, world.forge(world.ask(), name, "sato"))
+
+
 def altered(world: World, old: str, new: str) -> Outcome:
     return execute(world, re.sub(old, new, world.approve(), count=1))
 
@@ -326,6 +351,9 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     ),
     "own": (lambda w: execute(w, w.forge(w.ask(), "aoki", "aoki")), "aoki is the person who acts: another person must"),
     "own-by-another-name": (by_ones_own_second_name, "another is the person who acts: another person must approve"),
+    "own-by-another-approver": (by_ones_own_second_approver, "another is the person who acts: another person must"),
+    "own-before-sudo": (before_sudo, "sato is the person who acts: another person must approve"),
+    "own-by-the-system": (by_the_systems_login, "is the person who acts: another person must approve"),
     "forged-by-who-acts": (lambda w: execute(w, w.forge(w.ask(), "sato", "aoki")), "signature of the approval is not"),
     "forged-name": (lambda w: altered(w, ":sato:", ":mori:"), "the signature of the approval is not by mori"),
     "forged-time": (lambda w: altered(w, r":2\d{7}T", ":29990101T"), "the signature of the approval is not by sato"),

@@ -59,7 +59,10 @@ def test_the_nearest_above_and_what_kept_it_from_holding() -> None:
     hands = leases.HOLDER_CHANGES.of(ONE_HAND).decision
     assert (hands.nearest, hands.kept_by) == ("leases.circling", {"again": 0})
     bound = subscriber.CASES.of(replace(BOUND, consumer=None, broken=())).decision
-    assert (bound.nearest, bound.kept_by) == ("subscriber.cluster", {"broken": 0})  # of several how many
+    assert (bound.nearest, bound.kept_by) == ("subscriber.cluster", {"broken": 0})
+    strange: dict[Any, Any] = {("a", "b"): 2, object(): True, "a": "a"}  # of several how many
+    for wind, kept in strange.items():
+        assert TABLE.of(Weather(False, wind)).decision.kept_by == {"wind": kept}
 
 
 def test_what_can_not_be_seen_is_no_condition() -> None:

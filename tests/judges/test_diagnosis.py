@@ -56,18 +56,28 @@ def test_who_looked_at_a_part_does_not_say_that_nothing_is_stuck(seen: int, all_
     assert said == ("Nothing is stuck" if all_of_it else "Nothing is stuck in the part that could be read")
 
 
-def test_the_first_hop_upstream_is_named() -> None:
-    verdict = conclude([finding("a", ("relay", 0.9)), finding("b", ("subscriber", 0.9))])
-    assert verdict.stuck_at == "relay"
-
-
-def test_a_weak_hop_upstream_does_not_hide_a_strong_one() -> None:
-    assert conclude([finding("a", ("producer", 0.5), ("delivery_worker", 0.95))]).stuck_at == "delivery_worker"
-
-
-def test_what_several_hops_depend_on_explains_them() -> None:
-    assert conclude([finding("a", ("relay", 0.9)), finding("b", ("jetstream", 0.9))]).stuck_at == "jetstream"
-    assert conclude([finding("a", ("relay", 0.9), (DATABASE, 0.9))]).stuck_at == DATABASE
+@pytest.mark.parametrize(
+    ("scores", "place"),
+    [
+        ({"relay": 0.9, "subscriber": 0.9}, "relay"),
+        ({"relay": 0.5}, "relay"),
+        ({"relay": 0.499}, None),
+        # A weak hop upstream does not hide a strong one.
+        ({"producer": 0.5, "delivery_worker": 0.95}, "delivery_worker"),
+        ({"producer": 0.63, "delivery_worker": 0.9}, "producer"),
+        ({"producer": 0.49, "relay": 0.5}, "relay"),
+        # What several hops depend on explains them.
+        ({"relay": 0.9, "jetstream": 0.9}, "jetstream"),
+        ({"relay": 0.9, DATABASE: 0.9}, DATABASE),
+        ({"jetstream": 0.9, DATABASE: 0.9}, DATABASE),
+        ({"jetstream": 0.9, DATABASE: 0.8}, "jetstream"),
+        ({"relay": 0.9, DATABASE: 0.63}, DATABASE),
+        ({"relay": 0.9, DATABASE: 0.62}, "relay"),
+        ({"relay": 0.5, DATABASE: 0.49}, "relay"),
+    ],
+)
+def test_the_place_that_stands_out(scores: dict[str, float], place: str | None) -> None:
+    assert conclude([finding("a", *scores.items())]).stuck_at == place
 
 
 def test_evidence_against_discounts() -> None:
@@ -78,6 +88,7 @@ def test_evidence_against_discounts() -> None:
         ("observed", ("a",), 0.8),
         ("observed", ("b",), -0.5),
     ]
+    assert conclude([finding("b", ("FM-NOTI-03", -0.5))]).failure_modes == ()
 
 
 def test_a_hop_that_works_may_wait_for_what_was_changed() -> None:
@@ -120,17 +131,61 @@ def test_a_failure_mode_elsewhere_is_a_consequence() -> None:
     assert (verdict.stuck_at, [m.id for m in verdict.failure_modes]) == (DATABASE, ["FM-DB-01", "FM-NOTI-06"])
 
 
-def test_unanswered_steps_lower_the_confidence_unless_they_are_the_evidence() -> None:
-    silent = [unknown(str(n), Reason.TIMEOUT, say("ui.no_action")) for n in range(3)]
-    strong = finding("a", ("delivery_worker", 0.95), ("FM-NOTI-06", 0.9))
-    assert conclude([strong, *silent]).confidence == "low"
-    speaking = [finding(str(n), (DATABASE, 0.9), ("FM-DB-01", 0.9), status=Status.UNKNOWN) for n in range(3)]
-    assert conclude(speaking).confidence == "high"
+OK, WARNS = (finding("c", status=status) for status in (Status.OK, Status.WARNING))
+SILENT = unknown("d", Reason.TIMEOUT, say("ui.no_action"))
+CLOCK = replace(OK, values=(Value("rows", 99.0), Value("look_again", None), Value("impact.look_again", 8.0, "s")))
 
 
-def test_nothing_answered_is_no_confidence() -> None:
-    verdict = conclude([unknown("a", Reason.DENIED, say("ui.no_action"))])
-    assert (verdict.stuck_at, verdict.confidence, verdict.status) == (None, "none", Status.UNKNOWN)
+def stuck(place: float, mode: float = 0.9, **more: Any) -> Finding:
+    return replace(finding("a", ("delivery_worker", place), ("FM-NOTI-06", mode)), **more)
+
+
+@pytest.mark.parametrize(
+    ("findings", "confidence"),
+    [
+        ([stuck(0.85)], "high"),
+        ([stuck(0.84)], "medium"),
+        ([stuck(0.65)], "medium"),
+        ([stuck(0.64)], "low"),
+        ([stuck(0.9, 0.51)], "high"),
+        ([stuck(0.9, 0.5)], "low"),
+        ([finding("a", ("FM-NOTI-06", 0.85))], "high"),
+        ([finding("a", ("FM-NOTI-06", 0.5), status=Status.OK)], "low"),
+        ([finding("a", ("FM-NOTI-06", 0.49), status=Status.OK)], "high"),
+        ([finding("a")], "low"),
+        ([WARNS], "high"),
+        # Steps without an answer.
+        ([stuck(0.9), OK, SILENT], "medium"),
+        ([stuck(0.9), SILENT], "low"),
+        ([stuck(0.9), SILENT, SILENT, SILENT], "low"),
+        ([OK, OK, SILENT], "medium"),
+        ([OK, SILENT], "low"),
+        ([WARNS, SILENT, SILENT], "low"),
+        ([unknown("a", Reason.DENIED, say("ui.no_action"))], "none"),
+        # Their silence is the evidence.
+        ([stuck(0.9, status=Status.UNKNOWN)] * 3, "high"),
+        ([stuck(0.9), finding("b", ("delivery_worker", -0.1), status=Status.UNKNOWN)], "low"),
+        # A source that was not read.
+        ([stuck(0.9), replace(OK, unseen=(Unseen("postgres", Reason.DENIED),))], "medium"),
+        ([stuck(0.9), replace(OK, unseen=(Unseen("workloads", Reason.TIMEOUT),))], "high"),
+        # Too early to tell.
+        ([CLOCK], "medium"),
+        ([CLOCK, stuck(0.9)], "high"),
+        ([CLOCK, OK, SILENT, SILENT], "low"),
+    ],
+)
+def test_confidence(findings: list[Finding], confidence: str) -> None:
+    assert conclude(findings).confidence == confidence
+
+
+@pytest.mark.parametrize(
+    ("reason", "asks"), [(Reason.TIMEOUT, True), (Reason.UNREACHABLE, True), (Reason.DENIED, False)]
+)
+def test_a_source_that_may_be_away_for_everybody_is_asked_for(reason: Reason, asks: bool) -> None:
+    away = unknown("3.1", reason, say("ui.no_action"))
+    verdict = conclude([replace(away, unseen=(Unseen("postgres", reason),))])
+    assert (verdict.stuck_at, verdict.status) == (None, Status.UNKNOWN)
+    assert {s.rpartition(".")[0] for s in verdict.settled_by} == ({"4.5"} if asks else set())
 
 
 def test_proposals_once_and_those_for_the_broken_hop_first() -> None:
@@ -265,6 +320,22 @@ def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> No
     assert record.finding_from_json(record.finding(told)).at == at
 
 
+@pytest.mark.parametrize(
+    ("scores", "follows", "stand"),
+    [
+        ({DEAD: 0.5}, (), [DEAD]),
+        ({DEAD: 0.499}, (), []),
+        ({DEAD: 0.9, OFF: 0.63}, (), [DEAD, OFF]),
+        ({DEAD: 0.9, OFF: 0.62}, (), [DEAD]),
+        ({DEAD: 0.9, OFF: 0.5}, (OFF,), [DEAD, OFF]),
+        ({DEAD: 0.9, OFF: 0.499}, (OFF,), [DEAD]),
+        ({}, (), []),
+    ],
+)
+def test_the_modes_that_stand(scores: dict[str, float], follows: tuple[str, ...], stand: list[str]) -> None:
+    assert [m.id for m in diagnosis.find_standing(scores, hypotheses({DEAD: {"follows": follows}}))] == stand
+
+
 def test_what_an_observation_forbids_is_not_proposed_whatever_stands() -> None:
     book = hypotheses({DEAD: {"remedies": ("restart",)}})
     told = seen("4.1.1", Signal(DEAD, 0.9, "a"), Signal("", 0.0, "two"), proposals=("restart", "look"))
@@ -299,6 +370,7 @@ def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen()
     silent = unknown("4.3.2", Reason.TIMEOUT, say("ui.no_action"))
     steps = [
         seen("4.1.1", Signal(DEAD, 0.8, "a")),
+        unknown("2.1", Reason.TIMEOUT, say("ui.no_action")),
         seen("4.1.4", Signal(DATABASE, 0.9, "b")),
         replace(silent, unseen=(Unseen("postgres", Reason.TIMEOUT),)),
     ]
@@ -319,8 +391,7 @@ def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
 
 
 def test_what_is_too_early_to_tell_or_undecided_is_not_sure() -> None:
-    early = replace(finding("3.1", status=Status.OK), values=(Value("impact.look_again", 8.0, "s"),))
-    assert (conclude([early]).confidence, conclude([early]).look_again_s) == ("medium", 8.0)
+    assert conclude([CLOCK]).look_again_s == 8.0
     waits = replace(seen("3.2", Signal("FM-DB-01", 0.8, "x")), hops=(Hop("delivery_worker", late=True),))
     verdict = conclude([waits])
     assert (verdict.stuck_at, verdict.confidence) == (None, "low") and verdict.undecided
@@ -344,6 +415,8 @@ def test_a_mode_that_stands_explains_more_than_settings_that_changed_where_all_w
     verdict = conclude([told("delivery.elsewhere", "leases.too_short", *works)])
     assert (verdict.stuck_at, verdict.undecided, verdict.failure_modes[0].id) == (None, (), "FM-NOTI-02")
     assert verdict.confidence == "medium"
+    rival = seen("4.4.1", Signal("FM-DB-02", 0.9, "a"))
+    assert conclude([told("delivery.elsewhere", "leases.too_short", *works), rival]).undecided, "which mode is open"
     # Nothing but the change is known; or nothing shows that the worker works.
     assert {"subscriber", "delivery_worker"} <= {*conclude([told(*works)]).undecided}
     assert "delivery_worker" in conclude([told("delivery.elsewhere", "leases.too_short", *works[:2])]).undecided

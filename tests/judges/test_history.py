@@ -6,6 +6,7 @@ import doctest
 from itertools import pairwise
 
 import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,7 +67,27 @@ def test_spells_hold_all_that_is_above(least: list[int], limit: int, gap: int) -
     assert all(after[0] - before[1] > gap for before, after in pairwise(found))
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        None,
+        pd.DataFrame(),
+        pd.DataFrame({"minute": [1]}),
+        pd.DataFrame({"n": [1]}),
+        pd.DataFrame({"minute": [], "n": []}),
+    ],
+)
+def test_counts_of_nothing_are_none(frame: pd.DataFrame | None) -> None:
+    assert history.counts(frame).empty
+
+
+def test_counts_are_by_minute() -> None:
+    minute = pd.Timestamp("2026-07-01T03:12Z")
+    assert history.counts(pd.DataFrame({"minute": [minute], "n": [7]})).to_dict() == {minute: 7.0}
+
+
 def test_half_a_span_that_stood_is_a_spell() -> None:
     least = [0.0] * 30 + [float(5 * i) for i in range(1, 60)] + [0.0] * 10
     usual, limit = history.ordinary(least, 0.25, 4)
+    assert history.ordinary([], 0.25, 4) == (0.0, 4.0)
     assert usual == 0 and history.episodes(least, limit, 12) == [(30, 89)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from runbook_lib import catalog
 from runbook_lib.analysis import diagnosis
-from runbook_lib.model.finding import Answer, Finding, Hop, Reason, Signal, Status, Value, say
+from runbook_lib.model.finding import Answer, Finding, Hop, RankedMode, Reason, Signal, Status, Value, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
@@ -97,6 +97,27 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
     few = replace(BOOK, numbers=BOOK.numbers | {"settle.questions": 0})
     monkeypatch.setattr(catalog, "load", lambda: few)
     assert follow({}, monkeypatch)[0] == ["4.5"]
+
+
+@pytest.mark.parametrize(
+    ("step", "signal", "answer"),
+    [
+        ("4.3.2", Signal("relay", -0.3, "new"), ((), ("relay",))),
+        ("4.3.2", Signal("relay", -0.29, "new"), None),
+        ("4.5.2", Signal("relay", -0.29, "new"), ((), ())),  # was asked
+        ("4.3.2", Signal("relay", -0.3, "known"), None),
+        ("4.3.2", Signal("FM-DB-01", -0.3, "new"), ((), ("FM-DB-01",))),
+        ("4.3.2", Signal("FM-DB-02", -0.3, "new"), None),  # no candidate
+        ("4.3.2", Signal("FM-DB-02", 0.1, "new"), (("FM-DB-02",), ())),
+        ("4.3.2", Signal("FM-DB-02", 0.0, "new"), None),
+        ("4.3.2", Signal("jetstream", -0.9, "new"), ((), ("jetstream",))),
+    ],
+)
+def test_what_an_answer_supports_and_excludes(step: str, signal: Signal, answer: Any) -> None:
+    modes = (RankedMode("FM-DB-01", 0.5), RankedMode("FM-DB-02", 0.0))
+    before = Verdict(Status.WARNING, "jetstream", "low", modes, undecided=("relay",), settled_by=("4.5.2",))
+    found = diagnosis.read_answers(before, [seen("3.1", Signal("", 0.0, "known"))], [seen(step, signal)], BOOK)
+    assert [(a.supports, a.excludes) for a in found] == ([answer] if answer else [])
 
 
 EARLY = (Value("backlog.look_again", 9.0, "s"),)

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -43,12 +43,35 @@ def test_flow_test_never_raises(arrivals: float, departures: float, minutes: flo
 
 @pytest.mark.parametrize(
     ("arrivals", "departures", "minutes"),
-    [(0, 0, 5), (0, 0, 0), (10, 10, 0), (-1, 5, 5), (math.nan, 5, 5), (1, 1, 5)],
+    [
+        *[(0, 0, 5), (0, 0, 0), (10, 10, 0), (-1, 5, 5), (math.nan, 5, 5), (1, 1, 5)],
+        *[(-1, 90, 5), (90, -1, 5), (9, 90, 0), (9, 90, -1), (9, 90, math.nan), (9, math.inf, 5), (math.inf, 9, 5)],
+    ],
 )
 def test_flow_test_without_data_is_inconclusive(arrivals: float, departures: float, minutes: float) -> None:
     result = stats.flow_test(arrivals, departures, minutes, backlog=100)
     assert result.verdict == "inconclusive"
-    assert result.eta_min is None
+    assert result.eta_min is None and not math.isinf(result.net_per_min)
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "departures", "backlog", "verdict", "eta_min"),
+    [
+        (4883.5, 5116.5, 9, "steady", None),  # z is 2.33
+        (5116.5, 4883.5, 9, "steady", None),
+        (4883, 5117, 468, "draining", 10.0),
+        (5117, 4883, 468, "filling", None),
+        (4883, 5117, -5, "draining", 0.0),
+        (4883, 5117, math.nan, "draining", None),
+        (1990, 2000, 9, "inconclusive", None),  # finds 200.2, and 200.0 is worth knowing
+        (1995, 2010, 9, "steady", None),  # 200.6 of 201.0
+    ],
+)
+def test_a_flow_at_its_limits(
+    arrivals: float, departures: float, backlog: float, verdict: str, eta_min: float | None
+) -> None:
+    result = stats.flow_test(arrivals, departures, 5, backlog)
+    assert (result.verdict, result.eta_min) == (verdict, eta_min)
 
 
 def test_flow_test_finds_what_it_promises() -> None:
@@ -105,6 +128,46 @@ def test_change_point_finds_the_planted_onset(before: int, after: int, rate: int
     assert change.after == pytest.approx(parts[1].mean())
 
 
+@given(st.lists(st.integers(0, 60), min_size=stats.MIN_BUCKETS, max_size=20))
+@example([5, 5, 5, 6])  # the ratio is below 1
+@example([0, 4, 0, 0, 0, 0, 0, 60, 60])  # a mean below 1, in batches
+@example([1, 1, 1, 7, 7, 7])  # the ratio is 15.2
+def test_change_point_is_the_likeliest_split(counts: list[int]) -> None:
+    def likelihood(part: list[int]) -> float:
+        return sum(c * math.log(sum(part) / len(part)) for c in part if c)
+
+    ratios = [2 * (likelihood(counts[:n]) + likelihood(counts[n:]) - likelihood(counts)) for n in range(1, len(counts))]
+    second, best = sorted(ratios)[-2:]
+    assume(best - second > 1e-6)
+    at = ratios.index(best) + 1
+    means = [*[np.mean(counts[:at])] * at, *[np.mean(counts[at:])] * (len(counts) - at)]
+    dispersion = sum((c - m) ** 2 / m for c, m in zip(counts, means, strict=True) if m) / (len(counts) - 2)
+    found = stats.change_point(counts)
+    assert found.ratio == pytest.approx(best / max(dispersion, 1))
+    assert (found.before, found.after) == pytest.approx((means[0], means[-1]))
+    assert found.index == (at if found.ratio > 15 else None)
+
+
+@pytest.mark.parametrize(
+    ("counts", "kind", "onset"),
+    [
+        ([9, 9, 0], "none", None),
+        ([0, 0, 90, 90], "step", 2),
+        ([0, 0, 0, 4, 60, 70, 0, 0, 0], "spike", 4),
+        ([60, 70, 0, 0, 0, 0, 4], "spike", 0),
+        ([60, 70, 0, 0, 0, 0, 5], "step", 2),  # not over
+        ([0, 0, 0, 0, 0, 4, 0], "steady", None),
+        ([0, 0, 0, 0, 0, 5, 0], "spike", 5),
+        ([1, 0, 2, 1, 1, 1, 1, 99], "step", 7),
+        ([0, *[0, 5] * 6, *[0] * 5], "spike", 2),  # the three busiest hold half of it
+        ([0, *[0, 5] * 7, *[0] * 5], "steady", None),
+    ],
+)
+def test_what_a_trend_is(counts: list[int], kind: str, onset: int | None) -> None:
+    found = stats.trend_kind(counts)
+    assert (found.kind, found.onset) == (kind, onset)
+
+
 def flat_series(rate: float, n: int = 60) -> list[NDArray[np.int64]]:
     rng = np.random.default_rng(42)
     return [rng.poisson(rate, n) for _ in range(300)]
@@ -139,7 +202,7 @@ def test_a_rise_that_lasts_is_a_step(onset: int) -> None:
 
 def test_missing_counts_are_buckets_without_events() -> None:
     assert stats.change_point([math.nan] * 5 + [30] * 5).index == 5
-    assert stats.top_share([math.nan, 1, -4]) == 1.0
+    assert stats.top_share([math.nan, 1, -4, math.inf, 1, 1, 1]) == 0.75
 
 
 # Percentiles, budgets, evidence
@@ -155,6 +218,7 @@ def test_percentile_ignores_nan(values: list[float], q: float) -> None:
 def test_burn_rate() -> None:
     assert stats.burn_rate(5, 1000, 0.995) == pytest.approx(1.0)
     assert stats.burn_rate(0, 1000, 0.995) == 0.0
+    assert stats.burn_rate(1, 1, 0.5) == 2.0
     assert stats.burn_rate(1, 1000, 1.0) == math.inf
     assert stats.burn_rate(0, 1000, 1.0) == 0.0
     assert math.isnan(stats.burn_rate(0, 0, 0.995))
