@@ -65,9 +65,9 @@ _UNQUOTED = (
     r"|\\(?![nrtu\"'\\]))+"
 )
 _BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\、。，；（）「」]+"
-# {"name": "password", "value": ...}, and b'...' of Python; in a URL a quote is percent-encoded.
+# {"name": "password", "value": ...}, b'...' of Python, E'...' and U&'...' of SQL; in a URL a quote is percent-encoded.
 _VALUE = rf",[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:"
-_BYTES = r"(?:b(?=[\"'])|%2[27])?"
+_PREFIX = r"(?:(?:[benrux]|u&)(?=[\"'])|%2[27])?"
 
 
 def _quoted_pattern(name: str) -> str:
@@ -138,8 +138,8 @@ _SHAPE_WORDS = ("eyJ", "SCRAM-", "md5", "$2", "AKIA", "ASIA", "ABIA", "ACCA", "s
 _HEADER = re.compile(
     rf"""
     (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:
-        (?:{_QUOTE})?{_BLANK}(?:{_COLON}|{_VALUE}){_BLANK}\[?{_BYTES}
-        | {_QUOTE}[ \t]*,[ \t]*{_BYTES}(?={_QUOTE}[^"'\n]*[ =\d])     # ('Authorization', 'Token x')
+        (?:{_QUOTE})?{_BLANK}(?:{_COLON}|{_VALUE}){_BLANK}\[?{_PREFIX}
+        | {_QUOTE}[ \t]*,[ \t]*{_PREFIX}(?={_QUOTE}[^"'\n]*[ =\d])     # ('Authorization', 'Token x')
     ))
     (?:
         (?P<quoted>{_quoted_pattern("1")})
@@ -164,7 +164,7 @@ _CREDENTIAL = (
 _KEYED_SECRET = re.compile(
     rf"""
     (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?
-        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|%3[DA]|\.{{3,}}|{_VALUE}){_BLANK}{_BYTES})
+        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|%3[DA]|\.{{3,}}|{_VALUE}){_BLANK}{_PREFIX})
     (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -275,7 +275,7 @@ _KEYED_PERSON = re.compile(
     rf"""
     (?P<head>
         (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\)|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
-        (?:{_BLANK}{_OPERATOR}{_BLANK}{_BYTES}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
+        (?:{_BLANK}{_OPERATOR}{_BLANK}{_PREFIX}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
     )
     (?:
         (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
@@ -315,7 +315,7 @@ _MAIL = re.compile(MAIL)
 _ECHOED = re.compile(
     rf"""
     (?P<head>
-        invalid[ ]input[ ](?:syntax|value)[ ]for[ ][^:"\n]{{0,100}}:[ ] | \bvalue[ ](?=") | for[ ]input[ ]string:[ ]
+        invalid[ ]input[ ](?:syntax|value)[ ]for[ ][^:"\n]{{0,100}}:[ ] | \bvalue[ ](?=\\*") | for[ ]input[ ]string:[ ]
         | invalid[ ]port[ ] | out[ ]of[ ]range:[ ] | \$\d+[ ]=[ ]
     )(?P<quoted>{_quoted_pattern("1")})
     | (?P<list>(?:(?:rejected|parameter)[ ]value | binding[ ]parameter[ ][^\n]{{1,60}}?(?:<-|-))[ ]\[)

@@ -381,6 +381,132 @@ def test_how_a_masked_text_reads(text: str, masked: str) -> None:
     assert MASKER.scrub(text) == masked.replace("TOKEN", str(ALICE))
 
 
+#: How the tokens of issuers begin.
+BEGINNINGS = (
+    *("xox", "xapp-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "npm_", "pypi-", "dckr_pat_"),
+    *("dckr_oat_", "glpat-", "gloas-", "gldt-", "glrt-", "glcbt-", "glptt-", "glft-", "glimt-"),
+    *("glagent-", "glsoat-", "glsa_", "glc_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_"),
+    *("sk-", "AIza", "GOCSPX-", "ya29.", "SG.", "hvs.", "hvb.", "AGE-SECRET-KEY-", "dop_v1_", "doo_v1_"),
+    *("dor_v1_", "hf_", "NRAK-", "lin_api_", "shpat_"),
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Each of these is found by one word of the line alone.
+        *("pass=SECRET", "pwd=SECRET", "secret=SECRET", "token=SECRET", "credential=SECRET", "jwt=SECRET"),
+        *("api_key=SECRET", "?sig=SECRET", "jsessionid=SECRET"),
+        *("パスワード=SECRET", "トークン=SECRET", "秘密鍵=SECRET", "シークレット=SECRET"),
+        *("curl -u app:SECRET http://h", "Basic SECRETabc9", "Bearer SECRETabc9"),
+        *("cookie: SECRET", "authorization: SECRET", "hooks.slack.com/services/SECRET", "x eyJSECRET.abc"),
+        *("SCRAM-SHA-256$4096:SECRET", f"$2a$10${'SECRET' * 4}", "token 'SECRET'", "--password SECRET"),
+        *(f"{key}{'SECRET9Z' * 2}" for key in ("AKIA", "ASIA", "ABIA", "ACCA")),
+        *(f"{begin}SECRETabcd9" for begin in BEGINNINGS),
+    ],
+)
+def test_each_form_of_a_secret(text: str) -> None:
+    for masked in (MASKER.scrub(f"a {text} b"), MASKER.without_secrets(f"a {text}")):
+        assert "***" in masked and "SECRET" not in masked.replace("AGE-SECRET-KEY", "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("monkey=1", "sk-learn", "hf_hub_download", "ghp_abc", "md5 of it", "Basic English", "Bearer tokens", "AKIA"),
+        *("$2a", "eyJ", "a -u b", "?signal=5", "compass=5"),
+    ],
+)
+def test_what_only_resembles_a_secret_stays(text: str) -> None:
+    assert MASKER.scrub(text) == MASKER.without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('for input string: "alice"', 'value "alice" is', 'invalid port "alice"', 'out of range: "alice"'),
+        *("$1 = 'alice'", "binding parameter [1] <- [alice]", "Failing row contains (alice)", 'MSG_PAYLOAD: ["alice"]'),
+        *('COPY n, line 3: "alice"', "rejected value [alice]", "invalid uuid string: alice"),
+        *("STATEMENT:  f('alice')", "query: f('alice')", "execute s: f('alice')", "parse s: f('alice')"),
+        *("bind s: f('alice')", "SQL [f('alice')]; y", "Batch entry 0 f('alice')", "select 'alice' from t"),
+        *("insert into t ('alice')", "delete from t using 'alice'", "update t set a = 'alice'"),
+        *("merge into t using 'alice'", "with a as ('alice')", "where a = 'alice'", "values ('alice')"),
+        *("alter role r comment 'alice'", "create role r comment 'alice'"),
+    ],
+)
+def test_what_may_be_any_user_is_hidden(text: str) -> None:
+    for line in (text, f'{{"log": {json.dumps(text)}}}'):
+        masked = MASKER.scrub(line)
+        assert "..." in masked and "alice" not in masked
+        assert not line.startswith("{") or json.loads(masked)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "aggregate_key=alice:sku",
+            "Key (user_id)=(alice) is not",
+            "Partition key (user_id) = (alice).",
+            "'alice'=user_id",
+        ),
+        *("'alice' = user_id", "GET /users/alice/x", "PUB /inbox/alice/x", "f(userId=alice, n=1)", '"userId": "alice"'),
+        *(
+            "select 1 from t where user_id in ('alice', 'alice')",
+            "where user_id = 'alice' -- b",
+            "user_id = U&'alice'",
+            "user_id=E'alice'",
+        ),
+        *("select 1 from t where user_id = $q$alice$q$", "where status = 'PENDING' and user_id = 'alice'"),
+    ],
+)
+def test_a_user_is_found_wherever_an_id_stands(text: str) -> None:
+    for line in (text, f"STATEMENT:  {text}"):
+        assert str(ALICE) in MASKER.scrub(line) and "alice" not in MASKER.scrub(line)
+
+
+@pytest.mark.parametrize(
+    ("statement", "masked"),
+    [
+        ("where status = 'PENDING' and a = 'PENDING'", "where status = 'PENDING' and a = '...'"),
+        ("where status in ('PENDING', 'Zoe')", "where status in ('PENDING', '...')"),
+        ("at > now() - interval '90 s' and b = 5", "at > now() - interval '90 s' and b = 5"),
+        ("values (5, 'a')", "values (..., '...')"),
+        ("execute f(5)", "execute f(...)"),
+        ("set app.pin = 5", "set app.pin = '...'"),
+        ("user_id = 7 and n = 5", "user_id = '7' and n = 5"),
+        (
+            "user_id = 'a''b' or user_id = $$c$$ or user_id = $x$d$x$",
+            "user_id = 'a'b' or user_id = 'c' or user_id = 'd'",
+        ),
+        ("password = 'a' or \"a'b\" = 1 /* 'c' */ -- 'd'", "password = '***' or \"a'b\" = 1 /* ... */ -- ..."),
+        ("payload->>'user_id' = 'a'", "payload->>'user_id' = 'a'"),
+        ("'a' = user_id", "'a' = user_id"),
+        ("aggregate_key = 'a:sku-1'", "aggregate_key = 'a:sku-1'"),
+    ],
+)
+def test_a_statement_without_its_literals(statement: str, masked: str) -> None:
+    assert redaction.redact_sql(statement, lambda user: user) == masked
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("a" * 30, 30, "a" * 30),
+        ("a" * 31, 30, "a" * 20 + " ... (cut)"),
+        ("aaa b" + "a" * 30, 30, "aaa ... (cut)"),
+        ("aaa\nb" + "a" * 30, 30, "aaa ... (cut)"),
+        (" " + "a" * 30, 30, " ... (cut)"),
+        ("a" * 20 + " " + "b" * 20, 30, "a" * 20 + " ... (cut)"),
+        ("a" * 19 + " b" + "b" * 20, 30, "a" * 19 + " ... (cut)"),
+        ("a" * 990 + " " + "b" * 2000, 2000, "a" * 990 + " ... (cut)"),
+        ("a" * 989 + " " + "b" * 2000, 2000, "a" * 989 + " " + "b" * 1000 + " ... (cut)"),
+    ],
+)
+def test_a_text_is_cut_between_words(text: str, most: int, shown: str) -> None:
+    assert redaction.cut(text, most) == shown
+
+
 def test_words_that_stand_for_nobody_are_no_names() -> None:
     """A pod's user has no name, and the receiver's notes are written by "alert"."""
     content = ["unknown event type: Sold", "unknown error", {"alert.early": 60}]
