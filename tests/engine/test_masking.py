@@ -330,6 +330,10 @@ def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> N
         ("user_id LIKE 'alice%'", "user_id LIKE 'TOKEN%'"),
         ("Key (user_id, sku)=(alice, sku-1) already exists", "Key (user_id, sku)=(TOKEN, sku-1) already exists"),
         ("Key (aggregate_key)=(alice:sku-1) already exists", "Key (aggregate_key)=(TOKEN:sku-1) already exists"),
+        ("SQL [select 'x1' from t]; it is 'late'", "SQL [select '...' from t]; it is 'late'"),
+        ("SQL [select 'x1', a[1] from t", "SQL [select '...', a[1] from t"),
+        ("STATEMENT:  select a[1]; select 'x1'", "STATEMENT:  select a[1]; select '...'"),
+        ("aggregate_key=alice:alice", "aggregate_key=TOKEN:alice"),  # an item of that name
         ("user_id=alice. userId: alice, X(userId=alice)", "user_id=TOKEN. userId: TOKEN, X(userId=TOKEN)"),
         ("GET /v1/users/alice/entitlements", "GET /v1/users/TOKEN/entitlements"),
         ("on field 'userId': rejected value [x]; codes [a.b]", "on field 'userId': rejected value [...]; codes [a.b]"),
@@ -631,6 +635,7 @@ def test_a_user_id_that_is_a_number_is_a_token() -> None:
 def test_a_user_of_two_words_is_one_user() -> None:
     who = MASKER.person("John Smith")
     assert MASKER.scrub("user_id='John Smith'") == f"user_id='{who}'"
+    assert str(MASKER.person(r"zoe\bob")) in MASKER.scrub(r'{"user_id": "zoe\\bob"}')
     assert MASKER.scrub("""{"a": "{\\"user_id\\": \\"John Smith\\"}"}""").count(str(who)) == 1
 
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from web import reply, web
 
 from runbook_lib import catalog
 from runbook_lib.archive import rejudge, seal
@@ -143,6 +144,19 @@ def test_without_a_checkpoint_nothing_is_called_unchanged(victim: tuple[Archive,
         (log, 1, COUNT) for log in SEALED
     ]
     assert check(archive, seen[-1:]) == Report(seen[-1], (COUNT,) * 3, (), ())
+    one = check(archive, seen[-2:-1])
+    assert [(t.params["first"], t.params["last"], t.params["n"]) for t in one.uncovered] == [(COUNT, None, 1)] * 3
+    assert not seal.check(Archive(archive.output, "INC-2")).uncovered
+
+
+def test_the_lines_between_two_checkpoints_are_named(victim: tuple[Archive, list[ChainHead]]) -> None:
+    archive, seen = victim
+    rewrite(archive, NOTES, 1)
+    found = check(archive, [seen[3], seen[0], seen[1]]).changed
+    assert [t.params["within"] for t in found] == [
+        "manifest.jsonl line 2, actions.jsonl line 2, notes.jsonl line 2",
+        "manifest.jsonl lines 2 to 4, actions.jsonl lines 2 to 4, notes.jsonl lines 2 to 4",
+    ]
 
 
 @pytest.mark.parametrize("line", range(COUNT))
@@ -159,6 +173,8 @@ def test_a_file_that_no_line_names_is_named(victim: tuple[Archive, list[ChainHea
     for made in ("index.html", "systems.html", *drafts):
         archive.write(made, b"made anew, or by people")
     archive.reserve("20260105T000000Z-4.1")
+    assert archive.local
+    (archive.local / "lab").mkdir()
     found = check(archive, seen[-1:])
     assert found.changed == ()
     assert [(t.key, t.params["name"]) for t in found.uncovered] == [
@@ -227,6 +243,16 @@ def test_a_head_is_one_word_and_is_found_in_any_text() -> None:
     assert seal.find_seals(f"**{text}**, <code>{text}</code> {text}. {text[:-1]} {text}0") == [told] * 3
 
 
+def test_a_file_of_the_largest_size_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = ChainHead("INC-1", (1, 0, 0), "a" * 32)
+    (tmp_path / "log").write_text(str(ours))
+    monkeypatch.setattr(seal, "MOST_BYTES", len(str(ours)))
+    assert seal.read_checkpoints("INC-1", str(tmp_path / "log")) == [ours]
+    monkeypatch.setattr(seal, "MOST_BYTES", len(str(ours)) - 1)
+    with pytest.raises(UsageError, match="more than"):
+        seal.read_checkpoints("INC-1", str(tmp_path / "log"))
+
+
 def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
     ours = ChainHead("INC-1", (1, 0, 0), "a" * 32)
     later, other = replace(ours, lines=(2, 0, 0)), replace(ours, incident="INC-2")
@@ -243,9 +269,16 @@ def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
         seal.read_checkpoints("INC-1", str(ours)[:-1])
     with pytest.raises(UsageError, match=r"nothing-here cannot be read: No such file"):
         seal.read_checkpoints("INC-1", "nothing-here")
-    with pytest.raises(UsageError, match="cannot be read") as e:
-        seal.read_checkpoints("INC-1", "http://x:s3cret@127.0.0.1:9/seals/INC-1")
-    assert "s3cret" not in str(e.value) and "\n" not in str(e.value)
+    for scheme in ("http", "https"):
+        with pytest.raises(UsageError, match="cannot be read") as e:
+            seal.read_checkpoints("INC-1", f"{scheme}://x:s3cret@127.0.0.1:9/seals/INC-1")
+        said = str(e.value)
+        assert "s3cret" not in said and "\n" not in said and "No such file" not in said
+    with web(lambda request: reply(request, 200, f"{request.path} {later}".encode())) as url:
+        assert seal.read_checkpoints("INC-1", f"{url}/seals/INC-1") == [later]
+    six = "\n".join(str(replace(ours, incident=f"INC-{n}")) for n in range(4, 10))
+    with pytest.raises(UsageError, match=r"of INC-4, INC-5, INC-6, INC-7, INC-8$"):
+        seal.read_checkpoints("INC-1", six)
     journal = Journal(tmp_path / "receiver.db")
     with journal._transaction():
         journal._execute("INSERT INTO incidents (id, alert, group_key, target, opened) VALUES ('INC-1', '', '', '', 0)")
