@@ -316,9 +316,23 @@ def test_a_clock_behind_the_newest_line_is_refused_in_words(rb: Context, rules: 
     assert perform(Counter(), open_, execute=True, break_glass=True, **WORD).result == "done"
 
 
-def test_clocks_of_two_machines_may_differ_a_little(rb: Context) -> None:
-    was_done(rb, -0.5, "refused")
-    assert perform(Counter(), rb, execute=True, **WORD).result == "done"
+@pytest.mark.parametrize(
+    ("minutes_ago", "result", "outcome"),
+    [
+        *((5, result, "refused") for result in ("begun", "done", "failed")),
+        (5, "approved", "done"),
+        (59.5, "done", "refused"),
+        (60.1, "done", "done"),
+        # Clocks of two machines may differ a little.
+        (-0.5, "refused", "done"),
+        (-1.5, "refused", "refused"),
+    ],
+)
+def test_a_line_of_the_past_hour_counts_and_one_of_the_future_stops(
+    rb: Context, minutes_ago: float, result: str, outcome: str
+) -> None:
+    was_done(rb, minutes_ago, result)
+    assert perform(Counter(), ruled(rb, actions_per_hour=1), execute=True, **WORD).result == outcome
 
 
 def test_the_limit_counts_what_was_begun_on_the_target_anywhere(rb: Context, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from web import reply, web
 
 from runbook_lib import catalog
 from runbook_lib.archive import rejudge, seal
@@ -33,6 +33,7 @@ from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, dige
 from runbook_lib.usage import UsageError
 from tests.kit import ROOT, effort
 from tests.kit.dossiers import COUNT, Verify, cut_off, fill, rewritten
+from tests.kit.web import reply, web
 from tests.tools import sample
 
 
@@ -157,6 +158,7 @@ def test_the_lines_between_two_checkpoints_are_named(victim: tuple[Archive, list
         "manifest.jsonl line 2, actions.jsonl line 2, notes.jsonl line 2",
         "manifest.jsonl lines 2 to 4, actions.jsonl lines 2 to 4, notes.jsonl lines 2 to 4",
     ]
+    assert seal._format_line_ranges((2, 0, 1), (2, 1, 4)) == "actions.jsonl line 1, notes.jsonl lines 2 to 4"
 
 
 @pytest.mark.parametrize("line", range(COUNT))
@@ -241,6 +243,14 @@ def test_a_head_is_one_word_and_is_found_in_any_text() -> None:
     text = str(told)
     assert not set(text) & set(" '\"$&;|<>*?#~`\\"), "a shell takes it as it stands"
     assert seal.find_seals(f"**{text}**, <code>{text}</code> {text}. {text[:-1]} {text}0") == [told] * 3
+
+
+@pytest.mark.parametrize("error", [OSError(), UsageError("x")])
+def test_a_dossier_that_cannot_be_read_has_no_seal(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(seal, "_read_logs", Mock(side_effect=error))
+    assert seal.seal_text(archive) == ""
 
 
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
