@@ -67,7 +67,7 @@ def test_secrets_of_urls_in_both_spellings() -> None:
         ("postgresql://u:abc@h/d", ("abc",)),
         ("postgresql://u:ab@h/d", ()),  # in too many words
         ("postgresql://u@h/d?password=abc&sslpassword=wxyz&application_name=runbook", ("wxyz", "abc")),
-        ("nats://u:abc@h", ("abc",)),
+        ("nats://u:a+c@h", ("a%2Bc", "a+c")),
         *((f"{scheme}://abc@h", ("abc",)) for scheme in ("nats", "tls", "ws", "wss")),
         ("http://abc@h", ()),
     ],
@@ -114,6 +114,8 @@ def test_frames_are_masked_and_the_given_one_is_left_alone() -> None:
     assert list(masked["locked_by"]) == ["pod-1", "pod-2"]
     assert frame["user_id"][0] == "alice"
     assert MASKER.frame(masked.iloc[:0]).empty
+    (again,) = MASKER.frames({"x": frame}).items()
+    assert again[0] == "x" and again[1].equals(masked)
 
 
 @pytest.mark.parametrize(
