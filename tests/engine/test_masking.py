@@ -581,6 +581,8 @@ def test_a_name_is_known_by_its_column(kind: str, columns: tuple[str, ...]) -> N
         frame = {"columns": [{"name": name}, {"name": "n"}], "rows": [["zoe", 7]], "attrs": {"at": "aaron1"}}
         shown, _ = hide_names(frame, {other: ["aaron1"]}, ())
         assert (shown["rows"], shown["attrs"]) == ([[f"{kind}-1", 7]], {"at": f"{other}-1"})
+    for content in ({"rows": ["zoe"]}, {"columns": ["zoe"]}):  # no frames
+        assert hide_names(content, {}, ())[0] == content
     members = {"columns": [{"name": "role"}, {"name": "score"}], "rows": [["leader", 3]]}
     assert hide_names(members, {}, ())[0]["rows"] == [["leader", 3]]
 
@@ -589,6 +591,7 @@ def test_tokens_are_numbered_in_the_order_of_the_names() -> None:
     pods = ", ".join(f"w{n:02}" for n in range(12, 0, -1))
     (shown,), hidden = hide_names([{"workers": pods}], {}, ())
     assert shown["workers"] == ", ".join(f"pod-{n:02}" for n in range(12, 0, -1)) and hidden["pod"] == 12
+    assert hide_names(["w1.a and w1"], {"host": ["w1", "w1.a"]}, ())[0] == ["host-2 and host-1"]
     both = [{"pod": "w1"}, "w1-x w1 xw1 zoe-b", {"host": "w1"}, {"who": "zoe"}]
     assert hide_names(both, {}, ())[0] == [
         {"pod": "host-1"},
