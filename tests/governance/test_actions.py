@@ -21,7 +21,6 @@ from runbook_lib.actions import action
 from runbook_lib.actions.action import Action, ActionError, perform
 from runbook_lib.archive import dossier, report
 from runbook_lib.context import Context
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.governance import freeze, ledger
 from runbook_lib.model.finding import Status
 from runbook_lib.notes import keep_note
@@ -38,9 +37,10 @@ from tests.kit.schemas import valid
 
 
 @pytest.fixture
-def rb(no_settings: None, embedded: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    monkeypatch.setenv("RUNBOOK_DATABASE_URL", embedded.database_url)
-    monkeypatch.setenv("RUNBOOK_NATS_URL", embedded.nats_url)
+def rb(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    """A target whose servers no test here asks."""
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook@127.0.0.1:1/d")
+    monkeypatch.setenv("RUNBOOK_NATS_URL", "nats://127.0.0.1:1")
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
     return quiet_session("5.1", incident_id="A-1", wait_s=5).context
 
