@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -420,6 +421,27 @@ def test_a_ledger_that_cannot_be_written_stops_what_rests_on_it(rb: Context, tmp
     assert (outcome.result, counter.n) == (("refused", 0) if rules else ("done", 1))
     assert "Not a directory" in said and "ledger" in said and "--output" not in said, said
     assert [line["result"] for line in lines(rb)][-1] == outcome.result
+
+
+@pytest.mark.parametrize("error", [OSError("disk is full"), UsageError("disk is full")])
+@pytest.mark.parametrize(
+    ("rules", "result"),
+    [
+        ({}, "done"),
+        ({"actions_per_hour": 9}, "refused"),
+        ({"freeze": ["2020-01-01T00:00Z/2020-01-02T00:00Z"]}, "refused"),
+    ],
+)
+def test_a_ledger_that_can_be_read_and_not_written(
+    rb: Context, monkeypatch: pytest.MonkeyPatch, rules: Any, result: str, error: Exception
+) -> None:
+    monkeypatch.setattr(ledger, "end", Mock(side_effect=error))
+    assert "disk is full" in record.text(perform(Counter(), rb, execute=True, **WORD).why)["en"]
+    monkeypatch.setattr(ledger, "begin", Mock(side_effect=error))
+    outcome = perform(Counter(), ruled(rb, **rules), execute=True, **WORD)
+    assert outcome.result == result and "disk is full" in record.text(outcome.why)["en"]
+    allowed = ruled(rb, **rules, break_glass=True)
+    assert perform(Counter(), allowed, execute=True, break_glass=True, **WORD).result == "done"
 
 
 def test_an_interrupt_before_the_first_line_begins_nothing(rb: Context, monkeypatch: pytest.MonkeyPatch) -> None:
