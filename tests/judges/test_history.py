@@ -47,6 +47,7 @@ def test_levels_are_those_of_the_rows(found: list[tuple[int, int | None]], wide:
         seconds = [waits(at) for at in range(bucket * wide - 1, (bucket + 1) * wide)]
         row = got.loc[bucket]
         assert row["waiting"] == seconds[-1]
+        assert row["came"] == sum(came // wide == bucket for came, _ in found)
         assert row["least"] <= min(seconds) and row["most"] >= max(seconds)
         if len({piece[i] for i in range(len(found))}) <= 1:
             assert (row["least"], row["most"]) == (min(seconds), max(seconds))
@@ -78,7 +79,8 @@ def test_spells_hold_all_that_is_above(least: list[int], limit: int, gap: int) -
     ],
 )
 def test_counts_of_nothing_are_none(frame: pd.DataFrame | None) -> None:
-    assert history.counts(frame).empty
+    found = history.counts(frame)
+    assert found.empty and str(found.index.tz) == "UTC"  # type: ignore[attr-defined]
 
 
 def test_counts_are_by_minute() -> None:
