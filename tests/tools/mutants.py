@@ -63,8 +63,10 @@ def edits(node: Any, function: str = "") -> Iterator[tuple[Any, str, str, Callab
             pass
         case ast.Call(func=ast.Subscript(value=ast.Name("Cases")), args=items):
             pass
-        case ast.Tuple(elts=[_, _, *_] as items) | ast.Set(elts=[_, _, *_] as items) if not function:
-            pass
+        case ast.Tuple(elts=[_, _, *_] as elements) | ast.Set(elts=[_, _, *_] as elements) if not function:
+            items = elements
+        case ast.Subscript(value=ast.Name("Literal")) | ast.keyword(arg="strict"):
+            return
         case ast.If() | ast.IfExp():
             yield node.test, function, "negated", lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
         case ast.Compare(ops=[op]) if type(op) in SHIFTED:
