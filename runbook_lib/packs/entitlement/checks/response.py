@@ -257,12 +257,12 @@ def _oldest_at_p95(frames: Frames, sent: float, given: JudgeInput) -> float | No
 
 def _has_onset(frames: Frames, given: JudgeInput, missed: Iterable[str]) -> bool:
     """Return whether the traffic of today may tell since when: not of rows that were given up, which miss for ever."""
-    return any(at.events for at in _read_waiting(frames, given)) or bool({*missed} - {"ENT-E"})
+    return bool(_read_waiting(frames, given) or {*missed} - {"ENT-E"})
 
 
 def _read_waiting(frames: Frames, given: JudgeInput) -> list[Affected]:
     """Return the events that wait at a hop, without the relay's FAILED events, which were given up."""
-    return [at for at in _read_affected(frames, given) if at.place in HOP_OF]
+    return [at for at in _read_affected(frames, given) if at.place in HOP_OF and at.events]
 
 
 def _read_affected(frames: Frames, given: JudgeInput) -> list[Affected]:
@@ -436,7 +436,6 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             *(
                 Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
                 for at in _read_waiting(frames, given)
-                if at.events
             ),
             *_flow_histories(frames, given),
         ),
@@ -511,7 +510,7 @@ def _find_change(frames: Frames, given: JudgeInput, failed: pd.Series[float]) ->
 
 def _began_before(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
     """Return the time of the oldest waiting event that was read, if older ones may wait; None if they do not."""
-    waiting = [(at, at.oldest_s) for at in _read_waiting(frames, given) if at.events and at.oldest_s is not None]
+    waiting = [(at, at.oldest_s) for at in _read_waiting(frames, given) if at.oldest_s is not None]
     edge_s, most = 60 * (given.window_minutes - 1), given.number("affected.most")
     cut = any(at.events >= most or (at.place == "broker" and oldest_s >= edge_s) for at, oldest_s in waiting)
     return given.as_of - pd.Timedelta(seconds=max(oldest_s for _, oldest_s in waiting)) if cut else None
