@@ -11,10 +11,10 @@ import os
 import pickle
 import random
 import re
-import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,8 +36,8 @@ ROOMS = ("judges", "engine", "governance", "live", "replay/test_replay.py", "rep
 QUICK = ["-m", "not slow and not docker and not served and not lint", *(f"tests/{room}" for room in ROOMS)]
 #: A function with such a parameter reads servers: no quick test is about it.
 READS = {"rb", "db"}
-#: Tests that a mutant meets at most of each kind; seconds, after which it hangs, which is noticed.
-MOST, LIMIT_S = 80, 90
+#: Tests that a mutant meets at most, of the replay and of the others; seconds of one, after which it hangs, and fails.
+MOST, LIMIT_S = {True: 300, False: 80}, 60
 #: What no mutant changes and every process needs: imported once.
 PRELOADED = ("hypothesis", "matplotlib.pyplot", "nats", "nbformat", "pandas", "papermill", "psycopg", "requests",
              "pydantic_settings", "sqlalchemy", "starlette.applications", "testcontainers.core.container")  # fmt: skip
@@ -65,7 +65,11 @@ def edits(node: Any, function: str = "") -> Iterator[tuple[Any, str, str, Callab
             pass
         case ast.Tuple(elts=[_, _, *_] as elements) | ast.Set(elts=[_, _, *_] as elements) if not function:
             items = elements
-        case ast.Subscript(value=ast.Name("Literal")) | ast.keyword(arg="strict"):
+        case (
+            ast.Subscript(value=ast.Name("Literal"))
+            | ast.keyword(arg="strict")
+            | ast.If(test=ast.Name("TYPE_CHECKING"))
+        ):
             return
         case ast.If() | ast.IfExp():
             yield node.test, function, "negated", lambda: setattr(node, "test", ast.UnaryOp(ast.Not(), node.test))
@@ -119,14 +123,13 @@ def start(path: str, n: int, tests: list[str]) -> int:
         return pid
     code = 70
     with suppress(BaseException):
-        signal.alarm(LIMIT_S)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         tree = ast.parse(Path(path).read_bytes())
         [*edits(tree)][n][3]()
         changed, usual = compile(ast.fix_missing_locations(tree), path, "exec"), SourceFileLoader.get_code
         SourceFileLoader.get_code = lambda file, name: changed if file.path == path else usual(file, name)  # type: ignore
-        code = int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", *tests[:MOST]]))
+        code = int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--timeout={LIMIT_S}", *tests]))
     os._exit(code)
 
 
@@ -156,7 +159,8 @@ def main() -> None:
             inside = range(node.lineno, node.end_lineno + 1) if function else reached[path]
             found = {name for line in inside for name in reached[path].get(line, ())}
             if found := {name for name in found if ("/replay/" in name) is replayed}:
-                running[start(path, n, sorted(found, key=count.__getitem__))] = which, replayed
+                order = sorted(found, key=lambda name: (count[name] if function else zlib.crc32(name.encode()), name))
+                running[start(path, n, order[: MOST[replayed]])] = which, replayed
         else:
             pid, code = os.wait()
             which, replayed = running.pop(pid)
