@@ -1383,7 +1383,9 @@ KEPT_FROM = {
 }
 
 
-@pytest.mark.parametrize("write_blocker", KEPT_FROM)
+@pytest.mark.parametrize(
+    "write_blocker", [pytest.param(name, marks=[pytest.mark.slow] if n else []) for n, name in enumerate(KEPT_FROM)]
+)
 def test_what_keeps_the_services_from_the_database_is_never_cured_by_a_restart(
     servers: Servers, db: psycopg.Connection, broker: str, write_blocker: str
 ) -> None:
@@ -1447,6 +1449,7 @@ def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Co
     assert found["4.1.4"].value("locks.blocked_sessions") == 1
 
 
+@pytest.mark.slow
 def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     """Its slow statement is seen with its wait and without its literals, then its absence, and no time is added."""
     busy = b"SELECT pg_sleep(60), 'user-7' FROM (SELECT count(*) FROM notification.notifications) x"
@@ -1468,6 +1471,7 @@ def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psy
 LOCK_QUERIES = ("blocked", "blockers")
 
 
+@pytest.mark.slow
 def test_lock_waits_of_others_are_none_of_the_services(servers: Servers, db: psycopg.Connection) -> None:
     """Two of them, an index that is built behind a long reader, and an advisory lock; then a service waits as well."""
     rb = steps.open_target("4.1", {"database_url": servers.database_url})

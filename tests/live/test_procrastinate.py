@@ -746,6 +746,7 @@ def test_a_migration_that_queues_behind_a_reader(system: System) -> None:
     said.expect(None, "database", "FM-DB-01")
 
 
+@pytest.mark.slow
 def test_rows_that_a_transaction_keeps(system: System) -> None:
     """Workers step over locked rows: the queue stands, nobody waits, and every worker is well."""
     system.worker()

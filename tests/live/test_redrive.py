@@ -704,6 +704,7 @@ def unpublished(db: psycopg.Connection, error: str | None, **changes: Any) -> uu
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 
 
+@pytest.mark.slow
 def test_the_outbox_gives_back_what_was_used_up(opened: Opened, db: psycopg.Connection) -> None:
     good = [unpublished(db, TIMEOUT), unpublished(db, "Error Publishing: 503 No Responders Available For Request")]
     bad = [

@@ -61,7 +61,9 @@ def test_whoever_waits_already_counts_more() -> None:
     assert found.status is Status.CRITICAL  # by the age of what holds the table
 
 
-@pytest.mark.parametrize("mode", ["ACCESS EXCLUSIVE", "SHARE"])  # of an ALTER, and of a CREATE INDEX
+@pytest.mark.parametrize(
+    "mode", ["ACCESS EXCLUSIVE", pytest.param("SHARE", marks=pytest.mark.slow)]
+)  # ALTER, CREATE INDEX
 def test_triage_names_who_holds_a_table_before_anybody_waits(
     servers: Servers, db: psycopg.Connection, broker: str, mode: str
 ) -> None:

@@ -206,6 +206,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel shares cores by processes alone")
 def test_runs_let_others_go_first_and_slow_down_nobody_else(tmp_path: Path) -> None:
     """As processes and, where Linux shares the cores among sessions first, as a session of their own."""

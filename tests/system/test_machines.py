@@ -203,7 +203,7 @@ BENCH = ["-m", "tests.bench", "harm", "--rows", "10000"]
         (["-c", STUB.format(limit_s="", then="raise ValueError")], "", 0, 1),
         (["-c", STUB.format(limit_s="", then="os.kill(os.getpid(), 9)")], "", 0, 128 + 9),
         (["-c", STUB.format(limit_s="2", then="time.sleep(600)")], "", 0, 124),
-        (BENCH, "nats-server", signal.SIGTERM, 128 + signal.SIGTERM),
+        pytest.param(BENCH, "nats-server", signal.SIGTERM, 128 + signal.SIGTERM, marks=pytest.mark.slow),
     ],
     ids=["hangup", "interrupt", "terminate", "exception", "killed", "limit", "harm"],
 )

@@ -37,7 +37,9 @@ def runs(folder: Path) -> subprocess.CompletedProcess[str]:
     ("tests", "code", "end"),
     [
         (PASSES + UNSTEADY.format(n=2), 0, "total: 3 passed, 0 failed, 0 skipped\n" + TWO_UNSTEADY),
-        (PASSES + UNSTEADY.format(n=4), 1, "UNSTEADY test_it.py::test_unsteady[3]\n"),
+        pytest.param(
+            PASSES + UNSTEADY.format(n=4), 1, "UNSTEADY test_it.py::test_unsteady[3]\n", marks=pytest.mark.slow
+        ),
         (PASSES + FAILS, 1, "FAILED test_it.py::test_fails (twice)\ntotal: 1 passed, 1 failed, 0 skipped\n"),
         ("", 5, "total: 0 passed, 0 failed, 0 skipped\n"),
     ],
